@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Exercise"]
+__all__ = ["Exercise", "several"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +69,8 @@ class Exercise:
             return self.normalize(value)
         except Exception:                                # not what the exercise asks for
             return value
+
+
+def several(sentence: str, *variants: Callable) -> list[tuple[str, Callable]]:
+    """Return one mistake for each of the wrong variants, all with the same sentence."""
+    return [(sentence, variant) for variant in variants]

@@ -160,7 +160,8 @@ EXERCISES = (
         name="adalora.penalty", title="The orthogonality penalty", stars=1,
         reference=penalty, cases=_factors, gradient=("P", "Q"),
         special=(
-            ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²", _orthonormal),),
+            ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²",
+             _orthonormal),),
         mistakes=(
             ("PPᵀ is (d_out, d_out) and compares rows; PᵀP compares the r columns of P",
              lambda P, Q: _square(P @ P.T - np.eye(P.shape[0])) + _square(Q @ Q.T - np.eye(Q.shape[0]))),
@@ -175,24 +176,30 @@ EXERCISES = (
              lambda P, Q: _square(P.T @ P - 1) + _square(Q @ Q.T - 1)),
             ("the two parts are added; you subtracted one",
              lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])) - _square(Q @ Q.T - np.eye(Q.shape[0]))),
-            ("you took the root of the sum; in equation (2) the norms are squared", lambda P, Q: penalty(P, Q).sqrt()),
-            ("only the diagonal counts in yours: the dot products of different columns should be 0, and they count, too",
+            ("you took the root of the sum; in equation (2) the norms are squared",
+             lambda P, Q: penalty(P, Q).sqrt()),
+            ("only the diagonal counts in yours: the dot products of different columns should "
+             "be 0, and they count, too",
              lambda P, Q: _square((P * P).sum(0) - 1) + _square((Q * Q).sum(1) - 1)),
             ("Q's part is missing", lambda P, Q: _square(P.T @ P - np.eye(P.shape[1]))),
             ("P's part is missing", lambda P, Q: _square(Q @ Q.T - np.eye(Q.shape[0]))),
             ("you took the mean of the squares; they are summed, not averaged",
              lambda P, Q: penalty(P, Q) / P.shape[1] ** 2),
-            ("the diagonal is left out: the dot product of a column with itself should be 1, and its distance from 1 counts, too",
+            ("the diagonal is left out: the dot product of a column with itself should be 1, and "
+             "its distance from 1 counts, too",
              lambda P, Q: _square(P.T @ P * (1 - np.eye(P.shape[1]))) + _square(Q @ Q.T * (1 - np.eye(P.shape[1])))),
             ("the entries are not squared, so that those above 0 and those below 0 cancel",
              lambda P, Q: (P.T @ P - np.eye(P.shape[1])).sum() + (Q @ Q.T - np.eye(Q.shape[0])).sum())),
         symptoms=(
-            (".data, a NumPy function or a new Tensor cuts the graph, so that no gradient can reach P and Q; use operations on "
-             "Tensors from beginning to end", lambda got, expected, arguments: _is_cut(got, expected)),),
+            (".data, a NumPy function or a new Tensor cuts the graph, so that no gradient can "
+             "reach P and Q; use operations on Tensors from beginning to end",
+             lambda got, expected, arguments: _is_cut(got, expected)),),
         tolerance=1e-6,
-        hints=("What is PᵀP if the columns of P are orthonormal? Which product says the same about the rows of Q?",
+        hints=("What is PᵀP if the columns of P are orthonormal? Which product says the "
+               "same about the rows of Q?",
                "PᵀP and Q Qᵀ are (r, r), like np.eye(r). The result is a Tensor with one number.",
-               "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the same for Q @ Q.T, and add.")),
+               "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the "
+               "same for Q @ Q.T, and add.")),
     Exercise(
         name="adalora.importance", title="The importance of a weight", stars=1,
         reference=importance, cases=_averages,
@@ -200,21 +207,26 @@ EXERCISES = (
             ("no gradient: sensitivity only fades",
              lambda rng: (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)),),
         mistakes=(
-            ("U must measure the distance from the new Ī, not from the old one", _variant(old=True)),
+            ("U must measure the distance from the new Ī, not from the old one",
+             _variant(old=True)),
             ("the sensitivity is |w g|, without a sign", _variant(lambda w, g: w * g)),
             ("the uncertainty is |I − Ī|, without a sign", _variant(deviation=_itself)),
-            ("both absolute values are missing: I is |w g|, and U averages |I − Ī|", _variant(lambda w, g: w * g, deviation=_itself)),
+            ("both absolute values are missing: I is |w g|, and U averages |I − Ī|",
+             _variant(lambda w, g: w * g, deviation=_itself)),
             *(("the score is made of an old average; take the new Ī and the new U", _variant(score=score))
               for score in (lambda I, a, u, b, v: a * u, lambda I, a, u, b, v: a * v, lambda I, a, u, b, v: b * u)),
-            ("the score is made of this step's I; take its average Ī, which one noisy batch moves less",
+            ("the score is made of this step's I; take its average Ī, which "
+             "one noisy batch moves less",
              _variant(score=lambda I, a, u, b, v: I * v)),
-            ("the uncertainty is the absolute value of I − Ī; you squared it", _variant(deviation=np.square)),
+            ("the uncertainty is the absolute value of I − Ī; you squared it",
+             _variant(deviation=np.square)),
             ("the sensitivity is |w g|; you squared w g", _variant(lambda w, g: np.square(w * g))),
             *(("you added; the score is the product Ī U", _variant(score=score))
               for score in (lambda I, a, u, b, v: b + v, lambda I, a, u, b, v: a + u)),
             *(("the score is the product Ī U, and this is one of the two alone", _variant(score=score))
               for score in (lambda I, a, u, b, v: b, lambda I, a, u, b, v: v)),
-            ("you divided; the uncertainty counts in a triplet's favour, and the score is the product Ī U",
+            ("you divided; the uncertainty counts in a triplet's favour, and the "
+             "score is the product Ī U",
              _variant(score=lambda I, a, u, b, v: b / v)),
             *(("β weighs the old average and 1 − β the new value; yours are the wrong way round", _variant(betas=betas))
               for betas in (lambda b1, b2: (1 - b1, 1 - b2), lambda b1, b2: (1 - b1, b2), lambda b1, b2: (b1, 1 - b2))),
@@ -222,14 +234,18 @@ EXERCISES = (
               for betas in (lambda b1, b2: (b2, b1), lambda b1, b2: (b1, b1), lambda b1, b2: (b2, b2))),
             *(("what is new counts with the share 1 − β, or the average grows without end", _variant(mean_of_I=first, mean_of_U=second))
               for more in (_added, _summed) for first, second in ((more, more), (more, None), (None, more))),
-            ("Ī is an average over the steps, and this is I of this step", _variant(mean_of_I=_this_step)),
-            ("U is an average over the steps, and this is |I − Ī| of this step", _variant(mean_of_U=_this_step)),
-            ("the gradient is missing: the sensitivity is the gradient times the weight", _variant(lambda w, g: np.abs(w))),
-            ("the weight is missing: the sensitivity is the gradient times the weight", _variant(lambda w, g: np.abs(g)))),
+            ("Ī is an average over the steps, and this is I of this step",
+             _variant(mean_of_I=_this_step)),
+            ("U is an average over the steps, and this is |I − Ī| of this step",
+             _variant(mean_of_U=_this_step)),
+            ("the gradient is missing: the sensitivity is the gradient times the weight",
+             _variant(lambda w, g: np.abs(w))),
+            ("the weight is missing: the sensitivity is the gradient times the weight",
+             _variant(lambda w, g: np.abs(g)))),
         hints=("From which average does U measure the distance, from the old one or the new one?",
                "All arrays have one shape. Return three of them: the new Ī, the new U, and s.",
-               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - beta1) * I. Then U = beta2 * U + "
-               "(1 - beta2) * np.abs(I - I_bar), and the score is I_bar * U.")),
+               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - beta1) * I. "
+               "Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), and the score is I_bar * U.")),
     Exercise(
         name="adalora.budget", title="Find the bug: the budget as printed", stars=1,
         reference=budget, cases=_schedule,
@@ -268,7 +284,8 @@ EXERCISES = (
             *_wherever_it_rests("the budget falls from b0 to bT, and yours rises from bT to b0", _right,
                                 ends=lambda b0, bT: (bT, b0, bT - b0)),
             *_wherever_it_rests("what falls is the difference b0 − bT, on top of bT", _right, ends=lambda b0, bT: (b0, bT, b0)),
-            ("t_i is the length of the rest at the start, t_f that of the rest at the end; they are exchanged",
+            ("t_i is the length of the rest at the start, t_f that of the rest at "
+             "the end; they are exchanged",
              lambda t, T, t_i, t_f, b0, bT: budget(t, T, t_f, t_i, b0, bT)),
             ("t_f is a duration, so the fall ends at T − t_f, not at t_f",
              lambda t, T, t_i, t_f, b0, bT: b0 if t <= t_i else bT if t >= t_f else
@@ -282,8 +299,8 @@ EXERCISES = (
         tolerance=0,
         hints=("Which part of the fall is over at t = t_i, and which at t = T − t_f?",
                "All are numbers. The fall takes T − t_i − t_f steps.",
-               "Clip t to t_i … T − t_f first, so that one formula serves all t. Then left = 1 - (t - t_i) / (T - t_i - t_f), and "
-               "int(bT + (b0 - bT) * left**3) rounds down.")),
+               "Clip t to t_i … T − t_f first, so that one formula serves all t. Then left = 1 - "
+               "(t - t_i) / (T - t_i - t_f), and int(bT + (b0 - bT) * left**3) rounds down.")),
     Exercise(
         name="adalora.allocate", title="Allocation of the budget", stars=2,
         reference=allocate, cases=_scores,
@@ -298,11 +315,15 @@ EXERCISES = (
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
              lambda scores, b: (-scores).argsort(1).argsort(1) < b // len(scores)),
-            ("place −b is place 0 when b is 0, so that [-b:] takes everything; take the first b in descending order",
+            ("place −b is place 0 when b is 0, so that [-b:] takes everything; take the "
+             "first b in descending order",
              lambda scores, b: allocate(scores, b or scores.size)),
-            ("these are the least important triplets; keep the largest scores", lambda scores, b: allocate(-scores, b)),
-            ("b counts the triplets that stay, not those that go", lambda scores, b: allocate(scores, scores.size - b)),
-            ("these are the triplets that go; the mask is true for those that stay", lambda scores, b: ~allocate(scores, b)),
+            ("these are the least important triplets; keep the largest scores",
+             lambda scores, b: allocate(-scores, b)),
+            ("b counts the triplets that stay, not those that go",
+             lambda scores, b: allocate(scores, scores.size - b)),
+            ("these are the triplets that go; the mask is true for those that stay",
+             lambda scores, b: ~allocate(scores, b)),
             *(("np.argsort gives places in order, not the rank of each score; mark the places of the first b", wrong) for wrong in (
                 lambda scores, b: np.argsort(-scores.reshape(-1)).reshape(scores.shape) < b,
                 lambda scores, b: np.argsort(scores.reshape(-1)).reshape(scores.shape) >= scores.size - b)),
@@ -313,39 +334,50 @@ EXERCISES = (
         symptoms=(
             ("return a mask of True and False, not the scores",
              lambda got, expected, arguments: np.asarray(got).dtype.kind == "f"),
-            ("these are the places of the triplets that stay; return a mask (n, r) that is true there",
+            ("these are the places of the triplets that stay; return a mask "
+             "(n, r) that is true there",
              lambda got, expected, arguments: np.shape(got) == (arguments[1],) and np.asarray(got).dtype.kind in "iu")),
         tolerance=0,
-        hints=("Does each matrix have its own share, or do all triplets compete? What should come out for b = 0, and for "
-               "equal scores?",
-               "The flattened scores are (n r,). Exactly b of them are marked, and the mask is (n, r) again.",
-               "order = np.argsort(-scores.reshape(-1)). Mark the places order[:b] in an array of n r False values, then "
-               "reshape. (The last b of an ascending order, [-b:], are all of them when b is 0.)")),
+        hints=("Does each matrix have its own share, or do all triplets compete? What should come "
+               "out for b = 0, and for equal scores?",
+               "The flattened scores are (n r,). Exactly b of them are marked, and "
+               "the mask is (n, r) again.",
+               "order = np.argsort(-scores.reshape(-1)). Mark the places order[:b] in an array "
+               "of n r False values, then reshape. (The last b of an ascending order, [-b:], are "
+               "all of them when b is 0.)")),
     Exercise(
         name="adalora.export", title="What is left as a LoRA", stars=1,
         reference=export, cases=_pruned, normalize=_product,
         special=(
-            ("nothing is pruned", lambda rng: (rng.standard_normal((3, 2)), np.array([2.0, -1.0]), rng.standard_normal((2, 4)))),),
+            ("nothing is pruned",
+             lambda rng: (rng.standard_normal((3, 2)), np.array([2.0, -1.0]), rng.standard_normal((2, 4)))),),
         invariants=(
-            ("if everything is pruned, B has no columns and A no rows", lambda fn, rng: not any(
-                map(np.size, fn(rng.standard_normal((3, 2)), np.zeros(2), rng.standard_normal((2, 4)))))),),
+            ("if everything is pruned, B has no columns and A no rows",
+             lambda fn, rng: not any(
+map(np.size, fn(rng.standard_normal((3, 2)), np.zeros(2), rng.standard_normal((2, 4)))))),),
         mistakes=(
-            ("the pruned triplets are still there: take the columns of P and the rows of Q where λ is not 0",
+            ("the pruned triplets are still there: take the columns of P and the "
+             "rows of Q where λ is not 0",
              lambda P, Lam, Q: (P * Lam, Q)),
             ("λ is missing: one of the two factors must be multiplied by it",
              lambda P, Lam, Q: (P[:, Lam != 0], Q[Lam != 0])),
             ("λ is counted twice: it belongs into one factor, or its root into both",
              lambda P, Lam, Q: (P[:, Lam != 0] * Lam[Lam != 0], Q[Lam != 0] * Lam[Lam != 0, None])),
-            ("a negative λ is not pruned: test Lam != 0, not Lam > 0", lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
-            ("the sign of λ is lost, as it is if both factors get the root of |λ|; multiply one of them by it", _roots),
+            ("a negative λ is not pruned: test Lam != 0, not Lam > 0",
+             lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
+            ("the sign of λ is lost, as it is if both factors get the root of |λ|; "
+             "multiply one of them by it",
+             _roots),
             ("these are the first triplets; those that are left may stand anywhere", _first)),
         symptoms=(
-            ("cut both factors: B has as many columns as A has rows", lambda got, expected, arguments:
-             np.shape(got) in ((len(arguments[0]), np.count_nonzero(arguments[1])), arguments[0].shape) != np.shape(expected)),
+            ("cut both factors: B has as many columns as A has rows",
+             lambda got, expected, arguments:
+np.shape(got) in ((len(arguments[0]), np.count_nonzero(arguments[1])), arguments[0].shape) != np.shape(expected)),
             ("ΔW is B A: return B, which comes from P, first",
-             lambda got, expected, arguments: np.asarray(got).shape == (np.count_nonzero(arguments[1]), len(arguments[2].T))),),
+             lambda got, expected, arguments: np.asarray(got).shape == (np.count_nonzero(arguments[1]), len(arguments[2].T)))),
         tolerance=1e-9,
         hints=("What does a triplet with λ = 0 add to P Λ Q?",
                "k is np.count_nonzero(Lam). B is (d_out, k), A is (k, d_in).",
-               "left = Lam != 0. B is P[:, left] with its columns multiplied by Lam[left], and A is Q[left].")),
+               "left = Lam != 0. B is P[:, left] with its columns multiplied by "
+               "Lam[left], and A is Q[left].")),
 )

@@ -1,5 +1,6 @@
 """Lesson 01: the walk through the graph, broadcasting, the backward passes of two layers, and how to tell wrong ones."""
 import itertools
+from functools import partial
 
 import numpy as np
 
@@ -304,53 +305,69 @@ EXERCISES = (
             ("the example of equation (2)", chain),
             ("a chain of 5,000 steps, each of which uses the value before it twice", doublings)),
         mistakes=(
-            ("a value that is used twice keeps only one of its gradients; add the new one to the old one",
-             lambda tape, dy: walk(tape, dy, add=False)),
-            ("the walk goes forwards; start at the last value and go down", lambda tape, dy: walk(tape, dy, order=1)),
+            ("a value that is used twice keeps only one of its gradients; add "
+             "the new one to the old one",
+             partial(walk, add=False)),
+            ("the walk goes forwards; start at the last value and go down", partial(walk, order=1)),
             ("+= writes into an array that another value has as its gradient, too; write a + b",
              lambda tape, dy: walk(tape, np.array(dy), in_place=True)),
             (EACH_USE, lambda tape, dy: walk(once(tape), dy)),
-            (EARLY, lambda tape, dy: as_found(tape, dy, 0)),
-            (EARLY, lambda tape, dy: as_found(tape, dy, -1)),
-            ("the gradient of the last value is dy, not 1", lambda tape, dy: walk(tape, np.ones_like(dy))),
-            ("the list is in reverse order: entry k is the gradient of value k", lambda tape, dy: walk(tape, dy)[::-1]),
+            (EARLY, partial(as_found, place=0)),
+            (EARLY, partial(as_found, place=-1)),
+            ("the gradient of the last value is dy, not 1",
+             lambda tape, dy: walk(tape, np.ones_like(dy))),
+            ("the list is in reverse order: entry k is the gradient of value k",
+             lambda tape, dy: walk(tape, dy)[::-1]),
             ("the gradients of all values are asked for, not those of the leaves alone",
              lambda tape, dy: [None if uses else g for g, uses in zip(walk(tape, dy), tape, strict=True)])),
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              lambda got, expected, args: got[3] is not None and expected[3] is None),),
         errors=(
-            ("for +", "an entry is None until its first gradient arrives: begin with that one, and add the later ones"),
-            ("NoneType", "a vjp got None: a value that the last one does not depend on has None, so skip it; and the gradient of "
-                         "value k goes in, not that of value j"),
-            ("(has 0,", "a vjp got None or a single number: a value that the last one does not depend on has None, so skip it; and "
-                        "the gradient of value k goes in, not that of value j"),
-            ("setting an array", NO_ZEROS), ("broadcast", NO_ZEROS), ("ambiguous", IS_NONE),
-            ("RecursionError", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
-                               "last to the first"),
-            ("no result after", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
-                                "last to the first"),
-            ("matmul", "the gradient of value k goes in, not that of value j: dx = vjp(grads[k]); and no entry begins with zeros, "
-                       "whose shape would be a guess"),
+            ("for +",
+             "an entry is None until its first gradient arrives: begin with that "
+             "one, and add the later ones"),
+            ("NoneType",
+             "a vjp got None: a value that the last one does not depend on has None, so skip it; "
+             "and the gradient of value k goes in, not that of value j"),
+            ("(has 0,",
+             "a vjp got None or a single number: a value that the last one does not depend on has "
+             "None, so skip it; and the gradient of value k goes in, not that of value j"),
+            ("setting an array", NO_ZEROS),
+            ("broadcast", NO_ZEROS),
+            ("ambiguous", IS_NONE),
+            ("RecursionError",
+             "there are 2ⁿ paths through n steps: do not follow them, go once through all values, "
+             "from the last to the first"),
+            ("no result after",
+             "there are 2ⁿ paths through n steps: do not follow them, go once through all values, "
+             "from the last to the first"),
+            ("matmul",
+             "the gradient of value k goes in, not that of value j: dx = vjp(grads[k]); and no "
+             "entry begins with zeros, whose shape would be a guess"),
             ("has no attribute 'T'", "a vjp is a function, not a matrix: dx = vjp(grads[k])")),
         tolerance=1e-9,
-        hints=("When is the gradient of a value complete, so that it may be passed on? What do you do with a second "
-               "gradient that reaches the same value?",
-               "Keep a list as long as the tape, None at first; entry k has the shape of value k. vjp(grads[k]) has the "
-               "shape of value j.",
-               "grads[-1] = dy. Loop over k from the last to the first; skip k if grads[k] is None. For each (j, vjp) in "
-               "tape[k], the new grads[j] is vjp(grads[k]), plus the old one if there is one. Write a + b, not +=, which "
-               "would change an array that another value uses.")),
+        hints=("When is the gradient of a value complete, so that it may be passed on? What do "
+               "you do with a second gradient that reaches the same value?",
+               "Keep a list as long as the tape, None at first; entry k has the shape of value k. "
+               "vjp(grads[k]) has the shape of value j.",
+               "grads[-1] = dy. Loop over k from the last to the first; skip k if grads[k] is "
+               "None. For each (j, vjp) in tape[k], the new grads[j] is vjp(grads[k]), plus "
+               "the old one if there is one. Write a + b, not +=, which would change an array "
+               "that another value uses.")),
     Exercise(
         name="autograd.unbroadcast", title="Undo a broadcast", stars=2,
         reference=reference_unbroadcast, cases=unbroadcast_cases,
         special=(
-            ("a bias under a matrix: (4, 3) → (3,)", lambda rng: (rng.standard_normal((4, 3)), (3,))),
+            ("a bias under a matrix: (4, 3) → (3,)",
+             lambda rng: (rng.standard_normal((4, 3)), (3,))),
             ("a column: (4, 3) → (4, 1)", lambda rng: (rng.standard_normal((4, 3)), (4, 1))),
-            ("nothing was broadcast: (4, 3) → (4, 3)", lambda rng: (rng.standard_normal((4, 3)), (4, 3))),
+            ("nothing was broadcast: (4, 3) → (4, 3)",
+             lambda rng: (rng.standard_normal((4, 3)), (4, 3))),
             ("a single number: (4, 3) → ()", lambda rng: (rng.standard_normal((4, 3)), ()))),
         mistakes=(
-            ("the sum over an axis of length 1 must keep that axis: keepdims=True", summed_without_keepdims),
+            ("the sum over an axis of length 1 must keep that axis: keepdims=True",
+             summed_without_keepdims),
             ("broadcasting adds new axes in front: sum over the first axes, not over the last",
              lambda dy, shape: dy.sum(tuple(range(len(shape), dy.ndim)))),
             ("you took a mean instead of a sum: every copy sends its whole gradient back",
@@ -358,47 +375,59 @@ EXERCISES = (
         symptoms=(
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
              lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),
-            ("the result has the shape `shape`: sum over the axes in front that it does not have, and over those where it has a 1",
+            ("the result has the shape `shape`: sum over the axes in front that it does not have, "
+             "and over those where it has a 1",
              lambda got, expected, args: got.shape != expected.shape)),
-        errors=(("remapp", "do not broadcast dy again: sum over the axes along which NumPy made copies"),),
+        errors=(
+            ("remapp",
+             "do not broadcast dy again: sum over the axes along which NumPy made copies"),),
         tolerance=1e-9,
-        hints=("Every copy of a number sends a gradient back. Along which axes was the array copied?",
-               "The first dy.ndim - len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
-               "The result has the shape `shape`.",
-               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim - len(shape)))). Then sum over the axes where"
-               " `shape` has a 1, with keepdims=True.")),
+        hints=("Every copy of a number sends a gradient back. Along which "
+               "axes was the array copied?",
+               "The first dy.ndim - len(shape) axes are new. Of the others, those where `shape` "
+               "has a 1 were stretched. The result has the shape `shape`.",
+               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim - len(shape)))). "
+               "Then sum over the axes where `shape` has a 1, with keepdims=True.")),
     Exercise(
         name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
-            ("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
-            ("only db is not needed", lambda rng: linear_cases(rng, (True, True, False))),
+            ("everything is needed", partial(linear_cases, need=(True, True, True))),
+            ("only db is not needed", partial(linear_cases, need=(True, True, False))),
             ("a frozen weight in the middle of a network: only dX, and X was not kept",
-             lambda rng: linear_cases(rng, (True, False, False))),
-            ("dX is not needed, so W was not kept", lambda rng: linear_cases(rng, (False, True, True))),
-            ("only db is needed, so neither X nor W was kept", lambda rng: linear_cases(rng, (False, False, True)))),
+             partial(linear_cases, need=(True, False, False))),
+            ("dX is not needed, so W was not kept",
+             partial(linear_cases, need=(False, True, True))),
+            ("only db is needed, so neither X nor W was kept",
+             partial(linear_cases, need=(False, False, True)))),
         mistakes=(
             ("you computed a gradient that nobody needs: return None where need is False",
              lambda X, W, dY, need: (*linear_vjp(X, W, dY, need)[:2], dY.sum(0))),
-            ("db is a sum over the N rows, axis 0; yours is over axis 1", lambda *a: linear_vjp(*a, db=lambda dY: dY.sum(1))),
-            ("db is a sum over rows, not a mean", lambda *a: linear_vjp(*a, db=lambda dY: dY.mean(0))),
+            ("db is a sum over the N rows, axis 0; yours is over axis 1",
+             partial(linear_vjp, db=lambda dY: dY.sum(1))),
+            ("db is a sum over rows, not a mean", partial(linear_vjp, db=lambda dY: dY.mean(0))),
             ("dW is averaged over rows; every row adds its part, so it is a sum",
-             lambda *a: linear_vjp(*a, dW=lambda X, dY: dY.T @ X / len(X))),
-            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X", lambda *a: linear_vjp(*a, dW=lambda X, dY: X.T @ dY)),
+             partial(linear_vjp, dW=lambda X, dY: dY.T @ X / len(X))),
+            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
+             partial(linear_vjp, dW=lambda X, dY: X.T @ dY)),
             ("the order is (dX, dW, db)", lambda *a: linear_vjp(*a)[::-1]),
-            ("the order is (dX, dW, db)", lambda *a: (lambda dX, dW, db: (dW, dX, db))(*linear_vjp(*a)))),
+            ("the order is (dX, dW, db)",
+             lambda *a: (lambda dX, dW, db: (dW, dX, db))(*linear_vjp(*a)))),
         symptoms=(
             ("return None, and nothing else, in the place of a gradient that is not needed",
              lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
         errors=(
-            ("NoneType", NOT_KEPT), ("(has 0,", NOT_KEPT),
-            ("ambiguous", "`if` does not take an array: ask the three flags of `need` what is wanted")),
+            ("NoneType", NOT_KEPT),
+            ("(has 0,", NOT_KEPT),
+            ("ambiguous",
+             "`if` does not take an array: ask the three flags of `need` what is wanted")),
         tolerance=1e-9,
-        hints=("Which two of X, W and dY does each gradient need? Which order of the factors do the shapes allow?",
-               "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ (d_out, N) times X (N, d_in)."
-               " db (d_out,) is a sum over N rows.",
-               "dX = dY @ W if need[0] else None. Write dW with dY.T @ X and db with dY.sum(0) in the same way, so that "
-               "nothing is computed that nobody needs.")),
+        hints=("Which two of X, W and dY does each gradient need? Which order of the "
+               "factors do the shapes allow?",
+               "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ "
+               "(d_out, N) times X (N, d_in). db (d_out,) is a sum over N rows.",
+               "dX = dY @ W if need[0] else None. Write dW with dY.T @ X and db with dY.sum(0) in "
+               "the same way, so that nothing is computed that nobody needs.")),
     Exercise(
         name="autograd.layer_norm_vjp", title="The backward pass of layer norm", stars=3,
         reference=reference_layer_norm_vjp, cases=layer_norm_cases,
@@ -406,102 +435,140 @@ EXERCISES = (
             ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
              lambda fn, rng: abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9),),
         mistakes=(
-            ("γ is missing: dx̂ = γ dy", lambda *a: layer_norm_vjp(*a, scaled=False)),
-            ("the mean of dx̂ is missing: μ depends on every x_j", lambda *a: layer_norm_vjp(*a, mean=False)),
-            ("the term with x̂ is missing: σ depends on every x_j", lambda *a: layer_norm_vjp(*a, projection=False)),
-            ("the division by σ is missing", lambda *a: layer_norm_vjp(*a, divided=False)),
-            ("ε is missing: σ is the root of the variance plus ε", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
+            ("γ is missing: dx̂ = γ dy", partial(layer_norm_vjp, scaled=False)),
+            ("the mean of dx̂ is missing: μ depends on every x_j",
+             partial(layer_norm_vjp, mean=False)),
+            ("the term with x̂ is missing: σ depends on every x_j",
+             partial(layer_norm_vjp, projection=False)),
+            ("the division by σ is missing", partial(layer_norm_vjp, divided=False)),
+            ("ε is missing: σ is the root of the variance plus ε",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
             ("ε stands under the root: σ = √(var + ε), not √var + ε",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)),
-            ("the variance divides by d, not by d − 1", lambda *a: layer_norm_vjp(*a, ddof=1)),
+            ("the variance divides by d, not by d − 1", partial(layer_norm_vjp, ddof=1)),
             ("a sum stands where a mean belongs: divide it by d",
-             lambda *a: layer_norm_vjp(*a, average=lambda b: b.sum(-1, keepdims=True))),
-            ("the means run over all axes; each row of d numbers has its own mean, over the last axis",
-             lambda *a: layer_norm_vjp(*a, average=np.mean)),
-            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(d * xhat))),
-            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(d) - xhat * mean(dy * xhat))),
-            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(dy * xhat))),
-            (ALL_THREE, of_terms(lambda dy, gamma, xhat, mean, **_: gamma * (dy - mean(dy) - xhat * mean(dy * xhat)))),
-            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂", of_terms(lambda d, **_: d)),
-            ("both terms are subtracted from dx̂", of_terms(lambda d, xhat, mean, **_: d - mean(d) + xhat * mean(d * xhat))),
+             partial(layer_norm_vjp, average=lambda b: b.sum(-1, keepdims=True))),
+            ("the means run over all axes; each row of d numbers has its own "
+             "mean, over the last axis",
+             partial(layer_norm_vjp, average=np.mean)),
+            (ALL_THREE,
+             of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(d * xhat))),
+            (ALL_THREE,
+             of_terms(lambda d, dy, xhat, mean, **_: d - mean(d) - xhat * mean(dy * xhat))),
+            (ALL_THREE,
+             of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(dy * xhat))),
+            (ALL_THREE,
+             of_terms(lambda dy, gamma, xhat, mean, **_: gamma * (dy - mean(dy) - xhat * mean(dy * xhat)))),
+            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂",
+             of_terms(lambda d, **_: d)),
+            ("both terms are subtracted from dx̂",
+             of_terms(lambda d, xhat, mean, **_: d - mean(d) + xhat * mean(d * xhat))),
             (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - x * mean(d * x))),
-            (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - (x - mean(x)) * mean(d * (x - mean(x))))),
-            ("divide by σ once", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) / np.sqrt(x.var(-1, keepdims=True) + eps)),
+            (NORMALIZED,
+             of_terms(lambda d, x, mean, **_: d - mean(d) - (x - mean(x)) * mean(d * (x - mean(x))))),
+            ("divide by σ once",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) / np.sqrt(x.var(-1, keepdims=True) + eps)),
             ("divide by σ, do not multiply with it",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) * (x.var(-1, keepdims=True) + eps)),
-            ("ε is an argument: use it as it is given", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 1e-5)),
-            ("each row of d numbers is normalized by itself, over the last axis, and not over the first",
+            ("ε is an argument: use it as it is given",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 1e-5)),
+            ("each row of d numbers is normalized by itself, over the last "
+             "axis, and not over the first",
              lambda x, gamma, dy, eps: layer_norm_vjp(x.swapaxes(0, -1), 1, (gamma * dy).swapaxes(0, -1), eps).swapaxes(0, -1))),
         tolerance=1e-7,
-        hints=("In which three ways does x_j change x̂_i: directly, through μ, and through which other number?",
-               "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are (…, 1): use keepdims=True.",
-               "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma, and each mean is "
-               "over the last axis.")),
+        hints=("In which three ways does x_j change x̂_i: directly, through μ, and "
+               "through which other number?",
+               "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are "
+               "(…, 1): use keepdims=True.",
+               "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / "
+               "sigma, and each mean is over the last axis.")),
     Exercise(
         name="autograd.catches", title="Find the bug: which backward pass is wrong?", stars=2,
         reference=reference_catches, cases=catches_cases,
         special=(
-            ("a right vjp, written in two terms", lambda rng: catches_cases(rng, Vjps.whole)),
-            ("a right vjp, written with its Jacobian", lambda rng: catches_cases(rng, Vjps.by_jacobian)),
-            ("twice the right one", lambda rng: catches_cases(rng, Vjps.doubled)),
-            ("a missing term", lambda rng: catches_cases(rng, Vjps.without_sum)),
-            ("J dy in place of Jᵀ dy", lambda rng: catches_cases(rng, Vjps.transposed)),
-            ("right for dy = (1, …, 1) alone", lambda rng: catches_cases(rng, Vjps.for_ones)),
-            ("wrong by a thousandth in one term", lambda rng: catches_cases(rng, Vjps.slightly)),
-            ("wrong, with the right sum of each row", lambda rng: catches_cases(rng, Vjps.sum_of_zero)),
-            ("right near x = 0 alone", lambda rng: catches_cases(rng, Vjps.at_zero)),
+            ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
+            ("a right vjp, written with its Jacobian",
+             partial(catches_cases, vjp=Vjps.by_jacobian)),
+            ("twice the right one", partial(catches_cases, vjp=Vjps.doubled)),
+            ("a missing term", partial(catches_cases, vjp=Vjps.without_sum)),
+            ("J dy in place of Jᵀ dy", partial(catches_cases, vjp=Vjps.transposed)),
+            ("right for dy = (1, …, 1) alone", partial(catches_cases, vjp=Vjps.for_ones)),
+            ("wrong by a thousandth in one term", partial(catches_cases, vjp=Vjps.slightly)),
+            ("wrong, with the right sum of each row", partial(catches_cases, vjp=Vjps.sum_of_zero)),
+            ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
             ("wrong for numbers above 4 alone, and x has such numbers",
              lambda rng: (squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))))),
         mistakes=(
-            ("u is (1, …, 1), as in .sum(): what is right for that u alone passes; draw u at random",
-             lambda f, vjp, x: catches(f, vjp, x, upstream=np.ones_like)),
+            ("u is (1, …, 1), as in .sum(): what is right for that u alone "
+             "passes; draw u at random",
+             partial(catches, upstream=np.ones_like)),
             ("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random",
-             lambda f, vjp, x: catches(f, vjp, x, direction=np.ones_like)),
-            (STRICT, lambda f, vjp, x: catches(f, vjp, x, tolerance=1e-2)),
-            ("you test at points of your own: a vjp may be right there and wrong at the x that is given",
+             partial(catches, direction=np.ones_like)),
+            (STRICT, partial(catches, tolerance=1e-2)),
+            ("you test at points of your own: a vjp may be right there and "
+             "wrong at the x that is given",
              lambda f, vjp, x: catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))),
             ("the answer is the wrong way round: True means that the vjp is wrong",
              lambda f, vjp, x: not catches(f, vjp, x))),
         symptoms=(
-            ("you refuse a right vjp: is ε small, is the difference taken on both sides, and is it compared with a tolerance "
-             "that rounding does not exceed, such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
+            ("you refuse a right vjp: is ε small, is the difference taken on both "
+             "sides, and is it compared with a tolerance that rounding does not exceed, "
+             "such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
              lambda got, expected, args: got and not expected),
             (STRICT, lambda got, expected, args: args[1] is Vjps.slightly),
-            ("you accept a wrong vjp: compare both sides of equation (7) at the x that is given, for a random u and a random v",
+            ("you accept a wrong vjp: compare both sides of equation (7) at the x that is given, "
+             "for a random u and a random v",
              lambda got, expected, args: expected and not got)),
-        errors=(("ambiguous", "return one True or False: both sides of equation (7) are single numbers, because ⟨u, y⟩ sums "
-                              "over all of y"),),
-        hints=("Both sides of equation (7) are numbers that you can compute. What must u and v be, so that no wrong vjp can "
-               "hide?",
-               "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one number. How large may the "
-               "difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
-               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps), with "
-               "eps = 1e-5. Return whether abs(left - right) is above 1e-7 times the norms of dx and v.")),
+        errors=(
+            ("ambiguous",
+             "return one True or False: both sides of equation (7) are single numbers, because "
+             "⟨u, y⟩ sums over all of y"),),
+        hints=("Both sides of equation (7) are numbers that you can compute. What must u and v "
+               "be, so that no wrong vjp can hide?",
+               "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one "
+               "number. How large may the difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
+               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - f(x "
+               "- eps * v)) / (2 * eps), with eps = 1e-5. Return whether abs(left - right) is "
+               "above 1e-7 times the norms of dx and v.")),
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
         reference=reference_forward, cases=forward_cases,
-        special=(("the example of equation (2)", chain),),
+        special=(
+            ("the example of equation (2)", chain),),
         mistakes=(
             ("a value that is made of two others changes with both: add the changes",
-             lambda tape, dx: forward(tape, dx, add=False)),
-            ("the walk goes backwards; a value's change is known after those of the values that it was made of",
-             lambda tape, dx: forward(tape, dx, order=-1)),
-            ("it is the first value that moves by dx, not the last", lambda tape, dx: forward(tape, dx, first=-1)),
+             partial(forward, add=False)),
+            ("the walk goes backwards; a value's change is known after those of the "
+             "values that it was made of",
+             partial(forward, order=-1)),
+            ("it is the first value that moves by dx, not the last", partial(forward, first=-1)),
             (EACH_USE, lambda tape, dx: forward(once(tape), dx)),
             ("+= writes into an array that another value has as its change, too; write a + b",
              lambda tape, dx: forward(tape, np.array(dx), in_place=True))),
         symptoms=(
-            ("a value that does not depend on the first one, such as another leaf, does not change: None, not 0",
+            ("a value that does not depend on the first one, such as another leaf, "
+             "does not change: None, not 0",
              lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
-        errors=(("for +", "an entry is None until its first change arrives: begin with that one, and add the later ones"),
-                ("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
-                ("(has 0,", "a value that does not change has None, and no jvp takes None or a single number: skip it"),
-                ("setting an array", NO_ZEROS), ("broadcast", NO_ZEROS), ("ambiguous", IS_NONE),
-                ("matmul", "the change of value j goes into jvp, and the change of value k comes out: jvp(changes[j]); and no entry "
-                           "begins with zeros, whose shape would be a guess")),
+        errors=(
+            ("for +",
+             "an entry is None until its first change arrives: begin with that "
+             "one, and add the later ones"),
+            ("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
+            ("(has 0,",
+             "a value that does not change has None, and no jvp takes None or "
+             "a single number: skip it"),
+            ("setting an array", NO_ZEROS),
+            ("broadcast", NO_ZEROS),
+            ("ambiguous", IS_NONE),
+            ("matmul",
+             "the change of value j goes into jvp, and the change of value k comes out: "
+             "jvp(changes[j]); and no entry begins with zeros, whose shape would be a guess")),
         tolerance=1e-9,
-        hints=("If you move the first value a little, which values can you know the change of next?",
-               "Keep a list as long as the tape, None at first. jvp(changes[j]) has the shape of value k.",
-               "changes[0] = dx. Loop over k from the first to the last. For each (j, jvp) in tape[k] with a changes[j], add "
-               "jvp(changes[j]) to changes[k], or begin with it. There is no list of gradients and no way back.")),
+        hints=("If you move the first value a little, which values can you "
+               "know the change of next?",
+               "Keep a list as long as the tape, None at first. jvp(changes[j]) "
+               "has the shape of value k.",
+               "changes[0] = dx. Loop over k from the first to the last. For each (j, jvp) in "
+               "tape[k] with a changes[j], add jvp(changes[j]) to changes[k], or begin with it. "
+               "There is no list of gradients and no way back.")),
 )

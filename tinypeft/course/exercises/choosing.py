@@ -137,12 +137,14 @@ EXERCISES = (
         cases=lambda rng: (int(rng.integers(10**6, 10**7)), float(rng.choice([4.127, 4.5, 8.0])), int(rng.integers(10**4, 10**5))),
         special=(
             ("nothing is trained: the weights alone", lambda rng: (8000, 4.0, 0)),
-            ("7 billion weights in 16 bits, 20 million trained", lambda rng: (7_000_000_000, 16.0, 20_000_000))),
+            ("7 billion weights in 16 bits, 20 million trained",
+             lambda rng: (7_000_000_000, 16.0, 20_000_000))),
         mistakes=(
             ("this is in GiB; return bytes", lambda n, bits, t: memory(n, bits, t) / 2**30),
             ("this is in GB; return bytes", lambda n, bits, t: memory(n, bits, t) / 1e9),
             ("bits are not bytes: divide by 8", lambda n, bits, t: n * bits + t * 16),
-            ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, its gradient or one of two moments?",
+            ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, "
+             "its gradient or one of two moments?",
              lambda n, bits, t: n * bits / 8 + t * 12),
             ("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?",
              lambda n, bits, t: n * bits / 8 + t * 8),
@@ -150,14 +152,16 @@ EXERCISES = (
               for each in (lambda bits: bits / 8 + 12, lambda bits: 16)),
             ("what is trained lies beside the base, which is whole: do not subtract it",
              lambda n, bits, t: (n - t) * bits / 8 + 16 * t),
-            ("base_bits may be a fraction, such as 4.127, or less than 8: divide by 8 with /, not with //",
+            ("base_bits may be a fraction, such as 4.127, or less than 8: divide "
+             "by 8 with /, not with //",
              lambda n, bits, t: n * (bits // 8) + 16 * t),
             ("a trained number takes 4 bytes, whatever the base's bits are",
              lambda n, bits, t: n * bits / 8 + t * (bits / 8 + 12))),
         tolerance=2e-6,                                                       # a byte more or less: bytes are whole
         hints=("How many numbers of 4 bytes does training with AdamW keep for one trained number?",
                "All are numbers. The result is in bytes; a byte has 8 bits.",
-               "n_base * base_bits / 8 for the base. For each trained number: 4 (itself) + 4 (gradient) + 2 * 4 (moments).")),
+               "n_base * base_bits / 8 for the base. For each trained number: 4 (itself) + 4 "
+               "(gradient) + 2 * 4 (moments).")),
     Exercise(
         name="choosing.pareto", title="The Pareto frontier", stars=2,
         reference=pareto, cases=_points,
@@ -178,25 +182,31 @@ EXERCISES = (
              lambda cost, loss: pareto(cost, -loss)),
             ("equal in one and better in the other is enough to dominate",
              lambda cost, loss: ~((cost[:, None] < cost) & (loss[:, None] < loss)).any(0)),
-            ("of two points of equal cost the one with the higher loss is dominated: look at equally cheap points, too",
+            ("of two points of equal cost the one with the higher loss is dominated: look at "
+             "equally cheap points, too",
              lambda cost, loss: ~((cost[:, None] < cost) & (loss[:, None] <= loss)).any(0)),
-            ("of two points of equal loss the one with the higher cost is dominated: look at equally good points, too",
+            ("of two points of equal loss the one with the higher cost is dominated: look at "
+             "equally good points, too",
              lambda cost, loss: ~((cost[:, None] <= cost) & (loss[:, None] < loss)).any(0)),
             ("a low cost is good", lambda cost, loss: pareto(-cost, loss)),
-            ("this is the single best point; every point that no other beats in both belongs to the frontier",
+            ("this is the single best point; every point that no other beats in "
+             "both belongs to the frontier",
              lambda cost, loss: loss == loss.min()),
-            ("the running minimum goes over points in the order of cost; sort first, and undo the sorting",
+            ("the running minimum goes over points in the order of cost; sort "
+             "first, and undo the sorting",
              lambda cost, loss: loss <= np.minimum.accumulate(loss)),
             ("the mask is in the order of cost; put it back into the points' own order",
              lambda cost, loss: pareto(cost, loss)[np.argsort(cost)])),
         symptoms=(
-            ("these are the places of points; return a boolean array with one entry for each point: true on the frontier",
+            ("these are the places of points; return a boolean array with one entry for each "
+             "point: true on the frontier",
              lambda got, expected, arguments: np.asarray(got).dtype.kind in "iu" and np.ndim(got) == 1),),
         tolerance=0,
         hints=("When does point i dominate point j? What if the two are equal?",
-               "cost[:, None] <= cost is (n, n): its entry [i, j] compares point i with point j. The result is (n,).",
-               "i dominates j if its cost is ≤, its loss is ≤, and one of the two is <. The frontier is where no i does: "
-               "~dominates.any(0).")),
+               "cost[:, None] <= cost is (n, n): its entry [i, j] compares point i with "
+               "point j. The result is (n,).",
+               "i dominates j if its cost is ≤, its loss is ≤, and one of the two is <. The "
+               "frontier is where no i does: ~dominates.any(0).")),
     Exercise(
         name="choosing.difference", title="The interval of a difference", stars=2,
         reference=difference, cases=_losses,
@@ -205,7 +215,8 @@ EXERCISES = (
              lambda a, b: (a.mean() - b.mean(), np.hypot(_half(a, len(a)), _half(b, len(b))))),
             ("the variance of n values divides by n − 1: ddof=1",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), ddof=0))),
-            ("t has n − 1 degrees of freedom, not n", lambda a, b: ((a - b).mean(), _half(a - b, len(a), lost=0))),
+            ("t has n − 1 degrees of freedom, not n",
+             lambda a, b: ((a - b).mean(), _half(a - b, len(a), lost=0))),
             ("so few seeds need Student's t, not the normal distribution's 1.96",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), normal=True))),
             ("so few seeds need Student's t, not the normal distribution's 1.96",
@@ -216,7 +227,8 @@ EXERCISES = (
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), 0.95))),
             ("this is the spread of single runs; the mean's is smaller by √n",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a)) * math.sqrt(len(a)))),
-            ("this is the whole width; return half of it", lambda a, b: ((a - b).mean(), 2 * _half(a - b, len(a)))),
+            ("this is the whole width; return half of it",
+             lambda a, b: ((a - b).mean(), 2 * _half(a - b, len(a)))),
             ("the difference is a − b", lambda a, b: ((b - a).mean(), _half(a - b, len(a))))),
         tolerance=1e-7,
         hints=("What do two runs with the same seed have in common? How do you take it away?",
@@ -225,20 +237,25 @@ EXERCISES = (
     Exercise(
         name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,
         reference=fuse, cases=_pairs,
-        invariants=(("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
+        invariants=(
+            ("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
         mistakes=(
-            ("the rows of c_attn are query, key, value: put B_v into the last third and leave the key's third zero",
+            ("the rows of c_attn are query, key, value: put B_v into the last third and "
+             "leave the key's third zero",
              _fused(lambda d: slice(d, 2 * d))),
             ("the key's third is zero; you have repeated B_v there",
              lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
                  *fuse(A_q, B_q, A_v, B_v))),
-            ("B_q meets the rows of A_q alone, and B_v those of A_v: the other blocks of B are zero",
+            ("B_q meets the rows of A_q alone, and B_v those of A_v: the "
+             "other blocks of B are zero",
              _without_zeros),
-            ("the query's pair and the value's are exchanged", lambda A_q, B_q, A_v, B_v: fuse(A_v, B_v, A_q, B_q)),
+            ("the query's pair and the value's are exchanged",
+             lambda A_q, B_q, A_v, B_v: fuse(A_v, B_v, A_q, B_q)),
             ("return (A, B), in this order", lambda *pairs: fuse(*pairs)[::-1]),
             ("A_q's rows come first in A, because B_q's columns come first in B",
              lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1])),
-            ("this computes the right change, but in another order: A_q's rows and B_q's columns come first",
+            ("this computes the right change, but in another order: A_q's rows and "
+             "B_q's columns come first",
              lambda A_q, B_q, A_v, B_v: (lambda A, B: (np.concatenate([A_v, A_q]), np.roll(B, len(A_v), axis=1)))(
                  *fuse(A_q, B_q, A_v, B_v))),
             ("the query's rows are the first third, and the value's the last; yours are exchanged",
@@ -249,12 +266,13 @@ EXERCISES = (
              lambda got, expected, arguments: np.shape(got) != np.shape(expected) == (
                  len(arguments[0]) + len(arguments[2]), len(arguments[1]))),
             ("B has 3d rows (query, key, value) and one column for each row of A",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected))),
         tolerance=1e-9,
-        hints=("Which rows of the output of c_attn are the query, the key and the value? Which columns of B belong to A_q?",
+        hints=("Which rows of the output of c_attn are the query, the key and the value? Which "
+               "columns of B belong to A_q?",
                "A is (r + s, d). B is (3 d, r + s), and most of it is 0.",
-               "A = np.concatenate([A_q, A_v]). In a B of zeros, rows 0 … d and columns 0 … r are B_q, and the last d rows"
-               " and last s columns are B_v.")),
+               "A = np.concatenate([A_q, A_v]). In a B of zeros, rows 0 … d and columns 0 … r are "
+               "B_q, and the last d rows and last s columns are B_v.")),
     Exercise(
         name="choosing.bug", title="Find the bug: a winner by luck", stars=2,
         reference=honest, cases=_rates,
@@ -265,54 +283,68 @@ EXERCISES = (
         mistakes=(
             ("the rate is still chosen on the test text: this is the fault above",
              honest_variant(lambda validation, test: test.mean(1).argmin())),
-            ("the two texts are exchanged: the validation text chooses, and the loss on the test text is reported",
+            ("the two texts are exchanged: the validation text chooses, and the loss on "
+             "the test text is reported",
              lambda validation, test: honest(test, validation)),
             ("the validation text alone chooses; yours looks at the test text, too",
              honest_variant(lambda validation, test: (validation + test).mean(1).argmin())),
-            ("report the loss of the rate that was chosen, not the least of all", honest_variant(
-                told=lambda validation, test, i: test.mean(1).min())),
+            ("report the loss of the rate that was chosen, not the least of all",
+             honest_variant(told=lambda validation, test, i: test.mean(1).min())),
             ("a rate is judged by the mean over its seeds, not by their median",
              honest_variant(lambda validation, test: np.median(validation, axis=1).argmin())),
             ("the rates are axis 0, the seeds axis 1: take the means over axis 1",
              honest_variant(lambda validation, test: validation.mean(0).argmin(), lambda validation, test, i: test.mean(0)[i])),
-            ("the loss on the validation text is too good, because it chose the rate; return the loss on the test text",
+            ("the loss on the validation text is too good, because it chose the rate; return "
+             "the loss on the test text",
              honest_variant(told=lambda validation, test, i: validation[i].mean())),
             ("the best seed is luck, too: take the mean over seeds before you compare rates",
              honest_variant(lambda validation, test: validation.min(1).argmin())),
-            ("the test loss is a mean over seeds, not that of the best seed", honest_variant(told=lambda validation, test, i: test[i].min())),
-            ("of the losses, the least is best, not the largest", honest_variant(lambda validation, test: validation.mean(1).argmax())),
+            ("the test loss is a mean over seeds, not that of the best seed",
+             honest_variant(told=lambda validation, test, i: test[i].min())),
+            ("of the losses, the least is best, not the largest",
+             honest_variant(lambda validation, test: validation.mean(1).argmax())),
             ("one rate is chosen for all seeds; yours chooses one for each seed",
              lambda validation, test: (honest(validation, test)[0],
                                        float(test[validation.argmin(0), np.arange(test.shape[1])].mean())))),
-        symptoms=(("this is the loss of each seed; return one number, their mean",
-                   lambda got, expected, arguments: np.shape(got) == arguments[1].shape[1:]),),
+        symptoms=(
+            ("this is the loss of each seed; return one number, their mean",
+             lambda got, expected, arguments: np.shape(got) == arguments[1].shape[1:]),),
         tolerance=1e-9,
-        hints=("Which numbers may decide which rate is taken, and which number may only be read at the end?",
-               "Both arrays are (rates, seeds). A mean over seeds is (rates,). The result is an index and a number.",
+        hints=("Which numbers may decide which rate is taken, and which number may "
+               "only be read at the end?",
+               "Both arrays are (rates, seeds). A mean over seeds is (rates,). The result "
+               "is an index and a number.",
                "i = validation.mean(1).argmin(). Return i and test[i].mean().")),
     Exercise(
         name="choosing.seeds", title="How many seeds?", stars=2,
         reference=seeds, cases=_pilot,
         special=(
-            ("a wish so modest that two seeds suffice", lambda rng: (np.array([0.1, 0.2, 0.3]), 10.0)),
-            ("so few seeds that one degree of freedom more changes the answer", lambda rng: (np.array([0.1, 0.2, 0.3]), 0.5)),
+            ("a wish so modest that two seeds suffice",
+             lambda rng: (np.array([0.1, 0.2, 0.3]), 10.0)),
+            ("so few seeds that one degree of freedom more changes the answer",
+             lambda rng: (np.array([0.1, 0.2, 0.3]), 0.5)),
             ("differences without any spread", lambda rng: (np.array([0.1, 0.1, 0.1]), 0.01))),
         mistakes=(
             ("the quantile of t depends on the new number of seeds, not on that of the pilot",
              seeds_variant(lambda n, pilot: _t(0.975, pilot - 1))),
-            ("few seeds need Student's t, not the normal distribution's 1.96", seeds_variant(lambda n, pilot: 1.96)),
-            ("few seeds need Student's t, not the normal distribution's 1.96", seeds_variant(lambda n, pilot: 1.959963984540054)),
-            ("the interval has two sides: the quantile is 0.975", seeds_variant(lambda n, pilot: _t(0.95, n - 1))),
+            ("few seeds need Student's t, not the normal distribution's 1.96",
+             seeds_variant(lambda n, pilot: 1.96)),
+            ("few seeds need Student's t, not the normal distribution's 1.96",
+             seeds_variant(lambda n, pilot: 1.959963984540054)),
+            ("the interval has two sides: the quantile is 0.975",
+             seeds_variant(lambda n, pilot: _t(0.95, n - 1))),
             ("the spread of n values divides by n − 1: ddof=1", seeds_variant(ddof=0)),
             ("t has n − 1 degrees of freedom, not n", seeds_variant(lambda n, pilot: _t(0.975, n))),
             ("begin at 2, not at the pilot's number of seeds", seeds_variant(pilot=True)),
             ("the half width falls with √n, not with n", seeds_variant(root=False)),
-            ("this is one seed more than needed: the half width may be equal to the wish or smaller",
+            ("this is one seed more than needed: the half width may be "
+             "equal to the wish or smaller",
              lambda d, half: seeds(d, half) + 1),
             ("this is how many more there must be than in the pilot; return the number of all",
              lambda d, half: seeds(d, half) - len(d))),
         tolerance=0,
         hints=("Two things in the half width depend on the number of seeds. Which?",
                "All are numbers, except d (n,). The result is an integer, at least 2.",
-               "sd = d.std(ddof=1). Begin with n = 2, and raise n while t.ppf(0.975, n - 1) * sd / np.sqrt(n) > half.")),
+               "sd = d.std(ddof=1). Begin with n = 2, and raise n while t.ppf(0.975, n - 1) "
+               "* sd / np.sqrt(n) > half.")),
 )

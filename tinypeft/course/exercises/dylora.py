@@ -1,4 +1,6 @@
 """Lesson 09: one training for every rank."""
+from functools import partial
+
 import numpy as np
 
 from ...engine import functional as F
@@ -121,7 +123,7 @@ def _product(factors):
     return B @ A, np.array([A.shape[0], B.shape[1]])
 
 
-def _cut_variant(keep=lambda b: slice(b), left=lambda S: S, right=lambda S: 1.0 + 0 * S, transposed=False, rows_of_U=False):
+def _cut_variant(keep=slice, left=lambda S: S, right=lambda S: 1.0 + 0 * S, transposed=False, rows_of_U=False):
     """cut with a mistake: other singular vectors, S left out or counted twice, V where Vᵀ belongs, Uᵀ where U belongs."""
     def wrong(A, B, b):
         U, S, Vt = np.linalg.svd(B @ A, full_matrices=rows_of_U)
@@ -155,89 +157,120 @@ EXERCISES = (
         name="dylora.forward", title="The forward pass at rank b", stars=1,
         reference=forward, cases=_layer, gradient=("x", "A", "B"),
         special=(
-            ("b = 1", lambda rng: _layer(rng, 1)),
-            ("b = R: an ordinary LoRA", lambda rng: _layer(rng, "R"))),
+            ("b = 1", partial(_layer, b=1)),
+            ("b = R: an ordinary LoRA", partial(_layer, b="R"))),
         mistakes=(
             ("the scale at rank b is α/b, not α/R", _masked(scale=lambda alpha, b, R: alpha / R)),
             ("the scale α/b is missing", _masked(scale=lambda alpha, b, R: 1)),
             ("the scale is α/b, not α", _masked(scale=lambda alpha, b, R: alpha)),
             ("the scale is applied twice", _masked(scale=lambda alpha, b, R: (alpha / b) ** 2)),
-            ("the scale is α/b, without a root", _masked(scale=lambda alpha, b, R: alpha / b ** 0.5)),
+            ("the scale is α/b, without a root",
+             _masked(scale=lambda alpha, b, R: alpha / b ** 0.5)),
             ("the scale is α/b, and yours is b/α", _masked(scale=lambda alpha, b, R: b / alpha)),
-            ("α/b need not be whole: divide with /, not with //", _masked(scale=lambda alpha, b, R: alpha // b)),
+            ("α/b need not be whole: divide with /, not with //",
+             _masked(scale=lambda alpha, b, R: alpha // b)),
             ("the low-rank part is added, not subtracted", _masked(sign=-1)),
             ("nothing is masked: all R rows are used", _masked(lambda i, b, R: i < R)),
-            ("one row too many is used: the index of a row must be below b, not at most b", _masked(lambda i, b, R: i <= b)),
+            ("one row too many is used: the index of a row must be below b, not at most b",
+             _masked(lambda i, b, R: i <= b)),
             ("one row too few is used: [:b] takes b of them", _masked(lambda i, b, R: i < b - 1)),
-            ("these are the last b rows; at rank b the first b are used", _masked(lambda i, b, R: i >= R - b)),
-            ("these are the rows after row b; at rank b those up to row b are used", _masked(lambda i, b, R: i >= b)),
-            ("row b alone is used; at rank b all rows up to b are", _masked(lambda i, b, R: i == b - 1)),
+            ("these are the last b rows; at rank b the first b are used",
+             _masked(lambda i, b, R: i >= R - b)),
+            ("these are the rows after row b; at rank b those up to row b are used",
+             _masked(lambda i, b, R: i >= b)),
+            ("row b alone is used; at rank b all rows up to b are",
+             _masked(lambda i, b, R: i == b - 1)),
             ("the frozen part W₀ x is missing",
              lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
             ("the scale belongs to the low-rank part alone, not to W₀ x",
              lambda x, W, A, B, b, alpha: (F.linear(x, W) + F.linear(F.linear(x, A[:b]), B[:, :b])) * (alpha / b))),
         hints=("How can the rows after row b have no effect, and no gradient?",
-               "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or multiply A x by a mask (R,).",
-               "low = F.linear(F.linear(x, A[:b]), B[:, :b]); then F.linear(x, W) + low * (alpha / b).")),
+               "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or "
+               "multiply A x by a mask (R,).",
+               "low = F.linear(F.linear(x, A[:b]), B[:, :b]); then "
+               "F.linear(x, W) + low * (alpha / b).")),
     Exercise(
         name="dylora.bug", title="Find the bug: rows that move without a gradient", stars=2,
         reference=bug, cases=_step,
         special=(
-            ("rank 1", lambda rng: _step(rng, 1, False)),
-            ("the frozen version: row b alone is trained", lambda rng: _step(rng, 3, True)),
+            ("rank 1", partial(_step, b=1, frozen=False)),
+            ("the frozen version: row b alone is trained", partial(_step, b=3, frozen=True)),
             ("no momentum yet: A moves by −lr times the gradient",
              lambda rng: (np.ones((3, 2)), np.zeros((3, 2)), np.array([[1.0, 2], [3, 4], [0, 0]]), 2, 0.9, 0.1, False)),
             ("row 2 is trained, and its gradient happens to be 0: its M fades, and it moves",
              lambda rng: (np.ones((3, 2)), np.ones((3, 2)), np.array([[1.0, 2], [0, 0], [0, 0]]), 2, 0.5, 0.1, False))),
         mistakes=(
-            ("the rows after row b still move, by their momentum M; only the rows that are trained may move", _everywhere),
+            ("the rows after row b still move, by their momentum M; only the rows "
+             "that are trained may move",
+             _everywhere),
             ("A is right, but M fades in the rows that are not trained; leave it as it was there",
              _moved(outside=lambda M, new, dA: new)),
             ("A is right, but M fades in the rows that are not trained; leave it as it was there",
              _moved(outside=lambda M, new, dA: new - dA)),
-            ("which rows are trained follows from b and frozen; a row that is trained may have the gradient 0", _by_gradient(True)),
-            ("which rows are trained follows from b and frozen; a row that is trained may have the gradient 0", _by_gradient(False)),
+            ("which rows are trained follows from b and frozen; a row that is "
+             "trained may have the gradient 0",
+             _by_gradient(True)),
+            ("which rows are trained follows from b and frozen; a row that is "
+             "trained may have the gradient 0",
+             _by_gradient(False)),
             ("the momentum M of the rows that are not trained is gone; leave it as it was there",
              _moved(outside=lambda M, new, dA: 0 * M)),
-            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b + 1)),
-            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b)),
-            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b if frozen else i <= b + 1)),
-            ("row b is left out; it is trained in a step at rank b", _moved(lambda i, b, frozen: i == b if frozen else i < b)),
-            ("row b is left out; it is trained in a step at rank b", _moved(lambda i, b, frozen: i == b - 1 if frozen else i < b)),
+            ("rank b counted from 1 is row b − 1 of the array",
+             _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b + 1)),
+            ("rank b counted from 1 is row b − 1 of the array",
+             _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b)),
+            ("rank b counted from 1 is row b − 1 of the array",
+             _moved(lambda i, b, frozen: i == b if frozen else i <= b + 1)),
+            ("row b is left out; it is trained in a step at rank b",
+             _moved(lambda i, b, frozen: i == b if frozen else i < b)),
+            ("row b is left out; it is trained in a step at rank b",
+             _moved(lambda i, b, frozen: i == b - 1 if frozen else i < b)),
             *(("row b is the last one that is trained, not the first", _moved(rows))
               for rows in (lambda i, b, frozen: i >= b, lambda i, b, frozen: i == b if frozen else i >= b)),
-            ("the two versions are exchanged: frozen=True trains row b alone, frozen=False all rows up to b",
+            ("the two versions are exchanged: frozen=True trains row b alone, "
+             "frozen=False all rows up to b",
              _moved(lambda i, b, frozen: i <= b if frozen else i == b)),
-            ("M is right, but A moves in the rows that are not trained, too", _moved(moved=lambda i, b, frozen: i > 0)),
+            ("M is right, but A moves in the rows that are not trained, too",
+             _moved(moved=lambda i, b, frozen: i > 0)),
             ("A is right; with frozen=True the momentum of the rows before row b stays, too",
              _moved(lambda i, b, frozen: i <= b, moved=_trained)),
-            ("M is β M plus the whole gradient, without a factor 1 − β", _moved(momentum=lambda M, dA, beta: beta * M + (1 - beta) * dA)),
-            ("M fades before the gradient is added: β M", _moved(momentum=lambda M, dA, beta: M + dA)),
-            ("M is the gradient alone; it keeps β of what it was", _moved(momentum=lambda M, dA, beta: dA)),
+            ("M is β M plus the whole gradient, without a factor 1 − β",
+             _moved(momentum=lambda M, dA, beta: beta * M + (1 - beta) * dA)),
+            ("M fades before the gradient is added: β M",
+             _moved(momentum=lambda M, dA, beta: M + dA)),
+            ("M is the gradient alone; it keeps β of what it was",
+             _moved(momentum=lambda M, dA, beta: dA)),
             ("A moves by lr times M; lr is missing", _moved(move=lambda A, M, dA, lr: A - M)),
             ("A moves along the old M; update M first", _moved(old=True)),
             ("with frozen=True row b alone is trained", _moved(lambda i, b, frozen: i <= b)),
             ("with frozen=False all rows up to b are trained", _moved(lambda i, b, frozen: i == b)),
-            ("the rows move along M, not along the gradient alone", _moved(move=lambda A, M, dA, lr: A - lr * dA)),
-            ("gradient descent moves against the gradient: subtract", _moved(move=lambda A, M, dA, lr: A + lr * M))),
+            ("the rows move along M, not along the gradient alone",
+             _moved(move=lambda A, M, dA, lr: A - lr * dA)),
+            ("gradient descent moves against the gradient: subtract",
+             _moved(move=lambda A, M, dA, lr: A + lr * M))),
         tolerance=1e-9,
-        hints=("In a row whose gradient is zero, what is M after the step? What does it do to A? Which row of the array is "
-               "row b, if rows are counted from 1?",
-               "A, M and dA are (R, d_in). Which rows are trained is a boolean array (R, 1). Return two new arrays.",
-               "i = np.arange(1, len(A) + 1)[:, None]; rows = (i == b) if frozen else (i <= b). Then M = np.where(rows, "
-               "beta * M + dA, M), and A becomes A - lr * M in the same rows.")),
+        hints=("In a row whose gradient is zero, what is M after the step? What does it do to A? "
+               "Which row of the array is row b, if rows are counted from 1?",
+               "A, M and dA are (R, d_in). Which rows are trained is a boolean array (R, "
+               "1). Return two new arrays.",
+               "i = np.arange(1, len(A) + 1)[:, None]; rows = (i == b) if frozen else "
+               "(i <= b). Then M = np.where(rows, beta * M + dA, M), and A becomes A - "
+               "lr * M in the same rows.")),
     Exercise(
         name="dylora.search", title="Search for the smallest sufficient rank", stars=1,
         reference=search, cases=_losses,
-        special=(("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),
-                 ("rank 2 is as good as rank 8, but the lowest loss is that of rank 4",
-                  lambda rng: ({1: 3.0, 2: 2.43, 4: 2.4, 8: 2.45}, 0.01)),
-                 ("rank 2 lies at the limit, 2.25 + 0.25", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.25, 8: 2.3}, 0.25))),
+        special=(
+            ("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),
+            ("rank 2 is as good as rank 8, but the lowest loss is that of rank 4",
+             lambda rng: ({1: 3.0, 2: 2.43, 4: 2.4, 8: 2.45}, 0.01)),
+            ("rank 2 lies at the limit, 2.25 + 0.25",
+             lambda rng: ({1: 3.0, 2: 2.5, 4: 2.25, 8: 2.3}, 0.25))),
         invariants=(
             ("of two equally good ranks, the smaller is chosen",
              lambda fn, rng: fn({8: 2.0, 4: 2.0, 2: 2.2}, 0.0) == 4),),
         mistakes=(
-            ("this is the rank with the lowest loss; take a smaller rank if its loss is within the tolerance",
+            ("this is the rank with the lowest loss; take a smaller rank if its "
+             "loss is within the tolerance",
              lambda losses, tolerance: min(losses, key=losses.get)),
             ("this is the largest rank within the tolerance; take the smallest",
              lambda losses, tolerance: max(b for b, x in losses.items() if x <= min(losses.values()) + tolerance)),
@@ -247,27 +280,37 @@ EXERCISES = (
              lambda losses, tolerance: min(b for b, x in losses.items() if x <= losses[max(losses)] + tolerance)),
             ("a loss at the limit is within the tolerance: write <=, not <",
              lambda losses, tolerance: min((b for b, x in losses.items() if x < min(losses.values()) + tolerance), default=None)),
-            ("this is the loss; return the rank", lambda losses, tolerance: losses[search(losses, tolerance)]),
+            ("this is the loss; return the rank",
+             lambda losses, tolerance: losses[search(losses, tolerance)]),
             ("this is the loss; return the rank", lambda losses, tolerance: min(losses.values())),
             *(("this is a place among the ranks, counted from 0; return the rank that stands there", lambda losses, tolerance, order=order:
                order(losses).index(search(losses, tolerance))) for order in (sorted, list)),
-            ("this is the smallest rank of all, whatever its loss", lambda losses, tolerance: min(losses)),
-            ("this is the largest rank of all, whatever its loss", lambda losses, tolerance: max(losses)),
-            ("this is the rank whose loss is nearest to the limit; take the smallest rank within it", lambda losses, tolerance:
-             min(losses, key=lambda b: abs(losses[b] - min(losses.values()) - tolerance))),
+            ("this is the smallest rank of all, whatever its loss",
+             lambda losses, tolerance: min(losses)),
+            ("this is the largest rank of all, whatever its loss",
+             lambda losses, tolerance: max(losses)),
+            ("this is the rank whose loss is nearest to the limit; take "
+             "the smallest rank within it",
+             lambda losses, tolerance:
+min(losses, key=lambda b: abs(losses[b] - min(losses.values()) - tolerance))),
             ("compare a loss with the lowest of all, not with that of the next rank", _no_gain),
-            ("the tolerance is added to the lowest loss, not subtracted", lambda losses, tolerance:
-             min((b for b, x in losses.items() if x <= min(losses.values()) - tolerance), default=None)),
+            ("the tolerance is added to the lowest loss, not subtracted",
+             lambda losses, tolerance:
+min((b for b, x in losses.items() if x <= min(losses.values()) - tolerance), default=None)),
             ("this is the first in the dict's order; take the smallest rank",
              lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance))),
         symptoms=(
-            ("return one rank, a number", lambda got, expected, arguments: isinstance(got, (list, tuple))),),
-        errors=(("empty", "no loss was found to be good enough: the limit is the lowest loss plus the tolerance, and a loss at the "
-                          "limit is within the tolerance, <= and not <"),),
+            ("return one rank, a number",
+             lambda got, expected, arguments: isinstance(got, (list, tuple))),),
+        errors=(
+            ("empty",
+             "no loss was found to be good enough: the limit is the lowest loss plus the "
+             "tolerance, and a loss at the limit is within the tolerance, <= and not <"),),
         tolerance=0,
         hints=("What is the largest loss that is still good enough?",
                "losses is a dict rank → loss, in any order. The result is one of its keys.",
-               "limit = min(losses.values()) + tolerance. Return the smallest b with losses[b] <= limit.")),
+               "limit = min(losses.values()) + tolerance. Return the smallest b "
+               "with losses[b] <= limit.")),
     Exercise(
         name="dylora.cut", title="The cut by singular values", stars=2,
         reference=cut, cases=_factors, normalize=_product,
@@ -276,34 +319,50 @@ EXERCISES = (
             ("only the last row of A and column of B are large, and b = 1",
              lambda rng: (np.array([[1.0, 0, 0], [0, 5, 0]]), np.array([[1.0, 0], [0, 2], [0, 0], [0, 0]]), 1))),
         mistakes=(
-            ("these are the first rows of A and columns of B; the nearest matrix of rank b needs the singular vectors of B A",
+            ("these are the first rows of A and columns of B; the nearest matrix of rank b needs "
+             "the singular vectors of B A",
              lambda A, B, b: (A[:b], B[:, :b])),
-            ("these are the smallest singular values; NumPy sorts them in falling order, so take the first b",
+            ("these are the smallest singular values; NumPy sorts them in falling "
+             "order, so take the first b",
              _cut_variant(lambda b: slice(-b, None))),
             ("the singular values are missing", _cut_variant(left=lambda S: 1.0)),
-            ("the singular values are counted twice: they belong into one factor, or their roots into both",
+            ("the singular values are counted twice: they belong into one factor, "
+             "or their roots into both",
              _cut_variant(right=lambda S: S)),
             ("np.linalg.svd returns Vᵀ: its rows are the vectors", _cut_variant(transposed=True)),
             ("U has the vectors in its columns: U[:, :b]", _cut_variant(rows_of_U=True)),
-            ("the root of the singular values is in one factor only; both need it, or one the values themselves",
+            ("the root of the singular values is in one factor only; both need it, or "
+             "one the values themselves",
              _cut_variant(left=np.sqrt)),
             *(("decompose the product B A; the singular vectors of A and of B by themselves are others", _cut_each(with_S))
               for with_S in (False, True)),
-            ("these are the largest rows of A and columns of B; the nearest matrix of rank b needs the singular vectors of B A", _largest),
-            ("the product is right, but its factors are not cut: A_b has b rows and B_b has b columns", _zeroed),
+            ("these are the largest rows of A and columns of B; the nearest matrix of rank b "
+             "needs the singular vectors of B A",
+             _largest),
+            ("the product is right, but its factors are not cut: A_b has b "
+             "rows and B_b has b columns",
+             _zeroed),
             ("no scale is involved: B_b A_b itself should be near to B A",
              lambda A, B, b: (cut(A, B, b)[0] * len(A) / b, cut(A, B, b)[1])),
             ("nothing is cut", lambda A, B, b: (A, B)),
             ("nothing is cut", _cut_variant(lambda b: slice(None))),
-            ("the largest singular value is left out: the first one has the index 0", _cut_variant(lambda b: slice(1, b + 1))),
-            ("this is one singular value too few: [:b] takes b of them", _cut_variant(lambda b: slice(b - 1))),
-            ("this is one singular value too many: [:b] takes b of them", _cut_variant(lambda b: slice(b + 1)))),
+            ("the largest singular value is left out: the first one has the index 0",
+             _cut_variant(lambda b: slice(1, b + 1))),
+            ("this is one singular value too few: [:b] takes b of them",
+             _cut_variant(lambda b: slice(b - 1))),
+            ("this is one singular value too many: [:b] takes b of them",
+             _cut_variant(lambda b: slice(b + 1)))),
         symptoms=(
-            ("cut both: A_b has as many rows as B_b has columns, b", lambda got, expected, arguments:
-             np.ndim(got) == 2 and np.shape(got)[1] == arguments[0].shape[1] and np.shape(got) != np.shape(expected)),
-            ("return A, which is (b, d_in), first", lambda got, expected, arguments: np.shape(got) == (len(arguments[1]), arguments[2])),),
+            ("cut both: A_b has as many rows as B_b has columns, b",
+             lambda got, expected, arguments:
+np.ndim(got) == 2 and np.shape(got)[1] == arguments[0].shape[1] and np.shape(got) != np.shape(expected)),
+            ("return A, which is (b, d_in), first",
+             lambda got, expected, arguments: np.shape(got) == (len(arguments[1]), arguments[2]))),
         tolerance=1e-8,
-        hints=("Which matrix of rank b is nearest to a given matrix, if its singular value decomposition is known?",
-               "B @ A is (d_out, d_in). With full_matrices=False its U is (d_out, k), S (k,), Vᵀ (k, d_in).",
-               "U, S, Vt = np.linalg.svd(B @ A, full_matrices=False). The new A is Vt[:b], the new B is U[:, :b] * S[:b].")),
+        hints=("Which matrix of rank b is nearest to a given matrix, if its singular "
+               "value decomposition is known?",
+               "B @ A is (d_out, d_in). With full_matrices=False its U is (d_out, "
+               "k), S (k,), Vᵀ (k, d_in).",
+               "U, S, Vt = np.linalg.svd(B @ A, full_matrices=False). The new A is Vt[:b], the "
+               "new B is U[:, :b] * S[:b].")),
 )

@@ -208,11 +208,14 @@ EXERCISES = (
             ("n levels need n + 1 points; with n points the last kept level is ½'s, which is 0",
              levels_variant(points=lambda n: n, drop=False)),
             ("the levels are not scaled to a largest magnitude of 1", levels_variant(scale=False)),
-            ("the two sides are exchanged: `positive` levels lie above 0", levels_variant(swap=True)),
-            ("0 is there twice: each side ends at ½, whose quantile is 0; drop it on both sides, and add one 0",
+            ("the two sides are exchanged: `positive` levels lie above 0",
+             levels_variant(swap=True)),
+            ("0 is there twice: each side ends at ½, whose quantile is 0; drop it on "
+             "both sides, and add one 0",
              lambda delta, positive, negative: (lambda values: values / np.abs(values).max())(np.sort(np.concatenate(
                  [ndtri(np.linspace(delta, 0.5, positive + 1)), -ndtri(np.linspace(delta, 0.5, negative + 1))])))),
-            ("these are evenly spaced probabilities from 1 − δ to δ; each side of ½ has a spacing of its own, so that 0 is a level",
+            ("these are evenly spaced probabilities from 1 − δ to δ; each side of ½ has a spacing "
+             "of its own, so that 0 is a level",
              lambda delta, positive, negative: (lambda values: values / np.abs(values).max())(
                  ndtri(np.linspace(1 - delta, delta, positive + 1 + negative)))),
             ("the levels are not sorted", levels_variant(order=False)),
@@ -220,11 +223,13 @@ EXERCISES = (
             ("0 is missing", levels_variant(zero=False)),
             ("the levels are evenly spaced: the quantile function Φ⁻¹ is not applied",
              levels_variant(quantile=lambda p: p - 0.5))),
-        hints=("The last point of each side is ½, whose quantile is 0, and it is dropped. How many points does a side of n"
-               " levels need?",
-               "One side is (n,). The table is (positive + 1 + negative,), ascending, with a largest magnitude of 1.",
-               "side = lambda n: norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]). Sort side(positive), 0 and -side(negative) "
-               "together, and divide by the largest magnitude.")),
+        hints=("The last point of each side is ½, whose quantile is 0, and it is dropped. How "
+               "many points does a side of n levels need?",
+               "One side is (n,). The table is (positive + 1 + negative,), ascending, with "
+               "a largest magnitude of 1.",
+               "side = lambda n: norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]). "
+               "Sort side(positive), 0 and -side(negative) together, and divide "
+               "by the largest magnitude.")),
     Exercise(
         name="nf4.encode", title="The nearest level", stars=1,
         reference=encode, cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), 64), codebook("nf4").astype(float)),
@@ -233,7 +238,8 @@ EXERCISES = (
              lambda rng: (0.5 * codebook("nf4").astype(float)[[15, 7, 0, 3, 9]], codebook("nf4").astype(float))),),
         mistakes=(
             ("divide by a before you look for the nearest level", encode_variant(scaled=False)),
-            ("a is the largest magnitude, max|x|, not the largest number", encode_variant(a=np.max)),
+            ("a is the largest magnitude, max|x|, not the largest number",
+             encode_variant(a=np.max)),
             ("these are the levels; return their numbers, the codes",
              lambda x, levels: (lambda q, a: (levels[q], a))(*encode(x, levels))),
             ("you took the next level below or above, not the nearest",
@@ -244,43 +250,53 @@ EXERCISES = (
              encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
         tolerance=1e-9,
         hints=("The levels are not evenly spaced. How do you find the nearest one all the same?",
-               "x[:, None] / a is (n, 1) and levels (L,), so their difference is (n, L). The codes are (n,), integers.",
+               "x[:, None] / a is (n, 1) and levels (L,), so their difference is (n, L). The "
+               "codes are (n,), integers.",
                "a = np.abs(x).max(); the codes are np.abs(x[:, None] / a - levels).argmin(1).")),
     Exercise(
         name="nf4.backward", title="The gradient of QLoRA", stars=2,
         reference=backward, cases=backward_case,
         special=(
-            ("one number of each: W is 3", lambda rng: (
-                np.array([[2.0]]), np.array([[15]]), np.array([[3.0]]), codebook("nf4").astype(float), np.array([[5.0]]),
-                np.array([[7.0]]), 2.0, np.array([[1.0]]))),),
+            ("one number of each: W is 3",
+             lambda rng: (
+np.array([[2.0]]), np.array([[15]]), np.array([[3.0]]), codebook("nf4").astype(float), np.array([[5.0]]),
+np.array([[7.0]]), 2.0, np.array([[1.0]]))),),
         mistakes=(
-            ("the gradient also passes through the quantized weight: dx has a term dy Ŵ", backward_variant(base=False)),
-            ("the gradient also passes through the adapter: dx has a term s (dy B) A", backward_variant(adapter=False)),
+            ("the gradient also passes through the quantized weight: dx has a term dy Ŵ",
+             backward_variant(base=False)),
+            ("the gradient also passes through the adapter: dx has a term s (dy B) A",
+             backward_variant(adapter=False)),
             ("the factor s is missing in dA", backward_variant(sa=False)),
             ("the factor s is missing in dB", backward_variant(sb=False)),
             ("the factor s is missing in the adapter's part of dx", backward_variant(sx=False)),
             ("s is missing in all three gradients", backward_variant(sa=False, sb=False, sx=False)),
             ("s is missing in dA and in dB", backward_variant(sa=False, sb=False)),
-            ("W is made of the levels that the codes stand for, levels[codes], not of the codes", backward_variant(decoded=False)),
+            ("W is made of the levels that the codes stand for, levels[codes], not of the codes",
+             backward_variant(decoded=False)),
             *(("return (dx, dA, dB), in this order", backward_variant(order=order)) for order in ((0, 2, 1), (1, 2, 0), (2, 1, 0))),
-            ("the levels must be multiplied by the scale of their group", backward_variant(scaled=False)),
-            ("a scale belongs to g neighbouring weights: use np.repeat, not np.tile", backward_variant(tiled=True))),
+            ("the levels must be multiplied by the scale of their group",
+             backward_variant(scaled=False)),
+            ("a scale belongs to g neighbouring weights: use np.repeat, not np.tile",
+             backward_variant(tiled=True))),
         hints=("In which two ways does x reach y? Which of the arrays get a gradient?",
-               "The decoded W is (d_out, d_in). dy is (n, d_out), dy B is (n, r). A group has g = codes.shape[1] // "
-               "scales.shape[1] weights.",
-               "W = levels[codes] * np.repeat(scales, g, axis=1). dA = s * (dy @ B).T @ x, dB = s * dy.T @ (x @ A.T), and "
-               "dx = dy @ W + s * (dy @ B) @ A.")),
+               "The decoded W is (d_out, d_in). dy is (n, d_out), dy B is (n, r). A group has g = "
+               "codes.shape[1] // scales.shape[1] weights.",
+               "W = levels[codes] * np.repeat(scales, g, axis=1). dA = s * (dy @ B).T @ x, dB = s "
+               "* dy.T @ (x @ A.T), and dx = dy @ W + s * (dy @ B) @ A.")),
     Exercise(
         name="nf4.loftq", title="LoftQ's alternating rounds", stars=2,
         reference=loftq,
         cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16)))), asymmetric2,
                            int(rng.integers(2, 4)), int(rng.integers(2, 5))),
         normalize=same_signs,
-        special=(("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
+        special=(
+            ("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
         mistakes=(
-            ("this is what one round gives: from the second on, quantize W − B A, which the low-rank part leaves, not W",
+            ("this is what one round gives: from the second on, quantize W − B A, which the "
+             "low-rank part leaves, not W",
              loftq_variant(target=lambda W, BA: W)),
-            ("Q must round W − B A, which the low-rank part leaves, not W + B A", loftq_variant(target=lambda W, BA: W + BA)),
+            ("Q must round W − B A, which the low-rank part leaves, not W + B A",
+             loftq_variant(target=lambda W, BA: W + BA)),
             *(("decompose W − Q, which quantization leaves, not W itself", loftq_variant(target=target, of=lambda W, Q, BA: W))
               for target in (lambda W, BA: W, lambda W, BA: W - BA)),
             ("this is the best of the rounds; return the last one", loftq_best),
@@ -293,14 +309,18 @@ EXERCISES = (
               for order in ((0, 2, 1), (1, 2, 0), (2, 1, 0))),
             ("this is one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
             ("this is one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
-        hints=("What should Q round, once there is a low-rank part? And what should the low-rank part make up for?",
+        hints=("What should Q round, once there is a low-rank part? And what should the "
+               "low-rank part make up for?",
                "B is (d_out, r), A is (r, d_in). U[:, :r] * np.sqrt(S[:r]) is (d_out, r).",
-               "Begin with BA = 0. In each of T rounds: Q = quant(W - BA); U, S, Vt = np.linalg.svd(W - Q, full_matrices=False); "
-               "root = np.sqrt(S[:r]); B = U[:, :r] * root; A = root[:, None] * Vt[:r]; BA = B @ A.")),
+               "Begin with BA = 0. In each of T rounds: Q = quant(W - BA); U, S, Vt = "
+               "np.linalg.svd(W - Q, full_matrices=False); root = np.sqrt(S[:r]); B = U[:, :r] * "
+               "root; A = root[:, None] * Vt[:r]; BA = B @ A.")),
     Exercise(
         name="nf4.bug", title="Find the bug: a LoftQ that starts too far away", stars=2,
         reference=scaled_loftq, cases=scaled_case, normalize=product,
-        special=(("α = r: nothing is scaled", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 2.0)),),
+        special=(
+            ("α = r: nothing is scaled",
+             lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 2.0)),),
         invariants=(
             ("Q + (α/r) B A is nearer to W than Q alone",
              lambda fn, rng: (lambda W, quant, r, alpha: (lambda Q, B, A: np.linalg.norm(W - Q - alpha / r * np.asarray(B) @ A)
@@ -310,17 +330,24 @@ EXERCISES = (
              scaled_variant(of_B=lambda s: 1, of_A=lambda s: 1)),
             ("you multiply by the scale; LoRA does that already, so divide by it",
              scaled_variant(of_B=lambda s: s**0.5, of_A=lambda s: s**0.5)),
-            ("each factor is divided by α/r, so their product is divided by its square: take the root",
+            ("each factor is divided by α/r, so their product is divided by "
+             "its square: take the root",
              scaled_variant(of_B=lambda s: 1 / s, of_A=lambda s: 1 / s)),
             ("LoRA's scale is α/r, not α", scaled_variant(scale=lambda alpha, r: alpha)),
             *(("Q is not scaled, only the product B A", scaled_variant(of_B=of, of_A=of, of_Q=True))
               for of in (lambda s: s**-0.5, lambda s: 1)),
-            ("the product must be divided by α/r, not by its root: divide one factor, or both by the root",
+            ("the product must be divided by α/r, not by its root: divide one "
+             "factor, or both by the root",
              scaled_variant(of_B=lambda s: s**-0.5, of_A=lambda s: 1))),
-        symptoms=(("this is another Q than quant(W): keep the one round, which begins with B A = 0", _other_rounds),),
-        hints=("What does the model compute with Q, B and A? Which product should be near to W − Q?",
-               "The shapes do not change: B (d_out, r), A (r, d_in). Their product must be smaller by the factor α/r.",
-               "Compute B and A as before. root = np.sqrt(alpha / r). Return Q, B / root and A / root.")),
+        symptoms=(
+            ("this is another Q than quant(W): keep the one round, which begins with B A = 0",
+             _other_rounds),),
+        hints=("What does the model compute with Q, B and A? Which product "
+               "should be near to W − Q?",
+               "The shapes do not change: B (d_out, r), A (r, d_in). Their product must be "
+               "smaller by the factor α/r.",
+               "Compute B and A as before. root = np.sqrt(alpha / r). Return "
+               "Q, B / root and A / root.")),
     Exercise(
         name="nf4.lloyd", title="Levels that fit the weights", stars=2,
         reference=lloyd, cases=lloyd_case,
@@ -328,18 +355,24 @@ EXERCISES = (
             ("four numbers and three levels, one of which no number is near to",
              lambda rng: (np.array([0.1, 0.3, 0.9, 0.7]), np.array([-1.0, 0.0, 1.0]))),),
         mistakes=(
-            ("a level that no number is nearest to stays as it is", lloyd_variant(empty=lambda c: 0.0)),
+            ("a level that no number is nearest to stays as it is",
+             lloyd_variant(empty=lambda c: 0.0)),
             ("take the mean of the numbers of a level, not their median", lloyd_variant(np.median)),
             ("take the mean of the numbers of a level, not the middle of their range",
              lloyd_variant(lambda v: (v.min() + v.max()) / 2)),
             ("divide the sum by the number of weights of the level", lloyd_variant(np.sum)),
             ("a number belongs to the nearest level, not to the next one below",
              lloyd_variant(code=lambda x, c: np.maximum(np.searchsorted(c, x, "right") - 1, 0))),
-            ("all numbers get their codes first, from the old levels; then the levels move", lloyd_one_by_one)),
-        symptoms=(("the mean of no numbers is NaN: a level that no number is nearest to stays as it is",
-                   lambda got, expected, arguments: np.isnan(got).any()),),
+            ("all numbers get their codes first, from the old levels; then the levels move",
+             lloyd_one_by_one)),
+        symptoms=(
+            ("the mean of no numbers is NaN: a level that no number is nearest to stays as it is",
+             lambda got, expected, arguments: np.isnan(got).any()),),
         tolerance=1e-9,
-        hints=("Which numbers belong to level i? Which single number is nearest to all of them, in squares?",
-               "The codes are (N,). The result is (L,), like levels. The mean of an empty array is NaN.",
-               "q = np.abs(x[:, None] - levels).argmin(1). Entry i is x[q == i].mean(), or levels[i] if no q is i.")),
+        hints=("Which numbers belong to level i? Which single number is nearest to "
+               "all of them, in squares?",
+               "The codes are (N,). The result is (L,), like levels. The mean "
+               "of an empty array is NaN.",
+               "q = np.abs(x[:, None] - levels).argmin(1). Entry i is x[q == i].mean(), "
+               "or levels[i] if no q is i.")),
 )

@@ -1,4 +1,6 @@
 """Lesson 06: trained keys and values before those of every layer."""
+from functools import partial
+
 import numpy as np
 
 from ...engine import functional as F
@@ -133,20 +135,25 @@ EXERCISES = (
     Exercise(
         name="prefix.attention", title="Attention with a prefix", stars=2,
         reference=attention, cases=_head, gradient=("q", "k", "v", "P_K", "P_V"),
-        special=(("one token, which sees everything", lambda rng: _head(rng, T=1)),),
+        special=(
+            ("one token, which sees everything", partial(_head, T=1)),),
         avoids=("attention",),
         mistakes=(
-            ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the prefix; the diagonal is P + 1",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 1)),
+            ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the "
+             "prefix; the diagonal is P + 1",
+             partial(_masked, offset=1)),
             ("each token sees one future token: the diagonal of the mask is P + 1, not P + 2",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 2)),
             ("tokens do not see themselves: the diagonal of the mask is P + 1, not P",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0])),
-            ("the mask begins at column 2, whatever P is, so tokens cannot see all of the prefix; the diagonal is P + 1",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 2)),
-            ("the diagonal of the mask is P + 1, not P − 1: tokens see neither themselves nor the one before",
+            ("the mask begins at column 2, whatever P is, so tokens cannot see all of the "
+             "prefix; the diagonal is P + 1",
+             partial(_masked, offset=2)),
+            ("the diagonal of the mask is P + 1, not P − 1: tokens see neither "
+             "themselves nor the one before",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] - 1)),
-            ("the diagonal of the mask is P + 1, not T: the mask begins P columns later than without a prefix",
+            ("the diagonal of the mask is P + 1, not T: the mask begins P columns "
+             "later than without a prefix",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, q.shape[0])),
             *(("keys and values are exchanged: P_K stands before k, and P_V before v",
                lambda q, k, v, P_K, P_V, of=of: _masked(q, *of(k, v, P_K, P_V), P_K.shape[0] + 1))
@@ -154,14 +161,19 @@ EXERCISES = (
                          lambda k, v, P_K, P_V: (v, k, P_V, P_K))),
             ("the prefix's keys stand where its values belong: P_V stands before v",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_K, P_K.shape[0] + 1)),
-            ("the softmax is over the wrong axis: each token's probabilities over all columns have the sum 1", _by_columns),
-            ("the mask comes before the softmax, so that the sum of what is left is 1", _masked_late),
-            ("a score of 0 is no small score, since exp(0) = 1: where a token may not look, add −∞", _masked_by_zeros),
-            ("the prefix is hidden from all tokens: they may see all of it", lambda q, k, v, P_K, P_V: F.attention(q, k, v)),
+            ("the softmax is over the wrong axis: each token's probabilities over "
+             "all columns have the sum 1",
+             _by_columns),
+            ("the mask comes before the softmax, so that the sum of what is left is 1",
+             _masked_late),
+            ("a score of 0 is no small score, since exp(0) = 1: where a token may not look, add −∞",
+             _masked_by_zeros),
+            ("the prefix is hidden from all tokens: they may see all of it",
+             lambda q, k, v, P_K, P_V: F.attention(q, k, v)),
             ("the scores are divided by √d_head, not by d_head",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, 1 / q.shape[1])),
             ("there is no causal mask: token t may not look at later tokens",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 0, mask=False)),
+             partial(_masked, offset=0, mask=False)),
             ("the scores are not divided by √d_head",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, 1.0)),
             ("the scores are divided by √d_head, not by √T",
@@ -171,22 +183,26 @@ EXERCISES = (
             ("prefix and text are normalised separately and added; one softmax must cover both",
              lambda q, k, v, P_K, P_V: F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False))),
         symptoms=(
-            ("a token that may look nowhere gives NaN: the mask has a row of −∞ alone; token t sees the columns 0 … P + t",
+            ("a token that may look nowhere gives NaN: the mask has a row of −∞ alone; token t "
+             "sees the columns 0 … P + t",
              lambda got, expected, args: np.isnan(got).any()),
             ("a prefix has no queries: there are T outputs, one for each token",
              lambda got, expected, args: len(got) == len(args[0].data) + len(args[3].data))),
         errors=(
-            ("tensors do not mix", "the mask became a Tensor of another float type: leave it a plain NumPy array, and add it to the "
-             "scores"),),
+            ("tensors do not mix",
+             "the mask became a Tensor of another float type: leave it a plain NumPy array, "
+             "and add it to the scores"),),
         hints=("Which columns may token t see: how many of the prefix, and how many of the text?",
-               "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t sees the columns 0 … P + t.",
-               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + T), -np.inf, "
-               "np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
+               "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t "
+               "sees the columns 0 … P + t.",
+               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + "
+               "T), -np.inf, np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
     Exercise(
         name="prefix.share", title="The prefix's share of attention", stars=2,
         reference=share, cases=_scores,
         special=(
-            ("all keys are equal: λ is P/(P + T)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
+            ("all keys are equal: λ is P/(P + T)",
+             lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
             ("scores in the thousands, the text's larger, where exp overflows",
              lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2])),
             ("scores in the thousands, the prefix's larger",
@@ -198,7 +214,8 @@ EXERCISES = (
         mistakes=(
             ("these are the odds of prefix against text; divide by the sum of both",
              _of_weights(lambda p, P: p[:P].sum() / p[P:].sum())),
-            ("prefix and text had a maximum each subtracted; subtract the same one, the largest of all, or λ changes",
+            ("prefix and text had a maximum each subtracted; subtract the same one, the "
+             "largest of all, or λ changes",
              lambda q, k, P_K: (lambda p, s: np.exp(p - p.max()).sum() / (np.exp(p - p.max()).sum() + np.exp(s - s.max()).sum()))(
                  P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q)))),
             ("this is the share of the text, 1 − λ", _of_weights(lambda p, P: p[P:].sum())),
@@ -208,37 +225,48 @@ EXERCISES = (
              _of_weights(lambda p, P: p[:P].mean() / (p[:P].mean() + p[P:].mean()))),
             ("add up the probabilities of all keys of the prefix, not the largest one alone",
              _of_weights(lambda p, P: p[:P].max())),
-            ("the prefix comes first: add up the first P probabilities, not the last", _of_weights(lambda p, P: p[-P:].sum())),
+            ("the prefix comes first: add up the first P probabilities, not the last",
+             _of_weights(lambda p, P: p[-P:].sum())),
             ("this is the prefix's share of the keys; keys with a larger score get more attention",
              lambda q, k, P_K: len(P_K) / (len(P_K) + len(k))),
-            ("the numerator is a sum over the prefix, not a mean", _of_weights(lambda p, P: p[:P].mean())),
+            ("the numerator is a sum over the prefix, not a mean",
+             _of_weights(lambda p, P: p[:P].mean())),
             ("the sums are of scores, not of their exponentials",
              lambda q, k, P_K: (P_K @ q).sum() / ((P_K @ q).sum() + (k @ q).sum()))),
         symptoms=(
-            ("exp overflows, or all exponentials become 0: subtract the largest score, of prefix and text together; λ stays the "
-             "same", lambda got, expected, arguments: not np.isfinite(got)),
+            ("exp overflows, or all exponentials become 0: subtract the largest score, of prefix "
+             "and text together; λ stays the same",
+             lambda got, expected, arguments: not np.isfinite(got)),
             ("λ is one number: the sum over the prefix is missing",
              lambda got, expected, arguments: np.shape(got) == (len(arguments[2]),))),
-        hints=("Does λ change if one number is subtracted from all scores? Must it be the same number for prefix and text?",
+        hints=("Does λ change if one number is subtracted from all scores? Must it be the same "
+               "number for prefix and text?",
                "P_K @ q is (P,), k @ q is (T,). Both are divided by √d_head. λ is one number.",
-               "s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q)); e = np.exp(s - s.max()); λ is the sum of the first P "
-               "entries of e over the sum of all.")),
+               "s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q)); e = np.exp(s - s.max()); λ is "
+               "the sum of the first P entries of e over the sum of all.")),
     Exercise(
         name="prefix.count", title="Parameters trained and parameters stored", stars=1,
         reference=count,
         cases=lambda rng: tuple(int(n) for n in (rng.integers(2, 30), rng.integers(2, 12), 8 * rng.integers(2, 20), rng.integers(9, 300))),
         mistakes=(
             ("the bias of the first layer, m numbers, is missing", _less(lambda P, L, d, m: m)),
-            ("the bias of the second layer, 2 L d numbers, is missing", _less(lambda P, L, d, m: 2 * L * d)),
-            ("the first layer, (m, d) with m biases, is missing", _less(lambda P, L, d, m: d * m + m)),
-            ("the second layer, (2 L d, m) with 2 L d biases, is missing", _less(lambda P, L, d, m: 2 * L * d * (m + 1))),
-            ("P′ is (P, d), not (P, m): the hidden layer is in the network", _less(lambda P, L, d, m: P * d - P * m)),
+            ("the bias of the second layer, 2 L d numbers, is missing",
+             _less(lambda P, L, d, m: 2 * L * d)),
+            ("the first layer, (m, d) with m biases, is missing",
+             _less(lambda P, L, d, m: d * m + m)),
+            ("the second layer, (2 L d, m) with 2 L d biases, is missing",
+             _less(lambda P, L, d, m: 2 * L * d * (m + 1))),
+            ("P′ is (P, d), not (P, m): the hidden layer is in the network",
+             _less(lambda P, L, d, m: P * d - P * m)),
             ("the network's second layer makes 2 L d numbers, a key and a value in every layer",
              _less(lambda P, L, d, m: L * d * (m + 1))),
-            ("one network serves all virtual tokens: it is counted once", _less(lambda P, L, d, m: (1 - P) * (d * m + m + 2 * L * d * (m + 1)))),
-            ("P′, (P, d), and the network are trained, and not the table that comes out of the network",
+            ("one network serves all virtual tokens: it is counted once",
+             _less(lambda P, L, d, m: (1 - P) * (d * m + m + 2 * L * d * (m + 1)))),
+            ("P′, (P, d), and the network are trained, and not the table that "
+             "comes out of the network",
              _less(lambda P, L, d, m: P * d - 2 * P * L * d)),
-            ("what is stored is the table alone, without P′", lambda P, L, d, m: (count(P, L, d, m)[0], 2 * P * L * d + P * d)),
+            ("what is stored is the table alone, without P′",
+             lambda P, L, d, m: (count(P, L, d, m)[0], 2 * P * L * d + P * d)),
             ("what is stored has a key and a value in every layer: 2 L d numbers a token",
              lambda P, L, d, m: (count(P, L, d, m)[0], P * L * d)),
             ("the biases of the two layers are missing",
@@ -247,34 +275,46 @@ EXERCISES = (
              lambda P, L, d, m: (P * d + (d * m + m) + (L * d * m + L * d), P * L * d)),
             ("the counts of trained and stored numbers are the wrong way round",
              lambda P, L, d, m: count(P, L, d, m)[::-1]),
-            ("P′ is missing: it is trained too", lambda P, L, d, m: (count(P, L, d, m)[0] - P * d, 2 * P * L * d)),
+            ("P′ is missing: it is trained too",
+             lambda P, L, d, m: (count(P, L, d, m)[0] - P * d, 2 * P * L * d)),
             ("the network is dropped after training: only the table is stored",
              lambda P, L, d, m: (count(P, L, d, m)[0],) * 2),
             ("the network computes the table, so the table itself is not trained",
              lambda P, L, d, m: (count(P, L, d, m)[0] + 2 * P * L * d, 2 * P * L * d))),
         tolerance=0,
         hints=("Which part of the network is still needed after training?",
-               "P′ is (P, d). The two layers are (m, d) and (2 L d, m), with m and 2 L d biases. The table is (P, 2 L d).",
+               "P′ is (P, d). The two layers are (m, d) and (2 L d, m), with m and 2 L d biases. "
+               "The table is (P, 2 L d).",
                "Trained: P d, d m + m, and 2 L d m + 2 L d. Stored: the table alone.")),
     Exercise(
         name="prefix.cut", title="From the table to keys and values", stars=2,
         reference=cut, cases=_table,
         mistakes=(
-            ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all keys first, then all values",
+            ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all "
+             "keys first, then all values",
              _halves),
-            ("within a layer the keys of all heads come first, then all values; you read keys and values head by head",
+            ("within a layer the keys of all heads come first, then all values; you read "
+             "keys and values head by head",
              _in_memory("PLHKd")),
-            ("the layer changes slowest: all heads of layer 0 come first; you read all layers of head 0 first", _in_memory("PHLKd")),
-            ("keys and values lie in blocks of d numbers, not number by number in turn", _in_memory("PLHdK")),
-            ("the layers are in the wrong order: the list begins with layer 0", lambda t, L, H: cut(t, L, H)[::-1]),
-            ("the values are the keys once more: they lie behind them", lambda t, L, H: [(k, k) for k, v in cut(t, L, H)]),
-            ("keys and values are the wrong way round", lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
-            ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, H, d_head), then transpose",
+            ("the layer changes slowest: all heads of layer 0 come first; you read "
+             "all layers of head 0 first",
+             _in_memory("PHLKd")),
+            ("keys and values lie in blocks of d numbers, not number by number in turn",
+             _in_memory("PLHdK")),
+            ("the layers are in the wrong order: the list begins with layer 0",
+             lambda t, L, H: cut(t, L, H)[::-1]),
+            ("the values are the keys once more: they lie behind them",
+             lambda t, L, H: [(k, k) for k, v in cut(t, L, H)]),
+            ("keys and values are the wrong way round",
+             lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
+            ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, "
+             "H, d_head), then transpose",
              lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(t.reshape(2 * L, H, len(t), -1))),
             ("a head's columns lie together: split a part into (H, d_head), not (d_head, H)",
              lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
                  t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2))),
-            ("reshape does not move axes: a part (P, H · d_head) becomes (P, H, d_head) by reshape, and then needs a transpose",
+            ("reshape does not move axes: a part (P, H · d_head) becomes (P, H, d_head) by "
+             "reshape, and then needs a transpose",
              lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
                  [a.reshape(H, len(t), -1) for a in np.split(t, 2 * L, axis=1)]))),
         symptoms=(
@@ -283,25 +323,33 @@ EXERCISES = (
              and sorted(np.shape(got)) == sorted(np.shape(expected))),
             ("the heads are not apart yet: split the columns of each K and V into (H, d_head)",
              lambda got, expected, arguments: np.ndim(got) == 2 and np.size(got) == np.size(expected)),
-            ("keys and values are NumPy arrays here, not Tensors", lambda got, expected, arguments: isinstance(got[0][0], Tensor)),
+            ("keys and values are NumPy arrays here, not Tensors",
+             lambda got, expected, arguments: isinstance(got[0][0], Tensor)),
             ("return a list with one pair (K, V) for each layer",
              lambda got, expected, arguments: isinstance(got, (tuple, list)) and len(got) != len(expected))),
-        hints=("In which order do the numbers of a row lie? Which index changes slowest, and which fastest?",
-               "A row is (L, 2, H, d_head), so the table is (P, L, 2, H, d_head). K and V of a layer are (H, P, d_head).",
-               "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, 0] is the K of layer l, and "
-               "parts[l, 1] its V.")),
+        hints=("In which order do the numbers of a row lie? Which index changes "
+               "slowest, and which fastest?",
+               "A row is (L, 2, H, d_head), so the table is (P, L, 2, H, d_head). K and V of a "
+               "layer are (H, P, d_head).",
+               "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, 0] "
+               "is the K of layer l, and parts[l, 1] its V.")),
     Exercise(
         name="prefix.bug", title="Find the bug: a prefix that does harm", stars=1,
         reference=bug, cases=lambda rng: tuple(int(n) for n in rng.integers((3, 2), (8, 6))),
-        special=(("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
+        special=(
+            ("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
         mistakes=(
-            ("the positions are right, but tokens still do not see all of the prefix: token t sees the columns 0 … P + t",
+            ("the positions are right, but tokens still do not see all of the prefix: token t "
+             "sees the columns 0 … P + t",
              _placed(diagonal=lambda P: 0)),
-            ("the mask is right; the positions still begin at 0, but P virtual tokens stand before the text",
+            ("the mask is right; the positions still begin at 0, but P virtual "
+             "tokens stand before the text",
              _placed(first=lambda P: 0)),
-            ("tokens do not see themselves: token t is column P + t, so the diagonal is P, not P − 1",
+            ("tokens do not see themselves: token t is column P + t, so the "
+             "diagonal is P, not P − 1",
              _placed(diagonal=lambda P: P - 1)),
-            ("each token sees one future token: the diagonal is P, not P + 1", _placed(diagonal=lambda P: P + 1)),
+            ("each token sees one future token: the diagonal is P, not P + 1",
+             _placed(diagonal=lambda P: P + 1)),
             ("the prefix is hidden from all tokens: they may see all of it", _placed(hidden=True)),
             ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 1)),
             ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 2)),
@@ -309,12 +357,15 @@ EXERCISES = (
              lambda T, P: (np.concatenate([np.tri(T, dtype=bool), np.ones((T, P), bool)], axis=1), bug(T, P)[1])),
             ("tokens see the prefix alone: token t also sees the tokens 0 … t",
              lambda T, P: (np.arange(P + T) < np.full((T, 1), P), bug(T, P)[1])),
-            ("np.triu keeps what is right of the diagonal, which is the future: np.tril keeps the past",
+            ("np.triu keeps what is right of the diagonal, which is the "
+             "future: np.tril keeps the past",
              lambda T, P: (np.triu(np.ones((T, P + T), bool), P), bug(T, P)[1])),
-            ("the first token stands behind P virtual tokens, at P: their positions are 0 … P − 1", _placed(first=lambda P: P - 1)),
+            ("the first token stands behind P virtual tokens, at P: their positions are 0 … P − 1",
+             _placed(first=lambda P: P - 1)),
             ("these are the places that tokens may not see; True means that a token may look",
              lambda T, P: (~bug(T, P)[0], bug(T, P)[1])),
-            ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1", _placed(first=lambda P: P + 1)),
+            ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1",
+             _placed(first=lambda P: P + 1)),
             ("this is the colleague's function as it was: neither result is mended",
              _placed(diagonal=lambda P: 0, first=lambda P: 0))),
         symptoms=(
@@ -326,13 +377,15 @@ EXERCISES = (
              lambda got, expected, args: np.shape(got) == (sum(args), sum(args)) and args[1] > 0),
             ("`seen` holds True where a token may look and False elsewhere: dtype bool",
              lambda got, expected, args: np.shape(got) == np.shape(expected) and np.ndim(got) == 2 and np.asarray(got).dtype != bool),
-            ("`seen` comes first, then `positions`", lambda got, expected, args: np.ndim(got) == 1 and np.ndim(expected) == 2)),
+            ("`seen` comes first, then `positions`",
+             lambda got, expected, args: np.ndim(got) == 1 and np.ndim(expected) == 2)),
         tolerance=0,
-        hints=("For T = 3 and P = 2: which of the five columns may the first token see? At which position does it stand?",
-               "`seen` is (T, P + T): P columns for the prefix, then T for the text. `positions` is (T,) and begins behind the "
-               "prefix.",
-               "np.tril(a, k) keeps what lies up to k places right of the diagonal: use k = P. The positions are np.arange(P, P + "
-               "T).")),
+        hints=("For T = 3 and P = 2: which of the five columns may the first token see? At "
+               "which position does it stand?",
+               "`seen` is (T, P + T): P columns for the prefix, then T for the text. `positions` "
+               "is (T,) and begins behind the prefix.",
+               "np.tril(a, k) keeps what lies up to k places right of the diagonal: use k = P. "
+               "The positions are np.arange(P, P + T).")),
     Exercise(
         name="prefix.copies", title="Copies of a prefix", stars=2,
         reference=copies, cases=lambda rng: (rng.uniform(0.05, 0.95, int(rng.integers(3, 6))), int(rng.integers(2, 9))),
@@ -341,21 +394,29 @@ EXERCISES = (
             ("a share of 0 stays 0", lambda rng: (np.array([0.0, 0.5]), 3)),
             ("λ = 1/2, three copies: 3/4", lambda rng: (np.array([0.5, 0.5]), 3))),
         mistakes=(
-            ("n λ can be more than 1: the text's share shrinks as the prefix's grows", lambda lam, n: n * lam),
-            ("cutting n λ off at 1 makes no share of it: a softmax never gives exactly 1", lambda lam, n: np.minimum(1, n * lam)),
-            ("copies are no independent chances: add their exponentials", lambda lam, n: 1 - (1 - lam) ** n),
-            ("these are the odds of n copies against the text; turn them into a share", lambda lam, n: n * lam / (1 - lam)),
+            ("n λ can be more than 1: the text's share shrinks as the prefix's grows",
+             lambda lam, n: n * lam),
+            ("cutting n λ off at 1 makes no share of it: a softmax never gives exactly 1",
+             lambda lam, n: np.minimum(1, n * lam)),
+            ("copies are no independent chances: add their exponentials",
+             lambda lam, n: 1 - (1 - lam) ** n),
+            ("these are the odds of n copies against the text; turn them into a share",
+             lambda lam, n: n * lam / (1 - lam)),
             ("the text's part is 1 − λ, not 1", lambda lam, n: n * lam / (1 + n * lam)),
             ("this is the share of one of the n copies; all of them together have n times as much",
              lambda lam, n: lam / (1 + (n - 1) * lam)),
             ("n copies have a larger share than one, not a smaller", lambda lam, n: lam / n),
-            ("the text's share is not 1/n of what it was: prefix and text have the sum 1 again", lambda lam, n: 1 - (1 - lam) / n),
-            ("n copies are n in all, not n beside the first one", lambda lam, n: copies(lam, n + 1)),
+            ("the text's share is not 1/n of what it was: prefix and text have the sum 1 again",
+             lambda lam, n: 1 - (1 - lam) / n),
+            ("n copies are n in all, not n beside the first one",
+             lambda lam, n: copies(lam, n + 1)),
             ("this is the share of the text", lambda lam, n: (1 - lam) / (1 + (n - 1) * lam)),
-            ("the exponentials add up; their exponents, the scores, do not", lambda lam, n: lam ** n / (lam ** n + (1 - lam) ** n))),
+            ("the exponentials add up; their exponents, the scores, do not",
+             lambda lam, n: lam ** n / (lam ** n + (1 - lam) ** n))),
         tolerance=1e-9,
-        hints=("Let prefix and text have the sums of exponentials p and t. What is λ, and what is it if p is n times as large?",
+        hints=("Let prefix and text have the sums of exponentials p and t. What is λ, and what is "
+               "it if p is n times as large?",
                "lam is an array, n a number. The result has the shape of lam.",
-               "Prefix against text is λ : (1 − λ), and with n copies n λ : (1 − λ). The share is the first part over the sum of "
-               "both.")),
+               "Prefix against text is λ : (1 − λ), and with n copies n λ : (1 − λ). The share is "
+               "the first part over the sum of both.")),
 )

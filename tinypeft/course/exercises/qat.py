@@ -207,7 +207,8 @@ EXERCISES = (
              lambda rng: (np.array([-1.0, 0.5, 0.25]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0])))),
         mistakes=(
             *shared(ste_variant),
-            ("outside the range the gradient is 0", ste_variant(inside=lambda u, low, high: np.ones(u.shape, bool))),
+            ("outside the range the gradient is 0",
+             ste_variant(inside=lambda u, low, high: np.ones(u.shape, bool))),
             ("you gave the clipped numbers a gradient; only the others have one",
              ste_variant(inside=lambda u, low, high: (u <= low) | (u >= high))),
             *((f"∂x̂/∂x is 1, not {name}: the step multiplies and divides", ste_variant(factor=factor))
@@ -215,9 +216,11 @@ EXERCISES = (
             ("this is ∂x̂/∂x; multiply it by dy", ste_variant(keep=False)),
             ("this is x̂ itself; return dx, the gradient",
              lambda x, s, z, low, high, dy: s * (np.clip(staircase(x, s, z), low, high) - z)),
-            ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
+            ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a "
+             "step further on each side",
              ste_variant(u=staircase, inside=lambda u, low, high: (low <= u) & (u <= high))),
-            ("compare u with the limits, not the rounded u: numbers whose code is the lowest or the highest may still lie inside",
+            ("compare u with the limits, not the rounded u: numbers whose code is the lowest or "
+             "the highest may still lie inside",
              ste_variant(u=staircase))),
         hints=("Where does x̂ follow x, and where does it stand still?",
                "u = x/s + z has the shape of x, and so has the mask.",
@@ -231,56 +234,73 @@ EXERCISES = (
             ("numbers exactly at both ends of the range",
              lambda rng: (np.array([[3.0, -4.0, 0.6]]), np.array([1.0]), 3, np.array([[1.0, 2.0, 1.0]])))),
         mistakes=(
-            ("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
-            ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
+            ("inside, the slope is round(u) − u, not u − round(u)",
+             lsq_variant(inner=lambda k, u: u - k)),
+            ("inside, the slope is round(u) − u: s also divides, in u",
+             lsq_variant(inner=lambda k, u: k)),
             *((sentence, lsq_variant(inside=inside)) for sentence, several in INSIDE for inside in several),
             ("the factor g = 1/√(n Q_P) is missing in ds", lsq_variant(g=lambda x, Q_P: 1)),
-            ("this is the mean over the row; ds is the sum times g = 1/√(n Q_P)", lsq_variant(g=lambda x, Q_P: 1 / x.shape[1])),
-            ("g is 1/√(n Q_P); take the root", lsq_variant(g=lambda x, Q_P: 1 / (x.shape[1] * Q_P))),
+            ("this is the mean over the row; ds is the sum times g = 1/√(n Q_P)",
+             lsq_variant(g=lambda x, Q_P: 1 / x.shape[1])),
+            ("g is 1/√(n Q_P); take the root",
+             lsq_variant(g=lambda x, Q_P: 1 / (x.shape[1] * Q_P))),
             ("n counts the numbers that share one step, those of a row; yours counts the rows",
              lsq_variant(g=lambda x, Q_P: 1 / math.sqrt(len(x) * Q_P))),
-            ("n counts the numbers that share one step, those of a row; yours counts all numbers of x",
+            ("n counts the numbers that share one step, those of a row; "
+             "yours counts all numbers of x",
              lsq_variant(g=lambda x, Q_P: 1 / math.sqrt(x.size * Q_P))),
             ("g belongs to ds alone; dx does not have it", lsq_variant(both=True)),
             ("x̂ is s times the code; yours is the code", lsq_variant(scaled=False)),
-            ("a clipped number's slope is its code alone: u does not come in, because clip is flat there",
+            ("a clipped number's slope is its code alone: u does not come in, "
+             "because clip is flat there",
              lsq_variant(clipped=lambda k, u: k - u)),
             ("x has no gradient where it is clipped", lsq_variant(masked=False)),
             ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(clipped=lambda k, u: 0)),
             ("Q_N is 2^(b−1), one more than Q_P", lsq_variant(symmetric=True)),
             ("multiply the slopes by dy before you sum them", lsq_variant(summed=False)),
-            ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
+            ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a "
+             "step further on each side",
              lsq_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high))),
-            ("compare u with the limits, not the rounded u: numbers whose code is the lowest or the highest may still lie inside",
+            ("compare u with the limits, not the rounded u: numbers whose code is the lowest or "
+             "the highest may still lie inside",
              lsq_variant(inside=lambda u, low, high: strictly(np.rint(u), low, high)))),
-        hints=("What is ∂x̂/∂s inside, where s also divides x? And what is it for a clipped number, whose code does not "
-               "change?",
+        hints=("What is ∂x̂/∂s inside, where s also divides x? And what is it for a clipped "
+               "number, whose code does not change?",
                "s[:, None] is (m, 1), u = x/s is (m, n). ds is (m,): a sum over each row.",
-               "k = np.clip(np.rint(u), -Q_N, Q_P). The slope is k - u inside and k elsewhere. ds = g * (dy * slope).sum(1) with "
-               "g = 1 / math.sqrt(x.shape[1] * Q_P). dx is dy inside and 0 elsewhere.")),
+               "k = np.clip(np.rint(u), -Q_N, Q_P). The slope is k - u inside and k elsewhere. "
+               "ds = g * (dy * slope).sum(1) with g = 1 / math.sqrt(x.shape[1] * Q_P). dx is "
+               "dy inside and 0 elsewhere.")),
     Exercise(
         name="qat.peqa", title="The gradient of PEQA's scales", stars=2,
         reference=peqa, cases=peqa_case,
         special=(
-            ("all codes are at the zero point: scales do not matter", lambda rng: (
-                rng.normal(0, 1, (3, 4)), rng.normal(0, 1, (3, 2)), np.full((2, 4), 3), np.full((2, 2), 3), 2)),),
+            ("all codes are at the zero point: scales do not matter",
+             lambda rng: (
+rng.normal(0, 1, (3, 4)), rng.normal(0, 1, (3, 2)), np.full((2, 4), 3), np.full((2, 2), 3), 2)),),
         mistakes=(
             ("the zero points are missing: the scale multiplies q − z", peqa_variant(zero=0)),
             ("the scale multiplies q − z, not q + z", peqa_variant(zero=1)),
-            ("this is one number for each weight; the g weights of a group share one scale: take their sum",
+            ("this is one number for each weight; the g weights of a group share "
+             "one scale: take their sum",
              peqa_variant(gather=lambda G: G.reshape(len(G), -1))),
             ("this is one number for each row; each group of g weights has a scale of its own",
              peqa_variant(gather=lambda G: G.sum((1, 2)))),
-            ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile", peqa_variant(tile=True)),
-            ("the gradient has the other sign: the scale multiplies q − z, not z − q", lambda *a: -peqa(*a)),
+            ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile",
+             peqa_variant(tile=True)),
+            ("the gradient has the other sign: the scale multiplies q − z, not z − q",
+             lambda *a: -peqa(*a)),
             ("take the sum over the group, not the mean", peqa_variant(gather=lambda G: G.mean(2))),
-            ("a group is g neighbouring weights of a row: the last axis of the reshaped array is g, and the sum is over it",
+            ("a group is g neighbouring weights of a row: the last axis of the reshaped array is "
+             "g, and the sum is over it",
              peqa_variant(gather=lambda G: G.reshape(len(G), G.shape[2], -1).sum(1))),
-            ("this is a mean over the tokens; dyᵀ x sums over them", lambda x, *others: peqa(x, *others) / len(x))),
-        hints=("Ŵ = s (q − z). What is its derivative with respect to s, and which weights share one s?",
-               "G = dyᵀ x is (d_out, d_in). z, repeated g times along each row, is (d_out, d_in), too. The result is "
-               "(d_out, d_in/g).",
-               "Multiply G by q - np.repeat(z, g, axis=1), reshape to (d_out, -1, g), and sum over the last axis.")),
+            ("this is a mean over the tokens; dyᵀ x sums over them",
+             lambda x, *others: peqa(x, *others) / len(x))),
+        hints=("Ŵ = s (q − z). What is its derivative with respect to s, and "
+               "which weights share one s?",
+               "G = dyᵀ x is (d_out, d_in). z, repeated g times along each row, is (d_out, d_in), "
+               "too. The result is (d_out, d_in/g).",
+               "Multiply G by q - np.repeat(z, g, axis=1), reshape to (d_out, -1, g), "
+               "and sum over the last axis.")),
     Exercise(
         name="qat.distillation", title="Distillation from logits", stars=2,
         reference=distillation,
@@ -289,36 +309,45 @@ EXERCISES = (
         special=(
             ("a student that finds both tokens equally likely",
              lambda rng: (np.array([[2.0, 0.0]]), np.array([[3.0, 3.0]]))),
-            ("large logits", lambda rng: (np.array([[800.0, 798.0, 799.0]]), np.array([[801.0, 798.0, 799.0]]))),
+            ("large logits",
+             lambda rng: (np.array([[800.0, 798.0, 799.0]]), np.array([[801.0, 798.0, 799.0]]))),
             ("one row of small logits, one of large ones",
              lambda rng: (np.array([[0.0, 1.0], [1000.0, 1001.0]]), np.array([[1.0, 0.0], [1001.0, 1001.5]]))),
-            ("a token that is all but impossible", lambda rng: (np.array([[0.0, -800.0]]), np.array([[0.0, -801.0]])))),
+            ("a token that is all but impossible",
+             lambda rng: (np.array([[0.0, -800.0]]), np.array([[0.0, -801.0]])))),
         mistakes=(
-            ("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
+            ("this is the other divergence, KL(student ‖ teacher)",
+             distillation_variant(reverse=True)),
             ("take the mean over the n rows in the loss as well, not only in the gradient",
              lambda p, q: (lambda loss, gradient: (loss * len(p), gradient))(*distillation(p, q))),
             ("take the mean over the n rows in the gradient as well, not only in the loss",
              lambda p, q: (lambda loss, gradient: (loss, gradient * len(p)))(*distillation(p, q))),
-            ("take the mean over the n rows, in the loss and in the gradient", distillation_variant(mean=False)),
-            ("the gradient has the wrong sign: where the student gives too much, its logit must fall",
+            ("take the mean over the n rows, in the loss and in the gradient",
+             distillation_variant(mean=False)),
+            ("the gradient has the wrong sign: where the student gives too "
+             "much, its logit must fall",
              distillation_variant(gradient=lambda p, q: p - q)),
             ("this is the cross-entropy: the teacher's entropy, Σ p log p, is missing",
              distillation_variant(entropy=False)),
-            ("this is the gradient with respect to the student's probabilities; the softmax turns it into one of the logits",
+            ("this is the gradient with respect to the student's probabilities; the softmax turns "
+             "it into one of the logits",
              distillation_variant(gradient=lambda p, q: -p / q)),
             *(("the loss is a sum over the V tokens and a mean over the n rows; yours is a mean over all n V numbers",
                lambda p, q, k=k: (lambda loss, gradient: (loss / p.shape[1], gradient / p.shape[1]**k))(*distillation(p, q)))
               for k in (0, 1))),
         symptoms=(
-            ("each row needs its own maximum, a.max(1, keepdims=True); the largest number of all rows makes the others vanish",
+            ("each row needs its own maximum, a.max(1, keepdims=True); the largest number of all "
+             "rows makes the others vanish",
              lambda got, expected, arguments: not np.all(np.isfinite(got)) and np.ptp(arguments[0].max(1)) > 500),
-            ("p becomes 0 here, and its logarithm −∞: do not take the logarithm of p; log p is a − max − log Σ exp(a − max)",
+            ("p becomes 0 here, and its logarithm −∞: do not take the logarithm of p; log p is a "
+             "− max − log Σ exp(a − max)",
              lambda got, expected, arguments: not np.all(np.isfinite(got)) and arguments[0].max() == 0)),
-        hints=("Which distribution stands in front of the logarithm, the teacher's or the student's? What is the gradient "
-               "of a cross-entropy?",
+        hints=("Which distribution stands in front of the logarithm, the teacher's or the "
+               "student's? What is the gradient of a cross-entropy?",
                "log p and log q are (n, V). The loss is one number, its gradient (n, V).",
-               "With m = a.max(1, keepdims=True) the log softmax is a - m - np.log(np.exp(a - m).sum(1, keepdims=True)). The "
-               "loss is np.sum(p * (log_p - log_q)) / n. The gradient is (q - p) / n.")),
+               "With m = a.max(1, keepdims=True) the log softmax is a - m - np.log(np.exp(a - "
+               "m).sum(1, keepdims=True)). The loss is np.sum(p * (log_p - log_q)) / n. The "
+               "gradient is (q - p) / n.")),
     Exercise(
         name="qat.bug", title="Find the bug: training that stands still", stars=2,
         reference=trained, cases=trained_case,
@@ -328,14 +357,20 @@ EXERCISES = (
             ("no steps: the weights are rounded, and that is all",
              lambda rng: (np.array([0.3, 0.6]), np.eye(2), np.ones(2), 0.5, 0.1, 0))),
         mistakes=(
-            ("the floats are rounded in place, so that every step smaller than half of s is lost: this is the fault above",
+            ("the floats are rounded in place, so that every step smaller than half of s is "
+             "lost: this is the fault above",
              trained_variant(in_place=nearest)),
-            ("the floats are rounded before the first step; keep them as they come", trained_variant(start=nearest)),
-            ("round the floats anew in each step; yours takes every gradient at the ŵ of the start", trained_variant(once=True)),
-            ("take the gradient at the rounded weights; yours is the one of the floats, which are rounded only at the end",
+            ("the floats are rounded before the first step; keep them as they come",
+             trained_variant(start=nearest)),
+            ("round the floats anew in each step; yours takes every gradient at the ŵ of the start",
+             trained_variant(once=True)),
+            ("take the gradient at the rounded weights; yours is the one of the floats, which "
+             "are rounded only at the end",
              trained_variant(at=floats)),
-            ("return the rounded weights, not the floats behind them", trained_variant(told=floats)),
-            ("this is the ŵ of before the last update: take all steps, and round once more after the last one",
+            ("return the rounded weights, not the floats behind them",
+             trained_variant(told=floats)),
+            ("this is the ŵ of before the last update: take all steps, and round "
+             "once more after the last one",
              trained_variant(count=lambda n: max(n - 1, 0))),
             ("this is one step too many", trained_variant(count=lambda n: n + 1)),
             *((sentence, trained_variant(at=at, told=told))
@@ -346,17 +381,25 @@ EXERCISES = (
                   ("round to the nearest integer: np.rint, not the next one below", lambda w, s: s * np.floor(w / s)),
                   ("round to the nearest integer: np.rint, not the next one towards 0", lambda w, s: s * np.trunc(w / s)))
               for at, told in ((rounded, rounded), (nearest, rounded))),
-            ("the derivative of a square has a factor 2: it is 2/n · Xᵀ(X ŵ − y)", trained_variant(factor=lambda X, s: 1 / len(X))),
-            ("the derivative of the mean of squares has a factor 2/n", trained_variant(factor=lambda X, s: 1)),
-            ("the weights go uphill: subtract the gradient", trained_variant(factor=lambda X, s: -2 / len(X))),
-            ("straight through the rounding, ∂ŵ/∂w is 1, and not s", trained_variant(factor=lambda X, s: 2 / len(X) * s)),
-            ("the loss is a mean over the rows of X; yours is one over its columns", trained_variant(factor=lambda X, s: 2 / X.shape[1])),
-            ("the loss is a mean over the rows of X: divide the gradient by their number", trained_variant(factor=lambda X, s: 2))),
+            ("the derivative of a square has a factor 2: it is 2/n · Xᵀ(X ŵ − y)",
+             trained_variant(factor=lambda X, s: 1 / len(X))),
+            ("the derivative of the mean of squares has a factor 2/n",
+             trained_variant(factor=lambda X, s: 1)),
+            ("the weights go uphill: subtract the gradient",
+             trained_variant(factor=lambda X, s: -2 / len(X))),
+            ("straight through the rounding, ∂ŵ/∂w is 1, and not s",
+             trained_variant(factor=lambda X, s: 2 / len(X) * s)),
+            ("the loss is a mean over the rows of X; yours is one over its columns",
+             trained_variant(factor=lambda X, s: 2 / X.shape[1])),
+            ("the loss is a mean over the rows of X: divide the gradient by their number",
+             trained_variant(factor=lambda X, s: 2))),
         tolerance=1e-9,
-        hints=("How large is one step, compared with half of s? What happens to it in the next round?",
-               "Keep two arrays (d,): the floats w, which collect the steps, and their rounded copy, which is used in the loss.",
-               "In each step: w_hat = s * np.rint(w / s); w = w - lr * 2 / len(X) * X.T @ (X @ w_hat - y). At the end return "
-               "s * np.rint(w / s).")),
+        hints=("How large is one step, compared with half of s? What happens "
+               "to it in the next round?",
+               "Keep two arrays (d,): the floats w, which collect the steps, and their rounded "
+               "copy, which is used in the loss.",
+               "In each step: w_hat = s * np.rint(w / s); w = w - lr * 2 / len(X) * X.T @ (X @ "
+               "w_hat - y). At the end return s * np.rint(w / s).")),
     Exercise(
         name="qat.zero", title="The gradient of the zero point", stars=2,
         reference=zero, cases=ste_case,
@@ -369,17 +412,22 @@ EXERCISES = (
             ("a larger z moves a clipped number down: the slope is −s", zero_variant(lambda s: s)),
             ("inside the range z is added and subtracted again; only clipped numbers have a slope",
              zero_variant(where=lambda inside: inside)),
-            ("inside the range z is added and subtracted again, so that its slope there is 0, not −s",
+            ("inside the range z is added and subtracted again, so that its "
+             "slope there is 0, not −s",
              zero_variant(where=np.ones_like)),
             *((f"z is counted in steps: the slope is −s, not {name}", zero_variant(slope))
               for name, slope in (("−1", lambda s: -1), ("1", lambda s: 1), ("−1/s", lambda s: -1 / s))),
-            ("one z is shared by all numbers: take the sum, not the mean", zero_variant(gather=np.mean)),
+            ("one z is shared by all numbers: take the sum, not the mean",
+             zero_variant(gather=np.mean)),
             ("multiply the slope by dy before you sum", zero_variant(weighted=False)),
             *(("compare u with the limits, not the rounded u", zero_variant(u=staircase, inside=inside))
               for inside in (strictly, lambda u, low, high: (low <= u) & (u <= high)))),
-        symptoms=(("this is one number for each x; one z is shared by all of them: return the sum",
-                   lambda got, expected, arguments: np.shape(got) == np.shape(arguments[0])),),
+        symptoms=(
+            ("this is one number for each x; one z is shared by all of them: return the sum",
+             lambda got, expected, arguments: np.shape(got) == np.shape(arguments[0])),),
         hints=("Write x̂ for a number inside, and for a clipped one. Where is z left in it?",
-               "The slope has the shape of x. The result is one number, because one z is shared by all.",
-               "u = x / s + z. Clipped are those with u <= low or u >= high. The result is -s times the sum of their dy.")),
+               "The slope has the shape of x. The result is one number, "
+               "because one z is shared by all.",
+               "u = x / s + z. Clipped are those with u <= low or u >= high. The result is -s "
+               "times the sum of their dy.")),
 )

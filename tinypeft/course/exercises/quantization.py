@@ -1,4 +1,6 @@
 """Lesson 10: grids, ranges, clipping, and floating point with few bits."""
+from functools import partial
+
 import numpy as np
 
 from ...quant.formats import decode, encode
@@ -71,7 +73,7 @@ def bug(q, s, z, group):
     return spread(s) * (q.astype(np.float32) - spread(z))
 
 
-def bug_variant(kind=np.float32, spread=lambda a, group: np.repeat(a, group, axis=1), sum=lambda s, q, z: s * (q - z)):
+def bug_variant(kind=np.float32, spread=partial(np.repeat, axis=1), sum=lambda s, q, z: s * (q - z)):
     """bug with a mistake: integers that wrap, scales in the wrong order, or the zero point used otherwise."""
     def wrong(q, s, z, group):
         return sum(spread(s, group), q.astype(kind), spread(z.astype(kind), group))
@@ -162,41 +164,54 @@ EXERCISES = (
             ("numbers midway between two points go to the even code",
              lambda rng: (np.array([-1.5, -0.75, -0.25, 0.25, 0.75, 1.25]), 3))),
         invariants=(
-            ("an array of zeros comes back as zeros", lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
+            ("an array of zeros comes back as zeros",
+             lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
         mistakes=(
-            ("the scale is max|x|/(2**(bits - 1) - 1): the largest code is one less than a power of two",
+            ("the scale is max|x|/(2**(bits - 1) - 1): the largest code is one "
+             "less than a power of two",
              absmax_variant(lambda b: 2**(b - 1))),
             *(("with max|x|/2**(bits - 1) the largest number has no code of its own and is clipped; divide by 2**(bits - 1) - 1",
                absmax_variant(lambda b: 2**(b - 1), low=low)) for low in (-1, 0)),
             *(("2·max|x|/(2**bits - 1) puts max|x| midway between two integers; the integers go from −n to n, so divide max|x| by "
                "n = 2**(bits - 1) - 1", absmax_variant(lambda b: (2**b - 1) / 2, low=low)) for low in (None, -1, 0)),
-            ("the range is ±max|x|, so only half of the codes are for positive numbers: divide by 2**(bits - 1) - 1",
+            ("the range is ±max|x|, so only half of the codes are for positive numbers: "
+             "divide by 2**(bits - 1) - 1",
              absmax_variant(lambda b: 2**b - 1)),
             *(("use the largest magnitude, max|x|, not the largest number, max x", absmax_variant(m=np.max, low=low))
               for low in (None, -1, 0)),
             ("there is one scale for all of x: take the maximum over the whole array",
              absmax_variant(m=lambda x: np.abs(x).max(-1, keepdims=True))),
-            ("these are the codes; multiply them by the scale to get x̂", absmax_variant(back=False)),
-            ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up", absmax_variant(round=half_up)),
-            ("np.rint rounds a half to the even integer; yours rounds it away from 0", absmax_variant(round=half_away)),
+            ("these are the codes; multiply them by the scale to get x̂",
+             absmax_variant(back=False)),
+            ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up",
+             absmax_variant(round=half_up)),
+            ("np.rint rounds a half to the even integer; yours rounds it away from 0",
+             absmax_variant(round=half_away)),
             ("you cut x/s off; round it to the nearest integer", absmax_variant(round=np.trunc)),
-            ("you rounded x/s down; round it to the nearest integer", absmax_variant(round=np.floor))),
-        hints=("Which code should the largest magnitude have? What would the scale be if all numbers were 0?",
+            ("you rounded x/s down; round it to the nearest integer",
+             absmax_variant(round=np.floor))),
+        hints=("Which code should the largest magnitude have? What would the scale "
+               "be if all numbers were 0?",
                "s is one number for all of x. The codes and x̂ have the shape of x.",
-               "s = np.abs(x).max() / (2**(bits - 1) - 1). If s is 0, the result is zeros; otherwise np.rint(x / s) * s.")),
+               "s = np.abs(x).max() / (2**(bits - 1) - 1). If s is 0, the result is zeros; "
+               "otherwise np.rint(x / s) * s.")),
     Exercise(
         name="quantization.survey", title="The survey's quantizer", stars=2,
         reference=survey,
         cases=lambda rng: (rng.normal(rng.uniform(-1, 1), 1, (3, rng.integers(6, 10))), int(rng.integers(2, 9))),
         special=(
-            ("all numbers are positive: the range still contains 0", lambda rng: (np.array([0.5, 1.0, 1.5]), 2)),
-            ("both ends lie midway between two grid points", lambda rng: (np.array([-5.5, 0.0, 9.5]), 4)),
-            ("numbers midway between two grid points, and Z = −1", lambda rng: (np.array([-1.0, 0.5, 1.5, 2.0]), 2))),
+            ("all numbers are positive: the range still contains 0",
+             lambda rng: (np.array([0.5, 1.0, 1.5]), 2)),
+            ("both ends lie midway between two grid points",
+             lambda rng: (np.array([-5.5, 0.0, 9.5]), 4)),
+            ("numbers midway between two grid points, and Z = −1",
+             lambda rng: (np.array([-1.0, 0.5, 1.5, 2.0]), 2))),
         invariants=(
             ("an array of zeros comes back as zeros, with a positive scale", _zeros_come_back),),
         mistakes=(
-            ("this is the libraries' sign: the survey subtracts Z when it encodes, so Z is round(l/S), not "
-             "−round(l/S)", survey_variant(sign=-1)),
+            ("this is the libraries' sign: the survey subtracts Z when it encodes, so Z is "
+             "round(l/S), not −round(l/S)",
+             survey_variant(sign=-1)),
             ("the range does not contain 0 here; stretch it: l = min(l, 0), h = max(h, 0)",
              survey_variant(stretch=False)),
             ("the codes are not clipped to 0 … 2**bits - 1", survey_variant(clip=False)),
@@ -221,8 +236,9 @@ EXERCISES = (
         tolerance=1e-6,
         hints=("Which Z makes the code of l equal to 0? What would S be if all numbers were 0?",
                "x_q has the shape of x and an integer type. S and Z are numbers.",
-               "l = min(x.min(), 0), h = max(x.max(), 0), S = (h - l) / (2**bits - 1), or any positive number if that is 0. "
-               "Z = np.rint(l / S). Round x/S before you subtract Z, then clip to 0 … 2**bits - 1 and use .astype(int).")),
+               "l = min(x.min(), 0), h = max(x.max(), 0), S = (h - l) / (2**bits - 1), or any "
+               "positive number if that is 0. Z = np.rint(l / S). Round x/S before you subtract "
+               "Z, then clip to 0 … 2**bits - 1 and use .astype(int).")),
     Exercise(
         name="quantization.bug", title="Find the bug: weights that come back too large", stars=2,
         reference=bug, cases=lambda rng: _codes([2, 4, 8][rng.integers(3)])(rng),
@@ -230,22 +246,31 @@ EXERCISES = (
         special=(
             ("one row, two groups: −1, 0 in steps of 0.5, then −6, 3 in steps of 3",
              lambda rng: (np.uint8([[2, 4, 5, 8]]), np.float32([[0.5, 3]]), np.uint8([[4, 7]]), 2)),
-            ("codes of 8 bits, up to 255", lambda rng: (np.uint8([[0, 255, 128, 1]]), np.float32([[1, 2]]), np.uint8([[128, 3]]), 2))),
+            ("codes of 8 bits, up to 255",
+             lambda rng: (np.uint8([[0, 255, 128, 1]]), np.float32([[1, 2]]), np.uint8([[128, 3]]), 2))),
         mistakes=(
-            ("uint8 has no negative numbers: 3 − 8 wraps to 251. Turn the codes into float32 or int16 before you subtract",
+            ("uint8 has no negative numbers: 3 − 8 wraps to 251. Turn the codes into float32 or "
+             "int16 before you subtract",
              bug_variant(np.uint8)),
-            ("int8 ends at 127, and codes of 8 bits go up to 255: they wrap, too; take float32 or int16", bug_variant(np.int8)),
-            ("z is subtracted here, x̂ = s (q − z); q + z is the survey's convention, whose Z is −z",
+            ("int8 ends at 127, and codes of 8 bits go up to 255: they wrap, "
+             "too; take float32 or int16",
+             bug_variant(np.int8)),
+            ("z is subtracted here, x̂ = s (q − z); q + z is the survey's "
+             "convention, whose Z is −z",
              bug_variant(sum=lambda s, q, z: s * (q + z))),
-            ("the scale must multiply q − z, not q alone", bug_variant(sum=lambda s, q, z: s * q - z)),
-            ("np.tile repeats a row of scales as a whole; neighbours of one group share a scale, so repeat each of them",
+            ("the scale must multiply q − z, not q alone",
+             bug_variant(sum=lambda s, q, z: s * q - z)),
+            ("np.tile repeats a row of scales as a whole; neighbours of one group share a "
+             "scale, so repeat each of them",
              bug_variant(spread=lambda a, group: np.tile(a, (1, group)))),
             ("the zero point is missing", bug_variant(sum=lambda s, q, z: s * q)),
             ("the scale is missing", bug_variant(sum=lambda s, q, z: q - z))),
         tolerance=1e-6,
         hints=("What is the type of q and z, and what is 3 − 8 in that type?",
-               "q is (d_out, d_in), s and z are (d_out, d_in/group). np.repeat(s, group, axis=1) is (d_out, d_in).",
-               "q.astype(np.float32) - np.repeat(z, group, axis=1), multiplied by np.repeat(s, group, axis=1).")),
+               "q is (d_out, d_in), s and z are (d_out, d_in/group). np.repeat(s, group, "
+               "axis=1) is (d_out, d_in).",
+               "q.astype(np.float32) - np.repeat(z, group, axis=1), multiplied by "
+               "np.repeat(s, group, axis=1).")),
     Exercise(
         name="quantization.best_clip", title="The best clipping range", stars=2, quiet=True,
         reference=best_clip,
@@ -258,11 +283,16 @@ EXERCISES = (
             ("a row of zeros: all fractions are equally good",
              lambda rng: (np.array([[0.0] * 31, [1.0] * 30 + [3.0]]), 2, np.array([1.0, 0.5, 1 / 3])))),
         mistakes=(
-            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, -n, n), or the error is that against "
-             "the clipped x, where it must be that against x itself", best_clip_variant(clip=False)),
-            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, -n, n), or the error is that against "
-             "the clipped x, where it must be that against x itself", best_clip_variant(against=lambda x, end: np.clip(x, -end, end))),
-            ("every row has its own range: m is the largest |x| of the row, np.abs(x).max(1, keepdims=True)",
+            ("a smaller range costs nothing in your error: the codes are not clipped, "
+             "np.clip(…, -n, n), or the error is that against the clipped x, where it must "
+             "be that against x itself",
+             best_clip_variant(clip=False)),
+            ("a smaller range costs nothing in your error: the codes are not clipped, "
+             "np.clip(…, -n, n), or the error is that against the clipped x, where it must "
+             "be that against x itself",
+             best_clip_variant(against=lambda x, end: np.clip(x, -end, end))),
+            ("every row has its own range: m is the largest |x| of the row, "
+             "np.abs(x).max(1, keepdims=True)",
              best_clip_variant(range_of=None)),
             ("of equally good fractions, the first one is wanted; with <= the last one wins",
              best_clip_variant(pick=lambda errors, axis: len(errors) - 1 - np.argmin(errors[::-1], axis))),
@@ -275,25 +305,33 @@ EXERCISES = (
               for variant in (best_clip_all_codes, best_clip_variant(steps=lambda n: 2 * n + 1))),
             *(("round x/s to the nearest integer; yours is cut off or rounded down", best_clip_variant(whole=cut))
               for cut in (np.trunc, np.floor)),
-            ("m is the largest magnitude of the row, max|x|, not its largest number", best_clip_variant(largest=lambda x: x)),
-            ("errors of both signs cancel: square them before you sum", best_clip_variant(size=lambda error: error)),
-            ("this is the largest error of a row; sum the squares of all", best_clip_variant(sum=np.max)),
-            ("these are the ends of the ranges, p·m; return p", best_clip_variant(returned=lambda p, m, error: p * m)),
-            ("these are the least errors; return the fractions that have them", best_clip_variant(returned=lambda p, m, error: error)),
-            ("the smallest code in use is -(2**(bits - 1) - 1): the symmetric grid leaves one unused",
+            ("m is the largest magnitude of the row, max|x|, not its largest number",
+             best_clip_variant(largest=lambda x: x)),
+            ("errors of both signs cancel: square them before you sum",
+             best_clip_variant(size=lambda error: error)),
+            ("this is the largest error of a row; sum the squares of all",
+             best_clip_variant(sum=np.max)),
+            ("these are the ends of the ranges, p·m; return p",
+             best_clip_variant(returned=lambda p, m, error: p * m)),
+            ("these are the least errors; return the fractions that have them",
+             best_clip_variant(returned=lambda p, m, error: error)),
+            ("the smallest code in use is -(2**(bits - 1) - 1): the "
+             "symmetric grid leaves one unused",
              best_clip_variant(low=lambda n: -n - 1)),
             *(("every row has its own fraction: sum the errors over axis 1 only", best_clip_variant(rows=False, of_zeros=step))
               for step in (0, 1)),
-            ("this is the worst fraction: take argmin, not argmax", best_clip_variant(pick=np.argmax)),
-            ("the largest range always wins here: round x/s, and decode the codes with the same step s = p·m/n",
+            ("this is the worst fraction: take argmin, not argmax",
+             best_clip_variant(pick=np.argmax)),
+            ("the largest range always wins here: round x/s, and decode the codes "
+             "with the same step s = p·m/n",
              lambda x, bits, fractions: np.full(len(x), np.max(fractions)))),
-        hints=("What is gained when the range becomes smaller, and what is lost? Which of the two is invisible if the "
-               "codes are not clipped?",
-               "m is (n, 1). For one p the codes are (n, g) and the errors (n,). The errors for all p are (k, n), and the "
-               "result is (n,).",
-               "n = 2**(bits - 1) - 1. For every p: s = p * m / n, codes = np.clip(np.rint(x / s), -n, n), and "
-               "np.square(s * codes - x).sum(1). np.argmin over the fractions takes the first of equals. A row of zeros needs "
-               "an s that is not 0.")),
+        hints=("What is gained when the range becomes smaller, and what is lost? Which of the two "
+               "is invisible if the codes are not clipped?",
+               "m is (n, 1). For one p the codes are (n, g) and the errors (n,). The errors for "
+               "all p are (k, n), and the result is (n,).",
+               "n = 2**(bits - 1) - 1. For every p: s = p * m / n, codes = np.clip(np.rint(x / "
+               "s), -n, n), and np.square(s * codes - x).sum(1). np.argmin over the fractions "
+               "takes the first of equals. A row of zeros needs an s that is not 0.")),
     Exercise(
         name="quantization.to_float", title="Rounding to a small float", stars=3,
         reference=to_float, cases=float_case,
@@ -301,7 +339,8 @@ EXERCISES = (
             ("E2M1: values of the format stay as they are",
              lambda rng: (np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1)),
             ("E2M1: beyond the largest value", lambda rng: (np.array([7.0, -100.0]), 2, 1)),
-            ("E2M1: numbers smaller than the smallest", lambda rng: (np.array([0.1, 0.2, 0.3, -0.4]), 2, 1)),
+            ("E2M1: numbers smaller than the smallest",
+             lambda rng: (np.array([0.1, 0.2, 0.3, -0.4]), 2, 1)),
             ("E2M1: numbers midway between two values",
              lambda rng: (np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -2.5, -5.0]), 2, 1))),
         mistakes=(
@@ -309,31 +348,42 @@ EXERCISES = (
              to_float_variant(shift=0)),
             ("numbers below 2**(1 - bias) are subnormal: their exponent stops at 1 − bias",
              to_float_variant(subnormal=False)),
-            ("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; yours goes down to −bias",
+            ("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; "
+             "yours goes down to −bias",
              to_float_variant(least=0)),
             ("numbers beyond the largest value V must become ±V", to_float_variant(saturate=False)),
-            ("no exponent is reserved here: the largest one is 2**e - 1 - bias, not 2**e - 2 - bias",
+            ("no exponent is reserved here: the largest one is 2**e - 1 - "
+             "bias, not 2**e - 2 - bias",
              to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 2 - bias) * (2 - 2.0**-m))),
-            ("the largest mantissa is 2 - 2**-m, all bits 1", to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias))),
+            ("the largest mantissa is 2 - 2**-m, all bits 1",
+             to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias))),
             ("the largest mantissa is 2 - 2**-m, all bits 1",
              to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias) * (1 - 2.0**-m))),
-            ("2**m intervals lie between two powers of two; yours are half as wide", lambda x, e, m: to_float(x, e, m + 1)),
-            ("numbers keep their sign; this is |x| rounded", lambda x, e, m: to_float(np.abs(x), e, m)),
-            ("the subnormal numbers are missing: below 2**(1 - bias) there are multiples of 2**(1 - bias - m), not 0 alone",
+            ("2**m intervals lie between two powers of two; yours are half as wide",
+             lambda x, e, m: to_float(x, e, m + 1)),
+            ("numbers keep their sign; this is |x| rounded",
+             lambda x, e, m: to_float(np.abs(x), e, m)),
+            ("the subnormal numbers are missing: below 2**(1 - bias) there are multiples of 2**(1 "
+             "- bias - m), not 0 alone",
              to_float_flushed),
-            ("nothing is rounded, only what lies beyond ±V is cut", to_float_variant(round=lambda n: n)),
-            ("np.rint rounds a half to the even n; floor(v + ½) rounds it up", to_float_variant(round=half_up)),
-            ("np.rint rounds a half to the even n; yours rounds it away from 0", to_float_variant(round=half_away)),
+            ("nothing is rounded, only what lies beyond ±V is cut",
+             to_float_variant(round=lambda n: n)),
+            ("np.rint rounds a half to the even n; floor(v + ½) rounds it up",
+             to_float_variant(round=half_up)),
+            ("np.rint rounds a half to the even n; yours rounds it away from 0",
+             to_float_variant(round=half_away)),
             ("the bias is 2**(e - 1) - 1", to_float_variant(bias=lambda e: 2**(e - 1))),
             ("you cut off; round to the nearest value", to_float_variant(round=np.trunc)),
             ("you rounded down; round to the nearest value", to_float_variant(round=np.floor)),
             ("you rounded up; round to the nearest value", to_float_variant(round=np.ceil))),
-        errors=(("negative integer powers", "2 to a negative power is no integer: write 2.0**(E - m), with a float"),),
+        errors=(
+            ("negative integer powers",
+             "2 to a negative power is no integer: write 2.0**(E - m), with a float"),),
         tolerance=1e-9,
-        hints=("How far apart are the values of the format between 2**E and 2**(E + 1)? Where does this distance stop "
-               "shrinking?",
-               "E has the shape of x: np.frexp(np.abs(x))[1] - 1, but at least 1 - bias. The spacing is 2.0**(E - m), with"
-               " the float 2.0.",
+        hints=("How far apart are the values of the format between 2**E and 2**(E + 1)? Where "
+               "does this distance stop shrinking?",
+               "E has the shape of x: np.frexp(np.abs(x))[1] - 1, but at least 1 - bias. The "
+               "spacing is 2.0**(E - m), with the float 2.0.",
                "Round x/spacing with np.rint, multiply by the spacing, and clip to −V … V.")),
     Exercise(
         name="quantization.pack", title="Two codes in a byte", stars=1,
@@ -344,29 +394,44 @@ EXERCISES = (
             ("the result is uint8, one byte for two codes; an int64 takes eight bytes",
              lambda fn, rng: np.asarray(fn(np.uint8([1, 2]))).dtype == np.uint8),),
         mistakes=(
-            ("the first code of a pair belongs into the high half of the byte", lambda q: q[1::2] << 4 | q[::2]),
+            ("the first code of a pair belongs into the high half of the byte",
+             lambda q: q[1::2] << 4 | q[::2]),
             ("neighbours share a byte; you paired the first half of the array with the second",
              lambda q: q[:len(q) // 2] << 4 | q[len(q) // 2:]),
-            ("a shift by 8 pushes a code out of its byte; shift by 4", lambda q: q[::2].astype(int) << 8 | q[1::2]),
-            ("of each pair only the second code is left: a shift by 8 would push the first one out of its byte; shift it by 4",
+            ("a shift by 8 pushes a code out of its byte; shift by 4",
+             lambda q: q[::2].astype(int) << 8 | q[1::2]),
+            ("of each pair only the second code is left: a shift by 8 would push the first one "
+             "out of its byte; shift it by 4",
              lambda q: q[1::2]),
-            ("of each pair only the first code is left: add the second one in the low half", lambda q: q[::2] << 4),
-            ("of each pair only the first code is left: move it to the high half, and add the second one", lambda q: q[::2]),
-            ("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift the codes and combine them",
-             lambda q: np.packbits(q)),
-            ("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift the codes and combine them",
-             lambda q: np.packbits(q, bitorder="little")),
-            ("the codes of a pair are added; shift the first one by 4 bits, or multiply it by 16", lambda q: q[::2] + q[1::2]),
-            ("only the first code of a pair is shifted; both are shifted here", lambda q: q[::2] << 4 | q[1::2] << 4),
+            ("of each pair only the first code is left: add the second one in the low half",
+             lambda q: q[::2] << 4),
+            ("of each pair only the first code is left: move it to the high "
+             "half, and add the second one",
+             lambda q: q[::2]),
+            ("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift "
+             "the codes and combine them",
+             np.packbits),
+            ("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift "
+             "the codes and combine them",
+             partial(np.packbits, bitorder="little")),
+            ("the codes of a pair are added; shift the first one by 4 bits, or multiply it by 16",
+             lambda q: q[::2] + q[1::2]),
+            ("only the first code of a pair is shifted; both are shifted here",
+             lambda q: q[::2] << 4 | q[1::2] << 4),
             *(("the first code is shifted by 3 bits or multiplied by 8; half a byte has 4 bits", wrong)
               for wrong in (lambda q: q[::2] << 3 | q[1::2], lambda q: 8 * q[::2] + q[1::2])),
-            ("the codes of a pair lie over each other; shift the first one by 4 bits, or multiply it by 16",
+            ("the codes of a pair lie over each other; shift the first one by 4 "
+             "bits, or multiply it by 16",
              lambda q: q[::2] | q[1::2]),
-            ("16 · q₁ + q₂: a half of a byte has 16 values, not 15", lambda q: q[::2] * np.uint8(15) + q[1::2])),
+            ("16 · q₁ + q₂: a half of a byte has 16 values, not 15",
+             lambda q: q[::2] * np.uint8(15) + q[1::2])),
         symptoms=(
-            ("nothing is packed: one byte for each code; return one for two", lambda got, expected, arguments: np.size(got) == 2 * np.size(expected)),),
+            ("nothing is packed: one byte for each code; return one for two",
+             lambda got, expected, arguments: np.size(got) == 2 * np.size(expected)),),
         tolerance=0,
-        hints=("How many values has half a byte? By what must a number be multiplied to move it by four bits?",
-               "q[::2] and q[1::2] are (n/2,): the first and the second code of each pair. The result is uint8 (n/2,).",
+        hints=("How many values has half a byte? By what must a number be multiplied "
+               "to move it by four bits?",
+               "q[::2] and q[1::2] are (n/2,): the first and the second code of each pair. "
+               "The result is uint8 (n/2,).",
                "q[::2] << 4 | q[1::2], which is the same as 16 * q[::2] + q[1::2].")),
 )

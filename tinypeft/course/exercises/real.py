@@ -1,4 +1,6 @@
 """Lesson 16: the parts of a Llama that a GPT-2 has not, and rows and blocks of a GGUF file."""
+from functools import partial
+
 import numpy as np
 
 from ...interop.gguf_types import TYPES, decode
@@ -230,43 +232,62 @@ EXERCISES = (
              _root_of(lambda x: (x * x).sum(-1, keepdims=True))),
             ("ε is added under the root",
              lambda x, gamma, eps: gamma * x / (np.sqrt((x * x).mean(-1, keepdims=True)) + eps)),
-            ("each row has a norm of its own: take the mean over the last axis", _root_of(lambda x: (x * x).mean())),
-            ("the variance is about the mean; RMSNorm takes the mean of the squares", _root_of(lambda x: x.var(-1, keepdims=True))),
-            ("1 + γ is Gemma's norm; Llama's multiplies by γ", lambda x, gamma, eps: rms_norm(x, 1 + gamma, eps)),
+            ("each row has a norm of its own: take the mean over the last axis",
+             _root_of(lambda x: (x * x).mean())),
+            ("the variance is about the mean; RMSNorm takes the mean of the squares",
+             _root_of(lambda x: x.var(-1, keepdims=True))),
+            ("1 + γ is Gemma's norm; Llama's multiplies by γ",
+             lambda x, gamma, eps: rms_norm(x, 1 + gamma, eps)),
             ("multiply by γ", lambda x, gamma, eps: rms_norm(x, 1, eps)),
             ("ε is missing under the root", lambda x, gamma, eps: rms_norm(x, gamma, 0)),
-            ("take the mean over the last axis; yours is over the rows", _root_of(lambda x: (x * x).mean(0)))),
+            ("take the mean over the last axis; yours is over the rows",
+             _root_of(lambda x: (x * x).mean(0)))),
         tolerance=1e-9,
         hints=("Which step of a layer norm is left out here?",
                "The mean of the squares is (n, 1), with keepdims=True. gamma is (d,).",
-               "Square, take the mean over the last axis, add ε, take the root; divide x by it and multiply by γ.")),
+               "Square, take the mean over the last axis, add ε, take the root; divide x "
+               "by it and multiply by γ.")),
     Exercise(
         name="real.rotary", title="Rotated by position", stars=3,
         reference=rotary, cases=_heads,
         special=(
-            ("one pair, at the positions 0, 1 and 2", lambda rng: (np.array([[[1.0, 0.0]] * 3] * 2), 10.0)),),
-        invariants=(("the product of a rotated query and a rotated key depends on their distance alone", _by_distance),),
+            ("one pair, at the positions 0, 1 and 2",
+             lambda rng: (np.array([[[1.0, 0.0]] * 3] * 2), 10.0)),),
+        invariants=(
+            ("the product of a rotated query and a rotated key depends on their distance alone",
+             _by_distance),),
         mistakes=(
             ("you paired neighbours, x_{2i} and x_{2i+1}; here x_i belongs to x_{i + d/2}",
-             lambda x, theta: _rotated(x, theta, _neighbours)),
+             partial(_rotated, pairs=_neighbours)),
             ("the rotated numbers go back to their places, the halves; yours are interleaved",
-             lambda x, theta: _rotated(x, theta, back=_neighbours)),
-            ("you paired neighbours, x_{2i} and x_{2i+1}, and joined the results as halves; here x_i belongs to x_{i + d/2}",
-             lambda x, theta: _rotated(x, theta, _neighbours, back=_halves)),
-            ("the second half was computed from a first half that was overwritten before: compute both from x, then join them", _overwritten),
+             partial(_rotated, back=_neighbours)),
+            ("you paired neighbours, x_{2i} and x_{2i+1}, and joined the results as halves; here "
+             "x_i belongs to x_{i + d/2}",
+             partial(_rotated, pairs=_neighbours, back=_halves)),
+            ("the second half was computed from a first half that was overwritten before: compute "
+             "both from x, then join them",
+             _overwritten),
             ("both halves of a pair change; yours leaves the second half as it was", _first_half),
-            ("the pairs turn the other way: the sign of sin φ is wrong", lambda x, theta: _rotated(x, theta, sign=-1)),
+            ("the pairs turn the other way: the sign of sin φ is wrong",
+             partial(_rotated, sign=-1)),
             ("the angle grows with the position, axis 1; yours grows with the head", _by_head),
-            ("the first position is 0, and is not rotated", lambda x, theta: _rotated(x, theta, positions=lambda T: 1 + np.arange(T))),
-            ("the exponent is −2i/d; yours is −i/d", lambda x, theta: _rotated(x, theta, power=1)),
-            ("the exponent is −2i/d, and i counts the pairs; yours is −4i/d", lambda x, theta: _rotated(x, theta, power=4)),
-            ("the exponent is −2i/d, so that later pairs turn more slowly", lambda x, theta: _rotated(x, theta, power=-2))),
-        errors=(("broadcast", "a head has d/2 pairs, so i runs over 0 … d/2 − 1, and the angles are (T, d/2), as the halves of x are"),),
+            ("the first position is 0, and is not rotated",
+             partial(_rotated, positions=lambda T: 1 + np.arange(T))),
+            ("the exponent is −2i/d; yours is −i/d", partial(_rotated, power=1)),
+            ("the exponent is −2i/d, and i counts the pairs; yours is −4i/d",
+             partial(_rotated, power=4)),
+            ("the exponent is −2i/d, so that later pairs turn more slowly",
+             partial(_rotated, power=-2))),
+        errors=(
+            ("broadcast",
+             "a head has d/2 pairs, so i runs over 0 … d/2 − 1, and the angles are (T, "
+             "d/2), as the halves of x are"),),
         tolerance=1e-9,
         hints=("Which two numbers of a head are pair i? By which angle does position t turn them?",
                "phi is (T, d/2). The halves x1 and x2 of the last axis are (H, T, d/2).",
-               "phi = np.arange(T)[:, None] * theta ** (-2 * np.arange(d // 2) / d). Join x1 * np.cos(phi) - x2 * np.sin(phi) "
-               "and x2 * np.cos(phi) + x1 * np.sin(phi) along the last axis.")),
+               "phi = np.arange(T)[:, None] * theta ** (-2 * np.arange(d // 2) / d). Join "
+               "x1 * np.cos(phi) - x2 * np.sin(phi) and x2 * np.cos(phi) + x1 * "
+               "np.sin(phi) along the last axis.")),
     Exercise(
         name="real.grouped", title="Many queries, few keys", stars=2,
         reference=grouped, cases=_groups,
@@ -274,65 +295,80 @@ EXERCISES = (
             ("one token: each head returns the value of its group",
              lambda rng: (np.ones((4, 1, 2)), np.ones((2, 1, 2)), np.array([[[1.0, 2.0]], [[3.0, 4.0]]]))),),
         mistakes=(
-            ("consecutive heads share a key: repeat each of them (0, 0, 1, 1), do not tile them (0, 1, 0, 1)",
-             lambda q, k, v: _attended(q, k, v, lambda a, n: np.tile(a, (n, 1, 1)))),
+            ("consecutive heads share a key: repeat each of them (0, 0, 1, 1), do "
+             "not tile them (0, 1, 0, 1)",
+             partial(_attended, shared=lambda a, n: np.tile(a, (n, 1, 1)))),
             ("a token sees itself and what came before; yours sees the future, too",
-             lambda q, k, v: _attended(q, k, v, causal=False)),
+             partial(_attended, causal=False)),
             ("the scores of the future are −∞ before the softmax; a score of 0 still gets a share",
-             lambda q, k, v: _attended(q, k, v, hidden=0)),
-            ("hide the future before the softmax; what is taken out after it is missing in the sum, which must be 1",
-             lambda q, k, v: _attended(q, k, v, late=True)),
+             partial(_attended, hidden=0)),
+            ("hide the future before the softmax; what is taken out after it is missing in "
+             "the sum, which must be 1",
+             partial(_attended, late=True)),
             *(("the softmax runs over the keys, the last axis of the scores; yours runs over the queries",
                lambda q, k, v, largest=largest: _attended(q, k, v, axis=-2, largest=largest)) for largest in (-2, -1)),
-            ("the scores are divided by √d, the root of a head's width, not by the root of the number of heads",
-             lambda q, k, v: _attended(q, k, v, scale=lambda d, H: H ** -0.5)),
+            ("the scores are divided by √d, the root of a head's width, not by the "
+             "root of the number of heads",
+             partial(_attended, scale=lambda d, H: H ** -0.5)),
             ("the scores are divided by √d, the root of a head's width",
-             lambda q, k, v: _attended(q, k, v, scale=lambda d, H: 1)),
-            ("each group of heads has its own key and value; yours reads the first one in all heads",
-             lambda q, k, v: _attended(q, k, v, _first)),
-            ("heads of different groups read different keys; yours read their mean", lambda q, k, v: _attended(q, k, v, _mean))),
+             partial(_attended, scale=lambda d, H: 1)),
+            ("each group of heads has its own key and value; yours reads "
+             "the first one in all heads",
+             partial(_attended, shared=_first)),
+            ("heads of different groups read different keys; yours read their mean",
+             partial(_attended, shared=_mean))),
         symptoms=(
-            ("a token also sees itself: the diagonal of the mask is open; with a strict mask the first token sees nothing",
+            ("a token also sees itself: the diagonal of the mask is open; with a strict mask the "
+             "first token sees nothing",
              lambda got, expected, arguments: np.shape(got) == np.shape(expected) and not np.isfinite(got[:, 0]).any()),),
-        errors=(("remapped shapes", "q has H heads, so k and v need as many: each of their G = len(k) heads is repeated H // G times"),),
+        errors=(
+            ("remapped shapes",
+             "q has H heads, so k and v need as many: each of their G = len(k) heads "
+             "is repeated H // G times"),),
         tolerance=1e-9,
         hints=("How many heads of queries share one key, and which ones?",
-               "np.repeat(k, H // G, axis=0) is (H, T, d), and the same for v. The scores are (H, T, T).",
-               "With repeated k and v: S = q @ k.swapaxes(1, 2) / np.sqrt(d), -np.inf above the diagonal, softmax over the last axis, @ v.")),
+               "np.repeat(k, H // G, axis=0) is (H, T, d), and the same for v. "
+               "The scores are (H, T, T).",
+               "With repeated k and v: S = q @ k.swapaxes(1, 2) / np.sqrt(d), -np.inf above the "
+               "diagonal, softmax over the last axis, @ v.")),
     Exercise(
         name="real.q4_1", title="A block of 32 weights", stars=2,
         reference=q4_1, cases=_blocks,
-        special=(("Δ = 1, m = 0, and the codes 0 … 15 twice", _counting),),
+        special=(
+            ("Δ = 1, m = 0, and the codes 0 … 15 twice", _counting),),
         mistakes=(
-            ("the low halves of the 16 bytes come first: weights 0 … 15", lambda octets: _decoded(
-                octets, lambda low, high: np.concatenate([high, low], axis=1))),
-            ("a byte holds the codes j and j + 16 of the block, which are no neighbours", lambda octets: _decoded(
-                octets, lambda low, high: np.stack([low, high], axis=2).reshape(len(low), 32))),
-            ("Q4_1 adds m: Δ q + m; Δ (q − 8) is Q4_0", lambda octets: _decoded(
-                octets, weight=lambda d, m, q: d * (q.astype(np.float32) - 8))),
-            ("m is added: Δ q + m", lambda octets: _decoded(octets, weight=lambda d, m, q: d * q - m)),
-            ("the first number of a block is the step Δ, the second the offset m", lambda octets: _decoded(
-                octets, weight=lambda d, m, q: m * q + d)),
-            ("shift the high halves of the bytes to the right by four bits: byte & 240 is 16 times the code", lambda octets: _decoded(
-                octets, high=lambda byte: byte & 240)),
+            ("the low halves of the 16 bytes come first: weights 0 … 15",
+             partial(_decoded, order=lambda low, high: np.concatenate([high, low], axis=1))),
+            ("a byte holds the codes j and j + 16 of the block, which are no neighbours",
+             partial(_decoded, order=lambda low, high: np.stack([low, high], axis=2).reshape(len(low), 32))),
+            ("Q4_1 adds m: Δ q + m; Δ (q − 8) is Q4_0",
+             partial(_decoded, weight=lambda d, m, q: d * (q.astype(np.float32) - 8))),
+            ("m is added: Δ q + m", partial(_decoded, weight=lambda d, m, q: d * q - m)),
+            ("the first number of a block is the step Δ, the second the offset m",
+             partial(_decoded, weight=lambda d, m, q: m * q + d)),
+            ("shift the high halves of the bytes to the right by four bits: byte & "
+             "240 is 16 times the code",
+             partial(_decoded, high=lambda byte: byte & 240)),
             *(("two bytes are one float16: .view('<f2') reads them together; .astype makes a number of each byte",
                lambda octets, second=second: _byte_by_byte(octets, second)) for second in (1, 2)),
-            ("Δ and m are stored in float16, but compute in float32: float16 keeps three digits only", lambda octets: _decoded(
-                octets, dtype=np.float16)),
+            ("Δ and m are stored in float16, but compute in float32: "
+             "float16 keeps three digits only",
+             partial(_decoded, dtype=np.float16)),
             *(("the two float16 are little-endian: the dtype '<f2'", lambda octets, dtype=dtype: _decoded(
                 octets, floats=">f2", dtype=dtype)) for dtype in (np.float32, np.float16))),
         invariants=(
-            ("the weights are float32", lambda fn, rng: np.asarray(fn(*_blocks(rng))).dtype == np.float32),),
+            ("the weights are float32",
+             lambda fn, rng: np.asarray(fn(*_blocks(rng))).dtype == np.float32),),
         symptoms=(
             ("the two float16 are little-endian: the dtype '<f2'", _byte_order),
             ("each block of 20 bytes holds 32 weights: 16 bytes have two codes each",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected))),
         tolerance=1e-6,
         hints=("Which 16 of the 32 weights are in the low halves of the bytes?",
-               "octets[:, :4].copy().view('<f2') is (n, 2): Δ and m. octets[:, 4:] is (n, 16), with two codes in each "
-               "byte.",
-               "low = octets[:, 4:] & 15, high = octets[:, 4:] >> 4. Low before high, they are the codes q (n, 32). The "
-               "weights are Δ q + m, in float32.")),
+               "octets[:, :4].copy().view('<f2') is (n, 2): Δ and m. octets[:, 4:] is (n, 16), "
+               "with two codes in each byte.",
+               "low = octets[:, 4:] & 15, high = octets[:, 4:] >> 4. Low before high, they are "
+               "the codes q (n, 32). The weights are Δ q + m, in float32.")),
     Exercise(
         name="real.bug", title="Find the bug: a loader without an error", stars=2,
         reference=reordered, cases=_rows, avoids=("halves", "neighbours"),
@@ -342,39 +378,52 @@ EXERCISES = (
         mistakes=(
             ("the rows are reordered within each head, not over all heads: this is the fault above",
              lambda W, d_head: np.concatenate([W[0::2], W[1::2]])),
-            ("this is the way back, from halves to neighbours", lambda W, d_head: _reordered(W, d_head, shape=lambda H, d: (H, 2, d // 2))),
-            ("the first members of the pairs come first, the even rows; yours begins with the odd ones",
-             lambda W, d_head: _reordered(W, d_head, turned=True)),
+            ("this is the way back, from halves to neighbours",
+             partial(_reordered, shape=lambda H, d: (H, 2, d // 2))),
+            ("the first members of the pairs come first, the even rows; yours "
+             "begins with the odd ones",
+             partial(_reordered, turned=True)),
             ("nothing has changed", lambda W, d_head: W),
-            ("the rows change their places, not the columns", lambda W, d_head: np.concatenate([W[:, 0::2], W[:, 1::2]], axis=1)),
+            ("the rows change their places, not the columns",
+             lambda W, d_head: np.concatenate([W[:, 0::2], W[:, 1::2]], axis=1)),
             ("the heads stay one behind the other; yours are mixed",
-             lambda W, d_head: _reordered(W, d_head, (1, 2, 0, 3), lambda H, d: (H, d // 2, 2)))),
+             partial(_reordered, axes=(1, 2, 0, 3), shape=lambda H, d: (H, d // 2, 2)))),
         tolerance=0,
-        hints=("Rows 0, 1, 2, 3, 4, 5 of a head are three pairs: (0, 1), (2, 3), (4, 5). In which order should they stand, so that "
-               "row i and row i + 3 are a pair?",
-               "W is (H d, d_in). As (H, d/2, 2, d_in) its axes are head, pair, member of the pair, and input.",
-               "W.reshape(H, d_head // 2, 2, -1), with the axes 1 and 2 exchanged by .swapaxes(1, 2), and reshaped to W.shape.")),
+        hints=("Rows 0, 1, 2, 3, 4, 5 of a head are three pairs: (0, 1), (2, 3), (4, 5). In which "
+               "order should they stand, so that row i and row i + 3 are a pair?",
+               "W is (H d, d_in). As (H, d/2, 2, d_in) its axes are head, pair, "
+               "member of the pair, and input.",
+               "W.reshape(H, d_head // 2, 2, -1), with the axes 1 and 2 exchanged by .swapaxes(1, "
+               "2), and reshaped to W.shape.")),
     Exercise(
         name="real.encode", title="Write the block", stars=2,
         reference=encoded, cases=_in_blocks, quiet=True,
         special=(
-            ("a block of equal weights: the step is 0, and so are the codes", lambda rng: (np.full((1, 32), 0.5, np.float32),)),
+            ("a block of equal weights: the step is 0, and so are the codes",
+             lambda rng: (np.full((1, 32), 0.5, np.float32),)),
             ("weights between the levels, which get the nearest code", _off_grid)),
         mistakes=(
-            ("weights 0 … 15 go into the low halves of the bytes", lambda W: _encoded(W, order=lambda q: q[:, 16:] | q[:, :16] << 4)),
+            ("weights 0 … 15 go into the low halves of the bytes",
+             partial(_encoded, order=lambda q: q[:, 16:] | q[:, :16] << 4)),
             ("a byte holds the codes j and j + 16, which are no neighbours",
-             lambda W: _encoded(W, order=lambda q: q[:, 0::2] | q[:, 1::2] << 4)),
-            ("sixteen levels have fifteen steps between them: divide the range by 15", lambda W: _encoded(W, 16)),
-            ("the first number of a block is the step Δ, the second the offset m", lambda W: _encoded(W, numbers=lambda d, m: [m, d])),
-            ("the two float16 are little-endian: the dtype '<f2'", lambda W: _encoded(W, floats=">f2")),
-            ("1 takes the place of a step of 0 as a divisor alone; the step in the file stays 0", _divisor_stored)),
+             partial(_encoded, order=lambda q: q[:, 0::2] | q[:, 1::2] << 4)),
+            ("sixteen levels have fifteen steps between them: divide the range by 15",
+             partial(_encoded, levels=16)),
+            ("the first number of a block is the step Δ, the second the offset m",
+             partial(_encoded, numbers=lambda d, m: [m, d])),
+            ("the two float16 are little-endian: the dtype '<f2'", partial(_encoded, floats=">f2")),
+            ("1 takes the place of a step of 0 as a divisor alone; the step in the file stays 0",
+             _divisor_stored)),
         symptoms=(
             ("take the nearest code: np.rint, not the next whole number below or above", _one_off),
             ("a block of 32 weights becomes 20 bytes: Δ, m, and 16 bytes with two codes each",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected))),
         tolerance=0,
-        hints=("Which weight of a block has code 0, and which has code 15? What does this say about m and Δ?",
-               "m and Δ are (n,). The codes are (n, 32), uint8. np.stack([step, m], axis=1).astype('<f2').view(np.uint8) is (n, 4).",
-               "q = np.rint((W - m) / step), with 1 in place of a step of 0. The bytes are q[:, :16] | q[:, 16:] << 4. Join the four bytes of "
-               "Δ and m and these sixteen along axis 1.")),
+        hints=("Which weight of a block has code 0, and which has code 15? What "
+               "does this say about m and Δ?",
+               "m and Δ are (n,). The codes are (n, 32), uint8. np.stack([step, m], "
+               "axis=1).astype('<f2').view(np.uint8) is (n, 4).",
+               "q = np.rint((W - m) / step), with 1 in place of a step of 0. The bytes "
+               "are q[:, :16] | q[:, 16:] << 4. Join the four bytes of Δ and m and "
+               "these sixteen along axis 1.")),
 )
