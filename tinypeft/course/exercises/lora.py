@@ -1,13 +1,63 @@
 """Lesson 07: a low-rank change of a weight: forward, backward, its subspace, and merging."""
+import operator
 from functools import partial
 
 import numpy as np
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
+
+
+# -- the scale -------------------------------------------------------------------------------------
+def _usual(alpha, r):
+    return alpha / r
+
+
+def _alpha(alpha, r):
+    return alpha
+
+
+def _one(alpha, r):
+    return 1.0
+
+
+def _inverse(alpha, r):
+    return r / alpha
+
+
+def _stabilised(alpha, r):
+    return alpha / r ** 0.5
+
+
+def _twice(alpha, r):
+    return (alpha / r) ** 2
+
+
+def _without_alpha(alpha, r):
+    return 1 / r
+
+
+def _cut_off(alpha, r):
+    return alpha // r
+
+
+def _negative(alpha, r):
+    return -alpha / r
+
+
+def _rows_of_A(A, B):
+    return A.shape[0]
+
+
+def _columns_of_A(A, B):
+    return A.shape[1]
+
+
+def _rows_of_B(A, B):
+    return B.shape[0]
 
 
 # -- lora.forward ----------------------------------------------------------------------------------
@@ -19,26 +69,34 @@ def _arrays(rng, dtype=np.float64):
     """x, W0, A, B with r, d_in, d_out and rows all different, and α."""
     r, d_in, d_out = rng.integers(3, 5), rng.integers(6, 9), rng.integers(9, 12)
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)
-    return draw(5, d_in), draw(d_out, d_in), draw(r, d_in), draw(d_out, r), float(rng.uniform(5, 20))
+    x, W0, A, B = draw(5, d_in), draw(d_out, d_in), draw(r, d_in), draw(d_out, r)
+    return x, W0, A, B, float(rng.uniform(5, 20))
 
 
 def _tensors(rng, zero=False):
     x, W0, A, B, alpha = _arrays(rng, np.float32)
-    if rng.integers(2): x = np.stack([x, 2 * x[::-1] + 1])                    # (B, T, d_in) in place of (N, d_in)
+    if rng.integers(2):
+        x = np.stack([x, 2 * x[::-1] + 1])               # (B, T, d_in) in place of (N, d_in)
     return Tensor(x), Tensor(W0), Tensor(A), Tensor(B * (not zero)), alpha
 
 
 def _vast(rng):
-    """x so small, and A and B so large, that B A is infinite in float32, but W₀ x and B (A x) are not."""
+    """x is so small, and A and B are so large, that B A is infinite, and B (A x) is not."""
     x, W0, A, B, alpha = _tensors(rng)
     return x * 1e-36, W0 * 1e37, A * 1e18, B * 1e22, alpha
 
 
-def _scaled(scale, base=True, bend=lambda y: y):
-    def wrong(x, W0, A, B, alpha):
-        low = F.linear(bend(F.linear(x, A)), B) * scale(alpha, A.shape[0])
-        return F.linear(x, W0) + low if base else low
-    return wrong
+def _low(x, W0, A, B, alpha, scale=_usual, rank=_rows_of_A, bend=lambda y: y):
+    return F.linear(bend(F.linear(x, A)), B) * scale(alpha, rank(A, B))
+
+
+def _scaled(scale=_usual, **options):
+    """The forward pass with another scale, or with another option of `_low`."""
+    return lambda x, W0, *low: F.linear(x, W0) + _low(x, W0, *low, scale=scale, **options)
+
+
+def _scales_both(x, W0, A, B, alpha):
+    return forward(x, W0, A, B, A.shape[0]) * (alpha / A.shape[0])
 
 
 # -- lora.backward ---------------------------------------------------------------------------------
@@ -54,13 +112,43 @@ def _with_upstream(rng, zero=False):
     return x, W0, A, B * (not zero), alpha, rng.standard_normal((len(x), len(W0)))
 
 
-def _changed(part, change):
-    """The gradients with one of them wrong: 0 is dA, 1 dB, 2 dx."""
-    def wrong(x, W0, A, B, alpha, dh):
-        gradients = list(backward(x, W0, A, B, alpha, dh))
-        gradients[part] = change(gradients[part], x, W0, A, B, alpha / len(A), dh)
-        return tuple(gradients)
+def _factor(number):
+    return lambda s: number
+
+
+def _by_hand(x, W0, A, B, alpha, dh, scale=_usual, rank=_rows_of_A, dA=operator.pos,
+             dB=operator.pos, base=lambda s: 1, low=operator.pos):
+    """The gradients, with another scale s, or with other factors of s in one of the four terms."""
+    s = scale(alpha, rank(A, B))
+    dx = base(s) * dh @ W0 + low(s) * dh @ B @ A
+    return dA(s) * (dh @ B).T @ x, dB(s) * dh.T @ (x @ A.T), dx
+
+
+def _means(x, *others):
+    dA, dB, dx = backward(x, *others)
+    return dA / len(x), dB / len(x), dx
+
+
+def _in_order(*order):
+    def wrong(*args):
+        gradients = backward(*args)
+        return tuple(gradients[i] for i in order)
     return wrong
+
+
+def _starts(fn, rng):
+    dA, dB, _ = fn(*_with_upstream(rng, zero=True))
+    return not np.any(dA) and np.any(dB)
+
+
+def _transposed(got, expected, args):
+    shape, right = np.shape(got), np.shape(expected)
+    return shape == right[::-1] and shape != right
+
+
+def _shape_of_another(got, expected, args):
+    shapes = [np.shape(args[i]) for i in (0, 2, 3)]
+    return np.shape(got) != np.shape(expected) and np.shape(got) in shapes
 
 
 # -- lora.overlap ----------------------------------------------------------------------------------
@@ -77,13 +165,59 @@ def _two(rng):
     return M1, 0.7 * M1 + 0.5 * rng.standard_normal((r, d)), int(i), int(j)
 
 
-def _variant(vectors=lambda M, n: np.linalg.svd(M)[2][:n], finish=lambda M, i, j: (M ** 2).sum() / min(i, j)):
-    return lambda M1, M2, i, j: finish(vectors(M1, i) @ vectors(M2, j).T, i, j)
+def _diagonals(first, second, i, j):
+    return lambda rng: (np.diag(first), np.diag(second), i, j)
+
+
+def _orthogonal(rng):
+    return np.eye(4)[:2], np.diag([0, 0, 1.0, 2])[2:], 2, 2
+
+
+def _right_vectors(M, n):
+    return np.linalg.svd(M)[2][:n]
+
+
+def _squares(M):
+    return (M ** 2).sum()
+
+
+def _variant(vectors=_right_vectors, total=_squares, divisor=min):
+    """overlap with other vectors, another sum over V₁ V₂ᵀ, or another divisor."""
+    return lambda M1, M2, i, j: total(vectors(M1, i) @ vectors(M2, j).T) / divisor(i, j)
+
+
+def _equally_many(which):
+    return lambda M1, M2, i, j: overlap(M1, M2, which(i, j), which(i, j))
+
+
+def _first(i, j):
+    return i
+
+
+def _second(i, j):
+    return j
+
+
+def _with_values(M, n):
+    _, S, Vt = np.linalg.svd(M)
+    return S[:n, None] * Vt[:n]
+
+
+def _last_vectors(M, n):
+    return np.linalg.svd(M, full_matrices=False)[2][-n:]
+
+
+def _spectral(M):
+    return np.linalg.norm(M, 2)
 
 
 # -- lora.merge ------------------------------------------------------------------------------------
 def merge(W0, A, B, alpha):
     return W0 + alpha / len(A) * B @ A
+
+
+def _merged(scale=_usual, rank=_rows_of_A):
+    return lambda W0, A, B, alpha: W0 + scale(alpha, rank(A, B)) * B @ A
 
 
 def _weights(rng):
@@ -96,24 +230,36 @@ def bug(W_before, A_before, B_before, W_after, A_after, B_after):
     if not np.array_equal(W_before, W_after): return "base trained"
     if np.any(B_before @ A_before): return "start changed"
     if not (A_before.any() or B_before.any()): return "both zero"
-    return "not trained" if np.array_equal(A_before, A_after) and np.array_equal(B_before, B_after) else "fine"
+    A_same, B_same = np.array_equal(A_before, A_after), np.array_equal(B_before, B_after)
+    return "not trained" if A_same and B_same else "fine"
+
+
+WORDS = "fine", "base trained", "start changed", "both zero", "not trained"
 
 
 def _run(rng, fault=None, steps=20, zero="B", move=lambda W, noise: W + 0.01 * noise):
-    """W, A and B before and after a training with one fault or with none. move: what training makes of the base."""
+    """W, A and B before and after a training with one fault or with none.
+
+    move: what training makes of the base.
+    """
     _, W, A, B, _ = _arrays(rng, np.float32)
     W = np.round(64 * W) / 64                            # so that its sum is exact, in any order
-    fault = fault or str(rng.choice(["fine", "base trained", "start changed", "both zero", "not trained"]))
+    fault = fault or str(rng.choice(WORDS))
     A0, B0 = A * (zero != "A"), B * (zero != "B")
-    if fault == "start changed": B0 = B
-    if fault == "both zero": A0, B0 = 0 * A, 0 * B
+    if fault == "start changed":
+        B0 = B
+    if fault == "both zero":
+        A0, B0 = 0 * A, 0 * B
     noise = lambda a: rng.standard_normal(a.shape).astype(np.float32)
     moved = lambda a: a + np.float32(0.01) * noise(a)
     W1, A1, B1 = W.copy(), A0.copy(), B0.copy()
-    if fault == "base trained": W1 = move(W, noise(W)).astype(np.float32)
-    if fault in ("fine", "base trained", "start changed"):
-        if steps > 1 or zero == "B": B1 = moved(B0)
-        if steps > 1 or zero == "A": A1 = moved(A0)
+    if fault == "base trained":
+        W1 = move(W, noise(W)).astype(np.float32)
+    if fault not in ("both zero", "not trained"):
+        if steps > 1 or zero == "B":
+            B1 = moved(B0)
+        if steps > 1 or zero == "A":
+            A1 = moved(A0)
     return W, A0, B0, W1, A1, B1
 
 
@@ -126,7 +272,13 @@ def _one_number(W, noise=None):
 
 def _last(W):
     """The last number alone, and zeros."""
-    return np.where(np.arange(W.size).reshape(W.shape) == W.size - 1, W, np.float32(0))
+    kept = np.zeros_like(W)
+    kept.flat[-1] = W.flat[-1]
+    return kept
+
+
+def _last_moved(W):
+    return W + _last(np.ones_like(W))
 
 
 def _paired(W):
@@ -134,10 +286,26 @@ def _paired(W):
     return np.concatenate([W[:1], -W[:1], 0 * W[2:]])
 
 
+def _sum_unmoved(W):
+    return W[::-1] + _paired(np.ones_like(W))
+
+
+def _first_row(A):
+    return A * (np.arange(len(A)) == 0)[:, None]
+
+
+def _other_columns(B):
+    return B * (np.arange(B.shape[1]) > 0)
+
+
 def _start(rng, A=lambda A: A, B=lambda B: 0 * B, after=_one_number):
-    """W, A and B before and after a training that leaves the base alone. A, B: what the start makes of random numbers."""
+    """W, A and B before and after a training that leaves the base alone.
+
+    A, B: what the start makes of random numbers.
+    """
     _, W, *random, _ = _arrays(rng, np.float32)
-    A0, B0 = ((np.floor(8 * a) + 0.5) / 8 for a in random)       # not zero, and their sums are exact, in any order
+    # None of these is zero, and their sums are exact, in any order.
+    A0, B0 = ((np.floor(8 * a) + 0.5) / 8 for a in random)
     A0, B0 = A(A0), B(B0)
     return W, A0, B0, W, after(A0), after(B0)
 
@@ -152,21 +320,39 @@ def _last_row(W, noise):
     return np.concatenate([W[:-1], W[-1:] + 0.25])
 
 
-def _asked(same=np.array_equal, start=lambda A, B: (B @ A).any(), zero=lambda A, B: not A.any() and not B.any(),
-           still=lambda A, A1, B, B1: np.array_equal(A, A1) and np.array_equal(B, B1)):
-    """The right diagnosis, but with other questions: is the base the same, is the start changed, are both zero, has neither
-    moved?"""
+def _asked(same=np.array_equal, start=lambda A, B: (B @ A).any(), zero=lambda a: not a.any(),
+           both=operator.and_, still=np.array_equal, neither=operator.and_):
+    """The right diagnosis, but with other questions.
+
+    They are: is the base the same, is the start changed, are both matrices zero, is neither moved?
+    """
     def wrong(W, A, B, W1, A1, B1):
-        if not same(W, W1): return "base trained"
-        if start(A, B): return "start changed"
-        if zero(A, B): return "both zero"
-        return "not trained" if still(A, A1, B, B1) else "fine"
+        if not same(W, W1):
+            return "base trained"
+        if start(A, B):
+            return "start changed"
+        if both(zero(A), zero(B)):
+            return "both zero"
+        return "not trained" if neither(still(A, A1), still(B, B1)) else "fine"
     return wrong
+
+
+def _asked_at_the_end(W, A, B, W1, A1, B1):
+    changed = np.array_equal(W, W1) and (B1 @ A1).any()
+    return "start changed" if changed else bug(W, A, B, W1, A1, B1)
+
+
+def _equal(measure):
+    """Two arrays are taken for the same if one number of them is."""
+    return lambda a, b: measure(a) == measure(b)
 
 
 def _told(**words):
     """The right diagnosis, with some of its words exchanged."""
-    return lambda *run: words.get(bug(*run).replace(" ", "_"), bug(*run))
+    def wrong(*run):
+        word = bug(*run)
+        return words.get(word.replace(" ", "_"), word)
+    return wrong
 
 
 # -- lora.dora -------------------------------------------------------------------------------------
@@ -178,24 +364,53 @@ def dora(x, W0, A, B, alpha, m):
 def _with_magnitude(rng, start=False):
     x, W0, A, B, alpha = _tensors(rng, zero=start)
     lengths = np.sqrt((W0.data ** 2).sum(1))
-    return x, W0, A, B, alpha, Tensor(lengths if start else lengths * rng.uniform(0.5, 2, len(lengths)).astype(np.float32))
+    if not start:
+        lengths *= rng.uniform(0.5, 2, len(lengths)).astype(np.float32)
+    return x, W0, A, B, alpha, Tensor(lengths)
+
+
+def _changed(W0, A, B, alpha):
+    return W0 + (B @ A) * (alpha / A.shape[0])
 
 
 def _constant(x, W0, A, B, alpha, m):
-    V = W0 + (B @ A) * (alpha / A.shape[0])
-    return F.linear(x, V * (m / Tensor(np.sqrt((V.data ** 2).sum(axis=1)))).reshape(-1, 1))
+    V = _changed(W0, A, B, alpha)
+    lengths = Tensor(np.sqrt((V.data ** 2).sum(axis=1)))
+    return F.linear(x, V * (m / lengths).reshape(-1, 1))
 
 
 def _length(V):
     return (V * V).sum(axis=1, keepdims=True).sqrt()
 
 
-def _normed(length=_length, scale=lambda alpha, r: alpha / r, of_base=False, magnitude=True, direction=True):
+def _length_of_columns(V):
+    return (V * V).sum(axis=0, keepdims=True).sqrt()
+
+
+def _normed(length=_length, scale=_usual, of_base=False, magnitude=True):
     def wrong(x, W0, A, B, alpha, m):
         V = W0 + (B @ A) * scale(alpha, A.shape[0])
-        U = V / length(W0 if of_base else V) if direction else V
+        U = V / length(W0 if of_base else V)
         return F.linear(x, U * m.reshape(-1, 1) if magnitude else U)
     return wrong
+
+
+def _opposite(x, W0, A, B, alpha, m):
+    V = _changed(W0, A, B, alpha)
+    return F.linear(x, V * _length(V) / m.reshape(-1, 1))
+
+
+def _undivided(x, W0, A, B, alpha, m):
+    return F.linear(x, _changed(W0, A, B, alpha) * m.reshape(-1, 1))
+
+
+def _outputs_normed(x, W0, A, B, alpha, m):
+    h = forward(x, W0, A, B, alpha)
+    return h / (h * h).sum(axis=-1, keepdims=True).sqrt() * m
+
+
+def _lengths_of_base(x, W0, A, B, alpha, m):
+    return dora(x, W0, A, B, alpha, (W0 * W0).sum(axis=1).sqrt())
 
 
 EXERCISES = (
@@ -206,28 +421,22 @@ EXERCISES = (
             ("B = 0: the base, unchanged", partial(_tensors, zero=True)),
             ("A and B so large that B A is infinite, and B (A x) is not", _vast)),
         mistakes=(
-            ("the scale is α/r, not α", _scaled(lambda alpha, r: alpha)),
-            ("the scale α/r is missing", _scaled(lambda alpha, r: 1.0)),
-            ("the scale is α/r, not r/α", _scaled(lambda alpha, r: r / alpha)),
-            ("the scale is α/r; α/√r is the rank-stabilised one",
-             _scaled(lambda alpha, r: alpha / r ** 0.5)),
-            ("the scale is applied twice", _scaled(lambda alpha, r: (alpha / r) ** 2)),
-            ("the scale is α/r, not 1/r", _scaled(lambda alpha, r: 1 / r)),
+            ("the scale is α/r, not α", _scaled(_alpha)),
+            ("the scale α/r is missing", _scaled(_one)),
+            ("the scale is α/r, not r/α", _scaled(_inverse)),
+            ("the scale is α/r; α/√r is the rank-stabilised one", _scaled(_stabilised)),
+            ("the scale is applied twice", _scaled(_twice)),
+            ("the scale is α/r, not 1/r", _scaled(_without_alpha)),
             ("the scale is α/r, a division with /; // cuts off what is behind the point",
-             _scaled(lambda alpha, r: alpha // r)),
-            ("you subtracted the low-rank part; add it", _scaled(lambda alpha, r: -alpha / r)),
-            ("LoRA has no activation between A and B",
-             _scaled(lambda alpha, r: alpha / r, bend=F.gelu)),
-            ("LoRA has no activation between A and B",
-             _scaled(lambda alpha, r: alpha / r, bend=Tensor.relu)),
-            ("the frozen part W₀ x is missing", _scaled(lambda alpha, r: alpha / r, base=False)),
+             _scaled(_cut_off)),
+            ("you subtracted the low-rank part; add it", _scaled(_negative)),
+            ("LoRA has no activation between A and B", _scaled(bend=F.gelu)),
+            ("LoRA has no activation between A and B", _scaled(bend=Tensor.relu)),
+            ("the frozen part W₀ x is missing", _low),
             ("the low-rank part B A x is missing", lambda x, W0, A, B, alpha: F.linear(x, W0)),
-            ("the scale belongs to B A x alone, not to W₀ x",
-             lambda x, W0, A, B, alpha: (F.linear(x, W0) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
-            ("r is the number of rows of A, not of its columns",
-             lambda x, W0, A, B, alpha: F.linear(x, W0) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1])),
-            ("r is the number of columns of B, not of its rows",
-             lambda x, W0, A, B, alpha: F.linear(x, W0) + F.linear(F.linear(x, A), B) * (alpha / B.shape[0]))),
+            ("the scale belongs to B A x alone, not to W₀ x", _scales_both),
+            ("r is the number of rows of A, not of its columns", _scaled(rank=_columns_of_A)),
+            ("r is the number of columns of B, not of its rows", _scaled(rank=_rows_of_B))),
         symptoms=(
             ("you formed B A, with d_out · d_in numbers: apply A to x "
              "first, and B to what comes out",
@@ -241,53 +450,38 @@ EXERCISES = (
         name="lora.backward", title="The backward pass of LoRA", stars=2,
         reference=backward, cases=_with_upstream,
         invariants=(
-            ("with B = 0, as at the start, dA is zero and dB is not",
-             lambda fn, rng: (lambda g: not np.any(g[0]) and np.any(g[1]))(fn(*_with_upstream(rng, zero=True)))),),
+            ("with B = 0, as at the start, dA is zero and dB is not", _starts),),
         mistakes=(
             ("the scale s = α/r is missing in dA and dB",
-             lambda x, W0, A, B, alpha, dh: (
-(dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W0 + alpha / len(A) * dh @ B @ A)),
-            ("the scale s = α/r is missing in all three",
-             lambda x, W0, A, B, alpha, dh: ((dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W0 + dh @ B @ A)),
-            ("the scale is α/r, not α",
-             lambda x, W0, A, B, alpha, dh: (
-alpha * (dh @ B).T @ x, alpha * dh.T @ (x @ A.T), dh @ W0 + alpha * dh @ B @ A)),
-            *(("a gradient lacks the scale s = α/r: dA and dB both have it", _changed(part, lambda d, x, W0, A, B, s, dh: d / s))
-              for part in (0, 1)),
-            ("the scale s is applied twice",
-             lambda x, W0, A, B, alpha, dh: backward(x, W0, A, B, alpha ** 2 / len(A), dh)),
-            ("the scale is α/r, not r/α",
-             lambda x, W0, A, B, alpha, dh: backward(x, W0, A, B, len(A) ** 2 / alpha, dh)),
+             partial(_by_hand, dA=_factor(1), dB=_factor(1))),
+            ("the scale s = α/r is missing in all three", partial(_by_hand, scale=_one)),
+            ("the scale is α/r, not α", partial(_by_hand, scale=_alpha)),
+            *several("a gradient lacks the scale s = α/r: dA and dB both have it",
+                     partial(_by_hand, dA=_factor(1)), partial(_by_hand, dB=_factor(1))),
+            ("the scale s is applied twice", partial(_by_hand, scale=_twice)),
+            ("the scale is α/r, not r/α", partial(_by_hand, scale=_inverse)),
             ("r is the number of rows of A, not of its columns",
-             lambda x, W0, A, B, alpha, dh: backward(x, W0, A, B, alpha * len(A) / A.shape[1], dh)),
+             partial(_by_hand, rank=_columns_of_A)),
             ("the gradients are sums over the N inputs, not means: dH has any division already",
-             lambda x, W0, A, B, alpha, dh: (
-lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha, dh))),
+             _means),
             ("the scale s belongs to the path through A and B alone, not to dH W₀",
-             _changed(2, lambda d, x, W0, A, B, s, dh: s * (dh @ W0 + dh @ B @ A))),
+             partial(_by_hand, base=operator.pos)),
             ("dX is the sum of both paths; you subtracted one",
-             _changed(2, lambda d, x, W0, A, B, s, dh: 2 * dh @ W0 - d)),
+             partial(_by_hand, low=operator.neg)),
             ("dX lacks the path through the frozen weight, dH W₀",
-             _changed(2, lambda d, x, W0, A, B, s, dh: d - dh @ W0)),
-            ("dX lacks the path through A and B, s (dH B) A",
-             _changed(2, lambda d, x, W0, A, B, s, dh: dh @ W0)),
-            ("the low-rank part of dX lacks the scale s",
-             _changed(2, lambda d, x, W0, A, B, s, dh: dh @ W0 + dh @ B @ A)),
-            ("dA and dB are exchanged: return (dA, dB, dX)",
-             lambda *args: (lambda g: (g[1], g[0], g[2]))(backward(*args))),
-            ("the gradients are in the wrong order: return (dA, dB, dX)",
-             lambda *args: (lambda g: (g[2], g[0], g[1]))(backward(*args)))),
+             partial(_by_hand, base=_factor(0))),
+            ("dX lacks the path through A and B, s (dH B) A", partial(_by_hand, low=_factor(0))),
+            ("the low-rank part of dX lacks the scale s", partial(_by_hand, low=_factor(1))),
+            ("dA and dB are exchanged: return (dA, dB, dX)", _in_order(1, 0, 2)),
+            ("the gradients are in the wrong order: return (dA, dB, dX)", _in_order(2, 0, 1))),
         symptoms=(
-            ("a gradient has the shape of its parameter: transpose it",
-             lambda got, expected, arguments: np.shape(got) == np.shape(expected)[::-1] and np.shape(got) != np.shape(expected)),
+            ("a gradient has the shape of its parameter: transpose it", _transposed),
             ("W₀ is frozen, so its gradient is not needed: return (dA, dB, dX)",
-             lambda got, expected, arguments: isinstance(got, (tuple, list)) and len(got) == 4),
-            ("the gradients are in the wrong order: return (dA, dB, dX)",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected)
-             and any(np.shape(got) == np.shape(arguments[i]) for i in (0, 2, 3))),
+             lambda got, expected, args: isinstance(got, (tuple, list)) and len(got) == 4),
+            ("the gradients are in the wrong order: return (dA, dB, dX)", _shape_of_another),
             ("a factor is missing: a gradient has the shape of its array, dA "
              "that of A and dB that of B",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected))),
+             lambda got, expected, args: np.shape(got) != np.shape(expected))),
         tolerance=1e-7,
         hints=("h = W0 x + s B (A x). What stands to the left and to the right of A, "
                "and of B, in this product?",
@@ -299,48 +493,43 @@ lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha,
         name="lora.overlap", title="The overlap of two subspaces", stars=2,
         reference=overlap, cases=_two,
         special=(
-            ("a space with itself: 1",
-             lambda rng: (np.diag([3.0, 2.0, 1.0]), np.diag([3.0, 2.0, 1.0]), 2, 2)),
-            ("orthogonal spaces: 0",
-             lambda rng: (np.array([[1.0, 0, 0, 0], [0, 1, 0, 0]]), np.array([[0, 0, 1.0, 0], [0, 0, 0, 2]]), 2, 2)),
+            ("a space with itself: 1", _diagonals((3.0, 2.0, 1.0), (3.0, 2.0, 1.0), 2, 2)),
+            ("orthogonal spaces: 0", _orthogonal),
             ("the smaller, the first, lies in the larger: 1",
-             lambda rng: (np.diag([3.0, 2.0, 1.0]), np.diag([5.0, 4.0, 3.0]), 1, 3)),
+             _diagonals((3.0, 2.0, 1.0), (5.0, 4.0, 3.0), 1, 3)),
             ("the smaller, the second, lies in the larger: 1",
-             lambda rng: (np.diag([5.0, 4.0, 3.0]), np.diag([3.0, 2.0, 1.0]), 3, 1))),
+             _diagonals((5.0, 4.0, 3.0), (3.0, 2.0, 1.0), 3, 1))),
         mistakes=(
             ("the numerator is the squared norm: sum the squares and take no root",
-             _variant(finish=lambda M, i, j: np.linalg.norm(M) / min(i, j))),
-            ("divide by min(i, j), not by max(i, j)",
-             _variant(finish=lambda M, i, j: (M ** 2).sum() / max(i, j))),
-            *(("divide by min(i, j), whichever of the two it is", _variant(finish=lambda M, i, j, which=which: (
-                (M ** 2).sum() / (i, j)[which]))) for which in (0, 1)),
-            ("sum the squares of all entries of V₁ V₂ᵀ, not the entries",
-             _variant(finish=lambda M, i, j: M.sum() / min(i, j))),
+             _variant(total=np.linalg.norm)),
+            ("divide by min(i, j), not by max(i, j)", _variant(divisor=max)),
+            *several("divide by min(i, j), whichever of the two it is",
+                     _variant(divisor=_first), _variant(divisor=_second)),
+            ("sum the squares of all entries of V₁ V₂ᵀ, not the entries", _variant(total=np.sum)),
             ("sum the squares of all entries of V₁ V₂ᵀ, not their sizes",
-             _variant(finish=lambda M, i, j: abs(M).sum() / min(i, j))),
-            ("φ is the quotient itself, without a root",
-             _variant(finish=lambda M, i, j: np.sqrt((M ** 2).sum() / min(i, j)))),
+             _variant(total=lambda M: abs(M).sum())),
+            ("φ is the quotient itself, without a root", lambda *args: np.sqrt(overlap(*args))),
             ("all entries of V₁ V₂ᵀ count, not those of its diagonal alone: the two bases "
              "need not have the same order",
-             _variant(finish=lambda M, i, j: (np.diag(M) ** 2).sum() / min(i, j))),
+             _variant(total=lambda M: (np.diag(M) ** 2).sum())),
             ("take the top i of the first matrix, and the top j of the second",
              lambda M1, M2, i, j: overlap(M1, M2, j, i)),
-            *(("take the top i of the first matrix, and the top j of the second",
-               lambda M1, M2, i, j, which=which: overlap(M1, M2, which(i, j), which(i, j)))
-              for which in (min, max, lambda i, j: i, lambda i, j: j)),
+            *several("take the top i of the first matrix, and the top j of the second",
+                     _equally_many(min),
+                     _equally_many(max),
+                     _equally_many(_first),
+                     _equally_many(_second)),
             ("the vectors have length 1: do not multiply them by their singular values",
-             _variant(lambda M, n: np.linalg.svd(M)[1][:n, None] * np.linalg.svd(M)[2][:n])),
+             _variant(_with_values)),
             ("the first rows of M span another space than the top singular vectors do",
              _variant(lambda M, n: np.linalg.qr(M[:n].T)[0].T)),
-            ("the division by min(i, j) is missing",
-             _variant(finish=lambda M, i, j: (M ** 2).sum())),
+            ("the division by min(i, j) is missing", _variant(divisor=lambda i, j: 1)),
             ("the norm of φ is Frobenius', the root of the sum of all squares; "
              "np.linalg.norm(M, 2) is the spectral norm",
-             _variant(finish=lambda M, i, j: np.linalg.norm(M, 2) ** 2 / min(i, j))),
+             _variant(total=lambda M: _spectral(M) ** 2)),
             ("the norm of φ is Frobenius', and squared; np.linalg.norm(M, 2) is the spectral norm",
-             _variant(finish=lambda M, i, j: np.linalg.norm(M, 2) / min(i, j))),
-            ("the division is by min(i, j), not i · j",
-             _variant(finish=lambda M, i, j: (M ** 2).mean())),
+             _variant(total=_spectral)),
+            ("the division is by min(i, j), not i · j", _variant(divisor=operator.mul)),
             ("you took columns of Vᵀ; its rows are the right singular vectors",
              _variant(lambda M, n: np.linalg.svd(M)[2][:, :n].T)),
             ("you took the left singular vectors; the right ones are the rows of Vᵀ",
@@ -349,7 +538,7 @@ lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha,
              "its singular vectors first",
              _variant(lambda M, n: M[:n])),
             ("you took the vectors of the smallest singular values; take the first ones",
-             _variant(lambda M, n: np.linalg.svd(M, full_matrices=False)[2][-n:])),
+             _variant(_last_vectors)),
             ("you used all singular vectors; use only the top i and j",
              lambda M1, M2, i, j: overlap(M1, M2, len(M1), len(M2)))),
         tolerance=1e-6,
@@ -364,26 +553,21 @@ lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha,
         name="lora.merge", title="Merging LoRA into the weight", stars=1,
         reference=merge, cases=_weights,
         mistakes=(
-            ("the scale is α/r, not α", lambda W0, A, B, alpha: W0 + alpha * B @ A),
-            ("the scale α/r is missing", lambda W0, A, B, alpha: W0 + B @ A),
-            ("the scale is α/r, not r/α", lambda W0, A, B, alpha: W0 + len(A) / alpha * B @ A),
-            ("the scale is α/r; α/√r is the rank-stabilised one",
-             lambda W0, A, B, alpha: W0 + alpha / len(A) ** 0.5 * B @ A),
-            ("the scale is α/r, not 1/r", lambda W0, A, B, alpha: W0 + 1 / len(A) * B @ A),
-            ("the scale is applied twice",
-             lambda W0, A, B, alpha: W0 + (alpha / len(A)) ** 2 * B @ A),
+            ("the scale is α/r, not α", _merged(_alpha)),
+            ("the scale α/r is missing", _merged(_one)),
+            ("the scale is α/r, not r/α", _merged(_inverse)),
+            ("the scale is α/r; α/√r is the rank-stabilised one", _merged(_stabilised)),
+            ("the scale is α/r, not 1/r", _merged(_without_alpha)),
+            ("the scale is applied twice", _merged(_twice)),
             ("the scale is α/r, a division with /; // cuts off what is behind the point",
-             lambda W0, A, B, alpha: W0 + alpha // len(A) * B @ A),
+             _merged(_cut_off)),
             ("the scale belongs to B A alone, not to W₀",
              lambda W0, A, B, alpha: alpha / len(A) * (W0 + B @ A)),
             ("this is W₀ alone: its change B A is missing", lambda W0, A, B, alpha: W0.copy()),
             ("this is ΔW; add W₀", lambda W0, A, B, alpha: alpha / len(A) * B @ A),
-            ("you subtracted the change; add it",
-             lambda W0, A, B, alpha: W0 - alpha / len(A) * B @ A),
-            ("r is the number of rows of A, not of its columns",
-             lambda W0, A, B, alpha: W0 + alpha / A.shape[1] * B @ A),
-            ("r is the number of columns of B, not of its rows",
-             lambda W0, A, B, alpha: W0 + alpha / len(B) * B @ A)),
+            ("you subtracted the change; add it", _merged(_negative)),
+            ("r is the number of rows of A, not of its columns", _merged(rank=_columns_of_A)),
+            ("r is the number of columns of B, not of its rows", _merged(rank=_rows_of_B))),
         errors=(
             ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),),
         tolerance=1e-9,
@@ -406,11 +590,11 @@ lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha,
              "smallest step that float32 has",
              _start),
             ("nothing is wrong: at the start A has a single number that is not zero",
-             partial(_start, A=_last, after=lambda a: a + _last(np.ones_like(a)))),
+             partial(_start, A=_last, after=_last_moved)),
             ("nothing is wrong: A and B moved, and their sums did not",
-             partial(_start, A=_paired, after=lambda a: a[::-1] + _paired(np.ones_like(a)))),
+             partial(_start, A=_paired, after=_sum_unmoved)),
             ("nothing is wrong: A and B are not zero, and B A is",
-             partial(_start, A=lambda A: A * (np.arange(len(A)) == 0)[:, None], B=lambda B: B * (np.arange(B.shape[1]) > 0))),
+             partial(_start, A=_first_row, B=_other_columns)),
             ("the base moved", partial(_run, fault="base trained")),
             ("the base moved by a millionth",
              partial(_run, fault="base trained", move=lambda W, noise: W + 1e-6 * noise)),
@@ -426,41 +610,57 @@ lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha,
             ("A and B started at zero", partial(_run, fault="both zero")),
             ("the optimizer has neither A nor B", partial(_run, fault="not trained"))),
         mistakes=(
-            *(("a LoRA is fine after one step, when only one of its two matrices has moved: it is not trained if "
-               "neither has", _asked(still=lambda A, A1, B, B1, of=of: of(np.array_equal(A, A1), np.array_equal(B, B1))))
-              for of in (lambda a, b: a or b, lambda a, b: a, lambda a, b: b)),
-            *(("the start is changed if B A is not zero; one of the two may be random", _asked(start=start))
-              for start in (lambda A, B: B.any(), lambda A, B: B.all(), lambda A, B: A.any(), lambda A, B: A.any() or B.any())),
-            ("the question is about the start: B_before @ A_before",
-             lambda *run: (
-"start changed" if np.array_equal(run[0], run[3]) and (run[5] @ run[4]).any() else bug(*run))),
+            *several("a LoRA is fine after one step, when only one of its two matrices has moved: "
+                     "it is not trained if neither has",
+                     _asked(neither=operator.or_),
+                     _asked(neither=_first),
+                     _asked(neither=_second)),
+            *several("the start is changed if B A is not zero; one of the two may be random",
+                     _asked(start=lambda A, B: B.any()),
+                     _asked(start=lambda A, B: B.all()),
+                     _asked(start=lambda A, B: A.any()),
+                     _asked(start=lambda A, B: A.any() or B.any())),
+            ("the question is about the start: B_before @ A_before", _asked_at_the_end),
             ("A and B may both differ from zero, and their product not: ask for B A",
              _asked(start=lambda A, B: A.any() and B.any())),
-            *(("the start is changed if any number of B A is not zero at all; a tolerance overlooks a small one",
-               _asked(start=start)) for start in (lambda A, B: not np.allclose(B @ A, 0), lambda A, B: abs(B @ A).max() > 1e-6)),
-            *(("one number of B A that is not zero is enough: ask with .any()", _asked(start=start))
-              for start in (lambda A, B: (B @ A).all(), lambda A, B: (B @ A)[0, 0] != 0, lambda A, B: A.all() and B.all())),
-            *(("numbers with the sum 0 need not be zero: ask for any number of B A", _asked(start=start))
-              for start in (lambda A, B: (B @ A).sum() != 0, lambda A, B: (B @ A).mean() != 0)),
+            *several("the start is changed if any number of B A is not zero at all; a "
+                     "tolerance overlooks a small one",
+                     _asked(start=lambda A, B: not np.allclose(B @ A, 0)),
+                     _asked(start=lambda A, B: abs(B @ A).max() > 1e-6)),
+            *several("one number of B A that is not zero is enough: ask with .any()",
+                     _asked(start=lambda A, B: (B @ A).all()),
+                     _asked(start=lambda A, B: (B @ A)[0, 0] != 0),
+                     _asked(start=lambda A, B: A.all() and B.all())),
+            *several("numbers with the sum 0 need not be zero: ask for any number of B A",
+                     _asked(start=lambda A, B: (B @ A).sum() != 0),
+                     _asked(start=lambda A, B: (B @ A).mean() != 0)),
             ("A and B are trained if any number has moved at all; a "
              "tolerance overlooks a small step",
-             _asked(still=lambda A, A1, B, B1: np.allclose(A, A1) and np.allclose(B, B1))),
-            *(("one number of A or B that has moved is enough: “not trained” means that none has", _asked(still=still))
-              for still in (lambda A, A1, B, B1: (A == A1).any() and (B == B1).any(),
-                            lambda A, A1, B, B1: A[0, 0] == A1[0, 0] and B[0, 0] == B1[0, 0])),
+             _asked(still=np.allclose)),
+            *several("one number of A or B that has moved is enough: “not "
+                     "trained” means that none has",
+                     _asked(still=lambda a, b: (a == b).any()),
+                     _asked(still=lambda a, b: a[0, 0] == b[0, 0])),
             ("two arrays with the same sum may differ: compare A and B number by number",
-             _asked(still=lambda A, A1, B, B1: A.sum() == A1.sum() and B.sum() == B1.sum())),
-            *(("an array is zero only if all of its numbers are: ask with not A.any(), and the same for B", _asked(zero=zero))
-              for zero in (lambda A, B: not A.all() and not B.all(), lambda A, B: A[0, 0] == 0 and B[0, 0] == 0,
-                           lambda A, B: A.sum() == 0 and B.sum() == 0)),
+             _asked(still=_equal(np.sum))),
+            *several("an array is zero only if all of its numbers are: ask with not "
+                     "A.any(), and the same for B",
+                     _asked(zero=lambda a: not a.all()),
+                     _asked(zero=lambda a: a[0, 0] == 0),
+                     _asked(zero=lambda a: a.sum() == 0)),
             ("one of the two may start at zero: “both zero” asks for both",
-             _asked(zero=lambda A, B: not A.any() or not B.any())),
-            *(("frozen means equal to the last bit; a tolerance, as np.allclose has one, overlooks a small step",
-               _asked(lambda a, b, near=near: np.allclose(a, b, **near))) for near in ({}, {"rtol": 1e-4, "atol": 1e-5})),
+             _asked(both=operator.or_)),
+            *several("frozen means equal to the last bit; a tolerance, as np.allclose has "
+                     "one, overlooks a small step",
+                     _asked(np.allclose), _asked(partial(np.allclose, rtol=1e-4, atol=1e-5))),
             ("one number of the base that has moved is enough: ask with .any(), not with .all()",
              _asked(lambda a, b: not (a != b).all())),
-            *(("two arrays with the same sum, length or largest number may differ: compare the base number by number",
-               _asked(lambda a, b, of=of: of(a) == of(b))) for of in (np.sum, np.mean, np.linalg.norm, np.max)),
+            *several("two arrays with the same sum, length or largest number may differ: compare "
+                     "the base number by number",
+                     _asked(_equal(np.sum)),
+                     _asked(_equal(np.mean)),
+                     _asked(_equal(np.linalg.norm)),
+                     _asked(_equal(np.max))),
             ("you compared the base's first number only: any number may have moved",
              _asked(lambda a, b: a.flat[0] == b.flat[0])),
             ("if A and B both start at zero, nothing can move: say “both zero”, "
@@ -474,7 +674,7 @@ lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha,
             ("B A at the start must be zero", _told(start_changed="fine"))),
         symptoms=(
             ("return one of the five words, as they stand in the text",
-             lambda got, expected, arguments: got not in ("base trained", "start changed", "both zero", "not trained", "fine")),),
+             lambda got, expected, args: got not in WORDS),),
         tolerance=0,
         hints=("Which of the six arrays must be equal in a sound LoRA? Which product "
                "must be zero at the start?",
@@ -492,7 +692,7 @@ lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha,
              partial(_with_magnitude, start=True)),),
         mistakes=(
             ("each row of W0 + s B A is divided by its own length; you divided the columns",
-             _normed(lambda V: (V * V).sum(axis=0, keepdims=True).sqrt())),
+             _normed(_length_of_columns)),
             ("the length is that of the changed rows, W0 + s B A, not of W0's",
              _normed(of_base=True)),
             ("the length of a row is the root of the sum of its squares; the root is missing",
@@ -503,22 +703,16 @@ lambda dA, dB, dx: (dA / len(x), dB / len(x), dx))(*backward(x, W0, A, B, alpha,
              _normed(lambda V: (V * V).sqrt().sum(axis=1, keepdims=True))),
             ("each row has its own length: you divided by that of the whole matrix",
              _normed(lambda V: (V * V).sum().sqrt())),
-            ("divide a row by its length, and multiply it by m; you did the opposite",
-             lambda x, W0, A, B, alpha, m: (
-lambda V: F.linear(x, V * _length(V) / m.reshape(-1, 1)))(W0 + (B @ A) * (alpha / A.shape[0]))),
+            ("divide a row by its length, and multiply it by m; you did the opposite", _opposite),
             ("the rows of the weight are brought to the length m, not the outputs",
-             lambda x, W0, A, B, alpha, m: (
-lambda h: h / (h * h).sum(axis=-1, keepdims=True).sqrt() * m)(forward(x, W0, A, B, alpha))),
-            ("the magnitude is the trained m, not the length of W0's rows",
-             lambda x, W0, A, B, alpha, m: (
-_normed()(x, W0, A, B, alpha, (W0 * W0).sum(axis=1).sqrt()))),
+             _outputs_normed),
+            ("the magnitude is the trained m, not the length of W0's rows", _lengths_of_base),
             ("the magnitude m is missing", _normed(magnitude=False)),
-            ("the division by the lengths is missing", _normed(direction=False)),
-            ("the scale α/r is missing in W0 + s B A", _normed(scale=lambda alpha, r: 1.0)),
-            ("the scale is α/r, not α", _normed(scale=lambda alpha, r: alpha)),
-            ("the scale is α/r, not r/α", _normed(scale=lambda alpha, r: r / alpha)),
-            ("the scale is α/r; α/√r is the rank-stabilised one",
-             _normed(scale=lambda alpha, r: alpha / r ** 0.5)),
+            ("the division by the lengths is missing", _undivided),
+            ("the scale α/r is missing in W0 + s B A", _normed(scale=_one)),
+            ("the scale is α/r, not α", _normed(scale=_alpha)),
+            ("the scale is α/r, not r/α", _normed(scale=_inverse)),
+            ("the scale is α/r; α/√r is the rank-stabilised one", _normed(scale=_stabilised)),
             ("you took the rows' lengths as constants, which the paper allows to save memory: "
              "here gradients reach A and B through them as well",
              _constant)),
