@@ -5,26 +5,51 @@ import numpy as np
 
 from ...engine.tensor import Tensor, concatenate
 from ...peft.ptuning import places
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
 
 # -- the input -----------------------------------------------------------------------------------
 def reference_input(P_e, X_e, positions):
-    x = concatenate([P_e, X_e], axis=0)
-    return x + positions[:x.shape[0]]
+    x = joined(P_e, X_e)
+    return x + rows(positions, x)
+
+
+def joined(P, X):
+    return concatenate([P, X], axis=0)
+
+
+def rows(positions, x, start=0):
+    """As many rows of the table as x has, from row `start` on."""
+    return positions[start:start + x.shape[0]]
+
+
+def positions_from(start):
+    """start: the number of rows that are too many → the first row that is taken."""
+    def wrong(P, X, positions):
+        x = joined(P, X)
+        return x + rows(positions, x, start(positions.shape[0] - x.shape[0]))
+    return wrong
+
+
+def text_alone(got, expected, args):
+    return np.shape(got) == args[1].shape and np.shape(got) != np.shape(expected)
 
 
 def input_cases(rng):
-    P, T, d = (int(n) for n in rng.integers((2, 3, 4), (5, 7, 8)))
-    return tuple(Tensor(rng.standard_normal((n, d)).astype(np.float32)) for n in (P, T, P + T + 3))
+    P, T, d = rng.integers((2, 3, 4), (5, 7, 8)).tolist()
+    draw = lambda n: Tensor(rng.standard_normal((n, d)).astype(np.float32))
+    return draw(P), draw(T), draw(P + T + 3)
 
 
 # -- the cost ------------------------------------------------------------------------------------
 def reference_cost(P, T, d):
-    F = lambda S: 12 * d * d * S + d * S * (S + 1)
-    return F(P + T) / F(T) - 1
+    return by(work_of)(P, T, d)
+
+
+def work_of(S, d):
+    return 12 * d * d * S + d * S * (S + 1)
 
 
 def by(work):
@@ -32,8 +57,17 @@ def by(work):
     return lambda P, T, d: work(P + T, d) / work(T, d) - 1
 
 
+def not_divided(P, T, d):
+    return reference_cost(P, T, d) * work_of(T, d)
+
+
+def prompt_alone(P, T, d):
+    work = lambda S: 12 * d * S + S * (S + 1)
+    return work(P) / work(T)
+
+
 def cost_cases(rng):
-    return tuple(int(n) for n in rng.integers((5, 20, 16), (60, 200, 128)))
+    return tuple(rng.integers((5, 20, 16), (60, 200, 128)).tolist())
 
 
 # -- nearest words -------------------------------------------------------------------------------
@@ -41,14 +75,56 @@ def unit(a):
     return a / np.linalg.norm(a, axis=-1, keepdims=True)
 
 
+def cosines(P, E):
+    return unit(P) @ unit(E).T
+
+
+def nearest_by(score):
+    return lambda P, E, k: np.argsort(-score(P, E), axis=1, kind="stable")[:, :k]
+
+
 def reference_nearest(P_e, E, k):
-    return np.argsort(-(unit(P_e) @ unit(E).T), axis=1, kind="stable")[:, :k]
+    return nearest_by(cosines)(P_e, E, k)
+
+
+def by_squared_lengths(P, E):
+    return P @ (E / (E ** 2).sum(1, keepdims=True)).T
+
+
+def by_distance(P, E):
+    return -((P[:, None] - E) ** 2).sum(-1)
+
+
+def by_lengths_of_columns(P, E):
+    return P / np.linalg.norm(P, axis=0) @ (E / np.linalg.norm(E, axis=0)).T
+
+
+def ranks(P, E, k):
+    order = np.argsort(-cosines(P, E), axis=1)
+    return np.argsort(order, axis=1)[:, :k]
+
+
+def unordered(got, expected, args):
+    in_order = np.sort(got, axis=1), np.sort(expected, axis=1)
+    return got.dtype.kind in "iu" and np.array_equal(*in_order)
+
+
+def all_tokens(got, expected, args):
+    P, E, k = args
+    return np.shape(got) == (len(P), len(E)) and len(E) > k
 
 
 def nearest_cases(rng, many=False):
-    P, V, d, k = (int(n) for n in rng.integers((2, 12, 3, 2), (5, 20, 6, 5)))
-    if many: V, k = 2000, 600
-    return rng.standard_normal((P, d)), rng.standard_normal((V, d)) * rng.uniform(0.2, 5, (V, 1)), k
+    P, V, d, k = rng.integers((2, 12, 3, 2), (5, 20, 6, 5)).tolist()
+    if many:
+        V, k = 2000, 600
+    P_e, E = rng.standard_normal((P, d)), rng.standard_normal((V, d))
+    return P_e, E * rng.uniform(0.2, 5, (V, 1)), k
+
+
+def tokens_times_three(rng):
+    _, E, k = nearest_cases(rng)
+    return 3 * E[:4], E, k
 
 
 # -- places --------------------------------------------------------------------------------------
@@ -56,79 +132,134 @@ def reference_places(tokens, counts, separator):
     return places(np.asarray(tokens)[None], tuple(counts), separator)[0]
 
 
-def places_by(tokens, counts, separator, shift=True, behind=1):
-    """Places with mistakes: pseudo-tokens before it not counted, or the separator taken for part of what follows."""
-    ends = np.nonzero(tokens == separator)[0][:len(counts) - 1] + behind
-    placed, before = [], 0
-    for start, n in zip([0, *ends], counts, strict=True):
-        placed += range(start + before, start + before + n)
-        if shift: before += n
-    return np.array(placed, int)
-
-
 def moved_by(counts):
     """How far each part is moved: by all pseudo-tokens of the parts before it."""
     return np.cumsum(counts) - counts
 
 
-def within(counts):
-    """0, 1, … for the pseudo-tokens of each part."""
-    return np.arange(sum(counts)) - np.repeat(moved_by(counts), counts)
+def unmoved(counts):
+    return 0
 
 
-def repeated(tokens, counts, separator, shift):
-    """All pseudo-tokens of a part at one place, in the row as it is or in the lengthened row."""
-    starts = np.append(0, np.nonzero(tokens == separator)[0][:len(counts) - 1] + 1)
-    return np.repeat(starts + shift * moved_by(counts), counts)
+def first_ends(ends, counts):
+    return ends[:len(counts) - 1]
 
 
-def unmoved(tokens, counts, separator, which=lambda found: found):
-    """Places one behind another from the start of each part in the row as it is."""
-    starts = np.append(0, which(np.nonzero(tokens == separator)[0])[:len(counts) - 1] + 1)
-    return np.repeat(starts, counts) + within(counts)
+def last_ends(ends, counts):
+    return ends[len(ends) - len(counts) + 1:]
 
 
-def at_separators(tokens, counts, separator, which=lambda ends: ends, count=lambda counts, j: counts[min(j, len(counts) - 1)]):
+def placed(tokens, counts, separator, shift=moved_by, which=first_ends, behind=1, apart=True):
+    """The places, with mistakes: another shift of each part, or other separators that end parts.
+
+    behind: how far behind a separator a part begins. apart: does each pseudo-token of a part have a
+    place of its own?
+    """
+    ends = which(np.flatnonzero(tokens == separator), counts)
+    starts = np.repeat(np.append(0, ends + behind) + shift(counts), counts)
+    within = np.arange(sum(counts)) - np.repeat(moved_by(counts), counts)
+    return starts + apart * within
+
+
+def behind_parts(tokens, counts, separator):
+    ends = first_ends(np.flatnonzero(tokens == separator), counts)
+    added = placed(tokens, counts, separator) - np.repeat(np.append(0, ends + 1), counts)
+    return np.repeat(np.append(ends + 1, len(tokens)), counts) + added
+
+
+def of_tokens(tokens, counts, separator):
+    every = np.arange(len(tokens) + sum(counts))
+    return np.setdiff1d(every, reference_places(tokens, counts, separator))
+
+
+def last_again(counts, j):
+    return counts[min(j, len(counts) - 1)]
+
+
+def at_separators(tokens, counts, separator, which=lambda ends: ends, count=last_again):
     """Pseudo-tokens behind other separators than the first len(counts) − 1."""
-    found = which(np.nonzero(tokens == separator)[0])
-    placed, before = list(range(counts[0])), counts[0]
+    found = which(np.flatnonzero(tokens == separator))
+    places, before = list(range(counts[0])), counts[0]
     for j, end in enumerate(found, 1):
-        placed += range(end + 1 + before, end + 1 + before + count(counts, j))
-        before += count(counts, j)
-    return np.array(placed, int)
+        n = count(counts, j)
+        places += range(end + 1 + before, end + 1 + before + n)
+        before += n
+    return np.array(places, int)
+
+
+def whole_row(got, expected, args):
+    tokens, counts, _ = args
+    return np.shape(got) == (len(tokens) + sum(counts),)
+
+
+def in_parts(got, expected, args):
+    counts = args[1]
+    return len(got) == len(counts) and np.shape(got[0]) == (counts[0],)
 
 
 def places_cases(rng, more=None):
-    counts = tuple(int(n) for n in rng.integers(1, 4, rng.integers(2, 4)))
+    counts = tuple(rng.integers(1, 4, rng.integers(2, 4)).tolist())
     separator = int(rng.integers(90, 99))
-    parts = [[*rng.integers(0, 90, rng.integers(1, 5)), separator] for _ in counts[1:]]
-    last = [*rng.integers(0, 90, 3), *([separator] if (rng.random() < 0.5 if more is None else more) else []), *rng.integers(0, 90, 2)]
-    return np.array([t for part in (*parts, last) for t in part]), counts, separator
+    draw = lambda n: rng.integers(0, 90, n).tolist()
+    tokens = []
+    for _ in counts[1:]:
+        tokens += [*draw(rng.integers(1, 5)), separator]
+    tokens += draw(3)
+    if rng.random() < 0.5 if more is None else more:
+        tokens.append(separator)
+    return np.array(tokens + draw(2)), counts, separator
 
 
 # -- where to read -------------------------------------------------------------------------------
+def tokens_of(at, n):
+    """The places that no vector has."""
+    return np.setdiff1d(np.arange(n), at)
+
+
 def reference_bug(at, n):
-    real = np.setdiff1d(np.arange(n), at)
-    return np.append(real[1:], n) - 1
+    return np.append(tokens_of(at, n)[1:], n) - 1
+
+
+def last_token_itself(at, n):
+    real = tokens_of(at, n)
+    return np.append(real[1:] - 1, real[-1])
+
+
+def one_vector(at, n):
+    real = tokens_of(at, n)
+    return real + np.isin(real + 1, at)
 
 
 def at_cases(rng, front=None, behind=None):
     n = int(rng.integers(9, 14))
     P = int(rng.integers(3, 5))
-    if front is not None: return np.arange(P) if front else np.arange(0), n
-    if behind is None: behind = rng.random() < 0.5
-    last = [n - 2, n - 1] if behind else [n - 2]                 # vectors before the last token, or behind it
-    return np.append(np.sort(rng.choice(np.arange(1, n - 3), P - 1, replace=False)), last), n
+    if front is not None:
+        return np.arange(P if front else 0), n
+    if behind is None:
+        behind = rng.random() < 0.5
+    last = [n - 2, n - 1] if behind else [n - 2]         # before the last token, or behind it
+    others = rng.choice(np.arange(1, n - 3), P - 1, replace=False)
+    return np.append(np.sort(others), last), n
 
 
 # -- the LSTM's numbers --------------------------------------------------------------------------
+def lstm(P, d, n, embeddings=1, first=2, second=2, reads=lambda d, n: 2 * n, gates=4, states=1,
+         biases=2, first_map=1, second_map=1, first_bias=1, second_bias=1):
+    """The trained numbers. The options are the numbers of each part; they make the mistakes.
+
+    first, second: directions of the two layers. reads: the width of what the second layer reads.
+    """
+    layer = lambda k: gates * (n * k + states * n * n + biases * n)
+    maps = first_map * (4 * n * n + first_bias * 2 * n) + second_map * (2 * n + second_bias) * d
+    return embeddings * P * d + first * layer(d) + second * layer(reads(d, n)) + maps
+
+
 def reference_lstm(P, d, n):
-    one = lambda k: 4 * (n * k + n * n + 2 * n)
-    return P * d + 2 * one(d) + 2 * one(2 * n) + (2 * n * 2 * n + 2 * n) + (2 * n * d + d)
+    return lstm(P, d, n)
 
 
-def less(term):
-    return lambda P, d, n: reference_lstm(P, d, n) - term(P, d, n)
+def lstm_cases(rng):
+    return tuple(rng.integers((3, 10, 4), (9, 40, 10)).tolist())
 
 
 EXERCISES = (
@@ -137,21 +268,20 @@ EXERCISES = (
         reference=reference_input, cases=input_cases, gradient=("P_e",),
         mistakes=(
             ("the text's positions begin at 0; they should begin behind the prompt, at P",
-             lambda P, X, pos: concatenate([P + pos[:P.shape[0]], X + pos[:X.shape[0]]], axis=0)),
+             lambda P, X, pos: joined(P + rows(pos, P), X + rows(pos, X))),
             ("the prompt's vectors have positions, too",
-             lambda P, X, pos: concatenate([P, X + pos[P.shape[0]:P.shape[0] + X.shape[0]]], axis=0)),
+             lambda P, X, pos: joined(P, X + rows(pos, X, start=P.shape[0]))),
             ("the prompt's vectors have positions, too, and the text's begin at P",
-             lambda P, X, pos: concatenate([P, X + pos[:X.shape[0]]], axis=0)),
+             lambda P, X, pos: joined(P, X + rows(pos, X))),
             ("positions begin at 0, so the first row of the table is needed, too",
-             lambda P, X, pos: concatenate([P, X], axis=0) + pos[1:P.shape[0] + X.shape[0] + 1]),
+             positions_from(lambda rest: 1)),
             ("positions begin at 0: take the first rows of the table, not the last",
-             lambda P, X, pos: concatenate([P, X], axis=0) + pos[pos.shape[0] - P.shape[0] - X.shape[0]:]),
-            ("the position vectors are missing", lambda P, X, pos: concatenate([P, X], axis=0)),
+             positions_from(lambda rest: rest)),
+            ("the position vectors are missing", lambda P, X, pos: joined(P, X)),
             ("you put the prompt behind the text; it stands before the text, not behind it",
-             lambda P, X, pos: concatenate([X, P], axis=0) + pos[:P.shape[0] + X.shape[0]])),
+             lambda P, X, pos: reference_input(X, P, pos))),
         symptoms=(
-            ("the prompt's rows are missing: the result has P + T rows",
-             lambda got, expected, args: np.shape(got) == args[1].shape and np.shape(got) != np.shape(expected)),),
+            ("the prompt's rows are missing: the result has P + T rows", text_alone),),
         errors=(
             ("concatenation axis",
              "rows go under rows, so join along axis 0: the columns are the d numbers of each row"),
@@ -194,12 +324,12 @@ EXERCISES = (
              by(lambda S, d: 12 * d * d * S + d * S * S)),
             ("this is the number of additional multiplications; divide it by "
              "the work of the text alone",
-             lambda P, T, d: reference_cost(P, T, d) * (12 * d * d * T + d * T * (T + 1))),
+             not_divided),
             ("// cuts off what is behind the point: divide with /",
              lambda P, T, d: int(1 + reference_cost(P, T, d)) - 1),
             ("this is the work of the prompt's positions alone; the text's "
              "queries see P more keys as well",
-             lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1))),
+             prompt_alone),
             ("you divided by the work of the longer input; a quarter more means more than "
              "the work of the text alone",
              lambda P, T, d: 1 - 1 / (1 + reference_cost(P, T, d))),
@@ -215,38 +345,36 @@ EXERCISES = (
         reference=reference_nearest, cases=nearest_cases,
         special=(
             ("each prompt vector is three times a token's vector: that token is the nearest",
-             lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),
+             tokens_times_three),
             ("600 of 2,000 tokens, in order", partial(nearest_cases, many=True))),
         mistakes=(
             ("these are the cosines; return the numbers of the tokens",
-             lambda P, E, k: -np.sort(-(unit(P) @ unit(E).T), axis=1)[:, :k]),
+             lambda P, E, k: -np.sort(-cosines(P, E), axis=1)[:, :k]),
             ("these are the largest dot products: long tokens win; divide by the lengths",
-             lambda P, E, k: np.argsort(-(P @ E.T), axis=1, kind="stable")[:, :k]),
+             nearest_by(lambda P, E: P @ E.T)),
             ("a cosine of −1 is the largest angle, so do not take the sizes of the cosines",
-             lambda P, E, k: np.argsort(-abs(unit(P) @ unit(E).T), axis=1, kind="stable")[:, :k]),
+             nearest_by(lambda P, E: abs(cosines(P, E)))),
             ("the nearest token is one of the k as well: do not leave it out",
              lambda P, E, k: reference_nearest(P, E, k + 1)[:, 1:]),
             ("the numbers of the rows of E begin at 0",
              lambda P, E, k: reference_nearest(P, E, k) + 1),
             ("divide by the length, which is a root, not by its square",
-             lambda P, E, k: np.argsort(-(P @ (E / (E ** 2).sum(1, keepdims=True)).T), axis=1, kind="stable")[:, :k]),
+             nearest_by(by_squared_lengths)),
             ("np.argsort already gives the numbers of the tokens; a second one makes ranks of them",
-             lambda P, E, k: np.argsort(np.argsort(-(unit(P) @ unit(E).T), axis=1), axis=1)[:, :k]),
-            ("these are the tokens nearest by distance; use the angle",
-             lambda P, E, k: np.argsort(((P[:, None] - E) ** 2).sum(-1), axis=1, kind="stable")[:, :k]),
+             ranks),
+            ("these are the tokens nearest by distance; use the angle", nearest_by(by_distance)),
             ("these are the k farthest tokens, because np.argsort sorts in ascending order",
-             lambda P, E, k: np.argsort(unit(P) @ unit(E).T, axis=1, kind="stable")[:, :k]),
+             nearest_by(lambda P, E: -cosines(P, E))),
             ("the tokens are right, but the nearest should come first",
              lambda P, E, k: reference_nearest(P, E, k)[:, ::-1]),
             ("you divided by the wrong lengths: each vector has its own length, over axis 1",
-             lambda P, E, k: np.argsort(-(P / np.linalg.norm(P, axis=0)) @ (E / np.linalg.norm(E, axis=0)).T, axis=1, kind="stable")[:, :k])),
+             nearest_by(by_lengths_of_columns))),
         symptoms=(
             ("the tokens are right, but not in order: np.argpartition, for example, "
              "leaves the k nearest unordered",
-             lambda got, expected, args: got.dtype.kind in "iu"
-             and np.array_equal(np.sort(got, axis=1), np.sort(expected, axis=1))),
+             unordered),
             ("these are all tokens: keep the k nearest of each row, the first k columns",
-             lambda got, expected, args: np.shape(got) == (len(args[0]), len(args[1])) and len(args[1]) > args[2]),
+             all_tokens),
             ("this is one token for each prompt vector: np.argmax finds the nearest, "
              "and k of them are asked for",
              lambda got, expected, args: np.shape(got) == (len(args[0]),)),
@@ -270,43 +398,39 @@ EXERCISES = (
         mistakes=(
             ("earlier pseudo-tokens are not counted: each of them moves "
              "everything after it by one place",
-             partial(places_by, shift=False)),
+             partial(placed, shift=unmoved)),
             ("the separator belongs to the part that it ends; the next part begins after it",
-             partial(places_by, behind=0)),
+             partial(placed, behind=0)),
             ("a part moves by the number of all pseudo-tokens before it, "
              "not by the number of parts",
-             lambda t, counts, s: unmoved(t, counts, s) + np.repeat(np.arange(len(counts)), counts)),
+             partial(placed, shift=lambda counts: np.arange(len(counts)))),
             ("pseudo-tokens of a part do not move themselves: count those of the parts before it",
-             lambda t, counts, s: unmoved(t, counts, s) + np.repeat(np.cumsum(counts), counts)),
+             partial(placed, shift=np.cumsum)),
             ("the first separators of the row end parts, not the last ones",
-             lambda t, counts, s: unmoved(
-t, counts, s, which=lambda found: found[len(found) - len(counts) + 1:]) + np.repeat(moved_by(counts), counts)),
-            ("pseudo-tokens stand before their part, not behind it",
-             lambda t, counts, s: np.repeat(
-np.append(np.nonzero(t == s)[0][:len(counts) - 1] + 1, len(t)) + moved_by(counts), counts) + within(counts)),
+             partial(placed, which=last_ends)),
+            ("pseudo-tokens stand before their part, not behind it", behind_parts),
             ("the counts are taken in the wrong order",
              lambda t, counts, s: reference_places(t, counts[::-1], s)),
-            ("these are the places of the tokens, not of the pseudo-tokens",
-             lambda t, counts, s: np.setdiff1d(np.arange(len(t) + sum(counts)), reference_places(t, counts, s))),
+            ("these are the places of the tokens, not of the pseudo-tokens", of_tokens),
             ("these are places in the original row, as np.insert takes them: the answer is in the "
              "lengthened row, where each pseudo-token has a place of its own",
-             partial(repeated, shift=0)),
+             partial(placed, shift=unmoved, apart=False)),
             ("each pseudo-token has a place of its own: those of a part stand one behind another",
-             partial(repeated, shift=1)),
+             partial(placed, apart=False)),
             ("here all pseudo-tokens stand in front: later parts have theirs behind the separator",
              lambda t, counts, s: np.arange(sum(counts))),
-            *(("there are pseudo-tokens behind every separator: in the last part a separator is a token like others",
-               lambda *a, count=count: at_separators(*a, count=count))
-              for count in (lambda counts, j: counts[min(j, len(counts) - 1)], lambda counts, j: 1)),
-            *(("only the first separator is used: each part but the last ends with one of its own",
-               lambda t, counts, s, which=which: at_separators(t, counts, s, which))
-              for which in (lambda ends: ends[:1], lambda ends: ends[:1].repeat(2)))),
+            *several("there are pseudo-tokens behind every separator: in the last part a "
+                     "separator is a token like others",
+                     at_separators, partial(at_separators, count=lambda counts, j: 1)),
+            *several("only the first separator is used: each part but the last "
+                     "ends with one of its own",
+                     partial(at_separators, which=lambda ends: ends[:1]),
+                     partial(at_separators, which=lambda ends: ends[:1].repeat(2)))),
         symptoms=(
             ("this is a whole row: return the places of the pseudo-tokens "
              "alone, sum(counts) integers",
-             lambda got, expected, args: np.shape(got) == (len(args[0]) + sum(args[1]),)),
-            ("the places of all parts belong in one array, not in one for each part",
-             lambda got, expected, args: len(got) == len(args[1]) and np.shape(got[0]) == (args[1][0],))),
+             whole_row),
+            ("the places of all parts belong in one array, not in one for each part", in_parts)),
         errors=tuple((error, "only the first len(counts) − 1 separators end parts; a later one is a token like others")
                      for error in ("IndexError", "zip() argument")),
         tolerance=0,
@@ -332,26 +456,25 @@ np.append(np.nonzero(t == s)[0][:len(counts) - 1] + 1, len(t)) + moved_by(counts
              lambda at, n: np.arange(n - len(at))),
             ("these are the tokens' own places; but vectors behind a token stand before the next "
              "one, so read at the last of them",
-             lambda at, n: np.setdiff1d(np.arange(n), at)),
+             tokens_of),
             ("these are the last T places; that is right only if all vectors stand in front",
              lambda at, n: np.arange(len(at), n)),
             ("these are the places of the next tokens; read one place before them",
-             lambda at, n: np.append(np.setdiff1d(np.arange(n), at)[1:], n)),
+             lambda at, n: np.append(tokens_of(at, n)[1:], n)),
             ("each prediction is one token too early: these are the places "
              "before the tokens themselves",
-             lambda at, n: np.setdiff1d(np.arange(n), at) - 1),
+             lambda at, n: tokens_of(at, n) - 1),
             ("the last token is missing: its prediction is read at the last place, n − 1",
-             lambda at, n: np.setdiff1d(np.arange(n), at)[1:] - 1),
+             lambda at, n: tokens_of(at, n)[1:] - 1),
             ("for the last token the answer is n − 1, even if vectors stand behind it",
-             lambda at, n: (
-lambda real: np.append(real[1:] - 1, real[-1]))(np.setdiff1d(np.arange(n), at))),
+             last_token_itself),
             ("there is no place n: for the last token the answer is n − 1",
-             lambda at, n: np.append(np.setdiff1d(np.arange(n), at)[1:] - 1, n)),
+             lambda at, n: np.append(tokens_of(at, n)[1:] - 1, n)),
             ("several vectors may stand behind a token: read at the last of them, not at the first",
-             lambda at, n: (lambda real: real + np.isin(real + 1, at))(np.setdiff1d(np.arange(n), at))),
+             one_vector),
             ("behind a token there may be no vector, or several: the place "
              "is not always one further",
-             lambda at, n: np.setdiff1d(np.arange(n), at) + 1),
+             lambda at, n: tokens_of(at, n) + 1),
             ("these are the places of the vectors", lambda at, n: at),
             ("these are all places of the row, those of the vectors included",
              lambda at, n: np.arange(n))),
@@ -366,42 +489,37 @@ lambda real: np.append(real[1:] - 1, real[-1]))(np.setdiff1d(np.arange(n), at)))
                "Subtract 1 from all of them.")),
     Exercise(
         name="prompts.lstm", title="What the LSTM costs", stars=2,
-        reference=reference_lstm, cases=lambda rng: tuple(int(n) for n in rng.integers((3, 10, 4), (9, 40, 10))),
+        reference=reference_lstm, cases=lstm_cases,
         special=(
             ("the package's P-tuning: P = 6, d = 128, n = 64", lambda rng: (6, 128, 64)),),
         mistakes=(
-            ("each layer has two directions",
-             less(lambda P, d, n: 4 * (n * d + n * n + 2 * n) + 4 * (2 * n * n + n * n + 2 * n))),
-            ("the second layer is missing", less(lambda P, d, n: 8 * (3 * n * n + 2 * n))),
+            ("each layer has two directions", partial(lstm, first=1, second=1)),
+            ("the second layer is missing", partial(lstm, second=0)),
             ("the second layer reads both directions of the first, 2 n numbers",
-             less(lambda P, d, n: 8 * n * n)),
-            ("each of the four gates has its matrices and biases",
-             less(lambda P, d, n: 6 * (n * d + 4 * n * n + 4 * n))),
-            ("the gates of an LSTM are four, not three",
-             less(lambda P, d, n: 2 * (n * d + 4 * n * n + 4 * n))),
-            ("the first layer is missing", less(lambda P, d, n: 8 * (n * d + n * n + 2 * n))),
-            ("the first layer has two directions, too",
-             less(lambda P, d, n: 4 * (n * d + n * n + 2 * n))),
-            ("the second layer has two directions, too",
-             less(lambda P, d, n: 4 * (3 * n * n + 2 * n))),
+             partial(lstm, reads=lambda d, n: n)),
+            ("each of the four gates has its matrices and biases", partial(lstm, gates=1)),
+            ("the gates of an LSTM are four, not three", partial(lstm, gates=3)),
+            ("the first layer is missing", partial(lstm, first=0)),
+            ("the first layer has two directions, too", partial(lstm, first=1)),
+            ("the second layer has two directions, too", partial(lstm, second=1)),
             ("the second layer reads both directions of the first, 2 n numbers, not d",
-             less(lambda P, d, n: 8 * n * (2 * n - d))),
+             partial(lstm, reads=lambda d, n: d)),
             ("the first linear map, (2n, 2n) with 2n biases, is missing",
-             less(lambda P, d, n: 4 * n * n + 2 * n)),
+             partial(lstm, first_map=0)),
             ("the second linear map, (d, 2n) with d biases, is missing",
-             less(lambda P, d, n: 2 * n * d + d)),
-            ("the first linear map has 2n biases", less(lambda P, d, n: 2 * n)),
-            ("the second linear map has d biases", less(lambda P, d, n: d)),
+             partial(lstm, second_map=0)),
+            ("the first linear map has 2n biases", partial(lstm, first_bias=0)),
+            ("the second linear map has d biases", partial(lstm, second_bias=0)),
             ("the biases of all gates and of both linear maps are missing",
-             less(lambda P, d, n: 32 * n + 2 * n + d)),
-            ("the biases of all gates are missing", less(lambda P, d, n: 32 * n)),
-            ("each gate has two biases of n", less(lambda P, d, n: 16 * n)),
+             partial(lstm, biases=0, first_bias=0, second_bias=0)),
+            ("the biases of all gates are missing", partial(lstm, biases=0)),
+            ("each gate has two biases of n", partial(lstm, biases=1)),
             ("the embeddings of the pseudo-tokens, P d, are trained, too",
-             less(lambda P, d, n: P * d)),
-            ("the matrices of the state, (n, n), are missing", less(lambda P, d, n: 16 * n * n)),
-            ("the biases of the two linear maps are missing", less(lambda P, d, n: 2 * n + d)),
-            ("the two linear maps are missing",
-             less(lambda P, d, n: 4 * n * n + 2 * n + 2 * n * d + d)),
+             partial(lstm, embeddings=0)),
+            ("the matrices of the state, (n, n), are missing", partial(lstm, states=0)),
+            ("the biases of the two linear maps are missing",
+             partial(lstm, first_bias=0, second_bias=0)),
+            ("the two linear maps are missing", partial(lstm, first_map=0, second_map=0)),
             ("this is the stored count: the network is trained, too", lambda P, d, n: P * d)),
         tolerance=0,
         hints=("How many numbers has one gate that reads k numbers? How many gates are there in "
