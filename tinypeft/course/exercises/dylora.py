@@ -1,11 +1,13 @@
 """Lesson 09: one training for every rank."""
+import itertools
+import operator
 from functools import partial
 
 import numpy as np
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
@@ -25,11 +27,25 @@ def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b, sig
     return wrong
 
 
+def _scales_both(x, W, A, B, b, alpha):
+    return forward(x, W, A, B, b, b) * (alpha / b)
+
+
+def _without_base(x, W, *low):
+    return forward(x, W, *low) - F.linear(x, W)
+
+
 def _layer(rng, b=None):
     R, d_in, d_out = rng.integers(4, 7), rng.integers(7, 10), rng.integers(10, 13)
-    t = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
-    b = int(rng.integers(2, R)) if b is None else R if b == "R" else b
-    return t(2, 3, d_in), t(d_out, d_in), t(R, d_in), t(d_out, R), b, float(rng.uniform(3, 20))
+    draw = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
+    b = b or int(rng.integers(2, R))
+    x, W, A, B = draw(2, 3, d_in), draw(d_out, d_in), draw(R, d_in), draw(d_out, R)
+    return x, W, A, B, b, float(rng.uniform(3, 20))
+
+
+def _full_rank(rng):
+    x, W, A, B, _, alpha = _layer(rng, b=1)
+    return x, W, A, B, A.shape[0], alpha
 
 
 # -- dylora.bug ------------------------------------------------------------------------------------
@@ -46,29 +62,47 @@ def _step(rng, b=None, frozen=None):
     b = int(rng.integers(2, R)) if b is None else b
     A, M, dA = rng.standard_normal((3, R, d))
     dA[b:] = 0
-    return A, M, dA, b, float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.05, 0.5)), bool(rng.integers(2)) if frozen is None else frozen
+    beta, lr = float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.05, 0.5))
+    frozen = bool(rng.integers(2)) if frozen is None else frozen
+    return A, M, dA, b, beta, lr, frozen
 
 
-def _trained(i, b, frozen): return i == b if frozen else i <= b
+def _no_momentum(rng):
+    dA = np.array([[1.0, 2], [3, 4], [0, 0]])
+    return np.ones((3, 2)), np.zeros((3, 2)), dA, 2, 0.9, 0.1, False
 
 
-def _moved(rows=_trained, outside=lambda M, new, dA: M, old=False, move=lambda A, M, dA, lr: A - lr * M,
-           momentum=lambda M, dA, beta: beta * M + dA, moved=None):
-    """bug with a mistake: other rows are trained, M is updated otherwise or changes outside them, the rows move otherwise or
-    along the old M. moved: the rows of A that move, if they are not those of M."""
+def _no_gradient(rng):
+    dA = np.array([[1.0, 2], [0, 0], [0, 0]])
+    return np.ones((3, 2)), np.ones((3, 2)), dA, 2, 0.5, 0.1, False
+
+
+def _trained(i, b, frozen):
+    return i == b if frozen else i <= b
+
+
+def _moved(rows=_trained, outside=lambda M, new, dA: M, old=False, moved=None,
+           move=lambda A, M, dA, lr: A - lr * M, momentum=lambda M, dA, beta: beta * M + dA):
+    """bug with a mistake.
+
+    rows: those that are trained. outside: M in the others. old: the rows move along the old M.
+    moved: the rows of A that move, if they are not those of M.
+    """
     def wrong(A, M, dA, b, beta, lr, frozen):
         i = np.arange(1, len(A) + 1)[:, None]
         new = momentum(M, dA, beta)
         new_M = np.where(rows(i, b, frozen), new, outside(M, new, dA))
-        return np.where((moved or rows)(i, b, frozen), move(A, M if old else new_M, dA, lr), A), new_M
+        new_A = move(A, M if old else new_M, dA, lr)
+        return np.where((moved or rows)(i, b, frozen), new_A, A), new_M
     return wrong
 
 
 def _by_gradient(alone):
-    """The rows whose gradient is not 0; of these row b alone if frozen, or without a thought about that."""
+    """Train the rows whose gradient is not 0. alone: if frozen, row b is the only one of them."""
     def wrong(A, M, dA, b, beta, lr, frozen):
         here = (dA != 0).any(1, keepdims=True)
-        if alone and frozen: here &= np.arange(1, len(A) + 1)[:, None] == b
+        if alone and frozen:
+            here &= np.arange(1, len(A) + 1)[:, None] == b
         new_M = np.where(here, beta * M + dA, M)
         return np.where(here, A - lr * new_M, A), new_M
     return wrong
@@ -82,14 +116,43 @@ def _everywhere(A, M, dA, b, beta, lr, frozen):
 
 # -- dylora.search ---------------------------------------------------------------------------------
 def search(losses, tolerance):
-    lowest = min(losses.values())
-    return min(b for b, loss in losses.items() if loss <= lowest + tolerance)
+    return _within(_limit)(losses, tolerance)
+
+
+def _lowest(losses):
+    return min(losses.values())
+
+
+def _limit(losses, tolerance):
+    return _lowest(losses) + tolerance
+
+
+def _within(limit, pick=min, reaches=operator.le):
+    """The first rank by `pick` whose loss reaches the limit; None if there is none."""
+    def chosen(losses, tolerance):
+        bound = limit(losses, tolerance)
+        ranks = [b for b, loss in losses.items() if reaches(loss, bound)]
+        return pick(ranks) if ranks else None
+    return chosen
+
+
+def _place(order):
+    """The place of the rank among all ranks."""
+    return lambda losses, tolerance: order(losses).index(search(losses, tolerance))
+
+
+def _nearest(losses, tolerance):
+    limit = _lowest(losses)
+    return min(losses, key=lambda b: abs(losses[b] - limit - tolerance))
 
 
 def _no_gain(losses, tolerance):
     """The first rank after which the next one gains less than the tolerance."""
     ranks = sorted(losses)
-    return next((b for b, more in zip(ranks, ranks[1:], strict=False) if losses[b] - losses[more] <= tolerance), ranks[-1])
+    for b, more in itertools.pairwise(ranks):
+        if losses[b] - losses[more] <= tolerance:
+            return b
+    return ranks[-1]
 
 
 def _losses(rng):
@@ -107,9 +170,10 @@ def cut(A, B, b):
     return Vt[:b], U[:, :b] * S[:b]
 
 
-def _factors(rng, b=None):
+def _factors(rng):
     R, d_in, d_out = int(rng.integers(4, 7)), rng.integers(8, 11), rng.integers(11, 14)
-    return rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R)), b or int(rng.integers(2, R))
+    A, B = rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R))
+    return A, B, int(rng.integers(2, R))
 
 
 def _all(rng):
@@ -117,29 +181,54 @@ def _all(rng):
     return A, B, len(A)
 
 
+def _last_is_large(rng):
+    A = np.array([[1.0, 0, 0], [0, 5, 0]])
+    return A, np.array([[1.0, 0], [0, 2], [0, 0], [0, 0]]), 1
+
+
 def _product(factors):
-    """B A, and the numbers of rows of A and of columns of B: how the singular values are split is free."""
+    """B A, the number of rows of A, and that of columns of B: S may be split in any way."""
     A, B = (np.asarray(part) for part in factors)
     return B @ A, np.array([A.shape[0], B.shape[1]])
 
 
-def _cut_variant(keep=slice, left=lambda S: S, right=lambda S: 1.0 + 0 * S, transposed=False, rows_of_U=False):
-    """cut with a mistake: other singular vectors, S left out or counted twice, V where Vᵀ belongs, Uᵀ where U belongs."""
+def _cut_variant(keep=slice, left=lambda S: S, right=np.ones_like, transposed=False,
+                 rows_of_U=False):
+    """cut with a mistake.
+
+    keep: the places of the singular values that stay. left, right: what both factors get of S.
+    transposed: V stands where Vᵀ belongs. rows_of_U: Uᵀ stands where U belongs.
+    """
     def wrong(A, B, b):
         U, S, Vt = np.linalg.svd(B @ A, full_matrices=rows_of_U)
         k = keep(b)
-        rows, columns = Vt[:, k].T if transposed else Vt[k], U[k].T if rows_of_U else U[:, k]
+        rows = Vt[:, k].T if transposed else Vt[k]
+        columns = U[k].T if rows_of_U else U[:, k]
         return right(S[k])[:, None] * rows, columns * left(S[k])
     return wrong
 
 
-def _cut_each(with_S):
+def _cut_each(A, B, b):
     """The decompositions of A and of B, not of their product."""
-    def wrong(A, B, b):
-        U, S, _ = np.linalg.svd(B, full_matrices=False)
-        _, R, Vt = np.linalg.svd(A, full_matrices=False)
-        return (Vt[:b], B[:, :b]) if not with_S else (R[:b, None] * Vt[:b], U[:, :b] * S[:b])
-    return wrong
+    U, S, _ = np.linalg.svd(B, full_matrices=False)
+    _, R, Vt = np.linalg.svd(A, full_matrices=False)
+    return R[:b, None] * Vt[:b], U[:, :b] * S[:b]
+
+
+def _cut_A(A, B, b):
+    """The decomposition of A alone."""
+    Vt = np.linalg.svd(A, full_matrices=False)[2]
+    return Vt[:b], B[:, :b]
+
+
+def _scaled(A, B, b):
+    A_b, B_b = cut(A, B, b)
+    return A_b * len(A) / b, B_b
+
+
+def _one_uncut(got, expected, args):
+    wide = np.ndim(got) == 2 and np.shape(got)[1] == args[0].shape[1]
+    return wide and np.shape(got) != np.shape(expected)
 
 
 def _largest(A, B, b):
@@ -158,7 +247,7 @@ EXERCISES = (
         reference=forward, cases=_layer, gradient=("x", "A", "B"),
         special=(
             ("b = 1", partial(_layer, b=1)),
-            ("b = R: an ordinary LoRA", partial(_layer, b="R"))),
+            ("b = R: an ordinary LoRA", _full_rank)),
         mistakes=(
             ("the scale at rank b is α/b, not α/R", _masked(scale=lambda alpha, b, R: alpha / R)),
             ("the scale α/b is missing", _masked(scale=lambda alpha, b, R: 1)),
@@ -180,10 +269,8 @@ EXERCISES = (
              _masked(lambda i, b, R: i >= b)),
             ("row b alone is used; at rank b all rows up to b are",
              _masked(lambda i, b, R: i == b - 1)),
-            ("the frozen part W₀ x is missing",
-             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
-            ("the scale belongs to the low-rank part alone, not to W₀ x",
-             lambda x, W, A, B, b, alpha: (F.linear(x, W) + F.linear(F.linear(x, A[:b]), B[:, :b])) * (alpha / b))),
+            ("the frozen part W₀ x is missing", _without_base),
+            ("the scale belongs to the low-rank part alone, not to W₀ x", _scales_both)),
         hints=("How can the rows after row b have no effect, and no gradient?",
                "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or "
                "multiply A x by a mask (R,).",
@@ -195,10 +282,9 @@ EXERCISES = (
         special=(
             ("rank 1", partial(_step, b=1, frozen=False)),
             ("the frozen version: row b alone is trained", partial(_step, b=3, frozen=True)),
-            ("no momentum yet: A moves by −lr times the gradient",
-             lambda rng: (np.ones((3, 2)), np.zeros((3, 2)), np.array([[1.0, 2], [3, 4], [0, 0]]), 2, 0.9, 0.1, False)),
+            ("no momentum yet: A moves by −lr times the gradient", _no_momentum),
             ("row 2 is trained, and its gradient happens to be 0: its M fades, and it moves",
-             lambda rng: (np.ones((3, 2)), np.ones((3, 2)), np.array([[1.0, 2], [0, 0], [0, 0]]), 2, 0.5, 0.1, False))),
+             _no_gradient)),
         mistakes=(
             ("the rows after row b still move, by their momentum M; only the rows "
              "that are trained may move",
@@ -225,8 +311,9 @@ EXERCISES = (
              _moved(lambda i, b, frozen: i == b if frozen else i < b)),
             ("row b is left out; it is trained in a step at rank b",
              _moved(lambda i, b, frozen: i == b - 1 if frozen else i < b)),
-            *(("row b is the last one that is trained, not the first", _moved(rows))
-              for rows in (lambda i, b, frozen: i >= b, lambda i, b, frozen: i == b if frozen else i >= b)),
+            *several("row b is the last one that is trained, not the first",
+                     _moved(lambda i, b, frozen: i >= b),
+                     _moved(lambda i, b, frozen: i == b if frozen else i >= b)),
             ("the two versions are exchanged: frozen=True trains row b alone, "
              "frozen=False all rows up to b",
              _moved(lambda i, b, frozen: i <= b if frozen else i == b)),
@@ -273,35 +360,34 @@ EXERCISES = (
              "loss is within the tolerance",
              lambda losses, tolerance: min(losses, key=losses.get)),
             ("this is the largest rank within the tolerance; take the smallest",
-             lambda losses, tolerance: max(b for b, x in losses.items() if x <= min(losses.values()) + tolerance)),
+             _within(_limit, pick=max)),
             ("the tolerance is in nats above the lowest loss, not a share of it",
-             lambda losses, tolerance: min(b for b, x in losses.items() if x <= min(losses.values()) * (1 + tolerance))),
+             _within(lambda losses, tolerance: _lowest(losses) * (1 + tolerance))),
             ("the lowest loss need not be that of the largest rank: take the lowest of all",
-             lambda losses, tolerance: min(b for b, x in losses.items() if x <= losses[max(losses)] + tolerance)),
+             _within(lambda losses, tolerance: losses[max(losses)] + tolerance)),
             ("a loss at the limit is within the tolerance: write <=, not <",
-             lambda losses, tolerance: min((b for b, x in losses.items() if x < min(losses.values()) + tolerance), default=None)),
+             _within(_limit, reaches=operator.lt)),
             ("this is the loss; return the rank",
              lambda losses, tolerance: losses[search(losses, tolerance)]),
             ("this is the loss; return the rank", lambda losses, tolerance: min(losses.values())),
-            *(("this is a place among the ranks, counted from 0; return the rank that stands there", lambda losses, tolerance, order=order:
-               order(losses).index(search(losses, tolerance))) for order in (sorted, list)),
+            *several("this is a place among the ranks, counted from 0; return "
+                     "the rank that stands there",
+                     _place(sorted), _place(list)),
             ("this is the smallest rank of all, whatever its loss",
              lambda losses, tolerance: min(losses)),
             ("this is the largest rank of all, whatever its loss",
              lambda losses, tolerance: max(losses)),
             ("this is the rank whose loss is nearest to the limit; take "
              "the smallest rank within it",
-             lambda losses, tolerance:
-min(losses, key=lambda b: abs(losses[b] - min(losses.values()) - tolerance))),
+             _nearest),
             ("compare a loss with the lowest of all, not with that of the next rank", _no_gain),
             ("the tolerance is added to the lowest loss, not subtracted",
-             lambda losses, tolerance:
-min((b for b, x in losses.items() if x <= min(losses.values()) - tolerance), default=None)),
+             _within(lambda losses, tolerance: _lowest(losses) - tolerance)),
             ("this is the first in the dict's order; take the smallest rank",
-             lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance))),
+             _within(_limit, pick=operator.itemgetter(0)))),
         symptoms=(
             ("return one rank, a number",
-             lambda got, expected, arguments: isinstance(got, (list, tuple))),),
+             lambda got, expected, args: isinstance(got, (list, tuple))),),
         errors=(
             ("empty",
              "no loss was found to be good enough: the limit is the lowest loss plus the "
@@ -316,8 +402,7 @@ min((b for b, x in losses.items() if x <= min(losses.values()) - tolerance), def
         reference=cut, cases=_factors, normalize=_product,
         special=(
             ("b = R: nothing is lost", _all),
-            ("only the last row of A and column of B are large, and b = 1",
-             lambda rng: (np.array([[1.0, 0, 0], [0, 5, 0]]), np.array([[1.0, 0], [0, 2], [0, 0], [0, 0]]), 1))),
+            ("only the last row of A and column of B are large, and b = 1", _last_is_large)),
         mistakes=(
             ("these are the first rows of A and columns of B; the nearest matrix of rank b needs "
              "the singular vectors of B A",
@@ -334,16 +419,16 @@ min((b for b, x in losses.items() if x <= min(losses.values()) - tolerance), def
             ("the root of the singular values is in one factor only; both need it, or "
              "one the values themselves",
              _cut_variant(left=np.sqrt)),
-            *(("decompose the product B A; the singular vectors of A and of B by themselves are others", _cut_each(with_S))
-              for with_S in (False, True)),
+            *several("decompose the product B A; the singular vectors of A and of B "
+                     "by themselves are others",
+                     _cut_A, _cut_each),
             ("these are the largest rows of A and columns of B; the nearest matrix of rank b "
              "needs the singular vectors of B A",
              _largest),
             ("the product is right, but its factors are not cut: A_b has b "
              "rows and B_b has b columns",
              _zeroed),
-            ("no scale is involved: B_b A_b itself should be near to B A",
-             lambda A, B, b: (cut(A, B, b)[0] * len(A) / b, cut(A, B, b)[1])),
+            ("no scale is involved: B_b A_b itself should be near to B A", _scaled),
             ("nothing is cut", lambda A, B, b: (A, B)),
             ("nothing is cut", _cut_variant(lambda b: slice(None))),
             ("the largest singular value is left out: the first one has the index 0",
@@ -353,11 +438,9 @@ min((b for b, x in losses.items() if x <= min(losses.values()) - tolerance), def
             ("this is one singular value too many: [:b] takes b of them",
              _cut_variant(lambda b: slice(b + 1)))),
         symptoms=(
-            ("cut both: A_b has as many rows as B_b has columns, b",
-             lambda got, expected, arguments:
-np.ndim(got) == 2 and np.shape(got)[1] == arguments[0].shape[1] and np.shape(got) != np.shape(expected)),
+            ("cut both: A_b has as many rows as B_b has columns, b", _one_uncut),
             ("return A, which is (b, d_in), first",
-             lambda got, expected, arguments: np.shape(got) == (len(arguments[1]), arguments[2]))),
+             lambda got, expected, args: np.shape(got) == (len(args[1]), args[2]))),
         tolerance=1e-8,
         hints=("Which matrix of rank b is nearest to a given matrix, if its singular "
                "value decomposition is known?",

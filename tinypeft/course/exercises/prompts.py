@@ -187,6 +187,10 @@ def at_separators(tokens, counts, separator, which=lambda ends: ends, count=last
     return np.array(places, int)
 
 
+LATER_SEPARATOR = ("only the first len(counts) − 1 separators end parts; "
+                   "a later one is a token like others")
+
+
 def whole_row(got, expected, args):
     tokens, counts, _ = args
     return np.shape(got) == (len(tokens) + sum(counts),)
@@ -431,8 +435,9 @@ EXERCISES = (
              "alone, sum(counts) integers",
              whole_row),
             ("the places of all parts belong in one array, not in one for each part", in_parts)),
-        errors=tuple((error, "only the first len(counts) − 1 separators end parts; a later one is a token like others")
-                     for error in ("IndexError", "zip() argument")),
+        errors=(
+            ("IndexError", LATER_SEPARATOR),
+            ("zip() argument", LATER_SEPARATOR)),
         tolerance=0,
         hints=("A pseudo-token moves everything behind it by one place. How many "
                "pseudo-tokens stand before part j?",
