@@ -35,17 +35,12 @@ def _without_base(x, W, *low):
     return forward(x, W, *low) - F.linear(x, W)
 
 
-def _layer(rng, b=None):
+def _layer(rng, b=None, full=False):
     R, d_in, d_out = rng.integers(4, 7), rng.integers(7, 10), rng.integers(10, 13)
     draw = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
-    b = b or int(rng.integers(2, R))
+    b = R if full else b or int(rng.integers(2, R))
     x, W, A, B = draw(2, 3, d_in), draw(d_out, d_in), draw(R, d_in), draw(d_out, R)
     return x, W, A, B, b, float(rng.uniform(3, 20))
-
-
-def _full_rank(rng):
-    x, W, A, B, _, alpha = _layer(rng, b=1)
-    return x, W, A, B, A.shape[0], alpha
 
 
 # -- dylora.bug ------------------------------------------------------------------------------------
@@ -247,7 +242,7 @@ EXERCISES = (
         reference=forward, cases=_layer, gradient=("x", "A", "B"),
         special=(
             ("b = 1", partial(_layer, b=1)),
-            ("b = R: an ordinary LoRA", _full_rank)),
+            ("b = R: an ordinary LoRA", partial(_layer, full=True))),
         mistakes=(
             ("the scale at rank b is α/b, not α/R", _masked(scale=lambda alpha, b, R: alpha / R)),
             ("the scale α/b is missing", _masked(scale=lambda alpha, b, R: 1)),
