@@ -144,7 +144,8 @@ WRONG = {
     "transformer.attention": [
         (attention(scale=lambda d, S: 1), "not divided by √d_head"), (attention(scale=lambda d, S: d), "not by its root"),
         (attention(diagonal=None), "keys of the future"), (attention(diagonal=lambda T, S: 1), "forgets the past"),
-        (attention(diagonal=lambda T, S: S - T + 2), "the key after its own"), (attention(axis=0), "over the queries"),
+        (attention(diagonal=lambda T, S: S - T + 2), "the key after its own"),
+        (attention(diagonal=lambda T, S: S - T), "must also see its own key"), (attention(axis=0), "over the queries"),
         (attention(scale=lambda d, S: 1 / math.sqrt(d)), "you multiplied"), (lambda q, k, v: attention(scale=lambda d, S: math.sqrt(len(q)))(q, k, v), "number of queries"),
         (attention(scale=lambda d, S: math.sqrt(S)), "number of keys"),
         (lambda q, k, v: attention()(q, k[-len(q):], v[-len(q):]), "are left out"), (lambda q, k, v: attention()(q, v, k), "exchanged"),
