@@ -411,7 +411,8 @@ EXERCISES = (
              chosen(lambda name, a, before: True)),
             *several("a tolerance, as np.allclose has one, overlooks a small step: what "
                      "has moved at all is needed",
-                     moved(np.allclose), moved(partial(np.allclose, rtol=1e-4, atol=1e-4))),
+                     moved(np.allclose),
+                     moved(partial(np.allclose, rtol=1e-4, atol=1e-4))),
             ("one number that has moved is enough: ask with .any(), not with .all()",
              moved(lambda a, b: not (a != b).all())),
             *several("two arrays with the same sum, or the same mean, length or largest number, "

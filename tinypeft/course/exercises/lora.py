@@ -457,7 +457,8 @@ EXERCISES = (
             ("the scale s = α/r is missing in all three", partial(_by_hand, scale=_one)),
             ("the scale is α/r, not α", partial(_by_hand, scale=_alpha)),
             *several("a gradient lacks the scale s = α/r: dA and dB both have it",
-                     partial(_by_hand, dA=_factor(1)), partial(_by_hand, dB=_factor(1))),
+                     partial(_by_hand, dA=_factor(1)),
+                     partial(_by_hand, dB=_factor(1))),
             ("the scale s is applied twice", partial(_by_hand, scale=_twice)),
             ("the scale is α/r, not r/α", partial(_by_hand, scale=_inverse)),
             ("r is the number of rows of A, not of its columns",
@@ -652,7 +653,8 @@ EXERCISES = (
              _asked(both=operator.or_)),
             *several("frozen means equal to the last bit; a tolerance, as np.allclose has "
                      "one, overlooks a small step",
-                     _asked(np.allclose), _asked(partial(np.allclose, rtol=1e-4, atol=1e-5))),
+                     _asked(np.allclose),
+                     _asked(partial(np.allclose, rtol=1e-4, atol=1e-5))),
             ("one number of the base that has moved is enough: ask with .any(), not with .all()",
              _asked(lambda a, b: not (a != b).all())),
             *several("two arrays with the same sum, length or largest number may differ: compare "

@@ -440,7 +440,9 @@ EXERCISES = (
              vector_wise_variant(per_x=None, per_w=None)),
             *several("a scale belongs to a row here, and you took one per column, a feature; "
                      "take the maximum over axis 1",
-                     decoded_first(0, 0), decoded_first(0, 1), decoded_first(1, 0)),
+                     decoded_first(0, 0),
+                     decoded_first(0, 1),
+                     decoded_first(1, 0)),
             *several("the largest code is 127",
                      vector_wise_variant(n=128), vector_wise_variant(n=255)),
             *several("a cast to integers cuts off; round first, np.rint(X / s_x)",

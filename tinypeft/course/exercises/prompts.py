@@ -425,7 +425,8 @@ EXERCISES = (
              lambda t, counts, s: np.arange(sum(counts))),
             *several("there are pseudo-tokens behind every separator: in the last part a "
                      "separator is a token like others",
-                     at_separators, partial(at_separators, count=lambda counts, j: 1)),
+                     at_separators,
+                     partial(at_separators, count=lambda counts, j: 1)),
             *several("only the first separator is used: each part but the last "
                      "ends with one of its own",
                      partial(at_separators, which=lambda ends: ends[:1]),

@@ -85,7 +85,7 @@ def attention_cases(rng, T=None, past=None):
 
 # -- who sees whom -------------------------------------------------------------------------------
 class Readers:
-    """Models of rows (T, d) → (T, d). On which rows of the input does a row of the output depend?"""
+    """Models of rows (T, d) → (T, d). On which rows of the input does a row of f(x) depend?"""
 
     @staticmethod
     def causal(x, ahead=0, behind=99):
@@ -129,7 +129,7 @@ class Readers:
 
     @staticmethod
     def opposite(x):
-        """Causal, but only two numbers of a row tell it, with the sum 0; the others are always 0."""
+        """Causal, but only two numbers of a row tell it, with the sum 0; the others stay 0."""
         return Readers.causal(x)[:, -1:] * np.array([0, 1, 0, -1, 0])
 
     @staticmethod
