@@ -357,7 +357,8 @@ EXERCISES = (
         hints=("From which average does U measure the distance, from the old one or the new one?",
                "All arrays have one shape. Return three of them: the new Ī, the new U, and s.",
                "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - beta1) * I. "
-               "Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), and the score is I_bar * U.")),
+               "Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), and the score is I_bar * "
+               "U.")),
     Exercise(
         name="adalora.budget", title="Find the bug: the budget as printed", stars=1,
         reference=budget, cases=_schedule,

@@ -363,9 +363,9 @@ EXERCISES = (
         symptoms=(
             ("exp overflows, or all exponentials become 0: subtract the largest score, of prefix "
              "and text together; λ stays the same",
-             lambda got, expected, arguments: not np.isfinite(got)),
+             lambda got, expected, args: not np.isfinite(got)),
             ("λ is one number: the sum over the prefix is missing",
-             lambda got, expected, arguments: np.shape(got) == (len(arguments[2]),))),
+             lambda got, expected, args: np.shape(got) == (len(args[2]),))),
         hints=("Does λ change if one number is subtracted from all scores? Must it be the same "
                "number for prefix and text?",
                "P_K @ q is (P,), k @ q is (T,). Both are divided by √d_head. λ is one number.",
@@ -443,9 +443,9 @@ EXERCISES = (
         symptoms=(
             ("the axes of each K and V are (H, P, d_head), in this order", _other_axes),
             ("the heads are not apart yet: split the columns of each K and V into (H, d_head)",
-             lambda got, expected, arguments: np.ndim(got) == 2 and np.size(got) == np.size(expected)),
+             lambda got, expected, args: np.ndim(got) == 2 and np.size(got) == np.size(expected)),
             ("keys and values are NumPy arrays here, not Tensors",
-             lambda got, expected, arguments: isinstance(got[0][0], Tensor)),
+             lambda got, expected, args: isinstance(got[0][0], Tensor)),
             ("return a list with one pair (K, V) for each layer", _wrong_number)),
         hints=("In which order do the numbers of a row lie? Which index changes "
                "slowest, and which fastest?",
