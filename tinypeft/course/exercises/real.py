@@ -5,7 +5,7 @@ import numpy as np
 
 from ...interop.gguf_types import TYPES, decode
 from ...interop.llama import halves
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
@@ -19,12 +19,25 @@ def rms_norm(x, gamma, eps):
 
 def _vectors(rng):
     d = int(rng.integers(5, 9))
-    return rng.normal(0.7, 1, (int(rng.integers(2, 5)), d)), rng.uniform(0.5, 2, d), float(rng.choice([0.1, 0.3]))
+    x = rng.normal(0.7, 1, (int(rng.integers(2, 5)), d))
+    return x, rng.uniform(0.5, 2, d), float(rng.choice([0.1, 0.3]))
+
+
+def _equal_sizes(rng):
+    return np.array([[3.0, 3.0, 3.0, -3.0]]), np.array([1.0, 2.0, 1.0, 1.0]), 0.0
 
 
 def _root_of(size):
     """Divided by the root of another size of the row."""
     return lambda x, gamma, eps: gamma * x / np.sqrt(size(x) + eps)
+
+
+def _layer_norm(x, gamma, eps):
+    return gamma * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+
+
+def _late_eps(x, gamma, eps):
+    return gamma * x / (np.sqrt((x * x).mean(-1, keepdims=True)) + eps)
 
 
 # -- real.rotary -----------------------------------------------------------------------------------
@@ -45,7 +58,9 @@ def _overwritten(x, theta):
 
 
 def _first_half(x, theta):
-    return np.concatenate([_rotated(x, theta)[..., :x.shape[-1] // 2], x[..., x.shape[-1] // 2:]], axis=-1)
+    y, half = x.copy(), x.shape[-1] // 2
+    y[..., :half] = _rotated(x, theta)[..., :half]
+    return y
 
 
 def _neighbours(d):
@@ -71,12 +86,14 @@ def _by_head(x, theta):
 
 def _heads(rng):
     H, T = int(rng.integers(2, 4)), int(rng.integers(4, 7))
-    return rng.standard_normal((H, T, 2 * int(rng.integers(2, 5)))), float(rng.choice([10.0, 100.0]))
+    x = rng.standard_normal((H, T, 2 * int(rng.integers(2, 5))))
+    return x, float(rng.choice([10.0, 100.0]))
 
 
 def _by_distance(fn, rng):
     """One query and one key, at every position: their product is the same along each diagonal."""
-    q, k = (fn(np.repeat(rng.standard_normal((1, 1, 6)), 8, axis=1), 10.0)[0] for _ in range(2))
+    everywhere = lambda: np.repeat(rng.standard_normal((1, 1, 6)), 8, axis=1)
+    q, k = fn(everywhere(), 10.0)[0], fn(everywhere(), 10.0)[0]
     S = q @ k.T
     return all(np.ptp(np.diagonal(S, t)) < 1e-9 for t in range(-7, 8))
 
@@ -91,17 +108,29 @@ def _repeated(a, n):
     return np.repeat(a, n, axis=0)
 
 
-def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True, hidden=-np.inf, late=False, axis=-1,
-              largest=None):
-    """hidden: the score of the future. late: the future is taken out after the softmax. axis: of the softmax; largest: of the
-    maximum, if it is another."""
+def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True, hidden=-np.inf,
+              late=False, axis=-1, largest=None):
+    """Attention with its mistakes.
+
+    hidden: the score of the future. late: the future is taken out after the softmax. axis: of the
+    softmax. largest: the axis of the maximum, if it is another.
+    """
     (H, T, d), G = q.shape, len(k)
-    k, v, past = shared(k, H // G), shared(v, H // G), np.tri(T, dtype=bool)
+    k, v = shared(k, H // G), shared(v, H // G)
+    past = np.tri(T, dtype=bool)
     S = scale(d, H) * q @ k.swapaxes(1, 2)
-    if causal and not late: S = np.where(past, S, hidden)
+    if causal and not late:
+        S = np.where(past, S, hidden)
     P = np.exp(S - S.max(largest or axis, keepdims=True))
     P = P / P.sum(axis, keepdims=True)
-    return (np.where(past, P, 0) if late else P) @ v
+    if late:
+        P = np.where(past, P, 0)
+    return P @ v
+
+
+def _in_turn(a, n):
+    """All heads, n times."""
+    return np.tile(a, (n, 1, 1))
 
 
 def _first(a, n):
@@ -115,8 +144,18 @@ def _mean(a, n):
 
 
 def _groups(rng):
-    G, n, T, d = 3, int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(2, 5))
-    return tuple(rng.standard_normal((heads, T, d)) for heads in (G * n, G, G))
+    n, T, d = int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(2, 5))
+    draw = lambda heads: rng.standard_normal((heads, T, d))
+    return draw(3 * n), draw(3), draw(3)
+
+
+def _one_token(rng):
+    v = np.array([[[1.0, 2.0]], [[3.0, 4.0]]])
+    return np.ones((4, 1, 2)), np.ones((2, 1, 2)), v
+
+
+def _first_sees_nothing(got, expected, args):
+    return np.shape(got) == np.shape(expected) and not np.isfinite(got[:, 0]).any()
 
 
 # -- real.q4_1 -------------------------------------------------------------------------------------
@@ -124,31 +163,59 @@ def q4_1(octets):
     return decode(Q4_1, octets, (len(octets), 32))
 
 
-def _decoded(octets, order=lambda low, high: np.concatenate([low, high], axis=1), weight=lambda d, m, q: d * q + m,
-             floats="<f2", dtype=np.float32, high=lambda byte: byte >> 4):
+def _low_first(low, high):
+    return np.concatenate([low, high], axis=1)
+
+
+def _high_first(low, high):
+    return np.concatenate([high, low], axis=1)
+
+
+def _interleaved(low, high):
+    return np.stack([low, high], axis=2).reshape(len(low), 32)
+
+
+def _weight(d, m, q):
+    return d * q + m
+
+
+def _decoded(octets, order=_low_first, weight=_weight, floats="<f2", dtype=np.float32,
+             high=lambda byte: byte >> 4):
     """floats: the type in the file. dtype: the type to compute in. high: byte → the high code."""
-    d, m = np.ascontiguousarray(octets[:, :4]).view(floats).astype(dtype).T[:, :, None]
-    return weight(d, m, order(octets[:, 4:] & 15, high(octets[:, 4:])).astype(dtype)).astype(np.float32)
+    numbers = np.ascontiguousarray(octets[:, :4]).view(floats).astype(dtype)
+    d, m = numbers.T[:, :, None]
+    q = order(octets[:, 4:] & 15, high(octets[:, 4:])).astype(dtype)
+    return weight(d, m, q).astype(np.float32)
 
 
-def _byte_by_byte(octets, second):
+def _byte_by_byte(second):
     """Δ and m are the numbers of single bytes, 0 and `second`."""
-    d, m = octets[:, [0]].astype(np.float32), octets[:, [second]].astype(np.float32)
-    return d * np.concatenate([octets[:, 4:] & 15, octets[:, 4:] >> 4], axis=1) + m
+    def wrong(octets):
+        d, m = octets[:, [0]].astype(np.float32), octets[:, [second]].astype(np.float32)
+        return _weight(d, m, _low_first(octets[:, 4:] & 15, octets[:, 4:] >> 4))
+    return wrong
 
 
-def _byte_order(got, expected, arguments):
-    """Is the first block, whose numbers were read in the wrong byte order, what came back?"""
+BIG_ENDIAN = partial(_decoded, floats=">f2"), partial(_decoded, floats=">f2", dtype=np.float16)
+
+
+def _byte_order(got, expected, args):
+    """Were the numbers read in the wrong byte order? They may be NaN."""
     with np.errstate(all="ignore"):
-        theirs = [_decoded(*arguments, floats=">f2", dtype=dtype) for dtype in (np.float32, np.float16)]
-    return any(np.allclose(got, a, equal_nan=True, rtol=1e-3) for a in theirs)
+        wrong = [decoded(*args) for decoded in BIG_ENDIAN]
+    return any(np.allclose(got, a, equal_nan=True, rtol=1e-3) for a in wrong)
+
+
+def _is_float32(fn, rng):
+    return np.asarray(fn(*_blocks(rng))).dtype == np.float32
 
 
 def _blocks(rng, n=None):
     n = int(rng.integers(2, 5)) if n is None else n
     d, m = rng.uniform(0.01, 0.1, n), rng.uniform(-1, -0.1, n)
     numbers = np.stack([d, m], axis=1).astype("<f2").view(np.uint8)
-    return (np.concatenate([numbers, rng.integers(0, 256, (n, 16), dtype=np.uint8)], axis=1),)
+    codes = rng.integers(0, 256, (n, 16), dtype=np.uint8)
+    return (np.concatenate([numbers, codes], axis=1),)
 
 
 def _counting(rng):
@@ -165,12 +232,14 @@ def _in_blocks(rng):
 
 
 def _off_grid(rng):
-    """Weights up to 0.4 steps above and below those of such blocks, except the smallest and the largest. They get the same
-    codes whether the step is rounded to float16 before or after."""
+    """Weights up to 0.4 steps above and below those of such blocks, apart from both ends.
+
+    They get the same codes whether the step is rounded to float16 before or after.
+    """
     (W,) = _in_blocks(rng)
     low, high = W.min(1, keepdims=True), W.max(1, keepdims=True)
-    moved = (W + rng.uniform(-0.4, 0.4, W.shape) * (high - low) / 15).astype(np.float32)
-    return (np.where((W == low) | (W == high), W, moved),)
+    moved = W + rng.uniform(-0.4, 0.4, W.shape) * (high - low) / 15
+    return (np.where((W == low) | (W == high), W, moved.astype(np.float32)),)
 
 
 def encoded(W):
@@ -178,12 +247,14 @@ def encoded(W):
     return _encoded(W)
 
 
-def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4, numbers=lambda d, m: [d, m], floats="<f2"):
+def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4,
+             numbers=lambda d, m: [d, m], floats="<f2"):
     m = W.min(1)
     d = (W.max(1) - m) / levels
-    q = np.rint((W - m[:, None]) / np.where(d > 0, d, 1)[:, None]).clip(0, 15).astype(np.uint8)
-    head = np.ascontiguousarray(np.stack(numbers(d, m), axis=1).astype(floats)).view(np.uint8)
-    return np.concatenate([head, order(q)], axis=1)
+    divisor = np.where(d > 0, d, 1)
+    q = np.rint((W - m[:, None]) / divisor[:, None]).clip(0, 15).astype(np.uint8)
+    head = np.stack(numbers(d, m), axis=1).astype(floats)
+    return np.concatenate([np.ascontiguousarray(head).view(np.uint8), order(q)], axis=1)
 
 
 def _divisor_stored(W):
@@ -194,11 +265,15 @@ def _divisor_stored(W):
     return octets
 
 
-def _one_off(got, expected, arguments):
+def _codes(octets):
+    return _low_first(octets[:, 4:] & 15, octets[:, 4:] >> 4).astype(int)
+
+
+def _one_off(got, expected, args):
     """Are Δ and m right, and codes one too small or one too large?"""
-    if np.shape(got) != np.shape(expected) or (got[:, :4] != expected[:, :4]).any(): return False
-    a, b = (np.concatenate([x[:, 4:] & 15, x[:, 4:] >> 4]).astype(int) for x in (np.asarray(got, np.uint8), expected))
-    return np.abs(a - b).max() == 1
+    if np.shape(got) != np.shape(expected) or (got[:, :4] != expected[:, :4]).any():
+        return False
+    return np.abs(_codes(np.asarray(got, np.uint8)) - _codes(expected)).max() == 1
 
 
 # -- real.bug --------------------------------------------------------------------------------------
@@ -223,15 +298,12 @@ EXERCISES = (
         name="real.rms_norm", title="A norm without a mean", stars=1,
         reference=rms_norm, cases=_vectors,
         special=(
-            ("ε = 0 and equal numbers: every one becomes ±1, times γ",
-             lambda rng: (np.array([[3.0, 3.0, 3.0, -3.0]]), np.array([1.0, 2.0, 1.0, 1.0]), 0.0)),),
+            ("ε = 0 and equal numbers: every one becomes ±1, times γ", _equal_sizes),),
         mistakes=(
-            ("RMSNorm subtracts no mean: this is a layer norm",
-             lambda x, gamma, eps: gamma * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)),
+            ("RMSNorm subtracts no mean: this is a layer norm", _layer_norm),
             ("the root of the mean of the squares; you took that of their sum",
              _root_of(lambda x: (x * x).sum(-1, keepdims=True))),
-            ("ε is added under the root",
-             lambda x, gamma, eps: gamma * x / (np.sqrt((x * x).mean(-1, keepdims=True)) + eps)),
+            ("ε is added under the root", _late_eps),
             ("each row has a norm of its own: take the mean over the last axis",
              _root_of(lambda x: (x * x).mean())),
             ("the variance is about the mean; RMSNorm takes the mean of the squares",
@@ -292,12 +364,11 @@ EXERCISES = (
         name="real.grouped", title="Many queries, few keys", stars=2,
         reference=grouped, cases=_groups,
         special=(
-            ("one token: each head returns the value of its group",
-             lambda rng: (np.ones((4, 1, 2)), np.ones((2, 1, 2)), np.array([[[1.0, 2.0]], [[3.0, 4.0]]]))),),
+            ("one token: each head returns the value of its group", _one_token),),
         mistakes=(
             ("consecutive heads share a key: repeat each of them (0, 0, 1, 1), do "
              "not tile them (0, 1, 0, 1)",
-             partial(_attended, shared=lambda a, n: np.tile(a, (n, 1, 1)))),
+             partial(_attended, shared=_in_turn)),
             ("a token sees itself and what came before; yours sees the future, too",
              partial(_attended, causal=False)),
             ("the scores of the future are −∞ before the softmax; a score of 0 still gets a share",
@@ -305,8 +376,10 @@ EXERCISES = (
             ("hide the future before the softmax; what is taken out after it is missing in "
              "the sum, which must be 1",
              partial(_attended, late=True)),
-            *(("the softmax runs over the keys, the last axis of the scores; yours runs over the queries",
-               lambda q, k, v, largest=largest: _attended(q, k, v, axis=-2, largest=largest)) for largest in (-2, -1)),
+            *several("the softmax runs over the keys, the last axis of the scores; "
+                     "yours runs over the queries",
+                     partial(_attended, axis=-2),
+                     partial(_attended, axis=-2, largest=-1)),
             ("the scores are divided by √d, the root of a head's width, not by the "
              "root of the number of heads",
              partial(_attended, scale=lambda d, H: H ** -0.5)),
@@ -320,7 +393,7 @@ EXERCISES = (
         symptoms=(
             ("a token also sees itself: the diagonal of the mask is open; with a strict mask the "
              "first token sees nothing",
-             lambda got, expected, arguments: np.shape(got) == np.shape(expected) and not np.isfinite(got[:, 0]).any()),),
+             _first_sees_nothing),),
         errors=(
             ("remapped shapes",
              "q has H heads, so k and v need as many: each of their G = len(k) heads "
@@ -338,9 +411,9 @@ EXERCISES = (
             ("Δ = 1, m = 0, and the codes 0 … 15 twice", _counting),),
         mistakes=(
             ("the low halves of the 16 bytes come first: weights 0 … 15",
-             partial(_decoded, order=lambda low, high: np.concatenate([high, low], axis=1))),
+             partial(_decoded, order=_high_first)),
             ("a byte holds the codes j and j + 16 of the block, which are no neighbours",
-             partial(_decoded, order=lambda low, high: np.stack([low, high], axis=2).reshape(len(low), 32))),
+             partial(_decoded, order=_interleaved)),
             ("Q4_1 adds m: Δ q + m; Δ (q − 8) is Q4_0",
              partial(_decoded, weight=lambda d, m, q: d * (q.astype(np.float32) - 8))),
             ("m is added: Δ q + m", partial(_decoded, weight=lambda d, m, q: d * q - m)),
@@ -349,20 +422,20 @@ EXERCISES = (
             ("shift the high halves of the bytes to the right by four bits: byte & "
              "240 is 16 times the code",
              partial(_decoded, high=lambda byte: byte & 240)),
-            *(("two bytes are one float16: .view('<f2') reads them together; .astype makes a number of each byte",
-               lambda octets, second=second: _byte_by_byte(octets, second)) for second in (1, 2)),
+            *several("two bytes are one float16: .view('<f2') reads them together; .astype "
+                     "makes a number of each byte",
+                     _byte_by_byte(1), _byte_by_byte(2)),
             ("Δ and m are stored in float16, but compute in float32: "
              "float16 keeps three digits only",
              partial(_decoded, dtype=np.float16)),
-            *(("the two float16 are little-endian: the dtype '<f2'", lambda octets, dtype=dtype: _decoded(
-                octets, floats=">f2", dtype=dtype)) for dtype in (np.float32, np.float16))),
+            *several("the two float16 are little-endian: the dtype '<f2'",
+                     *BIG_ENDIAN)),
         invariants=(
-            ("the weights are float32",
-             lambda fn, rng: np.asarray(fn(*_blocks(rng))).dtype == np.float32),),
+            ("the weights are float32", _is_float32),),
         symptoms=(
             ("the two float16 are little-endian: the dtype '<f2'", _byte_order),
             ("each block of 20 bytes holds 32 weights: 16 bytes have two codes each",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected))),
+             lambda got, expected, args: np.shape(got) != np.shape(expected))),
         tolerance=1e-6,
         hints=("Which 16 of the 32 weights are in the low halves of the bytes?",
                "octets[:, :4].copy().view('<f2') is (n, 2): Δ and m. octets[:, 4:] is (n, 16), "
@@ -417,7 +490,7 @@ EXERCISES = (
         symptoms=(
             ("take the nearest code: np.rint, not the next whole number below or above", _one_off),
             ("a block of 32 weights becomes 20 bytes: Δ, m, and 16 bytes with two codes each",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected))),
+             lambda got, expected, args: np.shape(got) != np.shape(expected))),
         tolerance=0,
         hints=("Which weight of a block has code 0, and which has code 15? What "
                "does this say about m and Δ?",
