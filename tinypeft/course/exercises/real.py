@@ -144,7 +144,8 @@ def _mean(a, n):
 
 
 def _groups(rng):
-    n, T, d = int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(2, 5))
+    n, T = int(rng.integers(2, 4)), int(rng.integers(3, 6))
+    d = int(rng.integers(2, 5))
     draw = lambda heads: rng.standard_normal((heads, T, d))
     return draw(3 * n), draw(3), draw(3)
 
@@ -281,7 +282,11 @@ def reordered(W, d_head):
     return halves(W, d_head)
 
 
-def _reordered(W, d_head, axes=(0, 2, 1, 3), shape=lambda H, d: (H, d // 2, 2), turned=False):
+def _as_pairs(H, d):
+    return H, d // 2, 2
+
+
+def _reordered(W, d_head, axes=(0, 2, 1, 3), shape=_as_pairs, turned=False):
     """Rows as (heads, pairs, members), with these axes exchanged."""
     H = len(W) // d_head
     V = W.reshape(*shape(H, d_head), -1).transpose(axes)
@@ -460,7 +465,7 @@ EXERCISES = (
             ("the rows change their places, not the columns",
              lambda W, d_head: np.concatenate([W[:, 0::2], W[:, 1::2]], axis=1)),
             ("the heads stay one behind the other; yours are mixed",
-             partial(_reordered, axes=(1, 2, 0, 3), shape=lambda H, d: (H, d // 2, 2)))),
+             partial(_reordered, axes=(1, 2, 0, 3)))),
         tolerance=0,
         hints=("Rows 0, 1, 2, 3, 4, 5 of a head are three pairs: (0, 1), (2, 3), (4, 5). In which "
                "order should they stand, so that row i and row i + 3 are a pair?",
