@@ -1,4 +1,4 @@
-"""Lesson 01: the walk through the graph, broadcasting, the backward passes of two layers, and how to tell wrong ones."""
+"""Lesson 01: the walk through the graph, broadcasting, and backward passes, right and wrong."""
 import itertools
 from functools import partial
 
@@ -6,21 +6,27 @@ import numpy as np
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor, unbroadcast
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
-NO_ZEROS = "the values have different shapes: keep a list, and begin an entry with the first array that arrives, not with zeros"
+NO_ZEROS = ("the values have different shapes: keep a list, and begin an entry "
+            "with the first array that arrives, not with zeros")
 IS_NONE = "`or` and `if` do not take arrays: ask whether an entry `is None`"
-EACH_USE = "an operation may use a value twice, and each use has a function of its own: go through all pairs of tape[k]"
-EARLY = "a value passed its gradient on before all parts of it had arrived: go from the last value to the first, one after another"
-STEPS = 5000                                                                  # more than functions may call each other
+EACH_USE = ("an operation may use a value twice, and each use has a function of its own: "
+            "go through all pairs of tape[k]")
+EARLY = ("a value passed its gradient on before all parts of it had arrived: "
+         "go from the last value to the first, one after another")
+STEPS = 5000                                             # more than functions may call each other
 
 
 # -- the walk ------------------------------------------------------------------------------------
 class Products:
-    """Vector–Jacobian products, dy ↦ Jᵀ dy, of linear maps from n to m numbers, n and m = 1 … 4: `Products.of_m_n_i` for
-    i = 0, 1, 2. They have names because a function is sent to the grader's other process by its name."""
+    """Vector–Jacobian products, dy ↦ Jᵀ dy, of linear maps from n to m numbers, n and m = 1 … 4.
+
+    `Products.of_m_n_i` are three of each size, i = 0, 1, 2. They have names because a function is
+    sent to the grader's other process by its name.
+    """
 
     @staticmethod
     def same(dy):
@@ -28,10 +34,12 @@ class Products:
         return dy
 
     @staticmethod
-    def three(dy): return 3.0 * dy
+    def three(dy):
+        return 3.0 * dy
 
     @staticmethod
-    def half(dy): return 0.5 * dy
+    def half(dy):
+        return 0.5 * dy
 
 
 def by_name(kind, of, seed):
@@ -46,17 +54,26 @@ def by_name(kind, of, seed):
 by_name(Products, lambda J: lambda dy: J.T @ dy, seed=0)
 
 
-def walk(tape, dy, add=True, order=-1, in_place=False):
-    """Gradients of all values of a tape; `add`, `order` and `in_place` make the mistakes."""
+def added(old, new):
+    return new if old is None else old + new
+
+
+def added_in_place(old, new):
+    return new if old is None else np.add(old, new, out=old)
+
+
+def replaced(old, new):
+    return new
+
+
+def walk(tape, dy, join=added, order=-1):
+    """Gradients of all values of a tape; `join` and `order` make the mistakes."""
     grads = [None] * len(tape)
     grads[-1] = dy
     for k in range(len(tape))[::order]:
-        if grads[k] is None: continue
-        for j, vjp in tape[k]:
-            dx = vjp(grads[k])
-            if grads[j] is None or not add: grads[j] = dx
-            elif in_place: grads[j] += dx
-            else: grads[j] = grads[j] + dx
+        if grads[k] is not None:
+            for j, vjp in tape[k]:
+                grads[j] = join(grads[j], vjp(grads[k]))
     return grads
 
 
@@ -66,29 +83,46 @@ def once(tape):
 
 
 def as_found(tape, dy, place):
-    """The walk to the values as they are found: each passes its gradient on when it comes up, complete or not."""
-    grads, found = [None] * (len(tape) - 1) + [dy], [len(tape) - 1]
-    passed = set()
+    """The walk to the values as they are found: a value may pass its gradient on too early."""
+    grads = [None] * (len(tape) - 1) + [dy]
+    found, passed = [len(tape) - 1], set()
     while found:
         k = found.pop(place)
-        if k in passed: continue
-        passed.add(k)
-        for j, vjp in tape[k]:
-            dx = vjp(grads[k])
-            grads[j] = dx if grads[j] is None else grads[j] + dx
-            found.append(j)
+        if k not in passed:
+            passed.add(k)
+            for j, vjp in tape[k]:
+                grads[j] = added(grads[j], vjp(grads[k]))
+                found.append(j)
     return grads
+
+
+def of_leaves(tape, dy):
+    grads = walk(tape, dy)
+    return [None if tape[k] else grads[k] for k in range(len(tape))]
+
+
+def too_many(got, expected, args):
+    """Is there an array where None is expected?"""
+    return any(g is not None and e is None for g, e in zip(got, expected, strict=True))
 
 
 def reference_walk(tape, dy):
     return walk(tape, dy)
 
 
+# The values that each of seven values uses. 0 and 1 are leaves, and 3 leads nowhere.
+USES = (), (), (0, 1, 0), (1,), (2, 2), (4, 1), (5, 2)
+
+
+def random_tape(rng, kind):
+    """A tape, and the numbers of its values, with functions of the class `kind`."""
+    sizes = rng.integers(1, 5, 7).tolist()
+    function = lambda k, j: getattr(kind, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
+    return [[(j, function(k, j)) for j in uses] for k, uses in enumerate(USES)], sizes
+
+
 def walk_cases(rng):
-    sizes = rng.integers(1, 5, 7).tolist()                                    # 0 and 1 leaves, 3 a value that leads nowhere
-    edges = [(2, 0), (2, 1), (2, 0), (3, 1), (4, 2), (4, 2), (5, 4), (5, 1), (6, 5), (6, 2)]
-    vjp = lambda k, j: getattr(Products, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
-    tape = [[(j, vjp(k, j)) for user, j in edges if user == k] for k in range(len(sizes))]
+    tape, sizes = random_tape(rng, Products)
     return tape, rng.standard_normal(sizes[-1])
 
 
@@ -99,8 +133,9 @@ def chain(rng):
 
 
 def doublings(rng):
-    """y = ½ x + ½ x, again and again: a value has 2 paths to the next one, and 2ⁿ to the n-th after it."""
-    return [[], *([(k, Products.half), (k, Products.half)] for k in range(STEPS))], np.array([1.0])
+    """y = ½ x + ½ x, again and again: a value has 2ⁿ paths to the n-th value after it."""
+    steps = [[(k, Products.half)] * 2 for k in range(STEPS)]
+    return [[], *steps], np.array([1.0])
 
 
 # -- broadcasting --------------------------------------------------------------------------------
@@ -110,8 +145,18 @@ def reference_unbroadcast(dy, shape):
 
 def unbroadcast_cases(rng):
     n, m, k = rng.permutation([2, 3, 4]).tolist()
-    shape = [(k,), (1, k), (m, 1), (n, 1, k), (1, m, 1), (n, m, k), (1, k)][rng.integers(7)]
+    shapes = [(k,), (1, k), (m, 1)]
+    shapes += [(n, 1, k), (1, m, 1), (n, m, k), (1, k)]
+    shape = shapes[rng.integers(7)]
     return rng.standard_normal((n, m, k)), shape
+
+
+def four_by_three(shape):
+    return lambda rng: (rng.standard_normal((4, 3)), shape)
+
+
+def summed_behind(dy, shape):
+    return dy.sum(tuple(range(len(shape), dy.ndim)))
 
 
 def summed_without_keepdims(dy, shape):
@@ -122,8 +167,10 @@ def summed_without_keepdims(dy, shape):
 # -- the linear layer ----------------------------------------------------------------------------
 def reference_linear_vjp(X, W, dY, need=(True, True, True)):
     d_in = next((a.shape[1] for a in (X, W) if a is not None), 1)
-    if X is None: X = np.zeros((len(dY), d_in))                               # it was not kept: dW is not needed
-    if W is None: W = np.zeros((dY.shape[1], d_in))
+    if X is None:
+        X = np.zeros((len(dY), d_in))                    # it was not kept: dW is not needed
+    if W is None:
+        W = np.zeros((dY.shape[1], d_in))
     X, W = Tensor(X, requires_grad=need[0]), Tensor(W, requires_grad=need[1])
     b = Tensor(np.zeros(len(W), W.dtype), requires_grad=need[2])
     F.linear(X, W, b).backward(dY)
@@ -132,17 +179,32 @@ def reference_linear_vjp(X, W, dY, need=(True, True, True)):
 
 def linear_cases(rng, need=None):
     N, d_in, d_out = 3 + rng.permutation(4)[:3]
-    if need is None: need = [(True, True, False), (True, False, True), (False, True, False), (True, False, False)][rng.integers(4)]
-    X, W, dY = rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in)), rng.standard_normal((N, d_out))
+    need = need or NEEDS[rng.integers(4)]
+    X, W = rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in))
+    dY = rng.standard_normal((N, d_out))
     return X if need[1] else None, W if need[0] else None, dY, need
 
 
-NOT_KEPT = "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything"
+NEEDS = (True, True, False), (True, False, True), (False, True, False), (True, False, False)
+NOT_KEPT = ("what no wanted gradient needs was not kept and is None: "
+            "look at `need` before you compute anything")
 
 
-def linear_vjp(X, W, dY, need=(True, True, True), dW=lambda X, dY: dY.T @ X, db=lambda dY: dY.sum(0)):
+def linear_vjp(X, W, dY, need=(True, True, True), dW=lambda X, dY: dY.T @ X,
+               db=lambda dY: dY.sum(0)):
     """All that is needed; dW and db make the mistakes."""
-    return dY @ W if need[0] else None, dW(X, dY) if need[1] else None, db(dY) if need[2] else None
+    dX = dY @ W if need[0] else None
+    return dX, dW(X, dY) if need[1] else None, db(dY) if need[2] else None
+
+
+def unneeded_bias(X, W, dY, need):
+    dX, dW, _ = linear_vjp(X, W, dY, need)
+    return dX, dW, dY.sum(0)
+
+
+def weight_first(*args):
+    dX, dW, db = linear_vjp(*args)
+    return dW, dX, db
 
 
 # -- layer norm ----------------------------------------------------------------------------------
@@ -156,37 +218,80 @@ def mean_of_rows(a):
     return a.mean(-1, keepdims=True)
 
 
-def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True, ddof=0, outside=0.0,
-                   average=mean_of_rows):
-    sigma = np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps) + outside
-    xhat = (x - x.mean(-1, keepdims=True)) / sigma
+def centred(a):
+    return a - mean_of_rows(a)
+
+
+def sum_of_rows(a):
+    return a.sum(-1, keepdims=True)
+
+
+def sigma_of(x, eps, ddof=0):
+    return np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
+
+
+def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True,
+                   ddof=0, outside=0.0, average=mean_of_rows):
+    """The backward pass. `average` stands for the mean, and the other options leave a part out."""
+    sigma = sigma_of(x, eps, ddof) + outside
+    xhat = centred(x) / sigma
     dxhat = gamma * dy if scaled else dy
     dx = dxhat - (average(dxhat) if mean else 0)
-    if projection: dx = dx - xhat * average(dxhat * xhat)
+    if projection:
+        dx = dx - xhat * average(dxhat * xhat)
     return dx / sigma if divided else dx
 
 
 def of_terms(dx):
-    """The backward pass with the terms `dx` before the division by σ. They are made of d = dx̂, dy, gamma, x, xhat and mean."""
+    """The backward pass with other terms before the division by σ, of d = dx̂, dy and h = x̂."""
     def wrong(x, gamma, dy, eps):
-        sigma = np.sqrt(x.var(-1, keepdims=True) + eps)
-        xhat = (x - mean_of_rows(x)) / sigma
-        return dx(d=gamma * dy, dy=dy, gamma=gamma, x=x, xhat=xhat, mean=mean_of_rows) / sigma
+        sigma = sigma_of(x, eps)
+        return dx(gamma * dy, dy, centred(x) / sigma) / sigma
     return wrong
 
 
-ALL_THREE = "all three terms need dx̂ = γ dy, and not dy"
-NORMALIZED = "the third term is made of x̂, and not of x"
+def projected(of):
+    """The backward pass with of(x) in place of x̂ in the third term."""
+    def wrong(x, gamma, dy, eps):
+        d, a = gamma * dy, of(x)
+        return (centred(d) - a * mean_of_rows(d * a)) / sigma_of(x, eps)
+    return wrong
+
+
+def itself(x):
+    return x
+
+
+def late_gamma(x, gamma, dy, eps):
+    return gamma * layer_norm_vjp(x, 1, dy, eps)
+
+
+def alone(x, gamma, dy, eps):
+    return gamma * dy / sigma_of(x, eps)
+
+
+def divided_twice(x, gamma, dy, eps):
+    return layer_norm_vjp(x, gamma, dy, eps) / sigma_of(x, eps)
+
+
+def multiplied(x, gamma, dy, eps):
+    return layer_norm_vjp(x, gamma, dy, eps) * sigma_of(x, eps) ** 2
+
+
+def other_axis(x, gamma, dy, eps):
+    x, dxhat = x.swapaxes(0, -1), (gamma * dy).swapaxes(0, -1)
+    return layer_norm_vjp(x, 1, dxhat, eps).swapaxes(0, -1)
 
 
 def layer_norm_cases(rng):
     d = int(rng.integers(4, 9))
-    return rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d), rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
+    x, gamma = rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d)
+    return x, gamma, rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
 
 
 # -- right and wrong vjps ------------------------------------------------------------------------
 class Vjps:
-    """Backward passes of y = tanh x · Σ x over the last axis, vjp(x, dy) → dx. Two of them are right."""
+    """Backward passes vjp(x, dy) → dx of y = tanh x · Σ x, over the last axis. Two are right."""
 
     @staticmethod
     def whole(x, dy, slope=1.0, second=1.0):
@@ -196,15 +301,18 @@ class Vjps:
     @staticmethod
     def by_jacobian(x, dy):
         """Right, row by row: J = diag((1 − t²) Σ x) + t 1ᵀ."""
-        t, s = np.tanh(x), x.sum(-1)
-        J = np.eye(x.shape[-1]) * ((1 - t * t) * s[..., None])[..., None] + t[..., None] * np.ones(x.shape[-1])
+        t, s, d = np.tanh(x), x.sum(-1, keepdims=True), x.shape[-1]
+        diagonal = ((1 - t * t) * s)[..., None]
+        J = np.eye(d) * diagonal + t[..., None] * np.ones(d)
         return np.einsum("...ij,...i->...j", J, dy)
 
     @staticmethod
-    def doubled(x, dy): return 2 * Vjps.whole(x, dy)
+    def doubled(x, dy):
+        return 2 * Vjps.whole(x, dy)
 
     @staticmethod
-    def without_sum(x, dy): return Vjps.whole(x, dy, second=0.0)
+    def without_sum(x, dy):
+        return Vjps.whole(x, dy, second=0.0)
 
     @staticmethod
     def transposed(x, dy):
@@ -215,7 +323,8 @@ class Vjps:
     @staticmethod
     def for_ones(x, dy):
         """Right for dy = (1, …, 1) and nothing else: the mean of dy stands where dy should."""
-        return Vjps.whole(x, np.broadcast_to(dy.mean(-1, keepdims=True), dy.shape))
+        mean = dy.mean(-1, keepdims=True)
+        return Vjps.whole(x, np.broadcast_to(mean, dy.shape))
 
     @staticmethod
     def sum_of_zero(x, dy):
@@ -223,7 +332,8 @@ class Vjps:
         return Vjps.whole(x, dy) + 0.1 * (dy - dy.mean(-1, keepdims=True))
 
     @staticmethod
-    def slightly(x, dy): return Vjps.whole(x, dy, slope=1.001)
+    def slightly(x, dy):
+        return Vjps.whole(x, dy, slope=1.001)
 
     @staticmethod
     def at_zero(x, dy):
@@ -237,8 +347,10 @@ class Vjps:
         return Vjps.whole(np.clip(x, -4, 4), dy)
 
 
-WRONG_VJPS = Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero, Vjps.slightly, Vjps.at_zero
-STRICT = "the accepted difference is too large: an error of a thousandth must be caught, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖"
+VJPS = (Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero,
+        Vjps.slightly, Vjps.at_zero, Vjps.whole, Vjps.by_jacobian)
+STRICT = ("the accepted difference is too large: an error of a thousandth must be caught, "
+          "so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
 
 
 def squashed_sum(x):
@@ -247,12 +359,22 @@ def squashed_sum(x):
 
 
 def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
-    """Is the vjp wrong at x? upstream, direction: what u and v are made of; the options make mistakes."""
+    """Is the vjp wrong at x? upstream, direction: what u and v are made of, if not random."""
     rng = np.random.default_rng(1)
-    u, v = (rng.standard_normal(x.shape) if of is None else of(x) for of in (upstream, direction))
-    dx = vjp(x, u)
-    difference = np.vdot(dx, v) - np.vdot(u, f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5
+    draw = lambda x: rng.standard_normal(x.shape)
+    u = (upstream or draw)(x)
+    v = (direction or draw)(x)
+    dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
+    difference = np.vdot(dx, v) - np.vdot(u, dy) / 2e-5
     return bool(abs(difference) > tolerance * np.linalg.norm(dx) * np.linalg.norm(v))
+
+
+def at_own_point(f, vjp, x):
+    return catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))
+
+
+def large_numbers(rng):
+    return squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))
 
 
 def reference_catches(f, vjp, x):
@@ -260,8 +382,8 @@ def reference_catches(f, vjp, x):
 
 
 def catches_cases(rng, vjp=None):
-    every = (*WRONG_VJPS, Vjps.whole, Vjps.by_jacobian)
-    return squashed_sum, every[rng.integers(len(every))] if vjp is None else vjp, 1 + rng.standard_normal((3, 4))
+    vjp = vjp or VJPS[rng.integers(len(VJPS))]
+    return squashed_sum, vjp, 1 + rng.standard_normal((3, 4))
 
 
 # -- the other direction -------------------------------------------------------------------------
@@ -272,17 +394,14 @@ class Pushes:
 by_name(Pushes, lambda J: lambda dx: J @ dx, seed=1)
 
 
-def forward(tape, dx, add=True, order=1, first=0, in_place=False):
+def forward(tape, dx, join=added, order=1, first=0):
     """How all values of a tape change with its first one; the options make the mistakes."""
     changes = [None] * len(tape)
     changes[first] = dx
     for k in range(len(tape))[::order]:
         for j, jvp in tape[k]:
-            if changes[j] is None: continue
-            dy = jvp(changes[j])
-            if changes[k] is None or not add: changes[k] = dy
-            elif in_place: changes[k] += dy
-            else: changes[k] = changes[k] + dy
+            if changes[j] is not None:
+                changes[k] = join(changes[k], jvp(changes[j]))
     return changes
 
 
@@ -291,10 +410,8 @@ def reference_forward(tape, dx):
 
 
 def forward_cases(rng):
-    sizes = rng.integers(1, 5, 7).tolist()                                    # 1 is another leaf, and 3 depends on it alone
-    edges = [(2, 0), (2, 1), (2, 0), (3, 1), (4, 2), (4, 2), (5, 4), (5, 1), (6, 5), (6, 2)]
-    jvp = lambda k, j: getattr(Pushes, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
-    return [[(j, jvp(k, j)) for user, j in edges if user == k] for k in range(7)], rng.standard_normal(sizes[0])
+    tape, sizes = random_tape(rng, Pushes)
+    return tape, rng.standard_normal(sizes[0])
 
 
 EXERCISES = (
@@ -307,10 +424,10 @@ EXERCISES = (
         mistakes=(
             ("a value that is used twice keeps only one of its gradients; add "
              "the new one to the old one",
-             partial(walk, add=False)),
+             partial(walk, join=replaced)),
             ("the walk goes forwards; start at the last value and go down", partial(walk, order=1)),
             ("+= writes into an array that another value has as its gradient, too; write a + b",
-             lambda tape, dy: walk(tape, np.array(dy), in_place=True)),
+             lambda tape, dy: walk(tape, np.array(dy), join=added_in_place)),
             (EACH_USE, lambda tape, dy: walk(once(tape), dy)),
             (EARLY, partial(as_found, place=0)),
             (EARLY, partial(as_found, place=-1)),
@@ -319,7 +436,7 @@ EXERCISES = (
             ("the list is in reverse order: entry k is the gradient of value k",
              lambda tape, dy: walk(tape, dy)[::-1]),
             ("the gradients of all values are asked for, not those of the leaves alone",
-             lambda tape, dy: [None if uses else g for g, uses in zip(walk(tape, dy), tape, strict=True)])),
+             of_leaves)),
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              lambda got, expected, args: got[3] is not None and expected[3] is None),),
@@ -359,17 +476,15 @@ EXERCISES = (
         name="autograd.unbroadcast", title="Undo a broadcast", stars=2,
         reference=reference_unbroadcast, cases=unbroadcast_cases,
         special=(
-            ("a bias under a matrix: (4, 3) → (3,)",
-             lambda rng: (rng.standard_normal((4, 3)), (3,))),
-            ("a column: (4, 3) → (4, 1)", lambda rng: (rng.standard_normal((4, 3)), (4, 1))),
-            ("nothing was broadcast: (4, 3) → (4, 3)",
-             lambda rng: (rng.standard_normal((4, 3)), (4, 3))),
-            ("a single number: (4, 3) → ()", lambda rng: (rng.standard_normal((4, 3)), ()))),
+            ("a bias under a matrix: (4, 3) → (3,)", four_by_three((3,))),
+            ("a column: (4, 3) → (4, 1)", four_by_three((4, 1))),
+            ("nothing was broadcast: (4, 3) → (4, 3)", four_by_three((4, 3))),
+            ("a single number: (4, 3) → ()", four_by_three(()))),
         mistakes=(
             ("the sum over an axis of length 1 must keep that axis: keepdims=True",
              summed_without_keepdims),
             ("broadcasting adds new axes in front: sum over the first axes, not over the last",
-             lambda dy, shape: dy.sum(tuple(range(len(shape), dy.ndim)))),
+             summed_behind),
             ("you took a mean instead of a sum: every copy sends its whole gradient back",
              lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
         symptoms=(
@@ -402,7 +517,7 @@ EXERCISES = (
              partial(linear_cases, need=(False, False, True)))),
         mistakes=(
             ("you computed a gradient that nobody needs: return None where need is False",
-             lambda X, W, dY, need: (*linear_vjp(X, W, dY, need)[:2], dY.sum(0))),
+             unneeded_bias),
             ("db is a sum over the N rows, axis 0; yours is over axis 1",
              partial(linear_vjp, db=lambda dY: dY.sum(1))),
             ("db is a sum over rows, not a mean", partial(linear_vjp, db=lambda dY: dY.mean(0))),
@@ -411,11 +526,10 @@ EXERCISES = (
             ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
              partial(linear_vjp, dW=lambda X, dY: X.T @ dY)),
             ("the order is (dX, dW, db)", lambda *a: linear_vjp(*a)[::-1]),
-            ("the order is (dX, dW, db)",
-             lambda *a: (lambda dX, dW, db: (dW, dX, db))(*linear_vjp(*a)))),
+            ("the order is (dX, dW, db)", weight_first)),
         symptoms=(
             ("return None, and nothing else, in the place of a gradient that is not needed",
-             lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
+             too_many),),
         errors=(
             ("NoneType", NOT_KEPT),
             ("(has 0,", NOT_KEPT),
@@ -447,34 +561,27 @@ EXERCISES = (
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)),
             ("the variance divides by d, not by d − 1", partial(layer_norm_vjp, ddof=1)),
             ("a sum stands where a mean belongs: divide it by d",
-             partial(layer_norm_vjp, average=lambda b: b.sum(-1, keepdims=True))),
+             partial(layer_norm_vjp, average=sum_of_rows)),
             ("the means run over all axes; each row of d numbers has its own "
              "mean, over the last axis",
              partial(layer_norm_vjp, average=np.mean)),
-            (ALL_THREE,
-             of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(d * xhat))),
-            (ALL_THREE,
-             of_terms(lambda d, dy, xhat, mean, **_: d - mean(d) - xhat * mean(dy * xhat))),
-            (ALL_THREE,
-             of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(dy * xhat))),
-            (ALL_THREE,
-             of_terms(lambda dy, gamma, xhat, mean, **_: gamma * (dy - mean(dy) - xhat * mean(dy * xhat)))),
-            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂",
-             of_terms(lambda d, **_: d)),
+            *several("all three terms need dx̂ = γ dy, and not dy",
+                     of_terms(lambda d, dy, h: d - mean_of_rows(dy) - h * mean_of_rows(d * h)),
+                     of_terms(lambda d, dy, h: centred(d) - h * mean_of_rows(dy * h)),
+                     of_terms(lambda d, dy, h: d - mean_of_rows(dy) - h * mean_of_rows(dy * h)),
+                     late_gamma),
+            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂", alone),
             ("both terms are subtracted from dx̂",
-             of_terms(lambda d, xhat, mean, **_: d - mean(d) + xhat * mean(d * xhat))),
-            (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - x * mean(d * x))),
-            (NORMALIZED,
-             of_terms(lambda d, x, mean, **_: d - mean(d) - (x - mean(x)) * mean(d * (x - mean(x))))),
-            ("divide by σ once",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) / np.sqrt(x.var(-1, keepdims=True) + eps)),
-            ("divide by σ, do not multiply with it",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) * (x.var(-1, keepdims=True) + eps)),
+             of_terms(lambda d, dy, h: centred(d) + h * mean_of_rows(d * h))),
+            *several("the third term is made of x̂, and not of x",
+                     projected(itself), projected(centred)),
+            ("divide by σ once", divided_twice),
+            ("divide by σ, do not multiply with it", multiplied),
             ("ε is an argument: use it as it is given",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 1e-5)),
             ("each row of d numbers is normalized by itself, over the last "
              "axis, and not over the first",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x.swapaxes(0, -1), 1, (gamma * dy).swapaxes(0, -1), eps).swapaxes(0, -1))),
+             other_axis)),
         tolerance=1e-7,
         hints=("In which three ways does x_j change x̂_i: directly, through μ, and "
                "through which other number?",
@@ -496,8 +603,7 @@ EXERCISES = (
             ("wrong by a thousandth in one term", partial(catches_cases, vjp=Vjps.slightly)),
             ("wrong, with the right sum of each row", partial(catches_cases, vjp=Vjps.sum_of_zero)),
             ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
-            ("wrong for numbers above 4 alone, and x has such numbers",
-             lambda rng: (squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))))),
+            ("wrong for numbers above 4 alone, and x has such numbers", large_numbers)),
         mistakes=(
             ("u is (1, …, 1), as in .sum(): what is right for that u alone "
              "passes; draw u at random",
@@ -507,7 +613,7 @@ EXERCISES = (
             (STRICT, partial(catches, tolerance=1e-2)),
             ("you test at points of your own: a vjp may be right there and "
              "wrong at the x that is given",
-             lambda f, vjp, x: catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))),
+             at_own_point),
             ("the answer is the wrong way round: True means that the vjp is wrong",
              lambda f, vjp, x: not catches(f, vjp, x))),
         symptoms=(
@@ -537,18 +643,18 @@ EXERCISES = (
             ("the example of equation (2)", chain),),
         mistakes=(
             ("a value that is made of two others changes with both: add the changes",
-             partial(forward, add=False)),
+             partial(forward, join=replaced)),
             ("the walk goes backwards; a value's change is known after those of the "
              "values that it was made of",
              partial(forward, order=-1)),
             ("it is the first value that moves by dx, not the last", partial(forward, first=-1)),
             (EACH_USE, lambda tape, dx: forward(once(tape), dx)),
             ("+= writes into an array that another value has as its change, too; write a + b",
-             lambda tape, dx: forward(tape, np.array(dx), in_place=True))),
+             lambda tape, dx: forward(tape, np.array(dx), join=added_in_place))),
         symptoms=(
             ("a value that does not depend on the first one, such as another leaf, "
              "does not change: None, not 0",
-             lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
+             too_many),),
         errors=(
             ("for +",
              "an entry is None until its first change arrives: begin with that "
