@@ -51,6 +51,10 @@ def _is_cut(got, expected, args):
     return isinstance(expected, Tensor) or (got.dtype, expected.dtype) == (np.float32, np.float64)
 
 
+def _diagonals_alone(P, Q):
+    return _square((P * P).sum(0) - 1) + _square((Q * Q).sum(1) - 1)
+
+
 # -- adalora.importance ----------------------------------------------------------------------------
 def importance(w, g, I_bar, U, beta1, beta2):
     I = np.abs(w * g)
@@ -102,6 +106,10 @@ def _variant(I=lambda w, g: np.abs(w * g), betas=lambda b1, b2: (b1, b2), old=Fa
         new_U = mean_of_U(U, distance, beta2)
         return new, new_U, score(now, I_bar, U, new, new_U)
     return wrong
+
+
+def _no_gradient(rng):
+    return (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)
 
 
 # -- adalora.budget --------------------------------------------------------------------------------
@@ -194,6 +202,14 @@ def _places(got, expected, args):
     return np.shape(got) == (args[1],) and np.asarray(got).dtype.kind in "iu"
 
 
+def _not_a_mask(got, expected, args):
+    return np.asarray(got).dtype.kind == "f"
+
+
+def _equal_shares(scores, b):
+    return (-scores).argsort(1).argsort(1) < b // len(scores)
+
+
 # -- adalora.export --------------------------------------------------------------------------------
 def export(P, Lam, Q):
     left = Lam != 0
@@ -278,7 +294,7 @@ EXERCISES = (
              lambda P, Q: penalty(P, Q).sqrt()),
             ("only the diagonal counts in yours: the dot products of different columns should "
              "be 0, and they count, too",
-             lambda P, Q: _square((P * P).sum(0) - 1) + _square((Q * Q).sum(1) - 1)),
+             _diagonals_alone),
             ("Q's part is missing", lambda P, Q: _square(_columns(P))),
             ("P's part is missing", lambda P, Q: _square(_rows(Q))),
             ("you took the mean of the squares; they are summed, not averaged",
@@ -302,8 +318,7 @@ EXERCISES = (
         name="adalora.importance", title="The importance of a weight", stars=1,
         reference=importance, cases=_averages,
         special=(
-            ("no gradient: sensitivity only fades",
-             lambda rng: (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)),),
+            ("no gradient: sensitivity only fades", _no_gradient),),
         mistakes=(
             ("U must measure the distance from the new Ī, not from the old one",
              _variant(old=True)),
@@ -356,9 +371,9 @@ EXERCISES = (
              _variant(lambda w, g: np.abs(g)))),
         hints=("From which average does U measure the distance, from the old one or the new one?",
                "All arrays have one shape. Return three of them: the new Ī, the new U, and s.",
-               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - beta1) * I. "
-               "Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), and the score is I_bar * "
-               "U.")),
+               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - "
+               "beta1) * I. Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), "
+               "and the score is I_bar * U.")),
     Exercise(
         name="adalora.budget", title="Find the bug: the budget as printed", stars=1,
         reference=budget, cases=_schedule,
@@ -418,8 +433,8 @@ EXERCISES = (
         tolerance=0,
         hints=("Which part of the fall is over at t = t_i, and which at t = T − t_f?",
                "All are numbers. The fall takes T − t_i − t_f steps.",
-               "Clip t to t_i … T − t_f first, so that one formula serves all t. Then left = 1 - "
-               "(t - t_i) / (T - t_i - t_f), and int(bT + (b0 - bT) * left**3) rounds down.")),
+               "Clip t to t_i … T − t_f first, so that one formula serves all t. Then left = 1 "
+               "- (t - t_i) / (T - t_i - t_f), and int(bT + (b0 - bT) * left**3) rounds down.")),
     Exercise(
         name="adalora.allocate", title="Allocation of the budget", stars=2,
         reference=allocate, cases=_scores,
@@ -431,7 +446,7 @@ EXERCISES = (
             ("exactly b triplets stay even if scores are equal", _five_of_equal),),
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
-             lambda scores, b: (-scores).argsort(1).argsort(1) < b // len(scores)),
+             _equal_shares),
             ("place −b is place 0 when b is 0, so that [-b:] takes everything; take the "
              "first b in descending order",
              lambda scores, b: allocate(scores, b or scores.size)),
@@ -449,8 +464,7 @@ EXERCISES = (
             ("you kept one too few: > leaves the b-th largest score out, ≥ keeps it",
              lambda scores, b: allocate(scores, max(b - 1, 0)))),
         symptoms=(
-            ("return a mask of True and False, not the scores",
-             lambda got, expected, args: np.asarray(got).dtype.kind == "f"),
+            ("return a mask of True and False, not the scores", _not_a_mask),
             ("these are the places of the triplets that stay; return a mask "
              "(n, r) that is true there",
              _places)),
@@ -460,8 +474,8 @@ EXERCISES = (
                "The flattened scores are (n r,). Exactly b of them are marked, and "
                "the mask is (n, r) again.",
                "order = np.argsort(-scores.reshape(-1)). Mark the places order[:b] in an array "
-               "of n r False values, then reshape. (The last b of an ascending order, [-b:], are "
-               "all of them when b is 0.)")),
+               "of n r False values, then reshape. (The last b of an ascending order, [-b:], "
+               "are all of them when b is 0.)")),
     Exercise(
         name="adalora.export", title="What is left as a LoRA", stars=1,
         reference=export, cases=_pruned, normalize=_product,

@@ -44,7 +44,8 @@ def is_middle(got, expected, args):
 def forward_cases(rng, up=1.0):
     d = int(rng.integers(5, 9))
     m = int(rng.integers(2, 4))
-    draw = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
+    def draw(*shape):
+        return Tensor(rng.standard_normal(shape).astype(np.float32))
     h, W_d, b_d = draw(2, 3, d), draw(m, d), draw(m)
     return h, W_d, b_d, draw(d, m) * up, draw(d) * up
 
@@ -138,6 +139,14 @@ def joins_biases(got, expected, args):
     return np.shape(got) == (2 * d,) and np.shape(expected) == (d,)
 
 
+def other_ndim(got, expected, args):
+    return np.ndim(got) != np.ndim(expected)
+
+
+def one_bias(got, expected, args):
+    return np.shape(got) == np.shape(args[1]) != np.shape(expected)
+
+
 # -- what a task's file needs --------------------------------------------------------------------
 def reference_bug(before, after):
     return moved(np.array_equal)(before, after)
@@ -169,7 +178,8 @@ def moved_weight(name, a, before):
 def file_cases(rng, norms=None, size=None):
     """A base and the model after training, with norms that moved or stayed."""
     d, m, L = rng.integers((3, 2, 2), (6, 4, 4)).tolist()
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
     size = size or float(rng.choice([0.1, 1e-6]))
     norms = (rng.random() < 0.7) if norms is None else norms
     before, after = {}, {}
@@ -209,6 +219,10 @@ def little_cases(rng, steps):
 def least(x):
     """The next larger float32."""
     return np.nextafter(x, np.float32(np.inf))
+
+
+def not_a_list(got, expected, args):
+    return not isinstance(got, (list, tuple))
 
 
 # -- an adapter without its nonlinearity ---------------------------------------------------------
@@ -370,10 +384,8 @@ EXERCISES = (
             ("the adapter's units come after the MLP's", adapter_first)),
         symptoms=(
             ("b2 and b_up act on the same d outputs: add them, do not join them", joins_biases),
-            ("the hidden units of the adapter need their biases: join b1 and b_down",
-             lambda got, expected, args: np.shape(got) == np.shape(args[1]) != np.shape(expected)),
-            ("return the four arrays in the order (W1, b1, W2, b2)",
-             lambda got, expected, args: np.ndim(got) != np.ndim(expected))),
+            ("the hidden units of the adapter need their biases: join b1 and b_down", one_bias),
+            ("return the four arrays in the order (W1, b1, W2, b2)", other_ndim)),
         errors=(
             ("exactly, but along dimension 1",
              "you joined W2 (d, k) and W_up (d, m) along axis 0: a hidden unit is a column of "
@@ -429,8 +441,7 @@ EXERCISES = (
              chosen(lambda name, a, before: name not in before or "norm" in name)),
             ("biases are trained, too", chosen(moved_weight))),
         symptoms=(
-            ("return a list of the names, in the order of `after`",
-             lambda got, expected, args: not isinstance(got, (list, tuple))),
+            ("return a list of the names, in the order of `after`", not_a_list),
             ("these are the right names, in another order: take them in the order of `after`",
              lambda got, expected, args: sorted(got) == sorted(expected))),
         errors=(
@@ -476,12 +487,11 @@ EXERCISES = (
             ("the shortcut is missing in the matrix, and right in the bias",
              weight_without_shortcut)),
         symptoms=(
-            ("return the weight first, then the bias",
-             lambda got, expected, args: np.ndim(got) != np.ndim(expected)),),
+            ("return the weight first, then the bias", other_ndim),),
         tolerance=1e-9,
         hints=("Put h = W x + b into the adapter and sort the terms: which "
                "have an x, and which do not?",
                "W (d, k), W_u W_d (d, d), b (d,), W_u b_d (d,). The results are (d, k) and (d,).",
-               "M = np.eye(d) + W_u @ W_d. The matrix is M @ W. The bias is M @ b, plus what b_d "
-               "and b_u give without any x.")),
+               "M = np.eye(d) + W_u @ W_d. The matrix is M @ W. The bias is M @ b, plus what "
+               "b_d and b_u give without any x.")),
 )

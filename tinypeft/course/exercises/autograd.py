@@ -117,7 +117,8 @@ USES = (), (), (0, 1, 0), (1,), (2, 2), (4, 1), (5, 2)
 def random_tape(rng, kind):
     """A tape, and the numbers of its values, with functions of the class `kind`."""
     sizes = rng.integers(1, 5, 7).tolist()
-    function = lambda k, j: getattr(kind, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
+    def function(k, j):
+        return getattr(kind, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
     return [[(j, function(k, j)) for j in uses] for k, uses in enumerate(USES)], sizes
 
 
@@ -136,6 +137,10 @@ def doublings(rng):
     """y = ½ x + ½ x, again and again: a value has 2ⁿ paths to the n-th value after it."""
     steps = [[(k, Products.half)] * 2 for k in range(STEPS)]
     return [[], *steps], np.array([1.0])
+
+
+def leads_nowhere(got, expected, args):
+    return got[3] is not None and expected[3] is None
 
 
 # -- broadcasting --------------------------------------------------------------------------------
@@ -162,6 +167,14 @@ def summed_behind(dy, shape):
 def summed_without_keepdims(dy, shape):
     out = dy.sum(tuple(range(dy.ndim - len(shape))))
     return out.sum(tuple(i for i, n in enumerate(shape) if n == 1))
+
+
+def without_axes(got, expected, args):
+    return got.ndim == expected.ndim and 1 in args[1]
+
+
+def averaged(dy, shape):
+    return reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size)
 
 
 # -- the linear layer ----------------------------------------------------------------------------
@@ -289,6 +302,14 @@ def layer_norm_cases(rng):
     return x, gamma, rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
 
 
+def eps_outside(x, gamma, dy, eps):
+    return layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)
+
+
+def sums_to_zero(fn, rng):
+    return abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9
+
+
 # -- right and wrong vjps ------------------------------------------------------------------------
 class Vjps:
     """Backward passes vjp(x, dy) → dx of y = tanh x · Σ x, over the last axis. Two are right."""
@@ -361,7 +382,8 @@ def squashed_sum(x):
 def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
     """Is the vjp wrong at x? upstream, direction: what u and v are made of, if not random."""
     rng = np.random.default_rng(1)
-    draw = lambda x: rng.standard_normal(x.shape)
+    def draw(x):
+        return rng.standard_normal(x.shape)
     u = (upstream or draw)(x)
     v = (direction or draw)(x)
     dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
@@ -439,7 +461,7 @@ EXERCISES = (
              of_leaves)),
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
-             lambda got, expected, args: got[3] is not None and expected[3] is None),),
+             leads_nowhere),),
         errors=(
             ("for +",
              "an entry is None until its first gradient arrives: begin with that "
@@ -486,10 +508,10 @@ EXERCISES = (
             ("broadcasting adds new axes in front: sum over the first axes, not over the last",
              summed_behind),
             ("you took a mean instead of a sum: every copy sends its whole gradient back",
-             lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
+             averaged)),
         symptoms=(
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
-             lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),
+             without_axes),
             ("the result has the shape `shape`: sum over the axes in front that it does not have, "
              "and over those where it has a 1",
              lambda got, expected, args: got.shape != expected.shape)),
@@ -540,14 +562,14 @@ EXERCISES = (
                "factors do the shapes allow?",
                "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ "
                "(d_out, N) times X (N, d_in). db (d_out,) is a sum over N rows.",
-               "dX = dY @ W if need[0] else None. Write dW with dY.T @ X and db with dY.sum(0) in "
-               "the same way, so that nothing is computed that nobody needs.")),
+               "dX = dY @ W if need[0] else None. Write dW with dY.T @ X and db with dY.sum(0) "
+               "in the same way, so that nothing is computed that nobody needs.")),
     Exercise(
         name="autograd.layer_norm_vjp", title="The backward pass of layer norm", stars=3,
         reference=reference_layer_norm_vjp, cases=layer_norm_cases,
         invariants=(
             ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
-             lambda fn, rng: abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9),),
+             sums_to_zero),),
         mistakes=(
             ("γ is missing: dx̂ = γ dy", partial(layer_norm_vjp, scaled=False)),
             ("the mean of dx̂ is missing: μ depends on every x_j",
@@ -557,8 +579,7 @@ EXERCISES = (
             ("the division by σ is missing", partial(layer_norm_vjp, divided=False)),
             ("ε is missing: σ is the root of the variance plus ε",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
-            ("ε stands under the root: σ = √(var + ε), not √var + ε",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)),
+            ("ε stands under the root: σ = √(var + ε), not √var + ε", eps_outside),
             ("the variance divides by d, not by d − 1", partial(layer_norm_vjp, ddof=1)),
             ("a sum stands where a mean belongs: divide it by d",
              partial(layer_norm_vjp, average=sum_of_rows)),
@@ -587,8 +608,8 @@ EXERCISES = (
                "through which other number?",
                "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are "
                "(…, 1): use keepdims=True.",
-               "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / "
-               "sigma, and each mean is over the last axis.")),
+               "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) "
+               "/ sigma, and each mean is over the last axis.")),
     Exercise(
         name="autograd.catches", title="Find the bug: which backward pass is wrong?", stars=2,
         reference=reference_catches, cases=catches_cases,
@@ -633,9 +654,9 @@ EXERCISES = (
                "be, so that no wrong vjp can hide?",
                "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one "
                "number. How large may the difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
-               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - f(x "
-               "- eps * v)) / (2 * eps), with eps = 1e-5. Return whether abs(left - right) is "
-               "above 1e-7 times the norms of dx and v.")),
+               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - "
+               "f(x - eps * v)) / (2 * eps), with eps = 1e-5. Return whether abs(left - right) "
+               "is above 1e-7 times the norms of dx and v.")),
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
         reference=reference_forward, cases=forward_cases,

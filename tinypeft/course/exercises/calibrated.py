@@ -56,6 +56,10 @@ def all_zero(rng):
     return W, 0 * W, np.diag([1.0, 2, 3])
 
 
+def infinite(got, expected, args):
+    return np.isinf(got) and not args[1].any()
+
+
 # -- one step of OBQ -------------------------------------------------------------------------------
 def compensate(w, Hinv, q, value):
     return obq_step(w, Hinv, q, value)
@@ -174,6 +178,10 @@ def gptq_case(rng):
     d = int(rng.integers(6, 10))
     W = rng.normal(0, 1, (int(rng.integers(3, 6)), d))
     return W, factor(correlated(rng, d), 0.01).copy(), halves
+
+
+def diagonal(rng):
+    return (rng.normal(0, 1, (3, 4)), np.diag([1.0, 2, 3, 4]), halves)
 
 
 # -- GPTQ's factor, and another order --------------------------------------------------------------
@@ -364,8 +372,7 @@ EXERCISES = (
             ("this is the error itself; divide it by ‖WX‖",
              output_error_variant(below=lambda W, H: 1))),
         symptoms=(
-            ("the denominator is ‖WX‖, with the original W; yours is 0 where Ŵ is 0",
-             lambda got, expected, args: np.isinf(got) and not args[1].any()),),
+            ("the denominator is ‖WX‖, with the original W; yours is 0 where Ŵ is 0", infinite),),
         hints=("How can ‖D X‖² be written with X Xᵀ in place of X?",
                "D = W_hat - W is (d_out, d_in), and so is D @ H. tr(A Bᵀ) is np.sum(A * B).",
                "The squared numerator is np.sum((D @ H) * D), the squared denominator the same "
@@ -407,8 +414,7 @@ EXERCISES = (
         name="calibrated.gptq", title="GPTQ, column by column", stars=3,
         reference=gptq, cases=gptq_case,
         special=(
-            ("U is diagonal: nothing is passed on, and it is round to nearest",
-             lambda rng: (rng.normal(0, 1, (3, 4)), np.diag([1.0, 2, 3, 4]), halves)),),
+            ("U is diagonal: nothing is passed on, and it is round to nearest", diagonal),),
         mistakes=(
             ("nothing is passed on to later columns: this is round to nearest (column j of U is "
              "zero below the diagonal; take row j)",
@@ -427,8 +433,9 @@ EXERCISES = (
         hints=("When column j is rounded, which columns can still make up for its error?",
                "E = (w_j − ŵ_j) / U_jj is (d_out,). U[j, j+1:] has one entry for each later "
                "column. Their outer product fits the columns after j.",
-               "Work on a copy V of W. For each j: round V[:, j] with quant, compute E from V[:, "
-               "j] and the rounded column, and subtract np.outer(E, U[j, j+1:]) from V[:, j+1:].")),
+               "Work on a copy V of W. For each j: round V[:, j] with quant, "
+               "compute E from V[:, j] and the rounded column, and subtract "
+               "np.outer(E, U[j, j+1:]) from V[:, j+1:].")),
     Exercise(
         name="calibrated.bug", title="Find the bug: worse than rounding", stars=2,
         avoids=("factor",),
@@ -503,8 +510,8 @@ EXERCISES = (
         hints=("Which two arrays must be permuted before, and which one afterwards?",
                "order = np.argsort(-H.diagonal()) is (d,). H[order][:, order] is (d, d), "
                "W[:, order] is (d_out, d).",
-               "U is the mended factor of H[order][:, order]. W_hat = np.empty_like(W); W_hat[:, "
-               "order] = your GPTQ of W[:, order].")),
+               "U is the mended factor of H[order][:, order]. W_hat = np.empty_like(W); "
+               "W_hat[:, order] = your GPTQ of W[:, order].")),
     Exercise(
         name="calibrated.awq", title="AWQ's search for a scale", stars=2,
         reference=awq, cases=awq_case,
@@ -532,6 +539,6 @@ EXERCISES = (
                "it can be compared with W?",
                "s is (d_in,): one number for each column of W. D is (d_out, d_in). "
                "losses is (len(alphas),).",
-               "For each α: s = mean_abs**alpha; D = quant(W * s) / s - W; the loss is np.sum((D "
-               "@ H) * D). Return the α of the smallest loss, not its index.")),
+               "For each α: s = mean_abs**alpha; D = quant(W * s) / s - W; the loss is "
+               "np.sum((D @ H) * D). Return the α of the smallest loss, not its index.")),
 )

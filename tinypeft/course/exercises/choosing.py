@@ -157,6 +157,10 @@ def _same_function(fn, rng):
     return np.allclose(B @ (A @ x), np.concatenate([query, 0 * query, value]))
 
 
+def _other_shape(got, expected, args):
+    return np.shape(got) != np.shape(expected)
+
+
 # -- choosing.bug ----------------------------------------------------------------------------------
 def honest(validation, test):
     i = int(validation.mean(1).argmin())
@@ -198,6 +202,10 @@ def _rates(rng):
     """
     shape = int(rng.integers(5, 9)), int(rng.integers(3, 6))
     return 2.4 + rng.normal(0, 0.1, shape), 2.5 + rng.normal(0, 0.1, shape)
+
+
+def _of_each_seed(got, expected, args):
+    return np.shape(got) == args[1].shape[1:]
 
 
 # -- choosing.seeds --------------------------------------------------------------------------------
@@ -355,14 +363,13 @@ EXERCISES = (
              _other_thirds)),
         symptoms=(
             ("A has both A_q and A_v, one below the other: (r + s, d)", _one_A),
-            ("B has 3d rows (query, key, value) and one column for each row of A",
-             lambda got, expected, args: np.shape(got) != np.shape(expected))),
+            ("B has 3d rows (query, key, value) and one column for each row of A", _other_shape)),
         tolerance=1e-9,
         hints=("Which rows of the output of c_attn are the query, the key and the value? Which "
                "columns of B belong to A_q?",
                "A is (r + s, d). B is (3 d, r + s), and most of it is 0.",
-               "A = np.concatenate([A_q, A_v]). In a B of zeros, rows 0 … d and columns 0 … r are "
-               "B_q, and the last d rows and last s columns are B_v.")),
+               "A = np.concatenate([A_q, A_v]). In a B of zeros, rows 0 … d and columns 0 … r "
+               "are B_q, and the last d rows and last s columns are B_v.")),
     Exercise(
         name="choosing.bug", title="Find the bug: a winner by luck", stars=2,
         reference=honest, cases=_rates,
@@ -394,8 +401,7 @@ EXERCISES = (
             ("one rate is chosen for all seeds; yours chooses one for each seed",
              _rate_of_each_seed)),
         symptoms=(
-            ("this is the loss of each seed; return one number, their mean",
-             lambda got, expected, args: np.shape(got) == args[1].shape[1:]),),
+            ("this is the loss of each seed; return one number, their mean", _of_each_seed),),
         tolerance=1e-9,
         hints=("Which numbers may decide which rate is taken, and which number may "
                "only be read at the end?",

@@ -37,7 +37,8 @@ def _without_base(x, W, *low):
 
 def _layer(rng, b=None, full=False):
     R, d_in, d_out = rng.integers(4, 7), rng.integers(7, 10), rng.integers(10, 13)
-    draw = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
+    def draw(*shape):
+        return Tensor(rng.standard_normal(shape).astype(np.float32))
     b = R if full else b or int(rng.integers(2, R))
     x, W, A, B = draw(2, 3, d_in), draw(d_out, d_in), draw(R, d_in), draw(d_out, R)
     return x, W, A, B, b, float(rng.uniform(3, 20))
@@ -234,6 +235,10 @@ def _largest(A, B, b):
 def _zeroed(A, B, b):
     U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
     return Vt, U * np.where(np.arange(len(S)) < b, S, 0)
+
+
+def _wrong_order(got, expected, args):
+    return np.shape(got) == (len(args[1]), args[2])
 
 
 EXERCISES = (
@@ -434,8 +439,7 @@ EXERCISES = (
              _cut_variant(lambda b: slice(b + 1)))),
         symptoms=(
             ("cut both: A_b has as many rows as B_b has columns, b", _one_uncut),
-            ("return A, which is (b, d_in), first",
-             lambda got, expected, args: np.shape(got) == (len(args[1]), args[2]))),
+            ("return A, which is (b, d_in), first", _wrong_order)),
         tolerance=1e-8,
         hints=("Which matrix of rank b is nearest to a given matrix, if its singular "
                "value decomposition is known?",

@@ -136,6 +136,10 @@ def bug_cases(rng, n=None):
     return rng.standard_normal((4, 3)), gradients, 0.01, 0.9, 0.999, 0.1
 
 
+def last_gradient(w, gradients, *a):
+    return steps(w, gradients[-1:] * len(gradients), *a)
+
+
 # -- memory --------------------------------------------------------------------------------------
 def master(weight_bytes):
     return 4 if weight_bytes < 4 else 0
@@ -226,6 +230,10 @@ def recompute_cases(rng, vocabulary=None):
     B, blocks, H, k, parts = rng.integers(low, high).tolist()
     V = int(rng.integers(100, 900)) if vocabulary is None else vocabulary
     return B, 64 * blocks, H * int(rng.integers(5, 20)), H, k * parts, V, k
+
+
+def cut_to_whole(got, expected, args):
+    return float(got).is_integer() and abs(got - expected) < 1
 
 
 EXERCISES = (
@@ -326,7 +334,7 @@ EXERCISES = (
             ("this is in bits; count bytes", lambda *a: 8 * states(*a))),
         symptoms=(
             ("a frozen weight may take half a byte: do not cut the result to a whole number",
-             lambda got, expected, args: float(got).is_integer() and abs(got - expected) < 1),),
+             cut_to_whole),),
         tolerance=1e-9,
         hints=("What is kept for a frozen weight, and what for a trained one? When does a trained "
                "weight need a second copy?",
@@ -416,8 +424,8 @@ EXERCISES = (
                "another? What is kept once, after all blocks?",
                "Most arrays are (B, T, d), two are (B, T, 4d). The norms' 1/σ are (B, T), "
                "attention's weights about half of (B, H, T, T), the probabilities (B, T, V).",
-               "In a block: 2 + 1 + 3 + 1 + 1 + 4 + 4 = 16 times B T d, then 2 B T and B H T (T + "
-               "64)/2. Multiply by L; add 2 B T d + B T + B T V.")),
+               "In a block: 2 + 1 + 3 + 1 + 1 + 4 + 4 = 16 times B T d, then 2 B T and B H T (T "
+               "+ 64)/2. Multiply by L; add 2 B T d + B T + B T V.")),
     Exercise(
         name="full.bug", title="Find the bug: an AdamW that diverges", stars=2,
         reference=reference_bug, cases=bug_cases,
@@ -429,8 +437,7 @@ EXERCISES = (
             ("t stays 1: the corrections belong to the first step alone", partial(steps, one=True)),
             ("t counts from 1: the first step divides by 1 − β", partial(steps, first=2)),
             ("the corrections of m and v are missing", partial(steps, correct=uncorrected)),
-            ("each step uses the last gradient; step t belongs to gradient t",
-             lambda w, gradients, *a: steps(w, gradients[-1:] * len(gradients), *a)),
+            ("each step uses the last gradient; step t belongs to gradient t", last_gradient),
             ("this is one step: there is one for each gradient",
              lambda w, gradients, *a: steps(w, gradients[:1], *a)),
             ("the gradients come in reverse order",
@@ -451,8 +458,8 @@ EXERCISES = (
                "array, too. Do they agree with what you compute by hand?",
                "w and each gradient have one shape, and so have m and v: two arrays. "
                "The result is a new array.",
-               "Write m, v = np.zeros_like(w), np.zeros_like(w), or m = beta1 * m + … without *=. "
-               "Write w = w - …, and leave the lines between as they are.")),
+               "Write m, v = np.zeros_like(w), np.zeros_like(w), or m = beta1 * m + … without "
+               "*=. Write w = w - …, and leave the lines between as they are.")),
     Exercise(
         name="full.recompute", title="Compute the activations again", stars=2,
         reference=reference_recompute, cases=recompute_cases,
@@ -503,6 +510,6 @@ EXERCISES = (
                "blocks is walked backwards?",
                "L/k inputs of B T d numbers stay all the time. Beside them are either the head's "
                "arrays, 2 B T d + B T + B T V, or those of k blocks, never both.",
-               "block = 16 * B * T * d + 2 * B * T + B * H * T * (T + 64) // 2. The peak is L // "
-               "k * B * T * d + max(k * block, head).")),
+               "block = 16 * B * T * d + 2 * B * T + B * H * T * (T + 64) // 2. The peak is L "
+               "// k * B * T * d + max(k * block, head).")),
 )

@@ -68,7 +68,8 @@ def forward(x, W0, A, B, alpha):
 def _arrays(rng, dtype=np.float64):
     """x, W0, A, B with r, d_in, d_out and rows all different, and α."""
     r, d_in, d_out = rng.integers(3, 5), rng.integers(6, 9), rng.integers(9, 12)
-    draw = lambda *shape: rng.standard_normal(shape).astype(dtype)
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(dtype)
     x, W0, A, B = draw(5, d_in), draw(d_out, d_in), draw(r, d_in), draw(d_out, r)
     return x, W0, A, B, float(rng.uniform(5, 20))
 
@@ -151,6 +152,14 @@ def _shape_of_another(got, expected, args):
     return np.shape(got) != np.shape(expected) and np.shape(got) in shapes
 
 
+def _other_shape(got, expected, args):
+    return np.shape(got) != np.shape(expected)
+
+
+def _four_gradients(got, expected, args):
+    return isinstance(got, (tuple, list)) and len(got) == 4
+
+
 # -- lora.overlap ----------------------------------------------------------------------------------
 def overlap(M1, M2, i, j):
     V1, V2 = np.linalg.svd(M1)[2][:i], np.linalg.svd(M2)[2][:j]
@@ -227,9 +236,12 @@ def _weights(rng):
 
 # -- lora.bug --------------------------------------------------------------------------------------
 def bug(W_before, A_before, B_before, W_after, A_after, B_after):
-    if not np.array_equal(W_before, W_after): return "base trained"
-    if np.any(B_before @ A_before): return "start changed"
-    if not (A_before.any() or B_before.any()): return "both zero"
+    if not np.array_equal(W_before, W_after):
+        return "base trained"
+    if np.any(B_before @ A_before):
+        return "start changed"
+    if not (A_before.any() or B_before.any()):
+        return "both zero"
     A_same, B_same = np.array_equal(A_before, A_after), np.array_equal(B_before, B_after)
     return "not trained" if A_same and B_same else "fine"
 
@@ -250,8 +262,10 @@ def _run(rng, fault=None, steps=20, zero="B", move=lambda W, noise: W + 0.01 * n
         B0 = B
     if fault == "both zero":
         A0, B0 = 0 * A, 0 * B
-    noise = lambda a: rng.standard_normal(a.shape).astype(np.float32)
-    moved = lambda a: a + np.float32(0.01) * noise(a)
+    def noise(a):
+        return rng.standard_normal(a.shape).astype(np.float32)
+    def moved(a):
+        return a + np.float32(0.01) * noise(a)
     W1, A1, B1 = W.copy(), A0.copy(), B0.copy()
     if fault == "base trained":
         W1 = move(W, noise(W)).astype(np.float32)
@@ -477,12 +491,11 @@ EXERCISES = (
             ("the gradients are in the wrong order: return (dA, dB, dX)", _in_order(2, 0, 1))),
         symptoms=(
             ("a gradient has the shape of its parameter: transpose it", _transposed),
-            ("W₀ is frozen, so its gradient is not needed: return (dA, dB, dX)",
-             lambda got, expected, args: isinstance(got, (tuple, list)) and len(got) == 4),
+            ("W₀ is frozen, so its gradient is not needed: return (dA, dB, dX)", _four_gradients),
             ("the gradients are in the wrong order: return (dA, dB, dX)", _shape_of_another),
             ("a factor is missing: a gradient has the shape of its array, dA "
              "that of A and dB that of B",
-             lambda got, expected, args: np.shape(got) != np.shape(expected))),
+             _other_shape)),
         tolerance=1e-7,
         hints=("h = W0 x + s B (A x). What stands to the left and to the right of A, "
                "and of B, in this product?",
@@ -548,8 +561,8 @@ EXERCISES = (
                "orthonormal? When is φ equal to 1?",
                "V1 (i, d) and V2 (j, d) are the first rows of Vᵀ. V1 V2ᵀ is "
                "(i, j). φ is one number.",
-               "np.linalg.svd(M)[2][:n] has the top n vectors as rows. Sum the squares of V1 V2ᵀ "
-               "and divide by min(i, j).")),
+               "np.linalg.svd(M)[2][:n] has the top n vectors as rows. Sum the squares of V1 "
+               "V2ᵀ and divide by min(i, j).")),
     Exercise(
         name="lora.merge", title="Merging LoRA into the weight", stars=1,
         reference=merge, cases=_weights,

@@ -129,6 +129,14 @@ def signs_cases(rng, shift=None, convention=None):
     return x, bits, convention or str(rng.choice(["library", "survey"]))
 
 
+def other_order(got, expected, args):
+    return got in reference_signs(*args)[1:]
+
+
+def integers(got, expected, args):
+    return got.ndim == 2 and got.dtype.kind in "iu"
+
+
 # -- codes that are bytes ------------------------------------------------------------------------
 def decoded(codes, scale, zero, whole=np.int64, sign=-1, times=True, after=False):
     """x̂ = s (q − z), with z one number per row; the options make the mistakes."""
@@ -228,8 +236,8 @@ EXERCISES = (
                "change? In how many layers does a prompt stand, and in how many a prefix?",
                "LoRA: A (r, d) and B (d, r) for each of 2 L matrices. Prompt: (P, d). Prefix: a "
                "key and a value, (P, d) each, in L layers. An adapter: (m, d), m, (d, m) and d.",
-               "LoRA: 2 * L * r * (d + d). Prompt: P * d. Prefix: 2 * P * L * d. Adapters: 2 * L "
-               "times 2 * d * m and the two biases.")),
+               "LoRA: 2 * L * r * (d + d). Prompt: P * d. Prefix: 2 * P * L * d. Adapters: 2 * "
+               "L times 2 * d * m and the two biases.")),
     Exercise(
         name="map.bits", title="Bits per weight, scales included", stars=1,
         reference=reference_bits, cases=bits_cases,
@@ -304,17 +312,15 @@ EXERCISES = (
             ("the survey's codes are clipped too early: subtract Z first, and clip R(x/S) − Z",
              partial(signs, early=True))),
         symptoms=(
-            ("the codes are asked for as a float64 array",
-             lambda got, expected, args: got.ndim == 2 and got.dtype.kind in "iu"),
-            ("the order is (codes, scale, zero point)",
-             lambda got, expected, args: got in reference_signs(*args)[1:])),
+            ("the codes are asked for as a float64 array", integers),
+            ("the order is (codes, scale, zero point)", other_order)),
         tolerance=1e-6,
         hints=("Which of the codes, the scale and the zero point differ "
                "between the two conventions?",
                "The codes have the shape of x. s and the zero point are "
                "numbers, computed from all of x.",
-               "s = (h - l) / (2**bits - 1); z = np.rint(-l / s); codes = np.clip(np.rint(x / s) "
-               "+ z, 0, 2**bits - 1), in both conventions. Return z or -z.")),
+               "s = (h - l) / (2**bits - 1); z = np.rint(-l / s); codes = np.clip(np.rint(x / "
+               "s) + z, 0, 2**bits - 1), in both conventions. Return z or -z.")),
     Exercise(
         name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
         reference=reference_bug, cases=bug_cases,
@@ -346,8 +352,8 @@ EXERCISES = (
                "program get another one?",
                "codes (n, g) are uint8. scale (n,) is float32 and zero (n,) is uint8, one for "
                "each row. The result is (n, g) in float32.",
-               "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The result "
-               "is scale[:, None] * (q - z).")),
+               "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The "
+               "result is scale[:, None] * (q - z).")),
     Exercise(
         name="map.pack", title="Codes of 3 bits in bytes of 8", stars=3,
         reference=reference_pack, cases=pack_cases,

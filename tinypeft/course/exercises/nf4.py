@@ -17,7 +17,8 @@ NF4 = codebook("nf4").astype(float)
 
 # -- the table -------------------------------------------------------------------------------------
 def levels(delta, positive, negative):
-    side = lambda n: ndtri(np.linspace(delta, 0.5, n + 1)[:-1])
+    def side(n):
+        return ndtri(np.linspace(delta, 0.5, n + 1)[:-1])
     values = np.sort(np.concatenate([side(positive), [0.0], -side(negative)]))
     return values / np.abs(values).max()
 
@@ -34,7 +35,8 @@ def levels_variant(points=lambda n: n + 1, keep=lambda p: p[:-1], scale=scaled, 
                    zeros=(0.0,), quantile=ndtri):
     """levels with a mistake: other points, another number of zeros, not scaled, or not sorted."""
     def wrong(delta, positive, negative):
-        side = lambda n: quantile(keep(np.linspace(delta, 0.5, points(n))))
+        def side(n):
+            return quantile(keep(np.linspace(delta, 0.5, points(n))))
         return scale(order(np.concatenate([side(positive), zeros, -side(negative)])))
     return wrong
 
@@ -149,7 +151,8 @@ def backward_case(rng):
     n, r, g = int(rng.integers(3, 6)), int(rng.integers(2, 4)), 4
     d_out = int(rng.integers(5, 8))
     d_in = g * int(rng.integers(2, 4))
-    normal = lambda *shape: rng.normal(0, 1, shape)
+    def normal(*shape):
+        return rng.normal(0, 1, shape)
     x, codes = normal(n, d_in), rng.integers(0, 16, (d_out, d_in))
     scales = rng.uniform(0.2, 2, (d_out, d_in // g))
     A, B = normal(r, d_in), normal(d_out, r)
@@ -158,7 +161,8 @@ def backward_case(rng):
 
 
 def one_of_each(rng):
-    matrix = lambda number: np.array([[number]])
+    def matrix(number):
+        return np.array([[number]])
     x, code, scale, A = matrix(2.0), matrix(15), matrix(3.0), matrix(5.0)
     return x, code, scale, NF4, A, matrix(7.0), 2.0, matrix(1.0)
 
@@ -325,6 +329,10 @@ def lloyd_case(rng):
     return x, np.sort(rng.uniform(-1, 1, int(rng.integers(4, 7))))
 
 
+def unused_level(rng):
+    return (np.array([0.1, 0.3, 0.9, 0.7]), np.array([-1.0, 0.0, 1.0]))
+
+
 EXERCISES = (
     Exercise(
         name="nf4.levels", title="NF4's table of levels", stars=2,
@@ -405,8 +413,8 @@ EXERCISES = (
         hints=("In which two ways does x reach y? Which of the arrays get a gradient?",
                "The decoded W is (d_out, d_in). dy is (n, d_out), dy B is (n, r). A group has g = "
                "codes.shape[1] // scales.shape[1] weights.",
-               "W = levels[codes] * np.repeat(scales, g, axis=1). dA = s * (dy @ B).T @ x, dB = s "
-               "* dy.T @ (x @ A.T), and dx = dy @ W + s * (dy @ B) @ A.")),
+               "W = levels[codes] * np.repeat(scales, g, axis=1). dA = s * (dy @ B).T @ x, dB = "
+               "s * dy.T @ (x @ A.T), and dx = dy @ W + s * (dy @ B) @ A.")),
     Exercise(
         name="nf4.loftq", title="LoftQ's alternating rounds", stars=2,
         reference=loftq,
@@ -439,8 +447,8 @@ EXERCISES = (
                "low-rank part make up for?",
                "B is (d_out, r), A is (r, d_in). U[:, :r] * np.sqrt(S[:r]) is (d_out, r).",
                "Begin with BA = 0. In each of T rounds: Q = quant(W - BA); U, S, Vt = "
-               "np.linalg.svd(W - Q, full_matrices=False); root = np.sqrt(S[:r]); B = U[:, :r] * "
-               "root; A = root[:, None] * Vt[:r]; BA = B @ A.")),
+               "np.linalg.svd(W - Q, full_matrices=False); root = np.sqrt(S[:r]); B = U[:, :r] "
+               "* root; A = root[:, None] * Vt[:r]; BA = B @ A.")),
     Exercise(
         name="nf4.bug", title="Find the bug: a LoftQ that starts too far away", stars=2,
         reference=scaled_loftq, cases=scaled_case, normalize=product,
@@ -477,8 +485,7 @@ EXERCISES = (
         name="nf4.lloyd", title="Levels that fit the weights", stars=2,
         reference=lloyd, cases=lloyd_case,
         special=(
-            ("four numbers and three levels, one of which no number is near to",
-             lambda rng: (np.array([0.1, 0.3, 0.9, 0.7]), np.array([-1.0, 0.0, 1.0]))),),
+            ("four numbers and three levels, one of which no number is near to", unused_level),),
         mistakes=(
             ("a level that no number is nearest to stays as it is",
              lloyd_variant(empty=lambda c: 0.0)),

@@ -109,13 +109,22 @@ def reshaped(q_x, q_w):
 def integer_codes(rng):
     n, d_out = int(rng.integers(2, 5)), int(rng.integers(5, 8))
     K = int(rng.integers(8, 40))
-    draw = lambda rows: rng.integers(-127, 128, (rows, K)).astype(np.int8)
+    def draw(rows):
+        return rng.integers(-127, 128, (rows, K)).astype(np.int8)
     return draw(n), draw(d_out)
 
 
 def full(K, rows):
     """A token and `rows` outputs, with all K codes 127."""
     return lambda rng: (np.full((1, K), 127, np.int8), np.full((rows, K), 127, np.int8))
+
+
+def off_by_float16(got, expected, arguments):
+    return np.allclose(got, expected, rtol=1e-2, atol=0)
+
+
+def off_by_float32(got, expected, arguments):
+    return np.allclose(got, expected, rtol=1e-5, atol=0)
 
 
 # -- vector-wise -----------------------------------------------------------------------------------
@@ -365,9 +374,8 @@ EXERCISES = (
         symptoms=(
             ("float32 holds every integer up to 2²⁴ only, and long sums exceed "
              "that; take int32 or float64",
-             lambda got, expected, arguments: np.allclose(got, expected, rtol=1e-5, atol=0)),
-            ("float16 holds every integer up to 2,048 only; take int32",
-             lambda got, expected, arguments: np.allclose(got, expected, rtol=1e-2, atol=0))),
+             off_by_float32),
+            ("float16 holds every integer up to 2,048 only; take int32", off_by_float16)),
         tolerance=0,
         hints=("How large can one product of two codes be, and a sum of 2,001 of them?",
                "q_x is (n, K), q_w is (d_out, K), the result (n, d_out). What is the largest "
@@ -563,8 +571,8 @@ EXERCISES = (
                "O holds indices of columns. X[:, O] is (n, len(O)), W[:, O] is (d_out, "
                "len(O)), Y is (n, d_out).",
                "O = np.flatnonzero(np.abs(X).max(0) >= threshold). Copy X and set the columns O "
-               "to 0; quantize that as in the exercise before, with s_x = 1 where a row has only "
-               "zeros and s_w over whole rows of W. Add X[:, O] @ W[:, O].T.")),
+               "to 0; quantize that as in the exercise before, with s_x = 1 where a row has "
+               "only zeros and s_w over whole rows of W. Add X[:, O] @ W[:, O].T.")),
     Exercise(
         name="outliers.smooth", title="Smoothing a layer", stars=2,
         reference=smooth, cases=smooth_case,
@@ -620,8 +628,8 @@ EXERCISES = (
                "so that the layer computes the same?",
                "s, γ, β and max_abs are (d,). Column j of each W (d_out, d) belongs to input j. "
                "np.abs(W).max(0) is (d,).",
-               "largest is the maximum over the layers of np.abs(W).max(0). s = max_abs**alpha / "
-               "largest**(1 - alpha). Divide γ and β by s, and multiply each W by s.")),
+               "largest is the maximum over the layers of np.abs(W).max(0). s = max_abs**alpha "
+               "/ largest**(1 - alpha). Divide γ and β by s, and multiply each W by s.")),
     Exercise(
         name="outliers.zero_point", title="Zero points after the product", stars=2,
         reference=zero_point, cases=products, normalize=as_floats,

@@ -19,7 +19,8 @@ def attention(q, k, v, P_K, P_V):
 def _head(rng, T=None):
     T = T or rng.integers(2, 7)
     P, d = rng.integers(2, 5), rng.integers(3, 9)
-    draw = lambda n: Tensor(rng.standard_normal((n, d)).astype(np.float32))
+    def draw(n):
+        return Tensor(rng.standard_normal((n, d)).astype(np.float32))
     return draw(T), draw(T), draw(T), draw(P), draw(P)
 
 
@@ -68,6 +69,10 @@ def _masked_by_zeros(q, k, v, P_K, P_V):
     return F.softmax(S * seen) @ concatenate([P_V, v], axis=0)
 
 
+def _prefix_looks_too(got, expected, args):
+    return len(got) == len(args[0].data) + len(args[3].data)
+
+
 # -- prefix.share ----------------------------------------------------------------------------------
 def share(q, k, P_K):
     s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))
@@ -86,6 +91,18 @@ def _far_below(rng):
     return np.full(4, -500.0), k[[2, 1]], P_K[[0, 2, 3]]
 
 
+def _all_equal(rng):
+    return np.ones(4), np.ones((6, 4)), np.ones((2, 4))
+
+
+def _text_large(rng):
+    return np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2]
+
+
+def _prefix_large(rng):
+    return np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2]
+
+
 def _of_weights(part=lambda p, P: p[:P].sum(), scale=np.sqrt):
     """Take another part of the probabilities of all P + T keys, or other scores."""
     def wrong(q, k, P_K):
@@ -102,8 +119,8 @@ def _share_of_means(p, P):
 def _two_maxima(q, k, P_K):
     """The share, with a maximum subtracted from the prefix's scores and another from the text's."""
     p, s = P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q))
-    prefix, text = np.exp(p - p.max()).sum(), np.exp(s - s.max()).sum()
-    return prefix / (prefix + text)
+    prefix = np.exp(p - p.max()).sum()
+    return prefix / (prefix + np.exp(s - s.max()).sum())
 
 
 def _share_of_scores(q, k, P_K):
@@ -114,24 +131,32 @@ def _share_of_scores(q, k, P_K):
 def _mixes(fn, rng):
     q, k, P_K = _scores(rng)
     v, P_V = rng.standard_normal(k.shape), rng.standard_normal(P_K.shape)
-    attend = lambda k, v: F.attention(Tensor(q[None]), Tensor(k), Tensor(v)).data
+    def attend(k, v):
+        return F.attention(Tensor(q[None]), Tensor(k), Tensor(v)).data
     lam = fn(q, k, P_K)
     whole = attend(np.concatenate([P_K, k]), np.concatenate([P_V, v]))
-    return np.allclose(whole, (1 - lam) * attend(k, v) + lam * attend(P_K, P_V), atol=1e-6)
+    mixed = (1 - lam) * attend(k, v) + lam * attend(P_K, P_V)
+    return np.allclose(whole, mixed, atol=1e-6)
 
 
 # -- prefix.count ----------------------------------------------------------------------------------
+def _table(P, L, d):
+    return 2 * P * L * d
+
+
+def _counted(P, L, d, m, width=lambda L, d, m: d, networks=lambda P: 1, first=1, first_bias=1,
+             second=2, second_bias=1, stored=_table):
+    """Trained and stored numbers. The options are the numbers of each part; they make the mistakes.
+
+    width: that of a token's vector. first, second: the network has m (d + 1) numbers in its first
+    layer, and in the second one twice L d (m + 1).
+    """
+    network = first * m * (d + first_bias) + second * L * d * (m + second_bias)
+    return P * width(L, d, m) + networks(P) * network, stored(P, L, d)
+
+
 def count(P, L, d, m):
-    return P * d + (d * m + m) + (2 * L * d * m + 2 * L * d), 2 * P * L * d
-
-
-def _less(term, stored=lambda P, L, d: 2 * P * L * d):
-    """The counts, with a term missing of the trained ones, or with others stored."""
-    return lambda P, L, d, m: (count(P, L, d, m)[0] - term(P, L, d, m), stored(P, L, d))
-
-
-def _nothing(P, L, d, m):
-    return 0
+    return _counted(P, L, d, m)
 
 
 def _sizes(rng):
@@ -145,7 +170,7 @@ def cut(table, n_layers, n_heads):
     return [(K.data, V.data) for K, V in prefix.seams(None)["prefix"]]
 
 
-def _table(rng):
+def _tables(rng):
     P, L = int(rng.integers(5, 8)), int(rng.integers(2, 4))
     H, d_head = int(rng.integers(2, 4)), int(rng.integers(2, 5))
     return rng.standard_normal((P, 2 * L * H * d_head)), L, H
@@ -196,9 +221,14 @@ def _halves(table, L, H):
     return list(zip(parts[0], parts[1], strict=True))
 
 
+def _heads_together(got, expected, args):
+    return np.ndim(got) == 2 and np.size(got) == np.size(expected)
+
+
 # -- prefix.bug ------------------------------------------------------------------------------------
 def bug(T, P):
-    return np.tril(np.ones((T, P + T), bool), P), np.arange(P, P + T)
+    seen = np.tril(np.ones((T, P + T), bool), P)
+    return seen, np.arange(P, P + T)
 
 
 def _places(rng):
@@ -219,11 +249,15 @@ def _seen(mask):
 
 
 def _text_alone(T, P):
-    return np.tril(np.ones((T, P + T), bool), P) & (np.arange(P + T) >= P)
+    seen, _ = bug(T, P)
+    seen[:, :P] = False
+    return seen
 
 
 def _prefix_last(T, P):
-    return np.concatenate([np.tri(T, dtype=bool), np.ones((T, P), bool)], axis=1)
+    seen = np.ones((T, T + P), bool)
+    seen[:, :T] = np.tri(T)
+    return seen
 
 
 def _prefix_alone(T, P):
@@ -251,6 +285,10 @@ def _prefix_looks(got, expected, args):
 def _no_bools(got, expected, args):
     same_shape = np.shape(got) == np.shape(expected)
     return same_shape and np.ndim(got) == 2 and np.asarray(got).dtype != bool
+
+
+def _exchanged(got, expected, args):
+    return np.ndim(got) == 1 and np.ndim(expected) == 2
 
 
 # -- prefix.copies ---------------------------------------------------------------------------------
@@ -317,7 +355,7 @@ EXERCISES = (
              "sees the columns 0 … P + t",
              lambda got, expected, args: np.isnan(got).any()),
             ("a prefix has no queries: there are T outputs, one for each token",
-             lambda got, expected, args: len(got) == len(args[0].data) + len(args[3].data))),
+             _prefix_looks_too)),
         errors=(
             ("tensors do not mix",
              "the mask became a Tensor of another float type: leave it a plain NumPy array, "
@@ -325,18 +363,15 @@ EXERCISES = (
         hints=("Which columns may token t see: how many of the prefix, and how many of the text?",
                "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t "
                "sees the columns 0 … P + t.",
-               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + "
-               "T), -np.inf, np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
+               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P "
+               "+ T), -np.inf, np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
     Exercise(
         name="prefix.share", title="The prefix's share of attention", stars=2,
         reference=share, cases=_scores,
         special=(
-            ("all keys are equal: λ is P/(P + T)",
-             lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
-            ("scores in the thousands, the text's larger, where exp overflows",
-             lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2])),
-            ("scores in the thousands, the prefix's larger",
-             lambda rng: (np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2])),
+            ("all keys are equal: λ is P/(P + T)", _all_equal),
+            ("scores in the thousands, the text's larger, where exp overflows", _text_large),
+            ("scores in the thousands, the prefix's larger", _prefix_large),
             ("scores of −1000 and less, the prefix's last one the largest", _far_below)),
         invariants=(
             ("λ is the weight that mixes the two attentions (equation 3)", _mixes),),
@@ -369,43 +404,43 @@ EXERCISES = (
         hints=("Does λ change if one number is subtracted from all scores? Must it be the same "
                "number for prefix and text?",
                "P_K @ q is (P,), k @ q is (T,). Both are divided by √d_head. λ is one number.",
-               "s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q)); e = np.exp(s - s.max()); λ is "
-               "the sum of the first P entries of e over the sum of all.")),
+               "s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q)); e = np.exp(s - s.max()); λ "
+               "is the sum of the first P entries of e over the sum of all.")),
     Exercise(
         name="prefix.count", title="Parameters trained and parameters stored", stars=1,
         reference=count,
         cases=_sizes,
         mistakes=(
-            ("the bias of the first layer, m numbers, is missing", _less(lambda P, L, d, m: m)),
+            ("the bias of the first layer, m numbers, is missing", partial(_counted, first_bias=0)),
             ("the bias of the second layer, 2 L d numbers, is missing",
-             _less(lambda P, L, d, m: 2 * L * d)),
-            ("the first layer, (m, d) with m biases, is missing",
-             _less(lambda P, L, d, m: d * m + m)),
+             partial(_counted, second_bias=0)),
+            ("the first layer, (m, d) with m biases, is missing", partial(_counted, first=0)),
             ("the second layer, (2 L d, m) with 2 L d biases, is missing",
-             _less(lambda P, L, d, m: 2 * L * d * (m + 1))),
+             partial(_counted, second=0)),
             ("P′ is (P, d), not (P, m): the hidden layer is in the network",
-             _less(lambda P, L, d, m: P * d - P * m)),
+             partial(_counted, width=lambda L, d, m: m)),
             ("the network's second layer makes 2 L d numbers, a key and a value in every layer",
-             _less(lambda P, L, d, m: L * d * (m + 1))),
+             partial(_counted, second=1)),
             ("one network serves all virtual tokens: it is counted once",
-             _less(lambda P, L, d, m: (1 - P) * (m + d * m + 2 * L * d * (m + 1)))),
+             partial(_counted, networks=lambda P: P)),
             ("P′, (P, d), and the network are trained, and not the table that "
              "comes out of the network",
-             _less(lambda P, L, d, m: P * d - 2 * P * L * d)),
+             partial(_counted, width=lambda L, d, m: 2 * L * d)),
             ("what is stored is the table alone, without P′",
-             _less(_nothing, stored=lambda P, L, d: 2 * P * L * d + P * d)),
+             partial(_counted, stored=lambda P, L, d: 2 * P * L * d + P * d)),
             ("what is stored has a key and a value in every layer: 2 L d numbers a token",
-             _less(_nothing, stored=lambda P, L, d: P * L * d)),
-            ("the biases of the two layers are missing", _less(lambda P, L, d, m: m + 2 * L * d)),
+             partial(_counted, stored=lambda P, L, d: P * L * d)),
+            ("the biases of the two layers are missing",
+             partial(_counted, first_bias=0, second_bias=0)),
             ("a virtual token has a key and a value in every layer: 2 L d, not L d",
-             _less(lambda P, L, d, m: L * d * (m + 1), stored=lambda P, L, d: P * L * d)),
+             partial(_counted, second=1, stored=lambda P, L, d: P * L * d)),
             ("the counts of trained and stored numbers are the wrong way round",
              lambda P, L, d, m: count(P, L, d, m)[::-1]),
-            ("P′ is missing: it is trained too", _less(lambda P, L, d, m: P * d)),
+            ("P′ is missing: it is trained too", partial(_counted, width=lambda L, d, m: 0)),
             ("the network is dropped after training: only the table is stored",
              lambda *sizes: 2 * count(*sizes)[:1]),
             ("the network computes the table, so the table itself is not trained",
-             _less(lambda P, L, d, m: -2 * P * L * d))),
+             partial(_counted, width=lambda L, d, m: d + 2 * L * d))),
         tolerance=0,
         hints=("Which part of the network is still needed after training?",
                "P′ is (P, d). The two layers are (m, d) and (2 L d, m), with m and 2 L d biases. "
@@ -413,7 +448,7 @@ EXERCISES = (
                "Trained: P d, d m + m, and 2 L d m + 2 L d. Stored: the table alone.")),
     Exercise(
         name="prefix.cut", title="From the table to keys and values", stars=2,
-        reference=cut, cases=_table,
+        reference=cut, cases=_tables,
         mistakes=(
             ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all "
              "keys first, then all values",
@@ -443,7 +478,7 @@ EXERCISES = (
         symptoms=(
             ("the axes of each K and V are (H, P, d_head), in this order", _other_axes),
             ("the heads are not apart yet: split the columns of each K and V into (H, d_head)",
-             lambda got, expected, args: np.ndim(got) == 2 and np.size(got) == np.size(expected)),
+             _heads_together),
             ("keys and values are NumPy arrays here, not Tensors",
              lambda got, expected, args: isinstance(got[0][0], Tensor)),
             ("return a list with one pair (K, V) for each layer", _wrong_number)),
@@ -451,8 +486,8 @@ EXERCISES = (
                "slowest, and which fastest?",
                "A row is (L, 2, H, d_head), so the table is (P, L, 2, H, d_head). K and V of a "
                "layer are (H, P, d_head).",
-               "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, 0] "
-               "is the K of layer l, and parts[l, 1] its V.")),
+               "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, "
+               "0] is the K of layer l, and parts[l, 1] its V.")),
     Exercise(
         name="prefix.bug", title="Find the bug: a prefix that does harm", stars=1,
         reference=bug, cases=_places,
@@ -493,8 +528,7 @@ EXERCISES = (
             ("`positions` are those of the T tokens alone: P … P + T − 1", _all_positions),
             ("only the T tokens look: `seen` has T rows, and P + T columns", _prefix_looks),
             ("`seen` holds True where a token may look and False elsewhere: dtype bool", _no_bools),
-            ("`seen` comes first, then `positions`",
-             lambda got, expected, args: np.ndim(got) == 1 and np.ndim(expected) == 2)),
+            ("`seen` comes first, then `positions`", _exchanged)),
         tolerance=0,
         hints=("For T = 3 and P = 2: which of the five columns may the first token see? At "
                "which position does it stand?",
@@ -533,6 +567,6 @@ EXERCISES = (
         hints=("Let prefix and text have the sums of exponentials p and t. What is λ, and what is "
                "it if p is n times as large?",
                "lam is an array, n a number. The result has the shape of lam.",
-               "Prefix against text is λ : (1 − λ), and with n copies n λ : (1 − λ). The share is "
-               "the first part over the sum of both.")),
+               "Prefix against text is λ : (1 − λ), and with n copies n λ : (1 − λ). The share "
+               "is the first part over the sum of both.")),
 )

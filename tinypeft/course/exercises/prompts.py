@@ -39,7 +39,8 @@ def text_alone(got, expected, args):
 
 def input_cases(rng):
     P, T, d = rng.integers((2, 3, 4), (5, 7, 8)).tolist()
-    draw = lambda n: Tensor(rng.standard_normal((n, d)).astype(np.float32))
+    def draw(n):
+        return Tensor(rng.standard_normal((n, d)).astype(np.float32))
     return draw(P), draw(T), draw(P + T + 3)
 
 
@@ -62,7 +63,8 @@ def not_divided(P, T, d):
 
 
 def prompt_alone(P, T, d):
-    work = lambda S: 12 * d * S + S * (S + 1)
+    def work(S):
+        return 12 * d * S + S * (S + 1)
     return work(P) / work(T)
 
 
@@ -125,6 +127,10 @@ def nearest_cases(rng, many=False):
 def tokens_times_three(rng):
     _, E, k = nearest_cases(rng)
     return 3 * E[:4], E, k
+
+
+def other_axis(got, expected, args):
+    return np.ndim(got) == 2 and len(args[1]) in np.shape(got)
 
 
 # -- places --------------------------------------------------------------------------------------
@@ -204,7 +210,8 @@ def in_parts(got, expected, args):
 def places_cases(rng, more=None):
     counts = tuple(rng.integers(1, 4, rng.integers(2, 4)).tolist())
     separator = int(rng.integers(90, 99))
-    draw = lambda n: rng.integers(0, 90, n).tolist()
+    def draw(n):
+        return rng.integers(0, 90, n).tolist()
     tokens = []
     for _ in counts[1:]:
         tokens += [*draw(rng.integers(1, 5)), separator]
@@ -246,6 +253,10 @@ def at_cases(rng, front=None, behind=None):
     return np.append(np.sort(others), last), n
 
 
+def of_all_places(got, expected, args):
+    return len(got) == args[1] > len(expected)
+
+
 # -- the LSTM's numbers --------------------------------------------------------------------------
 def lstm(P, d, n, embeddings=1, first=2, second=2, reads=lambda d, n: 2 * n, gates=4, states=1,
          biases=2, first_map=1, second_map=1, first_bias=1, second_bias=1):
@@ -253,7 +264,8 @@ def lstm(P, d, n, embeddings=1, first=2, second=2, reads=lambda d, n: 2 * n, gat
 
     first, second: directions of the two layers. reads: the width of what the second layer reads.
     """
-    layer = lambda k: gates * (n * k + states * n * n + biases * n)
+    def layer(k):
+        return gates * (n * k + states * n * n + biases * n)
     maps = first_map * (4 * n * n + first_bias * 2 * n) + second_map * (2 * n + second_bias) * d
     return embeddings * P * d + first * layer(d) + second * layer(reads(d, n)) + maps
 
@@ -384,7 +396,7 @@ EXERCISES = (
              lambda got, expected, args: np.shape(got) == (len(args[0]),)),
             ("you sorted over the prompt vectors: a row of cosines belongs to one prompt "
              "vector, so sort along axis 1",
-             lambda got, expected, args: np.ndim(got) == 2 and len(args[1]) in np.shape(got))),
+             other_axis)),
         tolerance=0,
         hints=("Which of two vectors of different length is nearer by angle? What "
                "must be divided out first?",
@@ -486,7 +498,7 @@ EXERCISES = (
              lambda at, n: np.arange(n))),
         symptoms=(
             ("there is one answer for each of the T = n − len(at) tokens, and none for a vector",
-             lambda got, expected, args: len(got) == args[1] > len(expected)),),
+             of_all_places),),
         tolerance=0,
         hints=("Which place is the last one before token t + 1?",
                "np.setdiff1d(np.arange(n), at) are the places of the T real tokens. The "
@@ -532,6 +544,6 @@ EXERCISES = (
                "all, and what is k in each layer?",
                "A gate: (n, k), (n, n), n and n. Linear maps: (2n, 2n) with 2n, and (d, 2n) "
                "with d. Embeddings: (P, d).",
-               "one = lambda k: 4 * (n * k + n * n + 2 * n). The sum is P * d + 2 * one(d) + 2 * "
-               "one(2 * n), and the two linear maps.")),
+               "one = lambda k: 4 * (n * k + n * n + 2 * n). The sum is P * d + 2 * one(d) + 2 "
+               "* one(2 * n), and the two linear maps.")),
 )

@@ -323,6 +323,10 @@ def zero_variant(slope=lambda s: -s, inside=strictly, where=np.logical_not, gath
     return wrong
 
 
+def of_each(got, expected, args):
+    return np.shape(got) == np.shape(args[0])
+
+
 EXERCISES = (
     Exercise(
         name="qat.ste", title="The straight-through gradient", stars=1,
@@ -549,7 +553,7 @@ EXERCISES = (
                      zero_variant(u=staircase, inside=closed))),
         symptoms=(
             ("this is one number for each x; one z is shared by all of them: return the sum",
-             lambda got, expected, args: np.shape(got) == np.shape(args[0])),),
+             of_each),),
         hints=("Write x̂ for a number inside, and for a clipped one. Where is z left in it?",
                "The slope has the shape of x. The result is one number, "
                "because one z is shared by all.",

@@ -57,6 +57,10 @@ def absmax_case(rng):
     return x, int(rng.integers(2, 9))
 
 
+def midway(rng):
+    return (np.array([-1.5, -0.75, -0.25, 0.25, 0.75, 1.25]), 3)
+
+
 # -- the survey's letters --------------------------------------------------------------------------
 def survey(x, bits):
     grid = make_grid(x.min().reshape(1), x.max().reshape(1), bits, symmetric=False)
@@ -130,7 +134,8 @@ def _zeros_come_back(fn, rng):
 
 # -- codes back to numbers -------------------------------------------------------------------------
 def bug(q, s, z, group):
-    spread = lambda a: np.repeat(a, group, axis=1)
+    def spread(a):
+        return np.repeat(a, group, axis=1)
     return spread(s) * (q.astype(np.float32) - spread(z))
 
 
@@ -227,6 +232,10 @@ def beside_one_large(row):
     return arguments
 
 
+def equally_good(rng):
+    return (np.array([[1.0, -1, 0.5, 0.5]]), 2, np.array([1.0, 0.5]))
+
+
 # -- rounding to a float ---------------------------------------------------------------------------
 def to_float(x, e, m):
     name = f"E{e}M{m}"
@@ -267,6 +276,14 @@ def float_case(rng):
     return rng.normal(0, 1, (4, 9)) * 2.0**rng.integers(-4, 3, (4, 9)), e, m
 
 
+def midway_e2m1(rng):
+    return (np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -2.5, -5.0]), 2, 1)
+
+
+def exact(rng):
+    return (np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1)
+
+
 # -- two codes in a byte ---------------------------------------------------------------------------
 def pack_codes(q):
     return pack(q, 4)
@@ -285,6 +302,10 @@ def stays_uint8(fn, rng):
     return np.asarray(fn(np.uint8([1, 2]))).dtype == np.uint8
 
 
+def unpacked(got, expected, args):
+    return np.size(got) == 2 * np.size(expected)
+
+
 EXERCISES = (
     Exercise(
         name="quantization.absmax", title="Symmetric quantization by absmax", stars=1,
@@ -293,8 +314,7 @@ EXERCISES = (
         special=(
             ("numbers that lie on the grid come back as they are",
              lambda rng: (np.array([-1.5, 0.0, 0.5, 1.5, 1.0]), 3)),
-            ("numbers midway between two points go to the even code",
-             lambda rng: (np.array([-1.5, -0.75, -0.25, 0.25, 0.75, 1.25]), 3))),
+            ("numbers midway between two points go to the even code", midway)),
         invariants=(
             ("an array of zeros comes back as zeros",
              lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
@@ -426,8 +446,7 @@ EXERCISES = (
         special=(
             ("one number far from the others, two bits: clipping it is best",
              beside_one_large([ONE_LARGE, [1.0] * 31])),
-            ("both fractions are equally good: the first one",
-             lambda rng: (np.array([[1.0, -1, 0.5, 0.5]]), 2, np.array([1.0, 0.5]))),
+            ("both fractions are equally good: the first one", equally_good),
             ("a row of zeros: all fractions are equally good",
              beside_one_large([[0.0] * 31, ONE_LARGE]))),
         mistakes=(
@@ -489,13 +508,11 @@ EXERCISES = (
         name="quantization.to_float", title="Rounding to a small float", stars=3,
         reference=to_float, cases=float_case,
         special=(
-            ("E2M1: values of the format stay as they are",
-             lambda rng: (np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1)),
+            ("E2M1: values of the format stay as they are", exact),
             ("E2M1: beyond the largest value", lambda rng: (np.array([7.0, -100.0]), 2, 1)),
             ("E2M1: numbers smaller than the smallest",
              lambda rng: (np.array([0.1, 0.2, 0.3, -0.4]), 2, 1)),
-            ("E2M1: numbers midway between two values",
-             lambda rng: (np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -2.5, -5.0]), 2, 1))),
+            ("E2M1: numbers midway between two values", midway_e2m1)),
         mistakes=(
             ("np.frexp gives a mantissa in [½, 1): the exponent is one less than its second result",
              to_float_variant(shift=0)),
@@ -580,8 +597,7 @@ EXERCISES = (
             ("16 · q₁ + q₂: a half of a byte has 16 values, not 15",
              lambda q: q[::2] * np.uint8(15) + q[1::2])),
         symptoms=(
-            ("nothing is packed: one byte for each code; return one for two",
-             lambda got, expected, args: np.size(got) == 2 * np.size(expected)),),
+            ("nothing is packed: one byte for each code; return one for two", unpacked),),
         tolerance=0,
         hints=("How many values has half a byte? By what must a number be multiplied "
                "to move it by four bits?",

@@ -92,7 +92,8 @@ def _heads(rng):
 
 def _by_distance(fn, rng):
     """One query and one key, at every position: their product is the same along each diagonal."""
-    everywhere = lambda: np.repeat(rng.standard_normal((1, 1, 6)), 8, axis=1)
+    def everywhere():
+        return np.repeat(rng.standard_normal((1, 1, 6)), 8, axis=1)
     q, k = fn(everywhere(), 10.0)[0], fn(everywhere(), 10.0)[0]
     S = q @ k.T
     return all(np.ptp(np.diagonal(S, t)) < 1e-9 for t in range(-7, 8))
@@ -146,7 +147,8 @@ def _mean(a, n):
 def _groups(rng):
     n, T = int(rng.integers(2, 4)), int(rng.integers(3, 6))
     d = int(rng.integers(2, 5))
-    draw = lambda heads: rng.standard_normal((heads, T, d))
+    def draw(heads):
+        return rng.standard_normal((heads, T, d))
     return draw(3 * n), draw(3), draw(3)
 
 
@@ -277,6 +279,10 @@ def _one_off(got, expected, args):
     return np.abs(_codes(np.asarray(got, np.uint8)) - _codes(expected)).max() == 1
 
 
+def _other_shape(got, expected, args):
+    return np.shape(got) != np.shape(expected)
+
+
 # -- real.bug --------------------------------------------------------------------------------------
 def reordered(W, d_head):
     return halves(W, d_head)
@@ -296,6 +302,10 @@ def _reordered(W, d_head, axes=(0, 2, 1, 3), shape=_as_pairs, turned=False):
 def _rows(rng):
     H, d = int(rng.integers(2, 4)), int(rng.choice([6, 8]))
     return rng.standard_normal((H * d, int(rng.integers(3, 6)))), d
+
+
+def _columns_moved(W, d_head):
+    return np.concatenate([W[:, 0::2], W[:, 1::2]], axis=1)
 
 
 EXERCISES = (
@@ -440,7 +450,7 @@ EXERCISES = (
         symptoms=(
             ("the two float16 are little-endian: the dtype '<f2'", _byte_order),
             ("each block of 20 bytes holds 32 weights: 16 bytes have two codes each",
-             lambda got, expected, args: np.shape(got) != np.shape(expected))),
+             _other_shape)),
         tolerance=1e-6,
         hints=("Which 16 of the 32 weights are in the low halves of the bytes?",
                "octets[:, :4].copy().view('<f2') is (n, 2): Δ and m. octets[:, 4:] is (n, 16), "
@@ -462,8 +472,7 @@ EXERCISES = (
              "begins with the odd ones",
              partial(_reordered, turned=True)),
             ("nothing has changed", lambda W, d_head: W),
-            ("the rows change their places, not the columns",
-             lambda W, d_head: np.concatenate([W[:, 0::2], W[:, 1::2]], axis=1)),
+            ("the rows change their places, not the columns", _columns_moved),
             ("the heads stay one behind the other; yours are mixed",
              partial(_reordered, axes=(1, 2, 0, 3)))),
         tolerance=0,
@@ -471,8 +480,8 @@ EXERCISES = (
                "order should they stand, so that row i and row i + 3 are a pair?",
                "W is (H d, d_in). As (H, d/2, 2, d_in) its axes are head, pair, "
                "member of the pair, and input.",
-               "W.reshape(H, d_head // 2, 2, -1), with the axes 1 and 2 exchanged by .swapaxes(1, "
-               "2), and reshaped to W.shape.")),
+               "W.reshape(H, d_head // 2, 2, -1), with the axes 1 and 2 exchanged by "
+               ".swapaxes(1, 2), and reshaped to W.shape.")),
     Exercise(
         name="real.encode", title="Write the block", stars=2,
         reference=encoded, cases=_in_blocks, quiet=True,
@@ -495,7 +504,7 @@ EXERCISES = (
         symptoms=(
             ("take the nearest code: np.rint, not the next whole number below or above", _one_off),
             ("a block of 32 weights becomes 20 bytes: Δ, m, and 16 bytes with two codes each",
-             lambda got, expected, args: np.shape(got) != np.shape(expected))),
+             _other_shape)),
         tolerance=0,
         hints=("Which weight of a block has code 0, and which has code 15? What "
                "does this say about m and Δ?",

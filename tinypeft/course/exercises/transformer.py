@@ -59,7 +59,8 @@ def weights_alone(got, expected, args):
 
 def large_scores(rng):
     """Whole numbers and √d_head = 2, so that scores of about 1,000 are exact in float32."""
-    draw = lambda n: rng.integers(-30, 31, (n, 4)).astype(np.float32)
+    def draw(n):
+        return rng.integers(-30, 31, (n, 4)).astype(np.float32)
     return draw(3), draw(5), draw(5)
 
 
@@ -79,7 +80,8 @@ def attention_cases(rng, T=None, past=None):
     T = T or int(rng.integers(3, 6))
     past = int(rng.integers(1, 4)) if past is None else past
     d = int(rng.integers(3, 7))
-    draw = lambda n: rng.standard_normal((n, d)).astype(np.float32)
+    def draw(n):
+        return rng.standard_normal((n, d)).astype(np.float32)
     return draw(T), draw(T + past), draw(T + past)
 
 
@@ -138,7 +140,8 @@ class Readers:
         return Readers.causal(x) + 1e-6 * x.mean(0)
 
     @staticmethod
-    def itself(x): return x
+    def itself(x):
+        return x
 
 
 READERS = (Readers.causal, Readers.off_by_one, Readers.without_mask, Readers.window,
@@ -228,6 +231,10 @@ def alibi_cases(rng):
     return T, T + int(rng.integers(1, 4)), H
 
 
+def heads_last(got, expected, args):
+    return got.shape == (*args[:2], args[2]) != expected.shape
+
+
 # -- the loss ------------------------------------------------------------------------------------
 def reference_loss(logits, tokens):
     return F.cross_entropy(Tensor(logits[:, :-1]), tokens[:, 1:]).item()
@@ -262,6 +269,10 @@ def without_logarithm(z, t):
 
 def too_small(got, expected, args):
     return abs(args[0]).max() > 500 and got < expected
+
+
+def all_zero(rng):
+    return (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))
 
 
 # -- counting ------------------------------------------------------------------------------------
@@ -340,8 +351,8 @@ EXERCISES = (
                "scores (T, S) = q (T, d) times kᵀ (d, S). The mask is (T, S), the softmax runs "
                "over the last axis, the result is (T, d).",
                "hidden = np.arange(S) > np.arange(T)[:, None] + S - T. Put -np.inf into the "
-               "scores there, subtract the maximum of each row, np.exp, divide by the sum of each "
-               "row, @ v. math.sqrt(d) keeps float32.")),
+               "scores there, subtract the maximum of each row, np.exp, divide by the sum of "
+               "each row, @ v. math.sqrt(d) keeps float32.")),
     Exercise(
         name="transformer.sees", title="Find the bug: who sees the future?", stars=2,
         reference=reference_sees, cases=sees_cases,
@@ -401,14 +412,14 @@ EXERCISES = (
                "change, and which must not?",
                "f(x) is (T, d). For each j, compare f(x) with f of a copy whose row j is new: T "
                "answers, one for each row of the output. They are column j of the result (T, T).",
-               "before = f(x). For each j: y = x.copy(); y[j] = rng.standard_normal(x.shape[1]); "
-               "sees[:, j] = (abs(f(y) - before) > 1e-9).any(-1).")),
+               "before = f(x). For each j: y = x.copy(); y[j] = "
+               "rng.standard_normal(x.shape[1]); sees[:, j] = (abs(f(y) - "
+               "before) > 1e-9).any(-1).")),
     Exercise(
         name="transformer.loss", title="The loss of a language model", stars=2,
         reference=reference_loss, cases=loss_cases,
         special=(
-            ("all logits are 0: the loss is log V",
-             lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
+            ("all logits are 0: the loss is log V", all_zero),
             ("logits of about 1,000", partial(loss_cases, scale=1000.0)),
             ("logits near 1,000 at one position, and near −1,000 at the next", far_apart)),
         mistakes=(
@@ -505,8 +516,8 @@ EXERCISES = (
                "Attention: four (d, d) and four d. MLP: (4d, d), 4d, (d, 4d), d. A norm: a "
                "weight and a bias of d; there are two in a block and one at the end. "
                "Tables: (V, d) and (C, d).",
-               "A block has 12 d² of matrices, 9 d of biases and 4 d of norms. Multiply by L; add "
-               "V d + C d + 2 d. The output head is the token table, so it adds nothing.")),
+               "A block has 12 d² of matrices, 9 d of biases and 4 d of norms. Multiply by L; "
+               "add V d + C d + 2 d. The output head is the token table, so it adds nothing.")),
     Exercise(
         name="transformer.alibi", title="Positions without a table (ALiBi)", stars=2,
         reference=reference_alibi, cases=alibi_cases,
@@ -539,8 +550,7 @@ EXERCISES = (
         symptoms=(
             ("the mask is added elsewhere: a key of the future gets 0 here, and not −∞",
              lambda got, expected, args: np.isinf(got).any()),
-            ("the axes are (H, T, S): the heads come first",
-             lambda got, expected, args: got.shape == (*args[:2], args[2]) != expected.shape)),
+            ("the axes are (H, T, S): the heads come first", heads_last)),
         tolerance=1e-9,
         hints=("How far is key j from query i, if the queries are the last T of S "
                "positions? Which keys are hidden?",
