@@ -109,7 +109,8 @@ def _variant(I=lambda w, g: np.abs(w * g), betas=lambda b1, b2: (b1, b2), old=Fa
 
 
 def _no_gradient(rng):
-    return (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)
+    ones = np.ones(3)
+    return ones, np.zeros(3), ones, ones, 0.5, 0.5
 
 
 # -- adalora.budget --------------------------------------------------------------------------------

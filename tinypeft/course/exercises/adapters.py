@@ -117,9 +117,9 @@ def adapter_first(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
 
 def widen_cases(rng):
     d, k, m = rng.integers((3, 6, 2), (6, 10, 5)).tolist()
-    base, added = ((k, d), k, (d, k), d), ((m, d), m, (d, m), d)
-    arrays = map(rng.standard_normal, base + added)
-    return *arrays, float(rng.integers(2, 6))
+    base = (k, d), k, (d, k), d
+    added = (m, d), m, (d, m), d
+    return *map(rng.standard_normal, base + added), float(rng.integers(2, 6))
 
 
 def mlp(x, W1, b1, W2, b2):
@@ -232,7 +232,8 @@ def reference_linear(W, b, W_d, b_d, W_u, b_u):
 
 def linear_cases(rng):
     d, k, m = rng.integers((5, 8, 2), (8, 11, 4)).tolist()
-    return tuple(map(rng.standard_normal, ((d, k), d, (m, d), m, (d, m), d)))
+    shapes = (d, k), d, (m, d), m, (d, m), d
+    return tuple(map(rng.standard_normal, shapes))
 
 
 def with_shortcut(W_d, W_u):

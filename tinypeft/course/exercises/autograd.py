@@ -130,7 +130,8 @@ def walk_cases(rng):
 def chain(rng):
     """Equation (2) of the lesson: x·x, a + a, b + a at x = 3."""
     x, plus = (0, Products.three), (1, Products.same)
-    return [[], [x, x], [plus, plus], [(2, Products.same), plus]], np.array([1.0])
+    tape = [[], [x, x], [plus, plus], [(2, Products.same), plus]]
+    return tape, np.array([1.0])
 
 
 def doublings(rng):
@@ -298,7 +299,8 @@ def other_axis(x, gamma, dy, eps):
 
 def layer_norm_cases(rng):
     d = int(rng.integers(4, 9))
-    x, gamma = rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d)
+    x = rng.standard_normal((2, 3, d)) * 2 + 1
+    gamma = 1 + 0.5 * rng.standard_normal(d)
     return x, gamma, rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
 
 

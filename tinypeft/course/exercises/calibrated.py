@@ -14,8 +14,8 @@ __all__ = ["EXERCISES"]
 
 def correlated(rng, d, n=None):
     """H = (2/n) X Xᵀ (d, d) of n inputs that are correlated and of different size."""
-    X = rng.normal(0, 1, (d, d)) @ rng.normal(0, 1, (d, n or 4 * d))
-    X = X * rng.uniform(0.3, 3, (d, 1))
+    mixed = rng.normal(0, 1, (d, d))
+    X = mixed @ rng.normal(0, 1, (d, n or 4 * d)) * rng.uniform(0.3, 3, (d, 1))
     return 2 / X.shape[1] * X @ X.T / d
 
 
@@ -181,7 +181,8 @@ def gptq_case(rng):
 
 
 def diagonal(rng):
-    return (rng.normal(0, 1, (3, 4)), np.diag([1.0, 2, 3, 4]), halves)
+    W = rng.normal(0, 1, (3, 4))
+    return W, np.diag([1.0, 2, 3, 4]), halves
 
 
 # -- GPTQ's factor, and another order --------------------------------------------------------------
@@ -263,7 +264,8 @@ def ordered_variant(weight=np.diagonal, of_H=permuted, of_factor=unpermuted, of_
 
 
 def diagonal_case(rng):
-    return rng.normal(0, 1, (3, 4)), np.diag([1.0, 4.0, 2.0, 3.0]), halves, 0.01
+    W = rng.normal(0, 1, (3, 4))
+    return W, np.diag([1.0, 4.0, 2.0, 3.0]), halves, 0.01
 
 
 def one_row(rng):
@@ -320,7 +322,8 @@ def roots_of_losses(*args):
 
 def awq_case(rng):
     d = int(rng.integers(8, 12))
-    X = rng.normal(0, 1, (d, 5 * d)) * np.exp(rng.normal(0, 1, (d, 1)))
+    X = rng.normal(0, 1, (d, 5 * d))
+    X *= np.exp(rng.normal(0, 1, (d, 1)))
     W, H = rng.normal(0, 1, (6, d)), 2 / X.shape[1] * X @ X.T
     return W, H, np.abs(X).mean(1), nearest3, np.arange(8) / 8
 

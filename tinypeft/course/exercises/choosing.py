@@ -16,7 +16,8 @@ def memory(n_base, base_bits, n_trained):
 
 
 def _sizes(rng):
-    n, bits = int(rng.integers(10**6, 10**7)), float(rng.choice([4.127, 4.5, 8.0]))
+    n = int(rng.integers(10**6, 10**7))
+    bits = float(rng.choice([4.127, 4.5, 8.0]))
     return n, bits, int(rng.integers(10**4, 10**5))
 
 
@@ -31,7 +32,10 @@ def pareto(cost, loss):
 
 def _undominated(of_cost, of_loss):
     """Points are dominated in both by these comparisons."""
-    return lambda cost, loss: ~(of_cost(cost[:, None], cost) & of_loss(loss[:, None], loss)).any(0)
+    def wrong(cost, loss):
+        dominates = of_cost(cost[:, None], cost) & of_loss(loss[:, None], loss)
+        return ~dominates.any(0)
+    return wrong
 
 
 def _are_places(got, expected, args):
@@ -111,7 +115,8 @@ def fuse(A_q, B_q, A_v, B_v):
 
 def _pairs(rng):
     r, s, d = rng.integers(2, 4), rng.integers(4, 6), rng.integers(6, 9)
-    return tuple(map(rng.standard_normal, ((r, d), (d, r), (s, d), (d, s))))
+    shapes = (r, d), (d, r), (s, d), (d, s)
+    return tuple(map(rng.standard_normal, shapes))
 
 
 def _fused(query, key, value):
@@ -195,6 +200,10 @@ def _rate_of_each_seed(validation, test):
 def _three_rates(rng):
     validation = np.array([[2.1, 2.3], [2.4, 2.6], [2.9, 2.7]])
     return validation, np.array([[2.6, 2.4], [2.3, 2.1], [2.8, 2.8]])
+
+
+def _one_rate(rng):
+    return np.array([[2.0, 2.2]]), np.array([[2.4, 2.5]])
 
 
 def _rates(rng):
@@ -375,7 +384,7 @@ EXERCISES = (
         reference=honest, cases=_rates,
         special=(
             ("the rate that is best on the validation text is second on the test", _three_rates),
-            ("one rate alone", lambda rng: (np.array([[2.0, 2.2]]), np.array([[2.4, 2.5]])))),
+            ("one rate alone", _one_rate)),
         mistakes=(
             ("the rate is still chosen on the test text: this is the fault above",
              honest_variant(lambda validation, test: test.mean(1).argmin())),

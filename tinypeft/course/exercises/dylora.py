@@ -18,7 +18,8 @@ def forward(x, W, A, B, b, alpha):
     return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(x.dtype), B)
 
 
-def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b, sign=1):
+def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b,
+            sign=1):
     """forward with a mistake: other rows, another scale, or the low-rank part subtracted."""
     def wrong(x, W, A, B, b, alpha):
         R = A.shape[0]
@@ -40,7 +41,8 @@ def _layer(rng, b=None, full=False):
     def draw(*shape):
         return Tensor(rng.standard_normal(shape).astype(np.float32))
     b = R if full else b or int(rng.integers(2, R))
-    x, W, A, B = draw(2, 3, d_in), draw(d_out, d_in), draw(R, d_in), draw(d_out, R)
+    x, W = draw(2, 3, d_in), draw(d_out, d_in)
+    A, B = draw(R, d_in), draw(d_out, R)
     return x, W, A, B, b, float(rng.uniform(3, 20))
 
 
@@ -167,7 +169,8 @@ def cut(A, B, b):
 
 
 def _factors(rng):
-    R, d_in, d_out = int(rng.integers(4, 7)), rng.integers(8, 11), rng.integers(11, 14)
+    R = int(rng.integers(4, 7))
+    d_in, d_out = rng.integers(8, 11), rng.integers(11, 14)
     A, B = rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R))
     return A, B, int(rng.integers(2, R))
 
@@ -178,8 +181,9 @@ def _all(rng):
 
 
 def _last_is_large(rng):
-    A = np.array([[1.0, 0, 0], [0, 5, 0]])
-    return A, np.array([[1.0, 0], [0, 2], [0, 0], [0, 0]]), 1
+    A, B = np.eye(2, 3), np.eye(4, 2)
+    A[1], B[:, 1] = 5 * A[1], 2 * B[:, 1]
+    return A, B, 1
 
 
 def _product(factors):
@@ -228,7 +232,8 @@ def _one_uncut(got, expected, args):
 
 
 def _largest(A, B, b):
-    k = np.argsort(-np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0))[:b]
+    sizes = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0)
+    k = np.argsort(-sizes)[:b]
     return A[k], B[:, k]
 
 

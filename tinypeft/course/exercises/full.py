@@ -57,9 +57,9 @@ def late_root(v, b, eps):
     return np.sqrt(v / b) + eps / np.sqrt(b)
 
 
-def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay, mean=fading, correct=power, of_m=None,
-          of_v=None, root=root, square=np.square, coupled=False, with_lr=True, after=False,
-          rate=True, momentum=True, adaptive=False):
+def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay, mean=fading, correct=power,
+          of_m=None, of_v=None, root=root, square=np.square, coupled=False, with_lr=True,
+          after=False, rate=True, momentum=True, adaptive=False):
     """AdamW with its usual mistakes. of_m, of_v: the corrections of m and v, if not `correct`."""
     if coupled:
         g = g + decay * w
@@ -121,7 +121,8 @@ def steps(w, gradients, lr, beta1, beta2, decay, first=1, fresh=False, one=False
     for t, g in enumerate(gradients, first):
         if fresh:
             m = v = np.zeros_like(w)
-        t = 1 if one else t
+        if one:
+            t = 1
         w, m, v = adamw(w, g, m, v, t, lr, beta1, beta2, 1e-8, decay, **options)
     return w
 
@@ -202,8 +203,8 @@ def activations_cases(rng):
     return B, 64 * blocks, d, H, L, int(rng.integers(100, 900))
 
 
-def recompute(B, T, d, H, L, V, k, inputs=operator.floordiv, blocks=lambda L, k: k, peak=max,
-              **numbers):
+def recompute(B, T, d, H, L, V, k, inputs=operator.floordiv, blocks=lambda L, k: k,
+              peak=max, **numbers):
     """The peak of memory if a part of k blocks is computed again; the options make the mistakes.
 
     inputs: of how many parts the input is kept. blocks: how many are computed again at a time.

@@ -70,7 +70,8 @@ def _arrays(rng, dtype=np.float64):
     r, d_in, d_out = rng.integers(3, 5), rng.integers(6, 9), rng.integers(9, 12)
     def draw(*shape):
         return rng.standard_normal(shape).astype(dtype)
-    x, W0, A, B = draw(5, d_in), draw(d_out, d_in), draw(r, d_in), draw(d_out, r)
+    x, W0 = draw(5, d_in), draw(d_out, d_in)
+    A, B = draw(r, d_in), draw(d_out, r)
     return x, W0, A, B, float(rng.uniform(5, 20))
 
 
@@ -93,7 +94,9 @@ def _low(x, W0, A, B, alpha, scale=_usual, rank=_rows_of_A, bend=lambda y: y):
 
 def _scaled(scale=_usual, **options):
     """The forward pass with another scale, or with another option of `_low`."""
-    return lambda x, W0, *low: F.linear(x, W0) + _low(x, W0, *low, scale=scale, **options)
+    def wrong(x, W0, *low):
+        return F.linear(x, W0) + _low(x, W0, *low, scale=scale, **options)
+    return wrong
 
 
 def _scales_both(x, W0, A, B, alpha):
@@ -122,7 +125,8 @@ def _by_hand(x, W0, A, B, alpha, dh, scale=_usual, rank=_rows_of_A, dA=operator.
     """The gradients, with another scale s, or with other factors of s in one of the four terms."""
     s = scale(alpha, rank(A, B))
     dx = base(s) * dh @ W0 + low(s) * dh @ B @ A
-    return dA(s) * (dh @ B).T @ x, dB(s) * dh.T @ (x @ A.T), dx
+    of_A, of_B = (dh @ B).T @ x, dh.T @ (x @ A.T)
+    return dA(s) * of_A, dB(s) * of_B, dx
 
 
 def _means(x, *others):
@@ -162,7 +166,7 @@ def _four_gradients(got, expected, args):
 
 # -- lora.overlap ----------------------------------------------------------------------------------
 def overlap(M1, M2, i, j):
-    V1, V2 = np.linalg.svd(M1)[2][:i], np.linalg.svd(M2)[2][:j]
+    V1, V2 = _right_vectors(M1, i), _right_vectors(M2, j)
     return np.sum((V1 @ V2.T) ** 2) / min(i, j)
 
 
@@ -192,7 +196,9 @@ def _squares(M):
 
 def _variant(vectors=_right_vectors, total=_squares, divisor=min):
     """overlap with other vectors, another sum over V₁ V₂ᵀ, or another divisor."""
-    return lambda M1, M2, i, j: total(vectors(M1, i) @ vectors(M2, j).T) / divisor(i, j)
+    def wrong(M1, M2, i, j):
+        return total(vectors(M1, i) @ vectors(M2, j).T) / divisor(i, j)
+    return wrong
 
 
 def _equally_many(which):
@@ -334,8 +340,9 @@ def _last_row(W, noise):
     return np.concatenate([W[:-1], W[-1:] + 0.25])
 
 
-def _asked(same=np.array_equal, start=lambda A, B: (B @ A).any(), zero=lambda a: not a.any(),
-           both=operator.and_, still=np.array_equal, neither=operator.and_):
+def _asked(same=np.array_equal, start=lambda A, B: (B @ A).any(),
+           zero=lambda a: not a.any(), both=operator.and_, still=np.array_equal,
+           neither=operator.and_):
     """The right diagnosis, but with other questions.
 
     They are: is the base the same, is the start changed, are both matrices zero, is neither moved?
@@ -372,7 +379,8 @@ def _told(**words):
 # -- lora.dora -------------------------------------------------------------------------------------
 def dora(x, W0, A, B, alpha, m):
     V = W0 + (B @ A) * (alpha / A.shape[0])
-    return F.linear(x, V * (m / (V * V).sum(axis=1).sqrt()).reshape(-1, 1))
+    lengths = (V * V).sum(axis=1).sqrt()
+    return F.linear(x, V * (m / lengths).reshape(-1, 1))
 
 
 def _with_magnitude(rng, start=False):

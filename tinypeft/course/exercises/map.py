@@ -11,8 +11,8 @@ __all__ = ["EXERCISES"]
 
 
 # -- counts --------------------------------------------------------------------------------------
-def trained(d, L, r, P, m, lora=4, lora_blocks=lambda L: L, lora_rows=lambda d: d, prompt=1,
-            prompt_layers=lambda L: 1, prefix=2, prefix_layers=lambda L: L, adapters=2,
+def trained(d, L, r, P, m, lora=4, lora_blocks=lambda L: L, lora_rows=lambda d: d,
+            prompt=1, prompt_layers=lambda L: 1, prefix=2, prefix_layers=lambda L: L, adapters=2,
             matrices=2, biases=operator.add, adapter_blocks=lambda L: L):
     """The four counts. The options are the numbers of each part; they make the mistakes.
 

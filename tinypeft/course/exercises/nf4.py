@@ -232,9 +232,13 @@ def loftq_best(W, quant, r, T):
     return min(loftq_rounds(W, quant, r, T), key=error)
 
 
+def weight(rng):
+    d_out, d_in = int(rng.integers(8, 12)), int(rng.integers(13, 16))
+    return rng.normal(0, 1, (d_out, d_in))
+
+
 def loftq_case(rng):
-    W = rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16))))
-    return W, asymmetric2, int(rng.integers(2, 4)), int(rng.integers(2, 5))
+    return weight(rng), asymmetric2, int(rng.integers(2, 4)), int(rng.integers(2, 5))
 
 
 # -- LoftQ on a LoRA that is scaled ----------------------------------------------------------------
@@ -283,7 +287,7 @@ def _other_rounds(got, expected, args):
 
 
 def scaled_case(rng):
-    W = rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16))))
+    W = weight(rng)
     r = int(rng.integers(2, 4))
     return W, asymmetric2, r, float(r * rng.choice([2, 3, 8]))
 
@@ -292,7 +296,8 @@ def scaled_case(rng):
 def lloyd(x, levels):
     q = np.searchsorted((levels[:-1] + levels[1:]) / 2, x)
     n = np.bincount(q, minlength=len(levels))
-    return np.where(n > 0, np.bincount(q, x, len(levels)) / np.maximum(n, 1), levels)
+    means = np.bincount(q, x, len(levels)) / np.maximum(n, 1)
+    return np.where(n > 0, means, levels)
 
 
 def lloyd_variant(centre=np.mean, empty=itself, code=nearest):

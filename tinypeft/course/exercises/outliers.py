@@ -33,7 +33,8 @@ ONE_ONLY = (np.rint, itself), (itself, np.rint)
 # -- codes that are left ---------------------------------------------------------------------------
 def codes_left(X, O):
     s = np.abs(X).max(1) / 127
-    return 2 * np.rint(others(np.abs(X), O).max(1) / s).astype(int) + 1
+    largest = others(np.abs(X), O).max(1)
+    return 2 * np.rint(largest / s).astype(int) + 1
 
 
 def others(X, O):
@@ -80,6 +81,11 @@ def of_all_tokens(A, axis):
     return np.full(len(A), A.max())
 
 
+def one_row(*x):
+    """A token whose column 2 is left out."""
+    return lambda rng: (np.array([x]), np.array([2]))
+
+
 def with_outliers(rng, d=None):
     """(X, O): inputs with two columns some 20 times larger."""
     n, d = int(rng.integers(4, 8)), d or int(rng.integers(9, 14))
@@ -116,7 +122,9 @@ def integer_codes(rng):
 
 def full(K, rows):
     """A token and `rows` outputs, with all K codes 127."""
-    return lambda rng: (np.full((1, K), 127, np.int8), np.full((rows, K), 127, np.int8))
+    def arguments(rng):
+        return np.full((1, K), 127, np.int8), np.full((rows, K), 127, np.int8)
+    return arguments
 
 
 def off_by_float16(got, expected, arguments):
@@ -135,7 +143,8 @@ def vector_wise(X, W):
 
 def vector_wise_in_int8(X, W):
     s_x, s_w = scale_of(X), scale_of(W)
-    q_x, q_w = np.rint(X / s_x).astype(np.int8), np.rint(W / s_w).astype(np.int8)
+    q_x = np.rint(X / s_x).astype(np.int8)
+    q_w = np.rint(W / s_w).astype(np.int8)
     return s_x * s_w.T * (q_x @ q_w.T)
 
 
@@ -387,9 +396,9 @@ EXERCISES = (
         reference=codes_left, cases=with_outliers,
         special=(
             ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
-             lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),
+             one_row(1.0, -4, 127, 2)),
             ("the largest entry of the token, −8, is not in the columns O: all 255 codes are left",
-             lambda rng: (np.array([[1.0, -8, 4, 2]]), np.array([2])))),
+             one_row(1.0, -8, 4, 2))),
         mistakes=(
             *several("entries may be negative: take the largest magnitude |x|, not the largest x",
                      codes_left_variant(size=itself),

@@ -13,7 +13,8 @@ __all__ = ["EXERCISES"]
 
 # -- prefix.attention ------------------------------------------------------------------------------
 def attention(q, k, v, P_K, P_V):
-    return F.attention(q, concatenate([P_K, k], axis=0), concatenate([P_V, v], axis=0))
+    K, V = concatenate([P_K, k], axis=0), concatenate([P_V, v], axis=0)
+    return F.attention(q, K, V)
 
 
 def _head(rng, T=None):
@@ -24,13 +25,15 @@ def _head(rng, T=None):
     return draw(T), draw(T), draw(T), draw(P), draw(P)
 
 
-def _masked(q, k, v, P_K, P_V, diagonal=lambda T, P: P + 1, scale=lambda T, d: d ** -0.5):
+def _masked(q, k, v, P_K, P_V, diagonal=lambda T, P: P + 1,
+            scale=lambda T, d: d ** -0.5):
     """The composition, with the places where people go wrong left open."""
     K = concatenate([P_K, k], axis=0)
     T, S = q.shape[0], K.shape[0]
     hidden = np.full((T, S), -np.inf, np.float32)
     M = np.triu(hidden, diagonal(T, P_K.shape[0]))
-    return F.softmax(q @ K.T * scale(*q.shape) + M) @ concatenate([P_V, v], axis=0)
+    P = F.softmax(q @ K.T * scale(*q.shape) + M)
+    return P @ concatenate([P_V, v], axis=0)
 
 
 def _prefix_behind(q, k, v, P_K, P_V):
@@ -144,8 +147,8 @@ def _table(P, L, d):
     return 2 * P * L * d
 
 
-def _counted(P, L, d, m, width=lambda L, d, m: d, networks=lambda P: 1, first=1, first_bias=1,
-             second=2, second_bias=1, stored=_table):
+def _counted(P, L, d, m, width=lambda L, d, m: d, networks=lambda P: 1, first=1,
+             first_bias=1, second=2, second_bias=1, stored=_table):
     """Trained and stored numbers. The options are the numbers of each part; they make the mistakes.
 
     width: that of a token's vector. first, second: the network has m (d + 1) numbers in its first
@@ -203,7 +206,8 @@ def _in_turn(t, L, H):
 
 
 def _parts_reshaped(t, L, H):
-    return _pairs([a.reshape(H, len(t), -1) for a in np.split(t, 2 * L, axis=1)])
+    parts = np.split(t, 2 * L, axis=1)
+    return _pairs([a.reshape(H, len(t), -1) for a in parts])
 
 
 def _other_axes(got, expected, args):

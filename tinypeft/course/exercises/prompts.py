@@ -98,7 +98,8 @@ def by_distance(P, E):
 
 
 def by_lengths_of_columns(P, E):
-    return P / np.linalg.norm(P, axis=0) @ (E / np.linalg.norm(E, axis=0)).T
+    lengths = np.linalg.norm(E, axis=0)
+    return P / np.linalg.norm(P, axis=0) @ (E / lengths).T
 
 
 def ranks(P, E, k):
@@ -117,7 +118,8 @@ def all_tokens(got, expected, args):
 
 
 def nearest_cases(rng, many=False):
-    P, V, d, k = rng.integers((2, 12, 3, 2), (5, 20, 6, 5)).tolist()
+    low, high = (2, 12, 3, 2), (5, 20, 6, 5)
+    P, V, d, k = rng.integers(low, high).tolist()
     if many:
         V, k = 2000, 600
     P_e, E = rng.standard_normal((P, d)), rng.standard_normal((V, d))
@@ -258,8 +260,8 @@ def of_all_places(got, expected, args):
 
 
 # -- the LSTM's numbers --------------------------------------------------------------------------
-def lstm(P, d, n, embeddings=1, first=2, second=2, reads=lambda d, n: 2 * n, gates=4, states=1,
-         biases=2, first_map=1, second_map=1, first_bias=1, second_bias=1):
+def lstm(P, d, n, embeddings=1, first=2, second=2, reads=lambda d, n: 2 * n, gates=4,
+         states=1, biases=2, first_map=1, second_map=1, first_bias=1, second_bias=1):
     """The trained numbers. The options are the numbers of each part; they make the mistakes.
 
     first, second: directions of the two layers. reads: the width of what the second layer reads.

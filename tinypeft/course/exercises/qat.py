@@ -70,7 +70,8 @@ def both_sides(rng):
 
 
 def both_ends(rng):
-    return np.array([-1.0, 0.5, 0.25]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0])
+    x, dy = np.array([-1.0, 0.5, 0.25]), np.array([1.5, 1.0, 1.0])
+    return x, 0.5, 2, 0, 3, dy
 
 
 # -- STE -------------------------------------------------------------------------------------------
@@ -99,8 +100,10 @@ def forward_alone(x, s, z, low, high, dy):
 def ste_case(rng):
     steps, s = 2**int(rng.integers(2, 5)) - 1, float(rng.uniform(0.2, 0.6))
     low = -int(rng.integers(1, 4))
-    z = int(rng.integers(low + 1, low + steps))
-    return rng.normal(0, 1, (4, 11)), s, z, low, low + steps, rng.normal(0, 1, (4, 11))
+    high = low + steps
+    z = int(rng.integers(low + 1, high))
+    x = rng.normal(0, 1, (4, 11))
+    return x, s, z, low, high, rng.normal(0, 1, (4, 11))
 
 
 # -- LSQ -------------------------------------------------------------------------------------------
@@ -163,7 +166,8 @@ def one_row(x, dy):
 
 # -- PEQA ------------------------------------------------------------------------------------------
 def peqa(x, dy, q, z, g):
-    q_bytes, z_bytes = pack(q.astype(np.uint8), 8), pack(z.astype(np.uint8).reshape(-1), 8)
+    q_bytes = pack(q.astype(np.uint8), 8)
+    z_bytes = pack(z.astype(np.uint8).reshape(-1), 8)
     codes = QTensor(q_bytes, 8, q.shape, g, np.ones(z.size, np.float32), z_bytes)
     s = Tensor(np.ones(z.size), requires_grad=True)
     scaled_linear(Tensor(x), codes, s, None).backward(dy)
@@ -236,7 +240,8 @@ def per_token(n, V):
 
 
 def distillation_case(rng):
-    teacher = rng.normal(0, 2, (int(rng.integers(3, 6)), int(rng.integers(6, 9))))
+    n, V = int(rng.integers(3, 6)), int(rng.integers(6, 9))
+    teacher = rng.normal(0, 2, (n, V))
     return teacher, teacher + rng.normal(0, 1, teacher.shape)
 
 
@@ -299,7 +304,8 @@ def trained_case(rng):
 
 
 def to_and_fro(rng):
-    return np.array([0.9, 5.2]), np.eye(2), np.array([0.3, 5.3]), 1.0, 0.1, 7
+    w, y = np.array([0.9, 5.2]), np.array([0.3, 5.3])
+    return w, np.eye(2), y, 1.0, 0.1, 7
 
 
 def no_steps(rng):

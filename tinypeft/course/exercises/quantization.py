@@ -124,7 +124,8 @@ def codes_by(whole):
 
 def survey_case(rng):
     middle = rng.uniform(-1, 1)
-    return rng.normal(middle, 1, (3, rng.integers(6, 10))), int(rng.integers(2, 9))
+    x = rng.normal(middle, 1, (3, rng.integers(6, 10)))
+    return x, int(rng.integers(2, 9))
 
 
 def _zeros_come_back(fn, rng):
@@ -174,7 +175,8 @@ def _two_groups(q, s, z):
 # -- the best clip ---------------------------------------------------------------------------------
 def best_clip(x, bits, fractions):
     m = np.abs(x).max(1)
-    errors = [np.square(make_grid(-p * m, p * m, bits).round(x) - x).sum(1) for p in fractions]
+    rounded = [make_grid(-p * m, p * m, bits).round(x) for p in fractions]
+    errors = [np.square(x_hat - x).sum(1) for x_hat in rounded]
     return np.asarray(fractions)[np.argmin(errors, axis=0)]
 
 
@@ -262,7 +264,8 @@ def to_float_variant(bias=largest_code, shift=1, least=1, saturate=True, round=n
 
 
 def to_float_flushed(x, e, m):
-    return np.where(np.abs(x) < 2.0**(2 - 2**(e - 1)), 0, to_float(x, e, m))
+    least = 2.0**(2 - 2**(e - 1))
+    return np.where(np.abs(x) < least, 0, to_float(x, e, m))
 
 
 FORMATS = (
@@ -273,15 +276,16 @@ FORMATS = (
 
 def float_case(rng):
     e, m = FORMATS[rng.integers(len(FORMATS))]
-    return rng.normal(0, 1, (4, 9)) * 2.0**rng.integers(-4, 3, (4, 9)), e, m
+    x = rng.normal(0, 1, (4, 9))
+    return x * 2.0**rng.integers(-4, 3, (4, 9)), e, m
 
 
 def midway_e2m1(rng):
-    return (np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -2.5, -5.0]), 2, 1)
+    return np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -2.5, -5.0]), 2, 1
 
 
 def exact(rng):
-    return (np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1)
+    return np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1
 
 
 # -- two codes in a byte ---------------------------------------------------------------------------

@@ -24,7 +24,8 @@ def _vectors(rng):
 
 
 def _equal_sizes(rng):
-    return np.array([[3.0, 3.0, 3.0, -3.0]]), np.array([1.0, 2.0, 1.0, 1.0]), 0.0
+    x = np.array([[3.0, 3.0, 3.0, -3.0]])
+    return x, np.array([1.0, 2.0, 1.0, 1.0]), 0.0
 
 
 def _root_of(size):
@@ -33,7 +34,8 @@ def _root_of(size):
 
 
 def _layer_norm(x, gamma, eps):
-    return gamma * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+    centred = x - x.mean(-1, keepdims=True)
+    return gamma * centred / np.sqrt(x.var(-1, keepdims=True) + eps)
 
 
 def _late_eps(x, gamma, eps):
@@ -52,7 +54,8 @@ def _halves(d):
 def _overwritten(x, theta):
     """The first half is written into x before the second is computed from it."""
     y, (first, second) = _rotated(x, theta), _halves(x.shape[-1])
-    phi = np.arange(x.shape[-2])[:, None] * theta ** (-2 * first / x.shape[-1])
+    T, d = x.shape[-2:]
+    phi = np.arange(T)[:, None] * theta ** (-2 * first / d)
     y[..., second] = x[..., second] * np.cos(phi) + y[..., first] * np.sin(phi)
     return y
 
@@ -109,8 +112,8 @@ def _repeated(a, n):
     return np.repeat(a, n, axis=0)
 
 
-def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True, hidden=-np.inf,
-              late=False, axis=-1, largest=None):
+def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True,
+              hidden=-np.inf, late=False, axis=-1, largest=None):
     """Attention with its mistakes.
 
     hidden: the score of the future. late: the future is taken out after the softmax. axis: of the
@@ -194,7 +197,7 @@ def _decoded(octets, order=_low_first, weight=_weight, floats="<f2", dtype=np.fl
 def _byte_by_byte(second):
     """Δ and m are the numbers of single bytes, 0 and `second`."""
     def wrong(octets):
-        d, m = octets[:, [0]].astype(np.float32), octets[:, [second]].astype(np.float32)
+        d, m = octets[:, [0, second]].astype(np.float32).T[:, :, None]
         return _weight(d, m, _low_first(octets[:, 4:] & 15, octets[:, 4:] >> 4))
     return wrong
 
@@ -224,7 +227,8 @@ def _blocks(rng, n=None):
 def _counting(rng):
     """d = 1, m = 0 and the codes 0 … 15, twice."""
     q = np.arange(16, dtype=np.uint8)
-    return (np.concatenate([np.array([1, 0], "<f2").view(np.uint8), q | q << 4])[None],)
+    numbers = np.array([1, 0], "<f2").view(np.uint8)
+    return (np.concatenate([numbers, q | q << 4])[None],)
 
 
 def _in_blocks(rng):
@@ -254,8 +258,8 @@ def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4,
              numbers=lambda d, m: [d, m], floats="<f2"):
     m = W.min(1)
     d = (W.max(1) - m) / levels
-    divisor = np.where(d > 0, d, 1)
-    q = np.rint((W - m[:, None]) / divisor[:, None]).clip(0, 15).astype(np.uint8)
+    divisor = np.where(d > 0, d, 1)[:, None]
+    q = np.rint((W - m[:, None]) / divisor).clip(0, 15).astype(np.uint8)
     head = np.stack(numbers(d, m), axis=1).astype(floats)
     return np.concatenate([np.ascontiguousarray(head).view(np.uint8), order(q)], axis=1)
 
@@ -274,7 +278,7 @@ def _codes(octets):
 
 def _one_off(got, expected, args):
     """Are Δ and m right, and codes one too small or one too large?"""
-    if np.shape(got) != np.shape(expected) or (got[:, :4] != expected[:, :4]).any():
+    if _other_shape(got, expected, args) or (got[:, :4] != expected[:, :4]).any():
         return False
     return np.abs(_codes(np.asarray(got, np.uint8)) - _codes(expected)).max() == 1
 
