@@ -83,16 +83,16 @@ def once(tape):
 
 
 def as_found(tape, dy, place):
-    """The walk to the values as they are found: a value may pass its gradient on too early."""
+    """Walk to the values in the order in which they are found, which may be too early."""
     grads = [None] * (len(tape) - 1) + [dy]
-    found, passed = [len(tape) - 1], set()
-    while found:
-        k = found.pop(place)
+    waiting, passed = [len(tape) - 1], set()
+    while waiting:
+        k = waiting.pop(place)
         if k not in passed:
             passed.add(k)
             for j, vjp in tape[k]:
                 grads[j] = added(grads[j], vjp(grads[k]))
-                found.append(j)
+                waiting.append(j)
     return grads
 
 

@@ -180,11 +180,11 @@ def _mean_on_test(validation, test, i):
     return test[i].mean()
 
 
-def honest_variant(by=_least_on_validation, told=_mean_on_test):
-    """honest with a mistake: another choice, or another number told."""
+def honest_variant(by=_least_on_validation, reported=_mean_on_test):
+    """honest with a mistake: another choice, or another reported number."""
     def wrong(validation, test):
         i = int(by(validation, test))
-        return i, float(told(validation, test, i))
+        return i, float(reported(validation, test, i))
     return wrong
 
 
@@ -394,17 +394,17 @@ EXERCISES = (
             ("the validation text alone chooses; yours looks at the test text, too",
              honest_variant(lambda validation, test: (validation + test).mean(1).argmin())),
             ("report the loss of the rate that was chosen, not the least of all",
-             honest_variant(told=lambda validation, test, i: test.mean(1).min())),
+             honest_variant(reported=lambda validation, test, i: test.mean(1).min())),
             ("a rate is judged by the mean over its seeds, not by their median",
              honest_variant(lambda validation, test: np.median(validation, axis=1).argmin())),
             ("the rates are axis 0, the seeds axis 1: take the means over axis 1", _other_axis),
             ("the loss on the validation text is too good, because it chose the rate; return "
              "the loss on the test text",
-             honest_variant(told=lambda validation, test, i: validation[i].mean())),
+             honest_variant(reported=lambda validation, test, i: validation[i].mean())),
             ("the best seed is luck, too: take the mean over seeds before you compare rates",
              honest_variant(lambda validation, test: validation.min(1).argmin())),
             ("the test loss is a mean over seeds, not that of the best seed",
-             honest_variant(told=lambda validation, test, i: test[i].min())),
+             honest_variant(reported=lambda validation, test, i: test[i].min())),
             ("of the losses, the least is best, not the largest",
              honest_variant(lambda validation, test: validation.mean(1).argmax())),
             ("one rate is chosen for all seeds; yours chooses one for each seed",

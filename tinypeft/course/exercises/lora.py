@@ -368,7 +368,7 @@ def _equal(measure):
     return lambda a, b: measure(a) == measure(b)
 
 
-def _told(**words):
+def _reworded(**words):
     """The right diagnosis, with some of its words exchanged."""
     def wrong(*run):
         word = bug(*run)
@@ -688,13 +688,13 @@ EXERCISES = (
              _asked(lambda a, b: a.flat[0] == b.flat[0])),
             ("if A and B both start at zero, nothing can move: say “both zero”, "
              "whatever the optimizer has",
-             _told(both_zero="not trained")),
+             _reworded(both_zero="not trained")),
             ("“both zero” is about the start; A and B that do not move from "
              "another start are “not trained”",
-             _told(not_trained="both zero")),
+             _reworded(not_trained="both zero")),
             ("W_before and W_after are the base's weight before and after: they must be equal",
-             _told(base_trained="fine")),
-            ("B A at the start must be zero", _told(start_changed="fine"))),
+             _reworded(base_trained="fine")),
+            ("B A at the start must be zero", _reworded(start_changed="fine"))),
         symptoms=(
             ("return one of the five words, as they stand in the text",
              lambda got, expected, args: got not in WORDS),),

@@ -323,9 +323,9 @@ def lloyd_one_by_one(x, levels):
     """Each level moves before the next one gets its numbers."""
     levels = levels.copy()
     for i in range(len(levels)):
-        mine = nearest(x, levels) == i
-        if mine.any():
-            levels[i] = x[mine].mean()
+        numbers = nearest(x, levels) == i
+        if numbers.any():
+            levels[i] = x[numbers].mean()
     return levels
 
 

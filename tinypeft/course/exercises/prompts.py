@@ -186,9 +186,9 @@ def last_again(counts, j):
 
 def at_separators(tokens, counts, separator, which=lambda ends: ends, count=last_again):
     """Pseudo-tokens behind other separators than the first len(counts) − 1."""
-    found = which(np.flatnonzero(tokens == separator))
+    ends = which(np.flatnonzero(tokens == separator))
     places, before = list(range(counts[0])), counts[0]
-    for j, end in enumerate(found, 1):
+    for j, end in enumerate(ends, 1):
         n = count(counts, j)
         places += range(end + 1 + before, end + 1 + before + n)
         before += n

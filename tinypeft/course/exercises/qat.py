@@ -272,12 +272,12 @@ def trained(w, X, y, s, lr, steps):
     return nearest(w, s)
 
 
-def trained_variant(start=floats, in_place=floats, at=nearest, told=nearest,
+def trained_variant(start=floats, in_place=floats, at=nearest, result=nearest,
                     factor=lambda X, s: 2 / len(X), count=lambda n: n, once=False):
     """`trained` with a mistake.
 
-    start: of w. in_place: of w in each step. at: where the gradient is taken. told: the result.
-    factor: of the gradient. count: the number of steps. once: the gradient is always taken at the
+    start: of w. in_place: of w in each step. at: where the gradient is taken. result: of w at the
+    end. factor: of the gradient. count: the number of steps. once: all gradients are those of the
     start.
     """
     def wrong(w, X, y, s, lr, steps):
@@ -287,14 +287,14 @@ def trained_variant(start=floats, in_place=floats, at=nearest, told=nearest,
             w = in_place(w, s)
             rounded = first if once else at(w, s)
             w = w - lr * factor(X, s) * X.T @ (X @ rounded - y)
-        return told(w, s)
+        return result(w, s)
     return wrong
 
 
 def rounded_by(sentence, rounded):
     """The mistake `rounded`, in each step and at the end, or at the end alone."""
-    everywhere = trained_variant(at=rounded, told=rounded)
-    return several(sentence, everywhere, trained_variant(told=rounded))
+    everywhere = trained_variant(at=rounded, result=rounded)
+    return several(sentence, everywhere, trained_variant(result=rounded))
 
 
 def trained_case(rng):
@@ -498,7 +498,7 @@ EXERCISES = (
              "are rounded only at the end",
              trained_variant(at=floats)),
             ("return the rounded weights, not the floats behind them",
-             trained_variant(told=floats)),
+             trained_variant(result=floats)),
             ("this is the ŵ of before the last update: take all steps, and round "
              "once more after the last one",
              trained_variant(count=lambda n: max(n - 1, 0))),

@@ -150,16 +150,16 @@ READERS = (Readers.causal, Readers.off_by_one, Readers.without_mask, Readers.win
            Readers.itself)
 
 
-def sees(f, x, changed=None, copied=True, own=True, restored=False, nan=False,
+def sees(f, x, changed=None, copied=True, first_copied=True, restored=False, nan=False,
          of_row=lambda differs: differs.any(-1)):
     """(T, T): does row i of f(x) change with row j of x? The options make the mistakes.
 
-    changed: what becomes of row j. copied: begin each time with a copy of x. own: begin the first
-    time with a copy. restored: put row j back. nan: NaN counts as a change.
+    changed: what becomes of row j. copied: begin each time with a copy of x. first_copied: begin
+    with a copy. restored: put row j back. nan: NaN counts as a change.
     """
     rng = np.random.default_rng(2)
     before = f(x)
-    after = x.copy() if own else x
+    after = x.copy() if first_copied else x
     seen = np.zeros((len(x), len(x)), bool)
     for j in range(len(x)):
         if copied:
@@ -173,9 +173,9 @@ def sees(f, x, changed=None, copied=True, own=True, restored=False, nan=False,
     return seen
 
 
-def where(reader, told):
+def where(reader, holds):
     """A symptom in the case of one of the readers."""
-    return lambda got, expected, args: args[0] is reader and told(got, expected)
+    return lambda got, expected, args: args[0] is reader and holds(got, expected)
 
 
 def misses(got, expected):
@@ -383,10 +383,10 @@ EXERCISES = (
             (NOT_FINITE, partial(sees, changed=lambda row: row + np.nan, nan=True)),
             (NOT_FINITE, partial(sees, changed=lambda row: row + np.inf, nan=True)),
             (WRITES, partial(sees, copied=False)),
-            (WRITES, partial(sees, copied=False, own=False)),
+            (WRITES, partial(sees, copied=False, first_copied=False)),
             ("you write into x and put the old row back; but f may return x itself, and then f(x) "
              "changes with x: begin each time with a copy of x",
-             partial(sees, copied=False, own=False, restored=True)),
+             partial(sees, copied=False, first_copied=False, restored=True)),
             ("it is transposed: i is the row of the output, and j the row of the input",
              lambda f, x: sees(f, x).T),
             ("compare row by row: this says only that some row has changed",
