@@ -93,7 +93,7 @@ def _itself(x):
 def _variant(I=lambda w, g: np.abs(w * g), betas=lambda b1, b2: (b1, b2), old=False,
              deviation=np.abs, mean_of_I=_mean, mean_of_U=_mean,
              score=lambda I, a, u, b, v: b * v):
-    """importance with a mistake: another sensitivity, betas, distance, means or score.
+    """Make `importance` with a mistake: another sensitivity, betas, distance, means or score.
 
     old: U is measured from the old Ī. The arguments of a score are I, the old Ī and U, and the new
     ones.
@@ -122,7 +122,7 @@ def _budget(t, T, t_i, t_f, b0, bT, rests="<>", start=lambda t_i: t_i,
             end=lambda T, t_f: T - t_f, over=lambda t, t_i, t_f: t - t_i,
             steps=lambda T, t_i, t_f: T - t_i - t_f, cube=lambda u: u ** 3, whole=int,
             most=lambda b, b0: b, ends=lambda b0, bT: (b0, bT, b0 - bT)):
-    """budget with a mistake in one of the options.
+    """Make `budget` with a mistake in one of the options.
 
     rests: do the two ends belong to the fall, or to the rests ("≤≥")? over: the steps of the fall
     that are over. ends: the first budget, the last one, and their difference.
@@ -138,7 +138,7 @@ def _budget(t, T, t_i, t_f, b0, bT, rests="<>", start=lambda t_i: t_i,
 
 
 def _resting(sentence, *mistakes):
-    """Each of the mistakes (options of `_budget`) with either choice at both ends of the fall."""
+    """Make each of the mistakes (options of `_budget`) with either choice at both ends."""
     return several(sentence, *(partial(_budget, rests=rests, **options)
                                for options in mistakes for rests in ("<>", "<≥", "≤>", "≤≥")))
 
@@ -230,7 +230,7 @@ def _with_values(rng, Lam):
 
 
 def _product(factors):
-    """B A, and the numbers of columns of B and of rows of A: how λ is split is free."""
+    """Return B A, the columns of B and the rows of A: λ may be split in any way."""
     B, A = (np.asarray(part) for part in factors)
     return B @ A, np.array([B.shape[1], A.shape[0]])
 

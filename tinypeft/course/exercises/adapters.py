@@ -21,13 +21,13 @@ def same(h):
 
 
 def cut(h):
-    """h outside the graph."""
+    """Take h out of the graph."""
     return Tensor(h.data)
 
 
 def adapter(h, W_d, b_d, W_u, b_u, before=same, inner=F.gelu, outer=same, shortcut=same,
             after=same):
-    """The adapter with other functions at five places; these make the mistakes."""
+    """Compute the adapter, with other functions at five places for the mistakes."""
     y = inner(F.linear(before(h), W_d, b_d))
     return after(shortcut(h) + outer(F.linear(y, W_u, b_u)))
 
@@ -57,7 +57,7 @@ def all_norms(L):
 
 def count(d, m, L, placement, houlsby=2, pfeiffer=1, matrices=2, biases=operator.add,
           blocks=lambda L: L, norms=all_norms, pfeiffer_norms=lambda L: 0, per_norm=2):
-    """The trained numbers. The options are the numbers of each part; they make the mistakes."""
+    """Count the trained numbers. The options are the numbers of each part, for the mistakes."""
     if placement == "pfeiffer":
         houlsby, norms = pfeiffer, pfeiffer_norms
     one = matrices * d * m + biases(m, d)
@@ -96,7 +96,7 @@ def inverse(s):
 
 def widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s, down=once, inner=None, up=scaled,
           bias=scaled, of_W2=once, of_b2=once):
-    """A wider MLP. The options are the factors of W_down, b_down, W_up, b_up, W2 and b2.
+    """Make the wider MLP. The options are the factors of W_down, b_down, W_up, b_up, W2 and b2.
 
     Without `inner`, b_down has the factor of W_down. Other factors make the mistakes.
     """
@@ -157,12 +157,12 @@ def chosen(which):
 
 
 def moved(same):
-    """The names of new arrays, and of those that are not the `same` as before."""
+    """List the names of new arrays, and of those that are not the `same` as before."""
     return chosen(lambda name, a, before: name not in before or not same(a, before[name]))
 
 
 def alike(measure):
-    """Two arrays are taken for the same if one number of them is."""
+    """Take two arrays for the same if one number of them is."""
     return moved(lambda a, b: measure(a) == measure(b))
 
 
@@ -176,7 +176,7 @@ def moved_weight(name, a, before):
 
 
 def file_cases(rng, norms=None, size=None):
-    """A base and the model after training, with norms that moved or stayed."""
+    """Draw a base and the model after training, with norms that moved or stayed."""
     d, m, L = rng.integers((3, 2, 2), (6, 4, 4)).tolist()
     def draw(*shape):
         return rng.standard_normal(shape).astype(np.float32)
@@ -202,7 +202,7 @@ def file_cases(rng, norms=None, size=None):
 
 
 def little_cases(rng, steps):
-    """The norms start at ones and zeros, and few of their numbers moved.
+    """Let the norms start at ones and zeros, and move few of their numbers.
 
     steps: position in an array → a function that moves the number there.
     """
@@ -217,7 +217,7 @@ def little_cases(rng, steps):
 
 
 def least(x):
-    """The next larger float32."""
+    """Return the next larger float32."""
     return np.nextafter(x, np.float32(np.inf))
 
 
@@ -242,7 +242,7 @@ def with_shortcut(W_d, W_u):
 
 def compose(W, b, W_d, b_d, W_u, b_u, matrix=with_shortcut,
             bias=lambda M, b, u, b_u: M @ b + u + b_u):
-    """One layer for both. matrix, bias: what makes the mistakes. u is W_u b_d."""
+    """Make one layer of both. matrix, bias: for the mistakes. u is W_u b_d."""
     M = matrix(W_d, W_u)
     return M @ W, bias(M, b, W_u @ b_d, b_u)
 

@@ -67,7 +67,7 @@ def replaced(old, new):
 
 
 def walk(tape, dy, join=added, order=-1):
-    """Gradients of all values of a tape; `join` and `order` make the mistakes."""
+    """Return the gradients of all values; `join` and `order` are for the mistakes."""
     grads = [None] * len(tape)
     grads[-1] = dy
     for k in range(len(tape))[::order]:
@@ -78,7 +78,7 @@ def walk(tape, dy, join=added, order=-1):
 
 
 def once(tape):
-    """The tape with the last of the uses alone that an operation makes of a value."""
+    """Keep of the uses that an operation makes of a value the last one alone."""
     return [list(dict(uses).items()) for uses in tape]
 
 
@@ -115,7 +115,7 @@ USES = (), (), (0, 1, 0), (1,), (2, 2), (4, 1), (5, 2)
 
 
 def random_tape(rng, kind):
-    """A tape, and the numbers of its values, with functions of the class `kind`."""
+    """Draw a tape with functions of the class `kind`, and the sizes of its values."""
     sizes = rng.integers(1, 5, 7).tolist()
     def function(k, j):
         return getattr(kind, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
@@ -206,7 +206,7 @@ NOT_KEPT = ("what no wanted gradient needs was not kept and is None: "
 
 def linear_vjp(X, W, dY, need=(True, True, True), dW=lambda X, dY: dY.T @ X,
                db=lambda dY: dY.sum(0)):
-    """All that is needed; dW and db make the mistakes."""
+    """Return what is needed; dW and db are for the mistakes."""
     dX = dY @ W if need[0] else None
     return dX, dW(X, dY) if need[1] else None, db(dY) if need[2] else None
 
@@ -246,7 +246,7 @@ def sigma_of(x, eps, ddof=0):
 
 def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True,
                    ddof=0, outside=0.0, average=mean_of_rows):
-    """The backward pass. `average` stands for the mean, and the other options leave a part out."""
+    """Return dx. `average` stands for the mean, and the other options leave a part out."""
     sigma = sigma_of(x, eps, ddof) + outside
     xhat = centred(x) / sigma
     dxhat = gamma * dy if scaled else dy
@@ -257,7 +257,7 @@ def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=Tr
 
 
 def of_terms(dx):
-    """The backward pass with other terms before the division by σ, of d = dx̂, dy and h = x̂."""
+    """Return dx with other terms before the division by σ, of d = dx̂, dy and h = x̂."""
     def wrong(x, gamma, dy, eps):
         sigma = sigma_of(x, eps)
         return dx(gamma * dy, dy, centred(x) / sigma) / sigma
@@ -265,7 +265,7 @@ def of_terms(dx):
 
 
 def projected(of):
-    """The backward pass with of(x) in place of x̂ in the third term."""
+    """Return dx with of(x) in place of x̂ in the third term."""
     def wrong(x, gamma, dy, eps):
         d, a = gamma * dy, of(x)
         return (centred(d) - a * mean_of_rows(d * a)) / sigma_of(x, eps)
@@ -419,7 +419,7 @@ by_name(Pushes, lambda J: lambda dx: J @ dx, seed=1)
 
 
 def forward(tape, dx, join=added, order=1, first=0):
-    """How all values of a tape change with its first one; the options make the mistakes."""
+    """Return the changes of all values with the first one; the options are for the mistakes."""
     changes = [None] * len(tape)
     changes[first] = dx
     for k in range(len(tape))[::order]:

@@ -13,7 +13,7 @@ __all__ = ["EXERCISES"]
 
 
 def correlated(rng, d, n=None):
-    """H = (2/n) X Xᵀ (d, d) of n inputs that are correlated and of different size."""
+    """Draw H = (2/n) X Xᵀ (d, d) of n inputs that are correlated and of different size."""
     mixed = rng.normal(0, 1, (d, d))
     X = mixed @ rng.normal(0, 1, (d, n or 4 * d)) * rng.uniform(0.3, 3, (d, 1))
     return 2 / X.shape[1] * X @ X.T / d
@@ -25,7 +25,7 @@ def output_error(W, W_hat, H):
 
 
 def output_error_variant(root=True, of=lambda W, D: D, below=lambda W, H: np.sum((W @ H) * W)):
-    """output_error with a mistake: no root, Ŵ in place of Ŵ − W, or another denominator."""
+    """Make `output_error` with a mistake: no root, Ŵ in place of Ŵ − W, or another denominator."""
     def wrong(W, W_hat, H):
         D = of(W_hat, W_hat - W)
         e = np.sum((D @ H) * D) / below(W, H)
@@ -75,7 +75,7 @@ def one(diagonal):
 
 def compensate_variant(sign=1, of_w=usual_divisor, of_H=usual_divisor, eliminate=True, exact=True,
                        delta=False):
-    """compensate with a mistake.
+    """Make `compensate` with a mistake.
 
     of_w, of_H: the divisors in w and in H⁻¹. exact: w[q] is set to the value. delta: δ is returned.
     """
@@ -92,7 +92,7 @@ def compensate_variant(sign=1, of_w=usual_divisor, of_H=usual_divisor, eliminate
 
 
 def both_exact(sentence, **options):
-    """The mistake with w[q] set to the value, and without."""
+    """Make the mistake with w[q] set to the value, and without."""
     return several(sentence, compensate_variant(**options),
                    compensate_variant(**options, exact=False))
 
@@ -118,7 +118,7 @@ def two_weights(rng):
 
 
 def compensate_case(rng):
-    """A step after one that went before: weight 1 is fixed already."""
+    """Draw a step after another one, which has fixed weight 1."""
     d = int(rng.integers(5, 8))
     w = rng.normal(0, 1, d)
     w, Hinv = compensate(w, np.linalg.inv(correlated(rng, d)), 1, 0.25)
@@ -128,12 +128,12 @@ def compensate_case(rng):
 
 # -- GPTQ ------------------------------------------------------------------------------------------
 def halves(column):
-    """The nearest multiples of ½."""
+    """Round to multiples of ½."""
     return np.rint(2 * column) / 2
 
 
 def gptq(W, U, quant):
-    """As the package does it: what a column gets is summed just before it is rounded."""
+    """Sum what a column gets just before it is rounded, as the package does."""
     W_hat, E = np.empty_like(W), np.zeros_like(W)
     for j in range(W.shape[1]):
         w = W[:, j] - E[:, :j] @ U[:j, j]
@@ -143,7 +143,7 @@ def gptq(W, U, quant):
 
 
 def gptq_fixed(W, U, quant):
-    """gptq with one inverse for all columns, from which nothing is eliminated."""
+    """Take one inverse for all columns, from which nothing is eliminated."""
     V, W_hat, Hinv = W.copy(), np.empty_like(W), U.T @ U
     for j in range(W.shape[1]):
         W_hat[:, j] = quant(V[:, j])
@@ -153,7 +153,7 @@ def gptq_fixed(W, U, quant):
 
 
 def gptq_variant(sign=1, divisor=usual_divisor, original=False, running=False):
-    """gptq with a mistake.
+    """Make `gptq` with a mistake.
 
     sign: 0 passes nothing on. original: the errors are those of the first W. running: the running
     W is returned.
@@ -207,7 +207,7 @@ def inverse_of_factor(A):
 
 
 def factor_variant(L=factor_of_inverse, added=on_diagonal, upper=True):
-    """mended_factor with a mistake: another lower factor, another damping, or not transposed."""
+    """Make `mended_factor` with a mistake: another factor or damping, or not transposed."""
     def wrong(H, damping):
         lower = L(H + added(H, damping))
         return lower.T if upper else lower
@@ -251,7 +251,7 @@ def unpermuted(A, order):
 
 def ordered_variant(weight=np.diagonal, of_H=permuted, of_factor=unpermuted, of_W=True, undo=undone,
                     damped=lambda damping: damping):
-    """ordered with a mistake.
+    """Make `ordered` with a mistake.
 
     weight: that of the columns. of_H, of_factor: what becomes of H and of its factor. of_W: W is
     permuted. undo: what becomes of the result.
@@ -297,7 +297,7 @@ def awq(W, H, mean_abs, quant, alphas):
 
 def awq_variant(difference=lambda W, s, quant: quant(W * s) / s - W, scale=np.power,
                 loss=lambda D, H: np.sum((D @ H) * D)):
-    """awq with a mistake: another difference of Ŵ and W, another scale, or another loss of it."""
+    """Make `awq` with a mistake in the difference of Ŵ and W, the scale, or the loss."""
     def wrong(W, H, mean_abs, quant, alphas):
         scales = [scale(mean_abs, alpha) for alpha in alphas]
         losses = np.array([loss(difference(W, s, quant), H) for s in scales])
@@ -347,7 +347,7 @@ def _optimal(fn, rng):
 
 
 def _exact(fn, rng):
-    """Exact zeros in H⁻¹, and exactly the value in w, for some steps."""
+    """Are there exact zeros in H⁻¹, and exactly the value in w, in some steps?"""
     for _ in range(8):
         w, Hinv, q, value = compensate_case(rng)
         new, M = fn(w, Hinv, q, value)

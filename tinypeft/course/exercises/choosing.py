@@ -31,7 +31,7 @@ def pareto(cost, loss):
 
 
 def _undominated(of_cost, of_loss):
-    """Points are dominated in both by these comparisons."""
+    """Let points be dominated by these comparisons of both."""
     def wrong(cost, loss):
         dominates = of_cost(cost[:, None], cost) & of_loss(loss[:, None], loss)
         return ~dominates.any(0)
@@ -91,7 +91,7 @@ def _half_normal(d, factor=None):
 
 
 def _interval(half=_half, mean=np.mean):
-    """The difference with a mistake in its half width or its mean."""
+    """Make `difference` with a mistake in its half width or its mean."""
     return lambda a, b: (mean(a - b), half(a - b))
 
 
@@ -120,7 +120,7 @@ def _pairs(rng):
 
 
 def _fused(query, key, value):
-    """Fused with B_v in those thirds of the rows that are 1; the value's third is 2 d."""
+    """Fuse with B_v in the thirds of the rows that are 1."""
     def wrong(A_q, B_q, A_v, B_v):
         B = np.zeros((3, len(B_q), len(A_q) + len(A_v)))
         B[0, :, :len(A_q)] = B_q
@@ -181,7 +181,7 @@ def _mean_on_test(validation, test, i):
 
 
 def honest_variant(by=_least_on_validation, reported=_mean_on_test):
-    """honest with a mistake: another choice, or another reported number."""
+    """Make `honest` with a mistake: another choice, or another reported number."""
     def wrong(validation, test):
         i = int(by(validation, test))
         return i, float(reported(validation, test, i))
@@ -207,7 +207,7 @@ def _one_rate(rng):
 
 
 def _rates(rng):
-    """Rates that are equally good, and have another order on the test than on the validation text.
+    """Draw rates that are equally good, in another order on the test than on the validation text.
     """
     shape = int(rng.integers(5, 9)), int(rng.integers(3, 6))
     return 2.4 + rng.normal(0, 0.1, shape), 2.5 + rng.normal(0, 0.1, shape)
@@ -231,7 +231,7 @@ def _usual_t(n, pilot):
 
 
 def seeds_variant(factor=_usual_t, ddof=1, root=math.sqrt, first=lambda pilot: 2):
-    """seeds with a mistake in the factor, the spread, the root, or the first number of seeds."""
+    """Make `seeds` with another factor, spread, root, or first number of seeds."""
     def wrong(d, half):
         n = first(len(d))
         while factor(n, len(d)) * d.std(ddof=ddof) / root(n) > half:

@@ -20,7 +20,7 @@ def forward(x, W, A, B, b, alpha):
 
 def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b,
             sign=1):
-    """forward with a mistake: other rows, another scale, or the low-rank part subtracted."""
+    """Make `forward` with a mistake: other rows, another scale, or the low-rank part subtracted."""
     def wrong(x, W, A, B, b, alpha):
         R = A.shape[0]
         m = sign * scale(alpha, b, R) * rows(np.arange(R), b, R)
@@ -55,7 +55,7 @@ def bug(A, M, dA, b, beta, lr, frozen):
 
 
 def _step(rng, b=None, frozen=None):
-    """The gradient is 0 in the rows after row b, as that of a DyLoRA is; M is not."""
+    """Draw a step whose gradient is 0 in the rows after row b, as a DyLoRA's is; M is not."""
     R, d = rng.integers(4, 8), rng.integers(8, 11)
     b = int(rng.integers(2, R)) if b is None else b
     A, M, dA = rng.standard_normal((3, R, d))
@@ -81,7 +81,7 @@ def _trained(i, b, frozen):
 
 def _moved(rows=_trained, outside=lambda M, new, dA: M, old=False, moved=None,
            move=lambda A, M, dA, lr: A - lr * M, momentum=lambda M, dA, beta: beta * M + dA):
-    """bug with a mistake.
+    """Make `bug` with a mistake.
 
     rows: those that are trained. outside: M in the others. old: the rows move along the old M.
     moved: the rows of A that move, if they are not those of M.
@@ -107,7 +107,7 @@ def _by_gradient(alone):
 
 
 def _everywhere(A, M, dA, b, beta, lr, frozen):
-    """The code of the lesson."""
+    """Move all rows, as the code of the lesson does."""
     M = beta * M + dA
     return A - lr * M, M
 
@@ -126,7 +126,7 @@ def _limit(losses, tolerance):
 
 
 def _within(limit, pick=min, reaches=operator.le):
-    """The first rank by `pick` whose loss reaches the limit; None if there is none."""
+    """Pick one of the ranks whose loss reaches the limit; None if there is none."""
     def chosen(losses, tolerance):
         bound = limit(losses, tolerance)
         ranks = [b for b, loss in losses.items() if reaches(loss, bound)]
@@ -135,7 +135,7 @@ def _within(limit, pick=min, reaches=operator.le):
 
 
 def _place(order):
-    """The place of the rank among all ranks."""
+    """Return the place of the rank among all ranks."""
     return lambda losses, tolerance: order(losses).index(search(losses, tolerance))
 
 
@@ -145,7 +145,7 @@ def _nearest(losses, tolerance):
 
 
 def _no_gain(losses, tolerance):
-    """The first rank after which the next one gains less than the tolerance."""
+    """Return the first rank after which the next one gains less than the tolerance."""
     ranks = sorted(losses)
     for b, more in itertools.pairwise(ranks):
         if losses[b] - losses[more] <= tolerance:
@@ -154,7 +154,7 @@ def _no_gain(losses, tolerance):
 
 
 def _losses(rng):
-    """A curve that falls, is flat, and rises a little, with its lowest point far to the right."""
+    """Draw a curve that falls, is flat, and rises a little, with its lowest point far right."""
     R = int(rng.integers(8, 14))
     curve = 3 + np.exp(-np.arange(R)) + 0.001 * rng.random(R)
     curve[R - 3] = 2.999
@@ -187,14 +187,14 @@ def _last_is_large(rng):
 
 
 def _product(factors):
-    """B A, the number of rows of A, and that of columns of B: S may be split in any way."""
+    """Return B A, the rows of A and the columns of B: S may be split in any way."""
     A, B = (np.asarray(part) for part in factors)
     return B @ A, np.array([A.shape[0], B.shape[1]])
 
 
 def _cut_variant(keep=slice, left=lambda S: S, right=np.ones_like, transposed=False,
                  rows_of_U=False):
-    """cut with a mistake.
+    """Make `cut` with a mistake.
 
     keep: the places of the singular values that stay. left, right: what both factors get of S.
     transposed: V stands where Vᵀ belongs. rows_of_U: Uᵀ stands where U belongs.
@@ -209,14 +209,14 @@ def _cut_variant(keep=slice, left=lambda S: S, right=np.ones_like, transposed=Fa
 
 
 def _cut_each(A, B, b):
-    """The decompositions of A and of B, not of their product."""
+    """Decompose A and B, and not their product."""
     U, S, _ = np.linalg.svd(B, full_matrices=False)
     _, R, Vt = np.linalg.svd(A, full_matrices=False)
     return R[:b, None] * Vt[:b], U[:, :b] * S[:b]
 
 
 def _cut_A(A, B, b):
-    """The decomposition of A alone."""
+    """Decompose A alone."""
     Vt = np.linalg.svd(A, full_matrices=False)[2]
     return Vt[:b], B[:, :b]
 

@@ -28,7 +28,7 @@ def fading(beta, old, new):
 
 
 def power(beta, t):
-    """A mean that began at 0 is divided by this."""
+    """Return the divisor of a mean that began at 0."""
     return 1 - beta ** t
 
 
@@ -49,7 +49,7 @@ def uncorrected(beta, t):
 
 
 def root(v, b, eps):
-    """What the step is divided by. b: the correction of v."""
+    """Return the divisor of the step. b: the correction of v."""
     return np.sqrt(v / b) + eps
 
 
@@ -60,7 +60,7 @@ def late_root(v, b, eps):
 def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay, mean=fading, correct=power,
           of_m=None, of_v=None, root=root, square=np.square, coupled=False, with_lr=True,
           after=False, rate=True, momentum=True, adaptive=False):
-    """AdamW with its usual mistakes. of_m, of_v: the corrections of m and v, if not `correct`."""
+    """Make one step with a mistake. of_m, of_v: the corrections of m and v, if not `correct`."""
     if coupled:
         g = g + decay * w
     m = mean(beta1, m, g)
@@ -116,7 +116,7 @@ def undecayed_first_step(rng):
 
 # -- many steps ----------------------------------------------------------------------------------
 def steps(w, gradients, lr, beta1, beta2, decay, first=1, fresh=False, one=False, **options):
-    """w after one step of AdamW for each gradient; the options make the mistakes."""
+    """Return w after a step for each gradient; the options are for the mistakes."""
     m = v = np.zeros_like(w)
     for t, g in enumerate(gradients, first):
         if fresh:
@@ -148,7 +148,7 @@ def master(weight_bytes):
 
 def states(N, n, weight_bytes, frozen_bytes, frozen=operator.sub, idle=lambda b: 0,
            gradient=lambda b: b, copy=master, moments=lambda b: 8):
-    """The bytes of frozen weights, and of a trained one with all that belongs to it.
+    """Count the bytes of frozen weights, and of trained ones with all that belongs to them.
 
     The options make the mistakes. frozen: the number of frozen weights. idle: the bytes beside a
     frozen weight.
@@ -178,7 +178,7 @@ def attention_weights(B, H, T):
 
 def kept(B, T, d, H, V, vectors=16, norms=2, weights=attention_weights, rows=0,
          last_vectors=2, last_norms=1, last_rows=1):
-    """The numbers that a block keeps, and those that are kept after all blocks.
+    """Count the numbers that a block keeps, and those that are kept after all blocks.
 
     A vector has d numbers for each token, a norm has one (1/σ), and a row has V. The numbers of
     them make the mistakes.
@@ -205,7 +205,7 @@ def activations_cases(rng):
 
 def recompute(B, T, d, H, L, V, k, inputs=operator.floordiv, blocks=lambda L, k: k,
               peak=max, **numbers):
-    """The peak of memory if a part of k blocks is computed again; the options make the mistakes.
+    """Return the peak if k blocks are computed again at a time; the options are for the mistakes.
 
     inputs: of how many parts the input is kept. blocks: how many are computed again at a time.
     """

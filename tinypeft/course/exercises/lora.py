@@ -66,7 +66,7 @@ def forward(x, W0, A, B, alpha):
 
 
 def _arrays(rng, dtype=np.float64):
-    """x, W0, A, B with r, d_in, d_out and rows all different, and α."""
+    """Draw x, W0, A, B with r, d_in, d_out and rows all different, and α."""
     r, d_in, d_out = rng.integers(3, 5), rng.integers(6, 9), rng.integers(9, 12)
     def draw(*shape):
         return rng.standard_normal(shape).astype(dtype)
@@ -83,7 +83,7 @@ def _tensors(rng, zero=False):
 
 
 def _vast(rng):
-    """x is so small, and A and B are so large, that B A is infinite, and B (A x) is not."""
+    """Draw so small an x, and so large A and B, that B A is infinite, and B (A x) is not."""
     x, W0, A, B, alpha = _tensors(rng)
     return x * 1e-36, W0 * 1e37, A * 1e18, B * 1e22, alpha
 
@@ -93,7 +93,7 @@ def _low(x, W0, A, B, alpha, scale=_usual, rank=_rows_of_A, bend=lambda y: y):
 
 
 def _scaled(scale=_usual, **options):
-    """The forward pass with another scale, or with another option of `_low`."""
+    """Make the forward pass with another scale, or with another option of `_low`."""
     def wrong(x, W0, *low):
         return F.linear(x, W0) + _low(x, W0, *low, scale=scale, **options)
     return wrong
@@ -105,7 +105,7 @@ def _scales_both(x, W0, A, B, alpha):
 
 # -- lora.backward ---------------------------------------------------------------------------------
 def backward(x, W0, A, B, alpha, dh):
-    """By the engine."""
+    """Return dA, dB and dx, by the engine."""
     t = [Tensor(a, requires_grad=True) for a in (x, A, B)]
     forward(t[0], Tensor(W0), t[1], t[2], alpha).backward(dh)
     return t[1].grad, t[2].grad, t[0].grad
@@ -122,7 +122,7 @@ def _factor(number):
 
 def _by_hand(x, W0, A, B, alpha, dh, scale=_usual, rank=_rows_of_A, dA=operator.pos,
              dB=operator.pos, base=lambda s: 1, low=operator.pos):
-    """The gradients, with another scale s, or with other factors of s in one of the four terms."""
+    """Return the gradients, with another scale s, or other factors of s in one of four terms."""
     s = scale(alpha, rank(A, B))
     dx = base(s) * dh @ W0 + low(s) * dh @ B @ A
     of_A, of_B = (dh @ B).T @ x, dh.T @ (x @ A.T)
@@ -195,7 +195,7 @@ def _squares(M):
 
 
 def _variant(vectors=_right_vectors, total=_squares, divisor=min):
-    """overlap with other vectors, another sum over V₁ V₂ᵀ, or another divisor."""
+    """Make `overlap` with other vectors, another sum over V₁ V₂ᵀ, or another divisor."""
     def wrong(M1, M2, i, j):
         return total(vectors(M1, i) @ vectors(M2, j).T) / divisor(i, j)
     return wrong
@@ -256,7 +256,7 @@ WORDS = "fine", "base trained", "start changed", "both zero", "not trained"
 
 
 def _run(rng, fault=None, steps=20, zero="B", move=lambda W, noise: W + 0.01 * noise):
-    """W, A and B before and after a training with one fault or with none.
+    """Draw W, A and B before and after a training with one fault or with none.
 
     move: what training makes of the base.
     """
@@ -284,14 +284,14 @@ def _run(rng, fault=None, steps=20, zero="B", move=lambda W, noise: W + 0.01 * n
 
 
 def _one_number(W, noise=None):
-    """The last number moved, by the smallest step that float32 has."""
+    """Move the last number by the smallest step that float32 has."""
     W = W.copy()
     W.flat[-1] = np.nextafter(W.flat[-1], np.float32(np.inf))
     return W
 
 
 def _last(W):
-    """The last number alone, and zeros."""
+    """Keep the last number alone, among zeros."""
     kept = np.zeros_like(W)
     kept.flat[-1] = W.flat[-1]
     return kept
@@ -302,7 +302,7 @@ def _last_moved(W):
 
 
 def _paired(W):
-    """The first row, in the second row the same with the other sign, and zeros: the sum is 0."""
+    """Keep the first row, and set the second to minus the first: the sum is 0."""
     return np.concatenate([W[:1], -W[:1], 0 * W[2:]])
 
 
@@ -319,7 +319,7 @@ def _other_columns(B):
 
 
 def _start(rng, A=lambda A: A, B=lambda B: 0 * B, after=_one_number):
-    """W, A and B before and after a training that leaves the base alone.
+    """Draw W, A and B before and after a training that leaves the base alone.
 
     A, B: what the start makes of random numbers.
     """
@@ -331,19 +331,19 @@ def _start(rng, A=lambda A: A, B=lambda B: 0 * B, after=_one_number):
 
 
 def _exchanged(W, noise):
-    """Two rows exchanged: the sum is as before."""
+    """Exchange two rows: the sum is as before."""
     return np.concatenate([W[1::-1], W[2:]])
 
 
 def _last_row(W, noise):
-    """The last row moved."""
+    """Move the last row."""
     return np.concatenate([W[:-1], W[-1:] + 0.25])
 
 
 def _asked(same=np.array_equal, start=lambda A, B: (B @ A).any(),
            zero=lambda a: not a.any(), both=operator.and_, still=np.array_equal,
            neither=operator.and_):
-    """The right diagnosis, but with other questions.
+    """Make the diagnosis with other questions.
 
     They are: is the base the same, is the start changed, are both matrices zero, is neither moved?
     """
@@ -364,12 +364,12 @@ def _asked_at_the_end(W, A, B, W1, A1, B1):
 
 
 def _equal(measure):
-    """Two arrays are taken for the same if one number of them is."""
+    """Take two arrays for the same if one number of them is."""
     return lambda a, b: measure(a) == measure(b)
 
 
 def _reworded(**words):
-    """The right diagnosis, with some of its words exchanged."""
+    """Make the diagnosis with some of its words exchanged."""
     def wrong(*run):
         word = bug(*run)
         return words.get(word.replace(" ", "_"), word)

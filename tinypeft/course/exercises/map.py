@@ -14,7 +14,7 @@ __all__ = ["EXERCISES"]
 def trained(d, L, r, P, m, lora=4, lora_blocks=lambda L: L, lora_rows=lambda d: d,
             prompt=1, prompt_layers=lambda L: 1, prefix=2, prefix_layers=lambda L: L, adapters=2,
             matrices=2, biases=operator.add, adapter_blocks=lambda L: L):
-    """The four counts. The options are the numbers of each part; they make the mistakes.
+    """Count the four. The options are the numbers of each part, for the mistakes.
 
     lora: its matrices in a block. prompt, prefix: the vectors of a position. matrices, biases:
     those of one of the adapters.
@@ -51,7 +51,7 @@ def reference_bits(bits, group, scale_bits, zero_bits, outer):
 
 
 def added_bits(of_group, per=lambda group: group):
-    """Another count of what a group adds, or divided by another number."""
+    """Count otherwise what a group adds, or divide it by another number."""
     def wrong(bits, group, scale_bits, zero_bits, outer):
         return bits + of_group(scale_bits, zero_bits, outer) / per(group)
     return wrong
@@ -83,7 +83,7 @@ def bits_cases(rng):
 # -- signs ---------------------------------------------------------------------------------------
 def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True,
           whole=np.rint, whole_z=None, once=False, early=False):
-    """Codes, scale and zero point; the options make the mistakes.
+    """Return codes, scale and zero point; the options are for the mistakes.
 
     contain: the range contains 0. flip, both: the survey's sign turns that of z, or that in the
     codes, too. once: (x − l)/s is rounded. early: the survey's codes are clipped without z.
@@ -139,7 +139,7 @@ def integers(got, expected, args):
 
 # -- codes that are bytes ------------------------------------------------------------------------
 def decoded(codes, scale, zero, whole=np.int64, sign=-1, times=True, after=False):
-    """x̂ = s (q − z), with z one number per row; the options make the mistakes."""
+    """Return x̂ = s (q − z), with z one number per row; the options are for the mistakes."""
     z = zero[:, None]
     if not after:
         codes, z = codes.astype(whole), z.astype(whole)
@@ -165,7 +165,7 @@ def reference_pack(codes, bits):
 
 
 def packed(codes, bits, order="little", within="little", whole=False):
-    """The bits of all codes in a row, eight to a byte. within: the order of a code's own bits."""
+    """Put the bits of all codes in a row, eight to a byte. within: the order of a code's bits."""
     stream = codes[:, None] >> np.arange(bits)[::1 if within == "little" else -1] & 1
     if whole:
         stream = np.pad(stream, ((0, 0), (0, 8 - bits)))
@@ -173,7 +173,7 @@ def packed(codes, bits, order="little", within="little", whole=False):
 
 
 def whole_codes(codes, bits):
-    """As many whole codes in a byte as fit."""
+    """Put as many whole codes into a byte as fit."""
     n = 8 // bits
     rows = np.pad(codes, (0, -len(codes) % n)).reshape(-1, n)
     return (rows.astype(int) << bits * np.arange(n)).sum(1).astype(np.uint8)

@@ -33,7 +33,7 @@ def itself(value):
 
 def levels_variant(points=lambda n: n + 1, keep=lambda p: p[:-1], scale=scaled, order=np.sort,
                    zeros=(0.0,), quantile=ndtri):
-    """levels with a mistake: other points, another number of zeros, not scaled, or not sorted."""
+    """Make `levels` with a mistake: in its points, zeros, scale, order or quantiles."""
     def wrong(delta, positive, negative):
         def side(n):
             return quantile(keep(np.linspace(delta, 0.5, points(n))))
@@ -81,7 +81,7 @@ def even(v, levels):
 
 
 def encode_variant(a=largest, divide=np.divide, code=nearest):
-    """encode with a mistake: another scale, no division, or another code."""
+    """Make `encode` with a mistake: another scale, no division, or another code."""
     return lambda x, levels: (code(divide(x, a(x)), levels), float(a(x)))
 
 
@@ -125,7 +125,7 @@ def one(s):
 
 def backward_variant(base=1, adapter=1, sa=itself, sb=itself, sx=itself, spread=spread,
                      decode=lambda levels, codes: levels[codes]):
-    """backward with a mistake.
+    """Make `backward` with a mistake.
 
     base, adapter: 0 leaves one of them out of dx. sa, sb, sx: what becomes of s in dA, dB and dx.
     spread: of the scales.
@@ -140,7 +140,7 @@ def backward_variant(base=1, adapter=1, sa=itself, sb=itself, sx=itself, spread=
 
 
 def in_order(fn, *order):
-    """The results of `fn`, in another order."""
+    """Return the results of `fn` in another order."""
     def wrong(*args):
         results = fn(*args)
         return tuple(results[i] for i in order)
@@ -180,7 +180,7 @@ def loftq(W, quant, r, T):
 
 
 def loftq_variant(rounds=itself, target=np.subtract, of=lambda W, Q, BA: W - Q, root=np.sqrt):
-    """loftq with a mistake: in the rounds, the quantized or the decomposed matrix, or Σ."""
+    """Make `loftq` with a mistake: in the rounds, the quantized or the decomposed matrix, or Σ."""
     def wrong(W, quant, r, T):
         BA = np.zeros_like(W)
         for _ in range(rounds(T)):
@@ -202,7 +202,7 @@ def weight_decomposed(W, Q, BA):
 
 
 def same_signs(result):
-    """The result, with such signs that the largest entry of each column of B is positive.
+    """Give each column of B the sign that makes its largest entry positive.
 
     A singular vector and its negative are equally right.
     """
@@ -212,20 +212,20 @@ def same_signs(result):
 
 
 def loftq_sided(W, quant, r, T):
-    """All of Σ on B."""
+    """Put all of Σ into B."""
     Q, B, A = loftq(W, quant, r, T)
     root = np.linalg.norm(B, axis=0)
     return Q, B * root, A / root[:, None]
 
 
 def loftq_stale(W, quant, r, T):
-    """Q a round later than its factors."""
+    """Return Q a round later than its factors."""
     Q, B, A = loftq(W, quant, r, T)
     return quant(W - B @ A), B, A
 
 
 def loftq_best(W, quant, r, T):
-    """The round that comes nearest to W."""
+    """Return the round that comes nearest to W."""
     def error(result):
         Q, B, A = result
         return np.linalg.norm(W - Q - B @ A)
@@ -257,7 +257,7 @@ def by_itself(s):
 
 
 def scaled_variant(of_B=by_root, of_A=by_root, scale=np.divide, of_Q=one):
-    """scaled_loftq with a mistake: other factors of B, A and Q, or another scale."""
+    """Make `scaled_loftq` with a mistake: other factors of B, A and Q, or another scale."""
     def wrong(W, quant, r, alpha):
         Q, B, A = loftq(W, quant, r, 1)
         s = scale(alpha, r)
@@ -273,7 +273,7 @@ def nearer_together(fn, rng):
 
 
 def product(result):
-    """(Q, B A, r): however the scale is shared between B and A, and whatever their signs."""
+    """Return (Q, B A, r): the scale may be shared in any way, and the signs are free."""
     Q, B, A = result
     return Q, np.asarray(B) @ np.asarray(A), len(A)
 
@@ -301,7 +301,7 @@ def lloyd(x, levels):
 
 
 def lloyd_variant(centre=np.mean, empty=itself, code=nearest):
-    """lloyd with a mistake: another centre, something else for an unused level, or another code."""
+    """Make `lloyd` with a mistake in the centre, in unused levels, or in the codes."""
     def wrong(x, levels):
         q = code(x, levels)
         new = np.array([empty(level) for level in levels])
@@ -320,7 +320,7 @@ def below_or_first(x, levels):
 
 
 def lloyd_one_by_one(x, levels):
-    """Each level moves before the next one gets its numbers."""
+    """Move each level before the next one gets its numbers."""
     levels = levels.copy()
     for i in range(len(levels)):
         numbers = nearest(x, levels) == i

@@ -51,7 +51,7 @@ def signed_largest(X, O):
 
 def codes_left_variant(signs=2, zero=1, axis=1, columns=others, size=np.abs, n=127,
                        top=largest_of_token, whole=np.rint, most=np.max):
-    """codes_left with a mistake.
+    """Make `codes_left` with a mistake.
 
     columns: those whose codes are counted. top: the entry that has the largest code n. most: the
     entry whose code is counted.
@@ -64,7 +64,7 @@ def codes_left_variant(signs=2, zero=1, axis=1, columns=others, size=np.abs, n=1
 
 
 def codes_left_late(whole):
-    """2c + 1, where c is rounded last."""
+    """Return 2c + 1, where c is rounded last."""
     def wrong(X, O):
         largest = others(np.abs(X), O).max(1)
         return whole(2 * 127 * largest / np.abs(X).max(1) + 1).astype(int)
@@ -72,7 +72,7 @@ def codes_left_late(whole):
 
 
 def codes_in_use(X, O):
-    """How many different codes occur, which is not what is asked."""
+    """Count the codes that occur, which is not what is asked."""
     q = np.rint(others(X, O) / scale_of(X))
     return np.array([len(np.unique(row)) for row in q])
 
@@ -82,12 +82,12 @@ def of_all_tokens(A, axis):
 
 
 def one_row(*x):
-    """A token whose column 2 is left out."""
+    """Return a token, of which column 2 is left out."""
     return lambda rng: (np.array([x]), np.array([2]))
 
 
 def with_outliers(rng, d=None):
-    """(X, O): inputs with two columns some 20 times larger."""
+    """Draw (X, O): inputs with two columns some 20 times larger."""
     n, d = int(rng.integers(4, 8)), d or int(rng.integers(9, 14))
     X = rng.normal(0, 1, (n, d))
     O = np.sort(rng.choice(d, 2, replace=False))
@@ -101,7 +101,7 @@ def bug(q_x, q_w):
 
 
 def in_type(kind, then=itself):
-    """bug with a mistake: codes and their sums in another type."""
+    """Make `bug` with a mistake: codes and their sums in another type."""
     def wrong(q_x, q_w):
         with np.errstate(over="ignore", invalid="ignore"):
             return then(q_x.astype(kind) @ q_w.astype(kind).T)
@@ -121,7 +121,7 @@ def integer_codes(rng):
 
 
 def full(K, rows):
-    """A token and `rows` outputs, with all K codes 127."""
+    """Return a token and `rows` outputs, with all K codes 127."""
     def arguments(rng):
         return np.full((1, K), 127, np.int8), np.full((rows, K), 127, np.int8)
     return arguments
@@ -150,7 +150,7 @@ def vector_wise_in_int8(X, W):
 
 def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=1, scale_w=1, whole=(np.rint, np.rint),
                         size=np.abs, kind=float):
-    """vector_wise with a mistake.
+    """Make `vector_wise` with a mistake.
 
     per_x, per_w: the axis of each scale. scale_x, scale_w: the power of each scale in the result.
     whole: how inputs and weights are rounded.
@@ -163,7 +163,7 @@ def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=1, scale_w=1, whole=(np
 
 
 def decoded_first(per_x, per_w):
-    """The codes are decoded before the product, so that a scale of any axis fits."""
+    """Decode the codes before the product, so that a scale of any axis fits."""
     def wrong(X, W):
         s_x, s_w = scale_of(X, per_x), scale_of(W, per_w)
         return (np.rint(X / s_x) * s_x) @ (np.rint(W / s_w) * s_w).T
@@ -176,7 +176,7 @@ def column_scales_left_out(X, W):
 
 
 def scaled_columns(rng, rows, low, high):
-    """A matrix of 12 columns, with a number of rows in the range `rows`."""
+    """Draw a matrix of 12 columns, with a number of rows in the range `rows`."""
     A = rng.normal(0, 1, (int(rng.integers(*rows)), 12))
     return A * rng.uniform(low, high, (1, 12))
 
@@ -207,7 +207,7 @@ def scale_or_one(A, axis=1, n=127):
 def llm_int8_variant(size=lambda X: np.abs(X).max(0), reaches=np.greater_equal, zeroed=True,
                      rest_scale=True, added=True, whole_w=True, float_w=True, half=False,
                      fixed=None, whole=(np.rint, np.rint), n=127, kind=float, axis=1):
-    """llm_int8 with a mistake.
+    """Make `llm_int8` with a mistake.
 
     size: the size of each column. zeroed: are the outliers taken out? rest_scale: does s_x leave
     them out? added: is the float part added? whole_w: does s_w have the outlier columns? float_w:
@@ -230,7 +230,7 @@ def llm_int8_variant(size=lambda X: np.abs(X).max(0), reaches=np.greater_equal, 
 
 
 def llm_int8_by_entry(X, W, threshold=6.0):
-    """Single entries are taken out, not columns."""
+    """Take out single entries, not columns."""
     large = np.abs(X) >= threshold
     rest = np.where(large, 0, X)
     s_x, s_w = scale_or_one(rest), scale_of(W)
@@ -252,7 +252,7 @@ def no_outliers(rng):
 
 
 def indices(which):
-    """A symptom of O, if it holds integers."""
+    """Make a symptom of O, if it holds integers."""
     def symptom(got, expected, args):
         whole = all(np.asarray(a).dtype.kind in "iu" for a in (got, expected))
         return whole and which(got, expected, args)
@@ -284,7 +284,7 @@ def factors(m, largest, alpha):
 
 def smooth_by(s=factors, over=np.max, largest=largest_of_columns, of_gamma=np.divide,
               of_beta=np.divide, of_W=np.multiply):
-    """smooth with a mistake in s, in max|W_j|, or in what becomes of γ, β or the weights."""
+    """Make `smooth` with a mistake in s, in max|W_j|, or in what becomes of γ, β or the weights."""
     def wrong(gamma, beta, weights, max_abs, alpha=0.5):
         factor = s(max_abs, over([largest(W) for W in weights], axis=0), alpha)
         new_weights = [of_W(W, factor) for W in weights]
@@ -305,7 +305,7 @@ def of_last(each, axis):
 
 
 def smooth_each(of_norm):
-    """Each layer has an s of its own; of_norm chooses the one that divides γ and β."""
+    """Give each layer an s of its own; of_norm chooses the one that divides γ and β."""
     def wrong(gamma, beta, weights, max_abs, alpha=0.5):
         each = [factors(max_abs, largest_of_columns(W), alpha) for W in weights]
         s, new_weights = of_norm(each, axis=0), list(map(np.multiply, weights, each))

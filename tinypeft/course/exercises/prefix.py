@@ -27,7 +27,7 @@ def _head(rng, T=None):
 
 def _masked(q, k, v, P_K, P_V, diagonal=lambda T, P: P + 1,
             scale=lambda T, d: d ** -0.5):
-    """The composition, with the places where people go wrong left open."""
+    """Compose attention, with an option where people go wrong."""
     K = concatenate([P_K, k], axis=0)
     T, S = q.shape[0], K.shape[0]
     hidden = np.full((T, S), -np.inf, np.float32)
@@ -50,7 +50,7 @@ def _separately(q, k, v, P_K, P_V):
 
 
 def _scored(q, k, P_K):
-    """The scores, and which of them a token may see."""
+    """Return the scores, and which of them a token may see."""
     K = concatenate([P_K, k], axis=0)
     S = q @ K.T * q.shape[1] ** -0.5
     return S, np.tri(*S.shape, P_K.shape[0], dtype=S.dtype)
@@ -120,7 +120,7 @@ def _share_of_means(p, P):
 
 
 def _two_maxima(q, k, P_K):
-    """The share, with a maximum subtracted from the prefix's scores and another from the text's."""
+    """Subtract one maximum from the prefix's scores and another from the text's."""
     p, s = P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q))
     prefix = np.exp(p - p.max()).sum()
     return prefix / (prefix + np.exp(s - s.max()).sum())
@@ -149,7 +149,7 @@ def _table(P, L, d):
 
 def _counted(P, L, d, m, width=lambda L, d, m: d, networks=lambda P: 1, first=1,
              first_bias=1, second=2, second_bias=1, stored=_table):
-    """Trained and stored numbers. The options are the numbers of each part; they make the mistakes.
+    """Count trained and stored numbers. The options are the numbers of each part.
 
     width: that of a token's vector. first, second: the network has m (d + 1) numbers in its first
     layer, and in the second one twice L d (m + 1).
@@ -180,7 +180,7 @@ def _tables(rng):
 
 
 def _in_memory(order):
-    """The cut of a table that has another order of axes.
+    """Cut a table that has another order of axes.
 
     P: rows. L: layers. K: keys and values. H: heads. d: a head's columns.
     """
@@ -192,7 +192,7 @@ def _in_memory(order):
 
 
 def _pairs(parts):
-    """(K, V) for each layer, from the parts of a row one after another."""
+    """Pair K and V of each layer, from the parts of a row one after another."""
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
@@ -201,7 +201,7 @@ def _reshaped(t, L, H):
 
 
 def _in_turn(t, L, H):
-    """A head's columns do not lie together."""
+    """Take each head's columns from all over a part."""
     return _pairs(t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2))
 
 
@@ -220,7 +220,7 @@ def _wrong_number(got, expected, args):
 
 
 def _halves(table, L, H):
-    """All layers' keys first, then all layers' values."""
+    """Read all layers' keys first, then all layers' values."""
     parts = table.reshape(len(table), 2, L, H, -1).transpose(1, 2, 3, 0, 4)
     return list(zip(parts[0], parts[1], strict=True))
 
@@ -240,7 +240,7 @@ def _places(rng):
 
 
 def _placed(diagonal=lambda P: P, first=lambda P: P):
-    """A mask and positions that begin elsewhere."""
+    """Let the mask and the positions begin elsewhere."""
     def wrong(T, P):
         seen = np.tril(np.ones((T, P + T), bool), diagonal(P))
         return seen, np.arange(T) + first(P)
@@ -248,7 +248,7 @@ def _placed(diagonal=lambda P: P, first=lambda P: P):
 
 
 def _seen(mask):
-    """Another mask, and the right positions."""
+    """Return another mask, and the right positions."""
     return lambda T, P: (mask(T, P), np.arange(P, P + T))
 
 

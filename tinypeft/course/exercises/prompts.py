@@ -21,12 +21,12 @@ def joined(P, X):
 
 
 def rows(positions, x, start=0):
-    """As many rows of the table as x has, from row `start` on."""
+    """Take as many rows of the table as x has, from row `start` on."""
     return positions[start:start + x.shape[0]]
 
 
 def positions_from(start):
-    """start: the number of rows that are too many → the first row that is taken."""
+    """Begin at another row of the table. start: number of rows too many → first row."""
     def wrong(P, X, positions):
         x = joined(P, X)
         return x + rows(positions, x, start(positions.shape[0] - x.shape[0]))
@@ -54,7 +54,7 @@ def work_of(S, d):
 
 
 def by(work):
-    """The extra cost by another count of the work of S positions: work(S, d)."""
+    """Return the extra cost by another count of the work of S positions: work(S, d)."""
     return lambda P, T, d: work(P + T, d) / work(T, d) - 1
 
 
@@ -141,7 +141,7 @@ def reference_places(tokens, counts, separator):
 
 
 def moved_by(counts):
-    """How far each part is moved: by all pseudo-tokens of the parts before it."""
+    """Count the pseudo-tokens of the parts before each part: it is moved so far."""
     return np.cumsum(counts) - counts
 
 
@@ -158,7 +158,7 @@ def last_ends(ends, counts):
 
 
 def placed(tokens, counts, separator, shift=moved_by, which=first_ends, behind=1, apart=True):
-    """The places, with mistakes: another shift of each part, or other separators that end parts.
+    """Return the places, with another shift of each part, or other separators that end parts.
 
     behind: how far behind a separator a part begins. apart: does each pseudo-token of a part have a
     place of its own?
@@ -185,7 +185,7 @@ def last_again(counts, j):
 
 
 def at_separators(tokens, counts, separator, which=lambda ends: ends, count=last_again):
-    """Pseudo-tokens behind other separators than the first len(counts) − 1."""
+    """Put pseudo-tokens behind other separators than the first len(counts) − 1."""
     ends = which(np.flatnonzero(tokens == separator))
     places, before = list(range(counts[0])), counts[0]
     for j, end in enumerate(ends, 1):
@@ -225,7 +225,7 @@ def places_cases(rng, more=None):
 
 # -- where to read -------------------------------------------------------------------------------
 def tokens_of(at, n):
-    """The places that no vector has."""
+    """Return the places that no vector has."""
     return np.setdiff1d(np.arange(n), at)
 
 
@@ -262,7 +262,7 @@ def of_all_places(got, expected, args):
 # -- the LSTM's numbers --------------------------------------------------------------------------
 def lstm(P, d, n, embeddings=1, first=2, second=2, reads=lambda d, n: 2 * n, gates=4,
          states=1, biases=2, first_map=1, second_map=1, first_bias=1, second_bias=1):
-    """The trained numbers. The options are the numbers of each part; they make the mistakes.
+    """Count the trained numbers. The options are the numbers of each part, for the mistakes.
 
     first, second: directions of the two layers. reads: the width of what the second layer reads.
     """

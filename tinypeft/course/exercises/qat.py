@@ -55,7 +55,7 @@ PLACE = (                                                # what u is, for two ex
 
 
 def made_of(variant, option, table):
-    """The mistakes of a table, for an exercise whose variants have that option."""
+    """Make the mistakes of a table, for an exercise whose variants have that option."""
     return [(sentence, variant(**{option: function})) for sentence, function in table]
 
 
@@ -64,7 +64,7 @@ def shared(variant):
 
 
 def both_sides(rng):
-    """Two numbers inside the range, and seven that other formulas for u take for such."""
+    """Return two numbers inside the range, and seven that other formulas for u take for such."""
     x = np.array([0.2, -0.7, 0.7, 1.3, 2.2, 3.2, -1.5, 5.0, -9.0])
     return x, 0.5, 2, 0, 3, 2.0 ** np.arange(9)
 
@@ -83,7 +83,7 @@ def ste(x, s, z, low, high, dy):
 
 
 def ste_variant(u=ramp, inside=strictly, factor=lambda s: 1, keep=True):
-    """ste with a mistake: another u, another inside, a factor, or the mask alone."""
+    """Make `ste` with a mistake: another u, another inside, a factor, or the mask alone."""
     def wrong(x, s, z, low, high, dy):
         return (dy if keep else 1.0) * inside(u(x, s, z), low, high) * factor(s)
     return wrong
@@ -128,7 +128,7 @@ def slope_of_clipped(k, u):
 def lsq_variant(inner=slope_inside, clipped=slope_of_clipped, inside=strictly,
                 g=lambda x, Q_P: 1 / math.sqrt(x.shape[1] * Q_P), masked=True, weighted=True,
                 symmetric=False, scaled=True, both=False):
-    """lsq with a mistake.
+    """Make `lsq` with a mistake.
 
     inner, clipped: the slopes. masked: dx is 0 outside. weighted: the slopes are multiplied by dy.
     symmetric: −Q_P stands for −Q_N. scaled: x̂ is s times the codes. both: dx has g as well.
@@ -175,7 +175,7 @@ def peqa(x, dy, q, z, g):
 
 
 def peqa_variant(zero=-1, tile=False, gather=lambda G: G.sum(2)):
-    """peqa with a mistake: another factor of z, np.tile, or something else than a group's sum."""
+    """Make `peqa` with a mistake: another factor of z, np.tile, or another sum."""
     def wrong(x, dy, q, z, g):
         spread = np.tile(z, (1, g)) if tile else np.repeat(z, g, axis=1)
         G = ((dy.T @ x) * (q + zero * spread)).reshape(len(q), -1, g)
@@ -214,7 +214,7 @@ def log_softmax(a):
 
 
 def distillation_variant(reverse=False, gradient=lambda p, q: q - p, entropy=True):
-    """distillation with a mistake: the other KL, another gradient, or the cross-entropy."""
+    """Make `distillation` with a mistake: the other KL, another gradient, or the cross-entropy."""
     def wrong(teacher, student):
         log_p, log_q = log_softmax(teacher), log_softmax(student)
         p, q, n = np.exp(log_p), np.exp(log_q), len(teacher)
@@ -224,7 +224,7 @@ def distillation_variant(reverse=False, gradient=lambda p, q: q - p, entropy=Tru
 
 
 def multiplied(of_loss=lambda n, V: 1, of_gradient=lambda n, V: 1):
-    """distillation with another factor: of n rows and V tokens."""
+    """Multiply the results of `distillation` by a factor of n rows and V tokens."""
     def wrong(teacher, student):
         loss, gradient = distillation(teacher, student)
         return loss * of_loss(*teacher.shape), gradient * of_gradient(*teacher.shape)
@@ -274,7 +274,7 @@ def trained(w, X, y, s, lr, steps):
 
 def trained_variant(start=floats, in_place=floats, at=nearest, result=nearest,
                     factor=lambda X, s: 2 / len(X), count=lambda n: n, once=False):
-    """`trained` with a mistake.
+    """Make `trained` with a mistake.
 
     start: of w. in_place: of w in each step. at: where the gradient is taken. result: of w at the
     end. factor: of the gradient. count: the number of steps. once: all gradients are those of the
@@ -292,7 +292,7 @@ def trained_variant(start=floats, in_place=floats, at=nearest, result=nearest,
 
 
 def rounded_by(sentence, rounded):
-    """The mistake `rounded`, in each step and at the end, or at the end alone."""
+    """Make the mistake `rounded` in each step and at the end, or at the end alone."""
     everywhere = trained_variant(at=rounded, result=rounded)
     return several(sentence, everywhere, trained_variant(result=rounded))
 
@@ -322,7 +322,7 @@ def zero(x, s, z, low, high, dy):
 
 def zero_variant(slope=lambda s: -s, inside=strictly, where=np.logical_not, gather=np.sum,
                  weighted=True, u=ramp):
-    """zero with a mistake: another slope, inside or u, other numbers, a mean, or no dy."""
+    """Make `zero` with a mistake: another slope, inside or u, other numbers, a mean, or no dy."""
     def wrong(x, s, z, low, high, dy):
         chosen = where(inside(u(x, s, z), low, high))
         return float(gather((dy if weighted else 1) * slope(s) * chosen))

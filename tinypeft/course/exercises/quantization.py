@@ -34,7 +34,7 @@ def largest(x):
 
 
 def absmax_variant(n=largest_code, m=largest, round=np.rint, back=True, low=None):
-    """absmax with a mistake: another number of steps, maximum or rounding, or codes come back.
+    """Make `absmax` with a mistake in the steps, maximum or rounding, or return codes.
 
     low: the codes are clipped to −n + low … n, where n = 2**(bits - 1) - 1.
     """
@@ -73,7 +73,7 @@ def itself(x):
 
 
 def stretched(x):
-    """The least and the largest number, with 0 between them."""
+    """Return the least and the largest number, with 0 between them."""
     return min(x.min(), 0), max(x.max(), 0)
 
 
@@ -99,7 +99,7 @@ def whole_codes(u, Z):
 
 def survey_variant(scale=usual_scale, ends=stretched, sign=1, clip=True, zero=usual_zero,
                    code=whole_codes, more=0):
-    """survey with a mistake: another S or Z, other ends of the range, or other codes.
+    """Make `survey` with a mistake: another S or Z, other ends of the range, or other codes.
 
     sign: of Z. code: of u = x/S. more: what is added to S.
     """
@@ -153,7 +153,7 @@ def row_repeated(a, group):
 
 
 def bug_variant(kind=np.float32, spread=each_repeated, sum=lambda s, q, z: s * (q - z)):
-    """bug with a mistake: another type, another order of the scales, or another use of z."""
+    """Make `bug` with a mistake: another type, another order of the scales, or another use of z."""
     def wrong(q, s, z, group):
         return sum(spread(s, group), q.astype(kind), spread(z.astype(kind), group))
     return wrong
@@ -183,7 +183,7 @@ def best_clip(x, bits, fractions):
 def best_clip_variant(below=0, above=0, steps=lambda n: n, size=np.square, pick=np.argmin,
                       rows=True, range_of=1, against=lambda x, end: x, sizes=np.abs, whole=np.rint,
                       sum=np.sum, of_zeros=1, returned=lambda p, m, error: p):
-    """best_clip with a mistake.
+    """Make `best_clip` with a mistake.
 
     below, above: how many codes there are beyond −n and n. size, sum: of the errors. rows: each row
     has its own fraction. range_of: the axis of the maxima of `sizes`. against: what the error is
@@ -216,7 +216,7 @@ def place_of_best(x, bits, fractions):
 
 
 def best_clip_all_codes(x, bits, fractions):
-    """The codes go from −2**bits + 1 to 2**bits - 1, as if the sign had a bit of its own."""
+    """Take codes from −2**bits + 1 to 2**bits - 1, as if the sign had a bit of its own."""
     return best_clip(x, bits + 1, fractions)
 
 
@@ -250,7 +250,7 @@ def largest_mantissa(m):
 
 def to_float_variant(bias=largest_code, shift=1, least=1, saturate=True, round=np.rint, reserved=1,
                      mantissa=largest_mantissa):
-    """to_float with a mistake.
+    """Make `to_float` with a mistake.
 
     shift: of frexp's exponent. least: the exponent of the subnormals, without the bias. saturate:
     numbers are cut to the largest value, which `reserved` and `mantissa` make.

@@ -29,7 +29,7 @@ def _equal_sizes(rng):
 
 
 def _root_of(size):
-    """Divided by the root of another size of the row."""
+    """Divide by the root of another size of the row."""
     return lambda x, gamma, eps: gamma * x / np.sqrt(size(x) + eps)
 
 
@@ -52,7 +52,7 @@ def _halves(d):
 
 
 def _overwritten(x, theta):
-    """The first half is written into x before the second is computed from it."""
+    """Write the first half into x before the second is computed from it."""
     y, (first, second) = _rotated(x, theta), _halves(x.shape[-1])
     T, d = x.shape[-2:]
     phi = np.arange(T)[:, None] * theta ** (-2 * first / d)
@@ -71,7 +71,7 @@ def _neighbours(d):
 
 
 def _rotated(x, theta, pairs=_halves, sign=1, positions=np.arange, power=2, back=None):
-    """The pairs `pairs(d)`, rotated, put back at the places `back(d)`."""
+    """Rotate the pairs `pairs(d)`, and put them back at the places `back(d)`."""
     T, d = x.shape[-2:]
     first, second = pairs(d)
     phi = sign * positions(T)[:, None] * theta ** (-power * np.arange(d // 2) / d)
@@ -83,7 +83,7 @@ def _rotated(x, theta, pairs=_halves, sign=1, positions=np.arange, power=2, back
 
 
 def _by_head(x, theta):
-    """The number of the head in place of the position."""
+    """Take the number of the head in place of the position."""
     return _rotated(x.swapaxes(0, 1), theta).swapaxes(0, 1)
 
 
@@ -108,13 +108,13 @@ def grouped(q, k, v):
 
 
 def _repeated(a, n):
-    """Each head of keys or values, n times in a row."""
+    """Repeat each head of keys or values n times in a row."""
     return np.repeat(a, n, axis=0)
 
 
 def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True,
               hidden=-np.inf, late=False, axis=-1, largest=None):
-    """Attention with its mistakes.
+    """Return what attention gives; the options are for the mistakes.
 
     hidden: the score of the future. late: the future is taken out after the softmax. axis: of the
     softmax. largest: the axis of the maximum, if it is another.
@@ -133,17 +133,17 @@ def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=Tr
 
 
 def _in_turn(a, n):
-    """All heads, n times."""
+    """Repeat all heads n times."""
     return np.tile(a, (n, 1, 1))
 
 
 def _first(a, n):
-    """All heads read the first one."""
+    """Let all heads read the first one."""
     return np.repeat(a[:1], n * len(a), axis=0)
 
 
 def _mean(a, n):
-    """All heads read the mean."""
+    """Let all heads read the mean."""
     return np.repeat(a.mean(0, keepdims=True), n * len(a), axis=0)
 
 
@@ -187,7 +187,7 @@ def _weight(d, m, q):
 
 def _decoded(octets, order=_low_first, weight=_weight, floats="<f2", dtype=np.float32,
              high=lambda byte: byte >> 4):
-    """floats: the type in the file. dtype: the type to compute in. high: byte → the high code."""
+    """Decode blocks. floats: the type in the file. dtype: that to compute in. high: of a byte."""
     numbers = np.ascontiguousarray(octets[:, :4]).view(floats).astype(dtype)
     d, m = numbers.T[:, :, None]
     q = order(octets[:, 4:] & 15, high(octets[:, 4:])).astype(dtype)
@@ -195,7 +195,7 @@ def _decoded(octets, order=_low_first, weight=_weight, floats="<f2", dtype=np.fl
 
 
 def _byte_by_byte(second):
-    """Δ and m are the numbers of single bytes, 0 and `second`."""
+    """Take Δ and m from single bytes, 0 and `second`."""
     def wrong(octets):
         d, m = octets[:, [0, second]].astype(np.float32).T[:, :, None]
         return _weight(d, m, _low_first(octets[:, 4:] & 15, octets[:, 4:] >> 4))
@@ -216,8 +216,8 @@ def _is_float32(fn, rng):
     return np.asarray(fn(*_blocks(rng))).dtype == np.float32
 
 
-def _blocks(rng, n=None):
-    n = int(rng.integers(2, 5)) if n is None else n
+def _blocks(rng):
+    n = int(rng.integers(2, 5))
     d, m = rng.uniform(0.01, 0.1, n), rng.uniform(-1, -0.1, n)
     numbers = np.stack([d, m], axis=1).astype("<f2").view(np.uint8)
     codes = rng.integers(0, 256, (n, 16), dtype=np.uint8)
@@ -225,21 +225,21 @@ def _blocks(rng, n=None):
 
 
 def _counting(rng):
-    """d = 1, m = 0 and the codes 0 … 15, twice."""
+    """Return a block with d = 1, m = 0 and the codes 0 … 15, twice."""
     q = np.arange(16, dtype=np.uint8)
     numbers = np.array([1, 0], "<f2").view(np.uint8)
     return (np.concatenate([numbers, q | q << 4])[None],)
 
 
 def _in_blocks(rng):
-    """Weights of blocks that use the codes 0 and 15, so that their range shows Δ and m."""
+    """Draw weights of blocks that use the codes 0 and 15: their range shows Δ and m."""
     (octets,) = _blocks(rng)
     octets[:, 4], octets[:, 5] = 0x20, 0xF3
     return (q4_1(octets),)
 
 
 def _off_grid(rng):
-    """Weights up to 0.4 steps above and below those of such blocks, apart from both ends.
+    """Move the weights of such blocks by up to 0.4 steps, apart from both ends.
 
     They get the same codes whether the step is rounded to float16 before or after.
     """
@@ -250,7 +250,7 @@ def _off_grid(rng):
 
 
 def encoded(W):
-    """The blocks of W (n, 32), by their range."""
+    """Return the blocks of W (n, 32), by their range."""
     return _encoded(W)
 
 
@@ -265,7 +265,7 @@ def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4,
 
 
 def _divisor_stored(W):
-    """With a step of 1 in the file, where it is 0."""
+    """Store a step of 1 where it is 0."""
     equal = np.ptp(W, axis=1) == 0
     octets = encoded(W)
     octets[equal, :2] = np.array([1], "<f2").view(np.uint8)
@@ -297,7 +297,7 @@ def _as_pairs(H, d):
 
 
 def _reordered(W, d_head, axes=(0, 2, 1, 3), shape=_as_pairs, turned=False):
-    """Rows as (heads, pairs, members), with these axes exchanged."""
+    """Order the rows as (heads, pairs, members), with these axes exchanged."""
     H = len(W) // d_head
     V = W.reshape(*shape(H, d_head), -1).transpose(axes)
     return (V[:, ::-1] if turned else V).reshape(W.shape)

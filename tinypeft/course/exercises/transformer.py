@@ -20,7 +20,7 @@ def reference_attention(q, k, v):
 
 def attention(q, k, v, scale=lambda d, T, S: math.sqrt(d), offset=lambda T, S: S - T,
               mask=True, axis=-1, late=False, low=-np.inf, divided=True):
-    """Attention with its usual mistakes.
+    """Return what attention gives; the options are for the mistakes.
 
     offset: of the mask. axis: of the softmax. late: the mask comes after it. low: a hidden score.
     """
@@ -47,7 +47,7 @@ def keeps_ones(fn, rng):
 
 
 def first_sees_nothing(got, expected, args):
-    """Without a past, the first query sees its own key alone."""
+    """Has the first query, without a past, no key to see?"""
     q, k, _ = args
     nothing = np.isnan(got).all(1)
     return len(q) == len(k) and nothing[0] and not np.isnan(got[1:]).any()
@@ -59,14 +59,14 @@ def weights_alone(got, expected, args):
 
 
 def large_scores(rng):
-    """Whole numbers and √d_head = 2, so that scores of about 1,000 are exact in float32."""
+    """Draw whole numbers, with √d_head = 2: scores of about 1,000 are exact in float32."""
     def draw(n):
         return rng.integers(-30, 31, (n, 4)).astype(np.float32)
     return draw(3), draw(5), draw(5)
 
 
 def hidden_and_large(rng):
-    """Seen scores near −1,000 and hidden ones near 1,000, exact in float32.
+    """Draw seen scores near −1,000 and hidden ones near 1,000, exact in float32.
 
     q kᵀ/√4 is kᵀ in three columns.
     """
@@ -174,7 +174,7 @@ def sees(f, x, changed=None, copied=True, first_copied=True, restored=False, nan
 
 
 def where(reader, holds):
-    """A symptom in the case of one of the readers."""
+    """Make a symptom for the case of one of the readers."""
     return lambda got, expected, args: args[0] is reader and holds(got, expected)
 
 
@@ -212,7 +212,7 @@ def usual_slope(h, H):
 
 
 def alibi(T, S, H, slope=usual_slope, sign=-1, past=lambda T, S: S - T, hidden=False):
-    """(H, T, S): −slope · distance where key j is seen, 0 where it is not.
+    """Return (H, T, S): −slope · distance where key j is seen, 0 where it is not.
 
     The options make the mistakes. hidden: hidden keys have a distance, too.
     """
@@ -247,7 +247,7 @@ def loss_cases(rng, scale=2.0):
 
 
 def far_apart(rng):
-    """One constant for all positions does not prevent both an overflow and a logarithm of 0."""
+    """Draw logits for which one constant cannot prevent both an overflow and a logarithm of 0."""
     logits, tokens = loss_cases(rng)
     signs = np.cos(np.pi * np.arange(tokens.shape[1]))
     return logits + 1000 * signs[:, None], tokens
@@ -259,7 +259,7 @@ def log_softmax(z, axis=-1):
 
 
 def mean_loss(log_p, targets):
-    """Minus the mean of the targets' entries."""
+    """Return minus the mean of the targets' entries."""
     return float(-np.take_along_axis(log_p, targets[..., None], -1).mean())
 
 
@@ -279,7 +279,7 @@ def all_zero(rng):
 # -- counting ------------------------------------------------------------------------------------
 def count(V, C, d, L, tables=1, head_bias=0, position=lambda d: d, matrices=12, vectors=13,
           last=2):
-    """The number of parameters; the options are the numbers of each part and make the mistakes.
+    """Count the parameters. The options are the numbers of each part, for the mistakes.
 
     tables: of the tokens. position: the numbers of a position. matrices, vectors: of a block, in
     d² and d numbers. last: the vectors of the final norm.
