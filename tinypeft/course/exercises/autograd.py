@@ -199,7 +199,8 @@ def linear_cases(rng, need=None):
     return X if need[1] else None, W if need[0] else None, dY, need
 
 
-NEEDS = (True, True, False), (True, False, True), (False, True, False), (True, False, False)
+NEEDS = ((True, True, False), (True, False, True),
+         (False, True, False), (True, False, False))
 NOT_KEPT = ("what no wanted gradient needs was not kept and is None: "
             "look at `need` before you compute anything")
 
@@ -324,7 +325,8 @@ class Vjps:
     @staticmethod
     def by_jacobian(x, dy):
         """Right, row by row: J = diag((1 − t²) Σ x) + t 1ᵀ."""
-        t, s, d = np.tanh(x), x.sum(-1, keepdims=True), x.shape[-1]
+        d, t = x.shape[-1], np.tanh(x)
+        s = x.sum(-1, keepdims=True)
         diagonal = ((1 - t * t) * s)[..., None]
         J = np.eye(d) * diagonal + t[..., None] * np.ones(d)
         return np.einsum("...ij,...i->...j", J, dy)

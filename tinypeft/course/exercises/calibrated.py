@@ -15,7 +15,8 @@ __all__ = ["EXERCISES"]
 def correlated(rng, d, n=None):
     """Draw H = (2/n) X Xᵀ (d, d) of n inputs that are correlated and of different size."""
     mixed = rng.normal(0, 1, (d, d))
-    X = mixed @ rng.normal(0, 1, (d, n or 4 * d)) * rng.uniform(0.3, 3, (d, 1))
+    X = mixed @ rng.normal(0, 1, (d, n or 4 * d))
+    X *= rng.uniform(0.3, 3, (d, 1))
     return 2 / X.shape[1] * X @ X.T / d
 
 
@@ -24,11 +25,15 @@ def output_error(W, W_hat, H):
     return measure.output_error(W, W_hat, H)
 
 
-def output_error_variant(root=True, of=lambda W, D: D, below=lambda W, H: np.sum((W @ H) * W)):
+def squared(D, H):
+    return np.sum((D @ H) * D)
+
+
+def output_error_variant(root=True, of=lambda W, D: D, below=squared):
     """Make `output_error` with a mistake: no root, Ŵ in place of Ŵ − W, or another denominator."""
     def wrong(W, W_hat, H):
         D = of(W_hat, W_hat - W)
-        e = np.sum((D @ H) * D) / below(W, H)
+        e = squared(D, H) / below(W, H)
         return float(np.sqrt(e) if root else e)
     return wrong
 
@@ -162,7 +167,8 @@ def gptq_variant(sign=1, divisor=usual_divisor, original=False, running=False):
         V, W_hat = W.copy(), np.empty_like(W)
         for j in range(W.shape[1]):
             W_hat[:, j] = quant(V[:, j])
-            E = ((W if original else V)[:, j] - W_hat[:, j]) / divisor(U[j, j])
+            w = (W if original else V)[:, j]
+            E = (w - W_hat[:, j]) / divisor(U[j, j])
             V[:, j + 1:] -= sign * np.outer(E, U[j, j + 1:])
         return V if running else W_hat
     return wrong
@@ -230,9 +236,8 @@ def _other_signs(got, expected, args):
 
 def ordered(W, H, quant, damping):
     order = np.argsort(-H.diagonal(), kind="stable")
-    W_hat = np.empty_like(W)
-    W_hat[:, order] = gptq(W[:, order], factor(H[order][:, order], damping), quant)
-    return W_hat
+    U = factor(permuted(H, order), damping)
+    return undone(gptq(W[:, order], U, quant), order)
 
 
 def undone(V, order):
@@ -296,7 +301,7 @@ def awq(W, H, mean_abs, quant, alphas):
 
 
 def awq_variant(difference=lambda W, s, quant: quant(W * s) / s - W, scale=np.power,
-                loss=lambda D, H: np.sum((D @ H) * D)):
+                loss=squared):
     """Make `awq` with a mistake in the difference of Ŵ and W, the scale, or the loss."""
     def wrong(W, H, mean_abs, quant, alphas):
         scales = [scale(mean_abs, alpha) for alpha in alphas]

@@ -67,12 +67,14 @@ def _step(rng, b=None, frozen=None):
 
 def _no_momentum(rng):
     dA = np.array([[1.0, 2], [3, 4], [0, 0]])
-    return np.ones((3, 2)), np.zeros((3, 2)), dA, 2, 0.9, 0.1, False
+    A = np.ones((3, 2))
+    return A, 0 * A, dA, 2, 0.9, 0.1, False
 
 
 def _no_gradient(rng):
     dA = np.array([[1.0, 2], [0, 0], [0, 0]])
-    return np.ones((3, 2)), np.ones((3, 2)), dA, 2, 0.5, 0.1, False
+    ones = np.ones((3, 2))
+    return ones, ones, dA, 2, 0.5, 0.1, False
 
 
 def _trained(i, b, frozen):
@@ -159,7 +161,8 @@ def _losses(rng):
     curve = 3 + np.exp(-np.arange(R)) + 0.001 * rng.random(R)
     curve[R - 3] = 2.999
     ranks = rng.permutation(np.arange(1, R + 1))
-    return {int(b): float(curve[b - 1]) for b in ranks}, float(rng.uniform(0.02, 0.08))
+    losses = {int(b): float(curve[b - 1]) for b in ranks}
+    return losses, float(rng.uniform(0.02, 0.08))
 
 
 # -- dylora.cut ------------------------------------------------------------------------------------

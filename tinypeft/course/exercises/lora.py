@@ -62,7 +62,8 @@ def _rows_of_B(A, B):
 
 # -- lora.forward ----------------------------------------------------------------------------------
 def forward(x, W0, A, B, alpha):
-    return F.linear(x, W0) + F.linear(F.linear(x, A), B) * (alpha / A.shape[0])
+    low = F.linear(F.linear(x, A), B)
+    return F.linear(x, W0) + low * (alpha / A.shape[0])
 
 
 def _arrays(rng, dtype=np.float64):
@@ -113,7 +114,8 @@ def backward(x, W0, A, B, alpha, dh):
 
 def _with_upstream(rng, zero=False):
     x, W0, A, B, alpha = _arrays(rng)
-    return x, W0, A, B * (not zero), alpha, rng.standard_normal((len(x), len(W0)))
+    dh = rng.standard_normal((len(x), len(W0)))
+    return x, W0, A, B * (not zero), alpha, dh
 
 
 def _factor(number):

@@ -31,8 +31,8 @@ def itself(value):
     return value
 
 
-def levels_variant(points=lambda n: n + 1, keep=lambda p: p[:-1], scale=scaled, order=np.sort,
-                   zeros=(0.0,), quantile=ndtri):
+def levels_variant(points=lambda n: n + 1, keep=lambda p: p[:-1], scale=scaled,
+                   order=np.sort, zeros=(0.0,), quantile=ndtri):
     """Make `levels` with a mistake: in its points, zeros, scale, order or quantiles."""
     def wrong(delta, positive, negative):
         def side(n):
@@ -179,7 +179,8 @@ def loftq(W, quant, r, T):
     return Q, B, A
 
 
-def loftq_variant(rounds=itself, target=np.subtract, of=lambda W, Q, BA: W - Q, root=np.sqrt):
+def loftq_variant(rounds=itself, target=np.subtract, of=lambda W, Q, BA: W - Q,
+                  root=np.sqrt):
     """Make `loftq` with a mistake: in the rounds, the quantized or the decomposed matrix, or Σ."""
     def wrong(W, quant, r, T):
         BA = np.zeros_like(W)
@@ -207,7 +208,8 @@ def same_signs(result):
     A singular vector and its negative are equally right.
     """
     Q, B, A = result
-    sign = np.sign(B[np.abs(B).argmax(0), np.arange(B.shape[1])])
+    largest_entries = np.take_along_axis(B, np.abs(B).argmax(0)[None], 0)[0]
+    sign = np.sign(largest_entries)
     return Q, B * sign, A * sign[:, None]
 
 

@@ -148,8 +148,8 @@ def vector_wise_in_int8(X, W):
     return s_x * s_w.T * (q_x @ q_w.T)
 
 
-def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=1, scale_w=1, whole=(np.rint, np.rint),
-                        size=np.abs, kind=float):
+def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=1, scale_w=1,
+                        whole=(np.rint, np.rint), size=np.abs, kind=float):
     """Make `vector_wise` with a mistake.
 
     per_x, per_w: the axis of each scale. scale_x, scale_w: the power of each scale in the result.
@@ -157,7 +157,8 @@ def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=1, scale_w=1, whole=(np
     """
     def wrong(X, W):
         s_x, s_w = scale_of(X, per_x, n, size), scale_of(W, per_w, n, size)
-        q_x, q_w = whole[0](X / s_x).astype(kind), whole[1](W / s_w).astype(kind)
+        of_x, of_w = whole
+        q_x, q_w = of_x(X / s_x).astype(kind), of_w(W / s_w).astype(kind)
         return q_x @ q_w.T * s_x ** scale_x * s_w.T ** scale_w
     return wrong
 
@@ -220,7 +221,8 @@ def llm_int8_variant(size=lambda X: np.abs(X).max(0), reaches=np.greater_equal, 
             rest[:, O] = 0
         s_x = scale_or_one(rest if rest_scale else X, axis, n)
         s_w = scale_of(W if whole_w else others(W, O), axis, n)
-        q_x, q_w = whole[0](rest / s_x).astype(kind), whole[1](W / s_w).astype(kind)
+        of_x, of_w = whole
+        q_x, q_w = of_x(rest / s_x).astype(kind), of_w(W / s_w).astype(kind)
         Y = s_x * s_w.T * (q_x @ q_w.T)
         L, R = X[:, O], (W if float_w else q_w * s_w)[:, O]
         if half:
@@ -248,7 +250,8 @@ def two_tokens(first, second=(1, 2, 0.5), threshold=6.0):
 
 
 def no_outliers(rng):
-    return rng.uniform(-2, 2, (3, 5)), rng.normal(0, 1, (4, 5)), 6.0
+    X = rng.uniform(-2, 2, (3, 5))
+    return X, rng.normal(0, 1, (4, 5)), 6.0
 
 
 def indices(which):

@@ -90,8 +90,8 @@ def _scores(rng):
 
 
 def _far_below(rng):
-    k, P_K = np.diag([9.0, 4, 4.5, 8]), np.diag([9.0, 4, 4.004, 8])
-    return np.full(4, -500.0), k[[2, 1]], P_K[[0, 2, 3]]
+    k = np.diag([9.0, 4, 4.5, 8])[[2, 1]]
+    return np.full(4, -500.0), k, np.diag([9.0, 4, 4.004, 8])[[0, 2, 3]]
 
 
 def _all_equal(rng):

@@ -78,7 +78,8 @@ def both_ends(rng):
 # -- STE -------------------------------------------------------------------------------------------
 def ste(x, s, z, low, high, dy):
     x = Tensor(x, requires_grad=True)
-    s, z = Tensor(np.array(s, x.dtype)), Tensor(np.array(float(z), x.dtype))
+    s = Tensor(np.array(s, x.dtype))
+    z = Tensor(np.array(float(z), x.dtype))
     fake_quantize(x, s, z, low, high, mask="paper").backward(dy)
     return x.grad
 
@@ -194,7 +195,8 @@ def peqa_case(rng):
 
 def at_zero_point(rng):
     x, dy = rng.normal(0, 1, (3, 4)), rng.normal(0, 1, (3, 2))
-    return x, dy, np.full((2, 4), 3), np.full((2, 2), 3), 2
+    q, z = np.full((2, 4), 3), np.full((2, 2), 3)
+    return x, dy, q, z, 2
 
 
 def distant_weights(G):

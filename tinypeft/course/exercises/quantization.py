@@ -235,7 +235,7 @@ def beside_one_large(row):
 
 
 def equally_good(rng):
-    return (np.array([[1.0, -1, 0.5, 0.5]]), 2, np.array([1.0, 0.5]))
+    return np.array([[1.0, -1, 0.5, 0.5]]), 2, np.array([1.0, 0.5])
 
 
 # -- rounding to a float ---------------------------------------------------------------------------
@@ -294,7 +294,8 @@ def pack_codes(q):
 
 
 def pack_case(rng):
-    return (rng.integers(0, 16, 2 * int(rng.integers(4, 9))).astype(np.uint8),)
+    n = 2 * int(rng.integers(4, 9))
+    return (rng.integers(0, 16, n).astype(np.uint8),)
 
 
 def halves_paired(q):

@@ -259,7 +259,8 @@ def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4,
     m = W.min(1)
     d = (W.max(1) - m) / levels
     divisor = np.where(d > 0, d, 1)[:, None]
-    q = np.rint((W - m[:, None]) / divisor).clip(0, 15).astype(np.uint8)
+    q = np.rint((W - m[:, None]) / divisor)
+    q = q.clip(0, 15).astype(np.uint8)
     head = np.stack(numbers(d, m), axis=1).astype(floats)
     return np.concatenate([np.ascontiguousarray(head).view(np.uint8), order(q)], axis=1)
 

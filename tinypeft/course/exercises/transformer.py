@@ -72,7 +72,8 @@ def hidden_and_large(rng):
     """
     seen = np.arange(5)[:, None] <= np.arange(3) + 2
     k = np.zeros((5, 4), np.float32)
-    k[:, :3] = np.where(seen, -1000, 1000) + rng.integers(-2, 3, (5, 3))
+    noise = rng.integers(-2, 3, (5, 3))
+    k[:, :3] = np.where(seen, -1000, 1000) + noise
     v = rng.integers(-9, 10, (5, 4)).astype(np.float32)
     return 2 * np.eye(3, 4, dtype=np.float32), k, v
 
@@ -275,8 +276,8 @@ def all_zero(rng):
 
 
 # -- counting ------------------------------------------------------------------------------------
-def count(V, C, d, L, tables=1, head_bias=0, position=lambda d: d, matrices=12, vectors=13,
-          last=2):
+def count(V, C, d, L, tables=1, head_bias=0, position=lambda d: d, matrices=12,
+          vectors=13, last=2):
     """Count the parameters. The options are the numbers of each part, for the mistakes.
 
     tables: of the tokens. position: the numbers of a position. matrices, vectors: of a block, in
@@ -291,7 +292,8 @@ def reference_count(V, C, d, L):
 
 
 def count_cases(rng):
-    return tuple(rng.integers((500, 100, 8, 2), (900, 300, 60, 9)).tolist())
+    low, high = (500, 100, 8, 2), (900, 300, 60, 9)
+    return tuple(rng.integers(low, high).tolist())
 
 
 EXERCISES = (
