@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Exercise"]
+__all__ = ["Exercise", "several"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class Exercise:
         checked last and cover properties that no single comparison of values shows.
     mistakes: (sentence, wrong variant of the reference). If a student's result equals the variant's
         result, the sentence is the likely cause. A mistake may also leave
-        the result right and change a gradient alone.
+        the result right and change a gradient alone. `several` makes the mistakes that share a
+        sentence; a variant that only sets options of a function is a `functools.partial` of it.
     symptoms: (sentence, predicate), where `predicate(got, expected, arguments)` recognises a
         mistake by the arrays it produces.
     errors: (text, sentence). If the student's function raises an error whose message contains the
@@ -69,3 +70,8 @@ class Exercise:
             return self.normalize(value)
         except Exception:                                # not what the exercise asks for
             return value
+
+
+def several(sentence: str, *variants: Callable) -> list[tuple[str, Callable]]:
+    """Return one mistake for each of the wrong variants, all with the same sentence."""
+    return [(sentence, variant) for variant in variants]

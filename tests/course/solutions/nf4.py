@@ -65,13 +65,24 @@ def lloyd_in_loops(x, levels):
     return new
 
 
-RIGHT = {"nf4.bug": [scaled_on_B, scaled_on_singular_values, lambda *a: [x.tolist() for x in scaled_on_B(*a)]],
+RIGHT = {"nf4.bug": [
+        scaled_on_B,
+        scaled_on_singular_values,
+        lambda *a: [x.tolist() for x in scaled_on_B(*a)]],
          "nf4.lloyd": [lloyd_in_loops, lambda *a: lloyd_in_loops(*a).tolist()],
-         "nf4.levels": [levels_in_loops, lambda *a: levels_in_loops(*a).astype(np.float32), lambda *a: levels_in_loops(*a).tolist()],
-         "nf4.encode": [code_by_midpoints, lambda *a: (code_by_midpoints(*a)[0].astype(np.uint8), np.array(code_by_midpoints(*a)[1])),
-                        lambda *a: [code_by_midpoints(*a)[0].tolist(), code_by_midpoints(*a)[1]]],
+         "nf4.levels": [
+        levels_in_loops,
+        lambda *a: levels_in_loops(*a).astype(np.float32),
+        lambda *a: levels_in_loops(*a).tolist()],
+         "nf4.encode": [
+        code_by_midpoints,
+        lambda *a: (code_by_midpoints(*a)[0].astype(np.uint8), np.array(code_by_midpoints(*a)[1])),
+        lambda *a: [code_by_midpoints(*a)[0].tolist(), code_by_midpoints(*a)[1]]],
          "nf4.backward": [gradients_by_parts, lambda *a: [g.tolist() for g in gradients_by_parts(*a)]],
-         "nf4.loftq": [alternate, by_eigenvectors, lambda *a: (lambda Q, B, A: (Q, -B, -A))(*alternate(*a))]}
+         "nf4.loftq": [
+        alternate,
+        by_eigenvectors,
+        lambda *a: (lambda Q, B, A: (Q, -B, -A))(*alternate(*a))]}
 
 
 def levels_short(delta, positive, negative):
@@ -207,35 +218,70 @@ def lloyd_nan(x, levels):
 
 
 WRONG = {
-    "nf4.bug": [(scaled_by(0, 0), "fault of the code above"), (scaled_by(0.5, 0.5), "you multiply by the scale"), (scaled_by(-1, -1), "its square"),
-                (scaled_by(-0.5, -0.5, 0), "Q is not scaled"), (scaled_by(-0.5, 0), "not by its root"),
-                (lambda W, quant, r, alpha: scaled_on_B(W, quant, r, alpha * r), "α/r, not α"),
-                (lambda W, quant, r, alpha: (lambda Q, B, A: (Q * r / alpha, B, A))(*alternate(W, quant, r, 1)), "only the product"),
-                (lambda W, quant, r, alpha: (lambda Q, B, A: (Q, B * r / alpha, A))(*alternate(W, quant, r, 5)), "keep the one round"), (lambda *a: scaled_on_B(*a)[1:], "3 results")],
-    "nf4.lloyd": [(lloyd_of(np.mean, lambda c: 0.0), "stays as it is"), (lloyd_of(np.median), "median"), (lloyd_of(np.sum), "number of weights"),
-                  (lloyd_of(np.mean, nearest=False), "next one below"), (lambda x, levels: lloyd_of(lambda v: (v.min() + v.max()) / 2)(x, levels), "middle of their range"),
-                  (lloyd_nan, "the mean of no numbers"), (lloyd_recoded, "from the old levels")],
-    "nf4.levels": [(levels_short, "n + 1 points"), (levels_unscaled, "largest magnitude of 1"), (levels_two_zeros, "0 is there twice"),
-                   (lambda d, p, n: (lambda v: v / np.abs(v).max())(ndtri(np.linspace(1 - d, d, p + n + 1))), "from 1 − δ to δ"),
-                   (levels_swapped, "exchanged"), (lambda *a: levels_in_loops(*a)[::-1], "must ascend"),
-                   (lambda d, p, n: np.sort(np.concatenate([np.linspace(0, 1, p + 1), np.linspace(-1, 0, n + 1)[:-1]])), "evenly spaced")],
-    "nf4.encode": [(code_unscaled, "divide by a"), (code_below, "not the nearest"), (code_even, "not evenly spaced"),
-                   (lambda x, levels: (levels[code_by_midpoints(x, levels)[0]], np.abs(x).max()), "these are the levels"),
-                   (lambda x, levels: (np.abs(x[:, None] / x.max() - levels).argmin(1), x.max()), "not the largest number"),
-                   (lambda x, levels: code_by_midpoints(x, levels)[0], "2 results")],
-    "nf4.backward": [(gradients_adapter_only, "dy Ŵ"), (gradients_unscaled, "s is missing"), (gradients_tiled, "np.repeat"),
-                     (gradients_transposed, "transposed"),
-                     (lambda x, codes, scales, levels, *a: gradients_by_parts(x, codes, scales, np.arange(16.0), *a), "not of the codes"),
-                     (lambda *a: (lambda dx, dA, dB: (dx, dB, dA))(*gradients_by_parts(*a)), "in this order"),
-                     (lambda x, codes, scales, levels, A, B, s, dy: (lambda dx, dA, dB: (dx, dA / s, dB / s))(
-                         *gradients_by_parts(x, codes, scales, levels, A, B, s, dy)), "in dA and in dB"),
-                     (lambda x, codes, scales, levels, *a: gradients_by_parts(x, codes, np.ones_like(scales), levels, *a), "scale of their group"),
-                     (lambda x, codes, scales, levels, A, B, s, dy: gradients_by_parts(x, codes, scales, levels, 0 * A, B, s, dy)[:1]
-                      + gradients_by_parts(x, codes, scales, levels, A, B, s, dy)[1:], "also passes through the adapter")],
-    "nf4.loftq": [(loftq_never_back, "from the second on"), (lambda W, quant, r, T: alternate(W, quant, r, 1), "what one round gives"),
-                  (loftq_of(lambda W, P: W, lambda W, Q: W), "W itself"), (loftq_of(lambda W, P: W - P, lambda W, Q: W), "leaves, not W itself"),
-                  (loftq_of(lambda W, P: W + P, lambda W, Q: W - Q), "not W + B A"), (loftq_nearest, "return the last one"), (loftq_one_sided, "split"), (loftq_twice, "W − Q"), (loftq_stale, "same round"),
-                  (lambda W, quant, r, T: alternate(W, quant, r, T + 1), "too many"), (lambda W, quant, r, T: alternate(W, quant, r, T)[1:], "3 results"),
-                  (lambda W, quant, r, T: alternate(W, quant, r + 1, T), "shape"),
-                  (lambda *a: (lambda Q, B, A: (Q, A, B))(*alternate(*a)), "in this order")],
+    "nf4.bug": [
+        (scaled_by(0, 0), "fault of the code above"),
+        (scaled_by(0.5, 0.5), "you multiply by the scale"),
+        (scaled_by(-1, -1), "its square"),
+        (scaled_by(-0.5, -0.5, 0), "Q is not scaled"),
+        (scaled_by(-0.5, 0), "not by its root"),
+        (lambda W, quant, r, alpha: scaled_on_B(W, quant, r, alpha * r), "α/r, not α"),
+        (lambda W, quant, r, alpha: (lambda Q, B, A: (Q * r / alpha, B, A))(*alternate(W, quant, r, 1)),
+         "only the product"),
+        (lambda W, quant, r, alpha: (lambda Q, B, A: (Q, B * r / alpha, A))(*alternate(W, quant, r, 5)),
+         "keep the one round"),
+        (lambda *a: scaled_on_B(*a)[1:], "3 results")],
+    "nf4.lloyd": [
+        (lloyd_of(np.mean, lambda c: 0.0), "stays as it is"),
+        (lloyd_of(np.median), "median"),
+        (lloyd_of(np.sum), "number of weights"),
+        (lloyd_of(np.mean, nearest=False), "next one below"),
+        (lambda x, levels: lloyd_of(lambda v: (v.min() + v.max()) / 2)(x, levels), "middle of their range"),
+        (lloyd_nan, "the mean of no numbers"),
+        (lloyd_recoded, "from the old levels")],
+    "nf4.levels": [
+        (levels_short, "n + 1 points"),
+        (levels_unscaled, "largest magnitude of 1"),
+        (levels_two_zeros, "0 is there twice"),
+        (lambda d, p, n: (lambda v: v / np.abs(v).max())(ndtri(np.linspace(1 - d, d, p + n + 1))), "from 1 − δ to δ"),
+        (levels_swapped, "exchanged"),
+        (lambda *a: levels_in_loops(*a)[::-1], "must ascend"),
+        (lambda d, p, n: np.sort(np.concatenate([np.linspace(0, 1, p + 1), np.linspace(-1, 0, n + 1)[:-1]])),
+         "evenly spaced")],
+    "nf4.encode": [
+        (code_unscaled, "divide by a"),
+        (code_below, "not the nearest"),
+        (code_even, "not evenly spaced"),
+        (lambda x, levels: (levels[code_by_midpoints(x, levels)[0]], np.abs(x).max()), "these are the levels"),
+        (lambda x, levels: (np.abs(x[:, None] / x.max() - levels).argmin(1), x.max()), "not the largest number"),
+        (lambda x, levels: code_by_midpoints(x, levels)[0], "2 results")],
+    "nf4.backward": [
+        (gradients_adapter_only, "dy Ŵ"),
+        (gradients_unscaled, "s is missing"),
+        (gradients_tiled, "np.repeat"),
+        (gradients_transposed, "transposed"),
+        (lambda x, codes, scales, levels, *a: gradients_by_parts(x, codes, scales, np.arange(16.0), *a),
+         "not of the codes"),
+        (lambda *a: (lambda dx, dA, dB: (dx, dB, dA))(*gradients_by_parts(*a)), "in this order"),
+        (lambda x, codes, scales, levels, A, B, s, dy: (lambda dx, dA, dB: (dx, dA / s, dB / s))(
+            *gradients_by_parts(x, codes, scales, levels, A, B, s, dy)),
+         "in dA and in dB"),
+        (lambda x, codes, scales, levels, *a: gradients_by_parts(x, codes, np.ones_like(scales), levels, *a),
+         "scale of their group"),
+        (lambda x, codes, scales, levels, A, B, s, dy: gradients_by_parts(x, codes, scales, levels, 0 * A, B, s, dy)[:1]
+         + gradients_by_parts(x, codes, scales, levels, A, B, s, dy)[1:],
+         "also passes through the adapter")],
+    "nf4.loftq": [
+        (loftq_never_back, "from the second on"),
+        (lambda W, quant, r, T: alternate(W, quant, r, 1), "what one round gives"),
+        (loftq_of(lambda W, P: W, lambda W, Q: W), "W itself"),
+        (loftq_of(lambda W, P: W - P, lambda W, Q: W), "leaves, not W itself"),
+        (loftq_of(lambda W, P: W + P, lambda W, Q: W - Q), "not W + B A"),
+        (loftq_nearest, "return the last one"),
+        (loftq_one_sided, "split"),
+        (loftq_twice, "W − Q"),
+        (loftq_stale, "same round"),
+        (lambda W, quant, r, T: alternate(W, quant, r, T + 1), "too many"),
+        (lambda W, quant, r, T: alternate(W, quant, r, T)[1:], "3 results"),
+        (lambda W, quant, r, T: alternate(W, quant, r + 1, T), "shape"),
+        (lambda *a: (lambda Q, B, A: (Q, A, B))(*alternate(*a)), "in this order")],
 }

@@ -1,4 +1,4 @@
-"""All exercises by name. A topic is a file in this folder; it is imported when one of its exercises is asked for.
+"""All exercises by name. A topic is a file of this folder, which is imported when it is needed.
 
     find("lora.forward")        one exercise
     of_topic("lora")            all exercises of a topic, by name
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TOPICS", "find", "of_topic"]
 
-TOPICS = {                                               # topic → the lesson that sets its exercises
+TOPICS = {                                               # topic → the lesson with its exercises
     "map": "00_map", "autograd": "01_autograd", "transformer": "02_transformer",
     "full": "03_full_finetuning", "adapters": "04_adapters", "prompts": "05_prompt_tuning",
     "prefix": "06_prefix", "lora": "07_lora", "adalora": "08_adalora", "dylora": "09_dylora",

@@ -1,36 +1,58 @@
 """Lesson 08: a budget of rank, allocated by importance."""
 import math
+from functools import partial
 
 import numpy as np
 
 from ...engine.tensor import Tensor
 from ...peft.adalora import AdaLoRA
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
 
 # -- adalora.penalty -------------------------------------------------------------------------------
 def penalty(P, Q):
-    D, E = P.T @ P - np.eye(P.shape[1]), Q @ Q.T - np.eye(Q.shape[0])
-    return (D * D).sum() + (E * E).sum()
+    return _square(_columns(P)) + _square(_rows(Q))
+
+
+def _columns(P):
+    """0 if the columns are orthonormal."""
+    return P.T @ P - np.eye(P.shape[1])
+
+
+def _rows(Q):
+    """0 if the rows are orthonormal."""
+    return Q @ Q.T - np.eye(Q.shape[0])
+
+
+def _square(x):
+    return (x * x).sum()
+
+
+def _off_diagonal(M):
+    return M * (1 - np.eye(M.shape[0]))
 
 
 def _factors(rng):
     r = rng.integers(2, 5)
-    return Tensor(rng.standard_normal((r + rng.integers(1, 5), r))), Tensor(rng.standard_normal((r, r + rng.integers(1, 5))))
+    P = rng.standard_normal((r + rng.integers(1, 5), r))
+    return Tensor(P), Tensor(rng.standard_normal((r, r + rng.integers(1, 5))))
 
 
 def _orthonormal(rng):
-    return Tensor(np.linalg.qr(rng.standard_normal((6, 3)))[0]), Tensor(2 * np.linalg.qr(rng.standard_normal((5, 3)))[0].T)
+    P, _ = np.linalg.qr(rng.standard_normal((6, 3)))
+    Q, _ = np.linalg.qr(rng.standard_normal((5, 3)))
+    return Tensor(P), Tensor(2 * Q.T)
 
 
-def _square(x): return (x * x).sum()
-
-
-def _is_cut(got, expected):
-    """Is it a number, or a Tensor made of one, where a Tensor in the graph of P and Q is expected?"""
+def _is_cut(got, expected, args):
+    """Is it a number, or a Tensor made of one, where a Tensor in the graph is expected?"""
     return isinstance(expected, Tensor) or (got.dtype, expected.dtype) == (np.float32, np.float64)
+
+
+def _diagonals_alone(P, Q):
+    return _square((P * P).sum(0) - 1) + _square((Q * Q).sum(1) - 1)
 
 
 # -- adalora.importance ----------------------------------------------------------------------------
@@ -44,32 +66,51 @@ def importance(w, g, I_bar, U, beta1, beta2):
 def _averages(rng):
     shape = tuple(rng.integers(2, 6, 2))
     w, g, a, b = rng.standard_normal((4, *shape))
-    return w, g, np.abs(a), np.abs(b), float(rng.uniform(0.7, 0.95)), float(rng.uniform(0.5, 0.9))
+    beta1 = float(rng.uniform(0.7, 0.95))
+    return w, g, np.abs(a), np.abs(b), beta1, float(rng.uniform(0.5, 0.9))
 
 
-def _variant(I=lambda w, g: np.abs(w * g), betas=lambda b1, b2: (b1, b2), old=False, deviation=np.abs, mean_of_I=None,
-             mean_of_U=None, score=lambda I, I_bar, U, new, new_U: new * new_U):
-    """importance with a mistake: another sensitivity, betas, distance or score, U measured from the old Ī. mean_of_I and
-    mean_of_U, if given, make another new value from the old one, this step's and β."""
+def _mean(old, now, beta):
+    return beta * old + (1 - beta) * now
+
+
+def _added(old, now, beta):
+    return beta * old + now
+
+
+def _summed(old, now, beta):
+    return old + now
+
+
+def _this_step(old, now, beta):
+    return now
+
+
+def _itself(x):
+    return x
+
+
+def _variant(I=lambda w, g: np.abs(w * g), betas=lambda b1, b2: (b1, b2), old=False,
+             deviation=np.abs, mean_of_I=_mean, mean_of_U=_mean,
+             score=lambda I, a, u, b, v: b * v):
+    """Make `importance` with a mistake: another sensitivity, betas, distance, means or score.
+
+    old: U is measured from the old Ī. The arguments of a score are I, the old Ī and U, and the new
+    ones.
+    """
     def wrong(w, g, I_bar, U, beta1, beta2):
         beta1, beta2 = betas(beta1, beta2)
-        i, mean = I(w, g), lambda old, now, beta: beta * old + (1 - beta) * now
-        new = (mean_of_I or mean)(I_bar, i, beta1)
-        new_U = (mean_of_U or mean)(U, deviation(i - (I_bar if old else new)), beta2)
-        return new, new_U, score(i, I_bar, U, new, new_U)
+        now = I(w, g)
+        new = mean_of_I(I_bar, now, beta1)
+        distance = deviation(now - (I_bar if old else new))
+        new_U = mean_of_U(U, distance, beta2)
+        return new, new_U, score(now, I_bar, U, new, new_U)
     return wrong
 
 
-def _added(old, now, beta): return beta * old + now
-
-
-def _summed(old, now, beta): return old + now
-
-
-def _this_step(old, now, beta): return now
-
-
-def _itself(x): return x
+def _no_gradient(rng):
+    ones = np.ones(3)
+    return ones, np.zeros(3), ones, ones, 0.5, 0.5
 
 
 # -- adalora.budget --------------------------------------------------------------------------------
@@ -77,32 +118,49 @@ def budget(t, T, t_i, t_f, b0, bT):
     return AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f).budget(t, T, 1)
 
 
-def _with(left, rests=("<", ">"), most=lambda b, b0: b, cube=lambda u: u ** 3, whole=int, ends=lambda b0, bT: (b0, bT, b0 - bT)):
-    """budget with a mistake: another share that is left, another power of it, another rounding, other ends or difference.
-    rests: do the two ends belong to the fall or to the rests?"""
-    def wrong(t, T, t_i, t_f, b0, bT):
-        first, last, fall = ends(b0, bT)
-        if t < t_i or t == t_i and rests[0] == "≤": return first
-        if t > T - t_f or t == T - t_f and rests[1] == "≥": return last
-        return most(whole(last + fall * cube(left(t, T, t_i, t_f))), first)
-    return wrong
+def _budget(t, T, t_i, t_f, b0, bT, rests="<>", start=lambda t_i: t_i,
+            end=lambda T, t_f: T - t_f, over=lambda t, t_i, t_f: t - t_i,
+            steps=lambda T, t_i, t_f: T - t_i - t_f, cube=lambda u: u ** 3, whole=int,
+            most=lambda b, b0: b, ends=lambda b0, bT: (b0, bT, b0 - bT)):
+    """Make `budget` with a mistake in one of the options.
+
+    rests: do the two ends belong to the fall, or to the rests ("≤≥")? over: the steps of the fall
+    that are over. ends: the first budget, the last one, and their difference.
+    """
+    first, last, fall = ends(b0, bT)
+    begins, stops = start(t_i), end(T, t_f)
+    if t < begins or t == begins and rests[0] == "≤":
+        return first
+    if t > stops or t == stops and rests[1] == "≥":
+        return last
+    left = 1 - over(t, t_i, t_f) / steps(T, t_i, t_f)
+    return most(whole(last + fall * cube(left)), first)
 
 
-def _wherever_it_rests(sentence, left, **more):
-    """The mistake with either choice at both ends of the fall."""
-    return tuple((sentence, _with(left, (a, b), **more)) for a in "<≤" for b in ">≥")
+def _resting(sentence, *mistakes):
+    """Make each of the mistakes (options of `_budget`) with either choice at both ends."""
+    return several(sentence, *(partial(_budget, rests=rests, **options)
+                               for options in mistakes for rests in ("<>", "<≥", "≤>", "≤≥")))
 
 
-def _right(t, T, t_i, t_f): return 1 - (t - t_i) / (T - t_i - t_f)
+def _printed(t, t_i, t_f):
+    return t - t_i - t_f
 
 
-def _printed(t, T, t_i, t_f): return 1 - (t - t_i - t_f) / (T - t_i - t_f)
+def _exchanged(t, T, t_i, t_f, b0, bT):
+    return budget(t, T, t_f, t_i, b0, bT)
+
+
+def _never(T, t_f):
+    return T + 1
 
 
 def _schedule(rng):
     T = int(rng.integers(60, 300))
-    t_i, t_f, n = int(T * rng.uniform(0.1, 0.2)), int(T * rng.uniform(0.2, 0.4)), int(rng.integers(6, 30))
-    return int(rng.integers(t_i + 1, t_i + (T - t_i - t_f) // 2)), T, t_i, t_f, 12 * n, 8 * n
+    t_i, t_f = int(T * rng.uniform(0.1, 0.2)), int(T * rng.uniform(0.2, 0.4))
+    n = int(rng.integers(6, 30))
+    half = t_i + (T - t_i - t_f) // 2
+    return int(rng.integers(t_i + 1, half)), T, t_i, t_f, 12 * n, 8 * n
 
 
 def _at(place):
@@ -121,7 +179,36 @@ def allocate(scores, b):
 
 def _scores(rng):
     n, r = rng.integers(3, 6), rng.integers(4, 8)
-    return rng.exponential(1, (n, r)) * rng.uniform(0.1, 3, (n, 1)), int(rng.integers(n, n * r - 2))
+    scores = rng.exponential(1, (n, r)) * rng.uniform(0.1, 3, (n, 1))
+    return scores, int(rng.integers(n, n * r - 2))
+
+
+def _one_matrix(rng):
+    return np.array([[9.0, 8.0, 7.0], [3.0, 2.0, 1.0], [0.3, 0.2, 0.1]]), 3
+
+
+def _by_rank(scores, b):
+    return np.argsort(-scores.reshape(-1)).reshape(scores.shape) < b
+
+
+def _by_last_rank(scores, b):
+    return np.argsort(scores.reshape(-1)).reshape(scores.shape) >= scores.size - b
+
+
+def _five_of_equal(fn, rng):
+    return np.asarray(fn(np.ones((3, 4)), 5)).sum() == 5
+
+
+def _places(got, expected, args):
+    return np.shape(got) == (args[1],) and np.asarray(got).dtype.kind in "iu"
+
+
+def _not_a_mask(got, expected, args):
+    return np.asarray(got).dtype.kind == "f"
+
+
+def _equal_shares(scores, b):
+    return (-scores).argsort(1).argsort(1) < b // len(scores)
 
 
 # -- adalora.export --------------------------------------------------------------------------------
@@ -138,8 +225,12 @@ def _pruned(rng):
     return rng.standard_normal((d_out, r)), Lam, rng.standard_normal((r, d_in))
 
 
+def _with_values(rng, Lam):
+    return rng.standard_normal((3, 2)), np.array(Lam), rng.standard_normal((2, 4))
+
+
 def _product(factors):
-    """B A, and the numbers of columns of B and of rows of A: how λ is split is free."""
+    """Return B A, the columns of B and the rows of A: λ may be split in any way."""
     B, A = (np.asarray(part) for part in factors)
     return B @ A, np.array([B.shape[1], A.shape[0]])
 
@@ -155,81 +246,135 @@ def _roots(P, Lam, Q):
     return P[:, left] * root, Q[left] * root[:, None]
 
 
+def _without_values(P, Lam, Q):
+    return P[:, Lam != 0], Q[Lam != 0]
+
+
+def _twice(P, Lam, Q):
+    B, A = export(P, Lam, Q)
+    return B, A * Lam[Lam != 0, None]
+
+
+def _one_uncut(got, expected, args):
+    P, Lam, _ = args
+    return np.shape(got) in ((len(P), np.count_nonzero(Lam)), P.shape)
+
+
+def _in_other_order(got, expected, args):
+    _, Lam, Q = args
+    return np.shape(got) == (np.count_nonzero(Lam), Q.shape[1])
+
+
+def _nothing_left(fn, rng):
+    B, A = fn(*_with_values(rng, [0.0, 0.0]))
+    return not np.size(B) and not np.size(A)
+
+
 EXERCISES = (
     Exercise(
         name="adalora.penalty", title="The orthogonality penalty", stars=1,
         reference=penalty, cases=_factors, gradient=("P", "Q"),
         special=(
-            ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²", _orthonormal),),
+            ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²",
+             _orthonormal),),
         mistakes=(
             ("PPᵀ is (d_out, d_out) and compares rows; PᵀP compares the r columns of P",
-             lambda P, Q: _square(P @ P.T - np.eye(P.shape[0])) + _square(Q @ Q.T - np.eye(Q.shape[0]))),
+             lambda P, Q: _square(_rows(P)) + _square(_rows(Q))),
             ("QᵀQ is (d_in, d_in); QQᵀ compares the r rows of Q",
-             lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])) + _square(Q.T @ Q - np.eye(Q.shape[1]))),
+             lambda P, Q: _square(_columns(P)) + _square(_columns(Q))),
             ("both transposes are on the wrong side: PᵀP and QQᵀ are (r, r)",
-             lambda P, Q: _square(P @ P.T - np.eye(P.shape[0])) + _square(Q.T @ Q - np.eye(Q.shape[1]))),
+             lambda P, Q: _square(_rows(P)) + _square(_columns(Q))),
             ("you took roots, as the authors' code does; in equation (2) the norms are squared",
-             lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])).sqrt() + _square(Q @ Q.T - np.eye(Q.shape[0])).sqrt()),
+             lambda P, Q: _square(_columns(P)).sqrt() + _square(_rows(Q)).sqrt()),
             ("the identity is not subtracted", lambda P, Q: _square(P.T @ P) + _square(Q @ Q.T)),
             ("you subtracted 1 from every entry; I has ones on its diagonal alone",
              lambda P, Q: _square(P.T @ P - 1) + _square(Q @ Q.T - 1)),
             ("the two parts are added; you subtracted one",
-             lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])) - _square(Q @ Q.T - np.eye(Q.shape[0]))),
-            ("you took the root of the sum; in equation (2) the norms are squared", lambda P, Q: penalty(P, Q).sqrt()),
-            ("only the diagonal counts in yours: the dot products of different columns should be 0, and they count, too",
-             lambda P, Q: _square((P * P).sum(0) - 1) + _square((Q * Q).sum(1) - 1)),
-            ("Q's part is missing", lambda P, Q: _square(P.T @ P - np.eye(P.shape[1]))),
-            ("P's part is missing", lambda P, Q: _square(Q @ Q.T - np.eye(Q.shape[0]))),
+             lambda P, Q: _square(_columns(P)) - _square(_rows(Q))),
+            ("you took the root of the sum; in equation (2) the norms are squared",
+             lambda P, Q: penalty(P, Q).sqrt()),
+            ("only the diagonal counts in yours: the dot products of different columns should "
+             "be 0, and they count, too",
+             _diagonals_alone),
+            ("Q's part is missing", lambda P, Q: _square(_columns(P))),
+            ("P's part is missing", lambda P, Q: _square(_rows(Q))),
             ("you took the mean of the squares; they are summed, not averaged",
              lambda P, Q: penalty(P, Q) / P.shape[1] ** 2),
-            ("the diagonal is left out: the dot product of a column with itself should be 1, and its distance from 1 counts, too",
-             lambda P, Q: _square(P.T @ P * (1 - np.eye(P.shape[1]))) + _square(Q @ Q.T * (1 - np.eye(P.shape[1])))),
+            ("the diagonal is left out: the dot product of a column with itself should be 1, and "
+             "its distance from 1 counts, too",
+             lambda P, Q: _square(_off_diagonal(P.T @ P)) + _square(_off_diagonal(Q @ Q.T))),
             ("the entries are not squared, so that those above 0 and those below 0 cancel",
-             lambda P, Q: (P.T @ P - np.eye(P.shape[1])).sum() + (Q @ Q.T - np.eye(Q.shape[0])).sum())),
+             lambda P, Q: _columns(P).sum() + _rows(Q).sum())),
         symptoms=(
-            (".data, a NumPy function or a new Tensor cuts the graph, so that no gradient can reach P and Q; use operations on "
-             "Tensors from beginning to end", lambda got, expected, arguments: _is_cut(got, expected)),),
+            (".data, a NumPy function or a new Tensor cuts the graph, so that no gradient can "
+             "reach P and Q; use operations on Tensors from beginning to end",
+             _is_cut),),
         tolerance=1e-6,
-        hints=("What is PᵀP if the columns of P are orthonormal? Which product says the same about the rows of Q?",
+        hints=("What is PᵀP if the columns of P are orthonormal? Which product says the "
+               "same about the rows of Q?",
                "PᵀP and Q Qᵀ are (r, r), like np.eye(r). The result is a Tensor with one number.",
-               "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the same for Q @ Q.T, and add.")),
+               "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the "
+               "same for Q @ Q.T, and add.")),
     Exercise(
         name="adalora.importance", title="The importance of a weight", stars=1,
         reference=importance, cases=_averages,
         special=(
-            ("no gradient: sensitivity only fades",
-             lambda rng: (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)),),
+            ("no gradient: sensitivity only fades", _no_gradient),),
         mistakes=(
-            ("U must measure the distance from the new Ī, not from the old one", _variant(old=True)),
+            ("U must measure the distance from the new Ī, not from the old one",
+             _variant(old=True)),
             ("the sensitivity is |w g|, without a sign", _variant(lambda w, g: w * g)),
             ("the uncertainty is |I − Ī|, without a sign", _variant(deviation=_itself)),
-            ("both absolute values are missing: I is |w g|, and U averages |I − Ī|", _variant(lambda w, g: w * g, deviation=_itself)),
-            *(("the score is made of an old average; take the new Ī and the new U", _variant(score=score))
-              for score in (lambda I, a, u, b, v: a * u, lambda I, a, u, b, v: a * v, lambda I, a, u, b, v: b * u)),
-            ("the score is made of this step's I; take its average Ī, which one noisy batch moves less",
+            ("both absolute values are missing: I is |w g|, and U averages |I − Ī|",
+             _variant(lambda w, g: w * g, deviation=_itself)),
+            *several("the score is made of an old average; take the new Ī and the new U",
+                     _variant(score=lambda I, a, u, b, v: a * u),
+                     _variant(score=lambda I, a, u, b, v: a * v),
+                     _variant(score=lambda I, a, u, b, v: b * u)),
+            ("the score is made of this step's I; take its average Ī, which "
+             "one noisy batch moves less",
              _variant(score=lambda I, a, u, b, v: I * v)),
-            ("the uncertainty is the absolute value of I − Ī; you squared it", _variant(deviation=np.square)),
+            ("the uncertainty is the absolute value of I − Ī; you squared it",
+             _variant(deviation=np.square)),
             ("the sensitivity is |w g|; you squared w g", _variant(lambda w, g: np.square(w * g))),
-            *(("you added; the score is the product Ī U", _variant(score=score))
-              for score in (lambda I, a, u, b, v: b + v, lambda I, a, u, b, v: a + u)),
-            *(("the score is the product Ī U, and this is one of the two alone", _variant(score=score))
-              for score in (lambda I, a, u, b, v: b, lambda I, a, u, b, v: v)),
-            ("you divided; the uncertainty counts in a triplet's favour, and the score is the product Ī U",
+            *several("you added; the score is the product Ī U",
+                     _variant(score=lambda I, a, u, b, v: b + v),
+                     _variant(score=lambda I, a, u, b, v: a + u)),
+            *several("the score is the product Ī U, and this is one of the two alone",
+                     _variant(score=lambda I, a, u, b, v: b),
+                     _variant(score=lambda I, a, u, b, v: v)),
+            ("you divided; the uncertainty counts in a triplet's favour, and the "
+             "score is the product Ī U",
              _variant(score=lambda I, a, u, b, v: b / v)),
-            *(("β weighs the old average and 1 − β the new value; yours are the wrong way round", _variant(betas=betas))
-              for betas in (lambda b1, b2: (1 - b1, 1 - b2), lambda b1, b2: (1 - b1, b2), lambda b1, b2: (b1, 1 - b2))),
-            *(("β1 belongs to Ī and β2 to U; you took one for the other", _variant(betas=betas))
-              for betas in (lambda b1, b2: (b2, b1), lambda b1, b2: (b1, b1), lambda b1, b2: (b2, b2))),
-            *(("what is new counts with the share 1 − β, or the average grows without end", _variant(mean_of_I=first, mean_of_U=second))
-              for more in (_added, _summed) for first, second in ((more, more), (more, None), (None, more))),
-            ("Ī is an average over the steps, and this is I of this step", _variant(mean_of_I=_this_step)),
-            ("U is an average over the steps, and this is |I − Ī| of this step", _variant(mean_of_U=_this_step)),
-            ("the gradient is missing: the sensitivity is the gradient times the weight", _variant(lambda w, g: np.abs(w))),
-            ("the weight is missing: the sensitivity is the gradient times the weight", _variant(lambda w, g: np.abs(g)))),
+            *several("β weighs the old average and 1 − β the new value; "
+                     "yours are the wrong way round",
+                     _variant(betas=lambda b1, b2: (1 - b1, 1 - b2)),
+                     _variant(betas=lambda b1, b2: (1 - b1, b2)),
+                     _variant(betas=lambda b1, b2: (b1, 1 - b2))),
+            *several("β1 belongs to Ī and β2 to U; you took one for the other",
+                     _variant(betas=lambda b1, b2: (b2, b1)),
+                     _variant(betas=lambda b1, b2: (b1, b1)),
+                     _variant(betas=lambda b1, b2: (b2, b2))),
+            *several("what is new counts with the share 1 − β, or the average grows without end",
+                     _variant(mean_of_I=_added, mean_of_U=_added),
+                     _variant(mean_of_I=_added),
+                     _variant(mean_of_U=_added),
+                     _variant(mean_of_I=_summed, mean_of_U=_summed),
+                     _variant(mean_of_I=_summed),
+                     _variant(mean_of_U=_summed)),
+            ("Ī is an average over the steps, and this is I of this step",
+             _variant(mean_of_I=_this_step)),
+            ("U is an average over the steps, and this is |I − Ī| of this step",
+             _variant(mean_of_U=_this_step)),
+            ("the gradient is missing: the sensitivity is the gradient times the weight",
+             _variant(lambda w, g: np.abs(w))),
+            ("the weight is missing: the sensitivity is the gradient times the weight",
+             _variant(lambda w, g: np.abs(g)))),
         hints=("From which average does U measure the distance, from the old one or the new one?",
                "All arrays have one shape. Return three of them: the new Ī, the new U, and s.",
-               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - beta1) * I. Then U = beta2 * U + "
-               "(1 - beta2) * np.abs(I - I_bar), and the score is I_bar * U.")),
+               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - "
+               "beta1) * I. Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), "
+               "and the score is I_bar * U.")),
     Exercise(
         name="adalora.budget", title="Find the bug: the budget as printed", stars=1,
         reference=budget, cases=_schedule,
@@ -240,112 +385,123 @@ EXERCISES = (
             ("the end of the fall, t = T − t_f", _at(lambda T, t_i, t_f: T - t_f)),
             ("the last step", _at(lambda T, t_i, t_f: T))),
         mistakes=(
-            *_wherever_it_rests("this is the paper's Appendix A as printed, with t − t_i − t_f in the numerator; the numerator is t − t_i",
-                                _printed),
-            *_wherever_it_rests("min(b0, …) cuts off what is too large at t_i, but the fall is still that of (6) as printed; mend its "
-                                "numerator", _printed, most=min),
-            *_wherever_it_rests("t_f is gone from the denominator, where it belongs, and still in the numerator; the fall takes "
-                                "T − t_i − t_f steps and starts at t_i", lambda t, T, t_i, t_f: 1 - (t - t_i - t_f) / (T - t_i)),
-            *_wherever_it_rests("the fall is cubic, not linear", _right, cube=_itself),
-            *(pair for power in (2, 4) for pair in _wherever_it_rests("the share that is left is u³, a cube; yours is another power of u",
-                                                                      _right, cube=lambda u, power=power: u ** power)),
-            *_wherever_it_rests("the cube is taken of what is left, u = 1 − progress; you took 1 − progress³", _right,
-                                cube=lambda u: 1 - (1 - u) ** 3),
-            *_wherever_it_rests("the budget is a whole number: round down", _right, whole=float),
-            *(pair for whole in (round, math.ceil) for pair in _wherever_it_rests(
-                "the budget is rounded down, by int(…); yours is rounded up or to the nearest number", _right, whole=whole)),
-            *(pair for late in (1, -1) for pair in _wherever_it_rests(
-                "t − t_i steps of the fall are over; you counted one more or one less",
-                lambda t, T, t_i, t_f, late=late: 1 - (t - t_i + late) / (T - t_i - t_f))),
-            *(pair for late in (1, -1) for pair in _wherever_it_rests(
-                "the fall takes T − t_i − t_f steps; you counted one more or one less",
-                lambda t, T, t_i, t_f, late=late: 1 - (t - t_i) / (T - t_i - t_f + late))),
-            *_wherever_it_rests("the fall starts at t_i: t − t_i of its steps are over, not t", lambda t, T, t_i, t_f:
-                                1 - t / (T - t_i - t_f)),
-            *(pair for steps in (lambda T, t_i, t_f: T, lambda T, t_i, t_f: T - t_f) for pair in _wherever_it_rests(
-                "the fall takes T − t_i − t_f steps; yours takes more",
-                lambda t, T, t_i, t_f, steps=steps: 1 - (t - t_i) / steps(T, t_i, t_f))),
-            *_wherever_it_rests("the budget falls from b0 to bT, and yours rises from bT to b0", _right,
-                                ends=lambda b0, bT: (bT, b0, bT - b0)),
-            *_wherever_it_rests("what falls is the difference b0 − bT, on top of bT", _right, ends=lambda b0, bT: (b0, bT, b0)),
-            ("t_i is the length of the rest at the start, t_f that of the rest at the end; they are exchanged",
-             lambda t, T, t_i, t_f, b0, bT: budget(t, T, t_f, t_i, b0, bT)),
+            *_resting("this is the paper's Appendix A as printed, with t − t_i − t_f in the "
+                      "numerator; the numerator is t − t_i",
+                      {"over": _printed}),
+            *_resting("min(b0, …) cuts off what is too large at t_i, but the fall is still that "
+                      "of (6) as printed; mend its numerator",
+                      {"over": _printed, "most": min}),
+            *_resting("t_f is gone from the denominator, where it belongs, and still in the "
+                      "numerator; the fall takes T − t_i − t_f steps and starts at t_i",
+                      {"over": _printed, "steps": lambda T, t_i, t_f: T - t_i}),
+            *_resting("the fall is cubic, not linear",
+                      {"cube": _itself}),
+            *_resting("the share that is left is u³, a cube; yours is another power of u",
+                      {"cube": lambda u: u ** 2}, {"cube": lambda u: u ** 4}),
+            *_resting("the cube is taken of what is left, u = 1 − progress; you took 1 − progress³",
+                      {"cube": lambda u: 1 - (1 - u) ** 3}),
+            *_resting("the budget is a whole number: round down",
+                      {"whole": float}),
+            *_resting("the budget is rounded down, by int(…); yours is rounded up "
+                      "or to the nearest number",
+                      {"whole": round}, {"whole": math.ceil}),
+            *_resting("t − t_i steps of the fall are over; you counted one more or one less",
+                      {"over": lambda t, t_i, t_f: t - t_i + 1},
+                      {"over": lambda t, t_i, t_f: t - t_i - 1}),
+            *_resting("the fall takes T − t_i − t_f steps; you counted one more or one less",
+                      {"steps": lambda T, t_i, t_f: T - t_i - t_f + 1},
+                      {"steps": lambda T, t_i, t_f: T - t_i - t_f - 1}),
+            *_resting("the fall starts at t_i: t − t_i of its steps are over, not t",
+                      {"over": lambda t, t_i, t_f: t}),
+            *_resting("the fall takes T − t_i − t_f steps; yours takes more",
+                      {"steps": lambda T, t_i, t_f: T},
+                      {"steps": lambda T, t_i, t_f: T - t_f}),
+            *_resting("the budget falls from b0 to bT, and yours rises from bT to b0",
+                      {"ends": lambda b0, bT: (bT, b0, bT - b0)}),
+            *_resting("what falls is the difference b0 − bT, on top of bT",
+                      {"ends": lambda b0, bT: (b0, bT, b0)}),
+            ("t_i is the length of the rest at the start, t_f that of the rest at "
+             "the end; they are exchanged",
+             _exchanged),
             ("t_f is a duration, so the fall ends at T − t_f, not at t_f",
-             lambda t, T, t_i, t_f, b0, bT: b0 if t <= t_i else bT if t >= t_f else
-             int(bT + (b0 - bT) * (1 - (t - t_i) / (t_f - t_i)) ** 3)),
+             partial(_budget, rests="≤≥", end=lambda T, t_f: t_f,
+                     steps=lambda T, t_i, t_f: t_f - t_i)),
             ("the budget rests at the start: up to t_i it is b0",
-             lambda t, T, t_i, t_f, b0, bT: bT if t > T - t_f else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)),
-            ("the budget rests at the end: from T − t_f on it is bT",
-             lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)),
+             partial(_budget, start=lambda t_i: -1)),
+            ("the budget rests at the end: from T − t_f on it is bT", partial(_budget, end=_never)),
             ("the fall takes T − t_i − t_f steps; you let it take T − t_i",
-             lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i)) ** 3))),
+             partial(_budget, end=_never, steps=lambda T, t_i, t_f: T - t_i))),
         tolerance=0,
         hints=("Which part of the fall is over at t = t_i, and which at t = T − t_f?",
                "All are numbers. The fall takes T − t_i − t_f steps.",
-               "Clip t to t_i … T − t_f first, so that one formula serves all t. Then left = 1 - (t - t_i) / (T - t_i - t_f), and "
-               "int(bT + (b0 - bT) * left**3) rounds down.")),
+               "Clip t to t_i … T − t_f first, so that one formula serves all t. Then left = 1 "
+               "- (t - t_i) / (T - t_i - t_f), and int(bT + (b0 - bT) * left**3) rounds down.")),
     Exercise(
         name="adalora.allocate", title="Allocation of the budget", stars=2,
         reference=allocate, cases=_scores,
         special=(
-            ("one matrix has all the important triplets",
-             lambda rng: (np.array([[9.0, 8.0, 7.0], [3.0, 2.0, 1.0], [0.3, 0.2, 0.1]]), 3)),
+            ("one matrix has all the important triplets", _one_matrix),
             ("nothing may stay", lambda rng: (rng.exponential(1, (2, 3)), 0)),
             ("everything may stay", lambda rng: (rng.exponential(1, (2, 3)), 6))),
         invariants=(
-            ("exactly b triplets stay even if scores are equal",
-             lambda fn, rng: np.asarray(fn(np.ones((3, 4)), 5)).sum() == 5),),
+            ("exactly b triplets stay even if scores are equal", _five_of_equal),),
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
-             lambda scores, b: (-scores).argsort(1).argsort(1) < b // len(scores)),
-            ("place −b is place 0 when b is 0, so that [-b:] takes everything; take the first b in descending order",
+             _equal_shares),
+            ("place −b is place 0 when b is 0, so that [-b:] takes everything; take the "
+             "first b in descending order",
              lambda scores, b: allocate(scores, b or scores.size)),
-            ("these are the least important triplets; keep the largest scores", lambda scores, b: allocate(-scores, b)),
-            ("b counts the triplets that stay, not those that go", lambda scores, b: allocate(scores, scores.size - b)),
-            ("these are the triplets that go; the mask is true for those that stay", lambda scores, b: ~allocate(scores, b)),
-            *(("np.argsort gives places in order, not the rank of each score; mark the places of the first b", wrong) for wrong in (
-                lambda scores, b: np.argsort(-scores.reshape(-1)).reshape(scores.shape) < b,
-                lambda scores, b: np.argsort(scores.reshape(-1)).reshape(scores.shape) >= scores.size - b)),
+            ("these are the least important triplets; keep the largest scores",
+             lambda scores, b: allocate(-scores, b)),
+            ("b counts the triplets that stay, not those that go",
+             lambda scores, b: allocate(scores, scores.size - b)),
+            ("these are the triplets that go; the mask is true for those that stay",
+             lambda scores, b: ~allocate(scores, b)),
+            *several("np.argsort gives places in order, not the rank of each score; mark "
+                     "the places of the first b",
+                     _by_rank, _by_last_rank),
             ("you kept one too many: was the b-th largest score counted from 0?",
              lambda scores, b: allocate(scores, min(b + 1, scores.size))),
             ("you kept one too few: > leaves the b-th largest score out, ≥ keeps it",
              lambda scores, b: allocate(scores, max(b - 1, 0)))),
         symptoms=(
-            ("return a mask of True and False, not the scores",
-             lambda got, expected, arguments: np.asarray(got).dtype.kind == "f"),
-            ("these are the places of the triplets that stay; return a mask (n, r) that is true there",
-             lambda got, expected, arguments: np.shape(got) == (arguments[1],) and np.asarray(got).dtype.kind in "iu")),
+            ("return a mask of True and False, not the scores", _not_a_mask),
+            ("these are the places of the triplets that stay; return a mask "
+             "(n, r) that is true there",
+             _places)),
         tolerance=0,
-        hints=("Does each matrix have its own share, or do all triplets compete? What should come out for b = 0, and for "
-               "equal scores?",
-               "The flattened scores are (n r,). Exactly b of them are marked, and the mask is (n, r) again.",
-               "order = np.argsort(-scores.reshape(-1)). Mark the places order[:b] in an array of n r False values, then "
-               "reshape. (The last b of an ascending order, [-b:], are all of them when b is 0.)")),
+        hints=("Does each matrix have its own share, or do all triplets compete? What should come "
+               "out for b = 0, and for equal scores?",
+               "The flattened scores are (n r,). Exactly b of them are marked, and "
+               "the mask is (n, r) again.",
+               "order = np.argsort(-scores.reshape(-1)). Mark the places order[:b] in an array "
+               "of n r False values, then reshape. (The last b of an ascending order, [-b:], "
+               "are all of them when b is 0.)")),
     Exercise(
         name="adalora.export", title="What is left as a LoRA", stars=1,
         reference=export, cases=_pruned, normalize=_product,
         special=(
-            ("nothing is pruned", lambda rng: (rng.standard_normal((3, 2)), np.array([2.0, -1.0]), rng.standard_normal((2, 4)))),),
+            ("nothing is pruned", partial(_with_values, Lam=[2.0, -1.0])),),
         invariants=(
-            ("if everything is pruned, B has no columns and A no rows", lambda fn, rng: not any(
-                map(np.size, fn(rng.standard_normal((3, 2)), np.zeros(2), rng.standard_normal((2, 4)))))),),
+            ("if everything is pruned, B has no columns and A no rows", _nothing_left),),
         mistakes=(
-            ("the pruned triplets are still there: take the columns of P and the rows of Q where λ is not 0",
+            ("the pruned triplets are still there: take the columns of P and the "
+             "rows of Q where λ is not 0",
              lambda P, Lam, Q: (P * Lam, Q)),
-            ("λ is missing: one of the two factors must be multiplied by it",
-             lambda P, Lam, Q: (P[:, Lam != 0], Q[Lam != 0])),
-            ("λ is counted twice: it belongs into one factor, or its root into both",
-             lambda P, Lam, Q: (P[:, Lam != 0] * Lam[Lam != 0], Q[Lam != 0] * Lam[Lam != 0, None])),
-            ("a negative λ is not pruned: test Lam != 0, not Lam > 0", lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
-            ("the sign of λ is lost, as it is if both factors get the root of |λ|; multiply one of them by it", _roots),
+            ("λ is missing: one of the two factors must be multiplied by it", _without_values),
+            ("λ is counted twice: it belongs into one factor, or its root into both", _twice),
+            ("a negative λ is not pruned: test Lam != 0, not Lam > 0",
+             lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
+            ("the sign of λ is lost, as it is if both factors get the root of |λ|; "
+             "multiply one of them by it",
+             _roots),
             ("these are the first triplets; those that are left may stand anywhere", _first)),
         symptoms=(
-            ("cut both factors: B has as many columns as A has rows", lambda got, expected, arguments:
-             np.shape(got) in ((len(arguments[0]), np.count_nonzero(arguments[1])), arguments[0].shape) != np.shape(expected)),
-            ("ΔW is B A: return B, which comes from P, first",
-             lambda got, expected, arguments: np.asarray(got).shape == (np.count_nonzero(arguments[1]), len(arguments[2].T))),),
+            ("cut both factors: B has as many columns as A has rows", _one_uncut),
+            ("ΔW is B A: return B, which comes from P, first", _in_other_order)),
         tolerance=1e-9,
         hints=("What does a triplet with λ = 0 add to P Λ Q?",
                "k is np.count_nonzero(Lam). B is (d_out, k), A is (k, d_in).",
-               "left = Lam != 0. B is P[:, left] with its columns multiplied by Lam[left], and A is Q[left].")),
+               "left = Lam != 0. B is P[:, left] with its columns multiplied by "
+               "Lam[left], and A is Q[left].")),
 )

@@ -1,25 +1,32 @@
-"""Lesson 01: the walk through the graph, broadcasting, the backward passes of two layers, and how to tell wrong ones."""
+"""Lesson 01: the walk through the graph, broadcasting, and backward passes, right and wrong."""
 import itertools
+from functools import partial
 
 import numpy as np
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor, unbroadcast
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
-NO_ZEROS = "the values have different shapes: keep a list, and begin an entry with the first array that arrives, not with zeros"
+NO_ZEROS = ("the values have different shapes: keep a list, and begin an entry "
+            "with the first array that arrives, not with zeros")
 IS_NONE = "`or` and `if` do not take arrays: ask whether an entry `is None`"
-EACH_USE = "an operation may use a value twice, and each use has a function of its own: go through all pairs of tape[k]"
-EARLY = "a value passed its gradient on before all parts of it had arrived: go from the last value to the first, one after another"
-STEPS = 5000                                                                  # more than functions may call each other
+EACH_USE = ("an operation may use a value twice, and each use has a function of its own: "
+            "go through all pairs of tape[k]")
+EARLY = ("a value passed its gradient on before all parts of it had arrived: "
+         "go from the last value to the first, one after another")
+STEPS = 5000                                             # more than functions may call each other
 
 
 # -- the walk ------------------------------------------------------------------------------------
 class Products:
-    """Vector–Jacobian products, dy ↦ Jᵀ dy, of linear maps from n to m numbers, n and m = 1 … 4: `Products.of_m_n_i` for
-    i = 0, 1, 2. They have names because a function is sent to the grader's other process by its name."""
+    """Vector–Jacobian products, dy ↦ Jᵀ dy, of linear maps from n to m numbers, n and m = 1 … 4.
+
+    `Products.of_m_n_i` are three of each size, i = 0, 1, 2. They have names because a function is
+    sent to the grader's other process by its name.
+    """
 
     @staticmethod
     def same(dy):
@@ -27,10 +34,12 @@ class Products:
         return dy
 
     @staticmethod
-    def three(dy): return 3.0 * dy
+    def three(dy):
+        return 3.0 * dy
 
     @staticmethod
-    def half(dy): return 0.5 * dy
+    def half(dy):
+        return 0.5 * dy
 
 
 def by_name(kind, of, seed):
@@ -45,61 +54,94 @@ def by_name(kind, of, seed):
 by_name(Products, lambda J: lambda dy: J.T @ dy, seed=0)
 
 
-def walk(tape, dy, add=True, order=-1, in_place=False):
-    """Gradients of all values of a tape; `add`, `order` and `in_place` make the mistakes."""
+def added(old, new):
+    return new if old is None else old + new
+
+
+def added_in_place(old, new):
+    return new if old is None else np.add(old, new, out=old)
+
+
+def replaced(old, new):
+    return new
+
+
+def walk(tape, dy, join=added, order=-1):
+    """Return the gradients of all values; `join` and `order` are for the mistakes."""
     grads = [None] * len(tape)
     grads[-1] = dy
     for k in range(len(tape))[::order]:
-        if grads[k] is None: continue
-        for j, vjp in tape[k]:
-            dx = vjp(grads[k])
-            if grads[j] is None or not add: grads[j] = dx
-            elif in_place: grads[j] += dx
-            else: grads[j] = grads[j] + dx
+        if grads[k] is not None:
+            for j, vjp in tape[k]:
+                grads[j] = join(grads[j], vjp(grads[k]))
     return grads
 
 
 def once(tape):
-    """The tape with the last of the uses alone that an operation makes of a value."""
+    """Keep of the uses that an operation makes of a value the last one alone."""
     return [list(dict(uses).items()) for uses in tape]
 
 
 def as_found(tape, dy, place):
-    """The walk to the values as they are found: each passes its gradient on when it comes up, complete or not."""
-    grads, found = [None] * (len(tape) - 1) + [dy], [len(tape) - 1]
-    passed = set()
-    while found:
-        k = found.pop(place)
-        if k in passed: continue
-        passed.add(k)
-        for j, vjp in tape[k]:
-            dx = vjp(grads[k])
-            grads[j] = dx if grads[j] is None else grads[j] + dx
-            found.append(j)
+    """Walk to the values in the order in which they are found, which may be too early."""
+    grads = [None] * (len(tape) - 1) + [dy]
+    waiting, passed = [len(tape) - 1], set()
+    while waiting:
+        k = waiting.pop(place)
+        if k not in passed:
+            passed.add(k)
+            for j, vjp in tape[k]:
+                grads[j] = added(grads[j], vjp(grads[k]))
+                waiting.append(j)
     return grads
+
+
+def of_leaves(tape, dy):
+    grads = walk(tape, dy)
+    return [None if tape[k] else grads[k] for k in range(len(tape))]
+
+
+def too_many(got, expected, args):
+    """Is there an array where None is expected?"""
+    return any(g is not None and e is None for g, e in zip(got, expected, strict=True))
 
 
 def reference_walk(tape, dy):
     return walk(tape, dy)
 
 
+# The values that each of seven values uses. 0 and 1 are leaves, and 3 leads nowhere.
+USES = (), (), (0, 1, 0), (1,), (2, 2), (4, 1), (5, 2)
+
+
+def random_tape(rng, kind):
+    """Draw a tape with functions of the class `kind`, and the sizes of its values."""
+    sizes = rng.integers(1, 5, 7).tolist()
+    def function(k, j):
+        return getattr(kind, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
+    return [[(j, function(k, j)) for j in uses] for k, uses in enumerate(USES)], sizes
+
+
 def walk_cases(rng):
-    sizes = rng.integers(1, 5, 7).tolist()                                    # 0 and 1 leaves, 3 a value that leads nowhere
-    edges = [(2, 0), (2, 1), (2, 0), (3, 1), (4, 2), (4, 2), (5, 4), (5, 1), (6, 5), (6, 2)]
-    vjp = lambda k, j: getattr(Products, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
-    tape = [[(j, vjp(k, j)) for user, j in edges if user == k] for k in range(len(sizes))]
+    tape, sizes = random_tape(rng, Products)
     return tape, rng.standard_normal(sizes[-1])
 
 
 def chain(rng):
     """Equation (2) of the lesson: x·x, a + a, b + a at x = 3."""
     x, plus = (0, Products.three), (1, Products.same)
-    return [[], [x, x], [plus, plus], [(2, Products.same), plus]], np.array([1.0])
+    tape = [[], [x, x], [plus, plus], [(2, Products.same), plus]]
+    return tape, np.array([1.0])
 
 
 def doublings(rng):
-    """y = ½ x + ½ x, again and again: a value has 2 paths to the next one, and 2ⁿ to the n-th after it."""
-    return [[], *([(k, Products.half), (k, Products.half)] for k in range(STEPS))], np.array([1.0])
+    """y = ½ x + ½ x, again and again: a value has 2ⁿ paths to the n-th value after it."""
+    steps = [[(k, Products.half)] * 2 for k in range(STEPS)]
+    return [[], *steps], np.array([1.0])
+
+
+def leads_nowhere(got, expected, args):
+    return got[3] is not None and expected[3] is None
 
 
 # -- broadcasting --------------------------------------------------------------------------------
@@ -109,8 +151,18 @@ def reference_unbroadcast(dy, shape):
 
 def unbroadcast_cases(rng):
     n, m, k = rng.permutation([2, 3, 4]).tolist()
-    shape = [(k,), (1, k), (m, 1), (n, 1, k), (1, m, 1), (n, m, k), (1, k)][rng.integers(7)]
+    shapes = [(k,), (1, k), (m, 1)]
+    shapes += [(n, 1, k), (1, m, 1), (n, m, k), (1, k)]
+    shape = shapes[rng.integers(7)]
     return rng.standard_normal((n, m, k)), shape
+
+
+def four_by_three(shape):
+    return lambda rng: (rng.standard_normal((4, 3)), shape)
+
+
+def summed_behind(dy, shape):
+    return dy.sum(tuple(range(len(shape), dy.ndim)))
 
 
 def summed_without_keepdims(dy, shape):
@@ -118,11 +170,21 @@ def summed_without_keepdims(dy, shape):
     return out.sum(tuple(i for i, n in enumerate(shape) if n == 1))
 
 
+def without_axes(got, expected, args):
+    return got.ndim == expected.ndim and 1 in args[1]
+
+
+def averaged(dy, shape):
+    return reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size)
+
+
 # -- the linear layer ----------------------------------------------------------------------------
 def reference_linear_vjp(X, W, dY, need=(True, True, True)):
     d_in = next((a.shape[1] for a in (X, W) if a is not None), 1)
-    if X is None: X = np.zeros((len(dY), d_in))                               # it was not kept: dW is not needed
-    if W is None: W = np.zeros((dY.shape[1], d_in))
+    if X is None:
+        X = np.zeros((len(dY), d_in))                    # it was not kept: dW is not needed
+    if W is None:
+        W = np.zeros((dY.shape[1], d_in))
     X, W = Tensor(X, requires_grad=need[0]), Tensor(W, requires_grad=need[1])
     b = Tensor(np.zeros(len(W), W.dtype), requires_grad=need[2])
     F.linear(X, W, b).backward(dY)
@@ -131,17 +193,33 @@ def reference_linear_vjp(X, W, dY, need=(True, True, True)):
 
 def linear_cases(rng, need=None):
     N, d_in, d_out = 3 + rng.permutation(4)[:3]
-    if need is None: need = [(True, True, False), (True, False, True), (False, True, False), (True, False, False)][rng.integers(4)]
-    X, W, dY = rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in)), rng.standard_normal((N, d_out))
+    need = need or NEEDS[rng.integers(4)]
+    X, W = rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in))
+    dY = rng.standard_normal((N, d_out))
     return X if need[1] else None, W if need[0] else None, dY, need
 
 
-NOT_KEPT = "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything"
+NEEDS = ((True, True, False), (True, False, True),
+         (False, True, False), (True, False, False))
+NOT_KEPT = ("what no wanted gradient needs was not kept and is None: "
+            "look at `need` before you compute anything")
 
 
-def linear_vjp(X, W, dY, need=(True, True, True), dW=lambda X, dY: dY.T @ X, db=lambda dY: dY.sum(0)):
-    """All that is needed; dW and db make the mistakes."""
-    return dY @ W if need[0] else None, dW(X, dY) if need[1] else None, db(dY) if need[2] else None
+def linear_vjp(X, W, dY, need=(True, True, True), dW=lambda X, dY: dY.T @ X,
+               db=lambda dY: dY.sum(0)):
+    """Return what is needed; dW and db are for the mistakes."""
+    dX = dY @ W if need[0] else None
+    return dX, dW(X, dY) if need[1] else None, db(dY) if need[2] else None
+
+
+def unneeded_bias(X, W, dY, need):
+    dX, dW, _ = linear_vjp(X, W, dY, need)
+    return dX, dW, dY.sum(0)
+
+
+def weight_first(*args):
+    dX, dW, db = linear_vjp(*args)
+    return dW, dX, db
 
 
 # -- layer norm ----------------------------------------------------------------------------------
@@ -155,37 +233,89 @@ def mean_of_rows(a):
     return a.mean(-1, keepdims=True)
 
 
-def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True, ddof=0, outside=0.0,
-                   average=mean_of_rows):
-    sigma = np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps) + outside
-    xhat = (x - x.mean(-1, keepdims=True)) / sigma
+def centred(a):
+    return a - mean_of_rows(a)
+
+
+def sum_of_rows(a):
+    return a.sum(-1, keepdims=True)
+
+
+def sigma_of(x, eps, ddof=0):
+    return np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
+
+
+def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True,
+                   ddof=0, outside=0.0, average=mean_of_rows):
+    """Return dx. `average` stands for the mean, and the other options leave a part out."""
+    sigma = sigma_of(x, eps, ddof) + outside
+    xhat = centred(x) / sigma
     dxhat = gamma * dy if scaled else dy
     dx = dxhat - (average(dxhat) if mean else 0)
-    if projection: dx = dx - xhat * average(dxhat * xhat)
+    if projection:
+        dx = dx - xhat * average(dxhat * xhat)
     return dx / sigma if divided else dx
 
 
 def of_terms(dx):
-    """The backward pass with the terms `dx` before the division by σ. They are made of d = dx̂, dy, gamma, x, xhat and mean."""
+    """Return dx with other terms before the division by σ, of d = dx̂, dy and h = x̂."""
     def wrong(x, gamma, dy, eps):
-        sigma = np.sqrt(x.var(-1, keepdims=True) + eps)
-        xhat = (x - mean_of_rows(x)) / sigma
-        return dx(d=gamma * dy, dy=dy, gamma=gamma, x=x, xhat=xhat, mean=mean_of_rows) / sigma
+        sigma = sigma_of(x, eps)
+        return dx(gamma * dy, dy, centred(x) / sigma) / sigma
     return wrong
 
 
-ALL_THREE = "all three terms need dx̂ = γ dy, and not dy"
-NORMALIZED = "the third term is made of x̂, and not of x"
+def projected(of):
+    """Return dx with of(x) in place of x̂ in the third term."""
+    def wrong(x, gamma, dy, eps):
+        d, a = gamma * dy, of(x)
+        return (centred(d) - a * mean_of_rows(d * a)) / sigma_of(x, eps)
+    return wrong
+
+
+def itself(x):
+    return x
+
+
+def late_gamma(x, gamma, dy, eps):
+    return gamma * layer_norm_vjp(x, 1, dy, eps)
+
+
+def alone(x, gamma, dy, eps):
+    return gamma * dy / sigma_of(x, eps)
+
+
+def divided_twice(x, gamma, dy, eps):
+    return layer_norm_vjp(x, gamma, dy, eps) / sigma_of(x, eps)
+
+
+def multiplied(x, gamma, dy, eps):
+    return layer_norm_vjp(x, gamma, dy, eps) * sigma_of(x, eps) ** 2
+
+
+def other_axis(x, gamma, dy, eps):
+    x, dxhat = x.swapaxes(0, -1), (gamma * dy).swapaxes(0, -1)
+    return layer_norm_vjp(x, 1, dxhat, eps).swapaxes(0, -1)
 
 
 def layer_norm_cases(rng):
     d = int(rng.integers(4, 9))
-    return rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d), rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
+    x = rng.standard_normal((2, 3, d)) * 2 + 1
+    gamma = 1 + 0.5 * rng.standard_normal(d)
+    return x, gamma, rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
+
+
+def eps_outside(x, gamma, dy, eps):
+    return layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)
+
+
+def sums_to_zero(fn, rng):
+    return abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9
 
 
 # -- right and wrong vjps ------------------------------------------------------------------------
 class Vjps:
-    """Backward passes of y = tanh x · Σ x over the last axis, vjp(x, dy) → dx. Two of them are right."""
+    """Backward passes vjp(x, dy) → dx of y = tanh x · Σ x, over the last axis. Two are right."""
 
     @staticmethod
     def whole(x, dy, slope=1.0, second=1.0):
@@ -195,15 +325,19 @@ class Vjps:
     @staticmethod
     def by_jacobian(x, dy):
         """Right, row by row: J = diag((1 − t²) Σ x) + t 1ᵀ."""
-        t, s = np.tanh(x), x.sum(-1)
-        J = np.eye(x.shape[-1]) * ((1 - t * t) * s[..., None])[..., None] + t[..., None] * np.ones(x.shape[-1])
+        d, t = x.shape[-1], np.tanh(x)
+        s = x.sum(-1, keepdims=True)
+        diagonal = ((1 - t * t) * s)[..., None]
+        J = np.eye(d) * diagonal + t[..., None] * np.ones(d)
         return np.einsum("...ij,...i->...j", J, dy)
 
     @staticmethod
-    def doubled(x, dy): return 2 * Vjps.whole(x, dy)
+    def doubled(x, dy):
+        return 2 * Vjps.whole(x, dy)
 
     @staticmethod
-    def without_sum(x, dy): return Vjps.whole(x, dy, second=0.0)
+    def without_sum(x, dy):
+        return Vjps.whole(x, dy, second=0.0)
 
     @staticmethod
     def transposed(x, dy):
@@ -214,7 +348,8 @@ class Vjps:
     @staticmethod
     def for_ones(x, dy):
         """Right for dy = (1, …, 1) and nothing else: the mean of dy stands where dy should."""
-        return Vjps.whole(x, np.broadcast_to(dy.mean(-1, keepdims=True), dy.shape))
+        mean = dy.mean(-1, keepdims=True)
+        return Vjps.whole(x, np.broadcast_to(mean, dy.shape))
 
     @staticmethod
     def sum_of_zero(x, dy):
@@ -222,7 +357,8 @@ class Vjps:
         return Vjps.whole(x, dy) + 0.1 * (dy - dy.mean(-1, keepdims=True))
 
     @staticmethod
-    def slightly(x, dy): return Vjps.whole(x, dy, slope=1.001)
+    def slightly(x, dy):
+        return Vjps.whole(x, dy, slope=1.001)
 
     @staticmethod
     def at_zero(x, dy):
@@ -236,8 +372,10 @@ class Vjps:
         return Vjps.whole(np.clip(x, -4, 4), dy)
 
 
-WRONG_VJPS = Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero, Vjps.slightly, Vjps.at_zero
-STRICT = "the accepted difference is too large: an error of a thousandth must be caught, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖"
+VJPS = (Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero,
+        Vjps.slightly, Vjps.at_zero, Vjps.whole, Vjps.by_jacobian)
+STRICT = ("the accepted difference is too large: an error of a thousandth must be caught, "
+          "so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
 
 
 def squashed_sum(x):
@@ -246,12 +384,23 @@ def squashed_sum(x):
 
 
 def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
-    """Is the vjp wrong at x? upstream, direction: what u and v are made of; the options make mistakes."""
+    """Is the vjp wrong at x? upstream, direction: what u and v are made of, if not random."""
     rng = np.random.default_rng(1)
-    u, v = (rng.standard_normal(x.shape) if of is None else of(x) for of in (upstream, direction))
-    dx = vjp(x, u)
-    difference = np.vdot(dx, v) - np.vdot(u, f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5
+    def draw(x):
+        return rng.standard_normal(x.shape)
+    u = (upstream or draw)(x)
+    v = (direction or draw)(x)
+    dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
+    difference = np.vdot(dx, v) - np.vdot(u, dy) / 2e-5
     return bool(abs(difference) > tolerance * np.linalg.norm(dx) * np.linalg.norm(v))
+
+
+def at_own_point(f, vjp, x):
+    return catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))
+
+
+def large_numbers(rng):
+    return squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))
 
 
 def reference_catches(f, vjp, x):
@@ -259,8 +408,8 @@ def reference_catches(f, vjp, x):
 
 
 def catches_cases(rng, vjp=None):
-    every = (*WRONG_VJPS, Vjps.whole, Vjps.by_jacobian)
-    return squashed_sum, every[rng.integers(len(every))] if vjp is None else vjp, 1 + rng.standard_normal((3, 4))
+    vjp = vjp or VJPS[rng.integers(len(VJPS))]
+    return squashed_sum, vjp, 1 + rng.standard_normal((3, 4))
 
 
 # -- the other direction -------------------------------------------------------------------------
@@ -271,17 +420,14 @@ class Pushes:
 by_name(Pushes, lambda J: lambda dx: J @ dx, seed=1)
 
 
-def forward(tape, dx, add=True, order=1, first=0, in_place=False):
-    """How all values of a tape change with its first one; the options make the mistakes."""
+def forward(tape, dx, join=added, order=1, first=0):
+    """Return the changes of all values with the first one; the options are for the mistakes."""
     changes = [None] * len(tape)
     changes[first] = dx
     for k in range(len(tape))[::order]:
         for j, jvp in tape[k]:
-            if changes[j] is None: continue
-            dy = jvp(changes[j])
-            if changes[k] is None or not add: changes[k] = dy
-            elif in_place: changes[k] += dy
-            else: changes[k] = changes[k] + dy
+            if changes[j] is not None:
+                changes[k] = join(changes[k], jvp(changes[j]))
     return changes
 
 
@@ -290,10 +436,8 @@ def reference_forward(tape, dx):
 
 
 def forward_cases(rng):
-    sizes = rng.integers(1, 5, 7).tolist()                                    # 1 is another leaf, and 3 depends on it alone
-    edges = [(2, 0), (2, 1), (2, 0), (3, 1), (4, 2), (4, 2), (5, 4), (5, 1), (6, 5), (6, 2)]
-    jvp = lambda k, j: getattr(Pushes, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
-    return [[(j, jvp(k, j)) for user, j in edges if user == k] for k in range(7)], rng.standard_normal(sizes[0])
+    tape, sizes = random_tape(rng, Pushes)
+    return tape, rng.standard_normal(sizes[0])
 
 
 EXERCISES = (
@@ -304,204 +448,258 @@ EXERCISES = (
             ("the example of equation (2)", chain),
             ("a chain of 5,000 steps, each of which uses the value before it twice", doublings)),
         mistakes=(
-            ("a value that is used twice keeps only one of its gradients; add the new one to the old one",
-             lambda tape, dy: walk(tape, dy, add=False)),
-            ("the walk goes forwards; start at the last value and go down", lambda tape, dy: walk(tape, dy, order=1)),
+            ("a value that is used twice keeps only one of its gradients; add "
+             "the new one to the old one",
+             partial(walk, join=replaced)),
+            ("the walk goes forwards; start at the last value and go down", partial(walk, order=1)),
             ("+= writes into an array that another value has as its gradient, too; write a + b",
-             lambda tape, dy: walk(tape, np.array(dy), in_place=True)),
+             lambda tape, dy: walk(tape, np.array(dy), join=added_in_place)),
             (EACH_USE, lambda tape, dy: walk(once(tape), dy)),
-            (EARLY, lambda tape, dy: as_found(tape, dy, 0)),
-            (EARLY, lambda tape, dy: as_found(tape, dy, -1)),
-            ("the gradient of the last value is dy, not 1", lambda tape, dy: walk(tape, np.ones_like(dy))),
-            ("the list is in reverse order: entry k is the gradient of value k", lambda tape, dy: walk(tape, dy)[::-1]),
+            (EARLY, partial(as_found, place=0)),
+            (EARLY, partial(as_found, place=-1)),
+            ("the gradient of the last value is dy, not 1",
+             lambda tape, dy: walk(tape, np.ones_like(dy))),
+            ("the list is in reverse order: entry k is the gradient of value k",
+             lambda tape, dy: walk(tape, dy)[::-1]),
             ("the gradients of all values are asked for, not those of the leaves alone",
-             lambda tape, dy: [None if uses else g for g, uses in zip(walk(tape, dy), tape, strict=True)])),
+             of_leaves)),
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
-             lambda got, expected, args: got[3] is not None and expected[3] is None),),
+             leads_nowhere),),
         errors=(
-            ("for +", "an entry is None until its first gradient arrives: begin with that one, and add the later ones"),
-            ("NoneType", "a vjp got None: a value that the last one does not depend on has None, so skip it; and the gradient of "
-                         "value k goes in, not that of value j"),
-            ("(has 0,", "a vjp got None or a single number: a value that the last one does not depend on has None, so skip it; and "
-                        "the gradient of value k goes in, not that of value j"),
-            ("setting an array", NO_ZEROS), ("broadcast", NO_ZEROS), ("ambiguous", IS_NONE),
-            ("RecursionError", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
-                               "last to the first"),
-            ("no result after", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
-                                "last to the first"),
-            ("matmul", "the gradient of value k goes in, not that of value j: dx = vjp(grads[k]); and no entry begins with zeros, "
-                       "whose shape would be a guess"),
+            ("for +",
+             "an entry is None until its first gradient arrives: begin with that "
+             "one, and add the later ones"),
+            ("NoneType",
+             "a vjp got None: a value that the last one does not depend on has None, so skip it; "
+             "and the gradient of value k goes in, not that of value j"),
+            ("(has 0,",
+             "a vjp got None or a single number: a value that the last one does not depend on has "
+             "None, so skip it; and the gradient of value k goes in, not that of value j"),
+            ("setting an array", NO_ZEROS),
+            ("broadcast", NO_ZEROS),
+            ("ambiguous", IS_NONE),
+            ("RecursionError",
+             "there are 2ⁿ paths through n steps: do not follow them, go once through all values, "
+             "from the last to the first"),
+            ("no result after",
+             "there are 2ⁿ paths through n steps: do not follow them, go once through all values, "
+             "from the last to the first"),
+            ("matmul",
+             "the gradient of value k goes in, not that of value j: dx = vjp(grads[k]); and no "
+             "entry begins with zeros, whose shape would be a guess"),
             ("has no attribute 'T'", "a vjp is a function, not a matrix: dx = vjp(grads[k])")),
         tolerance=1e-9,
-        hints=("When is the gradient of a value complete, so that it may be passed on? What do you do with a second "
-               "gradient that reaches the same value?",
-               "Keep a list as long as the tape, None at first; entry k has the shape of value k. vjp(grads[k]) has the "
-               "shape of value j.",
-               "grads[-1] = dy. Loop over k from the last to the first; skip k if grads[k] is None. For each (j, vjp) in "
-               "tape[k], the new grads[j] is vjp(grads[k]), plus the old one if there is one. Write a + b, not +=, which "
-               "would change an array that another value uses.")),
+        hints=("When is the gradient of a value complete, so that it may be passed on? What do "
+               "you do with a second gradient that reaches the same value?",
+               "Keep a list as long as the tape, None at first; entry k has the shape of value k. "
+               "vjp(grads[k]) has the shape of value j.",
+               "grads[-1] = dy. Loop over k from the last to the first; skip k if grads[k] is "
+               "None. For each (j, vjp) in tape[k], the new grads[j] is vjp(grads[k]), plus "
+               "the old one if there is one. Write a + b, not +=, which would change an array "
+               "that another value uses.")),
     Exercise(
         name="autograd.unbroadcast", title="Undo a broadcast", stars=2,
         reference=reference_unbroadcast, cases=unbroadcast_cases,
         special=(
-            ("a bias under a matrix: (4, 3) → (3,)", lambda rng: (rng.standard_normal((4, 3)), (3,))),
-            ("a column: (4, 3) → (4, 1)", lambda rng: (rng.standard_normal((4, 3)), (4, 1))),
-            ("nothing was broadcast: (4, 3) → (4, 3)", lambda rng: (rng.standard_normal((4, 3)), (4, 3))),
-            ("a single number: (4, 3) → ()", lambda rng: (rng.standard_normal((4, 3)), ()))),
+            ("a bias under a matrix: (4, 3) → (3,)", four_by_three((3,))),
+            ("a column: (4, 3) → (4, 1)", four_by_three((4, 1))),
+            ("nothing was broadcast: (4, 3) → (4, 3)", four_by_three((4, 3))),
+            ("a single number: (4, 3) → ()", four_by_three(()))),
         mistakes=(
-            ("the sum over an axis of length 1 must keep that axis: keepdims=True", summed_without_keepdims),
+            ("the sum over an axis of length 1 must keep that axis: keepdims=True",
+             summed_without_keepdims),
             ("broadcasting adds new axes in front: sum over the first axes, not over the last",
-             lambda dy, shape: dy.sum(tuple(range(len(shape), dy.ndim)))),
+             summed_behind),
             ("you took a mean instead of a sum: every copy sends its whole gradient back",
-             lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
+             averaged)),
         symptoms=(
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
-             lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),
-            ("the result has the shape `shape`: sum over the axes in front that it does not have, and over those where it has a 1",
+             without_axes),
+            ("the result has the shape `shape`: sum over the axes in front that it does not have, "
+             "and over those where it has a 1",
              lambda got, expected, args: got.shape != expected.shape)),
-        errors=(("remapp", "do not broadcast dy again: sum over the axes along which NumPy made copies"),),
+        errors=(
+            ("remapp",
+             "do not broadcast dy again: sum over the axes along which NumPy made copies"),),
         tolerance=1e-9,
-        hints=("Every copy of a number sends a gradient back. Along which axes was the array copied?",
-               "The first dy.ndim - len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
-               "The result has the shape `shape`.",
-               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim - len(shape)))). Then sum over the axes where"
-               " `shape` has a 1, with keepdims=True.")),
+        hints=("Every copy of a number sends a gradient back. Along which "
+               "axes was the array copied?",
+               "The first dy.ndim - len(shape) axes are new. Of the others, those where `shape` "
+               "has a 1 were stretched. The result has the shape `shape`.",
+               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim - len(shape)))). "
+               "Then sum over the axes where `shape` has a 1, with keepdims=True.")),
     Exercise(
         name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
-            ("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
-            ("only db is not needed", lambda rng: linear_cases(rng, (True, True, False))),
+            ("everything is needed", partial(linear_cases, need=(True, True, True))),
+            ("only db is not needed", partial(linear_cases, need=(True, True, False))),
             ("a frozen weight in the middle of a network: only dX, and X was not kept",
-             lambda rng: linear_cases(rng, (True, False, False))),
-            ("dX is not needed, so W was not kept", lambda rng: linear_cases(rng, (False, True, True))),
-            ("only db is needed, so neither X nor W was kept", lambda rng: linear_cases(rng, (False, False, True)))),
+             partial(linear_cases, need=(True, False, False))),
+            ("dX is not needed, so W was not kept",
+             partial(linear_cases, need=(False, True, True))),
+            ("only db is needed, so neither X nor W was kept",
+             partial(linear_cases, need=(False, False, True)))),
         mistakes=(
             ("you computed a gradient that nobody needs: return None where need is False",
-             lambda X, W, dY, need: (*linear_vjp(X, W, dY, need)[:2], dY.sum(0))),
-            ("db is a sum over the N rows, axis 0; yours is over axis 1", lambda *a: linear_vjp(*a, db=lambda dY: dY.sum(1))),
-            ("db is a sum over rows, not a mean", lambda *a: linear_vjp(*a, db=lambda dY: dY.mean(0))),
+             unneeded_bias),
+            ("db is a sum over the N rows, axis 0; yours is over axis 1",
+             partial(linear_vjp, db=lambda dY: dY.sum(1))),
+            ("db is a sum over rows, not a mean", partial(linear_vjp, db=lambda dY: dY.mean(0))),
             ("dW is averaged over rows; every row adds its part, so it is a sum",
-             lambda *a: linear_vjp(*a, dW=lambda X, dY: dY.T @ X / len(X))),
-            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X", lambda *a: linear_vjp(*a, dW=lambda X, dY: X.T @ dY)),
+             partial(linear_vjp, dW=lambda X, dY: dY.T @ X / len(X))),
+            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
+             partial(linear_vjp, dW=lambda X, dY: X.T @ dY)),
             ("the order is (dX, dW, db)", lambda *a: linear_vjp(*a)[::-1]),
-            ("the order is (dX, dW, db)", lambda *a: (lambda dX, dW, db: (dW, dX, db))(*linear_vjp(*a)))),
+            ("the order is (dX, dW, db)", weight_first)),
         symptoms=(
             ("return None, and nothing else, in the place of a gradient that is not needed",
-             lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
+             too_many),),
         errors=(
-            ("NoneType", NOT_KEPT), ("(has 0,", NOT_KEPT),
-            ("ambiguous", "`if` does not take an array: ask the three flags of `need` what is wanted")),
+            ("NoneType", NOT_KEPT),
+            ("(has 0,", NOT_KEPT),
+            ("ambiguous",
+             "`if` does not take an array: ask the three flags of `need` what is wanted")),
         tolerance=1e-9,
-        hints=("Which two of X, W and dY does each gradient need? Which order of the factors do the shapes allow?",
-               "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ (d_out, N) times X (N, d_in)."
-               " db (d_out,) is a sum over N rows.",
-               "dX = dY @ W if need[0] else None. Write dW with dY.T @ X and db with dY.sum(0) in the same way, so that "
-               "nothing is computed that nobody needs.")),
+        hints=("Which two of X, W and dY does each gradient need? Which order of the "
+               "factors do the shapes allow?",
+               "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ "
+               "(d_out, N) times X (N, d_in). db (d_out,) is a sum over N rows.",
+               "dX = dY @ W if need[0] else None. Write dW with dY.T @ X and db with dY.sum(0) "
+               "in the same way, so that nothing is computed that nobody needs.")),
     Exercise(
         name="autograd.layer_norm_vjp", title="The backward pass of layer norm", stars=3,
         reference=reference_layer_norm_vjp, cases=layer_norm_cases,
         invariants=(
             ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
-             lambda fn, rng: abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9),),
+             sums_to_zero),),
         mistakes=(
-            ("γ is missing: dx̂ = γ dy", lambda *a: layer_norm_vjp(*a, scaled=False)),
-            ("the mean of dx̂ is missing: μ depends on every x_j", lambda *a: layer_norm_vjp(*a, mean=False)),
-            ("the term with x̂ is missing: σ depends on every x_j", lambda *a: layer_norm_vjp(*a, projection=False)),
-            ("the division by σ is missing", lambda *a: layer_norm_vjp(*a, divided=False)),
-            ("ε is missing: σ is the root of the variance plus ε", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
-            ("ε stands under the root: σ = √(var + ε), not √var + ε",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)),
-            ("the variance divides by d, not by d − 1", lambda *a: layer_norm_vjp(*a, ddof=1)),
+            ("γ is missing: dx̂ = γ dy", partial(layer_norm_vjp, scaled=False)),
+            ("the mean of dx̂ is missing: μ depends on every x_j",
+             partial(layer_norm_vjp, mean=False)),
+            ("the term with x̂ is missing: σ depends on every x_j",
+             partial(layer_norm_vjp, projection=False)),
+            ("the division by σ is missing", partial(layer_norm_vjp, divided=False)),
+            ("ε is missing: σ is the root of the variance plus ε",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
+            ("ε stands under the root: σ = √(var + ε), not √var + ε", eps_outside),
+            ("the variance divides by d, not by d − 1", partial(layer_norm_vjp, ddof=1)),
             ("a sum stands where a mean belongs: divide it by d",
-             lambda *a: layer_norm_vjp(*a, average=lambda b: b.sum(-1, keepdims=True))),
-            ("the means run over all axes; each row of d numbers has its own mean, over the last axis",
-             lambda *a: layer_norm_vjp(*a, average=np.mean)),
-            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(d * xhat))),
-            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(d) - xhat * mean(dy * xhat))),
-            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(dy * xhat))),
-            (ALL_THREE, of_terms(lambda dy, gamma, xhat, mean, **_: gamma * (dy - mean(dy) - xhat * mean(dy * xhat)))),
-            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂", of_terms(lambda d, **_: d)),
-            ("both terms are subtracted from dx̂", of_terms(lambda d, xhat, mean, **_: d - mean(d) + xhat * mean(d * xhat))),
-            (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - x * mean(d * x))),
-            (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - (x - mean(x)) * mean(d * (x - mean(x))))),
-            ("divide by σ once", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) / np.sqrt(x.var(-1, keepdims=True) + eps)),
-            ("divide by σ, do not multiply with it",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) * (x.var(-1, keepdims=True) + eps)),
-            ("ε is an argument: use it as it is given", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 1e-5)),
-            ("each row of d numbers is normalized by itself, over the last axis, and not over the first",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x.swapaxes(0, -1), 1, (gamma * dy).swapaxes(0, -1), eps).swapaxes(0, -1))),
+             partial(layer_norm_vjp, average=sum_of_rows)),
+            ("the means run over all axes; each row of d numbers has its own "
+             "mean, over the last axis",
+             partial(layer_norm_vjp, average=np.mean)),
+            *several("all three terms need dx̂ = γ dy, and not dy",
+                     of_terms(lambda d, dy, h: d - mean_of_rows(dy) - h * mean_of_rows(d * h)),
+                     of_terms(lambda d, dy, h: centred(d) - h * mean_of_rows(dy * h)),
+                     of_terms(lambda d, dy, h: d - mean_of_rows(dy) - h * mean_of_rows(dy * h)),
+                     late_gamma),
+            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂", alone),
+            ("both terms are subtracted from dx̂",
+             of_terms(lambda d, dy, h: centred(d) + h * mean_of_rows(d * h))),
+            *several("the third term is made of x̂, and not of x",
+                     projected(itself), projected(centred)),
+            ("divide by σ once", divided_twice),
+            ("divide by σ, do not multiply with it", multiplied),
+            ("ε is an argument: use it as it is given",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 1e-5)),
+            ("each row of d numbers is normalized by itself, over the last "
+             "axis, and not over the first",
+             other_axis)),
         tolerance=1e-7,
-        hints=("In which three ways does x_j change x̂_i: directly, through μ, and through which other number?",
-               "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are (…, 1): use keepdims=True.",
-               "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma, and each mean is "
-               "over the last axis.")),
+        hints=("In which three ways does x_j change x̂_i: directly, through μ, and "
+               "through which other number?",
+               "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are "
+               "(…, 1): use keepdims=True.",
+               "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) "
+               "/ sigma, and each mean is over the last axis.")),
     Exercise(
         name="autograd.catches", title="Find the bug: which backward pass is wrong?", stars=2,
         reference=reference_catches, cases=catches_cases,
         special=(
-            ("a right vjp, written in two terms", lambda rng: catches_cases(rng, Vjps.whole)),
-            ("a right vjp, written with its Jacobian", lambda rng: catches_cases(rng, Vjps.by_jacobian)),
-            ("twice the right one", lambda rng: catches_cases(rng, Vjps.doubled)),
-            ("a missing term", lambda rng: catches_cases(rng, Vjps.without_sum)),
-            ("J dy in place of Jᵀ dy", lambda rng: catches_cases(rng, Vjps.transposed)),
-            ("right for dy = (1, …, 1) alone", lambda rng: catches_cases(rng, Vjps.for_ones)),
-            ("wrong by a thousandth in one term", lambda rng: catches_cases(rng, Vjps.slightly)),
-            ("wrong, with the right sum of each row", lambda rng: catches_cases(rng, Vjps.sum_of_zero)),
-            ("right near x = 0 alone", lambda rng: catches_cases(rng, Vjps.at_zero)),
-            ("wrong for numbers above 4 alone, and x has such numbers",
-             lambda rng: (squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))))),
+            ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
+            ("a right vjp, written with its Jacobian",
+             partial(catches_cases, vjp=Vjps.by_jacobian)),
+            ("twice the right one", partial(catches_cases, vjp=Vjps.doubled)),
+            ("a missing term", partial(catches_cases, vjp=Vjps.without_sum)),
+            ("J dy in place of Jᵀ dy", partial(catches_cases, vjp=Vjps.transposed)),
+            ("right for dy = (1, …, 1) alone", partial(catches_cases, vjp=Vjps.for_ones)),
+            ("wrong by a thousandth in one term", partial(catches_cases, vjp=Vjps.slightly)),
+            ("wrong, with the right sum of each row", partial(catches_cases, vjp=Vjps.sum_of_zero)),
+            ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
+            ("wrong for numbers above 4 alone, and x has such numbers", large_numbers)),
         mistakes=(
-            ("u is (1, …, 1), as in .sum(): what is right for that u alone passes; draw u at random",
-             lambda f, vjp, x: catches(f, vjp, x, upstream=np.ones_like)),
+            ("u is (1, …, 1), as in .sum(): what is right for that u alone "
+             "passes; draw u at random",
+             partial(catches, upstream=np.ones_like)),
             ("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random",
-             lambda f, vjp, x: catches(f, vjp, x, direction=np.ones_like)),
-            (STRICT, lambda f, vjp, x: catches(f, vjp, x, tolerance=1e-2)),
-            ("you test at points of your own: a vjp may be right there and wrong at the x that is given",
-             lambda f, vjp, x: catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))),
+             partial(catches, direction=np.ones_like)),
+            (STRICT, partial(catches, tolerance=1e-2)),
+            ("you test at points of your own: a vjp may be right there and "
+             "wrong at the x that is given",
+             at_own_point),
             ("the answer is the wrong way round: True means that the vjp is wrong",
              lambda f, vjp, x: not catches(f, vjp, x))),
         symptoms=(
-            ("you refuse a right vjp: is ε small, is the difference taken on both sides, and is it compared with a tolerance "
-             "that rounding does not exceed, such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
+            ("you refuse a right vjp: is ε small, is the difference taken on both "
+             "sides, and is it compared with a tolerance that rounding does not exceed, "
+             "such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
              lambda got, expected, args: got and not expected),
             (STRICT, lambda got, expected, args: args[1] is Vjps.slightly),
-            ("you accept a wrong vjp: compare both sides of equation (7) at the x that is given, for a random u and a random v",
+            ("you accept a wrong vjp: compare both sides of equation (7) at the x that is given, "
+             "for a random u and a random v",
              lambda got, expected, args: expected and not got)),
-        errors=(("ambiguous", "return one True or False: both sides of equation (7) are single numbers, because ⟨u, y⟩ sums "
-                              "over all of y"),),
-        hints=("Both sides of equation (7) are numbers that you can compute. What must u and v be, so that no wrong vjp can "
-               "hide?",
-               "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one number. How large may the "
-               "difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
-               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps), with "
-               "eps = 1e-5. Return whether abs(left - right) is above 1e-7 times the norms of dx and v.")),
+        errors=(
+            ("ambiguous",
+             "return one True or False: both sides of equation (7) are single numbers, because "
+             "⟨u, y⟩ sums over all of y"),),
+        hints=("Both sides of equation (7) are numbers that you can compute. What must u and v "
+               "be, so that no wrong vjp can hide?",
+               "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one "
+               "number. How large may the difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
+               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - "
+               "f(x - eps * v)) / (2 * eps), with eps = 1e-5. Return whether abs(left - right) "
+               "is above 1e-7 times the norms of dx and v.")),
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
         reference=reference_forward, cases=forward_cases,
-        special=(("the example of equation (2)", chain),),
+        special=(
+            ("the example of equation (2)", chain),),
         mistakes=(
             ("a value that is made of two others changes with both: add the changes",
-             lambda tape, dx: forward(tape, dx, add=False)),
-            ("the walk goes backwards; a value's change is known after those of the values that it was made of",
-             lambda tape, dx: forward(tape, dx, order=-1)),
-            ("it is the first value that moves by dx, not the last", lambda tape, dx: forward(tape, dx, first=-1)),
+             partial(forward, join=replaced)),
+            ("the walk goes backwards; a value's change is known after those of the "
+             "values that it was made of",
+             partial(forward, order=-1)),
+            ("it is the first value that moves by dx, not the last", partial(forward, first=-1)),
             (EACH_USE, lambda tape, dx: forward(once(tape), dx)),
             ("+= writes into an array that another value has as its change, too; write a + b",
-             lambda tape, dx: forward(tape, np.array(dx), in_place=True))),
+             lambda tape, dx: forward(tape, np.array(dx), join=added_in_place))),
         symptoms=(
-            ("a value that does not depend on the first one, such as another leaf, does not change: None, not 0",
-             lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
-        errors=(("for +", "an entry is None until its first change arrives: begin with that one, and add the later ones"),
-                ("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
-                ("(has 0,", "a value that does not change has None, and no jvp takes None or a single number: skip it"),
-                ("setting an array", NO_ZEROS), ("broadcast", NO_ZEROS), ("ambiguous", IS_NONE),
-                ("matmul", "the change of value j goes into jvp, and the change of value k comes out: jvp(changes[j]); and no entry "
-                           "begins with zeros, whose shape would be a guess")),
+            ("a value that does not depend on the first one, such as another leaf, "
+             "does not change: None, not 0",
+             too_many),),
+        errors=(
+            ("for +",
+             "an entry is None until its first change arrives: begin with that "
+             "one, and add the later ones"),
+            ("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
+            ("(has 0,",
+             "a value that does not change has None, and no jvp takes None or "
+             "a single number: skip it"),
+            ("setting an array", NO_ZEROS),
+            ("broadcast", NO_ZEROS),
+            ("ambiguous", IS_NONE),
+            ("matmul",
+             "the change of value j goes into jvp, and the change of value k comes out: "
+             "jvp(changes[j]); and no entry begins with zeros, whose shape would be a guess")),
         tolerance=1e-9,
-        hints=("If you move the first value a little, which values can you know the change of next?",
-               "Keep a list as long as the tape, None at first. jvp(changes[j]) has the shape of value k.",
-               "changes[0] = dx. Loop over k from the first to the last. For each (j, jvp) in tape[k] with a changes[j], add "
-               "jvp(changes[j]) to changes[k], or begin with it. There is no list of gradients and no way back.")),
+        hints=("If you move the first value a little, which values can you "
+               "know the change of next?",
+               "Keep a list as long as the tape, None at first. jvp(changes[j]) "
+               "has the shape of value k.",
+               "changes[0] = dx. Loop over k from the first to the last. For each (j, jvp) in "
+               "tape[k] with a changes[j], add jvp(changes[j]) to changes[k], or begin with it. "
+               "There is no list of gradients and no way back.")),
 )

@@ -1,10 +1,11 @@
-"""Lesson 15: memory, quality, the interval of a difference, an honest choice, and export to PEFT."""
+"""Lesson 15: memory, quality, the interval of a difference, an honest choice, export to PEFT."""
 import math
+from functools import partial
 
 import numpy as np
 
 from ...study.experiment import half_width
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
@@ -14,10 +15,50 @@ def memory(n_base, base_bits, n_trained):
     return n_base * base_bits / 8 + n_trained * (4 + 4 + 8)
 
 
+def _sizes(rng):
+    n = int(rng.integers(10**6, 10**7))
+    bits = float(rng.choice([4.127, 4.5, 8.0]))
+    return n, bits, int(rng.integers(10**4, 10**5))
+
+
 # -- choosing.pareto -------------------------------------------------------------------------------
 def pareto(cost, loss):
-    better = (cost[:, None] <= cost) & (loss[:, None] <= loss) & ((cost[:, None] < cost) | (loss[:, None] < loss))
-    return ~better.any(0)                                                     # better[i, j]: i dominates j
+    cheaper, better = cost[:, None] < cost, loss[:, None] < loss
+    no_dearer, no_worse = cost[:, None] <= cost, loss[:, None] <= loss
+    # dominates[i, j]: i dominates j
+    dominates = no_dearer & no_worse & (cheaper | better)
+    return ~dominates.any(0)
+
+
+def _undominated(of_cost, of_loss):
+    """Let points be dominated by these comparisons of both."""
+    def wrong(cost, loss):
+        dominates = of_cost(cost[:, None], cost) & of_loss(loss[:, None], loss)
+        return ~dominates.any(0)
+    return wrong
+
+
+def _are_places(got, expected, args):
+    return np.asarray(got).dtype.kind in "iu" and np.ndim(got) == 1
+
+
+def _five_points(rng):
+    cost = np.array([1.0, 4.0, 3.0, 5.0, 2.0])
+    return cost, np.array([3.0, 2.2, 2.7, 2.3, 2.5])
+
+
+def _equal_points(rng):
+    return np.array([1.0, 2.0, 2.0, 4.0]), np.array([3.0, 2.0, 2.5, 2.0])
+
+
+def _equal_stay(fn, rng):
+    kept = fn(np.array([1.0, 1.0, 2.0]), np.array([2.0, 2.0, 3.0]))
+    return np.asarray(kept).tolist() == [True, True, False]
+
+
+def _dearer_goes(fn, rng):
+    kept = fn(np.array([1.0, 2.0]), np.array([2.0, 2.0]))
+    return np.asarray(kept).tolist() == [True, False]
 
 
 def _points(rng):
@@ -33,38 +74,58 @@ def difference(a, b):
 
 def _losses(rng):
     n = int(rng.integers(5, 9))
-    seeds = rng.normal(0, 0.1, n)                                             # what a seed does to both
-    return 2.5 + seeds + rng.normal(0, 0.01, n), 2.52 + seeds + rng.normal(0, 0.01, n)
+    shared = rng.normal(0, 0.1, n)                       # what a seed does to both
+    a = 2.5 + shared + rng.normal(0, 0.01, n)
+    return a, 2.52 + shared + rng.normal(0, 0.01, n)
 
 
-def _half(d, n, quantile=0.975, ddof=1, normal=False, lost=1):
-    from scipy.stats import norm, t
-    factor = norm.ppf(quantile) if normal else t.ppf(quantile, n - lost)
-    return factor * d.std(ddof=ddof) / math.sqrt(n)
+def _half(d, quantile=0.975, ddof=1, lost=1):
+    from scipy.stats import t
+    n = len(d)
+    return t.ppf(quantile, n - lost) * d.std(ddof=ddof) / math.sqrt(n)
+
+
+def _half_normal(d, factor=None):
+    from scipy.stats import norm
+    return (factor or norm.ppf(0.975)) * d.std(ddof=1) / math.sqrt(len(d))
+
+
+def _interval(half=_half, mean=np.mean):
+    """Make `difference` with a mistake in its half width or its mean."""
+    return lambda a, b: (mean(a - b), half(a - b))
+
+
+def _unpaired(a, b):
+    return a.mean() - b.mean(), np.hypot(_half(a), _half(b))
+
+
+def _ends(a, b):
+    d, h = difference(a, b)
+    return d - h, d + h
 
 
 # -- choosing.fuse ---------------------------------------------------------------------------------
 def fuse(A_q, B_q, A_v, B_v):
     r, s, d = len(A_q), len(A_v), len(B_q)
     A, B = np.concatenate([A_q, A_v]), np.zeros((3 * d, r + s))
-    B[:d, :r], B[2 * d:, r:] = B_q, B_v
+    B[:d, :r] = B_q
+    B[2 * d:, r:] = B_v
     return A, B
 
 
 def _pairs(rng):
     r, s, d = rng.integers(2, 4), rng.integers(4, 6), rng.integers(6, 9)
-    return tuple(rng.standard_normal(shape) for shape in ((r, d), (d, r), (s, d), (d, s)))
+    shapes = (r, d), (d, r), (s, d), (d, s)
+    return tuple(map(rng.standard_normal, shapes))
 
 
-def _fused(rows):
-    """Fused with B_v in the rows `rows(d)`, or with the columns of B shared."""
+def _fused(query, key, value):
+    """Fuse with B_v in the thirds of the rows that are 1."""
     def wrong(A_q, B_q, A_v, B_v):
-        A, B = fuse(A_q, B_q, A_v, B_v)
-        r, d = len(A_q), len(B_q)
-        block = B[2 * d:, r:].copy()
-        B[2 * d:, r:] = 0
-        B[rows(d), r:] = block
-        return A, B
+        B = np.zeros((3, len(B_q), len(A_q) + len(A_v)))
+        B[0, :, :len(A_q)] = B_q
+        B[:, :, len(A_q):] = np.multiply.outer([query, key, value], B_v)
+        return np.concatenate([A_q, A_v]), B.reshape(-1, B.shape[2])
     return wrong
 
 
@@ -73,11 +134,36 @@ def _without_zeros(A_q, B_q, A_v, B_v):
     return np.concatenate([A_q, A_v]), np.concatenate([B, 0 * B, B])
 
 
+def _other_A(A_q, B_q, A_v, B_v):
+    _, B = fuse(A_q, B_q, A_v, B_v)
+    return np.concatenate([A_v, A_q]), B
+
+
+def _other_order(A_q, B_q, A_v, B_v):
+    A, B = _other_A(A_q, B_q, A_v, B_v)
+    return A, np.roll(B, len(A_v), axis=1)
+
+
+def _other_thirds(*pairs):
+    A, B = fuse(*pairs)
+    return A, np.concatenate(np.split(B, 3)[::-1])
+
+
+def _one_A(got, expected, args):
+    A_q, B_q, A_v, _ = args
+    return np.shape(got) != np.shape(expected) == (len(A_q) + len(A_v), len(B_q))
+
+
 def _same_function(fn, rng):
     A_q, B_q, A_v, B_v = pairs = _pairs(rng)
     A, B = fn(*pairs)
     x = rng.standard_normal(A_q.shape[1])
-    return np.allclose(B @ (A @ x), np.concatenate([B_q @ (A_q @ x), np.zeros(len(B_q)), B_v @ (A_v @ x)]))
+    query, value = B_q @ (A_q @ x), B_v @ (A_v @ x)
+    return np.allclose(B @ (A @ x), np.concatenate([query, 0 * query, value]))
+
+
+def _other_shape(got, expected, args):
+    return np.shape(got) != np.shape(expected)
 
 
 # -- choosing.bug ----------------------------------------------------------------------------------
@@ -86,36 +172,70 @@ def honest(validation, test):
     return i, float(test[i].mean())
 
 
-def honest_variant(by=lambda validation, test: validation.mean(1).argmin(), told=lambda validation, test, i: test[i].mean()):
-    """honest with a mistake: another choice, or another number told."""
+def _least_on_validation(validation, test):
+    return validation.mean(1).argmin()
+
+
+def _mean_on_test(validation, test, i):
+    return test[i].mean()
+
+
+def honest_variant(by=_least_on_validation, reported=_mean_on_test):
+    """Make `honest` with a mistake: another choice, or another reported number."""
     def wrong(validation, test):
         i = int(by(validation, test))
-        return i, float(told(validation, test, i))
+        return i, float(reported(validation, test, i))
     return wrong
 
 
+def _other_axis(validation, test):
+    return honest(validation.T, test.T)
+
+
+def _rate_of_each_seed(validation, test):
+    i, _ = honest(validation, test)
+    return i, float(test[validation.argmin(0), np.arange(test.shape[1])].mean())
+
+
+def _three_rates(rng):
+    validation = np.array([[2.1, 2.3], [2.4, 2.6], [2.9, 2.7]])
+    return validation, np.array([[2.6, 2.4], [2.3, 2.1], [2.8, 2.8]])
+
+
+def _one_rate(rng):
+    return np.array([[2.0, 2.2]]), np.array([[2.4, 2.5]])
+
+
 def _rates(rng):
-    """Six rates, most of them equally good, whose order on the test is another one than on the validation text."""
+    """Draw rates that are equally good, in another order on the test than on the validation text.
+    """
     shape = int(rng.integers(5, 9)), int(rng.integers(3, 6))
     return 2.4 + rng.normal(0, 0.1, shape), 2.5 + rng.normal(0, 0.1, shape)
+
+
+def _of_each_seed(got, expected, args):
+    return np.shape(got) == args[1].shape[1:]
 
 
 # -- choosing.seeds --------------------------------------------------------------------------------
 def seeds(d, half):
     from scipy.stats import t
     n = 2
-    while t.ppf(0.975, n - 1) * d.std(ddof=1) / math.sqrt(n) > half: n += 1
+    while t.ppf(0.975, n - 1) * d.std(ddof=1) / math.sqrt(n) > half:
+        n += 1
     return n
 
 
-def seeds_variant(factor=None, ddof=1, root=True, pilot=False):
-    """seeds with a mistake: another factor in t's place, another spread, n for its root, or the pilot's number to begin with."""
-    from scipy.stats import t
-    factor = factor or (lambda n, pilot: t.ppf(0.975, n - 1))
+def _usual_t(n, pilot):
+    return _t(0.975, n - 1)
 
+
+def seeds_variant(factor=_usual_t, ddof=1, root=math.sqrt, first=lambda pilot: 2):
+    """Make `seeds` with another factor, spread, root, or first number of seeds."""
     def wrong(d, half):
-        n = len(d) if pilot else 2
-        while factor(n, len(d)) * d.std(ddof=ddof) / (math.sqrt(n) if root else n) > half: n += 1
+        n = first(len(d))
+        while factor(n, len(d)) * d.std(ddof=ddof) / root(n) > half:
+            n += 1
         return n
     return wrong
 
@@ -134,90 +254,96 @@ EXERCISES = (
     Exercise(
         name="choosing.memory", title="Bytes before the first activation", stars=1,
         reference=memory,
-        cases=lambda rng: (int(rng.integers(10**6, 10**7)), float(rng.choice([4.127, 4.5, 8.0])), int(rng.integers(10**4, 10**5))),
+        cases=_sizes,
         special=(
             ("nothing is trained: the weights alone", lambda rng: (8000, 4.0, 0)),
-            ("7 billion weights in 16 bits, 20 million trained", lambda rng: (7_000_000_000, 16.0, 20_000_000))),
+            ("7 billion weights in 16 bits, 20 million trained",
+             lambda rng: (7_000_000_000, 16.0, 20_000_000))),
         mistakes=(
             ("this is in GiB; return bytes", lambda n, bits, t: memory(n, bits, t) / 2**30),
             ("this is in GB; return bytes", lambda n, bits, t: memory(n, bits, t) / 1e9),
             ("bits are not bytes: divide by 8", lambda n, bits, t: n * bits + t * 16),
-            ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, its gradient or one of two moments?",
+            ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, "
+             "its gradient or one of two moments?",
              lambda n, bits, t: n * bits / 8 + t * 12),
             ("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?",
              lambda n, bits, t: n * bits / 8 + t * 8),
-            *(("frozen weights have no gradient and no moments", lambda n, bits, t, each=each: n * each(bits) + 16 * t)
-              for each in (lambda bits: bits / 8 + 12, lambda bits: 16)),
+            *several("frozen weights have no gradient and no moments",
+                     lambda n, bits, t: n * (bits / 8 + 12) + 16 * t,
+                     lambda n, bits, t: 16 * (n + t)),
             ("what is trained lies beside the base, which is whole: do not subtract it",
              lambda n, bits, t: (n - t) * bits / 8 + 16 * t),
-            ("base_bits may be a fraction, such as 4.127, or less than 8: divide by 8 with /, not with //",
+            ("base_bits may be a fraction, such as 4.127, or less than 8: divide "
+             "by 8 with /, not with //",
              lambda n, bits, t: n * (bits // 8) + 16 * t),
             ("a trained number takes 4 bytes, whatever the base's bits are",
              lambda n, bits, t: n * bits / 8 + t * (bits / 8 + 12))),
-        tolerance=2e-6,                                                       # a byte more or less: bytes are whole
+        tolerance=2e-6,                                  # a byte more or less: bytes are whole
         hints=("How many numbers of 4 bytes does training with AdamW keep for one trained number?",
                "All are numbers. The result is in bytes; a byte has 8 bits.",
-               "n_base * base_bits / 8 for the base. For each trained number: 4 (itself) + 4 (gradient) + 2 * 4 (moments).")),
+               "n_base * base_bits / 8 for the base. For each trained number: 4 (itself) + 4 "
+               "(gradient) + 2 * 4 (moments).")),
     Exercise(
         name="choosing.pareto", title="The Pareto frontier", stars=2,
         reference=pareto, cases=_points,
         special=(
-            ("five points, three on the frontier",
-             lambda rng: (np.array([1.0, 4.0, 3.0, 5.0, 2.0]), np.array([3.0, 2.2, 2.7, 2.3, 2.5]))),
-            ("two points of equal cost, and two of equal loss",
-             lambda rng: (np.array([1.0, 2.0, 2.0, 4.0]), np.array([3.0, 2.0, 2.5, 2.0])))),
+            ("five points, three on the frontier", _five_points),
+            ("two points of equal cost, and two of equal loss", _equal_points)),
         invariants=(
-            ("two equal points do not push each other off the frontier",
-             lambda fn, rng: np.asarray(fn(np.array([1.0, 1.0, 2.0]), np.array([2.0, 2.0, 3.0]))).tolist() == [True, True, False]),
-            ("of two equally good points, the dearer is dominated",
-             lambda fn, rng: np.asarray(fn(np.array([1.0, 2.0]), np.array([2.0, 2.0]))).tolist() == [True, False])),
+            ("two equal points do not push each other off the frontier", _equal_stay),
+            ("of two equally good points, the dearer is dominated", _dearer_goes)),
         mistakes=(
             ("these are the dominated ones; the frontier consists of the others",
              lambda cost, loss: ~pareto(cost, loss)),
             ("a low loss is good: the frontier is where no other point is cheaper and lower",
              lambda cost, loss: pareto(cost, -loss)),
             ("equal in one and better in the other is enough to dominate",
-             lambda cost, loss: ~((cost[:, None] < cost) & (loss[:, None] < loss)).any(0)),
-            ("of two points of equal cost the one with the higher loss is dominated: look at equally cheap points, too",
-             lambda cost, loss: ~((cost[:, None] < cost) & (loss[:, None] <= loss)).any(0)),
-            ("of two points of equal loss the one with the higher cost is dominated: look at equally good points, too",
-             lambda cost, loss: ~((cost[:, None] <= cost) & (loss[:, None] < loss)).any(0)),
+             _undominated(np.less, np.less)),
+            ("of two points of equal cost the one with the higher loss is dominated: look at "
+             "equally cheap points, too",
+             _undominated(np.less, np.less_equal)),
+            ("of two points of equal loss the one with the higher cost is dominated: look at "
+             "equally good points, too",
+             _undominated(np.less_equal, np.less)),
             ("a low cost is good", lambda cost, loss: pareto(-cost, loss)),
-            ("this is the single best point; every point that no other beats in both belongs to the frontier",
+            ("this is the single best point; every point that no other beats in "
+             "both belongs to the frontier",
              lambda cost, loss: loss == loss.min()),
-            ("the running minimum goes over points in the order of cost; sort first, and undo the sorting",
+            ("the running minimum goes over points in the order of cost; sort "
+             "first, and undo the sorting",
              lambda cost, loss: loss <= np.minimum.accumulate(loss)),
             ("the mask is in the order of cost; put it back into the points' own order",
              lambda cost, loss: pareto(cost, loss)[np.argsort(cost)])),
         symptoms=(
-            ("these are the places of points; return a boolean array with one entry for each point: true on the frontier",
-             lambda got, expected, arguments: np.asarray(got).dtype.kind in "iu" and np.ndim(got) == 1),),
+            ("these are the places of points; return a boolean array with one entry for each "
+             "point: true on the frontier",
+             _are_places),),
         tolerance=0,
         hints=("When does point i dominate point j? What if the two are equal?",
-               "cost[:, None] <= cost is (n, n): its entry [i, j] compares point i with point j. The result is (n,).",
-               "i dominates j if its cost is ≤, its loss is ≤, and one of the two is <. The frontier is where no i does: "
-               "~dominates.any(0).")),
+               "cost[:, None] <= cost is (n, n): its entry [i, j] compares point i with "
+               "point j. The result is (n,).",
+               "i dominates j if its cost is ≤, its loss is ≤, and one of the two is <. The "
+               "frontier is where no i does: ~dominates.any(0).")),
     Exercise(
         name="choosing.difference", title="The interval of a difference", stars=2,
         reference=difference, cases=_losses,
         mistakes=(
-            ("the seeds are paired: take the differences first, then their spread",
-             lambda a, b: (a.mean() - b.mean(), np.hypot(_half(a, len(a)), _half(b, len(b))))),
+            ("the seeds are paired: take the differences first, then their spread", _unpaired),
             ("the variance of n values divides by n − 1: ddof=1",
-             lambda a, b: ((a - b).mean(), _half(a - b, len(a), ddof=0))),
-            ("t has n − 1 degrees of freedom, not n", lambda a, b: ((a - b).mean(), _half(a - b, len(a), lost=0))),
+             _interval(partial(_half, ddof=0))),
+            ("t has n − 1 degrees of freedom, not n", _interval(partial(_half, lost=0))),
             ("so few seeds need Student's t, not the normal distribution's 1.96",
-             lambda a, b: ((a - b).mean(), _half(a - b, len(a), normal=True))),
+             _interval(_half_normal)),
             ("so few seeds need Student's t, not the normal distribution's 1.96",
-             lambda a, b: ((a - b).mean(), 1.96 * (a - b).std(ddof=1) / math.sqrt(len(a)))),
+             _interval(partial(_half_normal, factor=1.96))),
             ("these are the two ends of the interval; return its middle and half of its width",
-             lambda a, b: (lambda d, h: (d - h, d + h))(*difference(a, b))),
+             _ends),
             ("the interval has two sides: 2.5 % are cut off on each, so the quantile is 0.975",
-             lambda a, b: ((a - b).mean(), _half(a - b, len(a), 0.95))),
+             _interval(partial(_half, quantile=0.95))),
             ("this is the spread of single runs; the mean's is smaller by √n",
-             lambda a, b: ((a - b).mean(), _half(a - b, len(a)) * math.sqrt(len(a)))),
-            ("this is the whole width; return half of it", lambda a, b: ((a - b).mean(), 2 * _half(a - b, len(a)))),
-            ("the difference is a − b", lambda a, b: ((b - a).mean(), _half(a - b, len(a))))),
+             _interval(lambda d: _half(d) * math.sqrt(len(d)))),
+            ("this is the whole width; return half of it", _interval(lambda d: 2 * _half(d))),
+            ("the difference is a − b", _interval(mean=lambda d: -d.mean()))),
         tolerance=1e-7,
         hints=("What do two runs with the same seed have in common? How do you take it away?",
                "d = a - b is (n,). The result is two numbers.",
@@ -225,94 +351,103 @@ EXERCISES = (
     Exercise(
         name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,
         reference=fuse, cases=_pairs,
-        invariants=(("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
+        invariants=(
+            ("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
         mistakes=(
-            ("the rows of c_attn are query, key, value: put B_v into the last third and leave the key's third zero",
-             _fused(lambda d: slice(d, 2 * d))),
-            ("the key's third is zero; you have repeated B_v there",
-             lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
-                 *fuse(A_q, B_q, A_v, B_v))),
-            ("B_q meets the rows of A_q alone, and B_v those of A_v: the other blocks of B are zero",
+            ("the rows of c_attn are query, key, value: put B_v into the last third and "
+             "leave the key's third zero",
+             _fused(0, 1, 0)),
+            ("the key's third is zero; you have repeated B_v there", _fused(0, 1, 1)),
+            ("B_q meets the rows of A_q alone, and B_v those of A_v: the "
+             "other blocks of B are zero",
              _without_zeros),
-            ("the query's pair and the value's are exchanged", lambda A_q, B_q, A_v, B_v: fuse(A_v, B_v, A_q, B_q)),
+            ("the query's pair and the value's are exchanged",
+             lambda A_q, B_q, A_v, B_v: fuse(A_v, B_v, A_q, B_q)),
             ("return (A, B), in this order", lambda *pairs: fuse(*pairs)[::-1]),
-            ("A_q's rows come first in A, because B_q's columns come first in B",
-             lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1])),
-            ("this computes the right change, but in another order: A_q's rows and B_q's columns come first",
-             lambda A_q, B_q, A_v, B_v: (lambda A, B: (np.concatenate([A_v, A_q]), np.roll(B, len(A_v), axis=1)))(
-                 *fuse(A_q, B_q, A_v, B_v))),
+            ("A_q's rows come first in A, because B_q's columns come first in B", _other_A),
+            ("this computes the right change, but in another order: A_q's rows and "
+             "B_q's columns come first",
+             _other_order),
             ("the query's rows are the first third, and the value's the last; yours are exchanged",
-             lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, np.concatenate(np.split(B, 3)[::-1])))(
-                 *fuse(A_q, B_q, A_v, B_v)))),
+             _other_thirds)),
         symptoms=(
-            ("A has both A_q and A_v, one below the other: (r + s, d)",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected) == (
-                 len(arguments[0]) + len(arguments[2]), len(arguments[1]))),
-            ("B has 3d rows (query, key, value) and one column for each row of A",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
+            ("A has both A_q and A_v, one below the other: (r + s, d)", _one_A),
+            ("B has 3d rows (query, key, value) and one column for each row of A", _other_shape)),
         tolerance=1e-9,
-        hints=("Which rows of the output of c_attn are the query, the key and the value? Which columns of B belong to A_q?",
+        hints=("Which rows of the output of c_attn are the query, the key and the value? Which "
+               "columns of B belong to A_q?",
                "A is (r + s, d). B is (3 d, r + s), and most of it is 0.",
-               "A = np.concatenate([A_q, A_v]). In a B of zeros, rows 0 … d and columns 0 … r are B_q, and the last d rows"
-               " and last s columns are B_v.")),
+               "A = np.concatenate([A_q, A_v]). In a B of zeros, rows 0 … d and columns 0 … r "
+               "are B_q, and the last d rows and last s columns are B_v.")),
     Exercise(
         name="choosing.bug", title="Find the bug: a winner by luck", stars=2,
         reference=honest, cases=_rates,
         special=(
-            ("the rate that is best on the validation text is second on the test",
-             lambda rng: (np.array([[2.1, 2.3], [2.4, 2.6], [2.9, 2.7]]), np.array([[2.6, 2.4], [2.3, 2.1], [2.8, 2.8]]))),
-            ("one rate alone", lambda rng: (np.array([[2.0, 2.2]]), np.array([[2.4, 2.5]])))),
+            ("the rate that is best on the validation text is second on the test", _three_rates),
+            ("one rate alone", _one_rate)),
         mistakes=(
             ("the rate is still chosen on the test text: this is the fault above",
              honest_variant(lambda validation, test: test.mean(1).argmin())),
-            ("the two texts are exchanged: the validation text chooses, and the loss on the test text is reported",
+            ("the two texts are exchanged: the validation text chooses, and the loss on "
+             "the test text is reported",
              lambda validation, test: honest(test, validation)),
             ("the validation text alone chooses; yours looks at the test text, too",
              honest_variant(lambda validation, test: (validation + test).mean(1).argmin())),
-            ("report the loss of the rate that was chosen, not the least of all", honest_variant(
-                told=lambda validation, test, i: test.mean(1).min())),
+            ("report the loss of the rate that was chosen, not the least of all",
+             honest_variant(reported=lambda validation, test, i: test.mean(1).min())),
             ("a rate is judged by the mean over its seeds, not by their median",
              honest_variant(lambda validation, test: np.median(validation, axis=1).argmin())),
-            ("the rates are axis 0, the seeds axis 1: take the means over axis 1",
-             honest_variant(lambda validation, test: validation.mean(0).argmin(), lambda validation, test, i: test.mean(0)[i])),
-            ("the loss on the validation text is too good, because it chose the rate; return the loss on the test text",
-             honest_variant(told=lambda validation, test, i: validation[i].mean())),
+            ("the rates are axis 0, the seeds axis 1: take the means over axis 1", _other_axis),
+            ("the loss on the validation text is too good, because it chose the rate; return "
+             "the loss on the test text",
+             honest_variant(reported=lambda validation, test, i: validation[i].mean())),
             ("the best seed is luck, too: take the mean over seeds before you compare rates",
              honest_variant(lambda validation, test: validation.min(1).argmin())),
-            ("the test loss is a mean over seeds, not that of the best seed", honest_variant(told=lambda validation, test, i: test[i].min())),
-            ("of the losses, the least is best, not the largest", honest_variant(lambda validation, test: validation.mean(1).argmax())),
+            ("the test loss is a mean over seeds, not that of the best seed",
+             honest_variant(reported=lambda validation, test, i: test[i].min())),
+            ("of the losses, the least is best, not the largest",
+             honest_variant(lambda validation, test: validation.mean(1).argmax())),
             ("one rate is chosen for all seeds; yours chooses one for each seed",
-             lambda validation, test: (honest(validation, test)[0],
-                                       float(test[validation.argmin(0), np.arange(test.shape[1])].mean())))),
-        symptoms=(("this is the loss of each seed; return one number, their mean",
-                   lambda got, expected, arguments: np.shape(got) == arguments[1].shape[1:]),),
+             _rate_of_each_seed)),
+        symptoms=(
+            ("this is the loss of each seed; return one number, their mean", _of_each_seed),),
         tolerance=1e-9,
-        hints=("Which numbers may decide which rate is taken, and which number may only be read at the end?",
-               "Both arrays are (rates, seeds). A mean over seeds is (rates,). The result is an index and a number.",
+        hints=("Which numbers may decide which rate is taken, and which number may "
+               "only be read at the end?",
+               "Both arrays are (rates, seeds). A mean over seeds is (rates,). The result "
+               "is an index and a number.",
                "i = validation.mean(1).argmin(). Return i and test[i].mean().")),
     Exercise(
         name="choosing.seeds", title="How many seeds?", stars=2,
         reference=seeds, cases=_pilot,
         special=(
-            ("a wish so modest that two seeds suffice", lambda rng: (np.array([0.1, 0.2, 0.3]), 10.0)),
-            ("so few seeds that one degree of freedom more changes the answer", lambda rng: (np.array([0.1, 0.2, 0.3]), 0.5)),
+            ("a wish so modest that two seeds suffice",
+             lambda rng: (np.array([0.1, 0.2, 0.3]), 10.0)),
+            ("so few seeds that one degree of freedom more changes the answer",
+             lambda rng: (np.array([0.1, 0.2, 0.3]), 0.5)),
             ("differences without any spread", lambda rng: (np.array([0.1, 0.1, 0.1]), 0.01))),
         mistakes=(
             ("the quantile of t depends on the new number of seeds, not on that of the pilot",
              seeds_variant(lambda n, pilot: _t(0.975, pilot - 1))),
-            ("few seeds need Student's t, not the normal distribution's 1.96", seeds_variant(lambda n, pilot: 1.96)),
-            ("few seeds need Student's t, not the normal distribution's 1.96", seeds_variant(lambda n, pilot: 1.959963984540054)),
-            ("the interval has two sides: the quantile is 0.975", seeds_variant(lambda n, pilot: _t(0.95, n - 1))),
+            ("few seeds need Student's t, not the normal distribution's 1.96",
+             seeds_variant(lambda n, pilot: 1.96)),
+            ("few seeds need Student's t, not the normal distribution's 1.96",
+             seeds_variant(lambda n, pilot: 1.959963984540054)),
+            ("the interval has two sides: the quantile is 0.975",
+             seeds_variant(lambda n, pilot: _t(0.95, n - 1))),
             ("the spread of n values divides by n − 1: ddof=1", seeds_variant(ddof=0)),
             ("t has n − 1 degrees of freedom, not n", seeds_variant(lambda n, pilot: _t(0.975, n))),
-            ("begin at 2, not at the pilot's number of seeds", seeds_variant(pilot=True)),
-            ("the half width falls with √n, not with n", seeds_variant(root=False)),
-            ("this is one seed more than needed: the half width may be equal to the wish or smaller",
+            ("begin at 2, not at the pilot's number of seeds",
+             seeds_variant(first=lambda pilot: pilot)),
+            ("the half width falls with √n, not with n", seeds_variant(root=lambda n: n)),
+            ("this is one seed more than needed: the half width may be "
+             "equal to the wish or smaller",
              lambda d, half: seeds(d, half) + 1),
             ("this is how many more there must be than in the pilot; return the number of all",
              lambda d, half: seeds(d, half) - len(d))),
         tolerance=0,
         hints=("Two things in the half width depend on the number of seeds. Which?",
                "All are numbers, except d (n,). The result is an integer, at least 2.",
-               "sd = d.std(ddof=1). Begin with n = 2, and raise n while t.ppf(0.975, n - 1) * sd / np.sqrt(n) > half.")),
+               "sd = d.std(ddof=1). Begin with n = 2, and raise n while t.ppf(0.975, n - 1) "
+               "* sd / np.sqrt(n) > half.")),
 )

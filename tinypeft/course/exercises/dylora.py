@@ -1,9 +1,13 @@
 """Lesson 09: one training for every rank."""
+import itertools
+import operator
+from functools import partial
+
 import numpy as np
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
@@ -14,8 +18,9 @@ def forward(x, W, A, B, b, alpha):
     return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(x.dtype), B)
 
 
-def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b, sign=1):
-    """forward with a mistake: other rows, another scale, or the low-rank part subtracted."""
+def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b,
+            sign=1):
+    """Make `forward` with a mistake: other rows, another scale, or the low-rank part subtracted."""
     def wrong(x, W, A, B, b, alpha):
         R = A.shape[0]
         m = sign * scale(alpha, b, R) * rows(np.arange(R), b, R)
@@ -23,11 +28,22 @@ def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b, sig
     return wrong
 
 
-def _layer(rng, b=None):
+def _scales_both(x, W, A, B, b, alpha):
+    return forward(x, W, A, B, b, b) * (alpha / b)
+
+
+def _without_base(x, W, *low):
+    return forward(x, W, *low) - F.linear(x, W)
+
+
+def _layer(rng, b=None, full=False):
     R, d_in, d_out = rng.integers(4, 7), rng.integers(7, 10), rng.integers(10, 13)
-    t = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
-    b = int(rng.integers(2, R)) if b is None else R if b == "R" else b
-    return t(2, 3, d_in), t(d_out, d_in), t(R, d_in), t(d_out, R), b, float(rng.uniform(3, 20))
+    def draw(*shape):
+        return Tensor(rng.standard_normal(shape).astype(np.float32))
+    b = R if full else b or int(rng.integers(2, R))
+    x, W = draw(2, 3, d_in), draw(d_out, d_in)
+    A, B = draw(R, d_in), draw(d_out, R)
+    return x, W, A, B, b, float(rng.uniform(3, 20))
 
 
 # -- dylora.bug ------------------------------------------------------------------------------------
@@ -39,64 +55,114 @@ def bug(A, M, dA, b, beta, lr, frozen):
 
 
 def _step(rng, b=None, frozen=None):
-    """The gradient is 0 in the rows after row b, as that of a DyLoRA is; M is not."""
+    """Draw a step whose gradient is 0 in the rows after row b, as a DyLoRA's is; M is not."""
     R, d = rng.integers(4, 8), rng.integers(8, 11)
     b = int(rng.integers(2, R)) if b is None else b
     A, M, dA = rng.standard_normal((3, R, d))
     dA[b:] = 0
-    return A, M, dA, b, float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.05, 0.5)), bool(rng.integers(2)) if frozen is None else frozen
+    beta, lr = float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.05, 0.5))
+    frozen = bool(rng.integers(2)) if frozen is None else frozen
+    return A, M, dA, b, beta, lr, frozen
 
 
-def _trained(i, b, frozen): return i == b if frozen else i <= b
+def _no_momentum(rng):
+    dA = np.array([[1.0, 2], [3, 4], [0, 0]])
+    A = np.ones((3, 2))
+    return A, 0 * A, dA, 2, 0.9, 0.1, False
 
 
-def _moved(rows=_trained, outside=lambda M, new, dA: M, old=False, move=lambda A, M, dA, lr: A - lr * M,
-           momentum=lambda M, dA, beta: beta * M + dA, moved=None):
-    """bug with a mistake: other rows are trained, M is updated otherwise or changes outside them, the rows move otherwise or
-    along the old M. moved: the rows of A that move, if they are not those of M."""
+def _no_gradient(rng):
+    dA = np.array([[1.0, 2], [0, 0], [0, 0]])
+    ones = np.ones((3, 2))
+    return ones, ones, dA, 2, 0.5, 0.1, False
+
+
+def _trained(i, b, frozen):
+    return i == b if frozen else i <= b
+
+
+def _moved(rows=_trained, outside=lambda M, new, dA: M, old=False, moved=None,
+           move=lambda A, M, dA, lr: A - lr * M, momentum=lambda M, dA, beta: beta * M + dA):
+    """Make `bug` with a mistake.
+
+    rows: those that are trained. outside: M in the others. old: the rows move along the old M.
+    moved: the rows of A that move, if they are not those of M.
+    """
     def wrong(A, M, dA, b, beta, lr, frozen):
         i = np.arange(1, len(A) + 1)[:, None]
         new = momentum(M, dA, beta)
         new_M = np.where(rows(i, b, frozen), new, outside(M, new, dA))
-        return np.where((moved or rows)(i, b, frozen), move(A, M if old else new_M, dA, lr), A), new_M
+        new_A = move(A, M if old else new_M, dA, lr)
+        return np.where((moved or rows)(i, b, frozen), new_A, A), new_M
     return wrong
 
 
 def _by_gradient(alone):
-    """The rows whose gradient is not 0; of these row b alone if frozen, or without a thought about that."""
+    """Train the rows whose gradient is not 0. alone: if frozen, row b is the only one of them."""
     def wrong(A, M, dA, b, beta, lr, frozen):
         here = (dA != 0).any(1, keepdims=True)
-        if alone and frozen: here &= np.arange(1, len(A) + 1)[:, None] == b
+        if alone and frozen:
+            here &= np.arange(1, len(A) + 1)[:, None] == b
         new_M = np.where(here, beta * M + dA, M)
         return np.where(here, A - lr * new_M, A), new_M
     return wrong
 
 
 def _everywhere(A, M, dA, b, beta, lr, frozen):
-    """The code of the lesson."""
+    """Move all rows, as the code of the lesson does."""
     M = beta * M + dA
     return A - lr * M, M
 
 
 # -- dylora.search ---------------------------------------------------------------------------------
 def search(losses, tolerance):
-    lowest = min(losses.values())
-    return min(b for b, loss in losses.items() if loss <= lowest + tolerance)
+    return _within(_limit)(losses, tolerance)
+
+
+def _lowest(losses):
+    return min(losses.values())
+
+
+def _limit(losses, tolerance):
+    return _lowest(losses) + tolerance
+
+
+def _within(limit, pick=min, reaches=operator.le):
+    """Pick one of the ranks whose loss reaches the limit; None if there is none."""
+    def chosen(losses, tolerance):
+        bound = limit(losses, tolerance)
+        ranks = [b for b, loss in losses.items() if reaches(loss, bound)]
+        return pick(ranks) if ranks else None
+    return chosen
+
+
+def _place(order):
+    """Return the place of the rank among all ranks."""
+    return lambda losses, tolerance: order(losses).index(search(losses, tolerance))
+
+
+def _nearest(losses, tolerance):
+    limit = _lowest(losses)
+    return min(losses, key=lambda b: abs(losses[b] - limit - tolerance))
 
 
 def _no_gain(losses, tolerance):
-    """The first rank after which the next one gains less than the tolerance."""
+    """Return the first rank after which the next one gains less than the tolerance."""
     ranks = sorted(losses)
-    return next((b for b, more in zip(ranks, ranks[1:], strict=False) if losses[b] - losses[more] <= tolerance), ranks[-1])
+    for b, more in itertools.pairwise(ranks):
+        if losses[b] - losses[more] <= tolerance:
+            return b
+    return ranks[-1]
 
 
 def _losses(rng):
-    """A curve that falls, is flat, and rises a little, with its lowest point far to the right."""
+    """Draw a curve that falls, is flat, and rises a little, with its lowest point far right."""
     R = int(rng.integers(8, 14))
     curve = 3 + np.exp(-np.arange(R)) + 0.001 * rng.random(R)
     curve[R - 3] = 2.999
     ranks = rng.permutation(np.arange(1, R + 1))
-    return {int(b): float(curve[b - 1]) for b in ranks}, float(rng.uniform(0.02, 0.08))
+    losses = {int(b): float(curve[b - 1]) for b in ranks}
+    return losses, float(rng.uniform(0.02, 0.08))
 
 
 # -- dylora.cut ------------------------------------------------------------------------------------
@@ -105,9 +171,11 @@ def cut(A, B, b):
     return Vt[:b], U[:, :b] * S[:b]
 
 
-def _factors(rng, b=None):
-    R, d_in, d_out = int(rng.integers(4, 7)), rng.integers(8, 11), rng.integers(11, 14)
-    return rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R)), b or int(rng.integers(2, R))
+def _factors(rng):
+    R = int(rng.integers(4, 7))
+    d_in, d_out = rng.integers(8, 11), rng.integers(11, 14)
+    A, B = rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R))
+    return A, B, int(rng.integers(2, R))
 
 
 def _all(rng):
@@ -115,33 +183,60 @@ def _all(rng):
     return A, B, len(A)
 
 
+def _last_is_large(rng):
+    A, B = np.eye(2, 3), np.eye(4, 2)
+    A[1], B[:, 1] = 5 * A[1], 2 * B[:, 1]
+    return A, B, 1
+
+
 def _product(factors):
-    """B A, and the numbers of rows of A and of columns of B: how the singular values are split is free."""
+    """Return B A, the rows of A and the columns of B: S may be split in any way."""
     A, B = (np.asarray(part) for part in factors)
     return B @ A, np.array([A.shape[0], B.shape[1]])
 
 
-def _cut_variant(keep=lambda b: slice(b), left=lambda S: S, right=lambda S: 1.0 + 0 * S, transposed=False, rows_of_U=False):
-    """cut with a mistake: other singular vectors, S left out or counted twice, V where Vᵀ belongs, Uᵀ where U belongs."""
+def _cut_variant(keep=slice, left=lambda S: S, right=np.ones_like, transposed=False,
+                 rows_of_U=False):
+    """Make `cut` with a mistake.
+
+    keep: the places of the singular values that stay. left, right: what both factors get of S.
+    transposed: V stands where Vᵀ belongs. rows_of_U: Uᵀ stands where U belongs.
+    """
     def wrong(A, B, b):
         U, S, Vt = np.linalg.svd(B @ A, full_matrices=rows_of_U)
         k = keep(b)
-        rows, columns = Vt[:, k].T if transposed else Vt[k], U[k].T if rows_of_U else U[:, k]
+        rows = Vt[:, k].T if transposed else Vt[k]
+        columns = U[k].T if rows_of_U else U[:, k]
         return right(S[k])[:, None] * rows, columns * left(S[k])
     return wrong
 
 
-def _cut_each(with_S):
-    """The decompositions of A and of B, not of their product."""
-    def wrong(A, B, b):
-        U, S, _ = np.linalg.svd(B, full_matrices=False)
-        _, R, Vt = np.linalg.svd(A, full_matrices=False)
-        return (Vt[:b], B[:, :b]) if not with_S else (R[:b, None] * Vt[:b], U[:, :b] * S[:b])
-    return wrong
+def _cut_each(A, B, b):
+    """Decompose A and B, and not their product."""
+    U, S, _ = np.linalg.svd(B, full_matrices=False)
+    _, R, Vt = np.linalg.svd(A, full_matrices=False)
+    return R[:b, None] * Vt[:b], U[:, :b] * S[:b]
+
+
+def _cut_A(A, B, b):
+    """Decompose A alone."""
+    Vt = np.linalg.svd(A, full_matrices=False)[2]
+    return Vt[:b], B[:, :b]
+
+
+def _scaled(A, B, b):
+    A_b, B_b = cut(A, B, b)
+    return A_b * len(A) / b, B_b
+
+
+def _one_uncut(got, expected, args):
+    wide = np.ndim(got) == 2 and np.shape(got)[1] == args[0].shape[1]
+    return wide and np.shape(got) != np.shape(expected)
 
 
 def _largest(A, B, b):
-    k = np.argsort(-np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0))[:b]
+    sizes = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0)
+    k = np.argsort(-sizes)[:b]
     return A[k], B[:, k]
 
 
@@ -150,160 +245,214 @@ def _zeroed(A, B, b):
     return Vt, U * np.where(np.arange(len(S)) < b, S, 0)
 
 
+def _wrong_order(got, expected, args):
+    return np.shape(got) == (len(args[1]), args[2])
+
+
 EXERCISES = (
     Exercise(
         name="dylora.forward", title="The forward pass at rank b", stars=1,
         reference=forward, cases=_layer, gradient=("x", "A", "B"),
         special=(
-            ("b = 1", lambda rng: _layer(rng, 1)),
-            ("b = R: an ordinary LoRA", lambda rng: _layer(rng, "R"))),
+            ("b = 1", partial(_layer, b=1)),
+            ("b = R: an ordinary LoRA", partial(_layer, full=True))),
         mistakes=(
             ("the scale at rank b is α/b, not α/R", _masked(scale=lambda alpha, b, R: alpha / R)),
             ("the scale α/b is missing", _masked(scale=lambda alpha, b, R: 1)),
             ("the scale is α/b, not α", _masked(scale=lambda alpha, b, R: alpha)),
             ("the scale is applied twice", _masked(scale=lambda alpha, b, R: (alpha / b) ** 2)),
-            ("the scale is α/b, without a root", _masked(scale=lambda alpha, b, R: alpha / b ** 0.5)),
+            ("the scale is α/b, without a root",
+             _masked(scale=lambda alpha, b, R: alpha / b ** 0.5)),
             ("the scale is α/b, and yours is b/α", _masked(scale=lambda alpha, b, R: b / alpha)),
-            ("α/b need not be whole: divide with /, not with //", _masked(scale=lambda alpha, b, R: alpha // b)),
+            ("α/b need not be whole: divide with /, not with //",
+             _masked(scale=lambda alpha, b, R: alpha // b)),
             ("the low-rank part is added, not subtracted", _masked(sign=-1)),
             ("nothing is masked: all R rows are used", _masked(lambda i, b, R: i < R)),
-            ("one row too many is used: the index of a row must be below b, not at most b", _masked(lambda i, b, R: i <= b)),
+            ("one row too many is used: the index of a row must be below b, not at most b",
+             _masked(lambda i, b, R: i <= b)),
             ("one row too few is used: [:b] takes b of them", _masked(lambda i, b, R: i < b - 1)),
-            ("these are the last b rows; at rank b the first b are used", _masked(lambda i, b, R: i >= R - b)),
-            ("these are the rows after row b; at rank b those up to row b are used", _masked(lambda i, b, R: i >= b)),
-            ("row b alone is used; at rank b all rows up to b are", _masked(lambda i, b, R: i == b - 1)),
-            ("the frozen part W₀ x is missing",
-             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
-            ("the scale belongs to the low-rank part alone, not to W₀ x",
-             lambda x, W, A, B, b, alpha: (F.linear(x, W) + F.linear(F.linear(x, A[:b]), B[:, :b])) * (alpha / b))),
+            ("these are the last b rows; at rank b the first b are used",
+             _masked(lambda i, b, R: i >= R - b)),
+            ("these are the rows after row b; at rank b those up to row b are used",
+             _masked(lambda i, b, R: i >= b)),
+            ("row b alone is used; at rank b all rows up to b are",
+             _masked(lambda i, b, R: i == b - 1)),
+            ("the frozen part W₀ x is missing", _without_base),
+            ("the scale belongs to the low-rank part alone, not to W₀ x", _scales_both)),
         hints=("How can the rows after row b have no effect, and no gradient?",
-               "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or multiply A x by a mask (R,).",
-               "low = F.linear(F.linear(x, A[:b]), B[:, :b]); then F.linear(x, W) + low * (alpha / b).")),
+               "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or "
+               "multiply A x by a mask (R,).",
+               "low = F.linear(F.linear(x, A[:b]), B[:, :b]); then "
+               "F.linear(x, W) + low * (alpha / b).")),
     Exercise(
         name="dylora.bug", title="Find the bug: rows that move without a gradient", stars=2,
         reference=bug, cases=_step,
         special=(
-            ("rank 1", lambda rng: _step(rng, 1, False)),
-            ("the frozen version: row b alone is trained", lambda rng: _step(rng, 3, True)),
-            ("no momentum yet: A moves by −lr times the gradient",
-             lambda rng: (np.ones((3, 2)), np.zeros((3, 2)), np.array([[1.0, 2], [3, 4], [0, 0]]), 2, 0.9, 0.1, False)),
+            ("rank 1", partial(_step, b=1, frozen=False)),
+            ("the frozen version: row b alone is trained", partial(_step, b=3, frozen=True)),
+            ("no momentum yet: A moves by −lr times the gradient", _no_momentum),
             ("row 2 is trained, and its gradient happens to be 0: its M fades, and it moves",
-             lambda rng: (np.ones((3, 2)), np.ones((3, 2)), np.array([[1.0, 2], [0, 0], [0, 0]]), 2, 0.5, 0.1, False))),
+             _no_gradient)),
         mistakes=(
-            ("the rows after row b still move, by their momentum M; only the rows that are trained may move", _everywhere),
+            ("the rows after row b still move, by their momentum M; only the rows "
+             "that are trained may move",
+             _everywhere),
             ("A is right, but M fades in the rows that are not trained; leave it as it was there",
              _moved(outside=lambda M, new, dA: new)),
             ("A is right, but M fades in the rows that are not trained; leave it as it was there",
              _moved(outside=lambda M, new, dA: new - dA)),
-            ("which rows are trained follows from b and frozen; a row that is trained may have the gradient 0", _by_gradient(True)),
-            ("which rows are trained follows from b and frozen; a row that is trained may have the gradient 0", _by_gradient(False)),
+            ("which rows are trained follows from b and frozen; a row that is "
+             "trained may have the gradient 0",
+             _by_gradient(True)),
+            ("which rows are trained follows from b and frozen; a row that is "
+             "trained may have the gradient 0",
+             _by_gradient(False)),
             ("the momentum M of the rows that are not trained is gone; leave it as it was there",
              _moved(outside=lambda M, new, dA: 0 * M)),
-            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b + 1)),
-            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b)),
-            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b if frozen else i <= b + 1)),
-            ("row b is left out; it is trained in a step at rank b", _moved(lambda i, b, frozen: i == b if frozen else i < b)),
-            ("row b is left out; it is trained in a step at rank b", _moved(lambda i, b, frozen: i == b - 1 if frozen else i < b)),
-            *(("row b is the last one that is trained, not the first", _moved(rows))
-              for rows in (lambda i, b, frozen: i >= b, lambda i, b, frozen: i == b if frozen else i >= b)),
-            ("the two versions are exchanged: frozen=True trains row b alone, frozen=False all rows up to b",
+            ("rank b counted from 1 is row b − 1 of the array",
+             _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b + 1)),
+            ("rank b counted from 1 is row b − 1 of the array",
+             _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b)),
+            ("rank b counted from 1 is row b − 1 of the array",
+             _moved(lambda i, b, frozen: i == b if frozen else i <= b + 1)),
+            ("row b is left out; it is trained in a step at rank b",
+             _moved(lambda i, b, frozen: i == b if frozen else i < b)),
+            ("row b is left out; it is trained in a step at rank b",
+             _moved(lambda i, b, frozen: i == b - 1 if frozen else i < b)),
+            *several("row b is the last one that is trained, not the first",
+                     _moved(lambda i, b, frozen: i >= b),
+                     _moved(lambda i, b, frozen: i == b if frozen else i >= b)),
+            ("the two versions are exchanged: frozen=True trains row b alone, "
+             "frozen=False all rows up to b",
              _moved(lambda i, b, frozen: i <= b if frozen else i == b)),
-            ("M is right, but A moves in the rows that are not trained, too", _moved(moved=lambda i, b, frozen: i > 0)),
+            ("M is right, but A moves in the rows that are not trained, too",
+             _moved(moved=lambda i, b, frozen: i > 0)),
             ("A is right; with frozen=True the momentum of the rows before row b stays, too",
              _moved(lambda i, b, frozen: i <= b, moved=_trained)),
-            ("M is β M plus the whole gradient, without a factor 1 − β", _moved(momentum=lambda M, dA, beta: beta * M + (1 - beta) * dA)),
-            ("M fades before the gradient is added: β M", _moved(momentum=lambda M, dA, beta: M + dA)),
-            ("M is the gradient alone; it keeps β of what it was", _moved(momentum=lambda M, dA, beta: dA)),
+            ("M is β M plus the whole gradient, without a factor 1 − β",
+             _moved(momentum=lambda M, dA, beta: beta * M + (1 - beta) * dA)),
+            ("M fades before the gradient is added: β M",
+             _moved(momentum=lambda M, dA, beta: M + dA)),
+            ("M is the gradient alone; it keeps β of what it was",
+             _moved(momentum=lambda M, dA, beta: dA)),
             ("A moves by lr times M; lr is missing", _moved(move=lambda A, M, dA, lr: A - M)),
             ("A moves along the old M; update M first", _moved(old=True)),
             ("with frozen=True row b alone is trained", _moved(lambda i, b, frozen: i <= b)),
             ("with frozen=False all rows up to b are trained", _moved(lambda i, b, frozen: i == b)),
-            ("the rows move along M, not along the gradient alone", _moved(move=lambda A, M, dA, lr: A - lr * dA)),
-            ("gradient descent moves against the gradient: subtract", _moved(move=lambda A, M, dA, lr: A + lr * M))),
+            ("the rows move along M, not along the gradient alone",
+             _moved(move=lambda A, M, dA, lr: A - lr * dA)),
+            ("gradient descent moves against the gradient: subtract",
+             _moved(move=lambda A, M, dA, lr: A + lr * M))),
         tolerance=1e-9,
-        hints=("In a row whose gradient is zero, what is M after the step? What does it do to A? Which row of the array is "
-               "row b, if rows are counted from 1?",
-               "A, M and dA are (R, d_in). Which rows are trained is a boolean array (R, 1). Return two new arrays.",
-               "i = np.arange(1, len(A) + 1)[:, None]; rows = (i == b) if frozen else (i <= b). Then M = np.where(rows, "
-               "beta * M + dA, M), and A becomes A - lr * M in the same rows.")),
+        hints=("In a row whose gradient is zero, what is M after the step? What does it do to A? "
+               "Which row of the array is row b, if rows are counted from 1?",
+               "A, M and dA are (R, d_in). Which rows are trained is a boolean array (R, "
+               "1). Return two new arrays.",
+               "i = np.arange(1, len(A) + 1)[:, None]; rows = (i == b) if frozen else "
+               "(i <= b). Then M = np.where(rows, beta * M + dA, M), and A becomes A - "
+               "lr * M in the same rows.")),
     Exercise(
         name="dylora.search", title="Search for the smallest sufficient rank", stars=1,
         reference=search, cases=_losses,
-        special=(("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),
-                 ("rank 2 is as good as rank 8, but the lowest loss is that of rank 4",
-                  lambda rng: ({1: 3.0, 2: 2.43, 4: 2.4, 8: 2.45}, 0.01)),
-                 ("rank 2 lies at the limit, 2.25 + 0.25", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.25, 8: 2.3}, 0.25))),
+        special=(
+            ("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),
+            ("rank 2 is as good as rank 8, but the lowest loss is that of rank 4",
+             lambda rng: ({1: 3.0, 2: 2.43, 4: 2.4, 8: 2.45}, 0.01)),
+            ("rank 2 lies at the limit, 2.25 + 0.25",
+             lambda rng: ({1: 3.0, 2: 2.5, 4: 2.25, 8: 2.3}, 0.25))),
         invariants=(
             ("of two equally good ranks, the smaller is chosen",
              lambda fn, rng: fn({8: 2.0, 4: 2.0, 2: 2.2}, 0.0) == 4),),
         mistakes=(
-            ("this is the rank with the lowest loss; take a smaller rank if its loss is within the tolerance",
+            ("this is the rank with the lowest loss; take a smaller rank if its "
+             "loss is within the tolerance",
              lambda losses, tolerance: min(losses, key=losses.get)),
             ("this is the largest rank within the tolerance; take the smallest",
-             lambda losses, tolerance: max(b for b, x in losses.items() if x <= min(losses.values()) + tolerance)),
+             _within(_limit, pick=max)),
             ("the tolerance is in nats above the lowest loss, not a share of it",
-             lambda losses, tolerance: min(b for b, x in losses.items() if x <= min(losses.values()) * (1 + tolerance))),
+             _within(lambda losses, tolerance: _lowest(losses) * (1 + tolerance))),
             ("the lowest loss need not be that of the largest rank: take the lowest of all",
-             lambda losses, tolerance: min(b for b, x in losses.items() if x <= losses[max(losses)] + tolerance)),
+             _within(lambda losses, tolerance: losses[max(losses)] + tolerance)),
             ("a loss at the limit is within the tolerance: write <=, not <",
-             lambda losses, tolerance: min((b for b, x in losses.items() if x < min(losses.values()) + tolerance), default=None)),
-            ("this is the loss; return the rank", lambda losses, tolerance: losses[search(losses, tolerance)]),
+             _within(_limit, reaches=operator.lt)),
+            ("this is the loss; return the rank",
+             lambda losses, tolerance: losses[search(losses, tolerance)]),
             ("this is the loss; return the rank", lambda losses, tolerance: min(losses.values())),
-            *(("this is a place among the ranks, counted from 0; return the rank that stands there", lambda losses, tolerance, order=order:
-               order(losses).index(search(losses, tolerance))) for order in (sorted, list)),
-            ("this is the smallest rank of all, whatever its loss", lambda losses, tolerance: min(losses)),
-            ("this is the largest rank of all, whatever its loss", lambda losses, tolerance: max(losses)),
-            ("this is the rank whose loss is nearest to the limit; take the smallest rank within it", lambda losses, tolerance:
-             min(losses, key=lambda b: abs(losses[b] - min(losses.values()) - tolerance))),
+            *several("this is a place among the ranks, counted from 0; return "
+                     "the rank that stands there",
+                     _place(sorted), _place(list)),
+            ("this is the smallest rank of all, whatever its loss",
+             lambda losses, tolerance: min(losses)),
+            ("this is the largest rank of all, whatever its loss",
+             lambda losses, tolerance: max(losses)),
+            ("this is the rank whose loss is nearest to the limit; take "
+             "the smallest rank within it",
+             _nearest),
             ("compare a loss with the lowest of all, not with that of the next rank", _no_gain),
-            ("the tolerance is added to the lowest loss, not subtracted", lambda losses, tolerance:
-             min((b for b, x in losses.items() if x <= min(losses.values()) - tolerance), default=None)),
+            ("the tolerance is added to the lowest loss, not subtracted",
+             _within(lambda losses, tolerance: _lowest(losses) - tolerance)),
             ("this is the first in the dict's order; take the smallest rank",
-             lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance))),
+             _within(_limit, pick=operator.itemgetter(0)))),
         symptoms=(
-            ("return one rank, a number", lambda got, expected, arguments: isinstance(got, (list, tuple))),),
-        errors=(("empty", "no loss was found to be good enough: the limit is the lowest loss plus the tolerance, and a loss at the "
-                          "limit is within the tolerance, <= and not <"),),
+            ("return one rank, a number",
+             lambda got, expected, args: isinstance(got, (list, tuple))),),
+        errors=(
+            ("empty",
+             "no loss was found to be good enough: the limit is the lowest loss plus the "
+             "tolerance, and a loss at the limit is within the tolerance, <= and not <"),),
         tolerance=0,
         hints=("What is the largest loss that is still good enough?",
                "losses is a dict rank → loss, in any order. The result is one of its keys.",
-               "limit = min(losses.values()) + tolerance. Return the smallest b with losses[b] <= limit.")),
+               "limit = min(losses.values()) + tolerance. Return the smallest b "
+               "with losses[b] <= limit.")),
     Exercise(
         name="dylora.cut", title="The cut by singular values", stars=2,
         reference=cut, cases=_factors, normalize=_product,
         special=(
             ("b = R: nothing is lost", _all),
-            ("only the last row of A and column of B are large, and b = 1",
-             lambda rng: (np.array([[1.0, 0, 0], [0, 5, 0]]), np.array([[1.0, 0], [0, 2], [0, 0], [0, 0]]), 1))),
+            ("only the last row of A and column of B are large, and b = 1", _last_is_large)),
         mistakes=(
-            ("these are the first rows of A and columns of B; the nearest matrix of rank b needs the singular vectors of B A",
+            ("these are the first rows of A and columns of B; the nearest matrix of rank b needs "
+             "the singular vectors of B A",
              lambda A, B, b: (A[:b], B[:, :b])),
-            ("these are the smallest singular values; NumPy sorts them in falling order, so take the first b",
+            ("these are the smallest singular values; NumPy sorts them in falling "
+             "order, so take the first b",
              _cut_variant(lambda b: slice(-b, None))),
             ("the singular values are missing", _cut_variant(left=lambda S: 1.0)),
-            ("the singular values are counted twice: they belong into one factor, or their roots into both",
+            ("the singular values are counted twice: they belong into one factor, "
+             "or their roots into both",
              _cut_variant(right=lambda S: S)),
             ("np.linalg.svd returns Vᵀ: its rows are the vectors", _cut_variant(transposed=True)),
             ("U has the vectors in its columns: U[:, :b]", _cut_variant(rows_of_U=True)),
-            ("the root of the singular values is in one factor only; both need it, or one the values themselves",
+            ("the root of the singular values is in one factor only; both need it, or "
+             "one the values themselves",
              _cut_variant(left=np.sqrt)),
-            *(("decompose the product B A; the singular vectors of A and of B by themselves are others", _cut_each(with_S))
-              for with_S in (False, True)),
-            ("these are the largest rows of A and columns of B; the nearest matrix of rank b needs the singular vectors of B A", _largest),
-            ("the product is right, but its factors are not cut: A_b has b rows and B_b has b columns", _zeroed),
-            ("no scale is involved: B_b A_b itself should be near to B A",
-             lambda A, B, b: (cut(A, B, b)[0] * len(A) / b, cut(A, B, b)[1])),
+            *several("decompose the product B A; the singular vectors of A and of B "
+                     "by themselves are others",
+                     _cut_A, _cut_each),
+            ("these are the largest rows of A and columns of B; the nearest matrix of rank b "
+             "needs the singular vectors of B A",
+             _largest),
+            ("the product is right, but its factors are not cut: A_b has b "
+             "rows and B_b has b columns",
+             _zeroed),
+            ("no scale is involved: B_b A_b itself should be near to B A", _scaled),
             ("nothing is cut", lambda A, B, b: (A, B)),
             ("nothing is cut", _cut_variant(lambda b: slice(None))),
-            ("the largest singular value is left out: the first one has the index 0", _cut_variant(lambda b: slice(1, b + 1))),
-            ("this is one singular value too few: [:b] takes b of them", _cut_variant(lambda b: slice(b - 1))),
-            ("this is one singular value too many: [:b] takes b of them", _cut_variant(lambda b: slice(b + 1)))),
+            ("the largest singular value is left out: the first one has the index 0",
+             _cut_variant(lambda b: slice(1, b + 1))),
+            ("this is one singular value too few: [:b] takes b of them",
+             _cut_variant(lambda b: slice(b - 1))),
+            ("this is one singular value too many: [:b] takes b of them",
+             _cut_variant(lambda b: slice(b + 1)))),
         symptoms=(
-            ("cut both: A_b has as many rows as B_b has columns, b", lambda got, expected, arguments:
-             np.ndim(got) == 2 and np.shape(got)[1] == arguments[0].shape[1] and np.shape(got) != np.shape(expected)),
-            ("return A, which is (b, d_in), first", lambda got, expected, arguments: np.shape(got) == (len(arguments[1]), arguments[2])),),
+            ("cut both: A_b has as many rows as B_b has columns, b", _one_uncut),
+            ("return A, which is (b, d_in), first", _wrong_order)),
         tolerance=1e-8,
-        hints=("Which matrix of rank b is nearest to a given matrix, if its singular value decomposition is known?",
-               "B @ A is (d_out, d_in). With full_matrices=False its U is (d_out, k), S (k,), Vᵀ (k, d_in).",
-               "U, S, Vt = np.linalg.svd(B @ A, full_matrices=False). The new A is Vt[:b], the new B is U[:, :b] * S[:b].")),
+        hints=("Which matrix of rank b is nearest to a given matrix, if its singular "
+               "value decomposition is known?",
+               "B @ A is (d_out, d_in). With full_matrices=False its U is (d_out, "
+               "k), S (k,), Vᵀ (k, d_in).",
+               "U, S, Vt = np.linalg.svd(B @ A, full_matrices=False). The new A is Vt[:b], the "
+               "new B is U[:, :b] * S[:b].")),
 )

@@ -1,34 +1,56 @@
 """Lesson 06: trained keys and values before those of every layer."""
+from functools import partial
+
 import numpy as np
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor, concatenate
 from ...peft.prefix import Prefix
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
 
 # -- prefix.attention ------------------------------------------------------------------------------
 def attention(q, k, v, P_K, P_V):
-    return F.attention(q, concatenate([P_K, k], axis=0), concatenate([P_V, v], axis=0))
-
-
-def _head(rng, T=None, P=None):
-    T, P, d = T or rng.integers(2, 7), P or rng.integers(2, 5), rng.integers(3, 9)
-    return tuple(Tensor(rng.standard_normal((n, d)).astype(np.float32)) for n in (T, T, T, P, P))
-
-
-def _masked(q, k, v, P_K, P_V, offset, scale=None, mask=True):
-    """The composition, with the places where people go wrong left open."""
     K, V = concatenate([P_K, k], axis=0), concatenate([P_V, v], axis=0)
+    return F.attention(q, K, V)
+
+
+def _head(rng, T=None):
+    T = T or rng.integers(2, 7)
+    P, d = rng.integers(2, 5), rng.integers(3, 9)
+    def draw(n):
+        return Tensor(rng.standard_normal((n, d)).astype(np.float32))
+    return draw(T), draw(T), draw(T), draw(P), draw(P)
+
+
+def _masked(q, k, v, P_K, P_V, diagonal=lambda T, P: P + 1,
+            scale=lambda T, d: d ** -0.5):
+    """Compose attention, with an option where people go wrong."""
+    K = concatenate([P_K, k], axis=0)
     T, S = q.shape[0], K.shape[0]
-    M = np.triu(np.full((T, S), -np.inf, np.float32), offset) if mask else 0.0
-    return F.softmax(q @ K.T * (q.shape[1] ** -0.5 if scale is None else scale) + M) @ V
+    hidden = np.full((T, S), -np.inf, np.float32)
+    M = np.triu(hidden, diagonal(T, P_K.shape[0]))
+    P = F.softmax(q @ K.T * scale(*q.shape) + M)
+    return P @ concatenate([P_V, v], axis=0)
+
+
+def _prefix_behind(q, k, v, P_K, P_V):
+    P = P_K.shape[0]
+    return _masked(q, P_K, P_V, k, v, diagonal=lambda *_: P + 1)
+
+
+def _unmasked(q, k, v, P_K, P_V):
+    return _masked(q, k, v, P_K, P_V, diagonal=lambda T, P: T + P)
+
+
+def _separately(q, k, v, P_K, P_V):
+    return F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False)
 
 
 def _scored(q, k, P_K):
-    """The scores, and which of them a token may see."""
+    """Return the scores, and which of them a token may see."""
     K = concatenate([P_K, k], axis=0)
     S = q @ K.T * q.shape[1] ** -0.5
     return S, np.tri(*S.shape, P_K.shape[0], dtype=S.dtype)
@@ -36,7 +58,8 @@ def _scored(q, k, P_K):
 
 def _by_columns(q, k, v, P_K, P_V):
     S, seen = _scored(q, k, P_K)
-    return F.softmax((S + np.where(seen, 0, -np.inf).astype(S.dtype)).T).T @ concatenate([P_V, v], axis=0)
+    M = np.where(seen, 0, -np.inf).astype(S.dtype)
+    return F.softmax((S + M).T).T @ concatenate([P_V, v], axis=0)
 
 
 def _masked_late(q, k, v, P_K, P_V):
@@ -49,39 +72,99 @@ def _masked_by_zeros(q, k, v, P_K, P_V):
     return F.softmax(S * seen) @ concatenate([P_V, v], axis=0)
 
 
+def _prefix_looks_too(got, expected, args):
+    return len(got) == len(args[0].data) + len(args[3].data)
+
+
 # -- prefix.share ----------------------------------------------------------------------------------
 def share(q, k, P_K):
     s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))
     return F._softmax(s, -1)[:len(P_K)].sum()
 
 
-def _scores(rng, size=1.0):
+def _scores(rng):
     d = rng.integers(3, 9)
-    return (size * rng.standard_normal(d), rng.standard_normal((rng.integers(3, 8), d)), rng.standard_normal((rng.integers(1, 5), d)))
+    q = rng.standard_normal(d)
+    k = rng.standard_normal((rng.integers(3, 8), d))
+    return q, k, rng.standard_normal((rng.integers(1, 5), d))
+
+
+def _far_below(rng):
+    k = np.diag([9.0, 4, 4.5, 8])[[2, 1]]
+    return np.full(4, -500.0), k, np.diag([9.0, 4, 4.004, 8])[[0, 2, 3]]
+
+
+def _all_equal(rng):
+    return np.ones(4), np.ones((6, 4)), np.ones((2, 4))
+
+
+def _text_large(rng):
+    return np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2]
+
+
+def _prefix_large(rng):
+    return np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2]
 
 
 def _of_weights(part=lambda p, P: p[:P].sum(), scale=np.sqrt):
-    """Something else of the probabilities of all P + T keys, or with other scores: part(probabilities, P)."""
-    return lambda q, k, P_K: part(F._softmax(np.concatenate([P_K, k]) @ q / scale(len(q)), -1), len(P_K))
+    """Take another part of the probabilities of all P + T keys, or other scores."""
+    def wrong(q, k, P_K):
+        s = np.concatenate([P_K, k]) @ q / scale(len(q))
+        return part(F._softmax(s, -1), len(P_K))
+    return wrong
+
+
+def _share_of_means(p, P):
+    prefix = p[:P].mean()
+    return prefix / (prefix + p[P:].mean())
+
+
+def _two_maxima(q, k, P_K):
+    """Subtract one maximum from the prefix's scores and another from the text's."""
+    p, s = P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q))
+    prefix = np.exp(p - p.max()).sum()
+    return prefix / (prefix + np.exp(s - s.max()).sum())
+
+
+def _share_of_scores(q, k, P_K):
+    prefix, text = (P_K @ q).sum(), (k @ q).sum()
+    return prefix / (prefix + text)
 
 
 def _mixes(fn, rng):
     q, k, P_K = _scores(rng)
     v, P_V = rng.standard_normal(k.shape), rng.standard_normal(P_K.shape)
-    attend = lambda k, v: F.attention(Tensor(q[None]), Tensor(k), Tensor(v)).data
+    def attend(k, v):
+        return F.attention(Tensor(q[None]), Tensor(k), Tensor(v)).data
     lam = fn(q, k, P_K)
     whole = attend(np.concatenate([P_K, k]), np.concatenate([P_V, v]))
-    return np.allclose(whole, (1 - lam) * attend(k, v) + lam * attend(P_K, P_V), atol=1e-6)
+    mixed = (1 - lam) * attend(k, v) + lam * attend(P_K, P_V)
+    return np.allclose(whole, mixed, atol=1e-6)
 
 
 # -- prefix.count ----------------------------------------------------------------------------------
+def _table(P, L, d):
+    return 2 * P * L * d
+
+
+def _counted(P, L, d, m, width=lambda L, d, m: d, networks=lambda P: 1, first=1,
+             first_bias=1, second=2, second_bias=1, stored=_table):
+    """Count trained and stored numbers. The options are the numbers of each part.
+
+    width: that of a token's vector. first, second: the network has m (d + 1) numbers in its first
+    layer, and in the second one twice L d (m + 1).
+    """
+    network = first * m * (d + first_bias) + second * L * d * (m + second_bias)
+    return P * width(L, d, m) + networks(P) * network, stored(P, L, d)
+
+
 def count(P, L, d, m):
-    return P * d + (d * m + m) + (2 * L * d * m + 2 * L * d), 2 * P * L * d
+    return _counted(P, L, d, m)
 
 
-def _less(term):
-    """The counts, with a term missing of the trained ones."""
-    return lambda P, L, d, m: (count(P, L, d, m)[0] - term(P, L, d, m), 2 * P * L * d)
+def _sizes(rng):
+    P, L = int(rng.integers(2, 30)), int(rng.integers(2, 12))
+    return P, L, int(8 * rng.integers(2, 20)), int(rng.integers(9, 300))
 
 
 # -- prefix.cut ------------------------------------------------------------------------------------
@@ -90,38 +173,126 @@ def cut(table, n_layers, n_heads):
     return [(K.data, V.data) for K, V in prefix.seams(None)["prefix"]]
 
 
-def _table(rng):
-    P, L, H, d_head = rng.integers(5, 8), rng.integers(2, 4), rng.integers(2, 4), rng.integers(2, 5)
-    return rng.standard_normal((P, 2 * L * H * d_head)), int(L), int(H)
+def _tables(rng):
+    P, L = int(rng.integers(5, 8)), int(rng.integers(2, 4))
+    H, d_head = int(rng.integers(2, 4)), int(rng.integers(2, 5))
+    return rng.standard_normal((P, 2 * L * H * d_head)), L, H
 
 
 def _in_memory(order):
-    """The cut of a table in another order: P rows, L layers, K for keys and values, H heads, d their columns."""
+    """Cut a table that has another order of axes.
+
+    P: rows. L: layers. K: keys and values. H: heads. d: a head's columns.
+    """
     def wrong(table, L, H):
         sizes = {"P": len(table), "L": L, "K": 2, "H": H, "d": -1}
         parts = table.reshape([sizes[axis] for axis in order])
-        return [tuple(pair) for pair in parts.transpose([order.index(axis) for axis in "LKHPd"])]
+        return list(map(tuple, parts.transpose([order.index(axis) for axis in "LKHPd"])))
     return wrong
 
 
+def _pairs(parts):
+    """Pair K and V of each layer, from the parts of a row one after another."""
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _reshaped(t, L, H):
+    return _pairs(t.reshape(2 * L, H, len(t), -1))
+
+
+def _in_turn(t, L, H):
+    """Take each head's columns from all over a part."""
+    return _pairs(t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2))
+
+
+def _parts_reshaped(t, L, H):
+    parts = np.split(t, 2 * L, axis=1)
+    return _pairs([a.reshape(H, len(t), -1) for a in parts])
+
+
+def _other_axes(got, expected, args):
+    shape, right = np.shape(got), np.shape(expected)
+    return shape != right and sorted(shape) == sorted(right)
+
+
+def _wrong_number(got, expected, args):
+    return isinstance(got, (tuple, list)) and len(got) != len(expected)
+
+
 def _halves(table, L, H):
-    """All layers' keys first, then all layers' values."""
+    """Read all layers' keys first, then all layers' values."""
     parts = table.reshape(len(table), 2, L, H, -1).transpose(1, 2, 3, 0, 4)
     return list(zip(parts[0], parts[1], strict=True))
 
 
+def _heads_together(got, expected, args):
+    return np.ndim(got) == 2 and np.size(got) == np.size(expected)
+
+
 # -- prefix.bug ------------------------------------------------------------------------------------
 def bug(T, P):
-    return np.tril(np.ones((T, P + T), bool), P), np.arange(P, P + T)
+    seen = np.tril(np.ones((T, P + T), bool), P)
+    return seen, np.arange(P, P + T)
 
 
-def _placed(diagonal=lambda P: P, first=lambda P: P, hidden=False):
-    """Places with a mask and positions that begin elsewhere."""
+def _places(rng):
+    return tuple(rng.integers((3, 2), (8, 6)).tolist())
+
+
+def _placed(diagonal=lambda P: P, first=lambda P: P):
+    """Let the mask and the positions begin elsewhere."""
     def wrong(T, P):
         seen = np.tril(np.ones((T, P + T), bool), diagonal(P))
-        if hidden: seen[:, :P] = False
         return seen, np.arange(T) + first(P)
     return wrong
+
+
+def _seen(mask):
+    """Return another mask, and the right positions."""
+    return lambda T, P: (mask(T, P), np.arange(P, P + T))
+
+
+def _text_alone(T, P):
+    seen, _ = bug(T, P)
+    seen[:, :P] = False
+    return seen
+
+
+def _prefix_last(T, P):
+    seen = np.ones((T, T + P), bool)
+    seen[:, :T] = np.tri(T)
+    return seen
+
+
+def _prefix_alone(T, P):
+    return np.arange(P + T) < np.full((T, 1), P)
+
+
+def _future(T, P):
+    return np.triu(np.ones((T, P + T), bool), P)
+
+
+def _sees_all(got, expected, args):
+    return np.ndim(got) == 2 and np.all(got)
+
+
+def _all_positions(got, expected, args):
+    T, P = args
+    return np.ndim(got) == 1 and len(got) == T + P and P > 0
+
+
+def _prefix_looks(got, expected, args):
+    T, P = args
+    return np.shape(got) == (T + P, T + P) and P > 0
+
+
+def _no_bools(got, expected, args):
+    same_shape = np.shape(got) == np.shape(expected)
+    return same_shape and np.ndim(got) == 2 and np.asarray(got).dtype != bool
+
+
+def _exchanged(got, expected, args):
+    return np.ndim(got) == 1 and np.ndim(expected) == 2
 
 
 # -- prefix.copies ---------------------------------------------------------------------------------
@@ -129,233 +300,277 @@ def copies(lam, n):
     return n * lam / (1 + (n - 1) * lam)
 
 
+def _shares(rng):
+    shares = rng.uniform(0.05, 0.95, int(rng.integers(3, 6)))
+    return shares, int(rng.integers(2, 9))
+
+
 EXERCISES = (
     Exercise(
         name="prefix.attention", title="Attention with a prefix", stars=2,
         reference=attention, cases=_head, gradient=("q", "k", "v", "P_K", "P_V"),
-        special=(("one token, which sees everything", lambda rng: _head(rng, T=1)),),
+        special=(
+            ("one token, which sees everything", partial(_head, T=1)),),
         avoids=("attention",),
         mistakes=(
-            ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the prefix; the diagonal is P + 1",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 1)),
+            ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the "
+             "prefix; the diagonal is P + 1",
+             partial(_masked, diagonal=lambda T, P: 1)),
             ("each token sees one future token: the diagonal of the mask is P + 1, not P + 2",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 2)),
+             partial(_masked, diagonal=lambda T, P: P + 2)),
             ("tokens do not see themselves: the diagonal of the mask is P + 1, not P",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0])),
-            ("the mask begins at column 2, whatever P is, so tokens cannot see all of the prefix; the diagonal is P + 1",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 2)),
-            ("the diagonal of the mask is P + 1, not P − 1: tokens see neither themselves nor the one before",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] - 1)),
-            ("the diagonal of the mask is P + 1, not T: the mask begins P columns later than without a prefix",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, q.shape[0])),
-            *(("keys and values are exchanged: P_K stands before k, and P_V before v",
-               lambda q, k, v, P_K, P_V, of=of: _masked(q, *of(k, v, P_K, P_V), P_K.shape[0] + 1))
-              for of in (lambda k, v, P_K, P_V: (k, v, P_V, P_K), lambda k, v, P_K, P_V: (v, k, P_K, P_V),
-                         lambda k, v, P_K, P_V: (v, k, P_V, P_K))),
+             partial(_masked, diagonal=lambda T, P: P)),
+            ("the mask begins at column 2, whatever P is, so tokens cannot see all of the "
+             "prefix; the diagonal is P + 1",
+             partial(_masked, diagonal=lambda T, P: 2)),
+            ("the diagonal of the mask is P + 1, not P − 1: tokens see neither "
+             "themselves nor the one before",
+             partial(_masked, diagonal=lambda T, P: P - 1)),
+            ("the diagonal of the mask is P + 1, not T: the mask begins P columns "
+             "later than without a prefix",
+             partial(_masked, diagonal=lambda T, P: T)),
+            *several("keys and values are exchanged: P_K stands before k, and P_V before v",
+                     lambda q, k, v, P_K, P_V: _masked(q, k, v, P_V, P_K),
+                     lambda q, k, v, P_K, P_V: _masked(q, v, k, P_K, P_V),
+                     lambda q, k, v, P_K, P_V: _masked(q, v, k, P_V, P_K)),
             ("the prefix's keys stand where its values belong: P_V stands before v",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_K, P_K.shape[0] + 1)),
-            ("the softmax is over the wrong axis: each token's probabilities over all columns have the sum 1", _by_columns),
-            ("the mask comes before the softmax, so that the sum of what is left is 1", _masked_late),
-            ("a score of 0 is no small score, since exp(0) = 1: where a token may not look, add −∞", _masked_by_zeros),
-            ("the prefix is hidden from all tokens: they may see all of it", lambda q, k, v, P_K, P_V: F.attention(q, k, v)),
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_K)),
+            ("the softmax is over the wrong axis: each token's probabilities over "
+             "all columns have the sum 1",
+             _by_columns),
+            ("the mask comes before the softmax, so that the sum of what is left is 1",
+             _masked_late),
+            ("a score of 0 is no small score, since exp(0) = 1: where a token may not look, add −∞",
+             _masked_by_zeros),
+            ("the prefix is hidden from all tokens: they may see all of it",
+             lambda q, k, v, P_K, P_V: F.attention(q, k, v)),
             ("the scores are divided by √d_head, not by d_head",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, 1 / q.shape[1])),
-            ("there is no causal mask: token t may not look at later tokens",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 0, mask=False)),
-            ("the scores are not divided by √d_head",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, 1.0)),
+             partial(_masked, scale=lambda T, d: 1 / d)),
+            ("there is no causal mask: token t may not look at later tokens", _unmasked),
+            ("the scores are not divided by √d_head", partial(_masked, scale=lambda T, d: 1.0)),
             ("the scores are divided by √d_head, not by √T",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, q.shape[0] ** -0.5)),
+             partial(_masked, scale=lambda T, d: T ** -0.5)),
             ("you put the prefix behind the text; it comes first, as a past that all tokens see",
-             lambda q, k, v, P_K, P_V: _masked(q, P_K, P_V, k, v, P_K.shape[0] + 1)),
+             _prefix_behind),
             ("prefix and text are normalised separately and added; one softmax must cover both",
-             lambda q, k, v, P_K, P_V: F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False))),
+             _separately)),
         symptoms=(
-            ("a token that may look nowhere gives NaN: the mask has a row of −∞ alone; token t sees the columns 0 … P + t",
+            ("a token that may look nowhere gives NaN: the mask has a row of −∞ alone; token t "
+             "sees the columns 0 … P + t",
              lambda got, expected, args: np.isnan(got).any()),
             ("a prefix has no queries: there are T outputs, one for each token",
-             lambda got, expected, args: len(got) == len(args[0].data) + len(args[3].data))),
+             _prefix_looks_too)),
         errors=(
-            ("tensors do not mix", "the mask became a Tensor of another float type: leave it a plain NumPy array, and add it to the "
-             "scores"),),
+            ("tensors do not mix",
+             "the mask became a Tensor of another float type: leave it a plain NumPy array, "
+             "and add it to the scores"),),
         hints=("Which columns may token t see: how many of the prefix, and how many of the text?",
-               "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t sees the columns 0 … P + t.",
-               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + T), -np.inf, "
-               "np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
+               "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t "
+               "sees the columns 0 … P + t.",
+               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P "
+               "+ T), -np.inf, np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
     Exercise(
         name="prefix.share", title="The prefix's share of attention", stars=2,
         reference=share, cases=_scores,
         special=(
-            ("all keys are equal: λ is P/(P + T)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
-            ("scores in the thousands, the text's larger, where exp overflows",
-             lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2])),
-            ("scores in the thousands, the prefix's larger",
-             lambda rng: (np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2])),
-            ("scores of −1000 and less, the prefix's last one the largest",
-             lambda rng: (np.full(4, -500.0), np.diag([9.0, 4, 4.5, 8])[[2, 1]], np.diag([9.0, 4, 4.004, 8])[[0, 2, 3]]))),
+            ("all keys are equal: λ is P/(P + T)", _all_equal),
+            ("scores in the thousands, the text's larger, where exp overflows", _text_large),
+            ("scores in the thousands, the prefix's larger", _prefix_large),
+            ("scores of −1000 and less, the prefix's last one the largest", _far_below)),
         invariants=(
             ("λ is the weight that mixes the two attentions (equation 3)", _mixes),),
         mistakes=(
             ("these are the odds of prefix against text; divide by the sum of both",
              _of_weights(lambda p, P: p[:P].sum() / p[P:].sum())),
-            ("prefix and text had a maximum each subtracted; subtract the same one, the largest of all, or λ changes",
-             lambda q, k, P_K: (lambda p, s: np.exp(p - p.max()).sum() / (np.exp(p - p.max()).sum() + np.exp(s - s.max()).sum()))(
-                 P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q)))),
+            ("prefix and text had a maximum each subtracted; subtract the same one, the "
+             "largest of all, or λ changes",
+             _two_maxima),
             ("this is the share of the text, 1 − λ", _of_weights(lambda p, P: p[P:].sum())),
             ("the scores are not divided by √d_head", _of_weights(scale=lambda d: 1)),
             ("the scores are divided by √d_head, not by d_head", _of_weights(scale=lambda d: d)),
             ("λ is made of the sums over prefix and text, not of the means",
-             _of_weights(lambda p, P: p[:P].mean() / (p[:P].mean() + p[P:].mean()))),
+             _of_weights(_share_of_means)),
             ("add up the probabilities of all keys of the prefix, not the largest one alone",
              _of_weights(lambda p, P: p[:P].max())),
-            ("the prefix comes first: add up the first P probabilities, not the last", _of_weights(lambda p, P: p[-P:].sum())),
+            ("the prefix comes first: add up the first P probabilities, not the last",
+             _of_weights(lambda p, P: p[-P:].sum())),
             ("this is the prefix's share of the keys; keys with a larger score get more attention",
              lambda q, k, P_K: len(P_K) / (len(P_K) + len(k))),
-            ("the numerator is a sum over the prefix, not a mean", _of_weights(lambda p, P: p[:P].mean())),
-            ("the sums are of scores, not of their exponentials",
-             lambda q, k, P_K: (P_K @ q).sum() / ((P_K @ q).sum() + (k @ q).sum()))),
+            ("the numerator is a sum over the prefix, not a mean",
+             _of_weights(lambda p, P: p[:P].mean())),
+            ("the sums are of scores, not of their exponentials", _share_of_scores)),
         symptoms=(
-            ("exp overflows, or all exponentials become 0: subtract the largest score, of prefix and text together; λ stays the "
-             "same", lambda got, expected, arguments: not np.isfinite(got)),
+            ("exp overflows, or all exponentials become 0: subtract the largest score, of prefix "
+             "and text together; λ stays the same",
+             lambda got, expected, args: not np.isfinite(got)),
             ("λ is one number: the sum over the prefix is missing",
-             lambda got, expected, arguments: np.shape(got) == (len(arguments[2]),))),
-        hints=("Does λ change if one number is subtracted from all scores? Must it be the same number for prefix and text?",
+             lambda got, expected, args: np.shape(got) == (len(args[2]),))),
+        hints=("Does λ change if one number is subtracted from all scores? Must it be the same "
+               "number for prefix and text?",
                "P_K @ q is (P,), k @ q is (T,). Both are divided by √d_head. λ is one number.",
-               "s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q)); e = np.exp(s - s.max()); λ is the sum of the first P "
-               "entries of e over the sum of all.")),
+               "s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q)); e = np.exp(s - s.max()); λ "
+               "is the sum of the first P entries of e over the sum of all.")),
     Exercise(
         name="prefix.count", title="Parameters trained and parameters stored", stars=1,
         reference=count,
-        cases=lambda rng: tuple(int(n) for n in (rng.integers(2, 30), rng.integers(2, 12), 8 * rng.integers(2, 20), rng.integers(9, 300))),
+        cases=_sizes,
         mistakes=(
-            ("the bias of the first layer, m numbers, is missing", _less(lambda P, L, d, m: m)),
-            ("the bias of the second layer, 2 L d numbers, is missing", _less(lambda P, L, d, m: 2 * L * d)),
-            ("the first layer, (m, d) with m biases, is missing", _less(lambda P, L, d, m: d * m + m)),
-            ("the second layer, (2 L d, m) with 2 L d biases, is missing", _less(lambda P, L, d, m: 2 * L * d * (m + 1))),
-            ("P′ is (P, d), not (P, m): the hidden layer is in the network", _less(lambda P, L, d, m: P * d - P * m)),
+            ("the bias of the first layer, m numbers, is missing", partial(_counted, first_bias=0)),
+            ("the bias of the second layer, 2 L d numbers, is missing",
+             partial(_counted, second_bias=0)),
+            ("the first layer, (m, d) with m biases, is missing", partial(_counted, first=0)),
+            ("the second layer, (2 L d, m) with 2 L d biases, is missing",
+             partial(_counted, second=0)),
+            ("P′ is (P, d), not (P, m): the hidden layer is in the network",
+             partial(_counted, width=lambda L, d, m: m)),
             ("the network's second layer makes 2 L d numbers, a key and a value in every layer",
-             _less(lambda P, L, d, m: L * d * (m + 1))),
-            ("one network serves all virtual tokens: it is counted once", _less(lambda P, L, d, m: (1 - P) * (d * m + m + 2 * L * d * (m + 1)))),
-            ("P′, (P, d), and the network are trained, and not the table that comes out of the network",
-             _less(lambda P, L, d, m: P * d - 2 * P * L * d)),
-            ("what is stored is the table alone, without P′", lambda P, L, d, m: (count(P, L, d, m)[0], 2 * P * L * d + P * d)),
+             partial(_counted, second=1)),
+            ("one network serves all virtual tokens: it is counted once",
+             partial(_counted, networks=lambda P: P)),
+            ("P′, (P, d), and the network are trained, and not the table that "
+             "comes out of the network",
+             partial(_counted, width=lambda L, d, m: 2 * L * d)),
+            ("what is stored is the table alone, without P′",
+             partial(_counted, stored=lambda P, L, d: 2 * P * L * d + P * d)),
             ("what is stored has a key and a value in every layer: 2 L d numbers a token",
-             lambda P, L, d, m: (count(P, L, d, m)[0], P * L * d)),
+             partial(_counted, stored=lambda P, L, d: P * L * d)),
             ("the biases of the two layers are missing",
-             lambda P, L, d, m: (P * d + d * m + 2 * L * d * m, 2 * P * L * d)),
+             partial(_counted, first_bias=0, second_bias=0)),
             ("a virtual token has a key and a value in every layer: 2 L d, not L d",
-             lambda P, L, d, m: (P * d + (d * m + m) + (L * d * m + L * d), P * L * d)),
+             partial(_counted, second=1, stored=lambda P, L, d: P * L * d)),
             ("the counts of trained and stored numbers are the wrong way round",
              lambda P, L, d, m: count(P, L, d, m)[::-1]),
-            ("P′ is missing: it is trained too", lambda P, L, d, m: (count(P, L, d, m)[0] - P * d, 2 * P * L * d)),
+            ("P′ is missing: it is trained too", partial(_counted, width=lambda L, d, m: 0)),
             ("the network is dropped after training: only the table is stored",
-             lambda P, L, d, m: (count(P, L, d, m)[0],) * 2),
+             lambda *sizes: 2 * count(*sizes)[:1]),
             ("the network computes the table, so the table itself is not trained",
-             lambda P, L, d, m: (count(P, L, d, m)[0] + 2 * P * L * d, 2 * P * L * d))),
+             partial(_counted, width=lambda L, d, m: d + 2 * L * d))),
         tolerance=0,
         hints=("Which part of the network is still needed after training?",
-               "P′ is (P, d). The two layers are (m, d) and (2 L d, m), with m and 2 L d biases. The table is (P, 2 L d).",
+               "P′ is (P, d). The two layers are (m, d) and (2 L d, m), with m and 2 L d biases. "
+               "The table is (P, 2 L d).",
                "Trained: P d, d m + m, and 2 L d m + 2 L d. Stored: the table alone.")),
     Exercise(
         name="prefix.cut", title="From the table to keys and values", stars=2,
-        reference=cut, cases=_table,
+        reference=cut, cases=_tables,
         mistakes=(
-            ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all keys first, then all values",
+            ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all "
+             "keys first, then all values",
              _halves),
-            ("within a layer the keys of all heads come first, then all values; you read keys and values head by head",
+            ("within a layer the keys of all heads come first, then all values; you read "
+             "keys and values head by head",
              _in_memory("PLHKd")),
-            ("the layer changes slowest: all heads of layer 0 come first; you read all layers of head 0 first", _in_memory("PHLKd")),
-            ("keys and values lie in blocks of d numbers, not number by number in turn", _in_memory("PLHdK")),
-            ("the layers are in the wrong order: the list begins with layer 0", lambda t, L, H: cut(t, L, H)[::-1]),
-            ("the values are the keys once more: they lie behind them", lambda t, L, H: [(k, k) for k, v in cut(t, L, H)]),
-            ("keys and values are the wrong way round", lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
-            ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, H, d_head), then transpose",
-             lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(t.reshape(2 * L, H, len(t), -1))),
+            ("the layer changes slowest: all heads of layer 0 come first; you read "
+             "all layers of head 0 first",
+             _in_memory("PHLKd")),
+            ("keys and values lie in blocks of d numbers, not number by number in turn",
+             _in_memory("PLHdK")),
+            ("the layers are in the wrong order: the list begins with layer 0",
+             lambda t, L, H: cut(t, L, H)[::-1]),
+            ("the values are the keys once more: they lie behind them",
+             lambda t, L, H: [(k, k) for k, v in cut(t, L, H)]),
+            ("keys and values are the wrong way round",
+             lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
+            ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, "
+             "H, d_head), then transpose",
+             _reshaped),
             ("a head's columns lie together: split a part into (H, d_head), not (d_head, H)",
-             lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
-                 t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2))),
-            ("reshape does not move axes: a part (P, H · d_head) becomes (P, H, d_head) by reshape, and then needs a transpose",
-             lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
-                 [a.reshape(H, len(t), -1) for a in np.split(t, 2 * L, axis=1)]))),
+             _in_turn),
+            ("reshape does not move axes: a part (P, H · d_head) becomes (P, H, d_head) by "
+             "reshape, and then needs a transpose",
+             _parts_reshaped)),
         symptoms=(
-            ("the axes of each K and V are (H, P, d_head), in this order",
-             lambda got, expected, arguments: np.shape(got) != np.shape(expected)
-             and sorted(np.shape(got)) == sorted(np.shape(expected))),
+            ("the axes of each K and V are (H, P, d_head), in this order", _other_axes),
             ("the heads are not apart yet: split the columns of each K and V into (H, d_head)",
-             lambda got, expected, arguments: np.ndim(got) == 2 and np.size(got) == np.size(expected)),
-            ("keys and values are NumPy arrays here, not Tensors", lambda got, expected, arguments: isinstance(got[0][0], Tensor)),
-            ("return a list with one pair (K, V) for each layer",
-             lambda got, expected, arguments: isinstance(got, (tuple, list)) and len(got) != len(expected))),
-        hints=("In which order do the numbers of a row lie? Which index changes slowest, and which fastest?",
-               "A row is (L, 2, H, d_head), so the table is (P, L, 2, H, d_head). K and V of a layer are (H, P, d_head).",
-               "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, 0] is the K of layer l, and "
-               "parts[l, 1] its V.")),
+             _heads_together),
+            ("keys and values are NumPy arrays here, not Tensors",
+             lambda got, expected, args: isinstance(got[0][0], Tensor)),
+            ("return a list with one pair (K, V) for each layer", _wrong_number)),
+        hints=("In which order do the numbers of a row lie? Which index changes "
+               "slowest, and which fastest?",
+               "A row is (L, 2, H, d_head), so the table is (P, L, 2, H, d_head). K and V of a "
+               "layer are (H, P, d_head).",
+               "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, "
+               "0] is the K of layer l, and parts[l, 1] its V.")),
     Exercise(
         name="prefix.bug", title="Find the bug: a prefix that does harm", stars=1,
-        reference=bug, cases=lambda rng: tuple(int(n) for n in rng.integers((3, 2), (8, 6))),
-        special=(("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
+        reference=bug, cases=_places,
+        special=(
+            ("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
         mistakes=(
-            ("the positions are right, but tokens still do not see all of the prefix: token t sees the columns 0 … P + t",
+            ("the positions are right, but tokens still do not see all of the prefix: token t "
+             "sees the columns 0 … P + t",
              _placed(diagonal=lambda P: 0)),
-            ("the mask is right; the positions still begin at 0, but P virtual tokens stand before the text",
+            ("the mask is right; the positions still begin at 0, but P virtual "
+             "tokens stand before the text",
              _placed(first=lambda P: 0)),
-            ("tokens do not see themselves: token t is column P + t, so the diagonal is P, not P − 1",
+            ("tokens do not see themselves: token t is column P + t, so the "
+             "diagonal is P, not P − 1",
              _placed(diagonal=lambda P: P - 1)),
-            ("each token sees one future token: the diagonal is P, not P + 1", _placed(diagonal=lambda P: P + 1)),
-            ("the prefix is hidden from all tokens: they may see all of it", _placed(hidden=True)),
+            ("each token sees one future token: the diagonal is P, not P + 1",
+             _placed(diagonal=lambda P: P + 1)),
+            ("the prefix is hidden from all tokens: they may see all of it", _seen(_text_alone)),
             ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 1)),
             ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 2)),
-            ("the prefix stands before the text: its P columns come first",
-             lambda T, P: (np.concatenate([np.tri(T, dtype=bool), np.ones((T, P), bool)], axis=1), bug(T, P)[1])),
+            ("the prefix stands before the text: its P columns come first", _seen(_prefix_last)),
             ("tokens see the prefix alone: token t also sees the tokens 0 … t",
-             lambda T, P: (np.arange(P + T) < np.full((T, 1), P), bug(T, P)[1])),
-            ("np.triu keeps what is right of the diagonal, which is the future: np.tril keeps the past",
-             lambda T, P: (np.triu(np.ones((T, P + T), bool), P), bug(T, P)[1])),
-            ("the first token stands behind P virtual tokens, at P: their positions are 0 … P − 1", _placed(first=lambda P: P - 1)),
+             _seen(_prefix_alone)),
+            ("np.triu keeps what is right of the diagonal, which is the "
+             "future: np.tril keeps the past",
+             _seen(_future)),
+            ("the first token stands behind P virtual tokens, at P: their positions are 0 … P − 1",
+             _placed(first=lambda P: P - 1)),
             ("these are the places that tokens may not see; True means that a token may look",
-             lambda T, P: (~bug(T, P)[0], bug(T, P)[1])),
-            ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1", _placed(first=lambda P: P + 1)),
+             _seen(lambda T, P: ~bug(T, P)[0])),
+            ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1",
+             _placed(first=lambda P: P + 1)),
             ("this is the colleague's function as it was: neither result is mended",
              _placed(diagonal=lambda P: 0, first=lambda P: 0))),
         symptoms=(
             ("every token sees every column, and so the future: token t sees the columns 0 … P + t",
-             lambda got, expected, args: np.ndim(got) == 2 and np.all(got)),
-            ("`positions` are those of the T tokens alone: P … P + T − 1",
-             lambda got, expected, args: np.ndim(got) == 1 and len(got) == sum(args) and args[1] > 0),
-            ("only the T tokens look: `seen` has T rows, and P + T columns",
-             lambda got, expected, args: np.shape(got) == (sum(args), sum(args)) and args[1] > 0),
-            ("`seen` holds True where a token may look and False elsewhere: dtype bool",
-             lambda got, expected, args: np.shape(got) == np.shape(expected) and np.ndim(got) == 2 and np.asarray(got).dtype != bool),
-            ("`seen` comes first, then `positions`", lambda got, expected, args: np.ndim(got) == 1 and np.ndim(expected) == 2)),
+             _sees_all),
+            ("`positions` are those of the T tokens alone: P … P + T − 1", _all_positions),
+            ("only the T tokens look: `seen` has T rows, and P + T columns", _prefix_looks),
+            ("`seen` holds True where a token may look and False elsewhere: dtype bool", _no_bools),
+            ("`seen` comes first, then `positions`", _exchanged)),
         tolerance=0,
-        hints=("For T = 3 and P = 2: which of the five columns may the first token see? At which position does it stand?",
-               "`seen` is (T, P + T): P columns for the prefix, then T for the text. `positions` is (T,) and begins behind the "
-               "prefix.",
-               "np.tril(a, k) keeps what lies up to k places right of the diagonal: use k = P. The positions are np.arange(P, P + "
-               "T).")),
+        hints=("For T = 3 and P = 2: which of the five columns may the first token see? At "
+               "which position does it stand?",
+               "`seen` is (T, P + T): P columns for the prefix, then T for the text. `positions` "
+               "is (T,) and begins behind the prefix.",
+               "np.tril(a, k) keeps what lies up to k places right of the diagonal: use k = P. "
+               "The positions are np.arange(P, P + T).")),
     Exercise(
         name="prefix.copies", title="Copies of a prefix", stars=2,
-        reference=copies, cases=lambda rng: (rng.uniform(0.05, 0.95, int(rng.integers(3, 6))), int(rng.integers(2, 9))),
+        reference=copies, cases=_shares,
         special=(
             ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),
             ("a share of 0 stays 0", lambda rng: (np.array([0.0, 0.5]), 3)),
             ("λ = 1/2, three copies: 3/4", lambda rng: (np.array([0.5, 0.5]), 3))),
         mistakes=(
-            ("n λ can be more than 1: the text's share shrinks as the prefix's grows", lambda lam, n: n * lam),
-            ("cutting n λ off at 1 makes no share of it: a softmax never gives exactly 1", lambda lam, n: np.minimum(1, n * lam)),
-            ("copies are no independent chances: add their exponentials", lambda lam, n: 1 - (1 - lam) ** n),
-            ("these are the odds of n copies against the text; turn them into a share", lambda lam, n: n * lam / (1 - lam)),
+            ("n λ can be more than 1: the text's share shrinks as the prefix's grows",
+             lambda lam, n: n * lam),
+            ("cutting n λ off at 1 makes no share of it: a softmax never gives exactly 1",
+             lambda lam, n: np.minimum(1, n * lam)),
+            ("copies are no independent chances: add their exponentials",
+             lambda lam, n: 1 - (1 - lam) ** n),
+            ("these are the odds of n copies against the text; turn them into a share",
+             lambda lam, n: n * lam / (1 - lam)),
             ("the text's part is 1 − λ, not 1", lambda lam, n: n * lam / (1 + n * lam)),
             ("this is the share of one of the n copies; all of them together have n times as much",
              lambda lam, n: lam / (1 + (n - 1) * lam)),
             ("n copies have a larger share than one, not a smaller", lambda lam, n: lam / n),
-            ("the text's share is not 1/n of what it was: prefix and text have the sum 1 again", lambda lam, n: 1 - (1 - lam) / n),
-            ("n copies are n in all, not n beside the first one", lambda lam, n: copies(lam, n + 1)),
+            ("the text's share is not 1/n of what it was: prefix and text have the sum 1 again",
+             lambda lam, n: 1 - (1 - lam) / n),
+            ("n copies are n in all, not n beside the first one",
+             lambda lam, n: copies(lam, n + 1)),
             ("this is the share of the text", lambda lam, n: (1 - lam) / (1 + (n - 1) * lam)),
-            ("the exponentials add up; their exponents, the scores, do not", lambda lam, n: lam ** n / (lam ** n + (1 - lam) ** n))),
+            ("the exponentials add up; their exponents, the scores, do not",
+             lambda lam, n: lam ** n / (lam ** n + (1 - lam) ** n))),
         tolerance=1e-9,
-        hints=("Let prefix and text have the sums of exponentials p and t. What is λ, and what is it if p is n times as large?",
+        hints=("Let prefix and text have the sums of exponentials p and t. What is λ, and what is "
+               "it if p is n times as large?",
                "lam is an array, n a number. The result has the shape of lam.",
-               "Prefix against text is λ : (1 − λ), and with n copies n λ : (1 − λ). The share is the first part over the sum of "
-               "both.")),
+               "Prefix against text is λ : (1 − λ), and with n copies n λ : (1 − λ). The share "
+               "is the first part over the sum of both.")),
 )
