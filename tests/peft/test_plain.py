@@ -61,14 +61,6 @@ def test_adalora_trains_as_if_the_plain_allocation_pruned(gpt, monkeypatch):
     assert run() == fast
 
 
-@pytest.mark.parametrize("b", [1, 3, 5])
-def test_dylora(b, gpt):
-    tuned = learned(gpt(), tp.DyLoRA(rank=5, alpha=3.0)).set_rank(b)
-    layer = tuned.wrappers["blocks.0.attention.query"]
-    x = tp.Tensor(np.random.default_rng(1).standard_normal((3, 16)))
-    same_gradients(lambda: layer(x), lambda: plain.dylora(layer, x, b), layer.A, layer.B)
-
-
 def test_fusion(gpt):
     model, adapters = gpt(), []
     for seed in range(3):
@@ -94,20 +86,6 @@ def test_places(counts):
     tokens = np.random.default_rng(0).integers(0, 3, (40, 12))
     tokens[:, 3] = tokens[:, 7] = 2                                  # at least two separators
     assert places(tokens, counts, 2).tolist() == [plain.places(row, counts, 2) for row in tokens]
-
-
-@pytest.mark.parametrize("r", [1, 3])
-def test_combine(r, gpt):
-    model, tuned = gpt(), []
-    for seed in range(2):
-        tuned.append(tp.attach(model, tp.LoRA(rank=2), rng=seed))
-        for layer in tuned[-1].wrappers.values():
-            layer.B.assign(np.random.default_rng(seed).standard_normal(layer.B.shape).astype(np.float32))
-        tuned[-1].detach()
-    one = tp.combine({tuned[0]: 0.7, tuned[1]: -0.4}, "svd", rank=r)
-    for path, layer in one.wrappers.items():
-        expected = plain.nearest([t.wrappers[path].delta() for t in tuned], [0.7, -0.4], r)
-        assert_close(layer.delta(), expected, 1e-5)
 
 
 def test_mixed_batch(gpt, tokens):

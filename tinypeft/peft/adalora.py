@@ -66,7 +66,7 @@ __all__ = ["AdaLoRA", "AdaLoRALinear"]
 NOT_NEGATIVE = real(0.0, least=0).metadata["limit"]
 
 
-def is_steps(t: float) -> bool:
+def is_steps(t):
     """Is t a number of steps, or a share of all steps?"""
     return NOT_NEGATIVE.holds(t) and (t < 1 or t == int(t))
 
@@ -108,7 +108,7 @@ class AdaLoRA(Method):
 
     def phases(self, total: int) -> tuple[int, int]:
         """Find tᵢ and T − t_f, the steps after which the budget starts and stops falling."""
-        ti, tf = (int(t * total) if t < 1 else int(t) for t in (self.t_init, self.t_final))
+        ti, tf = (int(t if t >= 1 else t * total) for t in (self.t_init, self.t_final))
         if ti + tf >= total:
             raise MethodError(f"AdaLoRA: {total} steps are too few: {ti} at the start and {tf} at "
                               "the end leave none where the budget falls; lower t_init or t_final")
@@ -224,6 +224,6 @@ class AdaLoRALinear(LowRankLinear):
         return f"({self.d_in} → {self.d_out}, rank {self.rank} of {len(self.Lam)})"
 
 
-def triplets(P: Array, Lam: Array, Q: Array) -> Array:
+def triplets(P, Lam, Q):
     """Write [λᵢ, column i of P, row i of Q] as row i: (r, 1 + d_out + d_in)."""
     return np.hstack([Lam[:, None], P.T, Q])

@@ -113,7 +113,7 @@ class Adapter(Bottleneck, Wrapper):
         return h + self.z(h)
 
 
-def check_narrower(method: Method, model: Decoder) -> None:
+def check_narrower(method, model):
     """Raise MethodError unless the method's bottleneck is narrower than the model."""
     m, d = method.bottleneck, model.config.d_model
     if m >= d:
@@ -123,8 +123,6 @@ def check_narrower(method: Method, model: Decoder) -> None:
 def truncated_normal(shape: tuple[int, ...], std: float, rng: Rng) -> Array:
     """Draw from N(0, std²), and anew what lies beyond two standard deviations."""
     z = rng.standard_normal(shape)
-    far = np.abs(z) > 2
-    while far.any():
+    while (far := np.abs(z) > 2).any():
         z[far] = rng.standard_normal(far.sum())
-        far = np.abs(z) > 2
     return std * z

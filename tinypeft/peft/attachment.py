@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..common.hints import Array
 from ..engine.nn import Module, replace_modules
 from ..models.decoder import Decoder
 from .method import Method, MethodError
@@ -184,14 +183,14 @@ def _depth(path):
     return path.count(".")
 
 
-def contents(model: Decoder) -> dict[str, str | tuple]:
+def contents(model):
     """Describe every part of a model: name → class of a module, or shape and checksum of an array.
     """
     classes = {path: type(module).__name__ for path, module in model.named_modules() if path}
     return classes | {name: checksum(array) for name, array in model.state_dict().items()}
 
 
-def checksum(array: Array) -> tuple[tuple[int, ...], int]:
+def checksum(array):
     """Return the shape, and a checksum of the numbers in float32: a cast model is no other one."""
     if array.dtype == np.float64:
         with np.errstate(over="ignore", under="ignore"):

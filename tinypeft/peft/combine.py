@@ -30,7 +30,7 @@ here B and A have their roots, so that both have gradients of one size.
 """
 import contextlib
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,33 +212,31 @@ def common(ranks):
     """Return the rank that most layers have, and a pattern of the others: a name → rank, or None.
     """
     r = Counter(ranks.values()).most_common(1)[0][0]
-    by_name = defaultdict(set)                                        # last part of a path → ranks
-    for path, rank in ranks.items():
-        by_name[path.rpartition(".")[2]].add(rank)
     pattern = {}
     for path, rank in ranks.items():
-        name = path.rpartition(".")[2]
         if rank != r:
-            pattern[name if len(by_name[name]) == 1 else path] = rank
+            name = path.rpartition(".")[2]
+            of_name = {ranks[other] for other in ranks if other.endswith(f".{name}")}
+            pattern[name if of_name == {rank} else path] = rank
     return r, pattern or None
 
 
-def trim(T: Array, density: float | None, rng: Rng) -> Array:
+def trim(T, density, rng):
     """Keep the share `density` of each matrix that is largest in magnitude; the paper's is 0.2."""
     return np.array([trimmed(t, density or 0.2) for t in T])
 
 
-def drop(T: Array, density: float, rng: Rng) -> Array:
+def drop(T, density, rng):
     """Keep each number with probability `density`, and divide it by that."""
     return T * (rng.random(T.shape) < density) / density
 
 
-def add(T: Array, w: Array, sign: str) -> Array:
+def add(T, w, sign):
     """Compute Σ wᵢ Tᵢ."""
     return (w * T).sum(0)
 
 
-def elect(T: Array, w: Array, sign: str) -> Array:
+def elect(T, w, sign):
     """Compute the mean of wᵢ Tᵢ over those that agree with γ, number by number."""
     votes = (T if sign == "total" else np.sign(T)).sum(0)
     agree = np.sign(T) == np.where(votes >= 0, 1, -1)
@@ -265,11 +263,9 @@ class Combination(Checked):
             if self.density is None and SPARSE[self.how][0] is drop:
                 raise MethodError(f"{option} needs density=, the share of numbers that are not "
                                   "dropped")
-        elif self.density is not None:
-            raise MethodError(f"{option} uses all numbers; density is of 'ties', 'dare', "
-                              "'dare_ties'")
-        elif self.factors:
-            raise MethodError(f"{option} has no other form; factors is of 'ties', 'dare', "
+        elif self.density is not None or self.factors:
+            other = "factors" if self.factors else "density"
+            raise MethodError(f"{option} makes nothing sparse; {other} is of 'ties', 'dare', "
                               "'dare_ties'")
         if self.rank is not None and (self.factors or self.how in ("cat", "linear")):
             raise MethodError(f"{option} gives the rank that the adapters have; rank is of the "
@@ -316,25 +312,26 @@ class Combination(Checked):
         return to_one(thin_out(T, self.density, rng), w, self.sign)
 
 
-def side_by_side(layers: Sequence[LowRankLinear], w: Array) -> tuple[Array, Array]:
+def side_by_side(layers, w):
     """Write Σ wᵢ ΔWᵢ as one product: B = [w₁ s₁ B₁, w₂ s₂ B₂, …] and A = [A₁; A₂; …]."""
     sB, A = zip(*(layer.factors() for layer in layers), strict=True)
-    B = np.hstack([x * sb.astype(float) for x, sb in zip(w, sB, strict=True)])
-    A = np.vstack(A).astype(float)
+    B = [x * sb.astype(float) for x, sb in zip(w, sB, strict=True)]
+    B, A = np.hstack(B), np.vstack(A).astype(float)
     used = B.any(0)                                                   # a pruned triplet adds 0
     used[0] |= not used.any()
     return B[:, used], A[used]
 
 
-def trimmed(t: Array, density: float) -> Array:
+def trimmed(t, density):
     """Keep the share `density` of the numbers that is largest in magnitude; set the others to 0."""
-    kept = np.argsort(-np.abs(t), axis=None, kind="stable")[:int(density * t.size)]
+    order = np.argsort(-np.abs(t), axis=None, kind="stable")
+    kept = order[:int(density * t.size)]
     out = np.zeros_like(t)
     out.flat[kept] = t.flat[kept]
     return out
 
 
-def halves(U: Array, S: Array, Vt: Array, r: int) -> tuple[Array, Array]:
+def halves(U, S, Vt, r):
     """Split U S Vᵀ at its r largest singular values, or all: B = U √S and A = √S Vᵀ."""
     root = np.sqrt(S[:r])
     return U[:, :r] * root, root[:, None] * Vt[:r]

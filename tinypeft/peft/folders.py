@@ -40,7 +40,8 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     """
     require_free(model, "attach")
     formats = FORMATS if format is None else {format: format_called(format, "load_adapter")}
-    paths = {name: path for name, known in formats.items() if (path := known.find(Path(folder)))}
+    paths = {name: known.find(Path(folder)) for name, known in formats.items()}
+    paths = {name: path for name, path in paths.items() if path is not None}
     if not paths:
         files = " or ".join(known.file for known in formats.values())
         raise FileNotFoundError(f"load_adapter: no {files} in {folder}")
@@ -100,7 +101,7 @@ def save(tuned: PeftModel, folder: Path) -> None:
     save_arrays(path, tuned.state_dict(to_train=False), description)
 
 
-def entry_of(method: Method) -> dict:
+def entry_of(method):
     """Describe a method in a file. Only a class of one's own needs its module."""
     cls = type(method)
     entry = {"method": cls.__qualname__, "fields": asdict(method)}
@@ -161,11 +162,10 @@ def check_head(n_classes, weight):
 def check_sizes(model, family, fields):
     """Raise MethodError unless the adapter's model was of the same family and sizes, dropout aside.
     """
-    kind = type(model).__name__
-    ours = asdict(model.config)
+    kind, ours, any_dropout = type(model).__name__, asdict(model.config), {"dropout": 0}
     if family == kind:
         theirs = asdict(made(model.Config, fields))
-        if theirs | {"dropout": 0} == ours | {"dropout": 0}:
+        if theirs | any_dropout == ours | any_dropout:
             return
     raise MethodError(f"load_adapter: the adapter was made for a model of {fields}, a "
                       f"{family[:80]}; this one is a {kind} of {ours}")
@@ -177,10 +177,9 @@ def errors_about(path):
     """
     try:
         yield
-    except MethodError as e:
-        raise MethodError(f"{path}: {e}") from e
     except ValueError as e:
-        raise ValueError(f"{path}: {e}") from e
+        kind = MethodError if isinstance(e, MethodError) else ValueError
+        raise kind(f"{path}: {e}") from e
     except KeyError as e:
         raise KeyError(f"{path}: {e.args[0]}") from e
     except MemoryError as e:

@@ -52,7 +52,7 @@ from .part import own_state
 __all__ = ["AdapterFusion", "FusedAdapters", "fuse"]
 
 
-def are_adapters(x: Any) -> bool:
+def are_adapters(x):
     """Is x a tuple of BottleneckAdapters, and not an empty one?"""
     return isinstance(x, (tuple, list)) and {type(a) for a in x} == {BottleneckAdapter}
 
@@ -134,7 +134,8 @@ class FusedAdapters(Wrapper):
                 p.requires_grad = False
         self.Q = Parameter(0.02 * rng.standard_normal((d, d)))
         self.K = Parameter(0.02 * rng.standard_normal((d, d)))
-        self.V = Parameter(np.full((d, d), 1e-6) + (1 - 1e-6) * np.eye(d))
+        V = np.full((d, d), 1e-6)
+        self.V = Parameter(V + (1 - 1e-6) * np.eye(d))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.base(x)                                                      # (B, T, d)

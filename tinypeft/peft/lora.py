@@ -162,7 +162,7 @@ def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
     return Q1 @ U, S, Vt @ Q2.T
 
 
-def by_path(field: str, pattern: dict | None, paths: dict, default: float) -> dict[str, float]:
+def by_path(field, pattern, paths, default):
     """Give each path the value of the key of `pattern` that matches it best, or the default."""
     values = dict.fromkeys(paths, default)
     for key in sorted(pattern or {}, key=lambda key: key.count(".")):

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from ..engine.nn import Module
 from ..models.decoder import Decoder
-from .method import MethodError, Wrapper
-from .part import Part, joined, picked
+from .method import MethodError
+from .part import joined, picked
 from .switching import Switched
 
 __all__ = ["fold", "merge", "ranks", "set_rank"]
@@ -35,7 +34,7 @@ def merge(tuned: Switched, names: Sequence[str], activations: str,
     return merge_in_place(tuned, list(parts), keep=bool(names))
 
 
-def check_mergeable(tuned: Switched, parts: Mapping[str, Part], activations: str) -> None:
+def check_mergeable(tuned, parts, activations):
     """Raise MethodError unless these parts can be merged while the others stay."""
     staying = {name: part for name, part in tuned.parts.items() if name not in parts}
     for part in parts.values():
@@ -50,7 +49,7 @@ def check_mergeable(tuned: Switched, parts: Mapping[str, Part], activations: str
                 check_affine(path, tuned.attachment.replaced[path])
 
 
-def check_wrapper(part: Part, path: str, wrapper: Wrapper, staying: Mapping[str, Part]) -> None:
+def check_wrapper(part, path, wrapper, staying):
     """Raise MethodError if a wrapper of `part` cannot be merged, or is outside one that stays."""
     if not wrapper.is_mergeable:
         raise MethodError(f"merge: {part.method} puts a {type(wrapper).__name__} at {path}, which "
@@ -61,7 +60,7 @@ def check_wrapper(part: Part, path: str, wrapper: Wrapper, staying: Mapping[str,
                               f"{name} stays; merge both, or detach {name}")
 
 
-def check_affine(path: str, base: Module) -> None:
+def check_affine(path, base):
     """Raise MethodError unless `base` is a layer y = x Wᵀ + b; only layers say whether they are."""
     if not getattr(base, "is_affine", False):
         raise MethodError(
@@ -70,7 +69,7 @@ def check_affine(path: str, base: Module) -> None:
             'call merge(activations="exact"), whose merged layers round nothing')
 
 
-def merge_in_place(tuned: Switched, names: Sequence[str], keep: bool) -> Switched | Decoder:
+def merge_in_place(tuned, names, keep):
     """Change the base's weights as the parts do. keep: then put the other parts on again."""
     model, parts = tuned.model, tuned.parts
     tuned.attachment.take_off(model, note=False)

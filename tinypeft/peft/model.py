@@ -125,7 +125,8 @@ class PeftModel(Switched):
     # -- what was added -------------------------------------------------------------------------
     def trainable_parameters(self) -> list[Parameter]:
         """List the parameters that training changes."""
-        return [p for p in [*self._added(self.used()), *self.trained.values()] if p.requires_grad]
+        everything = [*self._added(self.used()), *self.trained.values()]
+        return [p for p in everything if p.requires_grad]
 
     def state_dict(self, to_train: bool = True) -> dict[str, Array]:
         """name → array of everything that belongs to the methods, and nothing of the base. A name

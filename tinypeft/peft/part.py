@@ -31,12 +31,12 @@ class Methods(tuple):
 
 
 # -- names -----------------------------------------------------------------------------------------
-def named(methods: Sequence[Any], taken: Mapping[str, Any] | None = None) -> dict[str, Method]:
+def named(methods: Sequence[Any], taken: Iterable[str] = ()) -> dict[str, Method]:
     """Give each argument of `attach`, a method or a dict that names some, a name: name → method.
 
     A method without a name is called as its class, a second one "LoRA 2". taken: names in use.
     """
-    names = dict.fromkeys(taken or ())           # name → method, or None for one in use
+    names = dict.fromkeys(taken)           # name → method, or None for one in use
     for item in methods:
         if isinstance(item, Mapping):
             pairs = item.items()
@@ -51,7 +51,7 @@ def named(methods: Sequence[Any], taken: Mapping[str, Any] | None = None) -> dic
     return new
 
 
-def check_named(name: Any, method: Any, taken: Mapping[str, Any]) -> None:
+def check_named(name, method, taken):
     """Raise TypeError for anything but a method, MethodError for a name that it cannot have."""
     if not isinstance(method, Method):
         hint = f"; call it, {method.__name__}()" if isinstance(method, type) else ""
@@ -188,18 +188,18 @@ class Part:
             self.learned[f"{path}.{name}"] = merged[name]
 
 
-def own_parameters(module: Module) -> list[Parameter]:
+def own_parameters(module):
     """List the module's own Parameters; those of a wrapper's `base` are left out."""
     return [p for name, p in module.named_parameters() if not name.startswith("base.")]
 
 
-def own_state(module: Module) -> dict[str, Array]:
+def own_state(module):
     """Name the module's own arrays, without those of a wrapper's `base`."""
     return {name: array for name, array in module.state_dict().items()
             if not name.startswith("base.")}
 
 
-def below(prefix: str, state: Mapping[str, Array]) -> dict[str, Array]:
+def below(prefix, state):
     """Pick the arrays whose names start with `prefix`, and cut it off."""
     return {name.removeprefix(prefix): array for name, array in state.items()
             if name.startswith(prefix)}

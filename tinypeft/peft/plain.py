@@ -11,11 +11,10 @@ from ..common.hints import Array
 from ..engine import functional as F
 from ..engine.tensor import Tensor, concatenate
 from .adalora import AdaLoRALinear
-from .dylora import DyLoRALinear
 from .fusion import FusedAdapters
 from .model import PeftModel
 
-__all__ = ["allocate", "dylora", "fusion", "lstm", "mixed_batch", "nearest", "places"]
+__all__ = ["allocate", "fusion", "lstm", "mixed_batch", "places"]
 
 
 def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str, int]]:
@@ -27,24 +26,19 @@ def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str
     return sorted(S, key=S.get, reverse=True)[:budget]
 
 
-def score(layer: AdaLoRALinear, i: int) -> float:
+def score(layer, i):
     """AdaLoRA, (7) and (11): S = s(λ) + mean s(p) + mean s(q), with s = Ī U, of triplet i."""
     s = layer.sensitivity[i] * layer.uncertainty[i]
     d = layer.d_out
     return s[0] + s[1:1 + d].mean() + s[1 + d:].mean()
 
 
-def dylora(layer: DyLoRALinear, x: Tensor, b: int) -> Tensor:
-    """DyLoRA: h = W₀ x + α/b B↓b A↓b x, with the first b rows and columns cut out."""
-    A, B = layer.A[:b], layer.B[:, :b]
-    return layer.base(x) + x @ A.T @ B.T * layer.scale_at(b)
-
-
 def fusion(layer: FusedAdapters, h: Tensor) -> Tensor:
     """AdapterFusion: h + Σ αₙ V zₙ, α the softmax over n of (Q h)ᵀ (K zₙ)."""
     z = [adapter.z(h) for adapter in layer.adapters]
     Qh = h @ layer.Q.T                                                        # (B, T, d)
-    scores = [(Qh * (zn @ layer.K.T)).sum(-1, keepdims=True) for zn in z]
+    Kz = [zn @ layer.K.T for zn in z]
+    scores = [(Qh * Kzn).sum(-1, keepdims=True) for Kzn in Kz]
     alpha = F.softmax(concatenate(scores, axis=-1))                           # (B, T, N)
     for n, zn in enumerate(z):
         h = h + alpha[..., n:n + 1] * (zn @ layer.V.T)
@@ -79,13 +73,6 @@ def places(row: Array, counts: Sequence[int], separator: int) -> list[int]:
             taken += range(at, at + counts[part])
             at += counts[part]
     return taken
-
-
-def nearest(deltas: Sequence[Array], w: Sequence[float], r: int) -> Array:
-    """combine, "svd": the matrix of rank r that is nearest to Σ wᵢ ΔWᵢ."""
-    total = sum(x * delta for x, delta in zip(w, deltas, strict=True))
-    U, S, Vt = np.linalg.svd(total)
-    return U[:, :r] * S[:r] @ Vt[:r]
 
 
 def mixed_batch(tuned: Mapping[str, PeftModel], tokens: Array, tasks: Sequence[str]) -> Array:

@@ -109,9 +109,10 @@ def activations(model: Decoder, ids: Array) -> Array:
     cache = KVCache(model.config.n_layers)
     with no_grad():
         model.hidden(np.asarray(ids)[None], cache=cache)
-    kv = [a[0, :, :cache.length] for layer in cache.layers for a in (layer.k, layer.v)]
-    table = np.stack(kv).transpose(2, 0, 1, 3)           # from (2L, H, P, d_head)
-    return table.reshape(len(ids), -1)
+    buffers = [a[0] for layer in cache.layers for a in (layer.k, layer.v)]
+    P = len(ids)                                         # a buffer may be longer than what it holds
+    kv = np.stack(buffers)[:, :, :P]                                      # (2L, H, P, d_head)
+    return kv.transpose(2, 0, 1, 3).reshape(P, -1)
 
 
 class Prefix(VirtualTokens):
@@ -136,7 +137,8 @@ class Prefix(VirtualTokens):
         kv = table.reshape(*table.shape[:-1], 2 * L, self.n_heads, -1)    # (B?, P, 2L, H, d_head)
         n = kv.ndim
         kv = kv.transpose(n - 3, *range(n - 4), n - 2, n - 4, n - 1)      # (2L, B?, H, P, d_head)
-        return {"prefix": [(kv[2 * i], kv[2 * i + 1]) for i in range(L)]}
+        pairs = [(kv[i], kv[i + 1]) for i in range(0, 2 * L, 2)]
+        return {"prefix": pairs}
 
     def describe(self) -> str:
         return f"({self.length} keys and values in {self.n_layers} layers)"
@@ -145,8 +147,8 @@ class Prefix(VirtualTokens):
 class ReparameterizedPrefix(Prefix):
     """A table that an MLP computes from P′. It starts as `table`, or at random if that is None."""
 
-    def __init__(self, table: Array | None, P: int, w: int, m: int, n_layers: int, n_heads: int,
-                 dropout: float, rng: Rng):
+    def __init__(self, table: Array | None, P: int, w: int, m: int, n_layers: int,
+                 n_heads: int, dropout: float, rng: Rng):
         self.P_small = Parameter(rng.standard_normal((P, w)))
         self.length = P
         self.W1 = Linear(w, m, rng=rng, std=w ** -0.5)

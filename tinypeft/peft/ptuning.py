@@ -46,12 +46,12 @@ __all__ = ["PTuning", "PseudoTokens", "places"]
 COUNT = whole(0, least=0).metadata["limit"]
 
 
-def is_token(x: Any) -> bool:
+def is_token(x):
     """Is x a str or a count?"""
     return isinstance(x, str) or COUNT.holds(x)
 
 
-def is_template(x: Any) -> bool:
+def is_template(x):
     """Is x a tuple of strs and counts?"""
     return isinstance(x, tuple) and all(map(is_token, x))
 
@@ -178,7 +178,7 @@ def places(tokens: Array, counts: tuple[int, ...], separator: int | None,
     return np.nonzero(free)[1].reshape(B, -1)
 
 
-def check_separators(numbers: Array, needed: int, separator: int, n_parts: int) -> None:
+def check_separators(numbers, needed, separator, n_parts):
     """Raise ValueError unless each row has the separators that it needs; numbers (B,): it has."""
     for b, number in enumerate(numbers):
         if number < needed:

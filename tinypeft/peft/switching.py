@@ -78,15 +78,14 @@ class Switched(Module):
         if len(set(givers)) < len(givers):
             raise MethodError("add: a PeftModel gives its parts away once, got the same one twice")
         self.attachment.take_off(self.model, note=False)
-        before = list(self.parts)
+        before = dict(self.parts)
         try:
             self._take_in(self._new_parts(methods, np.random.default_rng(rng)))
         except BaseException:
             if self.active:
                 self.attachment.take_off(self.model, note=False)
-            for name in [*self.parts]:
-                if name not in before:
-                    del self.parts[name]
+            self.parts.clear()
+            self.parts.update(before)
             self.put_on()
             raise
         for giver in givers:

@@ -22,7 +22,7 @@ def words(**options: Any) -> Any:
     return declared(None, limit, or_none=True, **options)
 
 
-def is_text(x: Any) -> bool:
+def is_text(x):
     """Is x a str, or a tuple of integers?"""
     if isinstance(x, tuple):
         return all(isinstance(i, (int, np.integer)) for i in x)
@@ -42,7 +42,7 @@ def check_room(method: Method, P: int, model: Decoder) -> None:
                           f"a context of {model.config.context_length}")
 
 
-def starting_words(model: Decoder, P: int, text: str | tuple[int, ...] | None, rng: Rng) -> Array:
+def starting_words(model: Decoder, P: int, text: str | tuple | None, rng: Rng) -> Array:
     """Choose P token ids: those of `text`, cut or repeated, or common tokens drawn at random.
 
     A BPE vocabulary numbers the 256 single bytes first, after a few special tokens if at all, and
