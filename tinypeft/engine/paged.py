@@ -59,7 +59,7 @@ class PagedAdamW(AdamW):
         return state
 
     def step(self) -> None:
-        """Update as `AdamW.step` does. Raises RuntimeError in a forked process, which shares the file."""
+        """Update as `AdamW`. Raises RuntimeError in a forked process, which shares the file."""
         if os.getpid() != self.process:
             raise RuntimeError("PagedAdamW.step: this process was forked after the optimizer was "
                                "made, and both processes would write into one file of moments; "

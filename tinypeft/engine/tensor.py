@@ -170,8 +170,8 @@ class Tensor:
             x.grad = dx if x.grad is None else np.asarray(x.grad + dx)   # 0-d + 0-d is a scalar
 
     def gradients(self, dy: Array | None = None) -> Iterator[tuple[Tensor, Array]]:
-        """Walk as `backward`, but give each (leaf, ∂L/∂leaf) as soon as it is complete, and leave every
-        `.grad` alone."""
+        """Walk as `backward`, but give each (leaf, ∂L/∂leaf) as soon as it is complete, and leave
+        every `.grad` alone."""
         if not self.requires_grad:
             raise GraphError("backward: nothing to differentiate; no tensor that this was computed "
                              "from requires a gradient, or it was computed under no_grad()")
