@@ -1,7 +1,10 @@
-"""Lines that `show()` prints fit a notebook: 100 columns in the package, exercises and the study apart."""
+"""Lines that `show()` prints fit a notebook: 100 columns in the package, exercises and the study apart. The book's lines hold
+few tokens, and ruff holds that they hold one statement."""
 from pathlib import Path
 
 import pytest
+
+from tests import measure
 
 PACKAGE = Path(__file__).parents[1] / "tinypeft"
 OUTSIDE = "study/", "course/exercises/"
@@ -13,3 +16,17 @@ FILES = {name: path for path in sorted(PACKAGE.rglob("*.py"))
 def test_lines_fit_100_columns(name):
     lines = FILES[name].read_text("utf-8").splitlines()
     assert [f"line {n} has {len(line)} characters" for n, line in enumerate(lines, 1) if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("folder", ["engine", "models", "training", "peft", "quant"])
+def test_the_book_is_not_dense(folder):
+    """At most 11 tokens a line on the average, 30 in any: `python -m tests.measure` prints all folders."""
+    lines, tokens, dense = measure.folders()[folder]
+    assert tokens / lines <= 11 and dense == 0
+
+
+def test_a_dense_line_is_counted(tmp_path):
+    """Docstrings and comments are no tokens; a line of 31 tokens is dense, and one of 30 is not."""
+    lines = '"""A docstring."""', "# a comment", "x = " + "1 + " * 14 + "1", "'a string'"
+    (tmp_path / "a.py").write_text("\n".join(lines) + "\n")
+    assert measure.tokens_of_lines(tmp_path / "a.py") == {3: 31, 4: 1}
