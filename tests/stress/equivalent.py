@@ -19,10 +19,10 @@ EQUIVALENT = {
     ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
      "join(lambda seams: seams['prefix'][l][kv].data, 6)"):
         "the last six axes of an array of three are its three axes",
-    ("tinypeft/quant/awq.py", "AWQ.best_scale.L", "twin(x).data - y", "y - twin(x).data"):
+    ("tinypeft/quant/awq.py", "AWQ.module_loss.L", "twin(x).data - y", "y - twin(x).data"):
         "only the square of the difference is read",
-    ("tinypeft/quant/decoding.py", "decode", "parallel_map(chunks, (starts[:half], starts[half:]), workers=2)",
-     "parallel_map(chunks, (starts[:half], starts[half:]), workers=3)"):
+    ("tinypeft/quant/decoding.py", "decode", "parallel_map(decode_chunks, (starts[:half], starts[half:]), workers=2)",
+     "parallel_map(decode_chunks, (starts[:half], starts[half:]), workers=3)"):
         "there are two items: a third worker has nothing to do",
     ("tinypeft/quant/uniform.py", "Uniform.grid", "np.float32(low).reshape(-1)", "np.float32(low).reshape(-2)"):
         "NumPy takes every negative length as the one to find",
