@@ -1,4 +1,4 @@
-"""quant/saving.py: every kind of model comes back, older files are read, and nothing that a file says is believed."""
+"""quant/saving.py: every kind of model comes back, and nothing that a file says is believed."""
 import math
 import tracemalloc
 
