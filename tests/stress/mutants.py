@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = r"""
 [tool.mutmut]
 source_paths = ["tinypeft"]
-also_copy = ["lessons", "figures", "LICENSE"]
+also_copy = ["lessons", "figures"]
 only_mutate = ["tinypeft/{module}"]
 do_not_mutate_patterns = ['raise \w+']
 pytest_add_cli_args_test_selection = ["{tests}"]
