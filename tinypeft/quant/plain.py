@@ -125,13 +125,13 @@ def decode(q: QTensor) -> Array:
 
 
 def pack(codes: Array, bits: int) -> Array:
-    """Codes of some bits (n,) → bytes. The first code is in the high bits of the first byte."""
+    """Write codes (n,) as bytes. The first code is in the high bits of the first byte."""
     places = np.arange(bits)[::-1]
     return np.packbits(codes[:, None] >> places & 1)
 
 
 def unpack(packed: Array, bits: int, n: int) -> Array:
-    """The first n codes of an array of bytes."""
+    """Read the first n codes of an array of bytes."""
     places = np.arange(bits)[::-1]
     stream = np.unpackbits(packed)[:n * bits].reshape(n, bits)
     return (stream << places).sum(1)
