@@ -34,7 +34,7 @@ from .uniform import TINY
 
 
 def is_format(name: str) -> bool:
-    """Whether `FloatFormat` knows the format."""
+    """Tell whether `FloatFormat` knows the format."""
     try:
         return name == "FP4" or bool(float_layout(name))
     except (ValueError, TypeError):
@@ -151,5 +151,5 @@ def encode(x: Array, name: str, saturate: bool = True) -> Array:
 
 
 def decode(codes: Array, name: str) -> Array:
-    """The values of bit patterns, float32: the inverse of `encode` on every value of the format."""
+    """Return the values of bit patterns, float32. Inverts `encode` on every value of the format."""
     return codebook(name)[codes]

@@ -47,8 +47,8 @@ def weight_error(before: Decoder, after: Decoder, trained: bool = False) -> floa
 
 def layer_errors(before: Decoder, after: Decoder, batches: Array | Iterable[Array],
                  trained: bool = False) -> dict[str, tuple[float, float]]:
-    """path → (weight error, output error) of the quantized layers; `trained` as in `weight_error`.
-    batches: int (B, T) or an iterable of such arrays."""
+    """Map each quantized layer's path to its weight error and output error. `trained` as in
+    `weight_error`. batches: int (B, T) or an iterable of such arrays."""
     seen = capture(before, batches, hessian=True)
     errors = {}
     for path, W, W_hat in unfolded(before, after, trained):
@@ -145,9 +145,10 @@ def log_slope(X: Array, Y: Array) -> Array:
 
 
 def requantize_error(tuned: Module, scheme: Scheme) -> tuple[float, float]:
-    """The price of merging a LoRA on a quantized base and quantizing the result M = Ŵ + ΔW again:
-    ‖Q(M) − M‖/‖M‖ and ‖Q(M) − M‖/‖ΔW‖ over all layers of the PeftModel. The second says how much
-    of the training is lost: near 1, almost all. ValueError if no weight has changed."""
+    """Measure what is lost when a LoRA is merged into a quantized base and the result M = Ŵ + ΔW is
+    quantized again: return ‖Q(M) − M‖/‖M‖ and ‖Q(M) − M‖/‖ΔW‖ over all layers of the PeftModel.
+    Near 1, the second says that almost all of the training is lost. ValueError if no weight has
+    changed."""
     squares = np.zeros(3)                                # of Q(M) − M, M, ΔW
     for path, wrapper in tuned.wrappers.items():
         if not wrapper.is_mergeable or not getattr(wrapper.base, "is_affine", False):

@@ -52,7 +52,7 @@ EVEN = Limit(is_even, "a positive even integer")
 
 
 def even(default: int, **options: Any) -> Any:
-    """A field for a block size: even, so that the 4-bit codes of every block begin with a byte."""
+    """Declare a block size: even, so that the 4-bit codes of every block begin with a byte."""
     return declared(default, EVEN, **options)
 
 
@@ -121,7 +121,7 @@ def midpoints(values: Array) -> Array:
 
 
 def quantize_scales(scale: Array, block_size: int = 256) -> QTensor:
-    """The second quantization: float32 (n,) → 8-bit codes of the dynamic map, around the mean."""
+    """Quantize scales, float32 (n,), to 8-bit codes of the dynamic map, around their mean."""
     n = len(scale)
     offset = np.float32(scale.mean(dtype=np.float64))
     x = blocks_of(scale - offset, block_size)

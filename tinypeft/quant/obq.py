@@ -40,7 +40,7 @@ def obq(W: Array, H: Array, grid: Grid, greedy: bool = True) -> Array:
 
 
 def obq_row(w: Array, Hinv: Array, grid: Grid, greedy: bool) -> Array:
-    """One row w (d,), H⁻¹ (d, d) and its grid of one row → ŵ (d,)."""
+    """Round one row w (d,) by H⁻¹ (d, d) and its grid of one row → ŵ (d,)."""
     d = len(w)
     free = np.ones(d, bool)
     for i in range(d):

@@ -1,7 +1,8 @@
 """The papers' algorithms as one reads them: the same letters, in the papers' order.
 
-Other files compute the same numbers faster, in less memory, or with more options. The tests compare
-the two to the last bit. Read this file first. A weight W is (d_out, d_in), inputs X are (n, d_in).
+Other files compute the same numbers faster, in less memory, or with more options. Tests compare the
+two: codes, scales and decoded numbers are equal to the last bit (`tests/README.md` has the table).
+Read this file first. A weight W is (d_out, d_in), inputs X are (n, d_in).
 """
 import numpy as np
 
@@ -19,7 +20,8 @@ __all__ = ["awq", "decode", "double_quantize", "gptq", "gptq_step", "llm_int8", 
 def gptq(W: Array, H: Array, scheme: GPTQ) -> Array:
     """Algorithm 1 of GPTQ (arXiv 2210.17323), column after column → codes (d_out, d_in).
 
-    H (d_in, d_in) = 2XXᵀ. `scheme` has the bits, the group size g, the damping and B."""
+    H (d_in, d_in) = 2XXᵀ. `scheme` has the bits, the group size g, the damping and B. Its other
+    options are not here; for `act_order`, sort the columns of W and H first."""
     d = W.shape[1]
     g = scheme.group_size or d
     lam = scheme.damping * H.diagonal().mean()
@@ -125,13 +127,13 @@ def decode(q: QTensor) -> Array:
 
 
 def pack(codes: Array, bits: int) -> Array:
-    """Codes of some bits (n,) → bytes. The first code is in the high bits of the first byte."""
+    """Write codes (n,) as bytes. The first code is in the high bits of the first byte."""
     places = np.arange(bits)[::-1]
     return np.packbits(codes[:, None] >> places & 1)
 
 
 def unpack(packed: Array, bits: int, n: int) -> Array:
-    """The first n codes of an array of bytes."""
+    """Read the first n codes of an array of bytes."""
     places = np.arange(bits)[::-1]
     stream = np.unpackbits(packed)[:n * bits].reshape(n, bits)
     return (stream << places).sum(1)

@@ -38,13 +38,13 @@ class Scheme(Hyperparameters):
 
 
 def code_bits(default: int, least: int = 1, **options: Any) -> Any:
-    """A field: the bits of a code, from `least` to 8."""
+    """Declare the bits of a code, from `least` to 8."""
     also = "wbits", "w_bit", "w_bits", "nbits", "n_bits", "num_bits", "weight_bits"
     return whole(default, least=least, most=8, also=also, **options)
 
 
 def weights_per_scale(default: int | None = None) -> Any:
-    """A field: how many weights of a row share a scale; the class says what None means."""
+    """Declare how many weights of a row share a scale; the class says what None means."""
     return whole(default, least=1, or_none=True, also=("groupsize", "q_group_size"))
 
 

@@ -54,22 +54,23 @@ class Grid:
         return np.minimum(q, 2**self.bits - 1, out=q)
 
     def encode(self, x: Array) -> Array:
-        """x float32 (n, B) → the codes q of the nearest grid points, uint8 (n, B)."""
+        """Return the codes q of the grid points nearest to x float32 (n, B), uint8 (n, B)."""
         return self._codes(x).astype(np.uint8)
 
     def decode(self, q: Array) -> Array:
-        """q (n, B) → s·(q − z), float32 (n, B)."""
+        """Return s·(q − z), float32 (n, B)."""
         return self.scale * (q - np.float32(self.zero))
 
     def round(self, x: Array) -> Array:
-        """The nearest grid points, float32 (n, B): decode(encode(x)), without uint8 in between."""
+        """Return the grid points nearest to x, float32 (n, B): decode(encode(x)), without uint8 in
+        between."""
         return self.decode(self._codes(x))
 
 
 def make_grid(low: Array, high: Array, bits: int, symmetric: bool = True,
               convention: str = "absmax", dtype: str | type = np.float32) -> Grid:
-    """The grid of range [low, high], or if symmetric [−m, m] with m = max(|low|, |high|), per row
-    (n,). dtype: scales will be stored in it; ValueError if one overflows."""
+    """Make the grid of range [low, high], or if symmetric [−m, m] with m = max(|low|, |high|), per
+    row (n,). dtype: scales will be stored in it; ValueError if one overflows."""
     low = np.minimum(low, np.float32(0))
     high = np.maximum(high, np.float32(0))
     if not symmetric:
