@@ -304,8 +304,8 @@ log = []
 
 def my_observe(layer, beta1, beta2):
     """Update both averages of a layer by the weights before the step and their gradients."""
-    before, layer.before = layer.before, None
-    w, g = triplets(*before), triplets(layer.P.grad, layer.Lam.grad, layer.Q.grad)
+    w, layer.before = layer.before, None
+    g = triplets(layer.P.grad, layer.Lam.grad, layer.Q.grad)
     layer.sensitivity, layer.uncertainty, _ = my_importance(
         w, g, layer.sensitivity, layer.uncertainty, beta1, beta2)
 
@@ -346,10 +346,13 @@ print(f"test loss {tp.evaluate(tuned, task)['loss']:.3f} with yours, "
 # The summary's line `stored` counts the pruned triplets, too, because they still lie in `P` and
 # `Q`. Section 8 stores only those that are left.
 #
-# Compare `Mine` with the package's.
+# Compare `Mine` with the package's, which allocates in a function of its own.
 
 # %%
 show(tp.AdaLoRA.after_step)
+
+# %%
+show(tp.AdaLoRA.allocate)
 
 # %% [markdown]
 # Only $\lambda$ is set to zero. $P$ and $Q$ stay, and so do AdamW's *moments*, which are its running

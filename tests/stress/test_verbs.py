@@ -23,7 +23,7 @@ def test_an_interrupt_at_some_lines_of_a_verb_does_no_harm(verb):
 FAULTS = {
     "what stays forgets a merge": (Part, "merge_learned", lambda self, path, wrapper: None, "merged"),
     "a mode is not handed on": (Part, "set_mode", lambda self, training: None, "function"),
-    "combine drops a part": (sys.modules["tinypeft.peft.combine"], "low_rank", lambda tuned: tuned, "combined")}
+    "combine drops a part": (sys.modules["tinypeft.peft.combine"], "check_low_rank", lambda tuned: None, "combined")}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
