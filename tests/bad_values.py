@@ -41,4 +41,4 @@ def bad_values(limit):
 def refused(expected):
     for pattern in reversed(REFUSED):                    # the special ones stand last
         if match := re.fullmatch(pattern, expected): return REFUSED[pattern](*match.groups())
-    raise KeyError(expected)
+    raise KeyError(f"add a row to tests/bad_values.py for {expected!r}")

@@ -522,6 +522,13 @@ def test_constants_take_the_tensors_dtype():
     assert x.grad.dtype == np.float32
 
 
+def test_of_arrays_alone_the_first_decides_the_dtype():
+    assert tp.concatenate([np.ones(2), np.ones(1, np.float32)]).dtype == np.float64
+    assert tp.maximum(np.ones(2, np.float32), np.ones(2)).dtype == tp.where(True, 1, 2.0).dtype == np.float32
+    assert np.array_equal(tp.concatenate(np.ones((2, 3))).data, np.ones(6))
+    with pytest.raises(ValueError, match="at least one array"): tp.stack([])
+
+
 def test_what_an_array_has():
     x = Tensor(normal(2, 3))
     assert (x.shape, x.ndim, x.size, x.dtype, len(x), x.T.shape) == ((2, 3), 2, 6, np.float64, 2, (3, 2))

@@ -514,7 +514,7 @@ def _common(values):
     """Return the values as Tensors of the dtype of the first Tensor, or of the first array."""
     first = next((x for x in values if isinstance(x, Tensor)), None)
     if first is None:
-        first = Tensor(*values[:1] or (0.0,))
+        first = Tensor(next(iter(values), 0.0))
     return [first._constant(x) for x in values]
 
 
