@@ -1,4 +1,4 @@
-"""Lines that `show()` prints fit a notebook: 100 columns in the package, exercises and the study apart. The book's lines hold
+"""Lines that `show()` prints fit a notebook: 100 columns in the package, the study apart. The book's lines hold
 few tokens, and ruff holds that they hold one statement."""
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from tests import measure
 
 PACKAGE = Path(__file__).parents[1] / "tinypeft"
-OUTSIDE = "study/", "course/exercises/"
+OUTSIDE = "study/",
 FILES = {name: path for path in sorted(PACKAGE.rglob("*.py"))
          if not (name := path.relative_to(PACKAGE).as_posix()).startswith(OUTSIDE)}
 
