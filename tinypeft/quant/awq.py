@@ -74,7 +74,8 @@ class AWQ(CalibratedWeights):
     max_shrink: float = real(0.5, least=0, below=1)
     sequential: bool = flag(False)
 
-    def scale(self, ratio: float, mean_abs: Array, W: Array, columns: Array | None = None) -> Array:
+    def scale(self, ratio: float, mean_abs: Array, W: Array,
+              columns: Array | None = None) -> Array:
         """Return the scales s for one α, one per channel of the layer that computes X, float32
         (d,). mean_abs (d_in,); W (d_out, d_in): the weights of all layers that read X. columns: the
         `channels` of the layers' inputs, if d < d_in; s_X is then the mean over the columns of a

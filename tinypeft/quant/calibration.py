@@ -106,7 +106,8 @@ def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
         replace_modules(root, layers)
 
 
-def capture(model: Decoder, batches: Array | Iterable[Array], paths: Iterable[str] | None = None,
+def capture(model: Decoder, batches: Array | Iterable[Array],
+            paths: Iterable[str] | None = None,
             hessian: bool = False) -> dict[str, Statistics]:
     """Run `model` once on the batches; return path → `Statistics` of its linear layers' inputs.
     batches: int (B, T) or an iterable of such arrays. paths: full paths of layers that have `d_in`,

@@ -69,7 +69,8 @@ def fold_scale(source: Module, linears: list[Linear], s: Array, columns: Array |
         linear.weight.assign(linear.weight.data * s.astype(linear.weight.dtype))
 
 
-def plant_outliers(model: Decoder, channels: int = 3, factor: float = 32.0, rng: Seed = 0) -> Array:
+def plant_outliers(model: Decoder, channels: int = 3, factor: float = 32.0,
+                   rng: Seed = 0) -> Array:
     """Make `channels` channels of every norm's output `factor` times larger; return their numbers.
 
     Large models grow such channels by themselves, the same ones in all blocks; small models do not

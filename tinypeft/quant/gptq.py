@@ -149,7 +149,8 @@ class GPTQ(CalibratedWeights):
 
         for i, end in itertools.pairwise([*sorted(starts), d]):
             if not self.static_groups:                   # the scales of groups that begin here
-                first, after = -(-i // g), -(-end // g)
+                first = -(-i // g)
+                after = -(-end // g)
                 grids += self.grids(W[first * g:after * g], g)
             round_halves(i, end)
             correct(slice(i, end), slice(end, d))
@@ -164,7 +165,8 @@ class GPTQ(CalibratedWeights):
         zeros = [grid.zero] * len(scales)
         if not self.symmetric:
             zeros = grid.zero.reshape(-1, d_out)
-        return [replace(grid, scale=s, zero=z) for s, z in zip(scales, zeros, strict=True)]
+        return [replace(grid, scale=s, zero=z)
+                for s, z in zip(scales, zeros, strict=True)]
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         """Go block by block, each calibrated on the outputs of the quantized blocks before it."""

@@ -62,7 +62,8 @@ def int8_matmul(A: Array, B: Array) -> Array:
     return C
 
 
-def int8_inputs(X: Array, activations: str, scale: Array | None = None) -> tuple[Array, Array]:
+def int8_inputs(X: Array, activations: str, scale: Array | None = None
+                ) -> tuple[Array, Array]:
     """Quantize X (M, d) → integers in [−127, 127] as float32 (M, d), and their scale s_x. "token"
     and "tensor" compute s_x from X, (M, 1), or () for one token, and (). "static" uses `scale` and
     clips X."""

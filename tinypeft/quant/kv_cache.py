@@ -51,7 +51,8 @@ class QuantizedKVCache(KVCache):
     other options, for groups that divide neither a head nor the residual, and, when used, for keys
     or values outside the range of float16."""
 
-    def __init__(self, config: Any, bits: int = 4, group_size: int = 32, residual: int = 32,
+    def __init__(self, config: Any, bits: int = 4,
+                 group_size: int = 32, residual: int = 32,
                  keys: str = "channel", values: str = "token"):
         options = f"bits={bits!r}, keys={keys!r}, values={values!r}, {group_size=} and {residual=}"
         kinds = keys, values

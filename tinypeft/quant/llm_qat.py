@@ -95,7 +95,8 @@ def self_distillation(model: Decoder, rows: int = 256, held_out: int = 32,
     rng = np.random.default_rng(rng)
     teacher = copy.deepcopy(model).eval()
     numbers = {"train": rows, "validation": held_out, "test": held_out}
-    texts = {split: write(teacher, n, length, temperature, rng) for split, n in numbers.items()}
+    texts = {split: write(teacher, n, length, temperature, rng)
+             for split, n in numbers.items()}
     return SelfDistillation(teacher, texts)
 
 

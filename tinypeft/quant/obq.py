@@ -55,7 +55,8 @@ def obq_row(w: Array, Hinv: Array, grid: Grid, greedy: bool) -> Array:
     return w
 
 
-def obq_step(w: Array, Hinv: Array, q: int, value: float) -> tuple[Array, Array]:
+def obq_step(w: Array, Hinv: Array, q: int, value: float
+             ) -> tuple[Array, Array]:
     """Fix weight q at `value`: return w (d,) and H_F⁻¹ (d, d) after (2) and (3), as new arrays."""
     column = Hinv[:, q] / Hinv[q, q]
     w = w + (value - w[q]) * column                                       # (2)

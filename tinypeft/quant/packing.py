@@ -72,9 +72,11 @@ def word_layout(bits: int, bitorder: str) -> tuple[int, type, list[int]]:
         raise ValueError(f"bits must be 1 … 8, got {bits!r}")
     if bitorder not in ("big", "little"):
         raise ValueError(f"bitorder must be 'big' or 'little', got {bitorder!r}")
-    lanes, word = 8, np.uint64
+    lanes = 8
+    word = np.uint64
     if 8 % bits == 0:
-        lanes, word = 8 // bits, np.uint8
+        lanes = 8 // bits
+        word = np.uint8
     shifts = [bits * lane for lane in range(lanes)]
     return lanes, word, shifts[::-1] if bitorder == "big" else shifts
 

@@ -67,7 +67,8 @@ class PEQA(Scheme, Method):
 
     def layer(self, linear: Linear) -> "PEQALinear":
         q = self.quantize(linear.weight.data)
-        return PEQALinear(QuantizedLinear(q, linear.bias), q.scales().astype(linear.weight.dtype))
+        scale = q.scales().astype(linear.weight.dtype)
+        return PEQALinear(QuantizedLinear(q, linear.bias), scale)
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         new = {path: self.layer(linear) for path, linear in layers.items()}

@@ -65,7 +65,9 @@ def awq(W: Array, X: Array, scheme: AWQ) -> tuple[Array, float]:
         Q = scheme.nearest.quantize(W * s).dequantize()
         L = np.square((Q / s - W) @ X.T).sum()
         if L < best:
-            best, best_s, best_alpha = L, s, alpha
+            best = L
+            best_s = s
+            best_alpha = alpha
     return best_s, best_alpha
 
 

@@ -182,7 +182,8 @@ class Uniform(Scheme):
             low, high = self.inner_range(x, low, high)
         if self.clipping == "mse":
             p = self.best_share(x, low, high)
-            low, high = p * low, p * high
+            low = p * low
+            high = p * high
         return self.grid(low, high)
 
     def inner_range(self, x: Array, low: Array, high: Array) -> Array:
