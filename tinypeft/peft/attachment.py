@@ -57,7 +57,7 @@ class Attachment:
     def __init__(self, parts: dict[str, Part], head: Module | None):
         self.parts = parts
         self.head = head
-        self.left = None                         # the base as `take_off` left it
+        self.snapshot = None                     # of the base, as `take_off` left it
 
     @property
     def method(self) -> Method | Methods:
@@ -133,7 +133,7 @@ class Attachment:
             p.grad = None
             p.requires_grad = flag
         if note:
-            self.left = contents(model)
+            self.snapshot = contents(model)
         model.attachment = None
 
     def forget(self) -> None:
@@ -142,13 +142,13 @@ class Attachment:
         self.replaced = {}
         self.flags = []
         self.base = {}
-        self.left = None
+        self.snapshot = None
 
     def changes(self, model: Decoder) -> list[str]:
         """Say what became different in the base since `take_off`; [] if it may be put on."""
-        if self.left is None:                    # `put_on` was interrupted: nothing was noted
+        if self.snapshot is None:                    # `put_on` was interrupted: nothing was noted
             return []
-        before, now, changes = self.left, contents(model), []
+        before, now, changes = self.snapshot, contents(model), []
         for name in {**before, **now}:
             if name not in now:
                 changes.append(f"{name} is gone")

@@ -58,7 +58,7 @@ FINITE = real(1.0).metadata["limit"]
 def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | None = None,
             density: float | None = None, sign: str = "total", factors: bool = False,
             head: Adapter | None = None, model: Decoder | None = None, rng: Seed = 0) -> PeftModel:
-    """One LoRA out of several adapters, on their base: `combine({a: 0.7, b: 0.3})`.
+    """Make one LoRA of several adapters, on their base: `combine({a: 0.7, b: 0.3})`.
 
     adapters: PeftModel, or folder of a saved adapter → its number w, which may be negative. All are
     low-rank (LoRA, AdaLoRA, DyLoRA) and of one base; ranks and targets may differ. An adapter that
@@ -152,9 +152,9 @@ def loaded(verb, folder, base):
 def numbers(adapters):
     """Return the adapters' numbers w, (n,)."""
     if not isinstance(adapters, Mapping) or not adapters:
-        got = type(adapters).__name__ if adapters else "nothing"
+        kind = type(adapters).__name__ if adapters else "nothing"
         raise TypeError("combine: expected a dict from PeftModels or folders to numbers, such as "
-                        f"{{a: 0.7, b: 0.3}}, got {got}")
+                        f"{{a: 0.7, b: 0.3}}, got {kind}")
     for adapter, x in adapters.items():
         if not FINITE.holds(x):
             name = adapter.method if isinstance(adapter, PeftModel) else adapter

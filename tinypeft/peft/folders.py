@@ -188,29 +188,29 @@ def errors_about(path):
 
 def fingerprints(model):
     """Yield the model's fingerprint, and those cast to float32 or float64: a cast is no change."""
-    own = model.token_embedding.weight.dtype
+    dtype = model.token_embedding.weight.dtype
     names = [name for name, _ in model.named_parameters()]
-    for dtype in dict.fromkeys([own, np.dtype("f4"), np.dtype("f8")]):
-        yield fingerprint(model.state_dict(), dict.fromkeys(names, dtype))
+    for cast in dict.fromkeys([dtype, np.dtype("f4"), np.dtype("f8")]):
+        yield fingerprint(model.state_dict(), dict.fromkeys(names, cast))
 
 
 KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/peqa` fill it
 
 
-def method_in(part, entry, own):
-    """Make the method that a file's entry describes. own: a class for `load_adapter`, or None."""
+def method_in(part, entry, user_class):
+    """Make the method that a file's entry describes. user_class: `load_adapter`'s, or None."""
     with naming(f"parts, {part[:80]!r}"):
         check_fields(entry, ENTRY, OWN_CLASS)
-    cls = class_in(entry["method"], entry.get("module"), own)
+    cls = class_in(entry["method"], entry.get("module"), user_class)
     return cls.from_fields(entry["fields"])
 
 
-def class_in(name, module, own):
-    """Find the class that a file names: `own`, one of `KNOWN`, or one of a module imported before.
-    """
+def class_in(name, module, user_class):
+    """Find the class that a file names: the user's, one of `KNOWN`, or one of a module that was
+    imported before."""
     last = name.rpartition(".")[2]
-    if isinstance(own, type) and own.__name__ == last:
-        cls = own
+    if isinstance(user_class, type) and user_class.__name__ == last:
+        cls = user_class
     elif module is None:
         cls = KNOWN.get(name)
     else:
@@ -220,7 +220,7 @@ def class_in(name, module, own):
     if isinstance(cls, type) and issubclass(cls, Method) and cls.__name__ == last:
         return cls
     where = f" of {module}" if module else ""
-    given = f", got method={own!r}" if own else ""
-    raise ValueError(f"load_adapter: unknown method {name!r}{where}{given}; known: "
+    hint = f", got method={user_class!r}" if user_class else ""
+    raise ValueError(f"load_adapter: unknown method {name!r}{where}{hint}; known: "
                      f"{', '.join(KNOWN)}. For a class of your own, import its module, or pass "
                      f"method={last}")

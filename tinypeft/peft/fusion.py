@@ -62,7 +62,7 @@ SEVERAL = Limit(are_adapters, "a tuple of BottleneckAdapters")
 
 def fuse(adapters: Iterable[Adapter], *, regularization: float = 0.01, model: Decoder | None = None,
          head: int | None = None, head_bias: bool = True, rng: Seed = 0) -> PeftModel:
-    """An `AdapterFusion` of trained adapters, on their base, ready to be trained on another task.
+    """Put an `AdapterFusion` of trained adapters on their base, to be trained on another task.
 
     adapters: PeftModels or folders, each with a `BottleneckAdapter(…, norms=False)` of one base and
     placement. One that is on the base is detached; all stay as they are, and are copied. Their

@@ -63,8 +63,8 @@ def mixed_classify(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: 
         last = h[np.arange(len(rows)), lengths[rows] - 1]
         for member in group:
             head = member.head or base.head
-            own = [rows.index(b) for b in member.rows]
-            for b, row in zip(member.rows, head(last[own]).data, strict=True):
+            places = [rows.index(b) for b in member.rows]
+            for b, row in zip(member.rows, head(last[places]).data, strict=True):
                 classes[b] = row
 
     in_turns(compute, "mixed_classify", model, tuned, tokens, tasks, lengths)

@@ -78,7 +78,7 @@ class PeftModel(Switched):
         return self.virtual.length if self.virtual and self.active else 0
 
     def _seams(self, tokens, cache=None, lengths=None):
-        """The virtual module's input to the model's seams; none if the cache holds it already."""
+        """Get the model's seams from the virtual module; none if the cache holds them already."""
         if self.is_disabled:
             return {}
         self.check_active()
@@ -99,7 +99,7 @@ class PeftModel(Switched):
         return generate(self, tokens, max_new_tokens, **options)
 
     def train(self, training: bool = True) -> PeftModel:
-        """As `Module.train`. The end of training also ends a step that was not finished."""
+        """Switch as `Module.train`. The end of training also ends a step that did not finish."""
         super().train(training)
         if not training:
             for part in self.used():
@@ -182,7 +182,7 @@ class PeftModel(Switched):
 
     def merge(self, *parts: str, activations: str = "kept",
               in_place: bool = False) -> Decoder | PeftModel:
-        """A plain model, with its own weights, that computes the same; MethodError if none can.
+        """Make a plain model, with its own weights, that computes the same, or raise MethodError.
 
         parts: names; only these are merged, and a PeftModel with the others is returned. They must
         be innermost, since a change cannot move into a weight past another change.

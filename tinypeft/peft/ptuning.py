@@ -187,7 +187,7 @@ def check_separators(numbers, needed, separator, n_parts):
 
 
 def _dense(d_in, d_out, rng):
-    """A linear layer with the spread of PyTorch's."""
+    """Make a linear layer with the spread of PyTorch's."""
     return Linear(d_in, d_out, rng=rng, std=(3 * d_in) ** -0.5)
 
 

@@ -106,7 +106,7 @@ class Switched(Module):
         return new
 
     def _given_away(self, model):
-        """The parts, if another PeftModel of `model` may have them."""
+        """Return the parts if another PeftModel of `model` may have them."""
         self._check_parts()
         if self.model is not model:
             raise MethodError("add: the other PeftModel is on another model")
