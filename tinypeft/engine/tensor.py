@@ -524,9 +524,9 @@ def accepts_arrays(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     The annotations of `f` state the types. Where all are Tensors already, to check them takes half
     a microsecond: `all` and `map` run in C.
     """
-    tensors = Tensor, Tensor | None
-    names = [name for name, kind in f.__annotations__.items() if kind in tensors]
-    kinds = [kind if kind in tensors else object for kind in f.__annotations__.values()]
+    types = {Tensor: Tensor, Tensor | None: (Tensor, type(None))}
+    names = [name for name, kind in f.__annotations__.items() if kind in types]
+    kinds = [types.get(kind, object) for kind in f.__annotations__.values()]
 
     @functools.wraps(f)
     def on_tensors(*args, **options):
