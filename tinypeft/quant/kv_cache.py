@@ -87,7 +87,9 @@ class QuantizedLayerCache:
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""
         self.length += k.shape[2]
-        return Tensor(self.keys.append(k.data)), Tensor(self.values.append(v.data))
+        keys = self.keys.append(k.data)
+        values = self.values.append(v.data)
+        return Tensor(keys), Tensor(values)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """Attend as `LayerCache.attend`, with the codes of the past as before this call."""
@@ -110,7 +112,8 @@ class QuantizedLayerCache:
         np.exp(P, out=P)
         P /= P.sum(3, keepdims=True)
         old = P.shape[3] - V.shape[2]
-        O = self.values.mean(P[..., :old], d) + P[..., old:] @ V
+        past = self.values.mean(P[..., :old], d)
+        O = past + P[..., old:] @ V
         self.keys.keep(K)
         self.values.keep(V)
         self.length += 1

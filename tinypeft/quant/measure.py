@@ -42,7 +42,8 @@ def weight_error(before: Decoder, after: Decoder, trained: bool = False) -> floa
     trained: True if norms and biases were trained in between; they then show no folded scales."""
     pairs = [(W, W_hat) for _, W, W_hat in unfolded(before, after, trained)]
     error = sum(np.square(W_hat - W).sum() for W, W_hat in pairs)
-    return float(np.sqrt(error / sum(np.square(W).sum() for W, _ in pairs)))
+    size = sum(np.square(W).sum() for W, _ in pairs)
+    return float(np.sqrt(error / size))
 
 
 def layer_errors(before: Decoder, after: Decoder, batches: Array | Iterable[Array],
@@ -97,7 +98,8 @@ def folded_scales(old: Module, new: Module) -> dict[str, Array]:
             columns = np.argsort(channels(old, source), kind="stable")
             W = by_channel(old.get(reader), columns, len(V))
             W_hat = by_channel(new.get(reader), columns, len(V))
-            scales[source] = ratio(bias(a), bias(b), scale_between(V, V_hat, W, W_hat))
+            s = scale_between(V, V_hat, W, W_hat)
+            scales[source] = ratio(bias(a), bias(b), s)
     return scales
 
 
