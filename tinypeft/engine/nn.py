@@ -58,7 +58,7 @@ class Module:
                             if isinstance(item, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """Give (path, module) of this module (path "") and all below, in order of construction."""
+        """Give (path, module) of this module (path "") and all below, in order of attributes."""
         yield prefix, self
         for name, child in self.children():
             yield from child.named_modules(_joined(prefix, name))

@@ -21,19 +21,19 @@ applied to later columns at once (step 2). Algorithm 1:
 `plain.gptq` is this loop; read it first. Here a block is halved again and again: the first half is
 rounded, then corrects the second at once, then the second is rounded. These are the same
 corrections in matrix products, which take less time than one product of a vector and a matrix per
-column. The work is float64, so that the codes do not depend on B. Layers that read one input share
-H and U, so their rows are rounded in one go. Bits per weight: b + (16 + b)/g with float16 scales
-and a b-bit zero point per group of g columns; b + 16/g if symmetric.
+column. The work is float64, so that rounding does not make the codes depend on B. Layers that read
+one input share H and U, so their rows are rounded in one go. Bits per weight: b + (16 + b)/g with
+float16 scales and a b-bit zero point per group of g columns; b + 16/g if symmetric.
 
 Where implementations differ:
  *  Scales of groups. `group_scales="lazy"`, the default, ignores corrections made inside the block,
-    as the authors' code and GPTQModel do: if g < B, the result depends on B. "fresh" includes them:
-    a block then also ends before every group.
+    as the authors' code and GPTQModel do: unless every group begins a block, the result depends on
+    B. "fresh" includes them: a block then also ends before every group.
  *  Order. The paper takes columns as they come. `act_order=True` (AutoGPTQ's `desc_act`) takes them
     by falling diagonal of H and must store the order, 32 bits per column. `static_groups=True`
     chooses all scales beforehand, from the original columns; then no order is stored.
  *  Grid. The default is asymmetric, as in the paper. `symmetric=True` has s = 2 max|w|/(2ᵇ−1), as
-    in the authors' code, but there a row without a negative weight gets half this step, so that
+    in the authors' code, but in theirs a row without a negative weight gets half this step, so that
     half of its range is clipped. `clipping="mse"` is their search in steps of 1 % and the norm 2.4;
     it ends at 0.20 of the range, theirs at 0.21. GPTQModel's damping is 0.05.
  *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
@@ -42,6 +42,7 @@ Where implementations differ:
 """
 import contextlib
 import itertools
+import math
 import warnings
 from dataclasses import dataclass, replace
 
@@ -79,7 +80,8 @@ class GPTQ(CalibratedWeights):
         return replace(super().nearest, clipping=self.clipping, convention="full", norm=2.4)
 
     def quantize(self, W: Array, H: Array | None = None) -> QTensor:
-        """Round W (d_out, d_in). H (d_in, d_in): (2/n) Σ x xᵀ over the inputs, up to any factor.
+        """Round W (d_out, d_in). H (d_in, d_in): (2/n) Σ x xᵀ over the inputs. Another factor
+        changes nothing unless an input is dead: H_jj = 0 becomes 1, as in the authors' code.
         ValueError when H is missing, zero, or no such sum, or if groups do not divide d_in."""
         return self.together([W], H)[0]
 
@@ -118,8 +120,12 @@ class GPTQ(CalibratedWeights):
 
     def round_columns(self, W: Array, U: Array, g: int, order: Array
                       ) -> tuple[Array, list[Grid]]:
-        """Algorithm 1 on the columns of W, one per row (d_in, d_out), taken in this order.
-        Return their codes in this order (d_in, d_out), and the grid of every group."""
+        """Algorithm 1 on the columns of W, one per row (d_in, d_out), taken in `order`. U is in
+        that order already, W is not. Return the codes in that order (d_in, d_out), and the grid of
+        every group.
+
+        Each pair j < k is corrected once: where a block is cut so that j is in its first half and k
+        in its second, or where j is in a block and k behind it."""
         d = len(W)
         grids = []
         group = np.arange(d) // g                        # of the column that is rounded as the j-th
@@ -149,8 +155,8 @@ class GPTQ(CalibratedWeights):
 
         for i, end in itertools.pairwise([*sorted(starts), d]):
             if not self.static_groups:                   # the scales of groups that begin here
-                first = -(-i // g)
-                after = -(-end // g)
+                first = math.ceil(i / g)                 # of 8 columns, from column 16: group 2
+                after = math.ceil(end / g)
                 grids += self.grids(W[first * g:after * g], g)
             round_halves(i, end)
             correct(slice(i, end), slice(end, d))
@@ -201,16 +207,21 @@ class GPTQ(CalibratedWeights):
 
 
 def factor(H: Array, damping: float) -> Array:
-    """Return U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d). While
-    H + λI is not positive definite up to rounding, raise λ tenfold, with a warning."""
+    """Return U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d). While H +
+    λI is not positive definite up to rounding, raise λ tenfold, and to 0.001 at least, with a
+    warning.
+
+    A is H + λI with rows and columns backwards, and A = C Cᵀ with C lower. Backwards again, C is
+    an upper R with H + λI = R Rᵀ, so (H + λI)⁻¹ = R⁻ᵀ R⁻¹, and U = R⁻¹ is C⁻¹ backwards. This
+    saves the inverse of H."""
     while damping < 1e3:
-        A = H[::-1, ::-1].copy()                # A = C Cᵀ, C lower; backwards, H + λI = R Rᵀ with
-        A.flat[::len(A) + 1] += damping * H.diagonal().mean()      # R upper: (H + λI)⁻¹ = R⁻ᵀ R⁻¹
+        A = H[::-1, ::-1].copy()
+        A.flat[::len(A) + 1] += damping * H.diagonal().mean()
         with contextlib.suppress(np.linalg.LinAlgError):
-            M = inverse_cholesky(A)                                       # C⁻¹
-            least = len(A) * np.finfo(float).eps * A.diagonal().max()
-            if M.diagonal().max()**-2 > least:
-                return M[::-1, ::-1]                                      # U = R⁻¹
+            C_inverse = inverse_cholesky(A)
+            smallest_pivot = C_inverse.diagonal().max()**-2              # of A: the least C_jj²
+            if smallest_pivot > len(A) * np.finfo(float).eps * A.diagonal().max():
+                return C_inverse[::-1, ::-1]
         larger = max(10 * damping, 1e-3)
         warnings.warn(f"GPTQ: H is not positive definite with damping {damping:g} (fewer tokens "
                       f"than inputs?); taking {larger:g}", stacklevel=4)

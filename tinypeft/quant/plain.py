@@ -2,7 +2,7 @@
 
 Other files compute the same numbers faster, in less memory, or with more options. Tests compare the
 two: codes, scales and decoded numbers are equal to the last bit (`tests/README.md` has the table).
-Read this file first. A weight W is (d_out, d_in), inputs X are (n, d_in).
+Read this file first. A weight W is (d_out, d_in), inputs X are (n, d_in): one a row.
 """
 import numpy as np
 
@@ -20,8 +20,9 @@ __all__ = ["awq", "decode", "double_quantize", "gptq", "gptq_step", "llm_int8", 
 def gptq(W: Array, H: Array, scheme: GPTQ) -> Array:
     """Algorithm 1 of GPTQ (arXiv 2210.17323), column after column → codes (d_out, d_in).
 
-    H (d_in, d_in) = 2XXᵀ. `scheme` has the bits, the group size g, the damping and B. Its other
-    options are not here; for `act_order`, sort the columns of W and H first."""
+    H (d_in, d_in) is 2XXᵀ with the paper's X, whose columns are inputs: 2 X.T @ X here. Any factor
+    will do. `scheme` has the grid, the group size g, the damping and B. Not here are fresh scales,
+    static groups and dead inputs (H_jj = 0); for `act_order`, sort the columns of W and H first."""
     d = W.shape[1]
     g = scheme.group_size or d
     lam = scheme.damping * H.diagonal().mean()
@@ -31,7 +32,7 @@ def gptq(W: Array, H: Array, scheme: GPTQ) -> Array:
     E = np.empty(W.shape)
     for i in range(0, d, scheme.block_size):
         end = min(i + scheme.block_size, d)
-        before = W.astype(np.float32)           # the authors' code takes scales from these columns
+        before = W.astype(np.float32)           # scales are fitted to W as it was before this block
         for j in range(i, end):
             if j % g == 0:
                 grid = scheme.nearest.fit(before[:, j:j + g])

@@ -31,27 +31,39 @@ def backward(model: Module, task: Any, batch: tuple, workers: int = 1,
     parts = cut(task, batch, workers * accumulate)
     total = sum(task.count(part) for part in parts)
     losses = []
-
-    def one(job):
-        i, part = job
-        loss = task.loss(model, part)
-        share = task.count(part) / total
-        for p, g in loss.gradients(share):
-            first = sums.setdefault((i // 2, p), g)      # of two parts, the second adds to the
-            if first is not g:                           # first's array: a + b = b + a
-                first += g
-        return share * loss.item()
-
-    for i in range(0, len(parts), workers):
-        sums = {}                                        # (pair of parts, parameter) → gradient
-        losses += parallel_map(one, enumerate(parts[i:i + workers]), workers)
-        in_order = sorted(sums.items(), key=lambda item: item[0][0])
-        add((p, g) for (_, p), g in in_order)
+    for first in range(0, len(parts), workers):
+        losses += add_parts(model, task, parts[first:first + workers], total, workers)
     penalty = model.penalty()
     if penalty is not None:
         losses.append(penalty.item())
         add(penalty.gradients())
     return sum(losses)
+
+
+def add_parts(model: Module, task: Any, parts: list[tuple], total: int,
+              workers: int) -> list[float]:
+    """Add the gradients of some parts of a batch, one thread each; return their weighted losses.
+
+    The parts come in pairs. Of a pair, the thread that is second adds to the first one's array: a
+    sum of two is the same in either order, so no number depends on which thread was quicker. The
+    pairs are then added in their order.
+    """
+    sums = {}                                            # (pair, parameter) → gradient
+
+    def differentiate(numbered):
+        number, part = numbered
+        loss = task.loss(model, part)
+        share = task.count(part) / total
+        for p, g in loss.gradients(share):
+            first = sums.setdefault((number // 2, p), g)
+            if first is not g:
+                first += g
+        return share * loss.item()
+
+    losses = parallel_map(differentiate, enumerate(parts), workers)
+    for pair in range(len(parts)):
+        add((p, g) for (of_pair, p), g in sums.items() if of_pair == pair)
+    return losses
 
 
 def draws_dropout(model: Module) -> bool:

@@ -5,9 +5,10 @@
     plain.py    the same without options, in a dozen lines: read it first
     run.py      what a run keeps beside the mathematics: evaluations, checkpoints, Ctrl-C
 
-Everything random in step s is drawn from (seed, s): the batch, the dropout masks, a method's own
-choices. A checkpoint therefore needs no random state: a run that was stopped and resumed has the
-same parameters, bit for bit, as one that never stopped.
+Everything random in step s is drawn from (seed, s): the batch from [seed, s], and what the i-th
+module with a generator draws (dropout's masks, DyLoRA's rank) from [seed, s, i]. A checkpoint
+therefore needs no random state: a run that was stopped and resumed has the same parameters, bit for
+bit, as one that never stopped.
 """
 import math
 from typing import Any
@@ -51,7 +52,11 @@ def train(model: Module, task: Any, steps: int, *, lr: float | None = None,
 
 
 def step(model: Module, task: Any, optimizer: Optimizer, options: TrainOptions, s: int) -> float:
-    """Take step `s`; return its loss, that of the batch and the method's penalty, in nats."""
+    """Take step `s`; return its loss, that of the batch and the method's penalty, in nats.
+
+    The hooks `before_step` and `after_step`, and the penalty, are the method's: AdaLoRA and DyLoRA
+    have some, most methods have none (`peft/method.py`). `backward` includes the forward pass.
+    """
     reseed(model, options.seed, s)
     model.before_step(s, options.steps)
     optimizer.scale_lr(options.rate_factor(s))
@@ -59,10 +64,11 @@ def step(model: Module, task: Any, optimizer: Optimizer, options: TrainOptions, 
     batch = task.batch("train", options.batch_size, np.random.default_rng([options.seed, s]))
     with recomputing(options.checkpoint_activations):
         loss = backward(model, task, batch, options.workers, options.accumulate)
-    params = [p for p in model.parameters() if p.requires_grad]
-    norm = clip_grad_norm(params, options.clip or math.inf) if math.isfinite(loss) else loss
-    if not math.isfinite(norm):
-        reseed(model, options.seed, s)               # to find the place, dropout draws the same
+    if math.isfinite(loss):
+        params = [p for p in model.parameters() if p.requires_grad]
+        norm = clip_grad_norm(params, options.clip or math.inf)      # the norm before clipping
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        reseed(model, options.seed, s)               # dropout draws again what it drew
         rate = peak_rate(model, options.lr)
         raise diverged(model, task, batch, loss, s, rate, options.checkpoint)
     optimizer.step()

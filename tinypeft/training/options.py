@@ -67,7 +67,7 @@ class TrainOptions(Checked):
     accumulate: int = whole(1, least=1)
     workers: int = whole(2, least=1)
     checkpoint_activations: bool = flag(False)
-    clip: float | None = real(1.0, least=0, or_none=True)
+    clip: float | None = real(1.0, above=0, or_none=True)
     optimizer: Callable[..., Optimizer] = AdamW
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = real(0.0, least=0)

@@ -1,6 +1,7 @@
 """The training loop as one reads it: `loop.py` without options, threads, evaluations, checkpoints.
 
-With one worker and no dropout, `tinypeft.train` gives the same losses and parameters, bit for bit.
+It calls no hook and adds no penalty, so AdaLoRA and DyLoRA need `loop.py`. For a method without
+them, one worker and no dropout, `tinypeft.train` gives the same losses and parameters, bit for bit.
 """
 from typing import Any
 
