@@ -42,8 +42,12 @@ def train(model, task, steps, *args, whole=tinypeft.train, **options):
 def evaluate(*args, whole=tinypeft.evaluate, **options):
     return whole(*args, **{**options, "batch_size": 2, "max_batches": 1})
 
-tinypeft.train, tinypeft.evaluate = train, evaluate
-del functools, tinypeft, train, evaluate
+@functools.wraps(tinypeft.generate)
+def generate(model, tokens, n, *args, whole=tinypeft.generate, **options):
+    return whole(model, tokens, min(n, 2), *args, **options)
+
+tinypeft.train, tinypeft.evaluate, tinypeft.generate = train, evaluate, generate
+del functools, tinypeft, train, evaluate, generate
 """
 EMPTY = """%reset -f
 get_ipython().execution_count = 0"""
@@ -53,7 +57,7 @@ in_cells = lambda *code: nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_ce
 @pytest.fixture(scope="module")
 def run():
     """A function that runs a notebook among no names, in a kernel that has imported the package already. A training takes
-    two steps there, of which a history of full length is made, and an evaluation takes two rows."""
+    two steps there, of which a history of full length is made; an evaluation takes two rows, and a text two more tokens."""
     from nbclient import NotebookClient
     client = NotebookClient(in_cells(SHORT), timeout=600, kernel_name="python3", record_timing=False,
                             extra_arguments=["--log-level=40"], resources={"metadata": {"path": str(percent.LESSONS)}})
