@@ -12,7 +12,7 @@ from tests.conftest import make_gpt
 from tinypeft import tasks
 from tinypeft.engine import functional as F
 from tinypeft.text import BPETokenizer, Document, base_corpus, domain_corpus
-from tinypeft.text.tasks import classification
+from tinypeft.text.tasks import bags, classification
 from tinypeft.text.tasks import task as common
 from tinypeft.text.tasks.sentences import first_sentences
 from tinypeft.text.tasks.summarization import words_of
@@ -317,15 +317,15 @@ def test_bag_of_words_finds_what_there_is_and_nothing_in_noise():
     rng = np.random.default_rng(0)
     sentence = lambda *more: " ".join(rng.permutation([*more, *rng.choice([*"abcdefgh"], 4)]))
     telling = {s: [(sentence("xyz"[i % 3]), i % 3) for i in range(90)] for s in SPLITS}
-    found = classification.bag_of_words(telling, 3)
+    found = bags.bag_of_words(telling, 3)
     assert found["accuracy"] == 1 and found["loss"] < 0.05
     noise = {s: [(sentence(), int(rng.integers(3))) for i in range(90)] for s in SPLITS}
-    assert classification.bag_of_words(noise, 3)["loss"] < math.log(3) + 0.05     # regularized, because it was tuned
+    assert bags.bag_of_words(noise, 3)["loss"] < math.log(3) + 0.05     # regularized, because it was tuned
     unseen = telling | {"test": [("new words only", 0)]}
-    assert np.isfinite(classification.bag_of_words(unseen, 3)["loss"])
+    assert np.isfinite(bags.bag_of_words(unseen, 3)["loss"])
 
 
-def test_bag_of_words_is_the_minimum_that_torch_finds(torch):
+def test_bag_of_words_is_the_minimum_that_torch_finds(torch, monkeypatch):
     """On tf–idf vectors made here, densely, from their definition."""
     rng = np.random.default_rng(1)
     topics = [rng.dirichlet(np.full(40, 0.3)) for _ in range(4)]
@@ -345,7 +345,8 @@ def test_bag_of_words_is_the_minimum_that_torch_finds(torch):
         loss.backward()
         return loss
     optimizer.step(closure)
-    assert classification.bag_of_words(rows, 4, strengths=(1e-3,))["loss"] == pytest.approx(nll("test").item(), rel=2e-3)
+    monkeypatch.setattr(bags, "STRENGTHS", (1e-3,))
+    assert bags.bag_of_words(rows, 4)["loss"] == pytest.approx(nll("test").item(), rel=2e-3)
 
 
 # ---- summarize -------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..common.hints import Array
-from ..common.hyper import flag, real, whole
+from ..common.hyper import flag, one_of, real, whole
 from ..common.threads import parallel_map
 from ..engine.nn import Linear, Module, Parameter, replace_modules
 from ..engine.tensor import Tensor
@@ -72,6 +72,7 @@ class AWQ(CalibratedWeights):
     clip: bool = flag(True, also=("auto_clip", "apply_clip"))
     clip_steps: int = whole(20, least=1)
     max_shrink: float = real(0.5, least=0, below=1)
+    scale_dtype: str = one_of("float32", "float16", default="float16")
     sequential: bool = flag(False)
 
     def scale(self, ratio: float, mean_abs: Array, W: Array,

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..common.hints import Array
-from ..common.hyper import flag, one_of
+from ..common.hyper import flag
 from ..engine.nn import Module, replace_modules
 from ..engine.tensor import Tensor, no_grad
 from ..models.decoder import Decoder
@@ -176,11 +176,12 @@ def as_batches(model: Decoder, calibration: Array | Iterable[Array] | None) -> l
 
 @dataclass(frozen=True)
 class CalibratedWeights(Scheme):
-    """The base of GPTQ and AWQ: weights on a uniform grid per group, rounded with H at hand."""
+    """The base of GPTQ and AWQ: weights on a uniform grid per group, rounded with H at hand.
+
+    Each of them has a field `scale_dtype`: how scales are stored."""
     bits: int = code_bits(4)
     group_size: int | None = weights_per_scale()
     symmetric: bool = flag(False, also=("sym", "zero_point"))
-    scale_dtype: str = one_of("float32", "float16", default="float16")
     calibrated: ClassVar[bool] = True
 
     def check(self) -> None:

@@ -72,6 +72,7 @@ class GPTQ(CalibratedWeights):
     damping: float = real(0.01, least=0, also=("percdamp", "damp_percent"))
     block_size: int = whole(128, least=1, also=("blocksize",))
     clipping: str = one_of("minmax", "mse")
+    scale_dtype: str = one_of("float32", "float16", default="float16")
     true_sequential: bool = flag(False)
 
     @property

@@ -11,6 +11,10 @@ __all__ = ["EXERCISES"]
 
 
 # -- AdamW ---------------------------------------------------------------------------------------
+def reference_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    return plain.adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay)
+
+
 def fading(beta, old, new):
     return beta * old + (1 - beta) * new
 
@@ -228,7 +232,7 @@ def cut_to_whole(got, expected, args):
 EXERCISES = (
     Exercise(
         name="full.adamw", title="One step of AdamW", stars=2,
-        reference=plain.adamw, cases=adamw_cases,
+        reference=reference_adamw, cases=adamw_cases,
         special=(
             ("the first step: m and v were 0, and nothing decays", undecayed_first_step),),
         mistakes=(
