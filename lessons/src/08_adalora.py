@@ -304,8 +304,8 @@ log = []
 
 def my_observe(layer, beta1, beta2):
     """Update both averages of a layer by the weights before the step and their gradients."""
-    w, layer.before = layer.before, None
-    g = triplets(layer.P.grad, layer.Lam.grad, layer.Q.grad)
+    before, layer.before = layer.before, None
+    w, g = triplets(*before), triplets(layer.P.grad, layer.Lam.grad, layer.Q.grad)
     layer.sensitivity, layer.uncertainty, _ = my_importance(
         w, g, layer.sensitivity, layer.uncertainty, beta1, beta2)
 

@@ -24,12 +24,12 @@ def with_adalora(): return tp.attach(small(), tp.AdaLoRA(t_init=1, t_final=2, de
 def with_prefix(): return tp.attach(tp.GPT(tp.GPTConfig(37, 24, 32, 3, 4)), tp.PrefixTuning(6))       # W2 is a transpose
 
 
-@pytest.mark.parametrize("make", [plain, with_dropout, with_lora, with_prefix])
+@pytest.mark.parametrize("make", [plain, with_dropout, with_lora, with_adalora, with_prefix])
 def test_resuming_is_never_having_stopped(make, tmp_path):
     task, options = Noise(), dict(eval_every=4, weight_decay=0.1, checkpoint_every=N, progress=False)
     whole = make()
     expected = tp.train(whole, task, N, **options)
-    for stop in (1, 5, N):                               # at any step, and with another model object each time
+    for stop in (1, 5, N - 1, N):                        # at any step, and with another model object each time
         path = tmp_path / f"{stop}.npz"
         first = make()
         tp.train(first, task, N, checkpoint=path, stop_after=stop, **options)
@@ -38,6 +38,25 @@ def test_resuming_is_never_having_stopped(make, tmp_path):
         history = tp.train(second, task, N, checkpoint=path, **options)
         assert same(second.state_dict(), whole.state_dict())
         assert history.loss == expected.loss and history.evals == expected.evals
+
+
+@pytest.mark.parametrize("method", [
+    tp.FullFineTuning(), tp.LoRA(2), tp.AdaLoRA(3, 2, t_init=1, t_final=1, delta_t=1), tp.DyLoRA(2), tp.IA3(),
+    tp.BottleneckAdapter(4), tp.ParallelAdapter(4), tp.PrefixTuning(4), tp.PromptTuning(3),
+    tp.PTuning((3, "target")), tp.PTuningV2(3)],
+    ids=lambda method: type(method).__name__)
+def test_a_step_adds_nothing_to_the_state(method):
+    """What holds for one step, such as AdaLoRA's weights before it, is no array that a checkpoint keeps."""
+    tuned = tp.attach(small(), method, rng=0)
+    names = set(tuned.state_dict())
+
+    class Looking(Noise):
+        def loss(self, model, batch):
+            assert set(model.state_dict()) == names
+            return super().loss(model, batch)
+
+    tp.train(tuned, Looking(), 4, workers=1, progress=False)
+    assert set(tuned.state_dict()) == names
 
 
 class Falling(Noise):

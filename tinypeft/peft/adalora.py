@@ -176,7 +176,7 @@ class AdaLoRALinear(LowRankLinear):
         self.Q = Parameter((0.02 * rng.standard_normal((r, d_in))).astype(np.float32))
         self.sensitivity, self.uncertainty = np.zeros((2, r, 1 + d_out + d_in), dtype)
         self.kept = np.ones(r, bool)                              # by the last allocation
-        self.before = None                                        # [λ, p, q] before this step
+        self.before = None                                        # (P, Λ, Q) before this step
 
     def forward(self, x: Tensor) -> Tensor:
         Qx = F.linear(self.dropout(x), self.Q)                                # (…, r)
@@ -196,16 +196,17 @@ class AdaLoRALinear(LowRankLinear):
 
     def remember(self) -> None:
         """Copy the weights, which the optimizer is about to change."""
-        self.before = triplets(self.P.data, self.Lam.data, self.Q.data)
+        weights = self.P, self.Lam, self.Q
+        self.before = tuple(p.data.copy() for p in weights)      # a tuple is no part of the state
 
     def observe(self, beta1: float, beta2: float) -> None:
         """Update Ī and U by this step's gradients and the weights before or after the step."""
         P, Lam, Q = self.P, self.Lam, self.Q
         if P.grad is None or Lam.grad is None or Q.grad is None:
             raise MethodError("AdaLoRA: a gradient is missing; call after_step before zero_grad")
-        w = triplets(P.data, Lam.data, Q.data) if self.before is None else self.before
+        weights = self.before or (P.data, Lam.data, Q.data)
         self.before = None
-        I = np.abs(w * triplets(P.grad, Lam.grad, Q.grad))
+        I = np.abs(triplets(*weights) * triplets(P.grad, Lam.grad, Q.grad))
         self.sensitivity = beta1 * self.sensitivity + (1 - beta1) * I
         self.uncertainty = beta2 * self.uncertainty + (1 - beta2) * np.abs(I - self.sensitivity)
 

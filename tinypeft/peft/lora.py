@@ -11,8 +11,8 @@ The change can be added to the weight afterwards. Section 4.1, equation (3):
     B          B              (d_out, r), starts at 0, so that ΔW = 0
     r, α, s    rank, alpha, scale
 
-At the start only B has a gradient, because ∂L/∂A = s Bᵀ(…) = 0. Dropout acts on the input of A in
-training only, so merging needs no correction. Trained: Σ r (d_in + d_out) over the targets.
+At the start ∂L/∂A = s Bᵀ(…) is 0, so the first step moves B alone. Dropout acts on the input of A
+in training only, so merging needs no correction. Trained: Σ r (d_in + d_out) over the targets.
 
 Where implementations differ. The paper draws A from a Gaussian of unnamed width. loralib and PEFT
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is

@@ -29,7 +29,8 @@ from .uniform import Uniform, group_width
 
 
 class Statistics:
-    """Running statistics of n vectors x (d,). Each batch is added to sums in float64."""
+    """Running statistics of n vectors x (d,). Each batch is summed in its own dtype, and
+    added to sums in float64."""
 
     def __init__(self, d: int, hessian: bool = False):
         self.n = 0

@@ -3,7 +3,7 @@
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
 ICLR 2023 (arXiv 2210.17323). Like OBQ (`obq.py`), GPTQ minimises ‖WX − ŴX‖², whose Hessian is
 H = 2XXᵀ for every row of W, but it rounds all rows in the same order. Then one Cholesky factor U
-contains all the matrices H_F⁻¹ (§3.3, step 3), and the corrections of a block of B columns can be
+contains all the matrices H_F⁻¹ (step 3), and the corrections of a block of B columns can be
 applied to later columns at once (step 2). Algorithm 1:
 
     for i = 0, B, 2B, …:   for j = i … i+B−1:
@@ -12,7 +12,7 @@ applied to later columns at once (step 2). Algorithm 1:
     W_:k ← W_:k − Σ_j E_:j U_jk         for all k after the block
 
     paper              here         shape
-    W_:j, E_:j         W[j], E[j]   (d_out,): arrays are transposed, which makes columns contiguous
+    W_:j, E_:j         W[j], E[j]   (d_out,): transposed in this file; a column is contiguous
     Q                  q            (d_in, d_out), its codes
     H                  H            (d_in, d_in); λI is added, λ = damping · mean(diag H)
     Cholesky(H⁻¹)ᵀ     U            (d_in, d_in), upper: H⁻¹ = UᵀU
@@ -37,8 +37,8 @@ Where implementations differ:
     half of its range is clipped. `clipping="mse"` is their search in steps of 1 % and the norm 2.4;
     it ends at 0.20 of the range, theirs at 0.21. GPTQModel's damping is 0.05.
  *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
- *  Inputs. The paper takes all inputs of a block at once; `true_sequential=True` takes those of its
-    later layers with the earlier ones quantized.
+ *  Inputs. The paper takes the inputs of all layers of a block before it quantizes one;
+    `true_sequential=True` takes those of its later layers with the earlier ones quantized.
 """
 import contextlib
 import itertools
@@ -156,7 +156,7 @@ class GPTQ(CalibratedWeights):
 
         for i, end in itertools.pairwise([*sorted(starts), d]):
             if not self.static_groups:                   # the scales of groups that begin here
-                first = math.ceil(i / g)                 # of 8 columns, from column 16: group 2
+                first = math.ceil(i / g)                 # of g = 8, from column 12: group 2
                 after = math.ceil(end / g)
                 grids += self.grids(W[first * g:after * g], g)
             round_halves(i, end)
@@ -209,8 +209,8 @@ class GPTQ(CalibratedWeights):
 
 def factor(H: Array, damping: float) -> Array:
     """Return U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d). While H +
-    λI is not positive definite up to rounding, raise λ tenfold, and to 0.001 at least, with a
-    warning.
+    λI is not positive definite up to rounding, raise the damping tenfold, and to 0.001 at least,
+    with a warning.
 
     A is H + λI with rows and columns backwards, and A = C Cᵀ with C lower. Backwards again, C is
     an upper R with H + λI = R Rᵀ, so (H + λI)⁻¹ = R⁻ᵀ R⁻¹, and U = R⁻¹ is C⁻¹ backwards. This
@@ -239,14 +239,14 @@ def inverse_cholesky(A: Array) -> Array:
     h = len(A) // 2
     if h < 32:
         return np.tril(np.linalg.inv(np.linalg.cholesky(A)))
-    X = inverse_cholesky(A[:h, :h])
-    Y = lower_times(X, A[:h, h:]).T
-    Z = inverse_cholesky(A[h:, h:] - Y @ Y.T)
-    M = np.zeros(A.shape)
-    M[:h, :h] = X
-    M[h:, h:] = Z
-    M[h:, :h] = -lower_times(Z, Y @ X)
-    return M
+    X_inverse = inverse_cholesky(A[:h, :h])
+    Y = lower_times(X_inverse, A[:h, h:]).T
+    Z_inverse = inverse_cholesky(A[h:, h:] - Y @ Y.T)
+    C_inverse = np.zeros(A.shape)
+    C_inverse[:h, :h] = X_inverse
+    C_inverse[h:, h:] = Z_inverse
+    C_inverse[h:, :h] = -lower_times(Z_inverse, Y @ X_inverse)
+    return C_inverse
 
 
 def lower_times(L: Array, B: Array) -> Array:

@@ -41,7 +41,7 @@ class Grid:
     """For every row of x (n, B) the numbers s·(q − z), q = low … 2**bits − 1. It stores nothing:
     GPTQ, AWQ and quantization-aware training round on a grid without making a QTensor."""
     scale: Array                    # float32 (n, 1): s, a value that the storage dtype represents
-    zero: int | Array               # or float32 (n, 1): z, an integer
+    zero: int | Array               # or float32 (n, 1): z, an integer. For one column x (n,): (n,)
     bits: int
     low: int = 0                    # the smallest code in use
 

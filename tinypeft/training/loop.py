@@ -34,7 +34,8 @@ def train(model: Module, task: Any, steps: int, *, lr: float | None = None,
 
     model: a Decoder or a PeftModel. task: from `tinypeft.tasks`, or any object that has its
         `batch`, `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
-    lr: peak learning rate (default: the method's own). batch_size: rows per step.
+    lr: peak learning rate (default: the method's own, at the model's width). batch_size: rows per
+        step.
     options: any other field of `TrainOptions`, which describes them: rates of single parameters,
         evaluations, early stopping, callbacks, checkpoints, threads, memory.
 
@@ -52,10 +53,11 @@ def train(model: Module, task: Any, steps: int, *, lr: float | None = None,
 
 
 def step(model: Module, task: Any, optimizer: Optimizer, options: TrainOptions, s: int) -> float:
-    """Take step `s`; return its loss, that of the batch and the method's penalty, in nats.
+    """Take step `s`; return its loss, the batch's in nats and the method's penalty added up.
 
-    The hooks `before_step` and `after_step`, and the penalty, are the method's: AdaLoRA and DyLoRA
-    have some, most methods have none (`peft/method.py`). `backward` includes the forward pass.
+    The hooks `before_step` and `after_step`, and the penalty, are the method's: AdaLoRA, DyLoRA and
+    fusion have some, other methods have none (`peft/method.py`). `backward` includes the forward
+    pass.
     """
     reseed(model, options.seed, s)
     model.before_step(s, options.steps)
@@ -77,7 +79,12 @@ def step(model: Module, task: Any, optimizer: Optimizer, options: TrainOptions, 
 
 
 def reseed(model: Module, seed: int, s: int) -> None:
-    """Give everything that draws a generator of its own for step `s`."""
+    """Give each module that draws random numbers a generator of its own for step `s`.
+
+    They are numbered in the order of `named_modules`; of a `PeftModel` it is the first, and DyLoRA
+    draws its rank from it. The numbers begin with 1, because NumPy takes [seed, s, 0] for the
+    batch's [seed, s].
+    """
     drawing = [module for _, module in model.named_modules()
                if isinstance(getattr(module, "rng", None), np.random.Generator)]
     for i, module in enumerate(drawing, 1):

@@ -32,13 +32,14 @@ class TrainOptions(Checked):
         schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     The step
         batch_size: rows per step. seed: with the step's number it draws everything.
-        accumulate: the gradients of a batch are summed over this many parts, one after another, so
-            that a step takes the memory of a part. It changes rounding, and dropout's masks.
+        accumulate: each worker takes its share of a batch in this many parts, one after another,
+            so that a step takes the memory of a part. It changes only rounding.
         workers: threads that share a batch; one if dropout draws. They change only rounding.
         checkpoint_activations: compute each block again in backward (`engine/recompute.py`): less
             memory, more time, and the same numbers.
         clip: bound on the global norm of the gradients, None for none.
-        optimizer: AdamW or `PagedAdamW`. betas, weight_decay (for matrices only): its own.
+        optimizer: AdamW or `PagedAdamW`. betas, weight_decay (for matrices, but not for a head):
+            its own.
     The run
         eval_every: steps between evaluations on at most `eval_batches` batches of "validation".
         patience: stop after this many evaluations without a lower validation loss.

@@ -1,7 +1,7 @@
 """The training loop as one reads it: `loop.py` without options, threads, evaluations, checkpoints.
 
-It calls no hook and adds no penalty, so AdaLoRA and DyLoRA need `loop.py`. For a method without
-them, one worker and no dropout, `tinypeft.train` gives the same losses and parameters, bit for bit.
+It calls no hook and adds no penalty, which AdaLoRA, DyLoRA and fusion need. For other methods, with
+one worker and no dropout, `tinypeft.train` gives the same losses and parameters, bit for bit.
 """
 from typing import Any
 
@@ -20,12 +20,12 @@ def train(model: Module, task: Any, steps: int, lr: float, batch_size: int = 8,
     optimizer = AdamW(params, lr=lr, weight_decay=0.0)
     losses = []
     for s in range(steps):
-        batch = task.batch("train", batch_size, np.random.default_rng([seed, s]))
+        optimizer.scale_lr(schedule("linear", s, steps, warmup=max(1, steps // 20)))
         optimizer.zero_grad()
+        batch = task.batch("train", batch_size, np.random.default_rng([seed, s]))
         loss = task.loss(model, batch)
         loss.backward()
         clip_grad_norm(params, 1.0)
-        optimizer.scale_lr(schedule("linear", s, steps, warmup=max(1, steps // 20)))
         optimizer.step()
         losses.append(loss.item())
     return losses

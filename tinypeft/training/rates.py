@@ -43,7 +43,7 @@ def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
         rate, head_rate = (lambda p: options.lr), options.lr
     if options.head_lr is not None:
         head_rate = options.head_lr
-    return options.optimizer(groups(model, rate, head_rate, options.rates),
+    return options.optimizer(groups(model, rate, head_rate, options.rates),    # each has its own lr
                              lr=peak_rate(model, options.lr), betas=options.betas,
                              weight_decay=options.weight_decay)
 
