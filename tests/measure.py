@@ -4,6 +4,7 @@ A token is a name, a number, a string or an operator. Comments, docstrings and l
 least one token; a dense line has more than 30. `test_style.py` holds the limits of the book's folders.
 """
 import ast
+import functools
 import tokenize
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -25,6 +26,7 @@ def tokens_of_lines(path):
     return Counter(line for line, column in starts if (line, column) not in docstrings)
 
 
+@functools.cache
 def folders():
     """Return folder → (lines of code, tokens, dense lines)."""
     sums = defaultdict(Counter)
