@@ -133,6 +133,18 @@ def test_labels_need_no_adapter(capsys, monkeypatch, classifier):
         assert status == 2 and says in err
 
 
+def test_a_probe_that_is_worse_than_guessing_replaces_no_adapter(capsys, monkeypatch, own, adapter):
+    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
+    monkeypatch.setattr("tinypeft.text.tasks.logistic.Validated.loss", 9.0)
+    before, new = contents(adapter), adapter.with_name("judge.new")
+    argv = "finetune", "probe", "--csv", own / "reviews.csv", "--out", adapter
+    status, out, _ = run(capsys, *argv)
+    assert status == 1 and f"saved in {new};" in out and "worse than guessing" in out.splitlines()[-1]
+    assert contents(adapter) == before
+    run(capsys, *argv, "--keep")
+    assert contents(adapter) == contents(new) != before
+
+
 @pytest.mark.parametrize("argv, says", [
     (["--csv", "reviews.csv", "--lr", "1", "--steps", "3"], "is solved and not trained; leave out --steps, --lr"),
     ([], "finetune probe needs rows with labels: give --csv FILE"),

@@ -109,3 +109,17 @@ def test_a_class_with_one_row_is_refused(table, tmp_path):
     with pytest.raises(ValueError, match="the class 'rare' has 1 rows to learn from, expected two or more"):
         tp.fit_probe(model, task)
     assert tp.attach(model, tp.LoRA())                   # the refused probe left nothing on the model
+
+
+def test_an_interrupt_leaves_the_model_free(table, monkeypatch):
+    model = tp.load_pretrained()
+    task = tp.tasks.labelled(table, model, held_out=(0, 0))
+
+    def interrupted(*args, **options): raise KeyboardInterrupt
+    for step in ("hidden_states", "cross_validate", "fit"):
+        with monkeypatch.context() as m:
+            m.setattr(f"tinypeft.peft.probe.{step}", interrupted)
+            with pytest.raises(KeyboardInterrupt): tp.fit_probe(model, task)
+        assert model.attached is None and model.head is None
+    with tp.attach(model, tp.LoRA()).disabled(), pytest.raises(tp.MethodError, match="fit_probe"):
+        tp.fit_probe(model, task)

@@ -1,17 +1,20 @@
 """`finetune probe`: a classifier for a table of one's own, solved on the frozen model's features.
 
 All rows are used: five-fold cross-validation says how well the probe does on rows that it has not
-seen, and measures words and letters on the same folds; then the probe learns from all rows.
+seen, and measures words and letters on the same folds; then the probe learns from all rows. A probe
+that is worse than guessing replaces no adapter: it is saved beside it.
 """
 from __future__ import annotations
 
+import math
 import time
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from ..common.signals import HeldSignals
 from .arguments import chosen_model, model_of, show_json
 from .data import kind_of, own_task
-from .finetuning import check_folders, save
+from .finetuning import check_folders, save, save_first
 
 if TYPE_CHECKING:
     from ..text.tasks.logistic import Validated
@@ -24,8 +27,8 @@ UNUSED = {"steps": None, "batch_size": None, "lr": None, "rates": [], "accumulat
           "validate_every": None, "patience": None}      # option → not given
 
 
-def run_probe(args: Namespace) -> None:
-    """Solve the probe, save it, and say what it reaches."""
+def run_probe(args: Namespace) -> int:
+    """Solve the probe, save it, and say what it reaches. Return 1 if it was saved elsewhere."""
     from ..peft.probe import fit_probe, learned_rows
     from ..text.tasks.bags import letters, validated_bag, words
     given = [f"--{name.replace('_', '-')}" for name, value in UNUSED.items()
@@ -44,10 +47,13 @@ def run_probe(args: Namespace) -> None:
     if not args.json:
         print(f"{task.name}: {'; '.join([task.describe(), *task.notes])}", flush=True)
     tuned = fit_probe(model, task, head_bias=args.format != "peft")
-    if args.out:
-        save(args, tuned, task, args.out)
     texts, labels = learned_rows(task)
     n_classes = len(task.classes)
+    worse = tuned.validated.loss >= math.log(n_classes)
+    asked = args.out
+    if args.out:
+        with HeldSignals():
+            args.out = save_first(args, tuned, task) if worse else save(args, tuned, task, args.out)
     measured = {"the probe": tuned.validated,
                 "words": validated_bag(texts, labels, n_classes, words),
                 "letters": validated_bag(texts, labels, n_classes, letters)}
@@ -59,6 +65,7 @@ def run_probe(args: Namespace) -> None:
                    "confusions": tuned.validated.confusions().tolist()})
     else:
         show(args, task.classes, measured, seconds)
+    return int(args.out != asked)
 
 
 def as_record(result: Validated) -> dict:
@@ -91,7 +98,10 @@ def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: flo
     best = max(measured, key=lambda name: measured[name].accuracy)
     low = measured["the probe"].interval[0]
     others = max(measured[name].accuracy for name in ("words", "letters"))
-    if best != "the probe":
+    if measured["the probe"].loss >= math.log(len(classes)):
+        print("the probe is worse than guessing; an adapter that lay in the folder stays there, "
+              "unless --keep is given")
+    elif best != "the probe":
         print(f"use {best}, or give more rows: the probe is not better here")
     elif low > others:
         print("use the probe: it is better than words and letters")

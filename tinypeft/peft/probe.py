@@ -20,7 +20,7 @@ import numpy as np
 from ..common.hints import Array
 from ..common.progress import Progress
 from ..engine.tensor import no_grad
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, require_free
 from ..text.tasks.classification import Classification
 from ..text.tasks.logistic import cross_validate, fit
 from .full import LinearProbe
@@ -38,9 +38,11 @@ def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bi
 
     It learns from the splits "train" and "validation". `.validated` of the result says what
     cross-validation measured on these rows. head_bias: with an offset for each class, which
-    transformers' heads lack. progress: show one line (default: on a terminal and in a notebook).
+    transformers' heads lack. The head is attached last, so a Ctrl-C before leaves the model free.
+    progress: show one line (default: on a terminal and in a notebook).
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
+    require_free(model, "fit_probe")
     rows = [row for split in LEARNED if split in task.splits for row in task.data(split)]
     labels = learned_rows(task)[1]
     counts = np.bincount(labels, minlength=len(task.classes))
@@ -48,7 +50,6 @@ def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bi
         rare = task.classes[int(counts.argmin())]
         raise ValueError(f"fit_probe: the class {rare!r} has {counts.min()} rows to learn from, "
                          "expected two or more; add rows, or join classes")
-    tuned = attach(model, LinearProbe(), head=len(task.classes), head_bias=head_bias)
     h = hidden_states(model, task, rows, batch_size, progress)
 
     def design(learned, held_out):
@@ -56,12 +57,14 @@ def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bi
         return (h[learned] - mean) / deviation, (h[held_out] - mean) / deviation
 
     strengths = [penalty / len(rows) for penalty in PENALTIES]
-    tuned.validated = cross_validate(design, labels, len(task.classes), strengths, n_folds,
-                                     offset=head_bias)
+    validated = cross_validate(design, labels, len(task.classes), strengths, n_folds,
+                               offset=head_bias)
     mean, deviation = moments(h, head_bias)
-    W = fit((h - mean) / deviation, labels, len(task.classes), tuned.validated.strength,
+    W = fit((h - mean) / deviation, labels, len(task.classes), validated.strength,
             offset=head_bias)
     weight = W[:-1] / deviation[:, None]                                     # (d, C)
+    tuned = attach(model, LinearProbe(), head=len(task.classes), head_bias=head_bias)
+    tuned.validated = validated
     dtype = tuned.head.weight.dtype
     tuned.head.weight.assign(weight.T.astype(dtype))
     if head_bias:
