@@ -150,8 +150,8 @@ RULES = {                                                # cells → points of 1
     "untouched": (lesson13(**{n.replace(".", "_"): STUB.replace("nf4_levels", n.replace(".", "_")) for n in NF4}), 0,
                   "not solved yet", ""),
     "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 12, "Σ must be split", ""),
-    "hangs when called": (lesson13(nf4_encode="def nf4_encode(x, levels):\n    while True: time.sleep(1)"), 14,
-                          "no result after", ""),
+    "hangs when called": ([MORE, *(NF4 | {"nf4.encode": "def nf4_encode(x, levels):\n    while True: time.sleep(1)"}).values()],
+                          14, "no result after", ""),                 # without checks, which wait 20 s as well
     "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14, "no cell defines nf4_encode", ""),
     "a syntax error, told": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14,
                              "cell 5 fails with SyntaxError: expected ':', in line 1", ""),

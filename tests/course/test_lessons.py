@@ -46,8 +46,12 @@ def evaluate(*args, whole=tinypeft.evaluate, **options):
 def generate(model, tokens, n, *args, whole=tinypeft.generate, **options):
     return whole(model, tokens, min(n, 2), *args, **options)
 
-tinypeft.train, tinypeft.evaluate, tinypeft.generate = train, evaluate, generate
-del functools, tinypeft, train, evaluate, generate
+@functools.wraps(tinypeft.tasks.domain)
+def domain(model, context, held_out=None, whole=tinypeft.tasks.domain):
+    return whole(model, context) if held_out is None else whole(model, min(context, 48), held_out)
+
+tinypeft.train, tinypeft.evaluate, tinypeft.generate, tinypeft.tasks.domain = train, evaluate, generate, domain
+del functools, tinypeft, train, evaluate, generate, domain
 """
 EMPTY = """%reset -f
 get_ipython().execution_count = 0"""
