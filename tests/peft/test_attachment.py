@@ -3,6 +3,7 @@ import contextlib
 import copy
 import gc
 import linecache
+import pickle
 import sys
 import warnings
 import weakref
@@ -44,11 +45,15 @@ def test_inside_disabled_the_base_is_on_loan(verb, method, gpt, tokens):
     assert np.array_equal(tuned(tokens).data, want) and frozen_bytes(tuned.detach()) == before
 
 
-def test_a_copy_of_a_base_on_loan_is_free(gpt, tokens):
+def pickled(x): return pickle.loads(pickle.dumps(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
+def test_a_copy_of_a_base_on_loan_is_free(copied, gpt, tokens):
     tuned = learned(gpt(np.float32), LORA)
     want = tuned(tokens).data
     with tuned.disabled() as base:
-        free, twin = copy.deepcopy(base), copy.deepcopy(tuned)
+        free, twin = copied(base), copied(tuned)
         tp.quantize(free, tp.NF4(block_size=16))
         assert not twin.is_disabled and np.array_equal(twin.reattach()(tokens).data, want)
     assert np.array_equal(tuned(tokens).data, want)

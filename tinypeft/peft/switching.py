@@ -134,6 +134,11 @@ class Switched(Module):
     # -- on and off -----------------------------------------------------------------------------
     def put_on(self) -> None:
         """Put the parts that are on on the model, in its dtype and its mode."""
+        self.follow_model()
+        self.attachment.put_on(self.model)
+
+    def follow_model(self) -> None:
+        """Give all parts the model's dtype and mode, and join the virtual tokens that are on."""
         dtype = self.model.token_embedding.weight.dtype
         for p in self._added(self.parts.values()):
             if p.dtype != dtype:
@@ -142,7 +147,6 @@ class Switched(Module):
         for part in self.parts.values():
             part.set_mode(self.training)
         self.virtual = joined(self.used())
-        self.attachment.put_on(self.model)
 
     @property
     def active(self) -> bool:
