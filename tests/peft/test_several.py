@@ -1,7 +1,6 @@
 """Several methods on one model: every pair that makes sense, and what parts do together and alone."""
 import copy
 import itertools
-import pickle
 import tracemalloc
 
 import numpy as np
@@ -298,15 +297,6 @@ def test_without_parts_nothing_is_saved_or_trained(gpt, tmp_path):
     with pytest.raises(tp.MethodError, match="no methods any more"): tp.train(giver, Noise(), 1, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
     assert (tmp_path / "adapter.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize("method", [tp.BottleneckAdapter(4, activation=f) for f in ("gelu", "relu", "tanh", "silu")]
-                         + [tp.ParallelAdapter(4), MAM[0], tp.LoRA(2, dropout=0.1)], ids=str)
-def test_a_tuned_model_is_pickled(method, gpt, tokens):
-    tuned = learned(gpt(), method)
-    again = pickle.loads(pickle.dumps(tuned))
-    assert np.array_equal(again(tokens).data, tuned(tokens).data)
-    assert frozen_bytes(again.detach()) == frozen_bytes(tuned.detach())
 
 
 @pytest.mark.parametrize("off", ["whole", "part", "disabled", "base"])
