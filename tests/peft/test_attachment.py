@@ -140,6 +140,20 @@ def test_reattach_refuses_other_objects_with_equal_numbers(gpt):
     with pytest.raises(tp.MethodError, match=f"{path} is another object"): tuned.reattach()
 
 
+def test_numbers_of_a_float64_base_are_compared_as_they_are_in_float32(gpt):
+    """Or a base that was cast to float32 and back would be another one."""
+    model = gpt(np.float64)
+    tuned = learned(model, LORA)
+    tuned.detach()
+    model.to(np.float32).to(np.float64)
+    tuned.reattach().detach()
+    weight = model.blocks[0].mlp.up.weight.data
+    weight[0, 0] *= 1 + 1e-12
+    tuned.reattach().detach()
+    weight[0, 0] *= 1 + 1e-6
+    with pytest.raises(tp.MethodError, match="mlp.up.weight has other numbers"): tuned.reattach()
+
+
 def test_what_was_learned_moves_to_a_changed_base_by_a_file(gpt, tokens, tmp_path):
     model = gpt(np.float32)
     tuned = learned(model, NORMS)

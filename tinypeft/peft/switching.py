@@ -196,8 +196,9 @@ class Switched(Module):
         """Put detached methods, or parts by name, back on the model, with all that they learned.
 
         Raises MethodError if the base has changed since `detach`, because the learned numbers fit
-        no other base. Only `to` may have cast it. For a base that was quantized, folded or trained
-        since, save the method, and `load_adapter` it on the base as it is.
+        no other base. Only `to` may have cast it, so numbers count as they are in float32: a change
+        of a float64 base that float32 cannot show goes unnoticed. For a base that was quantized,
+        folded or trained since, save the method, and `load_adapter` it on the base as it is.
         """
         if parts:
             return self._switch(parts, on=True)
