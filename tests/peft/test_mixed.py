@@ -218,6 +218,20 @@ def test_a_method_that_is_disabled_stays_so(batch):
     assert tuned["lora"].active
 
 
+def test_a_ctrl_c_while_a_task_comes_off_brings_back_the_method_that_was_on(batch, monkeypatch):
+    model, tuned, tokens, _, _ = batch
+    tuned["lora"].reattach()
+    logits, detach = tuned["lora"](tokens).data, tp.PeftModel.detach
+
+    def stopped(self):
+        if self is not tuned["lora2"]: return detach(self)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(tp.PeftModel, "detach", stopped)
+    with pytest.raises(KeyboardInterrupt): tp.mixed_batch(model, tuned, tokens[:1], ["lora2"])
+    assert tuned["lora"].active and np.array_equal(tuned["lora"](tokens).data, logits)
+
+
 # -- how often the base is read --------------------------------------------------------------------
 def test_the_base_is_read_once_however_many_tasks_there_are(batch, monkeypatch):
     model, tuned, tokens, tasks, _ = batch

@@ -91,8 +91,8 @@ def in_turns(compute, verb, model, tuned, tokens, tasks, lengths=None):
     with no_grad(), same_bases(), contextlib.ExitStack() as afterwards:
         for t in tuned.values():
             if t.active:
+                afterwards.callback(t.activate)      # also if a Ctrl-C left another on
                 t.detach()
-                afterwards.callback(t.reattach)
         check_detached(verb, [model, *(t.model for t in tuned.values())])
         groups = defaultdict(list)
         for task, rows in rows_of.items():
