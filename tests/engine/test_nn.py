@@ -195,6 +195,22 @@ def test_printed():
     assert repr(Linear(2, 3, bias=False)) == "Linear(2 → 3, no bias)"
 
 
+def test_equal_neighbours_in_a_list_are_printed_once():
+    model = tp.GPT(tp.GPTConfig(vocab_size=11, context_length=8, d_model=4, n_layers=30, n_heads=2))
+    plain = repr(model)
+    assert "\n  (blocks.0 … blocks.29): 30 × Block(\n    (norm1): LayerNorm(4)\n" in plain and len(plain.splitlines()) < 25
+    model.blocks[7].mlp.up = Linear(4, 16, bias=False)
+    lines = repr(model).splitlines()
+    assert [line for line in lines if "Block" in line] == [
+        "  (blocks.0 … blocks.6): 7 × Block(", "  (blocks.7): Block(", "  (blocks.8 … blocks.29): 22 × Block("]
+    for name in ("query", "key", "value", "output"):                          # alike, but each has a name of its own
+        assert sum(f"({name}): Linear(4 → 4)" in line for line in lines) == 3
+    model.blocks[7].mlp.up = Linear(4, 16)
+    assert repr(model) == plain
+    tuned = tp.attach(model, tp.LoRA(2, targets="all"), tp.IA3(), tp.PrefixTuning(3))
+    assert len(repr(tuned).splitlines()) < 60 and tuned._repr_html_().count("<tr") < 50
+
+
 def test_loading_keeps_the_layout_in_memory_on_which_blas_rounds():
     one, rng = Linear(3, 5), np.random.default_rng(0)
     one.weight.data = np.asfortranarray(one.weight.data)

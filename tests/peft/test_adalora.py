@@ -65,6 +65,27 @@ def test_the_penalty_is_equation_4(gpt):
     assert tuned.penalty().item() == 0
 
 
+def test_the_norm_has_gradient_0_where_it_is_0_as_in_torch(gpt):
+    torch = pytest.importorskip("torch")
+    tuned = learned(gpt(), tp.AdaLoRA(init_rank=3, target_rank=2, orthogonality="norm", gamma=0.3, targets=("query", "up")))
+    layers = list(tuned.wrappers.values())
+    layers[0].P.assign(np.eye(*layers[0].P.shape))                            # PᵀP = I to the last bit
+    ours = [p for w in layers for p in (w.P, w.Q)]
+    theirs = [torch.tensor(p.data, requires_grad=True) for p in ours]
+    R = [torch.norm((x.T @ x if i % 2 == 0 else x @ x.T) - torch.eye(3)) for i, x in enumerate(theirs)]
+    (0.3 * sum(R) / len(R)).backward()
+    penalty = tuned.penalty()
+    penalty.backward()
+    assert penalty.item() == pytest.approx(0.3 * sum(r.item() for r in R) / len(R), rel=1e-12)
+    assert layers[0].P.grad is None and not theirs[0].grad.any()
+    for p, x in zip(ours[1:], theirs[1:], strict=True): np.testing.assert_allclose(p.grad, x.grad, rtol=1e-10, atol=1e-12)
+    for w in layers:
+        for p in (w.P, w.Q): p.assign(np.eye(*p.shape))
+    assert tuned.penalty() is None                                            # nothing to add, and nothing to divide by 0
+    history = tp.train(tuned, Noise(), 6, progress=False)
+    assert np.isfinite(history.loss).all()
+
+
 def test_merged_is_wrapped_and_svd_is_of_the_update_numerical(gpt, tokens):
     tuned = learned(gpt(), dataclasses.replace(SHORT, alpha=3.0))
     assert_close(tuned.merge()(tokens), tuned(tokens), 1e-12)

@@ -3,6 +3,7 @@ import contextlib
 import copy
 import gc
 import linecache
+import pickle
 import sys
 import warnings
 import weakref
@@ -44,11 +45,15 @@ def test_inside_disabled_the_base_is_on_loan(verb, method, gpt, tokens):
     assert np.array_equal(tuned(tokens).data, want) and frozen_bytes(tuned.detach()) == before
 
 
-def test_a_copy_of_a_base_on_loan_is_free(gpt, tokens):
+def pickled(x): return pickle.loads(pickle.dumps(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
+def test_a_copy_of_a_base_on_loan_is_free(copied, gpt, tokens):
     tuned = learned(gpt(np.float32), LORA)
     want = tuned(tokens).data
     with tuned.disabled() as base:
-        free, twin = copy.deepcopy(base), copy.deepcopy(tuned)
+        free, twin = copied(base), copied(tuned)
         tp.quantize(free, tp.NF4(block_size=16))
         assert not twin.is_disabled and np.array_equal(twin.reattach()(tokens).data, want)
     assert np.array_equal(tuned(tokens).data, want)
@@ -133,6 +138,20 @@ def test_reattach_refuses_other_objects_with_equal_numbers(gpt):
     tuned.detach()
     replace_modules(model, {path: copy.deepcopy(model.get(path))})
     with pytest.raises(tp.MethodError, match=f"{path} is another object"): tuned.reattach()
+
+
+def test_numbers_of_a_float64_base_are_compared_as_they_are_in_float32(gpt):
+    """Or a base that was cast to float32 and back would be another one."""
+    model = gpt(np.float64)
+    tuned = learned(model, LORA)
+    tuned.detach()
+    model.to(np.float32).to(np.float64)
+    tuned.reattach().detach()
+    weight = model.blocks[0].mlp.up.weight.data
+    weight[0, 0] *= 1 + 1e-12
+    tuned.reattach().detach()
+    weight[0, 0] *= 1 + 1e-6
+    with pytest.raises(tp.MethodError, match="mlp.up.weight has other numbers"): tuned.reattach()
 
 
 def test_what_was_learned_moves_to_a_changed_base_by_a_file(gpt, tokens, tmp_path):

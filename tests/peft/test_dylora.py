@@ -9,7 +9,7 @@ import tinypeft as tp
 from tests import protocol
 from tests.conftest import make_gpt
 from tests.oracles import assert_close
-from tests.protocol import assert_saves
+from tests.protocol import assert_saves, move
 from tests.toys import Distil, Noise, linear_paths, planted
 from tinypeft.files import load_arrays
 
@@ -266,8 +266,33 @@ def test_search_measures_every_rank_in_one_pass_and_picks_the_best(gpt):
     assert best == 3 and abs(loss[3]) < 1e-12 and loss[1] > 0 and loss[2] > 0
     assert tp.search_rank(tuned, task, tolerance=1.001 * max(loss.values()))[0] == 1
     assert tp.search_rank(tuned, task, tolerance=(loss[1] + loss[2]) / 2)[0] == (2 if loss[2] < loss[1] else 1)
-    with pytest.raises(tp.MethodError, match="one rank only"):
-        tp.search_rank(tp.attach(gpt(), tp.LoRA()), task)
+
+
+def test_search_beside_other_methods(gpt):
+    """Their ranks are no ranks to search, and what is off is not searched."""
+    tuned = tp.attach(gpt(), tp.LoRA(3, targets="all"), {"dylora": FIVE, "two": tp.DyLoRA(2, targets=("up",))}, tp.IA3())
+    move(tuned, np.random.default_rng(0))
+    with pytest.raises(tp.MethodError, match="search_rank: expected one method that learns at several ranks.*; 2 of"):
+        tp.search_rank(tuned, Noise())
+    tuned.detach("two")
+    tuned.set_rank(4)
+    part, logits = tuned.parts["dylora"], tuned(np.arange(6)[None]).data
+    _, metrics = tp.search_rank(tuned, Noise())
+    assert {w.rank for w in part.wrappers.values()} == {4} and np.array_equal(tuned(np.arange(6)[None]).data, logits)
+    for b in part.method.ranks:
+        assert metrics[b]["loss"] == pytest.approx(tp.evaluate(tuned.set_rank(b), Noise(), "validation")["loss"], rel=1e-12)
+    tuned.detach("dylora")
+    with pytest.raises(tp.MethodError, match="; 0 of those that are on do"): tp.search_rank(tuned, Noise())
+
+
+def test_search_needs_a_method_on_the_model(gpt):
+    tuned = tp.attach(gpt(), FIVE)
+    tuned.detach()
+    with pytest.raises(tp.MethodError, match="is detached"): tp.search_rank(tuned, Noise())
+    tuned.reattach().merge("DyLoRA", in_place=True)
+    with pytest.raises(tp.MethodError, match="no methods any more"): tp.search_rank(tuned, Noise())
+    with pytest.raises(tp.MethodError, match="no methods any more"): tp.train(tuned, Noise(), 1, progress=False)
+    with pytest.raises(tp.MethodError, match="no methods any more"): tp.find_rate(tuned, Noise())
 
 
 def test_the_curve_over_b_is_below_truncated_loras_direction(seeds):

@@ -6,6 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tests.protocol import frozen_bytes, move
+from tinypeft.peft import attachment
 
 METHODS = {"prompt": tp.PromptTuning(3), "prompt2": tp.PromptTuning(3), "long": tp.PromptTuning(5),
            "ptuning": tp.PTuning((1, "context", 2, "target"), separator=5, hidden=4),
@@ -135,3 +136,112 @@ def test_a_base_that_was_changed_serves_no_task(name, batch):
     tp.plant_outliers(model)
     with pytest.raises(tp.MethodError, match="learned on a base that was changed"):
         tp.mixed_batch(model, {name: tuned[name]}, tokens[:2], [name, None])
+
+
+# -- virtual tokens that share a pass --------------------------------------------------------------
+def assert_rows(model, tuned, tokens, tasks, tolerance=1e-10):
+    """Every row equals its method alone, in the model's dtype."""
+    logits = tp.mixed_batch(model, tuned, tokens, tasks).data
+    for b, task in enumerate(tasks):
+        alone = tuned[task].reattach()(tokens[b:b + 1]).data[0]
+        tuned[task].detach()
+        assert logits.dtype == alone.dtype
+        np.testing.assert_allclose(logits[b], alone, rtol=0, atol=tolerance)
+
+
+def test_virtual_tokens_of_one_sum_but_other_splits_have_passes_of_their_own(gpt, rng):
+    model, tuned = gpt(), {}
+    for name, (P, Q) in {"3 + 5": (3, 5), "5 + 3": (5, 3), "again": (3, 5)}.items():
+        tuned[name] = tp.attach(model, tp.PrefixTuning(P, hidden=4), tp.PromptTuning(Q))
+        move(tuned[name], rng)
+        tuned[name].detach()
+    assert_rows(model, tuned, rng.integers(0, 37, (4, 6)), ["3 + 5", "5 + 3", "again", "5 + 3"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_cast_while_the_method_was_off(name, gpt, rng):
+    """The method follows the model: its dtype, and whether there is dropout."""
+    model = gpt(np.float32)
+    tuned = tp.attach(model, METHODS[name], head=3)
+    move(tuned, rng)
+    tuned.detach()
+    model.to(np.float64)
+    tokens = rng.integers(0, 37, (2, 6))
+    tokens[:, 2] = 5
+    classes = tp.mixed_classify(model, {"a": tuned}, tokens, [6, 4], ["a", "a"])
+    assert_rows(model, {"a": tuned}, tokens, ["a", "a"])
+    alone = tuned.reattach().classify(tokens, [6, 4]).data
+    assert alone.dtype == classes[0].dtype == np.float64
+    np.testing.assert_allclose(np.stack(classes), alone, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", [tp.PrefixTuning(3, hidden=4, dropout=0.5), tp.LoRA(2, dropout=0.5)], ids=str)
+def test_dropout_is_off_if_the_model_was_switched_to_eval_meanwhile(method, gpt, rng):
+    model = gpt()
+    tuned = tp.attach(model, method)
+    move(tuned, rng)
+    tuned.train()
+    tuned.detach()
+    model.eval()
+    assert_rows(model, {"a": tuned}, rng.integers(0, 37, (2, 6)), ["a", "a"])
+
+
+# -- refusals --------------------------------------------------------------------------------------
+def test_a_refusal_names_the_task_and_the_reason(batch):
+    model, tuned, tokens, tasks, _ = batch
+    few = tokens[:2] * 0
+    with pytest.raises(tp.MethodError, match="^mixed_batch: task 'ptuning': .*separators"):
+        tp.mixed_batch(model, tuned, few, [None, "ptuning"])
+    long = np.zeros((2, model.config.context_length - 2), int)
+    with pytest.raises(tp.MethodError, match="^mixed_batch: task 'prompt', 'prompt2': .*exceed the context"):
+        tp.mixed_batch(model, tuned, long, ["prompt", "prompt2"])
+    with pytest.raises(tp.MethodError, match="^mixed_classify: task 'v2': .*exceed the context"):
+        tp.attach(model, tp.LinearProbe(), head=3).merge(in_place=True)
+        tuned["v2"] = tp.attach(model, tp.PTuningV2(3))
+        tp.mixed_classify(model, tuned, long, [3, 3], ["v2", "v2"])
+
+
+@pytest.mark.parametrize("name", ["prompt", "lora"])
+def test_a_method_that_was_given_away_serves_no_row(name, batch):
+    model, tuned, tokens, _, _ = batch
+    tp.attach(model, tp.IA3()).add(tuned[name]).detach()
+    with pytest.raises(tp.MethodError, match=f"^mixed_batch: task '{name}': this PeftModel has no methods any more"):
+        tp.mixed_batch(model, tuned, tokens[:2], [name, None])
+
+
+def test_a_method_that_is_disabled_stays_so(batch):
+    model, tuned, tokens, _, _ = batch
+    with tuned["lora"].reattach().disabled():
+        with pytest.raises(tp.MethodError, match="^mixed_batch: task 'lora': reattach: this model is on loan"):
+            tp.mixed_batch(model, tuned, tokens[:1], ["lora"])
+        assert tuned["lora"].is_disabled
+    assert tuned["lora"].active
+
+
+def test_a_ctrl_c_while_a_task_comes_off_brings_back_the_method_that_was_on(batch, monkeypatch):
+    model, tuned, tokens, _, _ = batch
+    tuned["lora"].reattach()
+    logits, detach = tuned["lora"](tokens).data, tp.PeftModel.detach
+
+    def stopped(self):
+        if self is not tuned["lora2"]: return detach(self)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(tp.PeftModel, "detach", stopped)
+    with pytest.raises(KeyboardInterrupt): tp.mixed_batch(model, tuned, tokens[:1], ["lora2"])
+    assert tuned["lora"].active and np.array_equal(tuned["lora"](tokens).data, logits)
+
+
+# -- how often the base is read --------------------------------------------------------------------
+def test_the_base_is_read_once_however_many_tasks_there_are(batch, monkeypatch):
+    model, tuned, tokens, tasks, _ = batch
+    arrays = len(model.state_dict())
+    tuned["lora"].reattach()
+    read, checksum = [], attachment.checksum
+    monkeypatch.setattr(attachment, "checksum", lambda array: read.append(array) or checksum(array))
+    tp.mixed_batch(model, tuned, tokens, tasks)
+    assert len(read) == arrays and tuned["lora"].active
+    monkeypatch.undo()
+    model.blocks[0].mlp.up.weight.data[0, 0] += 1.0            # by nobody but an array: the next call reads it
+    with pytest.raises(tp.MethodError, match="^mixed_batch: task 'prompt': .*mlp.up.weight has other numbers"):
+        tp.mixed_batch(model, {"prompt": tuned["prompt"], "lora": tuned["lora"]}, tokens[:1], ["prompt"])

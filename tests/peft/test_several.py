@@ -1,7 +1,6 @@
 """Several methods on one model: every pair that makes sense, and what parts do together and alone."""
 import copy
 import itertools
-import pickle
 import tracemalloc
 
 import numpy as np
@@ -311,15 +310,6 @@ def test_without_parts_nothing_is_saved_or_trained(gpt, tmp_path):
     assert (tmp_path / "adapter.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("method", [tp.BottleneckAdapter(4, activation=f) for f in ("gelu", "relu", "tanh", "silu")]
-                         + [tp.ParallelAdapter(4), MAM[0], tp.LoRA(2, dropout=0.1)], ids=str)
-def test_a_tuned_model_is_pickled(method, gpt, tokens):
-    tuned = learned(gpt(), method)
-    again = pickle.loads(pickle.dumps(tuned))
-    assert np.array_equal(again(tokens).data, tuned(tokens).data)
-    assert frozen_bytes(again.detach()) == frozen_bytes(tuned.detach())
-
-
 @pytest.mark.parametrize("off", ["whole", "part", "disabled", "base"])
 @pytest.mark.parametrize("method", [tp.LoRA(2, dropout=0.5), tp.PTuningV2(2, dropout=0.5)], ids=str)
 def test_dropout_is_off_after_eval_also_in_what_was_off(method, off, gpt, tokens):
@@ -465,3 +455,31 @@ def test_norms_beside_a_lora_learn_as_modules_to_save_in_peft(gpt):
         path, _, kind = name.rpartition(".")
         pairs.append((p, getattr(copy_of(path).modules_to_save["default"], kind)))
     race(tuned, theirs, pairs, Noise())
+
+
+# -- stacks ----------------------------------------------------------------------------------------
+STACKED = {"lora": METHODS["lora"], "ia3": tp.IA3(("query", "key", "up", "down")), "dylora": METHODS["dylora"]}
+QUANTIZED = {"nf4": tp.NF4(block_size=16), "awq": tp.AWQ(group_size=16), "fake": tp.FakeQuant(4), "peqa": tp.PEQA(bits=4)}
+
+
+@pytest.mark.parametrize("order, scheme", [*zip(itertools.permutations(STACKED), [*QUANTIZED, *QUANTIZED][:6], strict=True)])
+def test_wrappers_over_wrappers_over_a_quantized_layer_are_merged_from_within(order, scheme, gpt, tokens):
+    """Each merge reads the weight of what is below it: of the layer as the parts before have left it."""
+    model = tp.quantize(gpt(), QUANTIZED[scheme], calibration=np.tile(tokens, (9, 1)))
+    tuned = tp.attach(model, {name: STACKED[name] for name in order})
+    move(tuned, np.random.default_rng(0))
+    logits = tuned(tokens).data
+    one, two, three = order
+    for merged in (tuned.merge(), tuned.merge(one), tuned.merge(one, two).merge(three), tuned.merge(one).merge()):
+        assert_close(merged(tokens), logits, 1e-11)
+    for outer in (two, three):
+        with pytest.raises(tp.MethodError, match="merge both, or detach"): tuned.merge(outer)
+    with pytest.raises(ValueError, match="by one change that can be merged"): tp.requantize_error(tuned, QUANTIZED["nf4"])
+
+
+def test_a_wrapper_has_no_weight_for_another_to_read(gpt):
+    tuned = tp.attach(gpt(), tp.IA3(("query",), feedforward=None), tp.LoRA(2, targets=("query",)))
+    wrapper = tuned.wrappers["blocks.0.attention.query"]
+    with pytest.raises(tp.MethodError, match="a ScaledOutput has no weight that another method could read; .*innermost"):
+        wrapper.base.dense_weight()
+    with pytest.raises(tp.MethodError, match="a ScaledOutput has no weight"): wrapper.merge()

@@ -6,6 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
+from tests.protocol import learned
 from tests.toys import linear_paths
 from tinypeft.engine.nn import Module, replace_modules
 from tinypeft.quant.calibration import Statistics, as_batches, block_by_block, calibrating, capture
@@ -18,9 +19,9 @@ class Recorder(Module):
     def __init__(self, base):
         self.base, self.xs = base, []
 
-    def forward(self, x):
+    def forward(self, x, *more):
         self.xs.append(x.data.reshape(-1, x.shape[-1]))
-        return self.base(x)
+        return self.base(x, *more)
 
 
 def recorded(model, batches):
@@ -48,6 +49,25 @@ def test_statistics_are_those_of_all_inputs_numerical(gpt, rng):
         assert_close(s.H, 2 / len(x) * x.T @ x, 1e-12)
         assert_close(s.mean_abs, np.abs(x).mean(0), 1e-6)
         assert np.array_equal(s.max_abs, np.abs(x).max(0).astype(np.float32))
+
+
+STACK = tp.LoRA(2, targets="all"), tp.IA3(), tp.ParallelAdapter(4), tp.BottleneckAdapter(4)
+METHODS = {"LoRA": STACK[:1], "PEQA": (tp.PEQA(bits=4),), "several": STACK}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_on_the_model_computes_while_its_inputs_are_taken(name, gpt, rng):
+    """A layer inside a wrapper is not one more layer: where both were listened to, the wrapper did not run."""
+    model = tp.quantize(gpt(), tp.PEQA(bits=4)) if name == "PEQA" else gpt()
+    tuned = learned(model, {str(i): method for i, method in enumerate(METHODS[name])})
+    batches = some_batches(rng)
+    seen, plain = capture(tuned.model, batches), linear_paths(gpt())
+    paths = [path.replace(".base.", ".") for path in seen]                # beside a ParallelAdapter: mlp.base.up
+    assert paths == plain
+    last = Recorder(tuned.model.blocks[-1].attention)                    # what it reads has gone through a whole block
+    tuned.model.blocks[-1].attention = last
+    for tokens in batches: tuned(tokens)
+    assert_close(seen["blocks.1.attention.query"].mean_abs, np.abs(np.concatenate(last.xs)).mean(0), 1e-6)
 
 
 def test_layers_that_read_the_same_input_see_the_same(gpt, rng):

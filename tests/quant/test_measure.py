@@ -1,8 +1,11 @@
-"""measure.py: the scale that two layers hid from each other is found again."""
+"""measure.py: the scale that two layers hid from each other is found again; what hides the layers is refused."""
 import numpy as np
+import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
+from tests.protocol import learned
+from tests.toys import linear_paths
 from tinypeft.quant.measure import scale_between
 
 
@@ -22,3 +25,38 @@ def test_rounding_alone_is_no_scale(rng):
     rounded = lambda X: tp.Uniform(2).quantize(X).dequantize()
     assert np.array_equal(scale_between(V, rounded(V), W.T, rounded(W).T), np.ones(8))
     assert np.array_equal(scale_between(V, V, W.T, W.T), np.ones(8))
+
+
+# -- which layers are measured -------------------------------------------------------------------
+TRAINED = tp.PEQA(bits=4), tp.FakeQuant(4), tp.FakeQuant(4, activation_bits=8), tp.LLMQAT(bits=4)
+
+
+@pytest.mark.parametrize("scheme", TRAINED, ids=str)
+def test_layers_for_training_are_measured_as_what_they_become(scheme, gpt, tokens):
+    plain = gpt(np.float32)
+    training = tp.quantize(gpt(np.float32), scheme, calibration=tokens)
+    errors, weights = tp.layer_errors(plain, training, tokens), tp.weight_error(plain, training)
+    converted = tp.convert(training)
+    assert list(errors) == linear_paths(plain) and errors == tp.layer_errors(plain, converted, tokens)
+    assert weights == tp.weight_error(plain, converted) > 0.01
+
+
+def test_a_method_on_the_model_is_refused_by_name(gpt, tokens):
+    """Or the layers that it wraps would be missing from the error, without a word."""
+    plain, nf4 = gpt(np.float32), tp.NF4(block_size=16)
+    tuned = learned(tp.quantize(gpt(np.float32), nf4), tp.LoRA(2, targets=("query",)))
+    other = learned(gpt(np.float32), tp.IA3())
+    for before, after in ((plain, tuned.model), (other.model, tuned.model)):
+        for measured in (lambda a, b: tp.layer_errors(a, b, tokens), tp.weight_error):
+            with pytest.raises(ValueError, match="is on the model, .* measure inside `with tuned.disabled"):
+                measured(before, after)
+    with pytest.raises(TypeError, match="expected a language model, got PeftModel"): tp.weight_error(plain, tuned)
+    alone = tp.weight_error(plain, tp.quantize(gpt(np.float32), nf4))
+    with tuned.disabled() as base: assert tp.weight_error(plain, base) == alone
+    assert tp.bits_per_weight(tuned.model) == tp.bits_per_weight(tuned.detach())
+
+
+def test_a_model_without_codes_has_no_bits_and_no_error(gpt, tokens):
+    with pytest.raises(ValueError, match="bits_per_weight: no layer holds codes"): tp.bits_per_weight(gpt())
+    with pytest.raises(ValueError, match="weight_error: no layer of the second"): tp.weight_error(gpt(), gpt())
+    assert tp.layer_errors(gpt(), gpt(), tokens) == {}

@@ -368,7 +368,8 @@ def state(m: tp.GPT) -> str:
 
 def numbers(m) -> list[np.ndarray]:
     """All numbers of a model, decoded where they are codes."""
-    dense = [layer.dense_weight() for _, layer in m.named_modules() if hasattr(layer, "dense_weight")]
+    layers = [layer for _, layer in m.named_modules() if not isinstance(layer, tp.peft.Wrapper)]
+    dense = [layer.dense_weight() for layer in layers if hasattr(layer, "dense_weight")]
     return dense + [a for a in m.state_dict().values() if a.dtype.kind == "f"]
 
 

@@ -236,6 +236,14 @@ class Walk:
         fused.detach()
         if was_active: tuned.reattach()
 
+    def mixed(self):
+        """Rows of every PeftModel and of the base in one call."""
+        wants = {None: logits(self.base)} | {i: shadow.expected(self.base) for i, shadow in enumerate(self.shadows)}
+        tasks, tokens = [task for task in wants for _ in TOKENS], np.tile(TOKENS, (len(wants), 1))
+        rows = tp.mixed_batch(self.model, dict(enumerate(self.tuned)), tokens, tasks).data
+        if self.model.training: return                       # dropout draws
+        self.promise("a row of a mixed batch differs", np.abs(rows - np.concatenate([*wants.values()])).max() < 1e-9)
+
     def save(self):
         tuned, shadow = self.one()
         with tempfile.TemporaryDirectory() as folder:
@@ -257,7 +265,7 @@ class Walk:
 
     VERBS = (attach, add, add_another, learn, part_off, part_off, part_on, part_on, detach, reattach, reattach, activate,
              activate, training, eval, eval, eval_base, disabled, merge, merge, merge_in_place, combine, combine, fuse,
-             save, deepcopy, pickle)
+             mixed, save, deepcopy, pickle)
 
     def step(self):
         """One random verb, and every promise after it."""

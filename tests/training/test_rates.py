@@ -12,7 +12,7 @@ from tests.oracles import assert_close
 from tests.protocol import learned
 from tests.toys import Noise, small
 from tinypeft.engine.optim import AdamW
-from tinypeft.training.rates import HEAD_LR, groups, own_rate, trained, width_factor
+from tinypeft.training.rates import HEAD_LR, factors_by_name, groups, own_rate, trained, width_factor
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 
@@ -75,6 +75,22 @@ def test_a_pattern_that_matches_nothing_is_refused_and_says_what_there_is():
     with pytest.raises(ValueError, match=r"rates: 'bias' matches none of the parameters that train; there are A, B, LoRA, "
                        r"attention, blocks, query, value, in paths from 'LoRA\.blocks\.0\..*' to 'LoRA\.blocks\.1\..*'"):
         tp.train(tuned, Noise(), 1, rates={"bias": 2.0}, progress=False)         # the base has some, frozen
+
+
+@pytest.mark.parametrize("pattern", ["B", "!B", "[AB]"])
+def test_a_name_that_a_method_and_its_parameters_have_is_refused(pattern):
+    tuned = tp.attach(small(), {"B": tp.LoRA(rank=2)}, {"A": tp.IA3(("key",), feedforward=None)}, rng=0)
+    with pytest.raises(ValueError, match=r"rates: '.*' is the name of a method and of B/blocks\.0.*query\.[AB]; for the method "
+                       r"write '.*B\]?\.blocks', for the parameters 'blocks\..*B\]?'"):
+        tp.train(tuned, Noise(), 1, rates={pattern: 16}, progress=False)
+
+
+def test_two_parts_of_a_path_say_which_of_the_two_is_meant():
+    tuned = tp.attach(small(), {"B": tp.LoRA(rank=2)}, {"lora": tp.LoRA(rank=2)}, rng=0)
+    named = trained(tuned)
+    assert {n for n, f in factors_by_name(named, {"blocks.B": 16}).items() if f == 16} == {n for n in named if n.endswith(".B")}
+    assert {n for n, f in factors_by_name(named, {"B.blocks": 16}).items() if f == 16} == {n for n in named if n[:2] == "B/"}
+    assert {n for n, f in factors_by_name(named, {"lora": 16}).items() if f == 16} == {n for n in named if n[:5] == "lora/"}
 
 
 @pytest.mark.parametrize("bad", [{"B": -1.0}, {"B": math.nan}, {"B": "16"}, {1: 2.0}, [("B", 16)], "B=16"])

@@ -7,6 +7,7 @@ one value, such as a quantized weight. A `Module`, or a list of them, is a child
 from __future__ import annotations
 
 import contextvars
+import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -168,9 +169,18 @@ class Module:
         """Runs after the optimizer's step."""
 
     def __repr__(self):
-        lines = [f"\n({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
         title = type(self).__name__ + self.describe()
+        lines = [f"\n{line}".replace("\n", "\n  ") for line in self._lines()]
         return f"{title}({''.join(lines)}\n)" if lines else title
+
+    def _lines(self):
+        """Write the children, neighbours in a list that look alike only once."""
+        for (_, text), alike in itertools.groupby(self.children(), _list_and_text):
+            names = [name for name, _ in alike]
+            if len(names) == 1:
+                yield f"({names[0]}): {text}"
+            else:
+                yield f"({names[0]} … {names[-1]}): {len(names)} × {text}"
 
     def describe(self) -> str:
         """Return what follows the name in the repr."""
@@ -199,6 +209,12 @@ class Module:
             numbers=(1, 4),
             foot=f"{self.n_parameters():,} parameters, {trained:,} of them trained; "
                  f"{sum(sizes.values()):,} bytes")
+
+
+def _list_and_text(named_child):
+    """Return the list that a child is in, or its own name, and its repr."""
+    name, child = named_child
+    return name.rpartition(".")[0] or name, repr(child)
 
 
 def _joined(path, name):

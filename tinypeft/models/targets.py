@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 from ..common.hints import Targets
 from ..engine.nn import Module
 
-__all__ = ["TargetError", "chosen", "match_targets", "names_for"]
+__all__ = ["TargetError", "chosen", "match_targets", "matches", "names_for"]
 
 RANGE = re.compile("([0-9]{1,9})-([0-9]{0,9})")
 
@@ -65,11 +65,11 @@ def chosen(paths: Iterable[str], names: Targets, field: str = "targets",
     included, excluded = set(), set()
     for name in names:
         pattern = name.removeprefix("!")
-        matches = [path for path in paths if _matches(pattern, path)]
-        if not matches:
+        matching = [path for path in paths if matches(pattern, path)]
+        if not matching:
             raise TargetError(f"{field}: {name!r} matches none of the {kind}; "
                               f"{_hint(pattern, paths, field, kind)}")
-        (included if pattern == name else excluded).update(matches)
+        (included if pattern == name else excluded).update(matching)
     if all(name.startswith("!") for name in names):
         included = set(paths)
     included -= excluded
@@ -86,7 +86,7 @@ def names_for(paths: Iterable[str], n_blocks: int) -> tuple[str, ...]:
     return tuple(names if len(paths) == len(names) * n_blocks else paths)
 
 
-def _matches(name, path):
+def matches(name: str, path: str) -> bool:
     """Has the path the parts of the name, in this order?"""
     parts = iter(path.split("."))
     return all(any(_is(pattern, part) for part in parts) for pattern in name.split("."))

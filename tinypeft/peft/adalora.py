@@ -139,7 +139,8 @@ class AdaLoRA(Method):
         R = [(D * D).sum() for layer in layers.values() for D in layer.departures()]
         if self.orthogonality == "squared":
             return self.gamma * sum(R)
-        return self.gamma / len(R) * sum(r.sqrt() for r in R)
+        norms = [r.sqrt() for r in R if r.data]                  # √r has no derivative at 0: take 0
+        return self.gamma / len(R) * sum(norms) if norms else None
 
     def after_step(self, layers: Layers, step: int, total: int) -> None:
         t = step + 1

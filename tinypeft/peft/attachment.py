@@ -6,17 +6,19 @@ copy of the record, so the methods can be taken off the copy, too (`detach`).
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from ..engine.nn import Module, replace_modules
+from ..engine.tensor import within
 from ..models.decoder import Decoder
 from .method import Method, MethodError
 from .part import Methods, Part
 
-__all__ = ["Attachment", "Loan", "bare", "detach"]
+__all__ = ["Attachment", "Loan", "bare", "detach", "same_bases"]
 
 
 def detach(model: Decoder) -> Decoder:
@@ -175,17 +177,40 @@ class Loan:
                        "of the `with` block; leave the block, or take a copy of the model "
                        "(copy.deepcopy)")
 
-    def __deepcopy__(self, memo: dict) -> None:
-        return None
+    def __reduce__(self) -> tuple:
+        return type(None), ()                    # copy and pickle call this: the copy is None
 
 
 def _depth(path):
     return path.count(".")
 
 
+_known = contextvars.ContextVar("known", default=None)
+
+
+def same_bases() -> contextlib.AbstractContextManager[dict]:
+    """Inside `with same_bases():` each base is read once, however often methods come and go.
+
+    For a function that puts methods on and takes them off in turns, and lets nobody else change a
+    base in between. Elsewhere it is read each time: a NumPy array counts no versions, and who has a
+    view of it can write to it, so only its numbers tell whether it changed.
+    """
+    return within(_known, {})
+
+
 def contents(model):
     """Describe every part of a model: name → class of a module, or shape and checksum of an array.
     """
+    known = _known.get()
+    if known is None:
+        return described(model)
+    if id(model) not in known:
+        known[id(model)] = described(model)
+    return known[id(model)]
+
+
+def described(model):
+    """Read the model for `contents`."""
     classes = {path: type(module).__name__ for path, module in model.named_modules() if path}
     return classes | {name: checksum(array) for name, array in model.state_dict().items()}
 

@@ -50,6 +50,11 @@ class Wrapper(Module):
     d_in = property(lambda self: self.base.d_in)
     d_out = property(lambda self: self.base.d_out)
 
+    def dense_weight(self) -> Array:
+        """Refuse: the weight that this wrapper computes with is its base's and what is learned."""
+        raise MethodError(f"a {type(self).__name__} has no weight that another method could read; "
+                          "let the class that reads it say `innermost = True`, and attach it first")
+
     def merge(self) -> Linear:
         """Return a plain layer that computes the same as this wrapper and its base."""
         raise MethodError(f"merge: a {type(self).__name__} changes more than a weight, so no plain "

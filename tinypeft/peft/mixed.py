@@ -15,7 +15,9 @@ import numpy as np
 from ..common.hints import Array
 from ..engine.nn import Module
 from ..engine.tensor import Tensor, no_grad
-from ..models.decoder import Decoder
+from ..files import naming
+from ..models.decoder import Decoder, require_free
+from .attachment import same_bases
 from .method import MethodError
 from .model import PeftModel
 
@@ -29,7 +31,8 @@ def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Arr
     model: the base. tuned: task → PeftModel on `model` or on a copy of it, attached or detached.
     Each is put on for its rows, and all are left as they were, so threads must not share a model.
     Nothing is recorded for `backward`. Raises ValueError for rows without a known task, and
-    MethodError when a method that is not in `tuned` is on the model.
+    MethodError, which names the task, for one whose method cannot serve its rows, and when a method
+    that is not in `tuned` is on the model.
     """
     tokens = np.asarray(tokens)
     logits = np.empty((*tokens.shape, model.config.vocab_size), model.token_embedding.weight.dtype)
@@ -74,6 +77,7 @@ def mixed_classify(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: 
 @dataclass
 class Member:
     """A task's rows, and what its method gives the model for them. head: its classifier."""
+    task: Hashable
     head: Module | None
     rows: list[int]
     seams: dict[str, Any]
@@ -84,33 +88,55 @@ def in_turns(compute, verb, model, tuned, tokens, tasks, lengths=None):
     model together: rows of one method that changes it, or of several Members with virtual tokens.
     """
     rows_of = rows_by_task(verb, model, tuned, tokens, tasks)
-    with no_grad(), contextlib.ExitStack() as afterwards:
+    with no_grad(), same_bases(), contextlib.ExitStack() as afterwards:
         for t in tuned.values():
             if t.active:
+                afterwards.callback(t.activate)      # also if a Ctrl-C left another on
                 t.detach()
-                afterwards.callback(t.reattach)
         check_detached(verb, [model, *(t.model for t in tuned.values())])
         groups = defaultdict(list)
         for task, rows in rows_of.items():
             if task is None:
-                compute(model, [Member(None, rows, {})], rows, {})
+                compute(model, [Member(None, None, rows, {})], rows, {})
                 continue
-            t, ends = tuned[task], None if lengths is None else lengths[rows]
-            if t.model is model and t.virtual and not (t.wrappers or t.trained):
-                t.check_base(verb)
-                member = Member(t.head, rows, t.virtual.seams(tokens[rows], ends))
-                kind = "prefix" in member.seams, "prompt" in member.seams, t.virtual.length
-                groups[kind].append(member)
-                continue
-            t.reattach()
-            try:
+            t = tuned[task]
+            ends = None if lengths is None else lengths[rows]
+            with naming(f"{verb}: task {task!r}", MethodError), ready(t, model) as is_shared:
                 seams = t.virtual.seams(tokens[rows], ends) if t.virtual else {}
-                compute(t.model, [Member(t.head, rows, seams)], rows, seams)
-            finally:
-                t.detach()
+                member = Member(task, t.head, rows, seams)
+                if is_shared:
+                    groups[virtual_lengths(seams)].append(member)
+                else:
+                    compute(t.model, [member], rows, seams)
         for group in groups.values():
             rows = [b for member in group for b in member.rows]
-            compute(model, group, rows, row_by_row(group))
+            sharing = ", ".join(repr(member.task) for member in group)
+            with naming(f"{verb}: task {sharing}", MethodError):
+                compute(model, group, rows, row_by_row(group))
+
+
+@contextlib.contextmanager
+def ready(t, model):
+    """Make a detached PeftModel ready for its rows; yield whether they may share a pass on `model`.
+    If not, it is on its own model inside the block."""
+    if t.model is model and t.used() and t.virtual and not (t.wrappers or t.trained):
+        t.check_base("reattach")
+        t.follow_model()
+        yield True
+        return
+    require_free(t.model, "reattach")            # also from its own loan, which reattach would end
+    t.reattach()
+    try:
+        yield False
+    finally:
+        t.detach()
+
+
+def virtual_lengths(seams):
+    """Count the virtual tokens that enter by each seam: by the prefix, by the prompt."""
+    prefix = seams["prefix"][0][0].shape[-2] if "prefix" in seams else 0
+    prompt = seams["prompt"].shape[-2] if "prompt" in seams else 0
+    return prefix, prompt
 
 
 def rows_by_task(verb, model, tuned, tokens, tasks):

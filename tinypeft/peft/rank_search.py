@@ -2,7 +2,6 @@
 from typing import Any
 
 from ..training.evaluation import evaluate
-from .dylora import DyLoRA
 from .method import MethodError
 from .model import PeftModel
 
@@ -14,12 +13,17 @@ def search_rank(tuned: PeftModel, task: Any, split: str = "validation", toleranc
     """(best, metrics by rank): the smallest rank whose loss is near the lowest, and all metrics.
 
     tolerance: how near, in nats. Each batch is read once and measured at all trained ranks. `tuned`
-    keeps its rank; `tuned.set_rank(best)` applies the answer. Raises MethodError for other methods.
+    keeps its rank; `tuned.set_rank(best)` applies the answer. Other methods may be on the model.
+    Raises MethodError unless one of them is a DyLoRA.
     """
-    if not isinstance(tuned.method, DyLoRA):
-        raise MethodError(f"search_rank: {tuned.method} learns at one rank only; expected a DyLoRA")
-    before = next(iter(tuned.ranks().values()))
-    at_every_rank = AtEveryRank(task, tuned.method.ranks)
+    tuned.check_active()
+    several = [part for part in tuned.used() if part.method.ranks]
+    if len(several) != 1:
+        raise MethodError("search_rank: expected one method that learns at several ranks, a "
+                          f"DyLoRA; {len(several)} of those that are on do")
+    part, = several
+    before = next(iter(part.wrappers.values())).rank
+    at_every_rank = AtEveryRank(task, part.method.ranks)
     try:
         metrics = evaluate(tuned, at_every_rank, split, batch_size, max_batches, workers=1)
     finally:

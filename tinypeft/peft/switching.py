@@ -134,6 +134,11 @@ class Switched(Module):
     # -- on and off -----------------------------------------------------------------------------
     def put_on(self) -> None:
         """Put the parts that are on on the model, in its dtype and its mode."""
+        self.follow_model()
+        self.attachment.put_on(self.model)
+
+    def follow_model(self) -> None:
+        """Give all parts the model's dtype and mode, and join the virtual tokens that are on."""
         dtype = self.model.token_embedding.weight.dtype
         for p in self._added(self.parts.values()):
             if p.dtype != dtype:
@@ -142,7 +147,6 @@ class Switched(Module):
         for part in self.parts.values():
             part.set_mode(self.training)
         self.virtual = joined(self.used())
-        self.attachment.put_on(self.model)
 
     @property
     def active(self) -> bool:
@@ -192,8 +196,9 @@ class Switched(Module):
         """Put detached methods, or parts by name, back on the model, with all that they learned.
 
         Raises MethodError if the base has changed since `detach`, because the learned numbers fit
-        no other base. Only `to` may have cast it. For a base that was quantized, folded or trained
-        since, save the method, and `load_adapter` it on the base as it is.
+        no other base. Only `to` may have cast it, so numbers count as they are in float32: a change
+        of a float64 base that float32 cannot show goes unnoticed. For a base that was quantized,
+        folded or trained since, save the method, and `load_adapter` it on the base as it is.
         """
         if parts:
             return self._switch(parts, on=True)

@@ -24,6 +24,7 @@ from ..common.hyper import flag
 from ..engine.nn import Module, replace_modules
 from ..engine.tensor import Tensor, no_grad
 from ..models.decoder import Decoder
+from ..models.targets import match_targets
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
 
@@ -112,13 +113,13 @@ def capture(model: Decoder, batches: Array | Iterable[Array],
             hessian: bool = False) -> dict[str, Statistics]:
     """Run `model` once on the batches; return path → `Statistics` of its linear layers' inputs.
     batches: int (B, T) or an iterable of such arrays. paths: full paths of layers that have `d_in`,
-    by default all in the blocks. ValueError for no tokens or activations that are not finite."""
+    by default all in the blocks, with what methods put around them. ValueError for no tokens or
+    activations that are not finite."""
     batches = as_batches(model, batches)
     if not batches:
         raise ValueError("capture: there are no tokens to calibrate on")
     if paths is None:
-        paths = [path for path, module in model.named_modules()
-                 if path.startswith("blocks.") and hasattr(module, "d_in")]
+        paths = [path for path, _ in match_targets(model, "all")]
     with calibrating(model), recording_inputs(model, paths, hessian) as seen:
         for tokens in batches:
             model.hidden(tokens)

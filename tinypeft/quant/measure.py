@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ..common.hints import Array
-from ..engine.nn import Module
+from ..engine.nn import Linear, Module
 from ..models.decoder import Decoder
 from .calibration import capture
 from .linear import QuantizedLinear
@@ -25,8 +25,12 @@ from .scheme import Scheme
 
 
 def bits_per_weight(model: Decoder) -> float:
-    """8 · bytes / weights over the quantized layers, with their scales and all else they store."""
+    """8 · bytes / weights over the quantized layers, with their scales and all else they store.
+    ValueError if there are none."""
     layers = [module for _, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    if not layers:
+        raise ValueError("bits_per_weight: no layer holds codes; `quantize` the model, or, after "
+                         "quantization-aware training, `convert` it")
     return 8 * sum(layer.nbytes for layer in layers) / sum(layer.weight.size for layer in layers)
 
 
@@ -39,8 +43,11 @@ def output_error(W: Array, W_hat: Array, H: Array) -> float:
 
 def weight_error(before: Decoder, after: Decoder, trained: bool = False) -> float:
     """‖Ŵ − W‖/‖W‖ over all quantized layers of `after`; `before`: the same model in floating point.
-    trained: True if norms and biases were trained in between; they then show no folded scales."""
+    trained: True if norms and biases were trained in between; they then show no folded scales.
+    ValueError if a method is on one of the models, or if no layer is quantized."""
     pairs = [(W, W_hat) for _, W, W_hat in unfolded(before, after, trained)]
+    if not pairs:
+        raise ValueError("weight_error: no layer of the second model is quantized")
     error = sum(np.square(W_hat - W).sum() for W, W_hat in pairs)
     size = sum(np.square(W).sum() for W, _ in pairs)
     return float(np.sqrt(error / size))
@@ -48,8 +55,8 @@ def weight_error(before: Decoder, after: Decoder, trained: bool = False) -> floa
 
 def layer_errors(before: Decoder, after: Decoder, batches: Array | Iterable[Array],
                  trained: bool = False) -> dict[str, tuple[float, float]]:
-    """Map each quantized layer's path to its weight error and output error. `trained` as in
-    `weight_error`. batches: int (B, T) or an iterable of such arrays."""
+    """Map each quantized layer's path to its weight error and output error. `trained` and errors
+    as in `weight_error`. batches: int (B, T) or an iterable of such arrays."""
     seen = capture(before, batches, hessian=True)
     errors = {}
     for path, W, W_hat in unfolded(before, after, trained):
@@ -61,18 +68,29 @@ def layer_errors(before: Decoder, after: Decoder, batches: Array | Iterable[Arra
 def unfolded(before: Decoder, after: Decoder, trained: bool = False
              ) -> Iterator[tuple[str, Array, Array]]:
     """Yield (path, W, Ŵ) of the quantized layers; take scales that were folded into Ŵ out again."""
+    check_bare(before)
+    check_bare(after)
     for i, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
         folded = {} if trained else folded_scales(old, new)
         for source, names in readers(old).items():
             for name in names:
                 layer = new.get(name)
-                if not isinstance(layer, QuantizedLinear):
+                if isinstance(layer, Linear):            # it is not quantized
                     continue
                 W_hat = layer.dense_weight()
                 if source in folded:
                     W_hat = W_hat / folded[source][channels(old, source)]
                 W_hat = (W_hat.T * folded.get(name, 1)).T
                 yield f"blocks.{i}.{name}", old.get(name).dense_weight(), W_hat
+
+
+def check_bare(model: Decoder) -> None:
+    """Raise ValueError if a method is on the model."""
+    if not isinstance(model, Decoder):
+        raise TypeError(f"expected a language model, got {type(model).__name__}")
+    if model.attached is not None:
+        raise ValueError(f"{model.attached} is on the model, so its layers are not those that were"
+                         " quantized; measure inside `with tuned.disabled():`, or merge it")
 
 
 def folded_scales(old: Module, new: Module) -> dict[str, Array]:

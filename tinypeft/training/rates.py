@@ -20,7 +20,7 @@ from typing import Any
 
 from ..engine.nn import Module, Parameter
 from ..engine.optim import Optimizer
-from ..models.targets import chosen
+from ..models.targets import TargetError, chosen, matches
 from .options import TrainOptions
 
 __all__ = ["HEAD_LR", "WIDTH", "groups", "make_optimizer", "own_rate", "own_rates", "peak_rate",
@@ -79,7 +79,7 @@ def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
 
     Weight decay is for matrices, and never for a classification head. rate: of each parameter
     outside the head, before its factors. factors: by name, as `models/targets.py` says.
-    Raises TargetError for a name that matches nothing.
+    Raises TargetError for a name that matches nothing, or that could mean two things.
     """
     named = trained(model)
     head = getattr(model, "head", None)
@@ -103,9 +103,20 @@ def factors_by_name(named: Mapping[str, Parameter],
     scale = dict.fromkeys(named, 1.0)
     names = {name.replace("/", "."): name for name in named}         # "LoRA/blocks.0.query.A"
     for pattern, factor in factors.items():
+        check_meaning(pattern, named)
         for path in chosen(names, (pattern,), "rates", "parameters that train"):
             scale[names[path]] *= factor
     return scale
+
+
+def check_meaning(pattern: str, named: Mapping[str, Parameter]) -> None:
+    """Raise TargetError for a name that a method has, and parameters inside a method have, too."""
+    name = pattern.removeprefix("!")
+    matching = [path for path in named if matches(name, path.replace("/", "."))]
+    inside = [path for path in matching if matches(name, path.rpartition("/")[2])]
+    if inside and inside != matching:
+        raise TargetError(f"rates: {pattern!r} is the name of a method and of {inside[0]}; for the "
+                          f"method write '{name}.blocks', for the parameters 'blocks.{name}'")
 
 
 def trained(model: Module) -> dict[str, Parameter]:

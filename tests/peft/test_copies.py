@@ -1,0 +1,90 @@
+"""`copy.deepcopy` and pickle, which threads, processes and caches use: every model, method and layer survives both."""
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.conftest import make_gpt
+from tests.protocol import frozen_bytes, learned
+from tinypeft.peft import METHODS
+
+SIZES = dict(d_model=32, dropout=0.1)
+CALIBRATION = np.random.default_rng(0).integers(0, 37, (8, 24))
+SMALL = {"bottleneck": 4, "length": 3, "hidden": 4, "encoder": "lstm", "rank": 4, "init_rank": 4, "target_rank": 2,
+         "dropout": 0.2}
+SCHEMES = {name: cls(group_size=8) if name in ("gptq", "awq") else cls() for name, cls in tp.SCHEMES.items()}
+ACTIVATIONS = [tp.BottleneckAdapter(4, activation=f) for f in ("relu", "tanh", "silu")]
+STACK = {"first": tp.IA3(), "second": tp.LoRA(2, dropout=0.2), "prefix": tp.PrefixTuning(3, hidden=4),
+         "beside": tp.ParallelAdapter(4), "norms": tp.FullFineTuning(("norm1",)), "off": tp.LoRA(2, targets=("key",))}
+
+
+def small(cls):
+    """A method of this class, of a size that fits a small model, with dropout if it has any."""
+    return cls(**{name: value for name, value in SMALL.items() if name in cls.__dataclass_fields__})
+
+
+def quantized(name):
+    return tp.quantize(make_gpt(np.float32, **SIZES), SCHEMES[name], calibration=CALIBRATION)
+
+
+def several(base):
+    tuned = learned(base, STACK)
+    tuned.detach("off")
+    return tuned
+
+
+def fused():
+    adapters = [tp.attach(model := make_gpt(np.float32, **SIZES), tp.BottleneckAdapter(4, norms=False))]
+    adapters[0].detach()
+    adapters.append(learned(model, tp.BottleneckAdapter(4, norms=False)))
+    return tp.fuse(adapters)
+
+
+MODELS = {**{name: lambda cls=cls: learned(make_gpt(np.float32, **SIZES), small(cls)) for name, cls in METHODS.items()},
+          **{str(method): lambda method=method: learned(make_gpt(np.float32, **SIZES), method) for method in ACTIVATIONS},
+          "probe": lambda: tp.attach(make_gpt(np.float32, **SIZES), tp.LinearProbe(), head=3),
+          "fusion": fused,
+          "several": lambda: several(make_gpt(np.float32, **SIZES)),
+          "peqa, tuned": lambda: learned(quantized("peqa"), SCHEMES["peqa"]),
+          **{name: lambda name=name: quantized(name) for name in SCHEMES},
+          **{f"several on {name}": lambda name=name: several(quantized(name)) for name in ("nf4", "llm_int8", "fake_quant")}}
+
+
+def pickled(x): return pickle.loads(pickle.dumps(x))
+
+
+def logits(model, tokens):
+    """Logits without dropout, then with what the model's own generators draw next."""
+    return [model.train(on)(tokens).data.tobytes() for on in (False, True)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_copy_is_the_same_function_bit_for_bit(name, tokens):
+    model = MODELS[name]()
+    copies = [pickled(model), copy.deepcopy(model)]
+    state, arrays = frozen_bytes(model), {id(a) for a in model.state_dict().values()}
+    own = logits(model, tokens)
+    for again in copies:
+        assert frozen_bytes(again) == state and not arrays & {id(a) for a in again.state_dict().values()}
+        assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
+        assert logits(again, tokens) == own
+    for path, layer in model.named_modules():
+        if not path or not hasattr(layer, "d_in"): continue
+        x = tp.Tensor(np.random.default_rng(1).standard_normal((1, 3, layer.d_in)).astype(np.float32))
+        y = layer.eval()(x).data
+        assert all(np.array_equal(copied(layer)(x).data, y) for copied in (pickled, copy.deepcopy)), path
+
+
+@pytest.mark.parametrize("name", ["several", "peqa, tuned", "several on nf4"])
+def test_the_methods_come_off_a_copy_and_return(name, tokens):
+    tuned = MODELS[name]()
+    copies = [pickled(tuned), copy.deepcopy(tuned)]
+    tuned.detach()
+    copies += [pickled(tuned), copy.deepcopy(tuned)]                          # with their methods off
+    base, own = frozen_bytes(tuned.model), tuned.reattach()(tokens).data
+    for again in copies:
+        if again.active: again.detach()
+        assert frozen_bytes(again.model) == base and list(again.parts) == list(tuned.parts)
+        assert np.array_equal(again.reattach()(tokens).data, own)
