@@ -6,6 +6,7 @@ A figure stands between `<!-- name -->` and `<!-- /name -->`, name being the sea
 """
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 from tests.stress import RESULTS
@@ -99,6 +100,14 @@ def numbers(r):
                      if isinstance(value, (int, float)) and name not in ("seed", "seconds", "minutes")) or "recorded"
 
 
+def answers():
+    """Not a search: the answers that the exercises' tests give."""
+    folder = PAGE.parent / "course/solutions"
+    topics = [import_module(f"tests.course.solutions.{path.stem}") for path in folder.glob("[!_]*.py")]
+    count = lambda kind: sum(len(given) for topic in topics for given in getattr(topic, kind).values())
+    return f"{count('WRONG'):,} wrong and {count('RIGHT'):,} right answers"
+
+
 SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, verbs, commands, files, kv_cache, notebooks,
                                 awq, versions, determinism, mutants)}
 
@@ -118,7 +127,7 @@ def figure(results, name):
 def sections(text):
     """{name: function} for the marks on the page."""
     names = dict.fromkeys(re.findall(r"<!-- ([\w-]+) -->", text))
-    return {name: lambda results, name=name: figure(results, name) for name in names}
+    return {name: lambda results, name=name: figure(results, name) for name in names} | {"answers": lambda results: answers()}
 
 
 def generated(text: str, results: Path = RESULTS) -> str:
