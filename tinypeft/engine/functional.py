@@ -141,7 +141,8 @@ def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
 
 def _normalize(x, eps):
     """x ← x / √(mean x² + ε) in place, over the last axis; return 1 / √(mean x² + ε), (…, 1)."""
-    r = 1 / np.sqrt(_mean_product(x, x) + eps)
+    with np.errstate(over="ignore"):                         # ∞ makes r = 0
+        r = 1 / np.sqrt(_mean_product(x, x) + eps)
     if r.all():
         x *= r
         return r
@@ -307,7 +308,8 @@ def _erf_gelu(x, y, slope):
 
 def _softmax(x, axis):
     """Replace an array by its softmax; return it. An empty axis has the empty softmax."""
-    x -= x.max(axis, keepdims=True, initial=-math.inf)
+    with np.errstate(over="ignore"):                         # −∞ makes eˣ = 0
+        x -= x.max(axis, keepdims=True, initial=-math.inf)
     np.exp(x, out=x)
     x /= x.sum(axis, keepdims=True)
     return x

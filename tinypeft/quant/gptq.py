@@ -100,7 +100,8 @@ class GPTQ(CalibratedWeights):
             order = np.argsort(-H.diagonal(), kind="stable")
             H = H[order][:, order]
         U = factor(H, self.damping)
-        q, grids = self.round_columns(W.T.astype(np.float64), U, g, order)
+        with np.errstate(over="ignore"):                 # corrected weights may exceed float32
+            q, grids = self.round_columns(W.T.astype(np.float64), U, g, order)
 
         if self.static_groups:
             q[order] = q.copy()                          # back in the order of W
