@@ -394,6 +394,14 @@ def test_bits_per_weight_of_a_model_are_the_formula_bit_exact(base, name, formul
     assert bits_per_weight(base(name)) == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_model_without_quantized_layers_has_no_bits_and_no_error(gpt, base):
+    """They were divisions by 0. A QLoRA that is merged everywhere is such a model."""
+    merged = tp.attach(base("nf4"), tp.LoRA(4, targets="all"), rng=0).merge()
+    for model in gpt(np.float32), tp.quantize(gpt(np.float32), tp.FakeQuant(4)), merged:
+        with pytest.raises(ValueError, match="bits_per_weight: no layer is quantized"): bits_per_weight(model)
+        with pytest.raises(ValueError, match="weight_error: no layer is quantized"): weight_error(gpt(np.float32), model)
+
+
 # -- files -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", BASES)
 def test_a_saved_model_comes_back_bit_exact(base, tokens, tmp_path, name):

@@ -25,8 +25,14 @@ from .scheme import Scheme
 
 
 def bits_per_weight(model: Decoder) -> float:
-    """8 · bytes / weights over the quantized layers, with their scales and all else they store."""
+    """8 · bytes / weights over the quantized layers, with their scales and all else they store.
+
+    The rest of the model does not count: embeddings, norms, heads and layers that are not
+    quantized. In a small model they take more bytes than the layers do. ValueError if no layer is
+    quantized."""
     layers = [module for _, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    if not layers:
+        raise ValueError("bits_per_weight: no layer is quantized")
     return 8 * sum(layer.nbytes for layer in layers) / sum(layer.weight.size for layer in layers)
 
 
@@ -39,8 +45,11 @@ def output_error(W: Array, W_hat: Array, H: Array) -> float:
 
 def weight_error(before: Decoder, after: Decoder, trained: bool = False) -> float:
     """‖Ŵ − W‖/‖W‖ over all quantized layers of `after`; `before`: the same model in floating point.
-    trained: True if norms and biases were trained in between; they then show no folded scales."""
+    trained: True if norms and biases were trained in between; they then show no folded scales.
+    ValueError if no layer of `after` is quantized."""
     pairs = [(W, W_hat) for _, W, W_hat in unfolded(before, after, trained)]
+    if not pairs:
+        raise ValueError("weight_error: no layer is quantized")
     error = sum(np.square(W_hat - W).sum() for W, W_hat in pairs)
     size = sum(np.square(W).sum() for W, _ in pairs)
     return float(np.sqrt(error / size))

@@ -197,8 +197,9 @@ def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
     """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
     domain = tasks.domain(model, context=128)
     exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
-    weights = sum(m.weight.size for _, m in model.named_modules() if isinstance(m, Linear))
-    return {**measure_scheme(model, scheme, domain, size), "perplexity of float32": exact, "weights": weights}
+    weights = sum(m.weight.size for path, m in model.named_modules() if isinstance(m, Linear) and path.startswith("blocks."))
+    rest = 4 * (model.n_parameters() - weights)
+    return {**measure_scheme(model, scheme, domain, size), "perplexity of float32": exact, "weights": weights, "rest": rest}
 
 
 def described(cost: dict) -> str:
@@ -207,6 +208,7 @@ def described(cost: dict) -> str:
     return (f"{cost['scheme']}\n"
             f"  weights       {weights:,} in the blocks' linear layers, {4 * weights / 1024:,.0f} KiB in float32\n"
             f"  stored in     {cost['bytes'] / 1024:,.0f} KiB, {cost['bits_per_weight']:.3f} bits/weight, scales included\n"
+            f"  the rest      {cost['rest'] / 1024:,.0f} KiB in float32: embeddings, norms and biases\n"
             f"  weight error  {100 * cost['weight_error']:.2f} % of the weights' norm\n"
             f"  output error  {100 * cost['output_error']:.2f} % of the logits' norm\n"
             f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of Matplotlib's "
