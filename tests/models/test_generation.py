@@ -173,6 +173,14 @@ def test_the_buffers_of_a_cache_grow(rng):
         assert np.array_equal(k.data, whole) and np.array_equal(v.data, -whole) and layer.length == whole.shape[2]
 
 
+@pytest.mark.parametrize("make_cache", [lambda c: KVCache(c.n_layers), lambda c: tp.QuantizedKVCache(c, 8, 4, 4)])
+def test_a_cache_goes_back_to_no_earlier_position(make_cache, gpt):
+    """What left a window is gone, so `length` cannot be set."""
+    cache = make_cache(gpt().config)
+    for target in cache, cache.layers[0]:
+        with pytest.raises(AttributeError): target.length = 0
+
+
 @pytest.mark.parametrize("window", [1, 2, 5, 40])
 @pytest.mark.parametrize("calls", [[1] * 60, [3, 1, 1, 30, 1, 1, 7] + [1] * 20, [50] + [1] * 15])
 def test_a_window_keeps_what_the_next_token_sees_bit_exact(window, calls, rng):

@@ -53,18 +53,23 @@ class LayerCache:
 
     def __init__(self):
         self.k = self.v = None
-        self.length = 0                                      # positions so far, dropped ones too
-        self.start = self.stop = 0                           # of those held, in the buffers
+        self.start = self.stop = 0                           # of the positions held, in the buffers
+        self.dropped = 0                                     # positions in no buffer any more
+
+    @property
+    def length(self) -> int:
+        """Count the positions so far, also those that were dropped."""
+        return self.dropped + self.stop
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything held."""
         T = k.shape[2]
-        self.length += T
         n = self.stop - self.start + T
         room = 0 if self.k is None else self.k.shape[2]
         if not self.stop + T <= room <= 4 * n:
             self.k = self._moved(self.k, k.data, n)
             self.v = self._moved(self.v, v.data, n)
+            self.dropped += self.start
             self.start = 0
             self.stop = n - T
         new = np.s_[:, :, self.stop:self.stop + T]
@@ -99,7 +104,8 @@ class LayerCache:
 
 
 class KVCache:
-    """One cache per layer. length: positions held, virtual ones too; nbytes: of keys, values."""
+    """One cache per layer. length: positions so far, virtual ones too; nbytes: of what is held.
+    There is no way back to an earlier position: a window drops what it has passed."""
 
     def __init__(self, n_layers: int, layer: Callable[[], LayerCache] = LayerCache):
         self.layers = [layer() for _ in range(n_layers)]

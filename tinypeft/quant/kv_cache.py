@@ -83,11 +83,16 @@ class QuantizedLayerCache:
     def __init__(self, keys: "History", values: "History"):
         self.keys = keys
         self.values = values
-        self.length = 0
+        self.positions = 0
+
+    @property
+    def length(self) -> int:
+        """Count the positions so far, also those that were dropped."""
+        return self.positions
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything held."""
-        self.length += k.shape[2]
+        self.positions += k.shape[2]
         keys = self.keys.append(k.data)
         values = self.values.append(v.data)
         held = min(keys.shape[2], values.shape[2])       # they are dropped at different times
@@ -123,7 +128,7 @@ class QuantizedLayerCache:
         O = past + P[..., old:] @ V
         self.keys.keep(K)
         self.values.keep(V)
-        self.length += 1
+        self.positions += 1
         return Tensor(O.reshape(q.shape))
 
     @property
