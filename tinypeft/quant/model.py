@@ -45,7 +45,7 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array
                          "calibration=, tokens (B, T) or a list of such arrays")
     before = [(p, p.data) for p in model.parameters()]
     try:
-        with (calibrating(model), Progress(1, "quantizing", progress) as bar,
+        with (calibrating(model), Progress(None, "quantizing", progress) as bar,
               within(showing, bar)):
             scheme.apply(model, layers, batches)
     except BaseException:
