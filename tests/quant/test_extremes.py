@@ -11,6 +11,7 @@ ROWS, D = 6, 32
 DRAWN = np.random.default_rng(0).standard_normal((ROWS, D)).astype(np.float32)
 SCHEMES = [*(Uniform(bits, symmetric, convention=convention) for bits in range(1, 9) for symmetric in (True, False)
              for convention in ("absmax", "full") if bits > symmetric),
+           Uniform(8, clipping="percentile"), Uniform(3, False, clipping="percentile"),
            *(Uniform(bits, symmetric, clipping="mse", grid_steps=10) for bits in (2, 8) for symmetric in (True, False)),
            *(Uniform(bits, False, granularity, 8 if granularity == "group" else None)
              for bits in (2, 8) for granularity in ("tensor", "group")),

@@ -139,14 +139,14 @@ def block_by_block(model: Decoder, batches: list[Array], quantized: bool = True
         hs = outputs or [block(h) for h in hs]
 
 
-def counted(items: Sequence, what: str) -> Iterator:
-    """Yield the items. Inside `quantize`, show how many are done."""
+def counted(items: Sequence, kind: str) -> Iterator:
+    """Yield the items. Inside `quantize`, show how many are done. kind: "blocks" or "batches"."""
     bar = showing.get()
     for done, item in enumerate(items, 1):
         yield item
         if bar:
             bar.total = len(items)
-            bar(done, what)
+            bar(done, kind)
 
 
 def below(path: str, named: dict[str, Any]) -> dict[str, Any]:

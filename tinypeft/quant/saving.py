@@ -56,9 +56,9 @@ def save_quantized(model: Decoder, path: str | Path) -> None:
     if model.attached is not None:
         raise ValueError(f"save_quantized: {model.attached} is attached; save and detach it first")
     joined, meta = packed(model)
-    own = {type(module) for _, module in model.named_modules()}
+    classes = {type(module) for _, module in model.named_modules()}
     with naming("save_quantized: load_quantized could not read this model"):
-        check_same(model, unpacked(joined, meta, own))
+        check_same(model, unpacked(joined, meta, classes))
     save_arrays(path, joined, meta)
 
 
