@@ -357,7 +357,7 @@ fig
 # \frac{32}{d_\mathrm{out}}\right) \tag{3}$$
 
 # %%
-layer = tp.quantize(copy.deepcopy(hard), tp.LLMInt8(), calibration=calibration).get(path)
+layer = tp.quantize(copy.deepcopy(hard), tp.LLMInt8(), calibration, progress=False).get(path)
 k, (d_out, d_in) = len(layer.columns), W.shape
 print(layer.columns, f"{8 * layer.nbytes / W.size:.3f} bits/weight;",
       f"by the formula {8 + 32 / d_in + k / d_in * (16 + 32 / d_out):.3f}")
@@ -475,7 +475,7 @@ def smoothed_by_me(m, alpha):
 
 def rounded(m, scheme):
     """A quantized copy of m."""
-    return tp.quantize(copy.deepcopy(m), scheme, calibration=calibration)
+    return tp.quantize(copy.deepcopy(m), scheme, calibration, progress=False)
 
 
 mine = rounded(smoothed_by_me(hard, 0.5), tp.W8A8(weights="tensor", activations="token"))

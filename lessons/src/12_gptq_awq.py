@@ -624,7 +624,7 @@ fig
 print(f"{'float32':10} perplexity {perplexity(model):.2f}")
 for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)),
                      ("GPTQ", tp.GPTQ(bits=3, group_size=32))):
-    m = tp.quantize(copy.deepcopy(model), scheme, calibration=text)
+    m = tp.quantize(copy.deepcopy(model), scheme, calibration=text, progress=False)
     print(f"{name:10} perplexity {perplexity(m):.2f}   {tp.bits_per_weight(m):.3f} bits/weight   "
           f"weight error {tp.weight_error(model, m):.1%}")
 

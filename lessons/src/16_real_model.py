@@ -525,7 +525,7 @@ schemes = {"NF4": tp.NF4(), "3 bits": three_bits,
            "W8A8, a scale per token": tp.W8A8("channel", "token"), "LLM.int8()": tp.LLMInt8()}
 losses = {"as in the file": right[:2].mean()}
 for name, scheme in schemes.items():
-    tp.quantize(model, scheme, calibration=tokens[:1])
+    tp.quantize(model, scheme, calibration=tokens[:1], progress=False)
     losses[name] = surprise(model).mean()
     tp.engine.nn.replace_modules(model, linears)                  # the layers as they were
 print(*(f"{loss:.3f} {name}" for name, loss in losses.items()), sep="\n")

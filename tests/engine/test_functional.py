@@ -286,18 +286,30 @@ def test_layer_norm_of_numbers_whose_squares_overflow(dtype, tolerance):
     results = []
     for scale in (np.array([[s], [1], [s]], dtype), 1):
         xs = [Tensor(a, requires_grad=True) for a in (small * scale, g, b)]
-        with np.errstate(over="ignore"): y = F.layer_norm(*xs, eps=0.0)
-        y.backward(dy)
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            y = F.layer_norm(*xs, eps=0.0)
+            y.backward(dy)
         results.append([y.data, xs[0].grad * scale, xs[1].grad, xs[2].grad])
     for got, expected in zip(*results, strict=True): assert_close(got, expected, tolerance)
+
+
+def test_norms_and_softmax_say_nothing_of_an_overflow_that_they_mend():
+    x = np.float32([[3e38, -3e38, 1e20, 0], [1e20, 1e20, -1e20, 1e19]])
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        y = F.rms_norm(Tensor(x), Tensor(np.ones(4, np.float32))).data
+        p = F.softmax(Tensor(x)).data
+    exact = x.astype(np.float64)
+    assert_close(y, exact / np.sqrt(np.square(exact).mean(-1, keepdims=True)), 1e-6)
+    assert p.tolist() == [[1, 0, 0, 0], [0.5, 0.5, 0, 0]]
 
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 def test_gelu_far_from_zero(approximate):
     """Its slope is 0 or 1 there; x³ overflows in float32 from 1e13 on, and the gradient was NaN."""
     x = Tensor(np.array([-1e30, -1e13, -60, 60, 1e13, 1e30], np.float32), requires_grad=True)
-    with np.errstate(over="ignore"): y = F.gelu(x, approximate)
-    y.backward(np.ones(6))
+    with np.errstate(over="raise", invalid="raise"):
+        y = F.gelu(x, approximate)
+        y.backward(np.ones(6))
     assert np.array_equal(y.data, np.maximum(x.data, 0)) and np.array_equal(x.grad, [0, 0, 0, 1, 1, 1])
 
 

@@ -35,6 +35,15 @@ def test_a_qtensor_holds_the_same_numbers_in_as_many_bits_bit_exact(kind, rng):
     np.testing.assert_array_equal(again.dequantize(), q.dequantize())
 
 
+@pytest.mark.parametrize("kind", [kind for kind in TYPES.values() if kind.bits], ids=lambda kind: kind.name)
+def test_a_scale_of_infinity_decodes_without_a_warning(kind):
+    """∞ · 0 is NaN, also where the 0 is the scale of a sub-block."""
+    octets = np.zeros(kind.octets, np.uint8)
+    for at in halves(kind): octets[at + 1] = 0x7C
+    with np.errstate(all="raise"): x = decode(kind, octets, (kind.weights,))
+    assert not np.isfinite(x).any()
+
+
 def test_what_a_qtensor_cannot_hold():
     with pytest.raises(ValueError, match="F16 holds numbers, not codes"): as_qtensor(TYPES[1], np.zeros(4, np.uint8), (2,))
     for kind, at in (TYPES[3], 1), (TYPES[3], 3), (TYPES[12], 3):

@@ -136,6 +136,33 @@ def test_cached_generation_is_uncached_generation(kind, rng):
     assert_close(np.concatenate(steps, 1), model(tokens), 1e-12)
 
 
+@pytest.mark.parametrize("make_cache", [lambda c: KVCache(c.n_layers), lambda c: tp.QuantizedKVCache(c, 8, 5, 5)],
+                         ids=["plain", "8 bits"])
+def test_virtual_tokens_leave_the_windows_of_a_cache(make_cache, rng):
+    """P = 7 virtual tokens and windows of 5: as without a cache. Layers with windows hold few positions, the others all."""
+    model, tokens = gemma(), rng.integers(0, 41, (2, 6))
+    for method in tp.PrefixTuning(7), tp.PTuningV2(7, init="text", text=tuple(range(7))), tp.PromptTuning(7):
+        tuned = tp.attach(model, method, rng=0)
+        cache = make_cache(model.config)
+        a, b = (tuned.generate(tokens, 24, **options) for options in ({"cache": cache}, {"use_cache": False}))
+        np.testing.assert_array_equal(a, b)
+        assert cache.length == 7 + 29
+        sizes = [layer.nbytes for layer in cache.layers]
+        assert all((2 * size < max(sizes)) == bool(block.attention.options["window"])
+                   for size, block in zip(sizes, model.blocks, strict=True))
+        tuned.detach()
+
+
+def test_a_prefix_of_words_is_their_keys_and_values_in_layers_with_windows_too(rng):
+    """More words than a window holds."""
+    model, words, cache = gemma(), tuple(range(9)), KVCache(4)
+    table = tp.PTuningV2(9, init="text", text=words, dropout=0.0).virtual(model, rng)
+    tokens = rng.integers(0, 41, (1, 4))
+    with tp.no_grad():
+        model.hidden(np.array([words]), cache=cache)
+        assert_close(model(tokens, **table.seams(tokens)), model(tokens, cache=cache), 1e-12)
+
+
 # -- sizes -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sizes", [{"n_heads": 6, "n_kv_heads": 4}, {"d_head": 5}])
 def test_sizes_that_do_not_fit(sizes):

@@ -4,6 +4,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
+from tinypeft.engine import functional as F
 from tinypeft.engine.tensor import Tensor
 from tinypeft.models import plain
 from tinypeft.models.generation import KVCache, LayerCache, generate, sample
@@ -170,6 +171,29 @@ def test_the_buffers_of_a_cache_grow(rng):
         whole = np.concatenate([whole, new], axis=2)
         k, v = layer.append(Tensor(new), Tensor(-new))
         assert np.array_equal(k.data, whole) and np.array_equal(v.data, -whole) and layer.length == whole.shape[2]
+
+
+@pytest.mark.parametrize("make_cache", [lambda c: KVCache(c.n_layers), lambda c: tp.QuantizedKVCache(c, 8, 4, 4)])
+def test_a_cache_goes_back_to_no_earlier_position(make_cache, gpt):
+    """What left a window is gone, so `length` cannot be set."""
+    cache = make_cache(gpt().config)
+    for target in cache, cache.layers[0]:
+        with pytest.raises(AttributeError): target.length = 0
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 40])
+@pytest.mark.parametrize("calls", [[1] * 60, [3, 1, 1, 30, 1, 1, 7] + [1] * 20, [50] + [1] * 15])
+def test_a_window_keeps_what_the_next_token_sees_bit_exact(window, calls, rng):
+    """Chunks that straddle the window, too: attention is as over everything, and memory is bounded."""
+    mine, whole = LayerCache(), LayerCache()
+    for n in calls:
+        q, k, v = (Tensor(rng.standard_normal((2, h, n, 4)).astype(np.float32)) for h in (6, 3, 3))
+        o = mine.attend(q, k, v, window=window)
+        assert np.array_equal(o.data, F.attention(q, *whole.append(k, v), window=window).data)
+        held = min(mine.length, window - 1)
+        assert mine.length == whole.length and mine.nbytes == 2 * held * 2 * 3 * 4 * 4
+        assert mine.k.shape[2] <= 4 * (window - 1 + n)       # of this call: the buffers of a long one are freed
+    assert window > 5 or mine.k.shape[2] < whole.length
 
 
 @pytest.mark.parametrize("tokens, n, options, error, says", [

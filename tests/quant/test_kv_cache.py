@@ -159,6 +159,27 @@ def test_with_a_window_it_is_attention_to_decoded_vectors_numerical(rng):
         assert_close(o.data, expected.data, 1e-6)
 
 
+@pytest.mark.parametrize("keys", ["channel", "token"])
+@pytest.mark.parametrize("values", ["channel", "token"])
+@pytest.mark.parametrize("bits, window, calls", [(4, 20, [40] + [1] * 60), (3, 3, [1] * 50), (2, 1, [5, 30, 1, 9, 1, 1, 33]),
+                                                 (8, 7, [50, 50, 3, 1, 1])])
+def test_groups_that_a_window_has_passed_are_dropped_bit_exact(rng, keys, values, bits, window, calls):
+    """The attention is that of a cache that keeps them; memory is that of the window, a group and the recent tokens."""
+    mine, whole = (tp.QuantizedKVCache(tp.GPTConfig(64, 512, 32, 1, 4), bits, 8, 8, keys, values).layers[0] for _ in range(2))
+    for T in calls:
+        q, k, v = (tp.Tensor(rng.standard_normal((3, heads, T, 8)).astype(np.float32)) for heads in (4, 2, 2))
+        o, expected = mine.attend(q, k, v, window=window), F.attention(q, *whole.append(k, v), window=window)
+        assert np.array_equal(o.data, expected.data) and mine.length == whole.length
+        for a, b in ((mine.keys, whole.keys), (mine.values, whole.values)):
+            assert np.array_equal(a.recent, b.recent)
+            coded = a.n // (3 * 2 * 8)
+            assert min(window - 1, mine.length) <= coded + a.recent.shape[2] < max(window - 1, 8) + 8 + 8
+            assert np.array_equal(a.decode(k.data), b.decode(k.data)[:, :, b.n // (3 * 2 * 8) - coded:])
+            for name in "codes", "scale", "low":
+                array = getattr(a, name)
+                assert array.memory.size <= max(2 * array.array.size, 64)
+
+
 # -- generation ------------------------------------------------------------------------------------
 def test_a_window_as_long_as_the_text_changes_nothing(gpt, tokens):
     model = gpt(np.float32)

@@ -394,6 +394,12 @@ def test_bits_per_weight_of_a_model_are_the_formula_bit_exact(base, name, formul
     assert bits_per_weight(base(name)) == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_qlora_that_is_merged_everywhere_has_no_codes(gpt, base):
+    merged = tp.attach(base("nf4"), tp.LoRA(4, targets="all"), rng=0).merge()
+    with pytest.raises(ValueError, match="no layer holds codes"): bits_per_weight(merged)
+    with pytest.raises(ValueError, match="no layer of the second model is quantized"): weight_error(gpt(np.float32), merged)
+
+
 # -- files -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", BASES)
 def test_a_saved_model_comes_back_bit_exact(base, tokens, tmp_path, name):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.families import FAMILIES
+from tests.families import make as family_of
 from tests.stress.attacks import ATTRIBUTES, TENSORS, edited, put
 from tests.stress.files import SCHEMES, model
 from tinypeft.engine.nn import Linear
@@ -14,6 +16,12 @@ from tinypeft.quant.linear import QuantizedLinear
 from tinypeft.quant.saving import LAYERS, restored
 
 TOKENS = np.random.default_rng(0).integers(0, 37, (2, 7))
+SETTINGS = [tp.Uniform(3, False), tp.FloatFormat("E2M1", block_size=2, scale_format="E4M3"), tp.FloatFormat("BF16"),
+            tp.NF4(4, double_quant=True), tp.GPTQ(4, act_order=True), tp.GPTQ(3, symmetric=True, group_size=2),
+            tp.AWQ(4, group_size=2), tp.W8A8(), tp.W8A8(activations="static"), tp.LLMInt8(0.5), tp.LLMInt8(math.inf),
+            tp.LLMInt8(variant="bitsandbytes"), tp.SmoothQuant(), tp.ZeroQuant(groups=4),
+            tp.ZeroQuant(mlp_bits=4, groups=4, steps=1), tp.FakeQuant(2), tp.FakeQuant(4, True, False, activation_bits=8),
+            tp.FakeQuant(4, True, activation_bits=4, activation_symmetric=False), tp.LLMQAT(cutoff=2.0), tp.PEQA(4)]
 
 
 def nf4(dtype=np.float32): return tp.quantize(model().to(dtype), tp.NF4(block_size=16, double_quant=True))
@@ -27,6 +35,64 @@ def test_a_model_of_float64_comes_back_bit_exact(scheme, tmp_path):
     loaded = load_quantized(tmp_path / "f")
     assert {p.dtype for p in loaded.parameters()} == {np.dtype(np.float64)}
     assert np.array_equal(loaded(TOKENS).data, m(TOKENS).data)
+
+
+@pytest.mark.parametrize("family", ["GPT", *FAMILIES])
+@pytest.mark.parametrize("i", range(len(SETTINGS)), ids=[str(scheme) for scheme in SETTINGS])
+@pytest.mark.filterwarnings("ignore:GPTQ. 14 calibration tokens", "ignore:GPTQ. H is not positive")
+def test_every_scheme_comes_back_on_every_family_bit_exact(family, i, tmp_path):
+    """The same function, also where some layers were merged and with a classifier; saved again, the same bytes."""
+    scheme, m = SETTINGS[i], family_of(family, np.float32)
+    tp.quantize(m, scheme, TOKENS)
+    if scheme.trains: tp.convert(m)
+    merged, head = divmod(i + len(family), 2)
+    if merged % 2:
+        tuned = tp.attach(m, tp.LoRA(2, targets=("query", "mlp.down")), rng=0)
+        for wrapper in tuned.wrappers.values(): wrapper.B.assign(wrapper.B.data + 0.1)
+        m = tuned.merge(activations="exact")
+    if head: m.head = Linear(m.config.d_model, 3, rng=0)
+    save_quantized(m, tmp_path / "a")
+    loaded = load_quantized(tmp_path / "a")
+    assert np.array_equal(loaded(TOKENS).data, m(TOKENS).data)
+    assert not head or np.array_equal(loaded.classify(TOKENS, [7, 3]).data, m.classify(TOKENS, [7, 3]).data)
+    save_quantized(loaded, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+class Own(tp.GPT):
+    """A family of one's own."""
+
+
+def changed(path, **attributes): return lambda m: vars(m.get(path)).update(attributes)
+
+
+def quantized_head(m): m.head = QuantizedLinear(tp.NF4().quantize(np.ones((3, 16), np.float32)), None)
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda m: setattr(m, "__class__", Own), "its family is 'Own'; there are GPT, Llama, Gemma"),
+    (lambda m: m.blocks.pop(), "missing .'blocks.1"), (changed("", shift=np.ones(3)), "unknown .'shift'"),
+    (changed("blocks.0.norm1", eps=0.5), "blocks.0.norm1.eps is 0.5, and would be 1e-05"),
+    (changed("token_embedding", scale=2.0), "token_embedding.scale is 2.0"),
+    (changed("blocks.1.norm2", weight=tp.engine.nn.Parameter(np.ones(16))), "the arrays are float32 and float64"),
+    (changed("blocks.0.attention.dropout", p=0.5), "dropout.p is 0.5, and would be 0.0"),
+    (lambda m: vars(m).update(final_norm=tp.engine.RMSNorm(16)), "final_norm.bias"), (quantized_head, "head"),
+    (changed("blocks.0.mlp.up", forward=1), "blocks.0.mlp.up: unknown field 'forward'"),
+    (changed("blocks.0", norm1=tp.engine.nn.Dropout(0.0)), "norm1")])
+def test_what_would_not_come_back_is_refused_before_anything_is_written(spoil, says, tmp_path):
+    m = nf4()
+    spoil(m)
+    with pytest.raises((ValueError, KeyError), match=f"save_quantized: load_quantized could not read this model: .*{says}"):
+        save_quantized(m, tmp_path / "f")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_models_are_saved(tmp_path):
+    tuned = tp.attach(nf4(), tp.LoRA(2))
+    tuned.detach()
+    for other in tuned, nf4().blocks[0]:
+        with pytest.raises(TypeError, match="save_quantized: expected a language model, got (PeftModel|Block)"):
+            save_quantized(other, tmp_path / "f")
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -139,13 +139,14 @@ def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
     return Tensor.op(xhat * g, (gamma, lambda dy: _sum_product(dy, xhat)), (x, dx))
 
 
+@np.errstate(over="ignore")
 def _normalize(x, eps):
     """x ← x / √(mean x² + ε) in place, over the last axis; return 1 / √(mean x² + ε), (…, 1)."""
-    r = 1 / np.sqrt(_mean_product(x, x) + eps)
+    r = 1 / np.sqrt(_mean_product(x, x) + eps)               # 0 where x² is infinite
     if r.all():
         x *= r
         return r
-    s = np.where(r == 0, np.abs(x).max(-1, keepdims=True), 1)    # x² is infinite: divide by s
+    s = np.where(r == 0, np.abs(x).max(-1, keepdims=True), 1)    # divide by s first
     x /= s
     r = 1 / np.sqrt(_mean_product(x, x) + eps / s / s)
     x *= r
@@ -305,9 +306,10 @@ def _erf_gelu(x, y, slope):
     slope += phi
 
 
+@np.errstate(over="ignore")
 def _softmax(x, axis):
     """Replace an array by its softmax; return it. An empty axis has the empty softmax."""
-    x -= x.max(axis, keepdims=True, initial=-math.inf)
+    x -= x.max(axis, keepdims=True, initial=-math.inf)       # −∞ makes eˣ = 0
     np.exp(x, out=x)
     x /= x.sum(axis, keepdims=True)
     return x

@@ -65,10 +65,10 @@ def decode(kind: BlockType, octets: Array, shape: tuple[int, ...]) -> Array:
         if d is None:
             x[:] = q.reshape(-1)
             continue
-        s, o = _product(d, sc), _product(m, mn)
         if kind.zero: q = (q - np.uint8(kind.zero)).view(np.int8)               # modulo 256
-        x = x.reshape(*s.shape, -1)                                             # (n, k, weights/k)
         with np.errstate(invalid="ignore"):                                     # a scale of ∞
+            s, o = _product(d, sc), _product(m, mn)
+            x = x.reshape(*s.shape, -1)                                         # (n, k, weights/k)
             np.multiply(q.reshape(x.shape), s[..., None], out=x, casting="same_kind")
             if o is not None: x += o[..., None]
     return out

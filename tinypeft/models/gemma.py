@@ -7,10 +7,10 @@
     MLP: down(GELU(gate(x)) ⊙ up(x)), GELU in its tanh form               GeGLU
     P = softmax(q kᵀ / √s)                                                s may differ from d_head
 
-Five of six layers see the last 512 positions only, the sliding *window*; every sixth sees all. The
-two kinds have their own base θ for the angles of positions. Each head of q and k is normalized, as
-in Qwen3. A trained prefix takes positions like those of tokens: it leaves a window that has passed
-it, as in transformers and PEFT.
+Five of six layers see the last positions only, the sliding *window*: 512 in the models of 270M and
+1B, 1,024 in larger ones. Every sixth layer sees all. The two kinds have their own base θ for the
+angles of positions. Each head of q and k is normalized, as in Qwen3. A trained prefix takes
+positions like those of tokens: it leaves a window that has passed it, as in transformers and PEFT.
 
 Where things differ. GGUF files hold 1 + w, Hugging Face's files hold w, as this file does.
 transformers rounds √d to the model's type and computes norms in float32; this file does not.

@@ -110,7 +110,7 @@ def activations(model: Decoder, ids: Array) -> Array:
     with no_grad():
         model.hidden(np.asarray(ids)[None], cache=cache)
     buffers = [a[0] for layer in cache.layers for a in (layer.k, layer.v)]
-    P = len(ids)                                         # a buffer may be longer than what it holds
+    P = len(ids)                                         # a window drops none before the next call
     kv = np.stack(buffers)[:, :, :P]                                      # (2L, H, P, d_head)
     return kv.transpose(2, 0, 1, 3).reshape(P, -1)
 

@@ -53,6 +53,7 @@ from ..common.hyper import flag, one_of, real, whole
 from ..common.threads import parallel_map
 from ..engine.nn import Linear, Module, Parameter, replace_modules
 from ..engine.tensor import Tensor
+from ..files import naming
 from ..models.decoder import Decoder
 from .calibration import CalibratedWeights, Statistics, block_by_block, inputs_of, recording_inputs
 from .folding import NORMS, fold_scale
@@ -189,8 +190,10 @@ class AWQ(CalibratedWeights):
                 H = statistics.H / np.outer(s, s)
                 own_scale = None if fold(block, source, s) else s
                 scaled |= dict.fromkeys(names, (H, own_scale))
-            replace_modules(block, {name: self.rounded_layer(block, name, H, s)
-                                    for name, (H, s) in scaled.items()})
+            with naming(path):
+                new = {name: self.rounded_layer(block, name, H, s)
+                       for name, (H, s) in scaled.items()}
+            replace_modules(block, new)
 
     def best_scale(self, block: Module, source: str | None, names: list[str], inputs: list[Tensor],
                    seen: Statistics) -> Array:

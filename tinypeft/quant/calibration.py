@@ -13,7 +13,8 @@ and never the inputs: memory per layer is O(d), or O(d²) with H, for any number
 would need a run of the model from its start.
 """
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import contextvars
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
+
+showing = contextvars.ContextVar("showing", default=None)    # the `Progress` of `quantize`
 
 
 class Statistics:
@@ -121,7 +124,7 @@ def capture(model: Decoder, batches: Array | Iterable[Array],
     if paths is None:
         paths = [path for path, _ in match_targets(model, "all")]
     with calibrating(model), recording_inputs(model, paths, hessian) as seen:
-        for tokens in batches:
+        for tokens in counted(batches, "batches"):
             model.hidden(tokens)
     return seen
 
@@ -131,10 +134,20 @@ def block_by_block(model: Decoder, batches: list[Array], quantized: bool = True
     """Yield (path, block, inputs) for every block; inputs: Tensors (B, T, d), one per batch, from
     the blocks before: as the caller has changed them if `quantized`, otherwise as they were."""
     hs = [model.embed(model.token_embedding(tokens), past=0) for tokens in batches]
-    for i, block in enumerate(model.blocks):
+    for i, block in enumerate(counted(model.blocks, "blocks")):
         outputs = None if quantized else [block(h) for h in hs]
         yield f"blocks.{i}", block, hs
         hs = outputs or [block(h) for h in hs]
+
+
+def counted(items: Sequence, kind: str) -> Iterator:
+    """Yield the items. Inside `quantize`, show how many are done. kind: "blocks" or "batches"."""
+    bar = showing.get()
+    for done, item in enumerate(items, 1):
+        yield item
+        if bar:
+            bar.total = len(items)
+            bar(done, kind)
 
 
 def below(path: str, named: dict[str, Any]) -> dict[str, Any]:

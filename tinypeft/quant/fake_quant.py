@@ -84,7 +84,8 @@ class FakeQuant(Scheme):
         if not self.learn_step:
             return MinMax(self.uniform)
         x = self.uniform.blocks(checked(W))
-        mean_abs = np.abs(x).mean(1)
+        with np.errstate(over="ignore"):                  # the step is bounded
+            mean_abs = np.abs(x).mean(1)
         n_sharing = x.shape[1]
         return LearnedStep(self.uniform, mean_abs, x.min(1), x.max(1), n_sharing, self.mask)
 

@@ -30,7 +30,7 @@ from .nf4 import even, quantize_4bit
 from .packing import pack
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, checked
-from .uniform import TINY
+from .uniform import LARGEST, TINY, bounded
 
 
 def is_format(name: str) -> bool:
@@ -53,7 +53,7 @@ class FloatFormat(Scheme):
     (`block_size` consecutive weights). None: "none" for 16 bits, "tensor" for 8, "block" below.
     scale_format: "float32". Blocks may also have "E8M0", the 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX,
     with which the largest weights may saturate, or "E4M3" and one float32, max|x|/(448·V) of W.
-    saturate: what becomes of weights beyond V, which exist only with "none" and "E8M0"; the
+    saturate: what becomes of weights beyond V, which exist only with "none", "E8M0" and "E4M3"; the
     module's docstring says more.
     MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight; NVFP4
     has blocks of 16 and "E4M3", 4.5 bits."""
@@ -95,7 +95,8 @@ class FloatFormat(Scheme):
         if self.shared != "none":
             scale = self.scales(np.abs(x).max(axis=1))
             s = scale.dequantize() if isinstance(scale, QTensor) else scale
-            x = x / s[:, None]
+            with np.errstate(over="ignore"):              # `encode` takes ∞, too
+                x = x / s[:, None]
         codes = encode(x, self.name, self.saturate).reshape(-1)[:W.size]
         if self.bits != 16:
             codes = pack(codes, self.bits)
@@ -105,17 +106,17 @@ class FloatFormat(Scheme):
         """Return the stored scales, from the largest magnitude of every block, amax (n_blocks,).
         That of a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3)."""
         n = len(amax)
-        V = np.float32(max_value(self.name))
+        V = max_value(self.name)
         if self.scale_format == "E8M0":
             exponent = np.frexp(amax)[1] - np.frexp(V)[1]
             codes = np.clip(exponent + 127, 0, 254)
             codes = np.where(amax > 0, codes, 0).astype(np.uint8)
             return QTensor(codes, 8, (n,), n, None, codebook="E8M0")
         if self.scale_format == "E4M3":
-            of_tensor = np.float32(amax.max() / (448 * V)) or np.float32(1)
+            of_tensor = amax.max() / min(448 * V, float(LARGEST)) or np.float32(1)
             s = np.maximum(amax / V / of_tensor, np.float32(2**-6))
             return QTensor(encode(s, "E4M3"), 8, (n,), n, of_tensor.reshape(1), codebook="E4M3")
-        scale = amax / V
+        scale = bounded(amax / V, V)
         return np.where(scale < TINY, np.float32(1), scale)
 
 

@@ -52,6 +52,7 @@ from ..common.hints import Array
 from ..common.hyper import flag, one_of, real, whole
 from ..engine.nn import Linear, Module, replace_modules
 from ..engine.tensor import Tensor
+from ..files import naming
 from ..models.decoder import Decoder
 from .calibration import CalibratedWeights, below, block_by_block, recording_inputs
 from .linear import QuantizedLinear
@@ -100,7 +101,8 @@ class GPTQ(CalibratedWeights):
             order = np.argsort(-H.diagonal(), kind="stable")
             H = H[order][:, order]
         U = factor(H, self.damping)
-        q, grids = self.round_columns(W.T.astype(np.float64), U, g, order)
+        with np.errstate(over="ignore"):                 # corrected weights may exceed float32
+            q, grids = self.round_columns(W.T.astype(np.float64), U, g, order)
 
         if self.static_groups:
             q[order] = q.copy()                          # back in the order of W
@@ -191,7 +193,8 @@ class GPTQ(CalibratedWeights):
             groups = [names for names in groups if names]
             stages = [[names] for names in groups] if self.true_sequential else [groups]
             for stage in stages:
-                self.replace_groups(block, stage, linears, inputs)
+                with naming(path):
+                    self.replace_groups(block, stage, linears, inputs)
 
     def replace_groups(self, block: Module, groups: list[list[str]], linears: dict[str, Linear],
                        inputs: list[Tensor]) -> None:

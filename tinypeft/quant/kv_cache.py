@@ -14,7 +14,8 @@ tokens are not rounded (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
 Keys move to codes R at a time, as soon as R are waiting; values when they leave the window of R.
 Tokens attend in full precision to those fed in the same call, hence a prompt to itself. Stored:
 b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded when it
-attends and dropped again, so memory is `nbytes` plus the cache of one layer.
+attends and dropped again, so memory is `nbytes` plus the cache of one layer. A layer with a window
+drops the groups that its window has passed.
 
 A single token, as in generation, attends to the integers themselves: s and m move to the query and
 to the probabilities, which are G times fewer numbers. For a query x and probabilities p,
@@ -82,22 +83,33 @@ class QuantizedLayerCache:
     def __init__(self, keys: "History", values: "History"):
         self.keys = keys
         self.values = values
-        self.length = 0
+        self.positions = 0
+
+    @property
+    def length(self) -> int:
+        """Count the positions so far, also those that were dropped."""
+        return self.positions
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""
-        self.length += k.shape[2]
+        """Add Tensors (B, H, T, d_head); return Tensors of everything held."""
+        self.positions += k.shape[2]
         keys = self.keys.append(k.data)
         values = self.values.append(v.data)
-        return Tensor(keys), Tensor(values)
+        held = min(keys.shape[2], values.shape[2])       # they are dropped at different times
+        return Tensor(keys[:, :, -held:]), Tensor(values[:, :, -held:])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """Attend as `LayerCache.attend`, with the codes of the past as before this call."""
         one_token = q.shape[2] == 1
-        plain = not options.get("window") and not options.get("dropout")
+        window = options.get("window")
+        plain = not window and not options.get("dropout")
         if one_token and plain and self.keys.n and self.values.n:
             return self.attend_to_codes(q, k, v, options.get("scale"))
-        return F.attention(q, *self.append(k, v), **options)
+        o = F.attention(q, *self.append(k, v), **options)
+        if window:
+            self.keys.drop_before(window - 1)
+            self.values.drop_before(window - 1)
+        return o
 
     def attend_to_codes(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Let one token attend to the integers themselves, by the equations of this file."""
@@ -116,7 +128,7 @@ class QuantizedLayerCache:
         O = past + P[..., old:] @ V
         self.keys.keep(K)
         self.values.keep(V)
-        self.length += 1
+        self.positions += 1
         return Tensor(O.reshape(q.shape))
 
     @property
@@ -141,6 +153,11 @@ class Growing:
             self.memory[:start] = self.array[:start]
         self.memory[start:end] = x
         self.array = self.memory[:end]
+
+    def drop(self, n: int) -> None:
+        """Remove the first n numbers, and the memory that waits for more."""
+        self.array = self.array[n:].copy()
+        self.memory = self.array
 
 
 class History:
@@ -182,6 +199,19 @@ class History:
         if leaving:
             self.encode(self.grouped(recent[:, :, :leaving]))
         self.recent = recent[:, :, leaving:].copy()
+
+    def drop_before(self, last: int) -> None:
+        """Drop the codes of tokens before the `last` ones, G tokens at a time, in whole bytes."""
+        B, H, recent, d = self.recent.shape
+        token = B * H * d                                # codes of a token
+        n = min(self.n, self.n - (last - recent) * token)
+        n -= n % math.lcm(8, token * self.group)
+        if n <= 0:
+            return
+        self.n -= n
+        self.codes.drop(n * self.bits // 8)
+        self.scale.drop(n // self.group)
+        self.low.drop(n // self.group)
 
     def encode(self, x: Array) -> None:
         """Append groups x (n, G) to the codes."""

@@ -26,7 +26,10 @@ from .scheme import Scheme
 
 def bits_per_weight(model: Decoder) -> float:
     """8 · bytes / weights over the quantized layers, with their scales and all else they store.
-    ValueError if there are none."""
+
+    The rest of the model does not count: embeddings, norms, heads and layers that are not
+    quantized. In a small model they take more bytes than the layers do. ValueError if no layer is
+    quantized."""
     layers = [module for _, module in model.named_modules() if isinstance(module, QuantizedLinear)]
     if not layers:
         raise ValueError("bits_per_weight: no layer holds codes; `quantize` the model, or, after "

@@ -2,22 +2,28 @@
 from collections.abc import Iterable
 
 from ..common.hints import Array, Targets
+from ..common.progress import Progress
 from ..engine.nn import Linear, replace_modules
+from ..engine.tensor import within
 from ..models.decoder import Decoder, require_free
 from ..models.targets import match_targets
-from .calibration import as_batches, calibrating
+from .calibration import as_batches, calibrating, showing
 from .scheme import Scheme
 
 
 def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array] | None = None,
-             targets: Targets = "all", skip_quantized: bool = False) -> Decoder:
+             targets: Targets = "all", skip_quantized: bool = False,
+             progress: bool | None = None) -> Decoder:
     """Replace the linear layers in the blocks by quantized ones, in place; return the model.
 
     scheme: such as `NF4()`. calibration: tokens for schemes that look at activations, int (B, T) or
     an iterable of such arrays. targets: names of layers as in `attach`, or "all". skip_quantized:
-    leave layers that are quantized already as they are; a merged QLoRA has both kinds. Embeddings
-    and norms keep their precision. ValueError when a method is attached or disabled, a layer is
-    quantized already, or needed calibration is missing. An error leaves the model as it was."""
+    leave layers that are quantized already as they are; a merged QLoRA has both kinds. progress:
+    show one line of it while a model is calibrated (default: on a terminal and in a notebook).
+
+    Embeddings and norms keep their precision. ValueError when a method is attached or disabled, a
+    layer is quantized already, or needed calibration is missing. An error leaves the model as it
+    was."""
     if not isinstance(model, Decoder):
         hint = "; quantize first, then attach the method" if hasattr(model, "detach") else ""
         raise TypeError(f"quantize: expected a language model, got {type(model).__name__}{hint}")
@@ -39,7 +45,8 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array
                          "calibration=, tokens (B, T) or a list of such arrays")
     before = [(p, p.data) for p in model.parameters()]
     try:
-        with calibrating(model):
+        with (calibrating(model), Progress(None, "quantizing", progress) as bar,
+              within(showing, bar)):
             scheme.apply(model, layers, batches)
     except BaseException:
         replace_modules(model, layers)

@@ -31,7 +31,7 @@ from ..common.hints import Array
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor, unbroadcast
 from .qtensor import QTensor
-from .uniform import Grid, Uniform
+from .uniform import Grid, Uniform, bounded
 
 EPS = np.finfo(np.float32).eps                # the smallest learned step, as in torch's module
 
@@ -107,7 +107,7 @@ class LearnedStep(Module):
         Q_P = self.top - self.middle if uniform.symmetric else self.top
         self.g = 1 / math.sqrt(n_sharing * Q_P)
         if uniform.symmetric:
-            s = 2 * mean_abs / math.sqrt(Q_P)
+            s = bounded(2 * mean_abs / math.sqrt(Q_P), self.middle)
             s = np.where(s < EPS, 1, s).astype(np.float32)
             self.offset = None
         else:

@@ -16,6 +16,7 @@ A file is not trusted. Each class says which attributes it has (`parts`) and whi
 (`check_parts`). No layer is made before its arrays are there, and no model before its shapes fit.
 """
 import dataclasses
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,14 +41,29 @@ from .qtensor import QTensor
 FORMAT = 2
 FAMILIES = {cls.__name__: cls for cls in (GPT, Llama, Gemma)}
 LAYERS = (QuantizedLinear, InputScaledLinear, Int8Linear, LLMInt8Linear, RoundedLinear)
+SETTINGS = bool, int, float, str, dict
 
 
 def save_quantized(model: Decoder, path: str | Path) -> None:
     """Write a model with its quantized layers to one file, atomically. `load_quantized` reads it.
-    ValueError while a method is attached or layers are still to be converted (see `convert`);
-    TypeError for a layer whose attributes are not arrays, QTensors, Parameters or JSON values."""
+
+    Nothing is written unless the file would load as the same model. TypeError for anything but a
+    language model, and for a layer whose attributes are not arrays, QTensors, Parameters or JSON
+    values. ValueError while a method is attached or layers are still to be converted (see
+    `convert`); ValueError or KeyError for anything else that the file cannot hold."""
+    if not isinstance(model, Decoder):
+        raise TypeError(f"save_quantized: expected a language model, got {type(model).__name__}")
     if model.attached is not None:
         raise ValueError(f"save_quantized: {model.attached} is attached; save and detach it first")
+    joined, meta = packed(model)
+    classes = {type(module) for _, module in model.named_modules()}
+    with naming("save_quantized: load_quantized could not read this model"):
+        check_same(model, unpacked(joined, meta, classes))
+    save_arrays(path, joined, meta)
+
+
+def packed(model: Decoder) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Return the joined arrays of a file, and its JSON."""
     kinds = []
     layers = {}
     for name, module in model.named_modules():
@@ -67,9 +83,23 @@ def save_quantized(model: Decoder, path: str | Path) -> None:
         index.setdefault(array.dtype.name, {})[name] = list(array.shape)
     joined = {dtype: np.concatenate([state[name].reshape(-1) for name in names])
               for dtype, names in index.items()}
-    save_arrays(path, joined, {"format": FORMAT, "family": type(model).__name__,
-                               "config": dataclasses.asdict(model.config),
-                               "index": index, "kinds": kinds, "layers": layers})
+    meta = {"format": FORMAT, "family": type(model).__name__,
+            "config": dataclasses.asdict(model.config),
+            "index": index, "kinds": kinds, "layers": layers}
+    return joined, json.loads(json.dumps(meta))
+
+
+def check_same(model: Decoder, loaded: Decoder) -> None:
+    """ValueError unless the modules of both have the same classes and settings."""
+    twins = dict(loaded.named_modules())
+    for path, module in model.named_modules():
+        twin = twins.get(path)
+        if type(twin) is not type(module):
+            raise ValueError(f"{path} would be a {type(twin).__name__}")
+        for name, value in vars(module).items():
+            expected = getattr(twin, name, value)
+            if name != "training" and isinstance(value, SETTINGS) and value != expected:
+                raise ValueError(f"{path}.{name} is {value}, and would be {expected}")
 
 
 def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = ()) -> Decoder:
@@ -80,30 +110,36 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
     with naming(path):
         if meta.get("format") != FORMAT or "config" not in meta or "parts" in meta:
             raise ValueError("it holds no quantized model that save_quantized wrote")
-        state, kinds = read_format(joined, meta)
-        name = meta["family"]
-        if name not in FAMILIES:
-            raise ValueError(f"its family is {name[:80]!r}; there are {', '.join(FAMILIES)}")
-        family = FAMILIES[name]
-        config = made(family.Config, meta["config"])
-        classes = {cls.__name__: cls for cls in (*LAYERS, *layers)}
-        own_arrays: dict[str, dict[str, Array]] = {layer: {} for layer in kinds}
-        rest = {}
-        for name, array in state.items():                # "blocks.0.mlp.up.weight.codes"
-            layer = ".".join(name.split(".")[:4])
-            if layer in kinds:
-                own_arrays[layer][name.removeprefix(f"{layer}.")] = array
-            else:
-                rest[name] = array
-        quantized = {}
-        for layer, kind in kinds.items():
-            with naming(layer):
-                quantized[layer] = restored_layer(kind, own_arrays[layer], classes)
-        dtypes = {array.dtype for array in rest.values()}
-        for layer, module in quantized.items():
-            if module.bias is not None and module.bias.dtype not in dtypes:
-                raise ValueError(f"the bias of {layer} is {module.bias.dtype}, the model is not")
-        return family.from_arrays(config, rest, quantized)
+        return unpacked(joined, meta, layers)
+
+
+def unpacked(joined: dict[str, Array], meta: dict, layers: Iterable[type[QuantizedLinear]]
+             ) -> Decoder:
+    """Invert `packed`, and believe nothing. layers: as in `load_quantized`."""
+    state, kinds = read_format(joined, meta)
+    name = meta["family"]
+    if name not in FAMILIES:
+        raise ValueError(f"its family is {name[:80]!r}; there are {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    config = made(family.Config, meta["config"])
+    classes = {cls.__name__: cls for cls in (*LAYERS, *layers)}
+    own_arrays: dict[str, dict[str, Array]] = {layer: {} for layer in kinds}
+    rest = {}
+    for name, array in state.items():                    # "blocks.0.mlp.up.weight.codes"
+        layer = ".".join(name.split(".")[:4])
+        if layer in kinds:
+            own_arrays[layer][name.removeprefix(f"{layer}.")] = array
+        else:
+            rest[name] = array
+    quantized = {}
+    for layer, kind in kinds.items():
+        with naming(layer):
+            quantized[layer] = restored_layer(kind, own_arrays[layer], classes)
+    dtypes = {array.dtype for array in rest.values()}
+    for layer, module in quantized.items():
+        if module.bias is not None and module.bias.dtype not in dtypes:
+            raise ValueError(f"the bias of {layer} is {module.bias.dtype}, the model is not")
+    return family.from_arrays(config, rest, quantized)
 
 
 def read_format(joined: dict[str, Array], meta: dict

@@ -22,6 +22,8 @@ beyond a range take its outermost levels.
 
 Edges. A block of zeros or of subnormal s takes s = 1 and decodes to zeros. A block of one number c
 decodes to c within rounding; under "full", without a point at m, at 4 bits to c·14/15 or c·16/15.
+Where a level would exceed float32's largest number, s is the largest that avoids it. One end of
+such a range then errs by up to s.
 """
 from dataclasses import dataclass
 
@@ -34,6 +36,7 @@ from .qtensor import QTensor
 from .scheme import Scheme, checked, code_bits, weights_per_scale
 
 TINY = np.finfo(np.float32).tiny                         # float32's smallest normal number
+LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +78,18 @@ def make_grid(low: Array, high: Array, bits: int, symmetric: bool = True,
     high = np.maximum(high, np.float32(0))
     if not symmetric:
         n = 2**bits - 1
-        s = stored(high / np.float32(n) - low / np.float32(n), dtype)     # high − low may overflow
+        with np.errstate(over="ignore"):
+            width = high / np.float32(n) - low / np.float32(n)            # high − low may overflow
+        s = stored(width, dtype)
         z = np.clip(np.rint(-low / s), 0, n)
+        s = bounded(s, np.maximum(z, n - z))
         return Grid(s[:, None], z[:, None], bits)
     m = np.maximum(-low, high)
     middle = 2**(bits - 1)
     if convention == "full":
-        s = full_step(m, high, bits, dtype)
+        s = bounded(full_step(m, high, bits, dtype), middle)
         return Grid(s[:, None], middle, bits)
-    s = stored(m / np.float32(middle - 1), dtype)
+    s = bounded(stored(m / np.float32(middle - 1), dtype), middle - 1)
     return Grid(s[:, None], middle, bits, low=1)
 
 
@@ -103,15 +109,24 @@ def full_step(m: Array, high: Array, bits: int, dtype: str | type) -> Array:
 
 def stored(scale: Array, dtype: str | type) -> Array:
     """Return the scales as `dtype` will hold them, never rounded down, back in float32; 1 in place
-    of a scale below float32's smallest normal number. ValueError on overflow."""
+    of a scale below float32's smallest normal number. ValueError if float16 overflows."""
     dtype = np.dtype(dtype)
+    scale = np.minimum(scale, LARGEST)
     with np.errstate(over="ignore"):
         nearest = scale.astype(dtype)
-    above = np.nextafter(nearest, dtype.type(np.inf))
+        above = np.nextafter(nearest, dtype.type(np.inf))
     s = np.where(nearest < scale, above, nearest)
     if not np.isfinite(s).all():
         raise ValueError(f"a scale of {scale.max():g} overflows {dtype}: use scale_dtype='float32'")
     return np.where(scale < TINY, np.float32(1), s.astype(np.float32))
+
+
+def bounded(s: Array, steps: float | Array) -> Array:
+    """Return the scales s, float32; where steps·s is infinite, the largest for which it is not."""
+    steps = np.float32(steps)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(steps * s)
+    return np.where(finite, s, np.nextafter(LARGEST / steps, np.float32(0)))
 
 
 @dataclass(frozen=True)

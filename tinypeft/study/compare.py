@@ -139,7 +139,7 @@ def of_another(model: Decoder, size: Size, seeds: list[int], schemes: dict[str, 
             methods.append(row(name, arm, {"trained": counts.trained, "share": counts.share}, losses))
         rows = [{"label": "float32", "name": "float32", "bits": 32.0, "error": 0.0, "loss": exact, "excess": 0.0}]
         for label, scheme in schemes.items():
-            cost = measure_scheme(model, scheme, domain, size, seeds[0])
+            cost = measure_scheme(model, scheme, domain, size, seeds[0], progress=False)
             loss = math.log(cost["perplexity"])
             rows.append({"label": label, "name": name_of(scheme), "bits": cost["bits_per_weight"],
                          "error": cost["output_error"], "loss": loss, "excess": loss - exact})
@@ -165,7 +165,8 @@ def with_gains(rows: list[dict]) -> list[dict]:
 
 
 # -- one scheme, for the command `quantize` --------------------------------------------------------
-def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: Size, seed: int = 0) -> dict:
+def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: Size, seed: int = 0,
+                   progress: bool | None = None) -> dict:
     """Quantize a copy of `model` and measure bits per weight, bytes, the relative errors of weights and of logits, and the
     perplexity on `domain`.
 
@@ -173,7 +174,7 @@ def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: S
     """
     calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
     copied = copy.deepcopy(model) if scheme.trains else sharing(model)
-    quantized = q.quantize(copied, scheme, calibration=calibration)
+    quantized = q.quantize(copied, scheme, calibration=calibration, progress=progress)
     if scheme.trains:
         task = q.self_distillation(model, rows=32, held_out=1, length=64, rng=seed) if isinstance(scheme, q.LLMQAT) else domain
         train(quantized, task, size.steps, batch_size=size.batch_size, lr=3e-4, seed=seed, progress=False)
@@ -197,8 +198,9 @@ def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
     """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
     domain = tasks.domain(model, context=128)
     exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
-    weights = sum(m.weight.size for _, m in model.named_modules() if isinstance(m, Linear))
-    return {**measure_scheme(model, scheme, domain, size), "perplexity of float32": exact, "weights": weights}
+    weights = sum(m.weight.size for path, m in model.named_modules() if isinstance(m, Linear) and path.startswith("blocks."))
+    rest = 4 * (model.n_parameters() - weights)
+    return {**measure_scheme(model, scheme, domain, size), "perplexity of float32": exact, "weights": weights, "rest": rest}
 
 
 def described(cost: dict) -> str:
@@ -207,6 +209,7 @@ def described(cost: dict) -> str:
     return (f"{cost['scheme']}\n"
             f"  weights       {weights:,} in the blocks' linear layers, {4 * weights / 1024:,.0f} KiB in float32\n"
             f"  stored in     {cost['bytes'] / 1024:,.0f} KiB, {cost['bits_per_weight']:.3f} bits/weight, scales included\n"
+            f"  the rest      {cost['rest'] / 1024:,.0f} KiB in float32: embeddings, norms and biases\n"
             f"  weight error  {100 * cost['weight_error']:.2f} % of the weights' norm\n"
             f"  output error  {100 * cost['output_error']:.2f} % of the logits' norm\n"
             f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of Matplotlib's "

@@ -60,7 +60,8 @@ def notes(record: dict) -> list[str]:
     if n > 1: said.append("All rows see the same batches, so two rows differ more reliably than their ± suggest.")
     exact, *rest = record["schemes"]
     said.append(f"Rounding: nats/token over float32 ({exact['loss']:.3f}) on {record['judged_on']}"
-                + (f"; training took {record['scheme_steps']} steps." if any(trains(r["label"]) for r in rest) else "."))
+                + (f"; training took {record['scheme_steps']} steps." if any(trains(r["label"]) for r in rest) else ".")
+                + " bits/weight counts the linear layers in the blocks; the embedding stays float32.")
     checked = [r["study"] for r in (*record["methods"], *record["schemes"]) if "study" in r]
     if checked:
         said.append(f"The study: where a new mean should lie, by its {checked[0]['seeds']} seeds. "

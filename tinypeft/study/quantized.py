@@ -55,7 +55,7 @@ def draw(seed: int, calibration: int = 32, test: int = 64, context: int = 128, s
 
 def rounded(scheme: Scheme, sample: Sample, model: Decoder | None = None) -> Decoder:
     """The base (or `model`, which is changed) quantized by `scheme` on the sample's calibration tokens."""
-    return quantize(pretrained() if model is None else model, scheme, calibration=sample.calibration)
+    return quantize(pretrained() if model is None else model, scheme, calibration=sample.calibration, progress=False)
 
 
 def costs(model: Decoder, sample: Sample) -> dict[str, float]:

@@ -26,7 +26,7 @@ class Model:
 def measure(which: Model, seed: int, settings: dict) -> dict:
     sample, model = draw(seed, settings["calibration"], settings["test"]), copy.deepcopy(of_size(which.size))
     n = model.n_parameters()
-    if which.bits < 16: quantize(model, GPTQ(which.bits, settings["group_size"]), calibration=sample.calibration)
+    if which.bits < 16: quantize(model, GPTQ(which.bits, settings["group_size"]), sample.calibration, progress=False)
     return {"loss": mean_loss([logits_of(model, x) for x, _ in sample.windows], sample.windows), "parameters": n,
             **nbytes(model)}
 

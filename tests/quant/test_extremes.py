@@ -1,0 +1,103 @@
+"""Finite weights give finite numbers in every scheme, without a warning: the largest float32, the smallest, and both."""
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft.engine.nn import Linear
+from tinypeft.quant import FakeQuant, FloatFormat, Uniform
+from tinypeft.quant.uniform import LARGEST, bounded
+
+ROWS, D = 6, 32
+DRAWN = np.random.default_rng(0).standard_normal((ROWS, D)).astype(np.float32)
+SCHEMES = [*(Uniform(bits, symmetric, convention=convention) for bits in range(1, 9) for symmetric in (True, False)
+             for convention in ("absmax", "full") if bits > symmetric),
+           Uniform(8, clipping="percentile"), Uniform(3, False, clipping="percentile"),
+           *(Uniform(bits, symmetric, clipping="mse", grid_steps=10) for bits in (2, 8) for symmetric in (True, False)),
+           *(Uniform(bits, False, granularity, 8 if granularity == "group" else None)
+             for bits in (2, 8) for granularity in ("tensor", "group")),
+           *(FloatFormat(name, scaling) for name in ("E4M3", "E5M2", "E2M1", "FP16", "BF16", "E3M2", "E7M0")
+             for scaling in ("tensor", "channel", "block")),
+           *(FloatFormat(name, "block", 16, kind) for name in ("E4M3", "E2M1", "BF16") for kind in ("E8M0", "E4M3")),
+           FloatFormat("FP4"), tp.NF4(16), tp.NF4(16, double_quant=True), tp.GGUF("Q4_0"), tp.GGUF("Q8_0"), tp.W8A8(),
+           tp.W8A8(weights="channel"), tp.SmoothQuant(), tp.LLMInt8(), tp.LLMInt8(variant="bitsandbytes"),
+           tp.ZeroQuant(groups=4), tp.ZeroQuant(bits=3, groups=4), tp.PEQA(8), tp.PEQA(1), tp.PEQA(4, symmetric=True),
+           *(FakeQuant(bits, step, symmetric) for bits in (2, 4, 8) for step in (True, False) for symmetric in (True, False)),
+           tp.LLMQAT(8), tp.LLMQAT(2), *(tp.GPTQ(bits, group_size=g, scale_dtype="float32")
+                                         for bits in (1, 8) for g in (None, 8)),
+           tp.GPTQ(2, symmetric=True, scale_dtype="float32"), *(tp.AWQ(bits, group_size=8, scale_dtype="float32")
+                                                                for bits in (1, 4, 8)), tp.AWQ(4, group_size=8)]
+
+
+def matrices():
+    """name → float32 (ROWS, D)."""
+    sign = np.sign(DRAWN)
+    found = {"the largest": sign * LARGEST, "the largest alone": np.abs(sign) * LARGEST, "zeros": 0 * DRAWN,
+             "the smallest": sign * np.float32(1e-45), "just normal": sign * np.finfo(np.float32).tiny,
+             "every size": np.ldexp(sign, np.random.default_rng(1).integers(-149, 128, DRAWN.shape))}
+    for size in LARGEST, np.float32(3e38), np.float32(1e20), np.float32(1e-38):
+        found[f"up to {size}"] = DRAWN / np.abs(DRAWN).max() * size
+        for outlier in size, -size:
+            for name, W in ("among others", DRAWN.copy()), ("among zeros", 0 * DRAWN):
+                W[2, 3] = outlier
+                found[f"{outlier} {name}"] = W
+    W = 0 * DRAWN
+    W[0, :3] = LARGEST, -LARGEST, 1e-45
+    return found | {"both ends": W}
+
+
+MATRICES = matrices()
+
+
+def dense(scheme, W):
+    """Ŵ of W, or None where the scheme refuses a number that float16 cannot hold."""
+    try: return scheme.quantize(W, *[np.eye(D)] * isinstance(scheme, (tp.GPTQ, tp.AWQ))).dequantize()
+    except ValueError as e:
+        assert "float16" in str(e) and np.abs(W).max() > 65504
+        return None
+
+
+def test_every_scheme_is_here():
+    assert {type(scheme) for scheme in SCHEMES} == set(tp.SCHEMES.values())
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_finite_weights_stay_finite(name):
+    W = MATRICES[name]
+    assert np.isfinite(W).all() and W.dtype == np.float32
+    refused = 0
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        for scheme in SCHEMES:
+            W_hat = dense(scheme, W)
+            refused += W_hat is None
+            assert W_hat is None or np.isfinite(W_hat).all(), scheme
+    assert refused <= 6                                          # GGUF, bitsandbytes, AWQ with float16 scales
+
+
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if type(s) in (Uniform, FloatFormat)], ids=str)
+def test_the_largest_weights_err_at_most_twice_as_much_as_others(scheme):
+    """By a step in place of half a step, where a level would exceed float32."""
+    if scheme == FloatFormat("BF16", "block", 16, "E4M3"): pytest.skip("the scale of the small tensor is a subnormal number")
+    for W in (W for name, W in MATRICES.items() if "3.4" in name or "largest" in name or "ends" in name):
+        small = np.ldexp(W, -40)
+        error = np.abs(np.ldexp(np.float64(dense(scheme, small)), 40) - W).max()
+        assert np.abs(np.float64(dense(scheme, W)) - W).max() <= 2 * error + 1e-6 * LARGEST
+
+
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if type(s) in (FakeQuant, tp.LLMQAT, tp.PEQA)], ids=str)
+def test_layers_for_training_round_finite_weights_to_finite_ones(scheme):
+    linear = Linear(D, ROWS, rng=0)
+    for name, W in MATRICES.items():
+        linear.weight.assign(W)
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            layer = scheme.layer(linear)
+            assert np.isfinite(layer.dense_weight()).all(), name
+            assert np.array_equal(layer.convert().dense_weight(), layer.dense_weight()), name
+
+
+def test_a_scale_is_as_large_as_it_may_be():
+    steps = np.float32([1, 2, 7, 127, 128, 255])
+    s = bounded(LARGEST + 0 * steps, steps)
+    assert np.isfinite(s * steps).all() and (s * steps > 0.999999 * LARGEST).all()
+    larger = np.nextafter(np.nextafter(s, LARGEST), LARGEST)
+    with np.errstate(over="ignore"): assert np.isinf(larger * steps)[1:].all()
+    assert bounded(np.float32(0.1), 127) == np.float32(0.1)
