@@ -23,6 +23,7 @@ from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpForm
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..common.progress import Progress, in_lines
 from . import study, training, using
 from .arguments import SHARED, build, fields, model_of, number, output, shared, show_json
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name):
             parser().error(f"this command does not take --{name}")
     try:
-        status = args.run(args) or 0
+        with in_lines():
+            status = args.run(args) or 0
         if sys.stdout is not None: sys.stdout.flush()    # a full disk is found here, not at exit
         return status
     except BrokenPipeError:                              # `… | head`: the reader has enough
@@ -173,7 +175,9 @@ def run_quantize(args: Namespace) -> None:
     from ..study.compare import Size, cost_of_scheme, described
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
     size = Size(steps=30, test_batches=2 if args.quick else 8)
-    record = cost_of_scheme(model_of(args), scheme, size)
+    model = model_of(args)
+    with Progress(None, f"quantizing by {args.scheme} and measuring"):
+        record = cost_of_scheme(model, scheme, size)
     if args.json: return show_json(record)
     print(described(record))
 

@@ -1,10 +1,14 @@
 """What a task is made of on the command line: a task that comes with the package, or own files."""
 from __future__ import annotations
 
+import contextlib
+import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.progress import Progress
 from .arguments import known, number
 
 if TYPE_CHECKING:
@@ -54,8 +58,28 @@ def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = Non
              **options: object) -> Task:
     """Return the task of one's own files. form: of an adapter's task.json, which decides what the
     command line leaves open. options: of the task's function."""
+    files = vars(args)[OWN[kind][2:]]
+    names = " ".join(map(str, files)) if kind == "text" else files
+    with Progress(None, f"reading {names}"), errors_with_flags(kind):
+        return _own_task(args, model, kind, form or {}, options)
+
+
+@contextlib.contextmanager
+def errors_with_flags(kind: str) -> Iterator[None]:
+    """Let an error name the options of the command where it names arguments of Python."""
+    try:
+        yield
+    except ValueError as e:
+        flags = [f"--{name.removesuffix('_column')}-column" for name, of in COLUMNS.items()
+                 if f"--{of}" == OWN[kind]]
+        message = re.sub(r"\bencoding='([\w-]+)'", r"--encoding \1", str(e))
+        message = message.replace("context must lie", "--context must lie")
+        message = message.replace("which of them to read", "which by " + " and ".join(flags))
+        raise ValueError(message) from e
+
+
+def _own_task(args, model, kind, form, options):
     from ..text import tasks
-    form = form or {}
     options |= {"context": args.context or form.get("context"), "encoding": args.encoding}
     if kind == "text": return tasks.text(args.text, model, **options)
     names = {"labelled": ("text", "label"), "pairs": ("prompt", "answer")}[kind]
@@ -72,7 +96,8 @@ def built_in(name: str, model: Decoder) -> Task:
     """Return a task that comes with the package, by its name."""
     from ..text import tasks
     known([name], BUILT_IN, "task")
-    return getattr(tasks, name)(model)
+    with Progress(None, f"reading the task {name}"):
+        return getattr(tasks, name)(model)
 
 
 def task_of(args: Namespace, model: Decoder) -> Task:

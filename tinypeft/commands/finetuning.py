@@ -15,6 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.progress import Progress
 from ..common.signals import HeldSignals
 from .data import kind_of
 from .kept import kept, noted
@@ -39,17 +40,21 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options
         if hasattr(task, "classes"):
             base, frozen = "the frozen model with a head of zeros", chance(task)
         else:
-            with tuned.disabled(): before = evaluate(tuned, task, "test", max_batches=most)
+            with tuned.disabled():
+                before = evaluate(tuned, task, "test", max_batches=most,
+                                  label="testing the frozen model")
             base, frozen = "the frozen model", before
         history = train(tuned, task, steps, **options)
         if args.out:
             with HeldSignals(): folder = save_first(args, tuned, task)
     with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
         try:
-            after = evaluate(tuned, task, "test", max_batches=most)
+            after = evaluate(tuned, task, "test", max_batches=most, label="testing")
         except OverflowError:                            # of a perplexity beyond all floats
             after = {"loss": math.inf}
-        if kind_of(args) and not args.quick: baselines = task.baselines
+        if kind_of(args) and not args.quick:
+            with Progress(None, "measuring the baselines"):
+                baselines = task.baselines
         worse = worse_than(after, {base: frozen} | baselines)
         if folder != args.out and base not in worse:
             with HeldSignals():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.progress import Progress
 from .arguments import chosen_model, model_of, number, show_json
 from .data import OWN, built_in, data_options, kind_of, own_task
 
@@ -85,7 +86,8 @@ def run_evaluate(args: Namespace) -> None:
         saved = tasks.load_task(args.adapter, model)
     task, rows = measured_on(args, model, own, saved)
     tuned = load_adapter(model, args.adapter) if args.adapter else model
-    measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
+    measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None,
+                                label="testing")
     before, after = None, measured()
     if args.adapter and not hasattr(task, "classes"):
         with tuned.disabled(): before = measured()
@@ -189,8 +191,9 @@ def run_generate(args: Namespace) -> None:
     temperature = args.temperature if args.temperature is not None else 0.0 if pairs else 0.7
     tuned = load_adapter(model, args.adapter) if args.adapter else model
     start = time.perf_counter()
-    out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature,
-                   args.top_k, args.top_p, rng=args.seed, stop=stop)
+    with Progress(None, "writing"):
+        out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature,
+                       args.top_k, args.top_p, rng=args.seed, stop=stop)
     new, seconds = out[0, n:], time.perf_counter() - start
     in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
     text = tokenizer.decode(new[in_vocabulary & (new != stop)], continued=not is_answer)

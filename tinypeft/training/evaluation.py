@@ -2,6 +2,7 @@
 import itertools
 from typing import Any
 
+from ..common.progress import Progress
 from ..common.threads import parallel_map
 from ..engine.nn import Module
 from ..engine.tensor import no_grad
@@ -10,14 +11,19 @@ __all__ = ["evaluate"]
 
 
 def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16,
-             max_batches: int | None = None, workers: int = 2) -> dict:
-    """Return the metrics of `model` on a split: means over what counts, tokens or examples."""
+             max_batches: int | None = None, workers: int = 2, label: str | None = None) -> dict:
+    """Return the metrics of `model` on a split: means over what counts, tokens or examples.
+
+    label: a name; shows a line of progress that begins with it."""
     def measure(batch):
-        return task.count(batch), task.metrics(model, batch)
+        measured = task.count(batch), task.metrics(model, batch)
+        bar(next(numbers))
+        return measured
 
     model.eval()
-    with no_grad():
-        batches = itertools.islice(task.batches(split, batch_size), max_batches)
+    batches = [*itertools.islice(task.batches(split, batch_size), max_batches)]
+    numbers = itertools.count(1)
+    with no_grad(), Progress(len(batches), label, None if label else False) as bar:
         results = parallel_map(measure, batches, workers)
     total = sum(count for count, _ in results)
     if not total:

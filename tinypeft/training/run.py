@@ -51,7 +51,7 @@ class Run:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.signals = stack.enter_context(HeldSignals())
-            progress = Progress(self.options.steps, "training", self.options.progress)
+            progress = Progress(self.options.steps, "training", self.options.progress, self.first)
             self.show = stack.enter_context(progress)
             stack.callback(self.model.eval)
             stack.callback(self.optimizer.zero_grad)
@@ -77,7 +77,7 @@ class Run:
         done, history, options = s + 1, self.history, self.options
         history.loss.append(loss)
         history.seconds += time.perf_counter() - self.started
-        self.show(done, f"loss {np.mean(history.loss[-50:]):.3f}")
+        self.show(done, f"loss {np.mean(history.loss[-50:]):.3f}", history.seconds)
         metrics = self.evaluated(done)
         reason = self.called(Step(done, options.steps, loss, metrics, self.model, history))
         if done < options.steps:
