@@ -1,7 +1,7 @@
 """How far a long job is: one line, redrawn on a terminal and in a notebook.
 
-A pipe shows nothing of a library call. A command calls `in_lines`, and then a pipe gets a line after
-one second and from there every ten, so that a log says what goes on, even during a long step.
+A pipe shows nothing of a library call. A command calls `in_lines`, and then a pipe gets a line
+after one second and from there every ten. A log then says what goes on, even during a long step.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _lines = ContextVar("lines", default=False)
 
 @contextlib.contextmanager
 def in_lines() -> Iterator[None]:
-    """Inside, for a command: in a pipe progress is a line from time to time, and `watched` shows."""
+    """Inside, for a command: a pipe gets a line from time to time, and `watched` shows."""
     token = _lines.set(True)
     try:
         yield

@@ -176,8 +176,9 @@ class Decoder(Module):
                 raise ValueError(f"{who}: the prefix of layer {i} must have shapes {shape} or "
                                  f"{(B, *shape)}, got {k.shape} and {v.shape}")
 
-    def generate(self, tokens: Array, max_new_tokens: int, **options: Any) -> Array:
-        """Continue `tokens` (B, T) by up to `max_new_tokens`; options as in `tinypeft.generate`."""
+    def generate(self, tokens: Array | str, max_new_tokens: int = 64, **options: Any) -> Any:
+        """Continue `tokens` (B, T), or a text, by up to `max_new_tokens` tokens; options as in
+        `tinypeft.generate`."""
         return generate(self, tokens, max_new_tokens, **options)
 
     def describe(self) -> str:

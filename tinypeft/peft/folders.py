@@ -18,6 +18,7 @@ import numpy as np
 from ..common.hints import Array, Seed
 from ..files import check_fields, fingerprint, load_arrays, made, naming, save_arrays
 from ..models.decoder import Decoder, require_free
+from ..text.tasks.saved import load_task
 from .attachment import bare
 from .formats import FORMATS, format_called
 from .method import Method, MethodError
@@ -37,6 +38,7 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     a missing or damaged file. `strict=False` loads what matches, and warns of the rest in PEFT's
     folders. Our own format also warns if the base's weights differ from those in training.
     method: the adapter's class, if it is your own and its module is not imported.
+    A task.json in the folder becomes the result's `task`, if it is whole.
     """
     require_free(model, "attach")
     formats = FORMATS if format is None else {format: format_called(format, "load_adapter")}
@@ -52,10 +54,14 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
                          "out of date")
     (name, path), = paths.items()
     if method is None:
-        return FORMATS[name].functions().load(model, path, strict)
-    if name != "tinypeft":
+        tuned = FORMATS[name].functions().load(model, path, strict)
+    elif name != "tinypeft":
         raise MethodError(f"load_adapter: {path.name} says which method it is; leave method= out")
-    return load(model, path, strict, method)
+    else:
+        tuned = load(model, path, strict, method)
+    with contextlib.suppress(OSError, ValueError):       # `load_task` says what is wrong with it
+        tuned.task = load_task(folder, model)
+    return tuned
 
 
 def attach_with(model: Decoder, methods: Method | Mapping[str, Method],

@@ -65,6 +65,7 @@ def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bi
     weight = W[:-1] / deviation[:, None]                                     # (d, C)
     tuned = attach(model, LinearProbe(), head=len(task.classes), head_bias=head_bias)
     tuned.validated = validated
+    tuned.before_training(task)
     dtype = tuned.head.weight.dtype
     tuned.head.weight.assign(weight.T.astype(dtype))
     if head_bias:
