@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ..models.decoder import Decoder
     from ..text.tasks import Task
 
-__all__ = ["BUILT_IN", "OWN", "built_in", "data_options", "kind_of", "own_task", "task_of"]
+__all__ = ["BUILT_IN", "OWN", "built_in", "data_options", "errors_with_flags", "kind_of",
+           "own_task", "task_of"]
 
 BUILT_IN = "domain", "classify", "summarize"
 OWN = {"text": "--text", "labelled": "--csv", "pairs": "--pairs"}        # kind of task → its option
@@ -42,13 +43,18 @@ def data_options(p: ArgumentParser, default: str) -> None:
                    help="tokens of a row or window of your files, at most")
 
 
+def flag(name: str) -> str:
+    """Return the option of an argument: text_column → --text-column."""
+    return f"--{name.replace('_', '-')}"
+
+
 def kind_of(args: Namespace) -> str | None:
     """Return the kind of one's own data that was given, or None. ValueError for an option that does
     not belong to it."""
     kind = next((kind for kind, option in OWN.items() if vars(args)[option[2:]] is not None), None)
     for name, of in COLUMNS.items():
         if vars(args)[name] is not None and OWN.get(kind) != f"--{of}":
-            raise ValueError(f"--{name.replace('_', '-')} needs --{of} FILE")
+            raise ValueError(f"{flag(name)} needs --{of} FILE")
     if kind is None and args.context is not None:
         raise ValueError(f"--context needs {' or '.join(OWN.values())}")
     return kind
@@ -60,21 +66,21 @@ def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = Non
     command line leaves open. options: of the task's function."""
     files = vars(args)[OWN[kind][2:]]
     names = " ".join(map(str, files)) if kind == "text" else files
-    with Progress(None, f"reading {names}"), errors_with_flags(kind):
+    flags = [flag(name) for name, of in COLUMNS.items() if f"--{of}" == OWN[kind]]
+    with Progress(None, f"reading {names}"), errors_with_flags(*flags):
         return _own_task(args, model, kind, form or {}, options)
 
 
 @contextlib.contextmanager
-def errors_with_flags(kind: str) -> Iterator[None]:
-    """Let an error name the options of the command where it names arguments of Python."""
+def errors_with_flags(*columns: str) -> Iterator[None]:
+    """Let an error name the options of the command where it names arguments of Python. columns:
+    the options that name columns."""
     try:
         yield
     except ValueError as e:
-        flags = [f"--{name.removesuffix('_column')}-column" for name, of in COLUMNS.items()
-                 if f"--{of}" == OWN[kind]]
         message = re.sub(r"\bencoding='([\w-]+)'", r"--encoding \1", str(e))
         message = message.replace("context must lie", "--context must lie")
-        message = message.replace("which of them to read", "which by " + " and ".join(flags))
+        message = message.replace("which of them to read", "which by " + " and ".join(columns))
         raise ValueError(message) from e
 
 

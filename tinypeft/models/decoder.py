@@ -21,11 +21,12 @@ from ..engine.tensor import GraphError, Tensor, concatenate
 from .assembly import assembled, unfilled
 from .generation import KVCache, LayerCache, generate
 
-__all__ = ["Block", "Decoder", "LayerPrefix", "Prefix", "attend", "heads", "past_length",
+__all__ = ["SHIPPED", "Block", "Decoder", "LayerPrefix", "Prefix", "attend", "heads", "past_length",
            "require_free", "residual_std"]
 
 LayerPrefix = tuple[Tensor, Tensor]                      # keys and values of virtual tokens
 Prefix = list[LayerPrefix]
+SHIPPED = "the shipped base"                             # the `source` of that model
 
 
 class Block(Module):
@@ -50,6 +51,7 @@ class Decoder(Module):
     blocks: modules, called as block(x, prefix, cache)."""
     Config: ClassVar[type]
     tokenizer: Any = None
+    source: str | None = None                            # what it was loaded by: "smollm2", a path
     attachment: Any = None                               # what `peft.attach` changed here
     blocks: list[Module]
     final_norm: Module

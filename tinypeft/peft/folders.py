@@ -17,7 +17,7 @@ import numpy as np
 
 from ..common.hints import Array, Seed
 from ..files import check_fields, fingerprint, load_arrays, made, naming, save_arrays
-from ..models.decoder import Decoder, require_free
+from ..models.decoder import SHIPPED, Decoder, require_free
 from ..text.tasks.saved import load_task
 from .attachment import bare
 from .formats import FORMATS, format_called
@@ -101,6 +101,7 @@ def save(tuned: PeftModel, folder: Path) -> None:
         "family": type(tuned.model).__name__,
         "config": asdict(tuned.config),
         "base": base,
+        "base_name": tuned.model.source,
         "head": head and head.d_out,
         "head_bias": head is not None and head.bias is not None}
     path = folder / FORMATS["tinypeft"].file
@@ -119,6 +120,7 @@ def entry_of(method):
 # -- our own format: reading -----------------------------------------------------------------------
 DESCRIPTION = {"format": int, "parts": dict, "off": list, "family": str, "config": dict,
                "base": str, "head": (int, None), "head_bias": bool}
+NAMED = {"base_name": (str, None)}
 ENTRY = {"method": str, "fields": dict}
 OWN_CLASS = {"module": str}
 
@@ -134,7 +136,7 @@ def load(model: Decoder, path: Path, strict: bool = True,
         if method is not None and method not in map(type, methods.values()):
             raise ValueError(f"load_adapter: the file holds no {method!r}, it holds "
                              f"{', '.join(map(str, methods.values()))}")
-        check_sizes(model, meta["family"], meta["config"])
+        check_sizes(model, meta["family"], meta["config"], meta.get("base_name"))
         if strict:
             check_head(meta["head"], arrays.get("head.weight"))
         if meta["base"] not in fingerprints(model):
@@ -148,7 +150,7 @@ def load(model: Decoder, path: Path, strict: bool = True,
 
 def check_description(meta, n_arrays):
     """Raise ValueError unless a file's description has the form that `save` writes."""
-    check_fields(meta, DESCRIPTION)
+    check_fields(meta, DESCRIPTION, NAMED)
     if meta["format"] != 1:
         raise ValueError(f"unknown format {meta['format']}; expected 1")
     if not 0 < len(meta["parts"]) <= n_arrays + 1:
@@ -165,16 +167,19 @@ def check_head(n_classes, weight):
         raise ValueError(f"head is {n_classes}, but head.weight has {rows} rows")
 
 
-def check_sizes(model, family, fields):
+def check_sizes(model, family, fields, name):
     """Raise MethodError unless the adapter's model was of the same family and sizes, dropout aside.
-    """
+    name: of the model that it was trained on, or None."""
     kind, ours, any_dropout = type(model).__name__, asdict(model.config), {"dropout": 0}
     if family == kind:
         theirs = asdict(made(model.Config, fields))
         if theirs | any_dropout == ours | any_dropout:
             return
+    wanted = f"load_model({name[:200]!r})" if name else "the model that it was trained on"
+    if name == SHIPPED:
+        wanted = "load_pretrained()"
     raise MethodError(f"load_adapter: the adapter was made for a model of {fields}, a "
-                      f"{family[:80]}; this one is a {kind} of {ours}")
+                      f"{family[:80]}; this one is a {kind} of {ours}. It wants {wanted}")
 
 
 @contextlib.contextmanager

@@ -227,7 +227,10 @@ class PeftModel(Switched):
         and round nothing, which is another function. Layers without a change stay as they are, so a
         merged quantized model has both kinds; `quantize(…, skip_quantized=True)` rounds the rest.
         """
-        return merge.merge(self, parts, activations, in_place)
+        merged = merge.merge(self, parts, activations, in_place)
+        if isinstance(merged, Decoder):
+            merged.source = None                         # it is no longer what was loaded
+        return merged
 
     def fold(self) -> PeftModel:
         """Replace a reparameterization (prefix tuning's MLP, P-tuning's encoder) by its output.

@@ -43,6 +43,7 @@ class Run:
         if options.checkpoint is not None and Path(options.checkpoint).exists():
             self.first, self.history, self.best = resume(
                 options.checkpoint, model, optimizer, self.settings)
+            self.history.resumed = self.first
         self.last = options.steps
         if options.stop_after is not None:
             self.last = min(self.last, options.stop_after)

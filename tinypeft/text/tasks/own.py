@@ -23,9 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.wording import counted
 from ...engine.nn import Module
 from ...files import naming
-from ..chat import family_of, turns_of
+from ..chat import known_family, turns_of
 from ..corpus import deduplicate
 from ..tokenizer import Tokenizer
 from .answering import Answering, plain
@@ -143,7 +144,7 @@ def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "t
         where = table.places([n for n, (_, c) in zip(lines, rows, strict=True) if c == rare[0]])
         others = f", and so {_others(len(rare) - 1)}" if len(rare) > 1 else ""
         raise ValueError(f"{table.path}: the class {rare[0][:80]!r} has "
-                         f"{_counted(count[rare[0]], 'different row')} ({where}){others}; each "
+                         f"{counted(count[rare[0]], 'different row')} ({where}){others}; each "
                          "class needs 3, one each to train, validate and test. Add rows, join "
                          f"classes, or name another column than {label!r}")
     classes, tokenizer = tuple(classes or known), tokenizer_of(model)
@@ -186,7 +187,7 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
     names = table.chosen(*([(prompt, answer)] if prompt is not None else PAIRS))
     rows = _conversations(table) if names == ("messages",) else _prompts(table, names)
     kept = _first([(plain(prompt), answer) for prompt, answer in rows])
-    if chat is None: chat = _known_family(tokenizer)
+    if chat is None: chat = known_family(tokenizer)
     split = _split([(plain(rows[i][0]), rows[i][1]) for i in kept], held_out, seed)
     _nothing_empty(table.path, split, held_out, "rows", "add rows that are not near-duplicates")
     examples = {s: [rows[kept[i]] for i in part] for s, part in split.items()}
@@ -259,20 +260,8 @@ def _nothing_empty(place, split, held_out, what, remedy):
         raise ValueError(f"{place}: there are no {what} for {' and '.join(lost)}: {remedy}")
 
 
-def _known_family(tokenizer):
-    try: return family_of(tokenizer)
-    except ValueError: return None
-
-
 def _notes(*found):
-    return tuple(f"{_counted(n, what)}{said}" for n, what, said in found if n)
-
-
-def _counted(n, what):
-    """Return "1 row", "2 rows", "2 classes"."""
-    if n == 1:
-        return f"1 {what}"
-    return f"{n:,} {what}{'es' if what.endswith('s') else 's'}"
+    return tuple(f"{counted(n, what)}{said}" for n, what, said in found if n)
 
 
 def _others(n):
