@@ -439,9 +439,10 @@ tp.find_rate(tuned, task, steps=40, batch_size=16, progress=False)
 #
 # *What to see: at small rates nothing happens, then the loss falls, and at large rates it jumps
 # up and down.* A rate inside the region where it falls is a place to start from.
-# The lowest point of a jagged curve is partly luck, and a longer training often wants a smaller
-# rate. Here the suggestion itself is the last dip before the jump.
-# LoRA's own rate, which the next cell prints, is a little smaller, so the training keeps it.
+# The lowest point of a jagged curve is partly luck, so the suggestion is the lowest point of the
+# smoothed curve: not the last dip before the jump, but the rate before it. A longer training often
+# wants a smaller rate. LoRA's own rate, which the next cell prints, is about the same, so the
+# training keeps it.
 
 # %%
 print("LoRA's own rate:", tp.LoRA.learning_rate)
