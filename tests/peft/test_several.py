@@ -2,7 +2,9 @@
 import copy
 import itertools
 import pickle
+import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -454,3 +456,16 @@ def test_norms_beside_a_lora_learn_as_modules_to_save_in_peft(gpt):
         path, _, kind = name.rpartition(".")
         pairs.append((p, getattr(copy_of(path).modules_to_save["default"], kind)))
     race(tuned, theirs, pairs, Noise())
+
+
+def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
+    """The first Python of peft/README.md, each `attach` on a model of its own."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(tp.__file__).parent / "peft" / "README.md").read_text("utf-8")
+    lines = re.search(r"```python\n(.*?)```", page, re.S).group(1).splitlines()
+    first = [i for i, line in enumerate(lines) if "tp.attach(" in line]
+    assert first == [0, 1] and len(lines) == 7
+    for part in lines[:1], lines[1:]:
+        names = {"tp": tp, "model": tp.GPT(tp.GPTConfig(37, 24, 64, 2, 4))}
+        exec("\n".join(part), names)
+    assert (tmp_path / "folder" / "adapter.safetensors").is_file() and list(names["tuned"].parts) == ["style", "norms"]
