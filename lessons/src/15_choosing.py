@@ -470,12 +470,11 @@ print(f"{hits} of 10 right; a coin has 5")
 # It has learned the words of the file, as a bag of words would.
 # Rows that share words with the training rows hide that, so test on what users will write.
 # The adapter alone does not know the names of the classes.
-# `task.json`, beside it, knows them, and it holds no row of your file:
+# `save` writes `task.json` beside it, which knows them, and it holds no row of your file:
 
 # %%
 place = Path(tempfile.mkdtemp())
 tuned.save(place)
-tp.tasks.save_task(task, place)
 task = tp.tasks.load_task(place, model)
 print(*sorted(p.name for p in place.iterdir()), "; classes:", *task.classes)
 task.predict(tuned, ["My coat is sticky."])

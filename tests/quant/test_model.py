@@ -394,6 +394,11 @@ def test_bits_per_weight_of_a_model_are_the_formula_bit_exact(base, name, formul
     assert bits_per_weight(base(name)) == pytest.approx(expected, rel=1e-12)
 
 
+def test_bits_of_a_model_without_codes_are_no_number():
+    model = tp.GPT(tp.GPTConfig(8, 8, 8, 1, 1))
+    with pytest.raises(ValueError, match="bits_per_weight: no layer is quantized"): bits_per_weight(model)
+
+
 # -- files -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", BASES)
 def test_a_saved_model_comes_back_bit_exact(base, tokens, tmp_path, name):

@@ -648,4 +648,6 @@ def test_a_text_is_continued(model):
     (lambda: tp.train(small(), ["hello"] * 10, steps=2), "train"), (lambda: tp.train(Noise(), small(), steps=2), "train"),
     (lambda: tp.evaluate(small(), "notes"), "evaluate"), (lambda: tp.find_rate(small(), ["hello"], steps=2), "train")])
 def test_what_is_no_task_is_refused_with_how_to_make_one(call, verb):
+    with pytest.raises(TypeError, match="fit_probe: expected a task with classes, as tasks.labelled makes .*got a list"):
+        tp.fit_probe(small(), [("a", "b")])
     with pytest.raises(TypeError, match=rf"{verb}: expected a model and a task, got .*tasks.labelled\(rows, model\)"): call()
