@@ -568,6 +568,7 @@ def test_rows_in_memory_make_the_task_that_a_file_makes(tmp_path):
     (lambda: tasks.labelled(small(), "reviews.csv"), TypeError, "or of dicts, got a GPT; the data come first"),
     (lambda: tasks.pairs(small(), "qa.jsonl"), TypeError, r"a list of \(prompt, answer\) or of dicts, got a"),
     (lambda: tasks.text(small(), "notes"), TypeError, "or a dict name → text, got a GPT; the data"),
+    (lambda: tasks.text({"a": None}), TypeError, "expected a dict of texts, name → text, got {'a': None}"),
     (lambda: tasks.domain("notes"), TypeError, "expected a model or a tokenizer, got 'notes'; tinypeft.load_model gives"),
     (lambda: tasks.labelled({"text": ["a"], "label": ["b"]}), TypeError, "got a dict"),
     (lambda: tasks.labelled(["a", "b"]), TypeError, r"item 1 of the rows: expected \(text, label\), or a dict, got 'a'"),

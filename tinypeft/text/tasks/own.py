@@ -182,7 +182,8 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
     check_shares(held_out)
     if (prompt is None) != (answer is None):
         raise ValueError("pairs: name both columns, prompt and answer, or none of them")
-    table = table_of(data, (prompt or PAIRS[0][0], answer or PAIRS[0][1]), encoding, delimiter)
+    columns = PAIRS[0] if prompt is None else (prompt, answer)
+    table = table_of(data, columns, encoding, delimiter)
     tokenizer = tokenizer_of(model)
     names = table.chosen(*([(prompt, answer)] if prompt is not None else PAIRS))
     rows = _conversations(table) if names == ("messages",) else _prompts(table, names)

@@ -97,7 +97,9 @@ def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, s
     names, those of inner folders too; hidden ones and blank ones are not. Raises FileNotFoundError,
     and ValueError for what is not text, for no text at all, and for more than 20 MB."""
     if isinstance(paths, Mapping):
-        texts = [(str(name), checked(text, name).strip()) for name, text in paths.items()]
+        if not all(isinstance(text, str) for text in [*paths, *paths.values()]):
+            raise TypeError(f"expected a dict of texts, name → text, got {str(paths)[:80]}")
+        texts = [(name, checked(text, name).strip()) for name, text in paths.items()]
         hashed = hashlib.sha256(json.dumps(texts).encode())
     elif isinstance(paths, Module) or not isinstance(paths, (Path, Iterable)):
         raise TypeError("expected files or folders, or a dict name → text, got a "
