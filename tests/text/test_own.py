@@ -652,3 +652,11 @@ def test_what_is_no_task_is_refused_with_how_to_make_one(call, verb):
     with pytest.raises(TypeError, match="fit_probe: expected a task with classes, as tasks.labelled makes .*got a list"):
         tp.fit_probe(small(), [("a", "b")])
     with pytest.raises(TypeError, match=rf"{verb}: expected a model and a task, got .*tasks.labelled\(rows, model\)"): call()
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_task_as_it_was(tmp_path, model):
+    (tmp_path / "c").write_text("no checkpoint")
+    tuned = tp.attach(model, tp.LoRA(rank=2))
+    task = made("pairs", tmp_path / "d", model)
+    with pytest.raises(ValueError): tp.train(tuned, task, 1, checkpoint=tmp_path / "c", progress=False)
+    assert tuned.task is None

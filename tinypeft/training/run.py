@@ -38,7 +38,6 @@ class Run:
         self.model, self.task, self.optimizer, self.options = model, task, optimizer, options
         self.history, self.best, self.first = History(), {}, 0
         self.rate = peak_rate(model, options.lr)
-        model.before_training(task)
         self.settings = options.settings(self.rate, getattr(model, "method", None))
         if options.checkpoint is not None and Path(options.checkpoint).exists():
             self.first, self.history, self.best = resume(
@@ -57,6 +56,7 @@ class Run:
             self.show = stack.enter_context(progress)
             stack.callback(self.model.eval)
             stack.callback(self.optimizer.zero_grad)
+            self.model.before_training(self.task)
             self.model.train()
             self.exits = stack.pop_all()
         return self
