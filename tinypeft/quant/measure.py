@@ -28,7 +28,7 @@ def bits_per_weight(model: Decoder) -> float:
     """8 · bytes / weights over the quantized layers, with their scales and all else they store."""
     layers = [module for _, module in model.named_modules() if isinstance(module, QuantizedLinear)]
     if not layers:
-        raise ValueError("bits_per_weight: no layer is quantized; quantize(model, scheme) does that")
+        raise ValueError("bits_per_weight: no layer is quantized; quantize(model, scheme) first")
     return 8 * sum(layer.nbytes for layer in layers) / sum(layer.weight.size for layer in layers)
 
 
