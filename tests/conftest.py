@@ -56,6 +56,13 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# -- progress ------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def no_line_of_progress(monkeypatch):
+    """A command says to a pipe what takes longer than a second, which depends on the machine; `test_progress.py` sets it."""
+    monkeypatch.setattr("tinypeft.common.progress.FIRST", 1000)
+
+
 # -- skips ---------------------------------------------------------------------------------------
 def pytest_addoption(parser):
     parser.addoption("--no-skips", action="store_true", default=bool(os.environ.get("TINYPEFT_NO_SKIPS")),

@@ -1,5 +1,6 @@
 """The pages tell the truth: their numbers are the stored ones, their links lead somewhere, and the first one is short."""
 import re
+import shlex
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 import tinypeft as tp
 from tests.test_checkout import FILES
+from tinypeft.commands.cli import parser
 from tinypeft.study.claims import ALL_CLAIMS, tables
 from tinypeft.study.pages import ROOT, SECTIONS, filled, main_job, over_seeds, table
 
@@ -77,6 +79,41 @@ def test_the_snippet_runs(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert "LoRA(rank=8)" in run.stdout and (tmp_path / "my-adapter").is_dir()
+
+
+# -- promises ------------------------------------------------------------------------------------
+def commands(text):
+    """The arguments of every `python -m tinypeft …` on a page: up to a comment, the end of the code, or two spaces."""
+    code = " ".join(line + "\n" for block in CODE.findall(text) for line in block.strip("`").splitlines())
+    command = r"python3? -m tinypeft(?= |\n)((?: (?! )[^\n#;&|>`]*?)?)(?=\n|[#;&>`|]|  )"
+    return [shlex.split(found) for found in re.findall(command, code)]
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if "python -m tinypeft" in PAGES[path]])
+def test_every_command_on_a_page_is_one(path):
+    """The parser takes it, with every option. `…` and NAMES in capitals stand for anything."""
+    found = commands(PAGES[path])
+    assert found
+    for argv in found:
+        assert parser().parse_known_args(argv)[1] == [], argv
+
+
+def test_a_command_that_does_not_exist_is_found():
+    assert commands("```\npython -m tinypeft finetune lora --csv a.csv      columns\n```\n`python -m tinypeft nosuch`") == [
+        ["finetune", "lora", "--csv", "a.csv"], ["nosuch"]]
+    with pytest.raises(SystemExit): parser().parse_known_args(["nosuch"])
+
+
+def test_every_promise_names_tests_that_exist():
+    section = PAGES["tests/README.md"].split("## Promises to users", 1)[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert 40 < len(rows) <= 60
+    for where, promise, held in rows:
+        files = re.findall(r"\[`([\w/]+\.py)`\]\(\1\) (`test_\w+`(?:, `test_\w+`)*)", held)
+        assert files or held.startswith("none: "), (where, promise)
+        for file, names in files:
+            defined = (ROOT / "tests" / file).read_text("utf-8")
+            for name in re.findall(r"`(test_\w+)`", names): assert f"\ndef {name}(" in defined, name
 
 
 # -- links ---------------------------------------------------------------------------------------

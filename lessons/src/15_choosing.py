@@ -439,9 +439,10 @@ tp.find_rate(tuned, task, steps=40, batch_size=16, progress=False)
 #
 # *What to see: at small rates nothing happens, then the loss falls, and at large rates it jumps
 # up and down.* A rate inside the region where it falls is a place to start from.
-# The lowest point of a jagged curve is partly luck, and a longer training often wants a smaller
-# rate. Here the suggestion itself is the last dip before the jump.
-# LoRA's own rate, which the next cell prints, is a little smaller, so the training keeps it.
+# The lowest point of a jagged curve is partly luck, so the suggestion is the lowest point of the
+# smoothed curve: not the last dip before the jump, but the rate before it. A longer training often
+# wants a smaller rate. LoRA's own rate, which the next cell prints, is about the same, so the
+# training keeps it.
 
 # %%
 print("LoRA's own rate:", tp.LoRA.learning_rate)
@@ -469,12 +470,11 @@ print(f"{hits} of 10 right; a coin has 5")
 # It has learned the words of the file, as a bag of words would.
 # Rows that share words with the training rows hide that, so test on what users will write.
 # The adapter alone does not know the names of the classes.
-# `task.json`, beside it, knows them, and it holds no row of your file:
+# `save` writes `task.json` beside it, which knows them, and it holds no row of your file:
 
 # %%
 place = Path(tempfile.mkdtemp())
 tuned.save(place)
-tp.tasks.save_task(task, place)
 task = tp.tasks.load_task(place, model)
 print(*sorted(p.name for p in place.iterdir()), "; classes:", *task.classes)
 task.predict(tuned, ["My coat is sticky."])

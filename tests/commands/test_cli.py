@@ -6,7 +6,8 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.commands.arguments import build
-from tinypeft.commands.cli import main
+from tinypeft.commands.cli import main, parser
+from tinypeft.commands.training import shared_options
 
 
 def run(capsys, *argv):
@@ -156,3 +157,13 @@ def test_find_rate_prints_a_rate_and_draws(capsys, tmp_path):
 def test_options_that_would_do_nothing_are_refused(capsys, options, says):
     status, out, err = run(capsys, "finetune", "lora", "--quick", *options)
     assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+def test_the_defaults_are_those_that_help_states():
+    """Steps: 300, with --quick 12. Rows of a step: 8, for classes 16."""
+    class Classes: classes = "a", "b"
+    def chosen(*argv, task=None):
+        steps, options = shared_options(parser().parse_args(["finetune", "lora", *argv]), task)
+        return steps, options["batch_size"]
+    assert chosen() == (300, 8) and chosen("--quick") == (12, 8) and chosen(task=Classes()) == (300, 16)
+    assert chosen("--quick", "--steps", "7", "--batch-size", "3", task=Classes()) == (7, 3)

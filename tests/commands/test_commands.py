@@ -40,6 +40,7 @@ def own(tmp_path_factory):
         for n in rng.permutation(200):
             thing, word = rng.choice(THINGS), rng.choice(GOOD + BAD)
             f.write(json.dumps({"prompt": f"Describe {n} {word} {thing}s.", "answer": f"Each {thing} is {word}."}) + "\n")
+    (folder / "latin.csv").write_bytes("text,label\nA café,good\n".encode("cp1252"))
     (folder / "notes").mkdir()
     for i in range(6):
         sections = ("## Visit\n\n" + " ".join(review(rng, rng.random() < 0.5) for _ in range(8)) for _ in range(8))
@@ -265,7 +266,7 @@ def test_a_stop_in_the_test_loses_no_training(capsys, monkeypatch, adapter, act,
 
 def test_a_stop_while_it_saves_waits_until_it_is_saved(capsys, monkeypatch, tmp_path):
     real = tp.text.tasks.save_task
-    monkeypatch.setattr("tinypeft.text.tasks.save_task", lambda *args: (ctrl_c(), real(*args)))
+    monkeypatch.setattr("tinypeft.peft.model.save_task", lambda *args: (ctrl_c(), real(*args)))
     assert run(capsys, *FEW, "--out", tmp_path) == (130, "", f"tinypeft: stopped; the adapter is saved in {tmp_path}\n")
     assert contents(tmp_path).keys() == {"adapter.safetensors", "task.json"}
 
@@ -336,6 +337,7 @@ def test_a_better_adapter_takes_the_place_of_the_old_one(capsys, monkeypatch, ad
     monkeypatch.chdir(adapter)
     status, out, _ = run(capsys, *FEW, "--seed", "1", "--out", ".", "--format", "tinypeft")
     assert status == 0 and out.splitlines()[-1].startswith("saved in .;")
+    assert "\nit took the place of the adapter that was in .\n" in out
     after = contents(adapter)
     assert after.keys() == before.keys() and after["adapter.safetensors"] != before["adapter.safetensors"]
     assert after["notes.txt"] == b"mine"
@@ -354,7 +356,7 @@ def test_a_place_beside_the_adapter_is_looked_for_before_training(capsys, monkey
         assert run(capsys, *FEW, "--out", adapter) == (2, "", f"tinypeft: cannot write to the folder {adapter.parent}\n")
     monkeypatch.undo()
     def full(task, folder): raise OSError(28, "No space left on device", str(folder))
-    monkeypatch.setattr("tinypeft.text.tasks.save_task", full)
+    monkeypatch.setattr("tinypeft.peft.model.save_task", full)
     status, _, err = run(capsys, *FEW, "--out", adapter)
     assert status == 2 and "judge.new: No space left" in err and [p.name for p in adapter.parent.iterdir()] == ["judge"]
 
@@ -373,16 +375,22 @@ def test_a_loss_that_is_not_a_number_is_worse_than_any():
     ("evaluate --adapter judge", "trained on reviews.csv, a file of your own"),
     ("evaluate --adapter judge --text notes", "trained on --csv, not on --text"),
     ("evaluate --adapter nosuch", "nosuch"),
-    ("classify x --adapter notes", "no task.json"), ("classify --adapter judge -- ", "empty"),
+    ("classify x --adapter notes", "no adapter.safetensors or adapter_config.json in notes"),
+    ("classify --adapter judge -- ", "empty"),
     ("finetune lora --csv reviews.csv --prompt-column x", "--prompt-column needs --pairs FILE"),
     ("finetune lora --text-column x", "--text-column needs --csv FILE"),
     ("finetune lora --keep", "--keep needs --out FOLDER"),
     ("finetune lora --find-rate --keep --out x", "--find-rate does not train; leave out --keep"),
     ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
-    ("finetune lora --csv reviews.csv --text-column review", "no column 'review' and 'label'; there are 'text', 'label'"),
+    ("finetune lora --csv reviews.csv --text-column review",
+     "no column 'review' and 'label'; there are 'text', 'label'. Say which by --text-column and --label-column"),
+    ("finetune lora --csv latin.csv", "such as --encoding cp1252"),
+    ("classify --csv latin.csv --adapter judge", "--encoding cp1252"),
     ("finetune lora --pairs reviews.csv", "no column 'prompt' and 'answer'"),
     ("finetune lora --pairs answers.jsonl --answer-column x", "both"),
-    ("finetune lora --csv nosuch.csv", "nosuch.csv: No such file"),
+    ("finetune lora --csv nosuch.csv", "nosuch.csv: No such file or directory; look at the path"),
+    ("classify x --csv reviews.csv --adapter judge", "give texts or --csv FILE, not both"),
+    ("classify --csv reviews.csv --text-column x --adapter judge", "'label'. Say which by --text-column"),
     ("finetune lora --text notes --context 4000", "[2, 256]"),
     ("finetune lora --csv reviews.csv --encoding nosuch", "no encoding 'nosuch'"),
     ("finetune lora --pairs notes", "is a folder")])
@@ -395,6 +403,86 @@ def test_mistakes_are_said_in_one_line(capsys, own, classifier, monkeypatch, arg
 def test_one_kind_of_data_at_a_time(capsys):
     with pytest.raises(SystemExit): main(["finetune", "lora", "--csv", "a", "--pairs", "b"])
     assert "not allowed with argument --csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["finetune", "lora", "--bogus"], "unrecognized arguments: --bogus; `python -m tinypeft finetune --help` lists what"),
+    (["finetune"], "the following arguments are required: METHOD; `python -m tinypeft finetune --help`"),
+    (["generate", "x", "--top-k", "no"], "argument --top-k: must be a positive integer, got 'no'; `python -m tiny"),
+    (["--seed", "1", "doctor"], "this command does not take --seed; `python -m tinypeft doctor --help`"),
+    (["nosuch"], "invalid choice: 'nosuch'")])
+def test_a_wrong_option_is_one_line_too(capsys, argv, says):
+    with pytest.raises(SystemExit) as e: main(argv)
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and says in err and err.startswith("tinypeft: ") and err.count("\n") == 1
+
+
+# -- the adapter's task and its base ---------------------------------------------------------------
+def test_an_adapter_that_python_saved_does_its_task(capsys, own, tmp_path):
+    """`tuned.save` writes the task that `train` used; the commands read it."""
+    model = tp.load_pretrained()
+    task = tp.tasks.labelled(own / "reviews.csv", model)
+    tuned = tp.attach(model, tp.LoRA(), head=2)
+    tp.train(tuned, task, 1, progress=False)
+    tuned.save(tmp_path / "judge")
+    status, out, _ = run(capsys, "classify", "An honest clock", "--adapter", tmp_path / "judge")
+    assert status == 0 and out.split("\t")[0] == tuned.classify("An honest clock")
+    tuned = tp.attach(tuned.detach(), tp.LoRA())
+    tp.train(tuned, tp.tasks.pairs(own / "answers.jsonl", model), 1, progress=False)
+    tuned.save(tmp_path / "helper")
+    asked = "generate", "Describe 3 coats.", "--max-new-tokens", "3", "--adapter"
+    assert not run(capsys, *asked, tmp_path / "helper")[1].startswith("Describe")
+
+
+def test_without_a_task_generate_says_which_form_it_uses(capsys, monkeypatch, tmp_path):
+    tp.attach(tp.load_pretrained(), tp.LoRA()).save(tmp_path)
+    asked = "generate", "A lamp", "--max-new-tokens", "2", "--adapter", tmp_path
+    assert run(capsys, *asked)[2] == ""                                              # no chat template is known for the base
+    monkeypatch.setattr("tinypeft.text.chat.known_family", lambda tokenizer: "smollm2")
+    status, out, err = run(capsys, *asked)
+    says = "so the text is continued as it stands; --chat puts it into the chat template of smollm2"
+    assert status == 0 and out.startswith("A lamp") and err == f"{tmp_path} holds no task.json, {says}\n"
+    status, _, err = run(capsys, "classify", "x", "--adapter", tmp_path)
+    assert status == 2 and "holds no task.json" in err
+
+
+def test_an_adapter_on_another_base_names_the_option_that_loads_its_own(capsys, tmp_path):
+    base = tp.load_pretrained()
+    small = tp.GPT(tp.GPTConfig(base.config.vocab_size, 64, 16, 1, 2))
+    small.tokenizer = base.tokenizer
+    tp.save_model(small, tmp_path / "small")
+    for place, name in (None, "shipped"), (tmp_path / "small", "own"):
+        tp.attach(tp.load_model(place), tp.LoRA()).save(tmp_path / name)
+    asked = "generate", "x", "--max-new-tokens", "1", "--adapter"
+    status, _, err = run(capsys, *asked, tmp_path / "own")
+    assert status == 2 and err.endswith(f"It wants --model {tmp_path / 'small'}\n")
+    assert run(capsys, *asked, tmp_path / "own", "--model", tmp_path / "small")[0] == 0
+    status, _, err = run(capsys, *asked, tmp_path / "shipped", "--model", tmp_path / "small")
+    assert status == 2 and err.endswith("It wants the shipped base: leave --model out\n")
+    with pytest.raises(tp.MethodError, match=r"It wants load_model\('.*small'\)"): tp.load_adapter(base, tmp_path / "own")
+
+
+def test_texts_come_from_a_table(capsys, own, classifier, monkeypatch, tmp_path):
+    _, out, _ = run(capsys, "classify", "--csv", own / "reviews.csv", "--adapter", classifier)
+    assert len(out.splitlines()) == 300 and out.splitlines()[0].split("\t")[0] in ("good", "bad")
+    (tmp_path / "a.csv").write_text('review\n"A dull coat,\nand a rude one"\n')
+    argv = "classify", "--csv", tmp_path / "a.csv", "--text-column", "review", "--adapter", classifier
+    assert re.fullmatch(r"bad\t[01]\.\d+\tA dull coat, and a rude one\n", run(capsys, *argv)[1])
+    assert json.loads(run(capsys, *argv, "--json")[1])[0]["text"] == "A dull coat,\nand a rude one"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'"text",label\n"A dull coat, and a rude one",bad\n')))
+    status, _, err = run(capsys, "classify", "-", "--adapter", classifier)
+    assert status == 2 and "the header of a table; give it as a file, by --csv FILE" in err
+
+
+def test_a_run_that_goes_on_says_from_where(capsys, tmp_path):
+    argv = "finetune", "lora", "--quick", "--steps", "4", "--checkpoint", tmp_path / "c"
+    task = tp.tasks.domain(model := tp.load_pretrained())
+    tuned = tp.attach(model, tp.LoRA(), rng=0)
+    tp.train(tuned, task, 4, rates={}, checkpoint=tmp_path / "c", stop_after=1, progress=False)
+    _, out, _ = run(capsys, *argv)
+    assert f"went on from {tmp_path / 'c'}, after step 1\n" in out and "domain, 4 steps in " in out
+    assert json.loads(run(capsys, *argv, "--json")[1])["resumed"] == 4
+    assert "went on" not in (out := run(capsys, *argv[:4], "1")[1]) and "domain, 1 step in " in out
 
 
 # -- several methods -------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Several methods on one model: every pair that makes sense, and what parts do together and alone."""
 import copy
 import itertools
+import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -483,3 +485,14 @@ def test_a_wrapper_has_no_weight_for_another_to_read(gpt):
     with pytest.raises(tp.MethodError, match="a ScaledOutput has no weight that another method could read; .*innermost"):
         wrapper.base.dense_weight()
     with pytest.raises(tp.MethodError, match="a ScaledOutput has no weight"): wrapper.merge()
+def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
+    """The first Python of peft/README.md, each `attach` on a model of its own."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(tp.__file__).parent / "peft" / "README.md").read_text("utf-8")
+    lines = re.search(r"```python\n(.*?)```", page, re.S).group(1).splitlines()
+    first = [i for i, line in enumerate(lines) if "tp.attach(" in line]
+    assert first == [0, 1] and len(lines) == 7
+    for part in lines[:1], lines[1:]:
+        names = {"tp": tp, "model": tp.GPT(tp.GPTConfig(37, 24, 64, 2, 4))}
+        exec("\n".join(part), names)
+    assert (tmp_path / "folder" / "adapter.safetensors").is_file() and list(names["tuned"].parts) == ["style", "norms"]

@@ -1,4 +1,5 @@
 """Tasks of one's own files: they are split honestly, say what they left out, predict, and answer every broken file by name."""
+import copy
 import csv
 import hashlib
 import itertools
@@ -11,6 +12,7 @@ import pytest
 import tinypeft as tp
 from tests.conftest import make_gpt
 from tests.damaged import read_or_refused
+from tests.toys import Noise, small
 from tinypeft import tasks
 from tinypeft.text import BPETokenizer
 from tinypeft.text.chat import FAMILIES, chat_answer, chat_end, chat_prompt
@@ -446,9 +448,9 @@ BROKEN = [
     ("labelled", "a.csv", b"text,label\n" + b"x" * 200_000 + b",b\n", "line 2: field larger than field limit"),
     ("labelled", "a.csv", b"text,label\na,b\n,b\nc, \n", "'text' is empty in line 3; fill it in"),
     ("labelled", "a.csv", b"text,label\na,x\nb,x\nc,x\n", "every row has the label 'x'; a classifier needs two classes"),
-    ("labelled", "a.csv", f"text,label\n{ROWS}seven,c\n".encode(), r"'c' has 1 different rows \(line 8\); each class needs 3"),
+    ("labelled", "a.csv", f"text,label\n{ROWS}seven,c\n".encode(), r"'c' has 1 different row \(line 8\); each class needs 3"),
     ("labelled", "a.csv", b"text,label\n" + b"one,a\n" * 9 + b"two,b\n" * 9,
-     r"'a' has 1 different rows \(lines 2, 3, 4, 5, 6 and 4 more\), and so do 1 other classes"),
+     r"'a' has 1 different row \(lines 2, 3, 4, 5, 6 and 4 more\), and so does one other class"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": }\n',
      "line 2: this is not JSON.*character 27"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n[1]\n', r"line 2: expected a JSON object"),
@@ -538,3 +540,123 @@ def test_any_bytes_give_a_task_or_a_named_error(tmp_path):
 
 def test_the_rules_numbers_are_those_of_the_pages():
     assert own_files.MOST == 20_000_000 and held_out.FORM == 10 and own.LARGEST == 20
+
+
+# -- in memory -------------------------------------------------------------------------------------
+def test_rows_in_memory_make_the_task_that_a_file_makes(tmp_path):
+    """Tuples in the order of the columns, or dicts with names; a label may be a number of NumPy's."""
+    rows = [(f"text number {n} {'abcdefgh'[n % 8]}", n % 2) for n in range(40)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    wanted = tasks.labelled(tmp_path / "rows.csv", BYTES)
+    numbers = [(text, np.int64(label)) for text, label in rows]
+    named = [{"text": text, "label": label} for text, label in rows]
+    for data in rows, numbers, named, iter(rows):
+        task = tasks.labelled(data, BYTES)
+        assert task.rows == wanted.rows and task.classes == ("0", "1") and task.name == "rows"
+    assert tasks.labelled([{"stars": b, "review": a} for a, b in rows], BYTES, "review", "stars").rows == wanted.rows
+    (tmp_path / "pairs.csv").write_text("prompt,answer\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    wanted = tasks.pairs(tmp_path / "pairs.csv", BYTES).rows
+    assert tasks.pairs([(a, str(b)) for a, b in rows], BYTES).rows == wanted
+    assert tasks.pairs([{"question": a, "answer": b} for a, b in rows], BYTES).rows == wanted
+    (tmp_path / "a.md").write_text("\n\n".join(text for text, _ in rows))
+    texts = {"a.md": (tmp_path / "a.md").read_text()}
+    for split, ids in tasks.text(tmp_path / "a.md", BYTES).streams.items():
+        assert np.array_equal(tasks.text(texts, BYTES).streams[split], ids)
+
+
+@pytest.mark.parametrize("make, error, says", [
+    (lambda: tasks.labelled(small(), "reviews.csv"), TypeError, "or of dicts, got a GPT; the data come first"),
+    (lambda: tasks.pairs(small(), "qa.jsonl"), TypeError, r"a list of \(prompt, answer\) or of dicts, got a"),
+    (lambda: tasks.text(small(), "notes"), TypeError, "or a dict name → text, got a GPT; the data"),
+    (lambda: tasks.text({"a": None}), TypeError, "expected a dict of texts, name → text, got {'a': None}"),
+    (lambda: tasks.domain("notes"), TypeError, "expected a model or a tokenizer, got 'notes'; tinypeft.load_model gives"),
+    (lambda: tasks.labelled({"text": ["a"], "label": ["b"]}), TypeError, "got a dict"),
+    (lambda: tasks.labelled(["a", "b"]), TypeError, r"item 1 of the rows: expected \(text, label\), or a dict, got 'a'"),
+    (lambda: tasks.labelled([("a", "b"), ("a", "b", "c")]), TypeError, "item 2 of the rows"),
+    (lambda: tasks.labelled([]), ValueError, "there is no row"),
+    (lambda: tasks.text({}), ValueError, "no file: there is no text in it"),
+    (lambda: tasks.labelled([("a", "x"), ("b", float("nan"))]), ValueError, "rows, item 2: 'label' must be text, got nothing"),
+    (lambda: tasks.labelled([{"a": 1}]), ValueError, "rows has no column 'text' and 'label'; there are 'a'")])
+def test_what_are_no_rows_is_refused_by_name(make, error, says):
+    with pytest.raises(error, match=says): make()
+
+
+# -- the model remembers its task ------------------------------------------------------------------
+@pytest.mark.parametrize("kind", saved.KINDS)
+def test_an_adapter_is_saved_with_the_task_that_it_was_trained_on(tmp_path, model, kind):
+    """In both formats, and again after loading. The model keeps no data."""
+    task = made(kind, tmp_path / "d", model)
+    tuned = tp.attach(model, tp.LoRA(rank=2), head=3 if kind == "labelled" else None, head_bias=False)
+    assert tuned.task is None
+    tp.train(tuned, task, 1, progress=False)
+    assert tuned.task.splits == {} and type(tuned.task) is type(task) and tuned.task.form == task.form
+    answers = task.predict(tuned, ["one", "two three"])
+    for format in ("tinypeft", "peft"):
+        tuned.save(tmp_path / format, format)
+        loaded = tp.load_adapter(copy.deepcopy(tuned).detach(), tmp_path / format)
+        assert loaded.task.predict(loaded, ["one", "two three"]) == answers
+        loaded.save(tmp_path / f"{format} again", format)
+    tasks.save_task(task, tmp_path)
+    texts = {(folder / saved.FILE).read_bytes() for folder in tmp_path.iterdir() if (folder / saved.FILE).is_file()}
+    assert texts == {(tmp_path / saved.FILE).read_bytes()}
+
+
+def test_save_takes_a_task_and_refuses_one_that_predicts_nothing(tmp_path, model):
+    task, tuned = made("pairs", tmp_path / "d", model), tp.attach(model, tp.LoRA(rank=2))
+    tuned.save(tmp_path / "none")
+    assert not (tmp_path / "none" / saved.FILE).exists()
+    tuned.save(tmp_path / "given", task=task)
+    assert tasks.load_task(tmp_path / "given", model).name == task.name
+    with pytest.raises(ValueError, match="has nothing to predict"): tuned.save(tmp_path / "refused", task=Noise())
+    assert not (tmp_path / "refused").exists()
+    (tmp_path / "given" / saved.FILE).write_text("{")
+    assert tp.load_adapter(tuned.detach(), tmp_path / "given").task is None          # load_task says why
+
+
+def test_a_task_without_a_form_is_not_remembered():
+    tuned = tp.attach(small(), tp.LoRA(rank=2))
+    tuned.task = "an older one"
+    tp.train(tuned, Noise(), 1, progress=False)
+    assert tuned.task is None
+
+
+# -- text in, text out -----------------------------------------------------------------------------
+def test_a_classifier_takes_texts(tmp_path, model):
+    task = made("labelled", tmp_path / "d", model)
+    tuned = tp.attach(model, tp.LoRA(rank=2), head=3)
+    with pytest.raises(ValueError, match=r"knows no classes .*use task.predict\(tuned, texts\)"): tuned.classify("one")
+    tp.train(tuned, task, 1, progress=False)
+    labels = task.predict(tuned, ["one", "two three"])
+    assert tuned.classify(["one", "two three"]) == labels and tuned.classify("one") == labels[0]
+    ids = task.encode("one")
+    assert tuned.classify(ids[None], np.array([len(ids)])).shape == (1, 3)
+    tp.train(tuned, made("pairs", tmp_path / "d", model), 1, progress=False)
+    with pytest.raises(ValueError, match="knows no classes"): tuned.classify(["one"])
+
+
+def test_a_text_is_continued(model):
+    ids = CHAT.encode_prompt("A lamp")[None]
+    for tuned in model, tp.attach(model, tp.LoRA(rank=2)):
+        out = tp.generate(tuned, ids, 9, temperature=1.0, rng=3, stop=CHAT.end_of_text)[0, 6:].tolist()
+        out = out[:out.index(CHAT.end_of_text)] if CHAT.end_of_text in out else out
+        assert tp.generate(tuned, "A lamp", 9, temperature=1.0, rng=3) == "A lamp" + CHAT.decode(out, continued=True)
+        assert tuned.generate("A lamp", 9, temperature=1.0, rng=3) == tp.generate(tuned, "A lamp", 9, temperature=1.0, rng=3)
+    assert tp.generate(model, "A lamp").startswith("A lamp")
+    with pytest.raises(ValueError, match="this model has no tokenizer, so it takes token ids"): tp.generate(small(), "x")
+
+
+@pytest.mark.parametrize("call, verb", [
+    (lambda: tp.train(small(), ["hello"] * 10, steps=2), "train"), (lambda: tp.train(Noise(), small(), steps=2), "train"),
+    (lambda: tp.evaluate(small(), "notes"), "evaluate"), (lambda: tp.find_rate(small(), ["hello"], steps=2), "train")])
+def test_what_is_no_task_is_refused_with_how_to_make_one(call, verb):
+    with pytest.raises(TypeError, match="fit_probe: expected a task with classes, as tasks.labelled makes .*got a list"):
+        tp.fit_probe(small(), [("a", "b")])
+    with pytest.raises(TypeError, match=rf"{verb}: expected a model and a task, got .*tasks.labelled\(rows, model\)"): call()
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_task_as_it_was(tmp_path, model):
+    (tmp_path / "c").write_text("no checkpoint")
+    tuned = tp.attach(model, tp.LoRA(rank=2))
+    task = made("pairs", tmp_path / "d", model)
+    with pytest.raises(ValueError): tp.train(tuned, task, 1, checkpoint=tmp_path / "c", progress=False)
+    assert tuned.task is None

@@ -82,6 +82,22 @@ def test_it_ends_when_the_loss_rises_and_says_what_it_found(losses, tried, best,
     assert repr(found).endswith(f"; {note})")
 
 
+def test_a_needle_at_the_edge_of_divergence_is_no_suggestion():
+    """It was measured: LoRA on the shipped base, 30 rates. The lowest loss is one point between a bump and the climb."""
+    losses = [2.925, 2.914, 2.905, 2.891, 2.874, 2.871, 2.901, 2.941, 2.900, 2.853, 2.937, 3.269, 3.638, 6.458]
+    found = tp.RateSearch(np.geomspace(0.00068, 0.1, 14), np.array(losses))
+    assert found.losses.argmin() == 9 and found.suggestion == found.rates[4] and found.largest == found.rates[9]
+    assert found.smoothed[1] == pytest.approx((2.925 + 2.914 + 2.905) / 3) and found.smoothed[0] == pytest.approx(2.9213333)
+    assert f"from 0.00068 to 0.1, safe up to {found.largest:.2g}; loss 2.925 → 2.874" in repr(found)
+
+
+@pytest.mark.parametrize("losses, safe", [((3, 2, 1), 2), ((1, 2, 3), 0), ((3, 1, 1, 1, 9), 2), ((3, 1, 1, 1, 9, 1, 1.5), 2)])
+def test_the_largest_safe_rate_is_the_last_before_the_loss_is_what_it_was(losses, safe):
+    """A second valley behind a climb does not count."""
+    found = tp.RateSearch(np.arange(1.0, 1 + len(losses)), np.array(losses, float))
+    assert found.largest == found.rates[safe] >= found.suggestion
+
+
 def test_a_run_that_diverges_is_a_search_that_ends():
     class Wild(Noise):
         calls = 0
@@ -117,16 +133,16 @@ def test_nothing_finite_is_an_error():
 
 def test_the_picture_marks_the_suggestion():
     pytest.importorskip("matplotlib")
-    found = tp.RateSearch(np.array([1e-3, 1e-2, 1e-1]), np.array([3.0, 1.0, 2.0]))
+    found = tp.RateSearch(np.array([1e-4, 1e-3, 1e-2, 1e-1]), np.array([3.0, 2.0, 1.0, 2.5]))
     text = found._repr_html_()
     words = " ".join(ET.fromstring(b64decode(text.split("base64,")[1].split("'")[0])).itertext())
-    assert "0.01" in words and "learning rate" in words and "RateSearch(suggestion 0.01, 3 rates" in text
+    assert "0.01" in words and "learning rate" in words and "RateSearch(suggestion 0.01, 4 rates" in text
     from matplotlib.figure import Figure
     ax = Figure().subplots()
     assert found.plot(ax) is ax and ax.get_xscale() == "log"
     curve, mark = ax.get_lines()
     assert ax.get_ylim() == (0.8, 5.0)
-    assert curve.get_xydata().tolist() == [[1e-3, 3], [1e-2, 1], [1e-1, 2]] and set(mark.get_xdata()) == {0.01}
+    assert curve.get_xydata().tolist() == [[1e-4, 3], [1e-3, 2], [1e-2, 1], [1e-1, 2.5]] and set(mark.get_xdata()) == {0.01}
 
 
 @pytest.mark.parametrize("label, method", [("full", tp.FullFineTuning()), ("lora", tp.LoRA())])

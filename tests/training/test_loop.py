@@ -209,7 +209,8 @@ def test_patience_ends_a_run_that_brings_nothing(patience, losses, steps, best):
     assert (history.stopped is None) == (steps == total)
     if steps < total:
         says = f"the lowest, {best[1]:.4f}, came at step {best[0]}" if best else "none is finite"
-        assert history.stopped == f"{patience} evaluations without a lower validation loss; {says}"
+        waited = "1 evaluation" if patience == 1 else f"{patience} evaluations"
+        assert history.stopped == f"{waited} without a lower validation loss; {says}"
         assert f", stopped: {history.stopped})" in repr(history)
 
 

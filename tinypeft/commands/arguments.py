@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common import hyper
+from ..common.progress import Progress
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
@@ -69,7 +70,8 @@ def show_json(record: Any) -> None:
 def model_of(args: Namespace) -> Decoder:
     """Return the model that --model names, or the shipped base. It must have a tokenizer."""
     from ..interop.loading import load_model
-    model = load_model(args.model)
+    with Progress(None, "loading the model"):
+        model = load_model(args.model)
     if model.tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
                          "merges.txt, into it")

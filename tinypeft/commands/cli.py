@@ -17,29 +17,37 @@
     python -m tinypeft doctor             what is installed, and whether all is well
 """
 import contextlib
+import errno
 import os
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..common.progress import Progress, in_lines
 from . import study, training, using
 from .arguments import SHARED, build, fields, model_of, number, output, shared, show_json
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
 __all__ = ["main"]
 
+REMEDIES = {errno.ENOENT: "look at the path", errno.EISDIR: "give a file",
+            errno.EACCES: "give another place, or change its permissions"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. A wrong argument, or a file or folder that
     cannot be used, gives one line on stderr and status 2, a training that diverges one and status
     1; with TINYPEFT_TRACEBACK set in the environment it gives a traceback."""
-    args = parser().parse_args(argv)
+    args, unknown = parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for name in set(SHARED) - set(getattr(args, "takes", SHARED)):
         if getattr(args, name):
-            parser().error(f"this command does not take --{name}")
+            args.parser.error(f"this command does not take --{name}")
     try:
-        status = args.run(args) or 0
+        with in_lines():
+            status = args.run(args) or 0
         if sys.stdout is not None: sys.stdout.flush()    # a full disk is found here, not at exit
         return status
     except BrokenPipeError:                              # `… | head`: the reader has enough
@@ -60,8 +68,8 @@ def explained(e: Exception) -> str | None:
     from ..training.diagnosis import DivergedError
     if isinstance(e, KeyError): return str(e.args[0] if e.args else e)
     if isinstance(e, OSError) and e.strerror:
-        return (f"{e.filename or 'the output'}: {e.strerror}; give another place, or change what "
-                "may be written there")
+        remedy = REMEDIES.get(e.errno, "give another place, or change what may be written there")
+        return f"{e.filename or 'the output'}: {e.strerror}; {remedy}"
     if isinstance(e, (ValueError, TypeError, OSError, DivergedError, ImportError)): return str(e)
     if isinstance(e, ArithmeticError):
         return f"a number is out of range ({e}); if a model was trained, try a smaller --lr"
@@ -89,6 +97,10 @@ class Command(ArgumentParser):
     """The parser of a command. options: adds arguments to it when it is used."""
     options: Callable | None = None
 
+    def error(self, message):
+        """Say what is wrong in one line, without all options before it."""
+        self.exit(2, f"tinypeft: {message}; `{self.prog} --help` lists what there is\n")
+
     def parse_known_args(self, *args, **kwargs):
         add, self.options = self.options, None
         if add: add(self)
@@ -97,9 +109,9 @@ class Command(ArgumentParser):
 
 def parser() -> ArgumentParser:
     """All commands and their options."""
-    top = ArgumentParser(prog="python -m tinypeft", description=__doc__,
-                         formatter_class=RawDescriptionHelpFormatter)
-    top.set_defaults(run=study.run_compare)
+    top = Command(prog="python -m tinypeft", description=__doc__,
+                  formatter_class=RawDescriptionHelpFormatter)
+    top.set_defaults(run=study.run_compare, parser=top)
     shared(top)
     output(top, "the picture and the JSON", study.LATEST)
     commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=Command)
@@ -107,7 +119,7 @@ def parser() -> ArgumentParser:
     def command(name, run, about, takes=SHARED, options=None):
         sub = commands.add_parser(name, help=about, description=about)
         sub.options = options
-        sub.set_defaults(run=run, takes=takes)
+        sub.set_defaults(run=run, takes=takes, parser=sub)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
     for commands_of in (study, training, using): commands_of.add_commands(command)
@@ -173,7 +185,9 @@ def run_quantize(args: Namespace) -> None:
     from ..study.compare import Size, cost_of_scheme, described
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
     size = Size(steps=30, test_batches=2 if args.quick else 8)
-    record = cost_of_scheme(model_of(args), scheme, size)
+    model = model_of(args)
+    with Progress(None, f"quantizing by {args.scheme} and measuring"):
+        record = cost_of_scheme(model, scheme, size)
     if args.json: return show_json(record)
     print(described(record))
 

@@ -1,17 +1,22 @@
 """What a task is made of on the command line: a task that comes with the package, or own files."""
 from __future__ import annotations
 
+import contextlib
+import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.progress import Progress
 from .arguments import known, number
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
     from ..text.tasks import Task
 
-__all__ = ["BUILT_IN", "OWN", "built_in", "data_options", "kind_of", "own_task", "task_of"]
+__all__ = ["BUILT_IN", "OWN", "built_in", "data_options", "errors_with_flags", "kind_of",
+           "own_task", "task_of"]
 
 BUILT_IN = "domain", "classify", "summarize"
 OWN = {"text": "--text", "labelled": "--csv", "pairs": "--pairs"}        # kind of task → its option
@@ -38,13 +43,18 @@ def data_options(p: ArgumentParser, default: str) -> None:
                    help="tokens of a row or window of your files, at most")
 
 
+def flag(name: str) -> str:
+    """Return the option of an argument: text_column → --text-column."""
+    return f"--{name.replace('_', '-')}"
+
+
 def kind_of(args: Namespace) -> str | None:
     """Return the kind of one's own data that was given, or None. ValueError for an option that does
     not belong to it."""
     kind = next((kind for kind, option in OWN.items() if vars(args)[option[2:]] is not None), None)
     for name, of in COLUMNS.items():
         if vars(args)[name] is not None and OWN.get(kind) != f"--{of}":
-            raise ValueError(f"--{name.replace('_', '-')} needs --{of} FILE")
+            raise ValueError(f"{flag(name)} needs --{of} FILE")
     if kind is None and args.context is not None:
         raise ValueError(f"--context needs {' or '.join(OWN.values())}")
     return kind
@@ -54,8 +64,28 @@ def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = Non
              **options: object) -> Task:
     """Return the task of one's own files. form: of an adapter's task.json, which decides what the
     command line leaves open. options: of the task's function."""
+    files = vars(args)[OWN[kind][2:]]
+    names = " ".join(map(str, files)) if kind == "text" else files
+    flags = [flag(name) for name, of in COLUMNS.items() if f"--{of}" == OWN[kind]]
+    with Progress(None, f"reading {names}"), errors_with_flags(*flags):
+        return _own_task(args, model, kind, form or {}, options)
+
+
+@contextlib.contextmanager
+def errors_with_flags(*columns: str) -> Iterator[None]:
+    """Let an error name the options of the command where it names arguments of Python. columns:
+    the options that name columns."""
+    try:
+        yield
+    except ValueError as e:
+        message = re.sub(r"\bencoding='([\w-]+)'", r"--encoding \1", str(e))
+        message = message.replace("context must lie", "--context must lie")
+        message = message.replace("which of them to read", "which by " + " and ".join(columns))
+        raise ValueError(message) from e
+
+
+def _own_task(args, model, kind, form, options):
     from ..text import tasks
-    form = form or {}
     options |= {"context": args.context or form.get("context"), "encoding": args.encoding}
     if kind == "text": return tasks.text(args.text, model, **options)
     names = {"labelled": ("text", "label"), "pairs": ("prompt", "answer")}[kind]
@@ -72,7 +102,8 @@ def built_in(name: str, model: Decoder) -> Task:
     """Return a task that comes with the package, by its name."""
     from ..text import tasks
     known([name], BUILT_IN, "task")
-    return getattr(tasks, name)(model)
+    with Progress(None, f"reading the task {name}"):
+        return getattr(tasks, name)(model)
 
 
 def task_of(args: Namespace, model: Decoder) -> Task:

@@ -15,7 +15,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.progress import Progress
 from ..common.signals import HeldSignals
+from ..common.wording import counted
 from .data import kind_of
 from .kept import kept, noted
 from .using import compared
@@ -33,34 +35,40 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options
     from ..training.evaluation import evaluate
     from ..training.loop import train
     folder, before, baselines, most = None, None, {}, 2 if args.quick else None
+    replaced = False
     unsaved = f"nothing was saved in {args.out}" if args.out else "nothing was saved"
     with (noted(KeyboardInterrupt, lambda: f"stopped; {kept(args.checkpoint, folder)}"),
           noted(DivergedError, lambda: unsaved)):
         if hasattr(task, "classes"):
             base, frozen = "the frozen model with a head of zeros", chance(task)
         else:
-            with tuned.disabled(): before = evaluate(tuned, task, "test", max_batches=most)
+            with tuned.disabled():
+                before = evaluate(tuned, task, "test", max_batches=most,
+                                  label="testing the frozen model")
             base, frozen = "the frozen model", before
         history = train(tuned, task, steps, **options)
         if args.out:
             with HeldSignals(): folder = save_first(args, tuned, task)
     with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
         try:
-            after = evaluate(tuned, task, "test", max_batches=most)
+            after = evaluate(tuned, task, "test", max_batches=most, label="testing")
         except OverflowError:                            # of a perplexity beyond all floats
             after = {"loss": math.inf}
-        if kind_of(args) and not args.quick: baselines = task.baselines
+        if kind_of(args) and not args.quick:
+            with Progress(None, "measuring the baselines"):
+                baselines = task.baselines
         worse = worse_than(after, {base: frozen} | baselines)
         if folder != args.out and base not in worse:
             with HeldSignals():
                 save(args, tuned, task, args.out)
                 shutil.rmtree(folder)
-                folder = args.out
+                folder, replaced = args.out, True
     return {"method": str(tuned.method), "task": task.name,
             "data": [task.describe(), *task.notes], "steps": len(history.loss),
             "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
             "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
             "best": history.best and history.best[0], "stopped": history.stopped,
+            "resumed": history.resumed, "replaced": replaced,
             "saved": folder and str(folder)}
 
 
@@ -109,9 +117,7 @@ def save_first(args: Namespace, tuned: PeftModel, task: Task) -> Path:
 
 def save(args: Namespace, tuned: PeftModel, task: Task, folder: Path) -> Path:
     """Write the adapter, and beside it what prediction needs of the task; return the folder."""
-    from ..text import tasks
-    tuned.save(folder, args.format)
-    tasks.save_task(task, folder)
+    tuned.save(folder, args.format, task)
     return folder
 
 
@@ -135,15 +141,19 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     saved = record["saved"]
     print(tuned.summary())
     if kind_of(args): print(f"{task.name}: {'; '.join(record['data'])}")
+    if record["resumed"]:
+        print(f"went on from {args.checkpoint}, after step {record['resumed']:,}")
     if record["stopped"]: print(f"stopped early: {record['stopped']}")
     if record["best"]: print(f"kept: the state after step {record['best']}, the best on validation")
-    print(f"{task.name}, {record['steps']} steps in {record['seconds']} s; on the test split:")
+    steps = counted(record["steps"], "step")
+    print(f"{task.name}, {steps} in {record['seconds']} s; on the test split:")
     print(compared(record["before"], record["after"], record["baselines"]))
     if saved:
         loader = f"tinypeft.load_adapter(model, {saved!r})"
         theirs = f"peft.PeftModel.from_pretrained(model, {saved!r}) loads it, and so does "
         command = "classify" if hasattr(task, "classes") else "generate"
         base = f" --model {args.model}" if args.model else ""
+        if record["replaced"]: print(f"it took the place of the adapter that was in {saved}")
         print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
         print(f"saved in {saved}; "
               + (theirs + loader if args.format == "peft" else f"{loader} loads it"))

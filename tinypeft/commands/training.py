@@ -51,7 +51,8 @@ def training_options(p: ArgumentParser) -> None:
                    help="compute each block again in the backward pass, to save memory")
     fields(p, "hyperparameters, such as rank=4; of several methods, lora.rank=4")
     p.add_argument("--checkpoint", type=Path, metavar="FILE",
-                   help="write training's state to this file; resume from it if it exists")
+                   help="write training's state to this file; go on from it if it exists, and say "
+                        "after which step")
 
 
 def finetune_options(p: ArgumentParser) -> None:
@@ -64,7 +65,8 @@ def finetune_options(p: ArgumentParser) -> None:
                    help="measure the validation loss every N steps, and end with the best state")
     p.add_argument("--patience", type=number(int, least=1), metavar="K",
                    help="stop after K of these measurements without a lower loss")
-    output(p, "the adapter (default: it is not saved)")
+    output(p, "the adapter (default: it is not saved). One in it is replaced if the new one "
+              "tests better than the frozen model; otherwise the new one is saved beside it")
     p.add_argument("--keep", action="store_true", default=None,
                    help="save over an adapter in the folder even if the new one has a higher test "
                         "loss than the frozen model (for classes: with a head of zeros)")
@@ -168,7 +170,8 @@ def show_rates(found: Any, args: Namespace) -> None:
     picture = args.out and args.out / "rates.svg"
     if picture: write_atomically(picture, svg(draw_rates, found))
     if args.json:
-        return show_json({"suggestion": found.suggestion, "rates": found.rates.tolist(),
+        return show_json({"suggestion": found.suggestion, "largest": found.largest,
+                          "rates": found.rates.tolist(),
                           "losses": found.losses.tolist(), "picture": picture and str(picture)})
     print(found)
     print(f"next: the same command with --lr {found.suggestion:.2g} instead of --find-rate"

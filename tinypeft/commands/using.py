@@ -5,6 +5,7 @@ names, the form of the prompts, and how one's own files were split.
 """
 from __future__ import annotations
 
+import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -12,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.progress import Progress
 from .arguments import chosen_model, model_of, number, show_json
-from .data import OWN, built_in, data_options, kind_of, own_task
+from .data import OWN, built_in, data_options, errors_with_flags, kind_of, own_task
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
+    from ..peft import PeftModel
     from ..text.tasks import Task
 
 __all__ = ["add_commands", "compared"]
@@ -32,8 +35,13 @@ def add_commands(command: Callable) -> None:
 
     p = command("classify", run_classify, "name the class of each text, by an adapter, or by "
                 "labels that say what they mean", takes=("model", "json"))
-    p.add_argument("texts", nargs="+", metavar="TEXT", help="- reads one text from each line of "
+    p.add_argument("texts", nargs="*", metavar="TEXT", help="- reads one text from each line of "
                    "standard input")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="the texts of a table: CSV or TSV with "
+                   "a header, or JSONL")
+    p.add_argument("--text-column", metavar="NAME", default="text",
+                   help="of --csv: the column of the text (default text)")
+    p.add_argument("--encoding", default="utf-8", help="of --csv (default utf-8)")
     adapter_option(p)
     p.add_argument("--labels", metavar="A,B,…", help="no adapter: the label that the model itself "
                    "finds likeliest after the text")
@@ -74,18 +82,18 @@ def compared(before: dict | None, after: dict, baselines: dict | None = None) ->
 
 
 def run_evaluate(args: Namespace) -> None:
-    from ..peft import load_adapter
     from ..text import tasks
     from ..text.tasks.saved import FILE
     from ..training.evaluation import evaluate
     model, own, saved = model_of(args), kind_of(args), None
     if own == "labelled" and not args.adapter:
         raise ValueError("--csv needs --adapter: the model alone has no classes")
+    tuned = adapted(model, args.adapter) if args.adapter else model
     if args.adapter and ((args.adapter / FILE).exists() or own == "labelled"):
         saved = tasks.load_task(args.adapter, model)
     task, rows = measured_on(args, model, own, saved)
-    tuned = load_adapter(model, args.adapter) if args.adapter else model
-    measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
+    measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None,
+                                label="testing")
     before, after = None, measured()
     if args.adapter and not hasattr(task, "classes"):
         with tuned.disabled(): before = measured()
@@ -123,9 +131,8 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
 
 
 def run_classify(args: Namespace) -> None:
-    from ..peft import load_adapter
     from ..text import tasks
-    texts = [text for given in args.texts for text in (lines() if given == "-" else [given])]
+    texts = texts_of(args)
     if not texts or not all(text.strip() for text in texts):
         raise ValueError("classify: a text is empty; give texts, or - and a text on each line of "
                          "standard input")
@@ -144,18 +151,42 @@ def run_classify(args: Namespace) -> None:
         labels, p = task.predict(model, texts, probabilities=True)
     else:
         model = model_of(args)
+        tuned = adapted(model, args.adapter)
         task = tasks.load_task(args.adapter, model)
         if task.form["kind"] != "labelled":
             raise ValueError(f"{args.adapter} holds an adapter for {task.name}, which has no "
                              "classes; use generate")
-        tuned = load_adapter(model, args.adapter)
         labels, p = task.predict(tuned, texts, probabilities=True)
     if args.json:
         return show_json([{"text": text, "label": label,
                            "probabilities": dict(zip(task.classes, map(float, row), strict=True))}
                           for text, label, row in zip(texts, labels, p, strict=True)])
     for text, label, row in zip(texts, labels, p, strict=True):
-        print(f"{label}\t{row.max():.3f}\t{text}")
+        print(f"{label}\t{row.max():.3f}\t{' '.join(text.split())}")
+
+
+def texts_of(args: Namespace) -> list[str]:
+    """Return the texts to classify: those given, of standard input, or of a table's column."""
+    from ..text.tasks.own_files import read_table
+    if args.csv is None:
+        return [text for given in args.texts for text in (lines() if given == "-" else [given])]
+    if args.texts:
+        raise ValueError("classify: give texts or --csv FILE, not both")
+    with errors_with_flags("--text-column"):
+        table = read_table(args.csv, args.encoding)
+        table.chosen((args.text_column,))
+        return table.texts(args.text_column)
+
+
+def adapted(model: Decoder, folder: Path) -> PeftModel:
+    """Load an adapter. An error about its base names the option that gives it."""
+    from ..peft import load_adapter
+    try:
+        return load_adapter(model, folder)
+    except ValueError as e:
+        message = re.sub(r"load_model\('([^']+)'\)", r"--model \1", str(e))
+        message = message.replace("load_pretrained()", "the shipped base: leave --model out")
+        raise ValueError(message) from e
 
 
 def lines() -> list[str]:
@@ -163,20 +194,29 @@ def lines() -> list[str]:
     from ..text.tasks.own_files import decoded
     if sys.stdin is None: raise ValueError("there is no standard input to read")
     text = decoded(sys.stdin.buffer.read(), "standard input", "utf-8")
-    return [line for line in text.split("\n") if line.strip()]
+    found = [line for line in text.split("\n") if line.strip()]
+    header = [name.strip(' "') for name in found[0].split(",")] if found else []
+    if "text" in header and len(header) > 1:
+        raise ValueError(f"standard input begins with {found[0][:80]!r}, the header of a table; "
+                         "give it as a file, by --csv FILE")
+    return found
 
 
 def run_generate(args: Namespace) -> None:
     from ..models.generation import generate
-    from ..peft import load_adapter
     from ..text import tasks
-    from ..text.chat import chat_end, chat_prompt
+    from ..text.chat import chat_end, chat_prompt, known_family
     from ..text.tasks.saved import FILE
     model, pairs = model_of(args), None
     tokenizer, context = model.tokenizer, model.config.context_length
-    if args.adapter and not args.chat and (args.adapter / FILE).exists():
-        task = tasks.load_task(args.adapter, model)
-        if task.form["kind"] == "pairs": pairs = task
+    tuned = adapted(model, args.adapter) if args.adapter else model
+    if args.adapter and not args.chat:
+        if (args.adapter / FILE).exists():
+            task = tasks.load_task(args.adapter, model)
+            if task.form["kind"] == "pairs": pairs = task
+        elif family := known_family(tokenizer):
+            print(f"{args.adapter} holds no {FILE}, so the text is continued as it stands; --chat "
+                  f"puts it into the chat template of {family}", file=sys.stderr)
     if pairs:       tokens, stop = pairs.encode_prompt(args.prompt), pairs.end
     elif args.chat: tokens, stop = chat_prompt(tokenizer, args.prompt), chat_end(tokenizer)
     else:           tokens, stop = tokenizer.encode_prompt(args.prompt), tokenizer.end_of_text
@@ -187,10 +227,10 @@ def run_generate(args: Namespace) -> None:
         raise ValueError(f"generate: the text has {n} tokens and the model takes {context}, "
                          "continuation included; shorten the text")
     temperature = args.temperature if args.temperature is not None else 0.0 if pairs else 0.7
-    tuned = load_adapter(model, args.adapter) if args.adapter else model
     start = time.perf_counter()
-    out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature,
-                   args.top_k, args.top_p, rng=args.seed, stop=stop)
+    with Progress(None, "writing"):
+        out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature,
+                       args.top_k, args.top_p, rng=args.seed, stop=stop)
     new, seconds = out[0, n:], time.perf_counter() - start
     in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
     text = tokenizer.decode(new[in_vocabulary & (new != stop)], continued=not is_answer)

@@ -6,6 +6,7 @@
     threads.py   two cores: a thread for each part of a batch, one BLAS thread in each
     heap.py      freed memory is kept for the next step
     signals.py   Ctrl-C acts between the steps of a job
-    progress.py  one line of progress, redrawn
+    progress.py  how far a job is: a line that is redrawn, or lines in a pipe
     markup.py    HTML for notebooks
+    wording.py   words beside numbers
 """

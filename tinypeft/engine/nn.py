@@ -158,6 +158,9 @@ class Module:
             p.grad = None
         return self
 
+    def before_training(self, task: Any) -> None:
+        """Runs when `train` begins on a task."""
+
     # Three hooks that `train` calls in every step; a method on a model overrides them.
     def before_step(self, step: int, total: int) -> None:
         """Runs before the forward pass of step 0 … total − 1."""

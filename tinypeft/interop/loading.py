@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..models.decoder import Decoder
+from ..models.decoder import SHIPPED, Decoder
 from ..pretrained import WEIGHTS, load_base
 
 # A reader is imported when it is needed, because the shipped base needs none.
@@ -33,9 +33,12 @@ def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> 
     names the command that installs it, and ValueError for files that are damaged or do not fit."""
     if str(name) == SMOLLM2:
         from .llama import from_gguf
-        return from_gguf(smollm2_file(), quantized)
-    _check_floats(quantized)
-    return load_base(name)
+        model = from_gguf(smollm2_file(), quantized)
+    else:
+        _check_floats(quantized)
+        model = load_base(name)
+    model.source = SHIPPED if name is None else str(name)
+    return model
 
 
 def load_model(place: str | Path | None = None, quantized: bool = False, dtype: Any = np.float32,
@@ -53,9 +56,12 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
     elif Path(place).suffix == ".gguf":
         from .llama import from_gguf
         model = from_gguf(place, quantized)
+        model.source = str(place)
     else:
         _check_floats(quantized)
-        return _from_folder(Path(place), dtype, strict, expected)
+        model = _from_folder(Path(place), dtype, strict, expected)
+        model.source = str(place)
+        return model
     if not isinstance(model, expected):
         raise ValueError(f"{place or 'the shipped base'} holds a {type(model).__name__}, expected "
                          f"a {expected.__name__}")

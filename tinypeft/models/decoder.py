@@ -21,11 +21,12 @@ from ..engine.tensor import GraphError, Tensor, concatenate
 from .assembly import assembled, unfilled
 from .generation import KVCache, LayerCache, generate
 
-__all__ = ["Block", "Decoder", "LayerPrefix", "Prefix", "attend", "heads", "past_length",
+__all__ = ["SHIPPED", "Block", "Decoder", "LayerPrefix", "Prefix", "attend", "heads", "past_length",
            "require_free", "residual_std"]
 
 LayerPrefix = tuple[Tensor, Tensor]                      # keys and values of virtual tokens
 Prefix = list[LayerPrefix]
+SHIPPED = "the shipped base"                             # the `source` of that model
 
 
 class Block(Module):
@@ -50,6 +51,7 @@ class Decoder(Module):
     blocks: modules, called as block(x, prefix, cache)."""
     Config: ClassVar[type]
     tokenizer: Any = None
+    source: str | None = None                            # what it was loaded by: "smollm2", a path
     attachment: Any = None                               # what `peft.attach` changed here
     blocks: list[Module]
     final_norm: Module
@@ -176,8 +178,9 @@ class Decoder(Module):
                 raise ValueError(f"{who}: the prefix of layer {i} must have shapes {shape} or "
                                  f"{(B, *shape)}, got {k.shape} and {v.shape}")
 
-    def generate(self, tokens: Array, max_new_tokens: int, **options: Any) -> Array:
-        """Continue `tokens` (B, T) by up to `max_new_tokens`; options as in `tinypeft.generate`."""
+    def generate(self, tokens: Array | str, max_new_tokens: int = 64, **options: Any) -> Any:
+        """Continue `tokens` (B, T), or a text, by up to `max_new_tokens` tokens; options as in
+        `tinypeft.generate`."""
         return generate(self, tokens, max_new_tokens, **options)
 
     def describe(self) -> str:

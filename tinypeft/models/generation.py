@@ -156,11 +156,12 @@ def _likeliest(p, n):
     return places[np.argsort(-p[places], kind="stable")][:n]
 
 
-def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0.0,
+def generate(model: Any, tokens: Array | str, max_new_tokens: int = 64, temperature: float = 0.0,
              top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
              stop: int | None = None, use_cache: bool = True,
-             cache: KVCache | None = None) -> Array:
-    """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens.
+             cache: KVCache | None = None) -> Any:
+    """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens. Or continue a
+    text, up to the end of text; return it with what was written.
 
     model: a Decoder or a PeftModel, called as model(tokens, cache=…, last=True). temperature: 0 is
     greedy.
@@ -168,6 +169,15 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
     cache: a `KVCache` in place of a fresh one, such as one that quantizes. Raises ValueError for
     options out of range, and if the sequence would exceed the context.
     """
+    if isinstance(tokens, str):
+        tokenizer = require_tokenizer(model, "generate")
+        ids = tokenizer.encode_prompt(tokens)
+        stop = tokenizer.end_of_text if stop is None else stop
+        out = generate(model, ids[None], max_new_tokens, temperature, top_k, top_p, rng, stop,
+                       use_cache, cache)
+        new = out[0, ids.size:]
+        is_text = (new < tokenizer.vocab_size) & (new != stop)     # some vocabularies are padded
+        return tokens + tokenizer.decode(new[is_text], continued=True)
     tokens = np.asarray(tokens)
     _check(tokens, max_new_tokens, temperature, top_k, top_p)
     _check_room(model, tokens.shape[1], max_new_tokens)
@@ -193,10 +203,18 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
     return tokens
 
 
+def require_tokenizer(model: Any, verb: str) -> Any:
+    """Return the model's tokenizer. Raises ValueError if it has none."""
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(f"{verb}: this model has no tokenizer, so it takes token ids (B, T); set "
+                         "model.tokenizer to give it a text")
+    return model.tokenizer
+
+
 def _check(tokens, max_new_tokens, temperature, top_k, top_p):
     """Raise ValueError for an argument of `generate` that is out of range."""
     if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype.kind not in "iu":
-        raise ValueError("generate: tokens must be integers (B, T) with T ≥ 1, got "
+        raise ValueError("generate: tokens must be a text, or integers (B, T) with T ≥ 1, got "
                          f"{tokens.dtype} {tokens.shape}")
     if max_new_tokens < 0:
         raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..common.hints import Array, Seed
 from ..files import check_fields, fingerprint, load_arrays, made, naming, save_arrays
-from ..models.decoder import Decoder, require_free
+from ..models.decoder import SHIPPED, Decoder, require_free
+from ..text.tasks.saved import load_task
 from .attachment import bare
 from .formats import FORMATS, format_called
 from .method import Method, MethodError
@@ -37,6 +38,7 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     a missing or damaged file. `strict=False` loads what matches, and warns of the rest in PEFT's
     folders. Our own format also warns if the base's weights differ from those in training.
     method: the adapter's class, if it is your own and its module is not imported.
+    A task.json in the folder becomes the result's `task`, if it is whole.
     """
     require_free(model, "attach")
     formats = FORMATS if format is None else {format: format_called(format, "load_adapter")}
@@ -52,10 +54,14 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
                          "out of date")
     (name, path), = paths.items()
     if method is None:
-        return FORMATS[name].functions().load(model, path, strict)
-    if name != "tinypeft":
+        tuned = FORMATS[name].functions().load(model, path, strict)
+    elif name != "tinypeft":
         raise MethodError(f"load_adapter: {path.name} says which method it is; leave method= out")
-    return load(model, path, strict, method)
+    else:
+        tuned = load(model, path, strict, method)
+    with contextlib.suppress(OSError, ValueError):       # `load_task` says what is wrong with it
+        tuned.task = load_task(folder, model)
+    return tuned
 
 
 def attach_with(model: Decoder, methods: Method | Mapping[str, Method],
@@ -95,6 +101,7 @@ def save(tuned: PeftModel, folder: Path) -> None:
         "family": type(tuned.model).__name__,
         "config": asdict(tuned.config),
         "base": base,
+        "base_name": tuned.model.source,
         "head": head and head.d_out,
         "head_bias": head is not None and head.bias is not None}
     path = folder / FORMATS["tinypeft"].file
@@ -113,6 +120,7 @@ def entry_of(method):
 # -- our own format: reading -----------------------------------------------------------------------
 DESCRIPTION = {"format": int, "parts": dict, "off": list, "family": str, "config": dict,
                "base": str, "head": (int, None), "head_bias": bool}
+NAMED = {"base_name": (str, None)}
 ENTRY = {"method": str, "fields": dict}
 OWN_CLASS = {"module": str}
 
@@ -128,7 +136,7 @@ def load(model: Decoder, path: Path, strict: bool = True,
         if method is not None and method not in map(type, methods.values()):
             raise ValueError(f"load_adapter: the file holds no {method!r}, it holds "
                              f"{', '.join(map(str, methods.values()))}")
-        check_sizes(model, meta["family"], meta["config"])
+        check_sizes(model, meta["family"], meta["config"], meta.get("base_name"))
         if strict:
             check_head(meta["head"], arrays.get("head.weight"))
         if meta["base"] not in fingerprints(model):
@@ -142,7 +150,7 @@ def load(model: Decoder, path: Path, strict: bool = True,
 
 def check_description(meta, n_arrays):
     """Raise ValueError unless a file's description has the form that `save` writes."""
-    check_fields(meta, DESCRIPTION)
+    check_fields(meta, DESCRIPTION, NAMED)
     if meta["format"] != 1:
         raise ValueError(f"unknown format {meta['format']}; expected 1")
     if not 0 < len(meta["parts"]) <= n_arrays + 1:
@@ -159,16 +167,19 @@ def check_head(n_classes, weight):
         raise ValueError(f"head is {n_classes}, but head.weight has {rows} rows")
 
 
-def check_sizes(model, family, fields):
+def check_sizes(model, family, fields, name):
     """Raise MethodError unless the adapter's model was of the same family and sizes, dropout aside.
-    """
+    name: of the model that it was trained on, or None."""
     kind, ours, any_dropout = type(model).__name__, asdict(model.config), {"dropout": 0}
     if family == kind:
         theirs = asdict(made(model.Config, fields))
         if theirs | any_dropout == ours | any_dropout:
             return
+    wanted = f"load_model({name[:200]!r})" if name else "the model that it was trained on"
+    if name == SHIPPED:
+        wanted = "load_pretrained()"
     raise MethodError(f"load_adapter: the adapter was made for a model of {fields}, a "
-                      f"{family[:80]}; this one is a {kind} of {ours}")
+                      f"{family[:80]}; this one is a {kind} of {ours}. It wants {wanted}")
 
 
 @contextlib.contextmanager

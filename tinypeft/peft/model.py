@@ -8,7 +8,7 @@ switched off and on (`switching.py`), and made into plain weights (`merge.py`).
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ..engine.nn import Linear, Parameter, check_state
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder, require_free
 from ..models.generation import KVCache, generate
+from ..text.tasks.saved import save_task, without_data
+from ..text.tasks.task import Task
 from . import merge
 from .formats import format_called
 from .method import Method, MethodError
@@ -56,7 +58,12 @@ class PeftModel(Switched):
     `copy.deepcopy` of a PeftModel copies all: model, methods, and what they had learned. A copy of
     `tuned.model` has the methods on it, and `peft.detach` takes them off. A copy of a base without
     a method, or inside `disabled`, is a plain model.
+
+    task: of the last training, or of the folder that it was loaded from, without the data. It
+    predicts, and is saved with the adapter. None for a task of one's own without a `form`.
     """
+
+    task: Task | None = None                             # what it was trained for, without data
 
     # -- what a model does ----------------------------------------------------------------------
     @property
@@ -90,12 +97,27 @@ class PeftModel(Switched):
         """tokens (B, T) → logits (B, T, V); with `last`, those of the last position, (B, 1, V)."""
         return self.model(tokens, cache=cache, last=last, **self._seams(tokens, cache))
 
-    def classify(self, tokens: Array, lengths: Array) -> Tensor:
-        """tokens (B, T), of which the first lengths[b] count in row b → class logits (B, C)."""
+    def classify(self, tokens: Array | str | Sequence[str],
+                 lengths: Array | None = None) -> Tensor | str | list[str]:
+        """tokens (B, T), of which the first lengths[b] count in row b → class logits (B, C).
+
+        Without lengths: a text, or a list of texts → the label of each, by the model's `task`.
+        Raises ValueError if that has no classes."""
+        if isinstance(tokens, str):
+            return self._labels([tokens])[0]
+        if lengths is None:
+            return self._labels(tokens)
         return self.model.classify(tokens, lengths, **self._seams(tokens, lengths=lengths))
 
-    def generate(self, tokens: Array, max_new_tokens: int, **options: Any) -> Array:
-        """Continue `tokens` as `Decoder.generate` does."""
+    def _labels(self, texts):
+        if self.task is None or not hasattr(self.task, "classes"):
+            raise ValueError("classify: this model knows no classes of texts: it was neither "
+                             "trained on a task with classes nor loaded with one; with such a task "
+                             "use task.predict(tuned, texts)")
+        return self.task.predict(self, texts)
+
+    def generate(self, tokens: Array | str, max_new_tokens: int = 64, **options: Any) -> Any:
+        """Continue `tokens`, or a text, as `Decoder.generate` does."""
         return generate(self, tokens, max_new_tokens, **options)
 
     def train(self, training: bool = True) -> PeftModel:
@@ -105,6 +127,10 @@ class PeftModel(Switched):
             for part in self.used():
                 part.method.end_training(part.wrappers)
         return self
+
+    def before_training(self, task: Any) -> None:
+        """Remember what prediction needs of the task."""
+        self.task = without_data(task) if hasattr(task, "form") else None
 
     def before_step(self, step: int, total: int) -> None:
         for part in self.used():
@@ -153,17 +179,22 @@ class PeftModel(Switched):
             self.head.load_state_dict(below("head.", state), strict=False)
         return self
 
-    def save(self, folder: str | Path, format: str = "tinypeft") -> None:
+    def save(self, folder: str | Path, format: str = "tinypeft", task: Task | None = None) -> None:
         """Write the method and what it learned to `folder`; `load_adapter` reads either format.
 
         "tinypeft": adapter.safetensors, exact for every method. "peft": adapter_config.json and
         adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' model with
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
+        task: what prediction needs of it is written beside them, to task.json; by default that of
+        `train`. ValueError if it has nothing to predict.
         Neither stores what only training needs; a checkpoint of `train` does. A part that is
         switched off is loaded so. Raises MethodError if there are no methods any more.
         """
         self._check_parts()
+        kept = self.task if task is None else without_data(task)
         format_called(format, "save").functions().save(self, Path(folder))
+        if kept is not None:
+            save_task(kept, folder)
 
     # -- after training -------------------------------------------------------------------------
     def summary(self) -> Summary:
@@ -196,7 +227,10 @@ class PeftModel(Switched):
         and round nothing, which is another function. Layers without a change stay as they are, so a
         merged quantized model has both kinds; `quantize(…, skip_quantized=True)` rounds the rest.
         """
-        return merge.merge(self, parts, activations, in_place)
+        merged = merge.merge(self, parts, activations, in_place)
+        if isinstance(merged, Decoder):
+            merged.source = None                         # it is no longer what was loaded
+        return merged
 
     def fold(self) -> PeftModel:
         """Replace a reparameterization (prefix tuning's MLP, P-tuning's encoder) by its output.

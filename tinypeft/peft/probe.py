@@ -43,6 +43,9 @@ def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bi
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
     require_free(model, "fit_probe")
+    if not isinstance(task, Classification):
+        raise TypeError("fit_probe: expected a task with classes, as tasks.labelled makes one of "
+                        f"rows (text, label), got a {type(task).__name__}")
     rows = [row for split in LEARNED if split in task.splits for row in task.data(split)]
     labels = learned_rows(task)[1]
     counts = np.bincount(labels, minlength=len(task.classes))
@@ -65,6 +68,7 @@ def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bi
     weight = W[:-1] / deviation[:, None]                                     # (d, C)
     tuned = attach(model, LinearProbe(), head=len(task.classes), head_bias=head_bias)
     tuned.validated = validated
+    tuned.before_training(task)
     dtype = tuned.head.weight.dtype
     tuned.head.weight.assign(weight.T.astype(dtype))
     if head_bias:

@@ -23,8 +23,9 @@ __all__ = ["dependencies", "starts"]
 
 PACKAGE = __name__.split(".")[0]
 SILENT = tuple(f"{PACKAGE}.{name}." for name in (
-    "common.heap", "common.hints", "common.hyper", "common.lazy", "common.markup", "common.progress", "common.signals", "files",
-    "peft.formats", "training.checkpoints", "training.curves", "study.experiment", "study.experiments.best"))
+    "common.heap", "common.hints", "common.hyper", "common.lazy", "common.markup", "common.progress", "common.signals",
+    "common.wording", "files", "peft.formats", "training.checkpoints", "training.curves", "study.experiment",
+    "study.experiments.best"))
 Place = tuple[str, str | None]                           # a module, and a name in it; None: all of it
 
 

@@ -25,7 +25,7 @@ from .sentencepiece import SentencePieceTokenizer
 from .tokenizer import BPETokenizer, Special, Tokenizer
 
 __all__ = ["FAMILIES", "Family", "chat_answer", "chat_end", "chat_prompt", "family_of",
-           "turns_of"]
+           "known_family", "turns_of"]
 
 Turns = list[tuple[str, str]]                                    # (role, text) of each message
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -150,6 +150,14 @@ def family_of(tokenizer: Tokenizer, family: str | None = None) -> str:
     if missing := [name for name in needed if name not in tokenizer.special]:
         raise ValueError(f"{family}: the tokenizer lacks the special token {str(missing[0])!r}")
     return family
+
+
+def known_family(tokenizer: Tokenizer) -> str | None:
+    """Return the family whose template fits the tokenizer; None if there is none."""
+    try:
+        return family_of(tokenizer)
+    except ValueError:
+        return None
 
 
 def _turn(message):

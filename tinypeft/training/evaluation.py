@@ -2,22 +2,29 @@
 import itertools
 from typing import Any
 
+from ..common.progress import Progress
 from ..common.threads import parallel_map
 from ..engine.nn import Module
 from ..engine.tensor import no_grad
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "require_task"]
 
 
 def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16,
-             max_batches: int | None = None, workers: int = 2) -> dict:
-    """Return the metrics of `model` on a split: means over what counts, tokens or examples."""
-    def measure(batch):
-        return task.count(batch), task.metrics(model, batch)
+             max_batches: int | None = None, workers: int = 2, label: str | None = None) -> dict:
+    """Return the metrics of `model` on a split: means over what counts, tokens or examples.
 
+    label: a name; shows a line of progress that begins with it."""
+    def measure(batch):
+        measured = task.count(batch), task.metrics(model, batch)
+        bar(next(numbers))
+        return measured
+
+    require_task(task, "evaluate", "batches", "count", "metrics")
     model.eval()
-    with no_grad():
-        batches = itertools.islice(task.batches(split, batch_size), max_batches)
+    batches = [*itertools.islice(task.batches(split, batch_size), max_batches)]
+    numbers = itertools.count(1)
+    with no_grad(), Progress(len(batches), label, None if label else False) as bar:
         results = parallel_map(measure, batches, workers)
     total = sum(count for count, _ in results)
     if not total:
@@ -27,3 +34,13 @@ def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + count * value
     return task.finish({name: value / total for name, value in sums.items()}, split)
+
+
+def require_task(task: Any, verb: str, *needed: str) -> None:
+    """Raise TypeError unless `task` has what `verb` needs of one."""
+    missing = [name for name in needed if not hasattr(task, name)]
+    if missing:
+        raise TypeError(f"{verb}: expected a model and a task, got a {type(task).__name__} as the "
+                        f"task, which has no {missing[0]!r}. tinypeft.tasks makes tasks: "
+                        "tasks.text(files, model), tasks.labelled(rows, model) of (text, label) "
+                        "and tasks.pairs(rows, model) of (prompt, answer)")

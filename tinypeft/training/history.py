@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..common.markup import table
+from ..common.wording import counted
 from ..engine.nn import Module
 from .curves import draw_history
 
@@ -15,11 +16,13 @@ __all__ = ["History", "Step"]
 @dataclass
 class History:
     """loss: nats, per step. evals: [step, metrics] per evaluation. seconds: time spent in steps.
-    stopped: why training ended before its last step, in words; None if it did not."""
+    stopped: why training ended before its last step, in words; None if it did not. resumed: the
+    steps that an earlier run had taken, by the checkpoint that this one went on from."""
     loss: list[float] = field(default_factory=list)
     evals: list[list] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str | None = None
+    resumed: int = field(default=0, compare=False)
 
     @property
     def best(self) -> list | None:
@@ -45,7 +48,7 @@ class History:
         waited = sum(step > best_step for step, _ in self.evals)
         if waited < patience:
             return None
-        return f"{waited} evaluations without a lower validation loss; {lowest}"
+        return f"{counted(waited, 'evaluation')} without a lower validation loss; {lowest}"
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the losses on Matplotlib axes (default: new ones); return the axes."""
@@ -57,7 +60,7 @@ class History:
             return "History()"
         last = np.mean(self.loss[-max(1, n // 10):])
         stopped = f", stopped: {self.stopped}" if self.stopped else ""
-        return (f"History({n} steps, loss {self.loss[0]:.3f} → {last:.3f}, "
+        return (f"History({counted(n, 'step')}, loss {self.loss[0]:.3f} → {last:.3f}, "
                 f"{self.seconds:.1f} s{stopped})")
 
     def _repr_html_(self):

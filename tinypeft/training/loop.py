@@ -20,6 +20,7 @@ from ..engine.optim import Optimizer, clip_grad_norm
 from ..engine.recompute import recomputing
 from .backward import backward
 from .diagnosis import diverged
+from .evaluation import require_task
 from .history import History
 from .options import TrainOptions
 from .rates import make_optimizer, peak_rate
@@ -43,6 +44,7 @@ def train(model: Module, task: Any, steps: int, *, lr: float | None = None,
     naming step and module, for a number that is not finite. Ctrl-C and SIGTERM act at the end of
     the step that they arrive in; Ctrl-C twice acts at once.
     """
+    require_task(task, "train", "batch", "count", "loss")
     chosen = TrainOptions(steps=steps, lr=lr, batch_size=batch_size, seed=seed, **options)
     optimizer = make_optimizer(model, chosen)
     with Run(model, task, optimizer, chosen) as run:

@@ -42,6 +42,7 @@ class Run:
         if options.checkpoint is not None and Path(options.checkpoint).exists():
             self.first, self.history, self.best = resume(
                 options.checkpoint, model, optimizer, self.settings)
+            self.history.resumed = self.first
         self.last = options.steps
         if options.stop_after is not None:
             self.last = min(self.last, options.stop_after)
@@ -51,10 +52,11 @@ class Run:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.signals = stack.enter_context(HeldSignals())
-            progress = Progress(self.options.steps, "training", self.options.progress)
+            progress = Progress(self.options.steps, "training", self.options.progress, self.first)
             self.show = stack.enter_context(progress)
             stack.callback(self.model.eval)
             stack.callback(self.optimizer.zero_grad)
+            self.model.before_training(self.task)
             self.model.train()
             self.exits = stack.pop_all()
         return self
@@ -77,7 +79,7 @@ class Run:
         done, history, options = s + 1, self.history, self.options
         history.loss.append(loss)
         history.seconds += time.perf_counter() - self.started
-        self.show(done, f"loss {np.mean(history.loss[-50:]):.3f}")
+        self.show(done, f"loss {np.mean(history.loss[-50:]):.3f}", history.seconds)
         metrics = self.evaluated(done)
         reason = self.called(Step(done, options.steps, loss, metrics, self.model, history))
         if done < options.steps:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ...common.hints import Array
+from ...common.progress import watched
 from ...engine import functional as F
 from ...engine.nn import Module
 from ...engine.tensor import Tensor, no_grad
@@ -125,7 +126,7 @@ class Classification(Rows):
         model.eval()
         rows, p = [(self.encode(text), 0) for text in checked_texts(texts)], []
         with no_grad():
-            for i in range(0, len(rows), batch_size):
+            for i in watched(range(0, len(rows), batch_size), "classifying"):
                 logits = self.logits(model, self.collate(rows[i:i + batch_size]))
                 p.append(np.exp(F.log_softmax(logits).data))
         p = np.concatenate([np.zeros((0, len(self.classes)), np.float32), *p])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...common.hints import Array
+from ...common.progress import watched
 from ...engine import functional as F
 from ...engine.nn import Module
 from ...engine.tensor import no_grad
@@ -68,7 +69,7 @@ class Labels:
         log_p = np.zeros((len(texts), len(self.classes)))
         model.eval()
         with no_grad():
-            for start in range(0, len(rows), batch_size):
+            for start in watched(range(0, len(rows), batch_size), "classifying"):
                 batch = rows[start:start + batch_size]
                 tokens, lengths = pad(batch, self.tokenizer.end_of_text)
                 hidden = model.hidden(tokens)

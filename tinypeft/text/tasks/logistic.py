@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...common.hints import Array
+from ...common.progress import watched
 
 __all__ = ["Validated", "cross_validate", "fit", "folds_of", "log_probabilities", "mean_loss"]
 
@@ -106,7 +107,7 @@ def cross_validate(design: Design, labels: Array, n_classes: int, strengths: Seq
     """
     fold = folds_of(labels, n_folds, seed)
     log_p = np.empty((len(strengths), len(labels), n_classes))
-    for i in range(n_folds):
+    for i in watched(range(n_folds), "cross-validation"):
         learned, held_out = np.flatnonzero(fold != i), np.flatnonzero(fold == i)
         X, X_held_out = design(learned, held_out)
         W = None

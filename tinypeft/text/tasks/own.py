@@ -4,6 +4,7 @@
     task = tp.tasks.labelled("reviews.csv", model)           # columns text and label
     task = tp.tasks.pairs("answers.jsonl", model)            # prompt and answer, or messages
 
+In place of a file, `labelled` and `pairs` take a list of rows, and `text` a dict of texts.
 Each is split into train, validation and test by `held_out.py`, near-duplicates on one side. Rows
 that repeat another are left out, and so are repeated paragraphs of a text. `task.notes` says how
 many, and what did not fit. The task's `sha256` is that of the files.
@@ -18,20 +19,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.wording import counted
 from ...engine.nn import Module
 from ...files import naming
-from ..chat import family_of, turns_of
+from ..chat import known_family, turns_of
 from ..corpus import deduplicate
 from ..tokenizer import Tokenizer
 from .answering import Answering, plain
 from .classification import Classification
 from .held_out import check_shares, parts
 from .language_modelling import LanguageModelling
-from .own_files import Paths, Table, checked, read_table, read_texts
+from .own_files import Paths, Rows, Table, checked, read_texts, table_of
 from .task import SPLITS, context_of, tokenizer_of
 
 __all__ = ["PAIRS", "cut", "labelled", "pairs", "text"]
@@ -59,6 +61,7 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
          encoding: str = "utf-8") -> LanguageModelling:
     """Make the task of language modelling on files of text, and text files in folders.
 
+    paths: of files and folders, or a dict of texts in memory, name → text.
     model: a model or PeftModel with a tokenizer, or a tokenizer; None means the shipped base's.
     context: tokens per window; by default 128, or less if the model's context or a part of the text
     is short. held_out: the shares of validation and test, by length; (0, 1) makes everything the
@@ -108,13 +111,14 @@ def cut(text: str, most: int, places: Sequence[str] = PLACES) -> list[str]:
 
 
 # -- rows ------------------------------------------------------------------------------------------
-def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: str = "text",
+def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "text",
              label: str = "label", context: int | None = None, *,
              classes: Sequence[str] | None = None, reads: str = "newline",
              held_out: Shares = (0.15, 0.15), seed: int = 0,
              encoding: str = "utf-8", delimiter: str | None = None) -> Classification:
     """Make the task of naming the label of each row of a CSV or TSV file with a header, or JSONL.
 
+    data: the file, or a list of rows in memory: (text, label), or dicts.
     `attach(model, method, head=len(task.classes))` gives the model a head. text, label: columns.
     context: the most tokens of a row, by default 128 or half of the model's; longer rows are cut.
     classes: the labels in the head's order; by default all there are, sorted. Each needs 3 rows.
@@ -122,7 +126,7 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
     model, held_out (here shares of each class' rows), seed: as in `text`. encoding, delimiter: of
     the file. Raises FileNotFoundError, and ValueError for a file that is not such a table."""
     check_shares(held_out)
-    table = read_table(path, encoding, delimiter)
+    table = table_of(data, (text, label), encoding, delimiter)
     table.chosen((text, label))
     rows = list(zip(table.texts(text), table.texts(label), strict=True))
     lines = [line for line, _ in table.rows]
@@ -132,25 +136,26 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
             raise ValueError(f"{table.place(wrong[0][0])}: {label!r} is {wrong[0][1][:80]!r}, and "
                              f"the classes are {', '.join(classes)[:400]}")
     elif len(known) < 2:
-        raise ValueError(f"{path}: every row has the label {known[0][:80]!r}; a classifier needs "
-                         "two classes")
+        raise ValueError(f"{table.path}: every row has the label {known[0][:80]!r}; a classifier "
+                         "needs two classes")
     kept = _first(rows)
     count = Counter(rows[i][1] for i in kept)
     if held_out[1] < 1 and (rare := [c for c in known if count[c] < 3]):
         where = table.places([n for n, (_, c) in zip(lines, rows, strict=True) if c == rare[0]])
-        others = f", and so do {len(rare) - 1} other classes" if len(rare) > 1 else ""
-        raise ValueError(f"{path}: the class {rare[0][:80]!r} has {count[rare[0]]} different rows "
-                         f"({where}){others}; each class needs 3, one each to train, validate and "
-                         f"test. Add rows, join classes, or name another column than {label!r}")
+        others = f", and so {_others(len(rare) - 1)}" if len(rare) > 1 else ""
+        raise ValueError(f"{table.path}: the class {rare[0][:80]!r} has "
+                         f"{counted(count[rare[0]], 'different row')} ({where}){others}; each "
+                         "class needs 3, one each to train, validate and test. Add rows, join "
+                         f"classes, or name another column than {label!r}")
     classes, tokenizer = tuple(classes or known), tokenizer_of(model)
     split = _split([(rows[i][0],) for i in kept], held_out, seed, [rows[i][1] for i in kept])
-    _nothing_empty(path, split, held_out, "rows", "add rows that are not near-duplicates")
+    _nothing_empty(table.path, split, held_out, "rows", "add rows that are not near-duplicates")
     index = {c: i for i, c in enumerate(classes)}
     examples = {s: [(rows[kept[i]][0], index[rows[kept[i]][1]]) for i in part]
                 for s, part in split.items()}
     context = context_of(model, context, 128)
     task = Classification(examples, classes, tokenizer, context, {table.path.name: table.sha256},
-                          _name(path), reads)
+                          _name(table.path), reads)
     n_cut = sum(len(tokenizer.encode(f"{text}\n")) > context - 2
                 for part in examples.values() for text, _ in part)
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": [text, label]}
@@ -161,12 +166,13 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
     return task
 
 
-def pairs(path: str | Path, model: Module | Tokenizer | None = None, prompt: str | None = None,
+def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | None = None,
           answer: str | None = None, context: int | None = None, *,
           chat: str | bool | None = None, held_out: Shares = (0.15, 0.15), seed: int = 0,
           encoding: str = "utf-8", delimiter: str | None = None) -> Answering:
     """Make the task of answering the prompts of a JSONL or CSV file. The loss is on the answers.
 
+    data: the file, or a list of rows in memory: (prompt, answer), or dicts.
     prompt, answer: columns; by default the first of `PAIRS` that the file has. An "input" beside
     "instruction" and "output" is a part of the prompt. "messages" is a conversation, whose last
     message is the answer. chat: the family of the chat template (`chat.FAMILIES`), False for plain
@@ -174,20 +180,22 @@ def pairs(path: str | Path, model: Module | Tokenizer | None = None, prompt: str
     base model may have the tokenizer of a chat model.) context: the most tokens of a row, by
     default 256 or half of the model's; longer rows are left out. Otherwise as `labelled`."""
     check_shares(held_out)
-    table, tokenizer = read_table(path, encoding, delimiter), tokenizer_of(model)
     if (prompt is None) != (answer is None):
         raise ValueError("pairs: name both columns, prompt and answer, or none of them")
+    columns = PAIRS[0] if prompt is None else (prompt, answer)
+    table = table_of(data, columns, encoding, delimiter)
+    tokenizer = tokenizer_of(model)
     names = table.chosen(*([(prompt, answer)] if prompt is not None else PAIRS))
     rows = _conversations(table) if names == ("messages",) else _prompts(table, names)
     kept = _first([(plain(prompt), answer) for prompt, answer in rows])
-    if chat is None: chat = _known_family(tokenizer)
+    if chat is None: chat = known_family(tokenizer)
     split = _split([(plain(rows[i][0]), rows[i][1]) for i in kept], held_out, seed)
-    _nothing_empty(path, split, held_out, "rows", "add rows that are not near-duplicates")
+    _nothing_empty(table.path, split, held_out, "rows", "add rows that are not near-duplicates")
     examples = {s: [rows[kept[i]] for i in part] for s, part in split.items()}
     context = context_of(model, context, 256)
     task = Answering(examples, tokenizer, context, {table.path.name: table.sha256}, chat or None,
-                     _name(path))
-    _nothing_empty(path, {s: part for s, part in task.splits.items() if part}, held_out,
+                     _name(table.path))
+    _nothing_empty(table.path, {s: part for s, part in task.splits.items() if part}, held_out,
                    f"rows of at most {context} tokens", "shorten them, or give a larger context")
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": list(names)}
     task.notes = _notes((len(rows) - len(kept), "row", " left out as repeating another"),
@@ -223,7 +231,9 @@ def _conversations(table: Table):
 
 # -- both ------------------------------------------------------------------------------------------
 def _name(paths):
-    """Return a short name of a task that is made of files."""
+    """Return a short name of a task that is made of files, or of a dict of texts."""
+    if isinstance(paths, Mapping):
+        return "texts"
     first, *more = [paths] if isinstance(paths, (str, Path)) else paths
     return Path(first).absolute().name + (f" and {len(more)} more" if more else "")
 
@@ -251,11 +261,9 @@ def _nothing_empty(place, split, held_out, what, remedy):
         raise ValueError(f"{place}: there are no {what} for {' and '.join(lost)}: {remedy}")
 
 
-def _known_family(tokenizer):
-    try: return family_of(tokenizer)
-    except ValueError: return None
-
-
 def _notes(*found):
-    plural = lambda n, what: what if n == 1 else f"{what}es" if what[-1] == "s" else f"{what}s"
-    return tuple(f"{n:,} {plural(n, what)}{said}" for n, what, said in found if n)
+    return tuple(f"{counted(n, what)}{said}" for n, what, said in found if n)
+
+
+def _others(n):
+    return "does one other class" if n == 1 else f"do {n} other classes"

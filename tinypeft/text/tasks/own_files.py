@@ -11,19 +11,23 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ...engine.nn import Module
 from ...files import open_regular, parse_json
 
-__all__ = ["Table", "read_table", "read_texts"]
+__all__ = ["Rows", "Table", "read_table", "read_texts", "table_of"]
 
 MOST = 20_000_000                                             # bytes
 TEXTS = ".md", ".markdown", ".rst", ".txt"                    # what is read of a folder
 WIDE = b"\xff\xfe", b"\xfe\xff"                               # how UTF-16 and UTF-32 begin
 Paths = str | Path | Sequence[str | Path]
+Rows = str | Path | Iterable[tuple[str, ...] | Mapping[str, Any]]        # a file, or rows in memory
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Table:
         return texts
 
     def _text(self, line, value, column, is_optional):
+        if isinstance(value, np.generic): value = value.item()
+        if value != value: value = None                       # NaN stands for nothing
         if type(value) in (int, float, bool): value = json.dumps(value)
         if value is None and is_optional: value = ""
         if not isinstance(value, str):
@@ -84,22 +90,39 @@ def several(unit: str, numbers: Sequence[int]) -> str:
 
 
 def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, str]], str]:
-    """([(name, text)] of files, and of the text files in folders; SHA-256 of them all).
+    """([(name, text)] of files, and of the text files in folders; SHA-256 of them all). A dict,
+    name → text, is taken as it is.
 
     Of a folder, files that end in .md, .markdown, .rst or .txt are read, in the order of their
     names, those of inner folders too; hidden ones and blank ones are not. Raises FileNotFoundError,
     and ValueError for what is not text, for no text at all, and for more than 20 MB."""
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    found, hashed, left = [], hashlib.sha256(), MOST
-    for path in dict.fromkeys(file for given in paths for file in _files(Path(given))):
-        data = _bytes(path, left)
-        left -= len(data)
-        hashed.update(hashlib.sha256(data).digest())
-        if text := decoded(data, path, encoding).strip(): found.append((path.name, text))
+    if isinstance(paths, Mapping):
+        if not all(isinstance(text, str) for text in [*paths, *paths.values()]):
+            raise TypeError(f"expected a dict of texts, name → text, got {str(paths)[:80]}")
+        texts = [(name, checked(text, name).strip()) for name, text in paths.items()]
+        hashed = hashlib.sha256(json.dumps(texts).encode())
+    elif isinstance(paths, Module) or not isinstance(paths, (Path, Iterable)):
+        raise TypeError("expected files or folders, or a dict name → text, got a "
+                        f"{type(paths).__name__}; the data come first, and then the model")
+    else:
+        paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+        texts, hashed = _texts(paths, encoding)
+    found = [(name, text) for name, text in texts if text]
     if not found:
         raise ValueError(f"{', '.join(map(str, paths)) or 'no file'}: there is no text in it; give "
                          "files that hold text")
     return found, hashed.hexdigest()
+
+
+def _texts(paths, encoding):
+    """([(name, text)] of files, the hash of their hashes)."""
+    texts, hashed, left = [], hashlib.sha256(), MOST
+    for path in dict.fromkeys(file for given in paths for file in _files(Path(given))):
+        data = _bytes(path, left)
+        left -= len(data)
+        hashed.update(hashlib.sha256(data).digest())
+        texts.append((path.name, decoded(data, path, encoding).strip()))
+    return texts, hashed
 
 
 def _files(path):
@@ -129,6 +152,30 @@ def read_table(path: str | Path, encoding: str = "utf-8", delimiter: str | None 
     if not rows: raise ValueError(f"{path} has no row; give a file with rows")
     unit = "item" if is_json and text.lstrip()[0] == "[" else "line"
     return Table(path, hashlib.sha256(data).hexdigest(), columns, tuple(rows), unit)
+
+
+def table_of(data: Rows, names: tuple[str, ...], encoding: str, delimiter: str | None) -> Table:
+    """Return the rows of a file, as `read_table`, or those of a list: tuples in the order of
+    `names`, or dicts. TypeError for what is neither."""
+    if isinstance(data, (str, Path)):
+        return read_table(data, encoding, delimiter)
+    wanted = f"({', '.join(names)})"
+    if isinstance(data, (Module, Mapping)) or not isinstance(data, Iterable):
+        raise TypeError(f"expected a file, or a list of {wanted} or of dicts, got a "
+                        f"{type(data).__name__}; the data come first, and then the model")
+    rows = []
+    for n, row in enumerate(data, 1):
+        if isinstance(row, (tuple, list)) and len(row) == len(names):
+            row = dict(zip(names, row, strict=True))
+        if not isinstance(row, Mapping):
+            raise TypeError(f"item {n} of the rows: expected {wanted}, or a dict, got {row!r:.80}")
+        rows.append((n, row))
+    if not rows:
+        raise ValueError("there is no row; give a list with rows")
+    columns = dict.fromkeys(name for _, row in rows for name in row)
+    text = json.dumps([dict(row) for _, row in rows], default=str)
+    return Table(Path("rows"), hashlib.sha256(text.encode()).hexdigest(), tuple(columns),
+                 tuple(rows), "item")
 
 
 def _json(text, path):

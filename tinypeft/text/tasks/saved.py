@@ -17,7 +17,7 @@ from .classification import Classification
 from .language_modelling import LanguageModelling
 from .task import Task, context_of, tokenizer_of
 
-__all__ = ["FILE", "load_task", "save_task"]
+__all__ = ["FILE", "load_task", "save_task", "without_data"]
 
 FILE = "task.json"
 KINDS = {"text": {}, "labelled": {"classes": list}, "pairs": {"chat": (str, None)}}
@@ -27,10 +27,19 @@ OWN = {"held_out": list, "seed": int, "columns": list, "reads": str}
 
 def save_task(task: Task, folder: str | Path) -> None:
     """Write task.json to an adapter's folder. ValueError for a task that has no `predict`."""
+    write_atomically(Path(folder) / FILE, json.dumps(content_of(task), indent=1) + "\n")
+
+
+def content_of(task: Task) -> dict:
+    """Return what task.json holds. ValueError for a task that has no `predict`."""
     if not hasattr(task, "form"):
-        raise ValueError(f"save_task: {task.name} has nothing to predict")
-    content = {"format": 1, **task.form, "name": task.name, "sha256": task.sha256 or {}}
-    write_atomically(Path(folder) / FILE, json.dumps(content, indent=1) + "\n")
+        raise ValueError(f"save_task: {getattr(task, 'name', task)} has nothing to predict")
+    return {"format": 1, **task.form, "name": task.name, "sha256": task.sha256 or {}}
+
+
+def without_data(task: Task) -> Task:
+    """Return a copy of `task` that holds no data and only predicts, as `load_task` gives it."""
+    return _made(content_of(task), task.tokenizer, task.context)
 
 
 def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Task:
@@ -50,17 +59,22 @@ def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Ta
         check_fields(content, FIELDS | KINDS[kind], OWN)
         if content["format"] != 1: raise ValueError(f"unknown format {content['format']}")
         _check(content)
-        tokenizer, context = tokenizer_of(model), context_of(model, content["context"], 0)
-        if kind == "text":
-            task = LanguageModelling(content["name"], {}, {}, context, None, tokenizer)
-        elif kind == "labelled":
-            task = Classification({}, content["classes"], tokenizer, context, None, content["name"],
-                                  content.get("reads", "end"))
-        else:
-            task = Answering({}, tokenizer, context, None, content["chat"], content["name"])
-        task.sha256 = content["sha256"]
-        task.form = {name: value for name, value in content.items()
-                     if name not in ("format", "name", "sha256")}
+        return _made(content, tokenizer_of(model), context_of(model, content["context"], 0))
+
+
+def _made(content, tokenizer, context):
+    """Make the task that a checked content describes."""
+    kind, name = content["kind"], content["name"]
+    if kind == "text":
+        task = LanguageModelling(name, {}, {}, context, None, tokenizer)
+    elif kind == "labelled":
+        task = Classification({}, content["classes"], tokenizer, context, None, name,
+                              content.get("reads", "end"))
+    else:
+        task = Answering({}, tokenizer, context, None, content["chat"], name)
+    task.sha256 = content["sha256"]
+    task.form = {name: value for name, value in content.items()
+                 if name not in ("format", "name", "sha256")}
     return task
 
 

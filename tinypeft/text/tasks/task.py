@@ -25,6 +25,9 @@ def tokenizer_of(model: Module | Tokenizer | None) -> Tokenizer:
 
     Raises ValueError if the model has none, or a smaller vocabulary than its tokenizer."""
     if model is None: return BPETokenizer.load(SHIPPED)
+    if isinstance(model, (str, Path)):
+        raise TypeError(f"expected a model or a tokenizer, got {str(model)[:80]!r}; "
+                        "tinypeft.load_model gives a model")
     if hasattr(model, "encode"): return model
     tokenizer, config = getattr(model, "tokenizer", None), getattr(model, "config", None)
     if tokenizer is None:

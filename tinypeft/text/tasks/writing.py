@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...common.hints import Array
+from ...common.progress import watched
 from ...engine.nn import Module
 from ..tokenizer import Tokenizer
 
@@ -20,7 +21,7 @@ def written(model: Module, tokenizer: Tokenizer, prompts: Sequence[Array], stop:
     ValueError for an empty prompt, and one that leaves no room at all."""
     texts, lengths = [""] * len(prompts), np.array([len(prompt) for prompt in prompts], int)
     config, virtual = getattr(model, "config", None), getattr(model, "virtual_length", 0)
-    for T in np.unique(lengths):                              # equally long prompts make one batch
+    for T in watched(np.unique(lengths), "writing"):          # equally long prompts make one batch
         room = config.context_length - virtual - T if config else max_new_tokens
         rows = np.flatnonzero(lengths == T)
         if T == 0: raise ValueError(f"text {rows[0] + 1} is empty; give the model a beginning")
