@@ -25,7 +25,7 @@ from ..engine.optim import AdamW
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
-from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
+from ..peft import IA3, AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
 from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
@@ -100,6 +100,8 @@ def check(tuned, task):
     refuse = lambda why: MethodError(f"export_training: {method}: {why}")
     if isinstance(method, DyLoRA):
         raise refuse("it draws a rank for each step, PEFT's LoRA has one rank; train it here")
+    if isinstance(method, IA3):
+        raise refuse("the script has no (IA)³; save it for PEFT, or train it here")
     if isinstance(method, AdaLoRA):
         if (method.orthogonality, method.importance) != ("norm", "after"):
             raise refuse('PEFT has orthogonality="norm" and importance="after"; set these two')
@@ -113,7 +115,7 @@ def check(tuned, task):
             raise refuse(f"{path} is a {type(layer).__name__}, which rounds its inputs; "
                          "transformers has no such layer")
     if trains_the_base(tuned): return
-    if len(tuned.parts) > 1: raise refuse("a folder of PEFT holds one method; attach one")
+    if len(tuned.parts) > 1: raise refuse("the script trains one method; attach one")
     adapters.check(tuned)
     if tuned.virtual is not None and tuned.head is not None:
         raise refuse("PEFT's classifiers with virtual tokens read the padding at the end of short "

@@ -70,7 +70,7 @@ def low_rank_tensors(tuned):
     """Return the tensors of LoRA, or of AdaLoRA with all its triplets, pruned or not."""
     if not isinstance(tuned.method, AdaLoRA):
         return {name.replace(".weight", ".default.weight"): array
-                for name, array in lora_folder(tuned)[1].items()}
+                for name, array in lora_folder(tuned, tuned.method)[1].items()}
     return {f"{PREFIX}{path}.lora_{letter}.default": array for path, (w,) in adapted_layers(tuned)
             for letter, array in (("A", w.Q.data), ("E", w.Lam.data[:, None]), ("B", w.P.data))}
 
