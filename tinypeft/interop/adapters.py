@@ -5,6 +5,9 @@ holds the tensors:
 
     here                            peft_type         tensors
     LoRA, DyLoRA, AdaLoRA           LORA, ADALORA     see `lowrank`
+    IA3                             IA3               see `ia3`
+    FullFineTuning, of norms        LN_TUNING         see `base_weights`
+    FullFineTuning, beside these    the same, with    modules_to_save or bias; see `base_weights`
     PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L w): per layer first
                                                       the keys, then the values (see `prefix`)
     PromptTuning                    PROMPT_TUNING     prompt_embeddings (P, d)
@@ -29,6 +32,7 @@ from ..files import write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
 from ..peft import IA3, AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
+from ..peft.attachment import bare
 from ..peft.folders import attach_with
 from ..peft.method import MethodError
 from ..peft.model import PeftModel
@@ -36,6 +40,7 @@ from ..peft.part import Methods
 from .base_weights import base_weights_folder, method_of, read_base_weights, read_norms
 from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
+from .loading import hub_name
 from .lowrank import (
     PREFIX,
     adalora_folder,
@@ -46,7 +51,7 @@ from .lowrank import (
 )
 from .peft_config import Config, Tensors
 
-__all__ = ["AdapterError", "check", "load", "save"]
+__all__ = ["AdapterError", "check", "load", "save", "write"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 VIRTUAL_FIELDS = {"num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers",
@@ -62,7 +67,16 @@ class AdapterError(MethodError, HuggingFaceError):
 # -- to a folder ---------------------------------------------------------------------------------
 def save(tuned: PeftModel, folder: Path) -> None:
     """Write a `PeftModel` as PEFT would. Writes nothing if `check` raises MethodError."""
+    check(tuned)
+    with bare(tuned.model) as base:
+        name = hub_name(base)
+    write(tuned, folder, name)
+
+
+def write(tuned: PeftModel, folder: Path, base_name: str | None) -> None:
+    """As `save`. base_name: what a base on huggingface.co is called, or None."""
     config, tensors = content_of(tuned)
+    config["base_model_name_or_path"] = base_name
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     (folder / CONFIG).unlink(missing_ok=True)                    # it must not describe new tensors
     write_safetensors(folder / TENSORS, tensors, {"format": "pt"})
@@ -95,8 +109,8 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     if not tensors and not weights:
         raise MethodError(f"save: PEFT has no counterpart of {tuned.method}; save it in our own "
                           "format")
-    config = {"task_type": "CAUSAL_LM", "modules_to_save": None, "base_model_name_or_path": None,
-              "inference_mode": True} | config | fields
+    config = {"task_type": "CAUSAL_LM", "modules_to_save": None, "inference_mode": True,
+              **config, **fields}
     tensors |= weights
     head = tuned.head
     if head is None: return config, tensors
