@@ -41,15 +41,8 @@ from .base_weights import base_weights_folder, method_of, read_base_weights, rea
 from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
 from .loading import hub_name
-from .lowrank import (
-    PREFIX,
-    adalora_folder,
-    adapted_layers,
-    lora_folder,
-    read_adalora,
-    read_lora,
-)
-from .peft_config import Config, Tensors
+from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
+from .peft_config import PREFIX, VIRTUAL, Config, Tensors, prefix_of
 
 __all__ = ["AdapterError", "check", "load", "save", "write"]
 
@@ -103,9 +96,6 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     config, tensors = added_folder(tuned, added[0].method) if added else ({}, {})
     adapted = [path for path, _ in adapted_layers(tuned)]
     fields, weights = base_weights_folder(tuned, config.get("peft_type"), adapted)
-    if weights and tuned.virtual is not None:
-        raise MethodError(f"save: {tuned.method}: PEFT trains no weights of the base beside "
-                          "virtual tokens; save them in our own format")
     if not tensors and not weights:
         raise MethodError(f"save: PEFT has no counterpart of {tuned.method}; save it in our own "
                           "format")
@@ -116,7 +106,7 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     if head is None: return config, tensors
     if head.bias is not None:
         raise MethodError("save: the head has a bias, PEFT's has none; attach with head_bias=False")
-    tensors[score_name(tuned.virtual is not None)] = head.weight.data
+    tensors[prefix_of(config["peft_type"]) + "score.weight"] = head.weight.data
     saved = ["score", *(config["modules_to_save"] or ())]
     return config | {"task_type": "SEQ_CLS", "modules_to_save": saved}, tensors
 
@@ -133,9 +123,6 @@ def added_folder(tuned, method):
     if isinstance(method, IA3):            return ia3_folder(tuned)
     if tuned.virtual is not None:          return virtual_folder(tuned, method)
     raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
-
-
-def score_name(is_virtual): return ("base_model." if is_virtual else PREFIX) + "score.weight"
 
 
 def sizes(c, is_prefix):
@@ -186,11 +173,11 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
     method, arrays = READERS[kind](model, config, tensors)
     methods = {} if method is None else {type(method).__name__: method}
     state = {f"{name}/{path}": array for name in methods for path, array in arrays.items()}
-    weights = {} if kind in VIRTUAL else read_base_weights(model, config, tensors)
+    weights = read_base_weights(model, config, tensors)
     if weights:
         methods["FullFineTuning"] = method_of(model, weights)
         state |= {f"FullFineTuning/{name}": array for name, array in weights.items()}
-    name, shape = score_name(kind in VIRTUAL), (None, model.config.d_model)
+    name, shape = prefix_of(kind) + "score.weight", (None, model.config.d_model)
     score = tensors.take(name, shape) if task == "SEQ_CLS" else None
     report = tensors.report()
     if report.missing or report.unused or not methods:
@@ -211,9 +198,6 @@ def read_virtual(model, config, tensors):
     prefix = kind == "PREFIX_TUNING"
     expected = sizes(c, prefix)
     config.refuse_unknown(VIRTUAL_FIELDS | expected.keys())
-    if config.saved_modules():
-        raise config.unsupported("modules_to_save", "PEFT trains no weights of the base beside "
-                                 "virtual tokens")
     if task is None:
         raise config.unsupported("task_type", "it must be CAUSAL_LM or SEQ_CLS; PEFT ignores an "
                                  "adapter without one")
@@ -231,6 +215,5 @@ def read_virtual(model, config, tensors):
     return PTuning((P, "target"), encoder=None), {"virtual.embedding": table}
 
 
-VIRTUAL = dict.fromkeys(["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"], read_virtual)
 READERS = {"LORA": read_lora, "ADALORA": read_adalora, "IA3": read_ia3, "LN_TUNING": read_norms,
-           **VIRTUAL}
+           **dict.fromkeys(VIRTUAL, read_virtual)}

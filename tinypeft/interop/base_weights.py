@@ -1,7 +1,7 @@
 """The base's own weights in PEFT's folders, both ways: norms, `modules_to_save` and biases.
 
 PEFT has four places for them. Here they are one part, `FullFineTuning` of some parameters, which
-may stand beside a LoRA, a DyLoRA, an AdaLoRA or an (IA)³:
+may stand beside another method that PEFT has:
 
     in adapter_config.json          tensors, after base_model.model.<their module>
     peft_type LN_TUNING             .ln_tuning_layers.weight, .bias     copies of whole norms
@@ -9,10 +9,11 @@ may stand beside a LoRA, a DyLoRA, an AdaLoRA or an (IA)³:
     bias: "all", "lora_only"        .bias; .base_layer.bias, if LoRA adapts the layer
     lora_bias                       .lora_B.bias      b ← b + s b_B; only read
 
-`bias` and `lora_bias` exist beside LoRA and AdaLoRA. "all" are the biases of linear layers and
-norms, "lora_only" those of the adapted layers. PEFT copies whole modules, so it cannot hold half of
-one. It keeps two matrices where an output head is tied to the embedding, so it cannot hold a
-trained embedding of such a model.
+Beside virtual tokens, names begin with base_model. alone. `bias` exists beside LoRA and AdaLoRA:
+"all" are the biases of linear layers and norms, "lora_only" those of the adapted layers.
+
+PEFT copies whole modules, so it cannot hold half of one. It keeps two matrices where an output head
+is tied to the embedding, so it cannot hold the trained embedding of such a model.
 """
 import contextlib
 from collections.abc import Collection
@@ -28,8 +29,8 @@ from ..peft import FullFineTuning, MethodError
 from ..peft.model import PeftModel
 from .huggingface import HEAD
 from .ia3 import TARGETS as IA3_TARGETS
-from .lowrank import PREFIX, State, linear_layers, read_lora_biases
-from .peft_config import Config, Tensors
+from .lowrank import State, linear_layers, read_lora_biases
+from .peft_config import Config, Tensors, prefix_of
 from .peft_names import names_of
 
 __all__ = ["base_weights_folder", "method_of", "read_base_weights", "read_norms"]
@@ -73,7 +74,7 @@ def base_weights_folder(tuned: PeftModel, kind: str | None,
     for (path, x), array in trained.items():
         place = f"{path}.ln_tuning_layers" if path in norms else path
         if path not in whole and path in adapted: place = f"{path}.base_layer"
-        tensors[f"{PREFIX}{place}.{x}"] = array
+        tensors[f"{prefix_of(kind)}{place}.{x}"] = array
     names = names_of(tuned.model)
     saved = names.brief([path for path in whole if path not in norms])
     fields = {"modules_to_save": saved} if saved else {}
@@ -163,7 +164,7 @@ def read_base_weights(model: Decoder, config: Config, tensors: Tensors) -> State
     arrays, transposed = {}, names_of(model).family.transposed
     for (path, x), name in wanted.items():
         ours, shape = modules[path][x]
-        array = tensors.take(PREFIX + name, shape)
+        array = tensors.take(prefix_of(kind) + name, shape)
         if array is None: continue
         array = np.ascontiguousarray(array.T if transposed.search(f"{path}.{x}") else array)
         arrays |= zip(ours, np.split(array, len(ours)), strict=True)

@@ -20,8 +20,8 @@ from ..models.targets import names_for
 from ..peft import IA3, MethodError
 from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
-from .lowrank import PREFIX, State, adapted_layers, linear_layers
-from .peft_config import Config, Tensors, matches
+from .lowrank import State, adapted_layers, linear_layers
+from .peft_config import PREFIX, Config, Tensors, matches
 from .peft_names import names_of
 
 __all__ = ["ia3_folder", "read_ia3"]

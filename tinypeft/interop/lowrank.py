@@ -35,13 +35,12 @@ from ..models.targets import names_for
 from ..peft import AdaLoRA, LoRA, Method, MethodError
 from ..peft.dylora import scale_of
 from ..peft.model import PeftModel
-from .peft_config import Config, Tensors
+from .peft_config import PREFIX, Config, Tensors
 from .peft_names import names_of
 
-__all__ = ["PREFIX", "adalora_folder", "adapted_layers", "linear_layers", "lora_folder",
-           "read_adalora", "read_lora", "read_lora_biases"]
+__all__ = ["adalora_folder", "adapted_layers", "linear_layers", "lora_folder", "read_adalora",
+           "read_lora", "read_lora_biases"]
 
-PREFIX = "base_model.model."
 State = dict[str, Array]                                # a part's arrays, as in `Part.state_dict`
 LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights",
                "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}

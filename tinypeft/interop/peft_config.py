@@ -30,7 +30,7 @@ from ..peft import MethodError
 from .folder import Report, read_object
 from .peft_names import Names
 
-__all__ = ["Config", "Tensors", "matches"]
+__all__ = ["PREFIX", "VIRTUAL", "Config", "Tensors", "matches", "prefix_of"]
 
 # fields that every kind of adapter may have, and those that do not change what it computes
 COMMON = {"peft_type", "task_type", "modules_to_save", "auto_mapping", "base_model_name_or_path",
@@ -38,6 +38,13 @@ COMMON = {"peft_type", "task_type", "modules_to_save", "auto_mapping", "base_mod
           "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
           "qalora_group_size", "ensure_weight_tying", "runtime_config"}
 HEADS = {"score", "classifier"}          # what PEFT adds to modules_to_save for a classifier
+PREFIX = "base_model.model."             # in front of a path, unless there are virtual tokens
+VIRTUAL = {"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
+
+
+def prefix_of(peft_type: str) -> str:
+    """Return what stands in front of a module's path in the names of tensors."""
+    return "base_model." if peft_type in VIRTUAL else PREFIX
 
 
 class Config:

@@ -38,7 +38,8 @@ from ..peft.prefix import ReparameterizedPrefix
 from ..peft.ptuning import LSTMEncoder, PseudoTokens
 from .families import family_of
 from .huggingface import HEAD, arrays_of
-from .lowrank import PREFIX, adapted_layers, lora_folder, scale_of
+from .lowrank import adapted_layers, lora_folder, scale_of
+from .peft_config import PREFIX
 
 __all__ = ["start_of", "tensors_of", "training_fields", "trains_the_base"]
 
