@@ -25,7 +25,8 @@ from ..engine.optim import AdamW
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
-from ..peft import IA3, AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
+from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
+from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
@@ -100,8 +101,10 @@ def check(tuned, task):
     refuse = lambda why: MethodError(f"export_training: {method}: {why}")
     if isinstance(method, DyLoRA):
         raise refuse("it draws a rank for each step, PEFT's LoRA has one rank; train it here")
-    if isinstance(method, IA3):
-        raise refuse("the script has no (IA)³; save it for PEFT, or train it here")
+    if any(len(layers) > 1 and isinstance(layer, ScaledInput)
+           for _, layers in adapted_layers(tuned) for layer in layers):
+        raise refuse("PEFT scales the input of GPT-2's query, key and value by one vector, which "
+                     "are three here; give other targets, or train it here")
     if isinstance(method, AdaLoRA):
         if (method.orthogonality, method.importance) != ("norm", "after"):
             raise refuse('PEFT has orthogonality="norm" and importance="after"; set these two')

@@ -36,8 +36,8 @@ FEEDFORWARD = {"gpt2": ("mlp.c_proj",), "llama": ("down_proj",), "qwen3": ("down
 
 
 # -- to a folder -----------------------------------------------------------------------------------
-def ia3_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(config, tensors) of a model tuned by (IA)³."""
+def ia3_folder(tuned: PeftModel, absent: int = 1) -> tuple[dict[str, Any], dict[str, Array]]:
+    """(config, tensors) of a model tuned by (IA)³. absent: the numbers of an l that is not here."""
     names, tensors, inner, outer = names_of(tuned.model), {}, [], []
     for path, layers in adapted_layers(tuned):
         scaled_input = [isinstance(layer, ScaledInput) for layer in layers]
@@ -47,7 +47,7 @@ def ia3_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
             l = layers[0].l.data[None]
         else:
             outer.append(path)
-            l = stacked_output(layers)[:, None]
+            l = stacked_outputs(layers, absent)[:, None]
         tensors[f"{PREFIX}{path}.ia3_l"] = l
     feedforward = names.brief(inner)
     return {"peft_type": "IA3", "target_modules": names.brief(outer) + feedforward,
@@ -63,10 +63,11 @@ def check_one_input(path, layers, all_scaled):
                       "value share, and theirs differ here; save it in our own format")
 
 
-def stacked_output(layers):
-    """Stack the vectors of a layer's parts, with ones for a part that has none."""
+def stacked_outputs(layers, absent):
+    """Stack the vectors of a layer's parts, or `absent` for a part that has none."""
     known = next(layer.l.data for layer in layers if layer)
-    return np.concatenate([layer.l.data if layer else np.ones_like(known) for layer in layers])
+    return np.concatenate([layer.l.data if layer else np.full_like(known, absent)
+                           for layer in layers])
 
 
 # -- from a folder ---------------------------------------------------------------------------------
