@@ -70,16 +70,15 @@ def base_weights_folder(tuned: PeftModel, kind: str | None,
     whole, bias = places_of(trained, modules, kind, adapted)
     norms = [path for path in whole if kind is None and is_norm(tuned.model, modules[path])]
     check_whole(tuned.model, kind, whole, norms, adapted)
-    tensors = {}
-    for (path, x), array in trained.items():
-        place = f"{path}.ln_tuning_layers" if path in norms else path
-        if path not in whole and path in adapted: place = f"{path}.base_layer"
-        tensors[f"{prefix_of(kind)}{place}.{x}"] = array
+    places = dict.fromkeys(norms, ".ln_tuning_layers") | dict.fromkeys(adapted, ".base_layer")
+    tensors = {f"{prefix_of(kind)}{path}{places.get(path, '')}.{leaf}": array
+               for (path, leaf), array in trained.items()}
     names = names_of(tuned.model)
-    saved = names.brief([path for path in whole if path not in norms])
-    fields = {"modules_to_save": saved} if saved else {}
-    if kind is None: fields |= {"peft_type": "LN_TUNING", "target_modules": names.brief(norms)}
-    if bias != "none": fields["bias"] = bias
+    fields = {"modules_to_save": names.brief([path for path in whole if path not in norms]) or None}
+    if kind is None:
+        fields |= {"peft_type": "LN_TUNING", "target_modules": names.brief(norms)}
+    if kind in WITH_BIASES:
+        fields["bias"] = bias
     return fields, tensors
 
 
@@ -88,21 +87,22 @@ def stacked(model, modules, arrays):
     for a tensor of which some rows are not trained."""
     trained, transposed = {}, names_of(model).family.transposed
     for path, tensors in modules.items():
-        for x, (ours, _) in tensors.items():
-            rows = [arrays[name] for name in ours if name in arrays]
-            if len(rows) not in (0, len(ours)):
-                untrained = next(name for name in ours if name not in arrays)
-                raise refusal(f"{path}.{x} is one tensor there, and {untrained} is not trained")
-            if rows:
-                array = np.concatenate(rows)
-                trained[path, x] = array.T if transposed.search(f"{path}.{x}") else array
+        for leaf, (ours, _) in tensors.items():
+            untrained = [name for name in ours if name not in arrays]
+            if untrained == ours:
+                continue
+            if untrained:
+                raise refusal(f"{path}.{leaf} is one tensor there, and {untrained[0]} is not "
+                              "trained")
+            array = np.concatenate([arrays[name] for name in ours])
+            trained[path, leaf] = array.T if transposed.search(f"{path}.{leaf}") else array
     return trained
 
 
 def places_of(trained, modules, kind, adapted):
     """Say where PEFT holds what is trained: (modules that it copies whole, its `bias`)."""
     biases = {(path, "bias") for path, tensors in modules.items() if "bias" in tensors}
-    whole = [path for path in modules if all((path, x) in trained for x in modules[path])]
+    whole = [path for path in modules if all((path, leaf) in trained for leaf in modules[path])]
     if kind in WITH_BIASES and biases and biases <= trained.keys():
         others = [path for path in whole if (path, "bias") not in biases]
         if all(key in biases or key[0] in others for key in trained):
@@ -112,8 +112,8 @@ def places_of(trained, modules, kind, adapted):
         return whole, "none"
     if kind in WITH_BIASES and rest == {key for key in biases if key[0] in adapted}:
         return whole, "lora_only"
-    path, x = min(rest)
-    raise refusal(f"it trains {path}.{x}, but not all of that layer; PEFT trains whole layers, or "
+    path, leaf = min(rest)
+    raise refusal(f"it trains {path}.{leaf}, but not all of that layer; PEFT trains whole layers, or "
                   "beside a LoRA all biases, or those of its layers")
 
 
@@ -124,8 +124,9 @@ def is_norm(model, tensors):
 
 def check_whole(model, kind, whole, norms, adapted):
     """Raise MethodError for layers that PEFT cannot copy as a whole."""
-    if both := [path for path in whole if path in adapted]:
-        raise refusal(f"PEFT adapts {both[0]} or trains it, not both")
+    for path in whole:
+        if path in adapted:
+            raise refusal(f"PEFT adapts {path} or trains it, not both")
     if model.lm_head is None and embedding_of(model) in whole:
         raise refusal("the embedding is tied to the output head, and PEFT would train two matrices")
     if kind is None and not norms:
@@ -156,17 +157,20 @@ def read_base_weights(model: Decoder, config: Config, tensors: Tensors) -> State
     modules, kind = modules_with_weights(model), config.get("peft_type", str)
     adapted = adapted_paths(model, config, kind)
     copies = copied_modules(model, config, modules, kind)
-    if both := [path for path in adapted if any(is_below(path, copy) for copy in copies)]:
-        raise config.unsupported("modules_to_save", f"it holds {both[0]}, which is adapted as well")
-    wanted = {(path, x): f"{copy}{copies[copy]}{path.removeprefix(copy)}.{x}"
-              for copy in copies for path in modules if is_below(path, copy) for x in modules[path]}
-    wanted |= bias_names(config, modules, adapted, wanted)
+    for path in adapted:
+        if any(is_below(path, copy) for copy in copies):
+            raise config.unsupported("modules_to_save", f"it holds {path}, which is adapted as well")
+    names = {(path, leaf): f"{copy}{place}{path.removeprefix(copy)}.{leaf}"
+             for copy, place in copies.items()
+             for path in modules if is_below(path, copy) for leaf in modules[path]}
+    names |= bias_names(config, modules, adapted, names)
     arrays, transposed = {}, names_of(model).family.transposed
-    for (path, x), name in wanted.items():
-        ours, shape = modules[path][x]
+    for (path, leaf), name in names.items():
+        ours, shape = modules[path][leaf]
         array = tensors.take(prefix_of(kind) + name, shape)
-        if array is None: continue
-        array = np.ascontiguousarray(array.T if transposed.search(f"{path}.{x}") else array)
+        if array is None:
+            continue
+        array = np.ascontiguousarray(array.T if transposed.search(f"{path}.{leaf}") else array)
         arrays |= zip(ours, np.split(array, len(ours)), strict=True)
     changes = read_lora_biases(model, config, tensors) if kind == "LORA" else {}
     for name, change in changes.items():
@@ -220,8 +224,9 @@ def bias_names(config, modules, adapted, copied):
     paths = [path for path in modules if "bias" in modules[path]]
     if which == "lora_only":
         paths = [path for path in paths if path in adapted]
-    if both := [path for path in paths if (path, "bias") in copied]:
-        raise config.unsupported("bias", f"{both[0]} is in modules_to_save, and has two biases")
+    for path in paths:
+        if (path, "bias") in copied:
+            raise config.unsupported("bias", f"{path} is in modules_to_save, and has two biases")
     return {(path, "bias"): f"{path}.base_layer.bias" if path in adapted else f"{path}.bias"
             for path in paths}
 

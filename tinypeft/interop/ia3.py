@@ -80,14 +80,16 @@ def read_ia3(model: Decoder, config: Config, tensors: Tensors) -> tuple[IA3 | No
         is_inner, parts = is_feedforward(config, path, FEEDFORWARD[names.kind]), names.ours(path)
         shape = (1, d_in) if is_inner else (d_out, 1)
         l = tensors.take(f"{PREFIX}{path}.ia3_l", shape)
-        if l is None: continue
+        if l is None:
+            continue
         pieces = [l[0]] * len(parts) if is_inner else np.split(l[:, 0], len(parts))
         keep_all = is_inner or np.all(l == 1)
         for ours, piece in zip(parts, pieces, strict=True):
-            if not keep_all and np.all(piece == 1): continue
-            state[f"{ours}.l"] = piece
-            if is_inner: inner.append(ours)
-    if not state: return None, state
+            if keep_all or np.any(piece != 1):
+                state[f"{ours}.l"] = piece
+                inner += [ours] * is_inner
+    if not state:
+        return None, state
     n_layers, paths = model.config.n_layers, [name.removesuffix(".l") for name in state]
     return IA3(names_for(paths, n_layers), names_for(inner, n_layers) or None), state
 

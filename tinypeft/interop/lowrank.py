@@ -154,7 +154,8 @@ def sizes_of(path, config):
     r = config.pattern_value("rank_pattern", int, path, config.get("r", int, 8))
     usual_alpha = config.get("lora_alpha", float, 8.0)
     alpha = config.pattern_value("alpha_pattern", float, path, usual_alpha)
-    if r < 1: raise MethodError(f"load_adapter: {path}: the rank must be at least 1, got {r}")
+    if r < 1:
+        raise MethodError(f"load_adapter: {path}: the rank must be at least 1, got {r}")
     return r, alpha
 
 
@@ -170,7 +171,8 @@ def read_lora_biases(model: Decoder, config: Config, tensors: Tensors) -> State:
             raise config.unsupported("lora_bias", f"{path} has no bias in this model, so no weight "
                                      "of the base can hold its part of the change")
         b = tensors.take(f"{PREFIX}{path}.lora_B.bias", (d_out,))
-        if b is None: continue
+        if b is None:
+            continue
         r, alpha = sizes_of(path, config)
         rows = np.split(alpha / root(r) * b, len(parts))
         changes |= {f"{ours}.bias": row for ours, row in zip(parts, rows, strict=True)}
