@@ -102,7 +102,8 @@ def stacked(model, modules, arrays):
 def places_of(trained, modules, kind, adapted):
     """Say where PEFT holds what is trained: (modules that it copies whole, its `bias`)."""
     biases = {(path, "bias") for path, tensors in modules.items() if "bias" in tensors}
-    whole = [path for path in modules if all((path, leaf) in trained for leaf in modules[path])]
+    whole = [path for path, tensors in modules.items()
+             if all((path, leaf) in trained for leaf in tensors)]
     if kind in WITH_BIASES and biases and biases <= trained.keys():
         others = [path for path in whole if (path, "bias") not in biases]
         if all(key in biases or key[0] in others for key in trained):
@@ -113,8 +114,8 @@ def places_of(trained, modules, kind, adapted):
     if kind in WITH_BIASES and rest == {key for key in biases if key[0] in adapted}:
         return whole, "lora_only"
     path, leaf = min(rest)
-    raise refusal(f"it trains {path}.{leaf}, but not all of that layer; PEFT trains whole layers, or "
-                  "beside a LoRA all biases, or those of its layers")
+    raise refusal(f"it trains {path}.{leaf}, but not all of that layer; PEFT trains whole layers, "
+                  "or beside a LoRA all biases, or those of its layers")
 
 
 def is_norm(model, tensors):
@@ -159,7 +160,8 @@ def read_base_weights(model: Decoder, config: Config, tensors: Tensors) -> State
     copies = copied_modules(model, config, modules, kind)
     for path in adapted:
         if any(is_below(path, copy) for copy in copies):
-            raise config.unsupported("modules_to_save", f"it holds {path}, which is adapted as well")
+            raise config.unsupported("modules_to_save",
+                                     f"it holds {path}, which is adapted as well")
     names = {(path, leaf): f"{copy}{place}{path.removeprefix(copy)}.{leaf}"
              for copy, place in copies.items()
              for path in modules if is_below(path, copy) for leaf in modules[path]}
