@@ -12,6 +12,7 @@ from tests.protocol import move
 from tinypeft.interop import read_safetensors, write_safetensors
 from tinypeft.interop.ia3 import FEEDFORWARD, TARGETS, is_feedforward
 from tinypeft.interop.peft_config import Config
+from tinypeft.peft.ia3 import ScaledOutput
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
@@ -126,6 +127,15 @@ def test_an_input_of_c_attn_has_one_vector(base, tmp_path):
     mixed = moved(tp.IA3(("query", "key", "value"), feedforward=("key",)))
     with pytest.raises(tp.MethodError, match="by one vector"): mixed.save(tmp_path / "new", format="peft")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_wrapper_of_ones_own_is_refused(tmp_path):
+    class Squared(ScaledOutput):
+        def forward(self, x): return self.base(x) * self.l * self.l
+    class Own(tp.IA3):
+        def wrap(self, model, rng): return {path: Squared(layer.base) for path, layer in super().wrap(model, rng).items()}
+    with pytest.raises(tp.MethodError, match="a Squared on .*c_attn may do more"):
+        tp.attach(make("GPT"), Own()).save(tmp_path / "new", format="peft")
 
 
 def test_vectors_load_onto_a_quantized_base_numerical(tmp_path):

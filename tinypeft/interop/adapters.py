@@ -43,7 +43,7 @@ from .ia3 import ia3_folder, read_ia3
 from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
 from .peft_config import PREFIX, VIRTUAL, Config, Tensors, prefix_of
 
-__all__ = ["AdapterError", "check", "hub_name", "load", "save", "write"]
+__all__ = ["AdapterError", "check", "hub_name", "load", "save"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"         # what was quantized to make SmolLM2's file
@@ -61,18 +61,11 @@ class AdapterError(MethodError, HuggingFaceError):
 
 
 # -- to a folder ---------------------------------------------------------------------------------
-def save(tuned: PeftModel, folder: Path) -> None:
-    """Write a `PeftModel` as PEFT would. Writes nothing if `check` raises MethodError."""
-    check(tuned)
-    with bare(tuned.model) as base:
-        name = hub_name(base)
-    write(tuned, folder, name)
-
-
-def write(tuned: PeftModel, folder: Path, base_name: str | None) -> None:
-    """As `save`. base_name: what a base on huggingface.co is called, or None."""
+def save(tuned: PeftModel, folder: Path, named: bool = True) -> None:
+    """Write a `PeftModel` as PEFT would. Writes nothing if `check` raises MethodError. named: say
+    for which base it is, if that has a name on huggingface.co."""
     config, tensors = content_of(tuned)
-    config["base_model_name_or_path"] = base_name
+    config["base_model_name_or_path"] = hub_name(tuned.model) if named else None
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     (folder / CONFIG).unlink(missing_ok=True)                    # it must not describe new tensors
     write_safetensors(folder / TENSORS, tensors, {"format": "pt"})
@@ -85,11 +78,12 @@ def check(tuned: PeftModel) -> None:
 
 
 def hub_name(model: Decoder) -> str | None:
-    """Return the name that a model has on huggingface.co, or None. Only SmolLM2 is known, by its
-    weights, so a model that was trained or merged has no name."""
+    """Return the name of a base on huggingface.co, or None. Only SmolLM2 is known, by its weights,
+    so a model that was trained or merged has no name."""
     if (model.config.d_model, model.config.n_layers) != (576, 30):       # hashing takes a second
         return None
-    return HUB_NAME if fingerprint(model.state_dict()) in FINGERPRINTS else None
+    with bare(model) as base:
+        return HUB_NAME if fingerprint(base.state_dict()) in FINGERPRINTS else None
 
 
 def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -67,7 +67,7 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
         groups, start = start_of(tuned, optimizer, moments=first_step > 0)
         (folder / "settings.json").unlink(missing_ok=True)       # it must not describe new files
         write_base(tuned, folder / "model")
-        if not trains_the_base(tuned): adapters.write(tuned, folder / "adapter", None)
+        if not trains_the_base(tuned): adapters.save(tuned, folder / "adapter", named=False)
         write_safetensors(folder / "start.safetensors", start)
     for split, rows in data.items():
         write_safetensors(folder / "data" / f"{split}.safetensors", rows)

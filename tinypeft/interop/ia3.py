@@ -18,7 +18,7 @@ from ..common.hints import Array
 from ..models.decoder import Decoder
 from ..models.targets import names_for
 from ..peft import IA3, MethodError
-from ..peft.ia3 import ScaledInput
+from ..peft.ia3 import ScaledInput, ScaledOutput
 from ..peft.model import PeftModel
 from .lowrank import State, adapted_layers, linear_layers
 from .peft_config import PREFIX, Config, Tensors, matches
@@ -36,10 +36,12 @@ FEEDFORWARD = {"gpt2": ("mlp.c_proj",), "llama": ("down_proj",), "qwen3": ("down
 
 
 # -- to a folder -----------------------------------------------------------------------------------
-def ia3_folder(tuned: PeftModel, absent: int = 1) -> tuple[dict[str, Any], dict[str, Array]]:
+def ia3_folder(tuned: PeftModel,
+               absent: int = 1) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) of a model tuned by (IA)³. absent: the numbers of an l that is not here."""
     names, tensors, inner, outer = names_of(tuned.model), {}, [], []
     for path, layers in adapted_layers(tuned):
+        check_kinds(path, layers)
         scaled_input = [isinstance(layer, ScaledInput) for layer in layers]
         if any(scaled_input):
             check_one_input(path, layers, all(scaled_input))
@@ -53,6 +55,13 @@ def ia3_folder(tuned: PeftModel, absent: int = 1) -> tuple[dict[str, Any], dict[
     return {"peft_type": "IA3", "target_modules": names.brief(outer) + feedforward,
             "feedforward_modules": feedforward, "fan_in_fan_out": names.conv1d,
             "init_ia3_weights": True}, tensors
+
+
+def check_kinds(path, layers):
+    """Raise MethodError for a wrapper of another class, which may compute something else."""
+    for kind in {type(layer) for layer in layers if layer} - {ScaledInput, ScaledOutput}:
+        raise MethodError(f"save: a {kind.__name__} on {path} may do more than (IA)³ does; save it "
+                          "in our own format")
 
 
 def check_one_input(path, layers, all_scaled):
@@ -82,7 +91,8 @@ def read_ia3(model: Decoder, config: Config, tensors: Tensors) -> tuple[IA3 | No
         l = tensors.take(f"{PREFIX}{path}.ia3_l", shape)
         if l is None:
             continue
-        pieces = [l[0]] * len(parts) if is_inner else np.split(l[:, 0], len(parts))
+        pieces = np.split(l.reshape(-1), 1 if is_inner else len(parts))
+        pieces *= len(parts) // len(pieces)
         keep_all = is_inner or np.all(l == 1)
         for ours, piece in zip(parts, pieces, strict=True):
             if keep_all or np.any(piece != 1):
