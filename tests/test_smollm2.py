@@ -1,10 +1,13 @@
 """SmolLM2, a real model: the same logits as transformers, the same greedy continuations, and it can be fine-tuned."""
+import json
+
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.commands.cli import main
+from tinypeft.interop.adapters import hub_name
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.interop.loading import smollm2_file
@@ -26,6 +29,12 @@ def torch(): return pytest.importorskip("torch")
 def model():
     smollm2()                                            # skips without the wheel
     return tp.load_pretrained("smollm2")
+
+
+@pytest.fixture(scope="module")
+def packed():
+    smollm2()
+    return from_gguf(smollm2_file(), quantized=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +66,28 @@ def test_its_greedy_continuations_are_those_of_transformers(model, reference, to
     with tp.no_grad(): assert np.array_equal(written[:, 4:], model(written).data.argmax(-1)[:, 3:-1])   # without a cache
 
 
-def test_its_blocks_compute_the_same_where_they_stay_as_they_are(model):
+def test_its_blocks_compute_the_same_where_they_stay_as_they_are(model, packed):
     """Bit for bit, in 5 bits per weight; and a file's blocks are made of them again."""
-    packed, file = from_gguf(smollm2_file(), quantized=True), read_gguf(smollm2_file())
+    file = read_gguf(smollm2_file())
     tokens = model.tokenizer.encode(" ".join(BEGINNINGS))[None, :40]
     with tp.no_grad(): assert np.array_equal(packed(tokens).data, model(tokens).data)
-    assert tp.bits_per_weight(packed) == 5
+    assert tp.bits_per_weight(packed) == 5 and hub_name(model) == hub_name(packed) is not None
     assert sum(m.nbytes for _, m in packed.named_modules() if isinstance(m, tp.QuantizedLinear)) == 66_355_200
     for theirs, ours in ("attn_q", "attention.query"), ("attn_k", "attention.key"), ("ffn_down", "mlp.down"):
         q = packed.get(f"blocks.7.{ours}").weight
         rows = block_bytes(q).reshape(q.shape[0], -1)
         if "attn" in theirs: rows = neighbours(rows, 64)
         assert np.array_equal(rows.reshape(-1), file.octets(f"blk.7.{theirs}.weight"))
+
+
+def test_a_peft_folder_names_the_base_that_it_is_for(packed, tmp_path):
+    """PEFT's AutoPeftModel needs the name. A base with other weights has none."""
+    tuned, weight = tp.attach(packed, tp.IA3(targets=("blocks.0.key",), feedforward=None)), packed.final_norm.weight
+    for name in None, "HuggingFaceTB/SmolLM2-135M-Instruct":
+        weight.data[3] = -weight.data[3]
+        tuned.save(tmp_path, format="peft")
+        assert json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"] == name
+    tuned.detach()
 
 
 def test_it_learns_and_comes_back(model):

@@ -242,8 +242,9 @@ def test_a_head_trained_there_classifies_the_same_here_numerical(config, base, t
 # -- what PEFT lacks ---------------------------------------------------------------------
 @pytest.mark.parametrize("method, options, words", [
     (tp.BottleneckAdapter(bottleneck=4), {}, "PEFT has no counterpart of BottleneckAdapter"),
-    (tp.ParallelAdapter(bottleneck=4), {}, "no counterpart"), (tp.FullFineTuning(), {}, "no counterpart of FullFineTuning"),
-    (tp.FullFineTuning(targets=("bias",)), {}, "no counterpart"),
+    (tp.ParallelAdapter(bottleneck=4), {}, "no counterpart"),
+    (tp.FullFineTuning(), {}, "the embedding is tied to the output head, and PEFT would train two matrices"),
+    (tp.FullFineTuning(targets=("bias",)), {}, "trains .*bias, but not all of that layer"),
     (tp.LinearProbe(), {"head": 3}, "no counterpart of LinearProbe"),
     (tp.PTuning(separator=5), {}, r"\(3, 'context', 3, 'target'\) puts pseudo-tokens after text"),
     (tp.PTuning(), {"head": 3, "head_bias": False}, "puts pseudo-tokens after text"),
@@ -266,7 +267,9 @@ def folders(base, tmp_path_factory):
     root = tmp_path_factory.mktemp("peft")
     configs = {"lora": peft.LoraConfig(r=2, target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM"),
                "adalora": THEIRS["AdaLoRA pruned"], "prefix": THEIRS["prefix"], "ptuning": THEIRS["P-tuning, MLP"],
-               "classes": peft.LoraConfig(r=2, task_type="SEQ_CLS")}
+               "classes": peft.LoraConfig(r=2, task_type="SEQ_CLS"), "ia3": peft.IA3Config(task_type="CAUSAL_LM"),
+               "norms": peft.LNTuningConfig(task_type="CAUSAL_LM", modules_to_save=["c_fc"]),
+               "biases": peft.LoraConfig(r=2, bias="lora_only", lora_bias=True, modules_to_save=["ln_1"])}
     for name, config in configs.items():
         classes = 3 if name == "classes" else None
         oracle.trained(base(np.float32, classes), copy.deepcopy(config), TOKENS, classes, steps=8).save_pretrained(root / name)
@@ -306,7 +309,8 @@ WRONG = {
     "not a number": ("lora", {}, lambda a: a | {A0: a[A0] * np.nan}, "not finite"),
     "too large": ("lora", {}, lambda a: a | {A0: np.full((2, 16), 1e300)}, "not finite in float32"),
     "unknown type": ("lora", {"peft_type": "GRAVITY"}, None, "'GRAVITY' is not supported: there are LORA, ADALORA"),
-    "not here": ("lora", {"peft_type": "IA3"}, None, "'IA3' is not supported"),
+    "not here": ("lora", {"peft_type": "VERA"}, None, "'VERA' is not supported"),
+    "no (IA)3": ("lora", {"peft_type": "IA3"}, None, "is not supported: it may change"),
     "lower case": ("lora", {"peft_type": "lora"}, None, "in capitals, LORA"),
     "no type": ("lora", {"peft_type": ...}, None, "peft_type=None is not supported"),
     "nothing hit": ("lora", {"target_modules": ["q_proj"]}, None, "selects no layer of transformer.h.N; there are attn.c_attn"),
@@ -318,8 +322,8 @@ WRONG = {
     "embedding": ("lora", {"target_modules": ["c_attn", "wte"]}, None, "selects transformer.wte, but only the linear layers"),
     "head": ("lora", {"target_modules": ["lm_head"]}, None, "selects lm_head"),
     "DoRA": ("lora", {"use_dora": True}, None, "use_dora=True is not supported"),
-    "biases": ("lora", {"bias": "all"}, None, "bias='all' is not supported"),
-    "biases of LoRA": ("lora", {"lora_bias": True}, None, "lora_bias=True is not supported"),
+    "biases": ("lora", {"bias": "all"}, None, "missing 13 .*base_layer.bias"),
+    "biases of LoRA": ("lora", {"lora_bias": True}, None, "missing 4 .*lora_B.bias"),
     "PiSSA": ("lora", {"init_lora_weights": "pissa"}, None, "'pissa' is not supported: it changed the base's weights"),
     "saved modules": ("lora", {"modules_to_save": ["lm_head"]}, None, "modules_to_save=.'lm_head'. is not supported"),
     "replicated layers": ("lora", {"layer_replication": [[0, 1], [0, 2]]}, None, "layer_replication=.* is not supported"),
@@ -495,10 +499,11 @@ json_values = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 6), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from(["LORA", "ADALORA", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "CAUSAL_LM", "SEQ_CLS", "all-linear",
                      "gaussian", "c_attn", r".*\.(c_attn|c_fc)", ["c_attn"], ["c_fc", "c_attn"], ["score"], {"c_attn": 2},
-                     {"c_fc": 3.5}, [0], [0, 1]]),
+                     {"c_fc": 3.5}, [0], [0, 1], ["ln_1", "mlp"], "all"]),
     st.recursive(st.integers(0, 3), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3),
                  max_leaves=5))
-KINDS = ["lora", "adalora", "prefix", "ptuning", "classes"]
+KINDS = ["lora", "adalora", "prefix", "ptuning", "classes", "ia3", "norms", "biases"]
+EXAMPLES = {"ia3": 25, "norms": 25, "biases": 25}                        # the others: 60
 
 
 def accepted(theirs, folder, original):
@@ -536,7 +541,7 @@ def loads_right_or_raises(folder, original, base):
 def test_edited_configurations_raise_or_compute_what_peft_computes(kind, folders, base, tmp_path):
     fields, loaded = sorted(json.loads((folders / kind / CONFIG).read_text())), []
 
-    @hypothesis.settings(max_examples=60)
+    @hypothesis.settings(max_examples=EXAMPLES.get(kind, 60))
     @hypothesis.given(st.dictionaries(st.sampled_from(fields), json_values | st.just(...), min_size=1, max_size=2))
     def check(edits):
         loaded.append(loads_right_or_raises(edited(folders / kind, tmp_path, edits), folders / kind, base))
@@ -549,7 +554,7 @@ def test_damaged_files_raise_or_compute_what_peft_computes(kind, folders, base, 
     shutil.copytree(folders / kind, tmp_path, dirs_exist_ok=True)
     loaded = []
 
-    @hypothesis.settings(max_examples=60)
+    @hypothesis.settings(max_examples=EXAMPLES.get(kind, 60))
     @hypothesis.given(st.sampled_from([CONFIG, TENSORS]), st.data())
     def check(file, data):
         content = bytearray((folders / kind / file).read_bytes())

@@ -75,6 +75,8 @@ RUNS = {
                               {"schedule_kind": "cosine", "lr_floor": 0.2}),
     "AdaLoRA": lambda: (tp.attach(make("Llama"), ADALORA), language(), {"weight_decay": 0.1, "accumulate": 3}),
     "LoRA+": lambda: (tp.attach(make_gpt(), tp.LoRA(rank=2)), language(), {"rates": {"B": 16, "blocks.0": 0.5}, "lr": 1e-3}),
+    "(IA)3": lambda: (tp.attach(make_gpt(), tp.IA3()), language(), {"weight_decay": 0.1, "lr": 0.02}),
+    "(IA)3 on a classifier": lambda: (headed(make("Gemma"), tp.IA3(targets="all")), classes(), {"weight_decay": 0.1}),
     "QLoRA": lambda: (tp.attach(tp.quantize(make("Qwen3", np.float32), tp.NF4()), tp.LoRA(rank=2)), language(),
                       {"schedule_kind": "constant"}),
     "QLoRA of bitsandbytes": lambda: (tp.attach(tp.quantize(wide(), tp.NF4()), tp.LoRA(rank=2)), language(), {}),
@@ -89,10 +91,12 @@ RUNS = {
     "P-tuning, MLP": lambda: (tp.attach(make_gpt(), tp.PTuning((3, "target"), encoder="mlp", hidden=7)), language(), {}),
     "P-tuning, LSTM": lambda: (tp.attach(make_gpt(), tp.PTuning((3, "target"), hidden=5)), language(), {})}
 HALF_DONE = {
+    "(IA)3, half done": lambda: (tp.attach(make_gpt(), tp.IA3()), language(), {"lr": 0.02}),
     "LoRA, half done": lambda: (tp.attach(make_gpt(), tp.LoRA(rank=2, targets="all")), language(), {"weight_decay": 0.1}),
     "full, half done": lambda: (tp.attach(make_gpt(), tp.FullFineTuning()), language(), {"batch_size": 3}),
     "MLP, half done": lambda: (tp.attach(make_gpt(np.float32), tp.PrefixTuning(length=2)), language(), {})}
-EXACT = {"LoRA of all", "LoRA+", "LoRA on a classifier", "full", "a bias of three", "probe", "LoRA, half done",
+EXACT = {"LoRA of all", "LoRA+", "LoRA on a classifier", "(IA)3", "(IA)3, half done", "full", "a bias of three", "probe",
+         "LoRA, half done",
          "full, half done"}
 SHARED = ["LoRA of all", "AdaLoRA", "probe", "LoRA of Llama", "LoRA on a classifier", "prefix", "full"]      # by two processes
 BASE = {"full", "full, half done", "full classifier", "a bias of three", "probe"}
@@ -287,7 +291,8 @@ def imported(script): return {node.module if isinstance(node, ast.ImportFrom) el
 @pytest.mark.parametrize("method, says", [
     (tp.AdaLoRA(8, 4), 'set these two'), (tp.AdaLoRA(8, 4, orthogonality="norm", importance="after"), "as one matrix"),
     (tp.DyLoRA(), "draws a rank"), (tp.BottleneckAdapter(bottleneck=4), "no counterpart"),
-    (tp.IA3(), "no counterpart"), (tp.PTuningV2(length=2), "no dropout on a prefix"), (tp.PTuning(), "after text"),
+    (tp.IA3(("query", "key", "value"), feedforward=("query", "key", "value")), "which are three here"),
+    (tp.PTuningV2(length=2), "no dropout on a prefix"), (tp.PTuning(), "after text"),
     (tp.PTuning((2, "target"), encoder=None), "PromptTuning is the same"),
     (tp.LoRA(rank=2, rank_pattern={"query": 3}), "different scales"),
     (tp.LoRA(rank=2, alpha_pattern={"query": 3}), "different scales")], ids=str)

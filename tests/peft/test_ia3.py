@@ -218,11 +218,6 @@ def test_what_makes_no_sense_raises_and_says_why(make, words):
         make()
 
 
-def test_it_has_no_folder_of_pefts_yet_and_says_so(gpt, tmp_path):
-    with pytest.raises(tp.MethodError, match="save it in our own format"):
-        tp.attach(gpt(), PAPER).save(tmp_path, format="peft")
-
-
 @pytest.mark.parametrize("theirs, ours", [("target_modules", "targets"),
                                           ("feedforward_modules", "feedforward")])
 def test_names_of_peft_are_translated(theirs, ours):

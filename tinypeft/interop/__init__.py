@@ -7,6 +7,8 @@
     bpe.py            the tokenizer files in such a folder: byte_level.py, sentencepiece.py
     adapters.py       PEFT's adapter folders ↔ `PeftModel`; virtual tokens and heads
     lowrank.py        the tensors of LoRA, DyLoRA and AdaLoRA in such a folder
+    ia3.py            those of (IA)³
+    base_weights.py   the base's own weights in such a folder: norms, modules_to_save, biases
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
     peft_names.py     what PEFT calls the layers of a model
     export.py         a run of `train` → a folder that goes on in PyTorch: rows.py, torch_names.py

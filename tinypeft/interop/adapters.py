@@ -5,6 +5,9 @@ holds the tensors:
 
     here                            peft_type         tensors
     LoRA, DyLoRA, AdaLoRA           LORA, ADALORA     see `lowrank`
+    IA3                             IA3               see `ia3`
+    FullFineTuning, of norms        LN_TUNING         see `base_weights`
+    FullFineTuning, beside these    the same, with    modules_to_save or bias; see `base_weights`
     PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L w): per layer first
                                                       the keys, then the values (see `prefix`)
     PromptTuning                    PROMPT_TUNING     prompt_embeddings (P, d)
@@ -25,20 +28,28 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
-from ..files import write_atomically
+from ..files import fingerprint, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
-from ..peft import AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
+from ..peft import IA3, AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
+from ..peft.attachment import bare
 from ..peft.folders import attach_with
 from ..peft.method import MethodError
 from ..peft.model import PeftModel
+from ..peft.part import Methods
+from .base_weights import base_weights_folder, method_of, read_base_weights, read_norms
 from .folder import HuggingFaceError
-from .lowrank import PREFIX, adalora_folder, lora_folder, read_adalora, read_lora
-from .peft_config import Config, Tensors
+from .ia3 import ia3_folder, read_ia3
+from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
+from .peft_config import PREFIX, VIRTUAL, Config, Tensors, prefix_of
 
-__all__ = ["AdapterError", "check", "load", "save"]
+__all__ = ["AdapterError", "check", "hub_name", "load", "save"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"         # what was quantized to make SmolLM2's file
+FINGERPRINTS = {                                         # of its weights, in float32 and as codes
+    "7c563b195edf3d1ee2e2cc8fba9040fa0c68d3b64c70dd84801c108950d6b94f",
+    "17dab408d8713567e60e834fa3edfda5d94898a8da57e74a3a0f3cfa3dc97f94"}
 VIRTUAL_FIELDS = {"num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers",
                   "encoder_dropout", "encoder_reparameterization_type", "prefix_projection",
                   "init_weights", "prompt_tuning_init", "prompt_tuning_init_text",
@@ -50,9 +61,11 @@ class AdapterError(MethodError, HuggingFaceError):
 
 
 # -- to a folder ---------------------------------------------------------------------------------
-def save(tuned: PeftModel, folder: Path) -> None:
-    """Write a `PeftModel` as PEFT would. Writes nothing if `check` raises MethodError."""
+def save(tuned: PeftModel, folder: Path, named: bool = True) -> None:
+    """Write a `PeftModel` as PEFT would. Writes nothing if `check` raises MethodError. named: say
+    for which base it is, if that has a name on huggingface.co."""
     config, tensors = content_of(tuned)
+    config["base_model_name_or_path"] = hub_name(tuned.model) if named else None
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     (folder / CONFIG).unlink(missing_ok=True)                    # it must not describe new tensors
     write_safetensors(folder / TENSORS, tensors, {"format": "pt"})
@@ -64,36 +77,57 @@ def check(tuned: PeftModel) -> None:
     content_of(tuned)
 
 
+def hub_name(model: Decoder) -> str | None:
+    """Return the name of a base on huggingface.co, or None. Only SmolLM2 is known, by its weights,
+    so a model that was trained or merged has no name."""
+    if (model.config.d_model, model.config.n_layers) != (576, 30):       # hashing takes a second
+        return None
+    with bare(model) as base:
+        return HUB_NAME if fingerprint(base.state_dict()) in FINGERPRINTS else None
+
+
 def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) as PEFT would write them. MethodError for what PEFT lacks: bottleneck and
-    parallel adapters, trained weights of the base, pseudo-tokens after text, heads with a bias."""
-    method, head = tuned.method, tuned.head
-    if len(tuned.parts) > 1:
-        raise MethodError(f"save: {method} are several methods, and a folder of PEFT's holds one; "
-                          "save them in our own format, or merge all but one into the base")
+    parallel adapters, pseudo-tokens after text, heads with a bias, some weights of the base."""
+    added = [part for part in tuned.parts.values() if part.wrappers or part.virtual]
+    if len(added) > 1:
+        methods = Methods(part.method for part in added)
+        raise MethodError(f"save: {methods} are several methods, and a folder of PEFT's holds one, "
+                          "with trained weights of the base; save them in our own format, or merge "
+                          "all but one into the base")
     if off := [name for name, part in tuned.parts.items() if not part.on]:
         raise MethodError(f"save: {off[0]} is switched off, which a folder of PEFT's cannot say; "
                           f"reattach({off[0]!r}), or save it in our own format")
+    config, tensors = added_folder(tuned, added[0].method) if added else ({}, {})
+    adapted = [path for path, _ in adapted_layers(tuned)]
+    fields, weights = base_weights_folder(tuned, config.get("peft_type"), adapted)
+    if not tensors and not weights:
+        raise MethodError(f"save: PEFT has no counterpart of {tuned.method}; save it in our own "
+                          "format")
+    config = {"task_type": "CAUSAL_LM", "modules_to_save": None, "inference_mode": True,
+              **config, **fields}
+    tensors |= weights
+    head = tuned.head
+    if head is None: return config, tensors
+    if head.bias is not None:
+        raise MethodError("save: the head has a bias, PEFT's has none; attach with head_bias=False")
+    tensors[prefix_of(config["peft_type"]) + "score.weight"] = head.weight.data
+    saved = ["score", *(config["modules_to_save"] or ())]
+    return config | {"task_type": "SEQ_CLS", "modules_to_save": saved}, tensors
+
+
+def added_folder(tuned, method):
+    """(config, tensors) of what `method` adds to the base."""
     if isinstance(method, (LoRA, DyLoRA, AdaLoRA)):
         for wrapper in tuned.wrappers.values():
             if not wrapper.is_low_rank:
                 raise MethodError(f"save: a {type(wrapper).__name__} is not base(x) + ΔW x, as "
                                   "PEFT's folder would say; save it in our own format")
-    if isinstance(method, (LoRA, DyLoRA)): config, tensors = lora_folder(tuned)
-    elif isinstance(method, AdaLoRA):      config, tensors = adalora_folder(tuned)
-    elif tuned.virtual is not None:        config, tensors = virtual_folder(tuned)
-    else:
-        raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
-    config |= {"task_type": "CAUSAL_LM", "modules_to_save": None, "base_model_name_or_path": None,
-               "inference_mode": True}
-    if head is None: return config, tensors
-    if head.bias is not None:
-        raise MethodError("save: the head has a bias, PEFT's has none; attach with head_bias=False")
-    tensors[score_name(tuned.virtual is not None)] = head.weight.data
-    return config | {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}, tensors
-
-
-def score_name(is_virtual): return ("base_model." if is_virtual else PREFIX) + "score.weight"
+    if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
+    if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
+    if isinstance(method, IA3):            return ia3_folder(tuned)
+    if tuned.virtual is not None:          return virtual_folder(tuned, method)
+    raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
 
 
 def sizes(c, is_prefix):
@@ -104,9 +138,9 @@ def sizes(c, is_prefix):
             "num_transformer_submodules": 1}
 
 
-def virtual_folder(tuned):
+def virtual_folder(tuned, method):
     """(config, tensors) of a model tuned by virtual tokens, without the reparameterization."""
-    method, c = tuned.method, tuned.config
+    c = tuned.config
     virtual = method.fold(tuned.virtual)[1]
     is_prefix = isinstance(method, PrefixTuning)
     fields = sizes(c, is_prefix) | {"num_virtual_tokens": virtual.length}
@@ -141,21 +175,26 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
         raise MethodError(f"load_adapter: {folder}/adapter_model.bin is a pickle and can run code; "
                           "save it in PEFT with safe_serialization=True")
     task, tensors = config.task(), Tensors(path, model.token_embedding.weight.dtype)
-    method, state = READERS[kind](model, config, tensors)
-    name, shape = score_name(kind not in LOW_RANK), (None, model.config.d_model)
+    method, arrays = READERS[kind](model, config, tensors)
+    methods = {} if method is None else {type(method).__name__: method}
+    state = {f"{name}/{path}": array for name in methods for path, array in arrays.items()}
+    weights = read_base_weights(model, config, tensors)
+    if weights:
+        methods["FullFineTuning"] = method_of(model, weights)
+        state |= {f"FullFineTuning/{name}": array for name, array in weights.items()}
+    name, shape = prefix_of(kind) + "score.weight", (None, model.config.d_model)
     score = tensors.take(name, shape) if task == "SEQ_CLS" else None
     report = tensors.report()
-    if report.missing or report.unused or method is None:
+    if report.missing or report.unused or not methods:
         message = f"load_adapter: {folder} does not fit its configuration and this model: {report}."
-        if kind in LOW_RANK and any(not name.startswith(PREFIX) for name in report.unused):
+        if kind not in VIRTUAL and any(not name.startswith(PREFIX) for name in report.unused):
             message += f" Names must begin with {PREFIX!r}."
-        if method is None: raise AdapterError(message, report)
+        if not methods: raise AdapterError(message, report)
         if strict: raise AdapterError(f"{message} strict=False loads those that match.", report)
         warnings.warn(message, stacklevel=3)
-    state = {f"{type(method).__name__}/{name}": array for name, array in state.items()}
     if score is not None: state["head.weight"] = score
     head = None if score is None else len(score)
-    return attach_with(model, method, state, head=head, head_bias=False)
+    return attach_with(model, methods, state, head=head, head_bias=False)
 
 
 def read_virtual(model, config, tensors):
@@ -181,5 +220,5 @@ def read_virtual(model, config, tensors):
     return PTuning((P, "target"), encoder=None), {"virtual.embedding": table}
 
 
-LOW_RANK = {"LORA": read_lora, "ADALORA": read_adalora}
-READERS = LOW_RANK | dict.fromkeys(["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"], read_virtual)
+READERS = {"LORA": read_lora, "ADALORA": read_adalora, "IA3": read_ia3, "LN_TUNING": read_norms,
+           **dict.fromkeys(VIRTUAL, read_virtual)}

@@ -26,6 +26,7 @@ from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
 from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
+from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
@@ -66,7 +67,7 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
         groups, start = start_of(tuned, optimizer, moments=first_step > 0)
         (folder / "settings.json").unlink(missing_ok=True)       # it must not describe new files
         write_base(tuned, folder / "model")
-        if not trains_the_base(tuned): tuned.save(folder / "adapter", "peft")
+        if not trains_the_base(tuned): adapters.save(tuned, folder / "adapter", named=False)
         write_safetensors(folder / "start.safetensors", start)
     for split, rows in data.items():
         write_safetensors(folder / "data" / f"{split}.safetensors", rows)
@@ -100,6 +101,10 @@ def check(tuned, task):
     refuse = lambda why: MethodError(f"export_training: {method}: {why}")
     if isinstance(method, DyLoRA):
         raise refuse("it draws a rank for each step, PEFT's LoRA has one rank; train it here")
+    if any(len(layers) > 1 and isinstance(layer, ScaledInput)
+           for _, layers in adapted_layers(tuned) for layer in layers):
+        raise refuse("PEFT scales the input of GPT-2's query, key and value by one vector, which "
+                     "are three here; give other targets, or train it here")
     if isinstance(method, AdaLoRA):
         if (method.orthogonality, method.importance) != ("norm", "after"):
             raise refuse('PEFT has orthogonality="norm" and importance="after"; set these two')
@@ -113,7 +118,7 @@ def check(tuned, task):
             raise refuse(f"{path} is a {type(layer).__name__}, which rounds its inputs; "
                          "transformers has no such layer")
     if trains_the_base(tuned): return
-    if len(tuned.parts) > 1: raise refuse("a folder of PEFT holds one method; attach one")
+    if len(tuned.parts) > 1: raise refuse("the script trains one method; attach one")
     adapters.check(tuned)
     if tuned.virtual is not None and tuned.head is not None:
         raise refuse("PEFT's classifiers with virtual tokens read the padding at the end of short "

@@ -24,6 +24,7 @@ behaves.
 """
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,15 @@ import numpy as np
 from ..common.hints import Array
 from ..models.decoder import Decoder
 from ..models.targets import names_for
-from ..peft import AdaLoRA, LoRA, MethodError
+from ..peft import AdaLoRA, LoRA, Method, MethodError
 from ..peft.dylora import scale_of
 from ..peft.model import PeftModel
-from .peft_config import Config, Tensors
+from .peft_config import PREFIX, Config, Tensors
 from .peft_names import names_of
 
-__all__ = ["adalora_folder", "lora_folder", "read_adalora", "read_lora"]
+__all__ = ["adalora_folder", "adapted_layers", "linear_layers", "lora_folder", "read_adalora",
+           "read_lora", "read_lora_biases"]
 
-PREFIX = "base_model.model."
 State = dict[str, Array]                                # a part's arrays, as in `Part.state_dict`
 LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights",
                "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
@@ -48,9 +49,9 @@ ADALORA_FIELDS = {"init_r", "target_r", "tinit", "tfinal", "deltaT", "total_step
 
 
 # -- to a folder ---------------------------------------------------------------------------------
-def lora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(config, tensors) of a model tuned by LoRA, or by DyLoRA at its present rank."""
-    rs, tensors, ranks, alphas = getattr(tuned.method, "rank_stabilized", False), {}, {}, {}
+def lora_folder(tuned: PeftModel, method: Method) -> tuple[dict[str, Any], dict[str, Array]]:
+    """(config, tensors) of a model tuned by `method`, a LoRA, or a DyLoRA at its present rank."""
+    rs, tensors, ranks, alphas = getattr(method, "rank_stabilized", False), {}, {}, {}
     for path, layers in adapted_layers(tuned):
         scale = max(scale_of(layer) for layer in filter(None, layers))
         B, A = stack([layer and lora_pair(layer, scale) for layer in layers])
@@ -58,7 +59,7 @@ def lora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
         ranks[path] = len(A)
         alphas[path] = plain_number(scale * (math.sqrt(len(A)) if rs else len(A)))
     r, alpha = most_common(ranks), most_common(alphas)
-    return low_rank_fields(tuned, ranks) | {
+    return low_rank_fields(tuned, method, ranks) | {
         "peft_type": "LORA", "r": r, "lora_alpha": alpha, "use_rslora": rs,
         "rank_pattern": exceptions(ranks, r), "alpha_pattern": exceptions(alphas, alpha)}, tensors
 
@@ -69,9 +70,9 @@ def lora_pair(layer, scale):
     return B if scale_of(layer) == scale else B * (scale_of(layer) / scale), A
 
 
-def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
+def adalora_folder(tuned: PeftModel, method: AdaLoRA) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) of a model tuned by AdaLoRA. A layer keeps its unpruned triplets or one."""
-    method, adapted, tensors, masks = tuned.method, dict(adapted_layers(tuned)), {}, {}
+    adapted, tensors, masks = dict(adapted_layers(tuned)), {}, {}
     init_r = max(sum(len(w.Lam.data) for w in layers if w) for layers in adapted.values())
     for path, layers in adapted.items():
         P, Q = stack([w and (w.P.data, w.Q.data) for w in layers])
@@ -85,7 +86,7 @@ def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     start, end = method.phases(total)
     (scale,) = {w.scale for w in tuned.wrappers.values()}
     target = round(method.target_rank * len(tuned.wrappers) / len(adapted))   # mean rank in theirs
-    return low_rank_fields(tuned, adapted) | {
+    return low_rank_fields(tuned, method, adapted) | {
         "peft_type": "ADALORA", "init_r": init_r, "target_r": target, "total_step": total,
         "lora_alpha": scale * (init_r + 1e-5), "tinit": start, "tfinal": total - end,
         "deltaT": method.delta_t, "beta1": method.beta1, "beta2": method.beta2,
@@ -93,8 +94,8 @@ def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
         "rank_pattern": None if all(map(all, masks.values())) else masks}, tensors
 
 
-def adapted_layers(tuned):
-    """List the adapted layers: (their path, [our wrapper, or None, for each of its parts])."""
+def adapted_layers(tuned: PeftModel) -> Iterator[tuple[str, list]]:
+    """Yield the adapted layers: (their path, [our wrapper, or None, for each of its parts])."""
     names = names_of(tuned.model)
     for path in names.linear():
         layers = [tuned.wrappers.get(ours) for ours in names.ours(path)]
@@ -113,14 +114,10 @@ def stack(pairs):
     return left.reshape(-1, len(right)), right
 
 
-def low_rank_fields(tuned, paths):
-    """Return the fields that LoRA and AdaLoRA share. A layer that all blocks adapt is named
-    once."""
-    targets, names = [], names_of(tuned.model)
-    for theirs in names.layers:
-        there = [p for p in paths if p.endswith(f".{theirs}")]
-        targets += [theirs] if len(there) == tuned.config.n_layers else there
-    return {"target_modules": targets, "lora_dropout": tuned.method.dropout,
+def low_rank_fields(tuned, method, paths):
+    """Return the fields that LoRA and AdaLoRA share."""
+    names = names_of(tuned.model)
+    return {"target_modules": names.brief(paths), "lora_dropout": method.dropout,
             "fan_in_fan_out": names.conv1d, "bias": "none", "init_lora_weights": True}
 
 
@@ -132,13 +129,10 @@ def plain_number(x): return int(x) if x == int(x) else float(x)       # int wher
 # -- from a folder -------------------------------------------------------------------------------
 def read_lora(model: Decoder, config: Config, tensors: Tensors) -> tuple[LoRA | None, State]:
     """(method, state) for LORA; method is None if no layer's tensors are there."""
-    config.refuse_unknown(LORA_FIELDS | {"use_rslora", "alpha_pattern"})
-    usual_r, usual_alpha = config.get("r", int, 8), config.get("lora_alpha", float, 8.0)
+    config.refuse_unknown(LORA_FIELDS | {"use_rslora", "alpha_pattern", "lora_bias"})
     rs, state, ranks, alphas = config.get("use_rslora", bool, False), {}, {}, {}
     for path, d_in, d_out in layers_to_adapt(model, config):
-        r = config.pattern_value("rank_pattern", int, path, usual_r)
-        alpha = config.pattern_value("alpha_pattern", float, path, usual_alpha)
-        if r < 1: raise MethodError(f"load_adapter: {path}: the rank must be at least 1, got {r}")
+        r, alpha = sizes_of(path, config)
         A = tensors.take(f"{PREFIX}{path}.lora_A.weight", (r, d_in), f"r = {r}")
         B = tensors.take(f"{PREFIX}{path}.lora_B.weight", (d_out, r), f"r = {r}")
         if A is None or B is None: continue
@@ -153,6 +147,36 @@ def read_lora(model: Decoder, config: Config, tensors: Tensors) -> tuple[LoRA | 
                 targets=names_for(ranks, model.config.n_layers),
                 rank_pattern=exceptions(ranks, r) or None,
                 alpha_pattern=exceptions(alphas, alpha) or None), state
+
+
+def sizes_of(path, config):
+    """Return r and alpha of the layer at `path`."""
+    r = config.pattern_value("rank_pattern", int, path, config.get("r", int, 8))
+    usual_alpha = config.get("lora_alpha", float, 8.0)
+    alpha = config.pattern_value("alpha_pattern", float, path, usual_alpha)
+    if r < 1:
+        raise MethodError(f"load_adapter: {path}: the rank must be at least 1, got {r}")
+    return r, alpha
+
+
+def read_lora_biases(model: Decoder, config: Config, tensors: Tensors) -> State:
+    """Name of a bias of ours → what `lora_bias` adds to it, s b_B."""
+    if not config.get("lora_bias", bool, False):
+        return {}
+    root = math.sqrt if config.get("use_rslora", bool, False) else float
+    changes = {}
+    for path, _, d_out in layers_to_adapt(model, config):
+        parts = names_of(model).ours(path)
+        if model.get(parts[0]).bias is None:
+            raise config.unsupported("lora_bias", f"{path} has no bias in this model, so no weight "
+                                     "of the base can hold its part of the change")
+        b = tensors.take(f"{PREFIX}{path}.lora_B.bias", (d_out,))
+        if b is None:
+            continue
+        r, alpha = sizes_of(path, config)
+        rows = np.split(alpha / root(r) * b, len(parts))
+        changes |= {f"{ours}.bias": row for ours, row in zip(parts, rows, strict=True)}
+    return changes
 
 
 def read_adalora(model: Decoder, config: Config, tensors: Tensors) -> tuple[AdaLoRA | None, State]:
@@ -196,21 +220,26 @@ def read_adalora(model: Decoder, config: Config, tensors: Tensors) -> tuple[AdaL
 
 
 def layers_to_adapt(model, config):
-    """(their path, d_in, d_out) of each adapted layer. MethodError for more than a LoRA does."""
-    if config.get("bias", str, "none") != "none":
-        raise config.unsupported("bias", "an adapter here does not train the base's biases")
+    """As `linear_layers`. MethodError for a LoRA that changed the base."""
     init = config.get("init_lora_weights", (bool, str), True)
     if init not in (True, False, "gaussian", "eva", "orthogonal"):
         raise config.unsupported(
             "init_lora_weights", "it changed the base's weights as well, which the folder lacks; "
             "save it in PEFT with path_initial_model_for_weight_conversion")
+    yield from linear_layers(model, config)
+
+
+def linear_layers(model: Decoder, config: Config,
+                  default: Sequence[str] = ()) -> Iterator[tuple[str, int, int]]:
+    """Yield (their path, d_in, d_out) of each layer that target_modules, or the default, selects.
+    MethodError unless all are linear layers of blocks."""
     names = names_of(model)
     linear = names.linear()
-    chosen = config.select(names, names.modules(lm_head=config.task() != "SEQ_CLS"))
-    if wrong := [p for p in chosen if p not in linear]:
-        raise config.unsupported("target_modules", f"it selects {wrong[0]}, but only the linear "
-                                 "layers of blocks can have low-rank changes here")
-    for path in chosen:
+    paths = names.modules(lm_head=config.task() != "SEQ_CLS")
+    for path in config.select(names, paths, default):
+        if path not in linear:
+            raise config.unsupported("target_modules", f"it selects {path}, but only the linear "
+                                     "layers of blocks can be adapted here")
         parts = [model.get(ours) for ours in names.ours(path)]
         yield path, parts[0].d_in, sum(part.d_out for part in parts)
 

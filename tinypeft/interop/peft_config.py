@@ -9,6 +9,7 @@ of layers as follows:
     exclude_modules    the same, for layers to leave out
     layers_to_transform, layers_pattern     numbers of blocks: restrict a list of targets to them
     rank_pattern, alpha_pattern             {regular expression for the end of a path: value}
+    modules_to_save    ends of paths, after a dot or not; targets are left out of what it names
 
 The first pattern in the file that matches counts. PEFT sorts patterns when it saves, so it may have
 trained with another one. Python's `re` takes exponential time on some patterns. `matches` knows the
@@ -17,7 +18,7 @@ expressions that people write for paths, and takes polynomial time.
 import functools
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,21 @@ from ..peft import MethodError
 from .folder import Report, read_object
 from .peft_names import Names
 
-__all__ = ["Config", "Tensors", "matches"]
+__all__ = ["PREFIX", "VIRTUAL", "Config", "Tensors", "matches", "prefix_of"]
 
 # fields that every kind of adapter may have, and those that do not change what it computes
 COMMON = {"peft_type", "task_type", "modules_to_save", "auto_mapping", "base_model_name_or_path",
           "revision", "inference_mode", "peft_version", "fan_in_fan_out", "megatron_config",
           "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
           "qalora_group_size", "ensure_weight_tying", "runtime_config"}
+HEADS = {"score", "classifier"}          # what PEFT adds to modules_to_save for a classifier
+PREFIX = "base_model.model."             # in front of a path, unless there are virtual tokens
+VIRTUAL = {"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
+
+
+def prefix_of(peft_type: str) -> str:
+    """Return what stands in front of a module's path in the names of tensors."""
+    return "base_model." if peft_type in VIRTUAL else PREFIX
 
 
 class Config:
@@ -73,12 +82,19 @@ class Config:
 
     def task(self) -> str | None:
         """task_type: None, "CAUSAL_LM" or "SEQ_CLS". MethodError for any other."""
-        task, saved = self.get("task_type", str), set(self.names("modules_to_save"))
+        task, saved = self.get("task_type", str), self.names("modules_to_save")
         if task not in (None, "CAUSAL_LM", "SEQ_CLS"):
             raise self.unsupported("task_type", "it must be CAUSAL_LM, or SEQ_CLS with a head")
-        if saved - {"score", "classifier"} or (saved and task == "CAUSAL_LM"):
-            raise self.unsupported("modules_to_save", "it can only be ['score'], for SEQ_CLS")
+        if task == "CAUSAL_LM" and "score" in saved:
+            raise self.unsupported("modules_to_save", "a head, 'score', needs task_type SEQ_CLS")
         return "SEQ_CLS" if "score" in saved else task
+
+    def saved_modules(self) -> list[str]:
+        """Return the names in modules_to_save, without that of the head."""
+        names = [name for name in self.names("modules_to_save") if name not in HEADS]
+        if len(names) > 1000 or "" in names:
+            raise self.invalid("modules_to_save", "at most 1000 names of modules")
+        return names
 
     def refuse_unknown(self, known: set[str]) -> None:
         """MethodError for a field that is on, not `known`, and may change what is computed."""
@@ -87,13 +103,15 @@ class Config:
             if not is_off and name not in known | COMMON:
                 raise self.unsupported(name, "it may change what the adapter computes")
 
-    def select(self, names: Names, paths: list[str]) -> list[str]:
-        """Return the `paths` that are adapted. names: of the model's family."""
-        targets = self.names("target_modules", (list, str), list(names.family.adapted))
+    def select(self, names: Names, paths: list[str], default: Sequence[str] = ()) -> list[str]:
+        """Return the `paths` that are adapted. names: of the model's family. default: the targets
+        of a file that names none, if they are not those of LoRA."""
+        targets = self.names("target_modules", (list, str), list(default or names.family.adapted))
+        saved = self.saved_modules()
         excluded = self.names("exclude_modules", (list, str))
         if targets == "all-linear": chosen = [p for p in paths if p.endswith((*names.layers,))]
         else:                       chosen = [p for p in paths if _is_named(p, targets)]
-        chosen = [p for p in chosen if not _is_named(p, excluded)]
+        chosen = [p for p in chosen if not _is_named(p, excluded) and not _is_within(p, saved)]
         if isinstance(targets, list): chosen = [p for p in chosen if self._in_layers(names, p)]
         if not chosen:
             raise self.unsupported("target_modules", f"it selects no layer of {names.blocks}.N; "
@@ -164,6 +182,11 @@ class Tensors:
 def _is_named(path, names):
     if isinstance(names, str): return matches(names, path)
     return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _is_within(path, names):
+    """Is the module at `path` one of those named, or in one?"""
+    return any(f".{name}." in f".{path}." for name in names)
 
 
 def _as_float(value):

@@ -6,6 +6,7 @@
     mlp.gate                     (none)                       mlp.gate_proj
     mlp.up, mlp.down             mlp.c_fc, mlp.c_proj         mlp.up_proj, mlp.down_proj
 """
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..models.decoder import Decoder
@@ -17,9 +18,12 @@ __all__ = ["Names", "names_of"]
 
 @dataclass(frozen=True)
 class Names:
-    """The names for one model. layers: a linear layer of theirs in a block, from top to bottom →
-    our layers whose rows its matrix stacks. n_layers: how many blocks there are."""
+    """The names for one model. kind: its model_type. inner: a module of theirs with weights in a
+    block, from top to bottom → our modules whose rows it stacks. layers: those that are linear.
+    n_layers: how many blocks there are."""
     family: Family
+    kind: str
+    inner: dict[str, list[str]]
     layers: dict[str, list[str]]
     n_layers: int
 
@@ -40,13 +44,21 @@ class Names:
     def modules(self, lm_head: bool) -> list[str]:
         """Return the paths of all modules. lm_head: has the model one, or a classifier instead?"""
         f, top = self.family, self.family.prefix.rstrip(".")
-        inner = dict.fromkeys([*f.modules, *f.idle]).keys() - self.layers.keys()
+        inner = dict.fromkeys([*self.inner, *f.idle]).keys() - self.layers.keys()
         inner |= {name.rpartition(".")[0] for name in inner | self.layers.keys()}
         outer = [f.blocks, *f.outer.keys() - {"lm_head"}, *f.idle_outer]
         others = [f"{self.blocks}.{n}.{m}".rstrip(".") for n in range(self.n_layers)
                   for m in sorted(inner)]
         return [*self.linear(), top, *(f"{top}.{name}" for name in outer), *others,
                 *["lm_head"] * lm_head]
+
+    def brief(self, paths: Collection[str]) -> list[str]:
+        """Name modules briefly: one that all blocks have without its block, others by path."""
+        names = []
+        for theirs in self.inner:
+            same = [path for path in paths if path.endswith(f".{theirs}")]
+            names += [theirs] if len(same) == self.n_layers else same
+        return names + [path for path in paths if not path.startswith(f"{self.blocks}.")]
 
     def ours(self, path: str) -> list[str]:
         """Return the paths of our layers that make up their linear layer `path`."""
@@ -62,6 +74,8 @@ def names_of(model: Decoder) -> Names:
         raise MethodError(f"PEFT's folders are for {', '.join(f.model.__name__ for f in FAMILIES)},"
                           f" not for a {type(model).__name__}; save it in our own format")
     ours = dict(model.blocks[0].named_modules())
-    layers = {theirs: parts for theirs, parts in family.modules.items()
-              if hasattr(ours.get(parts[0]), "d_in")}
-    return Names(family, layers, model.config.n_layers)
+    inner = {theirs: parts for theirs, parts in family.modules.items() if parts[0] in ours}
+    layers = {theirs: parts for theirs, parts in inner.items() if hasattr(ours[parts[0]], "d_in")}
+    is_qwen = getattr(model.config, "qk_norm", False)
+    kind = "qwen3" if is_qwen else next(iter(family.defaults))
+    return Names(family, kind, inner, layers, model.config.n_layers)

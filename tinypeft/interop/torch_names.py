@@ -2,6 +2,7 @@
 
     LoRA                 base_model.model.<their layer>.lora_A.default.weight, and lora_B
     AdaLoRA              <their layer>.lora_A.default, lora_E, lora_B, as LoRA's
+    (IA)³                <their layer>.ia3_l.default
     virtual tokens       prompt_encoder.default.embedding.weight; transform.0, .2 of a prefix' MLP;
                          lstm_head and mlp_head.0, .2, .4 of P-tuning's encoder
     the base itself      the names in transformers' folders
@@ -15,7 +16,7 @@ A file start.safetensors has, for such a NAME:
 
 The last is for GPT-2. Our query and value have a pair (B, A) each, and PEFT's c_attn has one pair,
 made of blocks (`lowrank`). PEFT alone trains the zeros between the blocks, which is another run.
-With their gradients masked it is the same one.
+With their gradients masked it is the same one. The ones of (IA)³'s c_attn are masked as well.
 
 `tensors_of` only stacks our arrays, transposes them and fills up with zeros. So it converts what
 belongs to the parameters as well: their moments, and the numbers of the groups that they are in,
@@ -32,13 +33,15 @@ import numpy as np
 from ..common.hints import Array
 from ..engine.nn import Parameter
 from ..engine.optim import Optimizer
-from ..peft import AdaLoRA, MethodError
+from ..peft import IA3, AdaLoRA, MethodError
 from ..peft.model import PeftModel
 from ..peft.prefix import ReparameterizedPrefix
 from ..peft.ptuning import LSTMEncoder, PseudoTokens
 from .families import family_of
 from .huggingface import HEAD, arrays_of
-from .lowrank import PREFIX, adapted_layers, lora_folder, scale_of
+from .ia3 import ia3_folder
+from .lowrank import adapted_layers, lora_folder, scale_of
+from .peft_config import PREFIX
 
 __all__ = ["start_of", "tensors_of", "training_fields", "trains_the_base"]
 
@@ -48,14 +51,18 @@ def trains_the_base(tuned: PeftModel) -> bool:
     return not tuned.wrappers and tuned.virtual is None
 
 
-def tensors_of(tuned: PeftModel) -> dict[str, Array]:
+def tensors_of(tuned: PeftModel, absent: int = 1) -> dict[str, Array]:
     """PyTorch's name → array of everything that trains. MethodError for what one of its tensors
-    cannot hold."""
+    cannot hold. absent: the numbers of an l of (IA)³ that is not here."""
     score = "score.weight"
     if trains_the_base(tuned): tensors = base_tensors(tuned)
     elif tuned.virtual is not None:
         parts = encoder_tensors(tuned.virtual).items()
         tensors = {f"prompt_encoder.default.{name}": p.data for name, p in parts}
+    elif isinstance(tuned.method, IA3):
+        vectors = ia3_folder(tuned, absent)[1].items()
+        tensors = {f"{name}.default": array for name, array in vectors}
+        score = f"{PREFIX}score.modules_to_save.default.weight"
     else:
         for path, layers in adapted_layers(tuned):
             if len({scale_of(layer) for layer in layers if layer}) > 1:
@@ -70,7 +77,7 @@ def low_rank_tensors(tuned):
     """Return the tensors of LoRA, or of AdaLoRA with all its triplets, pruned or not."""
     if not isinstance(tuned.method, AdaLoRA):
         return {name.replace(".weight", ".default.weight"): array
-                for name, array in lora_folder(tuned)[1].items()}
+                for name, array in lora_folder(tuned, tuned.method)[1].items()}
     return {f"{PREFIX}{path}.lora_{letter}.default": array for path, (w,) in adapted_layers(tuned)
             for letter, array in (("A", w.Q.data), ("E", w.Lam.data[:, None]), ("B", w.P.data))}
 
@@ -150,7 +157,7 @@ def start_of(tuned: PeftModel, optimizer: Optimizer, moments: bool) -> tuple[lis
 
 def converted(tuned: PeftModel, array_of: Callable[[Parameter], Array]) -> dict[str, Array]:
     """`tensors_of`, with an array in place of each parameter's own."""
-    with holding({p: array_of(p) for p in tuned.parameters()}): return tensors_of(tuned)
+    with holding({p: array_of(p) for p in tuned.parameters()}): return tensors_of(tuned, absent=0)
 
 
 @contextlib.contextmanager

@@ -12,16 +12,19 @@ the result, which starts near zero, to its input: the model starts nearly unchan
 
 `placement="houlsby"` puts two adapters into every layer, after the output projection of the
 attention and after that of the feed-forward part, each before the residual addition.
-`placement="pfeiffer"` uses only the second (Pfeiffer et al., arXiv 2005.00247). `norms` also trains
-the layer norms, as Houlsby does and Pfeiffer does not. It is on by default in both placements:
-Pfeiffer's adapter is `BottleneckAdapter(placement="pfeiffer", norms=False)`. Trained:
-n (2 d m + d + m) for n = 2 L adapters (pfeiffer: L), and the norms: 2 d (2 L + 1) in GPT-2. An
-adapter is not linear, so it cannot be merged.
+`placement="pfeiffer"` uses only the second, which is the place of Pfeiffer et al. (arXiv
+2005.00247). `norms` also trains the layer norms, as Houlsby does and Pfeiffer does not. It is on by
+default in both placements. Trained: n (2 d m + d + m) for n = 2 L adapters (pfeiffer: L), and the
+norms: 2 d (2 L + 1) in GPT-2. An adapter is not linear, so it cannot be merged.
 
 Where implementations differ. The paper starts at a standard deviation of 0.01, the authors' code at
 0.001 (`init_std`). The survey (Matarazzo & Torlone, arXiv 2501.04040, equation 23) writes
 z = σ(W_u y + b_u), with an activation on the way up, which neither paper nor code has:
-`activation_up=True`. BERT normalizes after the addition, GPT-2 and Llama before each sublayer; the
+`activation_up=True`. The `adapters` library of Pfeiffer's authors (`SeqBnConfig`) has ReLU and
+starts at N(0, 0.02²), not truncated: `activation="relu", init_std=0.02, norms=False` come near. Its
+adapter also reads another thing. Here it reads h, the sublayer's output. There it reads x + h, the
+sum with the residual stream (`original_ln_before=True`), in BERT after the norm. Both add their
+output to h. BERT normalizes after the addition, GPT-2 and Llama before each sublayer; the
 adapter's place is the same in all. Gemma 3 also normalizes a sublayer's output before the addition:
 the adapter comes before that norm, so it reads and changes what the projection gives. `norms` then
 trains all norms of the model, and with Qwen3's and Gemma's also those of queries and keys.

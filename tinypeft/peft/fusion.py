@@ -24,10 +24,14 @@ is one product with V, and one with K, instead of N.
 
 Where implementations differ. The paper's V starts with small random numbers off the diagonal, and
 it names an l2 norm without a factor; the `adapters` library has 10⁻⁶, and c = 0.01 on the distance
-from the identity. This file follows the library, but for the biases that the library gives Q and K
-(the one of K has no influence). The paper fuses adapters behind the feed-forward part,
-`placement="pfeiffer"`; those of Houlsby's placement can be fused here, too. `norms=True` trains the
-base's norms for one task. A base has only one set of norms, so such adapters cannot be fused.
+from the identity. This file follows the library in these numbers. It differs in four things. The
+library gives Q and K biases (the one of K has no influence). It drops out scores in training, with
+the base's probability for attention. Its adapters of Pfeiffer's place read x + h, the sum with the
+residual stream, in BERT after the norm (`original_ln_before=True`); here they read h. Its query is
+made of the same sum (`query_before_ln=False`); here it is Q h. The paper fuses adapters behind the
+feed-forward part, `placement="pfeiffer"`; those of Houlsby's placement can be fused here, too.
+`norms=True` trains the base's norms for one task. A base has only one set of norms, so such
+adapters cannot be fused.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass
