@@ -28,7 +28,10 @@ def detach(model: Decoder) -> Decoder:
         raise TypeError(f"detach: expected a language model, got {type(model).__name__}")
     if model.attached is None:
         raise MethodError("detach: no method is on this model")
-    model.attachment.take_off(model)
+    attachment = model.attachment
+    attachment.take_off(model)
+    for part in attachment.parts.values():
+        part.gradients = {}                      # `zero_grad` does not reach them there
     return model
 
 
@@ -91,12 +94,14 @@ class Attachment:
             p.requires_grad = False
         for part in self.used:
             for name, p in part.trained.items():
-                p.assign(part.learned[name].astype(p.dtype, copy=False))
                 p.requires_grad = True
+                p.grad = part.gradients.get(name)
+                p.assign(part.learned[name].astype(p.dtype, copy=False))
         replace_modules(model, self._nested())
         model.head = self.head or model.head
         for part in self.used:
             part.learned = {}                    # these arrays are the parameters' now
+            part.gradients = {}
 
     def _nested(self):
         """Find the outermost wrapper of each path, the deepest path first: a module that contains
@@ -128,6 +133,7 @@ class Attachment:
                 self.base[name] = array
                 if p.data is not array:
                     part.learned[name] = p.data
+                    part.gradients[name] = p.grad
                     p.assign(array)
         for p, flag in self.flags:
             p.grad = None
@@ -175,8 +181,8 @@ class Loan:
                        "of the `with` block; leave the block, or take a copy of the model "
                        "(copy.deepcopy)")
 
-    def __deepcopy__(self, memo: dict) -> None:
-        return None
+    def __reduce__(self):
+        return type(None), ()                    # what copy and pickle make of it
 
 
 def _depth(path):

@@ -67,6 +67,8 @@ def own_rates(model: Module) -> Callable[[Parameter], float]:
     """Return a function from a parameter to its rate: each of several methods has its own."""
     rates = {}
     for part in getattr(model, "parts", {}).values():
+        if not part.on:                                  # it may share weights with one that is
+            continue
         for p in part.parameters():
             rates[id(p)] = part.method.learning_rate * width_factor(model)
     default = own_rate(model)
