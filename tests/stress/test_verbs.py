@@ -5,10 +5,9 @@ import pytest
 
 import tinypeft.peft.combine  # noqa: F401
 from tests.stress import verbs
+from tinypeft.peft import attachment, switching
 from tinypeft.peft import merge as merging
-from tinypeft.peft.attachment import Attachment
 from tinypeft.peft.part import Part
-from tinypeft.peft.switching import Switched
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -23,12 +22,7 @@ def test_an_interrupt_at_some_lines_of_a_verb_does_no_harm(verb):
     assert done > 0 and not harmed, said
 
 
-put_on, merge_in_place = Attachment._put_on, merging.merge_in_place
-
-
-def put_on_without_gradients(self, model):
-    for part in self.used: part.gradients = {}
-    put_on(self, model)
+merge_in_place = merging.merge_in_place
 
 
 def merge_and_drop(tuned, names, staying):
@@ -36,9 +30,9 @@ def merge_and_drop(tuned, names, staying):
 
 
 FAULTS = {
-    "a file turns all on": (Switched, "off", property(lambda self: []), "saved and loaded"),
-    "two of a kind are on": (sys.modules["tinypeft.peft.switching"], "check_fit", lambda *_: None, "exclude each other"),
-    "saving drops gradients": (Attachment, "_put_on", put_on_without_gradients, "gradients are lost"),
+    "a file turns all on": (switching.Switched, "off", property(lambda self: []), "saved and loaded"),
+    "two of a kind are on": (switching, "check_fit", lambda *_: None, "exclude each other"),
+    "saving drops gradients": (attachment, "restore", lambda gradients: None, "gradients are lost"),
     "merging drops what is off": (merging, "merge_in_place", merge_and_drop, "merged in place has other parts"),
     "what stays forgets a merge": (Part, "merge_learned", lambda self, path, wrapper: None, "merged"),
     "a mode is not handed on": (Part, "set_mode", lambda self, training: None, "function"),

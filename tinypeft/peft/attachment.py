@@ -11,12 +11,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..engine.nn import Module, replace_modules
+from ..common.hints import Array
+from ..engine.nn import Module, Parameter, replace_modules
 from ..models.decoder import Decoder
 from .method import Method, MethodError
 from .part import Methods, Part
 
-__all__ = ["Attachment", "Loan", "bare", "detach"]
+__all__ = ["Attachment", "Loan", "bare", "detach", "restore"]
 
 
 def detach(model: Decoder) -> Decoder:
@@ -28,10 +29,7 @@ def detach(model: Decoder) -> Decoder:
         raise TypeError(f"detach: expected a language model, got {type(model).__name__}")
     if model.attached is None:
         raise MethodError("detach: no method is on this model")
-    attachment = model.attachment
-    attachment.take_off(model)
-    for part in attachment.parts.values():
-        part.gradients = {}                      # `zero_grad` does not reach them there
+    model.attachment.take_off(model)
     return model
 
 
@@ -42,11 +40,13 @@ def bare(model: Decoder) -> Iterator[Decoder]:
         yield model
         return
     attachment = model.attachment
+    before = attachment.gradients()
     attachment.take_off(model)
     try:
         yield model
     finally:
         attachment.put_on(model)
+        restore(before)
 
 
 class Attachment:
@@ -95,13 +95,11 @@ class Attachment:
         for part in self.used:
             for name, p in part.trained.items():
                 p.requires_grad = True
-                p.grad = part.gradients.get(name)
                 p.assign(part.learned[name].astype(p.dtype, copy=False))
         replace_modules(model, self._nested())
         model.head = self.head or model.head
         for part in self.used:
             part.learned = {}                    # these arrays are the parameters' now
-            part.gradients = {}
 
     def _nested(self):
         """Find the outermost wrapper of each path, the deepest path first: a module that contains
@@ -133,7 +131,6 @@ class Attachment:
                 self.base[name] = array
                 if p.data is not array:
                     part.learned[name] = p.data
-                    part.gradients[name] = p.grad
                     p.assign(array)
         for p, flag in self.flags:
             p.grad = None
@@ -141,6 +138,11 @@ class Attachment:
         if note:
             self.snapshot = contents(model)
         model.attachment = None
+
+    def gradients(self) -> list[tuple[Parameter, bool, Array | None]]:
+        """List (p, does it require a gradient?, its gradient) of the base's parameters, all of
+        which `take_off` changes; `restore` takes the list."""
+        return [(p, p.requires_grad, p.grad) for p, _ in self.flags]
 
     def forget(self) -> None:
         """Let go of the base, to which the methods will not return as it was."""
@@ -166,6 +168,14 @@ class Attachment:
                                else f"{name} has other numbers")
         return changes or [f"{path} is another object" for path, module in self.replaced.items()
                            if model.get(path) is not module]
+
+
+def restore(gradients: list[tuple[Parameter, bool, Array | None]]) -> None:
+    """Give parameters their flags and gradients back; a parameter that was cast has none."""
+    for p, flag, gradient in gradients:
+        p.requires_grad = flag
+        if gradient is None or gradient.dtype == p.dtype:
+            p.grad = gradient
 
 
 class Loan:

@@ -33,8 +33,8 @@ What is off stays part of the PeftModel, and nothing of it is lost:
     quantize, convert, attach          refuse a base that has a PeftModel on it or disabled. One
                                        that is detached does not return to a base that changed
 
-`disabled` and `save` take parts off for a moment, and keep the gradients. `detach` drops those of
-the base's parameters that a part trains.
+`disabled` and `save` take all parts off for a moment, and give the gradients back. `detach`, `add`
+and `reattach` drop those of the base's own parameters.
 """
 from __future__ import annotations
 
@@ -116,8 +116,7 @@ class Part:
 
     wrappers: path → module that takes a place in the model. virtual: module of virtual tokens, or
     None. trained: name → Parameter of the model that the method trains. on: is the part on the
-    model whenever its PeftModel is? learned: name → array of `trained`, while the part is not on
-    the model. gradients: name → gradient or None, while it is off the model for a short time.
+    model whenever its PeftModel is? learned: name → array of `trained`, while the part is off.
     """
 
     def __init__(self, method: Method, model: Decoder, rng: Rng):
@@ -128,7 +127,6 @@ class Part:
         self.virtual = method.virtual(model, rng)
         self.trained = {name: base[name] for name in method.trained(model)}
         self.learned = {name: p.data.copy() for name, p in self.trained.items()}
-        self.gradients = {}
         for path, wrapper in self.wrappers.items():
             if not isinstance(wrapper, Wrapper):
                 raise TypeError(f"attach: {method} puts a {type(wrapper).__name__} at {path}; "
@@ -201,7 +199,6 @@ class Part:
         for name, array in self.learned.items():
             if array.dtype != dtype:
                 self.learned[name] = array.astype(dtype)
-                self.gradients[name] = None
 
     # -- merging -----------------------------------------------------------------------------------
     def merge_trained(self) -> None:
@@ -210,7 +207,6 @@ class Part:
             self.trained[name].assign(array)
         self.trained = {}
         self.learned = {}
-        self.gradients = {}
 
     def merge_layer(self, path: str, model: Decoder, staying: Iterable[Part]) -> None:
         """Merge the wrapper at `path` into `model`, a base without a method, and give it up.

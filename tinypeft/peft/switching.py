@@ -15,7 +15,7 @@ import numpy as np
 from ..common.hints import Rng, Seed
 from ..engine.nn import Linear, Module, Parameter
 from ..models.decoder import Decoder, require_free
-from .attachment import Attachment, Loan, detach
+from .attachment import Attachment, Loan, detach, restore
 from .method import Method, MethodError, Wrapper
 from .part import Methods, Part, check_fit, free_name, joined, named, picked
 
@@ -132,7 +132,6 @@ class Switched(Module):
         self.attachment.take_off(self.model, note=False)
         for part in parts.values():
             part.on = on
-            part.gradients = {}
         self.put_on()
         return self
 
@@ -257,11 +256,12 @@ class Switched(Module):
         if self.is_disabled:
             yield self.model
             return
-        self.check_active()
-        self.attachment.take_off(self.model)
+        gradients = self.attachment.gradients()
+        self.detach()
         self.loan = self.model.attachment = Loan(self.method)
         try:
             yield self.model
         finally:
             if self.is_disabled:
                 self.reattach()
+                restore(gradients)

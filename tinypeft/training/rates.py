@@ -36,7 +36,8 @@ def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
     Raises ValueError if there are none.
     """
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("train: nothing to train, every parameter is frozen")
+        off = "".join(f", and {name} is switched off" for name in getattr(model, "off", []))
+        raise ValueError(f"train: nothing to train, every parameter is frozen{off}")
     if options.lr is None:
         rate, head_rate = own_rates(model), HEAD_LR
     else:
