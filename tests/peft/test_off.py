@@ -1,6 +1,7 @@
 """What is off stays part of the model: one test for each row of the table in `part.py`, and where its rows meet."""
 import copy
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tinypeft as tp
 from tests.oracles import assert_close
 from tests.protocol import LENGTHS, Labels, frozen_bytes, move, outputs, shift
 from tests.toys import Noise, same, small
+from tinypeft.engine.nn import Linear
 from tinypeft.engine.optim import AdamW
 
 OFF = {"lora": tp.LoRA(2, targets="all", dropout=0.5), "full": tp.FullFineTuning(("query", "bias")),
@@ -420,6 +422,20 @@ def test_an_interrupted_merge_goes_on(error, calls, monkeypatch):
     assert list(rest.parts) == ["stays", "off"]
     assert_close(rest(TOKENS).data, want, 1e-12)
     assert rest.reattach("off").trained.keys() == {f"blocks.{i}.mlp.up.weight" for i in range(2)}
+
+
+def test_ctrl_c_waits_until_a_layer_is_merged(monkeypatch):
+    tuned = moved(base(), {"stays": tp.FullFineTuning(("query",)), "lora": tp.LoRA(2)})
+    want, paths, merge = tuned(TOKENS).data, list(tuned.wrappers), tp.peft.lora.LoRALinear.merge
+
+    def pressed(self):
+        monkeypatch.undo()                                   # once: a second Ctrl-C acts at once
+        signal.raise_signal(signal.SIGINT)
+        return merge(self)
+    monkeypatch.setattr(tp.peft.lora.LoRALinear, "merge", pressed)
+    with pytest.raises(KeyboardInterrupt): tuned.merge("lora", in_place=True)
+    assert list(tuned.wrappers) == paths[1:] and type(tuned.model.get(paths[0])) is Linear
+    assert_close(tuned(TOKENS).data, want, 1e-12)
 
 
 def test_parts_that_are_given_away_stay_off():

@@ -191,8 +191,8 @@ class Loan:
                        "of the `with` block; leave the block, or take a copy of the model "
                        "(copy.deepcopy)")
 
-    def __reduce__(self):
-        return type(None), ()                    # what copy and pickle make of it
+    def __reduce__(self) -> tuple:
+        return type(None), ()                    # copy and pickle call this: the copy is None
 
 
 def _depth(path):

@@ -156,7 +156,7 @@ class PeftModel(Switched):
     def load_state_dict(self, state: Mapping[str, Array], strict: bool = True) -> PeftModel:
         """Load what `state_dict` gave, or raise KeyError (names) or ValueError (shapes)."""
         self._check_parts()
-        self._cast()                             # the model may have been cast without the methods
+        self.follow_model()                      # which may have been cast without the methods
         optional = {f"{name}/{path}" for name, part in self.parts.items()
                     for path in part.optional()}
         check_state(self.state_dict(), state, strict, optional)

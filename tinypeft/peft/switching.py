@@ -138,25 +138,24 @@ class Switched(Module):
     # -- on and off -----------------------------------------------------------------------------
     def put_on(self) -> None:
         """Put the parts that are on on the model, in its dtype and its mode."""
-        self._cast()
-        self.training = self.model.training
-        for part in self.parts.values():
-            part.set_mode(self.training)
-        self.virtual = joined(self.used())
+        self.follow_model()
         self.attachment.put_on(self.model)
 
-    def _cast(self):
-        """Cast what the methods hold, on or off, to the model's dtype."""
+    def follow_model(self) -> None:
+        """Give all parts the model's dtype and mode, and join the virtual tokens that are on."""
         dtype = self.model.token_embedding.weight.dtype
-        for part in self.parts.values():
-            part.cast(dtype)
         if self.head and self.head.weight.dtype != dtype:
             self.head.to(dtype)
+        self.training = self.model.training
+        for part in self.parts.values():
+            part.cast(dtype)
+            part.set_mode(self.training)
+        self.virtual = joined(self.used())
 
     def to(self, dtype: Any) -> Self:
         """Cast the model and all parts, also those that are off, to float32 or float64."""
         super().to(dtype)
-        self._cast()
+        self.follow_model()
         return self
 
     @property
