@@ -99,6 +99,19 @@ def test_what_is_off_does_not_learn(method):
         tp.train(tuned, Noise(), 2, **NOISE)
 
 
+@pytest.mark.parametrize("how", ["whole", "disabled"])
+def test_a_method_that_is_off_the_model_is_not_trained(how, tmp_path):
+    def run(tuned, **options): return tp.train(tuned, Noise(), 2, checkpoint=tmp_path / "run", **NOISE, **options)
+    run(moved(base(), {"off": tp.FullFineTuning()}), stop_after=1)
+    tuned = moved(base(), {"off": tp.FullFineTuning()})
+    state, back = {name: array.copy() for name, array in tuned.state_dict().items()}, taken_off(tuned, how)
+    for verb in run, lambda tuned: tp.find_rate(tuned, Noise(), steps=2), lambda t: tp.export_training(t, Noise(), tmp_path / "out", 2):
+        with pytest.raises(tp.MethodError, match=r"^FullFineTuning\(\) is (detached|disabled); .*call reattach\(\)"): verb(tuned)
+        assert same(tuned.state_dict(), state) and frozen_bytes(tuned.model) == frozen_bytes(base())
+    back()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] and len(run(moved(base(), {"off": tp.FullFineTuning()})).loss) == 2
+
+
 def test_what_is_off_has_no_penalty():
     tuned = tp.attach(base(), {"off": tp.AdaLoRA(2, 1), "on": tp.IA3()})
     assert tuned.penalty() is not None and tuned.detach("off") and tuned.penalty() is None

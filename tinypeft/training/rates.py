@@ -33,8 +33,10 @@ HEAD_LR = 1e-2              # a classification head starts from nothing
 def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
     """Return the optimizer of all parameters that require gradients, each at its rate.
 
-    Raises ValueError if there are none.
+    Raises ValueError if there are none, and MethodError for a method that is off the model.
     """
+    if hasattr(model, "check_active"):                   # or the base would learn
+        model.check_active()
     if not any(p.requires_grad for p in model.parameters()):
         off = "".join(f", and {name} is switched off" for name in getattr(model, "off", []))
         raise ValueError(f"train: nothing to train, every parameter is frozen{off}")
