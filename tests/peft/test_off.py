@@ -105,11 +105,13 @@ def test_a_method_that_is_off_the_model_is_not_trained(how, tmp_path):
     run(moved(base(), {"off": tp.FullFineTuning()}), stop_after=1)
     tuned = moved(base(), {"off": tp.FullFineTuning()})
     state, back = {name: array.copy() for name, array in tuned.state_dict().items()}, taken_off(tuned, how)
-    for verb in run, lambda tuned: tp.find_rate(tuned, Noise(), steps=2), lambda t: tp.export_training(t, Noise(), tmp_path / "out", 2):
-        with pytest.raises(tp.MethodError, match=r"^FullFineTuning\(\) is (detached|disabled); .*call reattach\(\)"): verb(tuned)
+    verbs = run, lambda t: tp.find_rate(t, Noise(), steps=2), lambda t: tp.export_training(t, Noise(), tmp_path / "out", 2)
+    for verb in verbs:
+        with pytest.raises(tp.MethodError, match=r"^FullFineTuning\(\) is (detached|disabled); .*reattach\(\)"): verb(tuned)
         assert same(tuned.state_dict(), state) and frozen_bytes(tuned.model) == frozen_bytes(base())
     back()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"] and len(run(moved(base(), {"off": tp.FullFineTuning()})).loss) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len(run(moved(base(), {"off": tp.FullFineTuning()})).loss) == 2
 
 
 def test_what_is_off_has_no_penalty():
@@ -375,6 +377,16 @@ def test_a_part_that_comes_off_leaves_its_gradients():
         assert all(p.grad is None for p in tuned.trained.values())
 
 
+@pytest.mark.parametrize("how", ["part", "whole", "disabled"])
+def test_no_gradient_of_another_dtype_comes_back(how):
+    tuned = moved(base(dtype=np.float32), {"on": tp.FullFineTuning(("query",)), "off": tp.LoRA(2)})
+    tuned(TOKENS).sum().backward()
+    back = taken_off(tuned, how)
+    tuned.to(np.float64)
+    back()
+    assert {p.grad.dtype for p in tuned.trainable_parameters() if p.grad is not None} <= {tuned(TOKENS).dtype}
+
+
 # -- where they meet -------------------------------------------------------------------------------
 def test_the_rate_is_that_of_the_part_that_is_on():
     """Both train the same norms, at rates of their own."""
@@ -415,10 +427,10 @@ def test_of_two_trainings_each_stays_when_the_other_is_merged():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("calls", [1, 4])
-def test_an_interrupted_merge_goes_on(error, calls, monkeypatch):
-    tuned = moved(base(), {"full": tp.FullFineTuning(("query", "bias")), "lora": tp.LoRA(2, targets="all"), "stays": tp.IA3(),
-                           "off": tp.FullFineTuning(("up", "!bias"))})
+@pytest.mark.parametrize(("names", "calls"), [(["full", "lora"], 1), (["full", "lora"], 4), (["lora", "full"], 4)])
+def test_an_interrupted_merge_goes_on(error, names, calls, monkeypatch):
+    ours = {"full": tp.FullFineTuning(("query", "bias")), "lora": tp.LoRA(2, targets="all")}
+    tuned = moved(base(), {name: ours[name] for name in names} | {"stays": tp.IA3(), "off": tp.FullFineTuning(("up", "!bias"))})
     tuned.detach("off")
     want, left, merge = tuned(TOKENS).data, [calls], tp.peft.lora.LoRALinear.merge
 
@@ -428,10 +440,11 @@ def test_an_interrupted_merge_goes_on(error, calls, monkeypatch):
         return merge(self)
     monkeypatch.setattr(tp.peft.lora.LoRALinear, "merge", stops)
     with pytest.raises(error): tuned.merge("full", "lora", in_place=True)
-    assert tuned.active and list(tuned.parts) == ["lora", "stays", "off"] and tuned.off == ["off"]       # "full" is merged
+    unmerged = names[names.index("lora"):]                   # what came before is merged
+    assert tuned.active and list(tuned.parts) == [*unmerged, "stays", "off"] and tuned.off == ["off"]
     assert_close(tuned(TOKENS).data, want, 1e-12)
     monkeypatch.undo()
-    rest = tuned.merge("lora", in_place=True)
+    rest = tuned.merge(*unmerged, in_place=True)
     assert list(rest.parts) == ["stays", "off"]
     assert_close(rest(TOKENS).data, want, 1e-12)
     assert rest.reattach("off").trained.keys() == {f"blocks.{i}.mlp.up.weight" for i in range(2)}
