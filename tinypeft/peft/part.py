@@ -260,25 +260,33 @@ def check_fit(parts: Mapping[str, Part], model: Decoder, verb: str) -> None:
             if wrapper.innermost and path in places:
                 raise MethodError(f"{verb}: {name} works on the layer {path} itself, which "
                                   f"{places[path]} changes before it; name {name} first, or "
-                                  f"detach({places[path]!r})")
+                                  f"detach({on_now(parts, places[path], name)!r})")
             places[path] = name
         for weight in part.trained:
             if weight in trained:
-                raise MethodError(f"{verb}: {trained[weight]} and {name} both train {weight}; "
-                                  f"only one of them can be on, so detach({trained[weight]!r}) "
-                                  "first")
+                raise clash(verb, parts, trained[weight], name, f"train {weight}")
             trained[weight] = name
         if part.virtual is not None:
             seam = part.virtual.seam
             if seam in seams:
-                raise MethodError(f"{verb}: {seams[seam]} and {name} both give the model a {seam}; "
-                                  f"only one of them can be on, so detach({seams[seam]!r}) first")
+                raise clash(verb, parts, seams[seam], name, f"give the model a {seam}")
             seams[seam] = name
             length += part.virtual.length
     context = model.config.context_length
     if length >= context:
         raise MethodError(f"{verb}: {length} virtual tokens leave no room for text in a context "
                           f"of {context}")
+
+
+def clash(verb, parts, first, second, deed):
+    """Make the error about two parts, by name, of which only one can be on."""
+    return MethodError(f"{verb}: {first} and {second} both {deed}; only one of them can be on, so "
+                       f"detach({on_now(parts, first, second)!r}) first")
+
+
+def on_now(parts, first, second):
+    """Name the one of two parts that is on; the first if both or none are."""
+    return second if parts[second].on and not parts[first].on else first
 
 
 def joined(parts: Iterable[Part]) -> VirtualTokens | None:
