@@ -264,7 +264,7 @@ def test_an_adapter_that_is_off_is_refused_by_name(gpt, tokens):
     b = tp.attach(model, B)
     logits = b(tokens).data
     b.detach("BottleneckAdapter")
-    with pytest.raises(tp.MethodError, match=r"fuse: BottleneckAdapter\(bottleneck=3.*\) is switched off; reattach"):
+    with pytest.raises(tp.MethodError, match=r"fuse: .*, BottleneckAdapter\(bottleneck=3.*\), is switched off; reattach"):
         tp.fuse([a, b])
     assert b.active and np.array_equal(b.reattach("BottleneckAdapter")(tokens).data, logits)
 

@@ -247,8 +247,9 @@ def test_more_methods_later_and_from_other_models(gpt, tokens):
     headed.detach()
     for other, says in (headed, "on another model"), (tp.load_pretrained, "expected a method"):
         with pytest.raises((tp.MethodError, TypeError), match=says): second.add(other)
+    both = second.reattach("first")(tokens).data
     with pytest.raises(tp.MethodError, match="both give the model a prompt"): second.add(tp.PromptTuning(3))
-    assert list(second.parts) == ["IA3", "first", "LoRA"] and np.array_equal(second(tokens).data, alone)
+    assert list(second.parts) == ["IA3", "first", "LoRA"] and np.array_equal(second(tokens).data, both)
 
 
 def test_tasks_are_switched(gpt, tokens):

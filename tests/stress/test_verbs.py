@@ -5,6 +5,8 @@ import pytest
 
 import tinypeft.peft.combine  # noqa: F401
 from tests.stress import verbs
+from tinypeft.peft import attachment, switching
+from tinypeft.peft import merge as merging
 from tinypeft.peft.part import Part
 
 
@@ -20,7 +22,18 @@ def test_an_interrupt_at_some_lines_of_a_verb_does_no_harm(verb):
     assert done > 0 and not harmed, said
 
 
+merge_in_place = merging.merge_in_place
+
+
+def merge_and_drop(tuned, names, staying):
+    return merge_in_place(tuned, names, [name for name in staying if tuned.parts[name].on])
+
+
 FAULTS = {
+    "a file turns all on": (switching.Switched, "off", property(lambda self: []), "saved and loaded"),
+    "two of a kind are on": (switching, "check_fit", lambda *_: None, "exclude each other"),
+    "saving drops gradients": (attachment, "restore", lambda gradients: None, "gradients are lost"),
+    "merging drops what is off": (merging, "merge_in_place", merge_and_drop, "merged in place has other parts"),
     "what stays forgets a merge": (Part, "merge_learned", lambda self, path, wrapper: None, "merged"),
     "a mode is not handed on": (Part, "set_mode", lambda self, training: None, "function"),
     "combine drops a part": (sys.modules["tinypeft.peft.combine"], "check_low_rank", lambda tuned: None, "combined")}
@@ -31,4 +44,4 @@ def test_the_walks_find_a_planted_fault(fault, monkeypatch):
     owner, name, wrong, words = FAULTS[fault]
     monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(verbs.Broken, match=words):
-        for seed in (0, 1, 21): verbs.walk(seed, 100)
+        for seed in (3, 0, 1): verbs.walk(seed, 100)

@@ -6,6 +6,8 @@ A walk holds a model, one or two PeftModels on it, and a shadow: copies of the b
 After each verb the base is the shadow's bit for bit, no number of a part has moved, and the model computes what a new model
 with these parts computes. A verb may refuse, by a named error, and then nothing has changed. The new model is attached and
 loaded in one go, so the walk finds what attaching, merging and switching in steps gets wrong, and not a wrong equation.
+Of parts that exclude each other one is on, what is off is loaded, saved and merged with the rest, and what cannot hold it
+refuses it: the table of `tinypeft/peft/part.py`.
 
 An interrupt is a KeyboardInterrupt raised at one line of the package; every line that the verb runs is tried. Afterwards the
 methods are put back if they are off, and all of the above holds. `merge(in_place=True)` is left out: it says what an interrupt
@@ -79,6 +81,9 @@ class Shadow:
     def switched(self, names, on):
         for name in names: self.parts[name] = (self.parts[name][0], on, self.parts[name][2])
 
+    @property
+    def off(self): return [name for name, (_, on, _) in self.parts.items() if not on]
+
 
 class Walk:
     """One model, and what random verbs do to it."""
@@ -107,6 +112,9 @@ class Walk:
             for name, (_, on, arrays) in shadow.parts.items():
                 self.promise(f"{name} is on or off", tuned.parts[name].on == on)
                 self.promise(f"{name} has other numbers", same(arrays_of(tuned.parts[name]), arrays))
+            alone = [name for part in tuned.used() for name in part.trained]
+            alone += [part.virtual.seam for part in tuned.used() if part.virtual]
+            self.promise("two that exclude each other are on", len(alone) == len(set(alone)))
         with bare(self.model): self.promise("the base has other numbers", same(self.model.state_dict(), self.base.state_dict()))
         active = [i for i, tuned in enumerate(self.tuned) if tuned.active]
         self.promise("two are active", len(active) < 2)
@@ -161,14 +169,13 @@ class Walk:
 
     def learn(self):
         tuned, shadow = self.one()
-        if not tuned.active: return
-        for part, (_, on, arrays) in zip(tuned.parts.values(), shadow.parts.values(), strict=True):
-            if not on: continue
+        for part, (_, _, arrays) in zip(tuned.parts.values(), shadow.parts.values(), strict=True):
             for name in arrays:                          # with probability ½, so that some stay
                 if arrays[name].dtype.kind == "f" and self.rng.random() < 0.5:
                     arrays[name] = arrays[name] + 0.1 * self.rng.standard_normal(arrays[name].shape)
-            part.load_state_dict(arrays)
-            arrays |= arrays_of(part)
+            arrays |= {name: array.astype(part.state_dict()[name].dtype) for name, array in arrays.items()}
+        tuned.load_state_dict({f"{name}/{path}": array for name, (_, _, arrays) in shadow.parts.items()
+                               for path, array in arrays.items()})
 
     def switch(self, on):
         tuned, shadow = self.one()
@@ -185,11 +192,23 @@ class Walk:
     def eval(self): self.one()[0].eval()
     def eval_base(self): self.model.eval()
 
-    def disabled(self):
-        tuned, _ = self.one()
+    def disabled(self, tuned=None):
+        tuned = tuned or self.one()[0]
         with tuned.disabled() as base:
             if self.rng.random() < 0.5: tuned.eval()
             if not base.training: self.promise("disabled is not the base", np.array_equal(logits(base), logits(self.base)))
+
+    def gradients(self):
+        """Between backward and step, what takes the parts off for a moment keeps the gradients."""
+        tuned, _ = self.one()
+        trained = tuned.trainable_parameters()
+        if not tuned.active or not trained: return
+        tuned(TOKENS).sum().backward()
+        before = [p.grad for p in trained]
+        if self.rng.random() < 0.5: self.save(tuned, self.shadows[self.tuned.index(tuned)])
+        else: self.disabled(tuned)
+        self.promise("gradients are lost", all(p.grad is grad for p, grad in zip(trained, before, strict=True)))
+        for p in trained: p.grad = None
 
     def merge(self):
         tuned, shadow = self.one()
@@ -205,9 +224,11 @@ class Walk:
     def merge_in_place(self):
         tuned, shadow = self.one()
         if len(self.tuned) > 1 or self.rng.random() < 0.5: return
-        names = self.subset(tuned.parts)
+        names = self.subset(tuned.parts) if self.rng.random() < 0.7 else []
         want = shadow.expected(self.base)
+        stay = [name for name in tuned.parts if name not in names] if names else shadow.off
         tuned.merge(*names, in_place=True)
+        self.promise("merged in place has other parts", list(tuned.parts) == stay)
         if not tuned.parts:
             self.tuned, self.shadows = [], []
             self.near("merged in place is another function", self.model.eval(), want)
@@ -224,6 +245,7 @@ class Walk:
         want = shadow.expected(self.base)
         was_active = tuned.active
         result = tp.combine({tuned: w})
+        self.promise("what is off was combined", not shadow.off)
         if w == 1: self.near("combined is another function", result.eval(), want)
         result.detach()
         if was_active: tuned.reattach()
@@ -232,6 +254,7 @@ class Walk:
         tuned, shadow = self.one()
         want, was_active = shadow.expected(self.base), tuned.active
         fused = tp.fuse([tuned])
+        self.promise("what is off was fused", not shadow.off)
         self.near("one adapter, fused, is another function", fused.eval(), want, FUSED)
         fused.detach()
         if was_active: tuned.reattach()
@@ -244,16 +267,19 @@ class Walk:
         if self.model.training: return                       # dropout draws
         self.promise("a row of a mixed batch differs", np.abs(rows - np.concatenate([*wants.values()])).max() < 1e-9)
 
-    def save(self):
-        tuned, shadow = self.one()
+    def save(self, tuned=None, shadow=None):
+        if tuned is None: tuned, shadow = self.one()
         with tempfile.TemporaryDirectory() as folder:
             tuned.save(folder)
             again = tp.load_adapter(copy.deepcopy(self.base), folder).eval()
         self.promise("saved and loaded differs", np.array_equal(logits(again), shadow.expected(self.base)))
+        self.promise("saved and loaded has other parts on", Shadow(again).off == shadow.off)
+        self.promise("saved and loaded has other numbers", same(again.state_dict(False), tuned.state_dict(False)))
 
     def copied(self, copier):
         tuned, shadow = self.one()
         again = copier(tuned)
+        self.promise("a copy has other parts on", Shadow(again).off == shadow.off)
         if not again.active:
             if again.model.attached is not None: return
             again.reattach()
@@ -264,8 +290,8 @@ class Walk:
     def pickle(self): self.copied(lambda tuned: pickle.loads(pickle.dumps(tuned)))
 
     VERBS = (attach, add, add_another, learn, part_off, part_off, part_on, part_on, detach, reattach, reattach, activate,
-             activate, training, eval, eval, eval_base, disabled, merge, merge, merge_in_place, combine, combine, fuse,
-             mixed, save, deepcopy, pickle)
+             activate, training, eval, eval, eval_base, disabled, gradients, merge, merge, merge_in_place, combine, combine,
+             fuse, mixed, save, deepcopy, pickle)
 
     def step(self):
         """One random verb, and every promise after it."""

@@ -93,6 +93,8 @@ def check(tuned, task):
     if not isinstance(tuned, PeftModel):
         raise TypeError("export_training: expected what attach returns, got a "
                         f"{type(tuned).__name__}; attach(model, FullFineTuning()) trains all of it")
+    tuned.check_active()
+    tuned.check_none_off("export_training")
     check_loss(task)
     if isinstance(task, Classification) != (tuned.head is not None):
         raise ValueError("export_training: a classification and a head belong together; attach with"

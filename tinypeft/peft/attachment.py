@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..engine.nn import Module, replace_modules
+from ..common.hints import Array
+from ..engine.nn import Module, Parameter, replace_modules
 from ..engine.tensor import within
 from ..models.decoder import Decoder
 from .method import Method, MethodError
 from .part import Methods, Part
 
-__all__ = ["Attachment", "Loan", "bare", "detach", "same_bases"]
+__all__ = ["Attachment", "Loan", "bare", "detach", "restore", "same_bases"]
 
 
 def detach(model: Decoder) -> Decoder:
@@ -41,11 +42,13 @@ def bare(model: Decoder) -> Iterator[Decoder]:
         yield model
         return
     attachment = model.attachment
+    before = attachment.gradients()
     attachment.take_off(model)
     try:
         yield model
     finally:
         attachment.put_on(model)
+        restore(before)
 
 
 class Attachment:
@@ -93,8 +96,8 @@ class Attachment:
             p.requires_grad = False
         for part in self.used:
             for name, p in part.trained.items():
-                p.assign(part.learned[name].astype(p.dtype, copy=False))
                 p.requires_grad = True
+                p.assign(part.learned[name].astype(p.dtype, copy=False))
         replace_modules(model, self._nested())
         model.head = self.head or model.head
         for part in self.used:
@@ -138,6 +141,11 @@ class Attachment:
             self.snapshot = contents(model)
         model.attachment = None
 
+    def gradients(self) -> list[tuple[Parameter, bool, Array | None]]:
+        """List (p, does it require a gradient?, its gradient) of the base's parameters, all of
+        which `take_off` changes; `restore` takes the list."""
+        return [(p, p.requires_grad, p.grad) for p, _ in self.flags]
+
     def forget(self) -> None:
         """Let go of the base, to which the methods will not return as it was."""
         self.used = []
@@ -162,6 +170,14 @@ class Attachment:
                                else f"{name} has other numbers")
         return changes or [f"{path} is another object" for path, module in self.replaced.items()
                            if model.get(path) is not module]
+
+
+def restore(gradients: list[tuple[Parameter, bool, Array | None]]) -> None:
+    """Give parameters their flags and gradients back; a parameter that was cast has none."""
+    for p, flag, gradient in gradients:
+        p.requires_grad = flag
+        if gradient is None or gradient.dtype == p.dtype:
+            p.grad = gradient
 
 
 class Loan:

@@ -22,7 +22,8 @@ from ..text.tasks.saved import load_task
 from .attachment import bare
 from .formats import FORMATS, format_called
 from .method import Method, MethodError
-from .model import PeftModel, attach
+from .model import PeftModel, attach_parts
+from .part import named
 
 __all__ = ["KNOWN", "attach_with", "check", "load", "load_adapter", "save"]
 
@@ -67,16 +68,14 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
 def attach_with(model: Decoder, methods: Method | Mapping[str, Method],
                 state: Mapping[str, Array], strict: bool = True, head: int | None = None,
                 head_bias: bool = True, rng: Seed = 0, off: Sequence[str] = ()) -> PeftModel:
-    """Attach methods, load `state`, and switch the parts named in `off` off. The model stays as it
-    was if that fails."""
-    tuned = attach(model, methods, rng=rng, head=head, head_bias=head_bias)
+    """Attach methods, of which the parts named in `off` are off, and load `state`. The model stays
+    as it was if that fails."""
+    tuned = attach_parts(model, named([methods]), rng, head, head_bias, off)
     try:
         tuned.load_state_dict(state, strict)
         for part in tuned.parts.values():
             for wrapper in part.wrappers.values():
                 wrapper.check_parts()
-        if off:
-            tuned.detach(*off)
         return tuned
     except BaseException:
         tuned.detach()
@@ -97,7 +96,7 @@ def save(tuned: PeftModel, folder: Path) -> None:
         "format": 1,
         "parts": {name: entry_of(part.method.fold(part.virtual)[0])
                   for name, part in tuned.parts.items()},
-        "off": [name for name, part in tuned.parts.items() if not part.on],
+        "off": tuned.off,
         "family": type(tuned.model).__name__,
         "config": asdict(tuned.config),
         "base": base,

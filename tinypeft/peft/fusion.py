@@ -77,10 +77,9 @@ def fuse(adapters: Iterable[Adapter], *, regularization: float = 0.01, model: De
     with free_base("fuse", adapters, model) as base:
         opened = [on_base("fuse", adapter, base) for adapter in adapters]
         for tuned in opened:
+            tuned.check_none_off("fuse")
             if type(tuned.method) is not BottleneckAdapter:
                 raise MethodError(f"fuse: expected a BottleneckAdapter, got {tuned.method}")
-            if not tuned.wrappers:
-                raise MethodError(f"fuse: {tuned.method} is switched off; reattach it by its name")
         method = AdapterFusion(tuple(tuned.method for tuned in opened), regularization)
         state = {f"AdapterFusion/{path}.adapters.{i}.{name}": array
                  for i, tuned in enumerate(opened) for path, adapter in tuned.wrappers.items()

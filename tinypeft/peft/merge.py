@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Sequence
 
+from ..common.signals import HeldSignals
 from ..models.decoder import Decoder
 from .method import MethodError
 from .part import joined, picked
@@ -20,23 +21,26 @@ def merge(tuned: Switched, names: Sequence[str], activations: str,
           in_place: bool) -> Switched | Decoder:
     """Merge parts, all that are on or those in `names`, into a copy of the model or in place.
 
-    Return a PeftModel with the other parts if `names` are given, else the plain model.
+    Return a PeftModel if parts stay, else the plain model. The parts that are not in `names` stay,
+    and in place those that are off.
     """
     tuned.check_active()
     if activations not in ("kept", "exact"):
         raise MethodError(f"merge: activations must be 'kept' or 'exact', got {activations!r}")
     parts = picked(tuned.parts, names or [n for n, part in tuned.parts.items() if part.on])
-    check_mergeable(tuned, parts, activations)
+    staying = {}
+    if names or in_place:
+        staying = {name: part for name, part in tuned.parts.items() if name not in parts}
+    check_mergeable(tuned, parts, staying, activations)
     if not in_place:
         base = tuned.attachment.base
         unused = [base[name] for part in parts.values() for name in part.trained]
         tuned = copy.deepcopy(tuned, {id(array): array for array in unused})   # these not
-    return merge_in_place(tuned, list(parts), keep=bool(names))
+    return merge_in_place(tuned, list(parts), list(staying))
 
 
-def check_mergeable(tuned, parts, activations):
-    """Raise MethodError unless these parts can be merged while the others stay."""
-    staying = {name: part for name, part in tuned.parts.items() if name not in parts}
+def check_mergeable(tuned, parts, staying, activations):
+    """Raise MethodError unless these parts can be merged while others stay."""
     for part in parts.values():
         if not part.on:
             raise MethodError(f"merge: {part.method} is detached; reattach it")
@@ -55,9 +59,14 @@ def check_wrapper(part, path, wrapper, staying):
         raise MethodError(f"merge: {part.method} puts a {type(wrapper).__name__} at {path}, which "
                           "has no `merge`; keep the method attached")
     for name, other in staying.items():
-        if wrapper.base is other.wrappers.get(path):
+        theirs = other.wrappers.get(path)
+        if wrapper.base is theirs:
             raise MethodError(f"merge: {part.method} changes {path} as {name} gives it, and "
                               f"{name} stays; merge both, or detach {name}")
+        if theirs and theirs.innermost and not other.on:
+            raise MethodError(f"merge: {name} is off and works on the layer {path} itself, which "
+                              f"{part.method} would replace; reattach({name!r}) and merge both, "
+                              "or call merge() for a copy without it")
 
 
 def check_affine(path, base):
@@ -69,22 +78,20 @@ def check_affine(path, base):
             'call merge(activations="exact"), whose merged layers round nothing')
 
 
-def merge_in_place(tuned, names, keep):
-    """Change the base's weights as the parts do. keep: then put the other parts on again."""
+def merge_in_place(tuned, names, staying):
+    """Change the base's weights as the parts in `names` do; then put those in `staying` on again.
+
+    An error puts on what is not merged yet."""
     model, parts = tuned.model, tuned.parts
     tuned.attachment.take_off(model, note=False)
     tuned.attachment.forget()                    # or the layers that are replaced would all stay
-    merged = [parts.pop(name) for name in names]
-    for part in merged:                          # before a wrapper copies them
-        for name, array in part.learned.items():
-            part.trained[name].assign(array)
-    for part in merged:
-        part.merge_into(model, staying=list(parts.values()))
-    if parts and keep:
-        base = dict(model.named_parameters())
-        for part in parts.values():
-            part.trained = {name: base[name] for name in part.trained}
-        tuned.put_on()
+    try:
+        merge_parts(model, parts, names)
+    except BaseException:
+        put_on_again(tuned)
+        raise
+    if staying:
+        put_on_again(tuned)
         return tuned
     parts.clear()
     model.head = tuned.head or model.head
@@ -92,6 +99,28 @@ def merge_in_place(tuned, names, keep):
         p.requires_grad = True
         p.grad = None
     return model
+
+
+def merge_parts(model, parts, names):
+    """Merge the parts in `names` into the base, layer by layer, and remove them from `parts`. A
+    Ctrl-C acts when a layer is done."""
+    staying = [part for name, part in parts.items() if name not in names]
+    with HeldSignals() as signals:
+        for name in names:                       # before a wrapper copies them
+            parts[name].merge_trained()
+        for name in names:
+            for path in list(parts[name].wrappers):
+                parts[name].merge_layer(path, model, staying)
+                signals.deliver()
+            del parts[name]
+
+
+def put_on_again(tuned):
+    """Put the parts on a base of which some layers, and so their parameters, are new."""
+    base = dict(tuned.model.named_parameters())
+    for part in tuned.parts.values():
+        part.trained = {name: base[name] for name in part.trained}
+    tuned.put_on()
 
 
 def fold(tuned: Switched) -> None:
@@ -108,16 +137,22 @@ def ranks(tuned: Switched) -> dict[str, int]:
     for part in tuned.used():
         for path, wrapper in part.wrappers.items():
             total[path] = total.get(path, 0) + wrapper.rank
+    if not total and tuned.off:
+        tuned.check_none_off("ranks")
     if not total or any(map(math.isnan, total.values())):
         raise MethodError(f"ranks: {tuned.method} does not give weights a low-rank change")
     return total
 
 
 def set_rank(tuned: Switched, rank: int) -> None:
-    """Tell the rank to each method that has several; MethodError if none has."""
-    several = [part for part in tuned.used() if part.method.ranks]
+    """Tell the rank to each method that is on and has several; MethodError if none has."""
+    several = {name: part for name, part in tuned.parts.items() if part.method.ranks}
     if not several:
         raise MethodError(f"set_rank: {tuned.method} has no other rank to use; "
                           "DyLoRA learns all ranks at once")
-    for part in several:
+    used = [part for part in several.values() if part.on]
+    if not used:
+        raise MethodError(f"set_rank: {', '.join(several)} is switched off; reattach it by its "
+                          "name first")
+    for part in used:
         part.method.set_rank(part.wrappers, rank)

@@ -24,11 +24,11 @@ from ..text.tasks.task import Task
 from . import merge
 from .formats import format_called
 from .method import Method, MethodError
-from .part import Part, below, named
+from .part import Part, below, named, picked
 from .summary import Summary, summary_of
 from .switching import Switched
 
-__all__ = ["PeftModel", "attach"]
+__all__ = ["PeftModel", "attach", "attach_parts"]
 
 
 def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 0,
@@ -41,9 +41,18 @@ def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 
     the methods, with a bias if head_bias (transformers has none). Raises MethodError if a method
     fits neither the model nor the other methods, or if the model has one already, on or disabled.
     """
+    return attach_parts(model, named(methods), rng, head, head_bias)
+
+
+def attach_parts(model: Decoder, methods: Mapping[str, Method], rng: Seed = 0,
+                 head: int | None = None, head_bias: bool = True,
+                 off: Sequence[str] = ()) -> PeftModel:
+    """Do what `attach` does; the parts named in `off` are off from the start."""
     require_free(model, "attach")
     rng = np.random.default_rng(rng)
-    parts = {name: Part(method, model, rng) for name, method in named(methods).items()}
+    parts = {name: Part(method, model, rng) for name, method in methods.items()}
+    for part in picked(parts, off).values():
+        part.on = False
     classifier = None
     if head is not None:
         if not isinstance(head, (int, np.integer)) or head < 2:
@@ -76,9 +85,10 @@ class PeftModel(Switched):
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the first method."""
+        """The rate of the first method that is on."""
         self._check_parts()
-        return next(iter(self.parts.values())).method.learning_rate
+        first = next(iter(self.used() or self.parts.values()))
+        return first.method.learning_rate
 
     @property
     def virtual_length(self) -> int:
@@ -151,8 +161,10 @@ class PeftModel(Switched):
     # -- what was added -------------------------------------------------------------------------
     def trainable_parameters(self) -> list[Parameter]:
         """List the parameters that training changes."""
-        everything = [*self._added(self.used()), *self.trained.values()]
-        return [p for p in everything if p.requires_grad]
+        added = [p for part in self.used() for p in part.added()]
+        if self.head:
+            added += self.head.parameters()
+        return [p for p in [*added, *self.trained.values()] if p.requires_grad]
 
     def state_dict(self, to_train: bool = True) -> dict[str, Array]:
         """name → array of everything that belongs to the methods, and nothing of the base. A name
@@ -169,7 +181,8 @@ class PeftModel(Switched):
 
     def load_state_dict(self, state: Mapping[str, Array], strict: bool = True) -> PeftModel:
         """Load what `state_dict` gave, or raise KeyError (names) or ValueError (shapes)."""
-        self.check_active()
+        self._check_parts()
+        self.follow_model()                      # which may have been cast without the methods
         optional = {f"{name}/{path}" for name, part in self.parts.items()
                     for path in part.optional()}
         check_state(self.state_dict(), state, strict, optional)
@@ -187,8 +200,9 @@ class PeftModel(Switched):
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
         task: what prediction needs of it is written beside them, to task.json; by default that of
         `train`. ValueError if it has nothing to predict.
-        Neither stores what only training needs; a checkpoint of `train` does. A part that is
-        switched off is loaded so. Raises MethodError if there are no methods any more.
+        Neither stores what only training needs; a checkpoint of `train` does. Our own format says
+        which parts are off; a PeftModel that is detached as a whole is saved as if it were on.
+        Raises MethodError if there are no methods any more.
         """
         self._check_parts()
         kept = self.task if task is None else without_data(task)
@@ -216,10 +230,12 @@ class PeftModel(Switched):
         """Make a plain model, with its own weights, that computes the same, or raise MethodError.
 
         parts: names; only these are merged, and a PeftModel with the others is returned. They must
-        be innermost, since a change cannot move into a weight past another change.
+        be innermost, since a change cannot move into a weight past another change. Without names
+        all parts that are on are merged.
         in_place: change this model instead of a copy, layer by layer, so that no more than one
-        layer's weights exist twice. What was merged cannot be detached any more, and a Ctrl-C half
-        way leaves a model that is partly merged.
+        layer's weights exist twice. Parts that are off stay, and then a PeftModel is returned. What
+        was merged cannot be detached any more. A Ctrl-C half way leaves a PeftModel that computes
+        the same: some layers are merged, the parts stay on the others, and `merge` can go on.
 
         A layer that rounds its inputs (`W8A8`, `SmoothQuant`, `ZeroQuant`, `LLMInt8`, `FakeQuant`
         and `LLMQAT` with activation bits) has no such weights: the change ΔW reads the inputs that

@@ -5,6 +5,36 @@
 
 Wrappers of several parts at one place nest. The first part is innermost: the second adapts the
 layer as the first one changed it. Virtual tokens join if they enter by different seams.
+
+A part is off after `detach(name)`. All parts are off while the PeftModel is detached or disabled.
+What is off stays part of the PeftModel, and nothing of it is lost:
+
+    verb                               what it does with a part that is off
+    call, classify, generate           leave it out
+    tp.train, find_rate, penalty       leave it out: it does not learn
+    mixed_batch, mixed_classify        leave it out; a PeftModel that is detached is put on
+    ranks, set_rank                    leave it out; MethodError names it if no other has a rank
+    summary                            counts it as stored, not as trained
+    eval, train                        reach it, at the latest when it returns
+    to, fold                           reach it
+    state_dict, load_state_dict        hold it as if it were on
+    save, load_adapter                 hold it, and which parts are off. A PeftModel that is
+                                       detached as a whole is attached by load_adapter
+    checkpoints of tp.train            hold it; a run goes on only with the same parts off
+    copy.deepcopy, pickle              hold it; a copy made inside `disabled` is detached
+    merge()                            leaves it where it is; the plain copy has nothing of it
+    merge(other), merge(in_place=True) keep it: they return a PeftModel
+    merge(name), combine, fuse,        refuse it by its name: reattach(name) first
+    save(format="peft"),
+    export_training
+    attach, add, reattach(name)        count only parts that are on: of two prompts, two prefixes or
+                                       two trainings of a weight one can be on. The second one is
+                                       refused: detach(name) the first one
+    quantize, convert, attach          refuse a base that has a PeftModel on it or disabled. One
+                                       that is detached does not return to a base that changed
+
+`disabled` and `save` take all parts off for a moment, and give the gradients back. `detach`, `add`
+and `reattach` drop those of the base's own parameters.
 """
 from __future__ import annotations
 
@@ -160,20 +190,36 @@ class Part:
                 if path.partition(".")[0] != "base":
                     inner.training = training
 
+    def cast(self, dtype: Any) -> None:
+        """Cast what the part holds. A gradient of another dtype would not fit, so it is dropped."""
+        for p in self.added():
+            if p.dtype != dtype:
+                p.assign(p.data.astype(dtype))
+                p.grad = None
+        for name, array in self.learned.items():
+            if array.dtype != dtype:
+                self.learned[name] = array.astype(dtype)
+
     # -- merging -----------------------------------------------------------------------------------
-    def merge_into(self, model: Decoder, staying: Iterable[Part] = ()) -> None:
-        """Merge the wrappers into `model`, a base without a method. The part is then spent: each
-        layer is given up as it is replaced, so that no more than one exists twice.
+    def merge_trained(self) -> None:
+        """Make what was learned for the base's own parameters the base's, and give it up."""
+        for name, array in self.learned.items():
+            self.trained[name].assign(array)
+        self.trained = {}
+        self.learned = {}
+
+    def merge_layer(self, path: str, model: Decoder, staying: Iterable[Part]) -> None:
+        """Merge the wrapper at `path` into `model`, a base without a method, and give it up.
 
         staying: other parts. What they learned for a merged layer's weight or bias takes the base's
         place when they are put on, so it is merged, too."""
-        for path in list(self.wrappers):
-            wrapper = self.wrappers.pop(path)
-            if not wrapper.innermost:
-                wrapper.base = model.get(path)
-            replace_modules(model, {path: wrapper.merge()})
-            for part in staying:
-                part.merge_learned(path, wrapper)
+        wrapper = self.wrappers[path]
+        if not wrapper.innermost:
+            wrapper.base = model.get(path)
+        replace_modules(model, {path: wrapper.merge()})
+        del self.wrappers[path]
+        for part in staying:
+            part.merge_learned(path, wrapper)
 
     def merge_learned(self, path: str, wrapper: Wrapper) -> None:
         """Change what this part learned for the layer at `path` as merging `wrapper` does."""
@@ -206,31 +252,41 @@ def below(prefix, state):
 
 
 # -- several parts ---------------------------------------------------------------------------------
-def check_fit(parts: Mapping[str, Part], model: Decoder) -> None:
+def check_fit(parts: Mapping[str, Part], model: Decoder, verb: str) -> None:
     """Raise MethodError for parts that cannot be on one model together."""
     places, trained, seams, length = {}, {}, {}, 0
     for name, part in parts.items():
         for path, wrapper in part.wrappers.items():
             if wrapper.innermost and path in places:
-                raise MethodError(f"attach: {name} works on the layer {path} itself, which "
-                                  f"{places[path]} changes before it; name {name} first")
+                raise MethodError(f"{verb}: {name} works on the layer {path} itself, which "
+                                  f"{places[path]} changes before it; name {name} first, or "
+                                  f"detach({on_now(parts, places[path], name)!r})")
             places[path] = name
         for weight in part.trained:
             if weight in trained:
-                raise MethodError(f"attach: {trained[weight]} and {name} both train {weight}; "
-                                  "leave it to one of them")
+                raise clash(verb, parts, trained[weight], name, f"train {weight}")
             trained[weight] = name
         if part.virtual is not None:
             seam = part.virtual.seam
             if seam in seams:
-                raise MethodError(f"attach: {seams[seam]} and {name} both give the model a {seam}, "
-                                  "and it takes one")
+                raise clash(verb, parts, seams[seam], name, f"give the model a {seam}")
             seams[seam] = name
             length += part.virtual.length
     context = model.config.context_length
     if length >= context:
-        raise MethodError(f"attach: {length} virtual tokens leave no room for text in a context "
+        raise MethodError(f"{verb}: {length} virtual tokens leave no room for text in a context "
                           f"of {context}")
+
+
+def clash(verb, parts, first, second, deed):
+    """Make the error about two parts, by name, of which only one can be on."""
+    return MethodError(f"{verb}: {first} and {second} both {deed}; only one of them can be on, so "
+                       f"detach({on_now(parts, first, second)!r}) first")
+
+
+def on_now(parts, first, second):
+    """Name the one of two parts that is on; the first if both or none are."""
+    return second if parts[second].on and not parts[first].on else first
 
 
 def joined(parts: Iterable[Part]) -> VirtualTokens | None:

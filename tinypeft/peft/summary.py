@@ -11,7 +11,8 @@ __all__ = ["Summary", "summary_of"]
 class Summary:
     """Numbers trained, stored (by `save`) and in all (base and methods); nbytes: bytes stored.
 
-    parts: name → numbers that this method trains; empty for a single method."""
+    parts: name → numbers that this method trains; empty for a single method. A part that is off is
+    stored, and trains nothing."""
     method: str
     trained: int
     stored: int
@@ -42,10 +43,13 @@ def summary_of(tuned: Switched) -> Summary:
     """Count the numbers and bytes of a PeftModel."""
     arrays = tuned.state_dict(to_train=False).values()
     parts = {name: count(part.parameters()) for name, part in tuned.parts.items() if part.on}
+    added = [tuned.parts[name].added() for name in tuned.off]
+    if tuned.virtual:
+        added.append(tuned.virtual.parameters())
     return Summary(
         str(tuned.method), trained=count(tuned.trainable_parameters()),
         stored=count(array for array in arrays if array.dtype.kind == "f"),
-        total=tuned.model.n_parameters() + (tuned.virtual.n_parameters() if tuned.virtual else 0),
+        total=tuned.model.n_parameters() + sum(map(count, added)),
         nbytes=sum(array.nbytes for array in arrays),
         parts=parts if len(tuned.parts) > 1 else {})
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from ..common.hints import Rng, Seed
 from ..engine.nn import Linear, Module, Parameter
 from ..models.decoder import Decoder, require_free
-from .attachment import Attachment, Loan, detach
+from .attachment import Attachment, Loan, detach, restore
 from .method import Method, MethodError, Wrapper
 from .part import Methods, Part, check_fit, free_name, joined, named, picked
 
@@ -36,21 +36,27 @@ class Switched(Module):
         self.head = head
         self.attachment = Attachment(self.parts, head)
         self.loan = None                         # the model's mark while the methods are disabled
-        self._take_in(parts)
+        self._take_in(parts, "attach")
 
     # -- the parts ------------------------------------------------------------------------------
-    def _take_in(self, new):
+    def _take_in(self, new, verb):
         """Put more parts on the model, which has none on it now."""
         for part in new.values():
             if not (part.wrappers or part.virtual or part.trained or self.head):
                 raise MethodError(f"attach: {part.method} would train nothing; give head=n_classes")
-        check_fit({**self.parts, **new}, self.model)
+        together = {**self.parts, **new}
+        check_fit({name: part for name, part in together.items() if part.on}, self.model, verb)
         self.parts.update(new)
         self.put_on()
 
     def used(self) -> list[Part]:
         """List the parts that are on."""
         return [part for part in self.parts.values() if part.on]
+
+    @property
+    def off(self) -> list[str]:
+        """Names of the parts that were switched off."""
+        return [name for name, part in self.parts.items() if not part.on]
 
     @property
     def method(self) -> Method | Methods:
@@ -80,7 +86,7 @@ class Switched(Module):
         self.attachment.take_off(self.model, note=False)
         before = dict(self.parts)
         try:
-            self._take_in(self._new_parts(methods, np.random.default_rng(rng)))
+            self._take_in(self._new_parts(methods, np.random.default_rng(rng)), "add")
         except BaseException:
             if self.active:
                 self.attachment.take_off(self.model, note=False)
@@ -120,16 +126,14 @@ class Switched(Module):
         """Take parts off the model, or put them back; the others stay."""
         parts = picked(self.parts, names)
         self.check_active()
+        if on:
+            together = {name: part for name, part in self.parts.items() if part.on or name in parts}
+            check_fit(together, self.model, "reattach")
         self.attachment.take_off(self.model, note=False)
         for part in parts.values():
             part.on = on
         self.put_on()
         return self
-    def _added(self, parts):
-        """Every Parameter that parts, and the classifier, add to the base."""
-        added = [p for part in parts for p in part.added()]
-        return added + self.head.parameters() if self.head else added
-
 
     # -- on and off -----------------------------------------------------------------------------
     def put_on(self) -> None:
@@ -140,13 +144,19 @@ class Switched(Module):
     def follow_model(self) -> None:
         """Give all parts the model's dtype and mode, and join the virtual tokens that are on."""
         dtype = self.model.token_embedding.weight.dtype
-        for p in self._added(self.parts.values()):
-            if p.dtype != dtype:
-                p.assign(p.data.astype(dtype))
+        if self.head and self.head.weight.dtype != dtype:
+            self.head.to(dtype)
         self.training = self.model.training
         for part in self.parts.values():
+            part.cast(dtype)
             part.set_mode(self.training)
         self.virtual = joined(self.used())
+
+    def to(self, dtype: Any) -> Self:
+        """Cast the model and all parts, also those that are off, to float32 or float64."""
+        super().to(dtype)
+        self.follow_model()
+        return self
 
     @property
     def active(self) -> bool:
@@ -172,6 +182,13 @@ class Switched(Module):
         if not self.active:
             raise MethodError(f"{self.method} is detached; call reattach()")
 
+    def check_none_off(self, verb: str) -> None:
+        """Raise MethodError if a part is switched off, for a verb that cannot keep it so."""
+        if self.off:
+            name = self.off[0]
+            raise MethodError(f"{verb}: the part {name!r}, {self.parts[name].method}, is switched "
+                              f"off; reattach({name!r}) first")
+
     def check_base(self, verb: str) -> None:
         """Raise MethodError if the base is not what it was when the method was last taken off."""
         changes = self.attachment.changes(self.model)
@@ -186,6 +203,7 @@ class Switched(Module):
         """Take the methods off; return the base model: the same objects, bit for bit as before.
 
         With names of parts, take only these off. The model that is returned has the others on it.
+        What is off stays part of this PeftModel; see the table in `part.py`.
         """
         if parts:
             return self._switch(parts, on=False).model
@@ -198,7 +216,9 @@ class Switched(Module):
         Raises MethodError if the base has changed since `detach`, because the learned numbers fit
         no other base. Only `to` may have cast it, so numbers count as they are in float32: a change
         of a float64 base that float32 cannot show goes unnoticed. For a base that was quantized,
-        folded or trained since, save the method, and `load_adapter` it on the base as it is.
+        folded or trained since, save the method, and `load_adapter` it on the base as it is. Raises
+        MethodError, too, for a part that cannot be on beside the others, such as a second prompt;
+        it then stays off.
         """
         if parts:
             return self._switch(parts, on=True)
@@ -237,6 +257,7 @@ class Switched(Module):
         if self.is_disabled:
             yield self.model
             return
+        gradients = self.attachment.gradients()
         self.detach()
         self.loan = self.model.attachment = Loan(self.method)
         try:
@@ -244,3 +265,4 @@ class Switched(Module):
         finally:
             if self.is_disabled:
                 self.reattach()
+                restore(gradients)

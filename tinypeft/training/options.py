@@ -98,13 +98,14 @@ class TrainOptions(Checked):
         """Return the factor on every rate at `step` = 0 … steps − 1."""
         return schedule(self.schedule_kind, step, self.steps, self.warmup_steps, self.lr_floor)
 
-    def settings(self, rate: float, method: Any) -> dict[str, Any]:
+    def settings(self, rate: float, method: Any, off: Sequence[str]) -> dict[str, Any]:
         """Return what decides the numbers of a run: a checkpoint goes on with these alone.
 
-        rate: the peak rate that stands for `lr`. method: what is on the model, or None.
+        rate: the peak rate that stands for `lr`. method: what is on the model, or None. off: names
+        of the parts that are switched off.
         """
         names = ("steps", "batch_size", "seed", "head_lr", "rates", "schedule_kind", "lr_floor",
                  "accumulate", "workers", "clip", "weight_decay", "keep_best")
         return {name: getattr(self, name) for name in names} | {
             "lr": rate, "warmup": self.warmup_steps, "betas": list(self.betas),
-            "method": method and repr(method)}
+            "method": method and repr(method), "off": list(off)}

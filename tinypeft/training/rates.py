@@ -33,10 +33,13 @@ HEAD_LR = 1e-2              # a classification head starts from nothing
 def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
     """Return the optimizer of all parameters that require gradients, each at its rate.
 
-    Raises ValueError if there are none.
+    Raises ValueError if there are none, and MethodError for a method that is off the model.
     """
+    if hasattr(model, "check_active"):                   # or the base would learn
+        model.check_active()
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("train: nothing to train, every parameter is frozen")
+        off = "".join(f", and {name} is switched off" for name in getattr(model, "off", []))
+        raise ValueError(f"train: nothing to train, every parameter is frozen{off}")
     if options.lr is None:
         rate, head_rate = own_rates(model), HEAD_LR
     else:
@@ -67,6 +70,8 @@ def own_rates(model: Module) -> Callable[[Parameter], float]:
     """Return a function from a parameter to its rate: each of several methods has its own."""
     rates = {}
     for part in getattr(model, "parts", {}).values():
+        if not part.on:                                  # it may share weights with one that is
+            continue
         for p in part.parameters():
             rates[id(p)] = part.method.learning_rate * width_factor(model)
     default = own_rate(model)

@@ -38,7 +38,6 @@ class Run:
         self.model, self.task, self.optimizer, self.options = model, task, optimizer, options
         self.history, self.best, self.first = History(), {}, 0
         self.rate = peak_rate(model, options.lr)
-        self.settings = options.settings(self.rate, getattr(model, "method", None))
         if options.checkpoint is not None and Path(options.checkpoint).exists():
             self.first, self.history, self.best = resume(
                 options.checkpoint, model, optimizer, self.settings)
@@ -48,6 +47,12 @@ class Run:
             self.last = min(self.last, options.stop_after)
         if self.first < self.last:                   # a stored history may already be in vain
             self.history.stopped = self.history.in_vain(options.patience)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers of this run. A callback may have switched parts off."""
+        off = getattr(self.model, "off", [])
+        return self.options.settings(self.rate, getattr(self.model, "method", None), off)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
