@@ -111,8 +111,8 @@ def test_a_file_without_a_tokenizer():
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"model": "bert"}, "model is 'bert', expected 'gpt2' or 'llama'"), ({"model": 3}, "model is '3'"),
-    ({"pre": "tekken"}, "pre is 'tekken', expected one of gpt-2, smollm"), ({"pre": None}, "pre is 'None'"),
+    ({"model": "bert"}, "model is 'bert', expected 'gpt2' or 'llama'"), ({"model": 3}, "model is 3"),
+    ({"pre": "tekken"}, "pre is 'tekken', expected one of gpt-2, smollm"), ({"pre": None}, "pre is None"),
     ({"tokens": 5}, "tokens must be an array of str, got 5"), ({"tokens": ["a", 1]}, "tokens must be an array of str"),
     ({"tokens": []}, "types for 0 tokens"), ({"token_type": [1]}, "1 types for"),
     ({"token_type": ["a"]}, "array of int, got"), ({"token_type": "all 9"}, "token 0 has type 9, expected 1 … 6"),

@@ -4,10 +4,12 @@
     forgery      a value or an array changed by somebody who knows the format; checksums are made again
     attacks      files built to take memory, to hang, or to get in where they should not: see `attacks.py`
 
-What must hold (`judged`): only ValueError and its subclasses, KeyError, FileNotFoundError; never longer than 5 seconds,
-never more memory than ten times the file's size and 64 MiB; no number that is not finite; nothing changed in a model
-after a refusal. A damaged file of tinypeft's own formats never loads with other numbers, because it has a checksum;
-Hugging Face's formats have none, so there a changed weight is a weight.
+    length       a value, or a name, of 3,000 characters in each field: see `lengthened`
+
+What must hold (`judged`): only ValueError and its subclasses, KeyError, FileNotFoundError, with a message of at most 700
+characters; never longer than 5 seconds, never more memory than ten times the file's size and 64 MiB; no number that is not
+finite; nothing changed in a model after a refusal. A damaged file of tinypeft's own formats never loads with other
+numbers, because it has a checksum; Hugging Face's formats have none, so there a changed weight is a weight.
 """
 import argparse
 import collections
@@ -18,6 +20,7 @@ import dataclasses
 import functools
 import json
 import multiprocessing
+import re
 import resource
 import shutil
 import signal
@@ -26,7 +29,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ from tinypeft.text.tokenizer import BPETokenizer
 
 NAMED = ValueError, KeyError, FileNotFoundError
 SECONDS, TIMES, SPARE, ADDRESSES = 5.0, 10, 64 << 20, 3 << 30  # per file; ADDRESSES: the child's whole address space
+MESSAGE = 700                                                  # characters, the path of the folder apart
 FORK = multiprocessing.get_context("fork")
 TOKENS = np.random.default_rng(1).integers(0, 37, (2, 7))
 CONFIG = tp.GPTConfig(vocab_size=37, context_length=24, d_model=16, n_layers=2, n_heads=4)
@@ -343,6 +347,60 @@ def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
     save_raw(path, arrays, meta)
 
 
+# -- long values -----------------------------------------------------------------------------------------------------
+LONG = "a" * 3000
+LONG_VALUES = [LONG, [1] * 3000, {LONG: 1}, 10**2900, [LONG], [[LONG, LONG]]]
+
+
+def lengthened(value: object, path: tuple = ()) -> Iterator[object]:
+    """Copies of a JSON value, in each of which another value is long, or a name. Of a list, and of an object that holds only
+    objects and lists, the first two values are tried."""
+    inner = at(value, path)
+    for long in LONG_VALUES if path else ():
+        changed = copy.deepcopy(value)
+        at(changed, path[:-1])[path[-1]] = long
+        yield changed
+    if isinstance(inner, dict):
+        for removed in [None, *inner][:4]:
+            changed = copy.deepcopy(value)
+            at(changed, path)[LONG] = at(changed, path).pop(removed, 1)
+            yield changed
+    keys = list(inner) if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ()
+    alike = isinstance(inner, list) or all(isinstance(at(value, (*path, key)), (dict, list)) for key in keys) or len(keys) > 30
+    for key in keys[:2] if alike else keys: yield from lengthened(value, (*path, key))
+
+
+def lengthened_files(path: Path, own: bool) -> Iterator[Callable[[Path], object]]:
+    """What writes a file with a long value, for each value."""
+    if path.suffix == ".json":
+        for value in lengthened(json.loads(path.read_text("utf-8"))):
+            yield lambda p, value=value: p.write_text(json.dumps(value), "utf-8")
+    elif path.suffix == ".gguf":
+        fields, tensors = gguf_content(path)
+        for value in lengthened(fields): yield lambda p, value=value: save_gguf(p, value, tensors)
+        for name in list(tensors)[:3]:
+            yield lambda p, name=name: save_gguf(p, fields, {LONG if n == name else n: a for n, a in tensors.items()})
+    elif path.suffix == ".safetensors":
+        data = path.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        for value in lengthened(json.loads(data[8:start])):
+            text = json.dumps(value).encode()
+            yield lambda p, text=text: p.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+        if not own: return
+        arrays, meta = load_arrays(path)
+        for value in lengthened(meta): yield lambda p, value=value: save_raw(p, arrays, value)
+        for name in list(arrays)[:3]:
+            for new in LONG, f"{name}.{LONG}", f"{name.partition('/')[0]}/{LONG}":
+                renamed = {new if n == name else n: a for n, a in arrays.items()}
+                yield lambda p, renamed=renamed: save_raw(p, renamed, meta)
+    else:                                                                   # data of one's own
+        text = path.read_text("utf-8")
+        for match in list(re.finditer(r"\w+|[^\w\s]|\n", text))[:30]:
+            for long in LONG, f'"{LONG}':
+                changed = text[:match.start()] + long + text[match.end():]
+                yield lambda p, changed=changed: p.write_text(changed, "utf-8")
+
+
 # -- judging one file ------------------------------------------------------------------------------------------------
 class Overtime(BaseException):
     """A file took more than SECONDS."""
@@ -383,7 +441,9 @@ def judged(kind: Kind, folder: Path, original: list[np.ndarray] | None, damaged:
             warnings.simplefilter("ignore", UserWarning)
             loaded, result = kind.read(folder, base)
             refusal = None
-    except NAMED as e: refusal = f"refused by {type(e).__name__}"
+    except NAMED as e:
+        refusal, length = f"refused by {type(e).__name__}", len(str(e).replace(str(folder), ""))
+        if length > MESSAGE: return f"BAD: a message of {length:,} characters: {str(e)[:200]}"
     except Overtime: return f"BAD: more than {SECONDS} s"
     except BaseException as e: return f"BAD: {type(e).__name__}: {str(e)[:200]}"
     finally: signal.setitimer(signal.ITIMER_REAL, 0)
@@ -408,6 +468,27 @@ def one(kind: Kind, pristine: Path, work: Path, original: list[np.ndarray], seed
     except (ValueError, OverflowError, TypeError, AttributeError):
         return "not written"
     return judged(kind, work, original, damaged and path.suffix != ".json")
+
+
+def long_files(name: str, every: int = 1) -> dict[str, int]:
+    """How files with long values ended: outcome → number. every: read only each `every`-th."""
+    kind = KINDS[name]
+
+    def read(folder):
+        writers = [(i, path.name, write) for i in range(kind.variants) for path in sorted((folder / f"{i}").iterdir())
+                   for write in lengthened_files(path, kind.own)]
+        outcomes = collections.Counter()
+        for number, (i, file, write) in list(enumerate(writers))[::every]:
+            work = copied(folder / f"{i}", folder / "work")
+            try: write(work / file)
+            except (ValueError, OverflowError): outcome = "not written"
+            else: outcome = judged(kind, work, None, False)
+            outcomes[f"{outcome} [{name}, {number}]" if outcome.startswith("BAD") else outcome] += 1
+        return dict(outcomes)
+
+    with tempfile.TemporaryDirectory() as folder:
+        pristine(name, Path(folder))
+        return in_child(functools.partial(read, Path(folder)), 600)
 
 
 def copied(folder: Path, work: Path) -> Path:

@@ -1,6 +1,7 @@
 """What every part uses and no reader needs first.
 
     hyper.py     a method's fields: each with its default, its limits and the words of an error
+    brief.py     a value in a message, of at most 80 characters
     hints.py     names for the types that signatures repeat
     lazy.py      a package whose names are imported when they are first used
     threads.py   two cores: a thread for each part of a batch, one BLAS thread in each

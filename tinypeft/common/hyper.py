@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .brief import brief
+
 __all__ = ["Checked", "Hyperparameters", "Limit", "declared", "flag", "layer_names", "mapping",
            "one_of", "real", "whole"]
 
@@ -124,7 +126,7 @@ class Checked:
         takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         for name in kwargs:
             if name not in accepted and not takes_all:
-                raise TypeError(f"{cls.__name__} has no field {name!r}; {_hint(name, cls)}")
+                raise TypeError(f"{cls.__name__} has no field {brief(name)}; {_hint(name, cls)}")
         return super().__new__(cls)
 
     def __post_init__(self):
@@ -133,7 +135,7 @@ class Checked:
             value = getattr(self, f.name)
             if limit and not limit.holds(value):
                 raise self.error(f"{type(self).__name__}: {f.name} must be {limit.expected}, "
-                                 f"got {value!r}")
+                                 f"got {brief(value)}")
         self.check()
 
     def check(self) -> None:

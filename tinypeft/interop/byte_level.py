@@ -6,6 +6,7 @@ are written, in order, as the characters from 256 on: the space is Ġ, the newli
 """
 from typing import Any
 
+from ..common.brief import brief
 from ..text.tokenizer import END_OF_TEXT, BPETokenizer
 from ..text.words import SPLITS
 from .folder import check_fields
@@ -32,7 +33,7 @@ def as_bytes(token: str) -> bytes:
     try:
         return bytes([BYTE[c] for c in token])
     except KeyError as e:
-        raise ValueError(f"{token[:40]!r} has {e.args[0]!r}, which stands for no byte") from e
+        raise ValueError(f"{brief(token)} has {e.args[0]!r}, which stands for no byte") from e
 
 
 def as_characters(token: bytes) -> str:
@@ -68,13 +69,13 @@ def _split(part):
     *steps, level = part.get("pretokenizers") or [None] if part["type"] == "Sequence" else [part]
     if not isinstance(level, dict) or level.get("type") != "ByteLevel":
         raise ValueError(f"pre_tokenizer is 'Sequence', expected it to end in ByteLevel, got "
-                         f"{str(part)[:200]}")
+                         f"{brief(part)}")
     rules = {"gpt2": not steps, "smollm": steps == [DIGITS]}
     if not level.get("use_regex", True):
         rules = {name: steps == [_step(split.expression)] for name, split in SPLITS.items()}
     if level.get("add_prefix_space") or not any(rules.values()):
         raise ValueError("the pre_tokenizer must split by GPT-2's expression, SmolLM2's, Qwen's or "
-                         f"Llama 3's, and put no space in front, got {str(part)[:200]}")
+                         f"Llama 3's, and put no space in front, got {brief(part)}")
     return next(name for name, holds in rules.items() if holds)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.brief import brief
 from ...engine.nn import Module
 from ...files import naming
 from ..chat import family_of, turns_of
@@ -129,17 +130,17 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
     known = sorted({label for _, label in rows})
     if classes is not None:
         if wrong := [(n, c) for n, (_, c) in zip(lines, rows, strict=True) if c not in classes]:
-            raise ValueError(f"{table.place(wrong[0][0])}: {label!r} is {wrong[0][1][:80]!r}, and "
+            raise ValueError(f"{table.place(wrong[0][0])}: {label!r} is {brief(wrong[0][1])}, and "
                              f"the classes are {', '.join(classes)[:400]}")
     elif len(known) < 2:
-        raise ValueError(f"{path}: every row has the label {known[0][:80]!r}; a classifier needs "
+        raise ValueError(f"{path}: every row has the label {brief(known[0])}; a classifier needs "
                          "two classes")
     kept = _first(rows)
     count = Counter(rows[i][1] for i in kept)
     if held_out[1] < 1 and (rare := [c for c in known if count[c] < 3]):
         where = table.places([n for n, (_, c) in zip(lines, rows, strict=True) if c == rare[0]])
         others = f", and so do {len(rare) - 1} other classes" if len(rare) > 1 else ""
-        raise ValueError(f"{path}: the class {rare[0][:80]!r} has {count[rare[0]]} different rows "
+        raise ValueError(f"{path}: the class {brief(rare[0])} has {count[rare[0]]} different rows "
                          f"({where}){others}; each class needs 3, one each to train, validate and "
                          f"test. Add rows, join classes, or name another column than {label!r}")
     classes, tokenizer = tuple(classes or known), tokenizer_of(model)
@@ -214,7 +215,7 @@ def _conversations(table: Table):
             case _:
                 raise ValueError(f'{place}: messages must be a list of {{"role": …, "content": …}},'
                                  " the last one from the assistant and not empty, got "
-                                 f"{str(messages)[:80]}")
+                                 f"{brief(messages)}")
         with naming(place): turns = turns_of(before)
         rows.append((tuple({"role": role, "content": checked(said, place)}
                            for role, said in turns), checked(answer, place).strip()))
