@@ -25,7 +25,7 @@ __all__ = ["Checked", "Hyperparameters", "Limit", "declared", "flag", "layer_nam
            "one_of", "real", "whole"]
 
 
-FINITE = sys.float_info.max                  # a bound that NaN, inf and 10**400 do not keep
+FINITE = float(np.finfo(np.float32).max)     # a bound that NaN, inf and 10**400 do not keep
 NAME = re.compile(r"!?[^.\s!][^.\s]*(\.[^.\s]+)*")           # of layers: `models/targets.py`
 
 
@@ -62,7 +62,7 @@ def whole(default: int | None, *, least: int = 0, most: float = math.inf,
 
 def real(default: float | None, *, least: float = -math.inf, above: float = -math.inf,
          most: float = math.inf, below: float = math.inf, **options: Any) -> Any:
-    """Declare a finite number x with least ≤ x ≤ most and above < x < below."""
+    """Declare a number x that float32 holds, with least ≤ x ≤ most and above < x < below."""
     def holds(x):
         is_number = isinstance(x, (int, float, np.integer, np.floating))
         return (is_number and not isinstance(x, bool) and abs(x) <= FINITE

@@ -16,7 +16,7 @@ import numpy as np
 from ..common.brief import brief, shortened
 from ..text.sentencepiece import SentencePieceTokenizer
 from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
-from .byte_level import as_bytes
+from .byte_level import as_bytes, check_bytes
 from .gguf_reader import GGUFError
 
 __all__ = ["PRE", "tokenizer_of_gguf"]
@@ -54,6 +54,7 @@ def _byte_level(fields):
     if wrong := [merge for merge in merges if len(merge) != 2]:
         raise ValueError(f"a merge must be two tokens, got {brief(wrong[0])}")
     octets = {token: as_bytes(token) for token in vocab}
+    check_bytes(octets.values())
     if missing := [t for pair in merges for t in pair if t not in octets]:
         raise ValueError(f"{brief(missing[0])} is merged, but is no token that text makes")
     return BPETokenizer([(octets[a], octets[b]) for a, b in merges],

@@ -92,7 +92,8 @@ def checked_history(kept: Any, step: int) -> History:
     try:
         history = History(**kept)
         fits = type(history.loss) is type(history.evals) is list and len(history.loss) == step
-        fits = fits and all(map(math.isfinite, [*history.loss, history.seconds]))
+        numbers = [*history.loss, history.seconds]
+        fits = fits and all(type(x) is float and math.isfinite(x) for x in numbers)
         for done, metrics in history.evals:
             math.isnan(metrics.get("loss", 0))               # TypeError for what is no number
             fits = fits and type(done) is int and 0 < done <= step
