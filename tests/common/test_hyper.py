@@ -107,7 +107,8 @@ def test_a_kind_of_field_holds_what_it_says(field, good, bad, expected):
     for value in bad:
         with pytest.raises(ValueError) as caught: Kinds(**{field: value})
         message = str(caught.value)
-        assert message.startswith(f"Kinds: {field} must be ") and expected in message and message.endswith(f", got {brief(value)}")
+        assert message.startswith(f"Kinds: {field} must be ") and expected in message
+        assert message.endswith(f", got {brief(value)}")
 
 
 def test_check_runs_after_the_fields():

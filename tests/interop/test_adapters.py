@@ -338,7 +338,7 @@ WRONG = {
     "no mask": ("adalora", {"rank_pattern": None}, None, "4 of init_r = 4 triplets are left"),
     "rank of all": ("adalora", {"init_r": 5}, None, "to 5 booleans"),
     "scale of AdaLoRA": ("adalora", {"lora_alpha": 0}, None, "alpha must be a positive number"),
-    "AdaLoRA's beyond float32": ("adalora", {"lora_alpha": 1e39}, None, "AdaLoRA: alpha must be a positive number, or None, got "),
+    "AdaLoRA's beyond float32": ("adalora", {"lora_alpha": 1e39}, None, "AdaLoRA: alpha must be a positive number, or None"),
     "no task": ("prefix", {"task_type": None}, None, "PEFT ignores an adapter without one"),
     "length": ("prefix", {"num_virtual_tokens": 4}, None, r"has shape \(3, 64\), expected \(4, 64\)"),
     "no length": ("prefix", {"num_virtual_tokens": None}, None, "num_virtual_tokens must be given"),

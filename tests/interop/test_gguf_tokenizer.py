@@ -121,7 +121,8 @@ def test_a_file_without_a_tokenizer():
     ({"eos_token_id": None}, "eos_token_id is None, which is no control token"),
     ({"eos_token_id": 300}, "eos_token_id is 300"),
     ({"add_eos_token": True}, "add_eos_token"), ({"add_bos_token": True, "bos_token_id": 300}, "id of start, 300"),
-    ({"tokens": "twice"}, "are both '<|endoftext|>'"), ({"token_type": "no line end"}, "1 bytes that text needs are no tokens, the first is 0x0a")])
+    ({"tokens": "twice"}, "are both '<|endoftext|>'"),
+    ({"token_type": "no line end"}, "1 bytes that text needs are no tokens, the first is 0x0a")])
 def test_fields_that_do_not_fit_are_named(change, says):
     fields = fields_of(made("gpt2"), "gpt-2", "<|endoftext|>")
     tokens, kinds = fields[f"{KEY}tokens"], fields[f"{KEY}token_type"]
