@@ -21,7 +21,6 @@ import functools
 import json
 import multiprocessing
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -50,7 +49,6 @@ from tinypeft.text.tokenizer import BPETokenizer
 NAMED = ValueError, KeyError, FileNotFoundError
 SECONDS, TIMES, SPARE, ADDRESSES = 5.0, 10, 64 << 20, 3 << 30  # per file; ADDRESSES: the child's whole address space
 MESSAGE = 700                                                  # characters, the path of the folder apart
-FORK = multiprocessing.get_context("fork")
 TOKENS = np.random.default_rng(1).integers(0, 37, (2, 7))
 CONFIG = tp.GPTConfig(vocab_size=37, context_length=24, d_model=16, n_layers=2, n_heads=4)
 TEXT = "the cat sat on the mat and the dog on the cat " * 3
@@ -415,6 +413,7 @@ def size_of(folder: Path) -> int:
 
 def memory(start: bool = False) -> int:
     """The most bytes held so far: of what Python allocated since `start`, or else of the process."""
+    import resource
     if not tracemalloc.is_tracing(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     if start: tracemalloc.reset_peak()
     return tracemalloc.get_traced_memory()[not start]
@@ -499,13 +498,16 @@ def copied(folder: Path, work: Path) -> Path:
 
 def in_child(work: Callable[[], object], seconds: float, traced: bool = False) -> object:
     """`work()` in a child process with a bounded address space; TimeoutError or RuntimeError if it does not end well."""
+    import resource  # not above: other tests import this module on Windows, too
+    fork = multiprocessing.get_context("fork")
+
     def child():
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         signal.signal(signal.SIGALRM, _alarm)
         if traced: tracemalloc.start()             # five times slower, but exact
         with contextlib.suppress(BaseException): answers.send(work())
-    receiver, answers = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=child)
+    receiver, answers = fork.Pipe(duplex=False)
+    process = fork.Process(target=child)
     process.start()
     answers.close()
     try:
@@ -579,7 +581,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     start, each = time.time(), -(-args.count // len(KINDS))
-    with concurrent.futures.ProcessPoolExecutor(args.jobs, FORK) as pool:
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
         attacks_end = pool.submit(attacked)
         kinds = dict(zip(KINDS, pool.map(damaged_files, KINDS, [each] * len(KINDS), [args.seed] * len(KINDS)), strict=True))
         ends = attacks_end.result()
