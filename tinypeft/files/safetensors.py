@@ -59,8 +59,8 @@ class SafeTensors(Mapping[str, Array]):
         dtype, shape, start, end = self._entries[name]
         kind, _ = DTYPES[dtype]
         if kind is None:
-            raise SafeTensorsError(f"{self.path}: tensor {brief(name)} is {dtype}, which NumPy does "
-                                   "not have; store it as F32, F16 or BF16")
+            raise SafeTensorsError(f"{self.path}: tensor {brief(name)} is {dtype}, which NumPy "
+                                   "does not have; store it as F32, F16 or BF16")
         data = self._data[start:end]
         if dtype == "BOOL" and data.max(initial=0) > 1:
             raise SafeTensorsError(f"{self.path}: {brief(name)} is BOOL, with bytes other than "

@@ -168,8 +168,9 @@ def check_sizes(model, family, fields):
         theirs = asdict(made(model.Config, fields))
         if theirs | any_dropout == ours | any_dropout:
             return
-    raise MethodError(f"load_adapter: the adapter was made for a model of "
-                      f"{shortened(str(fields), 240)}, a {shortened(family, 80)}; this one is a {kind} of {ours}")
+    theirs = f"{shortened(str(fields), 240)}, a {shortened(family, 80)}"
+    raise MethodError(f"load_adapter: the adapter was made for a model of {theirs}; this one is a "
+                      f"{kind} of {ours}")
 
 
 @contextlib.contextmanager
