@@ -17,7 +17,7 @@ from tests.protocol import move
 from tests.toys import Noise
 from tinypeft.commands.cli import main
 from tinypeft.files import load_arrays
-from tinypeft.interop import read_safetensors, write_safetensors
+from tinypeft.interop import adapters, read_safetensors, write_safetensors
 from tinypeft.interop.peft_config import Config, matches
 from tinypeft.interop.peft_names import names_of
 
@@ -347,6 +347,28 @@ WRONG = {
     "prefix with a prefix": ("prefix", {}, renamed(lambda n: "base_model.model." + n), "missing 1 .prompt_embeddings"),
     "another kind": ("prefix", {"peft_type": "PROMPT_TUNING"}, None, r"expected \(3, 16\)"),
     "not of this kind": ("ptuning", {"peft_type": "LORA"}, None, "encoder_hidden_size=12 is not supported")}
+
+
+def test_two_writers_of_a_folder_leave_one_adapter(tmp_path, monkeypatch):
+    """The other one comes between the tensors and the configuration."""
+    ours, theirs = (moved_lora(alpha) for alpha in (4.0, 8.0))
+    write, others = adapters.write_atomically, [theirs]
+    def interrupted(path, text):
+        if others: others.pop().save(tmp_path, "peft")
+        write(path, text)
+    monkeypatch.setattr(adapters, "write_atomically", interrupted)
+    ours.save(tmp_path, "peft")
+    loaded = tp.load_adapter(make_gpt(np.float32), tmp_path)
+    assert loaded.method.alpha == 4.0 and error(loaded(TOKENS).data, ours(TOKENS).data) < 1e-6
+    monkeypatch.setattr(adapters, "write_atomically", lambda path, text: (
+        write(path, text), write_safetensors(tmp_path / "adapter_model.safetensors", {"x": np.ones(1)})))
+    with pytest.raises(OSError, match="other processes write to"): ours.save(tmp_path, "peft")
+
+
+def moved_lora(alpha):
+    tuned = tp.attach(make_gpt(np.float32), tp.LoRA(rank=2, alpha=alpha), rng=0)
+    move(tuned, np.random.default_rng(int(alpha)))
+    return tuned
 
 
 @pytest.mark.parametrize("name", WRONG)
