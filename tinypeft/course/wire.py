@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..common.brief import brief
+from ..common.brief import brief, shortened
 from ..engine.tensor import Tensor
 from .calls import Outcome
 
@@ -96,7 +96,8 @@ def decode(message: bytes, function: Callable[[str, str], Any] | None = None) ->
     try:
         return _rebuilt(json.loads(_checked(message)), function or _only_a_name)
     except Exception as e:                               # RecursionError among them
-        raise ValueError(f"the other process sent a line that is no message: {e}") from e
+        reason = shortened(str(e))
+        raise ValueError(f"the other process sent a line that is no message: {reason}") from e
 
 
 def _checked(message):
