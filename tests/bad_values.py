@@ -12,7 +12,7 @@ REFUSED = {
     r"a non-negative integer": lambda: (-1, 0.5, True, "0"),
     r"an integer ≥ (\d+)": lambda least: (int(least) - 1, int(least) + 0.5, True, least),
     r"an integer from (\d+) to (\d+)": lambda least, most: (int(least) - 1, int(least) + 0.5, int(most) + 1, True, least),
-    r"a positive number": lambda: (0, -1.0, math.nan, math.inf, "1", True),
+    r"a positive number": lambda: (0, -1.0, 1e39, 10**400, math.nan, math.inf, "1", True),
     r"a non-negative number": lambda: (math.nextafter(0, -1), -1.0, math.nan, math.inf, "1", True),
     r"a number in ([(\[])(\S+), (\S+)([)\]])": lambda left, low, high, right: (
         float(low) if left == "(" else math.nextafter(float(low), -math.inf),
@@ -23,7 +23,7 @@ REFUSED = {
     r"a dict whose keys are names of layers and whose values are each (.*)": lambda expected: (
         3, {1: 1}, *({"query": value} for value in refused(expected))),
     r"a positive even integer": lambda: (0, 63, 64.0, "64", True),
-    r"a positive number or inf": lambda: (0, -6.0, math.nan, "6", True),
+    r"a positive number or inf": lambda: (0, -6.0, 10**400, math.nan, "6", True),
     r"'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 bits, such as 'E4M3'": lambda: ("FP8", "nf4", "E8M8", 4),
     r"a tuple of BottleneckAdapters": lambda: ((), 3, (3,), tp.BottleneckAdapter()),
     r"a str or a tuple of token ids": lambda: (3, [1], (0.5,)),

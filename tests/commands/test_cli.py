@@ -1,10 +1,15 @@
 """The command line as a user types it: small runs of every command, and its answers to mistakes."""
+import errno
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
+from tinypeft.commands import cli
 from tinypeft.commands.arguments import build
 from tinypeft.commands.cli import main, parser
 from tinypeft.commands.training import shared_options
@@ -113,6 +118,40 @@ def test_what_are_no_names_is_refused_on_the_command_line(text):
 def test_mistakes_are_said_in_one_line(capsys, argv, says):
     status, out, err = run(capsys, *argv)
     assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+def test_a_reader_that_left_is_no_error(capsys, monkeypatch):
+    """As a broken pipe, and as Windows says it: an invalid argument, of no file."""
+    def raising(*error):
+        def report(): raise OSError(*error)
+        monkeypatch.setattr("tinypeft.commands.doctor.report", report)
+        return run(capsys, "doctor")
+    monkeypatch.setattr(cli, "_drop_output", lambda: None)
+    assert raising(errno.EPIPE, "Broken pipe") == (141, "", "")
+    assert raising(errno.EINVAL, "Invalid argument")[0] == 2
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert raising(errno.EINVAL, "Invalid argument") == (141, "", "")
+    assert raising(errno.EINVAL, "Invalid argument", "a?b")[0] == raising(errno.EACCES, "Permission denied")[0] == 2
+
+
+INTERRUPTED = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == {name!r}: raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["tinypeft", "finetune", "lora"]
+runpy.run_module("tinypeft", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["tinypeft.commands.cli", "tinypeft.commands.training", "tinypeft.peft.method",
+                                  "tinypeft.training.finder"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(name):
+    """At the start, while the options are made, and while the command begins."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED.format(name=name)], cwd=Path(__file__).parents[2],
+                          capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "tinypeft: stopped\n")
 
 
 # -- how finetune trains ---------------------------------------------------------------------------

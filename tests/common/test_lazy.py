@@ -46,7 +46,8 @@ def test_import_is_light(tmp_path):
     runs = {name: [python(code.format(name), env=compiled) for _ in range(6)] for name in ("numpy", "tinypeft")}
     assert runs["tinypeft"][-1][1:] == ["tinypeft"]
     fastest = {name: min(float(run[0]) for run in of_one) for name, of_one in runs.items()}
-    assert fastest["tinypeft"] <= 1.3 * fastest["numpy"], fastest
+    tick = 1 / 64 if sys.platform == "win32" else 0      # Windows counts a process's time in such steps
+    assert fastest["tinypeft"] <= 1.3 * fastest["numpy"] + tick, fastest
 
 
 def test_all_names_need_numpy_alone():

@@ -1,6 +1,7 @@
 """threads.py: results in order, no error lost, the BLAS left as it was found; from several threads, nested, after fork."""
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -181,7 +182,8 @@ def in_child(fn, seconds=20):
     pytest.fail("the child hangs")
 
 
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+forks = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin",
+                           reason="no fork, or macOS's Accelerate, which may hang in a forked child")
 
 
 @forks

@@ -17,7 +17,7 @@ from tests.protocol import move
 from tests.toys import Noise
 from tinypeft.commands.cli import main
 from tinypeft.files import load_arrays
-from tinypeft.interop import read_safetensors, write_safetensors
+from tinypeft.interop import adapters, read_safetensors, write_safetensors
 from tinypeft.interop.peft_config import Config, matches
 from tinypeft.interop.peft_names import names_of
 
@@ -335,12 +335,14 @@ WRONG = {
     "head of one class": ("classes", {}, {"base_model.model.score.weight": np.ones((1, 16), "f4")}, "at least 2, got 1"),
     "text for a number": ("lora", {"r": "2"}, None, "r must be int, got '2'"),
     "scale": ("lora", {"lora_alpha": -1}, None, "alpha must be a positive number"),
+    "scale beyond float32": ("lora", {"lora_alpha": 1e39}, None, "LoRA: alpha must be a positive number, got 9999"),
     "dropout": ("lora", {"lora_dropout": 1.5}, None, r"\[0, 1\)"),
     "mask": ("adalora", {"rank_pattern": {E0: [True]}}, None, "to 4 booleans"),
     "mask of another": ("adalora", {"rank_pattern": {"h.9.c_attn.lora_E": [True] * 4}}, None, "expected|names"),
     "no mask": ("adalora", {"rank_pattern": None}, None, "4 of init_r = 4 triplets are left"),
     "rank of all": ("adalora", {"init_r": 5}, None, "to 5 booleans"),
     "scale of AdaLoRA": ("adalora", {"lora_alpha": 0}, None, "alpha must be a positive number"),
+    "AdaLoRA's beyond float32": ("adalora", {"lora_alpha": 1e39}, None, "AdaLoRA: alpha must be a positive number, or None"),
     "no task": ("prefix", {"task_type": None}, None, "PEFT ignores an adapter without one"),
     "length": ("prefix", {"num_virtual_tokens": 4}, None, r"has shape \(3, 64\), expected \(4, 64\)"),
     "no length": ("prefix", {"num_virtual_tokens": None}, None, "num_virtual_tokens must be given"),
@@ -349,6 +351,28 @@ WRONG = {
     "prefix with a prefix": ("prefix", {}, renamed(lambda n: "base_model.model." + n), "missing 1 .prompt_embeddings"),
     "another kind": ("prefix", {"peft_type": "PROMPT_TUNING"}, None, r"expected \(3, 16\)"),
     "not of this kind": ("ptuning", {"peft_type": "LORA"}, None, "encoder_hidden_size=12 is not supported")}
+
+
+def test_two_writers_of_a_folder_leave_one_adapter(tmp_path, monkeypatch):
+    """The other one comes between the tensors and the configuration."""
+    ours, theirs = (moved_lora(alpha) for alpha in (4.0, 8.0))
+    write, others = adapters.write_atomically, [theirs]
+    def interrupted(path, text):
+        if others: others.pop().save(tmp_path, "peft")
+        write(path, text)
+    monkeypatch.setattr(adapters, "write_atomically", interrupted)
+    ours.save(tmp_path, "peft")
+    loaded = tp.load_adapter(make_gpt(np.float32), tmp_path)
+    assert loaded.method.alpha == 4.0 and error(loaded(TOKENS).data, ours(TOKENS).data) < 1e-6
+    monkeypatch.setattr(adapters, "write_atomically", lambda path, text: (
+        write(path, text), write_safetensors(tmp_path / "adapter_model.safetensors", {"x": np.ones(1)})))
+    with pytest.raises(OSError, match="other processes write to"): ours.save(tmp_path, "peft")
+
+
+def moved_lora(alpha):
+    tuned = tp.attach(make_gpt(np.float32), tp.LoRA(rank=2, alpha=alpha), rng=0)
+    move(tuned, np.random.default_rng(int(alpha)))
+    return tuned
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tests.oracles.hf_tokenizers import BYTE_LEVEL, MIXED, documents, ids, made, nasty_strings
+from tests.oracles.hf_tokenizers import BYTE_LEVEL, MIXED, NAMED, documents, ids, made, nasty_strings
 from tinypeft.interop import HuggingFaceError, read_tokenizer, write_tokenizer
 from tinypeft.interop.byte_level import as_bytes, as_characters
 
@@ -45,6 +45,16 @@ def test_bytes_that_the_vocabulary_lacks_give_no_token(tmp_path):
     assert ours.decode_bytes(ours.encode(bytes([65, *lacking, 66]))) == b"AB"
     unused = set(range(ours.vocab_size)) - {*ours.vocab.values(), *ours.special.values(), *ours.added.values()}
     assert len(unused) >= 21 and ours.decode(sorted(unused)) == ""      # ids may leave gaps
+
+
+@pytest.mark.parametrize("byte", [0x0A, 0x20, 0x61, 0x7E, 0x80, 0xBF, 0xC2, 0xF0])
+def test_a_vocabulary_that_lacks_a_byte_of_text_is_refused(byte, tmp_path):
+    content = json.loads(made("gpt2").to_str())
+    character = as_characters(bytes([byte]))
+    content["model"]["vocab"] = {t: i for t, i in content["model"]["vocab"].items() if t in NAMED or character not in t}
+    content["model"]["merges"] = [pair for pair in content["model"]["merges"] if character not in "".join(pair)]
+    with pytest.raises(HuggingFaceError, match=f"1 bytes that text needs are no tokens, the first is {byte:#04x}"):
+        read_tokenizer(written(tmp_path, content))
 
 
 def test_both_writings_of_merges(tmp_path):

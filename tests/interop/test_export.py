@@ -264,6 +264,15 @@ def test_settings_are_those_of_train(tmp_path):
     assert [group["lr"] for group in said["groups"]] == [ours["lr"]]
 
 
+@pytest.mark.parametrize("done", [0, 1])
+def test_moments_are_written_from_the_first_step_on(done, tmp_path):
+    tuned, task = tp.attach(make_gpt(), tp.LoRA(rank=2)), language()
+    tp.train(tuned, task, STEPS, checkpoint=tmp_path / "state", stop_after=done)
+    tp.export_training(tp.attach(make_gpt(), tp.LoRA(rank=2)), task, tmp_path / "new", STEPS, checkpoint=tmp_path / "state")
+    start = read_safetensors(tmp_path / "new" / "start.safetensors")
+    assert any(name.startswith("m/") and start[name].any() for name in start) == (done > 0)
+
+
 def test_quantized_weights_are_written_as_numbers(tmp_path):
     model = tp.quantize(make("Llama", np.float32), tp.NF4())
     tuned = tp.attach(model, tp.LoRA(rank=2, dropout=0.1))

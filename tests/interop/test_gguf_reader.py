@@ -128,6 +128,19 @@ def test_halves_undoes_neighbours(rng):
     assert not np.array_equal(halves(W, 8), W)
 
 
+def test_a_file_that_is_cut_at_any_byte_is_refused_by_name(tmp_path):
+    """Also inside a number: every kind of field, and a tensor."""
+    whole, part = tmp_path / "whole.gguf", tmp_path / "part.gguf"
+    numbers = {kind: np.dtype(kind).type(1) for kind in "u1 i1 <u2 <i2 <u4 <i4 <f4 <u8 <i8 <f8 ?".split()}
+    fields = numbers | {"numbers": np.arange(3.0), "text": "abc", "texts": ["ab", "c"]}
+    save_gguf(whole, fields, {"x": (0, (2, 3), np.arange(6, dtype=np.float32).view(np.uint8))})
+    assert read_gguf(whole).fields.keys() == fields.keys()
+    data = whole.read_bytes()
+    for n in range(len(data) - 8):                               # the last 8 bytes fill up
+        part.write_bytes(data[:n])
+        with pytest.raises(GGUFError, match="part.gguf: "): read_gguf(part)
+
+
 @pytest.mark.parametrize("change,message", [
     ({"architecture": "gpt2"}, "the architecture is 'gpt2', expected 'llama'"),
     ({"drop": ("blk.1.ffn_up",)}, "blk.1.ffn_up.weight' does not fit"),

@@ -111,8 +111,8 @@ def test_a_file_without_a_tokenizer():
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"model": "bert"}, "model is 'bert', expected 'gpt2' or 'llama'"), ({"model": 3}, "model is '3'"),
-    ({"pre": "tekken"}, "pre is 'tekken', expected one of gpt-2, smollm"), ({"pre": None}, "pre is 'None'"),
+    ({"model": "bert"}, "model is 'bert', expected 'gpt2' or 'llama'"), ({"model": 3}, "model is 3"),
+    ({"pre": "tekken"}, "pre is 'tekken', expected one of gpt-2, smollm"), ({"pre": None}, "pre is None"),
     ({"tokens": 5}, "tokens must be an array of str, got 5"), ({"tokens": ["a", 1]}, "tokens must be an array of str"),
     ({"tokens": []}, "types for 0 tokens"), ({"token_type": [1]}, "1 types for"),
     ({"token_type": ["a"]}, "array of int, got"), ({"token_type": "all 9"}, "token 0 has type 9, expected 1 … 6"),
@@ -121,11 +121,13 @@ def test_a_file_without_a_tokenizer():
     ({"eos_token_id": None}, "eos_token_id is None, which is no control token"),
     ({"eos_token_id": 300}, "eos_token_id is 300"),
     ({"add_eos_token": True}, "add_eos_token"), ({"add_bos_token": True, "bos_token_id": 300}, "id of start, 300"),
-    ({"tokens": "twice"}, "are both '<|endoftext|>'")])
+    ({"tokens": "twice"}, "are both '<|endoftext|>'"),
+    ({"token_type": "no line end"}, "1 bytes that text needs are no tokens, the first is 0x0a")])
 def test_fields_that_do_not_fit_are_named(change, says):
     fields = fields_of(made("gpt2"), "gpt-2", "<|endoftext|>")
-    tokens = fields[f"{KEY}tokens"]
-    special = {"all 9": [9] * len(tokens), "twice": [tokens[0], tokens[0], *tokens[2:]]}
+    tokens, kinds = fields[f"{KEY}tokens"], fields[f"{KEY}token_type"]
+    special = {"all 9": [9] * len(tokens), "twice": [tokens[0], tokens[0], *tokens[2:]],
+               "no line end": [5 if token == "Ċ" else kind for token, kind in zip(tokens, kinds, strict=True)]}
     for name, value in change.items():
         fields[f"{KEY}{name}"] = special.get(value, value) if isinstance(value, str) else value
     with pytest.raises(GGUFError, match=f"the tokenizer is not supported: .*{says}"): tokenizer_of_gguf(fields)

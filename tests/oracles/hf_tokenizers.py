@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tinypeft.interop.byte_level import as_characters
 from tinypeft.text import base_corpus
 
 MIXED = ("naïve Ⅷ½² x_1's  I'll\n\n\t日本語 한국어 🙂👨‍👩‍👧🇩🇪 e\u0301 ٣١ हिन्दी <|endoftext|> — \u200b\ufeff\x00\x7f\x1c "
@@ -35,6 +36,7 @@ QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L
 BYTE_LEVEL, PREFIXES = ("gpt2", "smollm", "qwen2", "llama3"), ("prepend", "always", "first", "never")
 BYTES = [f"<0x{b:02X}>" for b in range(256)]
 NAMED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SMOLLM2_LACKS = bytes([4, 6, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)])
 
 
 def cut(split):
@@ -64,13 +66,13 @@ def learned(pre_tokenizer, first, size=1200, alphabet=()):
 
 
 @functools.cache
-def byte_level(split, lacking=0):
-    """A byte-level family's Tokenizer, whose vocabulary lacks some bytes, as SmolLM2's does."""
+def byte_level(split, lacking=b""):
+    """A byte-level family's Tokenizer, whose vocabulary lacks some bytes."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from tokenizers import pre_tokenizers as P
     alphabet = sorted(P.ByteLevel.alphabet())
     vocab, merges = learned(cut(split), NAMED, alphabet=alphabet)
-    gone = set(alphabet[len(alphabet) - lacking:]) if lacking else set()
+    gone = set(as_characters(lacking))
     merges = [(a, b) for a, b in merges if not gone & set(a + b)]
     vocab = {token: i for token, i in vocab.items() if token in NAMED or not gone & set(token)}      # ids leave gaps
     for name in "<think>", "</think>": vocab[name] = max(vocab.values()) + 1
@@ -111,7 +113,7 @@ def sentencepiece(prefix):
 
 def made(name):
     """The Tokenizer of a family, by the name of its splitting rule or of its prefix."""
-    return sentencepiece(name) if name in PREFIXES else byte_level(name, lacking=21 if name == "smollm" else 0)
+    return sentencepiece(name) if name in PREFIXES else byte_level(name, SMOLLM2_LACKS if name == "smollm" else b"")
 
 
 def end_of(name):

@@ -236,9 +236,9 @@ def test_a_folder_with_both_formats_can_be_read(gpt, tokens, tmp_path):
 
 @pytest.mark.parametrize("part, value", [
     ("fields", {"rank": 1 << 40}), ("fields", {"rank": 1 << 22}), ("fields", {"rank": "2"}), ("head", 1 << 26),
-    ("fields", {"rank_pattern": {"query": 1 << 22}}), ("fields", {"more": 1}), ("fields", []), ("head", True), ("format", 2),
-    ("format", "1"), ("config", None), ("base", 3), ("more", 1), ("method", "IA3"), ("parts", {}), ("off", 3),
-    ("family", None)])
+    ("fields", {"rank_pattern": {"query": 1 << 22}}), ("fields", {"alpha": 1e39}), ("fields", {"more": 1}),
+    ("fields", []), ("head", True), ("format", 2), ("format", "1"), ("config", None), ("base", 3), ("more", 1),
+    ("method", "IA3"), ("parts", {}), ("off", 3), ("family", None)])
 def test_a_description_that_lies_is_refused_and_takes_no_memory(part, value, gpt, saved):
     def lie(meta):
         place = meta["parts"]["LoRA"] if part in ("fields", "method") else meta

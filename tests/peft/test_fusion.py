@@ -170,6 +170,10 @@ def test_another_method_beside_it(gpt, tokens):
     assert_gradients(tuned, tokens[:2, :4])
 
 
+def test_its_learning_rate(gpt):
+    assert tp.fuse(adapters(gpt(), A, B)).learning_rate == 5e-3
+
+
 def test_it_does_not_merge(gpt):
     with pytest.raises(tp.MethodError, match="has no `merge`; keep the method attached"): fused(gpt(), A, B).merge()
 

@@ -52,6 +52,7 @@ def test_planted_outliers_change_nothing_but_activations(gpt, tokens, dtype, fac
     grown = np.array([capture(model, tokens, paths)[p].max_abs / inputs[p].max_abs for p in paths])
     np.testing.assert_allclose(grown[:, planted], factor, rtol=1e-5)
     np.testing.assert_allclose(np.delete(grown, planted, axis=1), 1, rtol=1e-5)
+    assert sorted(tp.plant_outliers(gpt(dtype), 16, factor, rng=5)) == list(range(16))           # no channel twice
     assert len(set(planted)) == 2 and not np.array_equal(planted, tp.plant_outliers(gpt(dtype), 2, factor, rng=6))
 
 

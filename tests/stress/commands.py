@@ -26,6 +26,7 @@ from tests.bad_values import bad_values
 from tests.stress import record
 from tinypeft.commands.arguments import parsed
 from tinypeft.commands.cli import main as tinypeft
+from tinypeft.common.wording import brief
 
 ROOT = Path(__file__).parents[2]
 POSITIVE, WHOLE = "must be a positive integer", "must be a non-negative integer"
@@ -59,7 +60,7 @@ def wrong_fields() -> Iterator[tuple]:
                     if isinstance(bad, str) and limit.holds((bad,)): continue                 # the command line takes one name
                     text = f"{field.name}={bad!r}"           # nan and inf are no literals, and stay text
                     yield [command, name, "--set", text], (cls.__name__, *text.split("=")[:1], limit.expected,
-                                                           f"got {parsed(text)[1]!r}")
+                                                           f"got {brief(parsed(text)[1])}")
 
 
 WRONG = [(line.split("|"), says) for line, *says in (

@@ -3,11 +3,13 @@
     damage       bytes flipped, cut off, repeated, moved; of any file of the kind
     forgery      a value or an array changed by somebody who knows the format; checksums are made again
     attacks      files built to take memory, to hang, or to get in where they should not: see `attacks.py`
+    length       a value, or a name, of 3,000 characters in each field: see `lengthened`
 
-What must hold (`judged`): only ValueError and its subclasses, KeyError, FileNotFoundError; never longer than 5 seconds,
-never more memory than ten times the file's size and 64 MiB; no number that is not finite; nothing changed in a model
-after a refusal. A damaged file of tinypeft's own formats never loads with other numbers, because it has a checksum;
-Hugging Face's formats have none, so there a changed weight is a weight.
+What must hold (`judged`): only ValueError and its subclasses, KeyError, FileNotFoundError, with a message of at most 700
+characters; never longer than 5 seconds of the processor, or 20 by the clock, because a machine may be busy; never more
+memory than ten times the file's size and 64 MiB; no number that is not finite; nothing changed in a model after a refusal.
+A damaged file of tinypeft's own formats never loads with other numbers, because it has a checksum; Hugging Face's formats
+have none, so there a changed weight is a weight.
 """
 import argparse
 import collections
@@ -18,7 +20,7 @@ import dataclasses
 import functools
 import json
 import multiprocessing
-import resource
+import re
 import shutil
 import signal
 import sys
@@ -26,7 +28,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,8 @@ from tinypeft.models.llama import Llama, LlamaConfig
 from tinypeft.text.tokenizer import BPETokenizer
 
 NAMED = ValueError, KeyError, FileNotFoundError
-SECONDS, TIMES, SPARE, ADDRESSES = 5.0, 10, 64 << 20, 3 << 30  # per file; ADDRESSES: the child's whole address space
-FORK = multiprocessing.get_context("fork")
+SECONDS, CLOCK, TIMES, SPARE, ADDRESSES = 5.0, 20.0, 10, 64 << 20, 3 << 30     # per file; ADDRESSES: of the whole child
+MESSAGE = 700                                                  # characters, the path of the folder apart
 TOKENS = np.random.default_rng(1).integers(0, 37, (2, 7))
 CONFIG = tp.GPTConfig(vocab_size=37, context_length=24, d_model=16, n_layers=2, n_heads=4)
 TEXT = "the cat sat on the mat and the dog on the cat " * 3
@@ -343,9 +345,63 @@ def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
     save_raw(path, arrays, meta)
 
 
+# -- long values -----------------------------------------------------------------------------------------------------
+LONG = "a" * 3000
+LONG_VALUES = [LONG, [1] * 3000, {LONG: 1}, 10**2900, [LONG], [[LONG, LONG]]]
+
+
+def lengthened(value: object, path: tuple = ()) -> Iterator[object]:
+    """Copies of a JSON value, in each of which another value is long, or a name. Of a list, and of an object that holds only
+    objects and lists, the first two values are tried."""
+    inner = at(value, path)
+    for long in LONG_VALUES if path else ():
+        changed = copy.deepcopy(value)
+        at(changed, path[:-1])[path[-1]] = long
+        yield changed
+    if isinstance(inner, dict):
+        for removed in [None, *inner][:4]:
+            changed = copy.deepcopy(value)
+            at(changed, path)[LONG] = at(changed, path).pop(removed, 1)
+            yield changed
+    keys = list(inner) if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ()
+    alike = isinstance(inner, list) or all(isinstance(at(value, (*path, key)), (dict, list)) for key in keys) or len(keys) > 30
+    for key in keys[:2] if alike else keys: yield from lengthened(value, (*path, key))
+
+
+def lengthened_files(path: Path, own: bool) -> Iterator[Callable[[Path], object]]:
+    """What writes a file with a long value, for each value."""
+    if path.suffix == ".json":
+        for value in lengthened(json.loads(path.read_text("utf-8"))):
+            yield lambda p, value=value: p.write_text(json.dumps(value), "utf-8")
+    elif path.suffix == ".gguf":
+        fields, tensors = gguf_content(path)
+        for value in lengthened(fields): yield lambda p, value=value: save_gguf(p, value, tensors)
+        for name in list(tensors)[:3]:
+            yield lambda p, name=name: save_gguf(p, fields, {LONG if n == name else n: a for n, a in tensors.items()})
+    elif path.suffix == ".safetensors":
+        data = path.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        for value in lengthened(json.loads(data[8:start])):
+            text = json.dumps(value).encode()
+            yield lambda p, text=text: p.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+        if not own: return
+        arrays, meta = load_arrays(path)
+        for value in lengthened(meta): yield lambda p, value=value: save_raw(p, arrays, value)
+        for name in list(arrays)[:3]:
+            for new in LONG, f"{name}.{LONG}", f"{name.partition('/')[0]}/{LONG}":
+                renamed = {new if n == name else n: a for n, a in arrays.items()}
+                yield lambda p, renamed=renamed: save_raw(p, renamed, meta)
+    else:                                                                   # data of one's own
+        text = path.read_text("utf-8")
+        for match in list(re.finditer(r"\w+|[^\w\s]|\n", text))[:30]:
+            for long in LONG, f'"{LONG}':
+                changed = text[:match.start()] + long + text[match.end():]
+                yield lambda p, changed=changed: p.write_text(changed, "utf-8")
+
+
 # -- judging one file ------------------------------------------------------------------------------------------------
 class Overtime(BaseException):
-    """A file took more than SECONDS."""
+    """A file took more than CLOCK seconds."""
 
 
 def _alarm(*_): raise Overtime
@@ -357,6 +413,7 @@ def size_of(folder: Path) -> int:
 
 def memory(start: bool = False) -> int:
     """The most bytes held so far: of what Python allocated since `start`, or else of the process."""
+    import resource
     if not tracemalloc.is_tracing(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     if start: tracemalloc.reset_peak()
     return tracemalloc.get_traced_memory()[not start]
@@ -375,20 +432,22 @@ def numbers(m) -> list[np.ndarray]:
 
 def judged(kind: Kind, folder: Path, original: list[np.ndarray] | None, damaged: bool) -> str:
     """"refused by …", "same", "other" (a forger's file that is as good as any), or "BAD: …"."""
-    base, start = model(), time.monotonic()
+    base, start = model(), time.process_time()
     before, held = state(base), memory(start=True)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, CLOCK)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             warnings.simplefilter("ignore", UserWarning)
             loaded, result = kind.read(folder, base)
             refusal = None
-    except NAMED as e: refusal = f"refused by {type(e).__name__}"
-    except Overtime: return f"BAD: more than {SECONDS} s"
+    except NAMED as e:
+        refusal, length = f"refused by {type(e).__name__}", len(str(e).replace(str(folder), ""))
+        if length > MESSAGE: return f"BAD: a message of {length:,} characters: {str(e)[:200]}"
+    except Overtime: return f"BAD: more than {CLOCK} s"
     except BaseException as e: return f"BAD: {type(e).__name__}: {str(e)[:200]}"
     finally: signal.setitimer(signal.ITIMER_REAL, 0)
-    peak, seconds = memory() - held, time.monotonic() - start
+    peak, seconds = memory() - held, time.process_time() - start
     if peak > TIMES * size_of(folder) + SPARE: return f"BAD: {peak >> 20} MiB for a file of {size_of(folder):,} bytes"
     if seconds > SECONDS: return f"BAD: {seconds:.1f} s"
     if refusal: return refusal if state(base) == before else "BAD: refused, but the model has changed"
@@ -411,6 +470,27 @@ def one(kind: Kind, pristine: Path, work: Path, original: list[np.ndarray], seed
     return judged(kind, work, original, damaged and path.suffix != ".json")
 
 
+def long_files(name: str, every: int = 1) -> dict[str, int]:
+    """How files with long values ended: outcome → number. every: read only each `every`-th."""
+    kind = KINDS[name]
+
+    def read(folder):
+        writers = [(i, path.name, write) for i in range(kind.variants) for path in sorted((folder / f"{i}").iterdir())
+                   for write in lengthened_files(path, kind.own)]
+        outcomes = collections.Counter()
+        for number, (i, file, write) in list(enumerate(writers))[::every]:
+            work = copied(folder / f"{i}", folder / "work")
+            try: write(work / file)
+            except (ValueError, OverflowError): outcome = "not written"
+            else: outcome = judged(kind, work, None, False)
+            outcomes[f"{outcome} [{name}, {number}]" if outcome.startswith("BAD") else outcome] += 1
+        return dict(outcomes)
+
+    with tempfile.TemporaryDirectory() as folder:
+        pristine(name, Path(folder))
+        return in_child(functools.partial(read, Path(folder)), 600)
+
+
 def copied(folder: Path, work: Path) -> Path:
     """`work`, which is now a copy of `folder`."""
     shutil.rmtree(work, ignore_errors=True)
@@ -419,13 +499,16 @@ def copied(folder: Path, work: Path) -> Path:
 
 def in_child(work: Callable[[], object], seconds: float, traced: bool = False) -> object:
     """`work()` in a child process with a bounded address space; TimeoutError or RuntimeError if it does not end well."""
+    import resource  # not above: other tests import this module on Windows, too
+    fork = multiprocessing.get_context("fork")
+
     def child():
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         signal.signal(signal.SIGALRM, _alarm)
         if traced: tracemalloc.start()             # five times slower, but exact
         with contextlib.suppress(BaseException): answers.send(work())
-    receiver, answers = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=child)
+    receiver, answers = fork.Pipe(duplex=False)
+    process = fork.Process(target=child)
     process.start()
     answers.close()
     try:
@@ -476,7 +559,7 @@ def attacked(every: int = 1) -> dict[str, int]:
         for name in KINDS: pristine(name, folder / name)
         for name, of, change in list(attacks())[::every]:
             change(work := copied(folder / of / "0", folder / "work"))
-            try: outcome = in_child(functools.partial(judged, KINDS[of], work, None, False), 3 * SECONDS, traced=True)
+            try: outcome = in_child(functools.partial(judged, KINDS[of], work, None, False), 2 * CLOCK, traced=True)
             except (TimeoutError, RuntimeError) as e: outcome = f"BAD: {e}"
             if not outcome.startswith(("refused", "BAD")): outcome = f"BAD: it loads ({outcome})"
             if list(folder.rglob("sprung*")) or Path("sprung").exists(): outcome = "BAD: code ran, or a file was written"
@@ -499,7 +582,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     start, each = time.time(), -(-args.count // len(KINDS))
-    with concurrent.futures.ProcessPoolExecutor(args.jobs, FORK) as pool:
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
         attacks_end = pool.submit(attacked)
         kinds = dict(zip(KINDS, pool.map(damaged_files, KINDS, [each] * len(KINDS), [args.seed] * len(KINDS)), strict=True))
         ends = attacks_end.result()

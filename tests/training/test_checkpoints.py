@@ -246,7 +246,7 @@ DAMAGES = [
     (arrays_of("model/", first(np.nan)), "finite"), (arrays_of("optimizer/m", first(np.inf)), "finite"),
     (arrays_of("model/", lambda a: a + 1j), "numbers"),
     *((history(**change), "its history is not that of a run of 4 steps") for change in (
-        {"loss": [1.0]}, {"loss": ["x"] * 4}, {"loss": 4}, {"loss": [10**400] * 4}, {"loss": {}},
+        {"loss": [1.0]}, {"loss": ["x"] * 4}, {"loss": 4}, {"loss": [10**400] * 4}, {"loss": {}}, {"loss": [1.0, 2, 1.0, 1.0]},
         {"evals": [3]}, {"evals": [[9, {}]]}, {"evals": [[2, {"loss": "x"}]]}, {"evals": [["2", {}]]}, {"evals": {}},
         {"seconds": "a"}, {"seconds": -1}, {"more": 1})),
     (described(history=[]), "its history is not that"), (lambda arrays, meta: meta.pop("history"), "its history is not that"),

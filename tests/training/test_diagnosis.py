@@ -33,7 +33,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(path, dropout, tmp_path)
     with pytest.raises(tp.DivergedError) as e:
         tp.train(model, Poisoned(model.get(path).weight), N, lr=1e-3, checkpoint=file, checkpoint_every=2, progress=False)
     assert str(e.value) == (f"step 5: the loss is nan; the first value that is not finite comes out of {path}. "
-                            f"Try a smaller learning rate than 0.001. The last good state is in {file}.")
+                            f"Try a smaller learning rate than 0.001. The last saved state is in {file}.")
     arrays, meta = load_arrays(file)
     assert meta["step"] == 4 and all(np.isfinite(a).all() for a in arrays.values())
     assert dict(model.named_modules()) == modules and not model.training                   # left as it was
@@ -70,7 +70,7 @@ def test_an_update_that_leaves_a_number_that_is_not_finite(checkpoint, tmp_path)
             super().step()
             if self.t == 3: self.parameters()[0].data[0, 0] = np.inf
     file = tmp_path / "c" if checkpoint else None
-    kept = rf" The last good state is in {file}\." if checkpoint else ""
+    kept = rf" The last saved state is in {file}\." if checkpoint else ""
     with pytest.raises(tp.DivergedError, match=r"step 2: after the update token_embedding\.weight holds a number that is not "
                                                rf"finite\. Try a smaller learning rate than 0.001\.{kept}$"):
         tp.train(small(), Noise(), 3, lr=1e-3, optimizer=Overflowing, checkpoint=file, progress=False)

@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = args.run(args) or 0
         if sys.stdout is not None: sys.stdout.flush()    # a full disk is found here, not at exit
         return status
-    except BrokenPipeError:                              # `… | head`: the reader has enough
-        _drop_output()
-        return 141                                       # 128 + 13, as a shell says of SIGPIPE
     except KeyboardInterrupt as e:
         return _tell("; ".join(_notes(e)) or "stopped", 130)      # 128 + 2, as a shell says of it
     except Exception as e:
+        if nobody_reads(e):                              # `… | head`: the reader has enough
+            _drop_output()
+            return 141                                   # 128 + 13, as a shell says of SIGPIPE
         if os.environ.get("TINYPEFT_TRACEBACK") or not (message := explained(e)): raise
         from ..training.diagnosis import DivergedError
         if isinstance(e, OSError): _drop_output()
@@ -76,6 +76,14 @@ def explained(e: Exception) -> str | None:
     if isinstance(e, MemoryError):
         return f"there is not enough memory ({e}); try a smaller batch or a smaller model"
     return None
+
+
+def nobody_reads(e: Exception) -> bool:
+    """Tell if the output is a pipe whose reader has gone. Windows calls that an invalid argument,
+    and names no file."""
+    if isinstance(e, BrokenPipeError): return True
+    is_write = isinstance(e, OSError) and e.filename is None
+    return sys.platform == "win32" and is_write and e.errno == errno.EINVAL
 
 
 def _notes(e): return getattr(e, "__notes__", [])

@@ -8,5 +8,5 @@
     signals.py   Ctrl-C acts between the steps of a job
     progress.py  how far a job is: a line that is redrawn, or lines in a pipe
     markup.py    HTML for notebooks
-    wording.py   words beside numbers
+    wording.py   values and numbers in messages
 """

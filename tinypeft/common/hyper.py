@@ -19,11 +19,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .wording import brief
+
 __all__ = ["Checked", "Hyperparameters", "Limit", "declared", "flag", "layer_names", "mapping",
            "one_of", "real", "whole"]
 
 
-FINITE = sys.float_info.max                  # a bound that NaN, inf and 10**400 do not keep
+FINITE = float(np.finfo(np.float32).max)     # a bound that NaN, inf and 10**400 do not keep
 NAME = re.compile(r"!?[^.\s!][^.\s]*(\.[^.\s]+)*")           # of layers: `models/targets.py`
 
 
@@ -60,7 +62,7 @@ def whole(default: int | None, *, least: int = 0, most: float = math.inf,
 
 def real(default: float | None, *, least: float = -math.inf, above: float = -math.inf,
          most: float = math.inf, below: float = math.inf, **options: Any) -> Any:
-    """Declare a finite number x with least ≤ x ≤ most and above < x < below."""
+    """Declare a number x that float32 holds, with least ≤ x ≤ most and above < x < below."""
     def holds(x):
         is_number = isinstance(x, (int, float, np.integer, np.floating))
         return (is_number and not isinstance(x, bool) and abs(x) <= FINITE
@@ -124,7 +126,7 @@ class Checked:
         takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         for name in kwargs:
             if name not in accepted and not takes_all:
-                raise TypeError(f"{cls.__name__} has no field {name!r}; {_hint(name, cls)}")
+                raise TypeError(f"{cls.__name__} has no field {brief(name)}; {_hint(name, cls)}")
         return super().__new__(cls)
 
     def __post_init__(self):
@@ -133,7 +135,7 @@ class Checked:
             value = getattr(self, f.name)
             if limit and not limit.holds(value):
                 raise self.error(f"{type(self).__name__}: {f.name} must be {limit.expected}, "
-                                 f"got {value!r}")
+                                 f"got {brief(value)}")
         self.check()
 
     def check(self) -> None:

@@ -1,6 +1,20 @@
-"""Words beside numbers."""
+"""Words in messages. What a file holds may be hostile, so no message repeats it whole."""
+from typing import Any
 
-__all__ = ["counted"]
+__all__ = ["brief", "counted", "shortened"]
+
+
+def brief(value: Any) -> str:
+    """Return the `repr` of a value, shortened to 80 characters."""
+    return shortened(repr(value), 80)
+
+
+def shortened(text: str, most: int = 500) -> str:
+    """Return a text; if it has more than `most` characters, leave out its middle."""
+    if len(text) <= most:
+        return text
+    head, tail = most * 3 // 4, most // 4
+    return f"{text[:head]}…{text[1 - tail:]}"
 
 
 def counted(n: int, noun: str) -> str:

@@ -36,6 +36,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..common.wording import brief, shortened
 from ..engine.tensor import Tensor
 from .calls import Outcome
 
@@ -95,7 +96,8 @@ def decode(message: bytes, function: Callable[[str, str], Any] | None = None) ->
     try:
         return _rebuilt(json.loads(_checked(message)), function or _only_a_name)
     except Exception as e:                               # RecursionError among them
-        raise ValueError(f"the other process sent a line that is no message: {e}") from e
+        reason = shortened(str(e))
+        raise ValueError(f"the other process sent a line that is no message: {reason}") from e
 
 
 def _checked(message):
@@ -126,16 +128,16 @@ def _rebuilt(v, function, depth=0):
         case {"dict": [*pairs]}:                       return dict(map(each, pairs))
         case {"function": [str(module), str(name)]}:   return function(module, name)
         case {"opaque": str(text), "type": str(kind)}: return Opaque(text, kind)
-    raise ValueError(f"{str(v)[:80]!r} is none of the values that a message can hold")
+    raise ValueError(f"{brief(v)} is none of the values that a message can hold")
 
 
 def _array(dtype, shape, data):
     """The array, if its type is a number's and its bytes are as many as its shape says."""
     number, data = np.dtype(dtype), base64.b64decode(data, validate=True)
     if number.kind not in "biufc" or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"there are no arrays {dtype[:80]!r} of shape {str(shape)[:80]}")
+        raise ValueError(f"there are no arrays {brief(dtype)} of shape {brief(shape)}")
     if len(data) != number.itemsize * math.prod(shape):
-        raise ValueError(f"{len(data)} bytes for an array {number} of shape {str(shape)[:80]}")
+        raise ValueError(f"{len(data)} bytes for an array {number} of shape {brief(shape)}")
     return np.frombuffer(data, number).reshape(shape).copy()         # one's own: it can be written
 
 

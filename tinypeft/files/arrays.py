@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief, shortened
 from .content import naming, parse_json
 from .safetensors import read_safetensors, write_safetensors
 
@@ -43,7 +44,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict]:
             raise ValueError(f"the description must be an object, got {type(meta).__name__}")
         check_numbers(arrays)
     except ValueError as e:
-        reason = str(e).removeprefix(f"{path}: ")
+        reason = shortened(str(e).removeprefix(f"{path}: "))
         raise ValueError(f"{path} is not a file that tinypeft wrote, or it is damaged: {reason}; "
                          "write it again") from e
     return arrays, meta
@@ -63,9 +64,9 @@ def check_numbers(arrays: Mapping[str, Array]) -> None:
     for name, array in arrays.items():
         array = np.asarray(array)
         if array.dtype.kind not in "biuf":
-            raise ValueError(f"{name!r} is of type {array.dtype}, expected real numbers")
+            raise ValueError(f"{brief(name)} is of type {array.dtype}, expected real numbers")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"{name!r} has numbers that are not finite")
+            raise ValueError(f"{brief(name)} has numbers that are not finite")
 
 
 def fingerprint(arrays: Mapping[str, Array],

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from ..common.wording import brief, shortened
+
 __all__ = ["check_fields", "made", "naming", "parse_json"]
 
 NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole number",
@@ -19,12 +21,14 @@ SPARE = 1 << 24
 
 @contextlib.contextmanager
 def naming(place: Any, error: type[ValueError] = ValueError) -> Iterator[None]:
-    """A ValueError inside becomes an `error` whose message begins with `place`, and so does a
-    KeyError, which stays one."""
+    """A ValueError inside becomes an `error` whose message begins with `place` and is shortened. So
+    does an OverflowError, of a number that no float holds, and a KeyError, which stays one."""
     try:
         yield
-    except ValueError as e: raise error(f"{place}: {e}") from e
-    except KeyError as e:   raise KeyError(f"{place}: {e.args[0]}") from e
+    except (ValueError, OverflowError) as e:
+        raise error(f"{place}: {shortened(str(e))}") from e
+    except KeyError as e:
+        raise KeyError(f"{place}: {shortened(str(e.args[0]))}") from e
 
 
 def parse_json(text: str | bytes, infinity: bool = False) -> Any:
@@ -44,7 +48,7 @@ def parse_json(text: str | bytes, infinity: bool = False) -> Any:
 
 def _without_twins(pairs):
     for name, n in Counter(name for name, _ in pairs).items():
-        if n > 1: raise ValueError(f"the name {name!r} occurs twice in one object")
+        if n > 1: raise ValueError(f"the name {brief(name)} occurs twice in one object")
     return dict(pairs)
 
 
@@ -52,7 +56,8 @@ def _no_constant(name): raise ValueError(f"{name} is not JSON")
 
 
 def _finite(digits):
-    if math.isinf(number := float(digits)): raise ValueError(f"the number {digits} is too large")
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"the number {shortened(digits, 80)} is too large")
     return number
 
 
@@ -65,19 +70,19 @@ def check_fields(content: Any, kinds: Kinds, optional: Kinds = MappingProxyType(
     A kind is a type, or several; None stands for null, `object` for anything, and float allows
     whole numbers. ValueError says which field is at fault."""
     if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object, got {_told(content)}")
+        raise ValueError(f"expected a JSON object, got {brief(content)}")
     if missing := sorted(kinds.keys() - content.keys()):
         raise ValueError(f"{', '.join(missing)} missing; the fields must be {', '.join(kinds)}")
     for name, value in content.items():
         if name not in kinds and name not in optional:
-            raise ValueError(f"unknown field {str(name)[:80]!r}; there are "
+            raise ValueError(f"unknown field {brief(name)}; there are "
                              f"{', '.join([*kinds, *optional])}")
         kind = kinds[name] if name in kinds else optional[name]
         allowed = kind if type(kind) is tuple else (kind,)
         got = None if value is None else type(value)
         if got not in allowed and object not in allowed and not (got is int and float in allowed):
             expected = " or ".join(NAMES.get(k) or k.__name__ for k in allowed)
-            raise ValueError(f"{name} must be {expected}, got {_told(value)}")
+            raise ValueError(f"{name} must be {expected}, got {brief(value)}")
     return content
 
 
@@ -85,13 +90,8 @@ def made(cls: type, fields: Any) -> Any:
     """`cls(**fields)` for fields from a file; a wrong field is a ValueError, as a wrong value is.
     JSON has no tuples, so lists become tuples."""
     if not isinstance(fields, dict):
-        raise ValueError(f"{cls.__name__}: expected an object of fields, got {_told(fields)}")
+        raise ValueError(f"{cls.__name__}: expected an object of fields, got {brief(fields)}")
     try:
         return cls(**{k: tuple(v) if type(v) is list else v for k, v in fields.items()})
     except (TypeError, ArithmeticError) as e:
         raise ValueError(f"{cls.__name__}: {e}") from e
-
-
-def _told(value):
-    text = repr(value)
-    return text[:80] + "…" * (len(text) > 80)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief, shortened
 from .content import naming, parse_json
 from .disk import open_regular, replacing
 
@@ -53,16 +54,17 @@ class SafeTensors(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._entries:
-            raise KeyError(f"{self.path} has no tensor {name!r}; it has {len(self)}: "
-                           f"{', '.join(list(self)[:8])}{', …' if len(self) > 8 else ''}")
+            raise KeyError(f"{self.path} has no tensor {brief(name)}; it has {len(self)}: "
+                           f"{shortened(', '.join(self), 80)}")
         dtype, shape, start, end = self._entries[name]
         kind, _ = DTYPES[dtype]
         if kind is None:
-            raise SafeTensorsError(f"{self.path}: tensor {name!r} is {dtype}, which NumPy does not "
-                                   "have; store it as F32, F16 or BF16")
+            raise SafeTensorsError(f"{self.path}: tensor {brief(name)} is {dtype}, which NumPy "
+                                   "does not have; store it as F32, F16 or BF16")
         data = self._data[start:end]
         if dtype == "BOOL" and data.max(initial=0) > 1:
-            raise SafeTensorsError(f"{self.path}: {name!r} is BOOL, with bytes other than 0 and 1")
+            raise SafeTensorsError(f"{self.path}: {brief(name)} is BOOL, with bytes other than "
+                                   "0 and 1")
         array = data.view(kind)
         if dtype == "BF16":                                      # the upper half of a float32
             wide = array.astype("<u4")
@@ -107,10 +109,10 @@ def _read_header(header, size):
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("__metadata__ must map strings to strings")
     for name, entry in header.items():
-        with naming(f"tensor {name!r}"): entries[name] = _read_entry(name, entry)
+        with naming(f"tensor {brief(name)}"): entries[name] = _read_entry(name, entry)
     for name, (*_, start, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != at:
-            raise ValueError(f"tensor {name!r} starts at byte {start:,} of the data, expected "
+            raise ValueError(f"tensor {brief(name)} starts at byte {start:,} of the data, expected "
                              f"{at:,}: there is {'a gap' if start > at else 'an overlap'}")
         at = end
     if at != size:
@@ -123,21 +125,22 @@ def _read_entry(name, entry):
     """One entry of the header → (dtype, shape, start, end)."""
     name.encode()                                                # ValueError for a lone surrogate
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"expected dtype, shape and data_offsets, got {str(entry)[:80]}")
+        raise ValueError(f"expected dtype, shape and data_offsets, got {brief(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {str(dtype)[:40]!r}; there are {', '.join(DTYPES)}")
+        raise ValueError(f"unknown dtype {brief(dtype)}; there are {', '.join(DTYPES)}")
     for field, value in ("shape", shape), ("data_offsets", offsets):
         if type(value) is not list or not all(type(i) is int and 0 <= i < 1 << 63 for i in value):
-            got = str(value)[:80]
+            got = brief(value)
             raise ValueError(f"{field} must be a list of whole numbers in [0, 2⁶³), got {got}")
     # NumPy multiplies the other axes even if one of them is 0
     if len(shape) > MOST_AXES or math.prod(max(i, 1) for i in shape) >= 1 << 59:
-        raise ValueError(f"an array cannot have {len(shape)} axes of {str(shape)[:80]}")
+        raise ValueError(f"an array cannot have {len(shape)} axes of {brief(shape)}")
     bits = math.prod(shape) * DTYPES[dtype][1]
     if len(offsets) != 2 or 8 * (offsets[1] - offsets[0]) != bits:
-        got = str(offsets)[:80]
-        raise ValueError(f"{dtype} {tuple(shape)} has {bits / 8:g} bytes, data_offsets are {got}")
+        got = brief(offsets)
+        raise ValueError(f"{dtype} {brief(tuple(shape))} has {bits / 8:g} bytes, data_offsets "
+                         f"are {got}")
     return dtype, tuple(shape), *offsets
 
 

@@ -63,13 +63,20 @@ class AdapterError(MethodError, HuggingFaceError):
 # -- to a folder ---------------------------------------------------------------------------------
 def save(tuned: PeftModel, folder: Path, named: bool = True) -> None:
     """Write a `PeftModel` as PEFT would. Writes nothing if `check` raises MethodError. named: say
-    for which base it is, if that has a name on huggingface.co."""
+    for which base it is, if that has a name on huggingface.co.
+
+    If another process replaces the tensors meanwhile, write again: a folder must not hold the
+    tensors of one adapter and the configuration of another. OSError if that does not end."""
     config, tensors = content_of(tuned)
     config["base_model_name_or_path"] = hub_name(tuned.model) if named else None
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    (folder / CONFIG).unlink(missing_ok=True)                    # it must not describe new tensors
-    write_safetensors(folder / TENSORS, tensors, {"format": "pt"})
-    write_atomically(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for _ in range(9):
+        (folder / CONFIG).unlink(missing_ok=True)                # it must not describe new tensors
+        write_safetensors(folder / TENSORS, tensors, {"format": "pt"})
+        written = (folder / TENSORS).stat().st_ino
+        write_atomically(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if (folder / TENSORS).stat().st_ino == written: return
+    raise OSError(f"other processes write to {folder} all the time; give another folder")
 
 
 def check(tuned: PeftModel) -> None:

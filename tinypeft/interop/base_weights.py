@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief
 from ..engine.nn import LayerNorm, RMSNorm
 from ..models.decoder import Decoder
 from ..models.targets import names_for
@@ -197,7 +198,7 @@ def copied_modules(model, config, modules, kind):
                 or any(is_below(inner, path) for inner in modules)]
     for name in saved:
         if not any(path.endswith(name) for path in existing):
-            raise config.unsupported("modules_to_save", f"{name[:80]!r} is no module with weights")
+            raise config.unsupported("modules_to_save", f"{brief(name)} is no module with weights")
     copies = {path: "" for path in existing if path.endswith(tuple(saved))}
     if kind == "LN_TUNING":
         for path in config.select(names, paths, NORM_TARGETS[names.kind]):
@@ -242,15 +243,15 @@ def method_of(model: Decoder, trained: Collection[str]) -> FullFineTuning:
     """Return the method that trains these parameters, named as briefly as can be."""
     biases = [name for name in trained if name.endswith(".bias")]
     others = [name for name in trained if name not in biases]
-    of_layers = tuple(f"{layer}.bias" for layer in brief(biases, model))
-    for targets in (brief(trained, model), ("bias", *brief(others, model)), of_layers):
+    of_layers = tuple(f"{layer}.bias" for layer in layers_named(biases, model))
+    for targets in (layers_named(trained, model), ("bias", *layers_named(others, model)), of_layers):
         with contextlib.suppress(ValueError):                    # a name that matches nothing
             if {*FullFineTuning(targets).trained(model)} == {*trained}:
                 return FullFineTuning(targets)
     return FullFineTuning(tuple(trained))
 
 
-def brief(parameters, model):
+def layers_named(parameters, model):
     """Name the layers of parameters as `names_for` does."""
     layers = dict.fromkeys(name.rpartition(".")[0] for name in parameters)
     in_blocks = [path for path in layers if path.startswith("blocks.")]

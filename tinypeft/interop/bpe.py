@@ -7,6 +7,7 @@ they share is here: the tokens that are found by name, and the one that is put i
 import json
 from pathlib import Path
 
+from ..common.wording import brief, shortened
 from ..files import write_atomically
 from ..text.sentencepiece import SentencePieceTokenizer
 from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
@@ -50,7 +51,7 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
         special = {eos: vocab.get(eos)} | special
         ids = [*vocab.values(), *special.values(), *added.values()]
         if wrong := [i for i in ids if type(i) is not int]:
-            raise ValueError(f"ids must be integers, got {wrong[0]!r}; is {eos!r} in it?")
+            raise ValueError(f"ids must be integers, got {brief(wrong[0])}; is {brief(eos)} in it?")
         if rows is not None:
             beyond = {name for name, i in (special | added).items() if i >= rows and name != eos}
             vocab, special, added = ({name: i for name, i in names.items() if name not in beyond}
@@ -60,16 +61,18 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
         kind = sentencepiece if model.get("byte_fallback") is True else byte_level
         return kind.parsed(content, special, added, **ends)
     except (ValueError, TypeError) as e:
-        raise HuggingFaceError(f"{path}: not a byte-pair encoding that is supported: {e}") from e
+        raise HuggingFaceError(f"{path}: not a byte-pair encoding that is supported: "
+                               f"{shortened(str(e))}") from e
 
 
 def _pair(merge):
     """Return a merge, "a b" or ["a", "b"], as a list of two strings."""
     pair = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(pair, list) or len(pair) != 2:
-        raise ValueError(f"a merge must be two tokens, got {str(merge)[:80]!r}")
+        raise ValueError(f"a merge must be two tokens, got {brief(merge)}")
     for token in pair:
-        if not isinstance(token, str): raise TypeError(f"a token must be a string, got {token!r}")
+        if not isinstance(token, str):
+            raise TypeError(f"a token must be a string, got {brief(token)}")
     return pair
 
 
@@ -81,10 +84,10 @@ def _named_tokens(content):
             case {"content": str(name)} if not any(map(token.get, FLAGS)): pass
             case _:
                 raise ValueError("an added token needs a content, and must not depend on the text "
-                                 f"around it, got {str(token)[:200]}")
+                                 f"around it, got {brief(token)}")
         if token.get("special") is True: special[name] = token.get("id")
         elif token.get("normalized") and content.get("normalizer"):
-            raise ValueError(f"the added token {name[:80]!r} is looked for in normalized text")
+            raise ValueError(f"the added token {brief(name)} is looked for in normalized text")
         else: added[name] = token.get("id")
     return special, added
 
@@ -103,7 +106,7 @@ def _start(content, special):
     for step in steps if isinstance(steps, list) else [steps]:
         kind = step.get("type") if isinstance(step, dict) else step
         if kind is not None and kind not in POST_PROCESSORS[:2]:
-            raise ValueError(f"post_processor is {str(kind)[:80]!r}, expected one of "
+            raise ValueError(f"post_processor is {brief(kind)}, expected one of "
                              f"{', '.join(POST_PROCESSORS)}")
         if kind != "TemplateProcessing": continue
         match step.get("single"):
@@ -111,10 +114,10 @@ def _start(content, special):
             case [{"SpecialToken": {"id": str(name)}}, {"Sequence": {"id": "A"}}]: pass
             case single:
                 raise ValueError("the post_processor puts special tokens around a text; one in "
-                                 f"front is supported, got {str(single)[:200]}")
+                                 f"front is supported, got {brief(single)}")
     if name is None: return None
     if name not in special:
-        raise ValueError(f"{name[:80]!r} stands in front of every text, but is no special token")
+        raise ValueError(f"{brief(name)} stands in front of every text, but is no special token")
     return special[name]
 
 

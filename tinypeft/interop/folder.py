@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files
+from ..common.wording import brief, shortened
 from ..files import naming, parse_json
 from ..files.safetensors import SafeTensors, read_safetensors
 
@@ -20,7 +21,7 @@ class Report:
     unused: tuple[str, ...]
 
     def __str__(self):
-        missing, unused = (f"{len(names)} ({', '.join(names[:6])}{', …' * (len(names) > 6)})"
+        missing, unused = (f"{len(names)} ({shortened(', '.join(names), 240)})"
                            if names else "0" for names in (self.missing, self.unused))
         return f"matched {len(self.matched)} tensors, missing {missing}, not used {unused}"
 
@@ -55,7 +56,7 @@ def check_fields(fields: dict, allowed: dict[str, tuple]) -> None:
     for name, values in allowed.items():
         if (got := fields.get(name, values[0])) not in values:
             expected = " or ".join(map(repr, values))
-            raise ValueError(f"{name} is {repr(got)[:80]}, expected {expected}")
+            raise ValueError(f"{name} is {brief(got)}, expected {expected}")
 
 
 def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
@@ -76,7 +77,7 @@ def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
     for name in set(shards.values()):
         if (any(c in name for c in "/\\\0") or not name.endswith(".safetensors")
                 or len(name.encode("utf-8", "replace")) > LONGEST_NAME):
-            raise HuggingFaceError(f"{index}: {name[:80]!r} is no .safetensors file in the same "
+            raise HuggingFaceError(f"{index}: {brief(name)} is no .safetensors file in the same "
                                    "folder")
         if not (folder / name).is_file():
             raise HuggingFaceError(f"{folder / name} is missing; the download is incomplete")
@@ -84,5 +85,6 @@ def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
     held = {(tensor, name) for name, file in files.items() for tensor in file}
     if wrong := sorted(held ^ set(shards.items())):
         raise HuggingFaceError(
-            f"{index}: {len(wrong)} tensors differ from the shards', the first is {wrong[0]}")
+            f"{index}: {len(wrong)} tensors differ from the shards', the first is "
+            f"{brief(wrong[0])}")
     return {tensor: files[name] for tensor, name in shards.items()}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief, shortened
 from ..files import naming, open_regular
 from .gguf_types import TYPES, BlockType, decode
 
@@ -43,8 +44,8 @@ class GGUFFile(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._tensors:
-            raise KeyError(f"{self.path} has no tensor {name!r}; it has {len(self)}: "
-                           f"{', '.join(list(self)[:8])}{', …' if len(self) > 8 else ''}")
+            raise KeyError(f"{self.path} has no tensor {brief(name)}; it has {len(self)}: "
+                           f"{shortened(', '.join(self), 80)}")
         return decode(self.kind(name), self.octets(name), self.shape(name))
 
     def __iter__(self) -> Iterator[str]: return iter(self._tensors)
@@ -129,28 +130,29 @@ def _read(path, c, data):
     fields, found = {}, {}
     for _ in range(n_fields):
         _once(name := c.string("the name of a field"), fields)
-        fields[name] = _value(c, f"field {name!r}")
+        fields[name] = _value(c, f"field {brief(name)}")
     for _ in range(n_tensors):
         _once(name := c.string("the name of a tensor"), found)
-        found[name] = _tensor(c, f"tensor {name!r}")
+        found[name] = _tensor(c, f"tensor {brief(name)}")
     align = fields.get("general.alignment", 32)
     if type(align) is not int or align < 8 or align & align - 1 or align > 1 << 16:
-        raise GGUFError(f"general.alignment must be a power of 2 from 8 to 65536, got {align!r}")
+        raise GGUFError(f"general.alignment must be a power of 2 from 8 to 65536, got "
+                        f"{brief(align)}")
     start, tensors, end = c.at + -c.at % align, {}, 0
     for name, (kind, shape, at) in sorted(found.items(), key=lambda item: item[1][2]):
         if at % align or at < end:
-            raise GGUFError(f"tensor {name!r} starts at byte {at:,} of the data, expected a "
+            raise GGUFError(f"tensor {brief(name)} starts at byte {at:,} of the data, expected a "
                             f"multiple of {align}, from {end:,} on")
         end = at + math.prod(shape) // kind.weights * kind.octets
         if start + end > len(data):
-            raise GGUFError(f"tensor {name!r} {shape} of {kind.name} ends at byte {start + end:,}, "
-                            f"the file at {len(data):,}; it is cut off")
+            raise GGUFError(f"tensor {brief(name)} {shape} of {kind.name} ends at byte "
+                            f"{start + end:,}, the file at {len(data):,}; it is cut off")
         tensors[name] = kind, shape, start + at, start + end
     return GGUFFile(path, fields, {name: tensors[name] for name in found}, data)
 
 
 def _once(name, names):
-    if name in names: raise GGUFError(f"the name {name!r} occurs twice")
+    if name in names: raise GGUFError(f"the name {brief(name)} occurs twice")
 
 
 def _value(c, what):

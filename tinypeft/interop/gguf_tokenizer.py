@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..common.wording import brief, shortened
 from ..text.sentencepiece import SentencePieceTokenizer
 from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
-from .byte_level import as_bytes
+from .byte_level import as_bytes, check_bytes
 from .gguf_reader import GGUFError
 
 __all__ = ["PRE", "tokenizer_of_gguf"]
@@ -38,23 +39,24 @@ def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
     try:
         if kind == "gpt2":  return _byte_level(fields)
         if kind == "llama": return _sentencepiece(fields)
-        raise ValueError(f"{KEY}model is {str(kind)[:80]!r}, expected 'gpt2' or 'llama'")
+        raise ValueError(f"{KEY}model is {brief(kind)}, expected 'gpt2' or 'llama'")
     except (ValueError, TypeError) as e:
-        raise GGUFError(f"the tokenizer is not supported: {e}") from e
+        raise GGUFError(f"the tokenizer is not supported: {shortened(str(e))}") from e
 
 
 def _byte_level(fields):
     split = next((ours for ours, theirs in PRE.items() if theirs == fields.get(f"{KEY}pre")), None)
     if split is None:
-        raise ValueError(f"{KEY}pre is {str(fields.get(f'{KEY}pre'))[:80]!r}, expected one of "
+        raise ValueError(f"{KEY}pre is {brief(fields.get(f'{KEY}pre'))}, expected one of "
                          f"{', '.join(PRE.values())}")
     vocab, named = _tokens(fields)
     merges = [tuple(merge.split(" ")) for merge in _array(fields, "merges", str)]
     if wrong := [merge for merge in merges if len(merge) != 2]:
-        raise ValueError(f"a merge must be two tokens, got {str(wrong[0])[:80]}")
+        raise ValueError(f"a merge must be two tokens, got {brief(wrong[0])}")
     octets = {token: as_bytes(token) for token in vocab}
+    check_bytes(octets.values())
     if missing := [t for pair in merges for t in pair if t not in octets]:
-        raise ValueError(f"{missing[0][:80]!r} is merged, but is no token that text makes")
+        raise ValueError(f"{brief(missing[0])} is merged, but is no token that text makes")
     return BPETokenizer([(octets[a], octets[b]) for a, b in merges],
                         {octets[token]: i for token, i in vocab.items()},
                         split=split, **named, **_ends(fields, named, split == "llama3"))
@@ -87,7 +89,7 @@ def _tokens(fields):
         if (home := homes.get(kind)) is None:
             raise ValueError(f"token {i} has type {kind}, expected 1 … 6")
         if home.setdefault(token, i) != i and kind != UNUSED:
-            raise ValueError(f"the tokens {home[token]} and {i} are both {token[:80]!r}")
+            raise ValueError(f"the tokens {home[token]} and {i} are both {brief(token)}")
     return vocab, {"special": special, "added": added}
 
 
@@ -95,7 +97,7 @@ def _ends(fields, named, default):
     """Return the arguments end_of_text, end_of_turn and start."""
     bos, eos = (fields.get(f"{KEY}{name}_token_id") for name in ("bos", "eos"))
     if eos not in named["special"].values():
-        raise ValueError(f"{KEY}eos_token_id is {eos!r}, which is no control token")
+        raise ValueError(f"{KEY}eos_token_id is {brief(eos)}, which is no control token")
     end = named["special"].get(END_OF_TEXT, eos)
     adds = fields.get(f"{KEY}add_bos_token", default)
     if fields.get(f"{KEY}add_eos_token"):
@@ -110,5 +112,5 @@ def _array(fields, name, kind):
     if isinstance(values, np.ndarray): values = values.tolist()
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
         raise ValueError(f"{KEY}{name} must be an array of {kind.__name__}, "
-                         f"got {str(values)[:80]}")
+                         f"got {brief(values)}")
     return values

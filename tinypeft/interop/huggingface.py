@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief
 from ..engine.nn import Dropout, LayerNorm, Linear, Parameter, RMSNorm
 from ..files import naming, write_atomically
 from ..files.safetensors import write_safetensors
@@ -66,7 +67,8 @@ def _check_folder(folder, expected):
         check_fields(content, family.supported)
         config = family.read(kind, content)
         if config.n_layers > len(found):                 # checked before memory is needed for them
-            raise ValueError(f"{config.n_layers} layers, but the weights are {len(found)} tensors")
+            raise ValueError(f"{brief(config.n_layers)} layers, but the weights are "
+                             f"{len(found)} tensors")
         layout = family.layout(config)
     tensors = _without_prefix(folder, found, family.prefix)
     if _is_classifier(content) and SCORE in tensors:

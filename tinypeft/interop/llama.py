@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief, shortened
 from ..files import naming
 from ..models.llama import Llama, LlamaConfig
 from ..quant import QuantizedLinear
@@ -97,7 +98,7 @@ def _names(file, config):
                 for name, (_, axes) in layout.items()}
     got = {name: file.shape(name) for name in file if name != FACTORS}
     if wrong := sorted(expected.items() ^ got.items()):
-        raise GGUFError(f"{file.path}: {wrong[0][0]!r} does not fit: expected "
+        raise GGUFError(f"{file.path}: {brief(wrong[0][0])} does not fit: expected "
                         f"{expected.get(wrong[0][0], 'no such tensor')}, got "
                         f"{got.get(wrong[0][0], 'none')}")
     return {f"{theirs}.weight": ours for theirs, (ours, _) in layout.items()}
@@ -118,7 +119,7 @@ def neighbours(W: Array, d_head: int) -> Array:
 def _config(file) -> LlamaConfig:
     fields: dict[str, Any] = file.fields
     if (kind := fields.get("general.architecture")) != "llama":
-        raise GGUFError(f"{file.path}: the architecture is {kind!r}, expected 'llama'")
+        raise GGUFError(f"{file.path}: the architecture is {brief(kind)}, expected 'llama'")
     if missing := [name for name in SIZES.values() if f"llama.{name}" not in fields
                    and name not in ("attention.head_count_kv", "rope.freq_base")]:
         raise GGUFError(f"{file.path}: the field llama.{missing[0]} is missing")
@@ -137,7 +138,7 @@ def _config(file) -> LlamaConfig:
         return LlamaConfig(vocab_size=file.shape("token_embd.weight")[0], d_head=d_head,
                            tied="output.weight" not in file, **values)
     except (ValueError, TypeError, ZeroDivisionError) as e:
-        raise GGUFError(f"{file.path}: {e!s:.300}") from e
+        raise GGUFError(f"{file.path}: {shortened(str(e))}") from e
 
 
 def _check_only(file, config):
@@ -148,8 +149,8 @@ def _check_only(file, config):
         only = vars(config).get(ONLY.get(field), ONLY.get(field))
         if isinstance(value, (list, np.ndarray)) or value != only:
             expected = "no such field" if only is None else repr(only)
-            raise GGUFError(f"{file.path}: {name:.80} is {value!r:.80}, expected {expected}; "
-                            f"nothing else is computed here: {ADVICE}")
+            raise GGUFError(f"{file.path}: {shortened(name, 80)} is {brief(value)}, expected "
+                            f"{expected}; nothing else is computed here: {ADVICE}")
     if FACTORS not in file: return
     with naming(f"{file.path}: {FACTORS}", GGUFError):
         if file.shape(FACTORS) != (config.d_head // 2,) or np.any(file[FACTORS] != 1):

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief
 from ..models.decoder import Decoder
 from ..models.targets import names_for
 from ..peft import AdaLoRA, LoRA, Method, MethodError
@@ -191,7 +192,8 @@ def read_adalora(model: Decoder, config: Config, tensors: Tensors) -> tuple[AdaL
         if name in masks:
             mask = masks.pop(name)
             if not isinstance(mask, list) or len(mask) != init_r or {*map(type, mask)} != {bool}:
-                raise config.invalid("rank_pattern", f"a mapping from {name} to {init_r} booleans")
+                raise config.invalid("rank_pattern", f"a mapping from {name} to "
+                                     f"{brief(init_r)} booleans")
             r = sum(mask)
         reason = f"{r} of init_r = {init_r} triplets are left"
         A, E, B = (tensors.take(f"{PREFIX}{path}.lora_{x}", shape, reason)
@@ -200,8 +202,8 @@ def read_adalora(model: Decoder, config: Config, tensors: Tensors) -> tuple[AdaL
         for ours, rows, used in split(names_of(model).ours(path), B):
             found[ours] = rows[:, used], A[used], E[used, 0]
     if masks:
-        unknown = sorted(masks)[:8]
-        raise ValueError(f"{config.path}: rank_pattern names {unknown}, target_modules does not")
+        raise ValueError(f"{config.path}: rank_pattern names {brief(sorted(masks))}, "
+                         "target_modules does not")
     if not found: return None, {}
     most, state = max(1, *(len(Q) for _, Q, _ in found.values())), {}
     for ours, (P, Q, Lam) in found.items():

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief, shortened
 from ..files.safetensors import read_safetensors
 from ..peft import MethodError
 from .folder import Report, read_object
@@ -72,13 +73,13 @@ class Config:
 
     def invalid(self, name: str, expected: str) -> ValueError:
         """Return the error for a field that makes no sense."""
-        value = str(self.fields.get(name))[:80]
-        return ValueError(f"{self.path}: {name} must be {expected}, got {value!r}")
+        value = self.fields.get(name)
+        return ValueError(f"{self.path}: {name} must be {expected}, got {brief(value)}")
 
     def unsupported(self, name: str, reason: str) -> MethodError:
         """Return the error for a field that cannot be expressed here."""
-        value = repr(self.fields.get(name))[:80]
-        return MethodError(f"load_adapter: {name}={value} is not supported: {reason}")
+        return MethodError(f"load_adapter: {shortened(name, 80)}={brief(self.fields.get(name))} is "
+                           f"not supported: {reason}")
 
     def task(self) -> str | None:
         """task_type: None, "CAUSAL_LM" or "SEQ_CLS". MethodError for any other."""
@@ -150,7 +151,8 @@ class Tensors:
         for name in self.file:
             short = re.sub(r"\.default(?=\.|$)", "", name)       # some folders name the adapter
             if short in self.names:
-                raise ValueError(f"{path}: {name!r} and {self.names[short]!r} are the same tensor")
+                raise ValueError(f"{path}: {brief(name)} and {brief(self.names[short])} are the "
+                                 "same tensor")
             self.names[short] = name
 
     def take(self, name: str, shape: tuple[int | None, ...], reason: str = "") -> Array | None:
@@ -165,7 +167,8 @@ class Tensors:
         if len(got) != len(shape) or not fits():
             hint = "it is transposed" if got == shape[::-1] else "has the base other sizes?"
             expected = str(shape).replace("None", "any") + (reason and f" for {reason}")
-            raise ValueError(f"{where} has shape {got}, expected {expected}; {hint}")
+            raise ValueError(f"{where} has shape {got}, expected "
+                             f"{shortened(expected, 120)}; {hint}")
         if array.dtype.kind != "f": raise ValueError(f"{where} is {array.dtype}, expected floats")
         with np.errstate(over="ignore"): array = array.astype(self.dtype)
         if not np.isfinite(array).all():
@@ -206,7 +209,7 @@ def matches(pattern: str, text: str, starts: Iterable[int] = (0,)) -> bool:
     try:
         tokens = _parse(pattern.removeprefix("^").removesuffix("$"))
     except re.error as e:
-        raise ValueError(f"the pattern {pattern[:200]!r}: {e}; write names of layers") from e
+        raise ValueError(f"the pattern {brief(pattern)}: {e}; write names of layers") from e
     return len(text) in _match_ends(tokens, text, set(starts))
 
 

@@ -5,6 +5,7 @@ and `pre_tokenizer`. `FORMS` lists the combinations that exist.
 """
 from typing import Any
 
+from ..common.wording import brief
 from ..text.sentencepiece import SPACE, SentencePieceTokenizer
 from .folder import check_fields
 
@@ -44,9 +45,9 @@ def parsed(content: dict[str, Any], special: dict[str, int], added: dict[str, in
     prefix = next((prefix for prefix, *parts in FORMS if tuple(parts) == form), None)
     if prefix is None:
         raise ValueError(f"with byte_fallback, this is not supported: normalizer "
-                         f"{str(form[0])[:200]}, pre_tokenizer {str(form[1])[:200]}")
+                         f"{brief(form[0])}, pre_tokenizer {brief(form[1])}")
     if (decoder := content.get("decoder")) != _decoder(prefix):
-        raise ValueError(f"decoder is {str(decoder)[:200]}, expected {_decoder(prefix)}")
+        raise ValueError(f"decoder is {brief(decoder)}, expected {_decoder(prefix)}")
     vocab = {token: i for token, i in model["vocab"].items() if token not in special}
     merges = [(a, b) for a, b in model["merges"] if special.keys().isdisjoint((a, b, a + b))]
     return SentencePieceTokenizer(merges, vocab, special=special, added=added, prefix=prefix, **ids)

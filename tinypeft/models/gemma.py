@@ -50,7 +50,7 @@ class GemmaConfig(Grouped):
     n_kv_heads: int = whole(1, least=1, also=("num_key_value_heads",))
     d_mlp: int = whole(2048, least=1, also=("intermediate_size",))
     d_head: int = whole(256, least=2, also=("head_dim",))
-    window: int = whole(512, least=1, also=("sliding_window",))
+    window: int = whole(512, least=1, most=1 << 31, also=("sliding_window",))
     global_every: int = whole(6, least=1, also=("sliding_window_pattern",))
     rope_theta: float = real(1e6, above=0)
     local_theta: float = real(1e4, above=0, also=("rope_local_base_freq",))

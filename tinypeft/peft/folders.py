@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.hints import Array, Seed
+from ..common.wording import brief, shortened
 from ..files import check_fields, fingerprint, load_arrays, made, naming, save_arrays
 from ..models.decoder import SHIPPED, Decoder, require_free
 from ..text.tasks.saved import load_task
@@ -151,19 +152,19 @@ def check_description(meta, n_arrays):
     """Raise ValueError unless a file's description has the form that `save` writes."""
     check_fields(meta, DESCRIPTION, NAMED)
     if meta["format"] != 1:
-        raise ValueError(f"unknown format {meta['format']}; expected 1")
+        raise ValueError(f"unknown format {brief(meta['format'])}; expected 1")
     if not 0 < len(meta["parts"]) <= n_arrays + 1:
         raise ValueError(f"it has {len(meta['parts'])} methods for {n_arrays} arrays; expected "
                          "one or more, and no more than arrays")
     if not all(isinstance(name, str) for name in meta["off"]):
-        raise ValueError(f"off holds {meta['off']!r:.80}, expected names of methods")
+        raise ValueError(f"off holds {brief(meta['off'])}, expected names of methods")
 
 
 def check_head(n_classes, weight):
     """Raise ValueError unless the head's weight has a row for each class."""
     rows = None if weight is None else len(np.atleast_1d(weight))
     if rows != n_classes:
-        raise ValueError(f"head is {n_classes}, but head.weight has {rows} rows")
+        raise ValueError(f"head is {brief(n_classes)}, but head.weight has {rows} rows")
 
 
 def check_sizes(model, family, fields, name):
@@ -174,11 +175,12 @@ def check_sizes(model, family, fields, name):
         theirs = asdict(made(model.Config, fields))
         if theirs | any_dropout == ours | any_dropout:
             return
-    wanted = f"load_model({name[:200]!r})" if name else "the model that it was trained on"
+    wanted = f"load_model({brief(name)})" if name else "the model that it was trained on"
     if name == SHIPPED:
         wanted = "load_pretrained()"
-    raise MethodError(f"load_adapter: the adapter was made for a model of {fields}, a "
-                      f"{family[:80]}; this one is a {kind} of {ours}. It wants {wanted}")
+    theirs = f"{shortened(str(fields), 240)}, a {shortened(family, 80)}"
+    raise MethodError(f"load_adapter: the adapter was made for a model of {theirs}; this one is a "
+                      f"{kind} of {ours}. It wants {wanted}")
 
 
 @contextlib.contextmanager
@@ -189,9 +191,9 @@ def errors_about(path):
         yield
     except ValueError as e:
         kind = MethodError if isinstance(e, MethodError) else ValueError
-        raise kind(f"{path}: {e}") from e
+        raise kind(f"{path}: {shortened(str(e))}") from e
     except KeyError as e:
-        raise KeyError(f"{path}: {e.args[0]}") from e
+        raise KeyError(f"{path}: {shortened(str(e.args[0]))}") from e
     except MemoryError as e:
         raise ValueError(f"{path}: the method that it names does not fit into memory") from e
 
@@ -209,7 +211,7 @@ KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/pe
 
 def method_in(part, entry, user_class):
     """Make the method that a file's entry describes. user_class: `load_adapter`'s, or None."""
-    with naming(f"parts, {part[:80]!r}"):
+    with naming(f"parts, {brief(part)}"):
         check_fields(entry, ENTRY, OWN_CLASS)
     cls = class_in(entry["method"], entry.get("module"), user_class)
     return cls.from_fields(entry["fields"])
@@ -229,8 +231,8 @@ def class_in(name, module, user_class):
             cls = getattr(cls, "__dict__", {}).get(part)         # runs no code, as getattr may
     if isinstance(cls, type) and issubclass(cls, Method) and cls.__name__ == last:
         return cls
-    where = f" of {module}" if module else ""
+    where = f" of {shortened(module, 80)}" if module else ""
     hint = f", got method={user_class!r}" if user_class else ""
-    raise ValueError(f"load_adapter: unknown method {name!r}{where}{hint}; known: "
+    raise ValueError(f"load_adapter: unknown method {brief(name)}{where}{hint}; known: "
                      f"{', '.join(KNOWN)}. For a class of your own, import its module, or pass "
-                     f"method={last}")
+                     f"method={shortened(last, 80)}")

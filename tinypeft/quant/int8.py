@@ -28,6 +28,7 @@ import numpy as np
 
 from ..common.hints import Array
 from ..common.hyper import one_of
+from ..common.wording import brief
 from ..engine.nn import Linear, Parameter, replace_modules
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
@@ -167,7 +168,7 @@ class Int8Linear(QuantizedLinear):
         check_integers(self.weight)
         if self.activations not in ("tensor", "token", "static"):
             raise ValueError(f"activations must be tensor, token or static, "
-                             f"got {self.activations[:80]!r}")
+                             f"got {brief(self.activations)}")
         s = self.scale
         fits = s is None
         if self.activations == "static":

@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..common.hints import Array
-from ..common.hyper import Limit, declared, one_of
+from ..common.hyper import FINITE, Limit, declared, one_of
 from ..engine.nn import Linear, Parameter, replace_modules
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
@@ -50,7 +50,8 @@ MOST_TOKENS = 1024                                       # that a model sees wit
 
 
 def is_positive(x: Any) -> bool:
-    return isinstance(x, (int, float, np.number)) and x is not True and x > 0
+    is_number = isinstance(x, (int, float, np.number)) and x is not True
+    return is_number and x > 0 and not (isinstance(x, int) and x > FINITE)
 
 
 POSITIVE = Limit(is_positive, "a positive number or inf")

@@ -54,8 +54,8 @@ class QTensor(Packed):
             raise ValueError(f"QTensor: bits must be 1 … 8 or 16, got {bits!r}")
         if not all(is_whole(n) and n >= 0 for n in self.shape):
             raise ValueError(f"QTensor: shape must be whole numbers ≥ 0, got {self.shape}")
-        if not is_whole(self.block_size) or self.block_size < 1:
-            raise ValueError(f"QTensor: block_size must be a whole number ≥ 1, "
+        if not is_whole(self.block_size) or not 1 <= self.block_size < 1 << 48:
+            raise ValueError("QTensor: block_size must be a whole number from 1 to 2⁴⁸, "
                              f"got {self.block_size!r}")
         if self.codebook is not None and len(codebook(self.codebook)) != 2**bits:
             raise ValueError(f"QTensor: {self.codebook!r} has {len(codebook(self.codebook))} "

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief, shortened
 from ..engine.nn import Parameter
 from ..files import check_fields, load_arrays, made, naming, save_arrays
 from ..models.decoder import Decoder
@@ -119,7 +120,7 @@ def unpacked(joined: dict[str, Array], meta: dict, layers: Iterable[type[Quantiz
     state, kinds = read_format(joined, meta)
     name = meta["family"]
     if name not in FAMILIES:
-        raise ValueError(f"its family is {name[:80]!r}; there are {', '.join(FAMILIES)}")
+        raise ValueError(f"its family is {brief(name)}; there are {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     config = made(family.Config, meta["config"])
     classes = {cls.__name__: cls for cls in (*LAYERS, *layers)}
@@ -150,16 +151,16 @@ def read_format(joined: dict[str, Array], meta: dict
     kinds = meta["kinds"]
     for path, i in meta["layers"].items():
         if type(i) is not int or not 0 <= i < len(kinds):
-            raise ValueError(f"{path} has the description {i!r} of {len(kinds)}")
+            raise ValueError(f"{path} has the description {brief(i)} of {len(kinds)}")
     index = meta["index"]
     if index.keys() != joined.keys():
-        raise ValueError(f"the index has {sorted(index)}, the file {sorted(joined)}")
+        raise ValueError(f"the index has {brief(sorted(index))}, the file {brief(sorted(joined))}")
     check_fields(index, dict.fromkeys(index, dict))
     state = {}
     for dtype, shapes in index.items():
         check_fields(shapes, dict.fromkeys(shapes, list))
         if duplicates := state.keys() & shapes.keys():
-            raise ValueError(f"two arrays {sorted(duplicates)}")
+            raise ValueError(f"two arrays {brief(sorted(duplicates))}")
         state |= cut(joined[dtype], shapes)
     return state, {path: kinds[i] for path, i in meta["layers"].items()}
 
@@ -171,7 +172,7 @@ def cut(joined: Array, shapes: dict[str, list[int]]) -> dict[str, Array]:
     start = 0
     for name, shape in shapes.items():
         if not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError(f"{name} has the shape {str(shape)[:80]}, expected whole numbers ≥ 0")
+            raise ValueError(f"{name} has the shape {brief(shape)}, expected whole numbers ≥ 0")
         end = start + math.prod(shape)
         if end > joined.size:
             raise ValueError(f"{name} ends at number {end:,} of {joined.size:,}")
@@ -209,14 +210,14 @@ def restored(description: Any, name: str, arrays: dict[str, Array]) -> Any:
             return QTensor.from_arrays(own, metadata)
         case {"array": "Parameter" | "ndarray" as kind}:
             if name not in arrays:
-                raise KeyError(f"there is no array {name}")
+                raise KeyError(f"there is no array {shortened(name, 80)}")
             array = arrays.pop(name)
             if kind == "ndarray":
                 return array
             if array.dtype not in (np.float32, np.float64):
                 raise ValueError(f"{name} is {array.dtype}, expected float32 or float64")
             return Parameter(array)
-    raise ValueError(f"{name} is {str(description)[:80]}, which describes nothing")
+    raise ValueError(f"{name} is {brief(description)}, which describes nothing")
 
 
 def restored_layer(kind: Any, arrays: dict[str, Array], classes: dict[str, type]
@@ -224,9 +225,9 @@ def restored_layer(kind: Any, arrays: dict[str, Array], classes: dict[str, type]
     """Make the layer of a description and its arrays. Its attributes are its class's `parts`; a
     class of your own may have others, unless they hide something of the class."""
     if not isinstance(kind, dict) or not isinstance(name := kind.get("class"), str):
-        raise ValueError(f"expected a description with a class, got {str(kind)[:80]}")
+        raise ValueError(f"expected a description with a class, got {brief(kind)}")
     if name not in classes:
-        raise ValueError(f"it is a {name[:80]}; give its class in layers=")
+        raise ValueError(f"it is a {shortened(name, 80)}; give its class in layers=")
     cls = classes[name]
     values = {attribute: restored(description, attribute, arrays)
               for attribute, description in kind.items() if attribute not in ("class", "training")}
@@ -237,7 +238,7 @@ def restored_layer(kind: Any, arrays: dict[str, Array], classes: dict[str, type]
             own[attribute] = None if value is None else type(value)
     check_fields(values, cls.parts, own)
     if arrays:
-        raise KeyError(f"unknown arrays {sorted(arrays)[:8]}")
+        raise KeyError(f"unknown arrays {brief(sorted(arrays))}")
     layer = object.__new__(cls)
     vars(layer).update(values)
     layer.check_parts()

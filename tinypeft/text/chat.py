@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..common.hints import Array
+from ..common.wording import brief
 from .sentencepiece import SentencePieceTokenizer
 from .tokenizer import BPETokenizer, Special, Tokenizer
 
@@ -145,7 +146,7 @@ def family_of(tokenizer: Tokenizer, family: str | None = None) -> str:
             raise ValueError(f"no chat template is known for {tokenizer!r}; give the family, one "
                              f"of {', '.join(FAMILIES)}")
     if family not in FAMILIES:
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {brief(family)}")
     needed = [p for p in FAMILIES[family].template([("user", "")]) if isinstance(p, Special)]
     if missing := [name for name in needed if name not in tokenizer.special]:
         raise ValueError(f"{family}: the tokenizer lacks the special token {str(missing[0])!r}")
@@ -166,4 +167,4 @@ def _turn(message):
         case {"role": "system" | "user" | "assistant" as role, "content": str(text)}:
             return role, text
     raise ValueError('a message is {"role": "system", "user" or "assistant", "content": text}, '
-                     f"got {str(message)[:200]}")
+                     f"got {brief(message)}")

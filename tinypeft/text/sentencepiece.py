@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ..common.wording import brief
 from .tokenizer import BYTES, Tokenizer, join
 
 __all__ = ["SPACE", "SentencePieceTokenizer"]
@@ -45,7 +46,7 @@ class SentencePieceTokenizer(Tokenizer):
                  prefix: str = "prepend"):
         if prefix not in _PREFIXES:
             raise ValueError(f"prefix must be one of {', '.join(_PREFIXES)}, "
-                             f"got {str(prefix)[:80]!r}")
+                             f"got {brief(prefix)}")
         self.prefix, self._strips = prefix, prefix != "never"
         super().__init__([(str(a), str(b)) for a, b in merges], dict(vocab), int(end_of_text),
                          special, added, start, end_of_turn)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import brief, shortened
 from ..files import check_fields, parse_json, read_text, write_atomically
 from .words import SPLITS, words
 
@@ -59,10 +60,10 @@ class Tokenizer:
         self.end_of_turn = end_of_turn
         if self.end_of_text not in self.special.values() or "" in self.special | self.added:
             raise ValueError("special tokens need names, and one must have the id "
-                             f"{self.end_of_text}, got {self.special}")
+                             f"{self.end_of_text}, got {brief(self.special)}")
         for name, i in ("start", start), ("end_of_turn", end_of_turn):
             if i is not None and i not in self.special.values():
-                raise ValueError(f"no special token has the id of {name}, {i}")
+                raise ValueError(f"no special token has the id of {name}, {brief(i)}")
         self._bytes = {i: self._as_bytes(token) for token, i in self.vocab.items()}
         more = {name: i for name, i in self.added.items()      # an added token may also have merges
                 if self._bytes.get(i) != self._named(name)} | self.special
@@ -70,12 +71,12 @@ class Tokenizer:
         self._bytes |= {i: self._named(name) for name, i in more.items()}
         if len(self._bytes) < len(ids) or min(ids) < 0 or max(ids) >= _MOST_IDS:
             raise ValueError(f"ids must be whole numbers from 0 to {_MOST_IDS - 1}, each once, "
-                             f"including those of {str(more)[:200]}")
+                             f"including those of {brief(more)}")
         self.vocab_size = max(ids) + 1
         needed = dict.fromkeys(t for a, b in self.merges for t in (a, b, a + b))
         if missing := [t for t in needed if t not in self.vocab]:
             raise ValueError(f"{len(missing)} tokens are missing from the vocabulary, "
-                             f"the first is {missing[0]!r}")
+                             f"the first is {brief(missing[0])}")
         self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
         self._names = self.added | self.special
         self._find_added, self._find_names = _finder(self.added), _finder(self._names)
@@ -177,7 +178,7 @@ class Tokenizer:
         try:
             content = parse_json(text)
             if isinstance(content, dict) and content.get("format") != cls._format:
-                raise ValueError(f"its format is {str(content.get('format'))[:80]!r}")
+                raise ValueError(f"its format is {brief(content.get('format'))}")
             check_fields(content, {"format": str, "end_of_text": int, "merges": list,
                                    "vocab": dict},
                          {"special": dict, "added": dict, "start": int, "end_of_turn": int,
@@ -191,8 +192,8 @@ class Tokenizer:
             merges = [[cls._read(token) for token in pair] for pair in content["merges"]]
             return cls(merges, end_of_text=content["end_of_text"], **fields)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a tokenizer of {cls.__name__}.save: {error}"
-                             ) from error
+            raise ValueError(f"{path} is not a tokenizer of {cls.__name__}.save: "
+                             f"{shortened(str(error))}") from error
 
     def _encode_named(self, text, find, first):
         """Return the ids of a text with the tokens that `find` finds. first: is it a text's
@@ -229,7 +230,7 @@ class BPETokenizer(Tokenizer):
                  special: dict[str, int] | None = None, added: dict[str, int] | None = None,
                  start: int | None = None, end_of_turn: int | None = None, split: str = "gpt2"):
         if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {str(split)[:80]!r}")
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {brief(split)}")
         merges = [(bytes(a), bytes(b)) for a, b in merges]
         if vocab is None:
             tokens = dict.fromkeys(BYTES + [a + b for a, b in merges])

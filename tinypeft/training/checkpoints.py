@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.hints import Array
+from ..common.wording import brief, shortened
 from ..engine.nn import Module
 from ..engine.optim import Optimizer, misfit
 from ..files import load_arrays, save_arrays
@@ -41,12 +42,12 @@ def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
             if group not in groups:
-                raise ValueError(f"it has an array of neither model nor optimizer: {name}")
+                raise ValueError(f"it has an array of neither model nor optimizer: {brief(name)}")
             groups[group][rest] = array
         check_settings(meta.get("settings"), settings)
         step = meta.get("step")
         if type(step) is not int or not 0 <= step <= settings["steps"]:
-            raise ValueError(f"its step is {step!r}, expected an integer from 0 to "
+            raise ValueError(f"its step is {brief(step)}, expected an integer from 0 to "
                              f"{settings['steps']}")
         history = checked_history(meta.get("history"), step)
         if reason := misfit(before, groups["model"]):
@@ -61,8 +62,9 @@ def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict
             model.load_state_dict(before)
             raise
     except (ValueError, TypeError, AttributeError, KeyError) as e:
-        raise ValueError(f"the checkpoint {path} cannot be resumed: {e}; give another file or the "
-                         "same settings, or delete the file to start anew") from e
+        reason = shortened(str(e))
+        raise ValueError(f"the checkpoint {path} cannot be resumed: {reason}; give another file or "
+                         "the same settings, or delete the file to start anew") from e
     return step, history, groups["best"]
 
 
@@ -70,8 +72,8 @@ def check_settings(stored: Any, settings: dict) -> None:
     """Raise ValueError unless the stored settings are those of this run."""
     if not isinstance(stored, dict):
         raise ValueError("it does not state the settings of its run")
-    changes = [f"{name} was {stored.get(name)}, is {value}" for name, value in settings.items()
-               if stored.get(name) != value]
+    changes = [f"{name} was {shortened(str(stored.get(name)), 80)}, is {value}"
+               for name, value in settings.items() if stored.get(name) != value]
     if changes:
         raise ValueError(f"it belongs to another run ({'; '.join(changes)})")
 
@@ -90,7 +92,8 @@ def checked_history(kept: Any, step: int) -> History:
     try:
         history = History(**kept)
         fits = type(history.loss) is type(history.evals) is list and len(history.loss) == step
-        fits = fits and all(map(math.isfinite, [*history.loss, history.seconds]))
+        numbers = [*history.loss, history.seconds]
+        fits = fits and all(type(x) is float and math.isfinite(x) for x in numbers)
         for done, metrics in history.evals:
             math.isnan(metrics.get("loss", 0))               # TypeError for what is no number
             fits = fits and type(done) is int and 0 < done <= step

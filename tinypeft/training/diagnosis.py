@@ -51,7 +51,7 @@ def nonfinite(arrays: dict) -> list[str]:
 def error_at(step: int, problem: str, lr: float, checkpoint: str | Path | None) -> DivergedError:
     """Return the error with its step, and with what to try."""
     saved = checkpoint is not None and Path(checkpoint).exists()
-    kept = f" The last good state is in {checkpoint}." if saved else ""
+    kept = f" The last saved state is in {checkpoint}." if saved else ""
     return DivergedError(f"step {step}: {problem}. Try a smaller learning rate than {lr:g}.{kept}")
 
 

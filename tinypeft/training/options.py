@@ -50,7 +50,7 @@ class TrainOptions(Checked):
             True. A checkpoint does not keep what they remember.
         checkpoint: a file to go on from, if it exists, and to rewrite, atomically, every
             `checkpoint_every` steps (default: 500, or a tenth of the run if that is less), at the
-            end, and when the run is stopped.
+            end, and when the run is stopped. One run at a time may use it.
         stop_after: stop after this many steps in all.
         progress: show one line of progress (default: on a terminal and in a notebook).
     """

@@ -7,6 +7,7 @@ layers that see all and `rope_local_base_freq` for the others.
 """
 from typing import Any
 
+from ...common.wording import brief
 from ...models.gemma import Gemma, GemmaBlock, GemmaConfig
 from ...models.llama import MLP, Attention
 from .llama import SUPPORTED, LlamaFamily, check_division, object_in, rope_theta, with_heads
@@ -37,7 +38,7 @@ class GemmaFamily(LlamaFamily):
     def read(self, kind: str, content: dict[str, Any]) -> GemmaConfig:
         new, layers = object_in(content, "rope_parameters"), content.get("layer_types")
         if unknown := sorted(new.keys() - {FULL, WINDOW}):
-            raise ValueError(f"rope_parameters has {unknown[0]!r:.80}, expected {FULL}, {WINDOW}")
+            raise ValueError(f"rope_parameters has {brief(unknown[0])}, expected {FULL}, {WINDOW}")
         config = with_heads(
             GemmaConfig, self.sizes(kind, content),
             global_every=(content.get("sliding_window_pattern", 6) if layers is None
@@ -76,5 +77,5 @@ def period(layers: Any) -> int:
     if isinstance(layers, list):
         every = layers.index(FULL) + 1 if FULL in layers else max(6, len(layers) + 1)
         if layers == layer_types(len(layers), every): return every
-    raise ValueError(f"layer_types is {layers!r:.80}, expected {WINDOW!r}, and {FULL!r} at every "
+    raise ValueError(f"layer_types is {brief(layers)}, expected {WINDOW!r}, and {FULL!r} at every "
                      "k-th place")

@@ -8,6 +8,7 @@ causal mask.
 import re
 from typing import Any
 
+from ...common.wording import brief
 from ...models.gpt import GPT, MLP, Attention, GPTConfig
 from ..folder import check_fields
 from .family import Family
@@ -43,7 +44,8 @@ class GPT2(Family):
     def read(self, kind: str, content: dict[str, Any]) -> GPTConfig:
         dropouts = {name: content.get(name, self.defaults[kind][name]) for name in DROPOUTS}
         if any(p != dropouts["resid_pdrop"] for p in dropouts.values()):
-            raise ValueError(f"a GPT here has one dropout for all, got {dropouts}; make them equal")
+            raise ValueError(f"a GPT here has one dropout for all, got {brief(dropouts)}; "
+                             "make them equal")
         config = GPTConfig(**self.sizes(kind, content))
         check_fields(content, {"n_inner": (None, 4 * config.d_model)})
         return config

@@ -14,6 +14,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from ...common.wording import brief
 from ...models.llama import MLP, Attention, Llama, LlamaConfig
 from ..folder import check_fields
 from .family import Family
@@ -64,7 +65,7 @@ class LlamaFamily(Family):
             check_fields(self.defaults[kind] | content, {"sliding_window": (None,)})
         layers = [] if (given := content.get("layer_types")) is None else given
         if type(layers) is not list or any(layer != "full_attention" for layer in layers):
-            raise ValueError(f"layer_types is {layers!r:.80}, expected 'full_attention' for all")
+            raise ValueError(f"layer_types is {brief(layers)}, expected 'full_attention' for all")
         theta = rope_theta(content, "rope_theta", 10000.0, object_in(content, "rope_parameters"),
                            object_in(content, "rope_scaling"))
         return with_heads(LlamaConfig, self.sizes(kind, content), rope_theta=theta,
@@ -100,11 +101,11 @@ def rope_theta(content: dict[str, Any], older: str, default: float, *newer: dict
     for rotary in newer:
         check_fields(rotary, ROTARY)
         if unknown := sorted(rotary.keys() - ROTARY.keys() - {"rope_theta"}):
-            raise ValueError(f"rotary embeddings with {unknown[0]}={rotary[unknown[0]]!r:.80} are "
+            raise ValueError(f"rotary embeddings with {unknown[0]}={brief(rotary[unknown[0]])} are "
                              "not supported; expected rope_type and rope_theta")
         if "rope_theta" in rotary: found.append(rotary["rope_theta"])
     if any(theta != found[0] for theta in found):
-        raise ValueError(f"{older} is {' and '.join(str(theta)[:40] for theta in found)}, "
+        raise ValueError(f"{older} is {' and '.join(map(brief, found))}, "
                          "expected one number")
     return found[0] if found else default
 
@@ -113,7 +114,7 @@ def object_in(content: dict[str, Any], name: str) -> dict:
     """Return a field that is a JSON object; {} if it is absent or null."""
     if (value := content.get(name)) is None: return {}
     if isinstance(value, dict): return value
-    raise ValueError(f"{name} is {value!r:.80}, expected an object or null")
+    raise ValueError(f"{name} is {brief(value)}, expected an object or null")
 
 
 def check_division(config: Any) -> None:

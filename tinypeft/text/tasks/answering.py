@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...common.hints import Array
+from ...common.wording import brief
 from ...engine import functional as F
 from ...engine.nn import Module
 from ...engine.tensor import Tensor
@@ -87,7 +88,7 @@ class Answering(Rows):
 
         Raises ValueError for a prompt that fills the model's context."""
         if isinstance(prompts, str):
-            raise TypeError(f"predict: expected a list of prompts, got {prompts[:80]!r}")
+            raise TypeError(f"predict: expected a list of prompts, got {brief(prompts)}")
         ids = [self.encode_prompt(prompt) for prompt in prompts]
         return self._answers(model, ids, max_new_tokens)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...common.hints import Array
 from ...common.progress import watched
+from ...common.wording import brief, shortened
 from ...engine import functional as F
 from ...engine.nn import Module
 from ...engine.tensor import Tensor, no_grad
@@ -100,7 +101,7 @@ class Classification(Rows):
                  tokenizer: Tokenizer, context: int, sha256: dict[str, str] | None = None,
                  name: str = "classify", reads: str = "end"):
         if reads not in READS:
-            raise ValueError(f"reads must be {' or '.join(map(repr, READS))}, got {reads!r}")
+            raise ValueError(f"reads must be {' or '.join(map(repr, READS))}, got {brief(reads)}")
         self.rows, self.classes, self.reads = rows, tuple(classes), reads
         self.tokenizer, self.context = tokenizer, context
         splits = {split: [(self.encode(text), label) for text, label in part]
@@ -141,7 +142,7 @@ class Classification(Rows):
         logits = model.classify(*batch[:2])                   # (B, C)
         if logits.shape[1] != len(self.classes):
             raise ValueError(f"{self.name}: the model's head has {logits.shape[1]} classes, the "
-                             f"task {len(self.classes)}: {', '.join(self.classes)[:200]}")
+                             f"task {len(self.classes)}: {shortened(', '.join(self.classes), 80)}")
         return logits
 
     def loss(self, model: Module, batch: Batch) -> Tensor:

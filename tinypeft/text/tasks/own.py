@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...common.wording import counted
+from ...common.wording import brief, counted
 from ...engine.nn import Module
 from ...files import naming
 from ..chat import known_family, turns_of
@@ -133,17 +133,17 @@ def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "t
     known = sorted({label for _, label in rows})
     if classes is not None:
         if wrong := [(n, c) for n, (_, c) in zip(lines, rows, strict=True) if c not in classes]:
-            raise ValueError(f"{table.place(wrong[0][0])}: {label!r} is {wrong[0][1][:80]!r}, and "
+            raise ValueError(f"{table.place(wrong[0][0])}: {label!r} is {brief(wrong[0][1])}, and "
                              f"the classes are {', '.join(classes)[:400]}")
     elif len(known) < 2:
-        raise ValueError(f"{table.path}: every row has the label {known[0][:80]!r}; a classifier "
+        raise ValueError(f"{table.path}: every row has the label {brief(known[0])}; a classifier "
                          "needs two classes")
     kept = _first(rows)
     count = Counter(rows[i][1] for i in kept)
     if held_out[1] < 1 and (rare := [c for c in known if count[c] < 3]):
         where = table.places([n for n, (_, c) in zip(lines, rows, strict=True) if c == rare[0]])
         others = f", and so {_others(len(rare) - 1)}" if len(rare) > 1 else ""
-        raise ValueError(f"{table.path}: the class {rare[0][:80]!r} has "
+        raise ValueError(f"{table.path}: the class {brief(rare[0])} has "
                          f"{counted(count[rare[0]], 'different row')} ({where}){others}; each "
                          "class needs 3, one each to train, validate and test. Add rows, join "
                          f"classes, or name another column than {label!r}")
@@ -222,7 +222,7 @@ def _conversations(table: Table):
             case _:
                 raise ValueError(f'{place}: messages must be a list of {{"role": …, "content": …}},'
                                  " the last one from the assistant and not empty, got "
-                                 f"{str(messages)[:80]}")
+                                 f"{brief(messages)}")
         with naming(place): turns = turns_of(before)
         rows.append((tuple({"role": role, "content": checked(said, place)}
                            for role, said in turns), checked(answer, place).strip()))

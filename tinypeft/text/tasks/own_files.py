@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ...common.wording import brief, shortened
 from ...engine.nn import Module
 from ...files import open_regular, parse_json
 
@@ -54,12 +55,13 @@ class Table:
         for names in options:
             if not set(names) <= set(self.columns): continue
             if twice := [name for name in names if self.columns.count(name) > 1]:
-                raise ValueError(f"{self.path}: two columns are called {twice[0]!r}; rename one")
+                raise ValueError(f"{self.path}: two columns are called {brief(twice[0])}; rename "
+                                 "one")
             return names
         wanted = " or ".join(" and ".join(map(repr, names)) for names in options)
-        there = ", ".join(repr(name[:40]) for name in self.columns[:40])
-        raise ValueError(f"{self.path} has no column {wanted}; there are {there}. Say which of "
-                         "them to read")
+        raise ValueError(f"{self.path} has no column {wanted}; there are "
+                         f"{shortened(', '.join(map(repr, self.columns)), 400)}. Say which of them "
+                         "to read")
 
     def texts(self, column: str, is_optional: bool = False) -> list[str]:
         """Return the column's values as text, without whitespace around them. ValueError for a
@@ -78,7 +80,7 @@ class Table:
         if type(value) in (int, float, bool): value = json.dumps(value)
         if value is None and is_optional: value = ""
         if not isinstance(value, str):
-            got = "nothing" if value is None else f"{str(value)[:80]}"
+            got = "nothing" if value is None else brief(value)
             raise ValueError(f"{self.place(line)}: {column!r} must be text, got {got}")
         return checked(value, self.place(line)).strip()
 
@@ -187,7 +189,7 @@ def _json(text, path):
     for n, value in values:
         if not isinstance(value, dict):
             raise ValueError(f'{path}, {unit} {n}: expected a JSON object such as {{"prompt": "…", '
-                             f'"answer": "…"}}, got {str(value)[:80]}')
+                             f'"answer": "…"}}, got {brief(value)}')
     return tuple(dict.fromkeys(name for _, row in values for name in row)), values
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ...common.wording import brief
 from ...engine.nn import Module
 from ...files import check_fields, naming, parse_json, read_text, write_atomically
 from ..tokenizer import Tokenizer
@@ -55,9 +56,9 @@ def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Ta
         content = parse_json(read_text(path))
         kind = content.get("kind") if isinstance(content, dict) else None
         if not isinstance(kind, str) or kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {str(kind)[:80]!r}")
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {brief(kind)}")
         check_fields(content, FIELDS | KINDS[kind], OWN)
-        if content["format"] != 1: raise ValueError(f"unknown format {content['format']}")
+        if content["format"] != 1: raise ValueError(f"unknown format {brief(content['format'])}")
         _check(content)
         return _made(content, tokenizer_of(model), context_of(model, content["context"], 0))
 

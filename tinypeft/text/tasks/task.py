@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...common.hints import Array
+from ...common.wording import brief
 from ...engine.nn import Module
 from ..tokenizer import BPETokenizer, Tokenizer
 
@@ -53,7 +54,7 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
     """Return a list of texts; TypeError for one text alone, which is a sequence of letters, or
     others."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"predict: expected a list of texts, got {str(texts)[:80]!r}")
+        raise TypeError(f"predict: expected a list of texts, got {brief(texts)}")
     return list(texts)
 
 
