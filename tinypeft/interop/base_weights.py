@@ -244,7 +244,8 @@ def method_of(model: Decoder, trained: Collection[str]) -> FullFineTuning:
     biases = [name for name in trained if name.endswith(".bias")]
     others = [name for name in trained if name not in biases]
     of_layers = tuple(f"{layer}.bias" for layer in layers_named(biases, model))
-    for targets in (layers_named(trained, model), ("bias", *layers_named(others, model)), of_layers):
+    candidates = layers_named(trained, model), ("bias", *layers_named(others, model)), of_layers
+    for targets in candidates:
         with contextlib.suppress(ValueError):                    # a name that matches nothing
             if {*FullFineTuning(targets).trained(model)} == {*trained}:
                 return FullFineTuning(targets)
