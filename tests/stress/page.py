@@ -90,7 +90,9 @@ def determinism(r):
 
 
 def mutants(r):
-    return "caught: " + ", ".join(f"{module} {n['caught']} of {n['planted']}" for module, n in r["modules"].items())
+    real = r["drawn"] - r["equivalent"]
+    return (f"{r['drawn']} faults, {r['equivalent']} of them equivalent: {real - len(r['survivors'])} of {real} caught, "
+            f"{r['own']} by the module's own tests, {r['wider']} by others, {r['new']} by tests written since")
 
 
 def numbers(r):
