@@ -1,12 +1,14 @@
 """The command line as a user types it: small runs of every command, and its answers to mistakes."""
+import argparse
 import json
+import re
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tinypeft.commands.arguments import build
-from tinypeft.commands.cli import main
+from tinypeft.commands.cli import main, parser
 
 
 def run(capsys, *argv):
@@ -54,6 +56,17 @@ def test_an_option_that_a_command_would_ignore_is_refused(capsys, argv, says):
 def test_generate_is_seeded(capsys):
     texts = [run(capsys, "generate", "Return the", "--max-new-tokens", "12", "--seed", seed)[1] for seed in ("1", "1", "2")]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_help_names_the_default():
+    commands = next(action for action in parser()._actions if action.dest == argparse.SUPPRESS or action.metavar == "COMMAND")
+    numbers = 0
+    for name, command in commands.choices.items():
+        for action in command._actions:
+            if named := re.search(r"\(default ([\d.]+)\)", action.help or ""):
+                assert action.default in (float(named[1]), argparse.SUPPRESS), (name, action.dest)
+                numbers += action.default != argparse.SUPPRESS
+    assert numbers >= 4
 
 
 def test_an_option_before_the_command_counts_as_after_it(capsys):

@@ -27,6 +27,13 @@ def cause(got, expected, tolerance=1e-7):
     return found and likely_cause(plain, got, expected, found, ())
 
 
+def test_the_right_axis_is_not_called_the_wrong_one(rng):
+    right, got = (F.softmax(tp.Tensor(rng.standard_normal((4, 5))), axis=0).data for _ in range(2))
+    assert "normalised" not in (cause(got, right) or "")
+    assert cause(F.softmax(tp.Tensor(rng.standard_normal((4, 5))), axis=1).data, right) == (
+        "it is normalised along axis 1, which is the wrong one")
+
+
 # -- where it differs ------------------------------------------------------------------------------
 def test_the_largest_difference_is_shown():
     e = np.arange(42.0).reshape(2, 3, 7)

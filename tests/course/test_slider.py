@@ -163,6 +163,14 @@ def test_a_finite_difference_has_a_best_step():
     assert 2 <= best <= 7 and all("bends" in words for words in s.words[:best])
 
 
+def test_every_point_has_two_coordinates(monkeypatch):
+    """A histogram is drawn with one step per bin."""
+    monkeypatch.setattr(sliders, "slider", lambda name, frames, behind=None, **rest: (frames, behind))
+    frames, behind = sliders.clipping(W)
+    for x, y in [*behind.values(), *(curve for frame in frames.values() for curve in frame.values())]: assert len(x) == len(y)
+    assert len(behind["weights"][0]) == 2 * 60 and behind["weights"][0][0] == W.min() and behind["weights"][0][-1] == W.max()
+
+
 def test_a_clipped_grid_can_be_better_than_the_whole_range():
     errors = numbers(sliders.clipping(W), r"error is ([\d.]+)")
     assert 0 < int(np.argmin(errors)) < len(errors) - 1

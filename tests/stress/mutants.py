@@ -67,8 +67,8 @@ def mentions(module: str) -> dict[str, int]:
     source = (ROOT / "tinypeft" / module).read_text("utf-8")
     names = {Path(module).stem, *re.findall(r"^(?:def|class) (\w+)", source, re.M), *re.findall(r"^(\w+) = ", source, re.M)}
     named, imported = rf"\b({'|'.join(names)})\b", rf"(?m)^ *(from|import) .*\b{Path(module).stem}\b"
-    texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
-             for path in sorted((ROOT / "tests").glob("*/test_*.py")) if path.parent.name != "stress"}
+    paths = [*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("test_[pds][rem]*.py")]
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths) if path.parent.name != "stress"}
     counts = {path: len(re.findall(named, text)) for path, text in texts.items()}
     return dict(sorted(counts.items(), key=lambda item: (not re.search(imported, texts[item[0]]), -item[1])))
 
@@ -77,6 +77,7 @@ def own_tests(module: str) -> list[str]:
     """The arguments for pytest that run the tests of a module: of its name, or those of its folder that name it most."""
     path = Path(module)
     if module.startswith("course/exercises/"): return ["tests/course/test_exercises.py", "-k", f"{path.stem}."]
+    if module.startswith("pretrained/"): return ["tests/test_pretrained.py"]
     if module.startswith("study/experiments/"): return ["tests/study/test_claims.py"]
     own = f"tests/{path.parent.as_posix()}/test_{path.name}"
     of_folder = [name for name in mentions(module) if name.startswith(f"tests/{path.parts[0]}/")]
