@@ -40,7 +40,7 @@ ORACLES = ("torch", "transformers", "peft", "bitsandbytes", "hypothesis", "matpl
 FORK = multiprocessing.get_context("fork")                # the oracles are imported once
 
 
-SECONDS = {"own": 60, "new": 60, "wider": 150}           # of work
+SECONDS = {"own": 60, "new": 60, "wider": 60}           # of work
 VERDICTS = ("own", "wider", "timeout", "new", "equivalent", "undecided", "survived", "survived own", "to be planted")
 
 
@@ -78,16 +78,15 @@ def own_tests(module: str) -> list[str]:
     path = Path(module)
     if module.startswith("course/exercises/"): return ["tests/course/test_exercises.py", "-k", f"{path.stem}."]
     if module.startswith("pretrained/"): return ["tests/test_pretrained.py"]
-    if module.startswith("study/experiments/"): return ["tests/study/test_claims.py"]
+    if module.startswith("study/experiments/"): return ["tests/study/test_measured.py", "-m", "long", "-k", f"{path.stem} "]
     own = f"tests/{path.parent.as_posix()}/test_{path.name}"
     of_folder = [name for name in mentions(module) if name.startswith(f"tests/{path.parts[0]}/")]
     return [own] if (ROOT / own).exists() else (of_folder or list(mentions(module)))[:1]
 
 
 def wider_tests(module: str) -> list[str]:
-    """The other tests of its folder, and the tests of other folders that name what it defines. The most names come first."""
-    return [name for name, count in mentions(module).items()
-            if name not in own_tests(module) and (count or name.startswith(f"tests/{Path(module).parts[0]}/"))]
+    """The six other files of tests that import it, or name most often what it defines."""
+    return [name for name, count in mentions(module).items() if count and name not in own_tests(module)][:6]
 
 
 # -- one run -------------------------------------------------------------------------------------
