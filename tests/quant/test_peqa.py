@@ -19,7 +19,7 @@ def with_order(q, rng):
 
 
 def weights(rng):
-    """QTensors (6, 40) of every layout with float scales: zero points, groups, a short last block, a table, an order, offsets."""
+    """QTensors (6, 40) with float scales of every layout: zero points, groups, a short block, a table, an order, offsets."""
     W = rng.standard_normal((6, 40)).astype(np.float32)
     schemes = (tp.Uniform(4, symmetric=False), tp.Uniform(3), tp.Uniform(3, symmetric=False, granularity="group", group_size=8),
                tp.Uniform(2, granularity="tensor"), tp.NF4(block_size=64), tp.GGUF("Q4_0"))

@@ -5,10 +5,10 @@
     python -m tests.stress.mutants --draw 320 --seed 1 --record     and write the counts to results/mutants.json
 
 A file is drawn with a weight of the root of its number of faults. A fault meets the module's own tests first:
-tests/a/test_b.py of tinypeft/a/b.py. What survives meets the tests of the folder and all tests that name what the module
-defines. Faults are planted in copies of the checkout. What happened is appended to a file at once, so the same command goes
-on after a stop. equivalent.json names faults that change no result, with the reason. Pages and pictures hold words, colours
-and sizes: no fault of theirs is drawn.
+tests/a/test_b.py of tinypeft/a/b.py. What survives meets six other files of tests, which import the module or name most often
+what it defines. Faults are planted in copies of the checkout. What happened is appended to a file at once, so the same command
+goes on after a stop. equivalent.json names faults that change no result, with the reason. Pages and pictures hold words,
+colours and sizes: no fault of theirs is drawn.
 """
 import argparse
 import importlib
@@ -67,8 +67,9 @@ def mentions(module: str) -> dict[str, int]:
     source = (ROOT / "tinypeft" / module).read_text("utf-8")
     names = {Path(module).stem, *re.findall(r"^(?:def|class) (\w+)", source, re.M), *re.findall(r"^(\w+) = ", source, re.M)}
     named, imported = rf"\b({'|'.join(names)})\b", rf"(?m)^ *(from|import) .*\b{Path(module).stem}\b"
-    paths = [*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("test_[pds][rem]*.py")]
-    texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths) if path.parent.name != "stress"}
+    paths = [*(ROOT / "tests").glob("[!s]*/test_*.py"), *(ROOT / "tests/study").glob("test_*.py"),
+             *(ROOT / "tests").glob("test_[pds][rem]*.py")]          # not those of pages, style and this folder
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
     counts = {path: len(re.findall(named, text)) for path, text in texts.items()}
     return dict(sorted(counts.items(), key=lambda item: (not re.search(imported, texts[item[0]]), -item[1])))
 
