@@ -79,7 +79,7 @@ def own_tests(module: str) -> list[str]:
     path = Path(module)
     if module.startswith("course/exercises/"): return ["tests/course/test_exercises.py", "-k", f"{path.stem}."]
     if module.startswith("pretrained/"): return ["tests/test_pretrained.py"]
-    if module.startswith("study/experiments/"): return ["tests/study/test_measured.py", "-m", "long", "-k", f"{path.stem} "]
+    if module.startswith("study/experiments/"): return ["tests/study/test_measured.py", "-m", "long", "-k", path.stem]
     own = f"tests/{path.parent.as_posix()}/test_{path.name}"
     of_folder = [name for name in mentions(module) if name.startswith(f"tests/{path.parts[0]}/")]
     return [own] if (ROOT / own).exists() else (of_folder or list(mentions(module)))[:1]
@@ -158,9 +158,9 @@ def plant(drawn: list[Fault], kind: str, stored: Path, children: int = 2) -> Non
 def verdict(rows: list[dict]) -> str:
     """What is known of a fault: the tests that caught it, or "survived", "timeout", "undecided", "to be planted"."""
     if not rows: return "to be planted"
-    last = rows[-1]
+    last, wider = rows[-1], any(row["tests"] == "wider" for row in rows)
     if last["by"] == "timeout": return "undecided" if last["tests"] == "wider" else "timeout"
-    return last["tests"] if last["by"] else "survived own" if len(rows) == 1 else "survived"
+    return last["tests"] if last["by"] else "survived" if wider else "survived own"
 
 
 def main() -> None:
@@ -183,9 +183,10 @@ def main() -> None:
                 for name in drawn}
 
     for name in ORACLES: importlib.import_module(name)
-    steps = [("own", "to be planted"), ("wider", "survived own")] + [("new", "survived"), ("new", "undecided")] * args.again
+    steps = [("own", {"to be planted"}), ("new", {"survived own", "survived", "undecided"} if args.again else {}),
+             ("wider", {"survived own"})]
     for kind, now in steps:
-        plant([drawn[name] for name, is_known in known().items() if is_known == now], kind, stored)
+        plant([drawn[name] for name, is_known in known().items() if is_known in now], kind, stored)
     equivalent, verdicts = json.loads(EQUIVALENT.read_text("utf-8")), known()
     counted = Counter(verdicts.values())
     counts = {"drawn": len(drawn), **{verdict: counted[verdict] for verdict in VERDICTS},
