@@ -27,6 +27,13 @@ def cause(got, expected, tolerance=1e-7):
     return found and likely_cause(plain, got, expected, found, ())
 
 
+@pytest.mark.parametrize("got, expected, says", [
+    (np.ones(2), tp.Tensor(np.ones(2)), "your result is an array (2,), expected a tinypeft.Tensor"),
+    (tp.Tensor(np.ones(2)), np.ones(2), "your result is a Tensor, expected a NumPy array or a number")])
+def test_a_tensor_is_no_array(got, expected, says):
+    assert difference(got, expected, 1e-7)[:2] == ("type", says)
+
+
 def test_the_right_axis_is_not_called_the_wrong_one(rng):
     right, got = (F.softmax(tp.Tensor(rng.standard_normal((4, 5))), axis=0).data for _ in range(2))
     assert "normalised" not in (cause(got, right) or "")

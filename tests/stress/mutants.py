@@ -78,6 +78,7 @@ def own_tests(module: str) -> list[str]:
     """The arguments for pytest that run the tests of a module: of its name, or those of its folder that name it most."""
     path = Path(module)
     if module.startswith("course/exercises/"): return ["tests/course/test_exercises.py", "-k", f"{path.stem}."]
+    if module.startswith("commands/") and path.stem != "doctor": return ["tests/commands/test_cli.py"]
     if module.startswith("pretrained/"): return ["tests/test_pretrained.py"]
     if module.startswith("study/experiments/"): return ["tests/study/test_measured.py", "-m", "long", "-k", path.stem]
     own = f"tests/{path.parent.as_posix()}/test_{path.name}"
@@ -156,11 +157,12 @@ def plant(drawn: list[Fault], kind: str, stored: Path, children: int = 2) -> Non
 
 # -- what is known -------------------------------------------------------------------------------
 def verdict(rows: list[dict]) -> str:
-    """What is known of a fault: the tests that caught it, or "survived", "timeout", "undecided", "to be planted"."""
+    """What is known of a fault: the tests that caught it, or VERDICTS' other words. timeout: all its tests took too long."""
     if not rows: return "to be planted"
-    last, wider = rows[-1], any(row["tests"] == "wider" for row in rows)
-    if last["by"] == "timeout": return "undecided" if last["tests"] == "wider" else "timeout"
-    return last["tests"] if last["by"] else "survived" if wider else "survived own"
+    if rows[-1]["by"] not in ("", "timeout"): return rows[-1]["tests"]
+    if not (wider := [row["by"] for row in rows if row["tests"] == "wider"]): return "survived own"
+    if all(row["by"] == "timeout" for row in rows): return "timeout"
+    return "undecided" if wider[-1] else "survived"
 
 
 def main() -> None:

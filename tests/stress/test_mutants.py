@@ -77,7 +77,8 @@ def test_a_fault_is_caught_and_taken_out_again(tmp_path):
 
 
 @pytest.mark.parametrize("rows, is_known", [
-    ([], "to be planted"), ([("own", "")], "survived own"), ([("own", "test_a")], "own"), ([("own", "timeout")], "timeout"),
+    ([], "to be planted"), ([("own", "")], "survived own"), ([("own", "test_a")], "own"),
+    ([("own", "timeout")], "survived own"), ([("own", "timeout"), ("wider", "timeout")], "timeout"),
     ([("own", ""), ("wider", "timeout")], "undecided"), ([("own", ""), ("wider", "test_b")], "wider"),
     ([("own", ""), ("wider", "")], "survived"), ([("own", ""), ("wider", ""), ("new", "test_c")], "new"),
     ([("own", ""), ("new", "")], "survived own"), ([("own", ""), ("wider", ""), ("new", "")], "survived")])
