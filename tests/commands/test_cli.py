@@ -2,6 +2,7 @@
 import argparse
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.commands.arguments import build
 from tinypeft.commands.cli import main, parser
+from tinypeft.commands.training import shared_options
 
 
 def run(capsys, *argv):
@@ -67,6 +69,17 @@ def test_the_help_names_the_default():
                 assert action.default in (float(named[1]), argparse.SUPPRESS), (name, action.dest)
                 numbers += action.default != argparse.SUPPRESS
     assert numbers >= 4
+
+
+TEXT, CLASSES = types.SimpleNamespace(), types.SimpleNamespace(classes=["a", "b"])
+
+
+@pytest.mark.parametrize("argv, task, steps, rows", [
+    ("finetune lora", TEXT, 300, 8), ("finetune lora", CLASSES, 300, 16), ("finetune lora --quick", TEXT, 12, 8),
+    ("finetune lora --quick --steps 5", TEXT, 5, 8), ("finetune lora --batch-size 3", CLASSES, 300, 3)])
+def test_steps_and_rows_that_nobody_asked_for(argv, task, steps, rows):
+    counted, options = shared_options(parser().parse_args(argv.split()), task)
+    assert (counted, options["batch_size"]) == (steps, rows)
 
 
 def test_an_option_before_the_command_counts_as_after_it(capsys):
