@@ -62,7 +62,8 @@ def test_whole_numbers_and_masks_are_shown_as_they_are():
 
 
 def test_nan_is_place_of_most():
-    assert "the most at [1]: got nan, expected 2" in place_of(np.array([9.0, np.nan]), np.array([1.0, 2.0]), 1e-5)
+    place = place_of(np.array([9.0, np.nan]), np.array([1.0, 2.0]), 1e-5)
+    assert place == "2 of 2 numbers differ, the most at [1]: got nan, expected 2"
 
 
 @pytest.mark.parametrize("e", ALL, ids=ids)

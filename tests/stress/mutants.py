@@ -68,22 +68,22 @@ def mentions(module: str) -> dict[str, int]:
     names = {Path(module).stem, *re.findall(r"^(?:def|class) (\w+)", source, re.M), *re.findall(r"^(\w+) = ", source, re.M)}
     named, imported = rf"\b({'|'.join(names)})\b", rf"(?m)^ *(from|import) .*\b{Path(module).stem}\b"
     paths = [*(ROOT / "tests").glob("[!s]*/test_*.py"), *(ROOT / "tests/study").glob("test_*.py"),
-             *(ROOT / "tests").glob("test_[pds][rem]*.py")]          # not those of pages, style and this folder
+             *(ROOT / "tests").glob("test_[bpds][aerm]*.py")]         # not those of style and this folder
     texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
     counts = {path: len(re.findall(named, text)) for path, text in texts.items()}
     return dict(sorted(counts.items(), key=lambda item: (not re.search(imported, texts[item[0]]), -item[1])))
 
 
 def own_tests(module: str) -> list[str]:
-    """The arguments for pytest that run the tests of a module: of its name, or those of its folder that name it most."""
+    """The arguments for pytest that run the tests of a module: of its name, of its folder's, or those that name it most."""
     path = Path(module)
     if module.startswith("course/exercises/"): return ["tests/course/test_exercises.py", "-k", f"{path.stem}."]
-    if module.startswith("commands/") and path.stem != "doctor": return ["tests/commands/test_cli.py"]
-    if module.startswith("pretrained/"): return ["tests/test_pretrained.py"]
     if module.startswith("study/experiments/"): return ["tests/study/test_measured.py", "-m", "long", "-k", path.stem]
-    own = f"tests/{path.parent.as_posix()}/test_{path.name}"
-    of_folder = [name for name in mentions(module) if name.startswith(f"tests/{path.parts[0]}/")]
-    return [own] if (ROOT / own).exists() else (of_folder or list(mentions(module)))[:1]
+    folder, *below = path.parent.parts or [""]
+    names = [path.stem, *below, *["cli"] * (folder == "commands")]
+    files = [f"tests/{folder}/test_{name}.py" for name in names] + [f"tests/test_{folder}.py"]
+    of_folder = [name for name in mentions(module) if name.startswith(f"tests/{folder}/")]
+    return [name for name in (*files, *of_folder, *mentions(module)) if (ROOT / name).is_file()][:1]
 
 
 def wider_tests(module: str) -> list[str]:
