@@ -5,10 +5,10 @@
     python -m tests.stress.mutants --draw 320 --seed 1 --record     and write the counts to results/mutants.json
 
 A file is drawn with a weight of the root of its number of faults. A fault meets the module's own tests first:
-tests/a/test_b.py of tinypeft/a/b.py. What survives meets six other files of tests, which import the module or name most often
-what it defines. Faults are planted in copies of the checkout. What happened is appended to a file at once, so the same command
-goes on after a stop. equivalent.json names faults that change no result, with the reason. Pages and pictures hold words,
-colours and sizes: no fault of theirs is drawn.
+tests/a/test_b.py of tinypeft/a/b.py. What survives meets the six other files of tests that name most often what it defines,
+those of its folder first. Faults are planted in copies of the checkout. What happened is appended to a file at once, so the
+same command goes on after a stop. equivalent.json names faults that change no result, with the reason. Pages and pictures
+hold words, colours and sizes: no fault of theirs is drawn.
 """
 import argparse
 import importlib
@@ -40,7 +40,7 @@ ORACLES = ("torch", "transformers", "peft", "bitsandbytes", "hypothesis", "matpl
 FORK = multiprocessing.get_context("fork")                # the oracles are imported once
 
 
-SECONDS = {"own": 60, "new": 60, "wider": 60}           # of work
+SECONDS = {"own": 60, "new": 60, "wider": 90}           # of work
 VERDICTS = ("own", "wider", "timeout", "new", "equivalent", "undecided", "survived", "survived own", "to be planted")
 
 
@@ -63,15 +63,15 @@ def draw(n: int, seed: int) -> list[Fault]:
 # -- which tests ---------------------------------------------------------------------------------
 @cache
 def mentions(module: str) -> dict[str, int]:
-    """How often each file of tests names the module or what it defines: those that import the module first, then by number."""
+    """How often each file of tests names the module or what it defines: those of its folder first, then by number."""
     source = (ROOT / "tinypeft" / module).read_text("utf-8")
-    names = {Path(module).stem, *re.findall(r"^(?:def|class) (\w+)", source, re.M), *re.findall(r"^(\w+) = ", source, re.M)}
-    named, imported = rf"\b({'|'.join(names)})\b", rf"(?m)^ *(from|import) .*\b{Path(module).stem}\b"
+    names = {Path(module).stem, *re.findall(r"^ *(?:def|class) (\w+)", source, re.M), *re.findall(r"^(\w+) = ", source, re.M)}
+    named, folder = rf"\b({'|'.join(names)})\b", f"tests/{Path(module).parts[0]}/"
     paths = [*(ROOT / "tests").glob("[!s]*/test_*.py"), *(ROOT / "tests/study").glob("test_*.py"),
              *(ROOT / "tests").glob("test_[bpds][aerm]*.py")]         # not those of style and this folder
     texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
     counts = {path: len(re.findall(named, text)) for path, text in texts.items()}
-    return dict(sorted(counts.items(), key=lambda item: (not re.search(imported, texts[item[0]]), -item[1])))
+    return dict(sorted(counts.items(), key=lambda item: (not item[0].startswith(folder), -item[1])))
 
 
 def own_tests(module: str) -> list[str]:
@@ -87,9 +87,8 @@ def own_tests(module: str) -> list[str]:
 
 
 def wider_tests(module: str) -> list[str]:
-    """The six other files of tests that import it, or name most often what it defines; for the study its stored numbers."""
-    of_study = ["tests/study/test_measured.py"] * module.startswith("study/")
-    return of_study + [name for name, count in mentions(module).items() if count and name not in own_tests(module)][:6]
+    """The six other files of tests that name most often what it defines, those of its folder first."""
+    return [name for name, count in mentions(module).items() if count and name not in own_tests(module)][:6]
 
 
 # -- one run -------------------------------------------------------------------------------------
