@@ -12,7 +12,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.course import sliders
 from tinypeft.course.beside import beside
-from tinypeft.course.slider import slider
+from tinypeft.course.slider import _Axis, slider
 
 x = np.linspace(0, 1, 50)
 RNG = np.random.default_rng(0)
@@ -87,6 +87,12 @@ def test_axes_of_powers_of_ten():
     s = slider("k", {1: ([1e-6, 1], [1e-8, 1])}, xlog=True, ylog=True)
     assert ">10⁻⁶<" in "".join(s.back) and ">1<" in "".join(s.back)
     assert "-0<" not in "".join(waves().back) and "−0<" not in "".join(waves().back)
+
+
+@pytest.mark.parametrize("numbers, log", [((2.0, 9.0), True), ((0.3, 0.31), True), ((2.0, 9.0), False), ((-3.0, 40.0), False)])
+def test_the_ticks_of_an_axis_lie_on_it(numbers, log):
+    ticks = _Axis(np.array(numbers), 100.0, 300.0, log).ticks()
+    assert 3 <= len(ticks) <= 8 and all(100 - 1e-6 <= pixel <= 300 + 1e-6 for pixel, _ in ticks)
 
 
 def test_pictures_of_arrays():
