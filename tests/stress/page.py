@@ -90,9 +90,9 @@ def determinism(r):
 
 
 def mutants(r):
-    real = r["drawn"] - r["equivalent"]
-    return (f"{r['drawn']} faults, {r['equivalent']} of them equivalent: {real - len(r['survivors'])} of {real} caught, "
-            f"{r['own']} by the module's own tests, {r['wider']} by others, {r['new']} by tests written since")
+    real, at_once = r["drawn"] - r["equivalent"], r["own"] + r["wider"] + r["timeout"]
+    return (f"{r['drawn']} faults, {r['equivalent']} of them equivalent; of the other {real}, {at_once} caught, "
+            f"{r['new']} more by tests written for them since, {len(r['survivors'])} not")
 
 
 def numbers(r):
