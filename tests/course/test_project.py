@@ -103,6 +103,14 @@ def test_the_page(task, tmp_path):
     assert page.count("- [x]") == 8 and "- [ ]" not in page
 
 
+def test_the_page_of_one_arm_has_no_differences(task, tmp_path):
+    project = whole(task)
+    project.concludes(None)
+    del project.arms["b"]
+    page = project.report(tmp_path / "report.md").read_text("utf-8")
+    assert "## Arms" in page and "## Differences" not in page
+
+
 @pytest.mark.parametrize("call, error, said", [
     (lambda p: Project(" ", 1), ValueError, "your question"),
     (lambda p: Project("q", "8 GB"), TypeError, "budget must be a number"),

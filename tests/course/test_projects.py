@@ -47,3 +47,18 @@ def test_the_example_is_a_finished_project():
 def test_students_get_the_skeletons_alone(tmp_path):
     folder = hand_out(tmp_path / "course")
     assert [f.name for f in sorted((folder / "projects").rglob("*.ipynb"))] == [f"{p.stem}.ipynb" for p in projects.sources()]
+
+
+def test_what_is_built_is_written_beside_its_source(tmp_path, monkeypatch):
+    """Skeletons and worked examples."""
+    paths = projects.sources()
+    (tmp_path / "example").mkdir()
+    monkeypatch.setattr(projects, "PROJECTS", tmp_path)
+    monkeypatch.setattr(projects, "sources", lambda: paths)
+    monkeypatch.setattr(projects, "execute", lambda notebook: notebook)
+    projects.build(write=False)
+    assert not list(tmp_path.rglob("*.ipynb"))
+    projects.build()
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.ipynb")}
+    assert made == {f"{path.stem}.ipynb" for path in paths} | {f"example/{path.stem}.ipynb" for path in paths
+                                                              if projects.works(path)}

@@ -7,7 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.course import show
-from tinypeft.course.show import source
+from tinypeft.course.show import _present, source
 from tinypeft.engine import functional as F
 from tinypeft.peft.lora import LoRALinear
 
@@ -34,6 +34,18 @@ def test_an_excerpt_has_neighbours_and_says_what_is_left_out():
     assert source(tp.NF4, "block_size: ").count('"""') < 4                       # no paper in an excerpt
     with pytest.raises(KeyError, match="'no such text' does not occur in the source of linear"):
         show(F.linear, "no such text")
+
+
+def test_a_picture_is_shown_with_its_sentence(monkeypatch):
+    shown, made = [], pytest.importorskip("IPython.display")
+    monkeypatch.setattr(made, "display", lambda what, **options: shown.append(what))
+    monkeypatch.setitem(_present.__globals__, "_png", lambda figure: f"png of {figure}".encode())
+    picture = type("Drawing", (), {"figure": 1, "alt": "dots", "sentence": "It falls.", "detail": "8 seeds."})
+    _present(picture)
+    assert (shown[0].data, shown[0].alt, shown[1].data) == (b"png of 1", "dots", "**It falls.** 8 seeds.")
+    picture.figure = "<svg/>"
+    _present(picture)
+    assert shown[2]["image/svg+xml"] == "<svg/>" and shown[2]["text/plain"] == "dots"
 
 
 def test_a_class_of_the_readers_own():

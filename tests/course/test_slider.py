@@ -12,7 +12,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.course import sliders
 from tinypeft.course.beside import beside
-from tinypeft.course.slider import slider
+from tinypeft.course.slider import _Axis, slider
 
 x = np.linspace(0, 1, 50)
 RNG = np.random.default_rng(0)
@@ -89,6 +89,12 @@ def test_axes_of_powers_of_ten():
     assert "-0<" not in "".join(waves().back) and "−0<" not in "".join(waves().back)
 
 
+@pytest.mark.parametrize("numbers, log", [((2.0, 9.0), True), ((0.3, 0.31), True), ((2.0, 9.0), False), ((-3.0, 40.0), False)])
+def test_the_ticks_of_an_axis_lie_on_it(numbers, log):
+    ticks = _Axis(np.array(numbers), 100.0, 300.0, log).ticks()
+    assert 3 <= len(ticks) <= 8 and all(100 - 1e-6 <= pixel <= 300 + 1e-6 for pixel, _ in ticks)
+
+
 def test_pictures_of_arrays():
     s = slider("rank", {k: np.add.outer(np.arange(20.0), np.arange(30.0)) * k for k in (1, 2)})
     assert all("data:image/png" in frame for frame in s.drawn) and s.drawn[0] != s.drawn[1]
@@ -161,6 +167,14 @@ def test_a_finite_difference_has_a_best_step():
     s = sliders.step(np.sin, np.cos(1.0), 1.0)
     best = next(i for i, words in enumerate(s.words) if "the best" in words)
     assert 2 <= best <= 7 and all("bends" in words for words in s.words[:best])
+
+
+def test_every_point_has_two_coordinates(monkeypatch):
+    """A histogram is drawn with one step per bin."""
+    monkeypatch.setattr(sliders, "slider", lambda name, frames, behind=None, **rest: (frames, behind))
+    frames, behind = sliders.clipping(W)
+    for x, y in [*behind.values(), *(curve for frame in frames.values() for curve in frame.values())]: assert len(x) == len(y)
+    assert len(behind["weights"][0]) == 2 * 60 and behind["weights"][0][0] == W.min() and behind["weights"][0][-1] == W.max()
 
 
 def test_a_clipped_grid_can_be_better_than_the_whole_range():

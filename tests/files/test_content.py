@@ -9,6 +9,7 @@ from tinypeft.files import check_fields, made, naming, parse_json
 
 @pytest.mark.parametrize("text, says", [
     ('{"a": 1, "a": 2}', "'a' occurs twice"), ("[NaN]", "NaN is not JSON"), ("[-Infinity]", "-Infinity is not JSON"),
+    ("[Infinity]", "Infinity is not JSON"),
     ("[1e999]", "1e999 is too large"), ("[" * 100_000, "nested too deeply"),
     ("[" + "[]," * 3_000_000 + "[]]", "mostly brackets"),
     (b'"\xff"', "utf-8"), ("1" * 10_000, "digits"), ("", "Expecting value")])

@@ -61,6 +61,14 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_and_what_a_living_on
     assert not part.exists() and path.read_text() == "2" and len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_part_of_this_moment_stays(tmp_path):
+    """Its writer may not have locked it yet."""
+    part = tmp_path / f".text.{'0' * 32}.part"
+    part.write_text("half")
+    write_atomically(tmp_path / "text", "whole")
+    assert part.exists()
+
+
 def test_a_part_is_closed_before_it_is_removed(tmp_path, monkeypatch):
     """As on Windows, where there is no lock and an open file cannot be removed."""
     part = tmp_path / f".text.{'0' * 32}.part"

@@ -59,6 +59,16 @@ def test_the_gguf_package_reads_the_same_numbers(scheme, kind, tmp_path):
                                           "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[kind]
 
 
+def test_the_type_of_a_file_is_that_of_most_layers(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = tp.quantize(with_tokenizer(n_layers=3), tp.GGUF("Q4_0"))
+    other = tp.quantize(with_tokenizer(n_layers=3), tp.GGUF("Q8_0"))
+    model.blocks[2] = other.blocks[2]
+    write_gguf(tmp_path / "model.gguf", model)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_0
+
+
 def test_the_tokenizer_is_in_the_file(tmp_path):
     gguf = pytest.importorskip("gguf")
     model = with_tokenizer()

@@ -274,6 +274,8 @@ def test_allocated_ranks_follow_planted_ranks_and_beat_uniform_ones_direction(se
     (lambda: tp.AdaLoRA(t_init=-1), "t_init"),
     (lambda: tp.AdaLoRA(t_final=10.5), "t_final"),
     (lambda: tp.AdaLoRA(beta1=1.0), "beta1"),
+    (lambda: tp.AdaLoRA(beta2=1.0), "beta2"),
+    (lambda: tp.AdaLoRA(dropout=1.0), "dropout"),
     (lambda: tp.AdaLoRA(gamma=-1), "gamma"),
     (lambda: tp.AdaLoRA(orthogonality="cubed"), "'squared' or 'norm'"),
     (lambda: tp.AdaLoRA(alpha=-2.0), "alpha"),

@@ -68,6 +68,13 @@ def test_lstm_equals_torch(T, rng):
         np.testing.assert_allclose(params[name].grad, p.grad.numpy(), rtol=0, atol=1e-12, err_msg=name)
 
 
+def test_lstm_starts_as_in_pytorch():
+    """U(−1/√n, 1/√n), n = 64: near both ends, and with the variance of this distribution."""
+    for name, p in BiLSTM(16, 64, 1, np.random.default_rng(0)).named_parameters():
+        assert -0.125 <= p.data.min() < -0.12 and 0.12 < p.data.max() <= 0.125, name
+        np.testing.assert_allclose(p.data.std(), 0.125 / 3 ** 0.5, rtol=0.1)
+
+
 def test_lstm_refuses_other_shapes(rng):
     with pytest.raises(ValueError, match=r"expected a \(T, 4n\)"):
         lstm(tp.Tensor(rng.standard_normal((6, 11))), tp.Tensor(rng.standard_normal((12, 3))))

@@ -151,6 +151,17 @@ def test_names(gpt):
     with pytest.raises(tp.MethodError, match="no method is called 'lora'; there are 'LoRA', 'LoRA 2'"): tuned.detach("lora")
 
 
+@pytest.mark.parametrize("verb", ["detach", "reattach"])
+def test_a_part_is_not_switched_on_a_model_that_has_no_part(verb, gpt, tokens):
+    tuned = tp.attach(gpt(), {"a": tp.LoRA(2), "b": tp.IA3()})
+    plain = tuned.detach()(tokens).data
+    with pytest.raises(tp.MethodError, match="is detached; call reattach"): getattr(tuned, verb)("a")
+    assert not tuned.active and np.array_equal(tuned.model(tokens).data, plain)
+    tuned.reattach()
+    with tuned.disabled():
+        with pytest.raises(tp.MethodError, match="is disabled; leave"): getattr(tuned, verb)("a")
+
+
 def test_mix_and_match_generates_from_a_cache(gpt, tokens):
     tuned = tp.attach(gpt(np.float64), *MAM, tp.PromptTuning(2), rng=0)
     move(tuned, np.random.default_rng(0))

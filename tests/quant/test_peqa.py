@@ -19,13 +19,14 @@ def with_order(q, rng):
 
 
 def weights(rng):
-    """QTensors (6, 40) of every layout that has float scales: zero points, groups, a short last block, a table, an order."""
+    """QTensors (6, 40) with float scales of every layout: zero points, groups, a short block, a table, an order, offsets."""
     W = rng.standard_normal((6, 40)).astype(np.float32)
     schemes = (tp.Uniform(4, symmetric=False), tp.Uniform(3), tp.Uniform(3, symmetric=False, granularity="group", group_size=8),
                tp.Uniform(2, granularity="tensor"), tp.NF4(block_size=64), tp.GGUF("Q4_0"))
     qs = [s.quantize(W if not isinstance(s, tp.GGUF) else W.reshape(3, 80)[:, :64]) for s in schemes]
     assert qs[4].size % 64                                                  # the short block
-    return [*qs, with_order(qs[2], rng)]
+    offsets = rng.standard_normal(qs[5].scales().shape).astype(np.float32)
+    return [*qs, with_order(qs[2], rng), replace(qs[5], offset=offsets)]
 
 
 # -- the layer -------------------------------------------------------------------------------------

@@ -91,7 +91,9 @@ def determinism(r):
 
 
 def mutants(r):
-    return "caught: " + ", ".join(f"{module} {n['caught']} of {n['planted']}" for module, n in r["modules"].items())
+    real, at_once = r["drawn"] - r["equivalent"], r["own"] + r["wider"] + r["timeout"]
+    return (f"{r['drawn']} faults, {r['equivalent']} of them equivalent; of the other {real}, {at_once} caught, "
+            f"{r['new']} more by tests written for them since, {len(r['survivors'])} not")
 
 
 def numbers(r):

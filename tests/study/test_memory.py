@@ -8,6 +8,7 @@ import tinypeft as tp
 from tinypeft.commands.cli import main
 from tinypeft.models.llama import Llama, LlamaConfig
 from tinypeft.study import memory
+from tinypeft.study.markdown import aligned
 from tinypeft.study.memory import FLOAT32, SHAPES, Shape, estimate, shape_of, traced
 
 DEEP, WIDE = tp.GPTConfig(1024, 128, 96, 6, 4), tp.GPTConfig(512, 128, 192, 3, 4)
@@ -102,3 +103,7 @@ def test_mistakes_are_told(args, says, capsys):
 
 def test_full_fine_tuning_has_nothing_to_quantize():
     with pytest.raises(ValueError, match="leave bits out"): estimate(SHAPES["base"], "full", bits=4)
+
+
+def test_a_table_as_text_has_its_first_column_left():
+    assert aligned([["method", "of"], ["a", "12.5"]]) == ["method    of", "a       12.5"]

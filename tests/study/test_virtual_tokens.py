@@ -3,6 +3,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.engine import functional as F
+from tinypeft.study.experiments import virtual_tokens
 from tinypeft.study.experiments.virtual_tokens import attention, nearest
 
 
@@ -27,3 +28,12 @@ def test_the_nearest_token_of_a_token_is_itself():
     words, cosine = nearest(model, 3 * model.token_embedding.weight.data[ids])
     assert "".join(words) == " array of values"
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
+
+
+def test_the_map_is_of_the_first_tokens_and_a_mean_over_heads(monkeypatch):
+    """So what each token pays to the prefix, to those before it and to itself adds up to 1."""
+    monkeypatch.setattr(virtual_tokens, "test_loss", lambda model: 0.0)
+    settings = {"steps": 1, "batch_size": 1, "rows": 1, "layer": 2, "shown": 40}
+    found = virtual_tokens.measure(tp.PrefixTuning(length=10), 0, settings)
+    assert found["map"].shape == (40, 50) and len(found["tokens"]) == 40
+    np.testing.assert_allclose(found["map"].sum(1), 1, atol=0.005)

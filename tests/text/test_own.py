@@ -372,6 +372,8 @@ def test_a_continuation_ends_where_the_context_does(tmp_path, model):
     one, other = task.predict(model, ["x" * 504, "word1"], max_new_tokens=20)
     ids = model.generate(np.array([[*b"x" * 504]]), 8, stop=256)[0, 504:].tolist()
     assert one == CHAT.decode(ids[:ids.index(256)] if 256 in ids else ids) and other != ""
+    last = model.generate(np.array([[*b"x" * 511]]), 1)[0, 511:].tolist()                  # room for one token
+    assert task.predict(model, ["x" * 511], max_new_tokens=20) == [CHAT.decode([id for id in last if id != 256])]
 
 
 # -- learning --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from tests.oracles.hf_tokenizers import BYTE_LEVEL, cut, documents
-from tinypeft.text.words import SPLITS, words
+from tinypeft.text.words import SPLITS, _newer, words
 
 ALPHABET = " \n\t\r\x1c\x1f\x85\xa0\u2003\u3000'strevmldSTREVMLDſK_0912²½Ⅷ①٣aZéßж中\u0301-,.{🙂\u200b\x00"
 
@@ -31,6 +31,13 @@ def test_every_character_is_cut_as_in_the_library():
     for i in range(0, len(known), 8192):
         text = "".join(f"a{c}1{c}!{c} {c}" for c in known[i:i + 8192])
         assert words(text, "smollm") == [text[a:b] for _, (a, b) in pre.pre_tokenize_str(text)], hex(ord(known[i]))
+
+
+def test_a_range_of_newer_characters_has_both_ends():
+    """Letters and numerals of Unicode 15.0 to 16.0, which a Python's own table may not know."""
+    for ends, kind in (("1c89 1c8a 1138b 31350 323af", "L"), ("10d40 10d49 1e5f1 1e5fa", "N")):
+        assert {_newer()[chr(int(end, 16))] for end in ends.split()} == {kind}
+    assert not {chr(int(end, 16)) for end in "1c88 1c8b 1134f 3134f 323b0 10d3f 1e5fb".split()} & _newer().keys()
 
 
 def test_rules_read_as_they_should():

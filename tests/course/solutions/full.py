@@ -214,6 +214,7 @@ WRONG = {
         (peak(inputs=lambda L, k: 0), "L/k of them"),
         (peak(inputs=lambda L, k: L // k - 1), "its own input"),
         (peak(inputs=lambda L, k: k), "each keeps one input"),
+        (peak(inputs=lambda L, k: L // k + 1), "not k, and not one more"),
         (lambda *a: peak(blocks=lambda k: a[4])(*a), "not those of all"),
         (lambda *a: peak(blocks=lambda k: a[4] // k)(*a), "there are L/k parts"),
         (lambda *a: head_alone(*a), "at both moments"),
