@@ -104,7 +104,7 @@ class First:
 
 def child(folder, tests, seconds, answers):
     """Run the tests of a copy in this new process, and put the name of the first that fails."""
-    import resource                                      # POSIX alone has it
+    import resource  # POSIX alone has it
     os.setsid()
     os.chdir(folder)
     os.environ["PYTHONPATH"] = sys.path[0] = str(folder)
