@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -37,7 +36,6 @@ __all__ = ["draw", "main", "own_tests", "wider_tests"]
 EQUIVALENT = RESULTS.parent / "equivalent.json"
 WORDS = ("study/pictures/", "course/schematics/", "study/plot.py", "study/gallery.py", "study/glance.py")
 ORACLES = ("torch", "transformers", "peft", "bitsandbytes", "hypothesis", "matplotlib.pyplot", "gguf", "tokenizers", "nbformat")
-FORK = multiprocessing.get_context("fork")                # the oracles are imported once
 
 
 STALE = ["tests/study/test_experiment.py::test_no_stored_result_is_stale", "tests/commands/test_missing.py::test_the_command",
@@ -106,6 +104,7 @@ class First:
 
 def child(folder, tests, seconds, answers):
     """Run the tests of a copy in this new process, and put the name of the first that fails."""
+    import resource  # POSIX alone has it
     os.setsid()
     os.chdir(folder)
     os.environ["PYTHONPATH"] = sys.path[0] = str(folder)
@@ -120,8 +119,9 @@ def child(folder, tests, seconds, answers):
 
 def first_failure(folder, tests, seconds) -> str:
     """The name of the test that fails first, "" if none does, "timeout" after so many seconds of work or six times as many."""
-    answers = FORK.Queue()
-    process = FORK.Process(target=child, args=(folder, tests, seconds, answers))
+    fork = multiprocessing.get_context("fork")           # the oracles are imported once
+    answers = fork.Queue()
+    process = fork.Process(target=child, args=(folder, tests, seconds, answers))
     process.start()
     process.join(6 * seconds)
     try: os.killpg(process.pid, signal.SIGKILL)
@@ -151,10 +151,11 @@ def work(folder, faults, kind, stored):
 
 def plant(drawn: list[Fault], kind: str, stored: Path, children: int = 2) -> None:
     """Plant each fault in one of the copies."""
-    faults = FORK.Queue()
+    fork = multiprocessing.get_context("fork")
+    faults = fork.Queue()
     for fault in [*drawn, *[None] * children]: faults.put(fault)
     with tempfile.TemporaryDirectory() as where:
-        workers = [FORK.Process(target=work, args=(f"{where}/{i}", faults, kind, stored)) for i in range(children)]
+        workers = [fork.Process(target=work, args=(f"{where}/{i}", faults, kind, stored)) for i in range(children)]
         for worker in workers: worker.start()
         for worker in workers: worker.join()
 

@@ -1,5 +1,6 @@
 """Planted faults: what is drawn, which tests run, and that a run tells a fault from an equivalent one."""
 import json
+import os
 import shutil
 
 import pytest
@@ -65,6 +66,7 @@ def test_tests_that_run():
     assert len({*wider}) == 6 and "tests/peft/test_combine.py" in wider and "tests/peft/test_lora.py" not in wider
 
 
+@pytest.mark.skipif(os.name != "posix", reason="it forks")
 def test_a_fault_is_caught_and_taken_out_again(tmp_path):
     for name in ("tinypeft", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "results", "__pycache__"))
