@@ -137,7 +137,9 @@ def by_scikit_learn(model, rows, classes):
     h = {split: probe.hidden_states(model, task, task.data(split)) for split in rows}
     Cs = [1 / penalty for penalty in probe.PENALTIES]
     model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=Cs, cv=5, scoring="neg_log_loss", max_iter=2000))
-    return model.fit(h["train"], [label for _, label in rows["train"]]).predict(h["test"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)                   # of options that change in the next version
+        return model.fit(h["train"], [label for _, label in rows["train"]]).predict(h["test"])
 
 
 def bagged(terms, rows, classes):
@@ -180,7 +182,7 @@ def ways(smollm2, toy):
 def measured(table, methods, say=print):
     """{"rows", "classes", "accuracy": way → one for each draw, "CPU seconds", "curve": way → rows → accuracies}."""
     texts, labels, classes = table
-    n_fresh = min(FRESH, len(texts) // 3)
+    n_fresh = min(FRESH, len(texts) * FRESH // (LEARN + FRESH))
     curve = {name: {} for name in ("probe, SmolLM2", "words", "letters")}
     accuracy, seconds = {name: [] for name in methods}, {}
     for draw in range(DRAWS):
