@@ -25,25 +25,11 @@ LORA, FULL = tp.LoRA(rank=2), tp.FullFineTuning
 ADALORA = tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1, targets=("query", "value"))
 
 
-@pytest.fixture(scope="module")
-def base():
-    """(family, classes) → transformers' model with the weights of `make(family)`, in float64."""
-    made = {}
-    def of(family, classes=None):
-        key = family, classes
-        if key not in made: made[key] = oracle.transformers_model(make(family), classes)
-        return made[key]
-    return of
-
-
 def moved(family, *methods, **options):
     """`methods` on a model, with every number that they train moved."""
     tuned = tp.attach(make(family), *methods, rng=3, **options)
     move(tuned, np.random.default_rng(0))
     return tuned
-
-
-def files(folder): return [(folder / name).read_bytes() for name in (CONFIG, TENSORS)]
 
 
 def config_of(folder): return json.loads((folder / CONFIG).read_text("utf-8"))
@@ -70,11 +56,11 @@ OURS = [
 
 
 @pytest.mark.parametrize("family, methods, fields", [(f, *case) for fs, *case in OURS for f in fs], ids=str)
-def test_peft_computes_what_our_parts_compute_numerical(family, methods, fields, base, tmp_path):
+def test_peft_computes_what_our_parts_compute_numerical(family, methods, fields, tmp_path):
     tuned = moved(family, *methods)
     tuned.save(tmp_path / "one", format="peft")
     assert fields.items() <= config_of(tmp_path / "one").items()
-    theirs = oracle.loaded(base(family), tmp_path / "one")
+    theirs = oracle.loaded(oracle.base(family), tmp_path / "one")
     exact = 1e-7 if ADALORA in methods else 1e-6 if tuned.virtual else 1e-14    # PEFT has init_r + 1e-5, prompts in float32
     assert error(oracle.logits(theirs, TOKENS), tuned(TOKENS)) <= exact
     again = tp.load_adapter(make(family), tmp_path / "one")
@@ -82,10 +68,10 @@ def test_peft_computes_what_our_parts_compute_numerical(family, methods, fields,
     if not tuned.virtual: assert error(again.merge()(TOKENS), tuned(TOKENS)) <= 1e-13
     assert sum(isinstance(part.method, FULL) for part in again.parts.values()) == 1
     again.save(tmp_path / "two", format="peft")
-    if family != "GPT" or ADALORA not in methods: assert files(tmp_path / "one") == files(tmp_path / "two")
+    if family != "GPT" or ADALORA not in methods: assert oracle.files(tmp_path / "one") == oracle.files(tmp_path / "two")
     again.save(tmp_path / "own")                                         # in our own format, bit for bit
     assert np.array_equal(tp.load_adapter(make(family), tmp_path / "own")(TOKENS).data, again(TOKENS).data)
-    with again.disabled(): assert error(oracle.logits(base(family), TOKENS), again(TOKENS)) <= 1e-12
+    with again.disabled(): assert error(oracle.logits(oracle.base(family), TOKENS), again(TOKENS)) <= 1e-12
 
 
 # (families, configuration, the parts here)
@@ -111,17 +97,17 @@ THEIRS = [
 
 @pytest.mark.parametrize("family, config, targets", [(f, *case) for fs, *case in THEIRS for f in fs],
                          ids=lambda x: getattr(x, "peft_type", None) and x.peft_type.value)
-def test_weights_that_peft_trained_compute_the_same_here_numerical(family, config, targets, base, tmp_path):
-    theirs = oracle.trained(base(family), copy.deepcopy(config), TOKENS)
+def test_weights_that_peft_trained_compute_the_same_here_numerical(family, config, targets, tmp_path):
+    theirs = oracle.trained(oracle.base(family), copy.deepcopy(config), TOKENS)
     theirs.save_pretrained(tmp_path / "peft")
     tuned = tp.load_adapter(make(family), tmp_path / "peft")
     exact = 1e-6 if tuned.virtual else 1e-14                             # PEFT has prompts in float32
     assert error(tuned(TOKENS), oracle.logits(theirs, TOKENS)) <= exact
-    assert error(oracle.logits(base(family), TOKENS), tuned(TOKENS)) > 0.01
+    assert error(oracle.logits(oracle.base(family), TOKENS), tuned(TOKENS)) > 0.01
     names = [set(part.method.targets) for part in tuned.parts.values() if isinstance(part.method, FULL)]
     assert targets is None and len(names) == 1 or names == [set(targets)] * bool(targets)
     tuned.save(tmp_path / "back", format="peft")
-    assert error(oracle.logits(oracle.loaded(base(family), tmp_path / "back"), TOKENS), tuned(TOKENS)) <= exact
+    assert error(oracle.logits(oracle.loaded(oracle.base(family), tmp_path / "back"), TOKENS), tuned(TOKENS)) <= exact
     ours, sent = (read_safetensors(tmp_path / side / TENSORS) for side in ("back", "peft"))
     if not getattr(config, "lora_bias", False):                         # which becomes a bias of the base here
         assert ours.keys() == sent.keys()
@@ -129,19 +115,19 @@ def test_weights_that_peft_trained_compute_the_same_here_numerical(family, confi
 
 
 @families
-def test_heads_and_weights_of_the_base_classify_the_same_numerical(family, base, tmp_path):
+def test_heads_and_weights_of_the_base_classify_the_same_numerical(family, tmp_path):
     tuned = moved(family, FULL(("*norm*",)), head=3, head_bias=False)
     tuned.save(tmp_path / "ours", format="peft")
     assert config_of(tmp_path / "ours")["modules_to_save"] == ["score"]
-    theirs = oracle.loaded(base(family, 3), tmp_path / "ours")
+    theirs = oracle.loaded(oracle.base(family, 3), tmp_path / "ours")
     assert error(oracle.class_logits(theirs, TOKENS), tuned.classify(TOKENS, SEVEN)) <= 1e-14
     config = LoraConfig(r=2, task_type="SEQ_CLS", bias="all", modules_to_save=["wpe" if family == "GPT" else "norm"])
-    theirs = oracle.trained(base(family, 3), config, TOKENS, classes=3)
+    theirs = oracle.trained(oracle.base(family, 3), config, TOKENS, classes=3)
     theirs.save_pretrained(tmp_path / "theirs")
     tuned = tp.load_adapter(make(family), tmp_path / "theirs")
     assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
     tuned.save(tmp_path / "back", format="peft")
-    theirs = oracle.loaded(base(family, 3), tmp_path / "back")
+    theirs = oracle.loaded(oracle.base(family, 3), tmp_path / "back")
     assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
 
 
@@ -150,7 +136,7 @@ def test_norms_load_onto_a_quantized_base(tmp_path):
     tuned = tp.load_adapter(tp.quantize(make("Llama", np.float32), tp.NF4(block_size=16)), tmp_path / "one")
     assert tuned.method == FULL(("norm1", "final_norm"))
     tuned.save(tmp_path / "two", format="peft")
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert oracle.files(tmp_path / "one") == oracle.files(tmp_path / "two")
 
 
 def test_the_default_norms_are_pefts():
@@ -236,8 +222,8 @@ def test_folders_of_norms_that_do_not_fit_are_refused(fields, tensors, says, tmp
     refused("GPT", tmp_path, fields, tensors, says)
 
 
-def test_weights_without_a_place_here_are_refused(base, tmp_path):
-    oracle.trained(base("Llama"), LoraConfig(r=2, lora_bias=True), TOKENS).save_pretrained(tmp_path / "bias")
+def test_weights_without_a_place_here_are_refused(tmp_path):
+    oracle.trained(oracle.base("Llama"), LoraConfig(r=2, lora_bias=True), TOKENS).save_pretrained(tmp_path / "bias")
     refused("Llama", tmp_path / "bias", {}, {}, "lora_bias=True is not supported: .*q_proj has no bias in this model")
     moved("GPT", tp.PromptTuning(length=2)).save(tmp_path / "prompt", format="peft")
     refused("GPT", tmp_path / "prompt", {"modules_to_save": ["ln_1"]}, {}, "missing 4 .base_model.transformer.h.0.ln_1")

@@ -33,17 +33,6 @@ THEIRS = {"defaults": {"task_type": "CAUSAL_LM"}, "all-linear": {"target_modules
                        "exclude_modules": ["mlp.c_fc", "up_proj"], "feedforward_modules": r".*1\.mlp\..*(c_|down_)proj"}}
 
 
-@pytest.fixture(scope="module")
-def base():
-    """(family, classes) → transformers' model with the weights of `make(family)`, in float64."""
-    made = {}
-    def of(family, classes=None):
-        key = family, classes
-        if key not in made: made[key] = oracle.transformers_model(make(family), classes)
-        return made[key]
-    return of
-
-
 def moved(method, family="GPT", **options):
     """`method` on a model, with every l away from 1."""
     tuned = tp.attach(make(family), method, rng=3, **options)
@@ -51,45 +40,42 @@ def moved(method, family="GPT", **options):
     return tuned
 
 
-def files(folder): return [(folder / name).read_bytes() for name in (CONFIG, TENSORS)]
-
-
 @pytest.mark.parametrize("family, method", OURS, ids=str)
-def test_peft_computes_what_our_vectors_compute_numerical(method, family, base, tmp_path):
+def test_peft_computes_what_our_vectors_compute_numerical(method, family, tmp_path):
     tuned = moved(method, family)
     tuned.save(tmp_path / "one", format="peft")
-    theirs = oracle.loaded(base(family), tmp_path / "one")
+    theirs = oracle.loaded(oracle.base(family), tmp_path / "one")
     assert error(oracle.logits(theirs, TOKENS), tuned(TOKENS)) <= 1e-14
-    assert error(oracle.logits(base(family), TOKENS), tuned(TOKENS)) > 0.01
+    assert error(oracle.logits(oracle.base(family), TOKENS), tuned(TOKENS)) > 0.01
     again = tp.load_adapter(make(family), tmp_path / "one")
     assert error(again(TOKENS), tuned(TOKENS)) <= 1e-14 and error(again.merge()(TOKENS), tuned(TOKENS)) <= 1e-14
     assert set(again.state_dict()) == set(tuned.state_dict())
     assert all(np.array_equal(a, tuned.state_dict()[name]) for name, a in again.state_dict().items())
     again.save(tmp_path / "two", format="peft")
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert oracle.files(tmp_path / "one") == oracle.files(tmp_path / "two")
 
 
 @pytest.mark.parametrize("name, family", [*(("defaults", family) for family in EVERY), ("all-linear", "GPT"),
                                           ("all-linear", "Gemma"), ("patterns", "GPT"), ("patterns", "Llama")])
-def test_vectors_of_peft_compute_the_same_here_numerical(name, family, base, tmp_path):
-    theirs = oracle.trained(base(family), peft.IA3Config(**copy.deepcopy(THEIRS[name])), TOKENS)
+def test_vectors_of_peft_compute_the_same_here_numerical(name, family, tmp_path):
+    theirs = oracle.trained(oracle.base(family), peft.IA3Config(**copy.deepcopy(THEIRS[name])), TOKENS)
     theirs.save_pretrained(tmp_path / "peft")
     tuned = tp.load_adapter(make(family), tmp_path / "peft")
     assert error(tuned(TOKENS), oracle.logits(theirs, TOKENS)) <= 1e-14
-    assert error(oracle.logits(base(family), TOKENS), tuned(TOKENS)) > 0.01
+    assert error(oracle.logits(oracle.base(family), TOKENS), tuned(TOKENS)) > 0.01
     tuned.save(tmp_path / "back", format="peft")
     ours, sent = (read_safetensors(tmp_path / side / TENSORS) for side in ("back", "peft"))
     assert ours.keys() == sent.keys() and all(np.array_equal(ours[n], sent[n]) for n in sent)
-    assert error(oracle.logits(oracle.loaded(base(family), tmp_path / "back"), TOKENS), tuned(TOKENS)) <= 1e-14
+    assert error(oracle.logits(oracle.loaded(oracle.base(family), tmp_path / "back"), TOKENS), tuned(TOKENS)) <= 1e-14
 
 
 @families
-def test_a_head_classifies_the_same_on_both_sides_numerical(family, base, tmp_path):
+def test_a_head_classifies_the_same_on_both_sides_numerical(family, tmp_path):
     tuned = moved(tp.IA3(), family, head=3, head_bias=False)
     tuned.save(tmp_path / "ours", format="peft")
-    theirs = oracle.loaded(base(family, 3), tmp_path / "ours")
+    theirs = oracle.loaded(oracle.base(family, 3), tmp_path / "ours")
     assert error(oracle.class_logits(theirs, TOKENS), tuned.classify(TOKENS, SEVEN)) <= 1e-14
-    theirs = oracle.trained(base(family, 3), peft.IA3Config(task_type="SEQ_CLS"), TOKENS, classes=3)
+    theirs = oracle.trained(oracle.base(family, 3), peft.IA3Config(task_type="SEQ_CLS"), TOKENS, classes=3)
     theirs.save_pretrained(tmp_path / "theirs")
     tuned = tp.load_adapter(make(family), tmp_path / "theirs")
     assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
@@ -111,15 +97,15 @@ def test_ones_are_all_kept_or_left_out(tmp_path):
     assert tp.load_adapter(make("GPT"), tmp_path).method == tp.IA3(("query", "key", "value", "down"))
 
 
-def test_an_input_of_c_attn_has_one_vector(base, tmp_path):
+def test_an_input_of_c_attn_has_one_vector(tmp_path):
     config = peft.IA3Config(target_modules=["c_attn", "c_fc"], feedforward_modules=["c_attn"])
-    theirs = oracle.trained(base("GPT"), config, TOKENS)
+    theirs = oracle.trained(oracle.base("GPT"), config, TOKENS)
     theirs.save_pretrained(tmp_path / "theirs")
     tuned = tp.load_adapter(make("GPT"), tmp_path / "theirs")
     assert tuned.method == tp.IA3(("query", "key", "value", "up"), feedforward=("query", "key", "value"))
     assert error(tuned(TOKENS), oracle.logits(theirs, TOKENS)) <= 1e-14
     tuned.save(tmp_path / "back", format="peft")                         # the three are equal until they are trained
-    assert error(oracle.logits(oracle.loaded(base("GPT"), tmp_path / "back"), TOKENS), tuned(TOKENS)) <= 1e-14
+    assert error(oracle.logits(oracle.loaded(oracle.base("GPT"), tmp_path / "back"), TOKENS), tuned(TOKENS)) <= 1e-14
     tuned.wrappers["blocks.1.attention.key"].l.data[0] += 1
     for other in tuned, moved(tp.IA3(("query",), feedforward=("query",))):
         with pytest.raises(tp.MethodError, match="PEFT scales the input of .*c_attn by one vector"):
@@ -147,7 +133,7 @@ def test_vectors_load_onto_a_quantized_base_numerical(tmp_path):
     with quantized.disabled(): plain = quantized(TOKENS)
     assert error(plain, quantized(TOKENS)) > 0.01
     quantized.save(tmp_path / "back", format="peft")
-    assert files(tmp_path / "back") == files(tmp_path)
+    assert oracle.files(tmp_path / "back") == oracle.files(tmp_path)
 
 
 def test_the_defaults_are_pefts():

@@ -1,5 +1,6 @@
 """transformers' models with the weights of ours, PEFT on them, and a few steps of training there."""
 import copy
+import functools
 import logging
 import warnings
 
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 import tinypeft as tp
+from tests.families import make
 
 from .torch_llama import torch_llama
 
@@ -26,6 +28,17 @@ SEVEN = [7, 7, 7]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*",
                                         "ignore:The following rank_pattern keys")     # of AdaLoRA, which PEFT reads elsewhere
 logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@functools.cache
+def base(family, classes=None):
+    """transformers' model with the weights of `make(family)`, in float64. It is made once, so copy it before you change it."""
+    return transformers_model(make(family), classes)
+
+
+def files(folder):
+    """The bytes of the two files of an adapter."""
+    return [(folder / name).read_bytes() for name in (CONFIG, TENSORS)]
 
 
 def transformers_model(model, classes=None):
