@@ -103,7 +103,7 @@ def _weight(modules, paths):
     if all(type(m) is QuantizedLinear for m in modules):
         try: kinds = {type_of(W) for W in weights}
         except ValueError as e:
-            raise ValueError(f"write_gguf: {paths[0]}: {e}; quantize by tinypeft.GGUF()") from e
+            raise ValueError(f"write_gguf: {paths[0]}: {e}") from e
         if len(kinds) == 1: return *kinds, shape, np.concatenate([*map(file_bytes, weights)])
     raise ValueError(f"write_gguf: {', '.join(paths)}: expected floating point, or all of them "
                      f"quantized by the same GGUF(…), got {', '.join(map(repr, modules))}")
