@@ -8,10 +8,10 @@ import tinypeft as tp
 from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.commands.cli import main
 from tinypeft.interop.adapters import hub_name
+from tinypeft.interop.gguf_bytes import file_bytes
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.interop.loading import smollm2_file
-from tinypeft.quant.gguf_blocks import block_bytes
 from tinypeft.text.tasks.labels import Labels
 
 BEGINNINGS = """The capital of France is|Water boils at a temperature of|In 1969 the first people|A triangle has three
@@ -75,7 +75,7 @@ def test_its_blocks_compute_the_same_where_they_stay_as_they_are(model, packed):
     assert sum(m.nbytes for _, m in packed.named_modules() if isinstance(m, tp.QuantizedLinear)) == 66_355_200
     for theirs, ours in ("attn_q", "attention.query"), ("attn_k", "attention.key"), ("ffn_down", "mlp.down"):
         q = packed.get(f"blocks.7.{ours}").weight
-        rows = block_bytes(q).reshape(q.shape[0], -1)
+        rows = file_bytes(q).reshape(q.shape[0], -1)
         if "attn" in theirs: rows = neighbours(rows, 64)
         assert np.array_equal(rows.reshape(-1), file.octets(f"blk.7.{theirs}.weight"))
 

@@ -199,7 +199,7 @@ DEFAULTS = """
         scale_dtype='float32', percentile=99.9, grid_steps=100, shrink=0.8, norm=2.0)
     FloatFormat(name='E4M3', scaling=None, block_size=64, scale_format='float32', saturate=True)
     NF4(block_size=64, double_quant=False)
-    GGUF(name='Q4_0')
+    GGUF(name='Q4_0', importance=False)
     GPTQ(bits=4, group_size=None, symmetric=False, act_order=False, static_groups=False, group_scales='lazy',
         damping=0.01, block_size=128, clipping='minmax', scale_dtype='float16', true_sequential=False)
     AWQ(bits=4, group_size=128, symmetric=False, n_ratios=20, duo_scaling=False, clip=True, clip_steps=20,

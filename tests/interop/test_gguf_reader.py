@@ -10,10 +10,10 @@ from tests.oracles import assert_close
 from tests.stress.attacks import GGUFS, LARGE_GGUFS, gguf_content, save_gguf
 from tests.toys import Noise, linear_paths, same
 from tinypeft.interop import llama as llama_module
+from tinypeft.interop.gguf_bytes import file_bytes
 from tinypeft.interop.gguf_reader import GGUFError, read_gguf
 from tinypeft.interop.llama import MODULES, from_gguf, halves
 from tinypeft.interop.llama import SIZES as SIZES_OF_THE_FILE
-from tinypeft.quant.gguf_blocks import block_bytes
 
 gguf = pytest.importorskip("gguf")
 SIZES = {"d_model": 32, "d_mlp": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_head": 8}
@@ -242,7 +242,7 @@ def test_a_norm_in_blocks_is_decoded(tmp_path):
     """`quantized=True` is for weights of layers."""
     path = write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), "Q8_0")
     fields, tensors = gguf_content(path)
-    tensors["blk.0.ffn_norm.weight"] = 8, (32,), block_bytes(tp.GGUF("Q8_0").quantize(np.ones(32)))
+    tensors["blk.0.ffn_norm.weight"] = 8, (32,), file_bytes(tp.GGUF("Q8_0").quantize(np.ones(32)))
     save_gguf(path, fields, tensors)
     assert_close(from_gguf(path, quantized=True).blocks[0].norm2.weight.data, np.ones(32), 1e-3)
 

@@ -1,14 +1,15 @@
-"""gguf_blocks.py, bit-exact against the gguf package: bytes and values of Q8_0 and Q4_0; every error."""
+"""gguf_blocks.py, bit-exact against the gguf package: bytes and values of the plain types; every error."""
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tests.interop.test_gguf_types import halves
+from tinypeft.interop.gguf_bytes import file_bytes, type_of
 from tinypeft.interop.gguf_types import TYPES as FILE_TYPES
 from tinypeft.interop.gguf_types import as_qtensor
 from tinypeft.quant import GGUF, NF4, Uniform
-from tinypeft.quant.gguf_blocks import TYPES, block_bytes, block_type
 
 
 def cases():
@@ -22,7 +23,10 @@ def cases():
         yield W
 
 
-@pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
+BITS = {"Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5, "Q5_0": 5.5, "Q5_1": 6}
+
+
+@pytest.mark.parametrize("name", BITS)
 def test_exact_gguf(name):
     gguf = pytest.importorskip("gguf")
     kind = gguf.GGMLQuantizationType[name]
@@ -31,9 +35,9 @@ def test_exact_gguf(name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                                    # its 1/0 of zero blocks
             theirs = gguf.quants.quantize(W, kind)
-        assert np.array_equal(block_bytes(q).reshape(-1), theirs.reshape(-1))
+        assert np.array_equal(file_bytes(q).reshape(-1), theirs.reshape(-1))
         assert np.array_equal(q.dequantize(), gguf.quants.dequantize(theirs, kind))
-        assert q.nbytes == theirs.nbytes and q.bits_per_weight == {"Q8_0": 8.5, "Q4_0": 4.5}[name]
+        assert q.nbytes == theirs.nbytes and q.bits_per_weight == BITS[name]
 
 
 def test_exact_by_hand():
@@ -44,12 +48,12 @@ def test_exact_by_hand():
     x[0, :5] = 127, 0.5, -0.5, 1.5, -2.5
     q = GGUF("Q8_0").quantize(x)
     assert q.scale.tolist() == [1.0] and q.integers()[0, :5].tolist() == [127, 1, -1, 2, -3]
-    assert block_bytes(q).shape == (1, 34)
+    assert file_bytes(q).shape == (1, 34)
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="name must be 'Q4_0' or 'Q8_0', got 'Q4_K'"):
-        GGUF("Q4_K")
+    with pytest.raises(ValueError, match="name must be 'Q4_0', .* or 'Q5_K_M', got 'Q4_2'"):
+        GGUF("Q4_2")
     with pytest.raises(ValueError, match="group_size=32 does not divide the last axis, 48; 24 does"):
         GGUF().quantize(np.ones((4, 48)))
     with pytest.raises(ValueError, match="a scale of 7.87402e.07 overflows GGUF's float16"):
@@ -60,17 +64,17 @@ def test_errors():
     others = (NF4(), Uniform(4), Uniform(4, granularity="group", group_size=32), Uniform(4, symmetric=False, **half),
               Uniform(3, **half), Uniform(4, convention="full", **half | {"group_size": 16}))
     for other in others:
-        with pytest.raises(ValueError, match="block_bytes needs blocks of 32 with float16 scales, as Q4_0, Q4_1"):
-            block_bytes(other.quantize(np.ones((4, 64))))
+        with pytest.raises(ValueError, match="no type of GGUF holds .*; tinypeft.GGUF quantizes to its types"):
+            file_bytes(other.quantize(np.ones((4, 64))))
     q = GGUF().quantize(np.ones((4, 64)))
     for wrong in {"order": np.arange(64, dtype=np.int32)}, {"offset": np.float32(1)}, {"zero": 7}:
-        with pytest.raises(ValueError, match="block_bytes needs"): block_bytes(replace(q, **wrong))
+        with pytest.raises(ValueError, match="no type of GGUF holds"): file_bytes(replace(q, **wrong))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FILE_TYPES.values() if kind.name in TYPES.values()],
-                         ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [kind for kind in FILE_TYPES.values() if kind.bits], ids=lambda kind: kind.name)
 def test_what_a_file_holds_is_written_again_bit_exact(kind, rng):
     octets = rng.integers(0, 256, (24, kind.octets), np.uint8)
-    octets[:, [1, 3]] &= 0b1011_1111                                           # finite scales
-    q = as_qtensor(kind, octets.reshape(-1), (6, 128))
-    assert np.array_equal(block_bytes(q), octets) and block_type(q) == kind.name
+    for at in halves(kind): octets[:, at + 1] &= 0b1011_1111                   # finite scales
+    if kind.name == "MXFP4": octets[:, 0] = np.minimum(octets[:, 0], 254)
+    q = as_qtensor(kind, octets.reshape(-1), (6, 4 * kind.weights))
+    assert np.array_equal(file_bytes(q), octets) and type_of(q) == kind.name

@@ -21,10 +21,10 @@ from ..files import replacing
 from ..models.gpt import GPT
 from ..models.llama import Llama
 from ..quant import QuantizedLinear
-from ..quant.gguf_blocks import block_bytes, block_type
 from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
 from .families import GPT2
+from .gguf_bytes import file_bytes, type_of
 from .gguf_tokenizer import CONTROL, NORMAL, PRE, UNUSED, USER
 from .gguf_types import TYPES
 from .llama import MODULES as LLAMA_MODULES
@@ -35,7 +35,8 @@ __all__ = ["write_gguf"]
 
 ALIGNMENT = 32
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}          # type → its number
-FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
+FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 14,
+              "Q5_K": 16, "Q6_K": 18}
 TENSORS = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
            "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}   # GPT-2's → GGUF's
 
@@ -61,8 +62,7 @@ def write_gguf(path: str | Path, model: GPT | Llama) -> None:
         if getattr(modules[0], "bias", None) is not None:
             bias = np.concatenate([module.bias.data for module in modules], dtype="<f4")
             tensors[f"{name}.bias"] = "F32", bias.shape, bias
-    types = [kind for name, (kind, *_) in tensors.items() if "attn_output.weight" in name]
-    kind = FILE_TYPES[max(set(types), key=types.count)]
+    kind = _file_type([kind for kind, *_ in tensors.values()])
     values = _sizes(model) | {"general.file_type": kind, "general.quantization_version": 2}
     values |= _tokenizer(model)
     fields, at, infos = [_field(name, value) for name, value in values.items()], 0, []
@@ -101,12 +101,20 @@ def _weight(modules, paths):
     if all(type(m) in (Linear, LayerNorm, RMSNorm, Embedding) for m in modules):
         return "F32", shape, np.concatenate([W.data for W in weights]).astype("<f4", copy=False)
     if all(type(m) is QuantizedLinear for m in modules):
-        try: kinds = {block_type(W) for W in weights}
+        try: kinds = {type_of(W) for W in weights}
         except ValueError as e:
-            raise ValueError(f"write_gguf: {paths[0]}: {e}; quantize by tinypeft.GGUF()") from e
-        if len(kinds) == 1: return *kinds, shape, np.concatenate([*map(block_bytes, weights)])
+            raise ValueError(f"write_gguf: {paths[0]}: {e}") from e
+        if len(kinds) == 1: return *kinds, shape, np.concatenate([*map(file_bytes, weights)])
     raise ValueError(f"write_gguf: {', '.join(paths)}: expected floating point, or all of them "
                      f"quantized by the same GGUF(…), got {', '.join(map(repr, modules))}")
+
+
+def _file_type(kinds):
+    """Return llama.cpp's number of a file: that of the commonest type of codes, or of a mixture."""
+    kinds = [kind for kind in kinds if kind != "F32"] or ["F32"]
+    for usual in "Q4_K", "Q5_K":
+        if usual in kinds: return FILE_TYPES[usual] + ("Q6_K" in kinds)   # _S, _M
+    return FILE_TYPES[max(sorted(set(kinds)), key=kinds.count)]
 
 
 def _sizes(model):

@@ -2,21 +2,21 @@
 
     read first    plain.py (the papers' loops; the files below compute the same faster)
     storage       qtensor.py   packing.py (codes in bytes)   decoding.py   saving.py
-    grids         scheme.py   uniform.py   codebooks.py   formats.py   nf4.py   gguf_blocks.py
+    grids         scheme.py  uniform.py  codebooks.py  formats.py  nf4.py  gguf.py  gguf_blocks.py
+                  k_quants.py
     calibrated    calibration.py   readers.py (who reads an input)   obq.py   gptq.py   awq.py
     activations   int8.py   llm_int8.py   smoothquant.py   folding.py   zeroquant.py   kv_cache.py
     training      rounding.py   fake_quant.py   llm_qat.py   peqa.py   loftq.py
     model level   model.py (quantize)   linear.py   measure.py
 To follow GPTQ.apply: gptq, calibration, uniform, readers. AWQ.apply: these with awq for gptq, and
-folding. SmoothQuant: smoothquant, calibration, folding, readers, int8. LLM.int8(): llm_int8, int8,
-calibration, linear. All of them store a qtensor.
+folding. SmoothQuant: smoothquant, calibration, folding, readers, int8. LLM.int8(): llm_int8, int8.
 """
 from .awq import AWQ
 from .calibration import capture
 from .fake_quant import FakeQuant, FakeQuantLinear, convert
 from .folding import plant_outliers
 from .formats import FloatFormat
-from .gguf_blocks import GGUF
+from .gguf import GGUF
 from .gptq import GPTQ
 from .int8 import W8A8
 from .kv_cache import QuantizedKVCache

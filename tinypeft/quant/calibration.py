@@ -6,6 +6,7 @@ quantized already. `Statistics` keeps, for n input vectors x ∈ ℝᵈ of a lay
     H          (2/n) Σ x xᵀ    (d, d)   if asked for: the Hessian of ‖WX − ŴX‖²/n in a row of Ŵ
     mean_abs   (1/n) Σ |x|     (d,)     the usual size of a channel (AWQ)
     max_abs    max |x|         (d,)     the largest size of a channel (SmoothQuant)
+    mean_square (1/n) Σ x²     (d,)     the importance of a channel (GGUF)
     low, high  min x, max x    (d,)     the range of a channel, made to contain 0 (LSQ+'s offsets)
 
 and never the inputs: memory per layer is O(d), or O(d²) with H, for any number of tokens.
@@ -41,6 +42,7 @@ class Statistics:
         self.low = np.zeros(d, np.float32)
         self.high = np.zeros(d, np.float32)
         self._abs = np.zeros(d)
+        self._square = np.zeros(d)
         self._outer = np.zeros((d, d)) if hessian else None
 
     def update(self, X: Array) -> None:
@@ -52,6 +54,7 @@ class Statistics:
         self.low = np.minimum(self.low, X.min(0)).astype(np.float32)
         self.high = np.maximum(self.high, X.max(0)).astype(np.float32)
         self._abs += np.abs(X).sum(0, dtype=np.float64)
+        self._square += np.square(X, dtype=np.float64).sum(0)
         if self._outer is not None:
             self._outer += X.T @ X
 
@@ -62,6 +65,10 @@ class Statistics:
     @property
     def mean_abs(self) -> Array:
         return (self._abs / self.n).astype(np.float32)
+
+    @property
+    def mean_square(self) -> Array:
+        return (self._square / self.n).astype(np.float32)
 
     @property
     def H(self) -> Array:

@@ -5,6 +5,7 @@
     "nf4"                      4-bit NormalFloat, ascending (QLoRA, arXiv 2305.14314, appendix E)
     "FP4"                      bitsandbytes' FP4, in the order of its table
     "dynamic"                  8-bit dynamic map, signed (arXiv 2110.02861, §2.2)
+    "IQ4_NL"                   16 integers, denser around 0: GGUF's type IQ4_NL (ggml-common.h)
     "E4M3" "E5M2" "E2M1" …     floats with E exponent and M mantissa bits; also "FP16", "BF16"
     "E8M0"                     unsigned powers of two, 2^(code − 127), and NaN: scales of MX formats
 
@@ -26,6 +27,9 @@ NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.
 
 FP4 = (0, 0.0625, 8, 12, 4, 6, 2, 3)                 # ÷ 12; codes 8 … 15 are the negatives
 
+IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10,
+          1, 13, 25, 38, 53, 69, 89, 113)
+
 IEEE_NAMES = {"FP16": "E5M10", "BF16": "E8M7"}
 HAS_INFINITY = {"E5M10", "E8M7", "E5M2"}             # IEEE 754: the top exponent is ±∞ and NaN
 HAS_NAN = {"E4M3"}                                   # OCP: only the code of all ones is NaN
@@ -40,6 +44,8 @@ def codebook(name: str) -> Array:
     elif name == "FP4":
         magnitudes = np.array(FP4) / 12
         values = np.concatenate([magnitudes, 0 - magnitudes])   # 0 − 0 = +0: bitsandbytes has no −0
+    elif name == "IQ4_NL":
+        values = np.array(IQ4_NL)
     elif name == "dynamic":
         values = dynamic_map()
     elif name == "E8M0":

@@ -26,7 +26,8 @@ def gptq(W: Array, H: Array, scheme: GPTQ) -> Array:
     d = W.shape[1]
     g = scheme.group_size or d
     lam = scheme.damping * H.diagonal().mean()
-    U = np.linalg.cholesky(np.linalg.inv(H + lam * np.eye(d))).T         # Cholesky(H⁻¹)ᵀ, upper
+    inverse = np.linalg.inv(H + lam * np.eye(d))
+    U = np.linalg.cholesky(inverse).T                    # upper
     W = W.astype(np.float64)
     q = np.empty(W.shape, np.uint8)
     E = np.empty(W.shape)
@@ -80,8 +81,13 @@ def nf4(x: Array) -> tuple[Array, Array]:
     `nf4.py`."""
     s = np.abs(x).max()
     v = x * (1 / s) if s > 0 else x
-    distances = np.abs(v[:, None].astype(np.float64) - codebook("nf4"))
-    return distances.argmin(1).astype(np.uint8), s
+    return nearest(v, codebook("nf4")), s
+
+
+def nearest(v: Array, values: Array) -> Array:
+    """Return the place of the nearest of `values` for each number of v, uint8 (n,)."""
+    distances = np.abs(v[:, None].astype(np.float64) - values)
+    return distances.argmin(1).astype(np.uint8)
 
 
 def nf4_decode(q: Array, s: Array) -> Array:
@@ -95,19 +101,21 @@ def double_quantize(s: Array, o: Array) -> tuple[Array, Array]:
     t = max|s − o|,  r_i = argmin_k |(s_i − o)/t − d_k|. o is the mean of all scales of W."""
     t = np.abs(s - o).max()
     v = (s - o) * (1 / t)
-    distances = np.abs(v[:, None].astype(np.float64) - codebook("dynamic"))
-    return distances.argmin(1).astype(np.uint8), t
+    return nearest(v, codebook("dynamic")), t
 
 
 def llm_int8(X: Array, W: Array, threshold: float = 6.0) -> Array:
     """Equation (8) of LLM.int8() (arXiv 2208.07339): X Wᵀ (n, d_out). With the threshold ∞ it is
     the paper's vector-wise quantization, `W8A8(weights="channel")`."""
     outlier = (np.abs(X) >= threshold).any(0)                            # h ∈ O, (d_in,)
-    s_x = np.abs(X[:, ~outlier]).max(1) / np.float32(127)
+    X_usual = X[:, ~outlier]
+    W_usual = W[:, ~outlier]
+    s_x = np.abs(X_usual).max(1, keepdims=True) / np.float32(127)
     s_w = np.abs(W).max(1) / np.float32(127)             # W is stored once, with all of its columns
-    q_x = np.rint(X[:, ~outlier] / s_x[:, None]).astype(np.int64)
-    q_w = np.rint(W[:, ~outlier] / s_w[:, None]).astype(np.int64)
-    integers = (q_x @ q_w.T).astype(np.float32) * s_x[:, None] * s_w
+    q_x = np.rint(X_usual / s_x).astype(np.int64)
+    q_w = np.rint(W_usual / s_w[:, None]).astype(np.int64)
+    product = (q_x @ q_w.T).astype(np.float32)
+    integers = product * s_x * s_w
     W_f16 = W[:, outlier].astype(np.float16)
     return integers + X[:, outlier] @ W_f16.astype(np.float32).T
 

@@ -63,7 +63,7 @@ ABOUT: dict[str, About] = {
                    ("2209.05433", "2310.10537"), "10", ("orange", "s"), "floats"),
     "nf4": About("NF4", "x̂ = s c[q], s = max|x| of 64 weights, c: quantiles of N(0, 1)",
                  ("2305.14314",), "13", ("blue", "D"), "NF4"),
-    "gguf": About("GGUF blocks", "x̂ = d (q − z), d in float16 per 32 weights: Q8_0 and Q4_0 of llama.cpp",
+    "gguf": About("GGUF blocks", "x̂ = d (q − z) + m, d in float16, or an integer times it: Q4_0, Q4_K, Q4_K_M, … of llama.cpp",
                   (), "10", ("orange", "d"), "GGUF"),
     "gptq": About("GPTQ", "W_k ← W_k − (W_j − quant(W_j)) U_jk / U_jj for every later column k",
                   ("2210.17323", "2208.11580"), "12", ("vermillion", "^"), "GPTQ"),
