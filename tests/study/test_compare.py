@@ -84,6 +84,18 @@ def test_another_model_is_measured_and_is_as_it_was():
     assert "The study measures the shipped base only" in text and "the study " not in text.split("\n")[0]
 
 
+@pytest.mark.parametrize("context, length", [(96, 64), (32, 32)])
+def test_a_scheme_is_measured_on_a_model_of_a_short_context(context, length, monkeypatch):
+    tasks, real = [], compare.train
+    monkeypatch.setattr(compare, "train", lambda model, task, *steps, **options: tasks.append(task) or
+                        real(model, task, *steps, **options))
+    model = tp.GPT(tp.GPTConfig(1024, context, 16, 2, 1))
+    model.tokenizer = tp.load_pretrained().tokenizer
+    cost = compare.cost_of_scheme(model, tp.LLMQAT(), SMALL)
+    assert cost["perplexity"] == pytest.approx(cost["perplexity of float32"], rel=0.05)
+    assert tasks[0].data("train").shape == (32, length)
+
+
 def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
     seen = []
     monkeypatch.setattr(compare, "of_another", lambda model, size, *_: seen.append(size) or {})
