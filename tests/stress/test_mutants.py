@@ -62,7 +62,9 @@ def test_tests_that_run():
     assert own_tests("quant/scheme.py")[0].startswith("tests/quant/")
     assert own_tests("study/experiments/gptq.py")[-1] == "stored_numbers or gptq"
     assert own_tests("pretrained/base.py") == ["tests/test_pretrained.py"]
+    assert own_tests("interop/torch_names.py") == ["tests/interop/test_export.py"]          # export.py imports it
     wider = wider_tests("peft/lora.py")
+    assert "tests/common/test_hyper.py" in wider_tests("peft/dylora.py")
     assert len({*wider}) == 6 and "tests/peft/test_combine.py" in wider and "tests/peft/test_lora.py" not in wider
 
 
