@@ -36,6 +36,7 @@ WORDS = ("study/pictures/", "course/schematics/", "study/plot.py", "study/galler
 ORACLES = ("torch", "transformers", "peft", "bitsandbytes", "hypothesis", "matplotlib.pyplot", "gguf", "tokenizers", "nbformat")
 STALE = ["tests/study/test_experiment.py::test_no_stored_result_is_stale", "tests/commands/test_missing.py::test_the_command",
          "tests/course/test_lessons.py"]                 # they notice any edit of what a stored number depends on
+OF_EXERCISES = ["tests/course/test_exercises.py", "tests/course/test_mistakes.py"]
 SECONDS = {"own": 60, "new": 60, "wider": 90}           # of work
 VERDICTS = ("own", "wider", "timeout", "new", "equivalent", "undecided", "survived", "survived own", "to be planted")
 
@@ -78,7 +79,7 @@ def mentions(module: str) -> dict[str, int]:
 def own_tests(module: str) -> list[str]:
     """The arguments for pytest that run the tests of a module: of its name, of its folder's, or the first of `mentions`."""
     path = Path(module)
-    if module.startswith("course/exercises/"): return ["tests/course/test_exercises.py", "-k", f"{path.stem}."]
+    if module.startswith("course/exercises/"): return [*OF_EXERCISES, "-k", f"{path.stem}."]
     if module.startswith("study/experiments/"):
         return ["tests/study/test_measured.py", "-m", "long or not long", "-k", f"stored_numbers or {path.stem}"]
     folder, *below = path.parent.parts or [""]
@@ -181,12 +182,11 @@ def main() -> None:
     args = parser.parse_args()
     stored = args.stored or ROOT / "build" / f"mutants-{args.seed}.jsonl"
     stored.parent.mkdir(exist_ok=True)
-    drawn = {str(fault): fault for fault in draw(args.draw, args.seed)}
+    drawn, equivalent = {str(fault): fault for fault in draw(args.draw, args.seed)}, json.loads(EQUIVALENT.read_text("utf-8"))
 
     def known():
         """The verdict on each fault, by its name."""
         rows = [json.loads(line) for line in stored.read_text("utf-8").splitlines()] if stored.exists() else []
-        equivalent = json.loads(EQUIVALENT.read_text("utf-8"))
         return {name: "equivalent" if name in equivalent else verdict([row for row in rows if row["fault"] == name])
                 for name in drawn}
 
@@ -195,7 +195,7 @@ def main() -> None:
              ("wider", {"survived own"})]
     for kind, now in steps:
         plant([drawn[name] for name, is_known in known().items() if is_known in now], kind, stored)
-    equivalent, verdicts = json.loads(EQUIVALENT.read_text("utf-8")), known()
+    verdicts = known()
     counts = {"drawn": len(drawn), **{verdict: [*verdicts.values()].count(verdict) for verdict in VERDICTS},
               "survivors": [name for name in drawn if verdicts[name] in ("survived", "undecided")],
               "equivalents": [[name, equivalent[name]] for name in drawn if name in equivalent]}
