@@ -416,6 +416,17 @@ def test_strict_false_loads_the_matching_tensors_and_reports_the_rest(folders, t
     with pytest.raises(ValueError, match="transposed"): tp.load_adapter(make_gpt(np.float32), transposed, strict=False)
 
 
+@pytest.mark.parametrize("kind, ending", [("lora", "lora_A.weight"), ("lora", "lora_B.weight"), ("adalora", "lora_A"),
+                                          ("adalora", "lora_E"), ("ia3", "ia3_l"), ("biases", "lora_B.bias")])
+def test_strict_false_loads_what_comes_after_a_missing_tensor(kind, ending, folders, tmp_path):
+    whole = tp.load_adapter(make_gpt(np.float32), folders / kind).state_dict()
+    first = next(name for name in read_safetensors(folders / kind / TENSORS) if name.endswith(ending))
+    with pytest.warns(UserWarning, match=f"missing 1 .*{first}"):
+        state = tp.load_adapter(make_gpt(np.float32), edited(folders / kind, tmp_path, {}, {first: None}), strict=False).state_dict()
+    same = [name for name, array in state.items() if np.array_equal(array, whole[name])]
+    assert len(whole) / 2 <= len(same) < len(whole), whole.keys() - {*same}
+
+
 def test_folders_that_peft_accepts_are_accepted(folders, tmp_path):
     """An adapter's name inside the tensors' names; float16; a minimal configuration."""
     want = tp.load_adapter(make_gpt(np.float32), folders / "lora")(TOKENS).data
