@@ -37,6 +37,12 @@ def test_finetune_saves_an_adapter_that_generate_and_the_library_read(capsys, tm
     assert status == 0 and out.startswith("numpy.mean(a, axis=None)")
 
 
+def test_the_speed_of_writing_is_in_tokens_per_second(capsys, monkeypatch):
+    monkeypatch.setattr("tinypeft.commands.using.time", types.SimpleNamespace(perf_counter=iter([3.0, 7.0]).__next__))
+    record = json.loads(run(capsys, "generate", "Return the", "--max-new-tokens", "6", "--json")[1])
+    assert record["tokens"] == 6 and record["tokens_per_second"] == 1.5
+
+
 @pytest.mark.parametrize("format, says", [
     ("tinypeft", "tinypeft.load_adapter(model, {0!r}) loads it"),
     ("peft", "peft.PeftModel.from_pretrained(model, {0!r}) loads it, and so does tinypeft.load_adapter(model, {0!r})")])

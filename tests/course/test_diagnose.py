@@ -1,6 +1,7 @@
 """What a check says: where results differ, which cause it names, and which it does not; how hints open."""
 import html.parser
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -371,6 +372,14 @@ def test_stars_stand_beside_the_points():
 
 def test_judge_leaves_the_function_to_check():
     assert judge(find("lora.merge"), Local(lambda W, A, B, alpha: W)).function is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
+def test_the_time_limit_gives_the_alarm_back():
+    alarm, mine = signal.SIGALRM, lambda *_: None
+    before = signal.signal(alarm, mine)
+    try: assert Local(len)(("abc",)).value == 3 and signal.getsignal(alarm) is mine
+    finally: signal.signal(alarm, before)
 
 
 def test_a_terminal_shows_each_hint(tmp_path, capsys):

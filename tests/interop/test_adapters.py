@@ -428,6 +428,16 @@ def test_strict_false_loads_what_comes_after_a_missing_tensor(kind, ending, fold
     assert len(whole) / 2 <= len(same) < len(whole), whole.keys() - {*same}
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_an_adalora_that_has_learned_nothing_keeps_one_triplet_of_each_layer(rank, tmp_path):
+    model = make_gpt(np.float32)
+    tuned = tp.attach(model, tp.AdaLoRA(init_rank=rank, target_rank=1, targets=("down",)))
+    tuned.save(tmp_path, format="peft")
+    tuned.detach()
+    assert {a.shape for name, a in read_safetensors(tmp_path / TENSORS).items() if name.endswith("lora_E")} == {(1, 1)}
+    assert np.array_equal(tp.load_adapter(model, tmp_path)(TOKENS).data, make_gpt(np.float32)(TOKENS).data)
+
+
 def test_folders_that_peft_accepts_are_accepted(folders, tmp_path):
     """An adapter's name inside the tensors' names; float16; a minimal configuration."""
     want = tp.load_adapter(make_gpt(np.float32), folders / "lora")(TOKENS).data
