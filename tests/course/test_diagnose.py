@@ -174,6 +174,13 @@ def test_one_number_is_a_mean_only_where_no_axis_is_left():
     assert first_cause(lambda x: np.flatnonzero(x), lambda x: np.count_nonzero(x), (x,)) == ""
 
 
+def test_an_axis_of_length_1_is_no_other_shape():
+    x = np.arange(12.0).reshape(3, 4)
+    flat, kept = (lambda x: x.sum(1)), (lambda x: x.sum(1, keepdims=True))
+    assert first_cause(flat, kept, (x,)) == "it has an additional axis of length 1; look at keepdims"
+    assert first_cause(kept, flat, (x,)) == "an axis of length 1 is missing; look at keepdims"
+
+
 def test_what_overflowed_is_told_with_its_line():
     def prefix_share(q, k, P_K):
         p = np.exp(P_K @ q / len(q) ** 0.5).sum()

@@ -428,6 +428,16 @@ def test_strict_false_loads_what_comes_after_a_missing_tensor(kind, ending, fold
     assert len(whole) / 2 <= len(same) < len(whole), whole.keys() - {*same}
 
 
+@pytest.mark.parametrize("kind, config", [("lora", peft.LoraConfig), ("adalora", peft.AdaLoraConfig), ("ia3", peft.IA3Config)])
+def test_a_field_that_is_not_there_has_pefts_default(kind, config, folders, tmp_path):
+    needed = {"peft_type", "task_type", "target_modules", "feedforward_modules", "r", "init_r", "rank_pattern", "total_step"}
+    theirs = config(**{"total_step": 8} if kind == "adalora" else {}).to_dict()
+    fields = json.loads((folders / kind / CONFIG).read_text("utf-8")).keys() & theirs.keys() - needed
+    stated, absent = (tp.load_adapter(make_gpt(np.float32), edited(folders / kind, tmp_path / name, values)) for name, values in
+                      {"stated": {field: theirs[field] for field in fields}, "absent": dict.fromkeys(fields, ...)}.items())
+    assert len(fields) > 5 and stated.method == absent.method and np.array_equal(stated(TOKENS).data, absent(TOKENS).data)
+
+
 @pytest.mark.parametrize("rank", [1, 2])
 def test_an_adalora_that_has_learned_nothing_keeps_one_triplet_of_each_layer(rank, tmp_path):
     model = make_gpt(np.float32)
