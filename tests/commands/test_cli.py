@@ -1,6 +1,7 @@
 """The command line as a user types it: small runs of every command, and its answers to mistakes."""
 import argparse
 import errno
+import importlib
 import json
 import re
 import subprocess
@@ -34,6 +35,12 @@ def test_finetune_saves_an_adapter_that_generate_and_the_library_read(capsys, tm
     assert tuned.method == tp.LoRA(rank=4)
     status, out, _ = run(capsys, "generate", "numpy.mean(a, axis=None)", "--adapter", folder, "--max-new-tokens", "8")
     assert status == 0 and out.startswith("numpy.mean(a, axis=None)")
+
+
+def test_the_speed_of_writing_is_in_tokens_per_second(capsys, monkeypatch):
+    monkeypatch.setattr("tinypeft.commands.using.time", types.SimpleNamespace(perf_counter=iter([3.0, 7.0]).__next__))
+    record = json.loads(run(capsys, "generate", "Return the", "--max-new-tokens", "6", "--json")[1])
+    assert record["tokens"] == 6 and record["tokens_per_second"] == 1.5
 
 
 @pytest.mark.parametrize("format, says", [
@@ -143,6 +150,23 @@ def test_what_are_no_names_is_refused_on_the_command_line(text):
 def test_mistakes_are_said_in_one_line(capsys, argv, says):
     status, out, err = run(capsys, *argv)
     assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv, work", [
+    ("assign 01 --out {good} --course {bad}", "course.assign.assign"), ("assign 01 --out {bad}", "course.assign.assign"),
+    ("grade {good} --csv {bad}/points.csv", "course.grade.grade"), ("pretrain --out {bad}", "pretrained.make.pretrain"),
+    ("pretrain --out {good} --work {bad}", "pretrained.make.pretrain"), ("--quick --out {bad}", "study.compare.compare"),
+    ("figures --out {bad}", "study.gallery.figures"), ("figures --rerun --out {bad}", "study.whole.measure_all"),
+    ("figures rank --quick --out {bad}", "study.experiment.run"), ("finetune lora --quick --out {bad}", "training.loop.train"),
+    ("finetune lora --quick --checkpoint {bad}/x", "training.loop.train")])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(capsys, monkeypatch, tmp_path, argv, work):
+    module, _, name = work.rpartition(".")
+    monkeypatch.setattr(importlib.import_module(f"tinypeft.{module}"), name, lambda *args, **options: pytest.fail("it works"))
+    (tmp_path / "file").touch()
+    folders = {"good": tmp_path / "good", "bad": tmp_path / "file" / "x"}
+    status, out, err = run(capsys, *argv.format(**folders).split())
+    assert status == 2 and out == "" and "cannot write to the folder" in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_reader_that_left_is_no_error(capsys, monkeypatch):

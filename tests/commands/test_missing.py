@@ -113,6 +113,11 @@ def test_results(results):
     assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 8 seeds" in line
 
 
+def test_results_of_an_experiment(results):
+    results("rank", lambda record: record["runs"]["8"].pop("3"))
+    assert any(line.startswith("step 4  figures/results/rank.json: it has no measurement of '8'") for line in said("rank"))
+
+
 def test_a_scheme_has_a_row_in_the_main_job(results):
     results("compare", lambda record: record.update(schemes=[r for r in record["schemes"] if r["name"] != "nf4"]))
     assert any("step 5  figures/results/compare.json: it has no row 'nf4'; `python -m tinypeft --out figures`" in str(lack)

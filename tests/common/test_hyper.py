@@ -212,6 +212,11 @@ DEFAULTS = """
         activation_bits=None, activation_symmetric=True, mask='paper')
     LLMQAT(bits=4, activation_bits=8, kv_bits=4, cutoff=None)
     PEQA(bits=4, symmetric=False, group_size=None, targets='all')
+    GPTConfig(vocab_size=1024, context_length=256, d_model=128, n_layers=6, n_heads=4, dropout=0.0, norm_eps=1e-05)
+    TrainOptions(batch_size=8, seed=0, lr=None, head_lr=None, rates=None, schedule_kind='linear', warmup=None,
+        lr_floor=0.0, accumulate=1, workers=2, checkpoint_activations=False, clip=1.0, optimizer=AdamW,
+        betas=(0.9, 0.999), weight_decay=0.0, eval_every=None, eval_batches=None, patience=None, keep_best=False,
+        callbacks=(), checkpoint=None, checkpoint_every=None, stop_after=None, progress=None)
 """
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
          "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "ia3": 3e-2}
@@ -219,11 +224,27 @@ RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3
 
 def test_the_defaults_are_these():
     """The papers' defaults, on which every stored result rests. A change of one is a decision, not a slip."""
-    defaults = lambda cls: ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls)
-                                     if f.default is not dataclasses.MISSING)
+    defaults = lambda cls: ", ".join(f"{f.name}={getattr(f.default, '__name__', repr(f.default))}"
+                                     for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING)
     stated = " ".join(DEFAULTS.split())
-    for cls in NAMED.values(): assert f"{cls.__name__}({defaults(cls)})" in stated
+    for cls in (*NAMED.values(), tp.GPTConfig, tp.TrainOptions): assert f"{cls.__name__}({defaults(cls)})" in stated
     assert {name: cls().learning_rate for name, cls in tp.METHODS.items()} == RATES
+
+
+FROM_0 = {"dropout", "norm_eps", "damping", "gamma", "beta1", "beta2", "shrink", "max_shrink", "SmoothQuant.alpha", "separator",
+          "ZeroQuant.steps", "t_init", "t_final", "seed", "TrainOptions.lr", "head_lr", "lr_floor", "warmup", "weight_decay",
+          "eval_every", "stop_after"}
+NOT_1 = {"dropout", "beta1", "beta2", "shrink", "max_shrink", "p", "percentile", "d_head", "NF4.block_size",
+         "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits"}
+
+
+@pytest.mark.parametrize("cls", [*NAMED.values(), tp.GPTConfig, tp.LlamaConfig, tp.GemmaConfig, tp.TrainOptions])
+def test_a_number_is_positive_unless_0_means_none(cls):
+    """Sizes, counts and scales begin above 0. What is a share ends below 1, and what needs two begins at 2."""
+    for f in dataclasses.fields(cls):
+        limit, names = f.metadata.get("limit"), {f.name, f"{cls.__name__}.{f.name}"}
+        if limit is None or not re.match(r"an? (\S+ ){,2}(integer|number|id)\b", limit.expected): continue
+        assert limit.holds(0) == bool(names & FROM_0) and limit.holds(1) != bool(names & NOT_1), f.name
 
 
 @pytest.mark.parametrize("cls, name", [(cls, f.name) for cls in NAMED.values() for f in dataclasses.fields(cls)

@@ -1,4 +1,5 @@
 """What is handed out: assignments, a course without solutions, and answers that no student is given."""
+import json
 import os
 import re
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from tinypeft.commands.cli import main
-from tinypeft.course import percent
+from tinypeft.course import build, percent
 from tinypeft.course.assign import answers, assign
 from tinypeft.course.build import open_questions, table
 from tinypeft.course.exercises import TOPICS
@@ -167,3 +168,19 @@ def test_the_command_says_what_to_write(tmp_path, capsys):
     assert main(["assign", "7", "--answers", str(tmp_path / "a.md"), "--out", str(tmp_path / "07")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in (
         "07/07_lora.ipynb", "07/README.md", "07/GLOSSARY.md", "a.md")]
+
+
+# -- what is built ---------------------------------------------------------------------------------
+def test_a_lesson_is_built_with_its_assignment_and_the_table(tmp_path, monkeypatch):
+    path, said = percent.sources()[0], []
+    for name, stub in {"LESSONS": tmp_path, "execute": lambda notebook: notebook, "sources": lambda: [path]}.items():
+        monkeypatch.setattr(build, name, stub)
+    build.build([path], write=False, say=said.append)
+    assert not [*tmp_path.iterdir()] and said[0].startswith(f"{path.stem}  0 s")
+    (tmp_path / "README.md").write_text("before\n<!-- lessons -->\nold\n<!-- /lessons -->\nafter\n", "utf-8")
+    build.build([path])
+    lesson, handed_out = (json.loads((tmp_path / folder / f"{path.stem}.ipynb").read_text("utf-8"))
+                          for folder in ("", "assignments"))
+    assert len(lesson["cells"]) > 10 and "(answer" not in str(handed_out) and handed_out != lesson
+    marked = f"before\n<!-- lessons -->\n{table([path])}\n<!-- /lessons -->\nafter\n"
+    assert (tmp_path / "README.md").read_text("utf-8") == marked

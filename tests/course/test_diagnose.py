@@ -1,6 +1,7 @@
 """What a check says: where results differ, which cause it names, and which it does not; how hints open."""
 import html.parser
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -171,6 +172,13 @@ def test_one_number_is_a_mean_only_where_no_axis_is_left():
     assert "over all axes" in first_cause(lambda x: x, lambda x: x.sum(keepdims=True), (x.reshape(2, 4),))
     assert first_cause(lambda x: x, lambda x: x[:1], (x,)) == ""
     assert first_cause(lambda x: np.flatnonzero(x), lambda x: np.count_nonzero(x), (x,)) == ""
+
+
+def test_an_axis_of_length_1_is_no_other_shape():
+    x = np.arange(12.0).reshape(3, 4)
+    flat, kept = (lambda x: x.sum(1)), (lambda x: x.sum(1, keepdims=True))
+    assert first_cause(flat, kept, (x,)) == "it has an additional axis of length 1; look at keepdims"
+    assert first_cause(kept, flat, (x,)) == "an axis of length 1 is missing; look at keepdims"
 
 
 def test_what_overflowed_is_told_with_its_line():
@@ -371,6 +379,14 @@ def test_stars_stand_beside_the_points():
 
 def test_judge_leaves_the_function_to_check():
     assert judge(find("lora.merge"), Local(lambda W, A, B, alpha: W)).function is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
+def test_the_time_limit_gives_the_alarm_back():
+    alarm, mine = signal.SIGALRM, lambda *_: None
+    before = signal.signal(alarm, mine)
+    try: assert Local(len)(("abc",)).value == 3 and signal.getsignal(alarm) is mine
+    finally: signal.signal(alarm, before)
 
 
 def test_a_terminal_shows_each_hint(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.course import show
-from tinypeft.course.show import _present, source
+from tinypeft.course.show import FIGURES, _present, source
 from tinypeft.engine import functional as F
 from tinypeft.peft.lora import LoRALinear
 
@@ -46,6 +46,17 @@ def test_a_picture_is_shown_with_its_sentence(monkeypatch):
     picture.figure = "<svg/>"
     _present(picture)
     assert shown[2]["image/svg+xml"] == "<svg/>" and shown[2]["text/plain"] == "dots"
+
+
+def test_what_a_name_stands_for_is_shown(monkeypatch):
+    shown, pictures = [], pytest.importorskip("tinypeft.study.pictures")
+    monkeypatch.setitem(show.__globals__, "_present", shown.append)
+    monkeypatch.setattr("tinypeft.course.schematics.SCHEMATICS", {"a box": lambda: "drawn"})
+    monkeypatch.setattr(pictures, "drawing", lambda folder, name: (folder.name, name))
+    name = next(name for name in pictures.PICTURES if not pictures.missing(FIGURES, name))
+    show("schematic: a box")
+    show(name)
+    assert shown == ["drawn", ("figures", name)]
 
 
 def test_a_class_of_the_readers_own():

@@ -177,6 +177,31 @@ def test_every_point_has_two_coordinates(monkeypatch):
     assert len(behind["weights"][0]) == 2 * 60 and behind["weights"][0][0] == W.min() and behind["weights"][0][-1] == W.max()
 
 
+def test_the_numbers_that_are_drawn_are_those_of_the_formulas(monkeypatch):
+    monkeypatch.setattr(sliders, "slider", lambda name, frames, behind=None, captions=None, **rest: (frames, behind, captions))
+    frames, *_ = sliders.smoothing(X, W)
+    inputs, weights = ([frame[name][1] for frame in frames.values()] for name in ("inputs ÷ s", "weights × s"))
+    assert np.allclose(weights[0], 1) and np.allclose(inputs[-1], 1)         # α = 0 and α = 1
+    assert np.allclose(np.multiply(inputs, weights), inputs[0])
+    frames, _, captions = sliders.gate(X[0, :16], W[:7, :16], W[9:12, :16])
+    for scale, frame in frames.items():
+        prefix, text = frame["prefix"][1], frame["text"][1]
+        assert len(prefix) == 3 and len(text) == 7 and np.isclose(prefix.sum() + text.sum(), 1)
+        assert f"λ = {prefix.sum():.3f}" in captions[scale]
+    scores = np.concatenate([W[9:12, :16], W[:7, :16]]) @ X[0, :16] / 4
+    assert np.allclose(np.concatenate([y for _, y in frames[1.0].values()]), np.exp(scores) / np.exp(scores).sum())
+    frames, *_ = sliders.rank(W[:40, :40])
+    assert np.allclose(frames[40], W[:40, :40]) and all(np.linalg.matrix_rank(A) == r for r, A in frames.items())
+    frames, behind, _ = sliders.bits(W)
+    assert np.array_equal(frames[4]["rounded"][1], tp.Uniform(4, True, "group", 32).quantize(W).dequantize()[0, :64])
+    assert np.array_equal(behind["weights"][1], W[0, :64])
+    _, behind, _ = sliders.step(np.exp, np.e, 1.0)
+    assert behind["all steps"][1][0] == pytest.approx(abs((np.exp(1.1) - np.exp(0.9)) / 0.2 - np.e) / np.e)
+    frames, *_ = sliders.clipping(W, bits=3)
+    for share, frame in frames.items():
+        assert np.allclose(np.unique(frame["grid"][0]), share * np.abs(W).max() * np.arange(-3, 4) / 3)
+
+
 def test_a_clipped_grid_can_be_better_than_the_whole_range():
     errors = numbers(sliders.clipping(W), r"error is ([\d.]+)")
     assert 0 < int(np.argmin(errors)) < len(errors) - 1

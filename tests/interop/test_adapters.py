@@ -416,6 +416,38 @@ def test_strict_false_loads_the_matching_tensors_and_reports_the_rest(folders, t
     with pytest.raises(ValueError, match="transposed"): tp.load_adapter(make_gpt(np.float32), transposed, strict=False)
 
 
+@pytest.mark.parametrize("kind, ending", [("lora", "lora_A.weight"), ("lora", "lora_B.weight"), ("adalora", "lora_A"),
+                                          ("adalora", "lora_E"), ("ia3", "ia3_l"), ("biases", "lora_B.bias")])
+def test_strict_false_loads_what_comes_after_a_missing_tensor(kind, ending, folders, tmp_path):
+    whole = tp.load_adapter(make_gpt(np.float32), folders / kind).state_dict()
+    first = next(name for name in read_safetensors(folders / kind / TENSORS) if name.endswith(ending))
+    with pytest.warns(UserWarning, match=f"missing 1 .*{first}"):
+        model, folder = make_gpt(np.float32), edited(folders / kind, tmp_path, {}, {first: None})
+        state = tp.load_adapter(model, folder, strict=False).state_dict()
+    same = [name for name, array in state.items() if np.array_equal(array, whole[name])]
+    assert len(whole) / 2 <= len(same) < len(whole), whole.keys() - {*same}
+
+
+@pytest.mark.parametrize("kind, config", [("lora", peft.LoraConfig), ("adalora", peft.AdaLoraConfig), ("ia3", peft.IA3Config)])
+def test_a_field_that_is_not_there_has_pefts_default(kind, config, folders, tmp_path):
+    needed = {"peft_type", "task_type", "target_modules", "feedforward_modules", "r", "init_r", "rank_pattern", "total_step"}
+    theirs = config(**{"total_step": 8} if kind == "adalora" else {}).to_dict()
+    fields = json.loads((folders / kind / CONFIG).read_text("utf-8")).keys() & theirs.keys() - needed
+    stated, absent = (tp.load_adapter(make_gpt(np.float32), edited(folders / kind, tmp_path / name, values)) for name, values in
+                      {"stated": {field: theirs[field] for field in fields}, "absent": dict.fromkeys(fields, ...)}.items())
+    assert len(fields) > 5 and stated.method == absent.method and np.array_equal(stated(TOKENS).data, absent(TOKENS).data)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_an_adalora_that_has_learned_nothing_keeps_one_triplet_of_each_layer(rank, tmp_path):
+    model = make_gpt(np.float32)
+    tuned = tp.attach(model, tp.AdaLoRA(init_rank=rank, target_rank=1, targets=("down",)))
+    tuned.save(tmp_path, format="peft")
+    tuned.detach()
+    assert {a.shape for name, a in read_safetensors(tmp_path / TENSORS).items() if name.endswith("lora_E")} == {(1, 1)}
+    assert np.array_equal(tp.load_adapter(model, tmp_path)(TOKENS).data, make_gpt(np.float32)(TOKENS).data)
+
+
 def test_folders_that_peft_accepts_are_accepted(folders, tmp_path):
     """An adapter's name inside the tensors' names; float16; a minimal configuration."""
     want = tp.load_adapter(make_gpt(np.float32), folders / "lora")(TOKENS).data

@@ -49,6 +49,13 @@ def test_the_base_stays_as_it_is(family, name, tokens):
     assert_leaves_base_alone(make(family, np.float32), METHODS[name], tokens)
 
 
+@methods
+def test_a_wrapper_keeps_the_module_that_it_adapts(name):
+    model = make("Llama", np.float32)
+    for path, wrapper in METHODS[name].wrap(model, np.random.default_rng(0)).items():
+        assert wrapper.base is model.get(path), path
+
+
 @families
 @methods
 def test_trained_switched_off_saved_merged_and_taken_off(family, name, tokens, tmp_path):

@@ -164,6 +164,14 @@ def test_saving_round_trip(scheme, tmp_path):
     assert np.array_equal(back.dequantize(), q.dequantize()) and back.nbytes == q.nbytes and repr(back) == repr(q)
 
 
+def test_arrays_of_other_names_are_refused():
+    q = NF4(double_quant=True).quantize(np.ones((2, 64)))
+    for name in ("code", "scales.codes", *q.metadata()):
+        with pytest.raises(KeyError, match=rf"unknown arrays \['{name}'\]"):
+            QTensor.from_arrays(q.arrays() | {name: np.zeros(1)}, q.metadata())
+    with pytest.raises(KeyError, match="no array codes"): QTensor.from_arrays({}, q.metadata())
+
+
 def test_a_new_scale_is_a_replace():
     q = Uniform(4).quantize(np.random.default_rng(0).normal(size=(5, 40)))
     assert np.array_equal(dataclasses.replace(q, scale=q.scale * 2).dequantize(), q.dequantize() * 2)

@@ -4,11 +4,10 @@
     python -m tests.stress.mutants --draw 320 --seed 1 --again      and plant once more what survived: there are new tests now
     python -m tests.stress.mutants --draw 320 --seed 1 --record     and write the counts to results/mutants.json
 
-A file is drawn with a weight of the root of its number of faults. A fault meets the module's own tests first:
-tests/a/test_b.py of tinypeft/a/b.py. What survives meets the six other files of tests that name most often what it defines,
-those of its folder first. Faults are planted in copies of the checkout. What happened is appended to a file at once, so the
-same command goes on after a stop. equivalent.json names faults that change no result, with the reason. Pages and pictures
-hold words, colours and sizes: no fault of theirs is drawn.
+A file is drawn with a weight of the root of its number of faults; no file of pages and pictures, which hold words, colours
+and sizes. A fault meets the module's own tests first: tests/a/test_b.py of tinypeft/a/b.py. What survives meets six other files
+of tests, see `mentions`. Faults are planted in copies of the checkout. What happened is appended to a file at once, so the same
+command goes on after a stop. equivalent.json names faults that change no result, with the reason.
 """
 import argparse
 import importlib
@@ -21,7 +20,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -36,10 +34,9 @@ __all__ = ["draw", "main", "own_tests", "wider_tests"]
 EQUIVALENT = RESULTS.parent / "equivalent.json"
 WORDS = ("study/pictures/", "course/schematics/", "study/plot.py", "study/gallery.py", "study/glance.py")
 ORACLES = ("torch", "transformers", "peft", "bitsandbytes", "hypothesis", "matplotlib.pyplot", "gguf", "tokenizers", "nbformat")
-
-
 STALE = ["tests/study/test_experiment.py::test_no_stored_result_is_stale", "tests/commands/test_missing.py::test_the_command",
          "tests/course/test_lessons.py"]                 # they notice any edit of what a stored number depends on
+OF_EXERCISES = ["tests/course/test_exercises.py", "tests/course/test_mistakes.py"]
 SECONDS = {"own": 60, "new": 60, "wider": 90}           # of work
 VERDICTS = ("own", "wider", "timeout", "new", "equivalent", "undecided", "survived", "survived own", "to be planted")
 
@@ -63,21 +60,26 @@ def draw(n: int, seed: int) -> list[Fault]:
 # -- which tests ---------------------------------------------------------------------------------
 @cache
 def mentions(module: str) -> dict[str, int]:
-    """How often each file of tests names the module or what it defines: those of its folder first, then by number."""
-    source = (ROOT / "tinypeft" / module).read_text("utf-8")
-    names = {Path(module).stem, *re.findall(r"^ *(?:def|class) (\w+)", source, re.M), *re.findall(r"^(\w+) = ", source, re.M)}
-    named, folder = rf"\b({'|'.join(names)})\b", f"tests/{Path(module).parts[0]}/"
+    """How often each file of tests names the module or what it defines. First come the tests of the files that import it, if
+    they are six at most, and of hyperparameters if it has some: a thousand more. Then those of its folder, then by number."""
+    path, text_of = Path(module), lambda name: (ROOT / "tinypeft" / name).read_text("utf-8")
+    source = text_of(module)
+    names = {path.stem, *re.findall(r"^ *(?:def|class) (\w+)", source, re.M), *re.findall(r"^(\w+) = ", source, re.M)}
+    named, folder = rf"\b({'|'.join(names)})\b", f"tests/{path.parts[0]}/"
+    imports = re.compile(rf"^ *from \.[\w.]*\b{path.parent.name if path.stem == '__init__' else path.stem} import", re.M)
+    near = {f"tests/{Path(name).parts[0]}/test_{Path(name).name}" for name in modules() if imports.search(text_of(name))}
+    near = {*(near if len(near) <= 6 else ()), *["tests/common/test_hyper.py"] * ("common.hyper import" in source)}
     paths = [*(ROOT / "tests").glob("[!s]*/test_*.py"), *(ROOT / "tests/study").glob("test_*.py"),
              *(ROOT / "tests").glob("test_[bpds][aerm]*.py")]         # not those of style and this folder
     texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
-    counts = {path: len(re.findall(named, text)) for path, text in texts.items()}
-    return dict(sorted(counts.items(), key=lambda item: (not item[0].startswith(folder), -item[1])))
+    counts = {path: len(re.findall(named, text)) + 1000 * (path in near) for path, text in texts.items()}
+    return dict(sorted(counts.items(), key=lambda item: (item[1] < 1000, not item[0].startswith(folder), -item[1])))
 
 
 def own_tests(module: str) -> list[str]:
-    """The arguments for pytest that run the tests of a module: of its name, of its folder's, or those that name it most."""
+    """The arguments for pytest that run the tests of a module: of its name, of its folder's, or the first of `mentions`."""
     path = Path(module)
-    if module.startswith("course/exercises/"): return ["tests/course/test_exercises.py", "-k", f"{path.stem}."]
+    if module.startswith("course/exercises/"): return [*OF_EXERCISES, "-k", f"{path.stem}."]
     if module.startswith("study/experiments/"):
         return ["tests/study/test_measured.py", "-m", "long or not long", "-k", f"stored_numbers or {path.stem}"]
     folder, *below = path.parent.parts or [""]
@@ -88,7 +90,7 @@ def own_tests(module: str) -> list[str]:
 
 
 def wider_tests(module: str) -> list[str]:
-    """The six other files of tests that name most often what it defines, those of its folder first."""
+    """The first six other files of tests."""
     return [name for name, count in mentions(module).items() if count and name not in own_tests(module)][:6]
 
 
@@ -180,12 +182,11 @@ def main() -> None:
     args = parser.parse_args()
     stored = args.stored or ROOT / "build" / f"mutants-{args.seed}.jsonl"
     stored.parent.mkdir(exist_ok=True)
-    drawn = {str(fault): fault for fault in draw(args.draw, args.seed)}
+    drawn, equivalent = {str(fault): fault for fault in draw(args.draw, args.seed)}, json.loads(EQUIVALENT.read_text("utf-8"))
 
     def known():
         """The verdict on each fault, by its name."""
         rows = [json.loads(line) for line in stored.read_text("utf-8").splitlines()] if stored.exists() else []
-        equivalent = json.loads(EQUIVALENT.read_text("utf-8"))
         return {name: "equivalent" if name in equivalent else verdict([row for row in rows if row["fault"] == name])
                 for name in drawn}
 
@@ -194,9 +195,8 @@ def main() -> None:
              ("wider", {"survived own"})]
     for kind, now in steps:
         plant([drawn[name] for name, is_known in known().items() if is_known in now], kind, stored)
-    equivalent, verdicts = json.loads(EQUIVALENT.read_text("utf-8")), known()
-    counted = Counter(verdicts.values())
-    counts = {"drawn": len(drawn), **{verdict: counted[verdict] for verdict in VERDICTS},
+    verdicts = known()
+    counts = {"drawn": len(drawn), **{verdict: [*verdicts.values()].count(verdict) for verdict in VERDICTS},
               "survivors": [name for name in drawn if verdicts[name] in ("survived", "undecided")],
               "equivalents": [[name, equivalent[name]] for name in drawn if name in equivalent]}
     print(json.dumps(counts, indent=1, ensure_ascii=False))

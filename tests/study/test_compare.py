@@ -84,6 +84,34 @@ def test_another_model_is_measured_and_is_as_it_was():
     assert "The study measures the shipped base only" in text and "the study " not in text.split("\n")[0]
 
 
+@pytest.mark.parametrize("context, length", [(96, 64), (32, 32)])
+def test_a_scheme_is_measured_on_a_model_of_a_short_context(context, length, monkeypatch):
+    tasks, real = [], compare.train
+    monkeypatch.setattr(compare, "train", lambda model, task, *steps, **options: tasks.append(task) or
+                        real(model, task, *steps, **options))
+    model = tp.GPT(tp.GPTConfig(1024, context, 16, 2, 1))
+    model.tokenizer = tp.load_pretrained().tokenizer
+    cost = compare.cost_of_scheme(model, tp.LLMQAT(), SMALL)
+    assert cost["perplexity"] == pytest.approx(cost["perplexity of float32"], rel=0.05)
+    assert tasks[0].data("train").shape == (32, length)
+
+
+def test_a_scheme_is_measured_by_its_formulas():
+    model, scheme = tp.GPT(tp.GPTConfig(1024, 32, 16, 2, 1), rng=0), tp.NF4(16, double_quant=True)
+    model.tokenizer = tp.load_pretrained().tokenizer
+    domain = tp.tasks.text({"numbers": " ".join(map(str, range(4000)))}, model, context=32)
+    cost = compare.measure_scheme(model, scheme, domain, SMALL)
+    tokens = next(iter(domain.batches("test", 4)))[0]
+    exact, rounded = model(tokens).data, tp.quantize(compare.sharing(model), scheme)(tokens).data
+    assert cost["output_error"] == pytest.approx(np.sqrt(((rounded - exact) ** 2).sum() / (exact ** 2).sum()), rel=1e-5)
+    weights = [m.weight.data for path, m in model.named_modules() if path.startswith("blocks.") and hasattr(m, "d_out")]
+    size = sum(W.size for W in weights)
+    errors, squares = (sum(float((f(W) ** 2).sum()) for W in weights)
+                       for f in (lambda W: scheme.quantize(W).dequantize() - W, lambda W: W))
+    assert cost["weight_error"] == pytest.approx(np.sqrt(errors / squares), rel=1e-5)
+    assert cost["bits_per_weight"] == pytest.approx(8 * cost["bytes"] / size)
+
+
 def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
     seen = []
     monkeypatch.setattr(compare, "of_another", lambda model, size, *_: seen.append(size) or {})

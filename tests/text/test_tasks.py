@@ -106,6 +106,12 @@ def test_a_batch_is_drawn_from_its_split_by_the_generator(task):
         assert all(pair in pairs for row in draw(0) for pair in row)
 
 
+def test_a_window_has_as_many_tokens_as_the_context_and_starts_anywhere():
+    task = tasks.LanguageModelling("count", {"train": np.arange(9)}, {"train": 9}, context=4)
+    tokens, following = task.batch("train", 200, np.random.default_rng(0))
+    assert tokens.shape == (200, 4) and np.array_equal(following, tokens + 1) and {*tokens[:, 0].tolist()} == {0, 1, 2, 3, 4}
+
+
 def test_a_batch_is_as_wide_as_its_longest_row(built):
     tokens, lengths, _ = built["classify"].batch("train", 6, np.random.default_rng(0))
     assert tokens.shape == (6, max(lengths)) and min(lengths) < max(lengths)

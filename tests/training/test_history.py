@@ -107,6 +107,14 @@ def test_a_live_curve_takes_its_time_and_shows_the_end(notebook):
     assert [kind for kind, _ in notebook[2:]] == ["display", "update", "update", "update"]       # and each evaluation
 
 
+def test_a_live_curve_is_drawn_every_two_seconds(notebook, monkeypatch):
+    history, curve = tp.train(small(), Noise(), 1, progress=False), tp.LiveCurve()
+    for now in (0.0, 1.9, 2.0, 3.9, 4.1):
+        monkeypatch.setattr(curves.time, "perf_counter", lambda now=now: now)
+        curve(SimpleNamespace(metrics=None, step=1, total=9, history=history))
+    assert len(notebook) == 3
+
+
 def test_a_live_curve_outside_a_notebook_draws_nothing(monkeypatch):
     monkeypatch.setattr(curves, "svg", lambda *_: 1 / 0)
     assert len(tp.train(small(), Noise(), 3, callbacks=[tp.LiveCurve(seconds=0)], progress=False).loss) == 3

@@ -185,6 +185,8 @@ def test_evaluations_on_the_way():
     assert [step for step, _ in history.evals] == [3, 6, 7]
     assert history.evals[-1][1] == tp.evaluate(model, task, "validation")
     assert history.evals[-1][1] != tp.evaluate(model, task, "validation", max_batches=1)
+    history = tp.train(model, task, 4, eval_every=4, eval_batches=1, progress=False)
+    assert history.evals[-1][1] == tp.evaluate(model, task, "validation", max_batches=1)
 
 
 # -- when to stop, and what to keep ----------------------------------------------------------------

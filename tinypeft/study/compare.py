@@ -170,13 +170,16 @@ def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: S
     """Quantize a copy of `model` and measure bits per weight, bytes, the relative errors of weights and of logits, and the
     perplexity on `domain`.
 
-    A scheme that trains is trained for `size.steps` steps on `domain`; LLM-QAT on text that the model writes.
+    A scheme that trains is trained for `size.steps` steps on `domain`. LLM-QAT is trained on 32 rows that the model writes, of
+    64 tokens or of the model's context if that is shorter.
     """
     calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
     copied = copy.deepcopy(model) if scheme.trains else sharing(model)
     quantized = q.quantize(copied, scheme, calibration=calibration, progress=progress)
     if scheme.trains:
-        task = q.self_distillation(model, rows=32, held_out=1, length=64, rng=seed) if isinstance(scheme, q.LLMQAT) else domain
+        task, length = domain, min(64, model.config.context_length)
+        if isinstance(scheme, q.LLMQAT):
+            task = q.self_distillation(model, rows=32, held_out=1, length=length, rng=seed)
         train(quantized, task, size.steps, batch_size=size.batch_size, lr=3e-4, seed=seed, progress=False)
         quantized = q.convert(quantized)
     tokens = next(iter(domain.batches("test", 4)))[0]
@@ -196,7 +199,7 @@ def sharing(model: Decoder) -> Decoder:
 
 def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
     """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
-    domain = tasks.domain(model, context=128)
+    domain = tasks.domain(model, context=min(128, model.config.context_length))
     exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
     weights = sum(m.weight.size for path, m in model.named_modules() if isinstance(m, Linear) and path.startswith("blocks."))
     rest = 4 * (model.n_parameters() - weights)
