@@ -62,7 +62,7 @@ def alone(model, name, tuned):
 
 @pairs
 def test_gradients_are_those_of_finite_differences(pair, blocks, gpt, tokens):
-    assert_gradients(both(base(gpt, pair, np.float64, blocks), pair, None), tokens[:2, :4], kinks=True)        # or much curvature
+    assert_gradients(both(base(gpt, pair, np.float64, blocks), pair, None), tokens[:2, :4], kinks=True)    # or much curvature
 
 
 @pairs
