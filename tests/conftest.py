@@ -15,7 +15,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import tinypeft as tp  # noqa: E402
+from tests.once import encode_corpora_once  # noqa: E402
 
+encode_corpora_once()
 try:
     from hypothesis import settings
     settings.register_profile("tests", derandomize=True, deadline=None, database=None)

@@ -4,9 +4,8 @@ A token is a name, a number, a string or an operator. Comments, docstrings and l
 least one token; a dense line has more than 30. `test_style.py` holds the limits of the book's folders.
 """
 import ast
-import functools
 import tokenize
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "tinypeft"
@@ -26,15 +25,19 @@ def tokens_of_lines(path):
     return Counter(line for line, column in starts if (line, column) not in docstrings)
 
 
-@functools.cache
-def folders():
-    """Return folder → (lines of code, tokens, dense lines)."""
-    sums = defaultdict(Counter)
-    for path in sorted(PACKAGE.rglob("*.py")):
-        folder = path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else "."
+def totals(paths):
+    """Return (lines of code, tokens, dense lines) of some files together."""
+    sums = Counter()
+    for path in paths:
         counts = tokens_of_lines(path)
-        sums[folder] += Counter(lines=len(counts), tokens=counts.total(), dense=sum(n > DENSE for n in counts.values()))
-    return {folder: (total["lines"], total["tokens"], total["dense"]) for folder, total in sums.items()}
+        sums += Counter(lines=len(counts), tokens=counts.total(), dense=sum(n > DENSE for n in counts.values()))
+    return sums["lines"], sums["tokens"], sums["dense"]
+
+
+def folders():
+    """Return folder → `totals`; "." are the files at the root of the package."""
+    inner = {path.name: path.rglob("*.py") for path in sorted(PACKAGE.iterdir()) if any(path.glob("*.py"))}
+    return {name: totals(paths) for name, paths in {".": PACKAGE.glob("*.py"), **inner}.items()}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ WRONG = [(name, i) for name in NAMES for i in range(len(SOLUTIONS[name.split("."
 RIGHT = [(name, i) for name in NAMES for i in range(len(SOLUTIONS[name.split(".")[0]].RIGHT[name]))]
 
 
+@pytest.mark.usefixtures("shorter_tape")
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name, i", WRONG)
 def test_a_wrong_solution_is_refused_and_the_mistake_named(name, i, seed):
@@ -42,6 +43,7 @@ def test_a_wrong_solution_is_refused_and_the_mistake_named(name, i, seed):
     assert result.function is result.exercise.reference
 
 
+@pytest.mark.usefixtures("shorter_tape")
 @pytest.mark.parametrize("seeds", [(0, 1), pytest.param((2, 3), marks=pytest.mark.long)], ids=str)
 @pytest.mark.parametrize("name, i", RIGHT)
 def test_another_right_solution_is_accepted(name, i, seeds):

@@ -31,6 +31,8 @@ each = lambda cases: pytest.mark.parametrize("kind, path", cases, ids=[f"{path.s
 # -- running -------------------------------------------------------------------------------------
 SHORT = """
 import functools, tinypeft
+from tests.once import encode_corpora_once
+encode_corpora_once()
 
 @functools.wraps(tinypeft.train)
 def train(model, task, steps, *args, whole=tinypeft.train, **options):
@@ -42,6 +44,10 @@ def train(model, task, steps, *args, whole=tinypeft.train, **options):
 def evaluate(*args, whole=tinypeft.evaluate, **options):
     return whole(*args, **{**options, "batch_size": 2, "max_batches": 1})
 
+@functools.wraps(tinypeft.search_rank)
+def search_rank(*args, whole=tinypeft.search_rank, **options):
+    return whole(*args, **{**options, "batch_size": 2, "max_batches": 1})
+
 @functools.wraps(tinypeft.generate)
 def generate(model, tokens, n, *args, whole=tinypeft.generate, **options):
     return whole(model, tokens, min(n, 2), *args, **options)
@@ -50,11 +56,23 @@ def generate(model, tokens, n, *args, whole=tinypeft.generate, **options):
 def domain(model, context, held_out=None, whole=tinypeft.tasks.domain):
     return whole(model, context) if held_out is None else whole(model, min(context, 48), held_out)
 
-tinypeft.train, tinypeft.evaluate, tinypeft.generate, tinypeft.tasks.domain = train, evaluate, generate, domain
-del functools, tinypeft, train, evaluate, generate, domain
+tinypeft.train, tinypeft.evaluate, tinypeft.search_rank = train, evaluate, search_rank
+tinypeft.generate, tinypeft.tasks.domain = generate, domain
+del functools, tinypeft, encode_corpora_once, train, evaluate, search_rank, generate, domain
 """
+# What stays has been looked at: the next lesson's collector need not do so again.
 EMPTY = """%reset -f
+__import__("gc").freeze()
 get_ipython().execution_count = 0"""
+# Sizes that stand in a lesson's own code: lesson → pairs of what is written and what runs.
+SHORTER = {
+    "01_autograd": [("for _ in range(15)", "for _ in range(3)")], "02_transformer": [("[:24_000]", "[:6_000]")],
+    "03_full_finetuning": [("until=(0, 10, 20, 40)", "until=(0, 1, 2, 3)")], "04_adapters": [("STEPS = 60", "STEPS = 12")],
+    "05_prompt_tuning": [("STEPS = 40", "STEPS = 12")], "06_prefix": [("STEPS = 60", "STEPS = 12")],
+    "07_lora": [("STEPS = 60", "STEPS = 12")],
+    "16_real_model": [('model = tp.load_pretrained("smollm2")', 'model = tp.load_pretrained("smollm2")\ndel model.blocks[6:]'),
+                      ("for i in (1, 11, 21)", "for i in (1, 3, 5)"), ("[15][0]", "[5][0]"),
+                      ("quantized=True)", "quantized=True)\ndel small.blocks[6:]")]}
 in_cells = lambda *code: nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in code])
 
 
@@ -80,8 +98,15 @@ def run():
 def test_a_lesson_runs(run, path):
     """Each cell once, the solutions among them; the long test trains at full length."""
     notebook = percent.lesson(percent.read(path))
+    shorten(notebook, SHORTER.get(path.stem, []))
     run(notebook)                                        # an exception in a cell is raised here, with its traceback
     assert not shown_badly(notebook, "lesson")
+
+
+def shorten(notebook, pairs):
+    for old, new in pairs:
+        (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source)
+        cell.source = cell.source.replace(old, new)
 
 
 def test_no_notebook_sees_the_names_of_another(run):

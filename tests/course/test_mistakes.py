@@ -15,6 +15,7 @@ def told(exercise, wrong, seed):
     return result.cause
 
 
+@pytest.mark.usefixtures("shorter_tape")
 @pytest.mark.parametrize("name", EXERCISES)
 def test_each_mistake_is_told_by_its_own_sentence(name):
     """With another seed where the data of one do not tell two mistakes apart."""

@@ -137,8 +137,12 @@ FAULTS = {
 }
 
 
+FIRST = {"relu by a product": 629, "repeated indices": 439, "shared memory": 2381}      # fault → the first seed that finds it
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_search_finds(name, monkeypatch):
+    """The seed that did so the last time comes first: after a change of what is drawn, the others are searched."""
     FAULTS[name](monkeypatch)
     with pytest.raises(Fault):
-        for seed in range(4000): check(seed)             # the rarest is seen in one of a thousand
+        for seed in (FIRST.get(name, 0), *range(4000)): check(seed)      # the rarest is seen in one of a thousand

@@ -29,21 +29,21 @@ PAIRS = [(a, b) for a, b in itertools.permutations(METHODS, 2) if (a, b) not in 
 
 
 def each(pairs):
-    """One order of every pair, now that of METHODS and now the other; its reverse is for the long tests."""
-    def comes_later(a, b):
+    """One order of every pair on one block, now that of METHODS and now the other; its reverse, on two, is a long test."""
+    def case(a, b):
         i, j = list(METHODS).index(a), list(METHODS).index(b)
-        return (b, a) in pairs and (i + j + (i < j)) % 2 == 0
-    return pytest.mark.parametrize("pair", [pytest.param(p, marks=[pytest.mark.long] * comes_later(*p)) for p in pairs],
-                                   ids="+".join)
+        comes_later = (b, a) in pairs and (i + j + (i < j)) % 2 == 0
+        return pytest.param((a, b), 1 + comes_later, marks=[pytest.mark.long] * comes_later, id=f"{a}+{b}")
+    return pytest.mark.parametrize("pair, blocks", [case(*p) for p in pairs])
 
 
 pairs = each(PAIRS)
 MAM = tp.PrefixTuning(3, hidden=5), tp.ParallelAdapter(4)                # mix-and-match of He et al.
 
 
-def base(gpt, names=(), dtype=np.float32):
+def base(gpt, names=(), dtype=np.float32, blocks=2):
     """A model; its layers are quantized if PEQA is among the methods."""
-    model = gpt(dtype)
+    model = gpt(dtype, n_layers=blocks)
     return tp.quantize(model, METHODS["peqa"].uniform) if "peqa" in names else model
 
 
@@ -61,20 +61,20 @@ def alone(model, name, tuned):
 
 
 @pairs
-def test_gradients_are_those_of_finite_differences(pair, gpt, tokens):
-    assert_gradients(both(base(gpt, pair, np.float64), pair, None), tokens[:2, :4], kinks=True)        # or much curvature
+def test_gradients_are_those_of_finite_differences(pair, blocks, gpt, tokens):
+    assert_gradients(both(base(gpt, pair, np.float64, blocks), pair, None), tokens[:2, :4], kinks=True)    # or much curvature
 
 
 @pairs
-def test_one_comes_off_and_leaves_the_other_bit_for_bit(pair, gpt, tokens):
-    model, kept = base(gpt, pair), pair
+def test_one_comes_off_and_leaves_the_other_bit_for_bit(pair, blocks, gpt, tokens):
+    model, kept = base(gpt, pair, blocks=blocks), pair
     before, plain = frozen_bytes(model), model(tokens).data
     tuned = both(model, pair)
     want, counts = outputs(tuned, tokens), [len(part.parameters()) for part in tuned.parts.values()]
     assert len(tuned.trainable_parameters()) == sum(counts) + 2 and min(counts) > 0
     for gone, kept in (pair, pair[::-1]):
         tuned.detach(gone)
-        assert outputs(tuned, tokens) == outputs(alone(base(gpt, pair), kept, tuned), tokens) != want
+        assert outputs(tuned, tokens) == outputs(alone(base(gpt, pair, blocks=blocks), kept, tuned), tokens) != want
         assert outputs(copy.deepcopy(tuned), tokens) == outputs(tuned, tokens)
         with tuned.disabled() as off: assert np.array_equal(off(tokens).data, plain)
         tuned.reattach(gone)
@@ -84,11 +84,11 @@ def test_one_comes_off_and_leaves_the_other_bit_for_bit(pair, gpt, tokens):
 
 
 @pairs
-def test_saved_loaded_and_merged(pair, gpt, tokens, tmp_path):
-    tuned = both(base(gpt, pair), pair)
+def test_saved_loaded_and_merged(pair, blocks, gpt, tokens, tmp_path):
+    tuned = both(base(gpt, pair, blocks=blocks), pair)
     want = outputs(tuned, tokens)
     tuned.save(tmp_path)
-    again = tp.load_adapter(base(gpt, pair), tmp_path)
+    again = tp.load_adapter(base(gpt, pair, blocks=blocks), tmp_path)
     assert list(again.parts) == list(pair) and outputs(again, tokens) == want
     assert same(again.state_dict(False), tuned.state_dict(False))
     if set(pair) <= MERGE:
@@ -106,9 +106,9 @@ def test_saved_loaded_and_merged(pair, gpt, tokens, tmp_path):
 
 
 @each([p for p in PAIRS if {"adalora", "dylora", "prefix"} & set(p)])
-def test_training_resumes_exactly(pair, gpt, tmp_path):
+def test_training_resumes_exactly(pair, blocks, gpt, tmp_path):
     def run(**options):
-        tuned = both(base(gpt, pair), pair)
+        tuned = both(base(gpt, pair, blocks=blocks), pair)
         history = tp.train(tuned, Noise(), 6, lr=1e-3, progress=False, **options)
         return history.loss, tuned
     loss, whole = run()

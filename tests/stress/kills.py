@@ -45,7 +45,7 @@ KINDS: dict[str, Callable[[], tuple]] = {
     "DyLoRA domain": lambda: domain(tp.DyLoRA(), eval_every=7, eval_batches=1),
     "full domain PagedAdamW": lambda: domain(tp.FullFineTuning(), optimizer=tp.PagedAdamW),
 }
-TOY = {"toy": lambda: (tp.attach(small(dropout=0.1), tp.DyLoRA(), rng=0), Noise(), {"steps": 600, "checkpoint_every": 7,
+TOY = {"toy": lambda: (tp.attach(small(dropout=0.1), tp.DyLoRA(), rng=0), Noise(), {"steps": 250, "checkpoint_every": 7,
                                                                                  "eval_every": 5, "keep_best": True})}
 
 

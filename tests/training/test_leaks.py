@@ -1,4 +1,4 @@
-"""200 training steps with the garbage collector off leave nothing behind. `stress/leaks.py` measures, and does 1,000."""
+"""100 training steps with the garbage collector off leave nothing behind. `stress/leaks.py` measures, and does 1,000."""
 import json
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.stress.leaks import METHODS, Watched, growth
 @pytest.fixture(scope="module")
 def grown():
     """Measured in a process of its own: memory that other tests have freed moves while this one is counted."""
-    done = subprocess.run([sys.executable, "-m", "tests.stress.leaks", "--steps", "200"], cwd=Path(__file__).parents[2],
+    done = subprocess.run([sys.executable, "-m", "tests.stress.leaks", "--steps", "100"], cwd=Path(__file__).parents[2],
                           stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)["growth"]
 
