@@ -62,7 +62,7 @@ LOFTQ_RATES = {"NF4": 0.01, "4 bits": 0.01, "3 bits": 0.0055, "2 bits": 0.0055}
 
 # experiment → condition → arm
 ARMS: dict[str, dict[str, Arm]] = {
-    "methods": {**{name: Arm(METHODS[name](), EXPECTED.get(name, METHODS[name].learning_rate)) for name in SURVEYED},
+    "methods": {**{name: Arm(METHODS[name](), EXPECTED.get(name, METHODS[name]().learning_rate)) for name in SURVEYED},
                 "lora_all": Arm(on_all(4), 6e-3)},
     "adapters": {
         "sequential 16": Arm(sequential(16), 0.012), "parallel 16": Arm(ParallelAdapter(bottleneck=16, beside="both"), 5e-3),
