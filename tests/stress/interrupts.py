@@ -68,7 +68,7 @@ class Interrupter:
 
     @staticmethod
     def cleans(frame) -> bool:
-        while frame is not None:
+        while frame.f_code is not job.__code__:          # nothing below it is the package's
             if frame.f_lineno in cleaning().get(frame.f_code.co_filename, ()): return True
             frame = frame.f_back
         return False
