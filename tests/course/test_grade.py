@@ -24,6 +24,7 @@ HOSTILE = (                                              # each in its own way; 
     "controls_the_terminal", "leaves_a_child_with_the_pipe", "returns_2_GiB", "raises_nonsense")
 MORE_HOSTILE = ("problem_is_an_array", "strained_by_a_number", "uses_are_text", "writes_lines_without_end", "nested_deeply",
                 "an_error_that_is_a_number", "replaces_json")
+SLOW = "loops", "writes_slowly", "leaves_a_child_with_the_pipe"      # they wait for their limit while others are graded
 SUBMISSIONS = {
     "solver": [IMPORTS, *SOLVED],
     "stub": [IMPORTS, "def lora_forward(x, W, A, B, alpha):\n    raise NotImplementedError('later')"],
@@ -46,21 +47,22 @@ def hand_in(folder, submissions):
         (folder / f"{name}.ipynb").write_text(notebooks.notebook(cells), encoding="utf-8")
 
 
-def grades(folder):
+def grades(*folders):
     pytest.importorskip("IPython")
-    return {r.student: r for r in g.grade([folder], lesson="07", seed=5, seconds=10, jobs=4)}
+    return {r.student: r for r in g.grade(folders, lesson="07", seed=5, seconds=10, jobs=4)}
 
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("submissions")
-    hand_in(folder, SUBMISSIONS | {name: hostile.CELLS[name] for name in HOSTILE})
+    slow, folder = map(tmp_path_factory.mktemp, ("slow", "submissions"))
+    for name, cells in (SUBMISSIONS | {name: hostile.CELLS[name] for name in HOSTILE}).items():
+        hand_in(slow if name in SLOW else folder, {name: cells})
     for name in ("repository", "numpy"):                             # the second is not imported as NumPy
         (folder / f"{name}.py").write_text("\n".join([IMPORTS, *SOLVED]), encoding="utf-8")
     (folder / "nonsense.ipynb").write_text("{", encoding="utf-8")
     (folder / "nowhere.ipynb").symlink_to(folder / "nothing")
     with open(folder / "sparse.ipynb", "wb") as f: f.truncate(2**40)
-    return grades(folder)
+    return grades(slow, folder)
 
 
 @pytest.mark.parametrize("name, points, says", [
