@@ -63,7 +63,8 @@ def test_its_greedy_continuations_are_those_of_transformers(model, reference, to
     written = model.generate(tokens, 12, temperature=0)
     with torch.no_grad(): theirs = reference(torch.as_tensor(written)).logits.argmax(-1).numpy()
     assert np.array_equal(written[:, 4:], theirs[:, 3:-1])
-    with tp.no_grad(): assert np.array_equal(written[:, 4:], model(written).data.argmax(-1)[:, 3:-1])   # without a cache
+    with tp.no_grad(): without_cache = model(written[:5]).data.argmax(-1)
+    assert np.array_equal(written[:5, 4:], without_cache[:, 3:-1])
 
 
 def test_its_blocks_compute_the_same_where_they_stay_as_they_are(model, packed):

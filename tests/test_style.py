@@ -12,10 +12,10 @@ FILES = {name: path for path in sorted(PACKAGE.rglob("*.py"))
          if not (name := path.relative_to(PACKAGE).as_posix()).startswith(OUTSIDE)}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_lines_fit_100_columns(name):
-    lines = FILES[name].read_text("utf-8").splitlines()
-    assert [f"line {n} has {len(line)} characters" for n, line in enumerate(lines, 1) if len(line) > 100] == []
+def test_lines_fit_100_columns():
+    lines = ((f"{name}:{n}", line) for name, path in FILES.items()
+             for n, line in enumerate(path.read_text("utf-8").splitlines(), 1))
+    assert [f"{place} has {len(line)} characters" for place, line in lines if len(line) > 100] == []
 
 
 @pytest.mark.parametrize("folder", ["engine", "models", "training", "peft", "quant"])

@@ -204,20 +204,26 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(name):
 
 
 # -- how finetune trains ---------------------------------------------------------------------------
-def test_finetune_keeps_what_is_best_on_validation(capsys, tmp_path):
-    """At a rate that spoils the model the first measurement stays the best, and patience ends the run. The text is short,
-    because it is measured after every step."""
+@pytest.fixture
+def short_text(tmp_path):
+    """A file of text that can be measured after every step."""
     text, rng = tmp_path / "text.md", np.random.default_rng(1)
     words = "phone lamp chair kettle bicycle coat radio table spoon clock".split()
     text.write_text("\n\n".join(" ".join(rng.choice(words, 12)) for _ in range(200)), "utf-8")
-    argv = *"finetune lora --quick --steps 20 --lr 0.3 --validate-every 1 --patience 2 --rates B=16 --text".split(), str(text)
+    return text
+
+
+def test_finetune_keeps_what_is_best_on_validation(capsys, short_text, tmp_path):
+    """At a rate that spoils the model the first measurement stays the best, and patience ends the run."""
+    options = "finetune lora --quick --steps 20 --lr 0.3 --validate-every 1 --patience 2 --rates B=16 --text"
+    argv = *options.split(), str(short_text)
     status, out, _ = run(capsys, *argv, "--json", "--out", str(tmp_path / "adapter"))
     record = json.loads(out)
     assert status == 0 and record["steps"] == record["best"] + 2 < 20
     assert record["stopped"].startswith("2 evaluations without a lower validation loss")
     kept = tp.load_adapter(tp.load_pretrained(), tmp_path / "adapter")
     model = tp.load_pretrained()
-    tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.text(text, model)
+    tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.text(short_text, model)
     if record["best"]: tp.train(tuned, task, 20, lr=0.3, rates={"B": 16.0}, stop_after=record["best"], progress=False)
     for name, a in tuned.state_dict().items(): assert np.array_equal(a, kept.state_dict()[name]), name
     _, out, _ = run(capsys, *argv)
@@ -225,13 +231,14 @@ def test_finetune_keeps_what_is_best_on_validation(capsys, tmp_path):
     assert f"\nstopped early: {record['stopped']}\n" in out
 
 
-def test_find_rate_prints_a_rate_and_draws(capsys, tmp_path):
-    status, out, _ = run(capsys, "finetune", "lora", "--find-rate", "--quick", "--steps", "8", "--json", "--out", str(tmp_path))
+def test_find_rate_prints_a_rate_and_draws(capsys, short_text, tmp_path):
+    argv = *"finetune lora --find-rate --quick --steps 8 --text".split(), str(short_text)
+    status, out, _ = run(capsys, *argv, "--json", "--out", str(tmp_path / "found"))
     found = json.loads(out)
     assert status == 0 and found["suggestion"] in found["rates"] and len(found["losses"]) == len(found["rates"]) <= 8
-    assert [path.name for path in tmp_path.iterdir()] == ["rates.svg"]
-    assert "learning rate" in (tmp_path / "rates.svg").read_text("utf-8")
-    _, out, _ = run(capsys, "finetune", "lora", "--find-rate", "--quick", "--steps", "8")
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["rates.svg"]
+    assert "learning rate" in (tmp_path / "found" / "rates.svg").read_text("utf-8")
+    _, out, _ = run(capsys, *argv)
     assert out.startswith("RateSearch(") and out.endswith(f"with --lr {found['suggestion']:.2g} instead of --find-rate\n")
 
 

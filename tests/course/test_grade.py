@@ -19,11 +19,12 @@ from tinypeft.course.wire import Opaque, Worker, decode, encode
 from tinypeft.course.worker import code_cells, function
 
 IMPORTS, SOLVED = hostile.IMPORTS, hostile.SOLVED
-HOSTILE = {name: hostile.CELLS[name] for name in (       # each in its own way; `tests.stress.notebooks` grades all
-    "names_os_system", "problem_is_an_array", "strained_by_a_number", "uses_are_text", "writes_without_end",
-    "writes_lines_without_end", "writes_slowly", "half_a_message_then_exit", "nested_deeply", "an_array_of_4_TiB",
-    "an_error_that_is_a_number",
-    "controls_the_terminal", "leaves_a_child_with_the_pipe", "returns_2_GiB", "raises_nonsense", "replaces_json")}
+HOSTILE = (                                              # each in its own way; `tests.stress.notebooks` grades all
+    "names_os_system", "writes_without_end", "writes_slowly", "half_a_message_then_exit", "an_array_of_4_TiB",
+    "controls_the_terminal", "leaves_a_child_with_the_pipe", "returns_2_GiB", "raises_nonsense")
+MORE_HOSTILE = ("problem_is_an_array", "strained_by_a_number", "uses_are_text", "writes_lines_without_end", "nested_deeply",
+                "an_error_that_is_a_number", "replaces_json")
+SLOW = "loops", "writes_slowly", "leaves_a_child_with_the_pipe"      # they wait for their limit while others are graded
 SUBMISSIONS = {
     "solver": [IMPORTS, *SOLVED],
     "stub": [IMPORTS, "def lora_forward(x, W, A, B, alpha):\n    raise NotImplementedError('later')"],
@@ -41,18 +42,27 @@ SUBMISSIONS = {
 }
 
 
+def hand_in(folder, submissions):
+    for name, cells in submissions.items():
+        (folder / f"{name}.ipynb").write_text(notebooks.notebook(cells), encoding="utf-8")
+
+
+def grades(*folders):
+    pytest.importorskip("IPython")
+    return {r.student: r for r in g.grade(folders, lesson="07", seed=5, seconds=10, jobs=4)}
+
+
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("submissions")
-    pytest.importorskip("IPython")
-    for name, cells in (SUBMISSIONS | HOSTILE).items():
-        (folder / f"{name}.ipynb").write_text(notebooks.notebook(cells), encoding="utf-8")
+    slow, folder = map(tmp_path_factory.mktemp, ("slow", "submissions"))
+    for name, cells in (SUBMISSIONS | {name: hostile.CELLS[name] for name in HOSTILE}).items():
+        hand_in(slow if name in SLOW else folder, {name: cells})
     for name in ("repository", "numpy"):                             # the second is not imported as NumPy
         (folder / f"{name}.py").write_text("\n".join([IMPORTS, *SOLVED]), encoding="utf-8")
     (folder / "nonsense.ipynb").write_text("{", encoding="utf-8")
     (folder / "nowhere.ipynb").symlink_to(folder / "nothing")
     with open(folder / "sparse.ipynb", "wb") as f: f.truncate(2**40)
-    return {r.student: r for r in g.grade([folder], lesson="07", seed=5, seconds=10, jobs=4)}
+    return grades(slow, folder)
 
 
 @pytest.mark.parametrize("name, points, says", [
@@ -126,6 +136,14 @@ def test_each_submission_has_its_row(graded):
     assert all(c.isprintable() or c == "\n" for r in graded.values() for c in repr(r))
 
 
+@pytest.mark.long
+def test_more_hostile_submissions_earn_nothing(tmp_path):
+    hand_in(tmp_path, {name: hostile.CELLS[name] for name in MORE_HOSTILE})
+    rows = grades(tmp_path)
+    assert rows.keys() == {*MORE_HOSTILE} and not any(r.points for r in rows.values())
+    assert all(c.isprintable() or c == "\n" for r in rows.values() for c in repr(r))
+
+
 NF4 = {cell.exercise: cell.source for cell in percent.read(percent.sources("13")[0]) if cell.exercise}
 MORE = IMPORTS + """
 from types import SimpleNamespace
@@ -154,9 +172,8 @@ RULES = {                                                # cells → points of 1
     "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 12, "Σ must be split", ""),
     "hangs when called": ([MORE, SOON, *(NF4 | {"nf4.encode": FOREVER}).values()],
                           14, "no result after 2 s", ""),             # without checks, which wait as well
-    "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14, "no cell defines nf4_encode", ""),
-    "a syntax error, told": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14,
-                             "cell 5 fails with SyntaxError: expected ':', in line 1", ""),
+    "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14,
+                       ("no cell defines nf4_encode", "cell 5 fails with SyntaxError: expected ':', in line 1"), ""),
     "calls another one": (lesson13(nf4_levels=STUB, nf4_encode=NF4["nf4.encode"].replace(
         '"""', '"""', 1) + "\nplain_encode = nf4_encode\ndef nf4_encode(x, levels):\n    nf4_levels(.9, 2, 2)\n"
         "    return plain_encode(x, levels)"), 12, "right", ""),
@@ -183,15 +200,15 @@ RULES = {                                                # cells → points of 1
 @pytest.fixture(scope="module")
 def ruled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rules")
-    for name, (cells, *_) in RULES.items():
-        (folder / f"{name}.ipynb").write_text(notebooks.notebook(cells), encoding="utf-8")
+    hand_in(folder, {name: cells for name, (cells, *_) in RULES.items()})
     return {r.student: r for r in g.grade([folder], lesson="13", seconds=30, jobs=3)}
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_rules(ruled, name):
     _, points, says, notes = RULES[name]
-    assert ruled[name].points == points and says in repr(ruled[name])
+    assert ruled[name].points == points
+    for words in (says,) if isinstance(says, str) else says: assert words in repr(ruled[name])
     assert notes in "".join(ruled[name].notes) and bool(notes) == bool(ruled[name].notes)
     assert "write yours" not in repr(ruled[name]) and "package's function here" not in repr(ruled[name])
 

@@ -13,6 +13,7 @@ threads back; the logits are finite; `detach` gives the base back bit for bit; a
 """
 import argparse
 import ast
+import functools
 import sys
 import tempfile
 import time
@@ -44,7 +45,10 @@ def cleaning_lines(path: Path) -> set[int]:
     return found
 
 
-CLEANING = {str(path): cleaning_lines(path) for path in PACKAGE.rglob("*.py")}
+@functools.cache
+def cleaning():
+    """Return file of the package → its lines that clean up."""
+    return {str(path): cleaning_lines(path) for path in PACKAGE.rglob("*.py")}
 
 
 class Interrupter:
@@ -53,7 +57,7 @@ class Interrupter:
     def __init__(self, at: int = -1): self.at, self.lines, self.where = at, [], None
 
     def __call__(self, frame, event, argument):
-        if frame.f_code.co_filename not in CLEANING or frame.f_code.co_filename.endswith("signals.py"): return None
+        if frame.f_code.co_filename not in cleaning() or frame.f_code.co_filename.endswith("signals.py"): return None
         if event == "line" and not self.cleans(frame):
             self.lines.append((frame.f_code.co_filename, frame.f_lineno))
             if len(self.lines) == self.at + 1:
@@ -64,8 +68,8 @@ class Interrupter:
 
     @staticmethod
     def cleans(frame) -> bool:
-        while frame is not None:
-            if frame.f_lineno in CLEANING.get(frame.f_code.co_filename, ()): return True
+        while frame.f_code is not job.__code__:          # nothing below it is the package's
+            if frame.f_lineno in cleaning().get(frame.f_code.co_filename, ()): return True
             frame = frame.f_back
         return False
 

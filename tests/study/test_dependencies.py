@@ -1,5 +1,6 @@
 """Dependencies: an edit of a module that a number depends on makes it stale; words, layout and other modules do not."""
 import contextlib
+import functools
 import importlib
 import pickle
 import sys
@@ -30,12 +31,19 @@ def forget():
     for function in (d.home, d.uses, d.imports, d.definitions, d.hash_of): function.cache_clear()
 
 
+def hashes(name):
+    """Condition of an experiment → the hashes of what it depends on."""
+    e = EXPERIMENTS[name]
+    return {label: d.dependencies(e.measure, value) for label, value in e.conditions.items()}
+
+
+hashes_before = functools.cache(hashes)
+
+
 def stale(name, module, *edit):
     """The conditions of an experiment that an edit of a module makes stale."""
-    e = EXPERIMENTS[name]
-    hashes = lambda: {label: d.dependencies(e.measure, value) for label, value in e.conditions.items()}
-    before = hashes()
-    with edited(f"tinypeft.{module}", *edit): after = hashes()
+    before = hashes_before(name)
+    with edited(f"tinypeft.{module}", *edit): after = hashes(name)
     return {label for label in before if before[label] != after[label]}
 
 
