@@ -1,6 +1,7 @@
 """missing: nothing is missing here, and whatever is taken away is named with its step and its file."""
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -111,6 +112,13 @@ def test_results(results):
     results("methods", lambda record: record["runs"]["lora"].pop("4"))
     (line,) = said("lora")
     assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 8 seeds" in line
+
+
+def test_a_method_that_nothing_measures(monkeypatch):
+    experiment = m.EXPERIMENTS["methods"]
+    monkeypatch.setitem(m.EXPERIMENTS, "methods", replace(experiment, conditions={"frozen": experiment.conditions["frozen"]}))
+    (line,) = said("lora")
+    assert line.startswith("step 5  tinypeft/study/experiments/arms.py: SURVEYED has no 'lora'") and said("probe") == []
 
 
 def test_a_scheme_has_a_row_in_the_main_job(results):

@@ -170,7 +170,7 @@ def test_the_docstring_of_a_class_has_paper_equation_symbols_and_differences(nam
     if name not in ("uniform", "gguf"):                                # textbook, and a file format: no paper
         assert re.search(r"arXiv\s+\d{4}\.\d{4,5}", doc), "no citation"
     assert re.search(r"^    .*[=←∝|].*$", doc, re.MULTILINE), "no equation"
-    if name not in ("full", "uniform", "gguf"):                                # nothing to translate
+    if name not in ("full", "probe", "uniform", "gguf"):                                # nothing to translate
         assert re.search(r"^    \S.* {3,}(here|shape)", doc, re.MULTILINE), "no table of symbols"
         assert re.search(r"differ|authors|repository|DeepSpeed", doc), "not where implementations differ"
     shown = pydoc.plain(pydoc.render_doc(cls))
