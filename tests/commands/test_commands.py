@@ -202,9 +202,9 @@ def test_training_is_kept_only_if_it_validates_better_than_the_probe(capsys, few
 
 
 @pytest.mark.parametrize("argv, steps, options", [
-    ("--csv reviews.csv", 13, {"lr": None, "head_lr": 1e-3, "rates": {"!head": 0.2}, "eval_every": 4, "keep_best": True}),
+    ("--csv reviews.csv", 13, {"lr": None, "head_lr": 1e-3, "rates": {"!head": 0.2}, "eval_every": 7, "keep_best": True}),
     ("--csv reviews.csv --lr 0.004 --steps 40 --rates B=16", 40,
-     {"lr": 0.004, "head_lr": 1e-3, "rates": {"B": 16.0}, "eval_every": 10}),
+     {"lr": 0.004, "head_lr": 1e-3, "rates": {"B": 16.0}, "eval_every": 20}),
     ("--csv reviews.csv --head-lr 0.5 --rates B=16", 13, {"lr": None, "head_lr": 0.5, "rates": {"!head": 0.2, "B": 16.0}}),
     ("--task classify --lr 0.004", 300, {"lr": 0.004, "head_lr": 1e-2, "rates": {}, "eval_every": None, "keep_best": False})])
 def test_a_head_has_a_rate_of_its_own(capsys, monkeypatch, own, argv, steps, options):

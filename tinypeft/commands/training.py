@@ -73,7 +73,8 @@ def finetune_options(p: ArgumentParser) -> None:
                    help="do not train: measure which rate suits the method and the task, and draw "
                         "the loss over the rate into rates.svg in the folder")
     p.add_argument("--validate-every", type=number(int, least=1), metavar="N",
-                   help="measure the validation loss every N steps, and end with the best state")
+                   help="measure the validation loss every N steps, and end with the best state "
+                        "(default: not; with --csv twice)")
     p.add_argument("--patience", type=number(int, least=1), metavar="K",
                    help="stop after K of these measurements without a lower loss; with --csv only "
                         f"from {PATIENT_ROWS} rows on")
@@ -203,7 +204,7 @@ def run_finetune(args: Namespace) -> int | None:
     set_rates(args, both)
     if starts_at_probe(args):
         options["keep_best"] = True
-        options["eval_every"] = args.validate_every or math.ceil(steps / 4)
+        options["eval_every"] = args.validate_every or math.ceil(steps / 2)
     tuned, record = finetuned(args, tuned, task, steps, both | options)
     if args.json: show_json(record)
     else: show_finetuned(args, tuned, task, record)
