@@ -1,7 +1,7 @@
 """One run of `finetune`: train, save, test, and say what came out.
 
 Of one's own rows with labels, the head starts at the probe, and training is kept only if it lowers
-the probe's validation loss: on few rows it often does not. Otherwise the probe is what is saved.
+the probe's validation loss, as on few rows it may not. Otherwise the probe is what is saved.
 
 The adapter is saved before the test, so that a stop or an error there loses nothing. Where --out
 holds an adapter, the new one is saved beside it first, and takes its place only if it tests better

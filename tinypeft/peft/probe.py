@@ -10,8 +10,8 @@ Five-fold cross-validation chooses λ and says how well the probe does on rows t
 The head then learns from all rows, and μ and σ are folded into it: W/σ and b − (W/σ) μ. So it is a
 head as any other: `save`, `classify` and PEFT's folders take it as it is.
 
-On small tables of sentences this beat every training of SmolLM2's inside, in the time of one
-forward pass. Where a method trains the inside all the same, its head starts at the probe:
+On small tables of sentences no training of SmolLM2's inside beat this clearly, and it takes the
+time of one forward pass. A method that trains the inside can start its head at the probe:
 
     tuned = fit_probe(model, task, LoRA())
     train(tuned, task, steps, lr=1e-3)           also the head's rate; its own, 1e-2, is for a head
