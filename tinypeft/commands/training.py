@@ -145,11 +145,11 @@ def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
                        checkpoint_activations=args.checkpoint_activations)
 
 
-def set_rates(args: Namespace, options: dict[str, Any]) -> None:
+def set_rates(args: Namespace, task: Task, options: dict[str, Any]) -> None:
     """Set the rates that hold if the command line leaves them open. A head that starts at the probe
     is lost at the rate of one that starts from nothing, and so is the inside that it reads."""
     from ..training.rates import HEAD_LR
-    if options["head_lr"] is None:
+    if options["head_lr"] is None and hasattr(task, "classes"):
         options["head_lr"] = HEAD_LR
     if starts_at_probe(args) and args.lr is None:
         options["rates"] = {"!head": PROBE_FACTOR} | options["rates"]
@@ -201,7 +201,7 @@ def run_finetune(args: Namespace) -> int | None:
     if args.find_rate:
         tried = args.steps or (12 if args.quick else 60)
         return show_rates(find_rate(tuned, task, steps=tried, **both), args)
-    set_rates(args, both)
+    set_rates(args, task, both)
     if starts_at_probe(args):
         options["keep_best"] = True
         options["eval_every"] = args.validate_every or math.ceil(steps / 2)
@@ -238,7 +238,7 @@ def run_export(args: Namespace) -> None:
     check_rows(args, task)
     tuned = attached(args, model, task, head_bias=False)
     steps, options = shared_options(args, task)
-    set_rates(args, options)
+    set_rates(args, task, options)
     export_training(tuned, task, args.out, steps, lr=args.lr, checkpoint=args.checkpoint, **options)
     if args.json:
         return show_json({"method": str(tuned.method), "task": task.name, "steps": steps,
