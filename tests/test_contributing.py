@@ -211,7 +211,7 @@ def list_it(copy):
 def write_the_tests(copy):
     copy.write("tests/peft/test_toy.py", TESTS)
     copy.change("tests/peft/test_model.py", ("\nevery = pytest", "\nEVERY.append(tp.Toy())\nevery = pytest"))
-    copy.change("tests/common/test_hyper.py", ('"ia3": 3e-2}', '"ia3": 3e-2, "toy": 1e-2}'),
+    copy.change("tests/common/test_hyper.py", ('"probe": 1e-2}', '"probe": 1e-2, "toy": 1e-2}'),
                 ("    LinearProbe()\n", "    LinearProbe()\n    Toy(targets=('query', 'value'))\n"))
 
 
@@ -221,6 +221,7 @@ def say_what_is_known(copy):
 
 def measure_it(copy):
     """The block of commands, word by word as the page has it."""
+    copy.change("tinypeft/study/experiments/arms.py", ('            "ia3")', '            "ia3", "toy")'))
     (block,) = re.findall(r"```text\n(.*?)```", RECIPES["method"][4], re.S)
     for command in block.strip().splitlines():
         status, printed = copy.run(command.strip())
@@ -234,7 +235,7 @@ STEPS = [
     (write_the_tests, ["tests/peft/test_NAME.py", "tests/peft/test_model.py", "tests/common/test_hyper.py"],
      ["pytest tests/peft/test_NAME.py tests/peft/test_families.py tests/common/test_hyper.py"]),
     (say_what_is_known, ["tinypeft/study/about.py"], ["pytest tests/study/test_about.py"]),
-    (measure_it, ["figures/results/"], []),
+    (measure_it, ["tinypeft/study/experiments/arms.py", "figures/results/"], []),
 ]
 
 

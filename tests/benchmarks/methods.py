@@ -97,7 +97,7 @@ def main(argv=None):
     args = parser(__doc__, 9).parse_args(argv)
     record = {"batch": [ROWS, CONFIG.context_length - VIRTUAL], "methods": {}}
     print(f"{'method':<20}{'trained':>10}{'ms':>8}{'PEFT':>8}{'ratio':>8}")
-    for name in tp.METHODS:
+    for name in OURS:
         row = record["methods"][name] = compared(name, args.rounds)
         print(f"{name:<20}{row['trained']['tinypeft']:>10,}{row['ms']['tinypeft']:>8}{row['ms'].get('PEFT', '–'):>8}"
               f"{row['ratio'] or '–':>8}", flush=True)

@@ -162,13 +162,71 @@ def test_what_a_probe_does_not_take(capsys, monkeypatch, own, argv, says):
 
 # -- what the commands say -------------------------------------------------------------------------
 def test_the_output_says_what_was_read_and_what_comes_next(capsys, own, tmp_path):
-    _, out, _ = run(capsys, "finetune", "lora", "--csv", own / "reviews.csv", "--steps", "1", "--out", tmp_path / "a")
+    argv = "finetune", "lora", "--csv", own / "reviews.csv", "--steps", "1", "--out", tmp_path / "a"
+    _, out, _ = run(capsys, *argv, "--lr", "0", "--head-lr", "0")
     lines = out.splitlines()
     assert any(line.startswith("reviews.csv: 2 classes, ") and "left out as repeating another" in line for line in lines)
     assert any(line.split()[:3] == ["majority", "class", "accuracy"] for line in lines)
-    assert lines[-3] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
-    assert re.fullmatch(r"worse than the frozen model .*\) and bag of words \(loss \d.\d{4} against 0.\d{4}, accuracy 0.\d{4} "
-                        r"against \d.\d{4}\)", lines[-1])
+    assert lines[-4] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
+    assert re.fullmatch(r"worse than bag of words \(loss \d.\d{4} against 0.\d{4}(, accuracy 0.\d{4} against \d.\d{4})?\)",
+                        lines[-2])
+    assert re.fullmatch(r"kept: the probe, not lora: validation loss (\S+) after training, \1 of the probe \(4\d rows\)",
+                        lines[-1])
+
+
+@pytest.fixture
+def few(own, tmp_path):
+    """A table of a few rows."""
+    (tmp_path / "few.csv").write_text("\n".join((own / "reviews.csv").read_text("utf-8").split("\n")[:100]), "utf-8")
+    return tmp_path / "few.csv"
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_training_is_kept_only_if_it_validates_better_than_the_probe(capsys, few, method, tmp_path):
+    """The probe that is kept learns from the validation rows, too. A prompt's start is another head, not the probe."""
+    argv = "finetune", method, "--csv", few, "--quick", "--json", "--out", tmp_path / "a"
+    _, out, _ = run(capsys, *argv, "--steps", "2", "--lr", "0.5")
+    record, task = json.loads(out), tp.tasks.labelled(few, tp.load_pretrained())
+    validation = record["validation"]
+    assert validation["trained"] > validation["probe"] and validation["keeps_probe"] and record["method"] == "LinearProbe()"
+    probe = tp.fit_probe(tp.load_pretrained(), task, splits=("train",))
+    assert validation["probe"] == tp.evaluate(probe, task, "validation")["loss"]
+    assert validation["rows"] == len(task.data("validation"))
+    if method == "prompt": return
+    probe = tp.fit_probe(probe.detach(), task)
+    assert record["after"] == tp.evaluate(probe, task) == tp.evaluate(tp.load_adapter(probe.detach(), tmp_path / "a"), task)
+    _, out, _ = run(capsys, *argv, "--steps", "30", "--lr", "1e-2", "--validate-every", "10")
+    record = json.loads(out)
+    assert record["validation"]["trained"] < record["validation"]["probe"] and not record["validation"]["keeps_probe"]
+    assert record["method"] == str(tp.LoRA()) and record["best"] in (10, 20, 30)
+
+
+@pytest.mark.parametrize("argv, steps, options", [
+    ("--csv reviews.csv", 13, {"lr": None, "head_lr": 1e-3, "rates": {"!head": 0.2}, "eval_every": 7, "keep_best": True}),
+    ("--csv reviews.csv --lr 0.004 --steps 40 --rates B=16", 40,
+     {"lr": 0.004, "head_lr": 1e-3, "rates": {"B": 16.0}, "eval_every": 20}),
+    ("--csv reviews.csv --head-lr 0.5 --rates B=16", 13, {"lr": None, "head_lr": 0.5, "rates": {"!head": 0.2, "B": 16.0}}),
+    ("--task classify --lr 0.004", 300, {"lr": 0.004, "head_lr": 1e-2, "rates": {}, "eval_every": None, "keep_best": False})])
+def test_a_head_has_a_rate_of_its_own(capsys, monkeypatch, own, argv, steps, options):
+    """--lr does not set it. From the probe, all are small enough not to lose it, and one pass over the rows is the most."""
+    monkeypatch.chdir(own)
+    called = []
+    built_in = lambda name, model: tp.tasks.labelled("reviews.csv", model)
+    monkeypatch.setattr("tinypeft.commands.data.built_in", built_in)
+    monkeypatch.setattr("tinypeft.peft.probe.solve", lambda *args: None)
+    def train(tuned, task, steps, **options):
+        called.append((len(task.data("train")), steps, options))
+        raise ValueError("enough")
+    monkeypatch.setattr("tinypeft.training.loop.train", train)
+    assert run(capsys, "finetune", "lora", *argv.split())[0] == 2
+    (rows, taken, given), = called
+    assert taken == steps and given | options == given
+    if steps == 13: assert 16 * (steps - 1) < rows <= 16 * steps
+
+
+def test_a_few_rows_have_no_patience(capsys, few):
+    status, out, err = run(capsys, "finetune", "lora", "--csv", few, "--validate-every", "2", "--patience", "3")
+    assert status == 2 and out == "" and re.search(r"--patience needs 200 rows, and few.csv has 9\d: ", err)
 
 
 def test_texts_come_from_standard_input(capsys, classifier, monkeypatch):
@@ -302,7 +360,7 @@ def test_a_stop_of_other_commands_says_what_goes_on(capsys, monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("argv, loss", [
     pytest.param("lora --lr 3", r"\d\.\d{4}", marks=pytest.mark.long),
-    ("lora --lr 0.5 --csv reviews.csv", r"\d+\.\d{4}"), ("full --lr 100", "inf")])
+    ("lora --head-lr 3 --task classify", r"\d+\.\d{4}"), ("full --lr 100", "inf")])
 def test_a_run_that_is_worse_than_the_frozen_model_replaces_no_adapter(capsys, monkeypatch, own, adapter, argv, loss):
     """It stays beside it. In a new folder it is saved: nothing is lost there."""
     monkeypatch.chdir(own)
@@ -386,6 +444,8 @@ def test_a_loss_that_is_not_a_number_is_worse_than_any():
     ("finetune lora --keep", "--keep needs --out FOLDER"),
     ("finetune lora --find-rate --keep --out x", "--find-rate does not train; leave out --keep"),
     ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
+    ("finetune lora --text notes --head-lr 1", "--head-lr needs a task with classes: --csv FILE or --task classify"),
+    ("export-training probe --csv reviews.csv --out x", "probe is solved and not trained"),
     ("finetune lora --csv reviews.csv --text-column review",
      "no column 'review' and 'label'; there are 'text', 'label'. Say which by --text-column and --label-column"),
     ("finetune lora --csv latin.csv", "such as --encoding cp1252"),

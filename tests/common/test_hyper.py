@@ -14,7 +14,7 @@ from tinypeft.common.hyper import Checked, declared, flag, layer_names, mapping,
 from tinypeft.common.wording import brief
 
 NAMED = {**tp.METHODS, **tp.SCHEMES}
-CLASSES = [*NAMED.values(), tp.LinearProbe, tp.GPTConfig]
+CLASSES = [*NAMED.values(), tp.GPTConfig]
 FIELDS = [pytest.param(cls, f, id=f"{cls.__name__}.{f.name}") for cls in CLASSES for f in dataclasses.fields(cls)]
 JUNK = [object(), 1j, b"8", "no such choice", [None], {"query": object()}, (object(),), np.zeros(2)]
 every_field = pytest.mark.parametrize("cls, field", FIELDS)
@@ -170,7 +170,7 @@ def test_the_docstring_of_a_class_has_paper_equation_symbols_and_differences(nam
     if name not in ("uniform", "gguf"):                                # textbook, and a file format: no paper
         assert re.search(r"arXiv\s+\d{4}\.\d{4,5}", doc), "no citation"
     assert re.search(r"^    .*[=←∝|].*$", doc, re.MULTILINE), "no equation"
-    if name not in ("full", "uniform", "gguf"):                                # nothing to translate
+    if name not in ("full", "probe", "uniform", "gguf"):                                # nothing to translate
         assert re.search(r"^    \S.* {3,}(here|shape)", doc, re.MULTILINE), "no table of symbols"
         assert re.search(r"differ|authors|repository|DeepSpeed", doc), "not where implementations differ"
     shown = pydoc.plain(pydoc.render_doc(cls))
@@ -219,7 +219,7 @@ DEFAULTS = """
         callbacks=(), checkpoint=None, checkpoint_every=None, stop_after=None, progress=None)
 """
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
-         "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "ia3": 3e-2}
+         "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "ia3": 3e-2, "probe": 1e-2}
 
 
 def test_the_defaults_are_these():

@@ -245,7 +245,7 @@ def test_a_head_trained_there_classifies_the_same_here_numerical(config, base, t
     (tp.ParallelAdapter(bottleneck=4), {}, "no counterpart"),
     (tp.FullFineTuning(), {}, "the embedding is tied to the output head, and PEFT would train two matrices"),
     (tp.FullFineTuning(targets=("bias",)), {}, "trains .*bias, but not all of that layer"),
-    (tp.LinearProbe(), {"head": 3}, "no counterpart of LinearProbe"),
+    (tp.LinearProbe(), {"head": 3}, "the head has a bias"),
     (tp.PTuning(separator=5), {}, r"\(3, 'context', 3, 'target'\) puts pseudo-tokens after text"),
     (tp.PTuning(), {"head": 3, "head_bias": False}, "puts pseudo-tokens after text"),
     (tp.LoRA(rank=2), {"head": 3}, "head_bias=False")], ids=str)

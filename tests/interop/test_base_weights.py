@@ -131,6 +131,48 @@ def test_heads_and_weights_of_the_base_classify_the_same_numerical(family, tmp_p
     assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
 
 
+@families
+def test_a_head_alone_goes_with_the_last_norm_numerical(family, tmp_path):
+    """PEFT has no type for it. The norm is the base's own, so that nothing but the head is new."""
+    tuned = moved(family, tp.LinearProbe(), head=3, head_bias=False)
+    tuned.save(tmp_path, format="peft")
+    config = config_of(tmp_path)
+    assert (config["peft_type"], config["task_type"], config["modules_to_save"]) == ("LN_TUNING", "SEQ_CLS", ["score"])
+    expected = tuned.classify(TOKENS, SEVEN).data
+    theirs = oracle.loaded(oracle.base(family, 3), tmp_path)
+    assert error(oracle.class_logits(theirs, TOKENS), expected) <= 1e-14
+    loaded = tp.load_adapter(make(family), tmp_path)
+    assert loaded.method == FULL(("final_norm",)) and np.array_equal(loaded.classify(TOKENS, SEVEN).data, expected)
+
+
+@pytest.mark.parametrize("reads, padding", [("newline", "<|endoftext|>"), ("end", "!")])
+def test_a_probe_classifies_the_same_texts_there_numerical(reads, padding, tmp_path):
+    """From texts to classes by transformers' tokenizer and classifier, which reads the last token that is not the padding:
+    the newline if the padding is the end of text, or else the end of text."""
+    transformers = pytest.importorskip("transformers")
+    model = tp.Llama(tp.LlamaConfig(1024, 64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_mlp=48), rng=0)
+    model.tokenizer = tokenizer = tp.load_pretrained().tokenizer
+    texts = [f"The {thing} is {word}{' indeed' * (i % 4)}" for i, word in enumerate(("good", "bad", "slow", "quick", "dull"))
+             for thing in ("lamp", "old clock", "radio")]
+    task = tp.tasks.labelled([(text, text.split()[-1]) for text in texts if "indeed" not in text] +
+                             [(text, "indeed") for text in texts if "indeed" in text], model, held_out=(0, 0), reads=reads)
+    tuned = tp.fit_probe(model, task, head_bias=False)
+    rows = [task.encode(text) for text in texts]
+    expected = tuned.classify(*task.collate([(row, 0) for row in rows])[:2]).data
+    tuned.save(tmp_path / "probe", format="peft")
+    tp.save_model(tuned.detach(), tmp_path / "base")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "base", pad_token=padding, padding_side="right")
+    end = tokenizer.decode([tokenizer.end_of_text])
+    batch = theirs([f"{end}{text}\n{end * (reads == 'end')}" for text in texts], padding=True, return_tensors="pt",
+                   add_special_tokens=False)
+    assert [ids[:len(row)].tolist() for ids, row in zip(batch["input_ids"], rows, strict=True)] == [r.tolist() for r in rows]
+    assert len({len(row) for row in rows}) > 2
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=len(task.classes), pad_token_id=theirs.pad_token_id)
+    there = oracle.loaded(classifier, tmp_path / "probe")(**batch).logits
+    assert error(there, expected) <= 1e-5
+
+
 def test_norms_load_onto_a_quantized_base(tmp_path):
     tp.attach(make("Llama", np.float32), FULL(("norm1", "final_norm"))).save(tmp_path / "one", format="peft")
     tuned = tp.load_adapter(tp.quantize(make("Llama", np.float32), tp.NF4(block_size=16)), tmp_path / "one")

@@ -6,7 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
-from tinypeft.peft.probe import hidden_states, learned_rows
+from tinypeft.peft.probe import hidden_states, learned_rows, solve
 
 WORDS = {"good": "lovely bright quick honest", "bad": "awful dull slow rude", "odd": "purple seven sideways quiet"}
 
@@ -56,6 +56,75 @@ def test_the_head_is_scikit_learns_solution_numerical(model, table, head_bias):
     assert (p.argmax(1) == theirs.predict(X)).mean() > 0.98
     after = tuned.detach().state_dict()
     assert all(np.array_equal(after[name], a) for name, a in before.items())
+
+
+# -- where methods start -------------------------------------------------------------------------
+def small_gpt():
+    model = tp.GPT(tp.GPTConfig(vocab_size=1024, context_length=128, d_model=32, n_layers=2, n_heads=4), rng=0)
+    model.tokenizer = tp.load_pretrained().tokenizer
+    return model
+
+
+SMALL = {"GPT": small_gpt, "Llama": small_llama, "NF4": lambda: tp.quantize(small_gpt(), tp.NF4())}
+METHODS = {name: cls(bottleneck=4) if "bottleneck" in cls.__dataclass_fields__ else cls() for name, cls in tp.METHODS.items()}
+VIRTUAL = "prefix", "prompt", "ptuning", "ptuning_v2"
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def solved(request, table):
+    """(name of the base, model, task, (h, head) of the probe alone)."""
+    model = SMALL[request.param]()
+    task = tp.tasks.labelled(table, model, context=32)
+    probe = tp.fit_probe(model, task, splits=("train",), n_folds=2)
+    h = hidden_states(probe, task, task.data("train"))
+    probe.detach()
+    return request.param, model, task, (h, probe.head.state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_starts_at_the_probe_and_comes_back(solved, name, tmp_path):
+    """Bit for bit where the method changes nothing at its start, which adapters between layers nearly do. The head of a
+    prompt or a prefix is solved for what it reads through that prompt."""
+    base, model, task, (h, head) = solved
+    if (base, name) == ("NF4", "full"):
+        with pytest.raises(tp.MethodError, match="is quantized"): tp.fit_probe(model, task, METHODS[name])
+        assert model.attached is None
+        return
+    tuned = tp.fit_probe(model, task, METHODS[name], rng=1, splits=("train",), n_folds=2)
+    read, theirs = hidden_states(tuned, task, task.data("train")), tuned.head.state_dict()
+    assert tuned.method == METHODS[name] and len(tuned.validated.labels) == len(h)
+    if name in VIRTUAL:
+        assert np.abs(read - h).max() > 0.1
+        solved_again = tp.attach(tuned.detach(), tp.LinearProbe(), head=3)
+        solve(solved_again, read, tuned.validated.labels, 2)
+        assert all(np.array_equal(a, theirs[n]) for n, a in solved_again.head.state_dict().items())
+        solved_again.detach()
+        tuned.reattach()
+    elif name == "adapter":
+        assert 0 < np.abs(read - h).max() < 0.02
+    else:
+        assert np.array_equal(read, h) and all(np.array_equal(a, theirs[n]) for n, a in head.items())
+    texts = ["Number 4 is dull and slow", "Number 5 is bright"]
+    expected = task.predict(tuned, texts, probabilities=True)[1]
+    tuned.save(tmp_path)
+    loaded = tp.load_adapter(tuned.detach(), tmp_path)
+    assert np.array_equal(task.predict(loaded, texts, probabilities=True)[1], expected)
+    loaded.detach()
+
+
+def test_several_methods_start_there_and_train_on():
+    """At the rates that the docstring gives, a few steps do not lose what was solved."""
+    model = tp.load_pretrained()
+    rows = [(f"Number {i} is {word}", label) for i in range(9) for label in WORDS for word in WORDS[label].split()]
+    task = tp.tasks.labelled(rows, model)
+    tuned = tp.fit_probe(model, task, {"a": tp.LoRA(rank=2), "b": tp.PromptTuning(3)}, splits=("train",))
+    before = tp.evaluate(tuned, task, "train")["loss"]
+    assert list(tuned.parts) == ["a", "b"] and before < 0.5
+    tp.train(tuned, task, 10, lr=1e-3)
+    assert tp.evaluate(tuned, task, "train")["loss"] < before
+    tuned = tp.fit_probe(tuned.detach(), task, tp.LoRA(rank=2), splits=("train",))
+    tp.train(tuned, task, 10, lr=1e-3, head_lr=1e-1)                 # and at others they do
+    assert tp.evaluate(tuned, task, "train")["loss"] > before
 
 
 def test_it_is_saved_and_loaded_as_any_head(table, tmp_path):
@@ -119,7 +188,7 @@ def test_an_interrupt_leaves_the_model_free(table, monkeypatch):
     for step in ("hidden_states", "cross_validate", "fit"):
         with monkeypatch.context() as m:
             m.setattr(f"tinypeft.peft.probe.{step}", interrupted)
-            with pytest.raises(KeyboardInterrupt): tp.fit_probe(model, task)
+            with pytest.raises(KeyboardInterrupt): tp.fit_probe(model, task, tp.LoRA(), tp.PromptTuning())
         assert model.attached is None and model.head is None
     with tp.attach(model, tp.LoRA()).disabled(), pytest.raises(tp.MethodError, match="fit_probe"):
         tp.fit_probe(model, task)

@@ -52,6 +52,7 @@ def wrong_fields() -> Iterator[tuple]:
     """Each field of each method and scheme with values that it refuses, as its declaration says."""
     for command, classes in (("finetune", tp.METHODS), ("quantize", tp.SCHEMES)):
         for name, cls in classes.items():
+            if name == "probe": continue                         # it is solved, and refuses --set
             yield [command, name, "--set", "nosuch=1"], (cls.__name__, "no field 'nosuch'")
             yield [command, name, "--set", "nosuch"], ("nosuch", "expected FIELD=VALUE")
             for field in dataclasses.fields(cls):

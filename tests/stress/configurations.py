@@ -26,7 +26,7 @@ from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
 
 __all__ = ["METHODS", "SCHEMES", "Broken", "Configuration", "main", "run"]
 
-METHODS = {**tp.METHODS, "probe": tp.LinearProbe, "peqa": tp.PEQA}
+METHODS = {**tp.METHODS, "peqa": tp.PEQA}
 SCHEMES = tp.SCHEMES
 REFUSALS = ValueError, TypeError, KeyError
 LAYERS = {"query": (1, 1), "key": (1, 1), "value": (1, 1), "output": (1, 1), "up": (1, 4), "down": (4, 1)}   # in d

@@ -1,5 +1,8 @@
 """One run of `finetune`: train, save, test, and say what came out.
 
+Of one's own rows with labels, the head starts at the probe, and training is kept only if it lowers
+the probe's validation loss, as on few rows it may not. Otherwise the probe is what is saved.
+
 The adapter is saved before the test, so that a stop or an error there loses nothing. Where --out
 holds an adapter, the new one is saved beside it first, and takes its place only if it tests better
 than the frozen model; otherwise both stay. --keep does without this.
@@ -25,17 +28,24 @@ from .using import compared
 if TYPE_CHECKING:
     from ..peft import PeftModel
     from ..text.tasks import Task
+    from ..training.history import History
 
-__all__ = ["check_folders", "finetuned", "refused", "show_finetuned"]
+__all__ = ["check_folders", "finetuned", "refused", "show_finetuned", "starts_at_probe"]
 
 
-def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options: dict) -> dict:
-    """Train, save and test; the record of it. options: of `train`."""
+def starts_at_probe(args: Namespace) -> bool:
+    """Tell if the head starts at the probe: for rows of one's own."""
+    return kind_of(args) == "labelled"
+
+
+def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
+              options: dict) -> tuple[PeftModel, dict]:
+    """Train, save and test; return what was kept, and the record of it. options: of `train`."""
     from ..training.diagnosis import DivergedError
     from ..training.evaluation import evaluate
     from ..training.loop import train
     folder, before, baselines, most = None, None, {}, 2 if args.quick else None
-    replaced = False
+    replaced, validation = False, None
     unsaved = f"nothing was saved in {args.out}" if args.out else "nothing was saved"
     with (noted(KeyboardInterrupt, lambda: f"stopped; {kept(args.checkpoint, folder)}"),
           noted(DivergedError, lambda: unsaved)):
@@ -46,7 +56,11 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options
                 before = evaluate(tuned, task, "test", max_batches=most,
                                   label="testing the frozen model")
             base, frozen = "the frozen model", before
+        if starts_at_probe(args):
+            probe_loss = validation_loss_of_probe(tuned, task)
         history = train(tuned, task, steps, **options)
+        if starts_at_probe(args):
+            tuned, validation = choose_better(tuned, task, probe_loss, history)
         if args.out:
             with HeldSignals(): folder = save_first(args, tuned, task)
     with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
@@ -63,13 +77,45 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options
                 save(args, tuned, task, args.out)
                 shutil.rmtree(folder)
                 folder, replaced = args.out, True
-    return {"method": str(tuned.method), "task": task.name,
-            "data": [task.describe(), *task.notes], "steps": len(history.loss),
-            "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
-            "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
-            "best": history.best and history.best[0], "stopped": history.stopped,
-            "resumed": history.resumed, "replaced": replaced,
-            "saved": folder and str(folder)}
+    return tuned, {
+        "method": str(tuned.method), "task": task.name,
+        "data": [task.describe(), *task.notes], "steps": len(history.loss),
+        "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
+        "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
+        "best": history.best and history.best[0], "validation": validation,
+        "stopped": history.stopped, "resumed": history.resumed, "replaced": replaced,
+        "saved": folder and str(folder)}
+
+
+# -- the probe that training starts at -------------------------------------------------------------
+def validation_loss_of_probe(tuned: PeftModel, task: Task) -> float:
+    """Measure the probe's validation loss. Virtual tokens change what a head reads, so that their
+    start is not the probe; then it is solved beside them."""
+    from ..peft.probe import fit_probe
+    from ..training.evaluation import evaluate
+    probe = tuned
+    if tuned.virtual is not None:
+        head_bias = tuned.head.bias is not None
+        probe = fit_probe(tuned.detach(), task, splits=("train",), head_bias=head_bias)
+    loss = evaluate(probe, task, "validation", label="validating the probe")["loss"]
+    if probe is not tuned:
+        probe.detach()
+        tuned.reattach()
+    return loss
+
+
+def choose_better(tuned: PeftModel, task: Task, probe_loss: float,
+                  history: History) -> tuple[PeftModel, dict]:
+    """Return the trained model or the probe, whose validation loss is lower, and these losses. The
+    probe is solved again: it may learn from the validation rows now."""
+    from ..peft.probe import fit_probe
+    trained_loss = history.best[1]["loss"] if history.best else math.inf
+    keeps_probe = not trained_loss < probe_loss
+    if keeps_probe:
+        head_bias = tuned.head.bias is not None
+        tuned = fit_probe(tuned.detach(), task, head_bias=head_bias)
+    return tuned, {"rows": len(task.data("validation")), "probe": probe_loss,
+                   "trained": trained_loss, "keeps_probe": keeps_probe}
 
 
 def chance(task: Task) -> dict:
@@ -144,7 +190,11 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     if record["resumed"]:
         print(f"went on from {args.checkpoint}, after step {record['resumed']:,}")
     if record["stopped"]: print(f"stopped early: {record['stopped']}")
-    if record["best"]: print(f"kept: the state after step {record['best']}, the best on validation")
+    validation = record["validation"]
+    keeps_probe = validation and validation["keeps_probe"]
+    if record["best"] and not keeps_probe:
+        print(f"kept: the state after step {record['best']}, the best on validation"
+              + (f": loss {losses(validation)}" if validation else ""))
     steps = counted(record["steps"], "step")
     print(f"{task.name}, {steps} in {record['seconds']} s; on the test split:")
     print(compared(record["before"], record["after"], record["baselines"]))
@@ -162,6 +212,14 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
                  for name, metrics in record["worse_than"].items()]
         stays = f"; not saved over the adapter in {args.out}: --keep saves it all the same"
         print(f"worse than {' and '.join(worse)}{stays * refused(args, record)}")
+    if keeps_probe:
+        print(f"kept: the probe, not {args.method}: validation loss {losses(validation)}")
+
+
+def losses(validation: dict) -> str:
+    """Say what training and the probe reach on the validation rows."""
+    return (f"{validation['trained']:.4f} after training, {validation['probe']:.4f} of the probe "
+            f"({counted(validation['rows'], 'row')})")
 
 
 def beside(after: dict, metrics: dict) -> str:

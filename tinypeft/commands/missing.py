@@ -37,7 +37,7 @@ __all__ = ["Lack", "missing", "stale"]
 
 PUBLIC = sys.modules[__name__.split(".")[0]]             # the package: its list of public names
 RESULTS = ROOT / "figures" / "results"
-TEXTBOOK = {"full", "uniform", "gguf"}                   # without a paper's letters to translate
+TEXTBOOK = {"full", "probe", "uniform", "gguf"}          # without a paper's letters to translate
 # there for other experiments, for the main job or for a page
 SERVING = {"rates", "classify_rates", "quant_rates", "first_look", "baselines", "smollm2_rates",
            "smollm2"}
@@ -110,7 +110,13 @@ def of_method(name: str, fresh: bool) -> Lacks:
         "importorskip(": "an oracle, PEFT or PyTorch",
         ".merge()": "a test of merging, or of the error that says why it cannot be merged"})
     yield from of_knowledge(name)
-    yield from of_measurement("methods", [name], fresh, step=5)
+    arms = EXPERIMENTS["methods"].conditions.items()
+    labels = [label for label, arm in arms if type(arm.method) is cls]
+    if labels:
+        yield from of_measurement("methods", labels, fresh, step=5)
+    else:
+        yield Lack(5, "tinypeft/study/experiments/arms.py",
+                   f"SURVEYED has no {name!r}, so that nothing measures it; add it")
 
 
 def of_scheme(name: str, fresh: bool) -> Lacks:

@@ -1,6 +1,7 @@
 """The commands that train: finetune here, and export-training, the same run for PyTorch."""
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import build, fields, known, model_of, number, output, show_json
 from .data import data_options, kind_of, task_of
-from .finetuning import check_folders, finetuned, refused, show_finetuned
+from .finetuning import check_folders, finetuned, refused, show_finetuned, starts_at_probe
 from .probing import PROBE, run_probe
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from ..text.tasks import Task
 
 __all__ = ["add_commands"]
+
+PROBE_FACTOR = 0.2           # on each method's own rate where the head starts at the probe
+PROBE_HEAD_LR = 1e-3         # of that head
+PATIENT_ROWS = 200           # below, early stopping made small tables worse
 
 
 def add_commands(command: Callable) -> None:
@@ -31,17 +36,23 @@ def add_commands(command: Callable) -> None:
 # -- options ---------------------------------------------------------------------------------------
 def training_options(p: ArgumentParser) -> None:
     from ..peft import METHODS
+    from ..training.rates import HEAD_LR
     p.add_argument("method", metavar="METHOD",
-                   help=f"one of {', '.join(METHODS)}; or several, such as lora+prefix; "
-                        "or probe, which solves a classifier for --csv")
+                   help=f"one of {', '.join(METHODS)}; or several, such as lora+prefix. probe "
+                        "solves a classifier for --csv; all others start theirs there")
     data_options(p, "domain")
     p.add_argument("--steps", type=number(int, least=1),
-                   help="optimizer steps (default 300, with --quick 12)")
+                   help="optimizer steps (default 300, with --quick 12; with --csv at most one "
+                        "pass over the rows)")
     p.add_argument("--batch-size", type=number(int, least=1),
                    help="rows per step (default 8, for classes 16)")
     p.add_argument("--lr", type=number(float, least=0),
                    help="learning rate (default: each method's own for a model 128 wide, times "
-                        "√(128/d); tinypeft/interop/README.md has better ones for SmolLM2)")
+                        "√(128/d); tinypeft/interop/README.md has better ones for SmolLM2; with "
+                        "--csv a fifth of it)")
+    p.add_argument("--head-lr", type=number(float, least=0),
+                   help="learning rate of a classification head, which --lr does not set (default "
+                        f"{HEAD_LR:g}; with --csv {PROBE_HEAD_LR:g})")
     p.add_argument("--rates", nargs="+", action="extend", default=[], metavar="NAME=FACTOR",
                    help="factors on the rate by name of the parameter, such as blocks.0=0.5; B=16 "
                         "is LoRA+")
@@ -62,9 +73,11 @@ def finetune_options(p: ArgumentParser) -> None:
                    help="do not train: measure which rate suits the method and the task, and draw "
                         "the loss over the rate into rates.svg in the folder")
     p.add_argument("--validate-every", type=number(int, least=1), metavar="N",
-                   help="measure the validation loss every N steps, and end with the best state")
+                   help="measure the validation loss every N steps, and end with the best state "
+                        "(default: not; with --csv twice)")
     p.add_argument("--patience", type=number(int, least=1), metavar="K",
-                   help="stop after K of these measurements without a lower loss")
+                   help="stop after K of these measurements without a lower loss; with --csv only "
+                        f"from {PATIENT_ROWS} rows on")
     output(p, "the adapter (default: it is not saved). One in it is replaced if the new one "
               "tests better than the frozen model; otherwise the new one is saved beside it")
     p.add_argument("--keep", action="store_true", default=None,
@@ -105,22 +118,52 @@ def methods_of(args: Namespace) -> dict[str, Method]:
 
 
 def attached(args: Namespace, model: Decoder, task: Task, head_bias: bool) -> PeftModel:
-    """Return the methods on the model, with a head if the task has classes."""
+    """Return the methods on the model, with a head if the task has classes. For rows of one's own
+    it is solved for the training rows."""
     from ..peft import attach
+    from ..peft.probe import fit_probe
     methods = methods_of(args)
-    classes = getattr(task, "classes", None)
     several = (methods,) if len(methods) > 1 else methods.values()
-    return attach(model, *several, rng=args.seed, head=classes and len(classes),
-                  head_bias=head_bias)
+    options = dict(rng=args.seed, head_bias=head_bias)
+    if starts_at_probe(args):
+        return fit_probe(model, task, *several, splits=("train",), **options)
+    classes = getattr(task, "classes", None)
+    return attach(model, *several, head=classes and len(classes), **options)
 
 
 def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
     """(steps, the options that every run takes)."""
     steps = args.steps if args.steps is not None else 12 if args.quick else 300
     rows = args.batch_size or (16 if hasattr(task, "classes") else 8)
+    if starts_at_probe(args) and args.steps is None:
+        steps = min(steps, math.ceil(len(task.data("train")) / rows))
+    head_lr = args.head_lr
+    if head_lr is None and starts_at_probe(args):
+        head_lr = PROBE_HEAD_LR
     return steps, dict(batch_size=rows, seed=args.seed, rates=dict(map(factor, args.rates)),
-                       accumulate=args.accumulate,
+                       head_lr=head_lr, accumulate=args.accumulate,
                        checkpoint_activations=args.checkpoint_activations)
+
+
+def set_rates(args: Namespace, task: Task, options: dict[str, Any]) -> None:
+    """Set the rates that hold if the command line leaves them open. A head that starts at the probe
+    is lost at the rate of one that starts from nothing, and so is the inside that it reads."""
+    from ..training.rates import HEAD_LR
+    if options["head_lr"] is None and hasattr(task, "classes"):
+        options["head_lr"] = HEAD_LR
+    if starts_at_probe(args) and args.lr is None:
+        options["rates"] = {"!head": PROBE_FACTOR} | options["rates"]
+
+
+def check_rows(args: Namespace, task: Task) -> None:
+    """Raise ValueError for an option that does nothing, or harm, on these rows."""
+    if args.head_lr is not None and not hasattr(task, "classes"):
+        raise ValueError("--head-lr needs a task with classes: --csv FILE or --task classify")
+    n_rows = sum(map(len, task.splits.values()))
+    if vars(args).get("patience") and starts_at_probe(args) and n_rows < PATIENT_ROWS:
+        raise ValueError(f"--patience needs {PATIENT_ROWS} rows, and {task.name} has {n_rows}: of "
+                         "so few, several bad measurements in a row are chance. Leave it out; the "
+                         "state with the lowest validation loss is kept all the same")
 
 
 def own_options(args: Namespace) -> dict[str, Any]:
@@ -151,13 +194,18 @@ def run_finetune(args: Namespace) -> int | None:
     model = model_of(args)
     check_folders(args)
     task = task_of(args, model)
+    check_rows(args, task)
     tuned = attached(args, model, task, head_bias=args.format != "peft")
     FORMATS[args.format].functions().check(tuned)
     steps, both = shared_options(args, task)
     if args.find_rate:
         tried = args.steps or (12 if args.quick else 60)
         return show_rates(find_rate(tuned, task, steps=tried, **both), args)
-    record = finetuned(args, tuned, task, steps, both | options)
+    set_rates(args, task, both)
+    if starts_at_probe(args):
+        options["keep_best"] = True
+        options["eval_every"] = args.validate_every or math.ceil(steps / 2)
+    tuned, record = finetuned(args, tuned, task, steps, both | options)
     if args.json: show_json(record)
     else: show_finetuned(args, tuned, task, record)
     return int(refused(args, record))
@@ -181,11 +229,16 @@ def show_rates(found: Any, args: Namespace) -> None:
 def run_export(args: Namespace) -> None:
     """Write the folder, and say how to run it."""
     from ..interop.export import export_training
+    if args.method == PROBE:
+        raise ValueError("export-training: probe is solved and not trained, so nothing is left to "
+                         "do in PyTorch; finetune probe solves it")
     methods_of(args)
     model = model_of(args)
     task = task_of(args, model)
+    check_rows(args, task)
     tuned = attached(args, model, task, head_bias=False)
     steps, options = shared_options(args, task)
+    set_rates(args, task, options)
     export_training(tuned, task, args.out, steps, lr=args.lr, checkpoint=args.checkpoint, **options)
     if args.json:
         return show_json({"method": str(tuned.method), "task": task.name, "steps": steps,

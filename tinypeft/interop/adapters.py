@@ -13,6 +13,7 @@ holds the tensors:
     PromptTuning                    PROMPT_TUNING     prompt_embeddings (P, d)
     PTuning, if all pseudo-tokens   P_TUNING          prompt_embeddings (P, d), which the encoder
     stand before the text                             computes
+    LinearProbe                     LN_TUNING         the last norm, as it is
     a classification head           the same, with    base_model.model.score.weight (C, d), or with
     without a bias                  task SEQ_CLS      virtual tokens base_model.score.weight
 

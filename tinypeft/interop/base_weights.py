@@ -61,9 +61,13 @@ def base_weights_folder(tuned: PeftModel, kind: str | None,
                         adapted: Collection[str]) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) of all weights of the base that the parts train, ({}, {}) for none.
 
-    kind: the peft_type of the part beside them, or None. adapted: their layers that it adapts."""
+    kind: the peft_type of the part beside them, or None. adapted: their layers that it adapts. A
+    head alone has no peft_type in PEFT, so the last norm goes with it, as it is."""
     arrays = {name: array for part in tuned.parts.values()
               for name, array in part.state_dict().items() if name in part.trained}
+    if not arrays and kind is None and tuned.head is not None:
+        arrays = {f"final_norm.{name}": array
+                  for name, array in tuned.model.final_norm.state_dict().items()}
     if not arrays:
         return {}, {}
     modules = modules_with_weights(tuned.model)

@@ -7,7 +7,7 @@
     activations    adapter.py   parallel.py   ia3.py
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py : what works on several adapters
-    a small table  probe.py (fit_probe): a head that is solved and not trained
+    a small table  probe.py (fit_probe): a head is solved, and methods may start there
 
 `METHODS` maps names to classes. PEQA is also a scheme, and is in `quant/peqa.py`.
 """
@@ -34,5 +34,5 @@ from .rank_search import search_rank
 METHODS = {"full": FullFineTuning, "adapter": BottleneckAdapter,
            "parallel_adapter": ParallelAdapter, "prefix": PrefixTuning, "prompt": PromptTuning,
            "ptuning": PTuning, "ptuning_v2": PTuningV2, "lora": LoRA, "adalora": AdaLoRA,
-           "dylora": DyLoRA, "ia3": IA3}
-KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), AdapterFusion, LinearProbe)})
+           "dylora": DyLoRA, "ia3": IA3, "probe": LinearProbe}
+KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), AdapterFusion)})

@@ -1,7 +1,7 @@
 """A linear probe: a classifier on the frozen model's last hidden state, solved and not trained.
 
 The rows go through the model once. What the head reads there, h (N, d), is standardized, and a
-logistic regression is fitted to it:
+logistic regression is fitted to it (Alain & Bengio, arXiv 1610.01644, probe every layer so):
 
     x = (h − μ) / σ            μ, σ: mean and standard deviation of each feature over the rows
     p = softmax(W x + b)       W, b minimize mean(−log p(label)) + λ/2 ‖W‖²
@@ -10,20 +10,31 @@ Five-fold cross-validation chooses λ and says how well the probe does on rows t
 The head then learns from all rows, and μ and σ are folded into it: W/σ and b − (W/σ) μ. So it is a
 head as any other: `save`, `classify` and PEFT's folders take it as it is.
 
-On small tables of sentences this beat every training of SmolLM2's inside, in the time of one
-forward pass.
+On small tables of sentences no training of SmolLM2's inside beat this clearly, and it takes the
+time of one forward pass. A method that trains the inside can start its head at the probe:
+
+    tuned = fit_probe(model, task, LoRA())
+    train(tuned, task, steps, lr=1e-3)           also the head's rate; its own, 1e-2, is for a head
+                                                 that starts from nothing, and destroys this one
+
+The head is solved for what it reads at the method's start. A LoRA changes nothing there, so its
+head is the probe's, bit for bit. A prompt or a prefix changes h, and its head fits the changed h.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from ..common.hints import Array
+from ..common.hints import Array, Seed
 from ..common.progress import Progress
 from ..engine.tensor import no_grad
 from ..models.decoder import Decoder, require_free
 from ..text.tasks.classification import Classification
 from ..text.tasks.logistic import cross_validate, fit
+from .attachment import detach
 from .full import LinearProbe
+from .method import Method
 from .model import PeftModel, attach
 
 __all__ = ["fit_probe", "hidden_states", "learned_rows"]
@@ -32,48 +43,62 @@ LEARNED = "train", "validation"
 PENALTIES = 1000, 300, 100, 30, 10, 3, 1     # λ N: scikit-learn's 1/C
 
 
-def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bias: bool = True,
-              batch_size: int = 16, progress: bool | None = None) -> PeftModel:
+def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[str, Method],
+              rng: Seed = 0, splits: Sequence[str] = LEARNED, n_folds: int = 5,
+              head_bias: bool = True, batch_size: int = 16,
+              progress: bool | None = None) -> PeftModel:
     """Attach a head to the frozen `model` and solve it for the rows of `task`.
 
-    It learns from the splits "train" and "validation". `.validated` of the result says what
-    cross-validation measured on these rows. head_bias: with an offset for each class, which
-    transformers' heads lack. The head is attached last, so a Ctrl-C before leaves the model free.
-    progress: show one line (default: on a terminal and in a notebook).
+    It learns from the splits `splits`. `.validated` of the result says what cross-validation
+    measured on these rows. methods, rng: as of `attach`, for a head that a method starts with; by
+    default `LinearProbe()`, the head alone. head_bias: with an offset for each class, which
+    transformers' heads lack. An error or a Ctrl-C leaves the model free. progress: show one line
+    (default: on a terminal and in a notebook).
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
     require_free(model, "fit_probe")
     if not isinstance(task, Classification):
         raise TypeError("fit_probe: expected a task with classes, as tasks.labelled makes one of "
                         f"rows (text, label), got a {type(task).__name__}")
-    rows = [row for split in LEARNED if split in task.splits for row in task.data(split)]
-    labels = learned_rows(task)[1]
+    rows = [row for split in splits if split in task.splits for row in task.data(split)]
+    labels = np.array([label for _, label in rows], int)
     counts = np.bincount(labels, minlength=len(task.classes))
     if counts.min() < 2:
         rare = task.classes[int(counts.argmin())]
         raise ValueError(f"fit_probe: the class {rare!r} has {counts.min()} rows to learn from, "
                          "expected two or more; add rows, or join classes")
-    h = hidden_states(model, task, rows, batch_size, progress)
+    try:
+        tuned = attach(model, *(methods or [LinearProbe()]), rng=rng, head=len(task.classes),
+                       head_bias=head_bias)
+        h = hidden_states(tuned, task, rows, batch_size, progress)
+        solve(tuned, h, labels, n_folds)
+    except BaseException:
+        if model.attached is not None:
+            detach(model)
+        raise
+    tuned.before_training(task)
+    return tuned
+
+
+def solve(tuned: PeftModel, h: Array, labels: Array, n_folds: int) -> None:
+    """Set the head of `tuned` to the solution for h (N, d) and labels (N,)."""
+    head = tuned.head
+    offset = head.bias is not None
+    n_classes = head.d_out
 
     def design(learned, held_out):
-        mean, deviation = moments(h[learned], head_bias)
+        mean, deviation = moments(h[learned], offset)
         return (h[learned] - mean) / deviation, (h[held_out] - mean) / deviation
 
-    strengths = [penalty / len(rows) for penalty in PENALTIES]
-    validated = cross_validate(design, labels, len(task.classes), strengths, n_folds,
-                               offset=head_bias)
-    mean, deviation = moments(h, head_bias)
-    W = fit((h - mean) / deviation, labels, len(task.classes), validated.strength,
-            offset=head_bias)
+    strengths = [penalty / len(h) for penalty in PENALTIES]
+    validated = cross_validate(design, labels, n_classes, strengths, n_folds, offset=offset)
+    mean, deviation = moments(h, offset)
+    W = fit((h - mean) / deviation, labels, n_classes, validated.strength, offset=offset)
     weight = W[:-1] / deviation[:, None]                                     # (d, C)
-    tuned = attach(model, LinearProbe(), head=len(task.classes), head_bias=head_bias)
+    head.weight.assign(weight.T.astype(head.weight.dtype))
+    if offset:
+        head.bias.assign((W[-1] - mean @ weight).astype(head.bias.dtype))
     tuned.validated = validated
-    tuned.before_training(task)
-    dtype = tuned.head.weight.dtype
-    tuned.head.weight.assign(weight.T.astype(dtype))
-    if head_bias:
-        tuned.head.bias.assign((W[-1] - mean @ weight).astype(dtype))
-    return tuned
 
 
 def learned_rows(task: Classification) -> tuple[list[str], Array]:
@@ -90,18 +115,21 @@ def moments(h: Array, centred: bool) -> tuple[Array, Array]:
     return mean, np.where(deviation > 0, deviation, 1)
 
 
-def hidden_states(model: Decoder, task: Classification, rows: list, batch_size: int = 16,
-                  progress: bool | None = None) -> Array:
+def hidden_states(model: Decoder | PeftModel, task: Classification, rows: list,
+                  batch_size: int = 16, progress: bool | None = None) -> Array:
     """Return what a head reads of each row, float64 (N, d). Rows of similar length go through the
     model together, so that little of a batch is padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     h = np.empty((len(rows), model.config.d_model))
+    base = getattr(model, "model", model)                # of a PeftModel
+    virtual = getattr(model, "virtual", None)
     model.eval()
     with no_grad(), Progress(len(rows), "reading", progress) as bar:
         for start in range(0, len(rows), batch_size):
             places = order[start:start + batch_size]
             tokens, lengths, _ = task.collate([rows[i] for i in places])
-            states = model.hidden(tokens).data
+            seams = virtual.seams(tokens, lengths) if virtual is not None else {}
+            states = base.hidden(tokens, **seams).data
             h[places] = states[np.arange(len(places)), lengths - 1]
             bar(start + len(places))
     return h

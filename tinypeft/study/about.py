@@ -56,6 +56,8 @@ ABOUT: dict[str, About] = {
                     ("2210.07558",), "09", ("blue", "D"), "DyLoRA"),
     "ia3": About("(IA)³", "K ← l_k ⊙ K, V ← l_v ⊙ V, γ(W₁ x) ← l_ff ⊙ γ(W₁ x)",
                  ("2205.05638",), "07", ("orange", ">"), "(IA)³"),
+    "probe": About("Linear probe", "p = softmax(W h + b) on what the frozen base computes, h; solved, not trained",
+                   ("1610.01644",), "03", ("grey", "p"), "probe"),
     # -- schemes
     "uniform": About("Uniform integers", "x̂ = s (q − z), q = clip(round(x/s) + z, 0, 2ᵇ − 1)",
                      ("1712.05877",), "10", ("sky", "o"), "integers"),
