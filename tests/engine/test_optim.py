@@ -1,4 +1,4 @@
-"""optim.py: trajectories against PyTorch's optimizers, groups, masks, clipping, and schedules at their corners."""
+"""optim/: trajectories against PyTorch's optimizers, groups, masks, clipping, and schedules at their corners."""
 import math
 
 import numpy as np
@@ -81,7 +81,8 @@ def test_adamw_is_its_plain_twin(shape, dtype, tolerance):
         optimizer.step()
         w, m, v = plain.adamw(w, p.grad, m, v, t, 0.1, 0.8, 0.9, 0.01, 0.2)
         assert w.dtype == dtype
-        for ours, twin in zip((p.data, *optimizer.state[id(p)]), (w, m, v), strict=True): assert_close(ours, twin, tolerance)
+        ours = p.data, *optimizer.state[id(p)].values()
+        for array, twin in zip(ours, (w, m, v), strict=True): assert_close(array, twin, tolerance)
     assert np.array_equal(p.grad, np.asarray(3 * g, dtype))                      # the gradient is left as it is
 
 
@@ -144,7 +145,7 @@ def test_an_update_mask_keeps_numbers_and_their_moments_still(kind, mask, rng):
         masked.update_mask = mask if step else None      # the first step moves everything
         masked.grad = rng.standard_normal((3, 2))
         free.grad = masked.grad.copy()
-        arrays = lambda optimizer, p: [p.data, *optimizer.state[id(p)]]
+        arrays = lambda optimizer, p: [p.data, *optimizer.state[id(p)].values()]
         before = [x.copy() for x in arrays(a, masked)]
         a.step(); b.step()
         for old, new, unmasked in zip(before, arrays(a, masked), arrays(b, free), strict=True):
