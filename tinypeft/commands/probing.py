@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["PROBE", "run_probe"]
 
 PROBE = "probe"
-UNUSED = {"steps": None, "batch_size": None, "lr": None, "rates": [], "accumulate": 1,
+UNUSED = {"steps": None, "batch_size": None, "lr": None, "rates": [], "optimizer": "adamw",
+          "accumulate": 1,
           "checkpoint_activations": False, "set": [], "checkpoint": None, "find_rate": False,
           "validate_every": None, "patience": None}      # option → not given
 
