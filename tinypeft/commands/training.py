@@ -46,8 +46,8 @@ def training_options(p: ArgumentParser) -> None:
                    help="factors on the rate by name of the parameter, such as blocks.0=0.5; B=16 "
                         "is LoRA+")
     p.add_argument("--optimizer", default="adamw", choices=optimizers(),
-                   help="what makes a step of a gradient (default adamw); --lr suits adamw, so that "
-                        "another one wants --find-rate")
+                   help="what makes a step of a gradient (default adamw, which the methods' own "
+                        "rates are for)")
     p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
                    help="cut a step's rows into K parts, one after the other, to save memory")
     p.add_argument("--checkpoint-activations", action="store_true",

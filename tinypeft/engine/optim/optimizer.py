@@ -81,22 +81,21 @@ class Optimizer:
         parallel_map(lambda job: self._step_one(*job), jobs, self.workers if large else 1)
 
     def _step_one(self, p, group):
-        self._update(p, self.state[id(p)], group)
+        mask = getattr(p, "update_mask", None)
+        self._update(p.data, p.grad, mask, self.state[id(p)], group)
         p.version += 1                           # written in place; `assign` would need a copy
 
-    def _update(self, p, state, group):
-        """Call `update`. With a mask it sees a parameter, a gradient and moments that are zero
-        outside the mask; the real numbers there stay as they are."""
-        mask = getattr(p, "update_mask", None)
+    def _update(self, w, g, mask, state, group):
+        """Call `update`. With a mask it sees weights, a gradient and moments that are zero outside
+        the mask; the real numbers there stay as they are."""
         if mask is None:
-            return self.update(p.data, p.grad, state, group)
-        inside = np.broadcast_to(mask, p.shape)
-        w = np.where(inside, p.data, 0)
-        g = np.where(inside, p.grad, 0)
+            return self.update(w, g, state, group)
+        inside = np.broadcast_to(mask, w.shape)
+        new_w = np.where(inside, w, 0)
         slots = [slot for slot in self.slots if slot in state]
         masked = {slot: np.where(inside, state[slot], 0) for slot in slots}
-        self.update(w, g, state | masked, group)
-        np.copyto(p.data, w, where=inside)
+        self.update(new_w, np.where(inside, g, 0), state | masked, group)
+        np.copyto(w, new_w, where=inside)
         for slot, array in masked.items():
             np.copyto(state[slot], array, where=inside)
 
