@@ -2,7 +2,9 @@
 import numpy as np
 import pytest
 
+import tinypeft as tp
 from tests.oracles import assert_close
+from tests.toys import Noise
 from tinypeft.engine.nn import Parameter
 from tinypeft.engine.optim import AdamW, Muon
 from tinypeft.engine.optim.muon import orthogonalized
@@ -103,3 +105,32 @@ def test_the_state_is_one_number_for_each():
 def test_misuse():
     with pytest.raises(ValueError, match="Muon: adjust must be 'original' or 'match_rms_adamw', got 'moonlight'"):
         Muon([Parameter(np.ones((2, 2)))], adjust="moonlight")
+
+
+def test_a_gpt_trains_as_with_pytorchs_muon_and_adamw_numerical(gpt, torch, monkeypatch):
+    """`train`'s division of a whole model, vectors and tables to AdamW: 10 steps in float64, the cast taken out."""
+    from tests.oracles.torch_gpt import torch_copy
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
+    model = gpt()
+    copy = torch_copy(model)
+    theirs = dict(copy.named_parameters())
+    hidden = {name for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")}
+    options = dict(lr=1e-2, weight_decay=0.1)
+    pair = [torch.optim.Muon([p for name, p in theirs.items() if name in hidden], **options),
+            torch.optim.AdamW([p for name, p in theirs.items() if name not in hidden and p.ndim == 2], **options),
+            torch.optim.AdamW([p for name, p in theirs.items() if p.ndim < 2], lr=1e-2, weight_decay=0.0)]
+    start, losses = {name: p.data.copy() for name, p in model.named_parameters()}, []
+    for s in range(10):
+        tokens, targets = (torch.as_tensor(a) for a in Noise().batch("train", 8, np.random.default_rng([0, s])))
+        loss = torch.nn.functional.cross_entropy(copy(tokens).flatten(0, 1), targets.flatten())
+        for optimizer in pair: optimizer.zero_grad()
+        loss.backward()
+        for optimizer in pair: optimizer.step()
+        losses.append(loss.item())
+    history = tp.train(model, Noise(), 10, optimizer=Muon, schedule_kind="constant", warmup=0, clip=None, workers=1,
+                       progress=False, **options)
+    assert_close(history.loss, losses, 1e-9)
+    for name, p in model.named_parameters():
+        if ".key.bias" in name: continue                 # its gradient is rounding, which Adam divides by itself
+        assert_close(p, theirs[name], 1e-7, name)
+        assert np.abs(p.data - start[name]).max() > 1e-3
