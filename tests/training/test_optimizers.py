@@ -139,6 +139,19 @@ def test_a_small_run_falls_below_its_start(optimizer):
     assert losses[0] == losses[1]
 
 
+def test_a_function_is_given_what_it_names():
+    """Betas to one with **options, too; the model's tables to one that names them."""
+    seen = {}
+    def plain(groups, lr, weight_decay): return seen.update(plain=()) or tp.optim.SGD(groups, lr)
+    def open_one(groups, **options): return seen.update(open_one={*options}) or tp.optim.AdamW(groups, **options)
+    def full(groups, by_adamw, **options):
+        seen["full"] = {*options, *("by_adamw" for _ in by_adamw[:1])}
+        return tp.optim.Muon(groups, by_adamw=by_adamw, **options)
+    for function in (plain, open_one, full): tp.train(small(), Noise(), 1, optimizer=function, progress=False)
+    shared = {"lr", "betas", "weight_decay"}
+    assert seen == {"plain": (), "open_one": shared, "full": shared | {"by_adamw"}}
+
+
 # -- options and files -----------------------------------------------------------------------------
 @pytest.mark.parametrize("options, error, says", [
     ({"optimizer": "muon"}, ValueError, "optimizer must be a class of tp.optim, such as tp.optim.Muon, got 'muon'"),

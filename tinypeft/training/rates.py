@@ -35,8 +35,9 @@ def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
     """Return the optimizer of all parameters that require gradients, each at its rate.
 
     `options.optimizer` is called with their groups, `lr` and `weight_decay`, and, if it takes them,
-    with `betas` and `by_adamw` (the `tables` of the model). Raises ValueError if there are no such
-    parameters or no use for the betas, and MethodError for a method that is off the model.
+    with `betas` and `by_adamw` (the `tables` of the model). A function of **options takes betas.
+    Raises ValueError if there are no such parameters or no use for the betas, and MethodError for a
+    method that is off the model.
     """
     if hasattr(model, "check_active"):                   # or the base would learn
         model.check_active()
@@ -52,7 +53,7 @@ def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
     accepted = inspect.signature(options.optimizer).parameters
     own = {"betas": options.betas, "by_adamw": tables(model)}
     if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        accepted = {"betas"}
+        accepted = {*accepted, "betas"}
     if "betas" not in accepted and options.betas != TrainOptions.betas:
         raise ValueError(f"train: this optimizer takes no betas, got betas={options.betas}")
     return options.optimizer(groups(model, rate, head_rate, options.rates),    # each has its own lr

@@ -19,8 +19,8 @@ multiplications for each number of the matrix. Jordan trains vectors, embeddings
 a row of a table belongs to one token or class. So are vectors and `by_adamw` trained here.
 
 An entry of O is about 1/√max(d_out, d_in), one of AdamW's step about 1, so that rates differ.
-adjust="match_rms_adamw" (Liu et al., arXiv 2502.16982) makes an entry as large as
-AdamW's usually is, and one rate suits both: its factor is 0.2 √max(d_out, d_in).
+adjust="match_rms_adamw" (Liu et al., arXiv 2502.16982) makes an entry as large as AdamW's usually
+is, so that one rate suits both: its factor is 0.2 √max(d_out, d_in).
 
 PyTorch iterates in bfloat16, whatever the weights are; here NS₅ has the type of the weights. A
 matrix of zeros, such as the gradient of LoRA's A while B is zero, stays one.
