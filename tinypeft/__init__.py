@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .training.history import History
     from .training.curves import LiveCurve
     from .training.finder import RateSearch, find_rate
-    from .engine.paged import PagedAdamW
+    from .engine.optim.paged import PagedAdamW
     from .models.generation import KVCache, generate
     from .course import check, predict
 

@@ -130,7 +130,7 @@ class Yours(optim.AdamW):
     """The package's optimizer, with your step."""
 
     def update(self, w, g, state, group):
-        m, v = state
+        m, v = state["m"], state["v"]
         lr, decay = group["lr"], group["weight_decay"]
         w[...], m[...], v[...] = adamw(w, g, m, v, self.t, lr, *group["betas"], group["eps"], decay)
 
@@ -159,11 +159,11 @@ print(f"in the mean a weight moved by {moved.mean():.1e}, "
 show(plain.adamw)
 
 # %% [markdown]
-# `optim.py` has it to be fast: the same sums in place, and in pieces that fit a core's cache.
+# `adamw.py` has it to be fast: the same sums in place, and in pieces that fit a core's cache.
 # Tests compare the two.
 
 # %%
-show(optim.AdamW.update)
+show(optim.adamw_step)
 
 # %% [markdown]
 # ## 2. An AdamW that diverges

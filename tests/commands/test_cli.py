@@ -242,6 +242,19 @@ def test_find_rate_prints_a_rate_and_draws(capsys, short_text, tmp_path):
     assert out.startswith("RateSearch(") and out.endswith(f"with --lr {found['suggestion']:.2g} instead of --find-rate\n")
 
 
+def test_finetune_takes_an_optimizer_that_a_checkpoint_remembers(capsys, tmp_path):
+    argv = "finetune", "lora", "--quick", "--steps", "2", "--checkpoint", str(tmp_path / "c")
+    status, _, _ = run(capsys, *argv, "--optimizer", "muon")
+    assert status == 0
+    status, out, err = run(capsys, *argv)
+    assert status == 2 and out == "" and "optimizer was Muon(momentum=0.95, adjust='original'" in err
+    with pytest.raises(SystemExit): main(["finetune", "lora", "--optimizer", "adam"])
+    assert "'adamw', 'sgd', 'muon', 'adamw8bit', 'galore'" in capsys.readouterr().err
+    assert {name: shared_options(parser().parse_args(["finetune", "lora", "--optimizer", name]), TEXT)[1]["optimizer"]
+            for name in ("sgd", "muon", "adamw8bit", "galore")} == {
+                "sgd": tp.optim.SGD, "muon": tp.optim.Muon, "adamw8bit": tp.optim.AdamW8bit, "galore": tp.optim.GaLore}
+
+
 @pytest.mark.parametrize("options, says", [
     (["--patience", "2"], "--patience counts measurements of the validation loss; give --validate-every, too"),
     (["--find-rate", "--lr", "0"], "--find-rate does not train; leave out --lr"),

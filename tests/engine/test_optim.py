@@ -1,15 +1,19 @@
-"""optim.py: trajectories against PyTorch's optimizers, groups, masks, clipping, and schedules at their corners."""
+"""optim/: trajectories against PyTorch's optimizers, groups, masks, clipping, and schedules at their corners."""
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tinypeft as tp
 from tests.oracles import assert_close
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.nn import Parameter
 from tinypeft.engine.optim import SGD, AdamW, clip_grad_norm, schedule
 from tinypeft.engine.tensor import GraphError
+from tinypeft.training.rates import make_optimizer
 
 STEPS = 50
 
@@ -81,7 +85,8 @@ def test_adamw_is_its_plain_twin(shape, dtype, tolerance):
         optimizer.step()
         w, m, v = plain.adamw(w, p.grad, m, v, t, 0.1, 0.8, 0.9, 0.01, 0.2)
         assert w.dtype == dtype
-        for ours, twin in zip((p.data, *optimizer.state[id(p)]), (w, m, v), strict=True): assert_close(ours, twin, tolerance)
+        ours = p.data, *optimizer.state[id(p)].values()
+        for array, twin in zip(ours, (w, m, v), strict=True): assert_close(array, twin, tolerance)
     assert np.array_equal(p.grad, np.asarray(3 * g, dtype))                      # the gradient is left as it is
 
 
@@ -144,7 +149,7 @@ def test_an_update_mask_keeps_numbers_and_their_moments_still(kind, mask, rng):
         masked.update_mask = mask if step else None      # the first step moves everything
         masked.grad = rng.standard_normal((3, 2))
         free.grad = masked.grad.copy()
-        arrays = lambda optimizer, p: [p.data, *optimizer.state[id(p)]]
+        arrays = lambda optimizer, p: [p.data, *optimizer.state[id(p)].values()]
         before = [x.copy() for x in arrays(a, masked)]
         a.step(); b.step()
         for old, new, unmasked in zip(before, arrays(a, masked), arrays(b, free), strict=True):
@@ -265,3 +270,14 @@ def test_a_parameter_without_numbers_is_no_special_case(make):
         for p in (empty, full): p.grad = np.ones_like(p.data)
         optimizer.step()
     assert empty.shape == (0, 3) and (full.data < 1).all()
+
+
+def test_the_page_states_the_bytes_that_each_optimizer_keeps():
+    """Of a model of the base's size, tables by AdamW as `train` has it."""
+    page = (Path(tp.__file__).parent / "engine" / "optim" / "README.md").read_text("utf-8")
+    stated = {name: int(number.replace(",", "")) for name, number in re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", page, re.M)}
+    model, kept = tp.GPT(tp.GPTConfig(1024, 256, 128, 5, 4)), {}
+    for name in stated:
+        optimizer = make_optimizer(model, tp.TrainOptions(steps=1, optimizer=getattr(tp.optim, name)))
+        kept[name] = sum(a.nbytes for state in optimizer.state.values() for a in state.values())
+    assert stated == kept and len(kept) == 5

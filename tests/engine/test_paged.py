@@ -119,7 +119,7 @@ def test_memory_after_a_step():
     for p in ours: p.grad = np.ones_like(p.data)
     optimizer.step()
     assert resident(optimizer) in (None, 0)
-    assert optimizer.state[id(ours[0])][1].any() and optimizer.state[id(ours[1])][1].any()
+    assert optimizer.state[id(ours[0])]["v"].any() and optimizer.state[id(ours[1])]["v"].any()
     assert resident(optimizer) != 0
 
 

@@ -1,5 +1,6 @@
 """`export_training`: the script that it writes takes the same steps in PyTorch, in one process and in two."""
 import ast
+import functools
 import json
 import os
 import subprocess
@@ -332,6 +333,9 @@ def test_what_else_the_script_cannot_do_is_refused(tmp_path):
             (lora(make_gpt()), Longer("longer", streams, SPLITS, 9), {}, ValueError, "Longer draws batches in a way of its"),
             (lora(make_gpt()), language(), {"optimizer": lambda groups, lr, **more: SGD(groups, lr)}, ValueError,
              "the script has AdamW, got SGD"),
+            *((lora(make_gpt()), language(), {"optimizer": optimizer}, ValueError, f"the script has AdamW, got {name}")
+              for optimizer, name in ((tp.optim.Muon, "Muon"), (tp.optim.AdamW8bit, "AdamW8bit"), (tp.optim.GaLore, "GaLore"),
+                                      (functools.partial(tp.optim.AdamW, eps=1e-6), "AdamW.eps=1e-06"))),
             (lora(make_gpt()), language(), {"batch": 3}, TypeError, "batch"),
             (lora(make_gpt()), language(), {"rates": {"query": 2}}, tp.MethodError, "different rates"),
             (lora(make_gpt()), language(), {"patience": 2, "eval_every": 1}, ValueError, "the script has no patience"),

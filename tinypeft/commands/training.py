@@ -56,6 +56,9 @@ def training_options(p: ArgumentParser) -> None:
     p.add_argument("--rates", nargs="+", action="extend", default=[], metavar="NAME=FACTOR",
                    help="factors on the rate by name of the parameter, such as blocks.0=0.5; B=16 "
                         "is LoRA+")
+    p.add_argument("--optimizer", default="adamw", choices=optimizers(),
+                   help="what makes a step of a gradient (default adamw, which the methods' own "
+                        "rates are for)")
     p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
                    help="cut a step's rows into K parts, one after the other, to save memory")
     p.add_argument("--checkpoint-activations", action="store_true",
@@ -89,6 +92,13 @@ def finetune_options(p: ArgumentParser) -> None:
 def export_options(p: ArgumentParser) -> None:
     training_options(p)
     output(p, "the run", required=True)
+
+
+def optimizers() -> dict[str, type]:
+    """name → class of the optimizers that the commands offer."""
+    from ..engine import optim
+    classes = optim.AdamW, optim.SGD, optim.Muon, optim.AdamW8bit, optim.GaLore
+    return {cls.__name__.lower(): cls for cls in classes}
 
 
 def factor(text: str) -> tuple[str, float]:
@@ -141,7 +151,8 @@ def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
     if head_lr is None and starts_at_probe(args):
         head_lr = PROBE_HEAD_LR
     return steps, dict(batch_size=rows, seed=args.seed, rates=dict(map(factor, args.rates)),
-                       head_lr=head_lr, accumulate=args.accumulate,
+                       head_lr=head_lr, optimizer=optimizers()[args.optimizer],
+                       accumulate=args.accumulate,
                        checkpoint_activations=args.checkpoint_activations)
 
 

@@ -4,8 +4,7 @@
     tensor.py      Tensor and `backward`: reverse-mode differentiation
     functional.py  the operations, fused and fast, each beside its backward pass
     nn.py          Module and Parameter; Linear, LayerNorm, RMSNorm, Embedding, Dropout
-    optim.py       SGD, AdamW, schedules, clipping
-    paged.py       AdamW whose state is a file
+    optim/         SGD, AdamW and its relatives, Muon; schedules, clipping
     gradcheck.py   is a gradient right? it is compared with finite differences
     graph.py       a picture of the graph that `backward` walks
     recompute.py   activation checkpointing: keep a block's input, compute the rest again
@@ -22,6 +21,5 @@ if TYPE_CHECKING:
     from .gradcheck import gradcheck
     from .graph import graph
     from .nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter, RMSNorm
-    from .optim import SGD, AdamW, clip_grad_norm, schedule
-    from .paged import PagedAdamW
+    from .optim import SGD, AdamW, PagedAdamW, clip_grad_norm, schedule
     from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where

@@ -2,8 +2,8 @@
 
 Each operation is a composition of the primitives of `tensor.py`. It computes the same value as its
 fused twin in `functional.py`; the engine derives its gradient by the chain rule. `adamw` is the
-twin of `AdamW.update` in `optim.py`. The tests compare the two. An array in place of a Tensor is a
-constant.
+twin of `adamw_step` in `optim/adamw.py`. The tests compare the two. An array in place of a Tensor
+is a constant.
 """
 import math
 

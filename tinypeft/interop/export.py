@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.nn import Dropout, Linear, replace_modules, shapes_only
-from ..engine.optim import AdamW
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
@@ -139,9 +138,9 @@ def started(tuned: PeftModel, task: Task, options: TrainOptions) -> Iterator[tup
     try:
         optimizer = make_optimizer(tuned, options)
         done = len(Run(tuned, task, optimizer, options).history.loss)
-        if not isinstance(optimizer, AdamW):
-            raise ValueError("export_training: the script has AdamW, got "
-                             f"{type(optimizer).__name__}")
+        if described := optimizer.described():
+            raise ValueError(f"export_training: the script has AdamW, got {described}; train with "
+                             "AdamW, or here")
         if done and isinstance(tuned.method, AdaLoRA):
             raise MethodError("export_training: PEFT cannot go on with AdaLoRA's scores; export "
                               "the run from its start, or finish it here")

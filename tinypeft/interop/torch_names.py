@@ -148,9 +148,9 @@ def start_of(tuned: PeftModel, optimizer: Optimizer, moments: bool) -> tuple[lis
         group["params"].append(name)
         if not mask.all(): start[f"mask/{name}"] = mask
     if moments:
-        for i, slot in enumerate(optimizer.slots):
-            arrays = converted(tuned, lambda p, i=i:
-                               optimizer.state[id(p)][i] if id(p) in number else np.zeros(p.shape))
+        for slot in optimizer.slots:
+            arrays = converted(tuned, lambda p, slot=slot: optimizer.state[id(p)][slot]
+                               if id(p) in number else np.zeros(p.shape))
             start |= {f"{slot}/{name}": array for name, array in arrays.items()}
     return [g for g in groups if g["params"]], start
 

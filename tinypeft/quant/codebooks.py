@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..common.hints import Array
+from ..engine.optim import dynamic_map
 
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
@@ -86,25 +87,3 @@ def float_values(e: int, m: int, special: str | None) -> Array:
     elif special == "nan":
         x[-1] = np.nan
     return np.concatenate([x, -x])
-
-
-def dynamic_map() -> Array:
-    """Return the 256 values of the 8-bit dynamic type, ascending, float32. The number of leading
-    zero bits is a decimal exponent; the other bits are a linear fraction. Numbers near 1 get 64
-    steps per sign, and those near 1e-6 get one:
-
-        ± 10^(i−6) · midpoints of 2^i equal parts of [0.1, 1], i = 0 … 6;  0;  1
-
-    There is no −1; the smallest value is −0.99297. The edges are float32, spaced from both ends as
-    in bitsandbytes: exact edges would change a quarter of the last bits."""
-    low = np.float32(0.1)
-    width = np.float32(1) - low
-    values = [np.float32([0, 1])]
-    for i in range(7):
-        t = np.arange(2**i + 1) / 2**i
-        edges = np.where(t < 0.5, low + width * t, 1 - width * (1 - t))
-        edges = edges.astype(np.float32)
-        midpoints = (edges[:-1] + edges[1:]) / np.float32(2)
-        positive = np.float32(10.0**(i - 6)) * midpoints
-        values += [positive, -positive]
-    return np.sort(np.concatenate(values))

@@ -38,8 +38,9 @@ class TrainOptions(Checked):
         checkpoint_activations: compute each block again in backward (`engine/recompute.py`): less
             memory, more time, and the same numbers.
         clip: bound on the global norm of the gradients, None for none.
-        optimizer: AdamW or `PagedAdamW`. betas, weight_decay (for matrices, but not for a head):
-            its own.
+        optimizer: a class of `tp.optim`, such as Muon, or one with options,
+            functools.partial(tp.optim.GaLore, rank=4). betas, weight_decay (for matrices, but not
+            for a head): its own; betas only if it has any.
     The run
         eval_every: steps between evaluations on at most `eval_batches` batches of "validation".
         patience: stop after this many evaluations without a lower validation loss.
@@ -69,7 +70,8 @@ class TrainOptions(Checked):
     workers: int = whole(2, least=1)
     checkpoint_activations: bool = flag(False)
     clip: float | None = real(1.0, above=0, or_none=True)
-    optimizer: Callable[..., Optimizer] = AdamW
+    optimizer: Callable[..., Optimizer] = declared(
+        AdamW, Limit(callable, "a class of tp.optim, such as tp.optim.Muon"))
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = real(0.0, least=0)
 
@@ -88,6 +90,10 @@ class TrainOptions(Checked):
         if (self.patience or self.keep_best) and not self.eval_every:
             raise ValueError("TrainOptions: patience and keep_best need evaluations; give "
                              "eval_every, the steps between them")
+        taken = {"lr", "betas", "weight_decay"} & getattr(self.optimizer, "keywords", {}).keys()
+        if taken:
+            raise ValueError(f"TrainOptions: {', '.join(sorted(taken))} of the optimizer would be "
+                             "replaced; give it to train")
 
     @property
     def warmup_steps(self) -> int:
@@ -98,14 +104,15 @@ class TrainOptions(Checked):
         """Return the factor on every rate at `step` = 0 … steps − 1."""
         return schedule(self.schedule_kind, step, self.steps, self.warmup_steps, self.lr_floor)
 
-    def settings(self, rate: float, method: Any, off: Sequence[str]) -> dict[str, Any]:
+    def settings(self, rate: float, method: Any, off: Sequence[str],
+                 optimizer: str | None) -> dict[str, Any]:
         """Return what decides the numbers of a run: a checkpoint goes on with these alone.
 
         rate: the peak rate that stands for `lr`. method: what is on the model, or None. off: names
-        of the parts that are switched off.
+        of the parts that are switched off. optimizer: as it is `described`, None for AdamW.
         """
         names = ("steps", "batch_size", "seed", "head_lr", "rates", "schedule_kind", "lr_floor",
                  "accumulate", "workers", "clip", "weight_decay", "keep_best")
         return {name: getattr(self, name) for name in names} | {
             "lr": rate, "warmup": self.warmup_steps, "betas": list(self.betas),
-            "method": method and repr(method), "off": list(off)}
+            "method": method and repr(method), "off": list(off), "optimizer": optimizer}

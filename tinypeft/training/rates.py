@@ -14,11 +14,12 @@ Yang et al. (arXiv 2203.03466, μP) derive 1/d for matrices that Adam trains fro
 """
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..engine.nn import Module, Parameter
+from ..engine.nn import Embedding, Module, Parameter
 from ..engine.optim import Optimizer
 from ..models.targets import TargetError, chosen, matches
 from .options import TrainOptions
@@ -33,7 +34,10 @@ HEAD_LR = 1e-2              # a classification head starts from nothing
 def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
     """Return the optimizer of all parameters that require gradients, each at its rate.
 
-    Raises ValueError if there are none, and MethodError for a method that is off the model.
+    `options.optimizer` is called with their groups, `lr` and `weight_decay`, and, if it takes them,
+    with `betas` and `by_adamw` (the `tables` of the model). A function of **options takes betas.
+    Raises ValueError if there are no such parameters or no use for the betas, and MethodError for a
+    method that is off the model.
     """
     if hasattr(model, "check_active"):                   # or the base would learn
         model.check_active()
@@ -46,9 +50,23 @@ def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
         rate, head_rate = (lambda p: options.lr), options.lr
     if options.head_lr is not None:
         head_rate = options.head_lr
+    accepted = inspect.signature(options.optimizer).parameters
+    own = {"betas": options.betas, "by_adamw": tables(model)}
+    if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        accepted = {*accepted, "betas"}
+    if "betas" not in accepted and options.betas != TrainOptions.betas:
+        raise ValueError(f"train: this optimizer takes no betas, got betas={options.betas}")
     return options.optimizer(groups(model, rate, head_rate, options.rates),    # each has its own lr
-                             lr=peak_rate(model, options.lr), betas=options.betas,
-                             weight_decay=options.weight_decay)
+                             lr=peak_rate(model, options.lr), weight_decay=options.weight_decay,
+                             **{name: own[name] for name in own if name in accepted})
+
+
+def tables(model: Module) -> list[Parameter]:
+    """Return the parameters whose rows each belong to one token or class: those of embeddings,
+    output layers, classification heads and virtual tokens."""
+    owners = [module for path, module in model.named_modules() if isinstance(module, Embedding)
+              or path.rpartition(".")[2] in ("lm_head", "head", "virtual")]
+    return [p for module in owners for p in vars(module).values() if isinstance(p, Parameter)]
 
 
 def peak_rate(model: Module, lr: float | None) -> float:

@@ -52,7 +52,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What decides the numbers of this run. A callback may have switched parts off."""
         off = getattr(self.model, "off", [])
-        return self.options.settings(self.rate, getattr(self.model, "method", None), off)
+        return self.options.settings(self.rate, getattr(self.model, "method", None), off,
+                                     self.optimizer.described())
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.hints import Array
-from .nn import Parameter
-from .optim import AdamW
+from ...common.hints import Array
+from ..nn import Parameter
+from .adamw import AdamW
 
 __all__ = ["PagedAdamW"]
 
@@ -43,7 +43,10 @@ class PagedAdamW(AdamW):
         self.process = os.getpid()
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
-    def allocate(self, p: Parameter) -> Array:
+    def allocate(self, p: Parameter, group: dict) -> dict[str, Array]:
+        return {slot: self.mapped(p) for slot in self.slots}
+
+    def mapped(self, p: Parameter) -> Array:
         """Make a zero array of p's shape, mapped to the end of the file."""
         page = mmap.ALLOCATIONGRANULARITY
         start = self.file.seek(0, 2)
@@ -69,5 +72,5 @@ class PagedAdamW(AdamW):
     def _step_one(self, p, group):
         super()._step_one(p, group)
         if hasattr(mmap, "MADV_DONTNEED"):               # release the pages; the file keeps them
-            for state in self.state[id(p)]:
-                self.pages[id(state)].madvise(mmap.MADV_DONTNEED)
+            for array in self.state[id(p)].values():
+                self.pages[id(array)].madvise(mmap.MADV_DONTNEED)
