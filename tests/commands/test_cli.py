@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft.commands import cli
+from tinypeft.commands import cli, data
 from tinypeft.commands.arguments import build
 from tinypeft.commands.cli import main, parser
 from tinypeft.commands.training import shared_options
@@ -41,6 +41,14 @@ def test_the_speed_of_writing_is_in_tokens_per_second(capsys, monkeypatch):
     monkeypatch.setattr("tinypeft.commands.using.time", types.SimpleNamespace(perf_counter=iter([3.0, 7.0]).__next__))
     record = json.loads(run(capsys, "generate", "Return the", "--max-new-tokens", "6", "--json")[1])
     assert record["tokens"] == 6 and record["tokens_per_second"] == 1.5
+
+
+@pytest.mark.parametrize("asked, kept, context", [(32, {}, 32), (32, {"context": 64}, 32), (None, {"context": 64}, 64),
+                                                  (None, {}, None)])
+def test_the_context_is_the_one_that_is_asked_for_or_else_the_adapters(monkeypatch, asked, kept, context):
+    monkeypatch.setattr("tinypeft.text.tasks.text", lambda paths, model, **options: options["context"])
+    args = argparse.Namespace(text=["notes"], context=asked, encoding="utf-8")
+    assert data.own_task(args, None, "text", kept) == context
 
 
 @pytest.mark.parametrize("format, says", [

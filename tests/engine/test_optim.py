@@ -237,6 +237,11 @@ def test_schedule(kind, step, total, warmup, floor, factor):
     assert schedule(kind, step, total, warmup, floor) == pytest.approx(factor, abs=1e-15)
 
 
+def test_without_warmup_and_floor_the_rate_falls_from_1_to_0():
+    assert [schedule("linear", step, 4) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert schedule("cosine", 4, 4) == pytest.approx(0, abs=1e-15)
+
+
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
 def test_schedules_rise_then_never_rise_again(kind):
     factors = [schedule(kind, s, 40, warmup=10, floor=0.1) for s in range(45)]

@@ -240,6 +240,18 @@ def test_taking_it_off_by_the_model_is_as_good_as_by_the_method(gpt, tokens):
     assert not tuned.active and np.array_equal(tuned.reattach()(tokens).data, want)
 
 
+@pytest.mark.parametrize("method", [LORA, tp.FullFineTuning()], ids=str)
+def test_a_merge_in_place_lets_go_of_the_weights_that_it_replaces(method, gpt):
+    model = gpt(np.float32)
+    arrays = [model.get(path).weight.data for path in tp.attach(gpt(), LORA).wrappers]
+    held = [weakref.ref(array) for array in arrays]
+    del arrays
+    tuned = learned(model, method)
+    assert tuned.merge(in_place=True) is model
+    gc.collect()
+    assert len(held) == 4 and not any(ref() is not None for ref in held)
+
+
 @each
 def test_nothing_holds_an_attached_model_or_its_copy_without_the_collector(method, gpt):
     gc.collect()

@@ -37,7 +37,6 @@ ORACLES = ("torch", "transformers", "peft", "bitsandbytes", "hypothesis", "matpl
 STALE = ["tests/study/test_experiment.py::test_no_stored_result_is_stale", "tests/commands/test_missing.py::test_the_command",
          "tests/course/test_lessons.py"]                 # they notice any edit of what a stored number depends on
 OF_EXERCISES = ["tests/course/test_exercises.py", "tests/course/test_mistakes.py"]
-SECONDS = {"own": 60, "new": 60, "wider": 90}           # of work
 VERDICTS = ("own", "wider", "timeout", "new", "equivalent", "undecided", "survived", "survived own", "to be planted")
 
 
@@ -117,12 +116,13 @@ def child(folder, tests, seconds, answers):
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *[f"--deselect={name}" for name in STALE]]
     code = pytest.main([*options, *tests], plugins=[first := First()])
     answers.put(first.name or ("" if code in (0, pytest.ExitCode.NO_TESTS_COLLECTED) else f"pytest ends with {int(code)}"))
+    os._exit(0)                                          # and wait for no thread that hangs
 
 
 def first_failure(folder, tests, seconds) -> str:
     """The name of the test that fails first, "" if none does, "timeout" after so many seconds of work or six times as many."""
     fork = multiprocessing.get_context("fork")           # the oracles are imported once
-    answers = fork.Queue()
+    answers = fork.SimpleQueue()
     process = fork.Process(target=child, args=(folder, tests, seconds, answers))
     process.start()
     process.join(6 * seconds)
@@ -138,7 +138,7 @@ def planted(folder, fault: Fault, kind: str) -> dict:
     original, path, start = ROOT / "tinypeft" / fault.module, Path(folder, "tinypeft", fault.module), time.time()
     source = original.read_bytes()
     path.write_bytes(source[:fault.start] + fault.text.encode() + source[fault.end:])
-    by = first_failure(folder, (wider_tests if kind == "wider" else own_tests)(fault.module), SECONDS[kind])
+    by = first_failure(folder, (wider_tests if kind == "wider" else own_tests)(fault.module), 90 if kind == "wider" else 60)
     shutil.copy2(original, path)
     return {"fault": str(fault), "tests": kind, "by": by, "seconds": round(time.time() - start, 1)}
 

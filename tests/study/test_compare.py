@@ -84,22 +84,24 @@ def test_another_model_is_measured_and_is_as_it_was():
     assert "The study measures the shipped base only" in text and "the study " not in text.split("\n")[0]
 
 
-@pytest.mark.parametrize("context, length", [(96, 64), (32, 32)])
-def test_a_scheme_is_measured_on_a_model_of_a_short_context(context, length, monkeypatch):
-    tasks, real = [], compare.train
-    monkeypatch.setattr(compare, "train", lambda model, task, *steps, **options: tasks.append(task) or
-                        real(model, task, *steps, **options))
-    model = tp.GPT(tp.GPTConfig(1024, context, 16, 2, 1))
+def little(context):
+    model = tp.GPT(tp.GPTConfig(1024, context, 16, 2, 1), rng=0)
     model.tokenizer = tp.load_pretrained().tokenizer
-    cost = compare.cost_of_scheme(model, tp.LLMQAT(), SMALL)
+    return model, tp.tasks.text({"numbers": " ".join(map(str, range(4000)))}, model, context=32)
+
+
+def test_a_scheme_is_measured_on_a_model_of_a_short_context(monkeypatch):
+    written, real = [], compare.train
+    monkeypatch.setattr(compare, "train", lambda model, task, *steps, **options: written.append(task.data("train").shape) or
+                        real(model, task, *steps, **options))
+    for context in (96, 32): compare.measure_scheme(little(context)[0], tp.LLMQAT(), little(context)[1], SMALL)
+    assert written == [(32, 64), (32, 32)]
+    cost = compare.cost_of_scheme(little(32)[0], tp.NF4(16), SMALL)
     assert cost["perplexity"] == pytest.approx(cost["perplexity of float32"], rel=0.05)
-    assert tasks[0].data("train").shape == (32, length)
 
 
 def test_a_scheme_is_measured_by_its_formulas():
-    model, scheme = tp.GPT(tp.GPTConfig(1024, 32, 16, 2, 1), rng=0), tp.NF4(16, double_quant=True)
-    model.tokenizer = tp.load_pretrained().tokenizer
-    domain = tp.tasks.text({"numbers": " ".join(map(str, range(4000)))}, model, context=32)
+    (model, domain), scheme = little(32), tp.NF4(16, double_quant=True)
     cost = compare.measure_scheme(model, scheme, domain, SMALL)
     tokens = next(iter(domain.batches("test", 4)))[0]
     exact, rounded = model(tokens).data, tp.quantize(compare.sharing(model), scheme)(tokens).data
