@@ -10,6 +10,7 @@ from tests.oracles import assert_close
 from tests.stress.attacks import GGUFS, LARGE_GGUFS, gguf_content, save_gguf
 from tests.toys import Noise, linear_paths, same
 from tinypeft.interop import llama as llama_module
+from tinypeft.interop import write_gguf
 from tinypeft.interop.gguf_bytes import file_bytes
 from tinypeft.interop.gguf_reader import GGUFError, read_gguf
 from tinypeft.interop.llama import MODULES, from_gguf, halves
@@ -142,10 +143,10 @@ def test_a_file_that_is_cut_at_any_byte_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("change,message", [
-    ({"architecture": "gpt2"}, "the architecture is 'gpt2', expected 'llama'"),
+    ({"architecture": "gpt2"}, "the architecture is 'gpt2', expected 'llama' or 'qwen2'"),
     ({"drop": ("blk.1.ffn_up",)}, "blk.1.ffn_up.weight' does not fit"),
     ({"drop": ("output_norm",)}, "output_norm.weight is missing"),
-    ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn', expected 'none'")])
+    ({"llama.rope.scaling.type": "longrope"}, "rope.scaling.type is 'longrope', expected 'none', 'linear' or 'yarn'")])
 def test_models_that_are_not_a_llama(change, message, tmp_path):
     path = write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), **change)
     with pytest.raises(GGUFError, match=message): from_gguf(path)
@@ -154,11 +155,7 @@ def test_models_that_are_not_a_llama(change, message, tmp_path):
 @pytest.mark.parametrize("name, neutral, others", [
     ("attention.causal", True, [False]), ("attention.value_length", 8, [4, 16]),
     ("expert_count", 0, [8]), ("expert_used_count", 0, [2]), ("nextn_predict_layers", 0, [1]),
-    ("rope.dimension_count", 8, [4, 0]), ("rope.scale_linear", 1.0, [4.0, 0.5, -1.0]),
-    ("rope.scaling.type", "none", ["linear", "yarn", "longrope", ""]), ("rope.scaling.factor", 1.0, [4.0]),
-    ("rope.scaling.attn_factor", 1.0, [1.2]), ("rope.scaling.finetuned", False, [True]),
-    ("rope.scaling.original_context_length", 80, [8192]), ("rope.scaling.alpha", None, [1000.0]),
-    ("rope.scaling.yarn_beta_fast", None, [32.0])])
+    ("rope.dimension_count", 8, [4, 0]), ("rope.scaling.alpha", None, [1000.0]), ("rope.scaling.yarn_beta_fast", None, [32.0])])
 def test_fields_that_llama_cpp_obeys_have_the_only_value_that_is_computed(name, neutral, others, file):
     """A value that llama.cpp would compute otherwise is refused, and so is what is no value; one that is neutral is not."""
     expected, (fields, tensors) = from_gguf(file).state_dict(), gguf_content(file)
@@ -175,6 +172,52 @@ def test_fields_that_llama_cpp_obeys_have_the_only_value_that_is_computed(name, 
     assert same(from_gguf(file).state_dict(), expected)
 
 
+@pytest.mark.parametrize("name, neutral, others", [
+    ("rope.scale_linear", 1.0, [0.5, -1.0]), ("rope.scaling.type", "none", ["longrope", ""]),
+    ("rope.scaling.factor", 1.0, [0.5]), ("rope.scaling.attn_factor", 1.0, [0.0]), ("rope.scaling.finetuned", False, []),
+    ("rope.scaling.original_context_length", 80, [1.5])])
+def test_stretched_angles_that_are_none_are_refused(name, neutral, others, file):
+    (fields, tensors), expected = gguf_content(file), from_gguf(file).state_dict()
+    save_gguf(file, fields | {f"llama.{name}": neutral}, tensors)
+    assert same(from_gguf(file).state_dict(), expected) and from_gguf(file).config.rope_kind == "default"
+    for value in [*others, np.nan, np.inf, -2, "x" * 10**5, ["x"], ["x"] * 10**4, np.ones(3), np.ones(0), [neutral]]:
+        if name.endswith("finetuned") and type(value) is int: continue                          # a number is true or false
+        save_gguf(file, fields | {f"llama.{name}": value}, tensors)
+        with pytest.raises(GGUFError, match=file.name) as e: from_gguf(file)
+        assert len(str(e.value)) < 500
+
+
+STRETCHED = {"linear": {"rope_kind": "linear", "rope_factor": 4.0},
+             "yarn": {"rope_kind": "yarn", "rope_factor": 4.0, "rope_context": 20, "rope_high": 32.0, "rope_magnitude": 1.25},
+             "llama3": {"rope_kind": "llama3", "rope_factor": 32.0, "rope_context": 8192, "rope_theta": 5e5},
+             "Qwen 2.5": {"qkv_bias": True},
+             "Qwen 2.5, stretched": {"qkv_bias": True, "rope_kind": "linear", "rope_factor": 2.0}}
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_stretched_angles_and_biases_come_back(kind, quantized, tmp_path, rng):
+    sizes = {"d_model": 128, "d_mlp": 64, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 64} | STRETCHED[kind]
+    model = llama(dtype=np.float32, **sizes)
+    if quantized: tp.quantize(model, tp.GGUF("Q8_0"))
+    model.tokenizer = None
+    write_gguf(tmp_path / "m.gguf", model)
+    again = from_gguf(tmp_path / "m.gguf", quantized=quantized)
+    same_fields = {name for name, value in vars(model.config).items() if getattr(again.config, name) == value}
+    assert set(vars(model.config)) - same_fields <= {"rope_magnitude", "norm_eps"}               # float32 in the file
+    tokens = rng.integers(0, 41, (1, 80))
+    assert_close(again(tokens), model(tokens), 1e-5)
+    assert ("rope_freqs.weight" in read_gguf(tmp_path / "m.gguf")) == (kind == "llama3")
+    if "Qwen" in kind: assert again.blocks[1].attention.key.bias.data.any()
+
+
+def test_stretched_angles_that_llama_cpp_lacks(tmp_path):
+    for fields in ({"rope_kind": "dynamic", "rope_factor": 2.0, "rope_context": 40},
+                   {"rope_kind": "yarn", "rope_factor": 2.0, "rope_context": 40, "rope_high": 16.0}):
+        with pytest.raises(ValueError, match="write_gguf: llama.cpp has no rotary embeddings of this kind"):
+            write_gguf(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES | fields))
+
+
 @pytest.mark.parametrize("name", SIZES_OF_THE_FILE.values())
 def test_sizes_that_are_no_numbers(name, file):
     fields, tensors = gguf_content(file)
@@ -185,16 +228,16 @@ def test_sizes_that_are_no_numbers(name, file):
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_factors_of_the_angles_are_refused_unless_they_are_all_1(quantized, file):
+def test_divisors_of_the_angles_that_no_llama_3_has_are_refused(quantized, file):
     """Llama 3.1 to 3.3 have them. Without a look at them, the logits would be those of a file without the tensor."""
     expected, (fields, tensors) = from_gguf(file).state_dict(), gguf_content(file)
     f32 = lambda *x: (0, (len(x),), np.array(x, "<f4").view(np.uint8))
     save_gguf(file, fields, tensors | {"rope_freqs.weight": f32(1, 1, 1, 1)})
     assert same(from_gguf(file, quantized).state_dict(), expected)
     wide = 0, (1, 4), np.ones(4, "<f4").view(np.uint8)
-    for factors in f32(1, 1, 8, 32), f32(1, 1, 1, np.nextafter(np.float32(1), 2)), f32(1, 1, 1, np.nan), f32(1, 1, 1), wide:
+    for factors in f32(1, 1, 8, 32), f32(1, 1, 1, 0.5), f32(1, 1, 1, np.nan), f32(1, 1, 1), wide:
         save_gguf(file, fields, tensors | {"rope_freqs.weight": factors})
-        with pytest.raises(GGUFError, match=f"{file.name}: rope_freqs.weight: .*scaled rotary embeddings are not"):
+        with pytest.raises(GGUFError, match=f"{file.name}: rope_freqs.weight (has shape|divides the angles .* but not as)"):
             from_gguf(file, quantized)
 
 

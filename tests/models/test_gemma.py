@@ -66,7 +66,7 @@ def test_what_left_every_window_is_not_seen(rng):
 def test_every_nth_layer_sees_all():
     blocks = Gemma(GemmaConfig(**SIZES | {"n_layers": 7})).blocks
     assert [b.attention.options["window"] for b in blocks] == [5, 5, None, 5, 5, None, 5]
-    assert [b.attention.theta for b in blocks] == [1e2, 1e2, 1e3, 1e2, 1e2, 1e3, 1e2]
+    assert [b.attention.rotary.theta for b in blocks] == [1e2, 1e2, 1e3, 1e2, 1e2, 1e3, 1e2]
 
 
 @pytest.mark.parametrize("P", [1, 4, 7])

@@ -8,14 +8,15 @@ from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.tensor import Tensor
 from tinypeft.models.generation import KVCache
-from tinypeft.models.llama import Llama, LlamaConfig, angles
+from tinypeft.models.llama import Llama, LlamaConfig
 
 SIZES = {"vocab_size": 41, "context_length": 80, "d_model": 24, "n_layers": 3, "d_mlp": 20, "rope_theta": 1e3}
 KINDS = {"grouped": {"n_heads": 6, "n_kv_heads": 2, "d_head": 4},
          "one key head": {"n_heads": 3, "n_kv_heads": 1, "d_head": 8, "tied": False},
          "odd sizes": {"d_model": 25, "d_mlp": 13, "n_heads": 5, "n_kv_heads": 1, "d_head": 2, "vocab_size": 43},
          "as many key heads": {"n_heads": 4, "n_kv_heads": 4, "d_head": 6, "norm_eps": 1e-2},
-         "Qwen3": {"n_heads": 4, "n_kv_heads": 2, "d_head": 10, "qk_norm": True, "tied": False}}
+         "Qwen3": {"n_heads": 4, "n_kv_heads": 2, "d_head": 10, "qk_norm": True, "tied": False},
+         "Qwen 2.5": {"n_heads": 4, "n_kv_heads": 2, "d_head": 6, "qkv_bias": True}}
 
 
 def llama(kind="grouped", dtype=np.float64, **sizes):
@@ -55,30 +56,6 @@ def test_float32_agrees_with_transformers(rng, torch):
 def test_finite_differences_of_every_parameter(rng):
     model, tokens = llama("Qwen3", n_layers=1), rng.integers(0, 41, (2, 5))
     tp.gradcheck(lambda *_: model(tokens), *model.parameters(), directions=1)
-
-
-# -- rotary embeddings -----------------------------------------------------------------------------
-def test_a_score_depends_on_the_distance_alone(rng):
-    q, k = (Tensor(rng.standard_normal((1, 8))) for _ in range(2))
-    cos, sin = angles(100.0, 8, 0, 50, np.dtype(np.float64))
-    score = lambda i, j: (F.rotary(q, cos[i:i + 1], sin[i:i + 1]).data * F.rotary(k, cos[j:j + 1], sin[j:j + 1]).data).sum()
-    assert np.isclose(score(7, 3), score(44, 40), rtol=1e-12)
-    assert not np.isclose(score(7, 3), score(8, 3), rtol=1e-3)
-
-
-def test_halves_are_paired_and_not_neighbours(rng):
-    """A position rotates (x_i, x_{i + d/2}). Pairs of neighbours are another function of the same columns."""
-    x = rng.standard_normal((1, 3, 8))
-    cos, sin = angles(100.0, 8, 0, 3, np.dtype(np.float64))
-    z = x[..., :4] + 1j * x[..., 4:]                       # a pair as a complex number: rotation is a product
-    y = z * (cos + 1j * sin)
-    ours = F.rotary(Tensor(x), cos, sin).data
-    assert_close(ours, np.concatenate([y.real, y.imag], -1), 1e-14)
-    w = (x[..., 0::2] + 1j * x[..., 1::2]) * (cos + 1j * sin)
-    neighbours = np.stack([w.real, w.imag], -1).reshape(x.shape)
-    assert np.abs(ours - neighbours).max() > 0.1
-    order = np.r_[0:8:2, 1:8:2]                            # neighbours first: the columns in another order
-    assert_close(F.rotary(Tensor(x[..., order]), cos, sin).data, neighbours[..., order], 1e-14)
 
 
 # -- grouped heads and windows ----------------------------------------------------------------------
@@ -164,7 +141,9 @@ def test_sizes_that_do_not_fit(sizes):
 
 def test_the_defaults_are_smollm2s():
     assert vars(LlamaConfig()) == dict(vocab_size=49152, context_length=8192, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3,
-                                       d_mlp=1536, d_head=64, rope_theta=1e5, norm_eps=1e-5, tied=True, qk_norm=False)
+                                       d_mlp=1536, d_head=64, rope_theta=1e5, norm_eps=1e-5, tied=True, qk_norm=False,
+                                       qkv_bias=False, rope_kind="default", rope_factor=1, rope_context=None,
+                                       rope_low=1, rope_high=4, rope_magnitude=1)
 
 
 def test_layers_start_with_gpt2s_spread_numerical():

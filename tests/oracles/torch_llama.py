@@ -1,13 +1,15 @@
-"""transformers' Llama, Qwen3 and Gemma 3 with the weights of one of ours.
+"""transformers' Llama, Qwen2, Qwen3 and Gemma 3 with the weights of one of ours.
 
 transformers computes norms, angles and Gemma's √d in float32, whatever the model's dtype. `exact` replaces them by the
 model's own.
 """
 import math
+from unittest import mock
 
 import numpy as np
 import torch
 import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tinypeft.models.gemma import GemmaConfig
 
@@ -30,17 +32,25 @@ def their_name(name: str, gemma: bool = False) -> str:
 
 
 class Rotary(torch.nn.Module):
-    """The angles of positions, in the precision of the model. theta: their base, or that of each type of layer."""
+    """The angles of positions, in the precision of the model. theta: their base, or that of each type of layer. Stretched
+    ones are computed by transformers' own functions, in float64."""
 
-    def __init__(self, theta, d_head):
+    def __init__(self, theta, d_head, config):
         super().__init__()
         self.theta, self.exponents = theta, -2 * torch.arange(d_head // 2, dtype=torch.float64) / d_head
+        self.config = config
 
     def forward(self, x, position_ids, layer_type=None):
         theta = self.theta if layer_type is None else self.theta[layer_type]
-        phi = position_ids[..., None].to(torch.float64) * theta ** self.exponents
+        f, magnitude = theta ** self.exponents, 1.0
+        kind = self.config.rope_parameters.get("rope_type", "default")
+        if kind != "default":
+            with mock.patch.object(torch, "float", torch.float64), mock.patch.object(torch, "float32", torch.float64):
+                f, magnitude = ROPE_INIT_FUNCTIONS[kind](self.config, "cpu", int(position_ids.max()) + 1)
+        assert f.dtype == torch.float64
+        phi = position_ids[..., None].to(torch.float64) * f
         phi = torch.cat([phi, phi], -1)
-        return phi.cos().to(x.dtype), phi.sin().to(x.dtype)
+        return (phi.cos() * magnitude).to(x.dtype), (phi.sin() * magnitude).to(x.dtype)
 
 
 class Norm(torch.nn.RMSNorm):
@@ -63,10 +73,16 @@ def theirs_of(c):
         max_position_embeddings=c.context_length, rms_norm_eps=c.norm_eps, tie_word_embeddings=gemma or c.tied,
         attn_implementation="sdpa", pad_token_id=None, bos_token_id=None, eos_token_id=None)
     if not gemma:
-        config, kind = (("Qwen3Config", "Qwen3ForCausalLM") if c.qk_norm else ("LlamaConfig", "LlamaForCausalLM"))
-        rope = {"rope_type": "default", "rope_theta": c.rope_theta}
-        config = getattr(transformers, config)(**common, hidden_act="silu", rope_parameters=rope)
-        return getattr(transformers, kind)(config), c.rope_theta
+        name = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama"
+        rope = {"rope_type": c.rope_kind, "rope_theta": c.rope_theta}
+        if c.rope_kind != "default": rope["factor"] = c.rope_factor
+        if c.rope_kind in ("llama3", "yarn"): rope["original_max_position_embeddings"] = c.rope_context
+        if c.rope_kind == "llama3": rope |= {"low_freq_factor": c.rope_low, "high_freq_factor": c.rope_high}
+        if c.rope_kind == "yarn":
+            rope |= {"beta_slow": c.rope_low, "beta_fast": c.rope_high, "attention_factor": c.rope_magnitude}
+        if c.rope_kind == "dynamic": common["max_position_embeddings"] = c.rope_context
+        config = getattr(transformers, f"{name}Config")(**common, hidden_act="silu", rope_parameters=rope)
+        return getattr(transformers, f"{name}ForCausalLM")(config), c.rope_theta
     theta = {"full_attention": c.rope_theta, "sliding_attention": c.local_theta}
     rope = {kind: {"rope_type": "default", "rope_theta": base} for kind, base in theta.items()}
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(
@@ -80,7 +96,7 @@ def torch_llama(model, dtype=torch.float64, exact=True):
     theirs, theta = theirs_of(c)
     theirs, gemma = theirs.to(dtype).eval(), isinstance(c, GemmaConfig)
     if exact:
-        theirs.model.rotary_emb = Rotary(theta, c.d_head)
+        theirs.model.rotary_emb = Rotary(theta, c.d_head, theirs.config)
         for path, norm in list(theirs.named_modules()):
             if path.endswith("norm"): theirs.set_submodule(path, Norm(norm, c.norm_eps, float(gemma)).to(dtype))
         if gemma: theirs.model.embed_tokens.embed_scale = torch.tensor(math.sqrt(c.d_model), dtype=torch.float64)

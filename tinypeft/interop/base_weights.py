@@ -37,7 +37,8 @@ from .peft_names import names_of
 __all__ = ["base_weights_folder", "method_of", "read_base_weights", "read_norms"]
 
 NORM_FIELDS = {"target_modules", "exclude_modules"}
-NORM_TARGETS = {"gpt2": ("ln_1", "ln_2", "ln_f"), "qwen3": ("post_attention_layernorm",),
+NORM_TARGETS = {"gpt2": ("ln_1", "ln_2", "ln_f"),
+                "qwen2": ("post_attention_layernorm",), "qwen3": ("post_attention_layernorm",),
                 "llama": ("input_layernorm", "post_attention_layernorm", "norm"),
                 "gemma3_text": ("input_layernorm", "post_attention_layernorm", "norm",
                                 "pre_feedforward_layernorm", "post_feedforward_layernorm")}

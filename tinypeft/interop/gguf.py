@@ -11,6 +11,7 @@ query, key and value are one tensor, with their rows stacked. The rows of a Llam
 are reordered for rotations of neighbours (`llama.py`). A row is whole blocks, so this is exact.
 Format: github.com/ggml-org/ggml, docs/gguf.md.
 """
+import math
 import struct
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..engine.nn import Embedding, LayerNorm, Linear, RMSNorm
 from ..files import replacing
 from ..models.gpt import GPT
 from ..models.llama import Llama
+from ..models.rotary import Rotary, frequencies
 from ..quant import QuantizedLinear
 from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
@@ -27,9 +29,9 @@ from .families import GPT2
 from .gguf_bytes import file_bytes, type_of
 from .gguf_tokenizer import CONTROL, NORMAL, PRE, UNUSED, USER
 from .gguf_types import TYPES
+from .llama import FACTORS, neighbours
 from .llama import MODULES as LLAMA_MODULES
 from .llama import SIZES as LLAMA_SIZES
-from .llama import neighbours
 
 __all__ = ["write_gguf"]
 
@@ -53,10 +55,11 @@ def write_gguf(path: str | Path, model: GPT | Llama) -> None:
     if not isinstance(model, (GPT, Llama)) or getattr(c, "qk_norm", False):
         raise ValueError(f"write_gguf: a GPT or a Llama is expected, got {type(model).__name__}"
                          f"{' with norms of queries and keys' * isinstance(model, Llama)}")
+    if isinstance(model, Llama): tensors |= _divisors(c)
     for name, ours in _paths(model).items():
         modules = [model.get(path) for path in ours]
         kind, shape, array = _weight(modules, ours)
-        if name.endswith((".attn_q", ".attn_k")):
+        if name.endswith((".attn_q", ".attn_k")) and not getattr(c, "qkv_bias", False):
             array = neighbours(array.reshape(shape[0], -1), c.d_head)
         tensors[f"{name}.weight"] = kind, shape, array
         if getattr(modules[0], "bias", None) is not None:
@@ -76,6 +79,18 @@ def write_gguf(path: str | Path, model: GPT | Llama) -> None:
         for _, _, array in tensors.values():
             f.write(array)
             f.write(bytes(-array.nbytes % ALIGNMENT))
+
+
+def _divisors(c):
+    """Return the tensor of divisors of Llama 3.1's angles. ValueError for angles that llama.cpp
+    lacks."""
+    if c.rope_kind == "dynamic" or c.rope_kind == "yarn" and (c.rope_low, c.rope_high) != (1, 32):
+        raise ValueError("write_gguf: llama.cpp has no rotary embeddings of this kind: rope_kind="
+                         f"{c.rope_kind!r}, rope_low={c.rope_low:g}, rope_high={c.rope_high:g}")
+    if c.rope_kind != "llama3": return {}
+    plain = frequencies(Rotary(c.rope_theta, c.d_head), 1)
+    divisors = np.float32(plain / frequencies(c.rotary, 1))
+    return {FACTORS: ("F32", divisors.shape, divisors)}
 
 
 def _paths(model):
@@ -124,7 +139,15 @@ def _sizes(model):
         sizes = {theirs: getattr(c, ours) for ours, theirs in LLAMA_SIZES.items()}
         sizes |= {"vocab_size": c.vocab_size, "rope.dimension_count": c.d_head,
                   "attention.key_length": c.d_head, "attention.value_length": c.d_head}
-        return {"general.architecture": "llama"} | {f"llama.{n}": v for n, v in sizes.items()}
+        if c.rope_kind in ("linear", "yarn"):
+            sizes |= {"rope.scaling.type": c.rope_kind, "rope.scaling.factor": float(c.rope_factor)}
+        magnitude = float(c.rope_magnitude)
+        if c.rope_kind == "yarn":
+            sizes["rope.scaling.original_context_length"] = c.rope_context
+            magnitude /= 0.1 * math.log(c.rope_factor) + 1       # which llama.cpp multiplies
+        if not math.isclose(magnitude, 1): sizes["rope.scaling.attn_factor"] = magnitude
+        kind = "qwen2" if c.qkv_bias else "llama"
+        return {"general.architecture": kind} | {f"{kind}.{n}": v for n, v in sizes.items()}
     return {"general.architecture": "gpt2", "gpt2.context_length": c.context_length,
             "gpt2.embedding_length": c.d_model, "gpt2.feed_forward_length": 4 * c.d_model,
             "gpt2.block_count": c.n_layers, "gpt2.attention.head_count": c.n_heads,

@@ -25,8 +25,7 @@ from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object,
 __all__ = ["HEAD", "arrays_of", "from_huggingface", "to_huggingface"]
 
 HEAD, SCORE = "lm_head.weight", "score.weight"
-REFUSED = {"gemma3": "it reads images, too; a folder of its text part has model_type gemma3_text",
-           "qwen2": "its queries, keys and values have biases"}
+REFUSED = {"gemma3": "it reads images, too; a folder of its text part has model_type gemma3_text"}
 
 
 def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool = True,

@@ -29,10 +29,11 @@ __all__ = ["ia3_folder", "read_ia3"]
 FIELDS = {"target_modules", "exclude_modules", "feedforward_modules", "init_ia3_weights"}
 # model_type → the targets and the feedforward_modules of a file that names none
 TARGETS = {"gpt2": ("c_attn", "mlp.c_proj"), "llama": ("k_proj", "v_proj", "down_proj"),
+           "qwen2": ("q_proj", "v_proj", "down_proj"),
            "qwen3": ("q_proj", "v_proj", "down_proj"),
            "gemma3_text": ("q_proj", "v_proj", "down_proj")}
-FEEDFORWARD = {"gpt2": ("mlp.c_proj",), "llama": ("down_proj",), "qwen3": ("down_proj",),
-               "gemma3_text": ("down_proj",)}
+FEEDFORWARD = {"gpt2": ("mlp.c_proj",), "llama": ("down_proj",), "qwen2": ("down_proj",),
+               "qwen3": ("down_proj",), "gemma3_text": ("down_proj",)}
 
 
 # -- to a folder -----------------------------------------------------------------------------------

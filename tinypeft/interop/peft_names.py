@@ -76,6 +76,7 @@ def names_of(model: Decoder) -> Names:
     ours = dict(model.blocks[0].named_modules())
     inner = {theirs: parts for theirs, parts in family.modules.items() if parts[0] in ours}
     layers = {theirs: parts for theirs, parts in inner.items() if hasattr(ours[parts[0]], "d_in")}
-    is_qwen = getattr(model.config, "qk_norm", False)
-    kind = "qwen3" if is_qwen else next(iter(family.defaults))
+    kind = next(iter(family.defaults))
+    if getattr(model.config, "qkv_bias", False): kind = "qwen2"
+    if getattr(model.config, "qk_norm", False): kind = "qwen3"
     return Names(family, kind, inner, layers, model.config.n_layers)

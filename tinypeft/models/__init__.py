@@ -2,7 +2,8 @@
 
     decoder.py     what all of them share: blocks, attention, the two seams for virtual tokens
     gpt.py         GPT-2
-    llama.py       Llama, and what has its form: SmolLM2, TinyLlama, Qwen3
+    llama.py       Llama, and what has its form: SmolLM2, TinyLlama, Qwen 2.5, Qwen 3
+    rotary.py      their positions: rotary embeddings, also stretched to longer texts
     gemma.py       Gemma 3
     plain.py       generation as one reads it
     generation.py  the same, with a cache of keys and values

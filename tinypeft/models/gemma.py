@@ -30,6 +30,7 @@ from ..engine.tensor import Tensor
 from .decoder import Block, Decoder, LayerPrefix
 from .generation import LayerCache
 from .llama import MLP, Attention, Grouped
+from .rotary import Rotary
 
 __all__ = ["Gemma", "GemmaConfig"]
 
@@ -66,7 +67,8 @@ class GemmaBlock(Block):
         theta = c.rope_theta if is_global else c.local_theta
         window = None if is_global else c.window
         scale = 1 / math.sqrt(c.query_scale)
-        attention = Attention(c, rng, theta, norm, scale=scale, window=window)
+        rotary = Rotary(theta, c.d_head)
+        attention = Attention(c, rng, rotary, norm, scale=scale, window=window)
         mlp = MLP(c, rng, F.geglu)
         super().__init__(norm(c.d_model), attention, norm(c.d_model), mlp)
         self.post_norm1 = norm(c.d_model)

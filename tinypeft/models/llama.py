@@ -1,4 +1,4 @@
-"""Llama's architecture (Touvron et al., arXiv 2302.13971), of SmolLM2, TinyLlama and Qwen3, too.
+"""Llama's architecture (Touvron et al., arXiv 2302.13971), of SmolLM2, TinyLlama and Qwen, too.
 
     h₀ = E[tokens]
     h ← h + Attention(RMSNorm(h)),   h ← h + MLP(RMSNorm(h))              in every block
@@ -6,31 +6,29 @@
 
     Attention: q and k are rotated by their positions; n_heads heads of queries share n_kv_heads
     heads of keys and values (grouped-query attention, Ainslie et al., arXiv 2305.13245)
-    MLP: down(silu(gate(x)) ⊙ up(x)); no layer has a bias
+    MLP: down(silu(gate(x)) ⊙ up(x))
 
-*Rotary embeddings* (RoPE; Su et al., arXiv 2104.09864) take the place of learned positions. The
-numbers x_i and x_{i + d/2} of a head form a pair, i = 0 … d/2 − 1. Position t rotates the pair by
-the angle φ = t θ^(−2i/d). Then q·k depends only on the distance of the two positions.
+`rotary.py` has the angles of the rotary embeddings, which take the place of learned positions.
 
 Where things differ. The paper of RoPE, and GGUF files of this family, pair neighbours, x_{2i} and
 x_{2i+1}. Hugging Face's files pair halves, as this file does. One becomes the other by reordering
 the rows of W_q and W_k (`interop`). A model with the wrong pairing writes grammatical text that
-ignores what came before. transformers computes the angles in float32; this file uses float64.
-Qwen3 normalizes each head of q and k before the rotation (`qk_norm`), and its heads are wider than
-d_model / n_heads (`d_head`).
+ignores what came before. Qwen 2.5 adds biases to q, k and v (`qkv_bias`). Qwen 3 normalizes each
+head of q and k before the rotation (`qk_norm`), and its heads are wider than d_model / n_heads.
 """
 import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..common.hints import Array, Seed
-from ..common.hyper import Checked, flag, real, whole
+from ..common.hints import Seed
+from ..common.hyper import Checked, flag, one_of, real, whole
 from ..engine import functional as F
 from ..engine.nn import Linear, Module, RMSNorm
 from ..engine.tensor import Tensor
 from .decoder import Block, Decoder, LayerPrefix, attend, heads, past_length, residual_std
 from .generation import LayerCache
+from .rotary import KINDS, Rotary, angles
 
 __all__ = ["Llama", "LlamaConfig"]
 
@@ -49,7 +47,8 @@ class LlamaConfig(Grouped):
     """The sizes of a Llama. The defaults are SmolLM2-135M's.
 
     n_kv_heads divides n_heads. d_head: the width of a head, an even number. d_mlp: the width of the
-    MLP. tied: the output head is the transposed token embedding. qk_norm: Qwen3's norms of q, k."""
+    MLP. tied: the output head is the transposed token embedding. qk_norm: Qwen3's norms of q, k.
+    qkv_bias: Qwen 2.5's biases of q, k, v. rope_…: the fields of `Rotary`."""
     vocab_size: int = whole(49152, least=1)
     context_length: int = whole(8192, least=1, also=("max_position_embeddings",))
     d_model: int = whole(576, least=1, also=("hidden_size",))
@@ -62,26 +61,49 @@ class LlamaConfig(Grouped):
     norm_eps: float = real(1e-5, least=0, also=("rms_norm_eps",))
     tied: bool = flag(True, also=("tie_word_embeddings",))
     qk_norm: bool = flag(False)
+    qkv_bias: bool = flag(False)
+    rope_kind: str = one_of(*KINDS, also=("rope_type",))
+    rope_factor: float = real(1.0, least=1)
+    rope_context: int | None = whole(None, least=1, or_none=True)
+    rope_low: float = real(1.0, above=0)
+    rope_high: float = real(4.0, above=0)
+    rope_magnitude: float = real(1.0, above=0)
+
+    def check(self) -> None:
+        super().check()
+        kind = f"rope_kind={self.rope_kind!r}"
+        if self.rope_kind in ("dynamic", "yarn", "llama3") and self.rope_context is None:
+            raise ValueError(f"LlamaConfig: {kind} needs rope_context, the length of training")
+        if self.rope_kind == "dynamic" and self.d_head == 2:
+            raise ValueError(f"LlamaConfig: {kind} needs a d_head of 4 or more, got 2")
+        if self.rope_low >= self.rope_high:
+            raise ValueError(f"LlamaConfig: expected rope_low < rope_high, got {self.rope_low:g} "
+                             f"and {self.rope_high:g}")
+
+    @property
+    def rotary(self) -> Rotary:
+        return Rotary(self.rope_theta, self.d_head, self.rope_kind, self.rope_factor,
+                      self.rope_context, self.rope_low, self.rope_high, self.rope_magnitude)
 
 
 class Attention(Module):
     """Causal self-attention with rotated queries and keys, in groups of heads.
 
-    theta: the base of the angles. norm: makes a norm of width d_head, or is None; each head of q
-    and of k is then normalized first. options: of `functional.attention`."""
+    norm: makes a norm of width d_head, or is None; each head of q and of k is then normalized
+    first. bias: of q, k and v. options: of `functional.attention`."""
 
-    def __init__(self, c, rng, theta, norm=None, **options):
+    def __init__(self, c, rng, rotary, norm=None, bias=False, **options):
         d = c.d_model
         d_q = c.n_heads * c.d_head
         d_kv = c.n_kv_heads * c.d_head
-        linear = functools.partial(Linear, bias=False, rng=rng)
+        linear = functools.partial(Linear, bias=bias, rng=rng)
         self.config = c
-        self.theta = theta
+        self.rotary = rotary
         self.options = options
         self.query = linear(d, d_q)
         self.key = linear(d, d_kv)
         self.value = linear(d, d_kv)
-        self.output = linear(d_q, d, std=residual_std(c))
+        self.output = Linear(d_q, d, bias=False, rng=rng, std=residual_std(c))
         self.query_norm = norm and norm(c.d_head)
         self.key_norm = norm and norm(c.d_head)
 
@@ -95,21 +117,11 @@ class Attention(Module):
             q = self.query_norm(q)
             k = self.key_norm(k)
         past = past_length(prefix, cache)
-        cos, sin = angles(self.theta, c.d_head, past, past + x.shape[1], x.dtype)
+        cos, sin = angles(self.rotary, past, past + x.shape[1], x.dtype)
         q = F.rotary(q, cos, sin)
         k = F.rotary(k, cos, sin)
         o = attend(q, k, v, prefix, cache, **self.options)
         return self.output(o)
-
-
-@functools.lru_cache(maxsize=8)
-def angles(theta: float, d: int, start: int, stop: int,
-           dtype: np.dtype) -> tuple[Array, Array]:
-    """Return cos φ and sin φ, (n, d/2) each, φ = t θ^(−2i/d), for t = start … stop − 1."""
-    t = np.arange(start, stop)[:, None]
-    i = np.arange(d // 2)
-    phi = t * theta ** (-2 * i / d)
-    return np.cos(phi).astype(dtype), np.sin(phi).astype(dtype)
 
 
 class MLP(Module):
@@ -138,7 +150,7 @@ class Llama(Decoder):
         norm = functools.partial(RMSNorm, eps=c.norm_eps)
         self.blocks = []
         for _ in range(c.n_layers):
-            attention = Attention(c, rng, c.rope_theta, norm if c.qk_norm else None)
+            attention = Attention(c, rng, c.rotary, norm if c.qk_norm else None, c.qkv_bias)
             mlp = MLP(c, rng)
             self.blocks.append(Block(norm(c.d_model), attention, norm(c.d_model), mlp))
         self.final_norm = norm(c.d_model)

@@ -10,7 +10,7 @@ from typing import Any
 from ...common.wording import brief
 from ...models.gemma import Gemma, GemmaBlock, GemmaConfig
 from ...models.llama import MLP, Attention
-from .llama import SUPPORTED, LlamaFamily, check_division, object_in, rope_theta, with_heads
+from .llama import SUPPORTED, LlamaFamily, check_division, object_in, rotary_fields, with_heads
 
 __all__ = ["GemmaFamily"]
 
@@ -43,9 +43,10 @@ class GemmaFamily(LlamaFamily):
             GemmaConfig, self.sizes(kind, content),
             global_every=(content.get("sliding_window_pattern", 6) if layers is None
                           else period(layers)),
-            rope_theta=rope_theta(content, "rope_theta", 1e6, object_in(new, FULL),
-                                  object_in(content, "rope_scaling")),
-            local_theta=rope_theta(content, "rope_local_base_freq", 1e4, object_in(new, WINDOW)))
+            **rotary_fields(content, "rope_theta", 1e6, object_in(new, FULL),
+                            object_in(content, "rope_scaling")),
+            local_theta=rotary_fields(content, "rope_local_base_freq", 1e4,
+                                      object_in(new, WINDOW))["rope_theta"])
         if layers is not None and len(layers) != config.n_layers:
             raise ValueError(f"layer_types has {len(layers)} layers, expected {config.n_layers}")
         return config

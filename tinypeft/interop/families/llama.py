@@ -1,25 +1,27 @@
-"""Llama and models of its architecture, as transformers writes them: SmolLM2, TinyLlama, Mistral
-without a window, and Qwen3.
+"""Llama and models of its architecture, as transformers writes them: SmolLM2, TinyLlama, Llama 3,
+Mistral without a window, Qwen 2.5 and Qwen 3.
 
 Their model.layers.N is our blocks.N. Rows of q_proj and k_proj are for a rotation of halves, as in
 `Llama`. Their configurations differ in the defaults of fields that a folder leaves out. A model
-says nothing of the name that it came under, so it is written as "llama", or as "qwen3" if it
-normalizes queries and keys.
+says nothing of the name that it came under, so it is written as "llama", as "qwen3" if it
+normalizes queries and keys, or as "qwen2" if these have biases.
 
-θ of the rotary embeddings has two places. transformers 5 writes `rope_parameters`: {"rope_type":
-"default", "rope_theta": θ}. Older files have `rope_theta`, and `rope_scaling` if the angles are
-changed for long contexts, which is not supported. Folders written here have both.
+The rotary embeddings have two places. transformers 5 writes `rope_parameters`: {"rope_type":
+"default", "rope_theta": θ, …}. Older files have `rope_theta`, and `rope_scaling` if the angles are
+stretched for long texts. Folders written here have `rope_parameters` and `rope_theta`.
 """
+import math
 import re
 from dataclasses import replace
 from typing import Any
 
 from ...common.wording import brief
 from ...models.llama import MLP, Attention, Llama, LlamaConfig
+from ...models.rotary import KINDS
 from ..folder import check_fields
 from .family import Family
 
-__all__ = ["SUPPORTED", "LlamaFamily", "check_division", "object_in", "rope_theta", "with_heads"]
+__all__ = ["SUPPORTED", "LlamaFamily", "check_division", "object_in", "rotary_fields", "with_heads"]
 
 # the values for which our models are the same, also for Gemma 3
 SUPPORTED = {"attention_bias": (False,), "attention_dropout": (0.0, None),
@@ -33,14 +35,22 @@ MISTRAL = {"intermediate_size": 14336, "num_key_value_heads": 8,
            "max_position_embeddings": 131072, "sliding_window": 4096}
 QWEN3 = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
          "head_dim": 128, "max_position_embeddings": 32768}
-# what `rope_parameters` and `rope_scaling` may say, beside θ
-ROTARY = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (None, 1.0)}
+QWEN2 = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
+         "max_position_embeddings": 32768, "sliding_window": 4096}
+# what `rope_parameters` and `rope_scaling` may hold, beside θ and the type, by type
+ROTARY = {"default": (), "linear": ("factor",), "dynamic": ("factor",),
+          "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor",
+                     "high_freq_factor"),
+          "yarn": ("factor", "original_max_position_embeddings", "beta_slow", "beta_fast",
+                   "attention_factor", "mscale", "mscale_all_dim", "truncate")}
+ENDS = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
 
 
 class LlamaFamily(Family):
-    """model_type "llama", "mistral" and "qwen3" ↔ `Llama`."""
+    """model_type "llama", "mistral", "qwen2" and "qwen3" ↔ `Llama`."""
     model, parts = Llama, (Attention, MLP)
-    defaults = {"llama": LLAMA, "mistral": LLAMA | MISTRAL, "qwen3": LLAMA | QWEN3}
+    defaults = {"llama": LLAMA, "mistral": LLAMA | MISTRAL, "qwen2": LLAMA | QWEN2,
+                "qwen3": LLAMA | QWEN3}
     fields = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings",
               "d_model": "hidden_size", "n_layers": "num_hidden_layers",
               "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
@@ -66,19 +76,37 @@ class LlamaFamily(Family):
         layers = [] if (given := content.get("layer_types")) is None else given
         if type(layers) is not list or any(layer != "full_attention" for layer in layers):
             raise ValueError(f"layer_types is {brief(layers)}, expected 'full_attention' for all")
-        theta = rope_theta(content, "rope_theta", 10000.0, object_in(content, "rope_parameters"),
-                           object_in(content, "rope_scaling"))
-        return with_heads(LlamaConfig, self.sizes(kind, content), rope_theta=theta,
+        places = (object_in(content, name) for name in ("rope_parameters", "rope_scaling"))
+        rotary = rotary_fields(content, "rope_theta", 10000.0, *places, kinds=KINDS)
+        sizes = self.sizes(kind, content)
+        if rotary.get("rope_kind") == "dynamic":         # it stretches what transformers calls the
+            length = sizes["context_length"]             # longest text; ours is the stretched one
+            rotary["rope_context"] = length
+            sizes["context_length"] = int(length * rotary["rope_factor"])
+        elif "rope_context" in rotary and rotary["rope_context"] is None:
+            rotary["rope_context"] = sizes["context_length"]
+        return with_heads(LlamaConfig, sizes, **rotary, qkv_bias=kind == "qwen2",
                           qk_norm=kind == "qwen3", tied=content.get("tie_word_embeddings", False))
 
     def write(self, config: LlamaConfig) -> dict[str, Any]:
-        kind, name = ("qwen3", "Qwen3") if config.qk_norm else ("llama", "Llama")
+        if config.qk_norm and config.qkv_bias:
+            raise ValueError("save_model: transformers has no Llama with norms of queries and keys "
+                             "and biases (qk_norm and qkv_bias)")
+        kind, name = (("qwen3", "Qwen3") if config.qk_norm else
+                      ("qwen2", "Qwen2") if config.qkv_bias else ("llama", "Llama"))
         if kind == "llama": check_division(config)
-        theta = {"rope_theta": config.rope_theta}
+        if kind == "qwen2" and config.d_head * config.n_heads != config.d_model:
+            raise ValueError("save_model: transformers needs n_heads · d_head = d_model in Qwen "
+                             f"2.5, got {config.n_heads} · {config.d_head} and {config.d_model}")
+        if config.rope_magnitude != 1 and config.rope_kind != "yarn":
+            raise ValueError("save_model: transformers has a factor on cos and sin only in YaRN, "
+                             f"got rope_magnitude={config.rope_magnitude:g}")
+        sizes = self.named(config)
+        if config.rope_kind == "dynamic": sizes["max_position_embeddings"] = config.rope_context
+        biased = {} if kind == "qwen2" else {"attention_bias": False}
         return {"model_type": kind, "architectures": [f"{name}ForCausalLM"],
-                **self.named(config), "tie_word_embeddings": config.tied,
-                "hidden_act": "silu", "attention_bias": False,
-                "rope_parameters": {"rope_type": "default", **theta}, **theta}
+                **sizes, "tie_word_embeddings": config.tied, "hidden_act": "silu", **biased,
+                "rope_parameters": rotary_object(config), "rope_theta": config.rope_theta}
 
 
 def with_heads(cls: type, sizes: dict[str, Any], **more: Any) -> Any:
@@ -94,20 +122,75 @@ def with_heads(cls: type, sizes: dict[str, Any], **more: Any) -> Any:
     return replace(config, d_head=config.d_model // config.n_heads)
 
 
-def rope_theta(content: dict[str, Any], older: str, default: float, *newer: dict) -> Any:
-    """θ of rotary embeddings. older: the field in older files. newer: objects that may hold it as
-    rope_theta. ValueError if they disagree, or if the angles are not the plain ones."""
-    found = [content[older]] if older in content else []
+def rotary_fields(content: dict[str, Any], older: str, default: float, *newer: dict,
+                  kinds: tuple[str, ...] = ("default",)) -> dict[str, Any]:
+    """Return the fields `rope_…` of our configuration. older: the field of θ in older files. newer:
+    objects that may hold θ and the type. ValueError if they disagree, or for another type than
+    `kinds`."""
+    theta = [content[older]] if older in content else []
+    found: dict[str, Any] = {}
     for rotary in newer:
-        check_fields(rotary, ROTARY)
-        if unknown := sorted(rotary.keys() - ROTARY.keys() - {"rope_theta"}):
-            raise ValueError(f"rotary embeddings with {unknown[0]}={brief(rotary[unknown[0]])} are "
-                             "not supported; expected rope_type and rope_theta")
-        if "rope_theta" in rotary: found.append(rotary["rope_theta"])
-    if any(theta != found[0] for theta in found):
-        raise ValueError(f"{older} is {' and '.join(map(brief, found))}, "
-                         "expected one number")
-    return found[0] if found else default
+        check_fields(rotary, {"partial_rotary_factor": (None, 1.0)})
+        rotary = {name: value for name, value in rotary.items() if name != "partial_rotary_factor"}
+        if "rope_theta" in rotary: theta.append(rotary.pop("rope_theta"))
+        kind = rotary.pop("type", "default")
+        kind = rotary.pop("rope_type", kind)
+        if kind not in kinds:
+            expected = " or ".join(map(repr, kinds))
+            raise ValueError(f"rope_type is {brief(kind)}, expected {expected}")
+        if unknown := sorted(rotary.keys() - set(ROTARY[kind])):
+            raise ValueError(f"rotary embeddings of rope_type {kind!r} with {unknown[0]}="
+                             f"{brief(rotary[unknown[0]])} are not supported")
+        if kind == "default": continue
+        if found and found != {"kind": kind, **rotary}:
+            raise ValueError("rope_parameters and rope_scaling say different things, expected one")
+        found = {"kind": kind, **rotary}
+    if any(value != theta[0] for value in theta):
+        raise ValueError(f"{older} is {' and '.join(map(brief, theta))}, expected one number")
+    return {"rope_theta": theta[0] if theta else default, **stretched(found)}
+
+
+def stretched(rotary: dict[str, Any]) -> dict[str, Any]:
+    """Return our fields of stretched angles; {} for plain ones."""
+    if not rotary: return {}
+    kind = rotary["kind"]
+    if missing := [name for name in ("factor", *(ENDS[kind] if kind == "llama3" else ()))
+                   if rotary.get(name) is None]:
+        raise ValueError(f"rope_type {kind!r} needs {missing[0]}")
+    fields = {"rope_kind": kind, "rope_factor": rotary["factor"]}
+    if kind not in ENDS: return fields
+    low, high = ENDS[kind]
+    fields |= {"rope_context": rotary.get("original_max_position_embeddings"),
+               "rope_low": rotary.get(low) or 1, "rope_high": rotary.get(high) or 32}
+    if kind == "llama3": return fields
+    check_fields(rotary, {"truncate": (True, None)})
+    return fields | {"rope_magnitude": magnitude(rotary)}
+
+
+def magnitude(rotary: dict[str, Any]) -> float:
+    """Return the factor on cos and sin of YaRN: attention_factor, or what follows from the rest."""
+    def grown(times):
+        return 0.1 * times * math.log(rotary["factor"]) + 1 if rotary["factor"] > 1 else 1.0
+    if rotary.get("attention_factor") is not None: return rotary["attention_factor"]
+    both = rotary.get("mscale"), rotary.get("mscale_all_dim")
+    numbers = [x for x in (rotary["factor"], *both) if x is not None]
+    if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in numbers):
+        raise ValueError(f"factor, mscale and mscale_all_dim are {brief(numbers)}, expected "
+                         "numbers")
+    return grown(both[0]) / grown(both[1]) if all(both) else grown(1)
+
+
+def rotary_object(config: LlamaConfig) -> dict[str, Any]:
+    """Return the object rope_parameters."""
+    kind = config.rope_kind
+    rotary = {"rope_type": kind, "rope_theta": config.rope_theta}
+    if kind != "default": rotary["factor"] = config.rope_factor
+    if kind in ENDS:
+        low, high = ENDS[kind]
+        rotary |= {"original_max_position_embeddings": config.rope_context,
+                   low: config.rope_low, high: config.rope_high}
+    if kind == "yarn": rotary["attention_factor"] = config.rope_magnitude
+    return rotary
 
 
 def object_in(content: dict[str, Any], name: str) -> dict:
