@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from ..common.progress import Progress
 from ..common.signals import HeldSignals
 from ..common.wording import counted
-from .data import kind_of
+from .data import data_facts, kind_of
 from .kept import kept, noted
+from .scores import interval_of, n_measured
 from .using import compared
 
 if TYPE_CHECKING:
@@ -63,10 +64,12 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options
                 save(args, tuned, task, args.out)
                 shutil.rmtree(folder)
                 folder, replaced = args.out, True
+    n = n_measured(task, args.quick)
     return {"method": str(tuned.method), "task": task.name,
-            "data": [task.describe(), *task.notes], "steps": len(history.loss),
+            "data": data_facts(task), "steps": len(history.loss),
             "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
-            "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
+            "rows": n, "interval": interval_of(after, n), "before": before, "after": after,
+            "baselines": baselines or None, "worse_than": worse,
             "best": history.best and history.best[0], "stopped": history.stopped,
             "resumed": history.resumed, "replaced": replaced,
             "saved": folder and str(folder)}
@@ -140,14 +143,13 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     """Print the record. The last line says if the result is worse than what it is compared with."""
     saved = record["saved"]
     print(tuned.summary())
-    if kind_of(args): print(f"{task.name}: {'; '.join(record['data'])}")
     if record["resumed"]:
         print(f"went on from {args.checkpoint}, after step {record['resumed']:,}")
     if record["stopped"]: print(f"stopped early: {record['stopped']}")
     if record["best"]: print(f"kept: the state after step {record['best']}, the best on validation")
     steps = counted(record["steps"], "step")
     print(f"{task.name}, {steps} in {record['seconds']} s; on the test split:")
-    print(compared(record["before"], record["after"], record["baselines"]))
+    print(compared(record["before"], record["after"], record["baselines"], record["rows"]))
     if saved:
         loader = f"tinypeft.load_adapter(model, {saved!r})"
         theirs = f"peft.PeftModel.from_pretrained(model, {saved!r}) loads it, and so does "

@@ -15,11 +15,14 @@ forward pass.
 """
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from ..common.hints import Array
 from ..common.progress import Progress
 from ..engine.tensor import no_grad
+from ..files import cached_rows, fingerprint
 from ..models.decoder import Decoder, require_free
 from ..text.tasks.classification import Classification
 from ..text.tasks.logistic import cross_validate, fit
@@ -33,13 +36,15 @@ PENALTIES = 1000, 300, 100, 30, 10, 3, 1     # λ N: scikit-learn's 1/C
 
 
 def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bias: bool = True,
-              batch_size: int = 16, progress: bool | None = None) -> PeftModel:
+              batch_size: int = 16, progress: bool | None = None, seed: int = 0,
+              cache: bool = False) -> PeftModel:
     """Attach a head to the frozen `model` and solve it for the rows of `task`.
 
     It learns from the splits "train" and "validation". `.validated` of the result says what
     cross-validation measured on these rows. head_bias: with an offset for each class, which
     transformers' heads lack. The head is attached last, so a Ctrl-C before leaves the model free.
-    progress: show one line (default: on a terminal and in a notebook).
+    progress: show one line (default: on a terminal and in a notebook). seed: draws the folds.
+    cache: keep what the head reads of each row in the user's cache, and take it from there.
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
     require_free(model, "fit_probe")
@@ -53,7 +58,8 @@ def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bi
         rare = task.classes[int(counts.argmin())]
         raise ValueError(f"fit_probe: the class {rare!r} has {counts.min()} rows to learn from, "
                          "expected two or more; add rows, or join classes")
-    h = hidden_states(model, task, rows, batch_size, progress)
+    read = cached_states if cache else hidden_states
+    h = read(model, task, rows, batch_size, progress)
 
     def design(learned, held_out):
         mean, deviation = moments(h[learned], head_bias)
@@ -61,7 +67,7 @@ def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bi
 
     strengths = [penalty / len(rows) for penalty in PENALTIES]
     validated = cross_validate(design, labels, len(task.classes), strengths, n_folds,
-                               offset=head_bias)
+                               seed, head_bias)
     mean, deviation = moments(h, head_bias)
     W = fit((h - mean) / deviation, labels, len(task.classes), validated.strength,
             offset=head_bias)
@@ -105,3 +111,27 @@ def hidden_states(model: Decoder, task: Classification, rows: list, batch_size: 
             h[places] = states[np.arange(len(places)), lengths - 1]
             bar(start + len(places))
     return h
+
+
+def cached_states(model: Decoder, task: Classification, rows: list, batch_size: int = 16,
+                  progress: bool | None = None) -> Array:
+    """Return what `hidden_states` does; rows that this model has read before come from the cache.
+    Their last digits may be others, because they stood in another batch."""
+    dtype = model.token_embedding.weight.dtype
+
+    def compute(places):
+        missing = [rows[i] for i in places]
+        return hidden_states(model, task, missing, batch_size, progress).astype(dtype)
+
+    keys = [hashlib.sha256(ids.astype("<i4")).digest() for ids, _ in rows]   # the last one is read
+    return cached_rows(identity(model), keys, model.config.d_model, compute).astype(float)
+
+
+def identity(model: Decoder) -> str:
+    """Return a hash of the model: of its weights, and of what it computes for some tokens. That
+    depends also on quantized layers, and on the code."""
+    model.eval()
+    tokens = np.arange(min(32, model.config.vocab_size, model.config.context_length))
+    with no_grad():
+        states = model.hidden(tokens[None]).data
+    return fingerprint(model.state_dict() | {"states": states})
