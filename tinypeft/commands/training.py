@@ -156,7 +156,7 @@ def run_finetune(args: Namespace) -> int | None:
     model = model_of(args)
     check_folders(args)
     task = task_of(args, model)
-    if own and not args.json:
+    if own == "labelled" and not args.json:
         print(named_model(args))
     if (own or args.dry_run) and show_data(args, task):
         return None
