@@ -62,7 +62,8 @@ def add_commands(command: Callable) -> None:
     p.add_argument("--labels", metavar="A,B,…", help="no adapter: the label that the model itself "
                    "finds likeliest after the text")
     p.add_argument("--template", help="of --labels: where text and label stand, such as "
-                   r"'Review: {text}\nSentiment: {label}' (default 'Text: {text}\nLabel: {label}')")
+                   r"'Review: {text}\nSentiment: {label}'; words that suit your labels are best "
+                   r"(default 'Text: {text}\nType of text: {label}')")
 
     p = command("generate", run_generate, "continue a text")
     p.add_argument("prompt", metavar="TEXT")
