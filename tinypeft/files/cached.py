@@ -58,8 +58,8 @@ def _write(path: Path, rows: dict[bytes, Array]) -> None:
     """Write the last rows, at most half of the limit, and delete the oldest files beyond it."""
     most = LIMIT // 2 // (next(iter(rows.values())).nbytes + KEY)
     keys = list(rows)[-most:]
-    save_arrays(path, {"keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY),
-                       "rows": np.stack([rows[key] for key in keys])}, {})
+    key_bytes = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY)
+    save_arrays(path, {"keys": key_bytes, "rows": np.stack([rows[key] for key in keys])}, {})
     total = 0
     for file in sorted(path.parent.glob("*.safetensors"), key=os.path.getmtime, reverse=True):
         total += file.stat().st_size
