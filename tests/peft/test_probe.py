@@ -6,6 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
+from tinypeft.peft import probe
 from tinypeft.peft.probe import hidden_states, learned_rows, solve
 
 WORDS = {"good": "lovely bright quick honest", "bad": "awful dull slow rude", "odd": "purple seven sideways quiet"}
@@ -192,3 +193,45 @@ def test_an_interrupt_leaves_the_model_free(table, monkeypatch):
         assert model.attached is None and model.head is None
     with tp.attach(model, tp.LoRA()).disabled(), pytest.raises(tp.MethodError, match="fit_probe"):
         tp.fit_probe(model, task)
+
+
+def test_the_cache_serves_the_same_row_of_the_same_model_only(table, monkeypatch):
+    """Changed weights, codes of a quantized layer, rows or positions are read again; labels and the seed change nothing."""
+    read, plain = [], probe.hidden_states
+
+    def counted(model, task, rows, *options):
+        read.append(len(rows))
+        return plain(model, task, rows, *options)
+    monkeypatch.setattr(probe, "hidden_states", counted)
+    model, words = tp.load_pretrained(), "red blue old new big odd".split() * 3
+    rows = [(f"Number {i} is {word}", "ab"[i % 2]) for i, word in enumerate(words)]
+
+    def solved(model, rows=rows, cache=True, **options):
+        tuned = tp.fit_probe(model, tp.tasks.labelled(rows, model, held_out=(0, 0), **options), n_folds=2, cache=cache)
+        head = tuned.head
+        tuned.detach()
+        return head, read.pop() if read else 0
+    first, n = solved(model)
+    again, none = solved(model)
+    assert (n, none) == (18, 0) and np.array_equal(first.weight.data, again.weight.data)
+    assert solved(model, cache=False)[1] == 18
+    assert solved(model, [(text, "ba"[label == "a"]) for text, label in rows])[1] == 0
+    assert solved(model, [*rows, ("A new row", "a")])[1] == 1
+    assert solved(model, reads="end")[1] == 18 and solved(model, context=4)[1] == 18
+    model.blocks[3].mlp.down.weight.data[5, 7] += 1e-3
+    assert solved(model)[1] == 18
+    quantized = tp.quantize(tp.load_pretrained(), tp.NF4())
+    assert [solved(quantized)[1] for _ in range(2)] == [18, 0]
+    quantized.blocks[0].attention.value.weight.codes.reshape(-1)[:9] ^= 1
+    assert solved(quantized)[1] == 18
+
+
+def test_the_seed_draws_the_folds():
+    model = small_llama()
+    task = tp.tasks.labelled([(f"Number {i} is here", "ab"[i % 2]) for i in range(20)], model, held_out=(0, 0))
+    found = []
+    for seed in (0, 0, 1):
+        tuned = tp.fit_probe(model, task, seed=seed, n_folds=2)
+        found.append(tuned.validated.log_p)
+        tuned.detach()
+    assert np.array_equal(found[0], found[1]) and not np.allclose(found[0], found[2])

@@ -96,6 +96,19 @@ def mutants(r):
             f"{r['new']} more by tests written for them since, {len(r['survivors'])} not")
 
 
+def tables(r):
+    def said(name, table):
+        accuracy = {way: sum(values) / len(values) for way, values in table["accuracy"].items()}
+        low, high = table["interval"]["probe, SmolLM2"]
+        bags = max(accuracy[way] for way in accuracy if way.startswith(("words", "letters")))
+        return f"{name} {accuracy['probe, SmolLM2']:.3f} ({low:.3f} to {high:.3f}) and {bags:.3f}"
+    each = list(r["tables"].values())
+    seconds = max(table["CPU seconds of the first draw"]["probe, SmolLM2"] for table in each)
+    return (f"accuracy of the probe and of the best bag of words or letters, means of {r['draws']} draws: "
+            + ", ".join(said(*item) for item in r["tables"].items())
+            + f"; at most {seconds:.0f} CPU s for a table, {max(table['peak of the process, MB'] for table in each):,} MB")
+
+
 def numbers(r):
     """Any other search: its numbers, by their names."""
     return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in r.items()
@@ -111,7 +124,7 @@ def answers():
 
 
 SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, verbs, commands, files, kv_cache, notebooks,
-                                awq, versions, determinism, mutants)}
+                                awq, versions, determinism, mutants, tables)}
 
 
 # -- the page --------------------------------------------------------------------------------------

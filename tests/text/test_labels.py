@@ -5,7 +5,7 @@ import pytest
 import tinypeft as tp
 from tests.oracles import assert_close
 from tinypeft.engine import functional as F
-from tinypeft.text.tasks.labels import Labels
+from tinypeft.text.tasks.labels import TEMPLATE, Labels
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def model(): return tp.load_pretrained()
 
 
 @pytest.mark.parametrize("labels", [("a sum", "an array of numbers", "error"), ("a", "the")], ids=["long", "one token"])
-@pytest.mark.parametrize("template", ["Text: {text}\nLabel: {label}", "{text}\n{label}"])
+@pytest.mark.parametrize("template", [TEMPLATE, "{text}\n{label}"])
 def test_probabilities_are_those_of_the_whole_text(model, labels, template):
     task, texts = Labels(labels, model, template), ["Return the elements.", "No", "A much longer text, in two parts, of words."]
     names, p = task.predict(model, texts, probabilities=True)

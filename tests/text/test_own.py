@@ -163,7 +163,10 @@ def test_a_document_is_a_file_where_there_are_many(tmp_path):
     for i in range(40): (tmp_path / f"{i:02}.md").write_text(words(np.random.default_rng(i), 40) + "\n\n# Not cut\n")
     task = tasks.text(tmp_path, BYTES)
     (tmp_path / "00.md").write_text(words(np.random.default_rng(0), 70) + "\n\n# Not cut\n")
-    assert task.notes == tasks.text(tmp_path, BYTES).notes == ("40 documents",)              # it is larger, and whole
+    assert task.notes[0] == tasks.text(tmp_path, BYTES).notes[0] == "40 documents"           # it is larger, and whole
+    lengths = sorted(len(text) + 1 for s in SPLITS for text in BYTES.decode(task.data(s)).split("<|endoftext|>")[1:-1])
+    assert task.notes[1] == f"a document has {np.median(lengths):,.0f} tokens in the median, {lengths[-1]:,} at most"
+    assert task.notes[2:] == ("nothing needs a look: no repeated paragraph",)
     assert len(task.data("test")) == 1 + 4 * (79 + 11 + 2)
 
 
@@ -172,7 +175,7 @@ def test_repeated_paragraphs_are_read_once(tmp_path):
     for i in range(30): (tmp_path / f"{i}.txt").write_text(f"{licence}\n\n{words(np.random.default_rng(i), 50)}")
     task = tasks.text(tmp_path, BYTES)
     found = [BYTES.decode(task.data(s)).count("Licensed") for s in SPLITS]
-    assert sum(found) == 2 and found[0] == 2 and "characters in repeated paragraphs left out" in task.notes[1]
+    assert sum(found) == 2 and found[0] == 2 and "characters in repeated paragraphs left out" in task.notes[2]
 
 
 def test_a_short_text_has_short_windows_and_a_shorter_one_is_refused(tmp_path):
@@ -183,7 +186,7 @@ def test_a_short_text_has_short_windows_and_a_shorter_one_is_refused(tmp_path):
     path.write_text("Only one sentence is here, and it is not enough.")
     with pytest.raises(ValueError, match="a.txt.*give more text"): tasks.text(path, BYTES)
     whole = tasks.text(path, BYTES, held_out=(0, 1))
-    assert whole.splits.keys() == {"test"} and whole.notes == ("1 document",)
+    assert whole.splits.keys() == {"test"} and whole.notes[0] == "1 document"
     path.write_text("x" * 4000)                                                 # it cannot be cut
     with pytest.raises(ValueError, match="a.txt: there are no documents for validation and test: give more text, which"):
         tasks.text(path, BYTES)
@@ -195,13 +198,14 @@ def test_rows_become_a_task(tmp_path):
     path = table(tmp_path / "reviews.csv", [*rows, (rows[0][0].upper() + " ", rows[0][1]), *rows[5:8]])
     task = tasks.labelled(path, BYTES)
     assert task.classes == ("bad", "good", "so so") and [len(task.rows[s]) for s in SPLITS] == [210, 45, 45]
-    assert task.notes == ("4 rows left out as repeating another",)
+    assert task.notes[0] == "rows of each class: bad 100, good 100, so so 100"
+    assert task.notes[2:] == ("look: 4 rows left out as repeating another: lines 302, 303, 304, 305",)
     assert task.form["columns"] == ["text", "label"] and task.form["held_out"] == [0.15, 0.15]
     assert task.sha256 == {"reviews.csv": hashlib.sha256(path.read_bytes()).hexdigest()}
     got = [(text, task.classes[i]) for s in SPLITS for text, i in task.rows[s]]
     assert sorted(got) == sorted((text.strip(), label) for text, label in rows) and len(set(got)) == 300
     assert all(sorted({i for _, i in task.rows[s]}) == [0, 1, 2] for s in SPLITS)
-    assert repr(task).startswith("reviews.csv: 3 classes, 210 / 45 / 45 rows (train / validation / test); 4 rows left")
+    assert repr(task).startswith("reviews.csv: 3 classes, 210 / 45 / 45 rows (train / validation / test); rows of each")
 
 
 @pytest.mark.parametrize("name, options", [("a.csv", {}), ("a.tsv", {"delimiter": "\t"}), ("a.csv", {"delimiter": ";"}),
@@ -240,7 +244,7 @@ def test_rows_of_json_have_labels_of_any_kind(tmp_path):
 def test_a_class_of_near_duplicates_has_no_test_and_that_is_told(tmp_path):
     rows = [("Same", "a"), ("same!", "a"), ("same?", "a"), *((f"row {i}", "b") for i in range(20))]
     task = tasks.labelled(table(tmp_path / "a.csv", rows), BYTES)
-    assert task.notes == ("1 class without a row in test, by near-duplicates",)
+    assert task.notes[2:] == ("look: no row in test, by near-duplicates: 'a'",)
     assert [label for _, label in task.rows["train"]].count(0) == 3
 
 
@@ -253,7 +257,9 @@ def test_a_file_may_be_all_test_with_the_classes_of_another(tmp_path):
 def test_long_rows_are_cut_and_counted(tmp_path, model):
     rows = [(f"{'long ' * 60}{i}" if i < 4 else f"{i} short", "ab"[i % 2]) for i in range(40)]
     task = tasks.labelled(table(tmp_path / "a.csv", rows), model)
-    assert task.context == 128 and task.notes == ("4 rows cut to 128 tokens",)
+    assert task.context == 128 and task.notes[2:] == ("look: 4 rows cut to 128 tokens, the context: lines 2, 3, 4, 5",)
+    lengths = sorted(len(model.tokenizer.encode(f"{text}\n")) + 2 for text, _ in rows)
+    assert task.notes[1] == f"a row has {np.median(lengths):.0f} tokens in the median, {lengths[-1]} at most; 128 are read"
     assert max(len(ids) for s in SPLITS for ids, _ in task.data(s)) == 128
 
 
@@ -343,7 +349,8 @@ def test_long_rows_of_pairs_are_left_out_and_counted(tmp_path):
     rows = [{"prompt": f"p {i}", "answer": "long " * 60 if i < 3 else f"a {i}"} for i in range(33)]
     path = jsonl(tmp_path / "a.jsonl", [*rows, rows[9]])
     task = tasks.pairs(path, BYTES, context=40)
-    assert task.notes == ("1 row left out as repeating another", "3 rows left out as longer than 40 tokens")
+    assert task.notes[1:] == ("look: 1 row left out as repeating another: line 34",
+                              "look: 3 rows left out as longer than 40 tokens, the context: lines 1, 2, 3")
     assert sum(map(len, task.rows.values())) == 30
     with pytest.raises(ValueError, match="no rows of at most 4 tokens for train and validation and test"):
         tasks.pairs(path, BYTES, context=4)

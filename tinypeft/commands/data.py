@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
-from .arguments import known, number
+from .arguments import known, number, show_json
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
     from ..text.tasks import Task
 
-__all__ = ["BUILT_IN", "OWN", "built_in", "data_options", "errors_with_flags", "kind_of",
-           "own_task", "task_of"]
+__all__ = ["BUILT_IN", "OWN", "built_in", "data_facts", "data_options", "errors_with_flags",
+           "kind_of", "own_task", "show_data", "task_of"]
 
 BUILT_IN = "domain", "classify", "summarize"
 OWN = {"text": "--text", "labelled": "--csv", "pairs": "--pairs"}        # kind of task → its option
@@ -96,6 +96,23 @@ def _own_task(args, model, kind, form, options):
         return tasks.labelled(args.csv, model, **columns, classes=form.get("classes"), **options)
     chat = form["chat"] or False if form else None
     return tasks.pairs(args.pairs, model, **columns, chat=chat, **options)
+
+
+def data_facts(task: Task) -> list[str]:
+    """Return what there is of a task's data and what needs a look, a sentence each."""
+    return [task.describe(), *task.notes]
+
+
+def show_data(args: Namespace, task: Task) -> bool:
+    """Print the facts about a task's data before anything is run. Return whether that is all."""
+    dry_run = vars(args).get("dry_run", False)
+    first, *more = data_facts(task)
+    if args.json and dry_run:
+        show_json({"task": task.name, "data": [first, *more],
+                   "splits": {split: len(task.data(split)) for split in task.splits}})
+    elif not args.json:
+        print("\n  ".join([f"{task.name}: {first}", *more]), flush=True)
+    return dry_run
 
 
 def built_in(name: str, model: Decoder) -> Task:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from ..common.progress import Progress
 from ..common.signals import HeldSignals
 from ..common.wording import counted
-from .data import kind_of
+from .data import data_facts, kind_of
 from .kept import kept, noted
+from .scores import interval_of, n_measured
 from .using import compared
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
                                   label="testing the frozen model")
             base, frozen = "the frozen model", before
         if starts_at_probe(args):
-            probe_loss = validation_loss_of_probe(tuned, task)
+            probe_loss = validation_loss_of_probe(tuned, task, not args.no_cache)
         history = train(tuned, task, steps, **options)
         if starts_at_probe(args):
-            tuned, validation = choose_better(tuned, task, probe_loss, history)
+            tuned, validation = choose_better(tuned, task, probe_loss, history,
+                                              not args.no_cache)
         if args.out:
             with HeldSignals(): folder = save_first(args, tuned, task)
     with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
@@ -77,10 +79,11 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
                 save(args, tuned, task, args.out)
                 shutil.rmtree(folder)
                 folder, replaced = args.out, True
+    n = n_measured(task, args.quick)
     return tuned, {
-        "method": str(tuned.method), "task": task.name,
-        "data": [task.describe(), *task.notes], "steps": len(history.loss),
-        "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
+        "method": str(tuned.method), "task": task.name, "data": data_facts(task),
+        "steps": len(history.loss), "seconds": round(history.seconds, 1),
+        "trained": tuned.summary().trained, "rows": n, "interval": interval_of(after, n),
         "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
         "best": history.best and history.best[0], "validation": validation,
         "stopped": history.stopped, "resumed": history.resumed, "replaced": replaced,
@@ -88,7 +91,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
 
 
 # -- the probe that training starts at -------------------------------------------------------------
-def validation_loss_of_probe(tuned: PeftModel, task: Task) -> float:
+def validation_loss_of_probe(tuned: PeftModel, task: Task, cache: bool) -> float:
     """Measure the probe's validation loss. Virtual tokens change what a head reads, so that their
     start is not the probe; then it is solved beside them."""
     from ..peft.probe import fit_probe
@@ -96,7 +99,8 @@ def validation_loss_of_probe(tuned: PeftModel, task: Task) -> float:
     probe = tuned
     if tuned.virtual is not None:
         head_bias = tuned.head.bias is not None
-        probe = fit_probe(tuned.detach(), task, splits=("train",), head_bias=head_bias)
+        probe = fit_probe(tuned.detach(), task, splits=("train",), head_bias=head_bias,
+                          cache=cache)
     loss = evaluate(probe, task, "validation", label="validating the probe")["loss"]
     if probe is not tuned:
         probe.detach()
@@ -104,8 +108,8 @@ def validation_loss_of_probe(tuned: PeftModel, task: Task) -> float:
     return loss
 
 
-def choose_better(tuned: PeftModel, task: Task, probe_loss: float,
-                  history: History) -> tuple[PeftModel, dict]:
+def choose_better(tuned: PeftModel, task: Task, probe_loss: float, history: History,
+                  cache: bool) -> tuple[PeftModel, dict]:
     """Return the trained model or the probe, whose validation loss is lower, and these losses. The
     probe is solved again: it may learn from the validation rows now."""
     from ..peft.probe import fit_probe
@@ -113,7 +117,7 @@ def choose_better(tuned: PeftModel, task: Task, probe_loss: float,
     keeps_probe = not trained_loss < probe_loss
     if keeps_probe:
         head_bias = tuned.head.bias is not None
-        tuned = fit_probe(tuned.detach(), task, head_bias=head_bias)
+        tuned = fit_probe(tuned.detach(), task, head_bias=head_bias, cache=cache)
     return tuned, {"rows": len(task.data("validation")), "probe": probe_loss,
                    "trained": trained_loss, "keeps_probe": keeps_probe}
 
@@ -186,7 +190,6 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     """Print the record. The last line says if the result is worse than what it is compared with."""
     saved = record["saved"]
     print(tuned.summary())
-    if kind_of(args): print(f"{task.name}: {'; '.join(record['data'])}")
     if record["resumed"]:
         print(f"went on from {args.checkpoint}, after step {record['resumed']:,}")
     if record["stopped"]: print(f"stopped early: {record['stopped']}")
@@ -197,7 +200,7 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
               + (f": loss {losses(validation)}" if validation else ""))
     steps = counted(record["steps"], "step")
     print(f"{task.name}, {steps} in {record['seconds']} s; on the test split:")
-    print(compared(record["before"], record["after"], record["baselines"]))
+    print(compared(record["before"], record["after"], record["baselines"], record["rows"]))
     if saved:
         loader = f"tinypeft.load_adapter(model, {saved!r})"
         theirs = f"peft.PeftModel.from_pretrained(model, {saved!r}) loads it, and so does "

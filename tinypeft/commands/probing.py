@@ -11,10 +11,13 @@ import time
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..common.signals import HeldSignals
 from .arguments import chosen_model, model_of, show_json
-from .data import kind_of, own_task
+from .data import data_facts, kind_of, own_task, show_data
 from .finetuning import check_folders, save, save_first
+from .scores import accuracy_text, class_lines, write_confusions
 
 if TYPE_CHECKING:
     from ..text.tasks.logistic import Validated
@@ -45,9 +48,10 @@ def run_probe(args: Namespace) -> int:
     model = model_of(args)
     check_folders(args)
     task = own_task(args, model, "labelled", held_out=(0, 0))
-    if not args.json:
-        print(f"{task.name}: {'; '.join([task.describe(), *task.notes])}", flush=True)
-    tuned = fit_probe(model, task, head_bias=args.format != "peft")
+    if show_data(args, task):
+        return 0
+    tuned = fit_probe(model, task, head_bias=args.format != "peft", seed=args.seed,
+                      cache=not args.no_cache)
     texts, labels = learned_rows(task)
     n_classes = len(task.classes)
     worse = tuned.validated.loss >= math.log(n_classes)
@@ -56,11 +60,13 @@ def run_probe(args: Namespace) -> int:
         with HeldSignals():
             args.out = save_first(args, tuned, task) if worse else save(args, tuned, task, args.out)
     measured = {"the probe": tuned.validated,
-                "words": validated_bag(texts, labels, n_classes, words),
-                "letters": validated_bag(texts, labels, n_classes, letters)}
+                "words": validated_bag(texts, labels, n_classes, words, seed=args.seed),
+                "letters": validated_bag(texts, labels, n_classes, letters, seed=args.seed)}
+    if args.out:
+        write_confusions(args.out, tuned.validated.confusions(), task.classes)
     seconds = round(time.perf_counter() - start, 1)
     if args.json:
-        show_json({"model": reason, "task": task.name, "data": [task.describe(), *task.notes],
+        show_json({"model": reason, "task": task.name, "data": data_facts(task),
                    "rows": len(labels), "seconds": seconds, "saved": args.out and str(args.out),
                    "measured": {name: as_record(result) for name, result in measured.items()},
                    "confusions": tuned.validated.confusions().tolist()})
@@ -77,25 +83,20 @@ def as_record(result: Validated) -> dict:
 def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: float) -> None:
     """Print what was measured, each class, and which to use."""
     labels = measured["the probe"].labels
-    print(f"\nfive-fold cross-validation on all {len(labels)} rows, {seconds} s in all:")
+    print(f"\nfive-fold cross-validation on all {len(labels)} rows, seed {args.seed} draws the "
+          f"folds; {seconds} s in all:")
     for name, result in measured.items():
-        low, high = result.interval
-        print(f"  {name:<10} accuracy {result.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}), "
+        print(f"  {name:<10} accuracy {accuracy_text(result.accuracy, len(labels))}, "
               f"loss {result.loss:.3f}")
-    majority = (labels[:, None] == range(len(classes))).sum(0).max() / len(labels)
-    print(f"  {'guessing':<10} accuracy {majority:.3f}, the most frequent class")
+    majority = np.bincount(labels).max() / len(labels)
+    print(f"  {'guessing':<10} accuracy {accuracy_text(majority, len(labels))}, the most frequent "
+          "class")
     print("\nthe probe, class by class:")
-    counts = measured["the probe"].confusions()
-    for i, name in enumerate(classes):
-        recall, called = counts[i, i] / counts[i].sum(), counts[:, i].sum()
-        precision = counts[i, i] / called if called else 0.0
-        f1 = 2 * counts[i, i] / (counts[i].sum() + called)
-        print(f"  {name[:24]:<24} {counts[i].sum():4} rows  precision {precision:.2f}  "
-              f"recall {recall:.2f}  F1 {f1:.2f}")
+    print("\n".join(class_lines(measured["the probe"].confusions(), classes)))
     if args.out:
         base = f" --model {args.model}" if args.model else ""
-        print(f'\nsaved in {args.out}; next: python -m tinypeft classify "…"{base} '
-              f"--adapter {args.out}")
+        print(f'\nsaved in {args.out}, with confusions.svg; next: python -m tinypeft classify "…"'
+              f"{base} --adapter {args.out}")
     best = max(measured, key=lambda name: measured[name].accuracy)
     low = measured["the probe"].interval[0]
     others = max(measured[name].accuracy for name in ("words", "letters"))

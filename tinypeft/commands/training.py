@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import build, fields, known, model_of, number, output, show_json
-from .data import data_options, kind_of, task_of
+from .arguments import build, fields, known, model_of, named_model, number, output, show_json
+from .data import data_options, kind_of, show_data, task_of
 from .finetuning import check_folders, finetuned, refused, show_finetuned, starts_at_probe
 from .probing import PROBE, run_probe
 
@@ -81,6 +81,11 @@ def finetune_options(p: ArgumentParser) -> None:
     p.add_argument("--patience", type=number(int, least=1), metavar="K",
                    help="stop after K of these measurements without a lower loss; with --csv only "
                         f"from {PATIENT_ROWS} rows on")
+    p.add_argument("--dry-run", action="store_true",
+                   help="say what the data are and what in them needs a look, and stop there")
+    p.add_argument("--no-cache", action="store_true",
+                   help="of a probe: read all rows again. By default, rows that the model has read "
+                        "before come from the user's cache, which `doctor` names")
     output(p, "the adapter (default: it is not saved). One in it is replaced if the new one "
               "tests better than the frozen model; otherwise the new one is saved beside it")
     p.add_argument("--keep", action="store_true", default=None,
@@ -200,11 +205,15 @@ def run_finetune(args: Namespace) -> int | None:
     if args.method == PROBE:
         return run_probe(args)
     options = own_options(args)
-    kind_of(args)                                        # errors in these two come before the
+    own = kind_of(args)                                  # errors in these two come before the
     methods_of(args)                                     # reading
     model = model_of(args)
     check_folders(args)
     task = task_of(args, model)
+    if own == "labelled" and not args.json:
+        print(named_model(args))
+    if (own or args.dry_run) and show_data(args, task):
+        return None
     check_rows(args, task)
     tuned = attached(args, model, task, head_bias=args.format != "peft")
     FORMATS[args.format].functions().check(tuned)

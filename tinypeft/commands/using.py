@@ -9,13 +9,26 @@ import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..common.progress import Progress
+from ..common.wording import shortened
 from .arguments import chosen_model, model_of, number, show_json
-from .data import OWN, built_in, data_options, errors_with_flags, kind_of, own_task
+from .data import (
+    OWN,
+    built_in,
+    data_facts,
+    data_options,
+    errors_with_flags,
+    kind_of,
+    own_task,
+    show_data,
+)
+from .scores import accuracy_text, class_lines, interval_of, metric_text, n_measured
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
@@ -41,12 +54,16 @@ def add_commands(command: Callable) -> None:
                    "a header, or JSONL")
     p.add_argument("--text-column", metavar="NAME", default="text",
                    help="of --csv: the column of the text (default text)")
+    p.add_argument("--label-column", metavar="NAME",
+                   help="of --csv: the column of the right label, which gives an accuracy "
+                        "(default: label, if there is one)")
     p.add_argument("--encoding", default="utf-8", help="of --csv (default utf-8)")
     adapter_option(p)
     p.add_argument("--labels", metavar="A,B,…", help="no adapter: the label that the model itself "
                    "finds likeliest after the text")
     p.add_argument("--template", help="of --labels: where text and label stand, such as "
-                   r"'Review: {text}\nSentiment: {label}' (default 'Text: {text}\nLabel: {label}')")
+                   r"'Review: {text}\nSentiment: {label}'; words that suit your labels are best "
+                   r"(default 'Text: {text}\nType of text: {label}')")
 
     p = command("generate", run_generate, "continue a text")
     p.add_argument("prompt", metavar="TEXT")
@@ -70,14 +87,17 @@ def adapter_option(p: ArgumentParser, **options: bool) -> None:
                         "saved by finetune --out")
 
 
-def compared(before: dict | None, after: dict, baselines: dict | None = None) -> str:
-    """Lines of metrics: before and after, and what each baseline reaches."""
+def compared(before: dict | None, after: dict, baselines: dict | None = None,
+             n: int | None = None) -> str:
+    """Lines of metrics: before and after, and what each baseline reaches. n: the rows that an
+    accuracy is of."""
     width = max(15, *(len(name) + 2 for name in baselines or [""]))
     shown = lambda x: "" if x is None else f"{x:.4f} → "
-    lines = [f"  {name:<{width}}{shown(before and before[name])}{value:.4f}"
+    lines = [f"  {name:<{width}}{shown(before and before[name])}{metric_text(name, value, n)}"
              for name, value in after.items()]
     for name, metrics in (baselines or {}).items():
-        lines.append(f"  {name:<{width}}" + ", ".join(f"{k} {x:.4f}" for k, x in metrics.items()))
+        listed = (f"{metric} {metric_text(metric, x, n)}" for metric, x in metrics.items())
+        lines.append(f"  {name:<{width}}" + ", ".join(listed))
     return "\n".join(lines)
 
 
@@ -92,15 +112,18 @@ def run_evaluate(args: Namespace) -> None:
     if args.adapter and ((args.adapter / FILE).exists() or own == "labelled"):
         saved = tasks.load_task(args.adapter, model)
     task, rows = measured_on(args, model, own, saved)
+    show_data(args, task)
     measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None,
                                 label="testing")
     before, after = None, measured()
     if args.adapter and not hasattr(task, "classes"):
         with tuned.disabled(): before = measured()
-    record = {"task": task.name, "data": [task.describe(), *task.notes], "on": rows,
-              "adapter": args.adapter and str(args.adapter), "before": before, "after": after}
+    n = n_measured(task, args.quick)
+    record = {"task": task.name, "data": data_facts(task), "on": rows, "rows": n,
+              "interval": interval_of(after, n), "before": before, "after": after,
+              "adapter": args.adapter and str(args.adapter)}
     if args.json: return show_json(record)
-    print(f"{task.name}: {'; '.join(record['data'])}\non {rows}:\n{compared(before, after)}")
+    print(f"on {rows}:\n{compared(before, after, n=n)}")
 
 
 def measured_on(args: Namespace, model: Decoder, own: str | None,
@@ -125,6 +148,10 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
     task = own_task(args, model, own, form | shorter, held_out=(0, 1))
     if sorted(task.sha256.values()) == sorted(saved.sha256.values()):
         made = {"held_out": form["held_out"], "seed": form["seed"]}
+        if form["held_out"][1] == 0:
+            raise ValueError(f"the adapter learned from all rows of {task.name}, so none is left "
+                             "to measure it on; give other rows by "
+                             f"{OWN[own]} (finetune probe said what cross-validation measured)")
         return own_task(args, model, own, form, **made), split
     changed = ", though it has changed since training, which may have read some of it"
     return task, "all of it" + changed * (task.name == saved.name)
@@ -132,7 +159,7 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
 
 def run_classify(args: Namespace) -> None:
     from ..text import tasks
-    texts = texts_of(args)
+    texts, expected = texts_of(args)
     if not texts or not all(text.strip() for text in texts):
         raise ValueError("classify: a text is empty; give texts, or - and a text on each line of "
                          "standard input")
@@ -158,24 +185,54 @@ def run_classify(args: Namespace) -> None:
                              "classes; use generate")
         labels, p = task.predict(tuned, texts, probabilities=True)
     if args.json:
-        return show_json([{"text": text, "label": label,
-                           "probabilities": dict(zip(task.classes, map(float, row), strict=True))}
-                          for text, label, row in zip(texts, labels, p, strict=True)])
-    for text, label, row in zip(texts, labels, p, strict=True):
-        print(f"{label}\t{row.max():.3f}\t{' '.join(text.split())}")
+        show_json([{"text": text, "label": label,
+                    "probabilities": dict(zip(task.classes, map(float, row), strict=True))}
+                   for text, label, row in zip(texts, labels, p, strict=True)])
+    else:
+        for text, label, row in zip(texts, labels, p, strict=True):
+            print(f"{label}\t{row.max():.3f}\t{' '.join(text.split())}")
+    if expected:
+        sys.stdout.flush()
+        print(agreement(task.classes, labels, expected), file=sys.stderr)
 
 
-def texts_of(args: Namespace) -> list[str]:
-    """Return the texts to classify: those given, of standard input, or of a table's column."""
+def agreement(classes: Sequence[str], labels: Sequence[str], expected: Sequence[str]) -> str:
+    """Say how many labels are those that a table expects. Rows without a label do not count."""
+    from ..text.tasks.logistic import confusions
+    places = [[classes.index(label) for label in pair]
+              for pair in zip(expected, labels, strict=True) if pair[0] in classes]
+    others = {label: None for label in expected if label and label not in classes}
+    lines = []
+    if places:
+        counts = confusions(*np.transpose(places), len(classes))
+        accuracy = float(counts.trace() / counts.sum())
+        lines = [f"accuracy {accuracy_text(accuracy, len(places))} by the table's labels",
+                 *class_lines(counts, classes)]
+    if others:
+        lines.append("not counted: rows with labels that are no classes here: "
+                     + shortened(", ".join(others), 80))
+    return "\n".join(lines)
+
+
+def texts_of(args: Namespace) -> tuple[list[str], list[str]]:
+    """Return the texts to classify: those given, of standard input, or of a table's column; and the
+    labels that the table expects, if it has any."""
     from ..text.tasks.own_files import read_table
     if args.csv is None:
-        return [text for given in args.texts for text in (lines() if given == "-" else [given])]
+        if args.label_column:
+            raise ValueError("--label-column needs --csv FILE")
+        texts = [text for given in args.texts for text in (lines() if given == "-" else [given])]
+        return texts, []
     if args.texts:
         raise ValueError("classify: give texts or --csv FILE, not both")
-    with errors_with_flags("--text-column"):
+    with errors_with_flags("--text-column", "--label-column"):
         table = read_table(args.csv, args.encoding)
+        label = args.label_column or "label"
+        if args.label_column or label in table.columns:
+            table.chosen((args.text_column, label))
+            return table.texts(args.text_column), table.texts(label, is_optional=True)
         table.chosen((args.text_column,))
-        return table.texts(args.text_column)
+        return table.texts(args.text_column), []
 
 
 def adapted(model: Decoder, folder: Path) -> PeftModel:

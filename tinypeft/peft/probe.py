@@ -22,6 +22,7 @@ head is the probe's, bit for bit. A prompt or a prefix changes h, and its head f
 """
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,7 @@ import numpy as np
 from ..common.hints import Array, Seed
 from ..common.progress import Progress
 from ..engine.tensor import no_grad
+from ..files import cached_rows, fingerprint
 from ..models.decoder import Decoder, require_free
 from ..text.tasks.classification import Classification
 from ..text.tasks.logistic import cross_validate, fit
@@ -45,15 +47,16 @@ PENALTIES = 1000, 300, 100, 30, 10, 3, 1     # λ N: scikit-learn's 1/C
 
 def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[str, Method],
               rng: Seed = 0, splits: Sequence[str] = LEARNED, n_folds: int = 5,
-              head_bias: bool = True, batch_size: int = 16,
-              progress: bool | None = None) -> PeftModel:
+              head_bias: bool = True, batch_size: int = 16, progress: bool | None = None,
+              seed: int = 0, cache: bool = False) -> PeftModel:
     """Attach a head to the frozen `model` and solve it for the rows of `task`.
 
     It learns from the splits `splits`. `.validated` of the result says what cross-validation
     measured on these rows. methods, rng: as of `attach`, for a head that a method starts with; by
     default `LinearProbe()`, the head alone. head_bias: with an offset for each class, which
     transformers' heads lack. An error or a Ctrl-C leaves the model free. progress: show one line
-    (default: on a terminal and in a notebook).
+    (default: on a terminal and in a notebook). seed: draws the folds. cache: keep what the head
+    alone reads of each row in the user's cache, and take it from there.
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
     require_free(model, "fit_probe")
@@ -70,8 +73,11 @@ def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[s
     try:
         tuned = attach(model, *(methods or [LinearProbe()]), rng=rng, head=len(task.classes),
                        head_bias=head_bias)
-        h = hidden_states(tuned, task, rows, batch_size, progress)
-        solve(tuned, h, labels, n_folds)
+        if cache and not methods:                        # a method may change what the head reads
+            h = cached_states(model, task, rows, batch_size, progress)
+        else:
+            h = hidden_states(tuned, task, rows, batch_size, progress)
+        solve(tuned, h, labels, n_folds, seed)
     except BaseException:
         if model.attached is not None:
             detach(model)
@@ -80,7 +86,7 @@ def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[s
     return tuned
 
 
-def solve(tuned: PeftModel, h: Array, labels: Array, n_folds: int) -> None:
+def solve(tuned: PeftModel, h: Array, labels: Array, n_folds: int, seed: int = 0) -> None:
     """Set the head of `tuned` to the solution for h (N, d) and labels (N,)."""
     head = tuned.head
     offset = head.bias is not None
@@ -91,7 +97,7 @@ def solve(tuned: PeftModel, h: Array, labels: Array, n_folds: int) -> None:
         return (h[learned] - mean) / deviation, (h[held_out] - mean) / deviation
 
     strengths = [penalty / len(h) for penalty in PENALTIES]
-    validated = cross_validate(design, labels, n_classes, strengths, n_folds, offset=offset)
+    validated = cross_validate(design, labels, n_classes, strengths, n_folds, seed, offset)
     mean, deviation = moments(h, offset)
     W = fit((h - mean) / deviation, labels, n_classes, validated.strength, offset=offset)
     weight = W[:-1] / deviation[:, None]                                     # (d, C)
@@ -133,3 +139,28 @@ def hidden_states(model: Decoder | PeftModel, task: Classification, rows: list,
             h[places] = states[np.arange(len(places)), lengths - 1]
             bar(start + len(places))
     return h
+
+
+def cached_states(model: Decoder, task: Classification, rows: list, batch_size: int = 16,
+                  progress: bool | None = None) -> Array:
+    """Return what `hidden_states` does; rows that this model has read before come from the cache.
+    Their last digits may be others, because they stood in another batch."""
+    dtype = model.token_embedding.weight.dtype
+
+    def compute(places):
+        missing = [rows[i] for i in places]
+        return hidden_states(model, task, missing, batch_size, progress).astype(dtype)
+
+    keys = [hashlib.sha256(ids.astype("<i4")).digest() for ids, _ in rows]   # the last one is read
+    return cached_rows(identity(model), keys, model.config.d_model, compute).astype(float)
+
+
+def identity(model: Decoder) -> str:
+    """Return a hash of the model without its head: of its weights, and of what it computes for some
+    tokens. That depends also on quantized layers, and on the code."""
+    model.eval()
+    tokens = np.arange(min(32, model.config.vocab_size, model.config.context_length))
+    with no_grad():
+        states = model.hidden(tokens[None]).data
+    weights = {name: a for name, a in model.state_dict().items() if not name.startswith("head.")}
+    return fingerprint(weights | {"states": states})

@@ -81,12 +81,12 @@ def _axes(ax):
         return pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
 
 
-def svg(draw: Any, shown: Any) -> str:
-    """Return the picture that draw(shown, axes) makes, as the text of an SVG."""
+def svg(draw: Any, shown: Any, size: tuple[float, float] = (6.4, 3.2)) -> str:
+    """Return the picture that draw(shown, axes) makes, as the text of an SVG. size: in inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     with rc_context(STYLE):
-        fig: Figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        fig: Figure = Figure(figsize=size, layout="constrained")
         draw(shown, fig.subplots())
         fig.savefig(content := io.StringIO(), format="svg", metadata={"Date": None})
     return content.getvalue()

@@ -32,7 +32,7 @@ Prompt = str | Sequence[Mapping[str, str]]                    # or the messages 
 
 class Answering(Rows):
     """Write the answer to a prompt. rows: split → [(prompt, answer)], of which those above
-    `context` tokens are left out; n_left_out counts them.
+    `context` tokens are left out.
 
     A prompt is a text, or messages {"role": …, "content": …}. chat: the family of the template, a
     name of `chat.FAMILIES`; None for plain text, where messages are paragraphs. A batch is (tokens
@@ -47,7 +47,6 @@ class Answering(Rows):
         read = {split: [(row, ids) for row in part if fits(ids := self.encode(*row))]
                 for split, part in rows.items()}
         self.rows = {split: [row for row, _ in part] for split, part in read.items()}
-        self.n_left_out = sum(map(len, rows.values())) - sum(map(len, read.values()))
         super().__init__(name, {s: [ids for _, ids in part] for s, part in read.items()}, sha256)
         self.form = {"kind": "pairs", "context": context, "chat": chat}
 

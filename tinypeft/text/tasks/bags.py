@@ -73,12 +73,12 @@ def bag_of_words(rows: dict, n_classes: int) -> dict[str, float]:
 
 
 def validated_bag(texts: Sequence[str], labels: Array, n_classes: int, terms: Terms,
-                  n_folds: int = 5) -> Validated:
-    """Measure a bag of `terms` by cross-validation, on the same folds as a probe."""
+                  n_folds: int = 5, seed: int = 0) -> Validated:
+    """Measure a bag of `terms` by cross-validation, on the same folds as a probe of this seed."""
     texts = np.array(texts, object)
 
     def design(learned, held_out):
         bag = Bag(texts[learned], terms)
         return bag.design(texts[learned]), bag.design(texts[held_out])
 
-    return cross_validate(design, labels, n_classes, STRENGTHS, n_folds)
+    return cross_validate(design, labels, n_classes, STRENGTHS, n_folds, seed)

@@ -2,7 +2,8 @@
 
 A template makes a beginning of a text, such as "Review: …\\nSentiment:", and a label continues it.
 The score of a label is log p of its tokens after that beginning. Labels that say what they mean,
-in a model that has read much, are needed: the shipped base cannot do this, SmolLM2 can.
+in a model that has read much, are needed: the shipped base cannot do this, SmolLM2 can. It tells
+praise from blame, and does little better than chance where a label is a word for experts.
 """
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from .task import checked_texts, pad, tokenizer_of
 
 __all__ = ["TEMPLATE", "Labels"]
 
-TEMPLATE = "Text: {text}\nLabel: {label}"
+# SmolLM2's accuracy on 100 reviews, 100 sources, 100 hedges and 50 mails of tests/stress/tables.py:
+# 0.81, 0.49, 0.61 and 0.56, in the mean 0.62. With "Label:" or "Type:" the mean is 0.53, with
+# "Category:" 0.49. Words of one's own are better: "Review: … Sentiment: …" 0.83 on 150 reviews. To
+# divide each likelihood by that after an empty text changes the mean by less than 0.01.
+TEMPLATE = "Text: {text}\nType of text: {label}"
 
 
 class Labels:

@@ -15,7 +15,8 @@ import numpy as np
 from ...common.hints import Array
 from ...common.progress import watched
 
-__all__ = ["Validated", "cross_validate", "fit", "folds_of", "log_probabilities", "mean_loss"]
+__all__ = ["Validated", "confusions", "cross_validate", "fit", "folds_of", "interval",
+           "log_probabilities", "mean_loss"]
 
 Design = Callable[[Array, Array], tuple[Any, Any]]
 
@@ -74,17 +75,27 @@ class Validated:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy on other rows of this kind (Wilson, 1927)."""
-        from scipy.stats import binomtest
+        """The 95 % interval of the accuracy on other rows of this kind."""
         hits = int((self.log_p.argmax(1) == self.labels).sum())
-        low, high = binomtest(hits, len(self.labels)).proportion_ci(method="wilson")
-        return float(low), float(high)
+        return interval(hits, len(self.labels))
 
     def confusions(self) -> Array:
         """Return how many rows of class i were called j, (C, C)."""
-        counts = np.zeros((self.log_p.shape[1],) * 2, int)
-        np.add.at(counts, (self.labels, self.log_p.argmax(1)), 1)
-        return counts
+        return confusions(self.labels, self.log_p.argmax(1), self.log_p.shape[1])
+
+
+def interval(hits: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of which n rows gave `hits` (Wilson, 1927)."""
+    from scipy.stats import binomtest
+    low, high = binomtest(hits, n).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def confusions(labels: Array, called: Array, n_classes: int) -> Array:
+    """Return how many rows of class i were called j, (C, C). labels, called: (N,)."""
+    counts = np.zeros((n_classes, n_classes), int)
+    np.add.at(counts, (labels, called), 1)
+    return counts
 
 
 def folds_of(labels: Array, n: int, seed: int) -> Array:

@@ -6,8 +6,9 @@
 
 In place of a file, `labelled` and `pairs` take a list of rows, and `text` a dict of texts.
 Each is split into train, validation and test by `held_out.py`, near-duplicates on one side. Rows
-that repeat another are left out, and so are repeated paragraphs of a text. `task.notes` says how
-many, and what did not fit. The task's `sha256` is that of the files.
+that repeat another are left out, and so are repeated paragraphs of a text. `task.notes` says what
+there is, and what needs a look, with the numbers of lines. The task's `sha256` is that of the
+files.
 
 A file of text is a document. One that holds more than a twentieth of all text is cut into documents
 of at most half of that: at Markdown headings, where a part is still longer at blank lines, then at
@@ -23,12 +24,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ...common.wording import brief, counted
 from ...engine.nn import Module
 from ...files import naming
 from ..chat import known_family, turns_of
 from ..corpus import deduplicate
 from ..tokenizer import Tokenizer
+from . import facts
 from .answering import Answering, plain
 from .classification import Classification
 from .held_out import check_shares, parts
@@ -93,8 +97,13 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
                              {name: sha256}, tokenizer)
     task.form |= {"held_out": list(held_out), "seed": seed}
     lost = sum(len(d.text) for d in documents) - sum(len(d.text) for p in kept.values() for d in p)
-    task.notes = _notes((len(documents), "document", ""),
-                        (lost, "character", " in repeated paragraphs left out"))
+    ends = [np.flatnonzero(ids == tokenizer.end_of_text) for ids in streams.values()]
+    n_tokens = [n for end in ends for n in np.diff(end, prepend=-1) if n > 1]
+    task.notes = (
+        counted(len(documents), "document"),
+        facts.lengths(n_tokens, "document"),
+        *facts.looks([lost and f"{counted(lost, 'character')} in repeated paragraphs left out"],
+                     "repeated paragraph"))
     return task
 
 
@@ -156,13 +165,23 @@ def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "t
     context = context_of(model, context, 128)
     task = Classification(examples, classes, tokenizer, context, {table.path.name: table.sha256},
                           _name(table.path), reads)
-    n_cut = sum(len(tokenizer.encode(f"{text}\n")) > context - 2
-                for part in examples.values() for text, _ in part)
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": [text, label]}
-    untested = len(known) - len({label for _, label in examples.get("test") or examples["train"]})
-    task.notes = _notes((len(rows) - len(kept), "row", " left out as repeating another"),
-                        (untested, "class", " without a row in test, by near-duplicates"),
-                        (n_cut, "row", f" cut to {context} tokens"))
+    tested = {classes[label] for _, label in examples.get("test") or examples["train"]}
+    untested = ", ".join(brief(c) for c in known if c not in tested)
+    texts, labels = zip(*rows, strict=True)
+    n_tokens = {i: len(tokenizer.encode(f"{texts[i]}\n")) + 2 for i in kept}
+    too_long = [i for i in kept if n_tokens[i] > context]
+    task.notes = (
+        facts.class_counts([labels[i] for i in kept]),
+        facts.lengths([*n_tokens.values()], "row", context),
+        *facts.looks([facts.affected(table, _gone(rows, kept), "left out as repeating another"),
+                      facts.contradictions(table, rows, "label"),
+                      facts.near_names(table, labels),
+                      facts.missing_words(table, {text: texts, label: labels}),
+                      facts.affected(table, too_long, f"cut to {context} tokens, the context"),
+                      untested and f"no row in test, by near-duplicates: {untested}"],
+                     "repeated row, text with two labels, class names nearly equal, NaN, or "
+                     "row that is cut"))
     return task
 
 
@@ -198,8 +217,18 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
     _nothing_empty(table.path, {s: part for s, part in task.splits.items() if part}, held_out,
                    f"rows of at most {context} tokens", "shorten them, or give a larger context")
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": list(names)}
-    task.notes = _notes((len(rows) - len(kept), "row", " left out as repeating another"),
-                        (task.n_left_out, "row", f" left out as longer than {context} tokens"))
+    plains = [(plain(prompt), answer) for prompt, answer in rows]
+    n_tokens = {i: sum(map(len, task.encode(*rows[i]))) for i in kept}
+    too_long = [i for i in kept if n_tokens[i] > context]
+    task.notes = (
+        facts.lengths([*n_tokens.values()], "row", context),
+        *facts.looks([facts.affected(table, _gone(rows, kept), "left out as repeating another"),
+                      facts.contradictions(table, plains, "answer"),
+                      facts.missing_words(table, dict(zip(names[:2], zip(*plains, strict=True),
+                                                          strict=False))),
+                      facts.affected(table, too_long,
+                                     f"left out as longer than {context} tokens, the context")],
+                     "repeated row, prompt with two answers, NaN, or row that is too long"))
     return task
 
 
@@ -261,8 +290,9 @@ def _nothing_empty(place, split, held_out, what, remedy):
         raise ValueError(f"{place}: there are no {what} for {' and '.join(lost)}: {remedy}")
 
 
-def _notes(*found):
-    return tuple(f"{counted(n, what)}{said}" for n, what, said in found if n)
+def _gone(rows, kept):
+    """Return the places of the rows that were left out."""
+    return sorted(set(range(len(rows))) - set(kept))
 
 
 def _others(n):

@@ -59,9 +59,9 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
 
 
 class Task:
-    """splits: split → data. sha256: corpus, or file → hash of what was read. notes: what was left
-    out of one's own data, cut or joined, a sentence each. form: what prediction needs beside the
-    model, for `save_task`."""
+    """splits: split → data. sha256: corpus, or file → hash of what was read. notes: facts about
+    one's own data, a sentence each; "look:" begins what needs a look. form: what prediction needs
+    beside the model, for `save_task`."""
     notes: tuple[str, ...] = ()
     form: dict[str, Any]
 

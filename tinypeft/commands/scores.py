@@ -1,0 +1,86 @@
+"""How well a classifier does: intervals of accuracies, each class, a picture of confusions."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..common.hints import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..text.tasks import Task
+
+__all__ = ["accuracy_text", "class_lines", "draw_confusions", "interval_of", "metric_text",
+           "n_measured", "write_confusions"]
+
+SHOWN = 24                                               # letters of a class's name
+
+
+def accuracy_text(accuracy: float, n: int) -> str:
+    """Return an accuracy on n rows as "0.917 (300 rows, 95 %: 0.880 to 0.943)"."""
+    from ..common.wording import counted
+    from ..text.tasks.logistic import interval
+    low, high = interval(round(accuracy * n), n)
+    return f"{accuracy:.3f} ({counted(n, 'row')}, 95 %: {low:.3f} to {high:.3f})"
+
+
+def n_measured(task: Task, quick: bool) -> int | None:
+    """Return how many test rows a classifier is measured on; None for other tasks. quick: on two
+    batches, as the commands do."""
+    if not hasattr(task, "classes"):
+        return None
+    n = len(task.data("test"))
+    return min(n, 32) if quick else n
+
+
+def interval_of(metrics: dict, n: int | None) -> list[float] | None:
+    """Return the 95 % interval of an accuracy on n rows; None where none was measured."""
+    from ..text.tasks.logistic import interval
+    return list(interval(round(metrics["accuracy"] * n), n)) if n else None
+
+
+def metric_text(name: str, value: float, n: int | None) -> str:
+    """Return a metric in four digits, or an accuracy on n rows with its interval."""
+    return accuracy_text(value, n) if name == "accuracy" and n else f"{value:.4f}"
+
+
+def class_lines(counts: Array, classes: Sequence[str]) -> list[str]:
+    """Return precision, recall and F1 of each class. counts (C, C): rows of class i called j."""
+    lines = []
+    for i, name in enumerate(classes):
+        right, there, called = counts[i, i], counts[i].sum(), counts[:, i].sum()
+        precision, recall = right / max(called, 1), right / max(there, 1)
+        f1 = 2 * right / max(there + called, 1)
+        lines.append(f"  {name[:SHOWN]:<{SHOWN}} {there:4} rows  precision {precision:.2f}  "
+                     f"recall {recall:.2f}  F1 {f1:.2f}")
+    return lines
+
+
+def write_confusions(folder: Path, counts: Array, classes: Sequence[str]) -> Path:
+    """Draw the confusions (C, C) into confusions.svg in a folder; return the file."""
+    from ..files import write_atomically
+    from ..training.curves import svg
+    side = 2.2 + 0.45 * len(classes)
+    picture = svg(draw_confusions, (counts, classes), (side + 0.6, side))
+    write_atomically(folder / "confusions.svg", picture)
+    return folder / "confusions.svg"
+
+
+def draw_confusions(shown: tuple[Array, Sequence[str]], ax: Axes) -> None:
+    """Draw how many rows of each class were called what; the darker, the larger their share."""
+    counts, classes = shown
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(counts):
+        ax.text(j, i, f"{counts[i, j]:,}", ha="center", va="center",
+                color="white" if share[i, j] > 0.5 else "black")
+    names = [name if len(name) <= SHOWN else f"{name[:SHOWN]}…" for name in classes]
+    ax.set_xticks(range(len(names)), names, rotation=90)
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel="called", ylabel="class of the row", title="Confusions by cross-validation")
