@@ -116,6 +116,9 @@ def test_what_three_times_the_best_rate_costs():
     run = {"rate": [0.01, 0.02, 0.06], "loss": [2.5, 2.0, 2.7]}
     rise = methods.rise(Results({"experiment": "toy", "runs": {"a": {"4": run}}}), "a", 1)
     assert rise[4] == pytest.approx(0.7)
+    more = {"rate": [0.01, 0.02, 0.04, 0.09], "loss": [2.5, 2.0, 2.1, 3.0]}          # 0.06 is half way from 0.04 to 0.09
+    rise = methods.rise(Results({"experiment": "toy", "runs": {"a": {"4": more}}}), "a", 1)
+    assert rise[4] == pytest.approx(0.1 + 0.9 / 2)
     diverged = Results({"experiment": "toy", "runs": {"a": {"4": run | {"loss": [2.5, 2.0, np.inf]}}}})
     assert methods.rise(diverged, "a", 1)[4] == pytest.approx(np.log(1024) - 2.0)
     with pytest.raises(KeyError, match="three times 0.06"): methods.rise(diverged, "a", 2)
