@@ -224,10 +224,13 @@ def test_options_that_would_do_nothing_are_refused(capsys, options, says):
 
 
 def test_the_defaults_are_those_that_help_states():
-    """Steps: 300, with --quick 12. Rows of a step: 8, for classes 16."""
+    """Steps: 300, with --quick 12. Rows of a step: 8, for classes 16. A large model that writes: 30 steps of 2 rows."""
     class Classes: classes = "a", "b"
-    def chosen(*argv, task=None):
-        steps, options = shared_options(parser().parse_args(["finetune", "lora", *argv]), task)
+    def chosen(*argv, task=None, width=128):
+        model = types.SimpleNamespace(config=types.SimpleNamespace(d_model=width))
+        steps, options = shared_options(parser().parse_args(["finetune", "lora", *argv]), model, task)
         return steps, options["batch_size"]
+    assert chosen(width=576) == (30, 2) and chosen("--quick", width=576) == (12, 2)
+    assert chosen("--steps", "7", "--batch-size", "3", width=576) == (7, 3) and chosen(task=Classes(), width=576) == (300, 16)
     assert chosen() == (300, 8) and chosen("--quick") == (12, 8) and chosen(task=Classes()) == (300, 16)
     assert chosen("--quick", "--steps", "7", "--batch-size", "3", task=Classes()) == (7, 3)

@@ -6,9 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import build, fields, known, model_of, number, output, show_json
+from .arguments import (
+    build,
+    chosen_model,
+    fields,
+    known,
+    model_of,
+    number,
+    output,
+    show_json,
+)
 from .data import data_options, kind_of, task_of
 from .finetuning import check_folders, finetuned, refused, show_finetuned
+from .plan import default_size, planned, search_steps
 from .probing import PROBE, run_probe
 
 if TYPE_CHECKING:
@@ -36,9 +46,10 @@ def training_options(p: ArgumentParser) -> None:
                         "or probe, which solves a classifier for --csv")
     data_options(p, "domain")
     p.add_argument("--steps", type=number(int, least=1),
-                   help="optimizer steps (default 300, with --quick 12)")
+                   help="optimizer steps (default 300, of a large model that writes 30; with "
+                        "--quick 12)")
     p.add_argument("--batch-size", type=number(int, least=1),
-                   help="rows per step (default 8, for classes 16)")
+                   help="rows per step (default 8, of a large model that writes 2, for classes 16)")
     p.add_argument("--lr", type=number(float, least=0),
                    help="learning rate (default: each method's own for a model 128 wide, times "
                         "√(128/d); tinypeft/interop/README.md has better ones for SmolLM2)")
@@ -114,10 +125,12 @@ def attached(args: Namespace, model: Decoder, task: Task, head_bias: bool) -> Pe
                   head_bias=head_bias)
 
 
-def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
+def shared_options(args: Namespace, tuned: PeftModel, task: Task) -> tuple[int, dict[str, Any]]:
     """(steps, the options that every run takes)."""
-    steps = args.steps if args.steps is not None else 12 if args.quick else 300
-    rows = args.batch_size or (16 if hasattr(task, "classes") else 8)
+    steps, rows = default_size(tuned, task)
+    if args.quick:
+        steps = 12
+    steps, rows = args.steps or steps, args.batch_size or rows
     return steps, dict(batch_size=rows, seed=args.seed, rates=dict(map(factor, args.rates)),
                        accumulate=args.accumulate,
                        checkpoint_activations=args.checkpoint_activations)
@@ -146,21 +159,34 @@ def run_finetune(args: Namespace) -> int | None:
     if args.method == PROBE:
         return run_probe(args)
     options = own_options(args)
-    kind_of(args)                                        # errors in these two come before the
+    own = kind_of(args)                                  # errors in these two come before the
     methods_of(args)                                     # reading
+    show_model(args)
     model = model_of(args)
     check_folders(args)
     task = task_of(args, model)
     tuned = attached(args, model, task, head_bias=args.format != "peft")
     FORMATS[args.format].functions().check(tuned)
-    steps, both = shared_options(args, task)
+    steps, both = shared_options(args, tuned, task)
+    if args.find_rate and not args.steps and not args.quick:
+        steps = search_steps(tuned)
+    if own and not args.json:
+        print(planned(args, tuned, task, steps, both), flush=True)
     if args.find_rate:
-        tried = args.steps or (12 if args.quick else 60)
-        return show_rates(find_rate(tuned, task, steps=tried, **both), args)
+        return show_rates(find_rate(tuned, task, steps=steps, **both), args)
     record = finetuned(args, tuned, task, steps, both | options)
     if args.json: show_json(record)
     else: show_finetuned(args, tuned, task, record)
     return int(refused(args, record))
+
+
+def show_model(args: Namespace) -> None:
+    """Take SmolLM2 for text and pairs of one's own where its wheel is installed; say which model it
+    is. The shipped base after training is worse than counting words, on most texts."""
+    if kind_of(args) in ("text", "pairs"):
+        reason = chosen_model(args)
+        if not args.json:
+            print(reason, flush=True)
 
 
 def show_rates(found: Any, args: Namespace) -> None:
@@ -182,10 +208,11 @@ def run_export(args: Namespace) -> None:
     """Write the folder, and say how to run it."""
     from ..interop.export import export_training
     methods_of(args)
+    show_model(args)
     model = model_of(args)
     task = task_of(args, model)
     tuned = attached(args, model, task, head_bias=False)
-    steps, options = shared_options(args, task)
+    steps, options = shared_options(args, tuned, task)
     export_training(tuned, task, args.out, steps, lr=args.lr, checkpoint=args.checkpoint, **options)
     if args.json:
         return show_json({"method": str(tuned.method), "task": task.name, "steps": steps,

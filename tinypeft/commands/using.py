@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..common.progress import Progress
 from .arguments import chosen_model, model_of, number, show_json
 from .data import OWN, built_in, data_options, errors_with_flags, kind_of, own_task
+from .plan import rows_in_test
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
@@ -92,7 +93,7 @@ def run_evaluate(args: Namespace) -> None:
     if args.adapter and ((args.adapter / FILE).exists() or own == "labelled"):
         saved = tasks.load_task(args.adapter, model)
     task, rows = measured_on(args, model, own, saved)
-    measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None,
+    measured = lambda: evaluate(tuned, task, "test", rows_in_test(tuned), 2 if args.quick else None,
                                 label="testing")
     before, after = None, measured()
     if args.adapter and not hasattr(task, "classes"):
