@@ -58,7 +58,7 @@ def test_the_time_is_in_proportion_to_the_tokens_with_padding(monkeypatch, pairs
     """A step and a batch of the test take a second each here; what train and evaluate do then takes so much longer."""
     model = tp.load_pretrained()
     task, tuned = tp.tasks.pairs(pairs, model), tp.attach(model, tp.LoRA(rank=2))
-    monkeypatch.setattr(plan, "seconds_of", lambda job: job() or 1.0)
+    monkeypatch.setattr(plan, "seconds_of", lambda job: job() and 1.0 or 1.0)
     draw = lambda s: task.batch("train", 3, np.random.default_rng([0, s]))[0].size
     training, testing = plan.expected_seconds(args(), tuned, task, 10, options(3))
     assert training == pytest.approx(sum(map(draw, range(10))) / draw(0))
@@ -67,7 +67,7 @@ def test_the_time_is_in_proportion_to_the_tokens_with_padding(monkeypatch, pairs
     validated, _ = plan.expected_seconds(args(validate_every=4), tuned, task, 10, options(3))
     assert validated - training == pytest.approx(3 * tokens("validation") / tokens("test"))
     searched, none = plan.expected_seconds(args(find_rate=True), tuned, task, 10, options(3))
-    assert searched - training == pytest.approx(10 * tokens("validation") / tokens("test")) and none == 0
+    assert searched == training + 10 and none == 0       # it validates a batch after each step
 
 
 def test_the_plan_changes_nothing(pairs):

@@ -85,42 +85,42 @@ def expected_seconds(args: Namespace, tuned: PeftModel, task: Task, steps: int,
     """Return the seconds of training, validation on the way included, and those of the tests.
 
     A step, and a batch of the test for each worker, are measured; nothing is learned from the step.
-    The rest is in proportion to the tokens, padding included."""
-    from ..engine.recompute import recomputing
-    from ..training.backward import backward
+    The rest is in proportion to the tokens, padding included. --find-rate validates a batch after
+    each step and does not test."""
     from ..training.evaluation import batches_of, evaluate
-    rows, seed = options["batch_size"], options["seed"]
+    rows, seed, test_rows = options["batch_size"], options["seed"], rows_in_test(tuned)
     drawn = [task.batch("train", rows, np.random.default_rng([seed, s]))
              for s in range(min(steps, DRAWN))]
     tokens = lambda batches: sum(batch[0].size for batch in batches)
-
-    def step():
-        with recomputing(options["checkpoint_activations"]):
-            backward(tuned, task, drawn[0], WORKERS, options["accumulate"])
-        for p in tuned.trainable_parameters():
-            p.grad = None
-
-    def test():
-        evaluate(tuned, task, "test", rows_in_test(tuned), WORKERS)
-
-    def tested(split, most):
-        return tokens(batches_of(task, split, rows_in_test(tuned), most))
+    split_tokens = lambda split, most: tokens(batches_of(task, split, test_rows, most))
+    validate = lambda: evaluate(tuned, task, "validation", max_batches=1)
+    test = lambda: evaluate(tuned, task, "test", test_rows, WORKERS)
 
     with Progress(None, "measuring a step"):
-        of_step = seconds_of(step) / tokens(drawn[:1])
-        of_test = seconds_of(test) / tested("test", WORKERS)
-    training = of_step * steps * tokens(drawn) / len(drawn)
-    if args.find_rate:
-        return training + of_test * steps * tokens(batches_of(task, "validation", 16, 1)), 0.0
+        step_seconds = seconds_of(lambda: differentiate(tuned, task, drawn[0], options))
+        training = step_seconds * steps * tokens(drawn) / len(drawn) / drawn[0][0].size
+        if args.find_rate:
+            return training + seconds_of(validate) * steps, 0.0
+        of_token = seconds_of(test) / split_tokens("test", WORKERS)
     n_tests = 1 if hasattr(task, "classes") else 2
-    testing = of_test * n_tests * tested("test", 2 if args.quick else None)
+    testing = of_token * n_tests * split_tokens("test", 2 if args.quick else None)
     if args.validate_every:
         n_validations = math.ceil(steps / args.validate_every)
-        training += of_test * n_validations * tested("validation", None)
+        training += of_token * n_validations * split_tokens("validation", None)
     return training, testing
 
 
-def seconds_of(job: Callable[[], None]) -> float:
+def differentiate(tuned: PeftModel, task: Task, batch: tuple, options: dict[str, Any]) -> None:
+    """Compute the gradients of a step, and drop them."""
+    from ..engine.recompute import recomputing
+    from ..training.backward import backward
+    with recomputing(options["checkpoint_activations"]):
+        backward(tuned, task, batch, WORKERS, options["accumulate"])
+    for p in tuned.trainable_parameters():
+        p.grad = None
+
+
+def seconds_of(job: Callable[[], Any]) -> float:
     """Return what a call of `job` takes. A short one is called again: the first call of all is
     slower than those that follow."""
     for _ in range(2):
