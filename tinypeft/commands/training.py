@@ -161,10 +161,12 @@ def run_finetune(args: Namespace) -> int | None:
     options = own_options(args)
     own = kind_of(args)                                  # errors in these two come before the
     methods_of(args)                                     # reading
-    show_model(args)
+    reason = reason_for_model(args)
     model = model_of(args)
     check_folders(args)
     task = task_of(args, model)
+    if reason and not args.json:
+        print(reason, flush=True)
     tuned = attached(args, model, task, head_bias=args.format != "peft")
     FORMATS[args.format].functions().check(tuned)
     steps, both = shared_options(args, tuned, task)
@@ -180,13 +182,10 @@ def run_finetune(args: Namespace) -> int | None:
     return int(refused(args, record))
 
 
-def show_model(args: Namespace) -> None:
-    """Take SmolLM2 for text and pairs of one's own where its wheel is installed; say which model it
-    is. The shipped base after training is worse than counting words, on most texts."""
-    if kind_of(args) in ("text", "pairs"):
-        reason = chosen_model(args)
-        if not args.json:
-            print(reason, flush=True)
+def reason_for_model(args: Namespace) -> str | None:
+    """Take SmolLM2 for text and pairs of one's own where its wheel is installed, and return which
+    model it is. The shipped base after training is worse than counting words, on most texts."""
+    return chosen_model(args) if kind_of(args) in ("text", "pairs") else None
 
 
 def show_rates(found: Any, args: Namespace) -> None:
@@ -208,9 +207,11 @@ def run_export(args: Namespace) -> None:
     """Write the folder, and say how to run it."""
     from ..interop.export import export_training
     methods_of(args)
-    show_model(args)
+    reason = reason_for_model(args)
     model = model_of(args)
     task = task_of(args, model)
+    if reason and not args.json:
+        print(reason, flush=True)
     tuned = attached(args, model, task, head_bias=False)
     steps, options = shared_options(args, tuned, task)
     export_training(tuned, task, args.out, steps, lr=args.lr, checkpoint=args.checkpoint, **options)
