@@ -44,7 +44,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options
             base, frozen = "the frozen model with a head of zeros", chance(task)
         else:
             with tuned.disabled():
-                before = evaluate(tuned, task, "test", rows_in_test(tuned), most,
+                before = evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
                                   label="testing the frozen model")
             base, frozen = "the frozen model", before
         history = train(tuned, task, steps, **options)
@@ -52,7 +52,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options
             with HeldSignals(): folder = save_first(args, tuned, task)
     with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
         try:
-            after = evaluate(tuned, task, "test", rows_in_test(tuned), most, label="testing")
+            after = evaluate(tuned, task, "test", rows_in_test(tuned, task), most, label="testing")
         except OverflowError:                            # of a perplexity beyond all floats
             after = {"loss": math.inf}
         if kind_of(args) and not args.quick:

@@ -45,10 +45,10 @@ def search_steps(model: Decoder | PeftModel) -> int:
     return 30 if is_large(model) else 60
 
 
-def rows_in_test(model: Decoder | PeftModel) -> int:
+def rows_in_test(model: Decoder | PeftModel, task: Task) -> int:
     """Return the rows of a batch in a test. The logits of 16 windows are 0.4 GB for the vocabulary
     of SmolLM2, and two workers hold some of them at a time."""
-    return 4 if is_large(model) else 16
+    return 4 if is_large(model) and not hasattr(task, "classes") else 16
 
 
 def planned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
@@ -88,7 +88,7 @@ def expected_seconds(args: Namespace, tuned: PeftModel, task: Task, steps: int,
     The rest is in proportion to the tokens, padding included. --find-rate validates a batch after
     each step and does not test."""
     from ..training.evaluation import batches_of, evaluate
-    rows, seed, test_rows = options["batch_size"], options["seed"], rows_in_test(tuned)
+    rows, seed, test_rows = options["batch_size"], options["seed"], rows_in_test(tuned, task)
     drawn = [task.batch("train", rows, np.random.default_rng([seed, s]))
              for s in range(min(steps, DRAWN))]
     tokens = lambda batches: sum(batch[0].size for batch in batches)

@@ -93,7 +93,8 @@ def run_evaluate(args: Namespace) -> None:
     if args.adapter and ((args.adapter / FILE).exists() or own == "labelled"):
         saved = tasks.load_task(args.adapter, model)
     task, rows = measured_on(args, model, own, saved)
-    measured = lambda: evaluate(tuned, task, "test", rows_in_test(tuned), 2 if args.quick else None,
+    most = 2 if args.quick else None
+    measured = lambda: evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
                                 label="testing")
     before, after = None, measured()
     if args.adapter and not hasattr(task, "classes"):
