@@ -143,6 +143,21 @@ def test_a_probe_takes_it_where_the_wheel_is_installed(model, tmp_path, capsys):
     tuned.detach()
 
 
+@pytest.mark.long
+def test_pairs_take_it_where_the_wheel_is_installed(model, tmp_path, capsys):
+    """Which model, how many passes and how long are said before the work; the flags are followed."""
+    rows = [f"What colour is thing {i}?,Thing {i} is " + "red blue green grey".split()[i % 4] for i in range(20)]
+    (tmp_path / "qa.csv").write_text("\n".join(["prompt,answer", *rows]) + "\n")
+    asked = "finetune", "lora", "--pairs", str(tmp_path / "qa.csv"), "--steps", "4", "--out", str(tmp_path / "helper")
+    assert main(list(asked)) == 0
+    chosen, size, *_, following, _ = said = capsys.readouterr().out.splitlines()
+    assert chosen.startswith("model: SmolLM2-135M-Instruct, because its wheel is installed (--model shipped")
+    assert size.startswith("4 steps of 2 rows: 0.6 passes over 14 rows; about ")
+    assert following == f'next: python -m tinypeft generate "…" --model smollm2 --adapter {tmp_path / "helper"}'
+    before, after = map(float, next(line for line in said if line.startswith("  loss")).split()[1::2])
+    assert after < before
+
+
 def test_labels_that_say_what_they_mean_need_no_training(model):
     task = Labels(["positive", "negative"], model, "Review: {text}\nSentiment: {label}")
     texts = ["I love it, it works perfectly.", "It broke on the first day, what a waste.", "Best film of the year!", "Boring."]

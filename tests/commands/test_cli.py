@@ -92,13 +92,17 @@ def test_the_help_names_the_default():
 
 
 TEXT, CLASSES = types.SimpleNamespace(), types.SimpleNamespace(classes=["a", "b"])
+BASE, SMOLLM2 = (types.SimpleNamespace(config=types.SimpleNamespace(d_model=d)) for d in (128, 576))
 
 
-@pytest.mark.parametrize("argv, task, steps, rows", [
-    ("finetune lora", TEXT, 300, 8), ("finetune lora", CLASSES, 300, 16), ("finetune lora --quick", TEXT, 12, 8),
-    ("finetune lora --quick --steps 5", TEXT, 5, 8), ("finetune lora --batch-size 3", CLASSES, 300, 3)])
-def test_steps_and_rows_that_nobody_asked_for(argv, task, steps, rows):
-    counted, options = shared_options(parser().parse_args(argv.split()), task)
+@pytest.mark.parametrize("argv, model, task, steps, rows", [
+    ("finetune lora", BASE, TEXT, 300, 8), ("finetune lora", BASE, CLASSES, 300, 16),
+    ("finetune lora --quick", BASE, TEXT, 12, 8), ("finetune lora --quick --steps 5", BASE, TEXT, 5, 8),
+    ("finetune lora --batch-size 3", BASE, CLASSES, 300, 3),
+    ("finetune lora", SMOLLM2, TEXT, 30, 2), ("finetune lora", SMOLLM2, CLASSES, 300, 16),
+    ("finetune lora --quick", SMOLLM2, TEXT, 12, 2), ("finetune lora --steps 7 --batch-size 3", SMOLLM2, TEXT, 7, 3)])
+def test_steps_and_rows_that_nobody_asked_for(argv, model, task, steps, rows):
+    counted, options = shared_options(parser().parse_args(argv.split()), model, task)
     assert (counted, options["batch_size"]) == (steps, rows)
 
 
@@ -279,7 +283,7 @@ def test_the_defaults_are_those_that_help_states():
     """Steps: 300, with --quick 12. Rows of a step: 8, for classes 16."""
     class Classes: classes = "a", "b"
     def chosen(*argv, task=None):
-        steps, options = shared_options(parser().parse_args(["finetune", "lora", *argv]), task)
+        steps, options = shared_options(parser().parse_args(["finetune", "lora", *argv]), BASE, task)
         return steps, options["batch_size"]
     assert chosen() == (300, 8) and chosen("--quick") == (12, 8) and chosen(task=Classes()) == (300, 16)
     assert chosen("--quick", "--steps", "7", "--batch-size", "3", task=Classes()) == (7, 3)

@@ -128,6 +128,38 @@ def test_the_mean_does_not_depend_on_the_size_of_batches(task, model):
         assert one[name] == pytest.approx(other[name], rel=1e-10)
 
 
+@pytest.mark.parametrize("name", ["classify", "summarize"])
+def test_evaluation_pads_little_and_measures_the_same_rows(built, model, monkeypatch, name):
+    """Rows of similar length make a batch: less than a third of the padding is left."""
+    task = built[name]
+    rows = lambda batches: sorted(str(row) for batch in batches for row in examples(task, batch))
+    for most in (None, 3):
+        in_order = [*itertools.islice(task.batches("test", 8), most)]
+        together = task.batches_by_length("test", 8, most)
+        assert rows(together) == rows(in_order) and {len(batch[0]) for batch in together[:-1]} <= {8}
+    in_order, together = [*task.batches("test", 8)], task.batches_by_length("test", 8)
+    size = lambda batches: sum(batch[0].size for batch in batches)
+    filled = size(task.batches("test", 1))               # one row at a time has no padding
+    assert size(together) - filled < (size(in_order) - filled) / 3
+    asked, metrics = [], task.metrics
+    monkeypatch.setattr(task, "metrics", lambda model, batch: asked.append(batch[0].shape) or metrics(model, batch))
+    tp.evaluate(with_head(model, task), task, batch_size=8, workers=1)
+    assert asked == [batch[0].shape for batch in together]
+
+
+def test_answers_come_back_in_the_order_of_the_texts(built, model, monkeypatch):
+    """They are those of one text at a time, and the longest texts went through the model together."""
+    task, tuned = built["classify"], with_head(model, built["classify"])
+    texts = [text for text, _ in task.rows["test"][:40]]
+    widths, collate = [], task.collate
+    monkeypatch.setattr(task, "collate", lambda rows: widths.append(collate(rows)[0].shape[1]) or collate(rows))
+    labels, p = task.predict(tuned, texts, probabilities=True, batch_size=7)
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) > 3
+    alone, p_alone = task.predict(tuned, texts, probabilities=True, batch_size=1)
+    assert labels == alone
+    np.testing.assert_allclose(p, p_alone, rtol=1e-10)
+
+
 def test_workers_share_a_batch_without_changing_its_gradient(task, model):
     batch = task.batch("train", 7, np.random.default_rng(2))
     found = []

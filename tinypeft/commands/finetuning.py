@@ -23,6 +23,7 @@ from ..common.signals import HeldSignals
 from ..common.wording import counted
 from .data import data_facts, kind_of
 from .kept import kept, noted
+from .plan import rows_in_test
 from .scores import interval_of, n_measured
 from .using import compared
 
@@ -54,7 +55,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
             base, frozen = "the frozen model with a head of zeros", chance(task)
         else:
             with tuned.disabled():
-                before = evaluate(tuned, task, "test", max_batches=most,
+                before = evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
                                   label="testing the frozen model")
             base, frozen = "the frozen model", before
         if starts_at_probe(args):
@@ -67,7 +68,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
             with HeldSignals(): folder = save_first(args, tuned, task)
     with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
         try:
-            after = evaluate(tuned, task, "test", max_batches=most, label="testing")
+            after = evaluate(tuned, task, "test", rows_in_test(tuned, task), most, label="testing")
         except OverflowError:                            # of a perplexity beyond all floats
             after = {"loss": math.inf}
         if kind_of(args) and not args.quick:

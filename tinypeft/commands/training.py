@@ -7,9 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import build, fields, known, model_of, named_model, number, output, show_json
+from .arguments import (
+    build,
+    chosen_model,
+    fields,
+    known,
+    model_of,
+    named_model,
+    number,
+    output,
+    show_json,
+)
 from .data import data_options, kind_of, show_data, task_of
 from .finetuning import check_folders, finetuned, refused, show_finetuned, starts_at_probe
+from .plan import default_size, planned, search_steps
 from .probing import PROBE, run_probe
 
 if TYPE_CHECKING:
@@ -42,10 +53,10 @@ def training_options(p: ArgumentParser) -> None:
                         "solves a classifier for --csv; all others start theirs there")
     data_options(p, "domain")
     p.add_argument("--steps", type=number(int, least=1),
-                   help="optimizer steps (default 300, with --quick 12; with --csv at most one "
-                        "pass over the rows)")
+                   help="optimizer steps (default 300, of a large model that writes 30; with "
+                        "--quick 12; with --csv at most one pass over the rows)")
     p.add_argument("--batch-size", type=number(int, least=1),
-                   help="rows per step (default 8, for classes 16)")
+                   help="rows per step (default 8, of a large model that writes 2, for classes 16)")
     p.add_argument("--lr", type=number(float, least=0),
                    help="learning rate (default: each method's own for a model 128 wide, times "
                         "√(128/d); tinypeft/interop/README.md has better ones for SmolLM2; with "
@@ -146,10 +157,12 @@ def attached(args: Namespace, model: Decoder, task: Task, head_bias: bool) -> Pe
     return attach(model, *several, head=classes and len(classes), **options)
 
 
-def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
+def shared_options(args: Namespace, tuned: PeftModel, task: Task) -> tuple[int, dict[str, Any]]:
     """(steps, the options that every run takes)."""
-    steps = args.steps if args.steps is not None else 12 if args.quick else 300
-    rows = args.batch_size or (16 if hasattr(task, "classes") else 8)
+    steps, rows = default_size(tuned, task)
+    if args.quick:
+        steps = 12
+    steps, rows = args.steps or steps, args.batch_size or rows
     if starts_at_probe(args) and args.steps is None:
         steps = min(steps, math.ceil(len(task.data("train")) / rows))
     head_lr = args.head_lr
@@ -207,28 +220,38 @@ def run_finetune(args: Namespace) -> int | None:
     options = own_options(args)
     own = kind_of(args)                                  # errors in these two come before the
     methods_of(args)                                     # reading
+    reason = reason_for_model(args)
     model = model_of(args)
     check_folders(args)
     task = task_of(args, model)
-    if own == "labelled" and not args.json:
-        print(named_model(args))
+    if not args.json and (reason or own == "labelled"):
+        print(reason or named_model(args), flush=True)
     if (own or args.dry_run) and show_data(args, task):
         return None
     check_rows(args, task)
     tuned = attached(args, model, task, head_bias=args.format != "peft")
     FORMATS[args.format].functions().check(tuned)
-    steps, both = shared_options(args, task)
-    if args.find_rate:
-        tried = args.steps or (12 if args.quick else 60)
-        return show_rates(find_rate(tuned, task, steps=tried, **both), args)
-    set_rates(args, task, both)
-    if starts_at_probe(args):
+    steps, both = shared_options(args, tuned, task)
+    if args.find_rate and not args.steps and not args.quick:
+        steps = search_steps(tuned)
+    if starts_at_probe(args) and not args.find_rate:
         options["keep_best"] = True
         options["eval_every"] = args.validate_every or math.ceil(steps / 2)
+    if own and not args.json:
+        print(planned(args, tuned, task, steps, both | options), flush=True)
+    if args.find_rate:
+        return show_rates(find_rate(tuned, task, steps=steps, **both), args)
+    set_rates(args, task, both)
     tuned, record = finetuned(args, tuned, task, steps, both | options)
     if args.json: show_json(record)
     else: show_finetuned(args, tuned, task, record)
     return int(refused(args, record))
+
+
+def reason_for_model(args: Namespace) -> str | None:
+    """Take SmolLM2 for text and pairs of one's own where its wheel is installed, and return which
+    model it is. The shipped base after training is worse than counting words, on most texts."""
+    return chosen_model(args) if kind_of(args) in ("text", "pairs") else None
 
 
 def show_rates(found: Any, args: Namespace) -> None:
@@ -253,11 +276,14 @@ def run_export(args: Namespace) -> None:
         raise ValueError("export-training: probe is solved and not trained, so nothing is left to "
                          "do in PyTorch; finetune probe solves it")
     methods_of(args)
+    reason = reason_for_model(args)
     model = model_of(args)
     task = task_of(args, model)
+    if reason and not args.json:
+        print(reason, flush=True)
     check_rows(args, task)
     tuned = attached(args, model, task, head_bias=False)
-    steps, options = shared_options(args, task)
+    steps, options = shared_options(args, tuned, task)
     set_rates(args, task, options)
     export_training(tuned, task, args.out, steps, lr=args.lr, checkpoint=args.checkpoint, **options)
     if args.json:

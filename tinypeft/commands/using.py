@@ -28,6 +28,7 @@ from .data import (
     own_task,
     show_data,
 )
+from .plan import rows_in_test
 from .scores import accuracy_text, class_lines, interval_of, metric_text, n_measured
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def run_evaluate(args: Namespace) -> None:
         saved = tasks.load_task(args.adapter, model)
     task, rows = measured_on(args, model, own, saved)
     show_data(args, task)
-    measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None,
+    most = 2 if args.quick else None
+    measured = lambda: evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
                                 label="testing")
     before, after = None, measured()
     if args.adapter and not hasattr(task, "classes"):

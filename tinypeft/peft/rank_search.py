@@ -39,8 +39,9 @@ class AtEveryRank:
     def __init__(self, task, ranks):
         self.task = task
         self.ranks = ranks
-        self.count = task.count
-        self.batches = task.batches
+
+    def __getattr__(self, name):
+        return getattr(self.task, name)
 
     def metrics(self, tuned, batch):
         return {(b, name): value for b in self.ranks

@@ -7,14 +7,15 @@ from ..common.threads import parallel_map
 from ..engine.nn import Module
 from ..engine.tensor import no_grad
 
-__all__ = ["evaluate", "require_task"]
+__all__ = ["batches_of", "evaluate", "require_task"]
 
 
 def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16,
              max_batches: int | None = None, workers: int = 2, label: str | None = None) -> dict:
     """Return the metrics of `model` on a split: means over what counts, tokens or examples.
 
-    label: a name; shows a line of progress that begins with it."""
+    max_batches: measure only the first rows, this many batches of them. label: a name; shows a line
+    of progress that begins with it."""
     def measure(batch):
         measured = task.count(batch), task.metrics(model, batch)
         bar(next(numbers))
@@ -22,7 +23,7 @@ def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16
 
     require_task(task, "evaluate", "batches", "count", "metrics")
     model.eval()
-    batches = [*itertools.islice(task.batches(split, batch_size), max_batches)]
+    batches = batches_of(task, split, batch_size, max_batches)
     numbers = itertools.count(1)
     with no_grad(), Progress(len(batches), label, None if label else False) as bar:
         results = parallel_map(measure, batches, workers)
@@ -34,6 +35,14 @@ def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + count * value
     return task.finish({name: value / total for name, value in sums.items()}, split)
+
+
+def batches_of(task: Any, split: str, size: int, most: int | None = None) -> list[tuple]:
+    """Return the batches of a split, or of its first `most` ones: with rows of similar length
+    together, if the task can do that (`Rows` of `text/tasks/task.py`)."""
+    if hasattr(task, "batches_by_length"):
+        return task.batches_by_length(split, size, most)
+    return [*itertools.islice(task.batches(split, size), most)]
 
 
 def require_task(task: Any, verb: str, *needed: str) -> None:

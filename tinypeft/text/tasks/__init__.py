@@ -8,6 +8,7 @@
 A task has `batch(split, size, rng)` (drawn at random), `batches(split, size)` (a whole split, in
 order), `loss(model, batch)` (a Tensor, nats, the mean over `count(batch)` tokens or examples),
 `metrics(model, batch)` (name → mean) and `finish(means, split)`, which derives what is reported.
+`evaluate` prefers `batches_by_length(split, size, most)` where a task has it: its batches pad less.
 Splits are "train", "validation" and "test". A batch is a tuple of arrays with one row per example.
 `train` cuts it by rows; only its task reads the arrays.
 """

@@ -22,7 +22,7 @@ from .. import corpus
 from ..tokenizer import Tokenizer
 from .bags import bag_of_words
 from .sentences import first_sentences
-from .task import Batch, Metrics, Rows, checked_texts, context_of, pad, tokenizer_of
+from .task import Batch, Metrics, Rows, by_length, checked_texts, context_of, pad, tokenizer_of
 
 __all__ = ["CLASSES", "Classification", "classify"]
 
@@ -125,12 +125,14 @@ class Classification(Rows):
 
         model: with a head for the classes. Raises ValueError for another number of classes."""
         model.eval()
-        rows, p = [(self.encode(text), 0) for text in checked_texts(texts)], []
+        rows = [(self.encode(text), 0) for text in checked_texts(texts)]
+        p, order = [np.zeros((0, len(self.classes)), np.float32)], []
         with no_grad():
-            for i in watched(range(0, len(rows), batch_size), "classifying"):
-                logits = self.logits(model, self.collate(rows[i:i + batch_size]))
+            for places in watched(by_length(rows, batch_size), "classifying"):
+                logits = self.logits(model, self.collate([rows[i] for i in places]))
                 p.append(np.exp(F.log_softmax(logits).data))
-        p = np.concatenate([np.zeros((0, len(self.classes)), np.float32), *p])
+                order += places
+        p = np.concatenate(p)[np.argsort(order)]
         labels = [self.classes[i] for i in p.argmax(-1)]
         return (labels, p) if probabilities else labels
 

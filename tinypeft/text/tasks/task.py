@@ -114,6 +114,22 @@ class Rows(Task):
         rows = self.data(split)
         for i in range(0, len(rows), size): yield self.collate(rows[i:i + size])
 
+    def batches_by_length(self, split: str, size: int, most: int | None = None) -> list[Batch]:
+        """Make batches of rows of similar length, so that little of a batch is padding. They hold
+        the rows of `batches`, or of its first `most` ones."""
+        rows = self.data(split)
+        if most is not None:
+            rows = rows[:most * size]
+        return [self.collate([rows[i] for i in places]) for places in by_length(rows, size)]
+
+
+def by_length(rows: Sequence, size: int) -> list[list[int]]:
+    """Return the places of rows of ids, or of (ids, …), in batches of similar length, the longest
+    first."""
+    lengths = [sum(map(np.size, row)) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
+    return [order[i:i + size] for i in range(0, len(rows), size)]
+
 
 def pad(rows, fill):
     """Pad sequences of ids on the right → (array (B, T), lengths (B,)). Attention is causal, so no
