@@ -3,7 +3,8 @@
     the protocol   method.py   model.py (attach, PeftModel)   part.py   attachment.py
                    switching.py   merge.py   summary.py   plain.py : read it before fast code
     in folders     folders.py (save, load_adapter)   formats.py   metered.py
-    weights        full.py   lora.py   adalora.py   dylora.py (which rank: rank_search.py)
+    weights        full.py   changed.py : the layer of   lora.py   adalora.py
+                   dylora.py (which rank: rank_search.py)
     activations    adapter.py   parallel.py   ia3.py
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py : what works on several adapters

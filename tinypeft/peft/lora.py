@@ -30,13 +30,14 @@ import numpy as np
 from ..common.hints import Array, Rng, Targets
 from ..common.hyper import flag, layer_names, mapping, one_of, real, whole
 from ..engine import functional as F
-from ..engine.nn import Dropout, Linear, Module, Parameter, kaiming_uniform, shapes_only
+from ..engine.nn import Module, Parameter, kaiming_uniform
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import chosen, match_targets
+from .changed import ChangedLinear
 from .method import Method, MethodError, Wrapper
 
-__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "linear_of", "thin_svd"]
+__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "thin_svd"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class LoRA(Method):
         return rng.normal(0, 1 / r, (r, d_in)).astype(np.float32)
 
 
-class LowRankLinear(Wrapper):
-    """A frozen layer `base` beside a ΔW of rank r; shared by LoRA and its relatives.
+class LowRankLinear(ChangedLinear):
+    """A changed layer whose ΔW has rank r; shared by LoRA and its relatives.
 
     A layer that computes something else than base(x) + ΔW x must have its own `merge`.
     """
@@ -91,35 +92,28 @@ class LowRankLinear(Wrapper):
         if r > most:
             raise MethodError(f"rank {r} exceeds {most}, the largest that a "
                               f"{base.d_out} × {base.d_in} matrix can have")
-        self.base = base
-        self.dropout = Dropout(dropout, rng)
+        super().__init__(base, dropout, rng)
 
     @property
     def rank(self) -> int:
         return self.factors()[0].shape[1]
 
-    def factors(self) -> tuple[Array, Array]:
-        """Return arrays (d_out, r) and (r, d_in) whose product is ΔW, including the scale."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return (d_out, r) and (r, d_in), whose product is ΔW, including the scale."""
         raise NotImplementedError
 
-    def delta(self) -> Array:
-        """Multiply the factors: ΔW, (d_out, d_in)."""
+    def change(self) -> Tensor:
         left, right = self.factors()
         return left @ right
 
     @property
     def is_low_rank(self) -> bool:
-        return type(self).merge is LowRankLinear.merge   # its own: it is more than base(x) + ΔW x
+        return type(self).merge is ChangedLinear.merge   # its own: it is more than base(x) + ΔW x
 
     def svd(self) -> tuple[Array, Array, Array]:
         """Decompose ΔW = U diag(S) Vᵀ, without forming it: U (d_out, r), S (r,), Vᵀ (r, d_in)."""
-        return thin_svd(*self.factors())
-
-    def merge(self) -> Linear:
-        """Make a Linear with weight W₀ + ΔW (W₀ dequantized if need be) and the base's bias."""
-        weight = self.base.dense_weight() + self.delta()
-        bias = self.base.bias
-        return linear_of(weight, None if bias is None else bias.data.copy())
+        left, right = self.factors()
+        return thin_svd(left.data, right.data)
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, rank {self.rank})"
@@ -138,19 +132,8 @@ class LoRALinear(LowRankLinear):
         Ax = F.linear(self.dropout(x), self.A) * self.scale                   # (…, r)
         return self.base(x) + F.linear(Ax, self.B)
 
-    def factors(self) -> tuple[Array, Array]:
-        return self.scale * self.B.data, self.A.data
-
-
-def linear_of(weight: Array, bias: Array | None) -> Linear:
-    """Make a Linear of its arrays, which are not copied."""
-    d_out, d_in = weight.shape
-    with shapes_only():
-        layer = Linear(d_in, d_out, bias=bias is not None)
-    layer.weight.data = weight
-    if bias is not None:
-        layer.bias.data = bias
-    return layer
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.scale * self.B, self.A
 
 
 def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
