@@ -14,6 +14,7 @@ from tests.protocol import (
     assert_gradients,
     assert_same_race,
     frozen_bytes,
+    hold_norm,
     learned,
     move,
     outputs,
@@ -27,7 +28,7 @@ SMALL = {"adapter": tp.BottleneckAdapter(4),
          "prefix": tp.PrefixTuning(3, hidden=5), "prompt": tp.PromptTuning(3), "ptuning": tp.PTuning(hidden=4),
          "ptuning_v2": tp.PTuningV2(3, dropout=0.0), "lora": tp.LoRA(rank=2, alpha=2, targets="all"),
          "adalora": tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=1, delta_t=1, targets=("value", "down")),
-         "dylora": tp.DyLoRA(rank=4, alpha=4, targets="all")}
+         "dylora": tp.DyLoRA(rank=4, alpha=4, targets="all"), "dora": tp.DoRA(rank=2, alpha=3, targets="all")}
 METHODS = {name: SMALL.get(name) or cls() for name, cls in tp.METHODS.items()}
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*")
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -42,6 +43,8 @@ NOT_AT_THE_BASE = {"adapter": "the paper starts it near the identity", "prefix":
                    "prompt": "the same", "ptuning": "the same", "ptuning_v2": "the same"}
 KINKS = {"full": "the curvature of all weights", "ptuning": "ReLU"}           # method → why finite differences are coarse
 STILL = {"adalora": ".Lam", "full": "lm_head.weight"}                         # need not move: pruned λ; classes do not read it
+
+HELD = {"dora": hold_norm}                       # method → holds in a layer what its gradient takes as a constant
 
 
 def on(family, weights, dtype=np.float32):
@@ -98,6 +101,7 @@ def gradient_cells():
 def test_gradients_are_those_of_finite_differences(name, family, weights, tokens):
     tuned = tp.attach(on(family, weights, np.float64), METHODS[name], head=3, rng=0)
     move(tuned, np.random.default_rng(0))
+    for layer in tuned.wrappers.values(): HELD.get(name, lambda layer: None)(layer)
     assert_gradients(tuned, tokens[:2, :4], kinks=name in KINKS)
 
 
@@ -153,6 +157,7 @@ def test_counts_are_the_formulas(family):
             "prompt": 3 * d, "ptuning_v2": 2 * 3 * L * w, "lora": L * 2 * (2 * (d + q) + 2 * (d + w) + 3 * (d + h)),
             "adalora": L * 4 * (d + w + d + h + 2), "ia3": L * (2 * w + h)}
     want["dylora"] = 2 * want["lora"]
+    want["dora"] = want["lora"] + L * (q + 2 * w + 2 * d + 2 * h)             # and a length for each output
     for name, n in want.items():
         tuned = tp.attach(model, METHODS[name])
         assert tuned.summary().trained == n, name
@@ -254,6 +259,8 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 WRAPPED = {
     "LoRA": (tp.LoRA(rank=3, alpha=5, targets="all", rank_pattern={"gate": 2}), lambda peft: peft.LoraConfig(
         r=3, lora_alpha=5, target_modules=LAYERS, rank_pattern={"gate_proj": 2})),
+    "DoRA": (tp.DoRA(rank=3, alpha=5, targets="all", rank_pattern={"gate": 2}), lambda peft: peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=LAYERS, rank_pattern={"gate_proj": 2}, use_dora=True)),
     "AdaLoRA": (tp.AdaLoRA(init_rank=4, target_rank=2, t_init=2, t_final=3, delta_t=1, orthogonality="norm", gamma=0.5,
                            importance="after", alpha=9 * 4 / (4 + 1e-5), targets=("query", "value", "gate", "down")),
                 lambda peft: peft.AdaLoraConfig(

@@ -4,7 +4,7 @@
                    switching.py   merge.py   summary.py   plain.py : read it before fast code
     in folders     folders.py (save, load_adapter)   formats.py   metered.py
     weights        full.py   changed.py : the layer of   lora.py   adalora.py
-                   dylora.py (which rank: rank_search.py)
+                   dylora.py (which rank: rank_search.py)   dora.py
     activations    adapter.py   parallel.py   ia3.py
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py : what works on several adapters
@@ -16,6 +16,7 @@ from .adalora import AdaLoRA
 from .adapter import BottleneckAdapter
 from .attachment import detach
 from .combine import combine
+from .dora import DoRA
 from .dylora import DyLoRA
 from .folders import KNOWN, load_adapter
 from .full import FullFineTuning, LinearProbe
@@ -35,5 +36,5 @@ from .rank_search import search_rank
 METHODS = {"full": FullFineTuning, "adapter": BottleneckAdapter,
            "parallel_adapter": ParallelAdapter, "prefix": PrefixTuning, "prompt": PromptTuning,
            "ptuning": PTuning, "ptuning_v2": PTuningV2, "lora": LoRA, "adalora": AdaLoRA,
-           "dylora": DyLoRA, "ia3": IA3}
+           "dylora": DyLoRA, "dora": DoRA, "ia3": IA3}
 KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), AdapterFusion, LinearProbe)})

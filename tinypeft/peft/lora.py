@@ -37,7 +37,7 @@ from ..models.targets import chosen, match_targets
 from .changed import ChangedLinear
 from .method import Method, MethodError, Wrapper
 
-__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "thin_svd"]
+__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "check_rank", "thin_svd"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,17 @@ class LoRA(Method):
         layers = dict(match_targets(model, self.targets))
         r = by_path("rank_pattern", self.rank_pattern, layers, self.rank)
         alpha = by_path("alpha_pattern", self.alpha_pattern, layers, self.alpha)
+        dtype = model.token_embedding.weight.dtype
         wrappers = {}
         for path, layer in layers.items():
-            A = self.start(r[path], layer.d_in, rng)
+            A = self.start(r[path], layer.d_in, rng).astype(dtype, copy=False)
             s = self.scale(r[path], alpha[path])
-            wrappers[path] = LoRALinear(layer, A, s, self.dropout, rng)
+            wrappers[path] = self.adapted(layer, A, s, rng)
         return wrappers
+
+    def adapted(self, layer: Module, A: Array, scale: float, rng: Rng) -> Wrapper:
+        """Make the wrapper of a layer."""
+        return LoRALinear(layer, A, scale, self.dropout, rng)
 
     def scale(self, r: int, alpha: float) -> float:
         """Return s: α/r, or α/√r."""
@@ -88,10 +93,7 @@ class LowRankLinear(ChangedLinear):
     """
 
     def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
-        most = min(base.d_in, base.d_out)
-        if r > most:
-            raise MethodError(f"rank {r} exceeds {most}, the largest that a "
-                              f"{base.d_out} × {base.d_in} matrix can have")
+        check_rank(r, base)
         super().__init__(base, dropout, rng)
 
     @property
@@ -134,6 +136,14 @@ class LoRALinear(LowRankLinear):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.B, self.A
+
+
+def check_rank(r: int, layer: Module) -> None:
+    """Raise MethodError for a rank that no matrix of the layer's size has."""
+    most = min(layer.d_in, layer.d_out)
+    if r > most:
+        raise MethodError(f"rank {r} exceeds {most}, the largest that a "
+                          f"{layer.d_out} × {layer.d_in} matrix can have")
 
 
 def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:

@@ -54,6 +54,8 @@ ABOUT: dict[str, About] = {
                      ("2303.10512",), "08", ("blue", "^"), "AdaLoRA"),
     "dylora": About("DyLoRA", "W ← W + (α/b) B[:, :b] A[:b], with b drawn anew in every step",
                     ("2210.07558",), "09", ("blue", "D"), "DyLoRA"),
+    "dora": About("DoRA", "W ← m (W + s B A)/‖W + s B A‖, the length of each row, m, apart from its direction",
+                  ("2402.09353",), "07", ("sky", "p"), "DoRA"),
     "ia3": About("(IA)³", "K ← l_k ⊙ K, V ← l_v ⊙ V, γ(W₁ x) ← l_ff ⊙ γ(W₁ x)",
                  ("2205.05638",), "07", ("orange", ">"), "(IA)³"),
     # -- schemes
