@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     # the first verb: fine-tuning methods
     from .peft import (IA3, METHODS, AdaLoRA, AdapterFusion, BottleneckAdapter, DoRA,
-                       DyLoRA, FullFineTuning, LinearProbe, LoRA, Method, MethodError,
-                       ParallelAdapter, PeftModel, PrefixTuning, PromptTuning, PTuning, PTuningV2,
-                       attach, combine, fuse, load_adapter, mixed_batch, mixed_classify,
-                       search_rank)
+                       DyLoRA, FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, Method,
+                       MethodError, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
+                       PTuning, PTuningV2, attach, combine, fuse, load_adapter, mixed_batch,
+                       mixed_classify, search_rank)
     from .peft.probe import fit_probe
 
     # the second verb: quantization schemes

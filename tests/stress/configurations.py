@@ -24,6 +24,7 @@ from tests.protocol import hold_norm
 from tests.stress import record
 from tests.stress.drawing import NAMES, Task, drawn, drawn_model
 from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
+from tinypeft.peft.hadamard import divisor
 
 __all__ = ["METHODS", "SCHEMES", "Broken", "Configuration", "main", "run"]
 
@@ -181,7 +182,8 @@ class Configuration:
         raise Broken("no method fits, after a hundred draws")
 
     def starts_as_the_base(self, tuned, fresh):
-        identity = tp.LoRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning, tp.LinearProbe
+        identity = (tp.LoRA, tp.LoHa, tp.LoKr, tp.HiRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning,
+                    tp.LinearProbe)
         if isinstance(self.method, identity): self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
         if isinstance(self.method, tp.PEQA):                          # whose scales are float32, as every stored scale is
             self.near("fresh, it is the base", self.logits(tuned), self.logits(fresh), 6 if self.is_float64 else 0)
@@ -197,6 +199,10 @@ class Configuration:
         stored = None
         if isinstance(m, tp.LoRA):
             trained = sum(rank(p) * sum(shape(p)) + isinstance(m, tp.DoRA) * shape(p)[1] for p in paths)
+        elif isinstance(m, tp.LoHa): trained = sum(2 * m.rank * sum(shape(p)) for p in paths)
+        elif isinstance(m, tp.HiRA): trained = sum(m.rank * sum(shape(p)) for p in paths)
+        elif isinstance(m, tp.LoKr):
+            trained = sum(divisor(i) * divisor(o) + m.rank * (i // divisor(i) + o // divisor(o)) for i, o in map(shape, paths))
         elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)
         elif isinstance(m, tp.DyLoRA):  trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.IA3):

@@ -31,7 +31,20 @@ from ..common.hints import Array
 from ..files import fingerprint, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
-from ..peft import IA3, AdaLoRA, DoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
+from ..peft import (
+    IA3,
+    AdaLoRA,
+    DoRA,
+    DyLoRA,
+    HiRA,
+    LoHa,
+    LoKr,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+)
 from ..peft.attachment import bare
 from ..peft.dora import DoRALinear
 from ..peft.folders import attach_with
@@ -136,6 +149,9 @@ def added_folder(tuned, method):
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
+    if isinstance(method, (LoHa, LoKr, HiRA)):
+        raise MethodError(f"save: PEFT's folders of {method} are not written here; save it in our "
+                          "own format")
     if tuned.virtual is not None:          return virtual_folder(tuned, method)
     raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
 

@@ -56,6 +56,9 @@ ABOUT: dict[str, About] = {
                     ("2210.07558",), "09", ("blue", "D"), "DyLoRA"),
     "dora": About("DoRA", "W ← m (W + s B A)/‖W + s B A‖, the length of each row, m, apart from its direction",
                   ("2402.09353",), "07", ("sky", "p"), "DoRA"),
+    "loha": About("LoHa", "W ← W + (α/r) (B₁ A₁) ⊙ (B₂ A₂)", ("2108.06098",), "07", ("sky", "H"), "LoHa"),
+    "lokr": About("LoKr", "W ← W + (α/r) C ⊗ (B A)", ("2309.14859",), "07", ("orange", "8"), "LoKr"),
+    "hira": About("HiRA", "W ← W + W ⊙ B A", (), "07", ("black", "8"), "HiRA"),
     "ia3": About("(IA)³", "K ← l_k ⊙ K, V ← l_v ⊙ V, γ(W₁ x) ← l_ff ⊙ γ(W₁ x)",
                  ("2205.05638",), "07", ("orange", ">"), "(IA)³"),
     # -- schemes
