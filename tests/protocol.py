@@ -12,7 +12,7 @@ from tinypeft.engine import functional as F
 from tinypeft.engine.optim import AdamW
 
 __all__ = ["LENGTHS", "Labels", "assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves",
-           "frozen_bytes", "learned", "move", "outputs", "shift"]
+           "frozen_bytes", "hold_norm", "learned", "move", "outputs", "shift"]
 
 LENGTHS = [3, 7, 5]                                      # of three rows of tokens
 
@@ -56,6 +56,12 @@ def learned(model, method):
     tuned = tp.attach(model, method, rng=0)
     move(tuned, np.random.default_rng(0))
     return tuned
+
+
+def hold_norm(layer):
+    """Keep the lengths by which a DoRA divides at what they are now: its gradient takes them as constants."""
+    norm = layer.norm()
+    layer.norm = lambda: norm
 
 
 def assert_gradients(tuned, tokens, kinks=False):

@@ -1,7 +1,6 @@
 """missing: nothing is missing here, and whatever is taken away is named with its step and its file."""
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 
@@ -117,13 +116,6 @@ def test_results(results):
 def test_results_of_an_experiment(results):
     results("rank", lambda record: record["runs"]["8"].pop("3"))
     assert any(line.startswith("step 4  figures/results/rank.json: it has no measurement of '8'") for line in said("rank"))
-
-
-def test_a_method_that_nothing_measures(monkeypatch):
-    experiment = m.EXPERIMENTS["methods"]
-    monkeypatch.setitem(m.EXPERIMENTS, "methods", replace(experiment, conditions={"frozen": experiment.conditions["frozen"]}))
-    (line,) = said("lora")
-    assert line.startswith("step 5  tinypeft/study/experiments/arms.py: SURVEYED has no 'lora'") and said("probe") == []
 
 
 def test_a_scheme_has_a_row_in_the_main_job(results):

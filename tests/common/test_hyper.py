@@ -193,6 +193,11 @@ DEFAULTS = """
         rank_pattern=None, alpha_pattern=None)
     AdaLoRA(init_rank=12, target_rank=8, t_init=0.1, t_final=0.4, delta_t=10, beta1=0.85, beta2=0.85, gamma=0.01,
         alpha=None, dropout=0.0, targets='all', orthogonality='squared', importance='before')
+    DoRA(rank=8, alpha=16.0, dropout=0.0, targets=('query', 'value'), init='kaiming', rank_stabilized=False,
+         rank_pattern=None, alpha_pattern=None)
+    HiRA(rank=8, dropout=0.0, targets=('query', 'value'))
+    LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
+    LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
     DyLoRA(rank=8, alpha=16.0, rank_min=1, distribution='uniform', p=0.15, frozen=False, block_size=1, rescale=True,
         dropout=0.0, targets=('query', 'value'))
     IA3(targets=('key', 'value', 'down'), feedforward=('down',))
@@ -238,7 +243,8 @@ FUNCTIONS = """
     weight_error(trained=False)
 """
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
-         "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "ia3": 3e-2, "probe": 1e-2}
+         "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "dora": 1e-2, "loha": 1e-2, "lokr": 1e-2,
+         "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2}
 
 
 def test_the_defaults_are_these():

@@ -181,7 +181,8 @@ def test_a_prefix_states_the_sizes_of_grouped_heads(family, tmp_path):
     ({"target_modules": ["c_attn"]}, r"selects no layer of model.layers.N; there are self_attn.q_proj, "),
     ({"target_modules": ".*mlp"}, "selects model.layers.0.mlp, but only the linear"),
     ({"target_modules": ["q_proj", "input_layernorm"]}, "selects model.layers.0.input_layernorm"),
-    ({"r": 3}, r"expected \(3, "), ({"target_modules": ["q_proj"]}, "not used 4"), ({"use_dora": True}, "use_dora=True")])
+    ({"r": 3}, r"expected \(3, "), ({"target_modules": ["q_proj"]}, "not used 4"),
+    ({"use_dora": True}, "missing 4 .*magnitude")])
 def test_folders_that_do_not_fit_are_refused(fields, says, family, tmp_path):
     tp.attach(make(family, np.float32), tp.LoRA(rank=2)).save(tmp_path, format="peft")
     config = json.loads((tmp_path / CONFIG).read_text("utf-8"))

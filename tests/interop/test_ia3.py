@@ -118,6 +118,7 @@ def test_an_input_of_c_attn_has_one_vector(tmp_path):
 def test_a_wrapper_of_ones_own_is_refused(tmp_path):
     class Squared(ScaledOutput):
         def forward(self, x): return self.base(x) * self.l * self.l
+        def merge(self): raise NotImplementedError
     class Own(tp.IA3):
         def wrap(self, model, rng): return {path: Squared(layer.base) for path, layer in super().wrap(model, rng).items()}
     with pytest.raises(tp.MethodError, match="a Squared on .*c_attn may do more"):

@@ -15,7 +15,8 @@ import tinypeft as tp
 from .torch_gpt import torch_copy
 from .torch_llama import their_name, torch_llama
 
-THEIRS = {"A": "lora_A", "B": "lora_B", "P": "lora_B", "Lam": "lora_E", "Q": "lora_A", "l": "ia3_l"}
+THEIRS = {"A": "lora_A", "B": "lora_B", "P": "lora_B", "Lam": "lora_E", "Q": "lora_A", "l": "ia3_l",
+          "m": "lora_magnitude_vector"}
 
 
 class WithLoss(nn.Module):
@@ -59,15 +60,20 @@ def pairs(tuned, model):
     return found
 
 
+def is_matrix(p):
+    """PEFT's λ is (r, 1) and its l (d, 1), which are vectors here."""
+    return p.dim() > 1 and min(p.shape) > 1
+
+
 def train(model, task, steps, batch_size, lr, weight_decay=0.0, seed=0, after_step=lambda t: None, make=None):
-    """AdamW on the batches that tinypeft.train draws (λ, a vector, is not decayed); the loss of every step.
+    """AdamW on the batches that tinypeft.train draws (vectors, such as λ and m, are not decayed); the loss of every step.
 
     after_step(t) runs after step t of 1 … steps. make: makes another optimizer.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = make() if make else torch.optim.AdamW(
-        [{"params": [p for p in trained if min(p.shape) > 1]},
-         {"params": [p for p in trained if min(p.shape) == 1], "weight_decay": 0.0}], lr=lr, weight_decay=weight_decay)
+        [{"params": [p for p in trained if is_matrix(p)]},
+         {"params": [p for p in trained if not is_matrix(p)], "weight_decay": 0.0}], lr=lr, weight_decay=weight_decay)
     losses = []
     for step in range(steps):
         tokens, targets = task.batch("train", batch_size, np.random.default_rng([seed, step]))

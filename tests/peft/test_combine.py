@@ -400,7 +400,7 @@ def test_what_is_no_adapter_is_refused(gpt, tmp_path):
 
 
 def test_a_layer_that_is_more_than_low_rank_is_refused_by_name(gpt, tmp_path):
-    """As DoRA's would be: made from LoRA's, with a `merge` of its own."""
+    """Made from LoRA's, with a `merge` of its own."""
     class Scaled(LoRALinear):
         def forward(self, x): return super().forward(x) * 2
         def merge(self): raise NotImplementedError

@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import tinypeft as tp
+from tests.protocol import hold_norm
 from tests.stress import record
 from tests.stress.drawing import NAMES, Task, drawn, drawn_model
 from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
+from tinypeft.peft.hadamard import divisor
 
 __all__ = ["METHODS", "SCHEMES", "Broken", "Configuration", "main", "run"]
 
@@ -180,7 +182,8 @@ class Configuration:
         raise Broken("no method fits, after a hundred draws")
 
     def starts_as_the_base(self, tuned, fresh):
-        identity = tp.LoRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning, tp.LinearProbe
+        identity = (tp.LoRA, tp.LoHa, tp.LoKr, tp.HiRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning,
+                    tp.LinearProbe)
         if isinstance(self.method, identity): self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
         if isinstance(self.method, tp.PEQA):                          # whose scales are float32, as every stored scale is
             self.near("fresh, it is the base", self.logits(tuned), self.logits(fresh), 6 if self.is_float64 else 0)
@@ -194,7 +197,12 @@ class Configuration:
         rank = lambda path: max([(-1, m.rank), *((key.count("."), r) for key, r in (m.rank_pattern or {}).items()
                                                  if hit(key, path))], key=lambda pair: pair[0])[1]
         stored = None
-        if isinstance(m, tp.LoRA):      trained = sum(rank(p) * sum(shape(p)) for p in paths)
+        if isinstance(m, tp.LoRA):
+            trained = sum(rank(p) * sum(shape(p)) + isinstance(m, tp.DoRA) * shape(p)[1] for p in paths)
+        elif isinstance(m, tp.LoHa): trained = sum(2 * m.rank * sum(shape(p)) for p in paths)
+        elif isinstance(m, tp.HiRA): trained = sum(m.rank * sum(shape(p)) for p in paths)
+        elif isinstance(m, tp.LoKr):
+            trained = sum(divisor(i) * divisor(o) + m.rank * (i // divisor(i) + o // divisor(o)) for i, o in map(shape, paths))
         elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)
         elif isinstance(m, tp.DyLoRA):  trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.IA3):
@@ -279,15 +287,19 @@ class Configuration:
         for a, b in zip(self.outputs(tuned, task), want, strict=True): self.same(promise, a, b)
 
     def has_its_gradients(self, tuned, task):
-        """The gradients of the trained parameters are those of finite differences."""
+        """The gradients of the trained parameters are those of finite differences, DoRA's with the norm held."""
         if not self.is_float64 or self.rounding or self.scheme and self.scheme.trains and self.trains: return
         x, params = task.tokens(2, np.random.default_rng(self.i)), tuned.trainable_parameters()
         if self.head: params = [p for p in params if all(p is not q for q in tuned.head.parameters())]
         if not params: return
         before = of_bytes(tuned)
+        if isinstance(self.method, tp.DoRA):
+            for layer in tuned.wrappers.values(): hold_norm(layer)             # its gradient takes it as a constant
         self.holds("gradients are those of finite differences",
                    tp.gradcheck(lambda *_: tuned(x), *params, directions=1, step=1e-6, tolerance=1e-4) < 1e-4)
         for p in params: p.grad = None
+        if isinstance(self.method, tp.DoRA):
+            for layer in tuned.wrappers.values(): del layer.norm
         self.holds("a gradient check changes nothing", of_bytes(tuned) == before)
 
     def keeps_rows_apart(self, tuned, fresh, task):

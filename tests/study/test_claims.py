@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinypeft.peft import METHODS, LinearProbe
+from tinypeft.peft import METHODS
 from tinypeft.study.claims import ALL_CLAIMS, judge, methods, tables
 from tinypeft.study.claims.effects import Effect
 from tinypeft.study.claims.rule import (
@@ -24,6 +24,7 @@ from tinypeft.study.claims.rule import (
 from tinypeft.study.claims.words import beside
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import EXPERIMENTS, smollm2
+from tinypeft.study.experiments.arms import SURVEYED
 from tinypeft.study.stored import load
 
 from .world import world
@@ -241,7 +242,7 @@ def test_the_rates_on_smollm2_are_the_best_that_were_tried_and_lie_between_two()
         best = int(np.argmin(losses))
         assert 0 < best < len(rates) - 1 and rates[best] == lr, name
     assert smollm2.FOUND.keys() == smollm2.TRIED.keys() == set(r.conditions)
-    assert {type(arm.method) for arm in smollm2.TRIED.values()} == set(METHODS.values()) - {LinearProbe}
+    assert {type(arm.method) for arm in smollm2.TRIED.values()} == {METHODS[name] for name in SURVEYED}
 
 
 def test_lora_gains_on_smollm2():

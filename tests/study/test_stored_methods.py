@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 import tinypeft as tp
+from tinypeft.study.experiments.arms import SURVEYED
 from tinypeft.study.experiments.methods import COMPARED
 from tinypeft.study.experiments.rank import RANK
 from tinypeft.study.experiments.rank import measure as measure_rank
@@ -14,13 +15,13 @@ STORED = load(RESULTS, "methods")
 
 
 def test_it_is_about_every_method_as_it_is_now():
-    assert STORED.conditions == tuple(COMPARED) and {"frozen", *tp.METHODS} - {"probe"} < set(COMPARED)
+    assert STORED.conditions == tuple(COMPARED) and {"frozen", *SURVEYED} < set(COMPARED)
     assert {name: c["value"] for name, c in STORED.record["conditions"].items()} == {n: repr(a) for n, a in COMPARED.items()}
     for name, arm in COMPARED.items():
         if name in tp.METHODS: assert arm.method == tp.METHODS[name]() and arm.lr and arm.classify_lr
 
 
-@pytest.mark.parametrize("name", [name for name in tp.METHODS if name != "probe"])           # which is the frozen base
+@pytest.mark.parametrize("name", SURVEYED)
 def test_every_method_beats_the_frozen_base(name):
     assert STORED.values(name, "loss").max() < STORED.values("frozen", "loss").min() - 0.05
     gain, half = STORED.difference(name, "frozen", "accuracy")

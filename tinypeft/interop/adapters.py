@@ -4,7 +4,7 @@ adapter_config.json holds peft_type, task_type and the method's fields. adapter_
 holds the tensors:
 
     here                            peft_type         tensors
-    LoRA, DyLoRA, AdaLoRA           LORA, ADALORA     see `lowrank`
+    LoRA, DoRA, DyLoRA, AdaLoRA     LORA, ADALORA     see `lowrank`
     IA3                             IA3               see `ia3`
     FullFineTuning, of norms        LN_TUNING         see `base_weights`
     FullFineTuning, beside these    the same, with    modules_to_save or bias; see `base_weights`
@@ -32,8 +32,22 @@ from ..common.hints import Array
 from ..files import fingerprint, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
-from ..peft import IA3, AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
+from ..peft import (
+    IA3,
+    AdaLoRA,
+    DoRA,
+    DyLoRA,
+    HiRA,
+    LoHa,
+    LoKr,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+)
 from ..peft.attachment import bare
+from ..peft.dora import DoRALinear
 from ..peft.folders import attach_with
 from ..peft.method import MethodError
 from ..peft.model import PeftModel
@@ -128,12 +142,17 @@ def added_folder(tuned, method):
     """(config, tensors) of what `method` adds to the base."""
     if isinstance(method, (LoRA, DyLoRA, AdaLoRA)):
         for wrapper in tuned.wrappers.values():
-            if not wrapper.is_low_rank:
-                raise MethodError(f"save: a {type(wrapper).__name__} is not base(x) + ΔW x, as "
-                                  "PEFT's folder would say; save it in our own format")
+            is_dora = type(wrapper) is DoRALinear
+            if is_dora != isinstance(method, DoRA) or not (is_dora or wrapper.is_low_rank):
+                formula = "m V x/‖V‖" if isinstance(method, DoRA) else "base(x) + ΔW x"
+                raise MethodError(f"save: a {type(wrapper).__name__} is not {formula}, as PEFT's "
+                                  "folder would say; save it in our own format")
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
+    if isinstance(method, (LoHa, LoKr, HiRA)):
+        raise MethodError(f"save: PEFT's folders of {method} are not written here; save it in our "
+                          "own format")
     if tuned.virtual is not None:          return virtual_folder(tuned, method)
     raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
 

@@ -16,8 +16,12 @@ rounding. Further training differs: our copies of A diverge, and PEFT trains the
     here                 in a folder, after base_model.model.<their layer>              shape
     LoRA, DyLoRA at b    .lora_A.weight, .lora_B.weight                (r, d_in), (d_out, r)
                              s = α/r, or α/√r with use_rslora
+    DoRA                 the same, with use_dora, and .lora_magnitude_vector     m (d_out,)
     AdaLoRA Q, Λ, P      .lora_A, .lora_E, .lora_B             (r, d_in), (r, 1), (d_out, r)
                              s = α/(init_r + 10⁻⁵); rank_pattern: which triplets are not pruned
+
+An m of c_attn stacks those of the parts. A part without a DoRA has the lengths of its rows there,
+so that nothing changes it. On the way back it gets none.
 
 They are not transposed, even where GPT-2's own matrices are (Conv1D). Format: PEFT 0.21.2, as it
 behaves.
@@ -33,7 +37,8 @@ from ..common.hints import Array
 from ..common.wording import brief
 from ..models.decoder import Decoder
 from ..models.targets import names_for
-from ..peft import AdaLoRA, LoRA, Method, MethodError
+from ..peft import AdaLoRA, DoRA, LoRA, Method, MethodError
+from ..peft.dora import lengths
 from ..peft.dylora import scale_of
 from ..peft.model import PeftModel
 from .peft_config import PREFIX, Config, Tensors
@@ -53,22 +58,35 @@ ADALORA_FIELDS = {"init_r", "target_r", "tinit", "tfinal", "deltaT", "total_step
 def lora_folder(tuned: PeftModel, method: Method) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) of a model tuned by `method`, a LoRA, or a DyLoRA at its present rank."""
     rs, tensors, ranks, alphas = getattr(method, "rank_stabilized", False), {}, {}, {}
+    is_dora = isinstance(method, DoRA)
     for path, layers in adapted_layers(tuned):
         scale = max(scale_of(layer) for layer in filter(None, layers))
         B, A = stack([layer and lora_pair(layer, scale) for layer in layers])
         tensors |= {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
+        if is_dora: tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = magnitudes(tuned, path)
         ranks[path] = len(A)
         alphas[path] = plain_number(scale * (math.sqrt(len(A)) if rs else len(A)))
     r, alpha = most_common(ranks), most_common(alphas)
     return low_rank_fields(tuned, method, ranks) | {
         "peft_type": "LORA", "r": r, "lora_alpha": alpha, "use_rslora": rs,
-        "rank_pattern": exceptions(ranks, r), "alpha_pattern": exceptions(alphas, alpha)}, tensors
+        "rank_pattern": exceptions(ranks, r), "alpha_pattern": exceptions(alphas, alpha),
+        **({"use_dora": True} if is_dora else {})}, tensors
 
 
 def lora_pair(layer, scale):
     """(B, A) of a wrapper, cut to its rank, with B scaled so that the common `scale` fits."""
-    B, A = layer.B.data[:, :layer.rank], layer.A.data[:layer.rank]
+    r = layer.rank if layer.is_low_rank else len(layer.A)            # DyLoRA's may be smaller
+    B, A = layer.B.data[:, :r], layer.A.data[:r]
     return B if scale_of(layer) == scale else B * (scale_of(layer) / scale), A
+
+
+def magnitudes(tuned, path):
+    """Stack m of our layers that make up theirs at `path`; where one has no DoRA, its lengths."""
+    wrappers, m = tuned.wrappers, []
+    for ours in names_of(tuned.model).ours(path):
+        layer = wrappers.get(ours)
+        m.append(layer.m.data if layer else lengths(tuned.model.get(ours).dense_weight()))
+    return np.concatenate(m, dtype=tuned.model.token_embedding.weight.dtype)
 
 
 def adalora_folder(tuned: PeftModel, method: AdaLoRA) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -130,24 +148,44 @@ def plain_number(x): return int(x) if x == int(x) else float(x)       # int wher
 # -- from a folder -------------------------------------------------------------------------------
 def read_lora(model: Decoder, config: Config, tensors: Tensors) -> tuple[LoRA | None, State]:
     """(method, state) for LORA; method is None if no layer's tensors are there."""
-    config.refuse_unknown(LORA_FIELDS | {"use_rslora", "alpha_pattern", "lora_bias"})
+    config.refuse_unknown(LORA_FIELDS | {"use_rslora", "use_dora", "alpha_pattern", "lora_bias"})
     rs, state, ranks, alphas = config.get("use_rslora", bool, False), {}, {}, {}
+    is_dora = config.get("use_dora", bool, False)
+    if is_dora and config.get("lora_bias", bool, False):
+        raise config.unsupported("lora_bias", "with use_dora PEFT has no such bias")
     for path, d_in, d_out in layers_to_adapt(model, config):
         r, alpha = sizes_of(path, config)
         A = tensors.take(f"{PREFIX}{path}.lora_A.weight", (r, d_in), f"r = {r}")
         B = tensors.take(f"{PREFIX}{path}.lora_B.weight", (d_out, r), f"r = {r}")
-        if A is None or B is None: continue
+        m = {}
+        if is_dora: m = take_magnitudes(model, path, tensors, d_out)
+        if A is None or B is None or m is None: continue
         root = math.sqrt if rs else float
-        for ours, rows, used in split(names_of(model).ours(path), B):
+        for ours, rows, used in split(names_of(model).ours(path), B, rescaled(model, m)):
             state |= {f"{ours}.A": A[used], f"{ours}.B": rows[:, used]}
+            if is_dora: state[f"{ours}.m"] = m[ours]
             ranks[ours] = int(used.sum())
             alphas[ours] = plain_number(alpha / root(r) * root(ranks[ours]))
     if not state: return None, state
     r, alpha = most_common(ranks), most_common(alphas)
-    return LoRA(r, alpha, dropout=config.get("lora_dropout", float, 0.0), rank_stabilized=rs,
+    method = DoRA if is_dora else LoRA
+    return method(r, alpha, dropout=config.get("lora_dropout", float, 0.0), rank_stabilized=rs,
                 targets=names_for(ranks, model.config.n_layers),
                 rank_pattern=exceptions(ranks, r) or None,
                 alpha_pattern=exceptions(alphas, alpha) or None), state
+
+
+def take_magnitudes(model, path, tensors, d_out):
+    """Take the m of their layer at `path`: our path → its rows of m; None if it is missing."""
+    m = tensors.take(f"{PREFIX}{path}.lora_magnitude_vector", (d_out,))
+    parts = names_of(model).ours(path)
+    return m if m is None else dict(zip(parts, np.split(m, len(parts)), strict=True))
+
+
+def rescaled(model, m):
+    """List the layers of ours whose rows `m` brings to another length."""
+    return [ours for ours, rows in m.items()
+            if not np.allclose(rows, lengths(model.get(ours).dense_weight()), rtol=1e-5, atol=0)]
 
 
 def sizes_of(path, config):
@@ -246,10 +284,12 @@ def linear_layers(model: Decoder, config: Config,
         yield path, parts[0].d_in, sum(part.d_out for part in parts)
 
 
-def split(parts, B):
+def split(parts, B, kept=()):
     """Cut a ΔW of theirs into our layers at the paths `parts`, which are equal in size. List
-    those that change: (our path, its rows of B, a mask of the columns that it uses)."""
+    those that change, and those in `kept`: (our path, its rows of B, a mask of the columns that it
+    uses, one or more)."""
     keep_all = len(parts) == 1 or not B.any()                       # if B is 0, all parts are alike
     for ours, rows in zip(parts, np.split(B, len(parts)), strict=True):
         used = rows.any(0) | keep_all
+        if ours in kept and not used.any(): used[0] = True
         if used.any() or keep_all: yield ours, rows, used

@@ -183,8 +183,8 @@ class AdaLoRALinear(LowRankLinear):
         Qx = F.linear(self.dropout(x), self.Q)                                # (…, r)
         return self.base(x) + F.linear(Qx * (self.Lam * self.scale), self.P)
 
-    def factors(self) -> tuple[Array, Array]:
-        return self.scale * self.P.data * self.Lam.data, self.Q.data
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.scale * self.P * self.Lam, self.Q
 
     @property
     def rank(self) -> int:

@@ -291,7 +291,7 @@ class Combination(Checked):
                       rng: Rng) -> tuple[Array, Array]:
         """Merge B and A, each by itself."""
         s = np.array([scale_of(layer) for layer in layers])
-        sB, A = zip(*(layer.factors() for layer in layers), strict=True)
+        sB, A = factors_of(layers)
         ranks = [len(a) for a in A]
         if len(set(ranks)) > 1:
             raise MethodError(f"combine: {path} has the ranks {', '.join(map(str, ranks))}; "
@@ -311,9 +311,15 @@ class Combination(Checked):
         return to_one(thin_out(T, self.density, rng), w, self.sign)
 
 
+def factors_of(layers):
+    """List the arrays s B of all layers, and their arrays A."""
+    pairs = [layer.factors() for layer in layers]
+    return [left.data for left, _ in pairs], [right.data for _, right in pairs]
+
+
 def side_by_side(layers, w):
     """Write Σ wᵢ ΔWᵢ as one product: B = [w₁ s₁ B₁, w₂ s₂ B₂, …] and A = [A₁; A₂; …]."""
-    sB, A = zip(*(layer.factors() for layer in layers), strict=True)
+    sB, A = factors_of(layers)
     B = [x * sb.astype(float) for x, sb in zip(w, sB, strict=True)]
     B, A = np.hstack(B), np.vstack(A).astype(float)
     used = B.any(0)                                                   # a pruned triplet adds 0

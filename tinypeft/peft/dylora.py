@@ -160,9 +160,9 @@ class DyLoRALinear(LoRALinear):
         Ax = F.linear(self.dropout(x), A)                             # (…, R)
         return self.base(x) + F.linear(Ax * m, B)
 
-    def factors(self) -> tuple[Array, Array]:
+    def factors(self) -> tuple[Tensor, Tensor]:
         b = self.rank
-        return self.scale_at(b) * self.B.data[:, :b], self.A.data[:b]
+        return self.scale_at(b) * self.B[:, :b], self.A[:b]
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, rank {self.rank} of {self.method.rank})"

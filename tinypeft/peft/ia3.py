@@ -42,7 +42,7 @@ from ..engine.nn import Linear, Module, Parameter
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import chosen, match_targets
-from .lora import linear_of
+from .changed import linear_of
 from .method import Method, Wrapper
 
 __all__ = ["IA3", "ScaledInput", "ScaledOutput"]

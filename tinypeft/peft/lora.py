@@ -30,13 +30,14 @@ import numpy as np
 from ..common.hints import Array, Rng, Targets
 from ..common.hyper import flag, layer_names, mapping, one_of, real, whole
 from ..engine import functional as F
-from ..engine.nn import Dropout, Linear, Module, Parameter, kaiming_uniform, shapes_only
+from ..engine.nn import Module, Parameter, kaiming_uniform
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import chosen, match_targets
+from .changed import ChangedLinear
 from .method import Method, MethodError, Wrapper
 
-__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "linear_of", "thin_svd"]
+__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "check_rank", "thin_svd"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,17 @@ class LoRA(Method):
         layers = dict(match_targets(model, self.targets))
         r = by_path("rank_pattern", self.rank_pattern, layers, self.rank)
         alpha = by_path("alpha_pattern", self.alpha_pattern, layers, self.alpha)
+        dtype = model.token_embedding.weight.dtype
         wrappers = {}
         for path, layer in layers.items():
-            A = self.start(r[path], layer.d_in, rng)
+            A = self.start(r[path], layer.d_in, rng).astype(dtype, copy=False)
             s = self.scale(r[path], alpha[path])
-            wrappers[path] = LoRALinear(layer, A, s, self.dropout, rng)
+            wrappers[path] = self.adapted(layer, A, s, rng)
         return wrappers
+
+    def adapted(self, layer: Module, A: Array, scale: float, rng: Rng) -> Wrapper:
+        """Make the wrapper of a layer."""
+        return LoRALinear(layer, A, scale, self.dropout, rng)
 
     def scale(self, r: int, alpha: float) -> float:
         """Return s: α/r, or α/√r."""
@@ -80,46 +86,36 @@ class LoRA(Method):
         return rng.normal(0, 1 / r, (r, d_in)).astype(np.float32)
 
 
-class LowRankLinear(Wrapper):
-    """A frozen layer `base` beside a ΔW of rank r; shared by LoRA and its relatives.
+class LowRankLinear(ChangedLinear):
+    """A changed layer whose ΔW has rank r; shared by LoRA and its relatives.
 
     A layer that computes something else than base(x) + ΔW x must have its own `merge`.
     """
 
     def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
-        most = min(base.d_in, base.d_out)
-        if r > most:
-            raise MethodError(f"rank {r} exceeds {most}, the largest that a "
-                              f"{base.d_out} × {base.d_in} matrix can have")
-        self.base = base
-        self.dropout = Dropout(dropout, rng)
+        check_rank(r, base)
+        super().__init__(base, dropout, rng)
 
     @property
     def rank(self) -> int:
         return self.factors()[0].shape[1]
 
-    def factors(self) -> tuple[Array, Array]:
-        """Return arrays (d_out, r) and (r, d_in) whose product is ΔW, including the scale."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return (d_out, r) and (r, d_in), whose product is ΔW, including the scale."""
         raise NotImplementedError
 
-    def delta(self) -> Array:
-        """Multiply the factors: ΔW, (d_out, d_in)."""
+    def change(self) -> Tensor:
         left, right = self.factors()
         return left @ right
 
     @property
     def is_low_rank(self) -> bool:
-        return type(self).merge is LowRankLinear.merge   # its own: it is more than base(x) + ΔW x
+        return type(self).merge is ChangedLinear.merge   # its own: it is more than base(x) + ΔW x
 
     def svd(self) -> tuple[Array, Array, Array]:
         """Decompose ΔW = U diag(S) Vᵀ, without forming it: U (d_out, r), S (r,), Vᵀ (r, d_in)."""
-        return thin_svd(*self.factors())
-
-    def merge(self) -> Linear:
-        """Make a Linear with weight W₀ + ΔW (W₀ dequantized if need be) and the base's bias."""
-        weight = self.base.dense_weight() + self.delta()
-        bias = self.base.bias
-        return linear_of(weight, None if bias is None else bias.data.copy())
+        left, right = self.factors()
+        return thin_svd(left.data, right.data)
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, rank {self.rank})"
@@ -138,19 +134,16 @@ class LoRALinear(LowRankLinear):
         Ax = F.linear(self.dropout(x), self.A) * self.scale                   # (…, r)
         return self.base(x) + F.linear(Ax, self.B)
 
-    def factors(self) -> tuple[Array, Array]:
-        return self.scale * self.B.data, self.A.data
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.scale * self.B, self.A
 
 
-def linear_of(weight: Array, bias: Array | None) -> Linear:
-    """Make a Linear of its arrays, which are not copied."""
-    d_out, d_in = weight.shape
-    with shapes_only():
-        layer = Linear(d_in, d_out, bias=bias is not None)
-    layer.weight.data = weight
-    if bias is not None:
-        layer.bias.data = bias
-    return layer
+def check_rank(r: int, layer: Module) -> None:
+    """Raise MethodError for a rank that no matrix of the layer's size has."""
+    most = min(layer.d_in, layer.d_out)
+    if r > most:
+        raise MethodError(f"rank {r} exceeds {most}, the largest that a "
+                          f"{layer.d_out} × {layer.d_in} matrix can have")
 
 
 def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:

@@ -32,16 +32,22 @@ class Wrapper(Module):
     base's weight, or nan if a weight does not say it all. only_to_train: names of the buffers that
     only further training needs, so `save` leaves them out. innermost: does it work on the insides
     of `base`, so that no other wrapper can stand between them? is_low_rank: is it base(x) + ΔW x
-    and no more? Then `combine` takes it, and PEFT's format holds it.
+    and no more? Then `combine` takes it, and PEFT's format holds it. merged_by: the names of what
+    decides the merged layer; a class that overrides `forward` alone would merge as its parent does.
     """
     base: Module
     rank: float = math.nan
     only_to_train: ClassVar[tuple[str, ...]] = ()
     innermost: ClassVar[bool] = False
     is_low_rank: bool = False
+    merged_by: ClassVar[tuple[str, ...]] = ("merge",)
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
+        merges = cls.merge is not Wrapper.merge
+        if merges and "forward" in vars(cls) and vars(cls).keys().isdisjoint(cls.merged_by):
+            raise TypeError(f"{cls.__name__} overrides `forward` and would still merge as before; "
+                            f"override {' or '.join(cls.merged_by)}, too")
         for name in vars(cls):
             near = difflib.get_close_matches(name, ["only_to_train", "innermost"], 1, 0.8)
             if near and name not in near:
