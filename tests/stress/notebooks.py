@@ -97,12 +97,13 @@ def grade_class(names: dict[str, list], seconds: float, files: bool = True) -> d
         assert len(rows) == len(lines) == wanted, (len(rows), len(lines), wanted)
         assert {r["points"] for r in lines} == {str(r["points"]) for r in rows.values()}
         honest = {*HONEST, *EARNS.intersection(names), *{"numpy", "json"}.intersection(others)}
+        of = rows["ada"]["of"]
         wrong = {name: r["points"] for name, r in rows.items()
-                 if name not in PART and r["points"] != 12 * (name in honest)}
+                 if name not in PART and r["points"] != of * (name in honest)}
         assert not wrong, wrong
-        assert all(r["of"] == 12 for r in rows.values())
+        assert of > 0 and all(r["of"] == of for r in rows.values())
         table, status, more, again = run_grade(arguments, Path(out))
-        assert status == 0 and sum(" of 12 points in 07_lora" in line for line in table.splitlines()) == wanted, table
+        assert status == 0 and sum(f" of {of} points in 07_lora" in line for line in table.splitlines()) == wanted, table
         assert all(c.isprintable() or c == "\n" for c in table)
         return {"submissions": wanted, "hostile notebooks": len(names), "other files": len(others),
                 "seconds each": seconds, "rows in --json, --csv and the table": [len(rows), len(lines), wanted],

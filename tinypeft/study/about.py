@@ -62,7 +62,7 @@ ABOUT: dict[str, About] = {
     "ia3": About("(IA)³", "K ← l_k ⊙ K, V ← l_v ⊙ V, γ(W₁ x) ← l_ff ⊙ γ(W₁ x)",
                  ("2205.05638",), "07", ("orange", ">"), "(IA)³"),
     "probe": About("Linear probe", "p = softmax(W h + b) on what the frozen base computes, h; solved, not trained",
-                   ("1610.01644",), "03", ("grey", "p"), "probe"),
+                   ("1610.01644",), "03", ("black", "p"), "probe"),
     # -- schemes
     "uniform": About("Uniform integers", "x̂ = s (q − z), q = clip(round(x/s) + z, 0, 2ᵇ − 1)",
                      ("1712.05877",), "10", ("sky", "o"), "integers"),
@@ -70,7 +70,7 @@ ABOUT: dict[str, About] = {
                    ("2209.05433", "2310.10537"), "10", ("orange", "s"), "floats"),
     "nf4": About("NF4", "x̂ = s c[q], s = max|x| of 64 weights, c: quantiles of N(0, 1)",
                  ("2305.14314",), "13", ("blue", "D"), "NF4"),
-    "gguf": About("GGUF blocks", "x̂ = d (q − z) + m, d in float16, or an integer times it: Q4_0, Q4_K, Q4_K_M, … of llama.cpp",
+    "gguf": About("GGUF blocks", "x̂ = d (q − z) + m, d in float16, or an integer times it: Q4_0, Q4_K, … of llama.cpp",
                   (), "10", ("orange", "d"), "GGUF"),
     "gptq": About("GPTQ", "W_k ← W_k − (W_j − quant(W_j)) U_jk / U_jj for every later column k",
                   ("2210.17323", "2208.11580"), "12", ("vermillion", "^"), "GPTQ"),

@@ -72,7 +72,7 @@ def picture(results: Path) -> str:
 def first_page(results: Path, kind: str, folder: str, classes: dict[str, type], section: Callable) -> str:
     """Return the first page's methods or schemes, and how to find all of them. section: `methods` or `schemes`."""
     some = section(results, [name for name in classes if name in FIRST_PAGE])
-    names = ", ".join(f"`{name}`" for name in classes)
+    names = ", ".join(classes)
     return f"{some}\n\nThe package has {len(classes)} [{kind}](tinypeft/{folder}/README.md): {names}."
 
 
