@@ -224,11 +224,11 @@ def run_finetune(args: Namespace) -> int | None:
     model = model_of(args)
     check_folders(args)
     task = task_of(args, model)
+    check_rows(args, task)
     if not args.json and (reason or own == "labelled"):
         print(reason or named_model(args), flush=True)
     if (own or args.dry_run) and show_data(args, task):
         return None
-    check_rows(args, task)
     tuned = attached(args, model, task, head_bias=args.format != "peft")
     FORMATS[args.format].functions().check(tuned)
     steps, both = shared_options(args, tuned, task)
@@ -279,9 +279,9 @@ def run_export(args: Namespace) -> None:
     reason = reason_for_model(args)
     model = model_of(args)
     task = task_of(args, model)
+    check_rows(args, task)
     if reason and not args.json:
         print(reason, flush=True)
-    check_rows(args, task)
     tuned = attached(args, model, task, head_bias=False)
     steps, options = shared_options(args, tuned, task)
     set_rates(args, task, options)
