@@ -251,7 +251,7 @@ def test_find_rate_prints_a_rate_and_draws(capsys, short_text, tmp_path):
     assert [path.name for path in (tmp_path / "found").iterdir()] == ["rates.svg"]
     assert "learning rate" in (tmp_path / "found" / "rates.svg").read_text("utf-8")
     _, out, _ = run(capsys, *argv)
-    assert out.startswith("RateSearch(") and out.endswith(f"with --lr {found['suggestion']:.2g} instead of --find-rate\n")
+    assert "\nRateSearch(" in out and out.endswith(f"with --lr {found['suggestion']:.2g} instead of --find-rate\n")
 
 
 def test_finetune_takes_an_optimizer_that_a_checkpoint_remembers(capsys, tmp_path):
@@ -262,7 +262,7 @@ def test_finetune_takes_an_optimizer_that_a_checkpoint_remembers(capsys, tmp_pat
     assert status == 2 and out == "" and "optimizer was Muon(momentum=0.95, adjust='original'" in err
     with pytest.raises(SystemExit): main(["finetune", "lora", "--optimizer", "adam"])
     assert "'adamw', 'sgd', 'muon', 'adamw8bit', 'galore'" in capsys.readouterr().err
-    assert {name: shared_options(parser().parse_args(["finetune", "lora", "--optimizer", name]), TEXT)[1]["optimizer"]
+    assert {name: shared_options(parser().parse_args(["finetune", "lora", "--optimizer", name]), BASE, TEXT)[1]["optimizer"]
             for name in ("sgd", "muon", "adamw8bit", "galore")} == {
                 "sgd": tp.optim.SGD, "muon": tp.optim.Muon, "adamw8bit": tp.optim.AdamW8bit, "galore": tp.optim.GaLore}
 

@@ -20,7 +20,7 @@ def test_it_writes_the_run_of_finetune(capsys, tmp_path):
             "data/train.safetensors", "data/validation.safetensors", "data/test.safetensors"} <= files
     said = json.loads((folder / "settings.json").read_text("utf-8"))
     assert (said["steps"], said["batch_size"], said["seed"], said["classes"]) == (12, 16, 2, 12)
-    assert {group["lr"] for group in said["groups"]} == {0.003}
+    assert {group["lr"] for group in said["groups"]} == {0.003, 0.01}              # the head's is its own
     readme = (folder / "README.md").read_text("utf-8")
     assert readme.startswith("# LoRA(rank=4) on classify") and len(readme.splitlines()) <= 16
 

@@ -103,7 +103,7 @@ def test_memory_does_not_grow_with_tokens():
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]
     kept = sum(v.nbytes for v in vars(s).values() if isinstance(v, np.ndarray))
-    assert kept == 8 * d * d + 8 * d + 2 * 4 * d
+    assert kept == 8 * d * d + 2 * 8 * d + 2 * 4 * d
 
 
 def test_capture_leaves_the_model_as_it_was(gpt, tokens):

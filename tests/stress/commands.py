@@ -109,7 +109,7 @@ WRONG = [(line.split("|"), says) for line, *says in (
     ("finetune|lora|--text|file|--encoding|nosuch", "no encoding 'nosuch'"), ("finetune|lora|--text", "--text", "expected"),
     ("finetune|lora|--csv|a|--pairs|b", "--pairs", "not allowed with argument --csv"),
     ("finetune|lora|--label-column|x", "--label-column needs --csv"), ("finetune|lora|--context|9", "--context needs --text"),
-    ("classify|x", "--adapter"), ("classify||--adapter|adapter", "empty"), ("classify|x|--adapter|empty", "no task.json"),
+    ("classify|x", "--adapter"), ("classify||--adapter|adapter", "empty"), ("classify|x|--adapter|empty", "no adapter.safetensors"),
     ("classify|x|--adapter|adapter", "domain", "no classes", "generate"), ("evaluate|--csv|file", "--csv needs --adapter"),
     ("evaluate|--adapter|empty", "empty", "adapter"), ("evaluate|--task|nosuch", "no task 'nosuch'", "domain"),
     ("generate|", "empty"), ("generate|" + "word " * 2000, "the model takes 256", "shorten"),

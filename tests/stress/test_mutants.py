@@ -27,8 +27,8 @@ def test_what_is_called_equivalent_can_be_drawn_and_has_a_reason():
 def test_a_draw_has_different_faults_of_many_files_and_the_same_again(monkeypatch):
     few = [name for name in modules() if name.startswith(("files/", "common/", "models/"))]
     monkeypatch.setattr("tests.stress.mutants.modules", lambda: few)
-    drawn = draw(200, 5)
-    assert len({*map(str, drawn)}) == 200 and {fault.module for fault in drawn} == {n for n in few if faults(n)}
+    drawn = draw(500, 5)
+    assert len({*map(str, drawn)}) == 500 and {fault.module for fault in drawn} == {n for n in few if faults(n)}
     assert draw(20, 5) == drawn[:20]
 
 

@@ -175,7 +175,9 @@ def check_sizes(model, family, fields, name):
         theirs = asdict(made(model.Config, fields))
         if theirs | any_dropout == ours | any_dropout:
             return
-    wanted = f"load_model({brief(name)})" if name else "the model that it was trained on"
+    wanted = "the model that it was trained on"
+    if name:
+        wanted = f"load_model({shortened(repr(name), 240)})"               # a path to be copied
     if name == SHIPPED:
         wanted = "load_pretrained()"
     theirs = f"{shortened(str(fields), 240)}, a {shortened(family, 80)}"
