@@ -1,4 +1,6 @@
 """What the tests of every method share: gradients, freezing, files, and a race against an oracle."""
+import atexit
+import functools
 import json
 import subprocess
 import sys
@@ -104,16 +106,28 @@ import json, sys
 sys.path.insert(0, {root!r})
 import numpy as np, tinypeft as tp
 from tests.conftest import make_gpt
-for folder in json.loads({folders!r}):
-    tuned = tp.load_adapter(make_gpt(np.float32), folder)
-    out = {{"logits": tuned(np.load(folder + "/tokens.npy")).data, "trained": len(tuned.trainable_parameters())}}
-    if tuned.head is not None: out["classes"] = tuned.classify(np.load(folder + "/tokens.npy"), [3, 7, 5]).data
-    np.savez(folder + "/out.npz", **out)
+for line in sys.stdin:
+    for folder in json.loads(line):
+        tuned = tp.load_adapter(make_gpt(np.float32), folder)
+        out = {{"logits": tuned(np.load(folder + "/tokens.npy")).data, "trained": len(tuned.trainable_parameters())}}
+        if tuned.head is not None: out["classes"] = tuned.classify(np.load(folder + "/tokens.npy"), [3, 7, 5]).data
+        np.savez(folder + "/out.npz", **out)
+    print("loaded", flush=True)
 """
 
 
+@functools.cache
+def reader():
+    """A process that loads what it is told to, and does nothing else. Starting one for each method takes half a second."""
+    root = str(Path(__file__).parents[1])
+    child = subprocess.Popen([sys.executable, "-c", CHILD.format(root=root)], cwd=root, encoding="utf-8",
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.register(child.communicate)
+    return child
+
+
 def assert_saves(make_gpt, methods, tokens, folder, head=3):
-    """Saved and loaded in a fresh process, every method gives the same logits and class logits, bit for bit."""
+    """Saved and loaded in another process, every method gives the same logits and class logits, bit for bit."""
     want, folders = [], []
     for i, method in enumerate(methods):
         tuned = tp.attach(make_gpt(np.float32), method, rng=i, head=head)
@@ -123,9 +137,9 @@ def assert_saves(make_gpt, methods, tokens, folder, head=3):
         np.save(path / "tokens.npy", tokens)
         want.append((tuned(tokens).data, tuned.classify(tokens, [3, 7, 5]).data))
         folders.append(str(path))
-    root = str(Path(__file__).parents[1])
-    child = CHILD.format(root=root, folders=json.dumps(folders))
-    subprocess.run([sys.executable, "-c", child], check=True, cwd=root)
+    reader().stdin.write(json.dumps(folders) + "\n")
+    reader().stdin.flush()
+    assert reader().stdout.readline() == "loaded\n"
     for (logits, classes), path in zip(want, folders, strict=True):
         out = np.load(path + "/out.npz")
         assert np.array_equal(out["logits"], logits) and np.array_equal(out["classes"], classes)

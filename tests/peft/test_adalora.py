@@ -242,6 +242,7 @@ def test_on_a_quantized_base(gpt, tokens):
 
 
 # -- what it finds -------------------------------------------------------------------------------
+@pytest.mark.long
 def test_allocated_ranks_follow_planted_ranks_and_beat_uniform_ones_direction(seeds):
     """Rank correlation (Spearman) of allocated with planted ranks, and the loss beside LoRA's at the same final budget.
 

@@ -295,6 +295,7 @@ def test_search_needs_a_method_on_the_model(gpt):
     with pytest.raises(tp.MethodError, match="no methods any more"): tp.find_rate(tuned, Noise())
 
 
+@pytest.mark.long
 def test_the_curve_over_b_is_below_truncated_loras_direction(seeds):
     """DyLoRA trained once, LoRA of rank 8 cut to b, rescaled to α/b or not (the better of the two); planted rank 4 everywhere.
 

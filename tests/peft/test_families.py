@@ -98,10 +98,10 @@ def test_a_method_on_a_model(name, family, weights, tokens, tmp_path):
 
 
 def gradient_cells():
-    """All cells; decoded weights differ little between families, so two of those wait for the long tests."""
+    """All cells; decoded weights differ little between families, so three of those wait for the long tests."""
     for name, family, weights in CELLS:
         if (name, weights) in LEFT_OUT: continue
-        is_long = weights == "NF4" and family in ("Qwen3", "Gemma")
+        is_long = weights == "NF4" and family != "Llama"
         yield pytest.param(name, family, weights, marks=[pytest.mark.long] * is_long)
 
 
