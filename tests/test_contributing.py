@@ -222,6 +222,7 @@ def say_what_is_known(copy):
 def measure_it(copy):
     """The block of commands, word by word as the page has it."""
     copy.change("tinypeft/study/experiments/arms.py", ('            "ia3")', '            "ia3", "toy")'))
+    assert left(copy) == {5}
     (block,) = re.findall(r"```text\n(.*?)```", RECIPES["method"][4], re.S)
     for command in block.strip().splitlines():
         status, printed = copy.run(command.strip())
@@ -241,7 +242,8 @@ STEPS = [
 
 @pytest.mark.long
 def test_a_method_is_added_by_following_the_page(tmp_path):
-    """After each step `missing` names the next one; after the last it is content. The other methods are not measured."""
+    """After each step `missing` names the next one. It is content after the fourth, and asks for the fifth where SURVEYED lists
+    the method. The other methods are not measured."""
     copy = Checkout(tmp_path / "checkout")
     for path, replacements in SMALLER.items(): copy.change(path, *replacements)
     status, printed = copy.call([sys.executable, "-c", STAMP])
@@ -256,7 +258,7 @@ def test_a_method_is_added_by_following_the_page(tmp_path):
             assert check in commands(text), f"step {i} of the page names other checks than the test"
             status, printed = copy.run(check.replace("NAME", "toy"))
             assert status == 0, printed
-        assert min(left(copy), default=6) == i + 1
+        assert min(left(copy), default=None) == (i + 1 if i < 4 else None)
     after = json.loads(results.read_text("utf-8"))["runs"]
     assert after.keys() - before.keys() == {"toy"} and all(after[c] == before[c] for c in before)
 
