@@ -15,7 +15,7 @@ from tinypeft.course import percent, whose
 from tinypeft.course.calls import Local
 from tinypeft.course.exercises import find
 from tinypeft.course.judge import judge
-from tinypeft.course.wire import Opaque, Worker, decode, encode
+from tinypeft.course.wire import Opaque, Worker, _described, decode, encode
 from tinypeft.course.worker import code_cells, function
 
 IMPORTS, SOLVED = hostile.IMPORTS, hostile.SOLVED
@@ -373,3 +373,10 @@ def test_functions_are_called_in_another_process(tmp_path):
         call = worker.remote("f")
         assert str(call.signature) == "(x, y=None)" and call((3,)).value == {3: [1]}
         assert "object object" in repr(worker.remote("g")((1,)).value) and worker.remote("h") is None
+
+
+@pytest.mark.parametrize("name", ["", ".0", "a b", "1", 3])
+def test_a_parameter_without_a_name_is_refused(name):
+    """Python's own Parameter("") is an IndexError."""
+    with pytest.raises(ValueError, match="described a parameter without its name"):
+        _described({"functions": {"f": ("f.py", [], [(name, 1, False)])}, "problem": None})

@@ -285,7 +285,7 @@ def _function(described):
 
 def _parameter(described):
     match described:
-        case (str(name), int(kind), bool(optional)):
+        case (str(name), int(kind), bool(optional)) if name.isidentifier():
             return inspect.Parameter(name, inspect._ParameterKind(kind),
                                      default=None if optional else inspect.Parameter.empty)
     raise ValueError("the process described a parameter without its name, kind and default")
