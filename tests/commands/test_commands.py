@@ -207,11 +207,11 @@ def test_the_output_says_what_was_read_and_what_comes_next(capsys, own, tmp_path
     assert lines[0].startswith("model: the shipped base") and lines[1].startswith("reviews.csv: 2 classes, ")
     assert any(line.startswith("  look: ") and " rows left out as repeating another: lines " in line for line in lines[:5])
     accuracies = [line.partition("accuracy ")[2].strip() for line in lines if "accuracy " in line and " against " not in line]
-    assert [line.split()[:3] for line in lines].count(["majority", "class", "accuracy"]) == 1 and len(accuracies) == 3
+    assert [line.split()[:3] for line in lines].count(["majority", "class", "accuracy"]) == 1 and len(accuracies) == 4
     assert all(re.fullmatch(r"[01]\.\d{3} \(\d+ rows, 95 %: 0\.\d{3} to [01]\.\d{3}\)", said) for said in accuracies)
     assert lines[-4] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
-    assert re.fullmatch(r"worse than bag of words \(loss \d.\d{4} against 0.\d{4}(, accuracy 0.\d{4} against \d.\d{4})?\)",
-                        lines[-2])
+    assert re.fullmatch(r"worse than bag of words \(.*\) and bag of letters \(loss \d.\d{4} against 0.\d{4}"
+                        r"(, accuracy 0.\d{4} against \d.\d{4})?\)", lines[-2])
     assert re.fullmatch(r"kept: the probe, not lora: validation loss (\S+) after training, \1 of the probe \(4\d rows\)",
                         lines[-1])
 

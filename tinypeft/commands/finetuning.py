@@ -73,7 +73,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
             after = {"loss": math.inf}
         if kind_of(args) and not args.quick:
             with Progress(None, "measuring the baselines"):
-                baselines = task.baselines
+                baselines = baselines_of(task)
         worse = worse_than(after, {base: frozen} | baselines)
         if folder != args.out and base not in worse:
             with HeldSignals():
@@ -121,6 +121,14 @@ def choose_better(tuned: PeftModel, task: Task, probe_loss: float, history: Hist
         tuned = fit_probe(tuned.detach(), task, head_bias=head_bias, cache=cache)
     return tuned, {"rows": len(task.data("validation")), "probe": probe_loss,
                    "trained": trained_loss, "keeps_probe": keeps_probe}
+
+
+def baselines_of(task: Task) -> dict:
+    """Measure the task's baselines; of classes also a bag of letters, as of a probe."""
+    from ..text.tasks.bags import bag_of_words, letters
+    if not hasattr(task, "classes"): return task.baselines
+    bag = bag_of_words(task.rows, len(task.classes), letters)
+    return task.baselines | {"bag of letters": bag}
 
 
 def chance(task: Task) -> dict:

@@ -53,11 +53,12 @@ class Bag:
         return csr_array(entries, (len(texts), len(self.idf)))
 
 
-def bag_of_words(rows: dict, n_classes: int) -> dict[str, float]:
-    """Fit words on train, choose λ on validation; return {"loss", "accuracy"} on test."""
+def bag_of_words(rows: dict, n_classes: int, terms: Terms = words) -> dict[str, float]:
+    """Fit words on train, choose λ on validation; return {"loss", "accuracy"} on test. terms:
+    `letters` for a bag of these."""
     texts = {split: [text for text, _ in part] for split, part in rows.items()}
     labels = {split: np.array([label for _, label in part]) for split, part in rows.items()}
-    bag = Bag(texts["train"], words)
+    bag = Bag(texts["train"], terms)
     X = {split: bag.design(part) for split, part in texts.items()}
     W, tried = None, []
     for strength in STRENGTHS:                               # each starts at the solution before it
