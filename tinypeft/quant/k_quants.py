@@ -17,8 +17,8 @@ the weights to codes with it, and then solves for the best s and m of these code
     keep the trial with the smallest Σ w (s q − m − x)²
 
 A trial that improves also moves `low` to its −m, so a later trial has another step and rounds from
-another place than an earlier one: the order of the trials decides, too. m ≥ 0 means that 0 is
-always between the levels' ends, so a row of positive weights has m = 0.
+another place than an earlier one: the order of the trials decides, too. m ≥ 0 keeps the
+lowest level at 0 or below, so a block of positive weights has m = 0.
 
 Then the s of a superblock are rounded to d·sc, the m to e·mn, and the weights are rounded once more
 with these. w is √mean(x²) + |x|, because large weights matter most. With an *importance matrix* it

@@ -52,8 +52,7 @@ def affected(table: Table, places: Sequence[int], what: str) -> str | None:
 
 
 def contradictions(table: Table, rows: Sequence[tuple[str, str]], what: str) -> str | None:
-    """Name a text that has several labels. rows: (text, label). what: how
-    a label is called."""
+    """Name a text that has several labels. rows: (text, label). what: the word for a label."""
     lines = defaultdict(dict)                                # text → label → its first line
     for (line, _), (text, label) in zip(table.rows, rows, strict=True):
         lines[" ".join(text.lower().split())].setdefault(label, line)
