@@ -5,8 +5,8 @@
 These are the modules of `measure` and of the functions and classes in its value, and all that they import, inside functions
 too. A hash changes with every edit but those of docstrings, comments and layout. Three rules keep the rest of the package out:
 
-1. A name that is imported from a package leads to the module that defines it, not to all that the package lists. METHODS and
-   SCHEMES lead nowhere, because the value says which classes are needed.
+1. An imported name leads to the module that defines it, not to all that a package lists. METHODS and SCHEMES
+   lead nowhere, because the value says which classes are needed.
 2. A file of the study holds tables and many conditions. What counts of it is what `measure` uses, by name.
 3. The modules of SILENT do not count. They check hyperparameters, show, save or load, or hold rates that stand in the values.
 """
@@ -67,8 +67,8 @@ def home(module: str, name: str | None, user: str) -> Place | None:
     if name and file_of(f"{module}.{name}"): return f"{module}.{name}", None
     if not file_of(module):
         raise ValueError(f"{name} of {module} has no source file; put what an experiment measures into a module")
-    if is_package(module) and name in ("METHODS", "SCHEMES"): return None
-    if is_package(module) and name in imports(module): return home(*imports(module)[name], module)
+    if name in ("METHODS", "SCHEMES"): return None
+    if name in imports(module): return home(*imports(module)[name], module)
     return module, name if module.startswith(f"{PACKAGE}.study.") else None
 
 
