@@ -201,10 +201,10 @@ def write_the_method(copy):
 
 
 def list_it(copy):
-    copy.change("tinypeft/peft/__init__.py",
-                ("   ia3.py", "   ia3.py   toy.py"),
-                ("from .rank_search", "from .toy import Toy\nfrom .rank_search"),
-                ("}\nKNOWN.update", ', "toy": Toy}\nKNOWN.update'))
+    copy.change("tinypeft/peft/methods.py", ("from .prompt import", "from .toy import Toy\nfrom .prompt import"),
+                ("    # nothing inside", '    "toy": Toy,\n    # nothing inside'))
+    copy.change("tinypeft/peft/__init__.py", ("   ia3.py", "   ia3.py   toy.py"),
+                ("PTuning, PTuningV2)", "PTuning, PTuningV2, Toy)"))
     copy.change("tinypeft/__init__.py", ("PTuning, PTuningV2, attach,", "PTuning, PTuningV2, Toy, attach,"))
 
 
@@ -232,7 +232,7 @@ def measure_it(copy):
 # what the test does in each step, the files that it writes there, and which of the page's checks it runs afterwards
 STEPS = [
     (write_the_method, ["tinypeft/peft/NAME.py"], []),
-    (list_it, ["tinypeft/peft/__init__.py", "tinypeft/__init__.py"], []),
+    (list_it, ["tinypeft/peft/methods.py", "tinypeft/peft/__init__.py", "tinypeft/__init__.py"], []),
     (write_the_tests, ["tests/peft/test_NAME.py", "tests/peft/test_model.py", "tests/common/test_hyper.py"],
      ["pytest tests/peft/test_NAME.py tests/peft/test_families.py tests/common/test_hyper.py"]),
     (say_what_is_known, ["tinypeft/study/about.py"], ["pytest tests/study/test_about.py"]),

@@ -88,7 +88,7 @@ def test_what_is_known(about):
                             "and SCHEMES"]
 
 
-def test_rows_of_the_main_job(monkeypatch):
+def test_rows_of_the_comparison(monkeypatch):
     monkeypatch.setattr(m, "COMPARED_SCHEMES", {})
     assert any("step 4  tinypeft/study/compared.py: COMPARED_SCHEMES has no NF4" in line for line in said("nf4"))
 
@@ -116,12 +116,6 @@ def test_results(results):
 def test_results_of_an_experiment(results):
     results("rank", lambda record: record["runs"]["8"].pop("3"))
     assert any(line.startswith("step 4  figures/results/rank.json: it has no measurement of '8'") for line in said("rank"))
-
-
-def test_a_scheme_has_a_row_in_the_main_job(results):
-    results("compare", lambda record: record.update(schemes=[r for r in record["schemes"] if r["name"] != "nf4"]))
-    assert any("step 5  figures/results/compare.json: it has no row 'nf4'; `python -m tinypeft --out figures`" in str(lack)
-               for lack in m.of_scheme("nf4", fresh=False))
 
 
 def test_what_is_stale_counts_for_one_name_only(results):

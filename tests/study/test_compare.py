@@ -1,4 +1,5 @@
 """The main job: its rows are the study's, its numbers are right, the model is as it was, and tables and picture show it all."""
+import contextlib
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tinypeft as tp
 from tests.legible import faults
 from tinypeft.study import compare, glance, plot, prediction, quantized, tuning
-from tinypeft.study.compared import COMPARED_SCHEMES, SLOW
+from tinypeft.study.compared import COMPARED_SCHEMES, SHOWN
 from tinypeft.study.experiments import EXPERIMENTS
 
 ROWS = ["frozen", "full", "lora_all", "qlora_all", "adapter", "prompt"]
@@ -45,10 +46,43 @@ def whole(monkeypatch):
 def test_six_rows_and_the_schemes_are_in_it(whole):
     assert [r["name"] for r in whole["methods"]] == ROWS == list(EXPERIMENTS["first_look"].conditions)
     labels = [r["label"] for r in whole["schemes"]]
-    quick = [label for label in COMPARED_SCHEMES if label not in SLOW]
-    assert labels == ["float32", *quick, "float32, trained as long"] and SLOW < set(COMPARED_SCHEMES)
-    assert {r["name"] for r in whole["schemes"]} == {"float32", *tp.SCHEMES} - {"llm_qat"}
+    assert labels == ["float32", *SHOWN, "float32, trained as long"] and len(SHOWN) == 8 and set(SHOWN) < set(COMPARED_SCHEMES)
     assert [len(r["losses"]) for r in whole["methods"]] == [1, 3, 3, 3, 3, 3] and whole["seeds"] == [1000, 1001, 1002]
+
+
+def test_all_is_every_method_and_every_scheme():
+    calls = compare.calls_of(compare.ALL, [1000, 1001, 1002])
+    labels = {experiment: [label for (name, label) in dict.fromkeys(key for _, key, _, _, _ in calls) if name == experiment]
+              for experiment in ("first_look", "schemes", "qat")}
+    assert set(labels["first_look"]) == {*ROWS, *tp.METHODS} - {"probe"} and set(labels["schemes"]) == set(COMPARED_SCHEMES)
+    assert labels["qat"] == ["float32, trained as long"]
+    arms = compare.arms_of(compare.ALL)
+    assert arms["full"] is EXPERIMENTS["first_look"].conditions["full"] and arms["dora"].times == arms["full"].times
+    assert {type(arms[name].method) for name in tp.METHODS if name != "probe"} == {*tp.METHODS.values()} - {tp.LinearProbe}
+    _, _, frozen, seed, settings = next(call for call in calls if call[1] == ("first_look", "dora"))
+    assert seed == 1000 and settings["steps"] * frozen.times == 60
+
+
+def test_what_is_left_is_known_by_the_stored_costs(monkeypatch, capsys):
+    """Four runs of 1, 1, 2 and 8 s in two processes take 6 s. The longest comes first; this machine takes twice as long."""
+    costs = {"a": 1.0, "b": 2.0, "c": 8.0}
+    monkeypatch.setattr(compare, "stored_costs", lambda: costs)
+    order = []
+
+    class Bar(compare.Progress):
+        def __call__(self, done, text="", seconds=None, left=None): lefts.append(left)
+    lefts = []
+    monkeypatch.setattr(compare, "Progress", Bar)
+
+    def measure_one(call):
+        order.append(call[1][1])
+        return call[1], call[3], {}, 2 * costs[call[1][1]]
+    monkeypatch.setattr(compare, "measure_one", measure_one)
+    monkeypatch.setattr(compare, "workers", lambda jobs: contextlib.nullcontext(map))
+    calls = [(None, ("x", label), None, seed, {}) for label, seed in (("a", 0), ("a", 1), ("b", 0), ("c", 0))]
+    runs, took = compare.measured(calls, 2, False)
+    assert order == ["c", "b", "a", "a"] and lefts == [6.0, 4.0, 2.0, 1.0, 0.0]
+    assert took == {"a": 2.0, "b": 4.0, "c": 16.0} and runs["x", "a"].keys() == {0, 1}
 
 
 def test_numbers_are_those_of_the_study(record):
@@ -142,6 +176,6 @@ def test_the_tables_and_the_picture_show_everything(whole, tmp_path):
     drawn = " ".join(ET.parse(glance.draw(whole, tmp_path / "compare.svg")).getroot().itertext())
     for r in (*whole["methods"], *whole["schemes"][1:]): assert r["label"] in text and r["label"] in drawn
     first, second, third, notes = text.split("\n\n")
-    assert "float32  " in second and "QAT 3 bit" not in second and third.count("\n") == 4 and "trained as long" in third
+    assert "float32  " in second and "QAT 3 bit" not in second and third.count("\n") == 3 and "trained as long" in third
     assert "inside" in first and "OUTSIDE" in first and f"of {len(ROWS)} are inside" in notes
     for part in (first, second, third): assert max(map(len, part.split("\n"))) <= 100

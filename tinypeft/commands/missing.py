@@ -11,7 +11,6 @@ hold the rest: what is right, the pages (`tests/test_pages.py`), the lessons and
 from __future__ import annotations
 
 import ast
-import json
 import re
 import sys
 import warnings
@@ -26,7 +25,7 @@ from ..study.about import ABOUT
 from ..study.claims import ALL_CLAIMS
 from ..study.claims.rule import NOT_MEASURED
 from ..study.claims.tables import judged
-from ..study.compared import COMPARED_SCHEMES, SLOW
+from ..study.compared import COMPARED_SCHEMES
 from ..study.experiment import Results
 from ..study.experiments import EXPERIMENTS
 from ..study.freshness import StaleWarning, changes, stamp, summary
@@ -124,10 +123,6 @@ def of_scheme(name: str, fresh: bool) -> Lacks:
     if not labels:
         yield Lack(4, "tinypeft/study/compared.py",
                    f"COMPARED_SCHEMES has no {cls.__name__}; add a label and a value")
-    record = json.loads((RESULTS / "compare.json").read_text("utf-8"))
-    if name not in [row["name"] for row in record["schemes"]] and not SLOW.issuperset(labels):
-        yield Lack(5, "figures/results/compare.json",
-                   f"it has no row {name!r}; `python -m tinypeft --out figures` measures it")
     yield from of_measurement("schemes", labels, fresh, step=5)
 
 

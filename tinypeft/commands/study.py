@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ def add_commands(command: Callable) -> None:
 def add_compare(command: Callable) -> None:
     p = command("compare", run_compare,
                 "ways to fine-tune and schemes, side by side (the default)")
+    p.add_argument("--all", action="store_true", help="every method and every scheme; some minutes")
     output(p, "the picture and the JSON", LATEST)
 
 
@@ -81,16 +83,21 @@ def add_missing(command: Callable) -> None:
 def run_compare(args: Namespace) -> None:
     from ..files import check_writable, write_atomically
     from ..study import compare, glance
+    every = getattr(args, "all", False)                  # the main job has no such option
+    if every and args.quick: raise ValueError("compare: give --all or --quick, not both")
     if not args.json: check_writable(args.out)
     model = model_of(args) if args.model else None
-    size = compare.QUICK if args.quick else None
+    size = compare.QUICK if args.quick else compare.ALL if every else None
+    if every and model is None: print(compare.announcement(size), file=sys.stderr)
     record = compare.compare(model, size, args.seed)
-    if args.model: record["command"] = f"python -m tinypeft --model {args.model}"
+    record["command"] = " ".join(["python -m tinypeft", *["compare --all"] * every,
+                                  f"--model {args.model}" if model else "--out figures"])
     if args.json: return show_json(record)
     print(glance.tables(record))
-    data = args.out / "results" / "compare.json"
+    name = "compare_all" if every else "compare"
+    data = args.out / "results" / f"{name}.json"
     write_atomically(data, json.dumps(record, indent=1) + "\n")
-    picture = glance.draw(record, args.out / "compare.svg")
+    picture = glance.draw(record, args.out / f"{name}.svg")
     print()
     print(f"{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}")
     print("Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in "

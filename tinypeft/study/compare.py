@@ -1,4 +1,4 @@
-"""The main job: five ways to fine-tune the base and the schemes that round it, in tables and one picture.
+"""The main job: five ways to fine-tune the base and eight schemes that round it, in tables and one picture.
 
 Fine-tuning: the frozen base, full fine-tuning, LoRA with r = 4 on all matrices, the same on a base in NF4 (QLoRA), adapters
 and a prompt, trained for 60 steps with three seeds each on *domain* (the documentation of a library that the base never saw).
@@ -8,9 +8,12 @@ float32 model that was trained as long.
 The shipped base is measured by the study's experiments `first_look`, `schemes` and `qat`, with seeds that the study does not
 use. So every run is a test of the study: beside each number stands the stored one (`prediction.py`). Another model is measured
 in the same way on *domain*, each method at its own learning rate, and without schemes that train.
+
+`ALL` is every method and every scheme. A method that the study has no rate for learns at its own.
 """
 import copy
 import itertools
+import json
 import math
 import os
 import platform
@@ -24,18 +27,19 @@ from .. import quant as q
 from ..common.progress import Progress
 from ..engine.nn import Linear
 from ..models.decoder import Decoder
-from ..peft import attach
+from ..peft import METHODS, attach
 from ..text import tasks
 from ..training.evaluation import evaluate
 from ..training.loop import train
 from . import tuning
 from .about import about, name_of
-from .compared import COMPARED_SCHEMES, SLOW, TRAINED_AS_LONG
+from .compared import COMPARED_SCHEMES, SHOWN, TRAINED_AS_LONG
 from .experiment import half_width, measure_one, workers
 from .experiments import EXPERIMENTS
 from .prediction import beside
 
-__all__ = ["QUICK", "RESULTS", "Size", "compare", "cost_of_scheme", "described", "measure_scheme", "sharing"]
+__all__ = ["ALL", "QUICK", "RESULTS", "Size", "announcement", "compare", "cost_of_scheme", "described", "measure_scheme",
+           "sharing"]
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"            # of the study, in a checkout
 FRESH = 1000                                             # the first seed; the study uses 0 … 7, and 100 and 101 for rates
@@ -45,17 +49,19 @@ MOST_JOBS = 4                                            # each process reads th
 @dataclass(frozen=True)
 class Size:
     """How much is measured. steps, batch_size: of fine-tuning, in rows of 128 tokens. seeds: how many. schemes: labels in
-    COMPARED_SCHEMES (None: all but SLOW). scheme_steps: of the schemes that train. test_batches: test batches of 16 rows, for
-    another model than the base."""
+    COMPARED_SCHEMES. scheme_steps: of the schemes that train. test_batches: test batches of 16 rows, for another model than
+    the base. methods: names in METHODS, measured beside those of experiment `first_look`."""
     steps: int = 60
     seeds: int = 3
-    schemes: tuple[str, ...] | None = None
+    schemes: tuple[str, ...] = SHOWN
     scheme_steps: int = 80
     batch_size: int = 4
     test_batches: int = 8
+    methods: tuple[str, ...] = ()
 
 
 QUICK = Size(steps=5, seeds=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"), test_batches=1)
+ALL = Size(schemes=tuple(COMPARED_SCHEMES), methods=tuple(name for name in METHODS if name != "probe"))    # it needs classes
 
 # Some minutes for SmolLM2; AWQ's search would take as long again. Its weights were quantized to 4 bits before, which would
 # decide a comparison of 4-bit schemes.
@@ -73,11 +79,10 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
     core, at most MOST_JOBS).
     """
     size = size or (Size() if model is None or model.n_parameters() < LARGE_FROM else LARGE)
-    shown = size.schemes or [label for label in COMPARED_SCHEMES if label not in SLOW]
-    schemes = {label: COMPARED_SCHEMES[label] for label in shown}
+    schemes = {label: COMPARED_SCHEMES[label] for label in size.schemes}
     for scheme in schemes.values(): about(name_of(scheme))             # it must have a mark: say so before a minute is spent
     started, seeds = time.perf_counter(), [FRESH + size.seeds * seed + i for i in range(size.seeds)]
-    if model is None: found = of_the_base(size, seeds, schemes, progress, jobs or min(os.cpu_count() or 1, MOST_JOBS))
+    if model is None: found = of_the_base(size, seeds, schemes, progress, jobs or default_jobs())
     else:             found = of_another(model, size, seeds, schemes, progress)
     return {"command": "python -m tinypeft --out figures", "date": time.strftime("%Y-%m-%d"), "seed": seed, "seeds": seeds,
             "steps": size.steps, "scheme_steps": size.scheme_steps, "batch_size": size.batch_size,
@@ -86,22 +91,51 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
 
 
 # -- what is measured ------------------------------------------------------------------------------
-def of_the_base(size: Size, seeds: list[int], schemes: dict[str, q.Scheme], progress: bool | None, jobs: int) -> dict:
-    """What the study's experiments measure, with `seeds` for the methods and the first of them for schemes, in processes."""
+def arms_of(size: Size) -> dict[str, tuning.Arm]:
+    """Name → arm: those of experiment `first_look`, then the other methods, each at its own rate."""
     arms = EXPERIMENTS["first_look"].conditions
+    times = arms["full"].times
+    return arms | {name: tuning.Arm(METHODS[name](), times=times) for name in size.methods if name not in arms}
+
+
+def calls_of(size: Size, seeds: list[int]) -> list[tuple]:
+    """What `measure_one` takes, for each run on the base: the methods with `seeds`, the schemes with the first of them."""
+    arms, first_look = arms_of(size), EXPERIMENTS["first_look"]
     settings = {name: EXPERIMENTS[name].settings | {"steps": size.scheme_steps} for name in ("schemes", "qat")}
     settings["first_look"] = {"steps": size.steps / arms["full"].times, "batch_size": size.batch_size}
-    trained = [TRAINED_AS_LONG] if any(scheme.trains for scheme in schemes.values()) else []
-    wanted = [("schemes", label, seeds[:1]) for label in reversed(schemes)]           # those that take longest come first
-    wanted += [("qat", label, seeds[:1]) for label in trained]
+    conditions = {"schemes": COMPARED_SCHEMES, "qat": EXPERIMENTS["qat"].conditions, "first_look": arms}
+    wanted = [("schemes", label, seeds[:1]) for label in reversed(size.schemes)]
+    if any(COMPARED_SCHEMES[label].trains for label in size.schemes): wanted.append(("qat", TRAINED_AS_LONG, seeds[:1]))
     wanted += [("first_look", name, seeds[:1] if name == "frozen" else seeds) for name in reversed(arms)]
-    calls = [(EXPERIMENTS[name].measure, (name, label), EXPERIMENTS[name].conditions[label], seed, settings[name])
-             for name, label, of in wanted for seed in of]
-    runs: dict[tuple[str, str], dict[int, dict]] = {}
-    with Progress(len(calls), "compare", progress) as bar, workers(min(jobs, len(calls))) as each:
-        for done, (key, seed, metrics, _) in enumerate(each(measure_one, calls)):
-            runs.setdefault(key, {})[seed] = metrics
-            bar(done + 1, key[1])
+    measure = {"first_look": first_look.measure, **{name: EXPERIMENTS[name].measure for name in ("schemes", "qat")}}
+    return [(measure[name], (name, label), conditions[name][label], seed, settings[name])
+            for name, label, of in wanted for seed in of]
+
+
+def stored_costs(results: Path = RESULTS) -> dict[str, float]:
+    """Label → processor seconds of one run, as the last stored `compare --all` took them; {} without it."""
+    path = results / "compare_all.json"
+    return json.loads(path.read_text(encoding="utf-8"))["costs"] if path.exists() else {}
+
+
+def announcement(size: Size, jobs: int | None = None) -> str:
+    """Say what a comparison on the base measures, and how long that takes if its costs are stored."""
+    calls = calls_of(size, list(range(size.seeds)))
+    costs = [stored_costs().get(key[1]) for _, key, _, _, _ in calls]
+    said = f"{len(arms_of(size))} ways to fine-tune, {size.seeds} seeds each, and {len(size.schemes)} schemes"
+    jobs = jobs or default_jobs()
+    return said if None in costs else f"{said}: about {sum(costs) / jobs / 60:.0f} minutes on {jobs} cores"
+
+
+def default_jobs() -> int:
+    """One process for each core, at most MOST_JOBS."""
+    return min(os.cpu_count() or 1, MOST_JOBS)
+
+
+def of_the_base(size: Size, seeds: list[int], schemes: dict[str, q.Scheme], progress: bool | None, jobs: int) -> dict:
+    """What the study's experiments measure, with `seeds` for the methods and the first of them for schemes, in processes."""
+    arms, calls = arms_of(size), calls_of(size, seeds)
+    runs, costs = measured(calls, min(jobs, len(calls)), progress)
     methods = []
     for name, arm in arms.items():
         of_name = runs["first_look", name]
@@ -110,17 +144,37 @@ def of_the_base(size: Size, seeds: list[int], schemes: dict[str, q.Scheme], prog
     exact = next(found["loss"] - found["excess"] for found in rounded.values())
     rows = [{"label": "float32", "name": "float32", "bits": 32.0, "error": 0.0, "loss": exact, "excess": 0.0}]
     rows += [{"label": label, "name": name_of(schemes[label])} | found for label, found in rounded.items()]
-    rows += [{"label": label, "name": "float32", "bits": 32.0, "loss": exact + found["excess"]} | found
-             for label in trained for found in [runs["qat", label][seeds[0]]]]
+    rows += [{"label": label, "name": "float32", "bits": 32.0, "loss": exact + of_seed[seeds[0]]["excess"]} | of_seed[seeds[0]]
+             for (name, label), of_seed in runs.items() if name == "qat"]
     record = {"test_tokens": len(tuning.domain().data("test")) - 1, "judged_on": "held-out text of the base's own kind",
-              "methods": with_gains(methods), "schemes": rows}
-    if size == Size(): return record | {"notes": beside(record, RESULTS)}
+              "methods": with_gains(methods), "schemes": rows, "costs": costs}
+    if (size.steps, size.seeds, size.scheme_steps) == (Size.steps, Size.seeds, Size.scheme_steps):
+        return record | {"notes": beside(record, RESULTS)}
     return record | {"notes": ["A run of another size than the default is not compared with the study."]}
+
+
+def measured(calls: list[tuple], jobs: int, progress: bool | None) -> tuple[dict, dict]:
+    """Make the runs in processes, those that take longest first: ((experiment, label) → seed → metrics, label → processor
+    seconds of one run)."""
+    cost = stored_costs()
+    calls = sorted(calls, key=lambda call: -cost.get(call[1][1], 0))
+    runs, seconds = {}, {}
+    waiting = sum(cost.get(key[1], 0) for _, key, _, _, _ in calls)      # by the stored costs
+    spent, stored = 0.0, 0.0                                             # by this run, and by the stored costs of the same
+    with Progress(len(calls), "compare", progress) as bar, workers(jobs) as each:
+        if waiting: bar(0, left=waiting / jobs)
+        for done, (key, seed, metrics, took) in enumerate(each(measure_one, calls), 1):
+            runs.setdefault(key, {})[seed] = metrics
+            seconds.setdefault(key[1], []).append(took)
+            spent, stored = spent + took, stored + cost.get(key[1], 0)
+            left = (waiting - stored) * spent / stored / jobs if stored else None
+            bar(done, key[1], left=left)
+    return runs, {label: round(float(np.mean(took)), 2) for label, took in sorted(seconds.items())}
 
 
 def of_another(model: Decoder, size: Size, seeds: list[int], schemes: dict[str, q.Scheme], progress: bool | None) -> dict:
     """The same of another model, on *domain* alone and in this process."""
-    domain, arms = tasks.domain(model), EXPERIMENTS["first_look"].conditions
+    domain, arms = tasks.domain(model), arms_of(size)
     schemes = {label: scheme for label, scheme in schemes.items() if not scheme.trains}
     test = lambda tested: evaluate(tested, domain, "test", max_batches=size.test_batches)["loss"]
     with Progress(1 + size.seeds * (len(arms) - 1) + len(schemes), "compare", progress) as bar:

@@ -8,7 +8,7 @@ from ..peft import PeftModel
 from ..text.tasks import Task
 from ..training.backward import backward
 
-__all__ = ["COMPARED_SCHEMES", "SLOW", "TRAINED_AS_LONG", "traced_peak"]
+__all__ = ["COMPARED_SCHEMES", "SHOWN", "TRAINED_AS_LONG", "traced_peak"]
 
 TRAINED_AS_LONG = "float32, trained as long"             # the label of the row beside the schemes that train
 
@@ -37,7 +37,9 @@ COMPARED_SCHEMES = {
     "QAT 3 bit *": q.FakeQuant(bits=3, symmetric=False, **GROUPS),
     "LLM-QAT 4-8-4 *": q.LLMQAT(),
 }
-SLOW = {"AWQ 4 bit", "LLM-QAT 4-8-4 *"}                  # left to the study, so that the main job takes a minute
+# one of each kind, which the main job shows: rounding, products of integers with outliers apart or smoothed, steps with an
+# offset, a code book, files, correcting columns, and training
+SHOWN = ("int8", "LLM.int8()", "SmoothQuant", "int4 asymmetric", "GGUF Q4_0", "NF4", "GPTQ 4 bit", "QAT 3 bit *")
 
 
 def traced_peak(tuned: PeftModel, task: Task, batch_size: int) -> int:
