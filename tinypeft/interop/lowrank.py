@@ -40,6 +40,8 @@ from ..models.targets import names_for
 from ..peft import AdaLoRA, DoRA, LoRA, Method, MethodError
 from ..peft.dora import lengths
 from ..peft.dylora import scale_of
+from ..peft.lora import LoRALinear
+from ..peft.low_rank import halves, thin_svd
 from ..peft.model import PeftModel
 from .peft_config import PREFIX, Config, Tensors
 from .peft_names import names_of
@@ -74,9 +76,14 @@ def lora_folder(tuned: PeftModel, method: Method) -> tuple[dict[str, Any], dict[
 
 
 def lora_pair(layer, scale):
-    """(B, A) of a wrapper, cut to its rank, with B scaled so that the common `scale` fits."""
-    r = layer.rank if layer.is_low_rank else len(layer.A)            # DyLoRA's may be smaller
-    B, A = layer.B.data[:, :r], layer.A.data[:r]
+    """(B, A) of a wrapper, with B scaled so that the common `scale` fits. The rank is that of
+    `pair`: a DyLoRA's may be smaller than A, and a start doubles it, but for a small matrix."""
+    B, A = layer.B.data, layer.A.data
+    if isinstance(layer, LoRALinear):
+        B, A = (factor.data for factor in layer.pair())
+    most = min(layer.d_out, layer.d_in)
+    if len(A) > most:
+        B, A = halves(*thin_svd(B, A), most)
     return B if scale_of(layer) == scale else B * (scale_of(layer) / scale), A
 
 
@@ -137,7 +144,13 @@ def low_rank_fields(tuned, method, paths):
     """Return the fields that LoRA and AdaLoRA share."""
     names = names_of(tuned.model)
     return {"target_modules": names.brief(paths), "lora_dropout": method.dropout,
-            "fan_in_fan_out": names.conv1d, "bias": "none", "init_lora_weights": True}
+            "fan_in_fan_out": names.conv1d, "bias": "none",
+            "init_lora_weights": "mica" if is_mica(method) else True}
+
+
+def is_mica(method):
+    """Does the method freeze B? PEFT does, by the name of the start."""
+    return isinstance(method, LoRA) and method.init == "mica"
 
 
 def most_common(values): return Counter(values.values()).most_common(1)[0][0]

@@ -45,7 +45,8 @@ from ..models.targets import names_for
 from .attachment import bare
 from .dylora import scale_of
 from .folders import attach_with, fingerprints, load_adapter
-from .lora import LoRA, LowRankLinear, thin_svd
+from .lora import LoRA
+from .low_rank import LowRankLinear, halves, thin_svd
 from .method import MethodError
 from .model import PeftModel
 
@@ -334,9 +335,3 @@ def trimmed(t, density):
     out = np.zeros_like(t)
     out.flat[kept] = t.flat[kept]
     return out
-
-
-def halves(U, S, Vt, r):
-    """Split U S Vᵀ at its r largest singular values, or all: B = U √S and A = √S Vᵀ."""
-    root = np.sqrt(S[:r])
-    return U[:, :r] * root, root[:, None] * Vt[:r]
