@@ -16,6 +16,7 @@ rounding. Further training differs: our copies of A diverge, and PEFT trains the
     here                 in a folder, after base_model.model.<their layer>              shape
     LoRA, DyLoRA at b    .lora_A.weight, .lora_B.weight                (r, d_in), (d_out, r)
                              s = α/r, or α/√r with use_rslora
+    LoRA from a start    B′ = [B, −B₀], A′ = [A; A₀], of rank 2r, as PEFT converts its own
     DoRA                 the same, with use_dora, and .lora_magnitude_vector     m (d_out,)
     AdaLoRA Q, Λ, P      .lora_A, .lora_E, .lora_B             (r, d_in), (r, 1), (d_out, r)
                              s = α/(init_r + 10⁻⁵); rank_pattern: which triplets are not pruned
@@ -144,13 +145,7 @@ def low_rank_fields(tuned, method, paths):
     """Return the fields that LoRA and AdaLoRA share."""
     names = names_of(tuned.model)
     return {"target_modules": names.brief(paths), "lora_dropout": method.dropout,
-            "fan_in_fan_out": names.conv1d, "bias": "none",
-            "init_lora_weights": "mica" if is_mica(method) else True}
-
-
-def is_mica(method):
-    """Does the method freeze B? PEFT does, by the name of the start."""
-    return isinstance(method, LoRA) and method.init == "mica"
+            "fan_in_fan_out": names.conv1d, "bias": "none", "init_lora_weights": True}
 
 
 def most_common(values): return Counter(values.values()).most_common(1)[0][0]
@@ -182,8 +177,10 @@ def read_lora(model: Decoder, config: Config, tensors: Tensors) -> tuple[LoRA | 
     if not state: return None, state
     r, alpha = most_common(ranks), most_common(alphas)
     method = DoRA if is_dora else LoRA
+    is_mica = config.get("init_lora_weights", (bool, str), True) == "mica"
     return method(r, alpha, dropout=config.get("lora_dropout", float, 0.0), rank_stabilized=rs,
                 targets=names_for(ranks, model.config.n_layers),
+                init="mica" if is_mica and not is_dora else "kaiming",     # B stays frozen
                 rank_pattern=exceptions(ranks, r) or None,
                 alpha_pattern=exceptions(alphas, alpha) or None), state
 
@@ -275,7 +272,7 @@ def read_adalora(model: Decoder, config: Config, tensors: Tensors) -> tuple[AdaL
 def layers_to_adapt(model, config):
     """As `linear_layers`. MethodError for a LoRA that changed the base."""
     init = config.get("init_lora_weights", (bool, str), True)
-    if init not in (True, False, "gaussian", "eva", "orthogonal"):
+    if init not in (True, False, "gaussian", "eva", "orthogonal", "mica"):
         raise config.unsupported(
             "init_lora_weights", "it changed the base's weights as well, which the folder lacks; "
             "save it in PEFT with path_initial_model_for_weight_conversion")
