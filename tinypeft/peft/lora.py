@@ -158,6 +158,9 @@ class StartedLinear(LoRALinear):
         A = concatenate([self.A, self.A0])
         return B, A
 
+    def change(self) -> Tensor:
+        return self.scale * (self.B @ self.A - self.B0 @ self.A0)             # 0 at the start
+
 
 def by_path(field, pattern, paths, default):
     """Give each path the value of the key of `pattern` that matches it best, or the default."""
