@@ -14,7 +14,8 @@ from tinypeft.peft.low_rank import halves, thin_svd
 
 QUERY = "blocks.0.attention.query"
 CHANGES = {"lora": tp.LoRA(3, targets="all"), "pissa": tp.LoRA(3, init="pissa"),
-           "adalora": tp.AdaLoRA(init_rank=4, target_rank=2), "dylora": tp.DyLoRA(rank=4), "dora": tp.DoRA(rank=2, targets="all"), "loha": tp.LoHa(2),
+           "adalora": tp.AdaLoRA(init_rank=4, target_rank=2), "dylora": tp.DyLoRA(rank=4),
+           "dora": tp.DoRA(rank=2, targets="all"), "loha": tp.LoHa(2),
            "lokr": tp.LoKr(2, targets=("query", "up")), "hira": tp.HiRA(2), "peqa": tp.PEQA(4),
            "full": tp.FullFineTuning(("query", "up"))}
 changes = pytest.mark.parametrize("name", CHANGES)
