@@ -16,11 +16,12 @@ in training only, so merging needs no correction. Trained: Σ r (d_in + d_out) o
 
 Where implementations differ. The paper draws A from a Gaussian of unnamed width. loralib and PEFT
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is
-PEFT's N(0, 1/r²); `starts.py` has other starts. `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732), with which
-large ranks keep learning. PEFT adapts GPT-2's fused query-key-value matrix by one pair with one A;
-here, as in the paper, query and value have a pair each. The defaults r = 8, α = 16 are the paper's
-for RoBERTa large (Table 9), so s = 2. For GPT-2 it takes 4 and 32 (Table 11, s = 8), and PEFT's
-defaults are 8 and 8 (s = 1): with another s, another learning rate is best.
+PEFT's N(0, 1/r²); `starts.py` has those of later papers. `rank_stabilized` takes s = α/√r
+(Kalajdzievski, arXiv 2312.03732), with which large ranks keep learning. PEFT adapts GPT-2's fused
+query-key-value matrix by one pair with one A; here, as in the paper, query and value have a pair
+each. The defaults r = 8, α = 16 are the paper's for RoBERTa large (Table 9), so s = 2. For GPT-2 it
+takes 4 and 32 (Table 11, s = 8), and PEFT's defaults are 8 and 8 (s = 1): with another s, another
+learning rate is best.
 """
 import math
 from dataclasses import dataclass
