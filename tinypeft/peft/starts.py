@@ -54,55 +54,70 @@ from .start_data import Inputs, inputs_of, weight_gradients
 __all__ = ["MOVING", "NEEDS_DATA", "STARTS", "starts_of"]
 
 
-def pissa(W: Array, r: int, s: float) -> tuple[Array, Array]:
+Pair = tuple[Array, Array]                               # B (d_out, r) and A (r, d_in)
+
+
+def pissa(W: Array, r: int, s: float) -> Pair:
     """Return B and A with s B A = the r largest terms of the SVD of W."""
-    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    U, S, Vt = svd(W)
     return halves(U, S / s, Vt, r)
 
 
-def milora(W: Array, r: int, s: float) -> tuple[Array, Array]:
+def milora(W: Array, r: int, s: float) -> Pair:
     """Return B and A with s B A = the r smallest terms of the SVD of W."""
-    U, S, Vt = np.linalg.svd(W, full_matrices=False)
-    return halves(U[:, -r:], S[-r:] / s, Vt[-r:], r)
+    U, S, Vt = svd(W)
+    last = len(S) - r
+    return halves(U[:, last:], S[last:] / s, Vt[last:], r)
 
 
-def olora(W: Array, r: int, s: float) -> tuple[Array, Array]:
+def olora(W: Array, r: int, s: float) -> Pair:
     """Return the first r columns of Q and rows of R."""
     Q, R = np.linalg.qr(W)
     return Q[:, :r], R[:r]
 
 
-def mica(W: Array, r: int, s: float) -> tuple[Array, Array]:
+def mica(W: Array, r: int, s: float) -> Pair:
     """Return the r left singular vectors that W uses least, and A = 0."""
-    U = np.linalg.svd(W, full_matrices=False)[0]
-    return U[:, -r:], np.zeros((r, W.shape[1]))
+    U, S, Vt = svd(W)
+    A = np.zeros_like(Vt[:r])
+    return U[:, -r:], A
 
 
-def eva(W: Array, r: int, s: float, inputs: Inputs) -> tuple[Array, Array]:
+def eva(W: Array, r: int, s: float, inputs: Inputs) -> Pair:
     """Return B = 0 and the r directions in which the inputs vary most."""
     if inputs.n <= r:
         raise MethodError(f"eva: {inputs.n} tokens do not vary in {r} directions; give more")
-    eigenvectors = np.linalg.eigh(inputs.covariance)[1]      # columns; the largest values last
-    return np.zeros((len(W), r)), eigenvectors.T[::-1][:r]
+    variances, V = np.linalg.eigh(inputs.covariance)         # the largest last
+    A = V.T[::-1][:r]
+    B = np.zeros((len(W), r))
+    return B, A
 
 
-def corda(W: Array, r: int, s: float, inputs: Inputs) -> tuple[Array, Array]:
+def corda(W: Array, r: int, s: float, inputs: Inputs) -> Pair:
     """Return B and A with s B A = the r largest terms of the SVD of W C, times C⁻¹."""
     C = inputs.second_moment
-    C = C + 0.01 * C.diagonal().mean() * np.eye(len(C))
-    U, S, Vt = np.linalg.svd(W @ C, full_matrices=False)
+    damping = 0.01 * C.diagonal().mean()
+    C = C + damping * np.eye(len(C))
+    U, S, Vt = svd(W @ C)
     B, AC = halves(U, S / s, Vt, r)
-    return B, np.linalg.solve(C, AC.T).T                     # C is symmetric
+    A = np.linalg.solve(C, AC.T).T                           # C is symmetric
+    return B, A
 
 
-def lora_ga(W: Array, r: int, s: float, G: Array) -> tuple[Array, Array]:
+def lora_ga(W: Array, r: int, s: float, G: Array) -> Pair:
     """Return B and A of which the first step comes nearest to one of full fine-tuning."""
-    if 2 * r > min(G.shape):
+    d_out, d_in = G.shape
+    if 2 * r > min(d_out, d_in):
         raise MethodError(f"lora_ga: rank {r} takes {2 * r} singular vectors, and a "
-                          f"{G.shape[0]} × {G.shape[1]} matrix has {min(G.shape)}")
-    U, S, Vt = np.linalg.svd(G.astype(float), full_matrices=False)
-    zeta = len(G) ** 0.25 / math.sqrt(16)
+                          f"{d_out} × {d_in} matrix has {min(d_out, d_in)}")
+    U, S, Vt = svd(G.astype(float))
+    zeta = d_out ** 0.25 / math.sqrt(16)
     return zeta * U[:, r:2 * r], zeta * Vt[:r]
+
+
+def svd(W):
+    """Decompose W = U diag(S) Vᵀ."""
+    return np.linalg.svd(W, full_matrices=False)
 
 
 BY_WEIGHT = {"pissa": pissa, "milora": milora, "olora": olora, "mica": mica}
@@ -116,6 +131,7 @@ MOVING = STARTS.keys() - {"mica", "eva"}                 # their B₀ A₀ is no
 def starts_of(name: str, layers: Layers, tuned: Module,
               batches: list[Array]) -> Iterator[tuple[Any, Array, Array]]:
     """Yield (layer, B₀, A₀) for each LoRA of `layers`, in float64."""
+    start = STARTS[name]
     data = {}
     if name in BY_INPUTS:
         data = inputs_of(layers, tuned, batches)
@@ -123,6 +139,8 @@ def starts_of(name: str, layers: Layers, tuned: Module,
         data = weight_gradients(layers, tuned, batches)
     for path, layer in layers.items():
         W = layer.base.dense_weight().astype(float)
-        more = [data[path]] if data else []
-        B, A = STARTS[name](W, len(layer.A), layer.scale, *more)
+        arguments = [W, len(layer.A), layer.scale]
+        if data:
+            arguments.append(data[path])
+        B, A = start(*arguments)
         yield layer, B, A
