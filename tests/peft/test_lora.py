@@ -147,7 +147,7 @@ def test_dropout_acts_in_training_only_and_on_lora_only(gpt, tokens):
     (lambda: tp.LoRA(rank=0), "rank must be a positive integer, got 0"),
     (lambda: tp.LoRA(rank=2.5), "got 2.5"),
     (lambda: tp.LoRA(alpha=0), "alpha must be a positive number"),
-    (lambda: tp.LoRA(init="zeros"), "'kaiming' or 'gaussian'"),
+    (lambda: tp.LoRA(init="zeros"), "'kaiming', 'gaussian', 'pissa'.* or 'lora_ga', got 'zeros'"),
     (lambda: tp.LoRA(rank_pattern={"value": -1}), "rank_pattern"),
     (lambda: tp.attach(make_gpt(), tp.LoRA(rank=17)), "rank 17 exceeds"),
     (lambda: tp.attach(make_gpt(), tp.LoRA(dropout=1.0)), r"\[0, 1\)"),

@@ -9,7 +9,8 @@ from tests.oracles import assert_close
 from tests.protocol import learned
 from tests.toys import linear_paths, same
 from tinypeft.engine.nn import Module, replace_modules
-from tinypeft.quant.calibration import Statistics, as_batches, block_by_block, calibrating, capture
+from tinypeft.models.calibration import as_batches, calibrating
+from tinypeft.quant.calibration import Statistics, block_by_block, capture
 from tinypeft.quant.measure import output_error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .plan import default_size, planned, search_steps
 from .probing import PROBE, run_probe
 
 if TYPE_CHECKING:
+    from ..common.hints import Array
     from ..models.decoder import Decoder
     from ..peft import Method, PeftModel
     from ..text.tasks import Task
@@ -33,6 +35,7 @@ __all__ = ["add_commands"]
 PROBE_FACTOR = 0.2           # on each method's own rate where the head starts at the probe
 PROBE_HEAD_LR = 1e-3         # of that head
 PATIENT_ROWS = 200           # below, early stopping made small tables worse
+CALIBRATION_ROWS = 64        # of the training data, for a method that starts from data
 
 
 def add_commands(command: Callable) -> None:
@@ -151,10 +154,18 @@ def attached(args: Namespace, model: Decoder, task: Task, head_bias: bool) -> Pe
     methods = methods_of(args)
     several = (methods,) if len(methods) > 1 else methods.values()
     options = dict(rng=args.seed, head_bias=head_bias)
+    if any(method.needs_data for method in methods.values()):
+        options["calibration"] = calibration_of(task)
     if starts_at_probe(args):
         return fit_probe(model, task, *several, splits=("train",), **options)
     classes = getattr(task, "classes", None)
     return attach(model, *several, head=classes and len(classes), **options)
+
+
+def calibration_of(task: Task) -> list[Array]:
+    """Return the tokens (1, T) of the first training rows, each alone, so that none is padded."""
+    rows = (batch[0] for batch in task.batches("train", 1))
+    return list(islice((tokens for tokens in rows if tokens.shape[1] > 1), CALIBRATION_ROWS))
 
 
 def shared_options(args: Namespace, tuned: PeftModel, task: Task) -> tuple[int, dict[str, Any]]:

@@ -24,9 +24,10 @@ from ..engine.nn import Dropout, Linear, replace_modules, shapes_only
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
-from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
+from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PTuning
 from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
+from ..peft.starts import MOVING
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
 from ..training.options import TrainOptions
@@ -100,6 +101,9 @@ def check(tuned, task):
                          " head=len(task.classes), or without a head for another task")
     method = tuned.method
     refuse = lambda why: MethodError(f"export_training: {method}: {why}")
+    if isinstance(method, LoRA) and method.init in (*MOVING, "mica"):
+        raise refuse("PEFT would train all factors of what it starts from, and some are frozen "
+                     "here; train it here")
     if isinstance(method, DyLoRA):
         raise refuse("it draws a rank for each step, PEFT's LoRA has one rank; train it here")
     if any(len(layers) > 1 and isinstance(layer, ScaledInput)

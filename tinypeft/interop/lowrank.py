@@ -16,6 +16,7 @@ rounding. Further training differs: our copies of A diverge, and PEFT trains the
     here                 in a folder, after base_model.model.<their layer>              shape
     LoRA, DyLoRA at b    .lora_A.weight, .lora_B.weight                (r, d_in), (d_out, r)
                              s = α/r, or α/√r with use_rslora
+    LoRA from a start    B′ = [B, −B₀], A′ = [A; A₀], of rank 2r, as PEFT converts its own
     DoRA                 the same, with use_dora, and .lora_magnitude_vector     m (d_out,)
     AdaLoRA Q, Λ, P      .lora_A, .lora_E, .lora_B             (r, d_in), (r, 1), (d_out, r)
                              s = α/(init_r + 10⁻⁵); rank_pattern: which triplets are not pruned
@@ -40,6 +41,8 @@ from ..models.targets import names_for
 from ..peft import AdaLoRA, DoRA, LoRA, Method, MethodError
 from ..peft.dora import lengths
 from ..peft.dylora import scale_of
+from ..peft.lora import LoRALinear
+from ..peft.low_rank import halves, thin_svd
 from ..peft.model import PeftModel
 from .peft_config import PREFIX, Config, Tensors
 from .peft_names import names_of
@@ -74,9 +77,14 @@ def lora_folder(tuned: PeftModel, method: Method) -> tuple[dict[str, Any], dict[
 
 
 def lora_pair(layer, scale):
-    """(B, A) of a wrapper, cut to its rank, with B scaled so that the common `scale` fits."""
-    r = layer.rank if layer.is_low_rank else len(layer.A)            # DyLoRA's may be smaller
-    B, A = layer.B.data[:, :r], layer.A.data[:r]
+    """(B, A) of a wrapper, with B scaled so that the common `scale` fits. The rank is that of
+    `pair`: a DyLoRA's may be smaller than A, and a start doubles it, but for a small matrix."""
+    B, A = layer.B.data, layer.A.data
+    if isinstance(layer, LoRALinear):
+        B, A = (factor.data for factor in layer.pair())
+    most = min(layer.d_out, layer.d_in)
+    if len(A) > most:
+        B, A = halves(*thin_svd(B, A), most)
     return B if scale_of(layer) == scale else B * (scale_of(layer) / scale), A
 
 
@@ -169,8 +177,10 @@ def read_lora(model: Decoder, config: Config, tensors: Tensors) -> tuple[LoRA | 
     if not state: return None, state
     r, alpha = most_common(ranks), most_common(alphas)
     method = DoRA if is_dora else LoRA
+    is_mica = config.get("init_lora_weights", (bool, str), True) == "mica"
     return method(r, alpha, dropout=config.get("lora_dropout", float, 0.0), rank_stabilized=rs,
                 targets=names_for(ranks, model.config.n_layers),
+                init="mica" if is_mica and not is_dora else "kaiming",     # B stays frozen
                 rank_pattern=exceptions(ranks, r) or None,
                 alpha_pattern=exceptions(alphas, alpha) or None), state
 
@@ -262,7 +272,7 @@ def read_adalora(model: Decoder, config: Config, tensors: Tensors) -> tuple[AdaL
 def layers_to_adapt(model, config):
     """As `linear_layers`. MethodError for a LoRA that changed the base."""
     init = config.get("init_lora_weights", (bool, str), True)
-    if init not in (True, False, "gaussian", "eva", "orthogonal"):
+    if init not in (True, False, "gaussian", "eva", "orthogonal", "mica"):
         raise config.unsupported(
             "init_lora_weights", "it changed the base's weights as well, which the folder lacks; "
             "save it in PEFT with path_initial_model_for_weight_conversion")

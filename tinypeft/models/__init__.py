@@ -9,6 +9,7 @@
     generation.py  the same, with a cache of keys and values
     assembly.py    a model of given arrays
     targets.py     the one rule by which names choose layers
+    calibration.py tokens on which a model is run to look at its layers
 
 A name is imported when it is first used.
 """

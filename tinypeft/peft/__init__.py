@@ -5,9 +5,11 @@
     in folders     folders.py (save, load_adapter)   formats.py   metered.py
     the methods    methods.py : METHODS, name → class, and what each of them changes
     weights        full.py   changed.py   lora.py   adalora.py   dylora.py   dora.py   hadamard.py
+                   low_rank.py   starts.py (where A and B begin)   start_data.py
     activations    adapter.py   parallel.py   ia3.py
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py (adapters)   rank_search.py (ranks)
+                   to_low_rank.py (any change of weights as a LoRA)
     a small table  probe.py (fit_probe): a head is solved, and methods may start there
 PEQA is also a scheme, and is in `quant/peqa.py`.
 """
@@ -22,5 +24,6 @@ from .methods import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA, Fu
 from .mixed import mixed_batch, mixed_classify
 from .model import PeftModel, attach
 from .rank_search import search_rank
+from .to_low_rank import to_low_rank
 
 KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), AdapterFusion)})

@@ -21,7 +21,7 @@ from .method import Wrapper
 
 __all__ = ["ChangedLinear", "linear_of"]
 
-CHANGE = "change", "factors", "delta"                    # each of them says what ΔW is
+CHANGE = "change", "factors", "pair", "delta"            # each of them says what ΔW is
 
 
 class ChangedLinear(Wrapper):

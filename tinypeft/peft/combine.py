@@ -39,19 +39,22 @@ import numpy as np
 
 from ..common.hints import Array, Rng, Seed
 from ..common.hyper import Checked, flag, one_of, real, whole
+from ..engine.nn import Linear
 from ..files import fingerprint
 from ..models.decoder import Decoder, require_free
 from ..models.targets import names_for
 from .attachment import bare
 from .dylora import scale_of
 from .folders import attach_with, fingerprints, load_adapter
-from .lora import LoRA, LowRankLinear, thin_svd
-from .method import MethodError
+from .lora import LoRA
+from .low_rank import LowRankLinear, halves, thin_svd
+from .method import Method, MethodError
 from .model import PeftModel
 
-__all__ = ["Combination", "combine", "free_base", "on_base"]
+__all__ = ["Combination", "combine", "free_base", "on_base", "with_pairs"]
 
 Adapter = PeftModel | str | Path
+Pairs = Mapping[str, tuple[Array, Array]]
 FINITE = real(1.0).metadata["limit"]
 
 
@@ -79,18 +82,28 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
             check_low_rank(tuned)
         classifier = head_of(opened, head)
         pairs = combined(base, list(opened.values()), w, recipe, rng)
-        r, others = common({path: len(A) for path, (B, A) in pairs.items()})
-        targets = names_for(pairs, base.config.n_layers)
-        lora = LoRA(r, r, targets=targets, rank_pattern=others, alpha_pattern=others)   # so s = 1
-        state = {}
-        for path, (B, A) in pairs.items():
-            state[f"LoRA/{path}.B"] = B
-            state[f"LoRA/{path}.A"] = A
-        if classifier is None:
-            return attach_with(base, lora, state)
-        state |= {f"head.{name}": array for name, array in classifier.state_dict().items()}
-        return attach_with(base, lora, state, head=classifier.d_out,
-                           head_bias=classifier.bias is not None)
+        return with_pairs(base, pairs, classifier)
+
+
+def with_pairs(base: Decoder, pairs: Pairs, classifier: Linear | None,
+               beside: Mapping[str, Method] | None = None,
+               weights: Mapping[str, Array] | None = None) -> PeftModel:
+    """Attach a LoRA with s = 1 and these matrices, path → (B, A), and a copy of `classifier`.
+
+    beside, weights: other methods, and their arrays."""
+    r, others = common({path: len(A) for path, (B, A) in pairs.items()})
+    targets = names_for(pairs, base.config.n_layers)
+    lora = LoRA(r, r, targets=targets, rank_pattern=others, alpha_pattern=others)
+    state = dict(weights or {})
+    for path, (B, A) in pairs.items():
+        state[f"LoRA/{path}.B"] = B
+        state[f"LoRA/{path}.A"] = A
+    methods = {"LoRA": lora, **(beside or {})}
+    if classifier is None:
+        return attach_with(base, methods, state)
+    state |= {f"head.{name}": array for name, array in classifier.state_dict().items()}
+    return attach_with(base, methods, state, head=classifier.d_out,
+                       head_bias=classifier.bias is not None)
 
 
 # -- the adapters --------------------------------------------------------------------------------
@@ -334,9 +347,3 @@ def trimmed(t, density):
     out = np.zeros_like(t)
     out.flat[kept] = t.flat[kept]
     return out
-
-
-def halves(U, S, Vt, r):
-    """Split U S Vᵀ at its r largest singular values, or all: B = U √S and A = √S Vᵀ."""
-    root = np.sqrt(S[:r])
-    return U[:, :r] * root, root[:, None] * Vt[:r]

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.hints import Array, Rng
+from ..common.hyper import one_of
 from ..engine import functional as F
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor
@@ -45,8 +46,9 @@ __all__ = ["DoRA", "DoRALinear"]
 class DoRA(LoRA):
     """Train lengths m, and a low-rank change of the directions, of the layers named in `targets`.
 
-    The fields are those of `LoRA`.
+    The fields are those of `LoRA`. Of its starts, there are those at which ΔV = 0.
     """
+    init: str = one_of("kaiming", "gaussian", also=("init_lora_weights",))
 
     def adapted(self, layer: Module, A: Array, scale: float, rng: Rng) -> DoRALinear:
         return DoRALinear(layer, A, scale, self.dropout, rng)

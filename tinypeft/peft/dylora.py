@@ -160,9 +160,13 @@ class DyLoRALinear(LoRALinear):
         Ax = F.linear(self.dropout(x), A)                             # (…, R)
         return self.base(x) + F.linear(Ax * m, B)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def pair(self) -> tuple[Tensor, Tensor]:
         b = self.rank
-        return self.scale_at(b) * self.B[:, :b], self.A[:b]
+        return self.B[:, :b], self.A[:b]
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        B, A = self.pair()
+        return self.scale_at(self.rank) * B, A
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, rank {self.rank} of {self.method.rank})"

@@ -16,11 +16,12 @@ in training only, so merging needs no correction. Trained: Σ r (d_in + d_out) o
 
 Where implementations differ. The paper draws A from a Gaussian of unnamed width. loralib and PEFT
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is
-PEFT's N(0, 1/r²). `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732), with which
-large ranks keep learning. PEFT adapts GPT-2's fused query-key-value matrix by one pair with one A;
-here, as in the paper, query and value have a pair each. The defaults r = 8, α = 16 are the paper's
-for RoBERTa large (Table 9), so s = 2. For GPT-2 it takes 4 and 32 (Table 11, s = 8), and PEFT's
-defaults are 8 and 8 (s = 1): with another s, another learning rate is best.
+PEFT's N(0, 1/r²); `starts.py` has those of later papers. `rank_stabilized` takes s = α/√r
+(Kalajdzievski, arXiv 2312.03732), with which large ranks keep learning. PEFT adapts GPT-2's fused
+query-key-value matrix by one pair with one A; here, as in the paper, query and value have a pair
+each. The defaults r = 8, α = 16 are the paper's for RoBERTa large (Table 9), so s = 2. For GPT-2 it
+takes 4 and 32 (Table 11, s = 8), and PEFT's defaults are 8 and 8 (s = 1): with another s, another
+learning rate is best.
 """
 import math
 from dataclasses import dataclass
@@ -31,28 +32,30 @@ from ..common.hints import Array, Rng, Targets
 from ..common.hyper import flag, layer_names, mapping, one_of, real, whole
 from ..engine import functional as F
 from ..engine.nn import Module, Parameter, kaiming_uniform
-from ..engine.tensor import Tensor
+from ..engine.tensor import Tensor, concatenate
 from ..models.decoder import Decoder
 from ..models.targets import chosen, match_targets
-from .changed import ChangedLinear
-from .method import Method, MethodError, Wrapper
+from .low_rank import LowRankLinear, check_rank, thin_svd
+from .method import Layers, Method, Wrapper
+from .starts import MOVING, NEEDS_DATA, STARTS, starts_of
 
-__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "check_rank", "thin_svd"]
+__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "StartedLinear", "check_rank", "thin_svd"]
 
 
 @dataclass(frozen=True)
 class LoRA(Method):
     """Train a low-rank change s B A of the linear layers named in `targets`.
 
-    dropout: probability, on the input of A. init: how A starts. rank_pattern, alpha_pattern: r or α
-    of some of them: {"value": 16, "blocks.0.value": 2}. Of the keys that match a layer, one with
-    more parts comes before others, then the last. `models/targets.py` says how names match layers.
+    dropout: probability, on the input of A. init: how A starts, or A and B: see `starts.py`.
+    rank_pattern, alpha_pattern: r or α of some of them: {"value": 16, "blocks.0.value": 2}. Of the
+    keys that match a layer, one with more parts comes before others, then the last.
+    `models/targets.py` says how names match layers.
     """
     rank: int = whole(8, least=1, also=("r",))
     alpha: float = real(16.0, above=0, also=("lora_alpha",))
     dropout: float = real(0.0, least=0, below=1, also=("lora_dropout",))
     targets: Targets = layer_names(("query", "value"))
-    init: str = one_of("kaiming", "gaussian", also=("init_lora_weights",))
+    init: str = one_of("kaiming", "gaussian", *STARTS, also=("init_lora_weights",))
     rank_stabilized: bool = flag(False, also=("use_rslora",))
     rank_pattern: dict[str, int] | None = mapping(whole(8, least=1))
     alpha_pattern: dict[str, float] | None = mapping(real(16.0, above=0))
@@ -73,7 +76,23 @@ class LoRA(Method):
 
     def adapted(self, layer: Module, A: Array, scale: float, rng: Rng) -> Wrapper:
         """Make the wrapper of a layer."""
-        return LoRALinear(layer, A, scale, self.dropout, rng)
+        kind = StartedLinear if self.init in MOVING else LoRALinear
+        wrapper = kind(layer, A, scale, self.dropout, rng)
+        wrapper.B.requires_grad = self.init != "mica"
+        return wrapper
+
+    @property
+    def needs_data(self) -> bool:
+        return self.init in NEEDS_DATA
+
+    def begin(self, layers: Layers, tuned: Module, batches: list[Array]) -> None:
+        if self.init not in STARTS:
+            return
+        for layer, B, A in starts_of(self.init, layers, tuned, batches):
+            layer.B.assign(B.astype(layer.B.dtype))
+            layer.A.assign(A.astype(layer.A.dtype))
+            if self.init in MOVING:
+                layer.keep_start()
 
     def scale(self, r: int, alpha: float) -> float:
         """Return s: α/r, or α/√r."""
@@ -81,44 +100,9 @@ class LoRA(Method):
 
     def start(self, r: int, d_in: int, rng: Rng) -> Array:
         """Draw A, (r, d_in)."""
-        if self.init == "kaiming":
-            return kaiming_uniform((r, d_in), rng)
-        return rng.normal(0, 1 / r, (r, d_in)).astype(np.float32)
-
-
-class LowRankLinear(ChangedLinear):
-    """A changed layer whose ΔW has rank r; shared by LoRA and its relatives.
-
-    A layer that computes something else than base(x) + ΔW x must have its own `merge`.
-    """
-
-    def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
-        check_rank(r, base)
-        super().__init__(base, dropout, rng)
-
-    @property
-    def rank(self) -> int:
-        return self.factors()[0].shape[1]
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return (d_out, r) and (r, d_in), whose product is ΔW, including the scale."""
-        raise NotImplementedError
-
-    def change(self) -> Tensor:
-        left, right = self.factors()
-        return left @ right
-
-    @property
-    def is_low_rank(self) -> bool:
-        return type(self).merge is ChangedLinear.merge   # its own: it is more than base(x) + ΔW x
-
-    def svd(self) -> tuple[Array, Array, Array]:
-        """Decompose ΔW = U diag(S) Vᵀ, without forming it: U (d_out, r), S (r,), Vᵀ (r, d_in)."""
-        left, right = self.factors()
-        return thin_svd(left.data, right.data)
-
-    def describe(self) -> str:
-        return f"({self.d_in} → {self.d_out}, rank {self.rank})"
+        if self.init == "gaussian":
+            return rng.normal(0, 1 / r, (r, d_in)).astype(np.float32)
+        return kaiming_uniform((r, d_in), rng)
 
 
 class LoRALinear(LowRankLinear):
@@ -134,25 +118,49 @@ class LoRALinear(LowRankLinear):
         Ax = F.linear(self.dropout(x), self.A) * self.scale                   # (…, r)
         return self.base(x) + F.linear(Ax, self.B)
 
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Return (d_out, r) and (r, d_in), whose product is ΔW/s."""
+        return self.B, self.A
+
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.scale * self.B, self.A
+        B, A = self.pair()
+        return self.scale * B, A
 
 
-def check_rank(r: int, layer: Module) -> None:
-    """Raise MethodError for a rank that no matrix of the layer's size has."""
-    most = min(layer.d_in, layer.d_out)
-    if r > most:
-        raise MethodError(f"rank {r} exceeds {most}, the largest that a "
-                          f"{layer.d_out} × {layer.d_in} matrix can have")
+class StartedLinear(LoRALinear):
+    """h = W₀ x + s (B A − B₀ A₀) x, where B₀ and A₀ are what B and A started from.
 
-
-def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
-    """Decompose left (d_out, r) times right (r, d_in): U (d_out, k), S (k,), Vᵀ (k, d_in), k ≤ r.
+    It is the papers' h = (W₀ − s B₀ A₀) x + s B A x, but W₀ stays as it is. Dropout acts on the
+    input of A alone.
     """
-    Q1, R1 = np.linalg.qr(left)
-    Q2, R2 = np.linalg.qr(right.T)
-    U, S, Vt = np.linalg.svd(R1 @ R2.T, full_matrices=False)
-    return Q1 @ U, S, Vt @ Q2.T
+
+    def __init__(self, base: Module, A: Array, scale: float, dropout: float, rng: Rng):
+        super().__init__(base, A, scale, dropout, rng)
+        self.A0 = Parameter(np.zeros_like(self.A.data), requires_grad=False)
+        self.B0 = Parameter(np.zeros_like(self.B.data), requires_grad=False)
+
+    @property
+    def rank(self) -> int:
+        return min(2 * len(self.A), self.d_in, self.d_out)
+
+    def keep_start(self) -> None:
+        """Make what B and A are now the start B₀ and A₀."""
+        self.B0.assign(self.B.data.copy())
+        self.A0.assign(self.A.data.copy())
+
+    def forward(self, x: Tensor) -> Tensor:
+        Ax = F.linear(self.dropout(x), self.A) * self.scale                   # (…, r)
+        A0x = F.linear(x, self.A0) * self.scale
+        change = F.linear(Ax, self.B) - F.linear(A0x, self.B0)                # 0 at the start
+        return self.base(x) + change
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        B = concatenate([self.B, -self.B0], axis=1)
+        A = concatenate([self.A, self.A0])
+        return B, A
+
+    def change(self) -> Tensor:
+        return self.scale * (self.B @ self.A - self.B0 @ self.A0)             # 0 at the start
 
 
 def by_path(field, pattern, paths, default):

@@ -97,10 +97,12 @@ class Method(Hyperparameters):
     (`training/rates.py` says how well that fits). Papers train longer, at smaller rates: LoRA's
     for GPT-2 is 2e-4. `find_rate` measures the rate for a model and a task.
     ranks: those that `set_rank` takes; none for a method that learns at one rank only.
+    needs_data: does `begin` need tokens?
     """
     error: ClassVar[type[ValueError]] = MethodError
     learning_rate: ClassVar[float] = 1e-3
     ranks: ClassVar[Sequence[int]] = ()
+    needs_data: ClassVar[bool] = False
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Method:
@@ -113,6 +115,13 @@ class Method(Hyperparameters):
 
     def virtual(self, model: Decoder, rng: Rng) -> VirtualTokens | None:
         """Make the module that emits the method's virtual tokens, or return None."""
+
+    def begin(self, layers: Layers, tuned: Module, batches: list[Array]) -> None:
+        """Compute a start that depends on weights or data. `attach` and `add` call it when the
+        wrappers are on the model; a file holds what it computed, so loading does not.
+
+        tuned: the model with all methods on it. batches: tokens (B, T), none unless `calibration=`
+        was given."""
 
     def fold(self, virtual: VirtualTokens | None) -> tuple[Method, VirtualTokens | None]:
         """Return the method and its virtual module without a reparameterization."""

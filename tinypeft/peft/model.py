@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.hints import Array, Seed
+from ..common.hints import Array, Calibration, Seed
 from ..engine.nn import Linear, Parameter, check_state
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder, require_free
@@ -32,22 +32,31 @@ __all__ = ["PeftModel", "attach", "attach_parts"]
 
 
 def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 0,
-           head: int | None = None, head_bias: bool = True) -> PeftModel:
+           head: int | None = None, head_bias: bool = True,
+           calibration: Calibration = None) -> PeftModel:
     """Put methods on `model`, in place, freeze everything else, and return a `PeftModel`.
 
     methods: one, or several, each a part with a name: its class's, or the key in a dict, such as
     {"style": LoRA(8)}. Wrappers nest: the first is innermost. rng: seed or Generator. head: a
     number of classes; adds a linear classifier on the final hidden state, trained and saved with
-    the methods, with a bias if head_bias (transformers has none). Raises MethodError if a method
-    fits neither the model nor the other methods, or if the model has one already, on or disabled.
+    the methods, with a bias if head_bias (transformers has none). calibration: tokens for methods
+    that start from data, int (B, T) or an iterable of such arrays; as in `quantize`, other methods
+    ignore it. Raises MethodError if a method fits neither the model nor the other methods, if the
+    model has one already, on or disabled, or if calibration is missing.
     """
-    return attach_parts(model, named(methods), rng, head, head_bias)
+    tuned = attach_parts(model, named(methods), rng, head, head_bias)
+    try:
+        tuned.begin(tuned.parts.values(), calibration, "attach")
+    except BaseException:
+        tuned.detach()
+        raise
+    return tuned
 
 
 def attach_parts(model: Decoder, methods: Mapping[str, Method], rng: Seed = 0,
                  head: int | None = None, head_bias: bool = True,
                  off: Sequence[str] = ()) -> PeftModel:
-    """Do what `attach` does; the parts named in `off` are off from the start."""
+    """Do what `attach` does, without `Method.begin`; the parts named in `off` are off."""
     require_free(model, "attach")
     rng = np.random.default_rng(rng)
     parts = {name: Part(method, model, rng) for name, method in methods.items()}

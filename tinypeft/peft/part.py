@@ -33,6 +33,18 @@ What is off stays part of the PeftModel, and nothing of it is lost:
     quantize, convert, attach          refuse a base that has a PeftModel on it or disabled. One
                                        that is detached does not return to a base that changed
 
+A start of LoRA (`starts.py`) is the layer's own, and no verb moves the base for it:
+
+    verb                               what it does with a start B₀, A₀
+    attach, add                        compute it, from weights or from calibration=
+    load_adapter, copy, pickle,        hold it: nothing is computed again, and no data are needed
+    checkpoints of tp.train
+    detach, disabled                   give the base, which has not changed
+    merge                              add s (B A − B₀ A₀) to the weight
+    ranks, combine, save(format="peft"), to_low_rank
+                                       take it for a LoRA of rank 2r, B′ = [B, −B₀], A′ = [A; A₀]
+    loftq, export_training             refuse it; export_training takes eva
+
 `disabled` and `save` take all parts off for a moment, and give the gradients back. `detach`, `add`
 and `reattach` drop those of the base's own parameters.
 """

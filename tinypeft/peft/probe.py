@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..common.hints import Array, Seed
+from ..common.hints import Array, Calibration, Seed
 from ..common.progress import Progress
 from ..engine.tensor import no_grad
 from ..files import cached_rows, fingerprint
@@ -48,15 +48,15 @@ PENALTIES = 1000, 300, 100, 30, 10, 3, 1     # λ N: scikit-learn's 1/C
 def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[str, Method],
               rng: Seed = 0, splits: Sequence[str] = LEARNED, n_folds: int = 5,
               head_bias: bool = True, batch_size: int = 16, progress: bool | None = None,
-              seed: int = 0, cache: bool = False) -> PeftModel:
+              seed: int = 0, cache: bool = False, calibration: Calibration = None) -> PeftModel:
     """Attach a head to the frozen `model` and solve it for the rows of `task`.
 
     It learns from the splits `splits`. `.validated` of the result says what cross-validation
-    measured on these rows. methods, rng: as of `attach`, for a head that a method starts with; by
-    default `LinearProbe()`, the head alone. head_bias: with an offset for each class, which
-    transformers' heads lack. An error or a Ctrl-C leaves the model free. progress: show one line
-    (default: on a terminal and in a notebook). seed: draws the folds. cache: keep what the head
-    alone reads of each row in the user's cache, and take it from there.
+    measured on these rows. methods, rng, calibration: as of `attach`, for a head that a method
+    starts with; by default `LinearProbe()`, the head alone. head_bias: with an offset for each
+    class, which transformers' heads lack. An error or a Ctrl-C leaves the model free. progress:
+    show one line (default: on a terminal and in a notebook). seed: draws the folds. cache: keep
+    what the head alone reads of each row in the user's cache, and take it from there.
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
     require_free(model, "fit_probe")
@@ -72,7 +72,7 @@ def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[s
                          "expected two or more; add rows, or join classes")
     try:
         tuned = attach(model, *(methods or [LinearProbe()]), rng=rng, head=len(task.classes),
-                       head_bias=head_bias)
+                       head_bias=head_bias, calibration=calibration)
         if cache and not methods:                        # a method may change what the head reads
             h = cached_states(model, task, rows, batch_size, progress)
         else:

@@ -7,13 +7,14 @@ the base that they learned on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
 
-from ..common.hints import Rng, Seed
+from ..common.hints import Calibration, Rng, Seed
 from ..engine.nn import Linear, Module, Parameter
+from ..models.calibration import as_batches
 from ..models.decoder import Decoder, require_free
 from .attachment import Attachment, Loan, detach, restore
 from .method import Method, MethodError, Wrapper
@@ -73,7 +74,17 @@ class Switched(Module):
         """name → Parameter of the base that a method trains."""
         return {name: p for part in self.used() for name, p in part.trained.items()}
 
-    def add(self, *methods: Method | Mapping[str, Method] | Switched, rng: Seed = 0) -> Self:
+    def begin(self, parts: Iterable[Part], calibration: Calibration, verb: str) -> None:
+        """Compute the starts of new parts, which are on the model; see `Method.begin`."""
+        batches = as_batches(self.model, calibration)
+        for part in parts:
+            if part.method.needs_data and not batches:
+                raise MethodError(f"{verb}: {part.method} starts from what the model does on text; "
+                                  "give calibration=, tokens (B, T) or a list of such arrays")
+            part.method.begin(part.wrappers, self, batches)
+
+    def add(self, *methods: Method | Mapping[str, Method] | Switched, rng: Seed = 0,
+            calibration: Calibration = None) -> Self:
         """Put more methods on the model, beside those that are there; see `attach`.
 
         A detached PeftModel of the same model gives its parts away, with all that they learned."""
@@ -86,7 +97,10 @@ class Switched(Module):
         self.attachment.take_off(self.model, note=False)
         before = dict(self.parts)
         try:
-            self._take_in(self._new_parts(methods, np.random.default_rng(rng)), "add")
+            new = self._new_parts(methods, np.random.default_rng(rng))
+            self._take_in(new, "add")
+            given = [part for giver in givers for part in giver.parts.values()]
+            self.begin([part for part in new.values() if part not in given], calibration, "add")
         except BaseException:
             if self.active:
                 self.attachment.take_off(self.model, note=False)

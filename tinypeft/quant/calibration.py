@@ -15,16 +15,17 @@ would need a run of the model from its start.
 """
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..common.hints import Array
+from ..common.hints import Array, Calibration
 from ..common.hyper import flag
 from ..engine.nn import Module, replace_modules
-from ..engine.tensor import Tensor, no_grad
+from ..engine.tensor import Tensor
+from ..models.calibration import Listener, as_batches, calibrating
 from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from .scheme import Scheme, code_bits, weights_per_scale
@@ -78,18 +79,6 @@ class Statistics:
         return self._outer * (2 / self.n)
 
 
-class Listener(Module):
-    """A module that calls `listen` with its input, an array, before it computes."""
-
-    def __init__(self, base: Module, listen: Callable):
-        self.base = base
-        self.listen = listen
-
-    def forward(self, x: Tensor, *more: Any) -> Tensor:
-        self.listen(x.data)
-        return self.base(x, *more)
-
-
 def inputs_of(block: Module, name: str, hs: list[Tensor]) -> list[Tensor]:
     """Return the inputs of the module `name` of a block, one for each input in `hs` of the
     block."""
@@ -118,7 +107,7 @@ def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
         replace_modules(root, layers)
 
 
-def capture(model: Decoder, batches: Array | Iterable[Array],
+def capture(model: Decoder, batches: Calibration,
             paths: Iterable[str] | None = None,
             hessian: bool = False) -> dict[str, Statistics]:
     """Run `model` once on the batches; return path → `Statistics` of its linear layers' inputs.
@@ -162,38 +151,6 @@ def below(path: str, named: dict[str, Any]) -> dict[str, Any]:
     start = f"{path}."
     return {name.removeprefix(start): value for name, value in named.items()
             if name.startswith(start)}
-
-
-@contextlib.contextmanager
-def calibrating(model: Decoder) -> Iterator[Decoder]:
-    """Switch off gradients and dropout inside the block, and restore both after it."""
-    training = {module: module.training for _, module in model.named_modules()}
-    try:
-        with no_grad():
-            yield model.eval()
-    finally:
-        for module, before in training.items():
-            module.training = before
-
-
-def as_batches(model: Decoder, calibration: Array | Iterable[Array] | None) -> list[Array]:
-    """Return calibration tokens as integer arrays (B, T); [] for None. ValueError for others."""
-    if calibration is None:
-        return []
-    if isinstance(calibration, Tensor):
-        raise TypeError("calibration: expected integers (B, T), got a Tensor, which holds floats")
-    if isinstance(calibration, np.ndarray):
-        calibration = [calibration]
-    longest = model.config.context_length
-    batches = [np.asarray(tokens) for tokens in calibration]
-    for tokens in batches:
-        if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] > longest:
-            raise ValueError(f"calibration: expected integers (B, T) with T ≤ {longest}, the "
-                             f"context length, got {tokens.dtype} {tokens.shape}")
-    batches = [tokens for tokens in batches if tokens.size]
-    if not batches:
-        raise ValueError("calibration: there is not one token in it; give integers (B, T)")
-    return batches
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ..models.decoder import Decoder
 from ..peft.lora import LoRA
 from ..peft.method import MethodError
 from ..peft.model import PeftModel, attach
+from ..peft.starts import STARTS
 from .model import quantize
 from .qtensor import QTensor
 from .scheme import Scheme, checked
@@ -44,8 +45,9 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
     scheme: one that needs only the weight (`NF4`, `Uniform`, `FloatFormat`, `GGUF`). iterations:
     T ≥ 1. rng, head: as in `attach`. Save the base too: `detach` gives back Q, which fits this LoRA
     alone. Raises MethodError and ValueError as `attach` and `quantize` do, with nothing changed."""
-    if type(lora) is not LoRA:
-        raise MethodError(f"loftq: expected a LoRA, whose factors LoftQ initialises, got {lora!r}")
+    if type(lora) is not LoRA or lora.init in STARTS:
+        raise MethodError("loftq: expected a LoRA without a start of its own, whose factors LoftQ "
+                          f"initialises, got {lora!r}")
     kind = type(scheme)
     if not (issubclass(kind, Scheme) and kind.layer is Scheme.layer and kind.apply is Scheme.apply):
         raise ValueError("loftq: expected a scheme that needs nothing but the weight, such as "

@@ -1,17 +1,16 @@
 """quantize: the one verb that puts any scheme on a model."""
-from collections.abc import Iterable
-
-from ..common.hints import Array, Targets
+from ..common.hints import Calibration, Targets
 from ..common.progress import Progress
 from ..engine.nn import Linear, replace_modules
 from ..engine.tensor import within
+from ..models.calibration import as_batches, calibrating
 from ..models.decoder import Decoder, require_free
 from ..models.targets import match_targets
-from .calibration import as_batches, calibrating, showing
+from .calibration import showing
 from .scheme import Scheme
 
 
-def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array] | None = None,
+def quantize(model: Decoder, scheme: Scheme, calibration: Calibration = None,
              targets: Targets = "all", skip_quantized: bool = False,
              progress: bool | None = None) -> Decoder:
     """Replace the linear layers in the blocks by quantized ones, in place; return the model.

@@ -6,9 +6,10 @@ feature of the same vector: of the residual stream, of the input of query, key a
 import numpy as np
 
 from ...interop.loading import load_pretrained
+from ...models.calibration import calibrating
 from ...models.decoder import Decoder
 from ...quant import capture, plant_outliers
-from ...quant.calibration import block_by_block, calibrating
+from ...quant.calibration import block_by_block
 from ...text import corpus
 from ...text.tasks import LanguageModelling
 from ..experiment import Experiment

@@ -1,0 +1,89 @@
+"""to_low_rank: what a method changed in the weights of linear layers becomes one LoRA.
+
+    ΔW ≈ B A,     B = U_r √S_r,     A = √S_r V_rᵀ     of ΔW = U S Vᵀ
+
+No product of rank r is nearer to ΔW (Eckart and Young). Tools that know nothing but LoRA can so
+take the change of any method that changes weights. The relative error of a layer is
+
+    ‖ΔW − B A‖/‖ΔW‖ = √(S²_{r+1} + …)/√(S²₁ + S²₂ + …)
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from ..common.hints import Array
+from ..models.targets import match_targets
+from .changed import ChangedLinear
+from .combine import free_base, with_pairs
+from .full import FullFineTuning
+from .low_rank import halves
+from .method import MethodError, Wrapper
+from .model import PeftModel
+
+__all__ = ["to_low_rank"]
+
+
+def to_low_rank(tuned: PeftModel, rank: int) -> PeftModel:
+    """Return a PeftModel with the LoRA of `rank` that is nearest to the change of each layer.
+
+    tuned: it is on its model, and has no part that is off. It is detached, stays as it is, and can
+    be put on again by `activate`. What it trained beside weights of linear layers in the blocks
+    (biases, norms, embeddings) becomes a part "FullFineTuning", and a head is copied: of both
+    nothing is lost. rank: a layer that is too small for it gets the largest that it can have.
+    `relative_errors` of the result: path → the error of the layer's change.
+    Raises MethodError for virtual tokens, and for layers that change more than a weight.
+    """
+    if not isinstance(tuned, PeftModel):
+        raise TypeError("to_low_rank: expected what attach returns, got a "
+                        f"{type(tuned).__name__}")
+    if not isinstance(rank, (int, np.integer)) or isinstance(rank, bool) or rank < 1:
+        raise MethodError(f"to_low_rank: rank must be a positive integer, got {rank!r}")
+    tuned.check_active()
+    tuned.check_none_off("to_low_rank")
+    check_weights_only(tuned)
+    weights = [f"{path}.weight" for path, _ in match_targets(tuned.model, "all")]
+    trained = [name.removesuffix(".weight") for name in tuned.trained if name in weights]
+    pairs, errors = {}, {}
+    for path in dict.fromkeys([*tuned.wrappers, *trained]):
+        U, S, Vt = np.linalg.svd(change_of(tuned, path), full_matrices=False)
+        pairs[path] = halves(U, S, Vt, rank)
+        errors[path] = float(norm(S[rank:]) / (norm(S) or 1))
+    if not pairs:
+        raise MethodError(f"to_low_rank: {tuned.method} changes no weight of a linear layer")
+    rest = {name: p.data.copy() for name, p in tuned.trained.items() if name not in weights}
+    beside = {"FullFineTuning": FullFineTuning(tuple(rest))} if rest else {}
+    state = {f"FullFineTuning/{name}": array for name, array in rest.items()}
+    with free_base("to_low_rank", [tuned], None) as base:
+        result = with_pairs(base, pairs, tuned.head, beside, state)
+    result.relative_errors = errors
+    return result
+
+
+def check_weights_only(tuned: PeftModel) -> None:
+    """Raise MethodError unless all that was added to the base are changes of weights."""
+    for part in tuned.parts.values():
+        if part.virtual is not None:
+            raise MethodError(f"to_low_rank: {part.method} works by virtual tokens; no change of "
+                              "weights can replace that")
+        for path, wrapper in part.wrappers.items():
+            if type(wrapper).dense_weight is Wrapper.dense_weight:
+                raise MethodError(f"to_low_rank: {part.method} puts a {type(wrapper).__name__} at "
+                                  f"{path}, which changes more than a weight; keep it as it is")
+
+
+def change_of(tuned: PeftModel, path: str) -> Array:
+    """Compute by how much the layer at `path` differs from the base's, (d_out, d_in), in float64.
+    """
+    layer = tuned.model.get(path)
+    base = tuned.attachment.replaced.get(path, layer)
+    before = tuned.attachment.base.get(f"{path}.weight")
+    if isinstance(layer, ChangedLinear) and layer.base is base and before is None:
+        return layer.delta().astype(float)               # without the error of a difference
+    if before is None:
+        before = base.dense_weight()
+    return layer.dense_weight().astype(float) - before
+
+
+def norm(S):
+    """Return √Σ S²."""
+    return np.linalg.norm(S)
