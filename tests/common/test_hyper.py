@@ -197,7 +197,7 @@ DEFAULTS = """
          rank_pattern=None, alpha_pattern=None)
     HiRA(rank=8, dropout=0.0, targets=('query', 'value'))
     FourierFT(frequencies=1000, alpha=150.0, std=0.0, seed=777, targets=('query', 'value'))
-    C3A(block_size=None, init='xavier', targets=('query', 'value'))
+    C3A(block_size=None, init='zeros', targets=('query', 'value'))
     LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
     LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
     DyLoRA(rank=8, alpha=16.0, rank_min=1, distribution='uniform', p=0.15, frozen=False, block_size=1, rescale=True,
