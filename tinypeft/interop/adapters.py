@@ -33,10 +33,12 @@ from ..files import fingerprint, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
 from ..peft import (
+    C3A,
     IA3,
     AdaLoRA,
     DoRA,
     DyLoRA,
+    FourierFT,
     HiRA,
     LoHa,
     LoKr,
@@ -150,7 +152,7 @@ def added_folder(tuned, method):
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
-    if isinstance(method, (LoHa, LoKr, HiRA)):
+    if isinstance(method, (LoHa, LoKr, HiRA, FourierFT, C3A)):
         raise MethodError(f"save: PEFT's folders of {method} are not written here; save it in our "
                           "own format")
     if tuned.virtual is not None:          return virtual_folder(tuned, method)
