@@ -164,7 +164,7 @@ def test_the_factors_are_those_of_the_papers_numerical(weights):
                 C = C + 0.01 * np.trace(C) / len(C) * np.eye(len(C))
                 U, S, Vt = np.linalg.svd(W @ C, full_matrices=False)
                 assert_close(s * B @ A @ C, terms(slice(r), U, S, Vt), 1e-6)
-            if init == "lora_ga":                        # theorem 3.1: the first step is the best one of rank 2r
+            if init == "lora_ga":                        # the first step is the best one of rank 2r
                 G, zeta = data[path], len(W) ** 0.25 / 4
                 U, S, Vt = np.linalg.svd(G, full_matrices=False)
                 assert_close(B @ (B.T @ G) + G @ A.T @ A, zeta ** 2 * terms(slice(2 * r), U, S, Vt), 1e-6)

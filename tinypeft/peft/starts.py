@@ -24,12 +24,12 @@ eva, corda and lora_ga need text: `attach(model, method, calibration=batches)`.
 Where implementations differ. The papers and PEFT change W₀. Here W₀ stays: the layer computes
 W₀ x + s (B A − B₀ A₀) x, so `detach` gives the base back as it was, two adapters can be on one
 base, and ΔW is a LoRA of rank 2r for any base: B′ = [B, −B₀], A′ = [A; A₀]. The price is a second
-thin product. A quantized base stays as it was, too; QPiSSA and PEFT quantize W₀ − s B₀ A₀ anew,
-which `loftq` does here.
+thin product. A quantized base stays as it was, too, and is dequantized for the start. There QPiSSA,
+of PiSSA's authors, and PEFT's olora quantize W₀ − s B₀ A₀ anew, and PEFT's pissa, mica, corda and
+lora_ga refuse it.
 
     milora   PEFT does not have it. The authors' code divides S by s, too.
     olora    The author's code, which is PEFT's, does not divide by s: s Q_r R_r is taken off.
-    mica     PEFT refuses a quantized base. The weight is dequantized here, for every start.
     eva      The authors' code and PEFT centre the inputs, and update a truncated SVD batch by
              batch; here it is exact. They also give layers other ranks (ρ = 2); here ρ = 1.
     corda    This is the instruction-previewed mode, PEFT's default, for text of the task. The
@@ -52,7 +52,6 @@ from .method import Layers, MethodError
 from .start_data import Inputs, inputs_of, weight_gradients
 
 __all__ = ["MOVING", "NEEDS_DATA", "STARTS", "starts_of"]
-
 
 Pair = tuple[Array, Array]                               # B (d_out, r) and A (r, d_in)
 
