@@ -6,6 +6,7 @@ holds the tensors:
     here                            peft_type         tensors
     LoRA, DoRA, DyLoRA, AdaLoRA     LORA, ADALORA     see `lowrank`
     IA3                             IA3               see `ia3`
+    LoHa, LoKr, HiRA                LOHA, LOKR, HIRA  see `changed_layers`
     FullFineTuning, of norms        LN_TUNING         see `base_weights`
     FullFineTuning, beside these    the same, with    modules_to_save or bias; see `base_weights`
     PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L w): per layer first
@@ -37,9 +38,6 @@ from ..peft import (
     AdaLoRA,
     DoRA,
     DyLoRA,
-    HiRA,
-    LoHa,
-    LoKr,
     LoRA,
     PrefixTuning,
     PromptTuning,
@@ -53,6 +51,7 @@ from ..peft.method import MethodError
 from ..peft.model import PeftModel
 from ..peft.part import Methods
 from .base_weights import base_weights_folder, method_of, read_base_weights, read_norms
+from .changed_layers import ROWS, changed_folder, read_changed, row_of
 from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
 from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
@@ -150,9 +149,7 @@ def added_folder(tuned, method):
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
-    if isinstance(method, (LoHa, LoKr, HiRA)):
-        raise MethodError(f"save: PEFT's folders of {method} are not written here; save it in our "
-                          "own format")
+    if row := row_of(method):              return changed_folder(tuned, row, method)
     if tuned.virtual is not None:          return virtual_folder(tuned, method)
     raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
 
@@ -248,4 +245,5 @@ def read_virtual(model, config, tensors):
 
 
 READERS = {"LORA": read_lora, "ADALORA": read_adalora, "IA3": read_ia3, "LN_TUNING": read_norms,
-           **dict.fromkeys(VIRTUAL, read_virtual)}
+           **dict.fromkeys(VIRTUAL, read_virtual),
+           **{row.peft_type: read_changed for row in ROWS}}
