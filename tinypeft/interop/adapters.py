@@ -45,6 +45,8 @@ from ..peft import (
     PromptTuning,
     PTuning,
     PTuningV2,
+    RandLoRA,
+    VeRA,
 )
 from ..peft.attachment import bare
 from ..peft.dora import DoRALinear
@@ -150,7 +152,7 @@ def added_folder(tuned, method):
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
-    if isinstance(method, (LoHa, LoKr, HiRA)):
+    if isinstance(method, (LoHa, LoKr, HiRA, VeRA, RandLoRA)):
         raise MethodError(f"save: PEFT's folders of {method} are not written here; save it in our "
                           "own format")
     if tuned.virtual is not None:          return virtual_folder(tuned, method)
