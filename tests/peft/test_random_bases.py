@@ -60,9 +60,9 @@ def test_what_is_drawn():
 
 
 def test_other_targets_other_numbers(gpt):
-    A = {targets: bases(tp.attach(gpt(), tp.VeRA(5, targets=targets), rng=0))[0] for targets in (("query",), ("value",), ("down",))}
-    assert np.array_equal(A["query",], A["value",]) and A["down",].shape == (5, 64)
-    assert not np.array_equal(A["down",][:, :16], A["query",])
+    A = {name: bases(tp.attach(gpt(), tp.VeRA(5, targets=(name,)), rng=0))[0] for name in ("query", "value", "down")}
+    assert np.array_equal(A["query"], A["value"]) and A["down"].shape == (5, 64)
+    assert not np.array_equal(A["down"][:, :16], A["query"])
 
 
 @names
@@ -116,7 +116,8 @@ def test_the_base_stays_as_it_is(name, gpt, tokens):
 
 
 def test_saved_and_loaded_bit_exact(gpt, tokens, tmp_path):
-    assert_saves(gpt, [*METHODS.values(), tp.VeRA(40, d_initial=1e-7, dropout=0.2), tp.RandLoRA(20, dropout=0.2)], tokens, tmp_path)
+    others = tp.VeRA(40, d_initial=1e-7, dropout=0.2), tp.RandLoRA(20, dropout=0.2)
+    assert_saves(gpt, [*METHODS.values(), *others], tokens, tmp_path)
 
 
 @names
@@ -159,7 +160,8 @@ def peft_twin(tuned):
 
     from tests.oracles.torch_gpt import torch_copy
     m = tuned.method
-    config, theirs_of = (peft.VeraConfig(r=m.rank, target_modules=list(m.targets)), {"d": "vera_lambda_d", "b": "vera_lambda_b"})
+    config = peft.VeraConfig(r=m.rank, target_modules=list(m.targets))
+    theirs_of = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
     if isinstance(m, tp.RandLoRA):
         config = peft.RandLoraConfig(r=m.rank, randlora_alpha=m.alpha, target_modules=list(m.targets))
         theirs_of = {"Lam": "randlora_lambda", "Gam": "randlora_gamma"}
@@ -174,7 +176,10 @@ def peft_twin(tuned):
     return theirs, pairs
 
 
-@pytest.mark.parametrize("method", [*METHODS.values(), tp.VeRA(30), tp.RandLoRA(4, alpha=2), tp.RandLoRA(20, alpha=20)], ids=str)
+RACES = [*METHODS.values(), tp.VeRA(30), tp.RandLoRA(4, alpha=2), tp.RandLoRA(20, alpha=20)]
+
+
+@pytest.mark.parametrize("method", RACES, ids=str)
 def test_gradients_20_steps_of_adamw_and_the_merge_equal_pefts_numerical(method, gpt, tokens):
     pytest.importorskip("peft")
     import torch
@@ -199,9 +204,9 @@ def test_both_sides_start_at_the_same_numbers_and_draw_as_widely(name, gpt):
     tuned = tp.attach(gpt(), METHODS[name])
     for ours, theirs in peft_twin(tuned)[1]: assert_close(ours, theirs.detach().numpy(), 1e-6)
     model = tp.GPT(tp.GPTConfig(37, 24, 64, 1, 4), rng=0)
-    config = {"vera": peft.VeraConfig(r=100, target_modules=["query"]), "randlora": peft.RandLoraConfig(r=16, target_modules=["query"])}
-    method = {"vera": tp.VeRA(100, targets=("query",)), "randlora": tp.RandLoRA(16, targets=("query",))}
-    theirs = peft.get_peft_model(torch_copy(model), config[name]).get_submodule("base_model.model.blocks.0.attention.query")
-    for letter, array in zip("AB", bases(tp.attach(model, method[name])), strict=True):
+    config = {"vera": peft.VeraConfig, "randlora": peft.RandLoraConfig}[name](r=50, target_modules=["query"])
+    theirs = peft.get_peft_model(torch_copy(model), config).get_submodule("base_model.model.blocks.0.attention.query")
+    ours = tp.attach(model, type(METHODS[name])(50, targets=("query",)))
+    for letter, array in zip("AB", bases(ours), strict=True):
         their = getattr(theirs, f"{name}_{letter}")["default"].float().numpy()
         assert their.size == array.size and abs(np.abs(array).max() / np.abs(their).max() - 1) < 0.03   # PEFT's are bfloat16
