@@ -92,7 +92,7 @@ def assert_leaves_base_alone(model, method, tokens, steps=3):
         optimizer.step()
     assert all(p.grad is None and p.data.tobytes() == bytes_[n] for n, p in base.items())
     moved = {n: not np.array_equal(start[n], a) for n, a in tuned.state_dict().items()}
-    assert all(moved.values()), moved
+    assert all(moved[n] != ("/shared." in n) for n in moved), moved             # what layers share is frozen
     after = tuned(x).data
     plain = tuned.detach()
     assert plain is model and frozen_bytes(model) == before

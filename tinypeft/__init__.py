@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .peft import (IA3, METHODS, AdaLoRA, AdapterFusion, BottleneckAdapter, DoRA,
                        DyLoRA, FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, Method,
                        MethodError, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
-                       PTuning, PTuningV2, attach, combine, fuse, load_adapter, mixed_batch,
-                       mixed_classify, search_rank)
+                       PTuning, PTuningV2, RandLoRA, VeRA, attach, combine, fuse, load_adapter,
+                       mixed_batch, mixed_classify, search_rank)
     from .peft.probe import fit_probe
 
     # the second verb: quantization schemes

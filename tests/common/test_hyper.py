@@ -196,6 +196,8 @@ DEFAULTS = """
     DoRA(rank=8, alpha=16.0, dropout=0.0, targets=('query', 'value'), init='kaiming', rank_stabilized=False,
          rank_pattern=None, alpha_pattern=None)
     HiRA(rank=8, dropout=0.0, targets=('query', 'value'))
+    VeRA(rank=256, d_initial=0.1, dropout=0.0, targets=('query', 'value'))
+    RandLoRA(rank=32, alpha=640.0, dropout=0.0, targets=('query', 'value'))
     LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
     LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
     DyLoRA(rank=8, alpha=16.0, rank_min=1, distribution='uniform', p=0.15, frozen=False, block_size=1, rescale=True,
@@ -244,7 +246,9 @@ FUNCTIONS = """
 """
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
          "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "dora": 1e-2, "loha": 1e-2, "lokr": 1e-2,
-         "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2}
+         "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2,
+         "vera": 1e-1,
+         "randlora": 3e-3}
 
 
 def test_the_defaults_are_these():

@@ -13,6 +13,8 @@ from .prefix import PrefixTuning
 from .prompt import PromptTuning
 from .ptuning import PTuning
 from .ptuning_v2 import PTuningV2
+from .randlora import RandLoRA
+from .vera import VeRA
 
 __all__ = ["METHODS"]
 
@@ -32,10 +34,12 @@ METHODS: dict[str, type[Method]] = {
     "adalora": AdaLoRA,
     "dylora": DyLoRA,
     "dora": DoRA,
+    "vera": VeRA,
     # weights, by a change of full rank
     "loha": LoHa,
     "lokr": LoKr,
     "hira": HiRA,
+    "randlora": RandLoRA,
     # activations, by scales
     "ia3": IA3,
     # nothing inside: a head alone

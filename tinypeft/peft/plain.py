@@ -13,8 +13,9 @@ from ..engine.tensor import Tensor, concatenate
 from .adalora import AdaLoRALinear
 from .fusion import FusedAdapters
 from .model import PeftModel
+from .randlora import RandLoRALinear
 
-__all__ = ["allocate", "fusion", "lstm", "mixed_batch", "places"]
+__all__ = ["allocate", "fusion", "lstm", "mixed_batch", "places", "randlora"]
 
 
 def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str, int]]:
@@ -43,6 +44,18 @@ def fusion(layer: FusedAdapters, h: Tensor) -> Tensor:
     for n, zn in enumerate(z):
         h = h + alpha[..., n:n + 1] * (zn @ layer.V.T)
     return h
+
+
+def randlora(layer: RandLoRALinear) -> Tensor:
+    """RandLoRA, (4): s Σ_j B_j Λ_j A Γ_j, (D, d). This is ΔW, or ΔWᵀ where d_in is larger."""
+    A, B = layer.bases()
+    r, n = layer.Lam.shape
+    total = 0
+    for j in range(n):
+        B_j = B[:, j::n]                                                      # (D, r)
+        Lam_j = layer.Lam[:, j].reshape(r, 1)
+        total = total + B_j @ (Lam_j * A * layer.Gam[j])
+    return layer.scale * total
 
 
 def lstm(a: Tensor, U: Tensor) -> Tensor:
