@@ -53,7 +53,7 @@ def faults(name, source):
         elif top not in sys.stdlib_module_names and top not in RUN_TIME: found.append(f"{where}: not a package of the project")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "random":
-            if node.attr not in ("default_rng", "Generator", "SeedSequence"):
+            if node.attr not in ("default_rng", "Generator", "RandomState", "SeedSequence"):
                 found.append(f"{name}.py:{node.lineno} uses np.random.{node.attr}: its state is global")
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and getattr(node.value, "value", True) is not False:
             found.append(f"{name}.py:{node.lineno} allows pickle")

@@ -30,7 +30,9 @@ OURS = {
     "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8),
     "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(), "hira": tp.HiRA(),
     "vera": tp.VeRA(),
-    "randlora": tp.RandLoRA()}
+    "randlora": tp.RandLoRA(),
+    "fourierft": tp.FourierFT(),
+    "c3a": tp.C3A()}
 WRAPPING = {
     "full": None,
     "lora": peft.LoraConfig(r=8, target_modules=["query", "value"]),

@@ -13,7 +13,7 @@ from tinypeft.peft import METHODS
 SIZES = dict(d_model=32, dropout=0.1)
 CALIBRATION = np.random.default_rng(0).integers(0, 37, (8, 24))
 SMALL = {"bottleneck": 4, "length": 3, "hidden": 4, "encoder": "lstm", "rank": 4, "init_rank": 4, "target_rank": 2,
-         "dropout": 0.2}
+         "dropout": 0.2, "frequencies": 20}
 SCHEMES = {name: cls(group_size=8) if name in ("gptq", "awq") else cls() for name, cls in tp.SCHEMES.items()}
 ACTIVATIONS = [tp.BottleneckAdapter(4, activation=f) for f in ("relu", "tanh", "silu")]
 STACK = {"first": tp.IA3(), "second": tp.LoRA(2, dropout=0.2), "prefix": tp.PrefixTuning(3, hidden=4),

@@ -31,7 +31,9 @@ SMALL = {"adapter": tp.BottleneckAdapter(4),
          "dylora": tp.DyLoRA(rank=4, alpha=4, targets="all"), "dora": tp.DoRA(rank=2, alpha=3, targets="all"),
          "loha": tp.LoHa(rank=2), "lokr": tp.LoKr(rank=2, targets=("query", "up")), "hira": tp.HiRA(rank=2),
          "vera": tp.VeRA(rank=5, targets=("query", "value", "down")),
-         "randlora": tp.RandLoRA(rank=3, alpha=1, targets=("query", "value", "down"))}
+         "randlora": tp.RandLoRA(rank=3, alpha=1, targets=("query", "value", "down")),
+         "fourierft": tp.FourierFT(20, alpha=20, targets="all"),
+         "c3a": tp.C3A(targets="all")}
 METHODS = {name: SMALL.get(name) or cls() for name, cls in tp.METHODS.items() if name != "probe"}   # its head: test_probe.py
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*")
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -43,7 +45,8 @@ CELLS = [(name, family, weights) for name in METHODS for family in ("GPT", *FAMI
 LEFT_OUT = {("full", "NF4"): "codes cannot be trained"}                       # (method, weights) → reason, in the error's words
 BEYOND_WEIGHTS = {"adapter", "parallel_adapter", "prefix", "prompt", "ptuning", "ptuning_v2"}     # these cannot be merged
 NOT_AT_THE_BASE = {"adapter": "the paper starts it near the identity", "prefix": "virtual tokens change the text",
-                   "prompt": "the same", "ptuning": "the same", "ptuning_v2": "the same"}
+                   "prompt": "the same", "ptuning": "the same", "ptuning_v2": "the same",
+                   "c3a": "its kernels are drawn, none of them is 0"}
 KINKS = {"full": "the curvature of all weights", "ptuning": "ReLU"}           # method → why finite differences are coarse
 STILL = {"adalora": ".Lam", "full": "lm_head.weight"}                         # need not move: pruned λ; classes do not read it
 

@@ -11,6 +11,7 @@ import argparse
 import collections
 import contextlib
 import copy
+import math
 import tempfile
 import time
 import traceback
@@ -184,7 +185,8 @@ class Configuration:
     def starts_as_the_base(self, tuned, fresh):
         identity = (tp.LoRA, tp.LoHa, tp.LoKr, tp.HiRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning,
                     tp.LinearProbe, tp.VeRA, tp.RandLoRA)
-        if isinstance(self.method, identity): self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
+        zero = getattr(self.method, "std", 1) == 0 or getattr(self.method, "init", "") == "zeros"       # FourierFT, C³A
+        if isinstance(self.method, identity) or zero: self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
         if isinstance(self.method, tp.PEQA):                          # whose scales are float32, as every stored scale is
             self.near("fresh, it is the base", self.logits(tuned), self.logits(fresh), 6 if self.is_float64 else 0)
 
@@ -210,6 +212,8 @@ class Configuration:
             least, most = sorted(max(sizes) for sizes in zip(*map(shape, paths), strict=True))
             trained = sum(-(-min(shape(p)) // m.rank) * (m.rank + min(shape(p))) for p in paths)
             stored = trained + m.rank * (least + most * -(-least // m.rank))
+        elif isinstance(m, tp.FourierFT): trained = m.frequencies * len(paths)
+        elif isinstance(m, tp.C3A): trained = sum(i * o // (m.block_size or math.gcd(i, o)) for i, o in map(shape, paths))
         elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)
         elif isinstance(m, tp.DyLoRA):  trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.IA3):

@@ -29,7 +29,8 @@ from tinypeft.common.threads import blas_threads
 
 NARROW = tp.BottleneckAdapter, tp.ParallelAdapter          # their default is wider than the model here
 METHODS = {name: cls(bottleneck=4) if cls in NARROW else cls() for name, cls in tp.METHODS.items() if name != "probe"} | {
-    "DyLoRA, frozen": tp.DyLoRA(frozen=True), "LoRA, dropout": tp.LoRA(dropout=0.2)}
+    "DyLoRA, frozen": tp.DyLoRA(frozen=True), "LoRA, dropout": tp.LoRA(dropout=0.2),
+    "fourierft": tp.FourierFT(20)}
 CONFIG = tp.GPTConfig(37, 64, 16, 2, 4, dropout=0.1)
 PACKAGE = Path(tp.__file__).parent
 TAKEN_APART = {"disabled", "take_off", "put_on", "_take_off", "_put_on", "detach", "reattach"}

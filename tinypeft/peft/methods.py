@@ -1,8 +1,10 @@
 """The methods, by what they change: a name for the command line → a class."""
 from .adalora import AdaLoRA
 from .adapter import BottleneckAdapter
+from .c3a import C3A
 from .dora import DoRA
 from .dylora import DyLoRA
+from .fourierft import FourierFT
 from .full import FullFineTuning, LinearProbe
 from .hadamard import HiRA, LoHa, LoKr
 from .ia3 import IA3
@@ -40,6 +42,8 @@ METHODS: dict[str, type[Method]] = {
     "lokr": LoKr,
     "hira": HiRA,
     "randlora": RandLoRA,
+    "fourierft": FourierFT,
+    "c3a": C3A,
     # activations, by scales
     "ia3": IA3,
     # nothing inside: a head alone

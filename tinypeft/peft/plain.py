@@ -95,3 +95,23 @@ def mixed_batch(tuned: Mapping[str, PeftModel], tokens: Array, tasks: Sequence[s
         model = tuned[task].activate()
         logits.append(model(tokens[b:b + 1]).data)
     return np.concatenate(logits)
+
+
+def waves(c: Tensor, E: Array, shape: tuple[int, int]) -> Tensor:
+    """FourierFT, (3): Re(S), a sum of n cosines, each over the whole matrix."""
+    d1, d2 = shape
+    p, q = np.ogrid[:d1, :d2]
+    S = Tensor(np.zeros(shape, c.dtype))
+    for l, (j, k) in enumerate(E.T):
+        turns = p * j / d1 + q * k / d2
+        S = S + c[l] * np.cos(2 * np.pi * turns)
+    return S / (d1 * d2)
+
+
+def circular(w: Array, x: Array) -> Array:
+    """C³A, (1) and (3): C_blk(Δw) x/d₂ by transforms. w (m, n, b), x (…, n b) → (…, m b)."""
+    m, n, b = w.shape
+    pieces = x.reshape(*x.shape[:-1], 1, n, b)
+    products = np.fft.fft(w) * np.fft.ifft(pieces)                            # (…, m, n, b)
+    z = np.fft.fft(products.sum(-2)).real
+    return z.reshape(*x.shape[:-1], m * b) / (n * b)

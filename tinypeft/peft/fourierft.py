@@ -1,0 +1,121 @@
+"""FourierFT: fine-tuning with the discrete Fourier transform (Gao et al., arXiv 2405.03003).
+
+Every matrix is a sum of waves, each of which runs over the whole matrix. FourierFT draws n waves
+and trains their heights alone. The rank of the change is not bound to their number. Section 3.1,
+equations (2) to (4):
+
+    F = c at the entries E, else 0
+    S_pq = 1/(d₁ d₂) Σ_jk F_jk exp(2πi (p j/d₁ + q k/d₂))
+    h = W₀ x + ΔW x = W₀ x + α Re(S) x
+
+    paper     here       shape
+    d₁, d₂               (d_out, d_in) are the sides of W₀
+    E         E          (2, n), rows and columns of F, drawn once and frozen
+    c         c          (n,), from N(0, std²)
+    α         alpha
+
+Re(S) is a sum of cosines: `plain.waves` writes them out. So p, q and −p, −q (modulo d₁, d₂) always
+have the same number in it, and half of all matrices are out of reach. The map from c to Re(S) is
+linear, and its transpose is the same transform, read at E. Trained: n for each target.
+
+Where implementations differ. Equation (3) in the paper lacks the factor 1/(d₁ d₂), which its
+pseudocode, the authors' code and PEFT have, and which makes α so large. Pseudocode and code compute
+x ΔW, for square matrices; PEFT and this file compute ΔW x, as equation (4) says. The paper shares E
+between layers. PEFT draws it for each layer from one seed, so it is the same where the shapes are;
+here the seed gives PEFT's numbers. The paper and PEFT draw c from N(0, 1), std = 1. Their change at
+the start has standard deviation α √(n/2)/(d₁ d₂), little in a wide matrix and much in a small one:
+it takes the shipped base from 3.0 to 8.7 nats per token. So here std is 0. The paper's pseudocode
+has α = 300; 150 is PEFT's.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.hints import Array, Rng, Targets
+from ..common.hyper import layer_names, real, whole
+from ..engine.nn import Module, Parameter
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
+from ..models.targets import match_targets
+from .changed import ChangedLinear
+from .method import Method, MethodError, Wrapper
+
+__all__ = ["FourierFT", "FourierLinear", "draw", "inverse_transform"]
+
+
+@dataclass(frozen=True)
+class FourierFT(Method):
+    """Train a few entries of the spectrum of a change of the layers named in `targets`.
+
+    frequencies: n. std: of the entries at the start; at 0 the model starts as its base. seed: it
+    decides which entries are trained.
+    """
+    frequencies: int = whole(1000, least=1, also=("n_frequency",))
+    alpha: float = real(150.0, above=0, also=("scaling",))
+    std: float = real(0.0, least=0, also=("init_weights",))
+    seed: int = whole(777, most=2**32 - 1, also=("random_loc_seed",))
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate = 3e-2
+    shown = ("frequencies",)
+
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
+        layers = match_targets(model, self.targets)
+        return {path: FourierLinear(layer, self, rng) for path, layer in layers}
+
+
+class FourierLinear(ChangedLinear):
+    """h = (W₀ + α Re(S)) x + b."""
+
+    def __init__(self, base: Module, method: FourierFT, rng: Rng):
+        super().__init__(base, 0.0, rng)
+        n = method.frequencies
+        size = base.d_out * base.d_in
+        if n > size:
+            raise MethodError(f"frequencies is {n}, but a {base.d_out} × {base.d_in} matrix has "
+                              f"{size}")
+        self.alpha = method.alpha
+        self.c = Parameter(rng.normal(0, method.std, n).astype(np.float32))
+        places = draw(n, size, method.seed)
+        self.E = np.array(divmod(places, base.d_in), np.int32)
+
+    def change(self) -> Tensor:
+        return self.alpha * inverse_transform(self.c, self.E, (self.d_out, self.d_in))
+
+    def check_parts(self) -> None:
+        n = self.E.shape[1]
+        row, column = self.E.max(1)
+        inside = self.E.min() >= 0 and row < self.d_out and column < self.d_in
+        different = np.unique(self.E, axis=1).shape[1]
+        if not inside or different < n:
+            raise ValueError(f"E must hold {n} different places in a {self.d_out} × {self.d_in} "
+                             "matrix")
+
+
+def inverse_transform(c: Tensor, E: Array, shape: tuple[int, int]) -> Tensor:
+    """Compute Re(S), (d₁, d₂), of the spectrum that is c at E.    dc = Re(IFFT₂(dS)) at E."""
+    j, k = E
+    F = np.zeros(shape, c.dtype)
+    F[j, k] = c.data
+    S = np.fft.ifft2(F).real
+
+    def dc(dS):
+        return np.fft.ifft2(dS).real[j, k]
+    return Tensor.op(S, (c, dc))
+
+
+def draw(n: int, size: int, seed: int) -> Array:
+    """Draw n of the numbers 0 … size − 1, each at most once: the first n of torch.randperm(size).
+
+    Of the cards that are left, one changes places with the next one. `moved` has the cards that
+    are not where they were. (Above 2³²/20 cards PyTorch draws in another way.)
+    """
+    random = np.random.RandomState(seed).randint(0, 2**32, n, np.uint64).tolist()
+    drawn = []
+    moved = {}
+    for i in range(n):
+        place = i + random[i] % (size - i)
+        drawn.append(moved.get(place, place))
+        moved[place] = moved.get(i, i)
+    return np.array(drawn)
