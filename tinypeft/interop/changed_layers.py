@@ -31,21 +31,29 @@ import numpy as np
 from ..common.hints import Array
 from ..models.decoder import Decoder
 from ..models.targets import names_for
-from ..peft import HiRA, LoHa, LoKr, Method, MethodError
+from ..peft import C3A, FourierFT, HiRA, LoHa, LoKr, Method, MethodError, RandLoRA, VeRA
+from ..peft.c3a import CircularLinear
+from ..peft.fourierft import FourierLinear, draw
 from ..peft.hadamard import HiRALinear, LoHaLinear, LoKrLinear, divisor
 from ..peft.metered import Metered
 from ..peft.method import Wrapper
 from ..peft.model import PeftModel
-from .lowrank import State, adapted_layers, linear_layers, plain_number, split, stack
+from ..peft.part import own_state
+from ..peft.randlora import RandLoRALinear
+from ..peft.vera import VeRALinear
+from .lowrank import State, adapted_layers, exceptions, linear_layers, most_common, plain_number, split, stack
 from .peft_config import PREFIX, Config, Tensors
 from .peft_names import names_of
 
 __all__ = ["ROWS", "Row", "changed_folder", "read_changed", "read_plain", "row_of"]
 
+Layout = Callable[[Array, Method], Array]
 Pair = tuple[Array, Array]                               # of matrices B (d_out, r) and A (r, d_in)
 
+TOP = "base_model."                                      # in front of what layers share
 TARGET_FIELDS = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
-PATTERNS = {"r": "rank_pattern", "alpha": "alpha_pattern"}   # their field → its values for layers
+PATTERNS = {"r": "rank_pattern", "alpha": "alpha_pattern",     # their field → its values for layers
+            "n_frequency": "n_frequency_pattern"}
 ONLY_TRAINING = {"init_weights", "rank_dropout", "module_dropout"}
 
 
@@ -54,19 +62,33 @@ class Row:
     """How PEFT's folders hold one method.
 
     method, layer: its class here, and that of its wrappers. fields: our field → theirs, and the
-    value of a file that has none. tensors: our array → theirs. ignored: their fields that change
-    nothing after training. conv1d: has PEFT it for GPT-2's layers? write, read: as `write_plain`
-    and `read_plain`.
+    value of a file that has none. tensors: our array → theirs. shared: our array of the method →
+    theirs. there, back: our array → what makes theirs of it, or ours of theirs, for the method.
+    needed: their field → the value that it must have. ignored: their fields that change nothing
+    after training. conv1d: has PEFT it for GPT-2's layers? write, read: as `write_plain` and
+    `read_plain`.
     """
     peft_type: str
     method: type[Method]
     layer: type[Wrapper]
     fields: Mapping[str, tuple[str, Any]]
     tensors: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    there: Mapping[str, Layout] = field(default_factory=dict)
+    back: Mapping[str, Layout] = field(default_factory=dict)
+    needed: Mapping[str, Any] = field(default_factory=dict)
     ignored: Set[str] = frozenset()
     conv1d: bool = False
     write: Callable[..., tuple[dict[str, Any], State]] | None = None
     read: Callable[..., tuple[Method, State]] | None = None
+
+    def to_theirs(self, name: str, array: Array, method: Method) -> Array:
+        """Lay out our array `name` as PEFT does."""
+        return self.there[name](array, method) if name in self.there else array
+
+    def to_ours(self, name: str, array: Array, method: Method) -> Array:
+        """Lay out PEFT's array of our `name` as we do."""
+        return self.back[name](array, method) if name in self.back else array
 
 
 def row_of(method: Method) -> Row | None:
@@ -87,8 +109,12 @@ def changed_folder(tuned: PeftModel, row: Row,
     if row.conv1d:
         fields["fan_in_fan_out"] = names.conv1d
     fields |= {"peft_type": row.peft_type, "target_modules": names.brief(layers),
-               "init_weights": True}
-    return fields, {PREFIX + name: array for name, array in tensors.items()}
+               "init_weights": True, **row.needed}
+    tensors = {PREFIX + name: array for name, array in tensors.items()}
+    first = next(wrapper for wrappers in layers.values() for wrapper in wrappers if wrapper)
+    for name, theirs in row.shared.items():
+        tensors[TOP + theirs] = row.to_theirs(name, first.shared[name], method)
+    return fields, tensors
 
 
 def check_kinds(row, layers):
@@ -110,16 +136,19 @@ def write_plain(row: Row, method: Method,
                               "query, key and value in one; give other targets, or save it in our "
                               "own format")
         for ours, theirs in row.tensors.items():
-            tensors[f"{path}.{theirs}"] = getattr(layer, ours).data
+            array = getattr(layer, ours).data
+            tensors[f"{path}.{theirs}"] = row.to_theirs(ours, array, method)
     return fields_of(row, method), tensors
 
 
 def fields_of(row, method):
     """Name the method's fields as PEFT does."""
-    fields = {theirs: getattr(method, ours) for ours, (theirs, _) in row.fields.items()}
-    if "alpha" in fields:
-        fields["alpha"] = plain_number(fields["alpha"])
-    return fields
+    return {theirs: as_written(getattr(method, ours)) for ours, (theirs, _) in row.fields.items()}
+
+
+def as_written(value):
+    """Make a whole float an int, as PEFT writes it."""
+    return plain_number(value) if isinstance(value, float) else value
 
 
 # -- from a folder ---------------------------------------------------------------------------------
@@ -132,12 +161,17 @@ def read_changed(model: Decoder, config: Config, tensors: Tensors) -> tuple[Meth
                                  "GPT-2's are Conv1D there")
     known = {name for name, _ in row.fields.values()}
     patterns = {PATTERNS[name] for name in known & PATTERNS.keys()}
-    config.refuse_unknown(known | patterns | TARGET_FIELDS | ONLY_TRAINING | row.ignored)
+    config.refuse_unknown(known | patterns | row.needed.keys() | TARGET_FIELDS | ONLY_TRAINING
+                          | row.ignored)
+    for name, value in row.needed.items():
+        if config.get(name, type(value), value) != value:
+            raise config.unsupported(name, f"here it must be {value!r}")
     layers = {path: (d_in, d_out) for path, d_in, d_out in linear_layers(model, config)}
     method, state = (row.read or read_plain)(row, model, config, tensors, layers)
-    if not state:
-        return None, state
-    paths = dict.fromkeys(name.rpartition(".")[0] for name in state)
+    paths = dict.fromkeys(name.rpartition(".")[0] for name in state
+                          if not name.startswith("shared."))
+    if not paths or not {f"shared.{name}" for name in row.shared} <= state.keys():
+        return None, {}
     return replace(method, targets=names_for(paths, model.config.n_layers)), state
 
 
@@ -153,25 +187,36 @@ def method_of(row, config, paths):
             if len(per_layer) > 1:
                 raise config.unsupported(pattern, f"a {row.method.__name__} has one {ours} here")
             (value,) = per_layer
-        values[ours] = plain_number(value) if theirs == "alpha" else value
+        values[ours] = as_written(value)
     return row.method(**values)
 
 
 def read_plain(row: Row, model: Decoder, config: Config, tensors: Tensors,
-               layers: Mapping[str, tuple[int, int]]) -> tuple[Method, State]:
-    """Read arrays of the shapes that the method gives them. layers: their path → (d_in, d_out)."""
-    method, state = method_of(row, config, layers), {}
+               layers: Mapping[str, tuple[int, int]],
+               method: Method | None = None) -> tuple[Method, State]:
+    """Read arrays of the shapes that the method gives them. layers: their path → (d_in, d_out).
+    method: that of the fields, if it is known. A method's other arrays are as it makes them."""
+    method = method or method_of(row, config, layers)
     ours = {path: our_path(row, model, config, path) for path in layers}
-    n_saved = sum(math.prod(tensors.file.shape(name)) for name in tensors.file)
-    wrappers = replace(method, targets=tuple(ours.values())).wrap(model, Metered(n_saved))
+    method = replace(method, targets=tuple(ours.values()))
+    rng = Metered(sum(math.prod(tensors.file.shape(name)) for name in tensors.file))
+    state = {}
+    for name, array in method.shared(model, rng).items():
+        state[f"shared.{name}"] = take(row, method, tensors, name, array, TOP + row.shared[name])
+    wrappers = method.wrap(model, rng)
     for path in layers:
-        arrays = {}
+        made = own_state(wrappers[ours[path]])
         for name, theirs in row.tensors.items():
-            shape = getattr(wrappers[ours[path]], name).shape
-            arrays[f"{ours[path]}.{name}"] = tensors.take(f"{PREFIX}{path}.{theirs}", shape)
-        if all(array is not None for array in arrays.values()):
-            state |= arrays
-    return method, state
+            made[name] = take(row, method, tensors, name, made[name], f"{PREFIX}{path}.{theirs}")
+        if all(array is not None for array in made.values()):
+            state |= {f"{ours[path]}.{name}": array for name, array in made.items()}
+    return method, {name: array for name, array in state.items() if array is not None}
+
+
+def take(row, method, tensors, name, made, theirs):
+    """Take the tensor `theirs` in place of `made`, our array `name`; None if it is missing."""
+    array = tensors.take(theirs, row.to_theirs(name, made, method).shape)
+    return None if array is None else row.to_ours(name, array, method)
 
 
 def our_path(row, model, config, path):
@@ -215,8 +260,6 @@ def is_whole(r, shape):
 def read_lokr(row, model, config, tensors, layers):
     """Read LoKr, as `read_plain` does. The rank is the largest that a layer needs."""
     method = method_of(row, config, layers)
-    if config.get("decompose_factor", int, -1) != -1:
-        raise config.unsupported("decompose_factor", "C is as nearly square here as it can be")
     r_C = method.rank if config.get("decompose_both", bool, False) else math.inf
     pairs, state = {}, {}
     for path, (d_in, d_out) in layers.items():
@@ -226,7 +269,8 @@ def read_lokr(row, model, config, tensors, layers):
         BA = take_product(tensors, f"{path}.lokr_w2", (d_out // u, d_in // v), method.rank)
         if C is None or BA is None:
             continue
-        state[f"{ours}.C"] = C[0] @ C[1]
+        with np.errstate(over="ignore", invalid="ignore"):       # what is not finite is refused
+            state[f"{ours}.C"] = C[0] @ C[1]
         pairs[ours] = BA
     if not state:
         return method, state
@@ -285,15 +329,106 @@ def read_hira(row, model, config, tensors, layers):
     return replace(method, rank=rank), filled_up(pairs)
 
 
+# -- FourierFT and C3A ------------------------------------------------------------------------------
+def write_fourier(row, method, layers):
+    """Write FourierFT, as `write_plain` does. PEFT draws the entries anew from the seed."""
+    for path, (layer, *_) in layers.items():
+        size = layer.d_out * layer.d_in
+        places = draw(method.frequencies, size, method.seed)
+        if not np.array_equal(layer.E[0] * layer.d_in + layer.E[1], places):
+            raise MethodError(f"save: the entries of {path} are not those of the seed "
+                              f"{method.seed}, from which PEFT draws them; save it in our own "
+                              "format")
+    return write_plain(row, method, layers)
+
+
+def write_c3a(row, method, layers):
+    """Write C³A, as `write_plain` does, with the block sizes."""
+    fields, tensors = write_plain(row, method, layers)
+    sizes = {path: layer.w.shape[2] for path, (layer,) in layers.items()}
+    usual = most_common(sizes)
+    return fields | {"block_size": usual, "block_size_pattern": exceptions(sizes, usual)}, tensors
+
+
+def read_c3a(row, model, config, tensors, layers):
+    """Read C³A, as `read_plain` does, of one block size or of the largest ones."""
+    usual = config.get("block_size", int, 256)
+    sizes = {path: config.pattern_value("block_size_pattern", int, path, usual) for path in layers}
+    if len({*sizes.values()}) == 1:
+        method = C3A(sizes.popitem()[1])
+    elif sizes == {path: math.gcd(*sides) for path, sides in layers.items()}:
+        method = C3A()
+    else:
+        raise config.unsupported("block_size_pattern", "blocks are all equal here, or the largest "
+                                 "that fit each layer")
+    return read_plain(row, model, config, tensors, layers, method)
+
+
+# -- VeRA and RandLoRA -----------------------------------------------------------------------------
+def write_randlora(row, method, layers):
+    """Write RandLoRA, as `write_plain` does. As in PEFT, A and B are in each layer once more."""
+    fields, tensors = write_plain(row, method, layers)
+    for path, (layer,) in layers.items():
+        for name, theirs in row.shared.items():
+            tensors[f"{path}.{theirs}"] = row.to_theirs(name, layer.shared[name], method)
+    return fields, tensors
+
+
+def read_randlora(row, model, config, tensors, layers):
+    """Read RandLoRA, as `read_plain` does. The layers' A and B must be the method's."""
+    method, state = read_plain(row, model, config, tensors, layers)
+    for name, theirs in row.shared.items():
+        shared = state.get(f"shared.{name}")
+        if shared is None:
+            continue
+        for path in layers:
+            copy = take(row, method, tensors, name, shared, f"{PREFIX}{path}.{theirs}")
+            if copy is not None and not np.array_equal(copy, shared):
+                raise ValueError(f"{tensors.path}: {path}.{theirs} differs from {TOP}{theirs}; "
+                                 "all layers share one")
+    return method, state
+
+
+def columns_apart(B, method):
+    """Lay out B (D, n r) as (D, n, r)."""
+    return B.reshape(len(B), -1, method.rank)
+
+
+def columns_joined(B, method):
+    """Lay out B (D, n, r) as (D, n r)."""
+    return B.reshape(len(B), -1)
+
+
 # -- the table -------------------------------------------------------------------------------------
 SCALED = {"rank": ("r", 8), "alpha": ("alpha", 8.0)}
+SEEDED = {"projection_prng_key"}
 ROWS = [
     Row("LOHA", LoHa, LoHaLinear, SCALED,
         {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"},
         ignored={"use_effective_conv2d"}),
     Row("LOKR", LoKr, LoKrLinear, SCALED,
-        ignored={"use_effective_conv2d", "rank_dropout_scale", "decompose_both",
-                 "decompose_factor"},
+        needed={"decompose_factor": -1},                 # C is as nearly square as it can be
+        ignored={"use_effective_conv2d", "rank_dropout_scale", "decompose_both"},
         write=write_lokr, read=read_lokr),
     Row("HIRA", HiRA, HiRALinear, {"rank": ("r", 32), "dropout": ("hira_dropout", 0.0)},
-        ignored={"rank_pattern"}, conv1d=True, write=write_hira, read=read_hira)]
+        ignored={"rank_pattern"}, conv1d=True, write=write_hira, read=read_hira),
+    Row("VERA", VeRA, VeRALinear,
+        {"rank": ("r", 256), "d_initial": ("d_initial", 0.1), "dropout": ("vera_dropout", 0.0)},
+        {"d": "vera_lambda_d", "b": "vera_lambda_b"}, {"A": "vera_A", "B": "vera_B"},
+        needed={"save_projection": True, "bias": "none"}, ignored=SEEDED, conv1d=True),
+    Row("RANDLORA", RandLoRA, RandLoRALinear,
+        {"rank": ("r", 32), "alpha": ("randlora_alpha", 640.0),
+         "dropout": ("randlora_dropout", 0.0)},
+        {"Lam": "randlora_lambda", "Gam": "randlora_gamma"},
+        {"A": "randlora_A", "B": "randlora_B"},
+        there={"A": lambda A, _: A[:, None], "B": columns_apart},
+        back={"A": lambda A, _: A[:, 0], "B": columns_joined},
+        needed={"save_projection": True, "bias": "none"}, ignored=SEEDED, conv1d=True,
+        write=write_randlora, read=read_randlora),
+    Row("FOURIERFT", FourierFT, FourierLinear,
+        {"frequencies": ("n_frequency", 1000), "alpha": ("scaling", 150.0),
+         "seed": ("random_loc_seed", 777)},
+        {"c": "fourierft_spectrum"}, needed={"bias": "none"}, conv1d=True, write=write_fourier),
+    Row("C3A", C3A, CircularLinear, {}, {"w": "c3a_kernel"},
+        needed={"bias": "none"}, ignored={"block_size", "block_size_pattern"},
+        write=write_c3a, read=read_c3a)]
