@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from .interop.loading import load_model, load_pretrained, save_model
 
     # the first verb: fine-tuning methods
-    from .peft import (IA3, METHODS, AdaLoRA, AdapterFusion, BottleneckAdapter, DoRA,
+    from .peft import (IA3, METHODS, OFT, AdaLoRA, AdapterFusion, BottleneckAdapter, DoRA,
                        DyLoRA, FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, Method,
-                       MethodError, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
-                       PTuning, PTuningV2, attach, combine, fuse, load_adapter, mixed_batch,
+                       MethodError, MiSS, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
+                       PTuning, PTuningV2, SHiRA, attach, combine, fuse, load_adapter, mixed_batch,
                        mixed_classify, search_rank)
     from .peft.probe import fit_probe
 

@@ -198,6 +198,9 @@ DEFAULTS = """
     HiRA(rank=8, dropout=0.0, targets=('query', 'value'))
     LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
     LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
+    MiSS(rank=8, dropout=0.0, targets=('query', 'value'))
+    OFT(block_size=32, neumann_terms=None, targets=('query', 'value'))
+    SHiRA(rank=8, targets=('query', 'value'))
     DyLoRA(rank=8, alpha=16.0, rank_min=1, distribution='uniform', p=0.15, frozen=False, block_size=1, rescale=True,
         dropout=0.0, targets=('query', 'value'))
     IA3(targets=('key', 'value', 'down'), feedforward=('down',))
@@ -244,7 +247,8 @@ FUNCTIONS = """
 """
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
          "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "dora": 1e-2, "loha": 1e-2, "lokr": 1e-2,
-         "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2}
+         "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2,
+         "miss": 1e-2, "shira": 3e-2, "oft": 1e-2}
 
 
 def test_the_defaults_are_these():

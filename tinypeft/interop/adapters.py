@@ -34,6 +34,7 @@ from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
 from ..peft import (
     IA3,
+    OFT,
     AdaLoRA,
     DoRA,
     DyLoRA,
@@ -41,10 +42,12 @@ from ..peft import (
     LoHa,
     LoKr,
     LoRA,
+    MiSS,
     PrefixTuning,
     PromptTuning,
     PTuning,
     PTuningV2,
+    SHiRA,
 )
 from ..peft.attachment import bare
 from ..peft.dora import DoRALinear
@@ -150,7 +153,7 @@ def added_folder(tuned, method):
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
-    if isinstance(method, (LoHa, LoKr, HiRA)):
+    if isinstance(method, (LoHa, LoKr, HiRA, MiSS, SHiRA, OFT)):
         raise MethodError(f"save: PEFT's folders of {method} are not written here; save it in our "
                           "own format")
     if tuned.virtual is not None:          return virtual_folder(tuned, method)

@@ -5,6 +5,7 @@
     in folders     folders.py (save, load_adapter)   formats.py   metered.py
     the methods    methods.py : METHODS, name → class, and what each of them changes
     weights        full.py   changed.py   lora.py   adalora.py   dylora.py   dora.py   hadamard.py
+                   miss.py   shira.py   oft.py
     activations    adapter.py   parallel.py   ia3.py
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py (adapters)   rank_search.py (ranks)
@@ -16,9 +17,9 @@ from .combine import combine
 from .folders import KNOWN, load_adapter
 from .fusion import AdapterFusion, fuse
 from .method import Method, MethodError, Wrapper
-from .methods import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA, FullFineTuning, HiRA,
-                      LinearProbe, LoHa, LoKr, LoRA, ParallelAdapter, PrefixTuning, PromptTuning,
-                      PTuning, PTuningV2)
+from .methods import (IA3, METHODS, OFT, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA, FullFineTuning,
+                      HiRA, LinearProbe, LoHa, LoKr, LoRA, MiSS, ParallelAdapter, PrefixTuning,
+                      PromptTuning, PTuning, PTuningV2, SHiRA)
 from .mixed import mixed_batch, mixed_classify
 from .model import PeftModel, attach
 from .rank_search import search_rank

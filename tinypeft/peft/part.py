@@ -176,6 +176,8 @@ class Part:
                     p.assign(array)
         for path, module in self.modules():
             module.load_state_dict(below(f"{path}.", state), strict=False)
+        for wrapper in self.wrappers.values():
+            wrapper.check_parts()
 
     def fold(self) -> bool:
         """Replace a reparameterization by its output; was there one?"""
