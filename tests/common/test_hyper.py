@@ -275,7 +275,8 @@ FROM_0 = {"dropout", "norm_eps", "damping", "gamma", "beta1", "beta2", "shrink",
           "ZeroQuant.steps", "t_init", "t_final", "seed", "TrainOptions.lr", "head_lr", "lr_floor", "warmup", "weight_decay",
           "eval_every", "stop_after"}
 NOT_1 = {"dropout", "beta1", "beta2", "shrink", "max_shrink", "p", "percentile", "d_head", "NF4.block_size",
-         "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits"}
+         "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits",
+         "OFT.block_size", "neumann_terms"}
 
 
 @pytest.mark.parametrize("cls", [*NAMED.values(), tp.GPTConfig, tp.LlamaConfig, tp.GemmaConfig, tp.TrainOptions])

@@ -64,7 +64,7 @@ ABOUT: dict[str, About] = {
     "shira": About("SHiRA", "W ← W + S, S is 0 but at r (d_in + d_out) places drawn at random",
                    ("2406.13175",), "07", ("sky", "1"), "SHiRA"),
     "oft": About("OFT", "W ← W Rᵀ, R = (I + Q)(I − Q)⁻¹ in each block, Q = −Qᵀ",
-                 ("2306.07280", "2506.19847"), "07", ("green", "D"), "OFT"),
+                 ("2306.07280", "2506.19847"), "07", ("orange", "D"), "OFT"),
     "ia3": About("(IA)³", "K ← l_k ⊙ K, V ← l_v ⊙ V, γ(W₁ x) ← l_ff ⊙ γ(W₁ x)",
                  ("2205.05638",), "07", ("orange", ">"), "(IA)³"),
     "probe": About("Linear probe", "p = softmax(W h + b) on what the frozen base computes, h; solved, not trained",
