@@ -94,6 +94,15 @@ def test_a_quantized_weight_is_not_decoded_for_a_pass(gpt, tokens, monkeypatch):
     assert_close(tuned.merge()(tokens), want, 1e-12)
 
 
+def test_the_rotation_is_computed_once_while_it_generates(gpt, tokens, monkeypatch):
+    tuned, calls, rotation = learned(gpt(), EXACT), [], OFTLinear.rotation
+    monkeypatch.setattr(OFTLinear, "rotation", lambda self: calls.append(self) or rotation(self))
+    assert np.array_equal(tuned.generate(tokens, 5), tuned.merge().generate(tokens, 5, use_cache=False))
+    calls.clear()
+    tuned.generate(tokens, 5)
+    assert len(calls) == len(tuned.wrappers)
+
+
 @both
 def test_gradients_numerical(method, gpt, tokens):
     assert_gradients(learned(gpt(), method), tokens)

@@ -47,6 +47,7 @@ from ..common.hyper import layer_names, whole
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
+from ..models.generation import kept
 from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .method import Method, MethodError, Wrapper
@@ -97,7 +98,7 @@ class OFTLinear(ChangedLinear):
         return neumann(Q, self.neumann_terms)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(turned(x, self.rotation()))
+        return self.base(turned(x, kept(self, self.rotation)))
 
     def change(self) -> Tensor:
         """Compute W₀ Rᵀ − W₀."""
