@@ -202,6 +202,9 @@ DEFAULTS = """
     C3A(block_size=None, init='xavier', targets=('query', 'value'))
     LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
     LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
+    MiSS(rank=8, dropout=0.0, targets=('query', 'value'))
+    OFT(block_size=32, neumann_terms=None, targets=('query', 'value'))
+    SHiRA(rank=8, targets=('query', 'value'))
     DyLoRA(rank=8, alpha=16.0, rank_min=1, distribution='uniform', p=0.15, frozen=False, block_size=1, rescale=True,
         dropout=0.0, targets=('query', 'value'))
     IA3(targets=('key', 'value', 'down'), feedforward=('down',))
@@ -252,7 +255,8 @@ RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3
          "vera": 1e-1,
          "randlora": 3e-3,
          "fourierft": 3e-2,
-         "c3a": 3e-1}
+         "c3a": 3e-1,
+         "miss": 1e-2, "shira": 3e-2, "oft": 1e-2}
 
 
 def test_the_defaults_are_these():
@@ -280,7 +284,8 @@ FROM_0 = {"dropout", "norm_eps", "damping", "gamma", "beta1", "beta2", "shrink",
           "eval_every", "stop_after",
           "FourierFT.std"}
 NOT_1 = {"dropout", "beta1", "beta2", "shrink", "max_shrink", "p", "percentile", "d_head", "NF4.block_size",
-         "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits"}
+         "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits",
+         "OFT.block_size", "neumann_terms"}
 
 
 @pytest.mark.parametrize("cls", [*NAMED.values(), tp.GPTConfig, tp.LlamaConfig, tp.GemmaConfig, tp.TrainOptions])

@@ -33,7 +33,9 @@ SMALL = {"adapter": tp.BottleneckAdapter(4),
          "vera": tp.VeRA(rank=5, targets=("query", "value", "down")),
          "randlora": tp.RandLoRA(rank=3, alpha=1, targets=("query", "value", "down")),
          "fourierft": tp.FourierFT(20, alpha=20, targets="all"),
-         "c3a": tp.C3A(targets="all")}
+         "c3a": tp.C3A(targets="all"),
+         "miss": tp.MiSS(rank=3, targets="all"), "shira": tp.SHiRA(rank=1, targets=("query", "up")),
+         "oft": tp.OFT(4, targets=("query", "up"))}
 METHODS = {name: SMALL.get(name) or cls() for name, cls in tp.METHODS.items() if name != "probe"}   # its head: test_probe.py
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*")
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -16,7 +16,8 @@ EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta
          tp.VeRA(rank=5),
          tp.RandLoRA(rank=3),
          tp.FourierFT(20, std=1.0),
-         tp.C3A(4)]
+         tp.C3A(4),
+         tp.MiSS(rank=2), tp.SHiRA(rank=2), tp.OFT(4)]
 every = pytest.mark.parametrize("method", EVERY, ids=str)
 
 

@@ -10,12 +10,15 @@ from .hadamard import HiRA, LoHa, LoKr
 from .ia3 import IA3
 from .lora import LoRA
 from .method import Method
+from .miss import MiSS
+from .oft import OFT
 from .parallel import ParallelAdapter
 from .prefix import PrefixTuning
 from .prompt import PromptTuning
 from .ptuning import PTuning
 from .ptuning_v2 import PTuningV2
 from .randlora import RandLoRA
+from .shira import SHiRA
 from .vera import VeRA
 
 __all__ = ["METHODS"]
@@ -37,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
     "dylora": DyLoRA,
     "dora": DoRA,
     "vera": VeRA,
+    "miss": MiSS,
     # weights, by a change of full rank
     "loha": LoHa,
     "lokr": LoKr,
@@ -44,6 +48,10 @@ METHODS: dict[str, type[Method]] = {
     "randlora": RandLoRA,
     "fourierft": FourierFT,
     "c3a": C3A,
+    # weights, by numbers at few places
+    "shira": SHiRA,
+    # weights, by a rotation
+    "oft": OFT,
     # activations, by scales
     "ia3": IA3,
     # nothing inside: a head alone

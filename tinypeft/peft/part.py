@@ -186,6 +186,8 @@ class Part:
         self.shared.update(check_state(self.shared, below("shared.", state), strict=False))
         for path, module in self.modules():
             module.load_state_dict(below(f"{path}.", state), strict=False)
+        for wrapper in self.wrappers.values():
+            wrapper.check_parts()
 
     def fold(self) -> bool:
         """Replace a reparameterization by its output; was there one?"""
