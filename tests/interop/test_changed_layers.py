@@ -1,4 +1,4 @@
-"""LoHa, LoKr and HiRA in PEFT's folders, both ways: both sides compute the same, and wrong folders are refused."""
+"""Changes of weights in PEFT's folders, both ways: both sides compute the same, and wrong folders are refused."""
 import copy
 import functools
 import json
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.families import FAMILIES, make
+from tests.families import make
 from tests.oracles import relative_error as error
 from tests.protocol import move
 from tests.toys import Noise
 from tinypeft.commands.cli import main
 from tinypeft.interop import read_safetensors, write_safetensors
-from tinypeft.interop.changed_layers import ROWS
+from tinypeft.interop.changed_table import ROWS
 from tinypeft.interop.families import FAMILIES as TABLES
 from tinypeft.peft.hadamard import LoHaLinear
 
@@ -27,11 +27,14 @@ from tests.oracles.peft_folders import CONFIG, SEVEN, TENSORS, TOKENS, pytestmar
 
 UP = "query", "up", "down"
 PATHS = "blocks.0.mlp.down", "blocks.1.attention.key"
-OURS = [*((family, method) for family in FAMILIES for method in (
-            tp.LoHa(4, alpha=7, targets=UP), tp.LoKr(1, alpha=3, targets=UP), tp.LoKr(5, targets="all"),
-            tp.HiRA(3, dropout=0.1, targets=UP), tp.VeRA(30, d_initial=0.3, targets=UP), tp.RandLoRA(5, alpha=9, targets=UP),
-            tp.FourierFT(20, alpha=20, targets=UP), tp.C3A(4, targets=UP), tp.C3A(targets=UP))),
-        ("Llama", tp.LoHa(2, targets=PATHS)), ("Qwen3", tp.LoKr(2, targets=PATHS)), ("Gemma", tp.HiRA(2, targets=PATHS)),
+METHODS = (tp.LoHa(4, alpha=7, targets=UP), tp.LoKr(1, alpha=3, targets=UP), tp.LoKr(5, targets="all"),
+           tp.HiRA(3, dropout=0.1, targets=UP), tp.VeRA(30, d_initial=0.3, targets=UP), tp.RandLoRA(5, alpha=9, targets=UP),
+           tp.FourierFT(20, alpha=20, targets=UP), tp.C3A(4, targets=UP), tp.C3A(targets=UP), tp.SHiRA(2, targets=UP),
+           tp.MiSS(5, dropout=0.2, targets=UP), tp.OFT(4, targets=UP), tp.OFT(4, neumann_terms=6, targets=UP))
+long = pytest.mark.long
+OURS = [*(pytest.param(family, method, marks=long) for family in ("Qwen3", "Gemma") for method in METHODS),
+        *(("Llama", method) for method in METHODS), ("Llama", tp.LoHa(2, targets=PATHS)),
+        ("Qwen3", tp.LoKr(2, targets=PATHS)), ("Gemma", tp.HiRA(2, targets=PATHS)),
         ("GPT", tp.HiRA(3)), ("GPT", tp.HiRA(2, targets=("query", "key", "value", "output", "up", "down"))),
         ("GPT", tp.HiRA(4, targets=PATHS)), ("GPT", tp.VeRA(5, targets=("output", "up"))),
         ("GPT", tp.RandLoRA(5, targets=("up", "down"))), ("GPT", tp.FourierFT(9, seed=3, targets=("output", "down")))]
@@ -50,7 +53,12 @@ THEIRS = {
     "RandLoRA": peft.RandLoraConfig(r=5, randlora_alpha=9, target_modules=[*T, "down_proj"]),
     "FourierFT": peft.FourierFTConfig(n_frequency=20, scaling=20, target_modules=T, random_loc_seed=5),
     "C3A": peft.C3AConfig(block_size=4, target_modules=T),
-    "C3A of sizes": peft.C3AConfig(block_size=4, target_modules=T, block_size_pattern={"q_proj": 24})}
+    "C3A of sizes": peft.C3AConfig(block_size=4, target_modules=T, block_size_pattern={"q_proj": 24}),
+    "MiSS": peft.MissConfig(r=5, target_modules=T), "SHiRA": peft.ShiraConfig(r=2, target_modules=T, random_seed=3),
+    "OFT": peft.OFTConfig(oft_block_size=4, target_modules=[*T, "down_proj"], module_dropout=0.1),
+    "OFT by its inverse": peft.OFTConfig(oft_block_size=8, target_modules=T, use_cayley_neumann=False),
+    "OFT of three blocks": peft.OFTConfig(r=3, oft_block_size=0, target_modules=T, num_cayley_neumann_terms=3)}
+KINDS = ["LoHa", "LoKr", "HiRA", "VeRA", "RandLoRA", "FourierFT", "C3A", "MiSS", "SHiRA", "OFT"]
 HEADS = [("Llama", tp.LoHa(2), peft.LoHaConfig(r=2, task_type="SEQ_CLS")),
          ("Gemma", tp.LoKr(2), peft.LoKrConfig(task_type="SEQ_CLS")),
          ("GPT", tp.HiRA(2), peft.HiraConfig(r=2, task_type="SEQ_CLS"))]
@@ -82,12 +90,13 @@ def test_peft_computes_what_our_change_computes_numerical(method, family, tmp_pa
     assert all(np.array_equal(a, tuned.state_dict()[name]) for name, a in again.state_dict().items())
 
 
-@pytest.mark.parametrize("name, family", [*((name, "Llama") for name in THEIRS), ("LoHa", "Gemma"), ("LoKr", "Qwen3"),
-                                          ("HiRA", "Gemma"), ("HiRA", "GPT")])
+@pytest.mark.parametrize("name, family", [*((name, "Llama") for name in THEIRS), ("HiRA", "GPT"),
+                                          *(pytest.param(kind, family, marks=long) for kind in KINDS
+                                            for family in ("Qwen3", "Gemma"))])
 def test_changes_of_peft_compute_the_same_here_numerical(name, family, tmp_path):
     config = copy.deepcopy(THEIRS[name])
     if family == "GPT": config.target_modules = {"c_attn", "mlp.c_proj"}
-    theirs = oracle.trained(oracle.base(family), config, TOKENS, steps=8)
+    theirs = oracle.trained(oracle.base(family), config, TOKENS)
     theirs.save_pretrained(tmp_path / "peft")
     tolerance = TOLERANCE.get(name.split()[0], 1e-12)
     tuned = tp.load_adapter(make(family), tmp_path / "peft")
@@ -235,6 +244,20 @@ def test_entries_that_peft_would_not_draw_are_refused(tmp_path):
         tuned.save(tmp_path / "new", format="peft")
 
 
+def test_series_that_peft_lacks_are_refused(tmp_path):
+    for terms in 2, 3:
+        with pytest.raises(tp.MethodError, match=f"PEFT's series of {terms} terms is another one"):
+            moved(tp.OFT(4, neumann_terms=terms), "Llama").save(tmp_path / "new", format="peft")
+
+
+def test_places_in_any_order_are_sorted(folders, tmp_path):
+    order = np.random.default_rng(0).permutation(96)
+    both = f"{QUERY}.shira_weight", PLACES
+    turned = edited(folders / "SHiRA", tmp_path, {}, lambda a: a | {n: np.ascontiguousarray(a[n][..., order]) for n in both})
+    states = (tp.load_adapter(make("Llama", np.float32), folder).state_dict() for folder in (turned, folders / "SHiRA"))
+    assert all(np.array_equal(a, b) for a, b in zip(*map(dict.values, states), strict=True))
+
+
 def test_shared_matrices_are_not_left_out_by_strict_false(folders, tmp_path):
     folder = edited(folders / "VeRA", tmp_path, {}, {"base_model.vera_B": None})
     with pytest.raises(tp.AdapterError, match="missing 1 .*vera_B"):
@@ -258,9 +281,6 @@ def test_a_run_is_not_exported(tmp_path):
         tp.export_training(moved(tp.LoHa(2), "Llama"), task, tmp_path / "new", 3)
 
 
-KINDS = ["LoHa", "LoKr", "HiRA", "VeRA", "RandLoRA", "FourierFT", "C3A"]
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Folders that PEFT wrote for the Llama of float32, by name."""
@@ -275,6 +295,7 @@ def llama(dtype, classes=None): return oracle.transformers_model(make("Llama", d
 
 
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj"
+PLACES = f"{QUERY}.shira_indices"
 WRONG = {
     "targets": ("LoHa", {"target_modules": ["q_proj", "embed_tokens"]}, {}, "selects model.embed_tokens, but only the linear"),
     "no targets": ("LoKr", {"target_modules": ["c_attn"]}, {}, "selects no layer"),
@@ -318,6 +339,23 @@ WRONG = {
     "blocks": ("C3A", {"block_size": 5}, {}, "block_size 5 does not divide"),
     "no block": ("C3A", {"block_size": 0}, {}, "block_size must be a positive integer"),
     "blocks of layers": ("C3A", {"block_size_pattern": {"q_proj": 2}}, {}, "block_size_pattern=.* is not supported: blocks"),
+    "bat": ("MiSS", {"init_weights": "bat"}, {}, "init_weights must be bool, got 'bat'"),
+    "columns of MiSS": ("MiSS", {"r": 6}, {}, r"has shape \(5, 2\d\), expected \(6, 2\d\)"),
+    "places outside": ("SHiRA", {}, {PLACES: np.full((2, 96), 24, "i4")}, "places outside of a 24 × 24 matrix"),
+    "places below": ("SHiRA", {}, {PLACES: np.full((2, 96), -1, "i4")}, "places outside of a 24 × 24 matrix"),
+    "a place twice": ("SHiRA", {}, {PLACES: np.full((2, 96), 3, "i4")}, "expected rising numbers from 0 to 575, each once"),
+    "places of floats": ("SHiRA", {}, {PLACES: np.ones((2, 96), "f4")}, "is float32, expected integers"),
+    "few places": ("SHiRA", {}, {PLACES: np.ones((2, 95), "i4")}, r"expected \(2, 96\)"),
+    "no places": ("SHiRA", {}, {PLACES: None}, "missing 1 .*shira_indices"),
+    "many numbers": ("SHiRA", {"r": 10**9}, {}, "expected .48000000000"),
+    "terms": ("OFT", {"num_cayley_neumann_terms": 2}, {}, "num_cayley_neumann_terms=2 is not supported: here it must be"),
+    "many terms": ("OFT", {"num_cayley_neumann_terms": 10**9}, {}, "is not supported: here it must be from 3 to 1000"),
+    "bounded": ("OFT", {"coft": True}, {}, "coft=True is not supported"),
+    "a size": ("OFT", {"oft_block_size": 5}, {}, "block_size 5 does not divide"),
+    "one for all": ("OFT", {"block_share": True}, {}, "block_share=True is not supported"),
+    "blocks of two sizes": ("OFT", {"oft_block_size": 0, "r": 4}, {}, "r=4 is not supported: here blocks have one size"),
+    "a number and a size": ("OFT", {"r": 6}, {}, "r=6 is not supported"),
+    "another size": ("OFT", {"oft_block_size": 2}, {}, r"has shape \(\d, 6\), expected \(1\d, 1\)"),
     "a layer of its own": ("LoHa", {"modules_to_save": ["up_proj"]}, {}, "not used 8|missing")}
 
 
@@ -330,7 +368,7 @@ def test_folders_that_do_not_fit_are_refused(name, folders, tmp_path):
 
 
 @pytest.mark.parametrize("kind, name", [("LoHa", "hada_w1_b"), ("LoKr", "lokr_w1"), ("LoKr", "lokr_w2_b"), ("HiRA", "hira_A"),
-                                        ("VeRA", "vera_lambda_d"), ("C3A", "c3a_kernel")])
+                                        ("VeRA", "vera_lambda_d"), ("C3A", "c3a_kernel"), ("SHiRA", "shira_weight")])
 def test_strict_false_loads_the_layers_that_match(kind, name, folders, tmp_path):
     folder = edited(folders / kind, tmp_path, {}, {f"{QUERY}.{name}": None})
     with pytest.warns(UserWarning, match=f"missing 1 .*q_proj.{name}"):
@@ -343,7 +381,7 @@ def test_strict_false_loads_the_layers_that_match(kind, name, folders, tmp_path)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_field_that_is_not_there_has_pefts_default(kind, folders, tmp_path):
     config = THEIRS[kind]
-    needed = {"peft_type", "task_type", "target_modules", "r", "n_frequency", "block_size"}
+    needed = {"peft_type", "task_type", "target_modules", "r", "n_frequency", "block_size", "oft_block_size"}
     theirs = type(config)(**{"block_size": 256} if kind == "C3A" else {}).to_dict()
     fields = theirs.keys() - needed
     edits = {"stated": {field: theirs[field] for field in fields}, "absent": dict.fromkeys(fields, ...)}
@@ -367,7 +405,7 @@ def test_a_folder_without_targets_has_pefts_default():
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import strategies as st  # noqa: E402
 
-kinds = pytest.mark.parametrize("kind", ["LoKr", *(pytest.param(k, marks=pytest.mark.long) for k in KINDS if k != "LoKr")])
+kinds = pytest.mark.parametrize("kind", ["LoKr", *(pytest.param(k, marks=long) for k in KINDS if k != "LoKr")])
 
 
 @kinds

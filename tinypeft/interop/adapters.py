@@ -6,7 +6,7 @@ holds the tensors:
     here                            peft_type         tensors
     LoRA, DoRA, DyLoRA, AdaLoRA     LORA, ADALORA     see `lowrank`
     IA3                             IA3               see `ia3`
-    LoHa, LoKr, HiRA                LOHA, LOKR, HIRA  see `changed_layers`
+    other changes of weights        LOHA, VERA, …     see `changed_table`
     FullFineTuning, of norms        LN_TUNING         see `base_weights`
     FullFineTuning, beside these    the same, with    modules_to_save or bias; see `base_weights`
     PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L w): per layer first
@@ -22,6 +22,7 @@ A reparameterization is folded, as in PEFT. On both sides the tokens' positions 
 virtual ones. Mistakes that PEFT ignores, or only warns of, are errors here. Nothing in a folder is
 executed, and reading it takes no more memory than its files.
 """
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -51,7 +52,8 @@ from ..peft.method import MethodError
 from ..peft.model import PeftModel
 from ..peft.part import Methods
 from .base_weights import base_weights_folder, method_of, read_base_weights, read_norms
-from .changed_layers import ROWS, changed_folder, read_changed, row_of
+from .changed_layers import changed_folder, read_changed
+from .changed_table import ROWS, row_of
 from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
 from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
@@ -246,4 +248,4 @@ def read_virtual(model, config, tensors):
 
 READERS = {"LORA": read_lora, "ADALORA": read_adalora, "IA3": read_ia3, "LN_TUNING": read_norms,
            **dict.fromkeys(VIRTUAL, read_virtual),
-           **{row.peft_type: read_changed for row in ROWS}}
+           **{row.peft_type: functools.partial(read_changed, row) for row in ROWS}}

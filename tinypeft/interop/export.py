@@ -33,7 +33,7 @@ from ..training.options import TrainOptions
 from ..training.rates import make_optimizer
 from ..training.run import Run
 from . import adapters
-from .changed_layers import row_of
+from .changed_table import row_of
 from .huggingface import to_huggingface
 from .lowrank import adapted_layers
 from .rows import check_batches, check_loss, padding, rows_of
