@@ -91,8 +91,9 @@ def assert_leaves_base_alone(model, method, tokens, steps=3):
         F.cross_entropy(tuned(x), y).backward()
         optimizer.step()
     assert all(p.grad is None and p.data.tobytes() == bytes_[n] for n, p in base.items())
-    moved = {n: not np.array_equal(start[n], a) for n, a in tuned.state_dict().items() if a.dtype.kind == "f"}   # or places
-    assert all(moved.values()), moved
+    moved = {n: not np.array_equal(start[n], a) for n, a in tuned.state_dict().items()}
+    frozen = {n for n, a in start.items() if a.dtype.kind in "iu" or "/shared." in n}    # counted, chosen, or shared by layers
+    assert all(moved[n] != (n in frozen) for n in moved), moved
     after = tuned(x).data
     plain = tuned.detach()
     assert plain is model and frozen_bytes(model) == before

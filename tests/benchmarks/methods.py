@@ -29,15 +29,21 @@ OURS = {
     "prompt": tp.PromptTuning(VIRTUAL), "ptuning": tp.PTuning((VIRTUAL, "target"), encoder="mlp", hidden=WIDTH),
     "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8),
     "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(), "hira": tp.HiRA(),
+    "vera": tp.VeRA(),
+    "randlora": tp.RandLoRA(),
     "fourierft": tp.FourierFT(),
-    "c3a": tp.C3A()}
+    "c3a": tp.C3A(),
+    "miss": tp.MiSS(), "shira": tp.SHiRA(), "oft": tp.OFT(16)}
 WRAPPING = {
     "full": None,
     "lora": peft.LoraConfig(r=8, target_modules=["query", "value"]),
     "dora": peft.LoraConfig(r=8, target_modules=["query", "value"], use_dora=True),
     "adalora": peft.AdaLoraConfig(init_r=12, target_r=8, tinit=HORIZON // 10, tfinal=4 * HORIZON // 10, deltaT=10,
                                   orth_reg_weight=0.01, total_step=HORIZON, target_modules=MATRICES),
-    "ia3": peft.IA3Config(target_modules=["key", "value", "down"], feedforward_modules=["down"])}
+    "ia3": peft.IA3Config(target_modules=["key", "value", "down"], feedforward_modules=["down"]),
+    "miss": peft.MissConfig(r=8, target_modules=["query", "value"]),
+    "shira": peft.ShiraConfig(r=8, target_modules=["query", "value"]),
+    "oft": peft.OFTConfig(oft_block_size=16, use_cayley_neumann=False, target_modules=["query", "value"])}
 AT_SEAMS = {
     "prefix": peft.PrefixTuningConfig(**LM, prefix_projection=True, encoder_hidden_size=WIDTH),
     "ptuning_v2": peft.PrefixTuningConfig(**LM),

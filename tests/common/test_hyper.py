@@ -196,10 +196,15 @@ DEFAULTS = """
     DoRA(rank=8, alpha=16.0, dropout=0.0, targets=('query', 'value'), init='kaiming', rank_stabilized=False,
          rank_pattern=None, alpha_pattern=None)
     HiRA(rank=8, dropout=0.0, targets=('query', 'value'))
+    VeRA(rank=256, d_initial=0.1, dropout=0.0, targets=('query', 'value'))
+    RandLoRA(rank=32, alpha=640.0, dropout=0.0, targets=('query', 'value'))
     FourierFT(frequencies=1000, alpha=150.0, std=0.0, seed=777, targets=('query', 'value'))
     C3A(block_size=None, init='zeros', targets=('query', 'value'))
     LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
     LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
+    MiSS(rank=8, dropout=0.0, targets=('query', 'value'))
+    OFT(block_size=32, neumann_terms=None, targets=('query', 'value'))
+    SHiRA(rank=8, targets=('query', 'value'))
     DyLoRA(rank=8, alpha=16.0, rank_min=1, distribution='uniform', p=0.15, frozen=False, block_size=1, rescale=True,
         dropout=0.0, targets=('query', 'value'))
     IA3(targets=('key', 'value', 'down'), feedforward=('down',))
@@ -247,8 +252,11 @@ FUNCTIONS = """
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
          "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "dora": 1e-2, "loha": 1e-2, "lokr": 1e-2,
          "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2,
+         "vera": 1e-1,
+         "randlora": 3e-3,
          "fourierft": 3e-2,
-         "c3a": 3e-1}
+         "c3a": 3e-1,
+         "miss": 1e-2, "shira": 3e-2, "oft": 1e-2}
 
 
 def test_the_defaults_are_these():
@@ -276,7 +284,8 @@ FROM_0 = {"dropout", "norm_eps", "damping", "gamma", "beta1", "beta2", "shrink",
           "eval_every", "stop_after",
           "FourierFT.std"}
 NOT_1 = {"dropout", "beta1", "beta2", "shrink", "max_shrink", "p", "percentile", "d_head", "NF4.block_size",
-         "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits"}
+         "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits",
+         "OFT.block_size", "neumann_terms"}
 
 
 @pytest.mark.parametrize("cls", [*NAMED.values(), tp.GPTConfig, tp.LlamaConfig, tp.GemmaConfig, tp.TrainOptions])

@@ -576,12 +576,12 @@ def accepted(theirs, folder, original):
     return [*models, oracle.loaded(theirs, original)]
 
 
-def loads_right_or_raises(folder, original, base):
-    """Loading raises a ValueError (→ False), or gives the function that PEFT gives (→ True)."""
+def loads_right_or_raises(folder, original, base, model):
+    """Loading onto `model` raises a ValueError (→ False), or gives the function that PEFT gives (→ True)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            tuned = tp.load_adapter(make_gpt(np.float32), folder)
+            tuned = tp.load_adapter(model, folder)
         except ValueError as e:
             assert str(e)
             return False
@@ -601,9 +601,20 @@ def test_edited_configurations_raise_or_compute_what_peft_computes(kind, folders
     @hypothesis.settings(max_examples=EXAMPLES.get(kind, 60))
     @hypothesis.given(st.dictionaries(st.sampled_from(fields), json_values | st.just(...), min_size=1, max_size=2))
     def check(edits):
-        loaded.append(loads_right_or_raises(edited(folders / kind, tmp_path, edits), folders / kind, base))
+        folder = edited(folders / kind, tmp_path, edits)
+        loaded.append(loads_right_or_raises(folder, folders / kind, base, make_gpt(np.float32)))
     check()
     assert loaded.count(True) > 3 and loaded.count(False) > 3
+
+
+def damage(folder, file, data, to):
+    """Copy a folder's two files to `to`; one bit of `file` is flipped there, or its end is missing."""
+    content = bytearray((folder / file).read_bytes())
+    at = int(data.draw(st.floats(0, 1, exclude_max=True)) * len(content))
+    if data.draw(st.integers(0, 3)): content[at] ^= 1 << data.draw(st.integers(0, 7))
+    else: del content[at:]
+    for name in (CONFIG, TENSORS): shutil.copy(folder / name, to / name)
+    (to / file).write_bytes(content)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -614,13 +625,8 @@ def test_damaged_files_raise_or_compute_what_peft_computes(kind, folders, base, 
     @hypothesis.settings(max_examples=EXAMPLES.get(kind, 60))
     @hypothesis.given(st.sampled_from([CONFIG, TENSORS]), st.data())
     def check(file, data):
-        content = bytearray((folders / kind / file).read_bytes())
-        at = int(data.draw(st.floats(0, 1, exclude_max=True)) * len(content))
-        if data.draw(st.integers(0, 3)): content[at] ^= 1 << data.draw(st.integers(0, 7))
-        else: del content[at:]
-        for name in (CONFIG, TENSORS): shutil.copy(folders / kind / name, tmp_path / name)
-        (tmp_path / file).write_bytes(content)
-        loaded.append(loads_right_or_raises(tmp_path, folders / kind, base))
+        damage(folders / kind, file, data, tmp_path)
+        loaded.append(loads_right_or_raises(tmp_path, folders / kind, base, make_gpt(np.float32)))
     check()
     assert loaded.count(True) > 3 and loaded.count(False) > 3
 

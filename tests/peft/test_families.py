@@ -30,8 +30,12 @@ SMALL = {"adapter": tp.BottleneckAdapter(4),
          "adalora": tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=1, delta_t=1, targets=("value", "down")),
          "dylora": tp.DyLoRA(rank=4, alpha=4, targets="all"), "dora": tp.DoRA(rank=2, alpha=3, targets="all"),
          "loha": tp.LoHa(rank=2), "lokr": tp.LoKr(rank=2, targets=("query", "up")), "hira": tp.HiRA(rank=2),
+         "vera": tp.VeRA(rank=5, targets=("query", "value", "down")),
+         "randlora": tp.RandLoRA(rank=3, alpha=1, targets=("query", "value", "down")),
          "fourierft": tp.FourierFT(20, alpha=20, targets="all"),
-         "c3a": tp.C3A(targets="all")}
+         "c3a": tp.C3A(targets="all"),
+         "miss": tp.MiSS(rank=3, targets="all"), "shira": tp.SHiRA(rank=1, targets=("query", "up")),
+         "oft": tp.OFT(4, targets=("query", "up"))}
 METHODS = {name: SMALL.get(name) or cls() for name, cls in tp.METHODS.items() if name != "probe"}   # its head: test_probe.py
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*")
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -67,8 +67,8 @@ def test_what_they_cannot_do_is_refused_by_name(name, gpt, tmp_path):
     tuned = learned(gpt(), METHODS[name])
     for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold):
         with pytest.raises(tp.MethodError): verb()
-    with pytest.raises(tp.MethodError, match="save: PEFT's folders of .* are not written here"):
-        tuned.save(tmp_path / "peft", format="peft")
+    if name != "hira":                                   # PEFT has no other for GPT-2: tests/interop/test_changed_layers.py
+        with pytest.raises(tp.MethodError, match="GPT-2's are Conv1D"): tuned.save(tmp_path / "peft", format="peft")
     with pytest.raises(tp.MethodError, match="rank 17 exceeds 16"): tp.attach(gpt(), type(METHODS[name])(17))
     if name == "hira":
         with pytest.raises(tp.MethodError, match="HiRA works on the layer .* itself"):

@@ -42,7 +42,7 @@ def test_the_table_has_every_option_of_the_classes_in_it():
     listed = {}
     for (name, *names), _ in ROWS:
         if name in OPTIONS: listed.setdefault(name, []).extend(names)
-    assert len(listed) == 12 and all(len(names) == len(set(names)) for names in listed.values())
+    assert len(listed) == 17 and all(len(names) == len(set(names)) for names in listed.values())
     lora = OPTIONS["LoraConfig"]
     for name, names in listed.items():
         inherited = lora if name == "AdaLoraConfig" else SIZES if "Prefix" in name or "Encoder" in name else set()

@@ -75,6 +75,14 @@ def test_fusion(gpt):
     same_gradients(lambda: layer(x), lambda: plain.fusion(layer, layer.base(x)), layer.Q, layer.K, layer.V)
 
 
+def test_randlora(gpt):
+    tuned = learned(gpt(), tp.RandLoRA(3, targets=("query", "up", "down")))      # n = 6, and d_in is now equal, less, more
+    for path in "attention.query", "mlp.up", "mlp.down":
+        layer = tuned.wrappers[f"blocks.1.{path}"]
+        whole = lambda layer=layer, path=path: plain.randlora(layer).T if path == "mlp.down" else plain.randlora(layer)
+        same_gradients(layer.change, whole, layer.Lam, layer.Gam)
+
+
 def test_lstm():
     rng = np.random.default_rng(0)
     a, U = (Parameter(rng.standard_normal(shape)) for shape in ((6, 12), (12, 3)))

@@ -184,7 +184,8 @@ class Configuration:
 
     def starts_as_the_base(self, tuned, fresh):
         identity = (tp.LoRA, tp.LoHa, tp.LoKr, tp.HiRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning,
-                    tp.LinearProbe)
+                    tp.MiSS, tp.SHiRA, tp.OFT,
+                    tp.LinearProbe, tp.VeRA, tp.RandLoRA)
         zero = getattr(self.method, "std", 1) == 0 or getattr(self.method, "init", "") == "zeros"       # FourierFT, C³A
         if isinstance(self.method, identity) or zero: self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
         if isinstance(self.method, tp.PEQA):                          # whose scales are float32, as every stored scale is
@@ -203,8 +204,18 @@ class Configuration:
             trained = sum(rank(p) * sum(shape(p)) + isinstance(m, tp.DoRA) * shape(p)[1] for p in paths)
         elif isinstance(m, tp.LoHa): trained = sum(2 * m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.HiRA): trained = sum(m.rank * sum(shape(p)) for p in paths)
+        elif isinstance(m, tp.MiSS): trained = sum(m.rank * shape(p)[1] for p in paths)
+        elif isinstance(m, tp.SHiRA): trained = sum(m.rank * sum(shape(p)) for p in paths)
+        elif isinstance(m, tp.OFT): trained = sum(shape(p)[0] * (m.block_size - 1) // 2 for p in paths)
         elif isinstance(m, tp.LoKr):
             trained = sum(divisor(i) * divisor(o) + m.rank * (i // divisor(i) + o // divisor(o)) for i, o in map(shape, paths))
+        elif isinstance(m, tp.VeRA):
+            trained = sum(m.rank + shape(p)[1] for p in paths)
+            stored = trained + m.rank * sum(max(sizes) for sizes in zip(*map(shape, paths), strict=True))
+        elif isinstance(m, tp.RandLoRA):
+            least, most = sorted(max(sizes) for sizes in zip(*map(shape, paths), strict=True))
+            trained = sum(-(-min(shape(p)) // m.rank) * (m.rank + min(shape(p))) for p in paths)
+            stored = trained + m.rank * (least + most * -(-least // m.rank))
         elif isinstance(m, tp.FourierFT): trained = m.frequencies * len(paths)
         elif isinstance(m, tp.C3A): trained = sum(i * o // (m.block_size or math.gcd(i, o)) for i, o in map(shape, paths))
         elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)

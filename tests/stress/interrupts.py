@@ -29,6 +29,7 @@ from tinypeft.common.threads import blas_threads
 
 NARROW = tp.BottleneckAdapter, tp.ParallelAdapter          # their default is wider than the model here
 METHODS = {name: cls(bottleneck=4) if cls in NARROW else cls() for name, cls in tp.METHODS.items() if name != "probe"} | {
+    "oft": tp.OFT(4),
     "DyLoRA, frozen": tp.DyLoRA(frozen=True), "LoRA, dropout": tp.LoRA(dropout=0.2),
     "fourierft": tp.FourierFT(20)}
 CONFIG = tp.GPTConfig(37, 64, 16, 2, 4, dropout=0.1)

@@ -227,6 +227,7 @@ class Tensor:
     ndim = property(lambda self: self.data.ndim)
     size = property(lambda self: self.data.size)
     dtype = property(lambda self: self.data.dtype)
+    nbytes = property(lambda self: self.data.nbytes)
     T = property(lambda self: self.transpose())
 
     def __len__(self):

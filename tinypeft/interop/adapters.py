@@ -6,6 +6,7 @@ holds the tensors:
     here                            peft_type         tensors
     LoRA, DoRA, DyLoRA, AdaLoRA     LORA, ADALORA     see `lowrank`
     IA3                             IA3               see `ia3`
+    other changes of weights        LOHA, VERA, …     see `changed_table`
     FullFineTuning, of norms        LN_TUNING         see `base_weights`
     FullFineTuning, beside these    the same, with    modules_to_save or bias; see `base_weights`
     PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L w): per layer first
@@ -21,6 +22,7 @@ A reparameterization is folded, as in PEFT. On both sides the tokens' positions 
 virtual ones. Mistakes that PEFT ignores, or only warns of, are errors here. Nothing in a folder is
 executed, and reading it takes no more memory than its files.
 """
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -33,15 +35,10 @@ from ..files import fingerprint, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
 from ..peft import (
-    C3A,
     IA3,
     AdaLoRA,
     DoRA,
     DyLoRA,
-    FourierFT,
-    HiRA,
-    LoHa,
-    LoKr,
     LoRA,
     PrefixTuning,
     PromptTuning,
@@ -55,6 +52,8 @@ from ..peft.method import MethodError
 from ..peft.model import PeftModel
 from ..peft.part import Methods
 from .base_weights import base_weights_folder, method_of, read_base_weights, read_norms
+from .changed_layers import changed_folder, read_changed
+from .changed_table import ROWS, row_of
 from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
 from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
@@ -152,9 +151,7 @@ def added_folder(tuned, method):
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
-    if isinstance(method, (LoHa, LoKr, HiRA, FourierFT, C3A)):
-        raise MethodError(f"save: PEFT's folders of {method} are not written here; save it in our "
-                          "own format")
+    if row := row_of(method):              return changed_folder(tuned, row, method)
     if tuned.virtual is not None:          return virtual_folder(tuned, method)
     raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
 
@@ -250,4 +247,5 @@ def read_virtual(model, config, tensors):
 
 
 READERS = {"LORA": read_lora, "ADALORA": read_adalora, "IA3": read_ia3, "LN_TUNING": read_norms,
-           **dict.fromkeys(VIRTUAL, read_virtual)}
+           **dict.fromkeys(VIRTUAL, read_virtual),
+           **{row.peft_type: functools.partial(read_changed, row) for row in ROWS}}

@@ -31,7 +31,7 @@ from ..peft.model import PeftModel
 from .huggingface import HEAD
 from .ia3 import TARGETS as IA3_TARGETS
 from .lowrank import State, linear_layers, read_lora_biases
-from .peft_config import Config, Tensors, prefix_of
+from .peft_config import VIRTUAL, Config, Tensors, prefix_of
 from .peft_names import names_of
 
 __all__ = ["base_weights_folder", "method_of", "read_base_weights", "read_norms"]
@@ -189,7 +189,7 @@ def read_base_weights(model: Decoder, config: Config, tensors: Tensors) -> State
 
 def adapted_paths(model, config, kind):
     """List their layers that the method of the folder adapts."""
-    if kind not in (*WITH_BIASES, "IA3"):
+    if kind == "LN_TUNING" or kind in VIRTUAL:
         return []
     default = IA3_TARGETS[names_of(model).kind] if kind == "IA3" else ()
     return [path for path, *_ in linear_layers(model, config, default)]

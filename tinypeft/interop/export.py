@@ -34,6 +34,7 @@ from ..training.options import TrainOptions
 from ..training.rates import make_optimizer
 from ..training.run import Run
 from . import adapters
+from .changed_table import row_of
 from .huggingface import to_huggingface
 from .lowrank import adapted_layers
 from .rows import check_batches, check_loss, padding, rows_of
@@ -106,6 +107,8 @@ def check(tuned, task):
                      "here; train it here")
     if isinstance(method, DyLoRA):
         raise refuse("it draws a rank for each step, PEFT's LoRA has one rank; train it here")
+    if row_of(method):
+        raise refuse("the script does not know its tensors; train it here")
     if any(len(layers) > 1 and isinstance(layer, ScaledInput)
            for _, layers in adapted_layers(tuned) for layer in layers):
         raise refuse("PEFT scales the input of GPT-2's query, key and value by one vector, which "

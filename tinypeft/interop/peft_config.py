@@ -155,9 +155,11 @@ class Tensors:
                                  "same tensor")
             self.names[short] = name
 
-    def take(self, name: str, shape: tuple[int | None, ...], reason: str = "") -> Array | None:
+    def take(self, name: str, shape: tuple[int | None, ...], reason: str = "",
+             kinds: str = "f") -> Array | None:
         """Return the tensor `name` in the model's dtype, or None (recorded as missing). ValueError
-        unless it has this shape (None: any number) and finite floats."""
+        unless it has this shape (None: any number) and finite floats. kinds: "iu" for integers,
+        which keep their dtype."""
         if name not in self.names:
             self.missing.append(name)
             return None
@@ -169,7 +171,12 @@ class Tensors:
             expected = str(shape).replace("None", "any") + (reason and f" for {reason}")
             raise ValueError(f"{where} has shape {got}, expected "
                              f"{shortened(expected, 120)}; {hint}")
-        if array.dtype.kind != "f": raise ValueError(f"{where} is {array.dtype}, expected floats")
+        if array.dtype.kind not in kinds:
+            expected = "floats" if kinds == "f" else "integers"
+            raise ValueError(f"{where} is {array.dtype}, expected {expected}")
+        if kinds != "f":
+            self.matched.append(name)
+            return array
         with np.errstate(over="ignore"): array = array.astype(self.dtype)
         if not np.isfinite(array).all():
             raise ValueError(f"{where} has numbers that are not finite in {np.dtype(self.dtype)}")

@@ -27,14 +27,14 @@ KEPT = 2**23                                                 # bytes of decoded 
 _kept = contextvars.ContextVar("kept", default=None)
 
 
-def keeping() -> AbstractContextManager[dict[Hashable, Array]]:
+def keeping() -> AbstractContextManager[dict[Hashable, Array | Tensor]]:
     """Inside `with keeping():` `kept` returns an array again. No weight may change there."""
     return within(_kept, {})
 
 
-def kept(source: Hashable, make: Callable[[], Array]) -> Array:
-    """Return make(), to be read only. Inside `keeping()` it is made once for each `source`, as long
-    as the arrays take at most KEPT bytes in all."""
+def kept(source: Hashable, make: Callable[[], Any]) -> Any:
+    """Return make(), an array or a Tensor, to be read only. Inside `keeping()` it is made once for
+    each `source`, as long as all of them take at most KEPT bytes."""
     arrays = _kept.get()
     if arrays is None:
         return make()

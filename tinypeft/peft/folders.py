@@ -74,9 +74,6 @@ def attach_with(model: Decoder, methods: Method | Mapping[str, Method],
     tuned = attach_parts(model, named([methods]), rng, head, head_bias, off)
     try:
         tuned.load_state_dict(state, strict)
-        for part in tuned.parts.values():
-            for wrapper in part.wrappers.values():
-                wrapper.check_parts()
         return tuned
     except BaseException:
         tuned.detach()

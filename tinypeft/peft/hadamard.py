@@ -23,6 +23,7 @@ larger side of B A, PEFT and LyCORIS store LoKr's B A as one matrix, and LyCORIS
 here it stays a product. HiRA's paper takes r = 32; here all three start from r = 8, as LoRA does.
 """
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,33 +41,97 @@ __all__ = ["HiRA", "HiRALinear", "LoHa", "LoHaLinear", "LoKr", "LoKrLinear"]
 
 
 @dataclass(frozen=True)
-class LoHa(Method):
-    """Train a change s (B₁ A₁) ⊙ (B₂ A₂) of the layers named in `targets`."""
+class ScaledProduct(Method):
+    """Train a change with a scale s = α/r; `layer`, the class of the wrappers, says which one."""
     rank: int = whole(8, least=1, also=("r",))
     alpha: float = real(8.0, above=0)
     targets: Targets = layer_names(("query", "value"))
     learning_rate = 1e-2
     shown = ("rank",)
+    layer: ClassVar[type[ChangedLinear]]
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        layers = match_targets(model, self.targets)
         s = self.alpha / self.rank
-        return {path: LoHaLinear(layer, self.rank, s, rng) for path, layer in layers}
+        wrappers = {}
+        for path, base in match_targets(model, self.targets):
+            wrappers[path] = self.layer(base, self.rank, s, rng)
+        return wrappers
+
+
+class LoHaLinear(ChangedLinear):
+    """y = (W₀ + s (B₁ A₁) ⊙ (B₂ A₂)) x + b."""
+
+    def __init__(self, base: Module, r: int, scale: float, rng: Rng):
+        check_rank(r, base)
+        super().__init__(base, 0.0, rng)
+        d_out, d_in = base.d_out, base.d_in
+        self.scale = scale
+        self.B1 = drawn((d_out, r), rng)
+        self.A1 = drawn((r, d_in), rng)
+        self.B2 = drawn((d_out, r), rng)
+        self.A2 = zeros((r, d_in))
+
+    def change(self) -> Tensor:
+        first = self.B1 @ self.A1
+        second = self.B2 @ self.A2
+        return self.scale * first * second
 
 
 @dataclass(frozen=True)
-class LoKr(Method):
-    """Train a change s C ⊗ (B A) of the layers named in `targets`."""
-    rank: int = whole(8, least=1, also=("r",))
-    alpha: float = real(8.0, above=0)
-    targets: Targets = layer_names(("query", "value"))
-    learning_rate = 1e-2
-    shown = ("rank",)
+class LoHa(ScaledProduct):
+    """Train a change s (B₁ A₁) ⊙ (B₂ A₂) of the layers named in `targets`."""
+    layer = LoHaLinear
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        layers = match_targets(model, self.targets)
-        s = self.alpha / self.rank
-        return {path: LoKrLinear(layer, self.rank, s, rng) for path, layer in layers}
+
+class LoKrLinear(ChangedLinear):
+    """y = (W₀ + s C ⊗ (B A)) x + b."""
+
+    def __init__(self, base: Module, r: int, scale: float, rng: Rng):
+        check_rank(r, base)
+        super().__init__(base, 0.0, rng)
+        u, v = divisor(base.d_out), divisor(base.d_in)
+        self.scale = scale
+        self.C = zeros((u, v))
+        self.B = drawn((base.d_out // u, r), rng)
+        self.A = drawn((r, base.d_in // v), rng)
+
+    def change(self) -> Tensor:
+        BA = self.B @ self.A
+        return self.scale * kronecker(self.C, BA)
+
+
+@dataclass(frozen=True)
+class LoKr(ScaledProduct):
+    """Train a change s C ⊗ (B A) of the layers named in `targets`."""
+    layer = LoKrLinear
+
+
+def divisor(d):
+    """Find the largest divisor of d that is at most √d."""
+    return max(k for k in range(1, int(d ** 0.5) + 1) if d % k == 0)
+
+
+def kronecker(C, M):
+    """Compute C ⊗ M, whose block (i, j) is C_ij M."""
+    u, v = C.shape
+    p, q = M.shape
+    blocks = C.reshape(u, 1, v, 1) * M.reshape(1, p, 1, q)
+    return blocks.reshape(u * p, v * q)
+
+
+class HiRALinear(ChangedLinear):
+    """y = (W₀ + W₀ ⊙ B A) x + b."""
+    innermost = True                                              # it reads W₀
+
+    def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
+        check_rank(r, base)
+        super().__init__(base, dropout, rng)
+        self.A = drawn((r, base.d_in), rng)
+        self.B = zeros((base.d_out, r))
+
+    def change(self) -> Tensor:
+        W0 = self.base.dense_weight().astype(self.A.dtype, copy=False)
+        return self.B @ self.A * W0
 
 
 @dataclass(frozen=True)
@@ -79,61 +144,17 @@ class HiRA(Method):
     shown = ("rank",)
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        layers = match_targets(model, self.targets)
-        return {path: HiRALinear(layer, self.rank, self.dropout, rng) for path, layer in layers}
+        wrappers = {}
+        for path, base in match_targets(model, self.targets):
+            wrappers[path] = HiRALinear(base, self.rank, self.dropout, rng)
+        return wrappers
 
 
-class LoHaLinear(ChangedLinear):
-    """y = (W₀ + s (B₁ A₁) ⊙ (B₂ A₂)) x + b."""
-
-    def __init__(self, base: Module, r: int, scale: float, rng: Rng):
-        check_rank(r, base)
-        super().__init__(base, 0.0, rng)
-        self.scale = scale
-        self.B1 = Parameter(kaiming_uniform((base.d_out, r), rng))
-        self.A1 = Parameter(kaiming_uniform((r, base.d_in), rng))
-        self.B2 = Parameter(kaiming_uniform((base.d_out, r), rng))
-        self.A2 = Parameter(np.zeros((r, base.d_in), np.float32))
-
-    def change(self) -> Tensor:
-        return self.scale * (self.B1 @ self.A1) * (self.B2 @ self.A2)
+def drawn(shape, rng):
+    """Make a Parameter of numbers from Kaiming's uniform."""
+    return Parameter(kaiming_uniform(shape, rng))
 
 
-class LoKrLinear(ChangedLinear):
-    """y = (W₀ + s C ⊗ (B A)) x + b."""
-
-    def __init__(self, base: Module, r: int, scale: float, rng: Rng):
-        check_rank(r, base)
-        super().__init__(base, 0.0, rng)
-        u, v = divisor(base.d_out), divisor(base.d_in)
-        self.scale = scale
-        self.C = Parameter(np.zeros((u, v), np.float32))
-        self.B = Parameter(kaiming_uniform((base.d_out // u, r), rng))
-        self.A = Parameter(kaiming_uniform((r, base.d_in // v), rng))
-
-    def change(self) -> Tensor:
-        u, v = self.C.shape
-        BA = self.B @ self.A
-        p, q = BA.shape
-        blocks = self.C.reshape(u, 1, v, 1) * BA.reshape(1, p, 1, q)
-        return self.scale * blocks.reshape(self.d_out, self.d_in)
-
-
-class HiRALinear(ChangedLinear):
-    """y = (W₀ + W₀ ⊙ B A) x + b."""
-    innermost = True                                              # it reads W₀
-
-    def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
-        check_rank(r, base)
-        super().__init__(base, dropout, rng)
-        self.A = Parameter(kaiming_uniform((r, base.d_in), rng))
-        self.B = Parameter(np.zeros((base.d_out, r), np.float32))
-
-    def change(self) -> Tensor:
-        W0 = self.base.dense_weight().astype(self.A.dtype, copy=False)
-        return self.B @ self.A * W0
-
-
-def divisor(d):
-    """Find the largest divisor of d that is at most √d."""
-    return max(k for k in range(1, int(d ** 0.5) + 1) if d % k == 0)
+def zeros(shape):
+    """Make a Parameter of zeros."""
+    return Parameter(np.zeros(shape, np.float32))

@@ -39,3 +39,7 @@ class Metered(np.random.Generator):
                  **options: Any) -> Array:
         self.pay(size)
         return super().integers(low, high, size, *args, **options)
+
+    def choice(self, a: Any, size: Any = None, *args: Any, **options: Any) -> Array:
+        self.pay(size)
+        return super().choice(a, size, *args, **options)

@@ -28,14 +28,17 @@ class MethodError(ValueError):
 class Wrapper(Module):
     """A module that takes the place of another one in a model, keeps it as `base`, and calls it.
 
-    base: the module that it adapts, which may be another wrapper. rank: that of the change of the
-    base's weight, or nan if a weight does not say it all. only_to_train: names of the buffers that
-    only further training needs, so `save` leaves them out. innermost: does it work on the insides
-    of `base`, so that no other wrapper can stand between them? is_low_rank: is it base(x) + ΔW x
-    and no more? Then `combine` takes it, and PEFT's format holds it. merged_by: the names of what
-    decides the merged layer; a class that overrides `forward` alone would merge as its parent does.
+    base: the module that it adapts, which may be another wrapper. shared: what `Method.shared` made
+    for all wrappers of the method; it is set when the wrapper is put on a model. rank: that of the
+    change of the base's weight, or nan if a weight does not say it all. only_to_train: names of the
+    buffers that only further training needs, so `save` leaves them out. innermost: does it work on
+    the insides of `base`, so that no other wrapper can stand between them? is_low_rank: is it
+    base(x) + ΔW x and no more? Then `combine` takes it, and PEFT's format holds it. merged_by: the
+    names of what decides the merged layer; a class that overrides `forward` alone would merge as
+    its parent does.
     """
     base: Module
+    shared: dict[str, Array]
     rank: float = math.nan
     only_to_train: ClassVar[tuple[str, ...]] = ()
     innermost: ClassVar[bool] = False
@@ -108,6 +111,11 @@ class Method(Hyperparameters):
     def from_fields(cls, fields: dict[str, Any]) -> Method:
         """Make the method from its fields in a file; ValueError for values that it refuses."""
         return made(cls, fields)
+
+    def shared(self, model: Decoder, rng: Rng) -> dict[str, Array]:
+        """Make frozen arrays that all wrappers of the method read: name → array. They exist once,
+        and each wrapper gets the same dict as its `shared`. `wrap` is called next."""
+        return {}
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
         """Make a wrapper for every module that the method adapts: path → wrapper."""

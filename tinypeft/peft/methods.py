@@ -10,11 +10,16 @@ from .hadamard import HiRA, LoHa, LoKr
 from .ia3 import IA3
 from .lora import LoRA
 from .method import Method
+from .miss import MiSS
+from .oft import OFT
 from .parallel import ParallelAdapter
 from .prefix import PrefixTuning
 from .prompt import PromptTuning
 from .ptuning import PTuning
 from .ptuning_v2 import PTuningV2
+from .randlora import RandLoRA
+from .shira import SHiRA
+from .vera import VeRA
 
 __all__ = ["METHODS"]
 
@@ -34,12 +39,19 @@ METHODS: dict[str, type[Method]] = {
     "adalora": AdaLoRA,
     "dylora": DyLoRA,
     "dora": DoRA,
+    "vera": VeRA,
+    "miss": MiSS,
     # weights, by a change of full rank
     "loha": LoHa,
     "lokr": LoKr,
     "hira": HiRA,
+    "randlora": RandLoRA,
     "fourierft": FourierFT,
     "c3a": C3A,
+    # weights, by numbers at few places
+    "shira": SHiRA,
+    # weights, by a rotation
+    "oft": OFT,
     # activations, by scales
     "ia3": IA3,
     # nothing inside: a head alone

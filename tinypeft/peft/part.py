@@ -33,6 +33,10 @@ What is off stays part of the PeftModel, and nothing of it is lost:
     quantize, convert, attach          refuse a base that has a PeftModel on it or disabled. One
                                        that is detached does not return to a base that changed
 
+Arrays that all wrappers of a method read (`Method.shared`), such as VeRA's random matrices, belong
+to the part. It holds them once, and saves, loads, casts and copies them, whether it is on or off. A
+wrapper refers to the part's dict, so what is loaded or cast there is seen by all of them.
+
 A start of LoRA (`starts.py`) is the layer's own, and no verb moves the base for it:
 
     verb                               what it does with a start B₀, A₀
@@ -57,7 +61,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array, Rng
-from ..engine.nn import Module, Parameter, replace_modules
+from ..engine.nn import Module, Parameter, check_state, replace_modules
 from ..models.decoder import Decoder
 from .method import Method, MethodError, VirtualTokens, Wrapper
 
@@ -126,15 +130,17 @@ def picked(parts: Mapping[str, Part], names: Iterable[str]) -> dict[str, Part]:
 class Part:
     """A method, and what it put on a model.
 
-    wrappers: path → module that takes a place in the model. virtual: module of virtual tokens, or
-    None. trained: name → Parameter of the model that the method trains. on: is the part on the
-    model whenever its PeftModel is? learned: name → array of `trained`, while the part is off.
+    shared: name → frozen array that all wrappers read. wrappers: path → module that takes a place
+    in the model. virtual: module of virtual tokens, or None. trained: name → Parameter of the model
+    that the method trains. on: is the part on the model whenever its PeftModel is? learned: name →
+    array of `trained`, while the part is off.
     """
 
     def __init__(self, method: Method, model: Decoder, rng: Rng):
         base = dict(model.named_parameters())
         self.method = method
         self.on = True
+        self.shared = method.shared(model, rng)
         self.wrappers = method.wrap(model, rng)
         self.virtual = method.virtual(model, rng)
         self.trained = {name: base[name] for name in method.trained(model)}
@@ -143,6 +149,8 @@ class Part:
             if not isinstance(wrapper, Wrapper):
                 raise TypeError(f"attach: {method} puts a {type(wrapper).__name__} at {path}; "
                                 "let that class inherit from tinypeft.peft.method.Wrapper")
+            if self.shared:
+                wrapper.shared = self.shared
 
     def modules(self) -> Iterator[tuple[str, Module]]:
         """Yield (path, module) of all that is added. A wrapper contains its `base`, too."""
@@ -162,6 +170,7 @@ class Part:
     def state_dict(self, to_train: bool = True) -> dict[str, Array]:
         """Name the part's arrays by their paths; for to_train see `PeftModel.state_dict`."""
         state = {name: self.learned.get(name, p.data) for name, p in self.trained.items()}
+        state |= {f"shared.{name}": array for name, array in self.shared.items()}
         for path, wrapper in self.wrappers.items():
             state |= {f"{path}.{name}": array for name, array in own_state(wrapper).items()}
         if not to_train:
@@ -186,8 +195,11 @@ class Part:
                     self.learned[name] = array
                 else:
                     p.assign(array)
+        self.shared.update(check_state(self.shared, below("shared.", state), strict=False))
         for path, module in self.modules():
             module.load_state_dict(below(f"{path}.", state), strict=False)
+        for wrapper in self.wrappers.values():
+            wrapper.check_parts()
 
     def fold(self) -> bool:
         """Replace a reparameterization by its output; was there one?"""
@@ -208,9 +220,10 @@ class Part:
             if p.dtype != dtype:
                 p.assign(p.data.astype(dtype))
                 p.grad = None
-        for name, array in self.learned.items():
-            if array.dtype != dtype:
-                self.learned[name] = array.astype(dtype)
+        for arrays in (self.learned, self.shared):
+            for name, array in arrays.items():
+                if array.dtype.kind == "f" and array.dtype != dtype:
+                    arrays[name] = array.astype(dtype)
 
     # -- merging -----------------------------------------------------------------------------------
     def merge_trained(self) -> None:

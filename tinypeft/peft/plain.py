@@ -12,9 +12,11 @@ from ..engine import functional as F
 from ..engine.tensor import Tensor, concatenate
 from .adalora import AdaLoRALinear
 from .fusion import FusedAdapters
+from .miss import MiSSLinear
 from .model import PeftModel
+from .randlora import RandLoRALinear
 
-__all__ = ["allocate", "fusion", "lstm", "mixed_batch", "places"]
+__all__ = ["allocate", "cayley", "fusion", "lstm", "miss", "mixed_batch", "places", "randlora"]
 
 
 def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str, int]]:
@@ -45,6 +47,31 @@ def fusion(layer: FusedAdapters, h: Tensor) -> Tensor:
     return h
 
 
+def randlora(layer: RandLoRALinear) -> Tensor:
+    """RandLoRA, (4): s Σ_j B_j Λ_j A Γ_j, (D, d). This is ΔW, or ΔWᵀ where d_in is larger."""
+    A, B = layer.bases()
+    r, n = layer.Lam.shape
+    total = 0
+    for j in range(n):
+        B_j = B[:, j::n]                                                      # (D, r)
+        Lam_j = layer.Lam[:, j].reshape(r, 1)
+        total = total + B_j @ (Lam_j * A * layer.Gam[j])
+    return layer.scale * total
+
+
+def cayley(Q: Tensor) -> Tensor:
+    """OFT, section 3.3: R = (I + Q)(I − Q)⁻¹ of each block."""
+    I = np.eye(Q.shape[-1])
+    return (I + Q) @ inverse(I - Q)
+
+
+def inverse(M):
+    """Y = M⁻¹.    dM = −Yᵀ dY Yᵀ."""
+    Y = np.linalg.inv(M.data)
+    Yt = Y.swapaxes(-1, -2)
+    return Tensor.op(Y, (M, lambda dY: -Yt @ dY @ Yt))
+
+
 def lstm(a: Tensor, U: Tensor) -> Tensor:
     """LSTM: the recurrence of `lstm.py`; the engine derives the gradients."""
     n = U.shape[1]
@@ -73,6 +100,15 @@ def places(row: Array, counts: Sequence[int], separator: int) -> list[int]:
             taken += range(at, at + counts[part])
             at += counts[part]
     return taken
+
+
+def miss(layer: MiSSLinear, x: Tensor) -> Tensor:
+    """MiSS, (4) to (7): D times the sum of pieces of x of r numbers, the last one shorter."""
+    y = layer.base(x)
+    for start in range(0, layer.d_in, layer.rank):
+        piece = x[..., start:start + layer.rank]
+        y = y + F.linear(piece, layer.D[:, :piece.shape[-1]])
+    return y
 
 
 def mixed_batch(tuned: Mapping[str, PeftModel], tokens: Array, tasks: Sequence[str]) -> Array:

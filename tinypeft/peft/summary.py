@@ -44,6 +44,7 @@ def summary_of(tuned: Switched) -> Summary:
     arrays = tuned.state_dict(to_train=False).values()
     parts = {name: count(part.parameters()) for name, part in tuned.parts.items() if part.on}
     added = [tuned.parts[name].added() for name in tuned.off]
+    added += [part.shared.values() for part in tuned.parts.values()]
     if tuned.virtual:
         added.append(tuned.virtual.parameters())
     return Summary(

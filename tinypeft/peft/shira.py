@@ -1,0 +1,94 @@
+"""SHiRA: Sparse High Rank Adapters (Bhardwaj et al., arXiv 2406.13175).
+
+SHiRA trains one or two numbers in a hundred of a weight, where they stand, and leaves the others
+alone. So few numbers make a change of any rank: what LoRA leaves out is not needed to save numbers.
+Sections 3.1 and I, for α = 1:
+
+    W = W₀ + S,      S = 0 but at n places of the mask M
+
+    paper   here             shape
+    W       base             (d_out, d_in), frozen, quantized or not
+    S       change()         (d_out, d_in), with `values` (n,) at `places`; they start at 0
+    M       places           (n,), i d_in + j for each place (i, j), rising. Drawn, not trained
+    –       n                r (d_in + d_out): as many numbers as a LoRA of rank r trains
+
+`rank` r counts numbers and bounds no rank. Trained parameters: Σ r (d_in + d_out) over the targets.
+A file has as many integers (4 bytes each) beside them, because without its places nobody could read
+it. S is written out for a product: while a layer waits for its gradient, it holds a matrix as large
+as its weight, for the time of one training step.
+
+Where implementations differ. The paper masks the gradients of W₀ and has five masks; by number
+magnitude or gradients they do better than a random one on its tasks, but need a base in full
+precision or data. PEFT trains the values alone, as here, and has the random mask only (others are
+functions of the user's). Its `random_seed` gives layers of one shape the same places; here `attach`
+draws each layer's. PEFT takes r = 32; here it is that of LoRA.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.hints import Array, Rng, Targets
+from ..common.hyper import layer_names, whole
+from ..engine.nn import Module, Parameter
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
+from ..models.targets import match_targets
+from .changed import ChangedLinear
+from .method import Method, MethodError, Wrapper
+
+__all__ = ["SHiRA", "SHiRALinear", "scattered"]
+
+
+@dataclass(frozen=True)
+class SHiRA(Method):
+    """Train single numbers of the weights of the layers named in `targets`, at random places.
+
+    rank: r of r (d_in + d_out), how many numbers; a LoRA of rank r trains as many.
+    """
+    rank: int = whole(8, least=1, also=("r",))
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate = 3e-2
+    shown = ("rank",)
+
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
+        layers = match_targets(model, self.targets)
+        return {path: SHiRALinear(layer, self.rank, rng) for path, layer in layers}
+
+
+class SHiRALinear(ChangedLinear):
+    """y = (W₀ + S) x + b, S with n numbers.
+
+    A product with the dense S takes as long as W₀'s. With the n numbers alone, gathered from x and
+    added up by rows, it takes 60 times as long in NumPy (n = 2048 of 128 × 128, 2048 rows)."""
+
+    def __init__(self, base: Module, r: int, rng: Rng):
+        super().__init__(base, 0.0, rng)
+        n = r * (base.d_in + base.d_out)
+        size = base.d_in * base.d_out
+        if n > size:
+            raise MethodError(f"SHiRA: rank {r} asks for {n} of the {size} numbers of a "
+                              f"{base.d_out} × {base.d_in} matrix")
+        places = rng.choice(size, n, replace=False)
+        self.places = np.sort(places).astype(np.int32)
+        self.values = Parameter(np.zeros(n, np.float32))
+
+    def change(self) -> Tensor:
+        return scattered(self.values, self.places, (self.d_out, self.d_in))
+
+    def check_parts(self) -> None:
+        places, size = self.places, self.d_in * self.d_out
+        is_rising = (places[1:] > places[:-1]).all()              # so none is there twice
+        if not is_rising or places[0] < 0 or places[-1] >= size:
+            raise ValueError(f"places: expected rising numbers from 0 to {size - 1}, each once")
+
+    def describe(self) -> str:
+        return f"({self.d_in} → {self.d_out}, {len(self.places)} numbers)"
+
+
+def scattered(values: Tensor, places: Array, shape: tuple[int, int]) -> Tensor:
+    """Write `values` at `places` of a matrix of zeros. Its gradient at these places is theirs."""
+    S = np.zeros(shape, values.dtype)
+    S.flat[places] = values.data
+    return Tensor.op(S, (values, lambda dS: dS.reshape(-1)[places]))
