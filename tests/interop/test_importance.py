@@ -1,13 +1,11 @@
 """importance.py: both forms of llama-imatrix's files, what `GGUF` makes of them, and files that are another model's."""
-import struct
-
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.conftest import make_gpt
 from tests.models.test_llama import llama
-from tests.stress.attacks import save_gguf
+from tests.stress.attacks import DATS, dat, save_gguf
 from tests.toys import linear_paths, same
 from tinypeft.interop.importance import TENSORS, entries_of_dat, name_of, read_importance
 from tinypeft.quant.calibration import capture
@@ -25,15 +23,11 @@ def tensors(sums, n):
     return pairs | {f"{name}.counts": f32(1)(n) for name in sums}
 
 
-def dat(sums, n, end=True):
-    """The older form, of n pieces of text."""
-    entry = lambda name, x: struct.pack(f"<i{len(name)}sii", len(name), name.encode(), n, x.size) + x.astype("<f4").tobytes()
-    after = struct.pack("<ii8s", n, 8, b"text.txt") if end else b""
-    return struct.pack("<i", len(sums)) + b"".join(entry(*item) for item in sums.items()) + after
+def in_float32(sums): return {name: x.astype("<f4") for name, x in sums.items()}
 
 
 def write(path, sums, n):
-    if path.suffix == ".dat": path.write_bytes(dat(sums, n))
+    if path.suffix == ".dat": path.write_bytes(dat(in_float32(sums), n))
     else: save_gguf(path, {"general.type": "imatrix", "imatrix.chunk_count": 1}, tensors(sums, n))
     return path
 
@@ -102,7 +96,8 @@ def test_the_gguf_packages_files_are_read(model, tmp_path, rng):
 
 def test_the_end_of_the_older_form_is_optional(model):
     sums = sums_of(model)
-    with_end, without = (entries_of_dat(dat(sums, 64, end)) for end in (True, False))
+    whole = dat(in_float32(sums), 64)
+    with_end, without = entries_of_dat(whole + b"text.txt"), entries_of_dat(whole[:-8])
     assert with_end.keys() == without.keys() == sums.keys()
     assert all(np.array_equal(without[name][0], sums[name]) and without[name][1] == 64 for name in sums)
 
@@ -159,20 +154,21 @@ def test_counts_that_are_none_are_refused(model, tmp_path):
 
 
 def test_a_file_that_is_cut_at_any_byte_is_refused_by_name(model, tmp_path):
-    whole, path = dat({name: x[:2] for name, x in list(sums_of(model).items())[:3]}, 64, end=False), tmp_path / "m.dat"
+    entries, path = {name: x[:2] for name, x in list(sums_of(model).items())[:3]}, tmp_path / "m.dat"
+    whole = dat(in_float32(entries), 64)[:-8]
     assert len(entries_of_dat(whole)) == 3
     for n in range(len(whole)):
         path.write_bytes(whole[:n])
         with pytest.raises(ValueError, match="m.dat: "): read_importance(path, model, linear_paths(model))
 
 
-@pytest.mark.parametrize("content, message", [
-    (struct.pack("<i", -1), "should have -1 entries"), (struct.pack("<i", 1 << 30) + bytes(99), "1,073,741,824 entries"),
-    (struct.pack("<iii", 1, -5, 3) + bytes(9), "should have -5 bytes more"),
-    (struct.pack("<iiii", 1, 0, 1, 1 << 29) + bytes(9), "should have 2,147,483,648 bytes more"),
-    (struct.pack("<i", 2) + 2 * dat({"a": np.ones(2)}, 1, end=False)[4:], "the name 'a' occurs twice"),
-    (struct.pack("<i", 1) + struct.pack("<i2s", 2, b"\xff\xfe") + bytes(20), "can't decode")])
-def test_crafted_files_are_refused(content, message, model, tmp_path):
-    (tmp_path / "m.dat").write_bytes(content)
+@pytest.mark.parametrize("name, message", [
+    ("two billion entries", "should have 2,147,483,647 entries"), ("fewer than no entries", "should have -1 entries"),
+    ("a name of 2³¹ bytes", "should have 2,147,483,647 bytes more"), ("a name of −1 byte", "should have -1 bytes more"),
+    ("2³¹ numbers", "should have 8,589,934,588 bytes more"), ("−2³¹ numbers", "should have -8,589,934,592 bytes more"),
+    ("an entry twice", "the name 'a' occurs twice"), ("a name that is not UTF-8", "can't decode"),
+    ("other names", "it lacks 14 of 14 tensors")])
+def test_crafted_files_are_refused(name, message, model, tmp_path):
+    (tmp_path / "m.dat").write_bytes(DATS[name])
     with pytest.raises(ValueError, match=f"m.dat: .*{message}"):
         read_importance(tmp_path / "m.dat", model, linear_paths(model))

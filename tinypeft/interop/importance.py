@@ -96,7 +96,8 @@ def mean_square(name: str, entry: Entry, d_in: int) -> Array:
     if not 1 <= count < np.inf:
         raise ValueError(f"{name} has the count {count:g}, expected 1 or more; llama-imatrix saw "
                          "no tokens there, or the file is damaged")
-    h = sums / np.float32(count)
+    with np.errstate(invalid="ignore"):                          # of a NaN in a damaged file
+        h = sums / np.float32(count)
     if not (np.isfinite(h) & (h >= 0)).all():
         raise ValueError(f"{name} has importances from {h.min():g} to {h.max():g}, expected finite "
                          "numbers ≥ 0")
