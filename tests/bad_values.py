@@ -18,6 +18,7 @@ REFUSED = {
         float(low) if left == "(" else math.nextafter(float(low), -math.inf),
         float(high) if right == ")" else math.nextafter(float(high), math.inf), math.nan, math.inf, "1", True),
     r"True or False": lambda: (1, 0, "yes", None),
+    r"True, False or the path of an importance file": lambda: (1, 0, "", None),
     r"('[^']*'.*) or [^,]*": lambda choices: ("?", 0.5, [choices.split("'")[1]]),
     r"a tuple of names such as .*": lambda: ("query", (), 3, (1,), ("!",), ("blocks..0",), ("query value",)),
     r"a dict whose keys are names of layers and whose values are each (.*)": lambda expected: (

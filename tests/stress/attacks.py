@@ -21,12 +21,13 @@ from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.gguf_types import TYPES
 from tinypeft.interop.llama import ONLY
 
-__all__ = ["GGUFS", "MAIN", "attacks", "gguf_content", "save_gguf", "save_raw"]
+__all__ = ["DATS", "GGUFS", "MAIN", "attacks", "dat", "gguf_content", "save_gguf", "save_raw"]
 
 OWN = {"adapter": "adapter.safetensors", "adapter, several": "adapter.safetensors", "pretrained": "weights.safetensors",
        "quantized": "model.safetensors", "checkpoint": "run.safetensors"}
 MAIN = {"huggingface": "model.safetensors", "other families": "model.safetensors", "peft": "adapter_model.safetensors",
-        **OWN, "tokenizer": "tokenizer.json", "gguf": "model.gguf"}
+        **OWN, "tokenizer": "tokenizer.json", "gguf": "model.gguf", "importance, gguf": "model.gguf",
+        "importance, dat": "imatrix.dat"}
 CONFIGS = {"huggingface": "config.json", "other families": "config.json", "peft": "adapter_config.json",
            "tokenizer": "tokenizer.json"}
 
@@ -134,6 +135,26 @@ def save_gguf(path: Path, fields: dict, tensors: dict) -> None:
     path.write_bytes(start + bytes(-len(start) % 32) + data)
 
 
+def dat(entries: dict[str, np.ndarray], n: int) -> bytes:
+    """An importance file of the older form, without any checks: Σ x² of each weight, over n pieces of text."""
+    content = struct.pack("<i", len(entries))
+    for name, x in entries.items():
+        name = name.encode()
+        content += struct.pack(f"<i{len(name)}sii", len(name), name, n, x.size) + x.tobytes()
+    return content + struct.pack("<ii", n, 0)
+
+
+DATS = {
+    "two billion entries": struct.pack("<i", 2**31 - 1) + bytes(99),
+    "fewer than no entries": struct.pack("<i", -1) + bytes(99),
+    "a name of 2³¹ bytes": struct.pack("<ii", 1, 2**31 - 1) + bytes(99),
+    "a name of −1 byte": struct.pack("<ii", 1, -1) + bytes(99),
+    "2³¹ numbers": struct.pack("<iiii", 1, 0, 1, 2**31 - 1) + bytes(99),
+    "−2³¹ numbers": struct.pack("<iiii", 1, 0, 1, -2**31) + bytes(99),
+    "an entry twice": struct.pack("<i", 2) + 2 * dat({"a": np.ones(2, "<f4")}, 1)[4:-8],
+    "a name that is not UTF-8": struct.pack("<ii1sii", 1, 1, b"\xff", 1, 0),
+    "other names": dat({f"{i}": np.ones(1, "<f4") for i in range(10_000)}, 1),
+}
 GGUFS = {
     "nothing": b"",
     "another format": b"PK" + bytes(40),
@@ -414,7 +435,8 @@ def array_edits() -> dict[str, Callable[[dict, dict], object]]:
 def contents(kind: str, file: str) -> dict[str, object]:
     """What may be written in place of a file."""
     if file.endswith(".json"): return TEXTS
-    if kind == "gguf": return HEADERS | GGUFS | LARGE_GGUFS
+    if file.endswith(".dat"): return DATS
+    if file.endswith(".gguf"): return HEADERS | GGUFS | LARGE_GGUFS
     return HEADERS
 
 

@@ -18,7 +18,9 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import multiprocessing
 import re
 import shutil
@@ -36,11 +38,13 @@ import numpy as np
 
 import tinypeft as tp
 from tests.stress import record
-from tests.stress.attacks import attacks, gguf_content, save_gguf, save_raw
-from tests.toys import Noise
+from tests.stress.attacks import attacks, dat, gguf_content, save_gguf, save_raw
+from tests.toys import Noise, linear_paths
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.files.safetensors import write_safetensors
 from tinypeft.interop import write_gguf
+from tinypeft.interop.gguf_types import TYPES
+from tinypeft.interop.importance import entries_of_dat, name_of, read_importance
 from tinypeft.interop.llama import from_gguf
 from tinypeft.models.gemma import Gemma, GemmaConfig
 from tinypeft.models.llama import Llama, LlamaConfig
@@ -143,6 +147,50 @@ def read_gguf(folder, base):
     return m, encoded(m)
 
 
+def make_blocks(name):
+    """Makes a Llama whose layers hold random blocks of a type of GGUF. Bytes below 40 are small numbers as scales, too."""
+    number, kind = next((number, kind) for number, kind in TYPES.items() if kind.name == name)
+    config = LlamaConfig(37, 24, 256, n_layers=1, n_heads=32, n_kv_heads=1, d_head=8, d_mlp=256)
+
+    def make(folder, i):
+        write_gguf(path := folder / "model.gguf", Llama(config, rng=0))
+        fields, tensors = gguf_content(path)
+        for tensor, (_, shape, _) in tensors.items():
+            if not tensor.startswith("blk") or len(shape) < 2: continue
+            octets = np.random.default_rng(0).integers(0, 40, (math.prod(shape) // kind.weights, kind.octets), np.uint8)
+            if name == "MXFP4": octets[:, 0] += 80                              # an exponent
+            tensors[tensor] = number, shape, octets
+        save_gguf(path, fields, tensors)
+    return make
+
+
+def make_stretched(**fields):
+    """Makes a Llama with other angles, or biases, and its tokenizer."""
+    config = LlamaConfig(262, 24, 32, n_layers=1, n_heads=2, n_kv_heads=1, d_head=16, d_mlp=64, rope_theta=5e5, **fields)
+    return lambda folder, i: write_gguf(folder / "model.gguf", with_tokenizer(Llama(config, rng=0)))
+
+
+def sums(m):
+    """Σ x² of the inputs of each layer, by GGUF's names of the weights."""
+    return {name_of(path, m): s.mean_square * np.float32(14) for path, s in tp.capture(m, TOKENS).items()}
+
+
+def make_gguf_importance(folder, i):
+    tensors = {}
+    for name, x in sums(model()).items():
+        tensors[f"{name}.in_sum2"] = 0, x.shape, x.view(np.uint8)
+        tensors[f"{name}.counts"] = 0, (1,), np.float32([14]).view(np.uint8)
+    save_gguf(folder / "model.gguf", {"general.type": "imatrix", "imatrix.datasets": ["a.txt"]}, tensors)
+
+
+def make_dat_importance(folder, i): (folder / "imatrix.dat").write_bytes(dat(sums(model()), 14))
+
+
+def read_importances(folder, base):
+    (path,) = folder.iterdir()
+    return None, list(read_importance(path, base, linear_paths(base)).values())
+
+
 def make_data(folder, i):
     """A file of one's own: text, CSV or JSONL."""
     rows = [json.dumps({"prompt": f"{n} cats", "answer": f"{n} mats"}) for n in range(12)]
@@ -211,11 +259,17 @@ def read_checkpoint(folder, base):
     return None, [np.array(history.loss), logits(base)]
 
 
+BLOCKS = "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4"           # types beside those of "gguf"
 KINDS: dict[str, Kind] = {
     "huggingface": Kind(lambda f, i: tp.save_model(with_tokenizer(model(262)), f), read_model, own=False),
     "other families": Kind(lambda f, i: tp.save_model(FAMILIES[i], f), read_model, len(FAMILIES), own=False),
     "tokenizer": Kind(make_tokenizer, read_tokenizer, own=False),
     "gguf": Kind(make_gguf, read_gguf, 3, own=False),
+    **{f"gguf, {name}": Kind(make_blocks(name), read_gguf, own=False) for name in BLOCKS},
+    "gguf, Llama 3": Kind(make_stretched(rope_kind="llama3", rope_factor=32.0, rope_context=8192), read_gguf, own=False),
+    "gguf, Qwen 2": Kind(make_stretched(rope_kind="linear", rope_factor=2.0, qkv_bias=True), read_gguf, own=False),
+    "importance, gguf": Kind(make_gguf_importance, read_importances, own=False),
+    "importance, dat": Kind(make_dat_importance, read_importances, own=False),
     "peft": Kind(lambda f, i: moved(tp.attach(model(), PEFT[i])).save(f, format="peft"), read_adapter, len(PEFT), own=False),
     "adapter": Kind(adapter(METHODS, head=3), read_adapter, len(METHODS)),
     "adapter, several": Kind(adapter(SEVERAL, head=3), read_adapter, len(SEVERAL)),
@@ -329,9 +383,17 @@ def forged_gguf(path: Path, rng: np.random.Generator) -> None:
     save_gguf(path, fields, tensors)
 
 
+def forged_dat(path: Path, rng: np.random.Generator) -> None:
+    """Change a name, the numbers or the count of an importance file of the older form."""
+    entries = {name: numbers for name, (numbers, _) in entries_of_dat(path.read_bytes()).items()}
+    if rng.random() < 0.2: path.write_bytes(dat(entries, one_of([0, -1, 1, 2**31 - 1, -2**31], rng)))
+    else: path.write_bytes(dat(forged_arrays(entries, rng), 14))
+
+
 def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
     """Change a file as somebody would who knows the format."""
     if path.suffix == ".gguf": return forged_gguf(path, rng)
+    if path.suffix == ".dat": return forged_dat(path, rng)
     if path.suffix in (".txt", ".csv", ".jsonl"): return path.write_bytes(damage(path.read_bytes(), rng))
     if path.suffix == ".json":
         text = json.dumps(forged(json.loads(path.read_text("utf-8")), rng))
@@ -391,6 +453,11 @@ def lengthened_files(path: Path, own: bool) -> Iterator[Callable[[Path], object]
             for new in LONG, f"{name}.{LONG}", f"{name.partition('/')[0]}/{LONG}":
                 renamed = {new if n == name else n: a for n, a in arrays.items()}
                 yield lambda p, renamed=renamed: save_raw(p, renamed, meta)
+    elif path.suffix == ".dat":
+        entries = {name: numbers for name, (numbers, _) in entries_of_dat(path.read_bytes()).items()}
+        for name, long in itertools.product(list(entries)[:3], [LONG, f"blk.{10**2900}.x", f"blk.0.{LONG}"]):
+            renamed = {long if n == name else n: a for n, a in entries.items()}
+            yield lambda p, renamed=renamed: p.write_bytes(dat(renamed, 14))
     else:                                                                   # data of one's own
         text = path.read_text("utf-8")
         for match in list(re.finditer(r"\w+|[^\w\s]|\n", text))[:30]:
@@ -471,14 +538,14 @@ def one(kind: Kind, pristine: Path, work: Path, original: list[np.ndarray], seed
 
 
 def long_files(name: str, every: int = 1) -> dict[str, int]:
-    """How files with long values ended: outcome → number. every: read only each `every`-th."""
+    """How files with long values ended: outcome → number. every: read only each `every`-th, but eight at least."""
     kind = KINDS[name]
 
     def read(folder):
         writers = [(i, path.name, write) for i in range(kind.variants) for path in sorted((folder / f"{i}").iterdir())
                    for write in lengthened_files(path, kind.own)]
         outcomes = collections.Counter()
-        for number, (i, file, write) in list(enumerate(writers))[::every]:
+        for number, (i, file, write) in list(enumerate(writers))[::min(every, -(-len(writers) // 8))]:
             work = copied(folder / f"{i}", folder / "work")
             try: write(work / file)
             except (ValueError, OverflowError): outcome = "not written"

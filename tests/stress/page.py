@@ -109,6 +109,17 @@ def tables(r):
             + f"; at most {seconds:.0f} CPU s for a table, {max(table['peak of the process, MB'] for table in each):,} MB")
 
 
+def llamacpp(r):
+    exact = [row for row in r["files"].values() if "rounding alone" not in row]
+    coded = {name: row for name, row in r["files"].items() if "rounding alone" in row}
+    return (f"{r['package']}: {r['ids']['texts']} texts, {len(r['ids']['cut otherwise'])} cut otherwise; conversation: "
+            f"{r['ids']['conversation']}; in float32 logits within {max(row['relative'] for row in exact):.0e}, "
+            f"{min(row['same greedy tokens'] for row in exact)} of {r['greedy tokens']} greedy tokens the same; "
+            + ", ".join(f"{name} {row['relative']:.2g} (rounding inputs alone {row['rounding alone']:.2g}; the same rounding "
+                        f"on both sides {row['relative to ours with rounded inputs']:.1g})" for name, row in coded.items())
+            + f"; importances within {r['importance']['largest relative difference']:.0e}: {len(r['faults'])} faults")
+
+
 def numbers(r):
     """Any other search: its numbers, by their names."""
     return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in r.items()
@@ -124,7 +135,7 @@ def answers():
 
 
 SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, verbs, commands, files, kv_cache, notebooks,
-                                awq, versions, determinism, mutants, tables)}
+                                awq, versions, determinism, mutants, tables, llamacpp)}
 
 
 # -- the page --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@
     export.py         a run of `train` → a folder that goes on in PyTorch: rows.py, torch_names.py
     gguf.py           `GPT`, `Llama` → GGUF, the format of llama.cpp: gguf_bytes.py
     llama.py          GGUF → `Llama`: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
+    importance.py     importance files of llama.cpp → mean squares of inputs
 
 A name is imported when it is first used (`common/lazy.py`), because the shipped base needs none of
 these files.

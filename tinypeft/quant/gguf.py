@@ -20,12 +20,16 @@ type that is a little larger: Q5_0 for Q4_K, Q5_1 for Q5_K, Q8_0 for Q6_K. Sourc
 llama-quant.cpp. It stores embeddings and the output head as codes, too; here they stay float32.
 
 *Importance* is the mean square h of each input of a layer, over tokens of calibration. An error of
-a weight costs h times its square. llama.cpp calls it the importance matrix, imatrix.
+a weight costs h times its square. llama.cpp calls it the importance matrix, imatrix, and writes it
+to files, which `interop/importance.py` reads.
 """
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from ..common.hints import Array
-from ..common.hyper import flag, one_of
+from ..common.hyper import Limit, declared, one_of
 from ..engine.nn import Linear, replace_modules
 from ..models.decoder import Decoder
 from ..models.gpt import GPT
@@ -41,20 +45,29 @@ MIXTURES = {"Q4_K_S": ("Q4_K", "Q5_K"),                  # most layers; the bett
             "Q5_K_S": ("Q5_K", "Q5_K"),
             "Q5_K_M": ("Q5_K", "Q6_K")}
 FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+READER = "tinypeft.interop.importance"       # a module with `read_importance`, imported when needed
+
+
+def is_importance(x: Any) -> bool:
+    return isinstance(x, (bool, Path)) or isinstance(x, str) and x != ""
+
+
+IMPORTANCE = Limit(is_importance, "True, False or the path of an importance file")
 
 
 @dataclass(frozen=True)
 class GGUF(Scheme):
     """A type, such as "Q4_0" or "Q6_K", or a mixture, such as "Q4_K_M", of GGUF. importance: choose
-    scales by the inputs of calibration. `quantize` raises ValueError for a mixture, if the rows are
-    not whole blocks (of 32, of 256 in a K type), or if a scale overflows float16."""
+    scales by the size of inputs: True takes it from tokens of calibration, a path from a file of
+    llama-imatrix, in either of its forms. `quantize` raises ValueError for a mixture, if the rows
+    are not whole blocks (of 32, of 256 in a K type), or if a scale overflows float16."""
     name: str = one_of(*LAYOUTS, *BITS, *MIXTURES, also=("qtype", "quant_type"))
-    importance: bool = flag(False, also=("imatrix",))
+    importance: bool | str | Path = declared(False, IMPORTANCE, also=("imatrix",))
     shown = ("name",)
 
     @property
     def calibrated(self) -> bool:
-        return self.importance
+        return self.importance is True
 
     def quantize(self, W: Array, importance: Array | None = None) -> QTensor:
         """Round W (…, d_in). importance: h (d_in,), each input's mean square."""
@@ -65,22 +78,36 @@ class GGUF(Scheme):
                              "tinypeft.quantize(model, …) rounds a model by it, one array needs a "
                              "type")
         if self.importance and importance is None:
-            raise ValueError("GGUF(importance=True): expected importance=, the mean square of each "
-                             "input, (d_in,); tinypeft.quantize takes it from calibration=")
+            raise ValueError(f"{self!r}: expected importance=, the mean square of each input, "
+                             "(d_in,); tinypeft.quantize takes it from calibration= or the file")
         return quantize_as(self.name, W, importance)
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
-        seen = capture(model, batches, list(layers)) if self.importance else {}
+        importances = self.importances(model, list(layers), batches)
         rounded = {}
         for path, linear in layers.items():
-            importance = seen[path].mean_square if self.importance else None
-            if importance is not None and not importance.any():
-                raise ValueError(f"{path}: its inputs are 0 on all tokens of calibration, so none "
-                                 "of them is important; give other tokens")
             kind = self.kind(path, linear, model)
-            q = quantize_as(kind, checked(linear.weight.data), importance)
+            W = checked(linear.weight.data)
+            q = quantize_as(kind, W, importances.get(path))
             rounded[path] = QuantizedLinear(q, linear.bias)
         replace_modules(model, rounded)
+
+    def importances(self, model: Decoder, paths: list[str], batches: list[Array]
+                    ) -> dict[str, Array]:
+        """Return h (d_in,) of each layer, by its path; {} without importance."""
+        if not self.importance:
+            return {}
+        if self.calibrated:
+            statistics = capture(model, batches, paths)
+            importances = {path: statistics[path].mean_square for path in paths}
+        else:
+            reader = import_module(READER)
+            importances = reader.read_importance(self.importance, model, paths)
+        for path, h in importances.items():
+            if not h.any():
+                raise ValueError(f"{path}: its inputs are 0 on all tokens of calibration, so none "
+                                 "of them is important; give other tokens")
+        return importances
 
     def kind(self, path: str, linear: Linear, model: Decoder) -> str:
         """Return the type of one layer: `name`, or what the mixture says."""
