@@ -37,7 +37,9 @@ WRAPPING = {
     "dora": peft.LoraConfig(r=8, target_modules=["query", "value"], use_dora=True),
     "adalora": peft.AdaLoraConfig(init_r=12, target_r=8, tinit=HORIZON // 10, tfinal=4 * HORIZON // 10, deltaT=10,
                                   orth_reg_weight=0.01, total_step=HORIZON, target_modules=MATRICES),
-    "ia3": peft.IA3Config(target_modules=["key", "value", "down"], feedforward_modules=["down"])}
+    "ia3": peft.IA3Config(target_modules=["key", "value", "down"], feedforward_modules=["down"]),
+    "vera": peft.VeraConfig(target_modules=["query", "value"]),
+    "randlora": peft.RandLoraConfig(target_modules=["query", "value"])}
 AT_SEAMS = {
     "prefix": peft.PrefixTuningConfig(**LM, prefix_projection=True, encoder_hidden_size=WIDTH),
     "ptuning_v2": peft.PrefixTuningConfig(**LM),
