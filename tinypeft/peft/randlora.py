@@ -37,7 +37,7 @@ from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .method import Method, Wrapper
-from .vera import largest
+from .vera import constant, largest
 
 __all__ = ["RandLoRA", "RandLoRALinear"]
 
@@ -82,9 +82,9 @@ class RandLoRALinear(ChangedLinear):
         """Cut A (r, d) and B (D, n r) to this layer's size. B_j is B[:, j::n]."""
         n, d = self.Gam.shape
         D = max(self.d_in, self.d_out)
-        A = self.shared["A"]
-        B = self.shared["B"]
-        return Tensor(A[:, :d]), Tensor(B[:D, :n * len(A)])
+        A = self.shared["A"][:, :d]
+        B = self.shared["B"][:D, :n * len(A)]
+        return constant(A, self.Lam), constant(B, self.Lam)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return (d_out, n r) and (n r, d_in), whose product is ΔW; `plain.randlora` adds it up."""

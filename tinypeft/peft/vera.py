@@ -38,7 +38,7 @@ from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .method import Method, Wrapper
 
-__all__ = ["VeRA", "VeRALinear", "largest"]
+__all__ = ["VeRA", "VeRALinear", "constant", "largest"]
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class VeRALinear(ChangedLinear):
 
     def bases(self) -> tuple[Tensor, Tensor]:
         """Cut A (r, d_in) and B (d_out, r) to this layer's size."""
-        A = self.shared["A"]
-        B = self.shared["B"]
-        return Tensor(A[:, :self.d_in]), Tensor(B[:self.d_out])
+        A = self.shared["A"][:, :self.d_in]
+        B = self.shared["B"][:self.d_out]
+        return constant(A, self.d), constant(B, self.d)
 
     def forward(self, x: Tensor) -> Tensor:
         A, B = self.bases()
@@ -92,6 +92,11 @@ class VeRALinear(ChangedLinear):
         dA = self.d.reshape(-1, 1) * A
         b = self.b.reshape(-1, 1)
         return b * (B @ dA)
+
+
+def constant(array: Array, like: Tensor) -> Tensor:
+    """Make a Tensor of a frozen array, in the dtype of another Tensor."""
+    return Tensor(array.astype(like.dtype, copy=False))
 
 
 def largest(model: Decoder, targets: Targets) -> tuple[int, int]:
