@@ -21,6 +21,7 @@ from tests.oracles.torch_gpt import TorchGPT, torch_copy
 CONFIG, ROWS = SIZES["base"]
 VIRTUAL, WIDTH = 20, 128                                 # virtual tokens; units of the MLP that makes them
 MATRICES = ["query", "key", "value", "output", "up", "down"]
+QV = {"target_modules": ["query", "value"]}
 LM = {"task_type": "CAUSAL_LM", "num_virtual_tokens": VIRTUAL}
 
 OURS = {
@@ -29,23 +30,25 @@ OURS = {
     "prompt": tp.PromptTuning(VIRTUAL), "ptuning": tp.PTuning((VIRTUAL, "target"), encoder="mlp", hidden=WIDTH),
     "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8),
     "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(), "hira": tp.HiRA(),
-    "vera": tp.VeRA(),
-    "randlora": tp.RandLoRA(),
-    "fourierft": tp.FourierFT(),
-    "c3a": tp.C3A(),
-    "miss": tp.MiSS(), "shira": tp.SHiRA(), "oft": tp.OFT(16)}
+    "miss": tp.MiSS(), "vera": tp.VeRA(), "randlora": tp.RandLoRA(), "shira": tp.SHiRA(), "fourierft": tp.FourierFT(),
+    "c3a": tp.C3A(32), "oft": tp.OFT(16)}
 WRAPPING = {
     "full": None,
-    "lora": peft.LoraConfig(r=8, target_modules=["query", "value"]),
-    "dora": peft.LoraConfig(r=8, target_modules=["query", "value"], use_dora=True),
+    "lora": peft.LoraConfig(r=8, **QV),
+    "dora": peft.LoraConfig(r=8, use_dora=True, **QV),
     "adalora": peft.AdaLoraConfig(init_r=12, target_r=8, tinit=HORIZON // 10, tfinal=4 * HORIZON // 10, deltaT=10,
                                   orth_reg_weight=0.01, total_step=HORIZON, target_modules=MATRICES),
     "ia3": peft.IA3Config(target_modules=["key", "value", "down"], feedforward_modules=["down"]),
-    "miss": peft.MissConfig(r=8, target_modules=["query", "value"]),
-    "shira": peft.ShiraConfig(r=8, target_modules=["query", "value"]),
-    "oft": peft.OFTConfig(oft_block_size=16, use_cayley_neumann=False, target_modules=["query", "value"]),
-    "vera": peft.VeraConfig(target_modules=["query", "value"]),
-    "randlora": peft.RandLoraConfig(target_modules=["query", "value"])}
+    "loha": peft.LoHaConfig(r=8, alpha=8, **QV),
+    "lokr": peft.LoKrConfig(r=8, alpha=8, **QV),
+    "hira": peft.HiraConfig(r=8, **QV),
+    "miss": peft.MissConfig(r=8, **QV),
+    "vera": peft.VeraConfig(**QV),
+    "randlora": peft.RandLoraConfig(**QV),
+    "shira": peft.ShiraConfig(r=8, **QV),
+    "fourierft": peft.FourierFTConfig(n_frequency=1000, **QV),
+    "c3a": peft.C3AConfig(block_size=32, **QV),
+    "oft": peft.OFTConfig(oft_block_size=16, use_cayley_neumann=False, **QV)}
 AT_SEAMS = {
     "prefix": peft.PrefixTuningConfig(**LM, prefix_projection=True, encoder_hidden_size=WIDTH),
     "ptuning_v2": peft.PrefixTuningConfig(**LM),
