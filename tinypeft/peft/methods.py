@@ -1,4 +1,4 @@
-"""The methods, by what they change: a name for the command line → a class."""
+"""The methods, by what they change. METHODS gives each the name that the command line takes."""
 from .adalora import AdaLoRA
 from .adapter import BottleneckAdapter
 from .c3a import C3A
@@ -21,39 +21,26 @@ from .randlora import RandLoRA
 from .shira import SHiRA
 from .vera import VeRA
 
-__all__ = ["METHODS"]
+__all__ = ["FAMILIES", "METHODS"]
 
-METHODS: dict[str, type[Method]] = {
-    # all weights
-    "full": FullFineTuning,
-    # activations, by layers that are added
-    "adapter": BottleneckAdapter,
-    "parallel_adapter": ParallelAdapter,
-    # the context, by virtual tokens
-    "prefix": PrefixTuning,
-    "prompt": PromptTuning,
-    "ptuning": PTuning,
-    "ptuning_v2": PTuningV2,
-    # weights, by a change of low rank
-    "lora": LoRA,
-    "adalora": AdaLoRA,
-    "dylora": DyLoRA,
-    "dora": DoRA,
-    "vera": VeRA,
-    "miss": MiSS,
-    # weights, by a change of full rank
-    "loha": LoHa,
-    "lokr": LoKr,
-    "hira": HiRA,
-    "randlora": RandLoRA,
-    "fourierft": FourierFT,
-    "c3a": C3A,
-    # weights, by numbers at few places
-    "shira": SHiRA,
-    # weights, by a rotation
-    "oft": OFT,
-    # activations, by scales
-    "ia3": IA3,
-    # nothing inside: a head alone
-    "probe": LinearProbe,
+FAMILIES: dict[str, dict[str, type[Method]]] = {         # what is changed → name → class
+    "all weights": {"full": FullFineTuning},
+    "rank: the change of a weight is thin": {
+        "lora": LoRA, "adalora": AdaLoRA, "dylora": DyLoRA, "miss": MiSS},
+    "length and direction": {"dora": DoRA},
+    "basis: few numbers between fixed or random matrices": {
+        "vera": VeRA, "randlora": RandLoRA, "fourierft": FourierFT},
+    "pattern: few numbers make a change of full rank": {
+        "loha": LoHa, "lokr": LoKr, "hira": HiRA, "c3a": C3A},
+    "sparsity: few places of a weight": {"shira": SHiRA},
+    "rotation: lengths and angles of a weight stay": {"oft": OFT},
+    "states: layers beside the frozen ones": {
+        "adapter": BottleneckAdapter, "parallel_adapter": ParallelAdapter, "ia3": IA3},
+    "the context: virtual tokens": {
+        "prefix": PrefixTuning, "prompt": PromptTuning, "ptuning": PTuning,
+        "ptuning_v2": PTuningV2},
+    "a head alone": {"probe": LinearProbe},
 }
+METHODS: dict[str, type[Method]] = {}                    # name → class
+for methods in FAMILIES.values():
+    METHODS.update(methods)

@@ -7,6 +7,7 @@
     low_rank.py     LoRA, AdaLoRA, DyLoRA                        weights.py     granularity, formats, GPTQ, AWQ
     prompts.py      prompts and prefixes                         outliers.py    LLM.int8(), SmoothQuant
     memory.py       memory of fine-tuning                        quantizers.py  rounding, clipping, levels
+    changes.py      what ΔW of each method looks like
     engine.py       computation graph, gradient check            schematics.py  drawings without numbers
     speed.py        cost as the work grows
 
@@ -18,7 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import glance, k_quants, plot, pretraining
-from . import engine, fair, few_bits, low_rank, memory, outliers, prompts, quantizers, schematics, speed, tuning, weights
+from . import (
+    changes,
+    engine,
+    fair,
+    few_bits,
+    low_rank,
+    memory,
+    outliers,
+    prompts,
+    quantizers,
+    schematics,
+    speed,
+    tuning,
+    weights,
+)
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
 
@@ -52,6 +67,7 @@ PICTURES = {
     "scaling": Picture(speed.scaling, "Cost as work grows", "03", ("benchmark_scaling",)),
     "computation_graph": Picture(engine.computation_graph, "A computation graph", "01"),
     "gradient_check": Picture(engine.gradient_check, "Checking a gradient", "01", ("gradient_check",)),
+    "changes_of_a_weight": Picture(changes.changes_of_a_weight, "What a change of a weight can look like", "07"),
     "methods_in_a_block": Picture(schematics.methods_in_a_block, "Where each method sits", "04"),
     "staircase": Picture(quantizers.staircase, "What rounding does", "10"),
     "clipping": Picture(quantizers.clipping, "Clipping against rounding", "10"),
