@@ -26,7 +26,9 @@ if TYPE_CHECKING:
                        DyLoRA, FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, Method,
                        MethodError, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
                        PTuning, PTuningV2, attach, combine, fuse, load_adapter, mixed_batch,
-                       mixed_classify, search_rank)
+                       mixed_classify, search_rank,
+                       LoReFT,
+                       TrainableTokens)
     from .peft.probe import fit_probe
 
     # the second verb: quantization schemes

@@ -28,7 +28,9 @@ OURS = {
     "prefix": tp.PrefixTuning(VIRTUAL, hidden=WIDTH), "ptuning_v2": tp.PTuningV2(VIRTUAL, dropout=0.0),
     "prompt": tp.PromptTuning(VIRTUAL), "ptuning": tp.PTuning((VIRTUAL, "target"), encoder="mlp", hidden=WIDTH),
     "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8),
-    "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(), "hira": tp.HiRA()}
+    "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(), "hira": tp.HiRA(),
+    "loreft": tp.LoReFT(),
+    "trainable_tokens": tp.TrainableTokens(tuple(range(20)))}
 WRAPPING = {
     "full": None,
     "lora": peft.LoraConfig(r=8, target_modules=["query", "value"]),

@@ -169,7 +169,7 @@ def test_a_users_subclass_needs_no_decorator(gpt, tokens):
 def test_the_docstring_of_a_class_has_paper_equation_symbols_and_differences(name):
     cls = NAMED[name]
     doc = cls.__doc__
-    if name not in ("uniform", "gguf"):                                # textbook, and a file format: no paper
+    if name not in ("uniform", "gguf", "trainable_tokens"):            # textbook, file format, habit of tools: no paper
         assert re.search(r"arXiv\s+\d{4}\.\d{4,5}", doc), "no citation"
     assert re.search(r"^    .*[=←∝|].*$", doc, re.MULTILINE), "no equation"
     if name not in ("full", "probe", "uniform", "gguf"):                                # nothing to translate
@@ -196,6 +196,8 @@ DEFAULTS = """
     DoRA(rank=8, alpha=16.0, dropout=0.0, targets=('query', 'value'), init='kaiming', rank_stabilized=False,
          rank_pattern=None, alpha_pattern=None)
     HiRA(rank=8, dropout=0.0, targets=('query', 'value'))
+    LoReFT(rank=8, first=7, last=7, tied=True, dropout=0.0, targets='all')
+    TrainableTokens(tokens=(0,))
     LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
     LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
     DyLoRA(rank=8, alpha=16.0, rank_min=1, distribution='uniform', p=0.15, frozen=False, block_size=1, rescale=True,
@@ -244,7 +246,8 @@ FUNCTIONS = """
 """
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
          "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "dora": 1e-2, "loha": 1e-2, "lokr": 1e-2,
-         "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2}
+         "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2,
+         "loreft": 3e-3, "trainable_tokens": 1e-2}
 
 
 def test_the_defaults_are_these():
@@ -269,7 +272,7 @@ def test_a_call_without_options_does_this():
 
 FROM_0 = {"dropout", "norm_eps", "damping", "gamma", "beta1", "beta2", "shrink", "max_shrink", "SmoothQuant.alpha", "separator",
           "ZeroQuant.steps", "t_init", "t_final", "seed", "TrainOptions.lr", "head_lr", "lr_floor", "warmup", "weight_decay",
-          "eval_every", "stop_after"}
+          "eval_every", "stop_after", "first", "last"}
 NOT_1 = {"dropout", "beta1", "beta2", "shrink", "max_shrink", "p", "percentile", "d_head", "NF4.block_size",
          "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits"}
 

@@ -12,7 +12,8 @@ from tinypeft.peft import Wrapper
 
 LORA, FULL, BITFIT, PROBE = tp.LoRA(rank=2), tp.FullFineTuning(), tp.FullFineTuning(targets=("bias",)), tp.LinearProbe()
 EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1), tp.DyLoRA(rank=4), tp.DoRA(rank=2),
-         tp.LoHa(rank=2), tp.LoKr(rank=2), tp.HiRA(rank=2), tp.IA3()]
+         tp.LoHa(rank=2), tp.LoKr(rank=2), tp.HiRA(rank=2), tp.IA3(),
+         tp.TrainableTokens((3, 5))]
 every = pytest.mark.parametrize("method", EVERY, ids=str)
 
 

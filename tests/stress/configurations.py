@@ -183,7 +183,7 @@ class Configuration:
 
     def starts_as_the_base(self, tuned, fresh):
         identity = (tp.LoRA, tp.LoHa, tp.LoKr, tp.HiRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning,
-                    tp.LinearProbe)
+                    tp.LinearProbe, tp.LoReFT, tp.TrainableTokens)
         if isinstance(self.method, identity): self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
         if isinstance(self.method, tp.PEQA):                          # whose scales are float32, as every stored scale is
             self.near("fresh, it is the base", self.logits(tuned), self.logits(fresh), 6 if self.is_float64 else 0)
@@ -203,6 +203,9 @@ class Configuration:
         elif isinstance(m, tp.HiRA): trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.LoKr):
             trained = sum(divisor(i) * divisor(o) + m.rank * (i // divisor(i) + o // divisor(o)) for i, o in map(shape, paths))
+        elif isinstance(m, tp.LoReFT):
+            trained = sum(phi is not None for phi in tuned.virtual.phi) * (2 - m.tied) * (2 * d + 1) * m.rank
+        elif isinstance(m, tp.TrainableTokens): trained = len({*m.tokens}) * d
         elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)
         elif isinstance(m, tp.DyLoRA):  trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.IA3):

@@ -153,7 +153,8 @@ def added_folder(tuned, method):
     if isinstance(method, (LoHa, LoKr, HiRA)):
         raise MethodError(f"save: PEFT's folders of {method} are not written here; save it in our "
                           "own format")
-    if tuned.virtual is not None:          return virtual_folder(tuned, method)
+    if isinstance(method, (PrefixTuning, PromptTuning, PTuning)):
+        return virtual_folder(tuned, method)
     raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
 
 

@@ -5,7 +5,8 @@
     in folders     folders.py (save, load_adapter)   formats.py   metered.py
     the methods    methods.py : METHODS, name → class, and what each of them changes
     weights        full.py   changed.py   lora.py   adalora.py   dylora.py   dora.py   hadamard.py
-    activations    adapter.py   parallel.py   ia3.py
+    activations    adapter.py   parallel.py   ia3.py   loreft.py : states of a few positions
+    the embedding  trainable_tokens.py : some of its rows
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py (adapters)   rank_search.py (ranks)
     a small table  probe.py (fit_probe): a head is solved, and methods may start there
@@ -18,7 +19,9 @@ from .fusion import AdapterFusion, fuse
 from .method import Method, MethodError, Wrapper
 from .methods import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA, FullFineTuning, HiRA,
                       LinearProbe, LoHa, LoKr, LoRA, ParallelAdapter, PrefixTuning, PromptTuning,
-                      PTuning, PTuningV2)
+                      PTuning, PTuningV2,
+                      LoReFT,
+                      TrainableTokens)
 from .mixed import mixed_batch, mixed_classify
 from .model import PeftModel, attach
 from .rank_search import search_rank

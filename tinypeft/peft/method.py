@@ -79,7 +79,8 @@ Layers = Mapping[str, Wrapper]                   # path → what `wrap` put ther
 
 
 class VirtualTokens(Module):
-    """`length` vectors that enter a model by a seam, "prompt" or "prefix"."""
+    """What enters a model by a seam: `length` vectors by "prompt" or "prefix", or by "hook" a
+    function that changes states, of length 0."""
     length: int
     seam: ClassVar[str] = "prompt"
 

@@ -7,12 +7,14 @@ from .full import FullFineTuning, LinearProbe
 from .hadamard import HiRA, LoHa, LoKr
 from .ia3 import IA3
 from .lora import LoRA
+from .loreft import LoReFT
 from .method import Method
 from .parallel import ParallelAdapter
 from .prefix import PrefixTuning
 from .prompt import PromptTuning
 from .ptuning import PTuning
 from .ptuning_v2 import PTuningV2
+from .trainable_tokens import TrainableTokens
 
 __all__ = ["METHODS"]
 
@@ -38,6 +40,10 @@ METHODS: dict[str, type[Method]] = {
     "hira": HiRA,
     # activations, by scales
     "ia3": IA3,
+    # activations of a few positions
+    "loreft": LoReFT,
+    # rows of the embedding
+    "trainable_tokens": TrainableTokens,
     # nothing inside: a head alone
     "probe": LinearProbe,
 }
