@@ -91,7 +91,7 @@ def assert_leaves_base_alone(model, method, tokens, steps=3):
         F.cross_entropy(tuned(x), y).backward()
         optimizer.step()
     assert all(p.grad is None and p.data.tobytes() == bytes_[n] for n, p in base.items())
-    moved = {n: not np.array_equal(start[n], a) for n, a in tuned.state_dict().items()}
+    moved = {n: not np.array_equal(start[n], a) for n, a in tuned.state_dict().items() if a.dtype.kind == "f"}
     assert all(moved.values()), moved
     after = tuned(x).data
     plain = tuned.detach()

@@ -36,8 +36,8 @@ def test_it_is_the_papers_equation_one_state_after_the_other(gpt, rng):
     plain.loreft(phi, slow := Tensor(x[0], requires_grad=True), 2, 1).backward(g)
     y.backward(np.stack([g, 0 * g]))
     mine = tuned.virtual.phi[0]
-    for ours, theirs in ((fast.grad[0], slow.grad), (mine.M.grad, phi.M.grad), (mine.W.grad, phi.W.grad), (mine.b.grad, phi.b.grad)):
-        assert_close(ours, theirs, 1e-12)
+    assert_close(fast.grad[0], slow.grad, 1e-12)
+    for name in "MWb": assert_close(getattr(mine, name).grad, getattr(phi, name).grad, 1e-12)
 
 
 def test_orthonormal_is_gram_schmidt_and_does_not_jump(rng):
@@ -231,11 +231,12 @@ def test_activations_can_be_computed_again(gpt, tokens):
 
 def test_what_it_cannot_do_is_refused_by_name(gpt, tokens, tmp_path):
     tuned = learned(gpt(), METHOD)
-    with pytest.raises(tp.MethodError, match="merge: LoReFT.* gives the model a hook; no weights can replace that"): tuned.merge()
+    with pytest.raises(tp.MethodError, match="merge: LoReFT.* gives the model a hook; no weights can"): tuned.merge()
     with pytest.raises(tp.MethodError, match="save: PEFT has no counterpart of LoReFT"): tuned.save(tmp_path, format="peft")
     with pytest.raises(tp.MethodError, match="rank 17 exceeds 16, the width"): tp.attach(gpt(), tp.LoReFT(17))
     with pytest.raises(tp.MethodError, match="first and last are both 0"): tp.LoReFT(first=0, last=0)
-    with pytest.raises(ValueError, match=r"'blocks.2' matches none of the blocks"): tp.attach(gpt(), tp.LoReFT(targets=("blocks.2",)))
+    with pytest.raises(ValueError, match="'blocks.2' matches none of the blocks"):
+        tp.attach(gpt(), tp.LoReFT(targets=("blocks.2",)))
     for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold, lambda: tuned.set_rank(1)):
         with pytest.raises(tp.MethodError): verb()
     assert np.array_equal(copy.deepcopy(tuned)(tokens).data, tuned(tokens).data)

@@ -8,6 +8,7 @@
     adapters.py       PEFT's adapter folders ↔ `PeftModel`; virtual tokens and heads
     lowrank.py        the tensors of LoRA, DyLoRA and AdaLoRA in such a folder
     ia3.py            those of (IA)³
+    token_rows.py     those of TrainableTokens, also beside a LoRA
     base_weights.py   the base's own weights in such a folder: norms, modules_to_save, biases
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
     peft_names.py     what PEFT calls the layers of a model
