@@ -14,7 +14,8 @@ from tinypeft.engine.optim import AdamW
 from tinypeft.engine.tensor import Tensor
 from tinypeft.models.generation import KVCache, prompted
 from tinypeft.peft import plain
-from tinypeft.peft.loreft import ends, orthonormal
+from tinypeft.peft.loreft import ends
+from tinypeft.peft.orthonormal import orthonormal
 
 METHOD = tp.LoReFT(rank=3, first=2, last=1)
 UNTIED = tp.LoReFT(rank=3, first=2, last=1, tied=False, targets=("blocks.1",))
@@ -247,7 +248,7 @@ def test_what_it_cannot_do_is_refused_by_name(gpt, tokens, tmp_path):
 def test_logits_gradients_and_what_is_written_equal_the_authors_numerical(tied, theirs):
     """Padded rows on a Llama: `tests/oracles/pyreft.py` says how their numbers were made."""
     tuned = tp.attach(make(pyreft.FAMILY), tp.LoReFT(pyreft.RANK, pyreft.P, pyreft.S, tied=tied))
-    phis = tuned.virtual.phi + ([] if tied else tuned.virtual.phi_last)
+    phis = tuned.virtual.phi + tuned.virtual.phi_last
     for phi, R, W, b in zip(phis, theirs["R"], theirs["W"], theirs["b"], strict=True):
         phi.M.assign(R.T.copy())
         phi.W.assign(W)

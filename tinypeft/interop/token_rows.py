@@ -1,8 +1,8 @@
 """Trained rows of the token embedding in PEFT's folders, both ways.
 
     here                    in adapter_config.json            tensors, after base_model.model.
-    TrainableTokens         peft_type TRAINABLE_TOKENS,       <embedding>.trainable_tokens_delta, and
-                            token_indices                     lm_head's, if the head is tied
+    TrainableTokens         peft_type TRAINABLE_TOKENS,       <embedding>.trainable_tokens_delta,
+                            token_indices                     and lm_head's, if the head is tied
     beside a LoRA           trainable_token_indices           <embedding>.token_adapter.
     or an AdaLoRA                                             trainable_tokens_delta
 
@@ -89,7 +89,8 @@ def read_rows(model: Decoder, config: Config,
         raise config.unsupported("modules_to_save", "PEFT's TRAINABLE_TOKENS has no such field")
     tied = f"{PREFIX}lm_head.trainable_tokens_delta"
     indices = config.get("token_indices", list, [])
-    read = rows_at(model, config, tensors, "token_indices", indices, f"{path}.trainable_tokens_delta")
+    name = f"{path}.trainable_tokens_delta"
+    read = rows_at(model, config, tensors, "token_indices", indices, name)
     if read[0] is None or model.lm_head is not None or tied not in tensors.names:
         return read
     rows = read[1][f"{EMBEDDING}.rows"]

@@ -22,8 +22,8 @@ from ..engine.tensor import GraphError, Tensor, concatenate
 from .assembly import assembled, unfilled
 from .generation import KVCache, LayerCache, generate
 
-__all__ = ["SHIPPED", "Block", "Decoder", "Hook", "LayerPrefix", "Prefix", "attend", "heads", "past_length",
-           "require_free", "residual_std"]
+__all__ = ["SHIPPED", "Block", "Decoder", "Hook", "LayerPrefix", "Prefix", "attend", "heads",
+           "past_length", "require_free", "residual_std"]
 
 LayerPrefix = tuple[Tensor, Tensor]                      # keys and values of virtual tokens
 Prefix = list[LayerPrefix]

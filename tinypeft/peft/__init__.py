@@ -5,7 +5,7 @@
     in folders     folders.py (save, load_adapter)   formats.py   metered.py
     the methods    methods.py : METHODS, name → class, and what each of them changes
     weights        full.py   changed.py   lora.py   adalora.py   dylora.py   dora.py   hadamard.py
-    activations    adapter.py   parallel.py   ia3.py   loreft.py : states of a few positions
+    activations    adapter.py   parallel.py   ia3.py   loreft.py (orthonormal.py)
     the embedding  trainable_tokens.py : some of its rows
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py (adapters)   rank_search.py (ranks)

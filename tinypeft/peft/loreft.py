@@ -7,29 +7,30 @@ Section 3.2, equation (2), and section 3.3, equation (7):
     Φ(h) = h + Rᵀ (W h + b − R h)
     h_t ← Φ(h_t) for t ∈ P,      P = {1, …, p} ∪ {n − s + 1, …, n}
 
-    paper      here               shape
-    h          states             (B, T, d), what a block gives
-    R          R()                (r, d), its rows are orthonormal: Rᵀ of M = Rᵀ S, S upper triangular
-    W, b       W, b               (r, d), (r,); W starts at R and b at 0, so that Φ(h) = h
-    p, s       first, last        numbers of positions
-    n          lengths            (B,), the tokens of the prompt in each row
-    L          targets            the blocks: "all", or names such as ("blocks.2-5",)
+    paper    here           shape
+    h        x              (B, T, d), the states that a block gives
+    R        R()            (r, d), with orthonormal rows; computed from M (d, r), which is trained
+    W, b     W, b           (r, d), (r,); W starts at R and b at 0, so that Φ(h) = h
+    p, s     first, last    numbers of positions
+    n        lengths        (B,), the tokens of each row's prompt
+    L        targets        the blocks: "all", or names such as ("blocks.2-5",)
 
-R h says where h is in the subspace, and W h + b where it goes. M (d, r) is trained in place of R, so
-the rows of R are orthonormal after every step. Where n < p + s, p becomes min(p, ⌊n/2⌋) and s
-min(s, ⌈n/2⌉) (section 4.1), so that no position changes twice. Trained: 2 r d + r numbers a block,
-twice that if not `tied`. No weight is changed, so nothing can be merged.
+R h says where h is in the subspace, and W h + b says where it goes. Whatever a step makes of M, the
+rows of R are orthonormal. Where n < p + s, p becomes min(p, ⌊n/2⌋) and s becomes min(s, ⌈n/2⌉)
+(section 4.1), so no state changes twice. Trained: 2 r d + r numbers a block, twice as many if not
+`tied`. Nothing can be merged.
 
-The prompt is what `generate` continues, what a task of pairs asks, or a row to classify. What the
-model writes stays as it is. Text without a prompt is one itself: a row of language modelling.
+The prompt is what `generate` continues, the prompt of a pair, or a row to classify. What the model
+writes behind it stays as it is. Other text, such as a row of language modelling, is all prompt.
 Virtual tokens of another method are not counted.
 
 Where implementations differ. The defaults are those of the authors' command for commonsense and
-arithmetic, with R, W and b shared by all positions. If they are not shared, the paper has one
-Φ for each position, and the authors' code has two, for the first and the last ones; so does this
-file. Their code draws W and b from Kaiming's uniform, so Φ is no identity at the start. It takes
-p and s of at most ⌊n/2⌋ for every n. It keeps R orthonormal by Householder's reflections: the function is the same
-for the same R, but steps of AdamW differ. Dropout acts on Φ(h), as there.
+arithmetic. If the positions do not share R, W and b, the paper has a Φ for each of them, and the
+authors' code has one for the first and one for the last positions, as this file does. Their code
+draws W and b from Kaiming's uniform, so Φ changes states from the start. It bounds p and s by ⌊n/2⌋
+for every n. It makes R of Householder's reflections, this file makes it of M (`orthonormal.py`):
+Φ is the same, but steps of AdamW differ. Dropout acts on Φ(h), as there. DiReFT, the paper's
+ablation without R h and without orthonormal rows, is not here.
 """
 import functools
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ from ..models.decoder import Decoder
 from ..models.generation import prompt_lengths
 from ..models.targets import chosen
 from .method import Method, MethodError, VirtualTokens
+from .orthonormal import orthonormal
 
-__all__ = ["Interventions", "LoReFT", "Phi", "orthonormal"]
+__all__ = ["Interventions", "LoReFT", "Phi"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Interventions(VirtualTokens):
         self.p = method.first
         self.s = method.last
         self.phi = [make() if path in changed else None for path in paths]
+        self.phi_last = []                               # if it is another one
         if not method.tied:
             self.phi_last = [make() if path in changed else None for path in paths]
 
@@ -128,7 +131,7 @@ class Interventions(VirtualTokens):
         name; places (B, T): where these tokens are in x."""
         if self.phi[i] is None:
             return x
-        if hasattr(self, "phi_last"):
+        if self.phi_last:
             x = changed_at(is_last, self.phi_last[i], x, places)
         else:
             is_first = is_first | is_last
@@ -153,21 +156,3 @@ def changed_at(is_changed, phi, x, places):
     in_x = np.zeros(x.shape[:2], bool)
     np.put_along_axis(in_x, places, is_changed, axis=1)
     return where(in_x[..., None], phi(x), x)
-
-
-def orthonormal(M: Tensor) -> Tensor:
-    """Compute Q (d, r) of M = Q S, with QᵀQ = I, S upper triangular and its diagonal positive.
-
-        dM = (dQ + Q sym(−dQᵀ Q)) S⁻ᵀ,      sym(X): the lower triangle of X, mirrored
-
-    Without the sign, a column of Q would jump to its opposite where M[0, 0] passes 0."""
-    Q, S = np.linalg.qr(M.data)
-    sign = np.where(np.diag(S) < 0, -1, 1).astype(M.dtype)
-    Q = Q * sign
-    S = S * sign[:, None]
-
-    def dM(dQ):
-        X = -dQ.T @ Q
-        sym = np.tril(X) + np.tril(X, -1).T
-        return np.linalg.solve(S, (dQ + Q @ sym).T).T
-    return Tensor.op(Q, (M, dM))

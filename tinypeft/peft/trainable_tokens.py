@@ -116,8 +116,8 @@ def token_id(model, token):
     text = token if isinstance(token, str) else (token,)
     ids = token_ids(model, "tokens", text, allow_special=True).tolist()
     if len(ids) > 1:
-        raise MethodError(f"TrainableTokens: {token!r} is not one token but {len(ids)}, {ids}; name "
-                          "those that you mean by their ids")
+        raise MethodError(f"TrainableTokens: {token!r} is not one token but {len(ids)}, {ids}; "
+                          "name those that you mean by their ids")
     return ids[0]
 
 
