@@ -232,7 +232,7 @@ def test_activations_can_be_computed_again(gpt, tokens):
 
 def test_what_it_cannot_do_is_refused_by_name(gpt, tokens, tmp_path):
     tuned = learned(gpt(), METHOD)
-    with pytest.raises(tp.MethodError, match="merge: LoReFT.* gives the model a hook; no weights can"): tuned.merge()
+    with pytest.raises(tp.MethodError, match="merge: LoReFT.* works by a hook on states; no weights"): tuned.merge()
     with pytest.raises(tp.MethodError, match="save: PEFT has no counterpart of LoReFT"): tuned.save(tmp_path, format="peft")
     with pytest.raises(tp.MethodError, match="rank 17 exceeds 16, the width"): tp.attach(gpt(), tp.LoReFT(17))
     with pytest.raises(tp.MethodError, match="first and last are both 0"): tp.LoReFT(first=0, last=0)

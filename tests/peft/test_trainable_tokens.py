@@ -175,6 +175,13 @@ def test_on_a_quantized_base_the_rows_are_trained_and_merge(gpt, tokens):
     assert_close(tuned.merge()(tokens), tuned(tokens), 1e-5)
 
 
+def test_muon_leaves_the_rows_to_adamw(gpt):
+    """Each row belongs to one token, as in the table."""
+    from tinypeft.training.rates import tables
+    tuned = tp.attach(gpt(), METHOD, tp.LoRA(2))
+    assert any(p is layer_of(tuned).rows for p in tables(tuned))
+
+
 # -- PEFT ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("family", EVERY)
 @pytest.mark.filterwarnings("ignore")

@@ -24,6 +24,7 @@ from tests.protocol import hold_norm
 from tests.stress import record
 from tests.stress.drawing import NAMES, Task, drawn, drawn_model
 from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
+from tinypeft.models.generation import prompted
 from tinypeft.peft.hadamard import divisor
 
 __all__ = ["METHODS", "SCHEMES", "Broken", "Configuration", "main", "run"]
@@ -399,7 +400,7 @@ class Configuration:
         long = tuned.generate(x, n, rng=0)
         self.holds("generation has its length", long.shape == (2, x.shape[1] + n) and np.array_equal(long[:, :-n], x))
         if self.rounding: return                                      # rounding by ranges sees other tokens beside
-        with tp.no_grad():
+        with tp.no_grad(), prompted(np.full(2, x.shape[1])):          # a LoReFT leaves alone what is written
             whole, cache = tuned(long).data, tp.KVCache(tuned.config.n_layers)
             parts = [tuned(long[:, :x.shape[1]], cache=cache).data]
             parts += [tuned(long[:, i:i + 1], cache=cache).data for i in range(x.shape[1], long.shape[1])]

@@ -113,7 +113,7 @@ class Method(Hyperparameters):
         return {}
 
     def virtual(self, model: Decoder, rng: Rng) -> VirtualTokens | None:
-        """Make the module that emits the method's virtual tokens, or return None."""
+        """Make the module that gives the model virtual tokens or a hook, or return None."""
 
     def fold(self, virtual: VirtualTokens | None) -> tuple[Method, VirtualTokens | None]:
         """Return the method and its virtual module without a reparameterization."""
