@@ -28,6 +28,7 @@ REFUSED = {
     r"'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 bits, such as 'E4M3'": lambda: ("FP8", "nf4", "E8M8", 4),
     r"a tuple of BottleneckAdapters": lambda: ((), 3, (3,), tp.BottleneckAdapter()),
     r"a str or a tuple of token ids": lambda: (3, [1], (0.5,)),
+    r"a tuple of token ids and strs, such as .*": lambda: ((), 3, (-1,), (0.5,), (True,), "user"),
     r"a token id or a str": lambda: (-1, 0.5),
     r"a number of steps, or a share in \[0, 1\) of all steps": lambda: (*refused("a non-negative number"), 1.5),
     r"a tuple of counts and names of parts, such as .*": lambda: ("[3] context", 3, (-3, "target"), (3.0, "target"))}

@@ -31,7 +31,8 @@ OURS = {
     "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8),
     "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(), "hira": tp.HiRA(),
     "miss": tp.MiSS(), "vera": tp.VeRA(), "randlora": tp.RandLoRA(), "shira": tp.SHiRA(), "fourierft": tp.FourierFT(),
-    "c3a": tp.C3A(32), "oft": tp.OFT(16)}
+    "c3a": tp.C3A(32), "oft": tp.OFT(16), "loreft": tp.LoReFT(),
+    "trainable_tokens": tp.TrainableTokens(tuple(range(20)))}
 WRAPPING = {
     "full": None,
     "lora": peft.LoraConfig(r=8, **QV),

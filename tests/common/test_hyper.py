@@ -169,7 +169,7 @@ def test_a_users_subclass_needs_no_decorator(gpt, tokens):
 def test_the_docstring_of_a_class_has_paper_equation_symbols_and_differences(name):
     cls = NAMED[name]
     doc = cls.__doc__
-    if name not in ("uniform", "gguf"):                                # textbook, and a file format: no paper
+    if name not in ("uniform", "gguf", "trainable_tokens"):            # textbook, file format, habit of tools: no paper
         assert re.search(r"arXiv\s+\d{4}\.\d{4,5}", doc), "no citation"
     assert re.search(r"^    .*[=←∝|].*$", doc, re.MULTILINE), "no equation"
     if name not in ("full", "probe", "uniform", "gguf"):                                # nothing to translate
@@ -200,6 +200,8 @@ DEFAULTS = """
     RandLoRA(rank=32, alpha=640.0, dropout=0.0, targets=('query', 'value'))
     FourierFT(frequencies=1000, alpha=150.0, std=0.0, seed=777, targets=('query', 'value'))
     C3A(block_size=None, init='zeros', targets=('query', 'value'))
+    LoReFT(rank=8, first=7, last=7, tied=True, dropout=0.0, targets='all')
+    TrainableTokens(tokens=(0,))
     LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
     LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
     MiSS(rank=8, dropout=0.0, targets=('query', 'value'))
@@ -256,7 +258,8 @@ RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3
          "randlora": 3e-3,
          "fourierft": 3e-2,
          "c3a": 3e-1,
-         "miss": 1e-2, "shira": 3e-2, "oft": 1e-2}
+         "miss": 1e-2, "shira": 3e-2, "oft": 1e-2,
+         "loreft": 3e-3, "trainable_tokens": 1e-2}
 
 
 def test_the_defaults_are_these():
@@ -281,7 +284,7 @@ def test_a_call_without_options_does_this():
 
 FROM_0 = {"dropout", "norm_eps", "damping", "gamma", "beta1", "beta2", "shrink", "max_shrink", "SmoothQuant.alpha", "separator",
           "ZeroQuant.steps", "t_init", "t_final", "seed", "TrainOptions.lr", "head_lr", "lr_floor", "warmup", "weight_decay",
-          "eval_every", "stop_after",
+          "eval_every", "stop_after", "first", "last",
           "FourierFT.std"}
 NOT_1 = {"dropout", "beta1", "beta2", "shrink", "max_shrink", "p", "percentile", "d_head", "NF4.block_size",
          "FloatFormat.block_size", "mlp_bits", "activation_bits", "kv_bits", "ZeroQuant.bits", "FakeQuant.bits", "LLMQAT.bits",

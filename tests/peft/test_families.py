@@ -35,7 +35,9 @@ SMALL = {"adapter": tp.BottleneckAdapter(4),
          "fourierft": tp.FourierFT(20, alpha=20, targets="all"),
          "c3a": tp.C3A(targets="all"),
          "miss": tp.MiSS(rank=3, targets="all"), "shira": tp.SHiRA(rank=1, targets=("query", "up")),
-         "oft": tp.OFT(4, targets=("query", "up"))}
+         "oft": tp.OFT(4, targets=("query", "up")),
+         "loreft": tp.LoReFT(rank=2, first=2, last=1),
+         "trainable_tokens": tp.TrainableTokens((3, 7, 1, 36, 20))}
 METHODS = {name: SMALL.get(name) or cls() for name, cls in tp.METHODS.items() if name != "probe"}   # its head: test_probe.py
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*")
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -45,7 +47,8 @@ methods = pytest.mark.parametrize("name", METHODS)
 # -- what every method does on every model -------------------------------------------------------------
 CELLS = [(name, family, weights) for name in METHODS for family in ("GPT", *FAMILIES) for weights in ("float32", "NF4")]
 LEFT_OUT = {("full", "NF4"): "codes cannot be trained"}                       # (method, weights) → reason, in the error's words
-BEYOND_WEIGHTS = {"adapter", "parallel_adapter", "prefix", "prompt", "ptuning", "ptuning_v2"}     # these cannot be merged
+BEYOND_WEIGHTS = {"adapter", "parallel_adapter", "prefix", "prompt", "ptuning", "ptuning_v2",
+                  "loreft"}                                                   # these cannot be merged
 NOT_AT_THE_BASE = {"adapter": "the paper starts it near the identity", "prefix": "virtual tokens change the text",
                    "prompt": "the same", "ptuning": "the same", "ptuning_v2": "the same"}
 KINKS = {"full": "the curvature of all weights", "ptuning": "ReLU"}           # method → why finite differences are coarse
@@ -171,6 +174,8 @@ def test_counts_are_the_formulas(family):
             "prompt": 3 * d, "ptuning_v2": 2 * 3 * L * w, "lora": L * 2 * (2 * (d + q) + 2 * (d + w) + 3 * (d + h)),
             "adalora": L * 4 * (d + w + d + h + 2), "ia3": L * (2 * w + h)}
     want["dylora"] = 2 * want["lora"]
+    want["loreft"] = L * (2 * 2 * d + 2)
+    want["trainable_tokens"] = 5 * d
     want["dora"] = want["lora"] + L * (q + 2 * w + 2 * d + 2 * h)             # and a length for each output
     for name, n in want.items():
         tuned = tp.attach(model, METHODS[name])

@@ -17,7 +17,7 @@ EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta
          tp.RandLoRA(rank=3),
          tp.FourierFT(20, std=1.0),
          tp.C3A(4),
-         tp.MiSS(rank=2), tp.SHiRA(rank=2), tp.OFT(4)]
+         tp.MiSS(rank=2), tp.SHiRA(rank=2), tp.OFT(4), tp.TrainableTokens((3, 5))]
 every = pytest.mark.parametrize("method", EVERY, ids=str)
 
 

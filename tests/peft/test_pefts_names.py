@@ -42,7 +42,7 @@ def test_the_table_has_every_option_of_the_classes_in_it():
     listed = {}
     for (name, *names), _ in ROWS:
         if name in OPTIONS: listed.setdefault(name, []).extend(names)
-    assert len(listed) == 17 and all(len(names) == len(set(names)) for names in listed.values())
+    assert len(listed) == 18 and all(len(names) == len(set(names)) for names in listed.values())
     lora = OPTIONS["LoraConfig"]
     for name, names in listed.items():
         inherited = lora if name == "AdaLoraConfig" else SIZES if "Prefix" in name or "Encoder" in name else set()
@@ -61,7 +61,7 @@ def test_every_method_is_in_the_table_or_has_no_counterpart(tmp_path):
     sentence = SECTION.partition("PEFT has no counterpart of ")[2].partition(".")[0]
     without = set(re.findall(r"`(\w+)`", sentence))
     assert {cls.__name__ for cls in tp.METHODS.values()} <= words
-    assert without == {"BottleneckAdapter", "ParallelAdapter", "AdapterFusion", "PEQA"}
+    assert without == {"BottleneckAdapter", "ParallelAdapter", "AdapterFusion", "PEQA", "LoReFT"}
     for name in without: assert issubclass(getattr(tp, name, tp.peft.KNOWN.get(name)), tp.peft.Method)
 
 

@@ -25,6 +25,7 @@ from tests.protocol import hold_norm
 from tests.stress import record
 from tests.stress.drawing import NAMES, Task, drawn, drawn_model
 from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
+from tinypeft.models.generation import prompted
 from tinypeft.peft.hadamard import divisor
 
 __all__ = ["METHODS", "SCHEMES", "Broken", "Configuration", "main", "run"]
@@ -185,7 +186,7 @@ class Configuration:
     def starts_as_the_base(self, tuned, fresh):
         identity = (tp.LoRA, tp.LoHa, tp.LoKr, tp.HiRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning,
                     tp.MiSS, tp.SHiRA, tp.OFT,
-                    tp.LinearProbe, tp.VeRA, tp.RandLoRA)
+                    tp.LinearProbe, tp.VeRA, tp.RandLoRA, tp.LoReFT, tp.TrainableTokens)
         zero = getattr(self.method, "std", 1) == 0 or getattr(self.method, "init", "") == "zeros"       # FourierFT, C³A
         if isinstance(self.method, identity) or zero: self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
         if isinstance(self.method, tp.PEQA):                          # whose scales are float32, as every stored scale is
@@ -218,6 +219,9 @@ class Configuration:
             stored = trained + m.rank * (least + most * -(-least // m.rank))
         elif isinstance(m, tp.FourierFT): trained = m.frequencies * len(paths)
         elif isinstance(m, tp.C3A): trained = sum(i * o // (m.block_size or math.gcd(i, o)) for i, o in map(shape, paths))
+        elif isinstance(m, tp.LoReFT):
+            trained = sum(phi is not None for phi in tuned.virtual.phi) * (2 - m.tied) * (2 * d + 1) * m.rank
+        elif isinstance(m, tp.TrainableTokens): trained = len({*m.tokens}) * d
         elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)
         elif isinstance(m, tp.DyLoRA):  trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.IA3):
@@ -411,7 +415,7 @@ class Configuration:
         long = tuned.generate(x, n, rng=0)
         self.holds("generation has its length", long.shape == (2, x.shape[1] + n) and np.array_equal(long[:, :-n], x))
         if self.rounding: return                                      # rounding by ranges sees other tokens beside
-        with tp.no_grad():
+        with tp.no_grad(), prompted(np.full(2, x.shape[1])):          # a LoReFT leaves alone what is written
             whole, cache = tuned(long).data, tp.KVCache(tuned.config.n_layers)
             parts = [tuned(long[:, :x.shape[1]], cache=cache).data]
             parts += [tuned(long[:, i:i + 1], cache=cache).data for i in range(x.shape[1], long.shape[1])]

@@ -390,6 +390,7 @@ class RMSNorm(Module):
 class Embedding(Module):
     """A table (n, d) of vectors, looked up by integers. It starts at N(0, std²).
     scale: multiplies the vectors that are looked up; √d in Gemma."""
+    is_affine = True                                     # x Wᵀ, of an x that is 0 but for one 1
 
     def __init__(self, n: int, d: int, rng: Seed | None = None, std: float = 0.02,
                  scale: float = 1.0):
@@ -397,8 +398,20 @@ class Embedding(Module):
         self.scale = scale
 
     def forward(self, ids: Array) -> Tensor:
-        x = F.embedding(ids, self.weight)
+        x = self.vectors(ids)
         return x if self.scale == 1 else x * self.scale
+
+    def vectors(self, ids: Array) -> Tensor:
+        """Look up ids (…) → (…, d), not scaled."""
+        return F.embedding(ids, self.weight)
+
+    def scores(self, h: Tensor) -> Tensor:
+        """Multiply h (…, d) with every vector → (…, n), as a tied output head does."""
+        return F.linear(h, self.weight)
+
+    def dense_weight(self) -> Array:
+        """Return the table as an array (n, d)."""
+        return self.weight.data
 
     def describe(self) -> str:
         n, d = self.weight.shape

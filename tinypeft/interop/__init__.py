@@ -9,6 +9,7 @@
     lowrank.py        the tensors of LoRA, DyLoRA and AdaLoRA in such a folder
     ia3.py            those of (IA)³
     changed_layers.py those of all other changes of weights, by the table in changed_table.py
+    token_rows.py     those of TrainableTokens, also beside a LoRA
     base_weights.py   the base's own weights in such a folder: norms, modules_to_save, biases
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
     peft_names.py     what PEFT calls the layers of a model

@@ -7,6 +7,7 @@ holds the tensors:
     LoRA, DoRA, DyLoRA, AdaLoRA     LORA, ADALORA     see `lowrank`
     IA3                             IA3               see `ia3`
     other changes of weights        LOHA, VERA, …     see `changed_table`
+    TrainableTokens                 TRAINABLE_TOKENS  see `token_rows`; also beside a LoRA
     FullFineTuning, of norms        LN_TUNING         see `base_weights`
     FullFineTuning, beside these    the same, with    modules_to_save or bias; see `base_weights`
     PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L w): per layer first
@@ -44,6 +45,7 @@ from ..peft import (
     PromptTuning,
     PTuning,
     PTuningV2,
+    TrainableTokens,
 )
 from ..peft.attachment import bare
 from ..peft.dora import DoRALinear
@@ -58,6 +60,14 @@ from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
 from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
 from .peft_config import PREFIX, VIRTUAL, Config, Tensors, prefix_of
+from .token_rows import (
+    ROWS_ALONE,
+    check_rows,
+    read_rows,
+    read_rows_beside,
+    rows_folder,
+    stands_beside_rows,
+)
 
 __all__ = ["AdapterError", "check", "hub_name", "load", "save"]
 
@@ -112,25 +122,32 @@ def hub_name(model: Decoder) -> str | None:
 def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) as PEFT would write them. MethodError for what PEFT lacks: bottleneck and
     parallel adapters, pseudo-tokens after text, heads with a bias, some weights of the base."""
-    added = [part for part in tuned.parts.values() if part.wrappers or part.virtual]
-    if len(added) > 1:
-        methods = Methods(part.method for part in added)
+    parts = [part for part in tuned.parts.values() if part.wrappers or part.virtual]
+    rows = [part for part in parts if isinstance(part.method, TrainableTokens)]
+    added = [part for part in parts if part not in rows]
+    can_share = not rows or not added or stands_beside_rows(added[0].method)
+    if len(added) > 1 or len(rows) > 1 or not can_share:
+        methods = Methods(part.method for part in parts)
         raise MethodError(f"save: {methods} are several methods, and a folder of PEFT's holds one, "
                           "with trained weights of the base; save them in our own format, or merge "
                           "all but one into the base")
     if off := [name for name, part in tuned.parts.items() if not part.on]:
         raise MethodError(f"save: {off[0]} is switched off, which a folder of PEFT's cannot say; "
                           f"reattach({off[0]!r}), or save it in our own format")
-    config, tensors = added_folder(tuned, added[0].method) if added else ({}, {})
+    config, tensors = added_folder(tuned, added[0]) if added else ({}, {})
+    for part in rows:
+        fields, deltas = rows_folder(tuned.model, part, is_beside=bool(added))
+        config, tensors = config | fields, tensors | deltas
     adapted = [path for path, _ in adapted_layers(tuned)]
     fields, weights = base_weights_folder(tuned, config.get("peft_type"), adapted)
     if not tensors and not weights:
         raise MethodError(f"save: PEFT has no counterpart of {tuned.method}; save it in our own "
                           "format")
-    config = {"task_type": "CAUSAL_LM", "modules_to_save": None, "inference_mode": True,
-              **config, **fields}
-    tensors |= weights
     head = tuned.head
+    if rows: check_rows(tuned.model, fields, is_beside=bool(added), has_head=head is not None)
+    saved = {} if config.get("peft_type") == ROWS_ALONE else {"modules_to_save": None}
+    config = {"task_type": "CAUSAL_LM", "inference_mode": True, **saved, **config, **fields}
+    tensors |= weights
     if head is None: return config, tensors
     if head.bias is not None:
         raise MethodError("save: the head has a bias, PEFT's has none; attach with head_bias=False")
@@ -139,10 +156,11 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     return config | {"task_type": "SEQ_CLS", "modules_to_save": saved}, tensors
 
 
-def added_folder(tuned, method):
-    """(config, tensors) of what `method` adds to the base."""
+def added_folder(tuned, part):
+    """(config, tensors) of what the method of `part` adds to the base."""
+    method = part.method
     if isinstance(method, (LoRA, DyLoRA, AdaLoRA)):
-        for wrapper in tuned.wrappers.values():
+        for wrapper in part.wrappers.values():
             is_dora = type(wrapper) is DoRALinear
             if is_dora != isinstance(method, DoRA) or not (is_dora or wrapper.is_low_rank):
                 formula = "m V x/‖V‖" if isinstance(method, DoRA) else "base(x) + ΔW x"
@@ -152,7 +170,8 @@ def added_folder(tuned, method):
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
     if row := row_of(method):              return changed_folder(tuned, row, method)
-    if tuned.virtual is not None:          return virtual_folder(tuned, method)
+    if isinstance(method, (PrefixTuning, PromptTuning, PTuning)):
+        return virtual_folder(tuned, method)
     raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
 
 
@@ -204,6 +223,11 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
     method, arrays = READERS[kind](model, config, tensors)
     methods = {} if method is None else {type(method).__name__: method}
     state = {f"{name}/{path}": array for name in methods for path, array in arrays.items()}
+    if kind in WITH_ROWS:
+        rows, arrays = read_rows_beside(model, config, tensors)
+        if rows is not None:
+            methods["TrainableTokens"] = rows
+            state |= {f"TrainableTokens/{path}": array for path, array in arrays.items()}
     weights = read_base_weights(model, config, tensors)
     if weights:
         methods["FullFineTuning"] = method_of(model, weights)
@@ -246,6 +270,8 @@ def read_virtual(model, config, tensors):
     return PTuning((P, "target"), encoder=None), {"virtual.embedding": table}
 
 
+WITH_ROWS = {"LORA", "ADALORA"}                          # they have trainable_token_indices
 READERS = {"LORA": read_lora, "ADALORA": read_adalora, "IA3": read_ia3, "LN_TUNING": read_norms,
+           ROWS_ALONE: read_rows,
            **dict.fromkeys(VIRTUAL, read_virtual),
            **{row.peft_type: functools.partial(read_changed, row) for row in ROWS}}

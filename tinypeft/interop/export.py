@@ -24,7 +24,7 @@ from ..engine.nn import Dropout, Linear, replace_modules, shapes_only
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
-from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PTuning
+from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PTuning, TrainableTokens
 from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
 from ..peft.starts import MOVING
@@ -113,6 +113,8 @@ def check(tuned, task):
            for _, layers in adapted_layers(tuned) for layer in layers):
         raise refuse("PEFT scales the input of GPT-2's query, key and value by one vector, which "
                      "are three here; give other targets, or train it here")
+    if any(isinstance(part.method, TrainableTokens) for part in tuned.parts.values()):
+        raise refuse("the script does not train rows of the embedding; train it here")
     if isinstance(method, AdaLoRA):
         if (method.orthogonality, method.importance) != ("norm", "after"):
             raise refuse('PEFT has orthogonality="norm" and importance="after"; set these two')

@@ -52,7 +52,8 @@ __all__ = ["adalora_folder", "adapted_layers", "linear_layers", "lora_folder", "
 
 State = dict[str, Array]                                # a part's arrays, as in `Part.state_dict`
 LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights",
-               "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+               "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+               "trainable_token_indices"}
 ADALORA_FIELDS = {"init_r", "target_r", "tinit", "tfinal", "deltaT", "total_step", "beta1", "beta2",
                   "orth_reg_weight"}
 
@@ -111,8 +112,9 @@ def adalora_folder(tuned: PeftModel, method: AdaLoRA) -> tuple[dict[str, Any], d
         masks[f"{path}.lora_E"] = [*kept.tolist(), *[False] * (init_r - len(kept))]
     total = 1000 + sum(int(t) for t in (method.t_init, method.t_final) if t >= 1)  # PEFT needs one
     start, end = method.phases(total)
-    (scale,) = {w.scale for w in tuned.wrappers.values()}
-    target = round(method.target_rank * len(tuned.wrappers) / len(adapted))   # mean rank in theirs
+    wrappers = [w for layers in adapted.values() for w in layers if w]
+    (scale,) = {w.scale for w in wrappers}
+    target = round(method.target_rank * len(wrappers) / len(adapted))         # mean rank in theirs
     return low_rank_fields(tuned, method, adapted) | {
         "peft_type": "ADALORA", "init_r": init_r, "target_r": target, "total_step": total,
         "lora_alpha": scale * (init_r + 1e-5), "tinit": start, "tfinal": total - end,

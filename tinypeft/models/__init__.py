@@ -1,6 +1,6 @@
 """What is fine-tuned: language models, and the text that they write.
 
-    decoder.py     what all of them share: blocks, attention, the two seams for virtual tokens
+    decoder.py     what all of them share: blocks, attention, the three seams for methods
     gpt.py         GPT-2
     llama.py       Llama, and what has its form: SmolLM2, TinyLlama, Qwen 2.5, Qwen 3
     rotary.py      their positions: rotary embeddings, also stretched to longer texts

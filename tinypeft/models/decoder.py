@@ -4,11 +4,12 @@
     x = block(x)                   in every block
     logits = final_norm(x) Eᵀ      the head is tied to E, or `lm_head` is a matrix of its own
 
-Two seams let a method add *virtual tokens* without touching the model: `prompt=` takes vectors that
-enter before the first token or between tokens, and `prefix=` takes keys and values that each
-layer's attention sees before its own. The generation cache is a prefix that grows.
+Three seams let a method work without touching the model. Two add *virtual tokens*: `prompt=` takes
+vectors that enter before the first token or between tokens, and `prefix=` takes keys and values
+that each layer's attention sees before its own. The generation cache is a prefix that grows.
+`hook=` takes a function that changes the states behind each block.
 """
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,11 +22,12 @@ from ..engine.tensor import GraphError, Tensor, concatenate
 from .assembly import assembled, unfilled
 from .generation import KVCache, LayerCache, generate
 
-__all__ = ["SHIPPED", "Block", "Decoder", "LayerPrefix", "Prefix", "attend", "heads", "past_length",
-           "require_free", "residual_std"]
+__all__ = ["SHIPPED", "Block", "Decoder", "Hook", "LayerPrefix", "Prefix", "attend", "heads",
+           "past_length", "require_free", "residual_std"]
 
 LayerPrefix = tuple[Tensor, Tensor]                      # keys and values of virtual tokens
 Prefix = list[LayerPrefix]
+Hook = Callable[[int, Tensor, Array], Tensor]            # block, states, places of the tokens
 SHIPPED = "the shipped base"                             # the `source` of that model
 
 
@@ -93,7 +95,7 @@ class Decoder(Module):
 
     def forward(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
                 prefix: Prefix | None = None, cache: KVCache | None = None,
-                last: bool = False) -> Tensor:
+                last: bool = False, hook: Hook | None = None) -> Tensor:
         """tokens (B, T) integers → logits (B, T, V); position t predicts token t + 1.
 
         prompt: Tensor (P, d) or (B, P, d), vectors that enter like embedded tokens.
@@ -103,19 +105,23 @@ class Decoder(Module):
             positions then start at P.
         cache: a `KVCache` that holds the past; this call appends its keys and values.
         last: return only the logits of the last position, (B, 1, V). Generation needs no others.
+        hook: x = hook(i, x, places) behind block i. x (B, n, d) are the states of tokens and
+            prompt vectors; places (B, T) says where in x the tokens are.
         """
-        h = self.hidden(tokens, prompt, prompt_at, prefix, cache)
+        h = self.hidden(tokens, prompt, prompt_at, prefix, cache, hook)
         return self.logits(h[:, -1:] if last else h)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (…, d) → logits (…, V), by `lm_head` or the transposed embedding."""
-        return F.linear(hidden, (self.lm_head or self.token_embedding).weight)
+        if self.lm_head is None:
+            return self.token_embedding.scores(hidden)
+        return F.linear(hidden, self.lm_head.weight)
 
     def classify(self, tokens: Array, lengths: Array, **virtual: Any) -> Tensor:
         """tokens (B, T), of which row b has lengths[b] → class logits (B, C).
 
         `head` reads the last token of the row, the only position that has seen the whole row.
-        virtual: prompt, prompt_at or prefix, as for `forward`.
+        virtual: prompt, prompt_at, prefix or hook, as for `forward`.
         """
         if self.head is None:
             raise ValueError("classify: this model has no classification head; "
@@ -128,7 +134,8 @@ class Decoder(Module):
         return self.head(h[np.arange(B), lengths - 1])
 
     def hidden(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
-               prefix: Prefix | None = None, cache: KVCache | None = None) -> Tensor:
+               prefix: Prefix | None = None, cache: KVCache | None = None,
+               hook: Hook | None = None) -> Tensor:
         """Compute as `forward`, but return the final hidden states (B, T, d)."""
         who = type(self).__name__
         if isinstance(tokens, Tensor):
@@ -140,8 +147,9 @@ class Decoder(Module):
         B, T = tokens.shape
         self._check_virtual(B, prompt, prefix, cache)
         x = self.token_embedding(tokens)                                # (B, T, d)
+        places = np.broadcast_to(np.arange(T), (B, T))
         if prompt is not None:
-            x, read = _interleave(_expand(prompt, B, 3), x, prompt_at)  # (B, P + T, d)
+            x, places = _interleave(_expand(prompt, B, 3), x, prompt_at)  # (B, P + T, d)
         past = past_length(prefix and prefix[0], cache)
         end = past + x.shape[1]
         if end > self.config.context_length:
@@ -151,8 +159,12 @@ class Decoder(Module):
         x = self.embed(x, past)
         for i, block in enumerate(self.blocks):
             x = run_block(block, x, prefix and prefix[i], cache and cache.layers[i])
+            if hook is not None:
+                x = hook(i, x, places)
         x = self.final_norm(x)
         if prompt is not None:
+            read = np.full_like(places, x.shape[1] - 1)
+            read[:, :-1] = places[:, 1:] - 1             # before the next token, or the last place
             x = x[np.arange(B)[:, None], read]                          # drops the virtual tokens
         return x
 
@@ -249,8 +261,7 @@ def _expand(virtual, B, ndim):
 def _interleave(prompt, x, places):
     """Merge prompt (B, P, d) into x (B, T, d), vector j at places[…, j].
 
-    Also return the places to read, (B, T). Token t is read at the place before token t + 1, its
-    own unless virtual tokens stand between. The last token is read at the last place.
+    Also return the places of the tokens, (B, T).
     """
     B, P, _ = prompt.shape
     n = P + x.shape[1]
@@ -270,6 +281,4 @@ def _interleave(prompt, x, places):
                          f"{places.tolist()}")
     tokens = np.nonzero(is_token)[1].reshape(B, n - P)   # their places, (B, T)
     source[rows, tokens] = np.arange(P, n)
-    read = np.full_like(tokens, n - 1)                   # where token t is read, (B, T)
-    read[:, :-1] = tokens[:, 1:] - 1
-    return concatenate([prompt, x], axis=1)[rows, source], read
+    return concatenate([prompt, x], axis=1)[rows, source], tokens

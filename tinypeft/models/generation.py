@@ -21,10 +21,12 @@ from ..common.hints import Array, Rng, Seed
 from ..engine import functional as F
 from ..engine.tensor import Tensor, no_grad, within
 
-__all__ = ["KVCache", "LayerCache", "generate", "keeping", "kept", "sample"]
+__all__ = ["KVCache", "LayerCache", "generate", "keeping", "kept", "prompt_lengths", "prompted",
+           "sample"]
 
 KEPT = 2**23                                                 # bytes of decoded weights
 _kept = contextvars.ContextVar("kept", default=None)
+_prompt_lengths = contextvars.ContextVar("prompt_lengths", default=None)
 
 
 def keeping() -> AbstractContextManager[dict[Hashable, Array | Tensor]]:
@@ -44,6 +46,20 @@ def kept(source: Hashable, make: Callable[[], Any]) -> Any:
     if array.nbytes + sum(a.nbytes for a in arrays.values()) <= KEPT:
         arrays[source] = array
     return array
+
+
+def prompted(lengths: Array) -> AbstractContextManager[Array]:
+    """Inside `with prompted(lengths):` the first lengths[b] tokens of row b are a prompt; the model
+    wrote the others, or learns to. A method that treats a prompt differently asks for this."""
+    return within(_prompt_lengths, lengths)
+
+
+def prompt_lengths(tokens: Array) -> Array:
+    """Return how many tokens of each row of `tokens` (B, T) are its prompt, (B,): all, unless
+    `prompted` says otherwise."""
+    lengths = _prompt_lengths.get()
+    B, T = tokens.shape
+    return np.full(B, T) if lengths is None else lengths
 
 
 class LayerCache:
@@ -188,7 +204,7 @@ def generate(model: Any, tokens: Array | str, max_new_tokens: int = 64, temperat
         cache = KVCache(model.config.n_layers)
     fed = 0                                                  # tokens that the cache has seen
     done = np.zeros(len(tokens), bool)
-    with no_grad(), keeping():
+    with no_grad(), keeping(), prompted(prompt_lengths(tokens)):
         for _ in range(max_new_tokens):
             logits = model(tokens[:, fed:], cache=cache, last=True)
             if use_cache:

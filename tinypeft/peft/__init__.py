@@ -6,10 +6,9 @@
     the methods    methods.py : METHODS, name → class, and what each of them changes
     weights        full.py   changed.py   lora.py   adalora.py   dylora.py   dora.py   hadamard.py
                    low_rank.py   starts.py (where A and B begin)   start_data.py
-                   vera.py   randlora.py
-                   fourierft.py   c3a.py
-                   miss.py   shira.py   oft.py
-    activations    adapter.py   parallel.py   ia3.py
+                   vera.py   randlora.py   fourierft.py   c3a.py   miss.py   shira.py   oft.py
+    activations    adapter.py   parallel.py   ia3.py   loreft.py (orthonormal.py)
+    the embedding  trainable_tokens.py : some of its rows
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py (adapters)   rank_search.py (ranks)
                    to_low_rank.py (any change of weights as a LoRA)
@@ -22,8 +21,9 @@ from .folders import KNOWN, load_adapter
 from .fusion import AdapterFusion, fuse
 from .method import Method, MethodError, Wrapper
 from .methods import (C3A, IA3, METHODS, OFT, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA, FourierFT,
-                      FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, MiSS, ParallelAdapter,
-                      PrefixTuning, PromptTuning, PTuning, PTuningV2, RandLoRA, SHiRA, VeRA)
+                      FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, LoReFT, MiSS,
+                      ParallelAdapter, PrefixTuning, PromptTuning, PTuning, PTuningV2, RandLoRA,
+                      SHiRA, TrainableTokens, VeRA)
 from .mixed import mixed_batch, mixed_classify
 from .model import PeftModel, attach
 from .rank_search import search_rank

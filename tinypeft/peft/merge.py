@@ -45,8 +45,8 @@ def check_mergeable(tuned, parts, staying, activations):
         if not part.on:
             raise MethodError(f"merge: {part.method} is detached; reattach it")
         if part.virtual is not None:
-            raise MethodError(f"merge: {part.method} works by virtual tokens; no weights can "
-                              "replace that")
+            means = "virtual tokens" if part.virtual.length else "a hook on states"
+            raise MethodError(f"merge: {part.method} works by {means}; no weights can replace that")
         for path, wrapper in part.wrappers.items():
             check_wrapper(part, path, wrapper, staying)
             if activations == "kept":

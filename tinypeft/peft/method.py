@@ -82,7 +82,8 @@ Layers = Mapping[str, Wrapper]                   # path → what `wrap` put ther
 
 
 class VirtualTokens(Module):
-    """`length` vectors that enter a model by a seam, "prompt" or "prefix"."""
+    """What enters a model by a seam: `length` vectors by "prompt" or "prefix", or by "hook" a
+    function that changes states, of length 0."""
     length: int
     seam: ClassVar[str] = "prompt"
 
@@ -123,7 +124,7 @@ class Method(Hyperparameters):
         return {}
 
     def virtual(self, model: Decoder, rng: Rng) -> VirtualTokens | None:
-        """Make the module that emits the method's virtual tokens, or return None."""
+        """Make the module that gives the model virtual tokens or a hook, or return None."""
 
     def begin(self, layers: Layers, tuned: Module, batches: list[Array]) -> None:
         """Compute a start that depends on weights or data. `attach` and `add` call it when the

@@ -9,6 +9,7 @@ from .full import FullFineTuning, LinearProbe
 from .hadamard import HiRA, LoHa, LoKr
 from .ia3 import IA3
 from .lora import LoRA
+from .loreft import LoReFT
 from .method import Method
 from .miss import MiSS
 from .oft import OFT
@@ -19,6 +20,7 @@ from .ptuning import PTuning
 from .ptuning_v2 import PTuningV2
 from .randlora import RandLoRA
 from .shira import SHiRA
+from .trainable_tokens import TrainableTokens
 from .vera import VeRA
 
 __all__ = ["FAMILIES", "METHODS"]
@@ -34,8 +36,10 @@ FAMILIES: dict[str, dict[str, type[Method]]] = {         # what is changed → n
         "loha": LoHa, "lokr": LoKr, "hira": HiRA, "c3a": C3A},
     "sparsity: few places of a weight": {"shira": SHiRA},
     "rotation: lengths and angles of a weight stay": {"oft": OFT},
-    "states: layers beside the frozen ones": {
-        "adapter": BottleneckAdapter, "parallel_adapter": ParallelAdapter, "ia3": IA3},
+    "states: between or beside frozen layers": {
+        "adapter": BottleneckAdapter, "parallel_adapter": ParallelAdapter, "ia3": IA3,
+        "loreft": LoReFT},
+    "rows of the embedding": {"trainable_tokens": TrainableTokens},
     "the context: virtual tokens": {
         "prefix": PrefixTuning, "prompt": PromptTuning, "ptuning": PTuning,
         "ptuning_v2": PTuningV2},

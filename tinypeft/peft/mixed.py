@@ -104,7 +104,7 @@ def in_turns(compute, verb, model, tuned, tokens, tasks, lengths=None):
             with naming(f"{verb}: task {task!r}", MethodError), ready(t, model) as is_shared:
                 seams = t.virtual.seams(tokens[rows], ends) if t.virtual else {}
                 member = Member(task, t.head, rows, seams)
-                if is_shared:
+                if is_shared and "hook" not in seams:
                     groups[virtual_lengths(seams)].append(member)
                 else:
                     compute(t.model, [member], rows, seams)

@@ -9,14 +9,16 @@ import numpy as np
 
 from ..common.hints import Array
 from ..engine import functional as F
-from ..engine.tensor import Tensor, concatenate
+from ..engine.tensor import Tensor, concatenate, stack
 from .adalora import AdaLoRALinear
 from .fusion import FusedAdapters
+from .loreft import Phi
 from .miss import MiSSLinear
 from .model import PeftModel
 from .randlora import RandLoRALinear
 
-__all__ = ["allocate", "cayley", "fusion", "lstm", "miss", "mixed_batch", "places", "randlora"]
+__all__ = ["allocate", "cayley", "fusion", "loreft", "lstm", "miss", "mixed_batch", "orthonormal",
+           "places", "randlora"]
 
 
 def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str, int]]:
@@ -87,6 +89,32 @@ def lstm(a: Tensor, U: Tensor) -> Tensor:
         h = o * c.tanh()
         states.append(h)
     return concatenate(states, axis=0)
+
+
+def loreft(phi: Phi, h: Tensor, p: int, s: int) -> Tensor:
+    """LoReFT, (2) and (7): walk along the states h (n, d) of a prompt, and change the first p and
+    the last s."""
+    n = len(h)
+    R = orthonormal(phi.M).T
+    states = []
+    for t in range(n):
+        state = h[t]
+        if t < p or t >= n - s:
+            state = state + R.T @ (phi.W @ state + phi.b - R @ state)
+        states.append(state)
+    return stack(states)
+
+
+def orthonormal(M: Tensor) -> Tensor:
+    """LoReFT: the columns of M, made orthonormal one after the other (Gram and Schmidt)."""
+    columns = []
+    for j in range(M.shape[1]):
+        column = M[:, j]
+        for q in columns:
+            column = column - q * (q @ column)
+        length = (column @ column).sqrt()
+        columns.append(column / length)
+    return stack(columns, axis=1)
 
 
 def places(row: Array, counts: Sequence[int], separator: int) -> list[int]:

@@ -75,6 +75,10 @@ ABOUT: dict[str, About] = {
                  ("2306.07280", "2506.19847"), "07", ("orange", "D"), "OFT"),
     "ia3": About("(IA)³", "K ← l_k ⊙ K, V ← l_v ⊙ V, γ(W₁ x) ← l_ff ⊙ γ(W₁ x)",
                  ("2205.05638",), "07", ("orange", ">"), "(IA)³"),
+    "loreft": About("LoReFT", "h ← h + Rᵀ (W h + b − R h) at the first and last positions of the prompt, R Rᵀ = I",
+                    ("2404.03592",), "04", ("purple", "1"), "LoReFT"),
+    "trainable_tokens": About("Trainable tokens", "E_t ← a trained row, for a few tokens t",
+                              (), "05", ("green", "2"), "tokens"),
     "probe": About("Linear probe", "p = softmax(W h + b) on what the frozen base computes, h; solved, not trained",
                    ("1610.01644",), "03", ("black", "p"), "probe"),
     # -- schemes

@@ -65,7 +65,7 @@ def tables(model: Module) -> list[Parameter]:
     """Return the parameters whose rows each belong to one token or class: those of embeddings,
     output layers, classification heads and virtual tokens."""
     owners = [module for path, module in model.named_modules() if isinstance(module, Embedding)
-              or path.rpartition(".")[2] in ("lm_head", "head", "virtual")]
+              or path.rpartition(".")[2] in ("token_embedding", "lm_head", "head", "virtual")]
     return [p for module in owners for p in vars(module).values() if isinstance(p, Parameter)]
 
 

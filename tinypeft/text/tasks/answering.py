@@ -18,6 +18,7 @@ from ...common.wording import brief
 from ...engine import functional as F
 from ...engine.nn import Module
 from ...engine.tensor import Tensor
+from ...models.generation import prompted
 from ..chat import chat_answer, chat_end, chat_prompt
 from ..ngram import KneserNey
 from ..tokenizer import Tokenizer
@@ -73,7 +74,11 @@ class Answering(Rows):
         return int((batch[1] != IGNORED).sum())
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1], ignore_index=IGNORED)
+        tokens, targets = batch
+        n_prompt = 1 + (targets != IGNORED).argmax(1)             # the last of them predicts
+        with prompted(n_prompt):
+            logits = model(tokens)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED)
 
     def finish(self, means: Metrics, split: str = "test") -> Metrics:
         """Add bits per byte of the answers to the loss (nats per token, the end included)."""

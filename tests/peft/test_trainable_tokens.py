@@ -1,0 +1,198 @@
+"""Trainable tokens: rows that are looked up and score, which tokens, beside other methods, and PEFT's numbers."""
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.families import FAMILIES, make
+from tests.oracles import assert_close
+from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, learned, move
+from tinypeft.engine.nn import Embedding
+
+EVERY = ["GPT", *FAMILIES]
+IDS = 5, 3, 36                                           # rows are kept in ascending order: 3, 5, 36
+METHOD = tp.TrainableTokens(IDS)
+
+
+@pytest.fixture
+def tokens(rng):
+    """Rows that have the tokens, and others."""
+    tokens = rng.integers(0, 37, (3, 7))
+    tokens[:, :4] = 5, 5, 36, 0
+    return tokens
+
+
+def layer_of(tuned):
+    return tuned.wrappers["token_embedding"]
+
+
+# -- what is computed ----------------------------------------------------------------------------
+@pytest.mark.parametrize("family", EVERY)
+def test_it_is_the_model_with_these_rows_in_its_table(family, tokens):
+    model = make(family)
+    table = model.token_embedding.weight.data.copy()
+    tuned = learned(model, METHOD)
+    layer = layer_of(tuned)
+    assert layer.tokens.tolist() == [3, 5, 36]
+    table[[3, 5, 36]] = layer.rows.data
+    assert np.array_equal(layer.dense_weight(), table)
+    want = make(family)
+    head = want.lm_head
+    want.token_embedding.weight.assign(table)
+    assert_close(tuned(tokens), want(tokens), 1e-13)
+    merged = tuned.merge()
+    assert type(merged.token_embedding) is Embedding and merged.token_embedding.scale == want.token_embedding.scale
+    assert np.array_equal(merged(tokens).data, want(tokens).data)
+    if head is not None: assert np.array_equal(merged.lm_head.weight.data, head.weight.data)
+    assert np.array_equal(tuned.generate(tokens, 6), merged.generate(tokens, 6))
+    assert np.array_equal(tuned.generate(tokens, 6, use_cache=False), merged.generate(tokens, 6))
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_gradients_numerical(family, tokens):
+    tuned = learned(make(family), METHOD)
+    assert len(tuned.trainable_parameters()) == 1
+    assert_gradients(tuned, tokens)
+
+
+def test_a_fresh_one_is_the_base_bit_for_bit():
+    tokens = np.arange(36).reshape(3, 12)
+    for family in EVERY:
+        for dtype in (np.float32, np.float64):
+            model = make(family, dtype)
+            before = model(tokens).data
+            assert np.array_equal(tp.attach(model, METHOD)(tokens).data, before)
+
+
+def test_counts_are_the_formula(gpt):
+    for method, n in (METHOD, 3), (tp.TrainableTokens((7, 7, 7)), 1), (tp.TrainableTokens(), 1):
+        summary = tp.attach(gpt(), method).summary()
+        assert summary.trained == n * 16 and summary.stored == n * 16
+
+
+# -- which tokens --------------------------------------------------------------------------------
+def test_tokens_are_ids_or_strs_of_one_token(gpt, tokens):
+    model = gpt(vocab_size=1024)
+    with pytest.raises(tp.MethodError, match=r"tokens: a str needs model.tokenizer; without one, give ids"):
+        tp.attach(model, tp.TrainableTokens(("<|endoftext|>",)))
+    model.tokenizer = tp.load_tokenizer()
+    the = model.tokenizer.encode(" the").tolist()
+    assert len(the) == 1
+    tuned = tp.attach(model, tp.TrainableTokens((" the", "<|endoftext|>", 9)))
+    assert layer_of(tuned).tokens.tolist() == sorted([*the, model.tokenizer.end_of_text, 9])
+    tuned.detach()
+    text = "no such single token"
+    ids = model.tokenizer.encode(text).tolist()
+    with pytest.raises(tp.MethodError, match=f"'{text}' is not one token but {len(ids)}, \\[{ids[0]}, .*by their ids"):
+        tp.attach(model, tp.TrainableTokens((9, text)))
+    for id in 1024, 10**9:
+        with pytest.raises(tp.MethodError, match=r"tokens must be words or ids in \[0, 1024\)"):
+            tp.attach(model, tp.TrainableTokens((id,)))
+    with pytest.raises(tp.MethodError, match="tokens must be"): tp.attach(model, tp.TrainableTokens(("",)))
+    assert model.attached is None
+
+
+# -- beside other methods ------------------------------------------------------------------------
+@pytest.mark.parametrize("other", [tp.LoRA(2, targets="all"), tp.PromptTuning(2, init="text", text=(5, 5)),
+                                   tp.PTuningV2(2, dropout=0.0), tp.FullFineTuning(("token_embedding", "final_norm")),
+                                   tp.TrainableTokens((36, 1))], ids=str)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_beside_another_method(other, is_first, gpt, tokens):
+    parts = {"rows": METHOD, "other": other} if is_first else {"other": other, "rows": METHOD}
+    model = gpt()
+    before = model(tokens).data
+    tuned = tp.attach(model, parts, rng=0)
+    move(tuned, np.random.default_rng(0))
+    assert_gradients(tuned, tokens[:2], kinks=True)
+    both = tuned(tokens).data
+    tuned.detach("rows")
+    assert not np.array_equal(tuned(tokens).data, both)
+    assert np.array_equal(tuned.reattach("rows")(tokens).data, both)
+    if "P" not in type(other).__name__: assert_close(tuned.merge()(tokens), both, 1e-11)
+    if is_first: assert_close(tuned.merge("rows")(tokens), both, 1e-11)
+    assert np.array_equal(tuned.detach()(tokens).data, before)
+
+
+def test_the_second_of_two_on_one_token_counts(gpt, tokens):
+    """Wrappers nest, so the second adapts the embedding as the first one changed it."""
+    tuned = tp.attach(gpt(), {"one": tp.TrainableTokens((3, 5)), "two": tp.TrainableTokens((5, 7))})
+    move(tuned, np.random.default_rng(0))
+    one, two = (part.wrappers["token_embedding"] for part in tuned.parts.values())
+    E = two.dense_weight()
+    assert np.array_equal(E[[3, 5, 7]], [one.rows.data[0], *two.rows.data])
+    assert_close(two(np.array([[3, 5, 7]]))[0], E[[3, 5, 7]], 1e-15)
+    assert_close(two.scores(two(tokens)), two(tokens).data @ E.T, 1e-13)
+
+
+def test_rows_of_one_batch_have_their_own(gpt, tokens):
+    model, tuned = gpt(), {}
+    for name, ids in {"a": (5, 3), "b": (36, 5)}.items():
+        tuned[name] = tp.attach(model, tp.TrainableTokens(ids))
+        move(tuned[name], np.random.default_rng(ord(name)))
+        tuned[name].detach()
+    out = tp.mixed_batch(model, tuned, tokens, ["a", "b", None]).data
+    for b, name in enumerate("ab"):
+        assert_close(out[b:b + 1], tuned[name].reattach()(tokens[b:b + 1]), 1e-13)
+        tuned[name].detach()
+    assert_close(out[2:], model(tokens[2:]), 1e-13)
+
+
+# -- the promises of every method ----------------------------------------------------------------
+def test_the_base_stays_as_it_is(gpt, tokens):
+    assert_leaves_base_alone(gpt(), METHOD, tokens)
+
+
+def test_saved_and_loaded_bit_exact(gpt, tokens, tmp_path):
+    assert_saves(gpt, [METHOD, tp.TrainableTokens((0,))], tokens, tmp_path)
+
+
+def test_a_file_names_its_tokens_and_they_are_checked(gpt, tmp_path):
+    from tinypeft.files import load_arrays, save_arrays
+    learned(gpt(np.float32), METHOD).save(tmp_path)
+    file = tmp_path / "adapter.safetensors"
+    arrays, meta = load_arrays(file)
+    for wrong in ([5, 3, 36], [3, 3, 36], [-1, 5, 36], [3, 5, 37]):
+        save_arrays(file, {**arrays, "TrainableTokens/token_embedding.tokens": np.array(wrong)}, meta)
+        model = gpt(np.float32)
+        with pytest.raises(ValueError, match=r"token_embedding.tokens must be ascending ids in \[0, 37\)"):
+            tp.load_adapter(model, tmp_path)
+        assert model.attached is None
+    part = meta["parts"]["TrainableTokens"]["fields"]
+    for wrong in ([], [0.5], [True], "ab", [-3], list(range(37)) * 1000):
+        part["tokens"] = wrong
+        save_arrays(file, arrays, meta)
+        with pytest.raises(ValueError): tp.load_adapter(gpt(np.float32), tmp_path)
+
+
+def test_what_it_cannot_do_is_refused_by_name(gpt):
+    tuned = learned(gpt(), METHOD)
+    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold, lambda: tuned.set_rank(1)):
+        with pytest.raises(tp.MethodError): verb()
+
+
+def test_on_a_quantized_base_the_rows_are_trained_and_merge(gpt, tokens):
+    model = tp.quantize(gpt(np.float32), tp.NF4(block_size=16))
+    tuned = learned(model, METHOD)
+    assert_close(tuned.merge()(tokens), tuned(tokens), 1e-5)
+
+
+def test_muon_leaves_the_rows_to_adamw(gpt):
+    """Each row belongs to one token, as in the table."""
+    from tinypeft.training.rates import tables
+    tuned = tp.attach(gpt(), METHOD, tp.LoRA(2))
+    assert any(p is layer_of(tuned).rows for p in tables(tuned))
+
+
+# -- PEFT ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.filterwarnings("ignore")
+def test_logits_20_steps_of_adamw_and_the_merge_equal_pefts_numerical(family, tokens):
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    import copy
+
+    from tests.oracles import peft_folders as oracle
+    tuned = learned(make(family), METHOD)
+    theirs = peft.get_peft_model(copy.deepcopy(oracle.base(family)), peft.TrainableTokensConfig(token_indices=[3, 5, 36]))
+    delta, = (p for p in theirs.parameters() if p.requires_grad)
+    assert_same_race(tuned, lambda x: oracle.logits(theirs, x), [(layer_of(tuned).rows, delta)], tokens)
+    assert_close(tuned.merge()(tokens), oracle.logits(theirs.merge_and_unload(), tokens).detach(), 1e-8)
