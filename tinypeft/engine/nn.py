@@ -400,6 +400,10 @@ class Embedding(Module):
         x = F.embedding(ids, self.weight)
         return x if self.scale == 1 else x * self.scale
 
+    def scores(self, x: Tensor) -> Tensor:
+        """Return x Eᵀ, (…, n): the product of x (…, d) and every vector, without the scale."""
+        return F.linear(x, self.weight)
+
     def describe(self) -> str:
         n, d = self.weight.shape
         return f"({n} × {d})"

@@ -201,7 +201,7 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise MethodError(f"load_adapter: {folder}/adapter_model.bin is a pickle and can run code; "
                           "save it in PEFT with safe_serialization=True")
-    task, tensors = config.task(), Tensors(path, model.token_embedding.weight.dtype)
+    task, tensors = config.task(), Tensors(path, model.dtype)
     method, arrays = READERS[kind](model, config, tensors)
     methods = {} if method is None else {type(method).__name__: method}
     state = {f"{name}/{path}": array for name in methods for path, array in arrays.items()}

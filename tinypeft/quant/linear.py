@@ -2,6 +2,8 @@
 
     y = x Ŵᵀ + b        dx = dy Ŵ,   db = Σ dy        Ŵ is stored as codes and has no gradient
 
+An embedding of a GGUF file may be codes, too. Of these, a look-up decodes the rows that it takes.
+
 A layer may round its inputs too (`int8.py`). Rounding has derivative 0 almost everywhere, so such a
 layer takes the gradient above instead: the straight-through estimator (Bengio et al., 1308.3432).
 """
@@ -11,12 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..common.hints import Array
-from ..engine.nn import Module, Parameter
+from ..engine import functional as F
+from ..engine.nn import Embedding, Module, Parameter
 from ..engine.tensor import Tensor
 from ..models.generation import kept
 from .qtensor import QTensor
 
-__all__ = ["QuantizedLinear", "quantized_linear", "straight_through"]
+__all__ = ["QuantizedEmbedding", "QuantizedLinear", "quantized_linear", "straight_through"]
 
 
 class QuantizedLinear(Module):
@@ -69,6 +72,31 @@ class QuantizedLinear(Module):
     def describe(self) -> str:
         bits = 8 * self.nbytes / self.weight.size
         return f"({self.d_in} → {self.d_out}, {bits:.2f} bits/weight)"
+
+
+class QuantizedEmbedding(Embedding):
+    """A table (n, d) of vectors, a QTensor whose rows are whole blocks; it is never trained. As a
+    tied head, it is a layer of d inputs and n outputs. scale: as in `Embedding`."""
+
+    parts: ClassVar[dict[str, Any]] = {"weight": QTensor, "scale": float}
+    bias = None
+    d_in = QuantizedLinear.d_in
+    d_out = QuantizedLinear.d_out
+    check_parts = QuantizedLinear.check_parts
+    dense_weight = QuantizedLinear.dense_weight
+
+    def __init__(self, weight: QTensor, scale: float = 1.0):
+        self.weight = weight
+        self.scale = scale
+
+    def forward(self, ids: Array) -> Tensor:
+        ids = F.checked_ids(ids, self.d_out, "token ids")
+        rows = self.weight.take(ids.reshape(-1)).dequantize()
+        x = Tensor(rows.reshape(*ids.shape, self.d_in))
+        return x if self.scale == 1 else x * self.scale
+
+    def scores(self, x: Tensor) -> Tensor:
+        return quantized_linear(x, self.weight, None)
 
 
 def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ Two signs of the zero point are in use. Libraries and this file write q = round(
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -178,6 +178,23 @@ class QTensor(Packed):
             z = np.repeat(self.zeros().astype(np.int16), self.block_size)[:self.size]
         q = self.unpack().astype(np.int16) - z
         return q.astype(np.int16, copy=False).reshape(self.shape)
+
+    def take(self, rows: Array) -> QTensor:
+        """Return rows (m,) of a matrix (n, d) with one z, whose rows are whole blocks and bytes."""
+        n = self.shape[0]
+
+        def taken(part):
+            if isinstance(part, QTensor):                # codes of scales: n rows, too
+                matrix = replace(part, shape=(n, part.size // n))
+                matrix = matrix.take(rows)
+                return replace(matrix, shape=(matrix.size,))
+            return part.reshape(n, -1)[rows].reshape(-1)
+        parts = {}
+        for name in "codes", "scale", "offset":
+            part = getattr(self, name)
+            if part is not None:
+                parts[name] = taken(part)
+        return replace(self, shape=(len(rows), *self.shape[1:]), **parts)
 
     def check_finite(self) -> None:
         """ValueError if a code, or the code of a scale, stands for infinity or NaN."""
