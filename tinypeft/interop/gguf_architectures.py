@@ -198,7 +198,8 @@ class GemmaFile(Architecture):
             raise ValueError(f"llama.cpp divides the scores of a Gemma with {config.n_layers} "
                              f"layers by √{self.score_scale(config)}, this one by "
                              f"√{config.query_scale:g}")
-        return super().write(config) | {"attention.key_length": config.d_head,
+        return super().write(config) | {"vocab_size": config.vocab_size,
+                                        "attention.key_length": config.d_head,
                                         "attention.value_length": config.d_head}
 
     def score_scale(self, config: GemmaConfig) -> int:

@@ -7,6 +7,7 @@ An embedding of a GGUF file may be codes, too. Of these, a look-up decodes the r
 A layer may round its inputs too (`int8.py`). Rounding has derivative 0 almost everywhere, so such a
 layer takes the gradient above instead: the straight-through estimator (Bengio et al., 1308.3432).
 """
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -76,23 +77,33 @@ class QuantizedLinear(Module):
 
 class QuantizedEmbedding(Embedding):
     """A table (n, d) of vectors, a QTensor whose rows are whole blocks; it is never trained. As a
-    tied head, it is a layer of d inputs and n outputs. scale: as in `Embedding`."""
+    tied head, it is a layer of d inputs and n outputs. scale: as in `Embedding`. dtype: the name of
+    the type of the vectors that are looked up."""
 
-    parts: ClassVar[dict[str, Any]] = {"weight": QTensor, "scale": float}
+    parts: ClassVar[dict[str, Any]] = {"weight": QTensor, "scale": float, "dtype": str}
     bias = None
     d_in = QuantizedLinear.d_in
     d_out = QuantizedLinear.d_out
-    check_parts = QuantizedLinear.check_parts
     dense_weight = QuantizedLinear.dense_weight
 
     def __init__(self, weight: QTensor, scale: float = 1.0):
         self.weight = weight
         self.scale = scale
+        self.dtype = "float32"
+
+    def check_parts(self) -> None:
+        """ValueError unless `parts`, each of its type, fit together: a file is not believed."""
+        QuantizedLinear.check_parts(self)
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"the vectors are {self.dtype!r:.80}, expected float32 or float64")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"the scale is {self.scale}")
+        self.weight.take(np.arange(1))
 
     def forward(self, ids: Array) -> Tensor:
         ids = F.checked_ids(ids, self.d_out, "token ids")
         rows = self.weight.take(ids.reshape(-1)).dequantize()
-        x = Tensor(rows.reshape(*ids.shape, self.d_in))
+        x = Tensor(rows.reshape(*ids.shape, self.d_in).astype(self.dtype, copy=False))
         return x if self.scale == 1 else x * self.scale
 
     def scores(self, x: Tensor) -> Tensor:

@@ -180,8 +180,12 @@ class QTensor(Packed):
         return q.astype(np.int16, copy=False).reshape(self.shape)
 
     def take(self, rows: Array) -> QTensor:
-        """Return rows (m,) of a matrix (n, d) with one z, whose rows are whole blocks and bytes."""
-        n = self.shape[0]
+        """Return rows (m,) of a matrix (n, d). ValueError unless there is one z, and the rows are
+        whole blocks and bytes."""
+        n, d = self.shape
+        is_plain = isinstance(self.zero, int) and self.order is None
+        if not is_plain or d % self.block_size or d * self.bits % 8:
+            raise ValueError(f"take: a row of {self} is not whole blocks")
 
         def taken(part):
             if isinstance(part, QTensor):                # codes of scales: n rows, too
@@ -192,9 +196,9 @@ class QTensor(Packed):
         parts = {}
         for name in "codes", "scale", "offset":
             part = getattr(self, name)
-            if part is not None:
+            if isinstance(part, (QTensor, np.ndarray)):
                 parts[name] = taken(part)
-        return replace(self, shape=(len(rows), *self.shape[1:]), **parts)
+        return replace(self, shape=(len(rows), d), **parts)
 
     def check_finite(self) -> None:
         """ValueError if a code, or the code of a scale, stands for infinity or NaN."""
