@@ -121,7 +121,8 @@ def gguf_content(path: Path) -> tuple[dict, dict]:
     """(fields, name → (number of the type, shape, octets)) of a GGUF file."""
     numbers = {kind.name: number for number, kind in TYPES.items()}
     file = read_gguf(path)
-    return dict(file.fields), {n: (numbers[file.kind(n).name], file.shape(n), np.array(file.octets(n))) for n in file}
+    fields = {n: np.array(v) if isinstance(v, np.ndarray) else v for n, v in file.fields.items()}    # the file may go
+    return fields, {n: (numbers[file.kind(n).name], file.shape(n), np.array(file.octets(n))) for n in file}
 
 
 def save_gguf(path: Path, fields: dict, tensors: dict) -> None:

@@ -42,7 +42,7 @@ def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
     as llama.cpp and TinyLlama's own tokenizer.json do ("prepend"). Raises GGUFError for fields that
     do not fit together, and UnknownTokenizer, a GGUFError, for tokenizers of other kinds."""
     kind = fields.get(f"{KEY}model")
-    if kind in (None, "no_vocab", "none"): return None
+    if kind is None or isinstance(kind, str) and kind in ("no_vocab", "none"): return None
     try:
         _check_known(fields, kind)
         if kind == "gpt2": return _byte_level(fields)
