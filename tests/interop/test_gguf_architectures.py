@@ -1,4 +1,4 @@
-"""gguf_architectures.py: Qwen 3, Gemma 3 and GPT-2 in GGUF files, by the names of the package gguf, with transformers' numbers."""
+"""gguf_architectures.py: Qwen 3, Gemma 3 and GPT-2 in GGUF files, by names of the package gguf, with transformers' numbers."""
 import dataclasses
 
 import numpy as np

@@ -25,7 +25,8 @@ TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['role'] }} ✓\n
 FIELDS = {"general.name": "A chat", "general.license": "apache-2.0", "general.tags": ["chat", "ü"],
           "general.count": np.uint8(3), "general.big": np.uint64(1 << 63), "general.small": np.int8(-3),
           "general.precise": np.float64(0.1), "general.numbers": np.arange(5, dtype=np.uint16),
-          "general.sampling.temp": np.float32(0.2), "general.file_type": np.uint32(99), "quantize.imatrix.file": "a.dat", "llama.attention.causal": True, "llama.unheard_of": 5,
+          "general.sampling.temp": np.float32(0.2), "general.file_type": np.uint32(99),
+          "quantize.imatrix.file": "a.dat", "llama.attention.causal": True, "llama.unheard_of": 5,
           "tokenizer.chat_template": TEMPLATE, f"{KEY}padding_token_id": np.uint32(269), f"{KEY}unknown_token_id": np.uint32(0),
           f"{KEY}add_space_prefix": False, "tokenizer.chat_template.tool_use": "{{ tools }}"}
 

@@ -64,7 +64,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"         # what was quantized to make SmolLM2's file
 FINGERPRINTS = {                                         # of its weights, in float32 and as codes
     "7c563b195edf3d1ee2e2cc8fba9040fa0c68d3b64c70dd84801c108950d6b94f",
-    "17dab408d8713567e60e834fa3edfda5d94898a8da57e74a3a0f3cfa3dc97f94"}
+    "a454ad47ff74d44ff1148aade7be3459978306e7a54a29b1b7f218fd1ef471cf"}
 VIRTUAL_FIELDS = {"num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers",
                   "encoder_dropout", "encoder_reparameterization_type", "prefix_projection",
                   "init_weights", "prompt_tuning_init", "prompt_tuning_init_text",

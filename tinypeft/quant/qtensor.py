@@ -184,7 +184,9 @@ class QTensor(Packed):
         whole blocks and bytes."""
         n, d = self.shape
         is_plain = isinstance(self.zero, int) and self.order is None
-        if not is_plain or d % self.block_size or d * self.bits % 8:
+        has_blocks = self.scale is not None or self.offset is not None
+        cuts_blocks = has_blocks and d % self.block_size
+        if not is_plain or cuts_blocks or d * self.bits % 8:
             raise ValueError(f"take: a row of {self} is not whole blocks")
 
         def taken(part):

@@ -143,6 +143,8 @@ def unpacked(joined: dict[str, Array], meta: dict, layers: Iterable[type[Quantiz
     for layer, module in quantized.items():
         if module.bias is not None and module.bias.dtype not in dtypes:
             raise ValueError(f"the bias of {layer} is {module.bias.dtype}, the model is not")
+        if isinstance(module, QuantizedEmbedding) and np.dtype(module.dtype) not in dtypes:
+            raise ValueError(f"the vectors of {layer} are {module.dtype}, the model is not")
     return family.from_arrays(config, rest, quantized)
 
 
