@@ -29,7 +29,7 @@ KEY = "tokenizer.ggml."
 class UnknownTokenizer(GGUFError):
     """The fields describe a tokenizer that cannot be made here, and may be in order."""
 
-    def __init__(self, reason):
+    def __init__(self, reason: str):
         super().__init__(f"the tokenizer is not supported: {shortened(reason)}")
 
 

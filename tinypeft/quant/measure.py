@@ -28,8 +28,8 @@ def bits_per_weight(model: Decoder) -> float:
     """8 · bytes / weights over the quantized layers, with their scales and all else they store.
 
     The rest of the model does not count: embeddings, norms, heads and layers that are not
-    quantized. In a small model they take more bytes than the layers do; `bits_in_all` counts them.
-    ValueError if no layer is quantized."""
+    quantized. In a small model they take more bytes than the layers do. ValueError if no layer is
+    quantized."""
     layers = [module for path, module in model.named_modules()
               if isinstance(module, QuantizedLinear) and not path.endswith("lm_head")]
     if not layers:
