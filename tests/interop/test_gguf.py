@@ -7,6 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tests.conftest import make_gpt
+from tests.models.test_gemma import gemma
 from tests.models.test_llama import llama
 from tinypeft.interop import write_gguf
 from tinypeft.interop.gguf_reader import read_gguf
@@ -153,9 +154,17 @@ def test_a_llama_is_read_by_the_gguf_package_and_comes_back(scheme, kind, tied, 
     assert list(one) == list(two) and all(np.array_equal(one.octets(n), two.octets(n)) for n in one)
 
 
-def test_families_that_gguf_is_not_written_for(tmp_path):
-    with pytest.raises(ValueError, match="got Llama with norms of queries and keys"):
-        write_gguf(tmp_path / "model.gguf", llama("Qwen3", np.float32))
+def test_models_that_llama_cpp_lacks_are_not_written(tmp_path):
+    both = llama("Qwen3", np.float32, qkv_bias=True)
+    with pytest.raises(ValueError, match=r"write_gguf: llama.cpp has no Llama with norms .* \(qk_norm and qkv_bias\)"):
+        write_gguf(tmp_path / "model.gguf", both)
+    scaled = gemma(dtype=np.float32, query_scale=7)
+    with pytest.raises(ValueError, match="write_gguf: llama.cpp divides the scores .* 4 layers by √10, this one by √7"):
+        write_gguf(tmp_path / "model.gguf", scaled)
+    stretched = llama("Qwen3", np.float32, rope_kind="llama3", rope_factor=8.0, rope_context=40)
+    with pytest.raises(ValueError, match="write_gguf: llama.cpp has no rotary embeddings of this kind in 'qwen3'"):
+        write_gguf(tmp_path / "model.gguf", stretched)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_tokenizer_of_a_llama_comes_back(tmp_path):

@@ -12,7 +12,7 @@ from tests.stress.attacks import ATTRIBUTES, TENSORS, edited, put
 from tests.stress.files import SCHEMES, model
 from tinypeft.engine.nn import Linear
 from tinypeft.quant import load_quantized, save_quantized
-from tinypeft.quant.linear import QuantizedLinear
+from tinypeft.quant.linear import QuantizedEmbedding, QuantizedLinear
 from tinypeft.quant.saving import LAYERS, restored
 
 TOKENS = np.random.default_rng(0).integers(0, 37, (2, 7))
@@ -191,8 +191,18 @@ def test_a_class_of_ones_own_keeps_its_attributes_but_not_in_place_of_its_method
         save_quantized(m, saved / "model.safetensors")
 
 
+def test_a_model_that_was_loaded_is_saved(tmp_path):
+    """It says what it was loaded by, which is no setting."""
+    m = tp.quantize(tp.load_pretrained(), tp.Uniform(4), targets=("blocks.0.up",))
+    assert m.source is not None
+    save_quantized(m, tmp_path / "q")
+    assert np.array_equal(load_quantized(tmp_path / "q")(TOKENS).data, m(TOKENS).data)
+
+
 def test_every_class_says_which_parts_it_has():
-    for cls in LAYERS: assert {"weight", "bias"} <= cls.parts.keys()
+    for cls in LAYERS:
+        if cls is QuantizedEmbedding: assert cls.parts.keys() == vars(cls(tp.GGUF("Q8_0").quantize(np.ones((2, 32))))).keys()
+        else:                         assert {"weight", "bias"} <= cls.parts.keys()
 
 
 @pytest.mark.parametrize("kind", ["Parameter", "ndarray"])

@@ -148,6 +148,19 @@ def test_a_scheme_is_measured_by_its_formulas():
     assert cost["bits_per_weight"] == pytest.approx(8 * cost["bytes"] / size)
 
 
+def test_sizes_are_those_of_the_arrays_and_the_file(tmp_path):
+    model, scheme = little(32)[0], tp.NF4(16)
+    cost = compare.cost_of_scheme(model, scheme, SMALL)
+    quantized = tp.quantize(compare.sharing(model), scheme)
+    tp.save_quantized(quantized, tmp_path / "q")
+    assert cost["file"] == (tmp_path / "q").stat().st_size
+    assert cost["bits_per_weight"] < cost["bits_in_all"] == pytest.approx(8 * cost["file"] / model.n_parameters())
+    assert f"{cost['file'] / 1024:,.0f} KiB, {cost['bits_in_all']:.3f} bits over all weights" in compare.described(cost)
+    exact, row = compare.with_sizes([{"bits": 32.0}, {"bits": cost["bits_per_weight"]}], model)
+    assert exact["bytes"] == 4 * model.n_parameters() and exact["bits_in_all"] == 32
+    assert row["bytes"] == sum(a.nbytes for a in quantized.state_dict().values()) < cost["file"]
+
+
 def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
     seen = []
     monkeypatch.setattr(compare, "of_another", lambda model, size, *_: seen.append(size) or {})
@@ -179,3 +192,8 @@ def test_the_tables_and_the_picture_show_everything(whole, tmp_path):
     assert "float32  " in second and "QAT 3 bit" not in second and third.count("\n") == 3 and "trained as long" in third
     assert "inside" in first and "OUTSIDE" in first and f"of {len(ROWS)} are inside" in notes
     for part in (first, second, third): assert max(map(len, part.split("\n"))) <= 100
+    float32 = whole["schemes"][0]
+    assert f"32.000  32.000  {float32['bytes'] / 1024:,.0f}" in second and "of all  " in third and "KiB: what all" in notes
+    for r in whole["schemes"]: del r["bytes"]                                    # as in an older record
+    older = glance.tables(whole)
+    assert "KiB" not in older and older.split("\n\n")[0] == first

@@ -57,7 +57,7 @@ def _sum_product(a, b):
     return np.einsum("ij,ij->j", _rows(a), _rows(b))
 
 
-def _ids(ids, n, name):
+def checked_ids(ids, n, name):
     """Return `ids` as an integer array. Raise TypeError or ValueError unless each is in [0, n)."""
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
@@ -504,7 +504,7 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
     counted = t != ignore_index
     n = int(counted.sum())
     V = shape[-1]
-    _ids(t[counted], V, "cross_entropy: targets")
+    checked_ids(t[counted], V, "cross_entropy: targets")
     if n == 0:
         raise ValueError("cross_entropy: no target counts; all are ignore_index, or the batch is "
                          "empty")
@@ -545,7 +545,7 @@ def embedding(ids: Array, E: Tensor) -> Tensor:
     ids integers (…) in [0, n), E (n, d) → (…, d).
     """
     shape = E.shape
-    ids = _ids(ids, shape[0], "token ids")
+    ids = checked_ids(ids, shape[0], "token ids")
 
     def dE(dy):
         out = np.zeros(shape, dy.dtype)

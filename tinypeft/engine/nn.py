@@ -148,7 +148,8 @@ class Module:
         return self.train(False)
 
     def to(self, dtype: Any) -> Self:
-        """Cast every parameter to float32 or float64, in place."""
+        """Cast every parameter to float32 or float64, in place. A module with a `dtype` of its own,
+        which decodes codes, is told."""
         dtype = np.dtype(dtype)
         if dtype not in (np.float32, np.float64):
             raise TypeError(f"to: expected float32 or float64, got {dtype}; "
@@ -156,6 +157,9 @@ class Module:
         for p in self.parameters():
             p.assign(p.data.astype(dtype))
             p.grad = None
+        for _, module in self.named_modules():
+            if "dtype" in vars(module):
+                module.dtype = dtype.name
         return self
 
     def before_training(self, task: Any) -> None:
@@ -402,12 +406,12 @@ class Embedding(Module):
         return x if self.scale == 1 else x * self.scale
 
     def vectors(self, ids: Array) -> Tensor:
-        """Look up ids (…) → (…, d), not scaled."""
+        """Look up ids (…) → (…, d), without the scale."""
         return F.embedding(ids, self.weight)
 
-    def scores(self, h: Tensor) -> Tensor:
-        """Multiply h (…, d) with every vector → (…, n), as a tied output head does."""
-        return F.linear(h, self.weight)
+    def scores(self, x: Tensor) -> Tensor:
+        """Return x Eᵀ, (…, n): the product of x (…, d) and every vector, without the scale."""
+        return F.linear(x, self.weight)
 
     def dense_weight(self) -> Array:
         """Return the table as an array (n, d)."""

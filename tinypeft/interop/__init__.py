@@ -14,8 +14,9 @@
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
     peft_names.py     what PEFT calls the layers of a model
     export.py         a run of `train` → a folder that goes on in PyTorch: rows.py, torch_names.py
-    gguf.py           `GPT`, `Llama` → GGUF, the format of llama.cpp: gguf_bytes.py
-    llama.py          GGUF → `Llama`: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
+    gguf.py           models → GGUF, the format of llama.cpp: gguf_bytes.py
+    llama.py          GGUF → models: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
+    gguf_architectures.py   the names that each family of models has in GGUF
     importance.py     importance files of llama.cpp → mean squares of inputs
 
 A name is imported when it is first used (`common/lazy.py`), because the shipped base needs none of

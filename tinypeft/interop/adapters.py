@@ -75,7 +75,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"         # what was quantized to make SmolLM2's file
 FINGERPRINTS = {                                         # of its weights, in float32 and as codes
     "7c563b195edf3d1ee2e2cc8fba9040fa0c68d3b64c70dd84801c108950d6b94f",
-    "17dab408d8713567e60e834fa3edfda5d94898a8da57e74a3a0f3cfa3dc97f94"}
+    "a454ad47ff74d44ff1148aade7be3459978306e7a54a29b1b7f218fd1ef471cf"}
 VIRTUAL_FIELDS = {"num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers",
                   "encoder_dropout", "encoder_reparameterization_type", "prefix_projection",
                   "init_weights", "prompt_tuning_init", "prompt_tuning_init_text",
@@ -219,7 +219,7 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise MethodError(f"load_adapter: {folder}/adapter_model.bin is a pickle and can run code; "
                           "save it in PEFT with safe_serialization=True")
-    task, tensors = config.task(), Tensors(path, model.token_embedding.weight.dtype)
+    task, tensors = config.task(), Tensors(path, model.dtype)
     method, arrays = READERS[kind](model, config, tensors)
     methods = {} if method is None else {type(method).__name__: method}
     state = {f"{name}/{path}": array for name in methods for path, array in arrays.items()}

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..engine.nn import Dropout, Linear, replace_modules, shapes_only
+from ..engine.nn import Dropout, Embedding, Linear, replace_modules, shapes_only
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
@@ -28,7 +28,7 @@ from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PTuning, Tr
 from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
 from ..peft.starts import MOVING
-from ..quant import QuantizedLinear
+from ..quant import QuantizedEmbedding, QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
 from ..training.options import TrainOptions
 from ..training.rates import make_optimizer
@@ -172,18 +172,23 @@ def write_base(tuned: PeftModel, folder: Path) -> None:
         with tuned.disabled() as base: to_huggingface(dense(base), folder)
 
 
-def quantized(model: Decoder) -> dict[str, QuantizedLinear]:
-    """path → quantized layer."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+def quantized(model: Decoder) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
+    """path → quantized layer or embedding."""
+    return {path: m for path, m in model.named_modules()
+            if isinstance(m, (QuantizedLinear, QuantizedEmbedding))}
 
 
 def dense(model: Decoder) -> Decoder:
     """Return the model, or a copy whose quantized layers hold the same numbers in plain weights."""
-    plain, dtype = {}, model.token_embedding.weight.dtype
+    plain, dtype = {}, model.dtype
     for path, layer in quantized(model).items():
-        with shapes_only(): plain[path] = Linear(layer.d_in, layer.d_out, layer.bias is not None)
+        with shapes_only():
+            if isinstance(layer, QuantizedEmbedding):
+                plain[path] = Embedding(layer.d_out, layer.d_in, scale=layer.scale)
+            else:
+                plain[path] = Linear(layer.d_in, layer.d_out, layer.bias is not None)
+                plain[path].bias = layer.bias
         plain[path].weight.data = layer.dense_weight().astype(dtype, copy=False)
-        plain[path].bias = layer.bias
     if not plain: return model
     model = copy.deepcopy(model)
     replace_modules(model, plain)

@@ -1,4 +1,4 @@
-"""Write a GPT or a Llama as GGUF, llama.cpp's format: quantized layers as they are, the rest F32.
+"""Write a GPT, a Llama or a Gemma as GGUF, llama.cpp's format: codes as they are, the rest F32.
 
     "GGUF", version 3        uint32 each; all numbers are little-endian
     tensors, fields          uint64 each: how many there are
@@ -6,74 +6,60 @@
     tensors                  name, number of axes, axes (last first), type, offset in the data
     data                     starts at a multiple of 32 bytes; so does every tensor in it
 
-A string is its length (uint64) and its bytes. Weights are (d_out, d_in), as in tinypeft. A GPT's
-query, key and value are one tensor, with their rows stacked. The rows of a Llama's query and key
-are reordered for rotations of neighbours (`llama.py`). A row is whole blocks, so this is exact.
-Format: github.com/ggml-org/ggml, docs/gguf.md.
+A string is its length (uint64) and its bytes. `gguf_architectures.py` has the names, and how the
+numbers differ from ours. A row is whole blocks, so codes are reordered and stacked as they are.
+
+A model that was read from a GGUF file is written with the fields of that file: the template of its
+chat, ids of special tokens, its name and licence. Fields of the sizes or of the tokenizer are made
+anew if the configuration or the tokenizer is another one now. A tensor that was F16 or BF16 is that
+again if it still has such numbers. Format: github.com/ggml-org/ggml, docs/gguf.md.
 """
-import math
 import struct
 from pathlib import Path
 
 import numpy as np
 
 from ..engine.nn import Embedding, LayerNorm, Linear, RMSNorm
-from ..files import replacing
-from ..models.gpt import GPT
-from ..models.llama import Llama
-from ..models.rotary import Rotary, frequencies
-from ..quant import QuantizedLinear
+from ..files import naming, replacing
+from ..models.decoder import Decoder
+from ..quant import QuantizedEmbedding, QuantizedLinear
 from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
-from .families import GPT2
+from .gguf_architectures import FACTORS, architecture_of, neighbours
 from .gguf_bytes import file_bytes, type_of
-from .gguf_tokenizer import CONTROL, NORMAL, PRE, UNUSED, USER
+from .gguf_tokenizer import CONTROL, KEY, NORMAL, PRE, UNUSED, USER
 from .gguf_types import TYPES
-from .llama import FACTORS, neighbours
-from .llama import MODULES as LLAMA_MODULES
-from .llama import SIZES as LLAMA_SIZES
+from .llama import Origin
 
 __all__ = ["write_gguf"]
 
 ALIGNMENT = 32
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}          # type → its number
-FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 14,
-              "Q5_K": 16, "Q6_K": 18}
-TENSORS = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
-           "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}   # GPT-2's → GGUF's
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9,
+              "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ4_NL": 25,
+              "BF16": 32, "MXFP4": 38}
+NO_ORIGIN = Origin({}, {}, None, None)
 
 
-def write_gguf(path: str | Path, model: GPT | Llama) -> None:
+def write_gguf(path: str | Path, model: Decoder) -> None:
     """Write a model, plain or quantized by `GGUF` or read from a GGUF file with `quantized=True`,
-    with its tokenizer, completely or not at all. Raises ValueError for another family, a method
-    attached, a head, layers quantized otherwise, or a tokenizer that GGUF does not know."""
+    with its tokenizer, completely or not at all. Raises ValueError for a method attached, a head,
+    layers quantized otherwise, a tokenizer that GGUF does not know, or a function that llama.cpp
+    lacks."""
     if model.attached is not None or model.head is not None:
         added = model.attached or "a classification head"
         raise ValueError(f"write_gguf: expected a {type(model).__name__} alone, it has {added}; "
                          "merge or detach the method, set model.head = None")
-    c, tensors = model.config, {}                                  # name → (type, shape, its bytes)
-    if not isinstance(model, (GPT, Llama)) or getattr(c, "qk_norm", False):
-        raise ValueError(f"write_gguf: a GPT or a Llama is expected, got {type(model).__name__}"
-                         f"{' with norms of queries and keys' * isinstance(model, Llama)}")
-    if isinstance(model, Llama): tensors |= _divisors(c)
-    for name, ours in _paths(model).items():
-        modules = [model.get(path) for path in ours]
-        kind, shape, array = _weight(modules, ours)
-        if name.endswith((".attn_q", ".attn_k")) and not getattr(c, "qkv_bias", False):
-            array = neighbours(array.reshape(shape[0], -1), c.d_head)
-        tensors[f"{name}.weight"] = kind, shape, array
-        if getattr(modules[0], "bias", None) is not None:
-            bias = np.concatenate([module.bias.data for module in modules], dtype="<f4")
-            tensors[f"{name}.bias"] = "F32", bias.shape, bias
-    kind = _file_type([kind for kind, *_ in tensors.values()])
-    values = _sizes(model) | {"general.file_type": kind, "general.quantization_version": 2}
-    values |= _tokenizer(model)
-    fields, at, infos = [_field(name, value) for name, value in values.items()], 0, []
+    with naming("write_gguf"):
+        tensors = _tensors(model)
+        fields = _fields(model, {name: kind for name, (kind, *_) in tensors.items()})
+    infos, at = [], 0
     for name, (kind, shape, array) in tensors.items():
         n = len(shape)
         infos.append(_string(name) + struct.pack(f"<I{n}QIQ", n, *shape[::-1], NUMBERS[kind], at))
         at += array.nbytes + -array.nbytes % ALIGNMENT
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields + infos)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+    head += b"".join([*(_string(name) + octets for name, octets in fields.items()), *infos])
     with replacing(path) as f:
         f.write(head + bytes(-len(head) % ALIGNMENT))
         for _, _, array in tensors.values():
@@ -81,47 +67,69 @@ def write_gguf(path: str | Path, model: GPT | Llama) -> None:
             f.write(bytes(-array.nbytes % ALIGNMENT))
 
 
-def _divisors(c):
-    """Return the tensor of divisors of Llama 3.1's angles. ValueError for angles that llama.cpp
-    lacks."""
-    if c.rope_kind == "dynamic" or c.rope_kind == "yarn" and (c.rope_low, c.rope_high) != (1, 32):
-        raise ValueError("write_gguf: llama.cpp has no rotary embeddings of this kind: rope_kind="
-                         f"{c.rope_kind!r}, rope_low={c.rope_low:g}, rope_high={c.rope_high:g}")
-    if c.rope_kind != "llama3": return {}
-    plain = frequencies(Rotary(c.rope_theta, c.d_head), 1)
-    divisors = np.float32(plain / frequencies(c.rotary, 1))
-    return {FACTORS: ("F32", divisors.shape, divisors)}
+def _tensors(model):
+    """Name → (type, shape, array of its bytes)."""
+    architecture, config, tensors = architecture_of(model), model.config, {}
+    if (divisors := architecture.divisors(config)) is not None:
+        tensors[FACTORS] = "F32", divisors.shape, divisors
+    types = (model.origin or NO_ORIGIN).types
+    for theirs, (ours, shape) in architecture.layout(config).items():
+        paths, attribute = [name.rpartition(".")[0] for name in ours], ours[0].rpartition(".")[2]
+        modules = [model.get(path) for path in paths]
+        if attribute == "weight" and not all(type(m) in PLAIN for m in modules):
+            kind, array = _codes(modules, paths)
+        else:
+            W = np.concatenate([getattr(m, attribute).data for m in modules])
+            W = W.astype("<f4", copy=False)
+            shift = architecture.shift(theirs)
+            kind, array = _numbers(W + np.float32(shift) if shift else W, types.get(theirs))
+        if architecture.is_paired(config, theirs):
+            array = neighbours(array.reshape(shape[0], -1), config.d_head)
+        tensors[theirs] = kind, shape, array
+    names = dict.fromkeys([name for name in types if name in tensors])       # the file's order
+    return {name: tensors[name] for name in names | tensors}
 
 
-def _paths(model):
-    """Map the name of a GGUF tensor to the paths that it holds here."""
-    if isinstance(model, Llama):
-        paths = {"token_embd": ["token_embedding"], "output_norm": ["final_norm"]}
-        if not model.config.tied: paths["output"] = ["lm_head"]
-        return paths | {f"blk.{i}.{theirs}": [f"blocks.{i}.{ours}"]
-                        for i in range(model.config.n_layers)
-                        for theirs, (ours, _) in LLAMA_MODULES.items()}
-    paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
-             "output_norm": ["final_norm"]}
-    for i in range(model.config.n_layers):
-        for theirs, ours in GPT2.modules.items():
-            paths[f"blk.{i}.{TENSORS[theirs]}"] = [f"blocks.{i}.{name}" for name in ours]
-    return paths
+PLAIN = Linear, LayerNorm, RMSNorm, Embedding
 
 
-def _weight(modules, paths):
-    """(type, shape, array) of one weight, or of several with their rows stacked."""
-    weights = [m.weight for m in modules]
-    shape = sum(W.shape[0] for W in weights), *weights[0].shape[1:]
-    if all(type(m) in (Linear, LayerNorm, RMSNorm, Embedding) for m in modules):
-        return "F32", shape, np.concatenate([W.data for W in weights]).astype("<f4", copy=False)
-    if all(type(m) is QuantizedLinear for m in modules):
-        try: kinds = {type_of(W) for W in weights}
-        except ValueError as e:
-            raise ValueError(f"write_gguf: {paths[0]}: {e}") from e
-        if len(kinds) == 1: return *kinds, shape, np.concatenate([*map(file_bytes, weights)])
-    raise ValueError(f"write_gguf: {', '.join(paths)}: expected floating point, or all of them "
-                     f"quantized by the same GGUF(…), got {', '.join(map(repr, modules))}")
+def _codes(modules, paths):
+    """(type, bytes) of the codes of one module, or of several with their rows stacked."""
+    if all(type(m) in (QuantizedLinear, QuantizedEmbedding) for m in modules):
+        with naming(paths[0]): kinds = {type_of(m.weight) for m in modules}
+        if len(kinds) == 1: return *kinds, np.concatenate([file_bytes(m.weight) for m in modules])
+    raise ValueError(f"{', '.join(paths)}: expected floating point, or all of them quantized by "
+                     f"the same GGUF(…), got {', '.join(map(repr, modules))}")
+
+
+def _numbers(W, kind):
+    """(type, numbers) of an array of float32: of the type `kind` if that loses nothing."""
+    if kind == "F16":
+        with np.errstate(over="ignore"): half = W.astype("<f2")
+        if np.array_equal(half, W): return kind, half
+    bits = np.ascontiguousarray(W).view("<u4")
+    if kind == "BF16" and not (bits & 0xFFFF).any(): return kind, (bits >> 16).astype("<u2")
+    return "F32", W
+
+
+def _fields(model, types):
+    """Name → type and value: those of the file that the model was read from, where they still hold,
+    and new ones. types: name → type of all tensors."""
+    origin, architecture = model.origin or NO_ORIGIN, architecture_of(model)
+    kind, made, outdated = architecture.kind(model.config), {}, ["general.alignment"]
+    if model.config != origin.config:
+        made = {f"{kind}.{name}": value for name, value in architecture.write(model.config).items()}
+        outdated.append(f"{kind}.")
+    if types != origin.types:
+        made |= {"general.file_type": _file_type([*types.values()]),
+                 "general.quantization_version": 2}
+    if model.tokenizer is not origin.tokenizer and model.tokenizer != origin.tokenizer:
+        made |= _tokenizer(model)
+        outdated.append("tokenizer.")
+    kept = {name: octets for name, octets in origin.fields.items()
+            if not name.startswith(tuple(outdated))}
+    made = {"general.architecture": kind, **made}
+    return kept | {name: _value(value) for name, value in made.items()}
 
 
 def _file_type(kinds):
@@ -132,34 +140,12 @@ def _file_type(kinds):
     return FILE_TYPES[max(sorted(set(kinds)), key=kinds.count)]
 
 
-def _sizes(model):
-    """Return the fields of the model's sizes."""
-    c = model.config
-    if isinstance(model, Llama):
-        sizes = {theirs: getattr(c, ours) for ours, theirs in LLAMA_SIZES.items()}
-        sizes |= {"vocab_size": c.vocab_size, "rope.dimension_count": c.d_head,
-                  "attention.key_length": c.d_head, "attention.value_length": c.d_head}
-        if c.rope_kind in ("linear", "yarn"):
-            sizes |= {"rope.scaling.type": c.rope_kind, "rope.scaling.factor": float(c.rope_factor)}
-        magnitude = float(c.rope_magnitude)
-        if c.rope_kind == "yarn":
-            sizes["rope.scaling.original_context_length"] = c.rope_context
-            magnitude /= 0.1 * math.log(c.rope_factor) + 1       # which llama.cpp multiplies
-        if not math.isclose(magnitude, 1): sizes["rope.scaling.attn_factor"] = magnitude
-        kind = "qwen2" if c.qkv_bias else "llama"
-        return {"general.architecture": kind} | {f"{kind}.{n}": v for n, v in sizes.items()}
-    return {"general.architecture": "gpt2", "gpt2.context_length": c.context_length,
-            "gpt2.embedding_length": c.d_model, "gpt2.feed_forward_length": 4 * c.d_model,
-            "gpt2.block_count": c.n_layers, "gpt2.attention.head_count": c.n_heads,
-            "gpt2.attention.layer_norm_epsilon": float(c.norm_eps)}
-
-
 def _tokenizer(model):
     """Return the tokenizer's fields. Ids that only the model has are written as unused tokens."""
     tokenizer, n = model.tokenizer, model.config.vocab_size
     if tokenizer is None: return {}
     if not isinstance(tokenizer, BPETokenizer):
-        raise ValueError(f"write_gguf: the tokenizer must be byte-level, got {tokenizer!r}; set "
+        raise ValueError(f"the tokenizer must be byte-level, got {tokenizer!r}; set "
                          "model.tokenizer = None to write the model without one")
     tokens, kinds = [f"[PAD{i}]" for i in range(n)], [UNUSED] * n
     for token, i in tokenizer.vocab.items(): tokens[i], kinds[i] = as_characters(token), NORMAL
@@ -171,20 +157,19 @@ def _tokenizer(model):
               "merges": merges, "bos_token_id": bos,
               "eos_token_id": tokenizer.end_of_text if eos is None else eos,
               "add_bos_token": tokenizer.start is not None}
-    return {f"tokenizer.ggml.{name}": value for name, value in values.items()}
+    return {f"{KEY}{name}": value for name, value in values.items()}
 
 
 def _string(text): return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
-def _field(name, value):
-    """Name, type and value: uint32 4, float32 6, bool 7, string 8, array 9 (of strings, or of
-    int32 5)."""
+def _value(value):
+    """Type and value: uint32 4, float32 6, bool 7, string 8, array 9 (of strings, or of int32
+    5)."""
     n = len(value) if isinstance(value, list) else 0
-    if isinstance(value, str):                content = struct.pack("<I", 8) + _string(value)
-    elif isinstance(value, bool):             content = struct.pack("<I?", 7, value)
-    elif isinstance(value, int):              content = struct.pack("<II", 4, value)
-    elif isinstance(value, float):            content = struct.pack("<If", 6, value)
-    elif value and isinstance(value[0], int): content = struct.pack(f"<IIQ{n}i", 9, 5, n, *value)
-    else: content = struct.pack("<IIQ", 9, 8, n) + b"".join(map(_string, value))
-    return _string(name) + content
+    if isinstance(value, str):                return struct.pack("<I", 8) + _string(value)
+    if isinstance(value, bool):               return struct.pack("<I?", 7, value)
+    if isinstance(value, int):                return struct.pack("<II", 4, value)
+    if isinstance(value, float):              return struct.pack("<If", 6, value)
+    if value and isinstance(value[0], int):   return struct.pack(f"<IIQ{n}i", 9, 5, n, *value)
+    return struct.pack("<IIQ", 9, 8, n) + b"".join(map(_string, value))

@@ -1,8 +1,9 @@
 """Read GGUF files: the metadata and the tensors, with NumPy alone. `gguf.py` has the format.
 
-A file is mapped into memory, and a tensor is decoded when it is used. Files are not trusted: every
-count is compared with the bytes that are left before anything is read, and the tensors must lie
-inside the file, apart from each other. Reading takes no more memory than ten times the file.
+A file is mapped into memory, and a tensor is decoded when it is used. A tensor of a type that is
+not known here stops only its use. Files are not trusted: every count is compared with the bytes
+that are left before anything is read, and the tensors must lie inside the file, apart from each
+other. Reading takes no more memory than ten times the file.
 """
 import math
 import mmap
@@ -28,8 +29,15 @@ STRING, ARRAY = 8, 9
 MOST_AXES, MOST_ENTRIES = 4, 1 << 14                     # of a tensor; in a list of the file
 
 
+# types of tensors that are named and not read
+UNREAD = {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+          21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
+          28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4", 41: "Q1_0"}
+
+
 class GGUFError(ValueError):
-    """A file breaks the format, or has a type of tensor that is not known. Names file and place."""
+    """A file breaks the format, or a tensor is used whose type is not known. Names file and
+    place."""
 
 
 class GGUFFile(Mapping[str, Array]):
@@ -39,8 +47,10 @@ class GGUFFile(Mapping[str, Array]):
     has rows as in tinypeft, so a weight is (d_out, d_in). `shape(name)` and `kind(name)` read no
     data; `octets(name)` are the bytes of its blocks, a view of the mapped file."""
 
-    def __init__(self, path: Path, fields: dict[str, Any], tensors: dict[str, tuple], data: Array):
+    def __init__(self, path: Path, fields: dict[str, Any], places: dict[str, tuple[int, int]],
+                 tensors: dict[str, tuple], data: Array):
         self.path, self.fields, self._tensors, self._data = path, fields, tensors, data
+        self._places = places                            # of the fields: where type and value are
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._tensors:
@@ -55,8 +65,17 @@ class GGUFFile(Mapping[str, Array]):
     def shape(self, name: str) -> tuple[int, ...]: return self._tensors[name][1]
 
     def octets(self, name: str) -> Array:
-        _, _, start, end = self._tensors[name]
+        kind, _, start, end = self._tensors[name]
+        if kind.parts is None:
+            known = ", ".join(t.name for t in TYPES.values())
+            raise GGUFError(f"{self.path}: tensor {brief(name)} has type {kind.name}, which is not "
+                            f"supported; the types are {known}")
         return self._data[start:end]
+
+    def field_octets(self) -> dict[str, bytes]:
+        """Copy the type and the value of every field, as they are in the file."""
+        return {name: self._data[start:end].tobytes()
+                for name, (start, end) in self._places.items()}
 
     def __repr__(self):
         return f"GGUFFile({str(self.path)!r}, {len(self)} tensors, {self._data.size:,} bytes)"
@@ -65,8 +84,8 @@ class GGUFFile(Mapping[str, Array]):
 def read_gguf(path: str | Path) -> GGUFFile:
     """Open a GGUF file (version 2 or 3) as a mapping from names to float32 arrays.
 
-    Raises FileNotFoundError, or GGUFError (a ValueError) for a file that is damaged, cut off, built
-    to mislead, or whose tensors have a type that is not known here."""
+    Raises FileNotFoundError, or GGUFError (a ValueError) for a file that is damaged, cut off or
+    built to mislead; using a tensor raises it, too, if the type is not known here."""
     with open_regular(path := Path(path), GGUFError) as f, naming(path, GGUFError):
         size, begins = os.fstat(f.fileno()).st_size, f.read(4)
         if size < 24: raise GGUFError(f"{size} bytes, too short for a GGUF file")
@@ -127,10 +146,12 @@ def _read(path, c, data):
     c.need(24 * n_tensors + 13 * n_fields, lists)
     if max(n_tensors, n_fields) > MOST_ENTRIES:
         raise GGUFError(f"{lists} is longer than {MOST_ENTRIES:,}")
-    fields, found = {}, {}
+    fields, places, found = {}, {}, {}
     for _ in range(n_fields):
         _once(name := c.string("the name of a field"), fields)
+        start = c.at
         fields[name] = _value(c, f"field {brief(name)}")
+        places[name] = start, c.at
     for _ in range(n_tensors):
         _once(name := c.string("the name of a tensor"), found)
         found[name] = _tensor(c, f"tensor {brief(name)}")
@@ -148,7 +169,7 @@ def _read(path, c, data):
             raise GGUFError(f"tensor {brief(name)} {shape} of {kind.name} ends at byte "
                             f"{start + end:,}, the file at {len(data):,}; it is cut off")
         tensors[name] = kind, shape, start + at, start + end
-    return GGUFFile(path, fields, {name: tensors[name] for name in found}, data)
+    return GGUFFile(path, fields, places, {name: tensors[name] for name in found}, data)
 
 
 def _once(name, names):
@@ -176,10 +197,9 @@ def _tensor(c, what):
         raise GGUFError(f"{what} has {n} axes, at most {MOST_AXES} are allowed")
     shape = c.numbers("Q", n, what)[::-1]
     kind, at = c.number("I", what), c.number("Q", what)
-    if kind not in TYPES:
-        known = ", ".join(t.name for t in TYPES.values())
-        raise GGUFError(f"{what} has type {kind}, which is not supported; the types are {known}")
-    if not shape or 0 in shape or shape[-1] % TYPES[kind].weights:
+    unread = BlockType(UNREAD.get(kind, str(kind)), 1, 0, None)      # its bytes are not counted
+    type_ = TYPES.get(kind, unread)
+    if not shape or 0 in shape or shape[-1] % type_.weights:
         raise GGUFError(f"{what} has shape {shape}, expected rows of whole blocks of "
-                        f"{TYPES[kind].weights} ({TYPES[kind].name})")
-    return TYPES[kind], shape, at
+                        f"{type_.weights} ({type_.name})")
+    return type_, shape, at

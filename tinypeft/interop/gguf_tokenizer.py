@@ -19,11 +19,18 @@ from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
 from .byte_level import as_bytes, check_bytes
 from .gguf_reader import GGUFError
 
-__all__ = ["PRE", "tokenizer_of_gguf"]
+__all__ = ["KEY", "PRE", "UnknownTokenizer", "tokenizer_of_gguf"]
 
 PRE = {"gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama3": "llama-bpe"}
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 KEY = "tokenizer.ggml."
+
+
+class UnknownTokenizer(GGUFError):
+    """The fields describe a tokenizer that cannot be made here, and may be in order."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"the tokenizer is not supported: {shortened(reason)}")
 
 
 def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
@@ -33,28 +40,46 @@ def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
     turn. `start` is the file's BOS if `add_bos_token` is true; without that field it is so for
     "llama" and for the splitting rule of Llama 3, as in llama.cpp. A text is given a space in front
     as llama.cpp and TinyLlama's own tokenizer.json do ("prepend"). Raises GGUFError for fields that
-    do not fit together, and for tokenizers of other kinds."""
+    do not fit together, and UnknownTokenizer, a GGUFError, for tokenizers of other kinds."""
     kind = fields.get(f"{KEY}model")
-    if kind in (None, "no_vocab", "none"): return None
+    if kind is None or isinstance(kind, str) and kind in ("no_vocab", "none"): return None
     try:
-        if kind == "gpt2":  return _byte_level(fields)
-        if kind == "llama": return _sentencepiece(fields)
-        raise ValueError(f"{KEY}model is {brief(kind)}, expected 'gpt2' or 'llama'")
+        _check_known(fields, kind)
+        if kind == "gpt2": return _byte_level(fields)
+        return _sentencepiece(fields)
+    except UnknownTokenizer: raise
     except (ValueError, TypeError) as e:
-        raise GGUFError(f"the tokenizer is not supported: {shortened(str(e))}") from e
+        raise GGUFError(f"the tokenizer is damaged: {shortened(str(e))}") from e
+
+
+def _check_known(fields, kind):
+    """UnknownTokenizer for a kind, or a rule, that is not here. ValueError for what is no name."""
+    pre = fields.get(f"{KEY}pre")
+    for name, value in (("model", kind), ("pre", pre)):
+        if not isinstance(value, (str, type(None))):
+            raise ValueError(f"{KEY}{name} is {brief(value)}, expected a name")
+    reason = None
+    if kind not in ("gpt2", "llama"):
+        reason = f"{KEY}model is {brief(kind)}, expected 'gpt2' or 'llama'"
+    elif kind == "gpt2" and pre not in PRE.values():
+        reason = f"{KEY}pre is {brief(pre)}, expected one of {', '.join(PRE.values())}"
+    elif kind == "llama" and str(fields.get("general.architecture")).startswith("gemma"):
+        reason = ("a Gemma GGUF file does not say in which order to merge; a folder with "
+                  "tokenizer.json does")
+    elif fields.get(f"{KEY}add_eos_token"):
+        reason = "add_eos_token: a token after every text is not supported"
+    if reason: raise UnknownTokenizer(reason)
 
 
 def _byte_level(fields):
-    split = next((ours for ours, theirs in PRE.items() if theirs == fields.get(f"{KEY}pre")), None)
-    if split is None:
-        raise ValueError(f"{KEY}pre is {brief(fields.get(f'{KEY}pre'))}, expected one of "
-                         f"{', '.join(PRE.values())}")
+    split = next(ours for ours, theirs in PRE.items() if theirs == fields[f"{KEY}pre"])
     vocab, named = _tokens(fields)
     merges = [tuple(merge.split(" ")) for merge in _array(fields, "merges", str)]
     if wrong := [merge for merge in merges if len(merge) != 2]:
         raise ValueError(f"a merge must be two tokens, got {brief(wrong[0])}")
     octets = {token: as_bytes(token) for token in vocab}
-    check_bytes(octets.values())
+    try: check_bytes(octets.values())
+    except ValueError as e: raise UnknownTokenizer(str(e)) from e
     if missing := [t for pair in merges for t in pair if t not in octets]:
         raise ValueError(f"{brief(missing[0])} is merged, but is no token that text makes")
     return BPETokenizer([(octets[a], octets[b]) for a, b in merges],
@@ -63,9 +88,6 @@ def _byte_level(fields):
 
 
 def _sentencepiece(fields):
-    if str(fields.get("general.architecture")).startswith("gemma"):
-        raise ValueError("a Gemma GGUF file does not say in which order to merge; read the folder "
-                         "with tokenizer.json instead")
     vocab, named = _tokens(fields)
     scores = _array(fields, "scores", float)
     if len(scores) != len(fields[f"{KEY}tokens"]):
@@ -90,6 +112,11 @@ def _tokens(fields):
             raise ValueError(f"token {i} has type {kind}, expected 1 … 6")
         if home.setdefault(token, i) != i and kind != UNUSED:
             raise ValueError(f"the tokens {home[token]} and {i} are both {brief(token)}")
+    for name, i in fields.items():
+        if i is None or not name.startswith(KEY) or not name.endswith("_token_id"): continue
+        if type(i) is not int or not 0 <= i < len(tokens):
+            raise ValueError(f"{shortened(name, 80)} is {brief(i)}, expected an id below "
+                             f"{len(tokens)}")
     return vocab, {"special": special, "added": added}
 
 
@@ -97,11 +124,9 @@ def _ends(fields, named, default):
     """Return the arguments end_of_text, end_of_turn and start."""
     bos, eos = (fields.get(f"{KEY}{name}_token_id") for name in ("bos", "eos"))
     if eos not in named["special"].values():
-        raise ValueError(f"{KEY}eos_token_id is {brief(eos)}, which is no control token")
+        raise UnknownTokenizer(f"{KEY}eos_token_id is {brief(eos)}, which is no control token")
     end = named["special"].get(END_OF_TEXT, eos)
     adds = fields.get(f"{KEY}add_bos_token", default)
-    if fields.get(f"{KEY}add_eos_token"):
-        raise ValueError("add_eos_token: a token after every text is not supported")
     return {"end_of_text": end, "end_of_turn": None if end == eos else eos,
             "start": bos if adds else None}
 

@@ -53,12 +53,12 @@ class Parts(NamedTuple):
 @dataclass(frozen=True)
 class BlockType:
     """A type: a block of `octets` bytes holds `weights` numbers, as codes of `bits` bits, or as
-    numbers (bits = 0). parts: octets (n, octets) uint8 → `Parts`. zero: z. scale: bits and z of the
-    integer scales. codebook: the table of c, None for q itself."""
+    numbers (bits = 0). parts: octets (n, octets) uint8 → `Parts`; None if it cannot be read. zero:
+    z. scale: bits and z of the integer scales. codebook: the table of c, None for q itself."""
     name: str
     weights: int
     octets: int
-    parts: Callable
+    parts: Callable | None
     bits: int = 0
     zero: int = 0
     scale: tuple[int, int] = (6, 0)

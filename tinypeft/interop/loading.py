@@ -28,8 +28,8 @@ def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> 
     """Load a fresh copy of a pretrained model in float32, with its `.tokenizer`, offline.
 
     name: None is the shipped base; "smollm2" is SmolLM2-135M-Instruct, 538 MB in memory; a folder
-    is one that `pretrain --out` wrote. quantized: keep the matrices of SmolLM2's blocks in the
-    file's codes (180 MB in all), as a base for QLoRA. Raises FileNotFoundError, which for SmolLM2
+    is one that `pretrain --out` wrote. quantized: keep SmolLM2's matrices in the file's codes
+    (97 MB in all), as a base for QLoRA. Raises FileNotFoundError, which for SmolLM2
     names the command that installs it, and ValueError for files that are damaged or do not fit."""
     if str(name) == SMOLLM2:
         from .llama import from_gguf

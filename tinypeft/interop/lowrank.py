@@ -95,7 +95,7 @@ def magnitudes(tuned, path):
     for ours in names_of(tuned.model).ours(path):
         layer = wrappers.get(ours)
         m.append(layer.m.data if layer else lengths(tuned.model.get(ours).dense_weight()))
-    return np.concatenate(m, dtype=tuned.model.token_embedding.weight.dtype)
+    return np.concatenate(m, dtype=tuned.model.dtype)
 
 
 def adalora_folder(tuned: PeftModel, method: AdaLoRA) -> tuple[dict[str, Any], dict[str, Array]]:

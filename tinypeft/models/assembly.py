@@ -30,6 +30,10 @@ def assembled(cls: type[Module], config: Any, arrays: Mapping[str, Array],
         if (layer.d_out, layer.d_in) != expected:
             raise ValueError(f"{path} has a weight of shape {(layer.d_out, layer.d_in)}, "
                              f"expected {expected}")
+        old = model.get(path)
+        if hasattr(layer, "scores") != hasattr(old, "scores"):           # which embeddings have
+            raise ValueError(f"{path} is a {type(layer).__name__} in place of an "
+                             f"{type(old).__name__}")
     if "head.weight" in arrays:
         has_bias = "head.bias" in arrays
         n_classes = arrays["head.weight"].shape[:1]

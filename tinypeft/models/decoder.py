@@ -54,6 +54,7 @@ class Decoder(Module):
     Config: ClassVar[type]
     tokenizer: Any = None
     source: str | None = None                            # what it was loaded by: "smollm2", a path
+    origin: Any = None                                   # what else its GGUF file said
     attachment: Any = None                               # what `peft.attach` changed here
     blocks: list[Module]
     final_norm: Module
@@ -88,6 +89,11 @@ class Decoder(Module):
         """Return the method on this model, or None."""
         return self.attachment and self.attachment.method
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the type of the parameters."""
+        return self.final_norm.weight.dtype
+
     def embed(self, x: Tensor, past: int) -> Tensor:
         """Return what enters the first block; x (B, n, d) are embedded tokens and virtual vectors
         at positions past … past + n − 1."""
@@ -115,7 +121,7 @@ class Decoder(Module):
         """Hidden states (…, d) → logits (…, V), by `lm_head` or the transposed embedding."""
         if self.lm_head is None:
             return self.token_embedding.scores(hidden)
-        return F.linear(hidden, self.lm_head.weight)
+        return self.lm_head(hidden)
 
     def classify(self, tokens: Array, lengths: Array, **virtual: Any) -> Tensor:
         """tokens (B, T), of which row b has lengths[b] → class logits (B, C).

@@ -102,7 +102,7 @@ class AdaLoRA(Method):
             raise MethodError(f"{self}: target_rank exceeds init_rank, but the budget only falls")
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        dtype = model.token_embedding.weight.dtype
+        dtype = model.dtype
         return {path: AdaLoRALinear(layer, self, rng, dtype)
                 for path, layer in match_targets(model, self.targets)}
 

@@ -199,7 +199,7 @@ def errors_about(path):
 
 def fingerprints(model):
     """Yield the model's fingerprint, and those cast to float32 or float64: a cast is no change."""
-    dtype = model.token_embedding.weight.dtype
+    dtype = model.dtype
     names = [name for name, _ in model.named_parameters()]
     for cast in dict.fromkeys([dtype, np.dtype("f4"), np.dtype("f8")]):
         yield fingerprint(model.state_dict(), dict.fromkeys(names, cast))

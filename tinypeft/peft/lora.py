@@ -66,7 +66,7 @@ class LoRA(Method):
         layers = dict(match_targets(model, self.targets))
         r = by_path("rank_pattern", self.rank_pattern, layers, self.rank)
         alpha = by_path("alpha_pattern", self.alpha_pattern, layers, self.alpha)
-        dtype = model.token_embedding.weight.dtype
+        dtype = model.dtype
         wrappers = {}
         for path, layer in layers.items():
             A = self.start(r[path], layer.d_in, rng).astype(dtype, copy=False)

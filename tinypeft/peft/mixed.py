@@ -35,7 +35,7 @@ def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Arr
     that is not in `tuned` is on the model.
     """
     tokens = np.asarray(tokens)
-    logits = np.empty((*tokens.shape, model.config.vocab_size), model.token_embedding.weight.dtype)
+    logits = np.empty((*tokens.shape, model.config.vocab_size), model.dtype)
 
     def compute(base, group, rows, seams):
         logits[rows] = base(tokens[rows], **seams).data

@@ -145,7 +145,7 @@ def cached_states(model: Decoder, task: Classification, rows: list, batch_size: 
                   progress: bool | None = None) -> Array:
     """Return what `hidden_states` does; rows that this model has read before come from the cache.
     Their last digits may be others, because they stood in another batch."""
-    dtype = model.token_embedding.weight.dtype
+    dtype = model.dtype
 
     def compute(places):
         missing = [rows[i] for i in places]

@@ -157,7 +157,7 @@ class Switched(Module):
 
     def follow_model(self) -> None:
         """Give all parts the model's dtype and mode, and join the virtual tokens that are on."""
-        dtype = self.model.token_embedding.weight.dtype
+        dtype = self.model.dtype
         if self.head and self.head.weight.dtype != dtype:
             self.head.to(dtype)
         self.training = self.model.training

@@ -20,7 +20,7 @@ from .gguf import GGUF
 from .gptq import GPTQ
 from .int8 import W8A8
 from .kv_cache import QuantizedKVCache
-from .linear import QuantizedLinear
+from .linear import QuantizedEmbedding, QuantizedLinear
 from .llm_int8 import LLMInt8
 from .llm_qat import LLMQAT, SelfDistillation, self_distillation
 from .loftq import loftq

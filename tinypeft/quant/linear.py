@@ -2,21 +2,25 @@
 
     y = x Ŵᵀ + b        dx = dy Ŵ,   db = Σ dy        Ŵ is stored as codes and has no gradient
 
+An embedding of a GGUF file may be codes, too. Of these, a look-up decodes the rows that it takes.
+
 A layer may round its inputs too (`int8.py`). Rounding has derivative 0 almost everywhere, so such a
 layer takes the gradient above instead: the straight-through estimator (Bengio et al., 1308.3432).
 """
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..common.hints import Array
-from ..engine.nn import Module, Parameter
+from ..engine import functional as F
+from ..engine.nn import Embedding, Module, Parameter
 from ..engine.tensor import Tensor
 from ..models.generation import kept
 from .qtensor import QTensor
 
-__all__ = ["QuantizedLinear", "quantized_linear", "straight_through"]
+__all__ = ["QuantizedEmbedding", "QuantizedLinear", "quantized_linear", "straight_through"]
 
 
 class QuantizedLinear(Module):
@@ -69,6 +73,40 @@ class QuantizedLinear(Module):
     def describe(self) -> str:
         bits = 8 * self.nbytes / self.weight.size
         return f"({self.d_in} → {self.d_out}, {bits:.2f} bits/weight)"
+
+
+class QuantizedEmbedding(Embedding):
+    """A table (n, d) of vectors, a QTensor whose rows are whole blocks; it is never trained. As a
+    tied head, it is a layer of d inputs and n outputs. scale: as in `Embedding`. dtype: the name of
+    the type of the vectors that are looked up."""
+
+    parts: ClassVar[dict[str, Any]] = {"weight": QTensor, "scale": float, "dtype": str}
+    bias = None
+    d_in = QuantizedLinear.d_in
+    d_out = QuantizedLinear.d_out
+    dense_weight = QuantizedLinear.dense_weight
+
+    def __init__(self, weight: QTensor, scale: float = 1.0):
+        self.weight = weight
+        self.scale = scale
+        self.dtype = "float32"
+
+    def check_parts(self) -> None:
+        """ValueError unless `parts`, each of its type, fit together: a file is not believed."""
+        QuantizedLinear.check_parts(self)
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"the vectors are {self.dtype!r:.80}, expected float32 or float64")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"the scale is {self.scale}")
+        self.weight.take(np.arange(1))
+
+    def vectors(self, ids: Array) -> Tensor:
+        ids = F.checked_ids(ids, self.d_out, "token ids")
+        rows = self.weight.take(ids.reshape(-1)).dequantize()
+        return Tensor(rows.reshape(*ids.shape, self.d_in).astype(self.dtype, copy=False))
+
+    def scores(self, x: Tensor) -> Tensor:
+        return quantized_linear(x, self.weight, None)
 
 
 def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:

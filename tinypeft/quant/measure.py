@@ -30,7 +30,8 @@ def bits_per_weight(model: Decoder) -> float:
     The rest of the model does not count: embeddings, norms, heads and layers that are not
     quantized. In a small model they take more bytes than the layers do. ValueError if no layer is
     quantized."""
-    layers = [module for _, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    layers = [module for path, module in model.named_modules()
+              if isinstance(module, QuantizedLinear) and not path.endswith("lm_head")]
     if not layers:
         raise ValueError("bits_per_weight: no layer holds codes; `quantize` the model, or, after "
                          "quantization-aware training, `convert` it")

@@ -19,7 +19,7 @@ Two signs of the zero point are in use. Libraries and this file write q = round(
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -178,6 +178,29 @@ class QTensor(Packed):
             z = np.repeat(self.zeros().astype(np.int16), self.block_size)[:self.size]
         q = self.unpack().astype(np.int16) - z
         return q.astype(np.int16, copy=False).reshape(self.shape)
+
+    def take(self, rows: Array) -> QTensor:
+        """Return rows (m,) of a matrix (n, d). ValueError unless there is one z, and the rows are
+        whole blocks and bytes."""
+        n, d = self.shape
+        is_plain = isinstance(self.zero, int) and self.order is None
+        has_blocks = self.scale is not None or self.offset is not None
+        cuts_blocks = has_blocks and d % self.block_size
+        if not is_plain or cuts_blocks or d * self.bits % 8:
+            raise ValueError(f"take: a row of {self} is not whole blocks")
+
+        def taken(part):
+            if isinstance(part, QTensor):                # codes of scales: n rows, too
+                matrix = replace(part, shape=(n, part.size // n))
+                matrix = matrix.take(rows)
+                return replace(matrix, shape=(matrix.size,))
+            return part.reshape(n, -1)[rows].reshape(-1)
+        parts = {}
+        for name in "codes", "scale", "offset":
+            part = getattr(self, name)
+            if isinstance(part, (QTensor, np.ndarray)):
+                parts[name] = taken(part)
+        return replace(self, shape=(len(rows), d), **parts)
 
     def check_finite(self) -> None:
         """ValueError if a code, or the code of a scale, stands for infinity or NaN."""

@@ -35,13 +35,14 @@ from ..models.llama import Llama
 from .awq import InputScaledLinear
 from .fake_quant import RoundedLinear
 from .int8 import Int8Linear
-from .linear import QuantizedLinear
+from .linear import QuantizedEmbedding, QuantizedLinear
 from .llm_int8 import LLMInt8Linear
 from .qtensor import QTensor
 
 FORMAT = 2
 FAMILIES = {cls.__name__: cls for cls in (GPT, Llama, Gemma)}
-LAYERS = (QuantizedLinear, InputScaledLinear, Int8Linear, LLMInt8Linear, RoundedLinear)
+LAYERS = (QuantizedLinear, QuantizedEmbedding, InputScaledLinear, Int8Linear, LLMInt8Linear,
+          RoundedLinear)
 SETTINGS = bool, int, float, str, dict
 
 
@@ -70,7 +71,7 @@ def packed(model: Decoder) -> tuple[dict[str, Array], dict[str, Any]]:
     for name, module in model.named_modules():
         if hasattr(module, "convert"):
             raise ValueError(f"save_quantized: {name} is a layer for training; call convert")
-        if not isinstance(module, QuantizedLinear):
+        if not isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
             continue
         kind = {attribute: described(value, f"{name}.{attribute}")
                 for attribute, value in vars(module).items() if attribute != "training"}
@@ -99,7 +100,8 @@ def check_same(model: Decoder, loaded: Decoder) -> None:
             raise ValueError(f"{path} would be a {type(twin).__name__}")
         for name, value in vars(module).items():
             expected = getattr(twin, name, value)
-            if name != "training" and isinstance(value, SETTINGS) and value != expected:
+            is_setting = isinstance(value, SETTINGS) and name not in ("training", "source")
+            if is_setting and value != expected:
                 raise ValueError(f"{path}.{name} is {value}, and would be {expected}")
 
 
@@ -127,7 +129,8 @@ def unpacked(joined: dict[str, Array], meta: dict, layers: Iterable[type[Quantiz
     own_arrays: dict[str, dict[str, Array]] = {layer: {} for layer in kinds}
     rest = {}
     for name, array in state.items():                    # "blocks.0.mlp.up.weight.codes"
-        layer = ".".join(name.split(".")[:4])
+        depth = 4 if name.startswith("blocks.") else 1   # "token_embedding.weight.codes"
+        layer = ".".join(name.split(".")[:depth])
         if layer in kinds:
             own_arrays[layer][name.removeprefix(f"{layer}.")] = array
         else:
@@ -140,6 +143,8 @@ def unpacked(joined: dict[str, Array], meta: dict, layers: Iterable[type[Quantiz
     for layer, module in quantized.items():
         if module.bias is not None and module.bias.dtype not in dtypes:
             raise ValueError(f"the bias of {layer} is {module.bias.dtype}, the model is not")
+        if isinstance(module, QuantizedEmbedding) and np.dtype(module.dtype) not in dtypes:
+            raise ValueError(f"the vectors of {layer} are {module.dtype}, the model is not")
     return family.from_arrays(config, rest, quantized)
 
 
@@ -221,7 +226,7 @@ def restored(description: Any, name: str, arrays: dict[str, Array]) -> Any:
 
 
 def restored_layer(kind: Any, arrays: dict[str, Array], classes: dict[str, type]
-                   ) -> QuantizedLinear:
+                   ) -> QuantizedLinear | QuantizedEmbedding:
     """Make the layer of a description and its arrays. Its attributes are its class's `parts`; a
     class of your own may have others, unless they hide something of the class."""
     if not isinstance(kind, dict) or not isinstance(name := kind.get("class"), str):

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from .compared import COMPARED_SCHEMES, SHOWN, TRAINED_AS_LONG
 from .experiment import half_width, measure_one, workers
 from .experiments import EXPERIMENTS
 from .prediction import beside
+from .quantized import base_model
 
 __all__ = ["ALL", "QUICK", "RESULTS", "Size", "announcement", "compare", "cost_of_scheme", "described", "measure_scheme",
            "sharing"]
@@ -147,7 +149,7 @@ def of_the_base(size: Size, seeds: list[int], schemes: dict[str, q.Scheme], prog
     rows += [{"label": label, "name": "float32", "bits": 32.0, "loss": exact + of_seed[seeds[0]]["excess"]} | of_seed[seeds[0]]
              for (name, label), of_seed in runs.items() if name == "qat"]
     record = {"test_tokens": len(tuning.domain().data("test")) - 1, "judged_on": "held-out text of the base's own kind",
-              "methods": with_gains(methods), "schemes": rows, "costs": costs}
+              "methods": with_gains(methods), "schemes": with_sizes(rows, base_model()), "costs": costs}
     if (size.steps, size.seeds, size.scheme_steps) == (Size.steps, Size.seeds, Size.scheme_steps):
         return record | {"notes": beside(record, RESULTS)}
     return record | {"notes": ["A run of another size than the default is not compared with the study."]}
@@ -199,7 +201,8 @@ def of_another(model: Decoder, size: Size, seeds: list[int], schemes: dict[str, 
                          "error": cost["output_error"], "loss": loss, "excess": loss - exact})
             bar(done := done + 1, label)
     tokens = sum(domain.count(batch) for batch in itertools.islice(domain.batches("test", 16), size.test_batches))
-    return {"test_tokens": tokens, "judged_on": "the same text", "methods": with_gains(methods), "schemes": rows,
+    return {"test_tokens": tokens, "judged_on": "the same text", "methods": with_gains(methods),
+            "schemes": with_sizes(rows, model),
             "notes": ["The study measures the shipped base only, so nothing of it stands beside these numbers.",
                       "Schemes that train are left out."]}
 
@@ -218,11 +221,23 @@ def with_gains(rows: list[dict]) -> list[dict]:
     return [r | {"gain": (loss["frozen"] - r["loss"]) / (loss["frozen"] - loss["full"])} for r in rows]
 
 
+def with_sizes(rows: list[dict], model: Decoder) -> list[dict]:
+    """The rows, each with what all arrays of the model take, the rest in float32: "bytes", and "bits_in_all" per parameter."""
+    weights, n = block_weights(model), model.n_parameters()
+    bits_in_all = [(r["bits"] * weights + 32 * (n - weights)) / n for r in rows]
+    return [r | {"bytes": round(n * bits / 8), "bits_in_all": bits} for r, bits in zip(rows, bits_in_all, strict=True)]
+
+
+def block_weights(model: Decoder) -> int:
+    """How many numbers the linear layers in the blocks hold."""
+    return sum(m.weight.size for path, m in model.named_modules() if isinstance(m, Linear) and path.startswith("blocks."))
+
+
 # -- one scheme, for the command `quantize` --------------------------------------------------------
 def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: Size, seed: int = 0,
                    progress: bool | None = None) -> dict:
-    """Quantize a copy of `model` and measure bits per weight, bytes, the relative errors of weights and of logits, and the
-    perplexity on `domain`.
+    """Quantize a copy of `model` and measure bits per weight, bytes of the layers and of the whole model's file, the relative
+    errors of weights and of logits, and the perplexity on `domain`.
 
     A scheme that trains is trained for `size.steps` steps on `domain`. LLM-QAT is trained on 32 rows that the model writes, of
     64 tokens or of the model's context if that is shorter.
@@ -240,9 +255,17 @@ def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: S
     exact = model(tokens).data
     return {"scheme": str(scheme), "bits_per_weight": q.bits_per_weight(quantized),
             "bytes": sum(m.nbytes for _, m in quantized.named_modules() if isinstance(m, q.QuantizedLinear)),
+            "file": file_size(quantized),
             "weight_error": q.weight_error(model, quantized, scheme.trains),
             "output_error": float(np.linalg.norm(quantized(tokens).data - exact) / np.linalg.norm(exact)),
             "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
+
+
+def file_size(model: Decoder) -> int:
+    """The bytes of the file that `save_quantized` makes of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        q.save_quantized(model, path := Path(folder, "model.safetensors"))
+        return path.stat().st_size
 
 
 def sharing(model: Decoder) -> Decoder:
@@ -255,9 +278,10 @@ def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
     """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
     domain = tasks.domain(model, context=min(128, model.config.context_length))
     exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
-    weights = sum(m.weight.size for path, m in model.named_modules() if isinstance(m, Linear) and path.startswith("blocks."))
-    rest = 4 * (model.n_parameters() - weights)
-    return {**measure_scheme(model, scheme, domain, size), "perplexity of float32": exact, "weights": weights, "rest": rest}
+    weights, n = block_weights(model), model.n_parameters()
+    cost = measure_scheme(model, scheme, domain, size)
+    return {**cost, "bits_in_all": 8 * cost["file"] / n, "perplexity of float32": exact, "weights": weights,
+            "rest": 4 * (n - weights)}
 
 
 def described(cost: dict) -> str:
@@ -267,6 +291,8 @@ def described(cost: dict) -> str:
             f"  weights       {weights:,} in the blocks' linear layers, {4 * weights / 1024:,.0f} KiB in float32\n"
             f"  stored in     {cost['bytes'] / 1024:,.0f} KiB, {cost['bits_per_weight']:.3f} bits/weight, scales included\n"
             f"  the rest      {cost['rest'] / 1024:,.0f} KiB in float32: embeddings, norms and biases\n"
+            f"  as a file     {cost['file'] / 1024:,.0f} KiB, {cost['bits_in_all']:.3f} bits over all weights: what "
+            "save_quantized writes\n"
             f"  weight error  {100 * cost['weight_error']:.2f} % of the weights' norm\n"
             f"  output error  {100 * cost['output_error']:.2f} % of the logits' norm\n"
             f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of Matplotlib's "

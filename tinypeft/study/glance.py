@@ -27,10 +27,16 @@ def tables(record: dict) -> str:
     parts = [methods]
     for title, of_kind in (("rounding at once", False), ("rounding and training", True)):
         rows = [r for r in record["schemes"] if trains(r["label"]) == of_kind]
-        if rows: parts.append(table([title, "bits/weight", "error of logits", "loss added", *head], [
-            [r["label"], f"{r['bits']:.3f}", f"{100 * r['error']:.2f} %",
+        size_head = ["of all", "KiB"] if rows and "bytes" in rows[0] else []           # older records do not say it
+        if rows: parts.append(table([title, "bits/weight", *size_head, "error of logits", "loss added", *head], [
+            [r["label"], f"{r['bits']:.3f}", *sizes(r), f"{100 * r['error']:.2f} %",
              *(["–", *cells(r, "")] if r["label"] == "float32" else [f"{r['excess']:+.3f}", *cells(r, "+")])] for r in rows]))
     return "\n\n".join([*parts, "\n".join(notes(record))])
+
+
+def sizes(r: dict) -> list[str]:
+    """Bits over all parameters, and what the whole model takes."""
+    return [f"{r['bits_in_all']:.3f}", f"{r['bytes'] / 1024:,.0f}"] if "bytes" in r else []
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -62,6 +68,9 @@ def notes(record: dict) -> list[str]:
     said.append(f"Rounding: nats/token over float32 ({exact['loss']:.3f}) on {record['judged_on']}"
                 + (f"; training took {record['scheme_steps']} steps." if any(trains(r["label"]) for r in rest) else ".")
                 + " bits/weight counts the linear layers in the blocks; the embedding stays float32.")
+    if "bytes" in exact:
+        said.append("of all: bits over all parameters, with embeddings, norms and biases in float32. KiB: what all of these "
+                    "arrays take; a file of save_quantized has a header of less than 1 % besides.")
     checked = [r["study"] for r in (*record["methods"], *record["schemes"]) if "study" in r]
     if checked:
         said.append(f"The study: where a new mean should lie, by its {checked[0]['seeds']} seeds. "
