@@ -2,12 +2,12 @@
 
 llama-imatrix runs a model on a text and adds up x² for each input x of each layer. `GGUF` takes the
 file in place of tokens of calibration: GGUF("Q4_K_M", importance="imatrix.gguf"). A file has one of
-two forms. That of its first four bytes, "GGUF", has two F32 tensors for each weight NAME:
+two forms. The newer one is a GGUF file with two F32 tensors for each weight NAME:
 
     NAME.in_sum2   Σ x²                       (d_in,)
     NAME.counts    n, the number of tokens    (1,)          h = Σ x² / n
 
-The older form has the suffix .dat. Its integers are of 4 bytes, and all numbers little-endian:
+The older one, called .dat, is a sequence of little-endian int32 numbers, names and float32 numbers:
 
     the number of entries; for each entry
         the length of NAME; NAME; c; d_in; d_in numbers, float32          h = numbers / c
