@@ -1,4 +1,6 @@
 """importance.py: both forms of llama-imatrix's files, what `GGUF` makes of them, and files that are another model's."""
+import io
+
 import numpy as np
 import pytest
 
@@ -97,7 +99,7 @@ def test_the_gguf_packages_files_are_read(model, tmp_path, rng):
 def test_the_end_of_the_older_form_is_optional(model):
     sums = sums_of(model)
     whole = dat(in_float32(sums), 64)
-    with_end, without = entries_of_dat(whole + b"text.txt"), entries_of_dat(whole[:-8])
+    with_end, without = (entries_of_dat(io.BytesIO(content)) for content in (whole + b"text.txt", whole[:-8]))
     assert with_end.keys() == without.keys() == sums.keys()
     assert all(np.array_equal(without[name][0], sums[name]) and without[name][1] == 64 for name in sums)
 
@@ -156,7 +158,7 @@ def test_counts_that_are_none_are_refused(model, tmp_path):
 def test_a_file_that_is_cut_at_any_byte_is_refused_by_name(model, tmp_path):
     entries, path = {name: x[:2] for name, x in list(sums_of(model).items())[:3]}, tmp_path / "m.dat"
     whole = dat(in_float32(entries), 64)[:-8]
-    assert len(entries_of_dat(whole)) == 3
+    assert len(entries_of_dat(io.BytesIO(whole))) == 3
     for n in range(len(whole)):
         path.write_bytes(whole[:n])
         with pytest.raises(ValueError, match="m.dat: "): read_importance(path, model, linear_paths(model))

@@ -203,8 +203,8 @@ GGUF_FIELDS = {
     "llama.feed_forward_length": [2**40, 0, "x", [64, 64]],
     "llama.rope.freq_base": [0.0, -1.0, float("nan"), float("inf"), "x"],
     "llama.attention.layer_norm_rms_epsilon": [-1.0, float("nan"), float("inf"), "x"],
-    "llama.rope.scaling.type": ["yarn", 3],
-    "llama.rope.scale_linear": [4.0, float("nan"), "x", ["1"]],
+    "llama.rope.scaling.type": ["longrope", 3],
+    "llama.rope.scale_linear": [0.5, float("nan"), "x", ["1"]],
     "llama.rope.dimension_count": [2, "x", np.full(2, 8)],
     "llama.attention.value_length": [2, 2**40],
     "llama.attention.causal": [False, "true"],
@@ -232,7 +232,8 @@ GGUF_TENSORS = {
 def gguf_attacks() -> Iterator[tuple[str, Callable[[dict, dict], object]]]:
     """(name, edit): edit changes the fields and tensors of a GGUF file."""
     for name, values in GGUF_FIELDS.items():
-        may_be_missing = name.endswith(("key_length", "freq_base", "ggml.model")) or name[6:] in ONLY
+        optional = "key_length", "freq_base", "ggml.model", "scaling.type", "scale_linear"
+        may_be_missing = name.endswith(optional) or name[6:] in ONLY
         if not may_be_missing: yield f"no {name}", lambda fields, tensors, n=name: fields.pop(n)
         for v in values: yield f"{name} = {v}", lambda fields, tensors, n=name, v=v: fields.update({n: v})
     for name, edit in GGUF_TENSORS.items(): yield name, lambda fields, tensors, edit=edit: edit(tensors)

@@ -18,6 +18,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
@@ -385,7 +386,7 @@ def forged_gguf(path: Path, rng: np.random.Generator) -> None:
 
 def forged_dat(path: Path, rng: np.random.Generator) -> None:
     """Change a name, the numbers or the count of an importance file of the older form."""
-    entries = {name: numbers for name, (numbers, _) in entries_of_dat(path.read_bytes()).items()}
+    entries = {name: numbers for name, (numbers, _) in entries_of_dat(io.BytesIO(path.read_bytes())).items()}
     if rng.random() < 0.2: path.write_bytes(dat(entries, one_of([0, -1, 1, 2**31 - 1, -2**31], rng)))
     else: path.write_bytes(dat(forged_arrays(entries, rng), 14))
 
@@ -454,7 +455,7 @@ def lengthened_files(path: Path, own: bool) -> Iterator[Callable[[Path], object]
                 renamed = {new if n == name else n: a for n, a in arrays.items()}
                 yield lambda p, renamed=renamed: save_raw(p, renamed, meta)
     elif path.suffix == ".dat":
-        entries = {name: numbers for name, (numbers, _) in entries_of_dat(path.read_bytes()).items()}
+        entries = {name: numbers for name, (numbers, _) in entries_of_dat(io.BytesIO(path.read_bytes())).items()}
         for name, long in itertools.product(list(entries)[:3], [LONG, f"blk.{10**2900}.x", f"blk.0.{LONG}"]):
             renamed = {long if n == name else n: a for n, a in entries.items()}
             yield lambda p, renamed=renamed: p.write_bytes(dat(renamed, 14))

@@ -13,7 +13,7 @@ written into the checkout. Compared are
 
 In float32 the logits differ by the order of sums. Where weights are codes, llama.cpp rounds the inputs of a layer, too: to
 Q8_0, or to 8 bits with a float32 scale for 256 numbers (Q8_K) where the weights are a K type; `Rounding` does the same. With
-codes in one layer alone, this explains the whole difference: to our logits with rounded inputs it is less than a hundredth
+codes in one layer alone, this explains the whole difference: to our logits with rounded inputs it is less than a twentieth
 of that to ours. With codes in all layers it does not, because rounding takes a small difference e to about √(e d), where d is
 the step: after four layers, two models that differ by the order of sums differ as much as rounded ones differ from others.
 There the difference must be at most 1.5 times what rounding the inputs changes in our own logits.
@@ -46,7 +46,7 @@ from tinypeft.quant.calibration import capture
 __all__ = ["Rounding", "TEXTS", "compared", "main", "q8_k", "random_texts"]
 
 PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
-NEEDS = ["cmake", "ninja", "numpy", "jinja2", "diskcache", "typing-extensions"]
+NEEDS = ["scikit-build-core", "cmake", "ninja", "numpy", "jinja2", "diskcache", "typing-extensions"]
 OPTIONS = {"CMAKE_BUILD_TYPE": "Release", "BUILD_SHARED_LIBS": "ON", "LLAMA_OPENSSL": "OFF", "LLAMA_BUILD_TESTS": "OFF",
            "LLAMA_BUILD_EXAMPLES": "OFF", "LLAMA_BUILD_SERVER": "OFF", "LLAMA_BUILD_APP": "OFF"}
 PROMPTS = "The capital of France is", "def fibonacci(n):", "Once upon a time there was"
@@ -261,7 +261,7 @@ def faults(figures: dict) -> list[str]:
             if row["relative"] > 1e-4: wrong.append(f"{name}: the logits differ")
             if row["same greedy tokens"] < figures["greedy tokens"]: wrong.append(f"{name}: other greedy tokens")
         elif "one layer" in name:
-            if row["relative to ours with rounded inputs"] > row["relative"] / 100:
+            if row["relative to ours with rounded inputs"] > row["relative"] / 20:
                 wrong.append(f"{name}: rounded inputs do not explain the logits")
         elif row["relative"] > 1.5 * row["rounding alone"]: wrong.append(f"{name}: the logits differ by more than rounding")
     if figures["importance"]["largest relative difference"] > 1e-3: wrong.append("the importances differ")

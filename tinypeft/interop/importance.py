@@ -2,12 +2,12 @@
 
 llama-imatrix runs a model on a text and adds up x² for each input x of each layer. `GGUF` takes the
 file in place of tokens of calibration: GGUF("Q4_K_M", importance="imatrix.gguf"). A file has one of
-two forms. That of its first four bytes, "GGUF", has two F32 tensors for each weight NAME:
+two forms. The newer one is a GGUF file with two F32 tensors for each weight NAME:
 
     NAME.in_sum2   Σ x²                       (d_in,)
     NAME.counts    n, the number of tokens    (1,)          h = Σ x² / n
 
-The older form has the suffix .dat. Its integers are of 4 bytes, and all numbers little-endian:
+The older one, called .dat, is a sequence of little-endian int32 numbers, names and float32 numbers:
 
     the number of entries; for each entry
         the length of NAME; NAME; c; d_in; d_in numbers, float32          h = numbers / c
@@ -19,10 +19,11 @@ needed here. The names of weights are those of GGUF files of models, such as blk
 Where things differ. llama.cpp rounds a layer that the file lacks without importance, and says
 nothing. Here the error names such layers. Source: llama.cpp's imatrix.cpp, imatrix-loader.cpp.
 """
-import io
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -49,13 +50,11 @@ def read_importance(path: str | Path, model: Decoder, layers: Iterable[str]) -> 
     Raises FileNotFoundError, or ValueError, naming the file, if it is damaged, belongs to another
     model, or lacks a layer."""
     path = Path(path)
-    with open_regular(path) as f:
+    with open_regular(path) as f, naming(path):
         is_gguf = f.read(4) == b"GGUF"
+        entries = {} if is_gguf else entries_of_dat(f)
     if is_gguf:
         entries = entries_of_gguf(path)
-    else:
-        with naming(path):
-            entries = entries_of_dat(path.read_bytes())
     with naming(path):
         check_blocks(entries, model.config.n_layers)
         names = {layer: name_of(layer, model) for layer in layers}
@@ -128,33 +127,34 @@ def entries_of_gguf(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def entries_of_dat(content: bytes) -> dict[str, Entry]:
+def entries_of_dat(f: BinaryIO) -> dict[str, Entry]:
     """Read all entries of the older form, by the names of their weights."""
-    f = io.BytesIO(content)
-    n = integer(f)
-    if not 1 <= n <= len(content) // 12:
-        raise ValueError(f"a file of {len(content):,} bytes should have {n:,} entries; it is no "
-                         "importance file, or it is damaged")
+    size = f.seek(0, os.SEEK_END)
+    f.seek(0)
+    n = integer(f, size)
+    if not 1 <= n <= size // 12:
+        raise ValueError(f"a file of {size:,} bytes should have {n:,} entries; it is no importance "
+                         "file, or it is damaged")
     entries = {}
     for _ in range(n):
-        name = octets(f, integer(f)).decode()
+        name = octets(f, integer(f, size), size).decode()
         if name in entries:
             raise ValueError(f"the name {brief(name)} occurs twice")
-        count = integer(f)
-        sums = octets(f, 4 * integer(f))
+        count = integer(f, size)
+        sums = octets(f, 4 * integer(f, size), size)
         entries[name] = np.frombuffer(sums, "<f4"), count
     return entries
 
 
-def integer(f: io.BytesIO) -> int:
-    return int.from_bytes(octets(f, 4), "little", signed=True)
+def integer(f: BinaryIO, size: int) -> int:
+    """Read the next 4 bytes."""
+    return int.from_bytes(octets(f, 4, size), "little", signed=True)
 
 
-def octets(f: io.BytesIO, n: int) -> bytes:
-    """Read the next n bytes. ValueError if the file ends before."""
-    start = f.tell()
-    taken = f.read(max(n, 0))
-    if len(taken) != n:
-        raise ValueError(f"at byte {start:,} it should have {n:,} bytes more, but it has "
-                         f"{len(taken):,}; it is cut off or damaged")
-    return taken
+def octets(f: BinaryIO, n: int, size: int) -> bytes:
+    """Read the next n bytes of a file of `size` bytes. ValueError if it ends before."""
+    left = size - f.tell()
+    if not 0 <= n <= left:
+        raise ValueError(f"at byte {f.tell():,} it should have {n:,} bytes more, but it has "
+                         f"{left:,}; it is cut off or damaged")
+    return f.read(n)
