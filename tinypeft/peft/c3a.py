@@ -70,7 +70,9 @@ class CircularLinear(ChangedLinear):
         super().__init__(base, 0.0, rng)
         d1, d2 = base.d_out, base.d_in
         b = method.block_size or math.gcd(d1, d2)
-        most = math.sqrt(6 / (d1 + d2)) if method.init == "xavier" else 0.0
+        most = 0.0
+        if method.init == "xavier":
+            most = math.sqrt(6 / (d1 + d2))
         w = rng.uniform(-most, most, (d1 // b, d2 // b, b))
         self.w = Parameter(w.astype(np.float32))
 
