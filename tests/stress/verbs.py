@@ -38,8 +38,7 @@ METHODS = (
     tp.FullFineTuning(("query",)), tp.FullFineTuning(("bias",)), tp.FullFineTuning(("norm1", "final_norm")),
     tp.BottleneckAdapter(4, norms=False), tp.BottleneckAdapter(4, placement="pfeiffer", activation="relu"),
     tp.ParallelAdapter(4, beside="both"), tp.PrefixTuning(2, hidden=5), tp.PTuningV2(2, dropout=0.5), tp.PromptTuning(2),
-    tp.PTuning(hidden=4), tp.PEQA(bits=4),
-    tp.VeRA(3, targets=("query", "down")))
+    tp.PTuning(hidden=4), tp.PEQA(bits=4))
 LOW_RANK = [m for m in METHODS if isinstance(m, tp.LoRA | tp.AdaLoRA | tp.DyLoRA)]
 REFUSALS = ValueError, TypeError, KeyError
 TOKENS = np.random.default_rng(0).integers(0, 37, (2, 5))

@@ -75,8 +75,8 @@ class RandLoRALinear(ChangedLinear):
         d = min(base.d_in, base.d_out)
         n = math.ceil(d / r)
         self.scale = method.alpha / r
-        self.Lam = Parameter(np.zeros((r, n), np.float32))
-        self.Gam = Parameter(np.full((n, d), 1 / d, np.float32))
+        self.Lam = Parameter(np.zeros((r, n)))
+        self.Gam = Parameter(np.full((n, d), 1 / d))
 
     def bases(self) -> tuple[Tensor, Tensor]:
         """Cut A (r, d) and B (D, n r) to this layer's size. B_j is B[:, j::n]."""

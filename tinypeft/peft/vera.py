@@ -55,7 +55,7 @@ class VeRA(Method):
         d_in, d_out = largest(model, self.targets)
         A = kaiming_uniform((self.rank, d_in), rng)
         B = kaiming_uniform((d_out, self.rank), rng)
-        gain = math.sqrt(6)
+        gain = math.sqrt(6)                              # that of PyTorch's function by default
         return {"A": gain * A, "B": gain * B}
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
@@ -70,10 +70,8 @@ class VeRALinear(ChangedLinear):
 
     def __init__(self, base: Module, method: VeRA, rng: Rng):
         super().__init__(base, method.dropout, rng)
-        d = np.full(method.rank, method.d_initial)
-        b = np.zeros(base.d_out)
-        self.d = Parameter(d.astype(np.float32))
-        self.b = Parameter(b.astype(np.float32))
+        self.d = Parameter(np.full(method.rank, method.d_initial))
+        self.b = Parameter(np.zeros(base.d_out))
 
     def bases(self) -> tuple[Tensor, Tensor]:
         """Cut A (r, d_in) and B (d_out, r) to this layer's size."""
