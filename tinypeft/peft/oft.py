@@ -61,7 +61,7 @@ class OFT(Method):
     neumann_terms: of the series that takes the inverse's place; None takes the inverse.
     """
     block_size: int = whole(32, least=2, also=("oft_block_size",))
-    neumann_terms: int | None = whole(None, least=2, or_none=True,
+    neumann_terms: int | None = whole(None, least=2, most=32, or_none=True,
                                       also=("num_cayley_neumann_terms", "use_cayley_neumann"))
     targets: Targets = layer_names(("query", "value"))
     learning_rate = 1e-2
