@@ -118,6 +118,27 @@ def test_a_folder_for_peft(tokens, tmp_path):
     assert_close(oracle.logits(theirs, oracle.TOKENS), result(oracle.TOKENS), 1e-12)
 
 
+def test_the_loras_are_pefts_numerical(tokens):
+    """`convert_to_lora` decomposes in float32."""
+    peft = pytest.importorskip("peft")
+    import torch
+
+    from tests.oracles.torch_gpt import torch_copy
+    tuned = learned(make("GPT"), tp.LoHa(2, alpha=4))
+    with tuned.disabled() as base:
+        theirs = peft.get_peft_model(torch_copy(base).float(), peft.LoHaConfig(r=2, alpha=4, target_modules=["query", "value"]))
+    names = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
+    for path, layer in tuned.wrappers.items():
+        for ours, name in names.items():
+            weight = getattr(theirs.get_submodule(f"base_model.model.{path}"), name)["default"]
+            weight.data = torch.as_tensor(getattr(layer, ours).data).float()
+    _, state = peft.convert_to_lora(theirs, 3)
+    result = tp.to_low_rank(tuned, 3)
+    for path, layer in result.wrappers.items():
+        A, B = (next(array for name, array in state.items() if path in name and f"lora_{x}" in name).numpy() for x in "AB")
+        assert_close(layer.delta(), B @ A, 1e-5)
+
+
 def test_it_can_go_on_training_and_the_base_does_not_move(tokens):
     from tests.toys import Noise
     tuned = tuned_by("loha")
