@@ -425,7 +425,7 @@ def test_edited_configurations_raise_or_compute_what_peft_computes(kind, folders
 def test_damaged_files_raise_or_compute_what_peft_computes(kind, folders, tmp_path):
     loaded = []
 
-    @hypothesis.settings(max_examples=40)
+    @hypothesis.settings(max_examples=60)
     @hypothesis.given(st.sampled_from([CONFIG, TENSORS]), st.data())
     def check(file, data):
         damage(folders / kind, file, data, tmp_path)
