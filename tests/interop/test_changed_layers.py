@@ -254,8 +254,9 @@ def test_places_in_any_order_are_sorted(folders, tmp_path):
     order = np.random.default_rng(0).permutation(96)
     both = f"{QUERY}.shira_weight", PLACES
     turned = edited(folders / "SHiRA", tmp_path, {}, lambda a: a | {n: np.ascontiguousarray(a[n][..., order]) for n in both})
-    states = (tp.load_adapter(make("Llama", np.float32), folder).state_dict() for folder in (turned, folders / "SHiRA"))
-    assert all(np.array_equal(a, b) for a, b in zip(*map(dict.values, states), strict=True))
+    floats = edited(turned, tmp_path / "windows", {}, lambda a: a | {PLACES: a[PLACES].astype("f4")})
+    states = (tp.load_adapter(make("Llama", np.float32), folder).state_dict() for folder in (turned, folders / "SHiRA", floats))
+    assert all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(*map(dict.values, states), strict=True))
 
 
 def test_shared_matrices_are_not_left_out_by_strict_false(folders, tmp_path):
@@ -344,7 +345,9 @@ WRONG = {
     "places outside": ("SHiRA", {}, {PLACES: np.full((2, 96), 24, "i4")}, "places outside of a 24 × 24 matrix"),
     "places below": ("SHiRA", {}, {PLACES: np.full((2, 96), -1, "i4")}, "places outside of a 24 × 24 matrix"),
     "a place twice": ("SHiRA", {}, {PLACES: np.full((2, 96), 3, "i4")}, "expected rising numbers from 0 to 575, each once"),
-    "places of floats": ("SHiRA", {}, {PLACES: np.ones((2, 96), "f4")}, "is float32, expected integers"),
+    "half a place": ("SHiRA", {}, {PLACES: np.full((2, 96), 0.5, "f4")}, "has numbers that are not whole"),
+    "no number": ("SHiRA", {}, {PLACES: np.full((2, 96), np.nan, "f4")}, "has numbers that are not whole"),
+    "places far away": ("SHiRA", {}, {PLACES: np.full((2, 96), 2**64 - 1, "u8")}, "places outside of|not whole"),
     "few places": ("SHiRA", {}, {PLACES: np.ones((2, 95), "i4")}, r"expected \(2, 96\)"),
     "no places": ("SHiRA", {}, {PLACES: None}, "missing 1 .*shira_indices"),
     "many numbers": ("SHiRA", {"r": 10**9}, {}, "expected .48000000000"),
