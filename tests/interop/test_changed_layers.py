@@ -61,7 +61,9 @@ THEIRS = {
 KINDS = ["LoHa", "LoKr", "HiRA", "VeRA", "RandLoRA", "FourierFT", "C3A", "MiSS", "SHiRA", "OFT"]
 HEADS = [("Llama", tp.LoHa(2), peft.LoHaConfig(r=2, task_type="SEQ_CLS")),
          ("Gemma", tp.LoKr(2), peft.LoKrConfig(task_type="SEQ_CLS")),
-         ("GPT", tp.HiRA(2), peft.HiraConfig(r=2, task_type="SEQ_CLS"))]
+         ("GPT", tp.HiRA(2), peft.HiraConfig(r=2, task_type="SEQ_CLS")),
+         ("Qwen3", tp.VeRA(3), peft.VeraConfig(r=3, task_type="SEQ_CLS")),
+         ("Llama", tp.OFT(4), peft.OFTConfig(oft_block_size=4, task_type="SEQ_CLS"))]
 
 
 def moved(method, family, **options):
@@ -205,6 +207,17 @@ def test_a_change_loads_onto_a_quantized_base_numerical(tmp_path):
         assert error(plain, quantized(TOKENS)) > 1e-3
         quantized.save(tmp_path / "back", format="peft")
         assert oracle.files(tmp_path / "back")[1] == oracle.files(tmp_path / str(method))[1]
+
+
+@pytest.mark.parametrize("kind, name", [("VeRA", "vera_lambda_b"), ("RandLoRA", "randlora_gamma")])
+def test_shared_matrices_are_cut_to_the_layers_that_are_there(kind, name, folders, tmp_path):
+    queries = [f"base_model.model.model.layers.{n}.self_attn.q_proj.{name}" for n in range(2)]
+    folder = edited(folders / kind, tmp_path, {}, dict.fromkeys(queries))
+    with pytest.warns(UserWarning, match="missing 2 .*q_proj"):
+        tuned = tp.load_adapter(make("Llama", np.float32), folder, strict=False)
+    whole = tp.load_adapter(make("Llama", np.float32), folders / kind)
+    assert whole.wrappers.keys() > tuned.wrappers.keys() and "blocks.0.mlp.up" in tuned.wrappers
+    for path, layer in tuned.wrappers.items(): assert np.array_equal(layer.delta(), whole.wrappers[path].delta())
 
 
 # -- what PEFT lacks -------------------------------------------------------------------------------------------------
