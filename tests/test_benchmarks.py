@@ -86,8 +86,7 @@ def test_both_sides_train_as_many_numbers(tiny):
     rows = tiny("methods")["methods"]
     both = {name: row["trained"] for name, row in rows.items() if row["ratio"] is not None}
     assert rows.keys() == tp.METHODS.keys() - {"probe"}
-    assert both.keys() == rows.keys() - {"adapter", "parallel_adapter", "dylora", "loha", "lokr", "hira", "vera",
-                                        "randlora",
+    assert both.keys() == rows.keys() - {"adapter", "parallel_adapter", "dylora", "loha", "lokr", "hira",
                                         "fourierft", "c3a"}
     assert all(trained["tinypeft"] == trained["PEFT"] for trained in both.values()), both
 

@@ -43,7 +43,9 @@ WRAPPING = {
     "ia3": peft.IA3Config(target_modules=["key", "value", "down"], feedforward_modules=["down"]),
     "miss": peft.MissConfig(r=8, target_modules=["query", "value"]),
     "shira": peft.ShiraConfig(r=8, target_modules=["query", "value"]),
-    "oft": peft.OFTConfig(oft_block_size=16, use_cayley_neumann=False, target_modules=["query", "value"])}
+    "oft": peft.OFTConfig(oft_block_size=16, use_cayley_neumann=False, target_modules=["query", "value"]),
+    "vera": peft.VeraConfig(target_modules=["query", "value"]),
+    "randlora": peft.RandLoraConfig(target_modules=["query", "value"])}
 AT_SEAMS = {
     "prefix": peft.PrefixTuningConfig(**LM, prefix_projection=True, encoder_hidden_size=WIDTH),
     "ptuning_v2": peft.PrefixTuningConfig(**LM),

@@ -112,7 +112,8 @@ class Method(Hyperparameters):
 
     def shared(self, model: Decoder, rng: Rng) -> dict[str, Array]:
         """Make frozen arrays that all wrappers of the method read: name → array. They exist once,
-        and each wrapper gets the same dict as its `shared`. `wrap` is called next."""
+        and each wrapper gets the same dict as its `shared`. `wrap` is called next. `to` does not
+        cast them; a wrapper casts what it reads."""
         return {}
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:

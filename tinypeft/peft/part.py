@@ -34,8 +34,8 @@ What is off stays part of the PeftModel, and nothing of it is lost:
                                        that is detached does not return to a base that changed
 
 Arrays that all wrappers of a method read (`Method.shared`), such as VeRA's random matrices, belong
-to the part. It holds them once, and saves, loads, casts and copies them, whether it is on or off. A
-wrapper refers to the part's dict, so what is loaded or cast there is seen by all of them.
+to the part. It holds them once, and saves, loads and copies them, whether it is on or off. They
+keep their dtype. A wrapper refers to the part's dict, and so reads what was loaded there.
 
 `disabled` and `save` take all parts off for a moment, and give the gradients back. `detach`, `add`
 and `reattach` drop those of the base's own parameters.
@@ -158,9 +158,9 @@ class Part:
     def state_dict(self, to_train: bool = True) -> dict[str, Array]:
         """Name the part's arrays by their paths; for to_train see `PeftModel.state_dict`."""
         state = {name: self.learned.get(name, p.data) for name, p in self.trained.items()}
-        state |= {f"shared.{name}": array for name, array in self.shared.items()}
         for path, wrapper in self.wrappers.items():
             state |= {f"{path}.{name}": array for name, array in own_state(wrapper).items()}
+        state |= {f"shared.{name}": array for name, array in self.shared.items()}
         if not to_train:
             for name in self.optional():
                 state.pop(name, None)
@@ -208,10 +208,9 @@ class Part:
             if p.dtype != dtype:
                 p.assign(p.data.astype(dtype))
                 p.grad = None
-        for arrays in (self.learned, self.shared):
-            for name, array in arrays.items():
-                if array.dtype.kind == "f" and array.dtype != dtype:
-                    arrays[name] = array.astype(dtype)
+        for name, array in self.learned.items():
+            if array.dtype != dtype:
+                self.learned[name] = array.astype(dtype)
 
     # -- merging -----------------------------------------------------------------------------------
     def merge_trained(self) -> None:

@@ -37,7 +37,7 @@ from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .method import Method, Wrapper
-from .vera import largest
+from .vera import constant, largest
 
 __all__ = ["RandLoRA", "RandLoRALinear"]
 
@@ -75,16 +75,16 @@ class RandLoRALinear(ChangedLinear):
         d = min(base.d_in, base.d_out)
         n = math.ceil(d / r)
         self.scale = method.alpha / r
-        self.Lam = Parameter(np.zeros((r, n), np.float32))
-        self.Gam = Parameter(np.full((n, d), 1 / d, np.float32))
+        self.Lam = Parameter(np.zeros((r, n)))
+        self.Gam = Parameter(np.full((n, d), 1 / d))
 
     def bases(self) -> tuple[Tensor, Tensor]:
         """Cut A (r, d) and B (D, n r) to this layer's size. B_j is B[:, j::n]."""
         n, d = self.Gam.shape
         D = max(self.d_in, self.d_out)
-        A = self.shared["A"]
-        B = self.shared["B"]
-        return Tensor(A[:, :d]), Tensor(B[:D, :n * len(A)])
+        A = self.shared["A"][:, :d]
+        B = self.shared["B"][:D, :n * len(A)]
+        return constant(A, self.Lam), constant(B, self.Lam)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return (d_out, n r) and (n r, d_in), whose product is ΔW; `plain.randlora` adds it up."""

@@ -38,7 +38,7 @@ from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .method import Method, Wrapper
 
-__all__ = ["VeRA", "VeRALinear", "largest"]
+__all__ = ["VeRA", "VeRALinear", "constant", "largest"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class VeRA(Method):
         d_in, d_out = largest(model, self.targets)
         A = kaiming_uniform((self.rank, d_in), rng)
         B = kaiming_uniform((d_out, self.rank), rng)
-        gain = math.sqrt(6)
+        gain = math.sqrt(6)                              # that of PyTorch's function by default
         return {"A": gain * A, "B": gain * B}
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
@@ -70,16 +70,14 @@ class VeRALinear(ChangedLinear):
 
     def __init__(self, base: Module, method: VeRA, rng: Rng):
         super().__init__(base, method.dropout, rng)
-        d = np.full(method.rank, method.d_initial)
-        b = np.zeros(base.d_out)
-        self.d = Parameter(d.astype(np.float32))
-        self.b = Parameter(b.astype(np.float32))
+        self.d = Parameter(np.full(method.rank, method.d_initial))
+        self.b = Parameter(np.zeros(base.d_out))
 
     def bases(self) -> tuple[Tensor, Tensor]:
         """Cut A (r, d_in) and B (d_out, r) to this layer's size."""
-        A = self.shared["A"]
-        B = self.shared["B"]
-        return Tensor(A[:, :self.d_in]), Tensor(B[:self.d_out])
+        A = self.shared["A"][:, :self.d_in]
+        B = self.shared["B"][:self.d_out]
+        return constant(A, self.d), constant(B, self.d)
 
     def forward(self, x: Tensor) -> Tensor:
         A, B = self.bases()
@@ -92,6 +90,11 @@ class VeRALinear(ChangedLinear):
         dA = self.d.reshape(-1, 1) * A
         b = self.b.reshape(-1, 1)
         return b * (B @ dA)
+
+
+def constant(array: Array, like: Tensor) -> Tensor:
+    """Make a Tensor of a frozen array, in the dtype of another Tensor."""
+    return Tensor(array.astype(like.dtype, copy=False))
 
 
 def largest(model: Decoder, targets: Targets) -> tuple[int, int]:
