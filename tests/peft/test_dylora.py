@@ -11,7 +11,7 @@ from tests.conftest import make_gpt
 from tests.oracles import assert_close
 from tests.protocol import assert_saves, move
 from tests.toys import Distil, Noise, linear_paths, planted
-from tinypeft.files import load_arrays
+from tinypeft.files import load_arrays, save_arrays
 
 FIVE = tp.DyLoRA(rank=5, alpha=3.0, targets=("query", "up"))
 QUERY = "blocks.0.attention.query"
@@ -339,3 +339,15 @@ def test_the_curve_over_b_is_below_truncated_loras_direction(seeds):
 def test_what_makes_no_sense_raises_before_training_and_says_why(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_checkpoint_with_a_rank_that_it_does_not_train_is_refused(gpt, tokens, tmp_path):
+    """As a folder is: what was loaded is given back."""
+    file, fresh = tmp_path / "run", tp.attach(gpt(np.float32), FIVE)
+    before = fresh(tokens).data
+    tp.train(tp.attach(gpt(np.float32), FIVE), Noise(), 4, checkpoint=file, stop_after=2)
+    arrays, meta = load_arrays(file)
+    save_arrays(file, {n: np.full_like(a, 9) if n.endswith(f"{QUERY}.b") else a.copy() for n, a in arrays.items()}, meta)
+    with pytest.raises(ValueError, match="cannot be resumed: b is 9, expected one of the ranks"):
+        tp.train(fresh, Noise(), 4, checkpoint=file)
+    assert np.array_equal(fresh(tokens).data, before) and fresh.wrappers[QUERY].rank == 5

@@ -142,6 +142,8 @@ def test_what_it_cannot_do_is_refused_by_name(gpt, tmp_path):
     for b in (32, 5):
         says = f"OFT: block_size {b} does not divide the 16 inputs of blocks.0.attention.query; what does: 2, 4, 8, 16$"
         with pytest.raises(tp.MethodError, match=says): tp.attach(gpt(), tp.OFT(b))
+    with pytest.raises(tp.MethodError, match="neumann_terms must be an integer from 2 to 32"):       # or a file asks for 10⁹
+        tp.OFT(neumann_terms=10**9)
     with pytest.raises(TypeError, match="the field is called block_size"): tp.OFT(oft_block_size=4)
     with pytest.raises(TypeError, match="the field is called neumann_terms"): tp.OFT(use_cayley_neumann=True)
     tuned = learned(gpt(), EXACT)

@@ -150,3 +150,14 @@ def test_20_steps_of_adamw_equal_pefts_numerical(gpt, tokens):
         pairs.append((layer.values, their_layer.shira_weight["default"]))
     assert_same_race(tuned, theirs, pairs, tokens)
     assert_close(tuned.merge()(tokens), theirs.merge_and_unload()(tokens).detach(), 1e-8)
+
+
+def test_pefts_random_places_are_those_of_every_layer_of_a_shape(gpt):
+    """What the docstring says of PEFT: if this fails, PEFT was mended, and the docstring is to change."""
+    peft = pytest.importorskip("peft")
+    from tests.oracles.torch_gpt import torch_copy
+    for seed in (None, 3):
+        model = peft.get_peft_model(torch_copy(gpt()), peft.ShiraConfig(r=2, target_modules=["query"], random_seed=seed))
+        layers = [model.get_submodule(f"base_model.model.blocks.{n}.attention.query") for n in (0, 1)]
+        first, second = (layer.shira_indices["default"] for layer in layers)
+        assert (first == second).all()

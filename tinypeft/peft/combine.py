@@ -61,11 +61,12 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
     """Make one LoRA of several adapters, on their base: `combine({a: 0.7, b: 0.3})`.
 
     adapters: PeftModel, or folder of a saved adapter → its number w, which may be negative. All are
-    low-rank (LoRA, AdaLoRA, DyLoRA), of one base, and have no part that is off; ranks and targets
-    may differ. An adapter that is on the base is detached, and each stays as it is. how, density,
-    sign, factors: see the module; density lies in (0, 1], and is the paper's 0.2 for "ties" if it
-    is not given. rank: of the nearest matrix; by default the largest that an adapter has in the
-    layer. head: the adapter whose classification head is kept, because heads are not combined.
+    low-rank (LoRA, AdaLoRA, DyLoRA, MiSS), of one base, and have no part that is off; ranks and
+    targets may differ. An adapter that is on the base is detached, and each stays as it is. how,
+    density, sign, factors: see the module; density lies in (0, 1], and is the paper's 0.2 for
+    "ties" if it is not given. rank: of the nearest matrix; by default the largest that an adapter
+    has in the layer. head: the adapter whose classification head is kept, because heads are not
+    combined.
     model: the base, if all adapters are folders. rng: what "dare" draws from.
 
     Raises MethodError, and leaves all as it was, if that is not possible.

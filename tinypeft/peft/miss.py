@@ -12,17 +12,16 @@ that share a column are added up first. Equations (2) and (4) to (7):
     S       A x       (r,), with A (r, d_in), which is 1 where j mod r = i and else 0
     r       rank
 
-So MiSS is a LoRA, s = 1, whose A is not trained but fixed. Its first step moves ΔW, because A is
-not 0 and D is all that is trained. `combine` takes it as a LoRA. Dropout acts on x.
+So MiSS is a LoRA with s = 1 whose A is fixed, and `combine` takes it as one. Dropout acts on x.
 Trained parameters: Σ r d_out over the targets.
 
 Where implementations differ. This is the paper's efficient form, which its code and PEFT compute
 (`init_weights=True`); D is (r, d_out) there. The paper's first form (3) repeats rows of D along the
-outputs, and an example below (7) has neighbours share a column; (4) to (6), its code and PEFT have
-every r-th. If r does not divide d_in, PEFT fills x up with zeros: the last copy of D is cut off,
-and so it is here. Not here: PEFT's `"bat"`, in which ΔW also reads W₀ and has full rank, and
-`"mini"`, which repeats D along the outputs as well. PEFT's default is r = 64; here it is that of
-LoRA, which trains twice as much at the same r where d_in = d_out.
+outputs, and in an example below (7) neighbours share a column; in (4) to (6), its code and PEFT
+every r-th input does. If r does not divide d_in, PEFT fills x up with zeros, so the last copy of D
+is cut off, as here. Not here: PEFT's `"bat"`, whose ΔW reads W₀ as well, and `"mini"`, which
+repeats D along the outputs, too. PEFT's default is r = 64; here it is that of LoRA, which trains
+twice as much at the same r where d_in = d_out.
 """
 from __future__ import annotations
 

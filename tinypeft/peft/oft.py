@@ -14,27 +14,26 @@ and section 3.3:
     r, d/r  k, b: block_size   k blocks of b inputs, k b = d_in
 
 R is the Cayley transform of Q. It has determinant 1: it turns and does not mirror. OFTv2 turns the
-input in place of the weight, W₀ (x R) for a row x, and so does this file. So a quantized base stays
-quantized, and a pass makes N products of b numbers and a b × b matrix for each block, not one of
-W₀ and R. Merged, W = W₀ Rᵀ. Trained parameters: Σ d_in (b − 1)/2 over the targets.
+input in place of the weight, W₀ (x R) for a row x, and so does this file: no product of W₀ and R is
+made, and a quantized base stays so. Merged, W = W₀ Rᵀ. Trained: Σ d_in (b − 1)/2 over the targets.
 
 `neumann_terms=n` takes OFTv2's series (its section 3.3) in place of the inverse:
 
     R ≈ (I + Q)(I + Q + … + Qⁿ⁻²) = I + 2Q + … + 2Qⁿ⁻² + Qⁿ⁻¹
 
-That is R (I − Qⁿ⁻¹), so for n = 5, OFTv2's choice, rows become shorter, by at most the share ‖Q‖⁴:
-one millionth if ‖Q‖ is 0.03, 6 % if it is 0.5. If ‖Q‖ is 1 or more, it does not come near R. OFTv2
-and PEFT take the series by default. Here it is the inverse: on the shipped base ‖Q‖ is 0.7 after 60
-steps at the default rate, and the rows of five terms are up to 5 % too short.
+That is R (I − Qⁿ⁻¹), so for n = 5, OFTv2's and PEFT's choice, rows shrink by at most the share
+‖Q‖⁴. On the shipped base ‖Q‖ is 0.7 after 60 steps at the default rate, and rows are up to 5 % too
+short. So the default here is the inverse. If ‖Q‖ is 1 or more, the series does not come near R.
 
 Where implementations differ. In PEFT the series (`use_cayley_neumann=True`, its default, with 5
-terms) and the inverse (`False`) turn in opposite directions: the inverse is (I − Q)(I + Q)⁻¹, as in
-the authors' first code. An adapter that is trained with one and read with the other is turned back;
-the start, Q = 0, does not show it. Here both are the paper's R. PEFT's series of 3 terms is that of
-4, and its series of 2 is I + 2Q. Where b does not divide d_in, PEFT takes another b, and this file
-raises MethodError. Not here: a bound on ‖R − I‖ (the paper's COFT), one R for all blocks, dropout
-of blocks. BOFT (Liu et al., arXiv 2311.06243) multiplies several such R with other orders of the
-inputs, which lets all inputs meet. Both papers turn more layers than query and value.
+terms) and the inverse (`False`) turn in opposite directions: its inverse is (I − Q)(I + Q)⁻¹, that
+of the blocks in the authors' first code. An adapter that is trained with one and read with the
+other turns the wrong way; the start, Q = 0, does not show it. Here both are the paper's R. PEFT's
+series of 3 terms is that of 4, and its series of 2 is I + 2Q. Where b does not divide d_in, PEFT
+takes another b, and this file raises MethodError. Not here: a bound on ‖R − I‖ (the paper's COFT),
+one R for all blocks, and PEFT's `module_dropout`, which leaves out whole blocks. BOFT (Liu et al.,
+arXiv 2311.06243) multiplies several such R with permutations between them, so that every input
+meets every other. The paper turns the weights of attention; the default here is LoRA's.
 """
 from __future__ import annotations
 
@@ -62,7 +61,7 @@ class OFT(Method):
     neumann_terms: of the series that takes the inverse's place; None takes the inverse.
     """
     block_size: int = whole(32, least=2, also=("oft_block_size",))
-    neumann_terms: int | None = whole(None, least=2, or_none=True,
+    neumann_terms: int | None = whole(None, least=2, most=32, or_none=True,
                                       also=("num_cayley_neumann_terms", "use_cayley_neumann"))
     targets: Targets = layer_names(("query", "value"))
     learning_rate = 1e-2
@@ -81,14 +80,11 @@ class OFTLinear(ChangedLinear):
 
     def __init__(self, base: Module, b: int, neumann_terms: int | None, rng: Rng):
         super().__init__(base, 0.0, rng)
+        self.block_size = b
         self.neumann_terms = neumann_terms
         k = base.d_in // b
         n = b * (b - 1) // 2
         self.q = Parameter(np.zeros((k, n), np.float32))
-
-    @property
-    def block_size(self) -> int:
-        return self.d_in // len(self.q)
 
     def rotation(self) -> Tensor:
         """Compute the blocks of R, (k, b, b)."""

@@ -1,27 +1,26 @@
 """SHiRA: Sparse High Rank Adapters (Bhardwaj et al., arXiv 2406.13175).
 
-SHiRA trains one or two numbers in a hundred of a weight, where they stand, and leaves the others
-alone. So few numbers make a change of any rank: what LoRA leaves out is not needed to save numbers.
-Sections 3.1 and I, for α = 1:
+SHiRA trains one or two in a hundred numbers of a weight, where they stand, and leaves the others as
+they are. So few numbers make a change of any rank: to train little, low rank is not needed. Section
+3.1 and appendix I (with α = 1):
 
-    W = W₀ + S,      S = 0 but at n places of the mask M
+    W = W₀ + S,      S = 0 but at the n places of a mask M
 
     paper   here             shape
-    W       base             (d_out, d_in), frozen, quantized or not
+    W₀      base             (d_out, d_in), frozen, quantized or not
     S       change()         (d_out, d_in), with `values` (n,) at `places`; they start at 0
     M       places           (n,), i d_in + j for each place (i, j), rising. Drawn, not trained
-    –       n                r (d_in + d_out): as many numbers as a LoRA of rank r trains
 
-`rank` r counts numbers and bounds no rank. Trained parameters: Σ r (d_in + d_out) over the targets.
-A file has as many integers (4 bytes each) beside them, because without its places nobody could read
-it. S is written out for a product: while a layer waits for its gradient, it holds a matrix as large
-as its weight, for the time of one training step.
+Trained parameters: Σ n = Σ r (d_in + d_out) over the targets, as many as in a LoRA of rank r. Here
+r counts numbers and bounds no rank. A file holds the places, too, 4 bytes each: without them nobody
+could read it. S is written out, so each layer holds a matrix as large as its weight from its
+forward to its backward pass; detached or saved, it holds n values and n places.
 
-Where implementations differ. The paper masks the gradients of W₀ and has five masks; by number
-magnitude or gradients they do better than a random one on its tasks, but need a base in full
-precision or data. PEFT trains the values alone, as here, and has the random mask only (others are
-functions of the user's). Its `random_seed` gives layers of one shape the same places; here `attach`
-draws each layer's. PEFT takes r = 32; here it is that of LoRA.
+Where implementations differ. The paper masks the gradients of W₀, and names five masks: some rows,
+columns and the diagonal; random; where weights, gradients or both are large. PEFT trains the values
+alone, as here, and has the random mask; its n is used here. With `random_seed` or without, PEFT
+gives all layers of one shape the same places, in every run; here `attach(…, rng=)` draws those of
+each layer. PEFT's default is r = 32; here it is that of LoRA.
 """
 from __future__ import annotations
 
