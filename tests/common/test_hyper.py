@@ -199,7 +199,7 @@ DEFAULTS = """
     VeRA(rank=256, d_initial=0.1, dropout=0.0, targets=('query', 'value'))
     RandLoRA(rank=32, alpha=640.0, dropout=0.0, targets=('query', 'value'))
     FourierFT(frequencies=1000, alpha=150.0, std=0.0, seed=777, targets=('query', 'value'))
-    C3A(block_size=None, init='xavier', targets=('query', 'value'))
+    C3A(block_size=None, init='zeros', targets=('query', 'value'))
     LoHa(rank=8, alpha=8.0, targets=('query', 'value'))
     LoKr(rank=8, alpha=8.0, targets=('query', 'value'))
     MiSS(rank=8, dropout=0.0, targets=('query', 'value'))

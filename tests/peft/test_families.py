@@ -47,8 +47,7 @@ CELLS = [(name, family, weights) for name in METHODS for family in ("GPT", *FAMI
 LEFT_OUT = {("full", "NF4"): "codes cannot be trained"}                       # (method, weights) → reason, in the error's words
 BEYOND_WEIGHTS = {"adapter", "parallel_adapter", "prefix", "prompt", "ptuning", "ptuning_v2"}     # these cannot be merged
 NOT_AT_THE_BASE = {"adapter": "the paper starts it near the identity", "prefix": "virtual tokens change the text",
-                   "prompt": "the same", "ptuning": "the same", "ptuning_v2": "the same",
-                   "c3a": "its kernels are drawn, none of them is 0"}
+                   "prompt": "the same", "ptuning": "the same", "ptuning_v2": "the same"}
 KINKS = {"full": "the curvature of all weights", "ptuning": "ReLU"}           # method → why finite differences are coarse
 STILL = {"adalora": ".Lam", "full": "lm_head.weight"}                         # need not move: pruned λ; classes do not read it
 

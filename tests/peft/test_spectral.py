@@ -11,8 +11,8 @@ from tinypeft.peft import plain
 from tinypeft.peft.fourierft import draw, inverse_transform
 
 LAYERS = "query", "up", "down"
-METHODS = {"fourierft": tp.FourierFT(40, alpha=200, std=1.0, targets=LAYERS), "c3a": tp.C3A(4, targets=LAYERS)}
-AT_THE_BASE = {"fourierft": tp.FourierFT(40, targets=LAYERS), "c3a": tp.C3A(4, init="zeros", targets=LAYERS)}
+METHODS = {"fourierft": tp.FourierFT(40, alpha=200, std=1.0, targets=LAYERS), "c3a": tp.C3A(4, init="xavier", targets=LAYERS)}
+AT_THE_BASE = {"fourierft": tp.FourierFT(40, targets=LAYERS), "c3a": tp.C3A(4, targets=LAYERS)}
 UP = "blocks.0.mlp.up"                                                            # 16 → 64
 names = pytest.mark.parametrize("name", METHODS)
 
@@ -64,7 +64,7 @@ def test_blocks_of_c3a_are_circulant(gpt):
 
 def test_c3a_multiplies_as_the_transforms_of_the_paper(gpt, rng):
     for path, layer in learned(gpt(), METHODS["c3a"]).wrappers.items():
-        x = rng.standard_normal((2, 3, layer.d_in))
+        x = rng.standard_normal((5, layer.d_in))
         assert_close(plain.circular(layer.w.data, x), x @ layer.delta().T, 1e-14, path)
 
 
@@ -104,7 +104,7 @@ def test_starts_have_the_width_of_the_formulas(gpt):
     changes = [tp.attach(gpt(), method, rng=method.seed).wrappers[UP].delta() for method in drawn]
     assert_close(np.std(changes), 2 * 150 * 10 / (d1 * d2), 0.1 * 2.9)
     most = np.sqrt(6 / (d1 + d2)) / d2
-    change = tp.attach(gpt(), tp.C3A(2, targets=("up",)), rng=0).wrappers[UP].delta()
+    change = tp.attach(gpt(), tp.C3A(2, init="xavier", targets=("up",)), rng=0).wrappers[UP].delta()
     assert 0.95 * most < np.abs(change).max() <= most and abs(change.std() / most - 1 / np.sqrt(3)) < 0.03
 
 
@@ -210,7 +210,8 @@ def test_10_steps_of_adamw_equal_pefts_numerical(name, gpt, tokens, monkeypatch)
     else:
         from peft.tuners.c3a.layer import BlockCircularConvolution as Theirs
         monkeypatch.setattr(Theirs, "apply", by_autograd)
-    assert_same_race(tuned, theirs, pairs(name, tuned, theirs), tokens, steps=10, tolerance=1e-5)
+    tolerance = {"fourierft": 1e-5, "c3a": 1e-6}[name]
+    assert_same_race(tuned, theirs, pairs(name, tuned, theirs), tokens, steps=10, tolerance=tolerance)
     assert_close(tuned.merge()(tokens), theirs.merge_and_unload()(tokens).detach(), 1e-5)
 
 

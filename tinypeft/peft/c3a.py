@@ -20,8 +20,9 @@ Where implementations differ. The paper divides by nothing, PEFT by d₂, and so
 Section 3.3 has ∂L/∂x = C(Δw) ∂L/∂z, where the transpose of C(Δw) belongs, and its Algorithm A1,
 which PEFT took over, multiplies by yet another matrix: FFT(FFT(g) ∘ iFFT(Δw)) for g = ∂L/∂z, where
 iFFT(FFT(g) ∘ FFT(Δw)) is right. So in PEFT (0.21.2) layers below a C³A learn from wrong gradients.
-The gradient of Δw is right there. The paper and PEFT draw Δw from Xavier's uniform distribution; in
-the paper's Figure 3 a start at zero does as well, and `init="zeros"` is one.
+The gradient of Δw is right there. The paper and PEFT draw Δw from Xavier's uniform distribution.
+In the paper's Figure 3 a start at zero does as well, and here it is the default, so that the model
+starts as its base.
 """
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ class C3A(Method):
     block_size: b, or None for the largest that fits each layer. init: how the blocks start.
     """
     block_size: int | None = whole(None, least=1, or_none=True)
-    init: str = one_of("xavier", "zeros", also=("init_weights",))
+    init: str = one_of("zeros", "xavier", also=("init_weights",))
     targets: Targets = layer_names(("query", "value"))
     learning_rate = 3e-1
     shown = ("block_size",)
@@ -69,7 +70,9 @@ class CircularLinear(ChangedLinear):
         super().__init__(base, 0.0, rng)
         d1, d2 = base.d_out, base.d_in
         b = method.block_size or math.gcd(d1, d2)
-        most = math.sqrt(6 / (d1 + d2)) if method.init == "xavier" else 0.0
+        most = 0.0
+        if method.init == "xavier":
+            most = math.sqrt(6 / (d1 + d2))
         w = rng.uniform(-most, most, (d1 // b, d2 // b, b))
         self.w = Parameter(w.astype(np.float32))
 

@@ -76,12 +76,14 @@ class FourierLinear(ChangedLinear):
             raise MethodError(f"frequencies is {n}, but a {base.d_out} × {base.d_in} matrix has "
                               f"{size}")
         self.alpha = method.alpha
-        self.c = Parameter(rng.normal(0, method.std, n).astype(np.float32))
+        c = rng.normal(0, method.std, n)
+        self.c = Parameter(c.astype(np.float32))
         places = draw(n, size, method.seed)
         self.E = np.array(divmod(places, base.d_in), np.int32)
 
     def change(self) -> Tensor:
-        return self.alpha * inverse_transform(self.c, self.E, (self.d_out, self.d_in))
+        shape = self.d_out, self.d_in
+        return self.alpha * inverse_transform(self.c, self.E, shape)
 
     def check_parts(self) -> None:
         n = self.E.shape[1]
@@ -111,11 +113,12 @@ def draw(n: int, size: int, seed: int) -> Array:
     Of the cards that are left, one changes places with the next one. `moved` has the cards that
     are not where they were. (Above 2³²/20 cards PyTorch draws in another way.)
     """
-    random = np.random.RandomState(seed).randint(0, 2**32, n, np.uint64).tolist()
+    generator = np.random.RandomState(seed)                       # PyTorch's numbers, MT19937
+    numbers = generator.randint(0, 2**32, n, np.uint64)
     drawn = []
     moved = {}
-    for i in range(n):
-        place = i + random[i] % (size - i)
+    for i, number in enumerate(numbers.tolist()):
+        place = i + number % (size - i)
         drawn.append(moved.get(place, place))
         moved[place] = moved.get(i, i)
     return np.array(drawn)

@@ -16,7 +16,8 @@ from .miss import MiSSLinear
 from .model import PeftModel
 from .randlora import RandLoRALinear
 
-__all__ = ["allocate", "cayley", "fusion", "lstm", "miss", "mixed_batch", "places", "randlora"]
+__all__ = ["allocate", "cayley", "circular", "fusion", "lstm", "miss", "mixed_batch", "places",
+           "randlora", "waves"]
 
 
 def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str, int]]:
@@ -132,9 +133,11 @@ def waves(c: Tensor, E: Array, shape: tuple[int, int]) -> Tensor:
 
 
 def circular(w: Array, x: Array) -> Array:
-    """C³A, (1) and (3): C_blk(Δw) x/d₂ by transforms. w (m, n, b), x (…, n b) → (…, m b)."""
+    """C³A, (1) and (3): C_blk(Δw) x/d₂ by transforms. w (m, n, b), x (N, n b) → (N, m b)."""
     m, n, b = w.shape
-    pieces = x.reshape(*x.shape[:-1], 1, n, b)
-    products = np.fft.fft(w) * np.fft.ifft(pieces)                            # (…, m, n, b)
-    z = np.fft.fft(products.sum(-2)).real
-    return z.reshape(*x.shape[:-1], m * b) / (n * b)
+    N = len(x)
+    pieces = x.reshape(N, 1, n, b)
+    products = np.fft.fft(w) * np.fft.ifft(pieces)                            # (N, m, n, b)
+    sums = products.sum(2)
+    z = np.fft.fft(sums).real                                                 # (N, m, b)
+    return z.reshape(N, m * b) / (n * b)

@@ -1,4 +1,4 @@
-"""The K types of GGUF files, Q4_K, Q5_K and Q6_K, as llama.cpp writes them.
+"""The K types of GGUF files, Q4_K, Q5_K and Q6_K, as llama.cpp writes them. K_QUANTS.md tells how.
 
 256 weights of a row are a *superblock*. It is cut into sub-blocks, and the scales of these are
 integers themselves. So a sub-block's scale costs 6 or 8 bits, where Q4_0 spends 16 on one.

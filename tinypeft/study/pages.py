@@ -17,7 +17,7 @@ from ..files import write_atomically
 from ..peft import METHODS
 from ..pretrained import training_record
 from ..quant import SCHEMES
-from . import glance, speed
+from . import glance, k_quants, speed
 from .about import about, arxiv, class_link, code, lesson_map, name_of
 from .claims import ALL_CLAIMS
 from .claims.tables import count, judged
@@ -188,6 +188,7 @@ SECTIONS = {
                   "schemes": lambda results: first_page(results, "schemes", "quant", SCHEMES, schemes)},
     "tinypeft/peft/README.md": {"methods": lambda results: methods(results, list(METHODS), "../../", papers=True)},
     "tinypeft/quant/README.md": {"schemes": lambda results: schemes(results, list(SCHEMES), "../../", papers=True)},
+    "tinypeft/quant/K_QUANTS.md": k_quants.SECTIONS,
     "tests/benchmarks/README.md": speed.SECTIONS,
     "tinypeft/interop/README.md": {"smollm2": smollm2},
     "tinypeft/pretrained/README.md": {"base": base},

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import glance, plot, pretraining
+from .. import glance, k_quants, plot, pretraining
 from . import engine, fair, few_bits, low_rank, memory, outliers, prompts, quantizers, schematics, speed, tuning, weights
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
@@ -76,6 +76,7 @@ PICTURES = {
     "granularity": Picture(weights.granularity, "What shares a scale", "10", ("granularity",)),
     "formats": Picture(weights.formats, "Four-bit formats", "13", ("formats",)),
     "double_quantization": Picture(weights.double_quantization, "Double quantization", "13", ("double_quantization",)),
+    "k_quants": Picture(k_quants.picture, "K-quants", "13"),
     "gptq": Picture(weights.gptq, "GPTQ against round to nearest", "12", ("gptq",)),
     "gptq_columns": Picture(weights.gptq_columns, "GPTQ, column after column", "12", ("gptq_columns",), "png"),
     "awq": Picture(weights.awq, "Which weights matter", "12", ("awq",)),
