@@ -61,7 +61,9 @@ THEIRS = {
 KINDS = ["LoHa", "LoKr", "HiRA", "VeRA", "RandLoRA", "FourierFT", "C3A", "MiSS", "SHiRA", "OFT"]
 HEADS = [("Llama", tp.LoHa(2), peft.LoHaConfig(r=2, task_type="SEQ_CLS")),
          ("Gemma", tp.LoKr(2), peft.LoKrConfig(task_type="SEQ_CLS")),
-         ("GPT", tp.HiRA(2), peft.HiraConfig(r=2, task_type="SEQ_CLS"))]
+         ("GPT", tp.HiRA(2), peft.HiraConfig(r=2, task_type="SEQ_CLS")),
+         ("Qwen3", tp.VeRA(3), peft.VeraConfig(r=3, task_type="SEQ_CLS")),
+         ("Llama", tp.OFT(4), peft.OFTConfig(oft_block_size=4, task_type="SEQ_CLS"))]
 
 
 def moved(method, family, **options):
@@ -207,6 +209,17 @@ def test_a_change_loads_onto_a_quantized_base_numerical(tmp_path):
         assert oracle.files(tmp_path / "back")[1] == oracle.files(tmp_path / str(method))[1]
 
 
+@pytest.mark.parametrize("kind, name", [("VeRA", "vera_lambda_b"), ("RandLoRA", "randlora_gamma")])
+def test_shared_matrices_are_cut_to_the_layers_that_are_there(kind, name, folders, tmp_path):
+    queries = [f"base_model.model.model.layers.{n}.self_attn.q_proj.{name}" for n in range(2)]
+    folder = edited(folders / kind, tmp_path, {}, dict.fromkeys(queries))
+    with pytest.warns(UserWarning, match="missing 2 .*q_proj"):
+        tuned = tp.load_adapter(make("Llama", np.float32), folder, strict=False)
+    whole = tp.load_adapter(make("Llama", np.float32), folders / kind)
+    assert whole.wrappers.keys() > tuned.wrappers.keys() and "blocks.0.mlp.up" in tuned.wrappers
+    for path, layer in tuned.wrappers.items(): assert np.array_equal(layer.delta(), whole.wrappers[path].delta())
+
+
 # -- what PEFT lacks -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("method", [tp.LoHa(2), tp.LoKr(2)], ids=str)
 def test_what_peft_has_for_linear_layers_alone_is_refused_on_gpt2(method, tmp_path):
@@ -254,8 +267,9 @@ def test_places_in_any_order_are_sorted(folders, tmp_path):
     order = np.random.default_rng(0).permutation(96)
     both = f"{QUERY}.shira_weight", PLACES
     turned = edited(folders / "SHiRA", tmp_path, {}, lambda a: a | {n: np.ascontiguousarray(a[n][..., order]) for n in both})
-    states = (tp.load_adapter(make("Llama", np.float32), folder).state_dict() for folder in (turned, folders / "SHiRA"))
-    assert all(np.array_equal(a, b) for a, b in zip(*map(dict.values, states), strict=True))
+    floats = edited(turned, tmp_path / "windows", {}, lambda a: a | {PLACES: a[PLACES].astype("f4")})
+    states = (tp.load_adapter(make("Llama", np.float32), folder).state_dict() for folder in (turned, folders / "SHiRA", floats))
+    assert all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(*map(dict.values, states), strict=True))
 
 
 def test_shared_matrices_are_not_left_out_by_strict_false(folders, tmp_path):
@@ -344,7 +358,9 @@ WRONG = {
     "places outside": ("SHiRA", {}, {PLACES: np.full((2, 96), 24, "i4")}, "places outside of a 24 × 24 matrix"),
     "places below": ("SHiRA", {}, {PLACES: np.full((2, 96), -1, "i4")}, "places outside of a 24 × 24 matrix"),
     "a place twice": ("SHiRA", {}, {PLACES: np.full((2, 96), 3, "i4")}, "expected rising numbers from 0 to 575, each once"),
-    "places of floats": ("SHiRA", {}, {PLACES: np.ones((2, 96), "f4")}, "is float32, expected integers"),
+    "half a place": ("SHiRA", {}, {PLACES: np.full((2, 96), 0.5, "f4")}, "has numbers that are not whole"),
+    "no number": ("SHiRA", {}, {PLACES: np.full((2, 96), np.nan, "f4")}, "has numbers that are not whole"),
+    "places far away": ("SHiRA", {}, {PLACES: np.full((2, 96), 2**64 - 1, "u8")}, "places outside of|not whole"),
     "few places": ("SHiRA", {}, {PLACES: np.ones((2, 95), "i4")}, r"expected \(2, 96\)"),
     "no places": ("SHiRA", {}, {PLACES: None}, "missing 1 .*shira_indices"),
     "many numbers": ("SHiRA", {"r": 10**9}, {}, "expected .48000000000"),
@@ -425,7 +441,7 @@ def test_edited_configurations_raise_or_compute_what_peft_computes(kind, folders
 def test_damaged_files_raise_or_compute_what_peft_computes(kind, folders, tmp_path):
     loaded = []
 
-    @hypothesis.settings(max_examples=40)
+    @hypothesis.settings(max_examples=60)
     @hypothesis.given(st.sampled_from([CONFIG, TENSORS]), st.data())
     def check(file, data):
         damage(folders / kind, file, data, tmp_path)

@@ -74,6 +74,7 @@ RUNS = {
     "LoRA on a classifier": lambda: (headed(make_gpt(), tp.LoRA(rank=2)), classes(), {"head_lr": 0.003, "warmup": 0}),
     "LoRA of Llama": lambda: (tp.attach(make("Llama"), tp.LoRA(rank=2)), answers(),
                               {"schedule_kind": "cosine", "lr_floor": 0.2}),
+    "DoRA": lambda: (tp.attach(make_gpt(), tp.DoRA(rank=2)), language(), {"weight_decay": 0.1}),
     "AdaLoRA": lambda: (tp.attach(make("Llama"), ADALORA), language(), {"weight_decay": 0.1, "accumulate": 3}),
     "LoRA+": lambda: (tp.attach(make_gpt(), tp.LoRA(rank=2)), language(), {"rates": {"B": 16, "blocks.0": 0.5}, "lr": 1e-3}),
     "(IA)3": lambda: (tp.attach(make_gpt(), tp.IA3()), language(), {"weight_decay": 0.1, "lr": 0.02}),
@@ -96,9 +97,8 @@ HALF_DONE = {
     "LoRA, half done": lambda: (tp.attach(make_gpt(), tp.LoRA(rank=2, targets="all")), language(), {"weight_decay": 0.1}),
     "full, half done": lambda: (tp.attach(make_gpt(), tp.FullFineTuning()), language(), {"batch_size": 3}),
     "MLP, half done": lambda: (tp.attach(make_gpt(np.float32), tp.PrefixTuning(length=2)), language(), {})}
-EXACT = {"LoRA of all", "LoRA+", "LoRA on a classifier", "(IA)3", "(IA)3, half done", "full", "a bias of three", "probe",
-         "LoRA, half done",
-         "full, half done"}
+EXACT = {"LoRA of all", "DoRA", "LoRA+", "LoRA on a classifier", "(IA)3", "(IA)3, half done", "full", "a bias of three",
+         "probe", "LoRA, half done", "full, half done"}
 SHARED = ["LoRA of all", "AdaLoRA", "probe", "LoRA of Llama", "LoRA on a classifier", "prefix", "full"]      # by two processes
 BASE = {"full", "full, half done", "full classifier", "a bias of three", "probe"}
 DRIVER = """import os, runpy, sys

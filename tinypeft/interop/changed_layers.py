@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ..common.hints import Array
 from ..models.decoder import Decoder
 from ..models.targets import names_for
@@ -148,7 +150,17 @@ def read_changed(row: Row, model: Decoder, config: Config,
                           if not name.startswith("shared."))
     if not paths or not {f"shared.{name}" for name in row.shared} <= state.keys():
         return None, {}
-    return replace(method, targets=names_for(paths, model.config.n_layers)), state
+    method = replace(method, targets=names_for(paths, model.config.n_layers))
+    if row.shared:
+        state |= cut_shared(model, method, state)
+    return method, state
+
+
+def cut_shared(model, method, state):
+    """Cut what layers share to the size of those whose tensors are there."""
+    made = method.shared(model, np.random.default_rng(0))
+    return {f"shared.{name}": state[f"shared.{name}"][tuple(map(slice, array.shape))]
+            for name, array in made.items()}
 
 
 def method_of(row: Row, config: Config, paths: Iterable[str]) -> Method:

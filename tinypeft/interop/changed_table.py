@@ -268,11 +268,11 @@ def read_shira(row, model, config, tensors, layers):
     for path, (d_in, d_out) in layers.items():
         ours, n = our_path(row, model, config, path), method.rank * (d_in + d_out)
         values = tensors.take(f"{PREFIX}{path}.shira_weight", (n,))
-        places = tensors.take(f"{PREFIX}{path}.shira_indices", (2, n), kinds="iu")
+        places = tensors.take(f"{PREFIX}{path}.shira_indices", (2, n), whole=True)
         if values is None or places is None:
             continue
-        i, j = places.astype(np.int64)
-        if min(i.min(), j.min()) < 0 or i.max() >= d_out or j.max() >= d_in:
+        i, j = places
+        if places.min() < 0 or i.max() >= d_out or j.max() >= d_in:
             raise ValueError(f"{tensors.path}: {path}.shira_indices has places outside of a "
                              f"{d_out} × {d_in} matrix")
         order = np.argsort(i * d_in + j)

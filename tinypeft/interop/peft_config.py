@@ -156,10 +156,10 @@ class Tensors:
             self.names[short] = name
 
     def take(self, name: str, shape: tuple[int | None, ...], reason: str = "",
-             kinds: str = "f") -> Array | None:
+             whole: bool = False) -> Array | None:
         """Return the tensor `name` in the model's dtype, or None (recorded as missing). ValueError
-        unless it has this shape (None: any number) and finite floats. kinds: "iu" for integers,
-        which keep their dtype."""
+        unless it has this shape (None: any number) and finite floats. whole: take whole numbers,
+        as int64; PEFT writes floats for them on Windows."""
         if name not in self.names:
             self.missing.append(name)
             return None
@@ -171,17 +171,16 @@ class Tensors:
             expected = str(shape).replace("None", "any") + (reason and f" for {reason}")
             raise ValueError(f"{where} has shape {got}, expected "
                              f"{shortened(expected, 120)}; {hint}")
+        dtype, kinds = (np.int64, "fiu") if whole else (self.dtype, "f")
         if array.dtype.kind not in kinds:
-            expected = "floats" if kinds == "f" else "integers"
-            raise ValueError(f"{where} is {array.dtype}, expected {expected}")
-        if kinds != "f":
-            self.matched.append(name)
-            return array
-        with np.errstate(over="ignore"): array = array.astype(self.dtype)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{where} has numbers that are not finite in {np.dtype(self.dtype)}")
+            raise ValueError(f"{where} is {array.dtype}, expected floats")
+        with np.errstate(over="ignore", invalid="ignore"): cast = array.astype(dtype)
+        if whole and (cast != array).any():
+            raise ValueError(f"{where} has numbers that are not whole")
+        if not np.isfinite(cast).all():
+            raise ValueError(f"{where} has numbers that are not finite in {np.dtype(dtype)}")
         self.matched.append(name)
-        return array
+        return cast
 
     def report(self) -> Report:
         """Return the names of the tensors taken so far, of those missing, and of all others."""

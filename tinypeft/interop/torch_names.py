@@ -1,6 +1,7 @@
 """What trains, under the names that PyTorch's modules have: transformers' with PEFT on them.
 
-    LoRA                 base_model.model.<their layer>.lora_A.default.weight, and lora_B
+    LoRA, DoRA           base_model.model.<their layer>.lora_A.default.weight, lora_B,
+                         lora_magnitude_vector
     AdaLoRA              <their layer>.lora_A.default, lora_E, lora_B, as LoRA's
     (IA)³                <their layer>.ia3_l.default
     virtual tokens       prompt_encoder.default.embedding.weight; transform.0, .2 of a prefix' MLP;
@@ -76,8 +77,9 @@ def tensors_of(tuned: PeftModel, absent: int = 1) -> dict[str, Array]:
 def low_rank_tensors(tuned):
     """Return the tensors of LoRA, or of AdaLoRA with all its triplets, pruned or not."""
     if not isinstance(tuned.method, AdaLoRA):
-        return {name.replace(".weight", ".default.weight"): array
-                for name, array in lora_folder(tuned, tuned.method)[1].items()}
+        tensors = lora_folder(tuned, tuned.method)[1]            # in a folder DoRA's m has no suffix
+        return {f"{name.removesuffix('.weight')}.default.weight": array
+                for name, array in tensors.items()}
     return {f"{PREFIX}{path}.lora_{letter}.default": array for path, (w,) in adapted_layers(tuned)
             for letter, array in (("A", w.Q.data), ("E", w.Lam.data[:, None]), ("B", w.P.data))}
 
