@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import write_atomically
-from ..peft import METHODS
-from ..pretrained import training_record
+from ..peft import METHODS, Method, attach
+from ..peft.methods import FAMILIES
+from ..pretrained import load_base, training_record
 from ..quant import SCHEMES
 from . import glance, k_quants, speed
 from .about import about, arxiv, class_link, code, lesson_map, name_of
@@ -26,6 +27,7 @@ from .compared import COMPARED_SCHEMES
 from .experiment import Results
 from .experiments import methods as every_method
 from .experiments import smollm2 as real_model
+from .experiments.arms import SURVEYED
 from .markdown import read, table
 from .pictures import drawing
 from .stored import load
@@ -90,6 +92,29 @@ def methods(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
             + "; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired" * papers + ". LoRA is on "
             "two matrices of a block here and AdaLoRA on six, so do not compare these two.\n\n"
             + table(("method", "equation", *["papers (arXiv)"] * papers, "trained", "nats/token"), rows))
+
+
+def by_family(results: Path) -> str:
+    """Every method, by what it changes: its equation, its papers, what it trains and takes, and whether it merges.
+
+    What is trained, and the time of a step, are those of the benchmark of methods on the base, where LoRA has r = 8 on query
+    and value."""
+    measured = speed.runs(results, "methods")[0]["methods"]
+    lora = measured["lora"]["ms"]["tinypeft"]
+    rows = []
+    for family, classes in FAMILIES.items():
+        rows.append((f"**{family}**", *[""] * 5))
+        for name, cls in classes.items():
+            found = measured.get(name)
+            cost = (f"{found['trained']['tinypeft']:,}", f"{found['ms']['tinypeft'] / lora:.2f}") if found else ("–", "–")
+            rows.append((*known(name, METHODS, "../../", papers=True), *cost, "yes" if merges(cls) else "no"))
+    return table(("method", "equation", "papers (arXiv)", "trained", "step over LoRA's", "merges"), rows)
+
+
+def merges(cls: type[Method]) -> bool:
+    """Can what a method learns, at its defaults on the base, become weights?"""
+    tuned = attach(load_base(), cls(), head=2)
+    return all(w.is_mergeable for w in tuned.wrappers.values()) and tuned.virtual is None
 
 
 def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
@@ -186,7 +211,8 @@ SECTIONS = {
     "README.md": {"picture": picture, "claims": claims,
                   "methods": lambda results: first_page(results, "methods", "peft", METHODS, methods),
                   "schemes": lambda results: first_page(results, "schemes", "quant", SCHEMES, schemes)},
-    "tinypeft/peft/README.md": {"methods": lambda results: methods(results, list(METHODS), "../../", papers=True)},
+    "tinypeft/peft/README.md": {"methods": by_family,
+                                "survey": lambda results: methods(results, list(SURVEYED), "../../", papers=True)},
     "tinypeft/quant/README.md": {"schemes": lambda results: schemes(results, list(SCHEMES), "../../", papers=True)},
     "tinypeft/quant/K_QUANTS.md": k_quants.SECTIONS,
     "tests/benchmarks/README.md": speed.SECTIONS,
