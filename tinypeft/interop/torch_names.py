@@ -77,7 +77,7 @@ def tensors_of(tuned: PeftModel, absent: int = 1) -> dict[str, Array]:
 def low_rank_tensors(tuned):
     """Return the tensors of LoRA, or of AdaLoRA with all its triplets, pruned or not."""
     if not isinstance(tuned.method, AdaLoRA):
-        tensors = lora_folder(tuned, tuned.method)[1]            # in a folder DoRA's m has no suffix
+        tensors = lora_folder(tuned, tuned.method)[1]            # DoRA's m has no suffix there
         return {f"{name.removesuffix('.weight')}.default.weight": array
                 for name, array in tensors.items()}
     return {f"{PREFIX}{path}.lora_{letter}.default": array for path, (w,) in adapted_layers(tuned)
