@@ -16,8 +16,8 @@ largest layer needs, and a smaller one reads a slice. So they depend on all targ
 targets the same seed draws other numbers.
 
 The rank may exceed the layer's width, since A and B are not trained: the paper takes r = 1024 for
-a model 768 wide. Then B Λ_d A takes more products than ΔW itself, and `forward` forms ΔW if there
-are enough tokens.
+a model 768 wide. With so large a rank, ΔW x takes fewer products than A x and B z together, so
+`forward` forms ΔW where there are tokens enough to pay for that.
 
 Where implementations differ. A and B are drawn from PyTorch's `kaiming_uniform_` in the paper, in
 PEFT and here: U(−√(6/k), √(6/k)) for k columns. The paper keeps a seed in place of A and B. PEFT
