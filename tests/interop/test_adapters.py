@@ -311,7 +311,7 @@ WRONG = {
     "not a number": ("lora", {}, lambda a: a | {A0: a[A0] * np.nan}, "not finite"),
     "too large": ("lora", {}, lambda a: a | {A0: np.full((2, 16), 1e300)}, "not finite in float32"),
     "unknown type": ("lora", {"peft_type": "GRAVITY"}, None, "'GRAVITY' is not supported: there are LORA, ADALORA"),
-    "not here": ("lora", {"peft_type": "VERA"}, None, "'VERA' is not supported"),
+    "not here": ("lora", {"peft_type": "BOFT"}, None, "'BOFT' is not supported"),
     "no (IA)3": ("lora", {"peft_type": "IA3"}, None, "is not supported: it may change"),
     "lower case": ("lora", {"peft_type": "lora"}, None, "in capitals, LORA"),
     "no type": ("lora", {"peft_type": ...}, None, "peft_type=None is not supported"),

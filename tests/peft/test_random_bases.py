@@ -67,7 +67,7 @@ def test_other_targets_other_numbers(gpt):
 
 @names
 def test_the_general_forward_pass_agrees_and_has_the_same_gradients(name, gpt):
-    """base(x) + ΔW x, which forms ΔW."""
+    """base(x) + ΔW x, which forms ΔW. For so few positions the layer's own does not."""
     tuned = learned(gpt(), METHODS[name])
     for path in QUERY, UP, DOWN:
         layer, results = tuned.wrappers[path], []
@@ -79,6 +79,21 @@ def test_the_general_forward_pass_agrees_and_has_the_same_gradients(name, gpt):
             (y * np.random.default_rng(1).standard_normal(y.shape)).sum().backward()
             results.append([y.data, x.grad, *(p.grad for p in trained)])
         for ours, general in zip(*results, strict=True): assert_close(ours, general, 1e-12)
+
+
+@pytest.mark.parametrize("method", [tp.VeRA(40), tp.RandLoRA(3, alpha=1)], ids=str)
+def test_the_change_is_formed_where_that_takes_fewer_products(method, gpt, monkeypatch):
+    """Products: positions r (d_in + d_out) by the factors; r d_in d_out, once, and positions d_in d_out by ΔW."""
+    layer, r = learned(gpt(), method).wrappers[QUERY], 40 if isinstance(method, tp.VeRA) else 6 * 3
+    calls, change = [], type(layer).change
+    monkeypatch.setattr(type(layer), "change", lambda self: calls.append(self) or change(self))
+    for positions in (1, 5, 10, 20, 50, 100):
+        x = np.random.default_rng(0).standard_normal((positions, 16))
+        calls.clear()
+        y = layer(tp.Tensor(x)).data
+        assert bool(calls) == (r * 256 + positions * 256 < positions * r * 32)
+        assert_close(y, layer.base(tp.Tensor(x)).data + x @ layer.delta().T, 1e-12)
+    assert layer in calls
 
 
 @names

@@ -113,6 +113,16 @@ def test_a_method_of_ones_own_may_share_integers_too(gpt, tmp_path):
     assert np.array_equal(again(TOKENS).data, tuned(TOKENS).data) and same(again.state_dict(), tuned.state_dict())
 
 
+def test_two_parts_do_not_share_the_dict_that_a_method_returns(gpt):
+    class Same(Columns):
+        def shared(self, model, rng): return numbers
+    numbers = Columns().shared(None, np.random.default_rng(0))
+    tuned = tp.attach(gpt(), {"a": Same(), "b": Same()})
+    state = tuned.state_dict()
+    tuned.load_state_dict(state | {"a/shared.scales": np.zeros(5)})
+    assert not tuned.parts["a"].shared["scales"].any() and tuned.parts["b"].shared["scales"].all() and numbers["scales"].all()
+
+
 def test_a_wrapper_of_a_method_without_any_has_no_such_attribute(gpt):
     tuned = tp.attach(gpt(), tp.LoRA(2))
     assert tuned.parts["LoRA"].shared == {} and not any("shared" in vars(layer) for layer in layers_of(tuned, "LoRA"))

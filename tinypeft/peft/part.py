@@ -140,7 +140,7 @@ class Part:
         base = dict(model.named_parameters())
         self.method = method
         self.on = True
-        self.shared = method.shared(model, rng)
+        self.shared = dict(method.shared(model, rng))
         self.wrappers = method.wrap(model, rng)
         self.virtual = method.virtual(model, rng)
         self.trained = {name: base[name] for name in method.trained(model)}

@@ -21,7 +21,7 @@ Where implementations differ. The paper scales by 10/r for CLIP and by 2/√n fo
 its authors' later code in PEFT by α/r with α = 20 r, as here. Both divide A and B, drawn from a
 uniform distribution, by their standard deviation. In PEFT B_j is every n-th column of B, as here;
 in the authors' code for vision it is a matrix of its own. The paper's sparse matrices are left out.
-Like PEFT's, `forward` never forms ΔW, which takes d² D products however few the tokens are.
+To form ΔW takes d² D products, so `forward` does it for many tokens only; PEFT never does.
 """
 import math
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .method import Method, Wrapper
-from .vera import constant, largest
+from .vera import constant, is_cheaper_formed, largest
 
 __all__ = ["RandLoRA", "RandLoRALinear"]
 
@@ -99,6 +99,8 @@ class RandLoRALinear(ChangedLinear):
         return rows.T, B.T
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_cheaper_formed(self, x, self.Lam.size):
+            return super().forward(x)
         left, right = self.factors()
         z = F.linear(self.dropout(x), right)                                  # (…, n r)
         return self.base(x) + F.linear(z, left)

@@ -16,7 +16,8 @@ largest layer needs, and a smaller one reads a slice. So they depend on all targ
 targets the same seed draws other numbers.
 
 The rank may exceed the layer's width, since A and B are not trained: the paper takes r = 1024 for
-a model 768 wide. A layer then computes more than W₀ does, and still trains few numbers.
+a model 768 wide. With so large a rank, ΔW x takes fewer products than A x and B z together, so
+`forward` forms ΔW where there are tokens enough to pay for that.
 
 Where implementations differ. A and B are drawn from PyTorch's `kaiming_uniform_` in the paper, in
 PEFT and here: U(−√(6/k), √(6/k)) for k columns. The paper keeps a seed in place of A and B. PEFT
@@ -38,7 +39,7 @@ from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .method import Method, Wrapper
 
-__all__ = ["VeRA", "VeRALinear", "constant", "largest"]
+__all__ = ["VeRA", "VeRALinear", "constant", "is_cheaper_formed", "largest"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class VeRALinear(ChangedLinear):
         return constant(A, self.d), constant(B, self.d)
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_cheaper_formed(self, x, len(self.d)):
+            return super().forward(x)
         A, B = self.bases()
         z = F.linear(self.dropout(x), A)                                      # (…, r)
         z = F.linear(self.d * z, B)                                           # (…, d_out)
@@ -90,6 +93,14 @@ class VeRALinear(ChangedLinear):
         dA = self.d.reshape(-1, 1) * A
         b = self.b.reshape(-1, 1)
         return b * (B @ dA)
+
+
+def is_cheaper_formed(layer: ChangedLinear, x: Tensor, r: int) -> bool:
+    """Does ΔW, a product of (d_out, r) and (r, d_in), cost less than to apply the two to x?"""
+    positions = x.size // layer.d_in
+    dense = layer.d_in * layer.d_out
+    thin = r * (layer.d_in + layer.d_out)
+    return (r + positions) * dense < positions * thin
 
 
 def constant(array: Array, like: Tensor) -> Tensor:
