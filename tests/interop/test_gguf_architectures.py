@@ -13,8 +13,10 @@ from tests.stress.attacks import gguf_content, save_gguf
 from tests.toys import same
 from tinypeft.interop import write_gguf
 from tinypeft.interop.gguf_architectures import ARCHITECTURES
+from tinypeft.interop.gguf_bytes import file_bytes
 from tinypeft.interop.gguf_reader import GGUFError, read_gguf
 from tinypeft.interop.llama import from_gguf
+from tinypeft.quant import QuantizedEmbedding
 
 gguf = pytest.importorskip("gguf")
 GEMMA = {"d_model": 32, "d_mlp": 64, "n_heads": 4, "d_head": 16, "query_scale": 16}
@@ -48,6 +50,26 @@ def test_a_model_comes_back_bit_exact(kind, scheme, tmp_path, rng):
     assert np.array_equal(from_gguf(tmp_path / "m.gguf")(tokens).data, back(tokens).data)
     write_gguf(tmp_path / "again.gguf", back)
     assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "again.gguf").read_bytes()
+
+
+def test_embeddings_and_heads_keep_their_codes_bit_exact(kind, tmp_path, rng):
+    """Gemma's embedding with its scale, GPT-2's positions, and Qwen's head."""
+    model = tp.quantize(made(kind), tp.GGUF("Q8_0"))
+    path, tokens = tmp_path / "m.gguf", rng.integers(0, 41, (2, 20))
+    write_gguf(path, model)
+    fields, tensors = gguf_content(path)
+    coded = {"token_embd.weight", "position_embd.weight", "output.weight"} & tensors.keys()
+    for name in coded:
+        _, shape, octets = tensors[name]
+        q = tp.GGUF("Q4_1").quantize(octets.view("<f4").reshape(shape))
+        tensors[name] = 3, shape, file_bytes(q).reshape(-1)
+    save_gguf(path, fields, tensors)
+    back = from_gguf(path, quantized=True)
+    assert sum(type(m) is QuantizedEmbedding for _, m in back.named_modules()) + (kind == "qwen3") == len(coded)
+    assert np.array_equal(back(tokens).data, from_gguf(path)(tokens).data)
+    write_gguf(tmp_path / "again.gguf", back)
+    again = read_gguf(tmp_path / "again.gguf")
+    assert all(np.array_equal(again.octets(name), octets) for name, (_, _, octets) in tensors.items())
 
 
 def test_names_of_tensors_and_fields_are_those_of_the_package_gguf(kind, tmp_path):

@@ -39,6 +39,8 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q
               "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ4_NL": 25,
               "BF16": 32, "MXFP4": 38}
 NO_ORIGIN = Origin({}, {}, None, None)
+PLAIN = Linear, LayerNorm, RMSNorm, Embedding            # modules whose weights are numbers
+CODED = QuantizedLinear, QuantizedEmbedding
 
 
 def write_gguf(path: str | Path, model: Decoder) -> None:
@@ -68,7 +70,7 @@ def write_gguf(path: str | Path, model: Decoder) -> None:
 
 
 def _tensors(model):
-    """Name → (type, shape, array of its bytes)."""
+    """Return name → (type, shape, array of the bytes or numbers) of every tensor of the file."""
     architecture, config, tensors = architecture_of(model), model.config, {}
     if (divisors := architecture.divisors(config)) is not None:
         tensors[FACTORS] = "F32", divisors.shape, divisors
@@ -86,16 +88,13 @@ def _tensors(model):
         if architecture.is_paired(config, theirs):
             array = neighbours(array.reshape(shape[0], -1), config.d_head)
         tensors[theirs] = kind, shape, array
-    names = dict.fromkeys([name for name in types if name in tensors])       # the file's order
-    return {name: tensors[name] for name in names | tensors}
-
-
-PLAIN = Linear, LayerNorm, RMSNorm, Embedding
+    in_the_file = [name for name in types if name in tensors]                # keeps its order
+    return {name: tensors[name] for name in dict.fromkeys([*in_the_file, *tensors])}
 
 
 def _codes(modules, paths):
     """(type, bytes) of the codes of one module, or of several with their rows stacked."""
-    if all(type(m) in (QuantizedLinear, QuantizedEmbedding) for m in modules):
+    if all(type(m) in CODED for m in modules):
         with naming(paths[0]): kinds = {type_of(m.weight) for m in modules}
         if len(kinds) == 1: return *kinds, np.concatenate([file_bytes(m.weight) for m in modules])
     raise ValueError(f"{', '.join(paths)}: expected floating point, or all of them quantized by "

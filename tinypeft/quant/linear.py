@@ -98,7 +98,7 @@ class QuantizedEmbedding(Embedding):
             raise ValueError(f"the vectors are {self.dtype!r:.80}, expected float32 or float64")
         if not math.isfinite(self.scale):
             raise ValueError(f"the scale is {self.scale}")
-        self.weight.take(np.arange(1))
+        self.weight.take(np.arange(0))
 
     def vectors(self, ids: Array) -> Tensor:
         ids = F.checked_ids(ids, self.d_out, "token ids")
