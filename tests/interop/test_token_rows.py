@@ -29,8 +29,15 @@ def together(family, methods, **options):
     return tuned
 
 
-@pytest.mark.parametrize("family", EVERY)
-@pytest.mark.parametrize("kind", OURS)
+def cells():
+    """Every kind on a tied and on an untied head; on the two other families most kinds are long tests."""
+    for kind in OURS:
+        for family in EVERY:
+            is_long = family in ("Llama", "Gemma") and kind not in ("alone", "LoRA")
+            yield pytest.param(kind, family, marks=[pytest.mark.long] * is_long)
+
+
+@pytest.mark.parametrize("kind, family", list(cells()))
 def test_peft_computes_what_we_compute_numerical(kind, family, tmp_path):
     tuned = together(family, OURS[kind])
     tuned.save(tmp_path / "one", format="peft")

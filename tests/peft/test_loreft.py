@@ -94,7 +94,8 @@ def test_dropout_is_on_the_changed_states(gpt, tokens):
 
 # -- the positions -------------------------------------------------------------------------------
 @pytest.mark.parametrize("n, p, s, first, last", [
-    (9, 2, 3, [0, 1], [6, 7, 8]), (5, 2, 3, [0, 1], [2, 3, 4]), (4, 2, 3, [0, 1], [2, 3]), (3, 2, 3, [0], [1, 2]),
+    (9, 2, 3, [0, 1], [6, 7, 8]), (5, 1, 4, [0], [1, 2, 3, 4]),
+    (5, 2, 3, [0, 1], [2, 3, 4]), (4, 2, 3, [0, 1], [2, 3]), (3, 2, 3, [0], [1, 2]),
     (1, 2, 3, [], [0]), (1, 1, 0, [0], []), (5, 7, 0, [0, 1], []), (5, 0, 7, [], [2, 3, 4]), (2, 1, 1, [0], [1])])
 def test_positions_are_those_of_the_paper_and_none_is_named_twice(n, p, s, first, last):
     """Where n < p + s, p becomes min(p, ⌊n/2⌋) and s min(s, ⌈n/2⌉)."""
@@ -148,8 +149,9 @@ def test_a_task_of_pairs_says_where_its_prompts_end(gpt):
 
 
 # -- beside other methods ------------------------------------------------------------------------
-@pytest.mark.parametrize("other", [tp.PromptTuning(3), tp.PTuningV2(3, dropout=0.0), tp.PTuning((1, "context", 2, "target")),
-                                   tp.LoRA(2), tp.ParallelAdapter(4, activation="gelu"), tp.TrainableTokens((3,))], ids=str)
+@pytest.mark.parametrize("other", [
+    tp.PromptTuning(3), tp.PTuningV2(3, dropout=0.0), tp.PTuning((1, "context", 2, "target"), encoder=None), tp.LoRA(2),
+    tp.ParallelAdapter(4, activation="gelu"), tp.TrainableTokens((3,))], ids=str)
 def test_beside_another_method_the_same_tokens_change(other, gpt, tokens):
     """Virtual tokens are not counted: the first token of the text is the first, wherever it stands."""
     tuned = tp.attach(gpt(), {"other": other, "reft": METHOD}, rng=0, head=3)
@@ -166,7 +168,7 @@ def test_beside_another_method_the_same_tokens_change(other, gpt, tokens):
     for moved, places in changed:
         for b in range(3): assert np.flatnonzero(moved[b]).tolist() == [*places[b, :2], places[b, 6]]
     del tuned.parts["reft"].virtual.change
-    tp.gradcheck(lambda *_: tuned.classify(tokens, LENGTHS), *tuned.trainable_parameters(), tolerance=1e-6)
+    tp.gradcheck(lambda *_: tuned.classify(tokens, LENGTHS), *tuned.trainable_parameters(), tolerance=1e-6, directions=1)
     assert np.array_equal(tuned.generate(tokens, 4), tuned.generate(tokens, 4, use_cache=False))
     both = tuned(tokens).data
     tuned.detach("reft")
@@ -235,6 +237,7 @@ def test_what_it_cannot_do_is_refused_by_name(gpt, tokens, tmp_path):
     with pytest.raises(tp.MethodError, match="merge: LoReFT.* works by a hook on states; no weights"): tuned.merge()
     with pytest.raises(tp.MethodError, match="save: PEFT has no counterpart of LoReFT"): tuned.save(tmp_path, format="peft")
     with pytest.raises(tp.MethodError, match="rank 17 exceeds 16, the width"): tp.attach(gpt(), tp.LoReFT(17))
+    with pytest.raises(tp.MethodError, match="first must be an integer from 0 to"): tp.LoReFT(first=10**30)
     with pytest.raises(tp.MethodError, match="first and last are both 0"): tp.LoReFT(first=0, last=0)
     with pytest.raises(ValueError, match="'blocks.2' matches none of the blocks"):
         tp.attach(gpt(), tp.LoReFT(targets=("blocks.2",)))

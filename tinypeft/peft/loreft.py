@@ -21,8 +21,9 @@ rows of R are orthonormal. Where n < p + s, p becomes min(p, ⌊n/2⌋) and s be
 `tied`. Nothing can be merged.
 
 The prompt is what `generate` continues, the prompt of a pair, or a row to classify. What the model
-writes behind it stays as it is. Other text, such as a row of language modelling, is all prompt.
-Virtual tokens of another method are not counted.
+writes behind it stays as it is. Other text, such as a row of language modelling, is all prompt; a
+task of your own says where prompts end by `prompted` of `models/generation.py`. Virtual tokens of
+another method are not counted.
 
 Where implementations differ. The defaults are those of the authors' command for commonsense and
 arithmetic. If the positions do not share R, W and b, the paper has a Φ for each of them, and the
@@ -60,8 +61,8 @@ class LoReFT(Method):
     probability, on the changed states.
     """
     rank: int = whole(8, least=1, also=("r", "low_rank_dimension"))
-    first: int = whole(7, also=("first_n", "prefix_positions", "p"))
-    last: int = whole(7, also=("last_n", "suffix_positions", "s"))
+    first: int = whole(7, most=1 << 31, also=("first_n", "prefix_positions", "p"))
+    last: int = whole(7, most=1 << 31, also=("last_n", "suffix_positions", "s"))
     tied: bool = flag(True, also=("share_weights", "tied_weights"))
     dropout: float = real(0.0, least=0, below=1)
     targets: Targets = layer_names("all", also=("layers",))
@@ -113,13 +114,14 @@ class Interventions(VirtualTokens):
         paths = [f"blocks.{i}" for i in range(c.n_layers)]
         changed = chosen(paths, method.targets, kind="blocks")
         dtype = model.token_embedding.weight.dtype
-        make = functools.partial(Phi, c.d_model, method.rank, method.dropout, dtype, rng)
+
+        def one_for_each_block():
+            return [Phi(c.d_model, method.rank, method.dropout, dtype, rng)
+                    if path in changed else None for path in paths]
         self.p = method.first
         self.s = method.last
-        self.phi = [make() if path in changed else None for path in paths]
-        self.phi_last = []                               # if it is another one
-        if not method.tied:
-            self.phi_last = [make() if path in changed else None for path in paths]
+        self.phi = one_for_each_block()
+        self.phi_last = [] if method.tied else one_for_each_block()
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         n = prompt_lengths(tokens) if lengths is None else np.asarray(lengths)
@@ -131,11 +133,10 @@ class Interventions(VirtualTokens):
         name; places (B, T): where these tokens are in x."""
         if self.phi[i] is None:
             return x
-        if self.phi_last:
-            x = changed_at(is_last, self.phi_last[i], x, places)
-        else:
-            is_first = is_first | is_last
-        return changed_at(is_first, self.phi[i], x, places)
+        if not self.phi_last:
+            return changed_at(is_first | is_last, self.phi[i], x, places)
+        x = changed_at(is_first, self.phi[i], x, places)
+        return changed_at(is_last, self.phi_last[i], x, places)
 
     def describe(self) -> str:
         return f"({self.p} first and {self.s} last positions)"
