@@ -31,7 +31,7 @@ OURS = {
     "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8),
     "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(), "hira": tp.HiRA(),
     "miss": tp.MiSS(), "vera": tp.VeRA(), "randlora": tp.RandLoRA(), "shira": tp.SHiRA(), "fourierft": tp.FourierFT(),
-    "c3a": tp.C3A(32), "oft": tp.OFT(16), "loreft": tp.LoReFT(),
+    "c3a": tp.C3A(16), "oft": tp.OFT(16), "loreft": tp.LoReFT(),
     "trainable_tokens": tp.TrainableTokens(tuple(range(20)))}
 WRAPPING = {
     "full": None,
@@ -48,7 +48,7 @@ WRAPPING = {
     "randlora": peft.RandLoraConfig(**QV),
     "shira": peft.ShiraConfig(r=8, **QV),
     "fourierft": peft.FourierFTConfig(n_frequency=1000, **QV),
-    "c3a": peft.C3AConfig(block_size=32, **QV),
+    "c3a": peft.C3AConfig(block_size=16, **QV),
     "oft": peft.OFTConfig(oft_block_size=16, use_cayley_neumann=False, **QV)}
 AT_SEAMS = {
     "prefix": peft.PrefixTuningConfig(**LM, prefix_projection=True, encoder_hidden_size=WIDTH),

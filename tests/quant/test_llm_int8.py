@@ -251,7 +251,7 @@ def test_every_method_on_every_int8_base(gpt, tokens, scheme, method):
     """The method gets a gradient, a fresh LoRA changes nothing, detach gives the base back; only codes cannot be trained."""
     model = tp.quantize(gpt(np.float32, context_length=48), scheme, calibration=tokens)
     before = model(tokens).data
-    fields = {name: 2 for name in ("rank", "bottleneck", "frequencies") if hasattr(tp.METHODS[method], name)}
+    fields = {name: 2 for name in ("rank", "bottleneck", "frequencies", "block_size") if hasattr(tp.METHODS[method], name)}
     if method == "full":
         with pytest.raises(tp.MethodError, match="codes cannot be trained"): tp.attach(model, tp.FullFineTuning())
         return

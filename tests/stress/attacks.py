@@ -209,12 +209,12 @@ GGUF_FIELDS = {
     "llama.attention.value_length": [2, 2**40],
     "llama.attention.causal": [False, "true"],
     "llama.expert_count": [8, [0]],
-    "tokenizer.ggml.model": ["bert", 3, ["gpt2"]],
-    "tokenizer.ggml.pre": ["x", 3],
+    "tokenizer.ggml.model": [3, ["gpt2"]],                # an unknown one is a warning
+    "tokenizer.ggml.pre": [3],
     "tokenizer.ggml.tokens": [[], ["a"] * 262, 3, "x", np.zeros(262), [f"t{i}" for i in range(5000)]],
     "tokenizer.ggml.token_type": [np.ones(3, np.int32), np.full(262, 99, np.int32), ["1"], 3],
     "tokenizer.ggml.merges": [["a"], ["a b c"], ["€ €"], ["Ġ"], 3, np.zeros(3)],
-    "tokenizer.ggml.eos_token_id": [-1, 0, 2**40, "x", [1]],
+    "tokenizer.ggml.eos_token_id": [-1, 2**40, "x", [1]],
 }
 UP = "blk.1.ffn_up.weight"
 GGUF_TENSORS = {
@@ -232,7 +232,7 @@ GGUF_TENSORS = {
 def gguf_attacks() -> Iterator[tuple[str, Callable[[dict, dict], object]]]:
     """(name, edit): edit changes the fields and tensors of a GGUF file."""
     for name, values in GGUF_FIELDS.items():
-        optional = "key_length", "freq_base", "ggml.model", "scaling.type", "scale_linear"
+        optional = ("key_length", "freq_base", "ggml.model", "ggml.pre", "eos_token_id", "scaling.type", "scale_linear")
         may_be_missing = name.endswith(optional) or name[6:] in ONLY
         if not may_be_missing: yield f"no {name}", lambda fields, tensors, n=name: fields.pop(n)
         for v in values: yield f"{name} = {v}", lambda fields, tensors, n=name, v=v: fields.update({n: v})

@@ -7,6 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tests.legible import DISTINCT, grey
+from tinypeft.peft.methods import FAMILIES
 from tinypeft.study import about, compare, pages, plot
 from tinypeft.study.about import ABOUT, ARMS, arxiv, class_link, code, lesson_map, name_of
 from tinypeft.study.compared import COMPARED_SCHEMES
@@ -54,6 +55,7 @@ def test_a_value_knows_its_name():
 def test_what_is_missing_is_told_with_the_table_to_extend(monkeypatch):
     class Nameless(tp.LoRA): pass
     monkeypatch.setitem(tp.METHODS, "nameless", Nameless)
+    monkeypatch.setitem(FAMILIES["all weights"], "nameless", Nameless)
     whole = lambda folder, kind: pages.SECTIONS[f"tinypeft/{folder}/README.md"][kind](RESULTS)
     for ask in (lambda: about.about("nameless"), lambda: plot.mark("nameless"), lesson_map, lambda: whole("peft", "methods"),
                 lambda: compare.row("nameless", Arm(Nameless()), {"trained": 0, "share": 0.0}, [0.0])):
@@ -61,6 +63,7 @@ def test_what_is_missing_is_told_with_the_table_to_extend(monkeypatch):
     monkeypatch.setitem(tp.SCHEMES, "hqq", tp.NF4)
     with pytest.raises(KeyError, match="about.py has no entry for 'nameless'"): whole("peft", "methods")
     monkeypatch.delitem(tp.METHODS, "nameless")
+    monkeypatch.delitem(FAMILIES["all weights"], "nameless")
     with pytest.raises(KeyError, match="about.py has no entry for 'hqq'"): whole("quant", "schemes")
 
 

@@ -189,7 +189,7 @@ def read_base_weights(model: Decoder, config: Config, tensors: Tensors) -> State
 
 def adapted_paths(model, config, kind):
     """List their layers that the method of the folder adapts."""
-    if kind == "LN_TUNING" or kind in VIRTUAL:
+    if kind in ("LN_TUNING", "TRAINABLE_TOKENS") or kind in VIRTUAL:
         return []
     default = IA3_TARGETS[names_of(model).kind] if kind == "IA3" else ()
     return [path for path, *_ in linear_layers(model, config, default)]
