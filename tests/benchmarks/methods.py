@@ -29,7 +29,7 @@ OURS = {
     "prefix": tp.PrefixTuning(VIRTUAL, hidden=WIDTH), "ptuning_v2": tp.PTuningV2(VIRTUAL, dropout=0.0),
     "prompt": tp.PromptTuning(VIRTUAL), "ptuning": tp.PTuning((VIRTUAL, "target"), encoder="mlp", hidden=WIDTH),
     "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8),
-    "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(), "hira": tp.HiRA(),
+    "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(rank=2, alpha=2.0), "hira": tp.HiRA(),
     "miss": tp.MiSS(), "vera": tp.VeRA(), "randlora": tp.RandLoRA(), "shira": tp.SHiRA(), "fourierft": tp.FourierFT(),
     "c3a": tp.C3A(16), "oft": tp.OFT(16), "loreft": tp.LoReFT(),
     "trainable_tokens": tp.TrainableTokens(tuple(range(20)))}
@@ -41,7 +41,7 @@ WRAPPING = {
                                   orth_reg_weight=0.01, total_step=HORIZON, target_modules=MATRICES),
     "ia3": peft.IA3Config(target_modules=["key", "value", "down"], feedforward_modules=["down"]),
     "loha": peft.LoHaConfig(r=8, alpha=8, **QV),
-    "lokr": peft.LoKrConfig(r=8, alpha=8, **QV),
+    "lokr": peft.LoKrConfig(r=2, alpha=2, **QV),
     "hira": peft.HiraConfig(r=8, **QV),
     "miss": peft.MissConfig(r=8, **QV),
     "vera": peft.VeraConfig(**QV),
