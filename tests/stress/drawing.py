@@ -30,7 +30,7 @@ def drawn(cls, rng, chance=0.4):
             limit = f.metadata["limit"]
             named = re.findall(r"'([^']+)'", limit.expected)                   # of `one_of`
             legal = [x for x in (*NUMBERS, *OTHERS, *named) if limit.holds(x)]
-            if (cls.__name__, f.name) == ("GGUF", "importance"): legal = [True, False]                   # a str is the name of a file
+            if (cls.__name__, f.name) == ("GGUF", "importance"): legal = [True, False]        # a str is the name of a file
             if legal and rng.random() < chance: fields[f.name] = legal[rng.integers(len(legal))]
         try:
             return cls(**fields)

@@ -19,7 +19,6 @@ from ..common.hints import Array
 from ..models.decoder import Decoder
 from ..models.targets import names_for
 from ..peft import Method, MethodError
-from ..peft.metered import Metered
 from ..peft.method import Wrapper
 from ..peft.model import PeftModel
 from ..peft.part import own_state
@@ -184,6 +183,7 @@ def read_plain(row: Row, model: Decoder, config: Config, tensors: Tensors,
                method: Method | None = None) -> tuple[Method, State]:
     """Read arrays of the shapes that the method gives them. layers: their path → (d_in, d_out).
     method: that of the fields, if it is known. A method's other arrays are as it makes them."""
+    from ..peft.metered import Metered  # not above: numpy.random would load with the package
     method = method or method_of(row, config, layers)
     ours = {path: our_path(row, model, config, path) for path in layers}
     method = replace(method, targets=tuple(ours.values()))

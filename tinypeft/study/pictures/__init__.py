@@ -67,7 +67,7 @@ PICTURES = {
     "scaling": Picture(speed.scaling, "Cost as work grows", "03", ("benchmark_scaling",)),
     "computation_graph": Picture(engine.computation_graph, "A computation graph", "01"),
     "gradient_check": Picture(engine.gradient_check, "Checking a gradient", "01", ("gradient_check",)),
-    "changes_of_a_weight": Picture(changes.changes_of_a_weight, "What a change of a weight can look like", "07"),
+    "changes_of_a_weight": Picture(changes.changes_of_a_weight, "What a change of a weight can look like", "07", (), "png"),
     "methods_in_a_block": Picture(schematics.methods_in_a_block, "Where each method sits", "04"),
     "staircase": Picture(quantizers.staircase, "What rounding does", "10"),
     "clipping": Picture(quantizers.clipping, "Clipping against rounding", "10"),

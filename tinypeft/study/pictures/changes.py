@@ -27,7 +27,7 @@ def changes_of_a_weight(results: Path) -> plot.Drawing:
         ax.imshow(W, cmap="RdBu", vmin=-2.5 * W.std(), vmax=2.5 * W.std(), interpolation="nearest")
         ax.grid(False)
         ax.set(xticks=[], yticks=[])
-        ax.set_title(f"{about(name_of(method)).short}\n{trained:,}, rank {rank}", fontsize=8)
+        ax.set_title(f"{about(name_of(method)).short}\n{trained:,}, rank {rank}", fontsize=9)
         said.append(f"{about(name_of(method)).short}: {trained:,} numbers, rank {rank}" + ", lengths of rows kept" * kept)
     for ax in axes.flat[len(SMALL):]: ax.set_axis_off()
     return plot.Drawing(
