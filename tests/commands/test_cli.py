@@ -144,7 +144,7 @@ def test_names_of_layers_are_separated_by_commas(text, value):
 def test_what_are_no_names_is_refused_on_the_command_line(text):
     with pytest.raises(tp.MethodError, match="LoRA: targets must be a tuple of names"):
         build("method", tp.METHODS, "lora", [f"targets={text}"])
-    with pytest.raises(tp.MethodError, match="init must be 'kaiming' or 'gaussian', got 'a,b'"):
+    with pytest.raises(tp.MethodError, match="init must be 'kaiming', 'gaussian', .* or 'lora_ga', got 'a,b'"):
         build("method", tp.METHODS, "lora", ["init=a,b"])
 
 
