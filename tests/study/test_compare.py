@@ -59,6 +59,8 @@ def test_all_is_every_method_and_every_scheme():
     arms = compare.arms_of(compare.ALL)
     assert arms["full"] is EXPERIMENTS["first_look"].conditions["full"] and arms["dora"].times == arms["full"].times
     assert {type(arms[name].method) for name in tp.METHODS if name != "probe"} == {*tp.METHODS.values()} - {tp.LinearProbe}
+    for _, (name, label), value, _, settings in calls:            # each is the study's own condition
+        if name == "schemes": assert value == EXPERIMENTS["schemes"].conditions[label] and settings["steps"] == 80
     _, _, frozen, seed, settings = next(call for call in calls if call[1] == ("first_look", "dora"))
     assert seed == 1000 and settings["steps"] * frozen.times == 60
 

@@ -105,7 +105,7 @@ def calls_of(size: Size, seeds: list[int]) -> list[tuple]:
     arms, first_look = arms_of(size), EXPERIMENTS["first_look"]
     settings = {name: EXPERIMENTS[name].settings | {"steps": size.scheme_steps} for name in ("schemes", "qat")}
     settings["first_look"] = {"steps": size.steps / arms["full"].times, "batch_size": size.batch_size}
-    conditions = {"schemes": COMPARED_SCHEMES, "qat": EXPERIMENTS["qat"].conditions, "first_look": arms}
+    conditions = {name: EXPERIMENTS[name].conditions for name in ("schemes", "qat")} | {"first_look": arms}
     wanted = [("schemes", label, seeds[:1]) for label in reversed(size.schemes)]
     if any(COMPARED_SCHEMES[label].trains for label in size.schemes): wanted.append(("qat", TRAINED_AS_LONG, seeds[:1]))
     wanted += [("first_look", name, seeds[:1] if name == "frozen" else seeds) for name in reversed(arms)]

@@ -12,6 +12,7 @@ from .plot import Drawing
 __all__ = ["figures", "page"]
 
 MADE_BY = {"compare": "python -m tinypeft --out figures",        # results that no experiment measures
+           "compare_all": "python -m tinypeft compare --all --out figures",
            "benchmark_scaling": "python -m tests.benchmarks scaling"}
 HEAD = """# Figures
 

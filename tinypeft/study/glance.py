@@ -8,7 +8,7 @@ from . import plot
 from .compared import COMPARED_SCHEMES, TRAINED_AS_LONG
 from .markdown import aligned
 
-__all__ = ["draw", "picture", "tables"]
+__all__ = ["draw", "everything", "picture", "tables"]
 
 
 def trains(label: str) -> bool:
@@ -22,7 +22,7 @@ def tables(record: dict) -> str:
     checked = any("study" in r for r in (*record["methods"], *record["schemes"]))
     head, cells = (["the study", ""], beside) if checked else ([], lambda r, sign: [])
     methods = table(["fine-tuning", "trained", "share", "loss", "share of full's gain", *head], [
-        [r["label"], f"{r['trained']:,}", f"{100 * r['share']:.2f} %", pm(r["loss"], r["interval"]), f"{100 * r['gain']:.0f} %",
+        [r["label"], f"{r['trained']:,}", f"{100 * r['share']:.2f} %", pm(r["loss"], r["interval"]), f"{share(r)} %",
          *cells(r, "")] for r in record["methods"]])
     parts = [methods]
     for title, of_kind in (("rounding at once", False), ("rounding and training", True)):
@@ -37,6 +37,11 @@ def tables(record: dict) -> str:
 def sizes(r: dict) -> list[str]:
     """Bits over all parameters, and what the whole model takes."""
     return [f"{r['bits_in_all']:.3f}", f"{r['bytes'] / 1024:,.0f}"] if "bytes" in r else []
+
+
+def share(r: dict) -> int:
+    """The share of full fine-tuning's gain, in whole per cent."""
+    return round(100 * r["gain"])
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -90,16 +95,21 @@ def picture(results: Path) -> plot.Drawing:
     return picture_of(json.loads((results / "compare.json").read_text(encoding="utf-8")))
 
 
+def everything(results: Path) -> plot.Drawing:
+    """What `compare --all` stored in the folder `results`, as a `Drawing`."""
+    return picture_of(json.loads((results / "compare_all.json").read_text(encoding="utf-8")))
+
+
 def picture_of(record: dict) -> plot.Drawing:
     """A dot and an interval for each row, with the study's interval behind it, as a `Drawing`."""
     methods, (exact, *rest) = record["methods"], record["schemes"]
     at_once, trained = ([r for r in rest if trains(r["label"]) == of_kind] for of_kind in (False, True))
     at_once.sort(key=lambda r: -r["bits"])
     rows = [*at_once, *([None] if trained else []), *trained]            # None: a gap
-    heights = 2.0, 0.6 + 0.19 * len(rows)
+    heights = max(2.0, 0.6 + 0.19 * len(methods)), 0.6 + 0.19 * len(rows)
     fig, (above, below) = plot.figure(2, 1, height=0.6 + sum(heights), height_ratios=heights)
     for y, r in enumerate(methods): dot(above, r, "loss", y, xerr=r["interval"])
-    above.set_yticks(range(len(methods)), [f"{r['label']}\u2003{r['gain']:.0%}" for r in methods])
+    above.set_yticks(range(len(methods)), [f"{r['label']}\u2003{share(r)}%" for r in methods])
     above.set(xlabel="test loss (nats/token)", ylim=(-0.6, len(methods) - 0.4))
     above.set_title(f"Fine-tuning for {record['steps']} steps; in %: of full's gain")
     below.axvline(0, color=plot.COLOURS["grey"], lw=1, ls="--")

@@ -59,6 +59,7 @@ PICTURES = {
     "rates": Picture(fair.rates, "Loss over the learning rate", "15", ("rates",)),
     "sizes": Picture(fair.sizes, "Methods and the size of the model", "15", ("sizes",)),
     "compare": Picture(glance.picture, "The main job at a glance", "15", ("compare",)),
+    "compare_all": Picture(glance.everything, "Every method and every scheme", "15", ("compare_all",)),
     "pretraining": Picture(pretraining.picture, "How the base was trained", "02"),
     "natural_outliers": Picture(outliers.natural, "Outliers of a real model", "16", ("natural_outliers",)),
     "schemes": Picture(few_bits.schemes, "Bits and what they cost", "15", ("schemes",)),
