@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .training.finder import RateSearch, find_rate
     from .engine.optim.paged import PagedAdamW
     from .models.generation import KVCache, generate
-    from .course import check, predict
+    from .course import check, guess
 
     # the engine
     from .engine.tensor import (GraphError, Tensor, concatenate, maximum, no_grad, split, stack,

@@ -102,7 +102,7 @@ print("the base answers as before:", answers(base) == before)
 # - If your function is not right yet, the following cells use the package's own, so you can always
 #   go on.
 #   If it is right, they use yours.
-# - A cell with `tp.predict(…)` asks for a guess before something is measured.
+# - A cell with `tp.guess(…)` asks for a guess before something is measured.
 #   Put a number in place of the dots.
 #   Nobody grades it.
 # - *Find the bug* exercises run a wrong program first, so that you see what goes wrong.
@@ -251,7 +251,7 @@ print(f"largest error {abs(W - Q.dequantize()).max() / s[0]:.2f} of a step s")
 # per cent?
 
 # %%
-guess = tp.predict("00.share", 1.5, "%")
+guess = tp.guess("00.share", 1.5, "%")
 guess
 
 # %% [markdown]

@@ -667,7 +667,7 @@ show(tp.Tensor.op)
 # everything?
 
 # %%
-guess = tp.predict("01.biases", 30.0, "%")
+guess = tp.guess("01.biases", 30.0, "%")
 guess
 
 # %%
@@ -712,7 +712,7 @@ fig
 # Guess: how long does its step take, in per cent of a step that trains everything?
 
 # %%
-guess = tp.predict("01.time", 67.0, "%")
+guess = tp.guess("01.time", 67.0, "%")
 guess
 
 # %%

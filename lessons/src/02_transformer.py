@@ -290,7 +290,7 @@ slider("temperature", frames, captions=told, xlabel="token, the likeliest first"
 # What is its loss?
 
 # %%
-guess = tp.predict("02.nothing", 6.9, "nats per token")
+guess = tp.guess("02.nothing", 6.9, "nats per token")
 guess
 
 # %% [markdown]
@@ -541,7 +541,7 @@ fig
 # Which share of its parameters is in the MLPs?
 
 # %%
-guess = tp.predict("02.mlp", 50.0, "%")
+guess = tp.guess("02.mlp", 50.0, "%")
 guess
 
 # %% [markdown]

@@ -452,7 +452,7 @@ show("schematic:memory")
 # Do all items exist at the same time?
 
 # %%
-guess = tp.predict("03.peak", 7.5, "MiB")
+guess = tp.guess("03.peak", 7.5, "MiB")
 guess
 
 # %%
@@ -507,7 +507,7 @@ fig
 # How many MiB of activations are left, for the bill's batch of 4 rows of 128 tokens?
 
 # %%
-guess = tp.predict("03.lora", 18.8, "MiB")
+guess = tp.guess("03.lora", 18.8, "MiB")
 guess
 
 # %%

@@ -148,7 +148,7 @@ show("methods_in_a_block")
 # what an adapter adds, in per cent of $h$?
 
 # %%
-guess = tp.predict("04.detour", 0.35, "%")
+guess = tp.guess("04.detour", 0.35, "%")
 
 # %%
 class Meter(Module):

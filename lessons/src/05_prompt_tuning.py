@@ -296,7 +296,7 @@ result
 # length. Guess: how many of them are still nearest to the word from which they started?
 
 # %%
-guess = tp.predict("05.stay", 4, "of 20")
+guess = tp.guess("05.stay", 4, "of 20")
 
 # %%
 P_e, words = tuned.virtual.P_e.data, starting_words(base, 20, None, np.random.default_rng(0))

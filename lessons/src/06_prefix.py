@@ -69,7 +69,7 @@ show("schematic:prefix")
 # (`walk`, in the next cell, is the model by hand. You need not read it now.)
 
 # %%
-guess = tp.predict("06.zeros", 20, "%")
+guess = tp.guess("06.zeros", 20, "%")
 
 # %%
 def walk(model, tokens, prefix, seen, positions):

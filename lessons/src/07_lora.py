@@ -396,7 +396,7 @@ for name, (_, arrays) in seen.items(): print(f"{name:7} {what_is_wrong(*arrays)}
 # The matrix is 128 × 128. How much of $\lVert \Delta W \rVert^2$ do its 8 largest hold?
 
 # %%
-guess = tp.predict("07.share", 90, "%")
+guess = tp.guess("07.share", 90, "%")
 
 # %%
 path = "blocks.2.attention.value"
@@ -512,7 +512,7 @@ show("subspace")
 # $d = 128$?
 
 # %%
-guess = tp.predict("07.first_change", 7, "times")
+guess = tp.guess("07.first_change", 7, "times")
 
 # %%
 def first_change(r, stabilized):

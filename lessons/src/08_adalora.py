@@ -192,7 +192,7 @@ show(AdaLoRALinear.observe)
 # How large is the budget $b(35)$, when half of the 50 steps are over? Compute it by hand.
 
 # %%
-halfway = tp.predict("08.halfway", 180, "triplets in the budget")
+halfway = tp.guess("08.halfway", 180, "triplets in the budget")
 
 # %% [markdown]
 # ### {exercise}
@@ -390,7 +390,7 @@ fig
 # would have 40 of them. How many do these ten have?
 
 # %%
-query_key = tp.predict("08.query_key", 40, "ranks")
+query_key = tp.guess("08.query_key", 40, "ranks")
 
 # %% fold
 kinds = ["query", "key", "value", "output", "up", "down"]

@@ -48,7 +48,7 @@ print(f"frozen base on {task.name}: {base_loss:.3f} nats/token")
 # negative number if you expect it to lie below the base, and a positive one if above.
 
 # %%
-rank_one = tp.predict("09.rank_one", -0.1, "nats/token from the base")
+rank_one = tp.guess("09.rank_one", -0.1, "nats/token from the base")
 
 # %%
 lora = tp.attach(copy.deepcopy(model), tp.LoRA(rank=R, alpha=ALPHA), rng=0)
@@ -110,7 +110,7 @@ print("mean size of the parts 1 … 8 of LoRA:", sizes(lora).round(2))
 # With $R = 8$, in how many of the 80 steps of a training will row 5 of $A$ take part?
 
 # %%
-row_five = tp.predict("09.row_five", 10, "steps")
+row_five = tp.guess("09.row_five", 10, "steps")
 
 # %%
 show("schematic:dylora")

@@ -107,7 +107,7 @@ result
 
 # %%
 print(f"8 bits: {relative(my_absmax(W, 8)):.2f} %")
-four_bits = tp.predict("10.four_bits", 6.0, "%")
+four_bits = tp.guess("10.four_bits", 6.0, "%")
 four_bits
 
 # %%
@@ -492,7 +492,7 @@ for name, W_hat in found.items():
 
 # %%
 print(f"float32: perplexity {np.exp(exact):.2f}")
-two_bits = tp.predict("10.two_bits", 40.0)
+two_bits = tp.guess("10.two_bits", 40.0)
 two_bits
 
 # %%

@@ -161,7 +161,7 @@ fig
 print("largest entry of a token in the base, median over tokens:")
 for name, A in (("over all features", X), ("over the three columns", X[:, planted])):
     print(f"  {name:23} {np.median(np.abs(A).max(1)):.1f}")
-left = tp.predict("11.codes_left", 9, "codes")
+left = tp.guess("11.codes_left", 9, "codes")
 
 # %% [markdown]
 # ### {exercise}
@@ -539,7 +539,7 @@ fig
 
 # %%
 print(f"float32: {perplexity(model, max_batches=2):.2f}")
-absmax = tp.predict("11.absmax", 22.0)
+absmax = tp.guess("11.absmax", 22.0)
 absmax
 
 # %%

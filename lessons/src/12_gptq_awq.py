@@ -116,7 +116,7 @@ print(f"‖Ŵ − W‖ = {np.linalg.norm(W_rtn - W):.2f}, the root of tr(W H W�
 # (The numbers above give it.)
 
 # %%
-guess = tp.predict("12.strongest", 30.0, "%")
+guess = tp.guess("12.strongest", 30.0, "%")
 
 # %%
 size, row = np.linalg.norm(W_rtn - W), np.random.default_rng(0).normal(size=len(W))
@@ -434,7 +434,7 @@ show(gptq.factor)
 # text*? (Between two of these sizes the result is interpolated.)
 
 # %%
-guess = tp.predict("12.tokens", 512, "tokens")
+guess = tp.guess("12.tokens", 512, "tokens")
 
 # %%
 down = "blocks.2.mlp.down"                                        # 512 inputs

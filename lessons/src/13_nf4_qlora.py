@@ -214,7 +214,7 @@ print(f"symmetric int4 on normal weights: ‖Ŵ − W‖/‖W‖ = {table['int4 
 # (You can also compute it: the codes are −7 … 7, and the error of rounding is uniform, too.)
 
 # %%
-guess = tp.predict("13.uniform", 9.0, "%")
+guess = tp.guess("13.uniform", 9.0, "%")
 
 # %%
 print(f"{'‖Ŵ − W‖/‖W‖ (%)':20}", *(f"{name:>18}" for name in kinds))

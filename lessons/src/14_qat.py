@@ -406,7 +406,7 @@ with use(peqa, scaled_linear=my_scaled_linear): print("yours        ", np.round(
 # **Predict** it for LSQ:
 
 # %%
-guess = tp.predict("14.repaired", 80.0, "%")
+guess = tp.guess("14.repaired", 80.0, "%")
 
 # %%
 groups = dict(symmetric=False, granularity="group", group_size=32)

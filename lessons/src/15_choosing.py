@@ -90,7 +90,7 @@ print("full fine-tuning, weights and gradients in 16 bits, moments in 32: "
 # The LoRA is the one above: rank 8, on query and value.
 
 # %%
-guess = tp.predict("15.qlora", 8.0, "GiB")
+guess = tp.guess("15.qlora", 8.0, "GiB")
 
 # %%
 estimates = memory.compared(llama, batch=1, tokens=512)

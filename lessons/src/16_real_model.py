@@ -445,7 +445,7 @@ before = ask(model)
 # **Predict** the recall, in per cent of the facts, when it is asked in another wording:
 
 # %%
-guess = tp.predict("16.recall", 60.0, "%")
+guess = tp.guess("16.recall", 60.0, "%")
 
 # %%
 tuned = tp.attach(model, tp.LoRA(rank=8, targets="all"), rng=0)

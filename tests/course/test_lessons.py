@@ -289,7 +289,7 @@ def test_too_few_pictures_are_found():
 UNNUMBERED = r"How to use the course|Recall|" \
              r"Where the papers? says? (this|these)|Where implementations differ|What you can do now"
 MATHS = re.compile(r"\$\$.+?\$\$|(?<![\\$\w])\$(?![$\s]).+?(?<![\\\s])\$(?!\d)", re.S)
-WORK = re.compile(r"tp\.(check|predict|train|attach|evaluate|quantize|generate|find_rate)\(|\.beside\(|\.backward\(")
+WORK = re.compile(r"tp\.(check|guess|train|attach|evaluate|quantize|generate|find_rate)\(|\.beside\(|\.backward\(")
 
 
 @pytest.mark.parametrize("stem", [path.stem for path in SOURCES])
@@ -326,8 +326,8 @@ def rules(stem, cells, filled):
     if not any(re.match(r"Exercise \d+ · (Bonus: )?Find the bug\b.*★", h) for h in headings):
         found.append("no checked exercise is called “Find the bug: …”")
     if not any(re.search(r"\bBonus\b", h) for h in headings): found.append("no heading says “Bonus”")
-    names = re.findall(r'tp\.predict\("([^"]+)"', everything)
-    if not names: found.append("no prediction: nothing calls tp.predict")
+    names = re.findall(r'tp\.guess\("([^"]+)"', everything)
+    if not names: found.append("no prediction: nothing calls tp.guess")
     own = f"{stem[:2]}."
     found += [f"the prediction {name!r} does not begin with {own}" for name in names if not name.startswith(own)]
     if everything.count(".beside(") < len(names): found.append("a prediction is not shown .beside( what is measured")
@@ -451,7 +451,7 @@ result
 
 # %%
 mine = result.function
-guess = tp.predict("07.gain", 3.0, "nats")
+guess = tp.guess("07.gain", 3.0, "nats")
 
 # %%
 guess.beside(len([mine]))
@@ -499,7 +499,7 @@ def test_a_lesson_that_keeps_the_rules(good):
 
 @pytest.mark.parametrize("old, new, says", [
     ("exercise=lora.merge points=2 minutes=5 bonus=yes", "exercise=lora.merge points=2 minutes=5", "no heading says “Bonus”"),
-    ("tp.predict(", "tp.note(", "no prediction"), ('"07.gain"', '"08.gain"', "'08.gain' does not begin with 07"),
+    ("tp.guess(", "tp.note(", "no prediction"), ('"07.gain"', '"08.gain"', "'08.gain' does not begin with 07"),
     (".beside(", ".near(", "not shown .beside("), ("schematic:lora", "lora", "no schematic"),
     ("(GLOSSARY.md)", "(README.md)", "does not link GLOSSARY.md"), ("## 2. Merged", "## Merged", "“Merged” is not numbered 2."),
     ("## 2. Merged", "## 3. Merged", "is not numbered 2."), ("## Recall", "## Recall\n# " + "x " * 60, "120 columns"),

@@ -3,7 +3,7 @@
     A lesson       percent.py (lessons/src/NN_name.py → notebooks)   build.py (writes and runs them)
                    study_numbers.py ({study …} in its text)   show.py (source and pictures)
                    schematics/ (drawings)   slider.py, sliders.py, png.py (pictures with a handle)
-                   beside.py (texts side by side)   predict.py (a guess before a measurement)
+                   beside.py (texts side by side)   guess.py (a guess before a measurement)
                    use.py (a student's function at work inside the package)
     An exercise    exercise.py (what it is)   exercises/ (one file a topic)   worth.py (its points)
                    check.py (is a function right?)   judge.py (the stages of a check)
@@ -17,9 +17,9 @@ lessons/src/README.md says how to write a lesson.
 """
 from .beside import beside
 from .check import check
-from .predict import predict
+from .guess import guess
 from .project import Project
 from .show import show
 from .use import use
 
-__all__ = ["Project", "beside", "check", "predict", "show", "use"]
+__all__ = ["Project", "beside", "check", "guess", "show", "use"]

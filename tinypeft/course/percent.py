@@ -19,7 +19,7 @@ one place each:
                                             → ### Exercise 5 · Your choice (open, 5 points, …)
 
 Text may hold the study's numbers, `{study rank: 8, loss}` or `{claim A very small rank}`; see
-`study_numbers.py`. A guess, `tp.predict("03.peak", 31.0, "MiB")`, is a number in the lesson, and in
+`study_numbers.py`. A guess, `tp.guess("03.peak", 31.0, "MiB")`, is a number in the lesson, and in
 the assignment `...` stands in its place.
 
 Two notebooks are made of a source: the lesson, with the solutions and their outputs, and the
@@ -227,16 +227,16 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
 
 
 def unguessed(code: str, where: str = "a cell") -> str:
-    """The code with `...` in place of each number that is guessed: predict("03.peak", 31.0).
+    """The code with `...` in place of each number that is guessed: guess("03.peak", 31.0).
 
     Raises ValueError if a guess is not written as one plain number.
     """
-    if "tp.predict(" not in code: return code
+    if "tp.guess(" not in code: return code
     lines, found = code.split("\n"), []
     for node in ast.walk(ast.parse(code)):
-        if not isinstance(node, ast.Call) or ast.unparse(node.func) != "tp.predict": continue
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) != "tp.guess": continue
         if len(node.args) < 2 or not isinstance(node.args[0], ast.Constant):
-            raise ValueError(f'{where}: expected tp.predict("NN.word", number, "unit"), '
+            raise ValueError(f'{where}: expected tp.guess("NN.word", number, "unit"), '
                              f"got {ast.unparse(node)}")
         guess = node.args[1]
         try:

@@ -58,7 +58,7 @@ project
 #
 # Predict the bytes of each arm before you measure: the base's weights at their bits (`tp.quant.bits_per_weight` counts them), what
 # is trained with its gradient and AdamW's two moments, and the activations (lesson 03 counts them). Keep each prediction with
-# `tp.predict`. One arm on the float32 base shows what quantizing costs. It may be above the budget: then say so, and let
+# `tp.guess`. One arm on the float32 base shows what quantizing costs. It may be above the budget: then say so, and let
 # it train fewer rows at a time (`accumulate` in `tp.train`).
 
 # %% project

@@ -1,6 +1,6 @@
 """A guess before a measurement, and both side by side after it.
 
-    guess = tp.predict("03.peak", 31.0, "MiB")           before the run
+    guess = tp.guess("03.peak", 31.0, "MiB")             before the run
     guess.beside(peak)                                   after it: both, how far off, and stars
 
 In an assignment `...` stands for the number. Then there is no guess yet, and everything goes on.
@@ -17,7 +17,7 @@ from types import EllipsisType
 from ..common.markup import facts
 from ..engine.tensor import Tensor
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Guess", "guess"]
 
 NAME = re.compile(r"\d\d\.[a-z][a-z0-9_]*")
 STARS = (3, 0.9, 1.1), (2, 0.75, 1.25), (1, 0.5, 2.0)    # stars, for guess/measured from … to …
@@ -25,7 +25,7 @@ NO_GUESS = "no guess yet: write a number in place of ... and run the cell again"
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Guess:
     """A guess, and what was measured. Either is None as long as it is missing.
 
     name: "NN.word", the lesson and what is guessed. unit: of both numbers.
@@ -35,7 +35,7 @@ class Prediction:
     unit: str = ""
     measured: float | None = None
 
-    def beside(self, measured: float) -> Prediction:
+    def beside(self, measured: float) -> Guess:
         """The guess beside the measured number: write it as the last line of a cell.
 
         Raises TypeError if `measured` is no number, ValueError if it is not finite.
@@ -87,11 +87,11 @@ class Prediction:
         first += guess if self.guess is None else f"your guess is {guess}"
         return "\n".join([first, *(f"  {name:<13}{value}" for name, value in rest)])
 
-    def _repr_html_(self) -> str: return facts(self._rows(), f"Prediction {self.name}")
+    def _repr_html_(self) -> str: return facts(self._rows(), f"Guess {self.name}")
 
 
-def predict(name: str, guess: float | EllipsisType, unit: str = "") -> Prediction:
-    """Note a guess, to compare it with what is measured later: `predict(…).beside(measured)`.
+def guess(name: str, guess: float | EllipsisType, unit: str = "") -> Guess:
+    """Note a guess, to compare it with what is measured later: `guess(…).beside(measured)`.
 
     name: "NN.word": the lesson's two digits, and what is guessed. guess: a number; `...` says that
     there is no guess yet. unit: of the guess, such as "MiB".
@@ -100,10 +100,10 @@ def predict(name: str, guess: float | EllipsisType, unit: str = "") -> Predictio
     that is no number.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(f'predict: the name is {name!r}; expected "NN.word", for example '
+        raise ValueError(f'guess: the name is {name!r}; expected "NN.word", for example '
                          '"03.peak": two digits of the lesson, and a word in small letters')
-    if guess is ...: return Prediction(name, None, unit)
-    return Prediction(name, _number(guess, f"{name}: the guess"), unit)
+    if guess is ...: return Guess(name, None, unit)
+    return Guess(name, _number(guess, f"{name}: the guess"), unit)
 
 
 def _number(value, what):
