@@ -188,7 +188,7 @@ class Tensor:
             yield root, np.array(dy)
             return
         order = topological_order(root)
-        uses = Counter(id(x) for y in order for x, _ in filter(None, y.parents))
+        uses = Counter(id(x) for y in order for x in trained_parents(y))
         grads = {id(root): dy}
         sums = set()                                     # ids of gradients safe to add into
         while order:
@@ -197,8 +197,10 @@ class Tensor:
                 continue
             dy = grads.pop(id(y))
             parents, vjp = y.parents, y.vjp
-            y.parents = y.vjp = None                     # walked: free the arrays it saved
-            for parent, dx in zip(parents, vjp(dy), strict=True):
+            y.parents = y.vjp = None                     # walked
+            dxs = vjp(dy)
+            del vjp                                      # and the arrays that it saved
+            for parent, dx in zip(parents, dxs, strict=True):
                 if parent is None:                       # frozen
                     continue
                 x, _ = parent
@@ -495,6 +497,11 @@ class RowGradient:
         dense = np.zeros(self.shape, dtype or self.dtype)
         dense[self.ids] = self.rows
         return dense
+
+
+def trained_parents(y: Node | Tensor) -> list[Node | Tensor]:
+    """List the parents of `y` that are not frozen, one as often as the operation takes it."""
+    return [parent[0] for parent in y.parents if parent is not None]
 
 
 def topological_order(root: Node | Tensor) -> list[Node | Tensor]:
