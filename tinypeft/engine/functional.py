@@ -420,7 +420,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
         dO = dO.reshape(Q.shape)
         dK = np.zeros_like(K) if k_trained else None
         dV = np.zeros_like(V) if v_trained else None
-        for (h, t, s, keep), (largest, Z) in zip(pieces(same_rng), rows, strict=True):
+        for piece, (largest, Z) in zip(pieces(same_rng), rows, strict=True):
+            h, t, s, keep = piece
             E, _ = numerators(h, t, s, largest)
             do = _stacked(dO[h, :, t]) / Z
             if v_trained:
@@ -432,8 +433,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
             dS *= E
             if k_trained:
                 dK[h, s] += dS.swapaxes(1, 2) @ _stacked(Q[h, :, t])
-            Q[h, :, t] = _unstacked(dS @ K[h, s], R)                    # these rows are used up
-        dQ = np.multiply(Q, scale, out=Q)
+            if q_trained:
+                Q[h, :, t] = _unstacked(dS @ K[h, s], R)                # these rows are used up
+        dQ = np.multiply(Q, scale, out=Q) if q_trained else None
         return [None if dx is None else dx.reshape(shape)
                 for dx, shape in ((dQ, q_shape), (dK, k_shape), (dV, k_shape))]
     return Tensor.fused(O.reshape(q_shape), (q, k, v), vjp)
@@ -551,13 +553,13 @@ def linear_cross_entropy(x: Tensor, W: Tensor, targets: Array,
     E = X @ M.T
     total, sums = _surprise(E, E, t, counted)
     x_trained, W_trained = x.requires_grad, W.requires_grad
-    if not W_trained:
-        X = None                                         # only dW needs it
+    rows = [X] if W_trained else []                      # only dW needs them
+    del X
 
     def vjp(dy):
         dz = _dlogits(E, sums, t, counted, dy / n)
+        dW = dz.T @ rows.pop() if W_trained else None    # x is freed before there is a dx
         dx = (dz @ M).reshape(shape) if x_trained else None
-        dW = dz.T @ X if W_trained else None
         return dx, dW
     return Tensor.fused(np.asarray(total / n, dtype=E.dtype), (x, W), vjp)
 
