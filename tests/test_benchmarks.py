@@ -50,7 +50,7 @@ SMALLER = {                                              # name → what its mod
     "scaling": lambda folder: {"SERIES": {name: scaling.Series((1, 2, 3), lambda n: (TINY["base"][0], 2, 8 * n, None, n), "")
                                           for name in scaling.SERIES}},
     "gpt2": lambda folder: {"SIZES": {"n_layer": 1, "n_embd": 128, "n_head": 2, "vocab_size": 64}, "LENGTH": 8},
-    "smollm2": lambda folder: {"smollm2_file": lambda: small_llama(folder), "LENGTH": 8}}
+    "smollm2": lambda folder: {"smollm2_file": lambda: small_llama(folder), "LENGTH": 8, "LONG": (8, 16)}}
 
 
 @pytest.mark.filterwarnings("ignore")
