@@ -11,6 +11,8 @@ from tests.oracles import assert_close
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.tensor import RowGradient, Tensor, concatenate
+from tinypeft.models.llama import Llama, LlamaConfig
+from tinypeft.quant import QuantizedEmbedding
 from tinypeft.quant.rounding import fake_quantize
 
 
@@ -250,3 +252,28 @@ def test_the_head_holds_few_logits(monkeypatch):
     (lambda: F.linear_cross_entropy(normal(2, 3), normal(5, 3), [-100, -100]), "no target counts")])
 def test_what_does_not_fit_is_refused(call, says):
     with pytest.raises(ValueError, match=says): call()
+
+
+@pytest.mark.parametrize("name", ["tied", "untied", "prompt", "prefix", "trained tokens", "quantized"])
+def test_a_models_loss_is_the_cross_entropy_of_its_logits(name):
+    """To the bit, with the gradients, whatever head, prompt or prefix it has."""
+    config = LlamaConfig(40, 30, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_mlp=16, d_head=8, tied=name != "untied")
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(0, 40, (2, 3, 12))
+    targets[0, :5] = F.IGNORED
+    def make():
+        model = Llama(config, rng=1)
+        method = {"prompt": tp.PromptTuning(length=3), "prefix": tp.PTuningV2(length=3, dropout=0.0),
+                  "trained tokens": tp.TrainableTokens(tokens=(1, 2)), "quantized": tp.LoRA(rank=2)}.get(name)
+        if name == "quantized":
+            table = tp.Uniform(bits=8).quantize(model.token_embedding.weight.data)
+            model.token_embedding = QuantizedEmbedding(table)
+        return model if method is None else tp.attach(model, method, rng=2)
+    results = []
+    for of in (lambda m: m.loss(tokens, targets), lambda m: F.cross_entropy(m(tokens), targets)):
+        model = make()
+        loss = of(model)
+        loss.backward()
+        results.append([loss.data, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 1
+    for a, b in zip(*results, strict=True): assert np.array_equal(a, b)
