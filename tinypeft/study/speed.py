@@ -155,10 +155,12 @@ def long_texts(steps: list[dict]) -> str:
     """LoRA steps on one long text; nothing in a record without them."""
     if not steps:
         return ""
-    mib = lambda step, side: f"{step['peak bytes'][side] / 2**20:,.0f} MiB"
-    return table(("a LoRA step on one text", "tokens", "seconds", "÷ PEFT", "peak memory", "÷ PEFT"), [
-        (s["model"], f"{s['tokens']:,}", number(s["seconds"]["tinypeft"]), number(s["ratio"]), mib(s, "tinypeft"),
-         number(s["peak bytes"]["tinypeft"] / s["peak bytes"]["PEFT"])) for s in steps]) + "\n\n"
+    rows = []
+    for s in steps:
+        ours, theirs = s["peak bytes"].values()
+        rows.append((s["model"], f"{s['tokens']:,}", number(s["seconds"]["tinypeft"]), number(s["ratio"]),
+                     f"{ours / 2**20:,.0f} MiB", number(ours / theirs)))
+    return table(("a LoRA step on one text", "tokens", "seconds", "÷ PEFT", "peak memory", "÷ PEFT"), rows) + "\n\n"
 
 
 def quant(results: Path) -> str:
