@@ -59,7 +59,9 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
         ends = _ends(eos, special) | {"start": _start(content, special)}
         content["model"] = model | {"vocab": vocab, "merges": [_pair(merge) for merge in merges]}
         kind = sentencepiece if model.get("byte_fallback") is True else byte_level
-        return kind.parsed(content, special, added, **ends)
+        tokenizer = kind.parsed(content, special, added, **ends)
+        tokenizer.chat_template = _chat_template(folder)
+        return tokenizer
     except (ValueError, TypeError) as e:
         raise HuggingFaceError(f"{path}: not a byte-pair encoding that is supported: "
                                f"{shortened(str(e))}") from e
@@ -130,6 +132,18 @@ def _end_of_text(folder):
     return None
 
 
+def _chat_template(folder):
+    """Return the text of the folder's chat template, or None. Of several that are named, it is the
+    one called "default"."""
+    if (path := folder / "chat_template.jinja").exists(): return read_text(path)
+    path = folder / "tokenizer_config.json"
+    template = read_object(path).get("chat_template") if path.exists() else None
+    if isinstance(template, list):
+        template = next((entry.get("template") for entry in template if isinstance(entry, dict)
+                         and entry.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
+
+
 def _older_files(folder, vocab):
     """vocab.json and its companions as a tokenizer.json."""
     merges = [s.split(" ") for s in read_text(folder / "merges.txt").split("\n") if s.strip()]
@@ -143,7 +157,7 @@ def _older_files(folder, vocab):
 
 def write_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
     """Write the tokenizer's files; transformers, tokenizers and llama.cpp read them. GPT-2's older
-    files are written too where they say the same. A chat template is not written."""
+    files are written too where they say the same."""
     folder = Path(folder)
     by_id = lambda ids: dict(sorted(ids.items(), key=lambda pair: pair[1]))
     name = {i: name for name, i in tokenizer.special.items()}
@@ -170,6 +184,7 @@ def write_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
         lines = "".join(f"{a} {b}\n" for a, b in [("#version:", "0.2"), *merges])
         write_atomically(folder / "merges.txt", lines)
         write_atomically(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False) + "\n")
+    if tokenizer.chat_template is not None: config["chat_template"] = tokenizer.chat_template
     for file, value in ("tokenizer", content), ("tokenizer_config", config):
         write_atomically(folder / f"{file}.json", json.dumps(value, ensure_ascii=False) + "\n")
 

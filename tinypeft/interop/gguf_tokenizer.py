@@ -45,8 +45,10 @@ def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
     if kind is None or isinstance(kind, str) and kind in ("no_vocab", "none"): return None
     try:
         _check_known(fields, kind)
-        if kind == "gpt2": return _byte_level(fields)
-        return _sentencepiece(fields)
+        tokenizer = _byte_level(fields) if kind == "gpt2" else _sentencepiece(fields)
+        template = fields.get("tokenizer.chat_template")
+        if isinstance(template, str): tokenizer.chat_template = template
+        return tokenizer
     except UnknownTokenizer: raise
     except (ValueError, TypeError) as e:
         raise GGUFError(f"the tokenizer is damaged: {shortened(str(e))}") from e

@@ -23,18 +23,16 @@ import numpy as np
 from ..common.hints import Array
 from ..common.wording import brief, shortened
 from ..files import check_fields, parse_json, read_text, write_atomically
+from .chat import Messages, chat_end, chat_prompt
+from .templates import Special
 from .words import SPLITS, words
 
-__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Special", "Tokenizer", "join"]
+__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Tokenizer", "join"]
 
 END_OF_TEXT = "<|endoftext|>"
 BYTES = [bytes([b]) for b in range(256)]
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64             # the cache holds 65,536 short words at most
 _MOST_IDS = 1 << 31                                      # ids are int32
-
-
-class Special(str):
-    """The name of a special token, which is that token in `encode_parts`; any other str is text."""
 
 
 class Tokenizer:
@@ -51,6 +49,7 @@ class Tokenizer:
     different whole numbers, and every merge's parts and result are tokens."""
 
     _format, _options, _strips = "", {}, False       # options: field → the default
+    chat_template: str | None = None                 # its text, as the folder or file has it
 
     def __init__(self, merges: list[tuple[Any, Any]], vocab: dict[Any, int], end_of_text: int,
                  special: dict[str, int], added: dict[str, int] | None, start: int | None,
@@ -131,6 +130,14 @@ class Tokenizer:
         start = [] if self.start is None else [self.start]
         return np.concatenate([np.array(start, np.int32), self.encode(text, allow_special)])
 
+    def chat_prompt(self, messages: Messages, family: str | None = None) -> Array:
+        """Return the ids (n,) of a conversation; see `chat.chat_prompt`."""
+        return chat_prompt(self, messages, family)
+
+    def chat_end(self, family: str | None = None) -> int:
+        """Return the id that ends an answer in a conversation; see `chat.chat_end`."""
+        return chat_end(self, family)
+
     def encode_documents(self, documents: Iterable[object]) -> Array:
         """Encode `str(document)` of each as one stream of ids (n,). Each ends with the end of text,
         and `opening` is in front of it: a start of its own, or the end of text before it."""
@@ -163,7 +170,8 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write a JSON file, atomically. Byte strings are stored as Latin-1 characters."""
         fields = {"added": self.added or None, "start": self.start, "end_of_turn": self.end_of_turn}
-        fields |= {name: getattr(self, name) for name in self._options}
+        fields |= {"chat_template": self.chat_template,
+                   **{name: getattr(self, name) for name in self._options}}
         changed = {name: value for name, value in fields.items()
                    if value != self._options.get(name)}
         write_atomically(path, json.dumps({
@@ -182,7 +190,7 @@ class Tokenizer:
             check_fields(content, {"format": str, "end_of_text": int, "merges": list,
                                    "vocab": dict},
                          {"special": dict, "added": dict, "start": int, "end_of_turn": int,
-                          **dict.fromkeys(cls._options, str)})
+                          "chat_template": str, **dict.fromkeys(cls._options, str)})
             names = {"start", "end_of_turn", *cls._options} & content.keys()
             fields: dict[str, Any] = {name: content[name] for name in names}
             for name in "vocab", "special", "added":
@@ -190,7 +198,9 @@ class Tokenizer:
                 fields[name] = check_fields(ids, dict.fromkeys(ids, int))
             fields["vocab"] = {cls._read(token): i for token, i in fields["vocab"].items()}
             merges = [[cls._read(token) for token in pair] for pair in content["merges"]]
-            return cls(merges, end_of_text=content["end_of_text"], **fields)
+            tokenizer = cls(merges, end_of_text=content["end_of_text"], **fields)
+            tokenizer.chat_template = content.get("chat_template")
+            return tokenizer
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a tokenizer of {cls.__name__}.save: "
                              f"{shortened(str(error))}") from error
