@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from tests.damaged import read_or_refused
 from tests.toys import Noise, small
 from tinypeft import tasks
 from tinypeft.text import BPETokenizer
-from tinypeft.text.chat import FAMILIES, chat_answer, chat_end, chat_prompt
+from tinypeft.text.chat import chat_answer, chat_end, chat_prompt
 from tinypeft.text.tasks import held_out, own, own_files, saved
 from tinypeft.text.tasks.held_out import near_duplicates, parts
 from tinypeft.text.tasks.own_files import read_table
 from tinypeft.text.tasks.writing import written
+from tinypeft.text.templates import FAMILIES
 
 SPLITS = "train", "validation", "test"
 BYTES = BPETokenizer([])                                 # one token per byte
@@ -271,7 +273,7 @@ def test_predictions_are_the_heads(tmp_path, model):
     assert labels == task.predict(tuned, texts) and len(labels) == 27 and p.shape == (27, 3)
     assert np.allclose(p.sum(1), 1, atol=1e-6) and labels == [task.classes[i] for i in p.argmax(1)]
     for text, row in zip(texts[:3], p, strict=False):
-        z = tuned.classify(task.encode(text)[None], [len(task.encode(text))]).data[0]
+        z = tuned.class_logits(task.encode(text)[None], [len(task.encode(text))]).data[0]
         assert np.allclose(row, np.exp(z) / np.exp(z).sum(), atol=1e-6)
     assert task.predict(tuned, []) == []
     with pytest.raises(TypeError, match="expected a list of texts, got 'one text'"): task.predict(tuned, "one text")
@@ -635,10 +637,25 @@ def test_a_classifier_takes_texts(tmp_path, model):
     tuned = tp.attach(model, tp.LoRA(rank=2), head=3)
     with pytest.raises(ValueError, match=r"knows no classes .*use task.predict\(tuned, texts\)"): tuned.classify("one")
     tp.train(tuned, task, 1, progress=False)
-    labels = task.predict(tuned, ["one", "two three"])
-    assert tuned.classify(["one", "two three"]) == labels and tuned.classify("one") == labels[0]
+    texts = ["one", "two three " * 9, "one"]
+    labels, p = task.predict(tuned, texts, probabilities=True)
+    answers = tuned.classify(texts)
+    assert [answer.label for answer in answers] == labels and tuned.classify([]) == []
+    assert [list(answer.probabilities) for answer in answers] == [list(task.classes)] * 3
+    assert np.array_equal([list(answer.probabilities.values()) for answer in answers], p)
+    label, probabilities = tuned.classify("one")
+    assert probabilities[label] == max(probabilities.values()) and sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
+    with pytest.raises(TypeError, match="expected a list of texts, got array"): tuned.classify(np.arange(3))
+    again = pickle.loads(pickle.dumps(tuned))
+    assert again.classify("one") == tuned.classify("one")
+    tuned.save(tmp_path / "judge")
+    merged, base = tuned.merge(), tuned.detach()
+    assert merged.classify("one").label == label
+    with pytest.raises(ValueError, match="knows no classes of texts"): base.classify("one")
+    tuned = tp.load_adapter(base, tmp_path / "judge")
+    assert tuned.classify(texts) == answers
     ids = task.encode("one")
-    assert tuned.classify(ids[None], np.array([len(ids)])).shape == (1, 3)
+    assert tuned.class_logits(ids[None], np.array([len(ids)])).shape == (1, 3)
     tp.train(tuned, made("pairs", tmp_path / "d", model), 1, progress=False)
     with pytest.raises(ValueError, match="knows no classes"): tuned.classify(["one"])
 

@@ -141,7 +141,7 @@ class Classification(Rows):
         return tokens, lengths, np.array([label for _, label in examples])
 
     def logits(self, model: Module, batch: Batch) -> Tensor:
-        logits = model.classify(*batch[:2])                   # (B, C)
+        logits = model.class_logits(*batch[:2])                   # (B, C)
         if logits.shape[1] != len(self.classes):
             raise ValueError(f"{self.name}: the model's head has {logits.shape[1]} classes, the "
                              f"task {len(self.classes)}: {shortened(', '.join(self.classes), 80)}")
