@@ -147,7 +147,7 @@ def test_an_answer_ends_where_the_context_does():
         assert len(list(tp.models.generation.steps(model, tp.chat_prompt(CHAT, TALK)[None], room))) == room
         assert model.chat(TALK, 9999, family="smollm2") == model.chat(TALK, room)
         context = 200 - getattr(model, "virtual_length", 0)
-        with pytest.raises(ValueError, match=f"the model takes {context}, the answer included; leave out its first messages"):
+        with pytest.raises(ValueError, match=f"the model takes {context}, the answer included; shorten it, or leave"):
             model.chat("x" * 400)
 
 

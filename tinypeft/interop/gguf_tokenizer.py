@@ -19,11 +19,12 @@ from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
 from .byte_level import as_bytes, check_bytes
 from .gguf_reader import GGUFError
 
-__all__ = ["KEY", "PRE", "UnknownTokenizer", "tokenizer_of_gguf"]
+__all__ = ["KEY", "PRE", "TEMPLATE", "UnknownTokenizer", "tokenizer_of_gguf"]
 
 PRE = {"gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama3": "llama-bpe"}
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 KEY = "tokenizer.ggml."
+TEMPLATE = "tokenizer.chat_template"
 
 
 class UnknownTokenizer(GGUFError):
@@ -46,12 +47,12 @@ def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
     try:
         _check_known(fields, kind)
         tokenizer = _byte_level(fields) if kind == "gpt2" else _sentencepiece(fields)
-        template = fields.get("tokenizer.chat_template")
-        if isinstance(template, str): tokenizer.chat_template = template
-        return tokenizer
     except UnknownTokenizer: raise
     except (ValueError, TypeError) as e:
         raise GGUFError(f"the tokenizer is damaged: {shortened(str(e))}") from e
+    template = fields.get(TEMPLATE)
+    tokenizer.chat_template = template if isinstance(template, str) else None
+    return tokenizer
 
 
 def _check_known(fields, kind):

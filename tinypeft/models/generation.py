@@ -23,8 +23,8 @@ from ..common.hints import Array, Rng, Seed
 from ..engine import functional as F
 from ..engine.tensor import Tensor, no_grad, within
 
-__all__ = ["KVCache", "LayerCache", "answer", "generate", "keeping", "kept", "prompt_lengths",
-           "prompted", "sample", "stream"]
+__all__ = ["KVCache", "LayerCache", "answer", "characters", "generate", "keeping", "kept",
+           "prompt_lengths", "prompted", "sample", "steps", "stream", "trained_family"]
 
 KEPT = 2**23                                                 # bytes of decoded weights
 _kept = contextvars.ContextVar("kept", default=None)
@@ -226,18 +226,24 @@ def answer(model: Any, messages: Any, max_new_tokens: int = 256, stop: int | Non
     max_new_tokens where the context ends. ValueError if there is no room for an answer."""
     require_model(model)
     tokenizer = require_tokenizer(model, "chat")
-    task = getattr(model, "task", None)
-    if family is None and hasattr(task, "chat"):             # what the model was trained for
-        family = task.chat or "plain"
+    family = family or trained_family(model)
     ids = tokenizer.chat_prompt(messages, family)
     if stop is None:
         stop = tokenizer.chat_end(family)
     room = model.config.context_length - getattr(model, "virtual_length", 0) - len(ids)
     if room < 1:
         raise ValueError(f"chat: the conversation has {len(ids)} tokens and the model takes "
-                         f"{len(ids) + room}, the answer included; leave out its first messages")
+                         f"{len(ids) + room}, the answer included; shorten it, or leave out its "
+                         "first messages")
     new = steps(model, ids[None], min(max_new_tokens, room), stop=stop, **options)
     return characters(tokenizer, new, {stop, tokenizer.end_of_text}, is_continued=False)
+
+
+def trained_family(model: Any) -> str | None:
+    """Return the family of the chat template that the model was trained on prompts in, "plain" for
+    none, or None for a model that was not."""
+    task = getattr(model, "task", None)
+    return (task.chat or "plain") if hasattr(task, "chat") else None
 
 
 def characters(tokenizer: Any, tokens: Iterable[Array], ends: Container[int],

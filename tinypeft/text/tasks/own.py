@@ -227,7 +227,9 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
                       facts.missing_words(table, dict(zip(names[:2], zip(*plains, strict=True),
                                                           strict=False))),
                       facts.affected(table, too_long,
-                                     f"left out as longer than {context} tokens, the context")],
+                                     f"left out as longer than {context} tokens, the context"),
+                      chat is None and getattr(tokenizer, "chat_template", None) and
+                      "the model's chat template is not known here, so prompts are plain text"],
                      "repeated row, prompt with two answers, NaN, or row that is too long"))
     return task
 
