@@ -214,7 +214,8 @@ def require_free(model: Any, verb: str) -> None:
     if mark is not None:
         raise mark.error(f"{verb}: {mark.reason}")
     if not isinstance(model, Decoder):
-        raise TypeError(f"{verb}: expected a language model, got {type(model).__name__}")
+        raise TypeError(f"{verb}: expected a language model, got {type(model).__name__}; the model "
+                        "comes first")
 
 
 def heads(x: Tensor, n: int) -> Tensor:

@@ -45,6 +45,7 @@ def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 
     ignore it. Raises MethodError if a method fits neither the model nor the other methods, if the
     model has one already, on or disabled, or if calibration is missing.
     """
+    require_free(model, "attach")
     tuned = attach_parts(model, named(methods), rng, head, head_bias)
     try:
         tuned.begin(tuned.parts.values(), calibration, "attach")

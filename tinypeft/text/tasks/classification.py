@@ -124,8 +124,8 @@ class Classification(Rows):
         (N, C).
 
         model: with a head for the classes. Raises ValueError for another number of classes."""
-        model.eval()
         rows = [(self.encode(text), 0) for text in checked_texts(texts)]
+        model.eval()
         p, order = [np.zeros((0, len(self.classes)), np.float32)], []
         with no_grad():
             for places in watched(by_length(rows, batch_size), "classifying"):
