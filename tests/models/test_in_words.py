@@ -2,6 +2,7 @@
 and with the methods that treat a prompt otherwise than an answer."""
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import pytest
 import tinypeft as tp
 from tests.families import make
 from tinypeft.models.generation import characters
+from tinypeft.study.pages import ROOT
 from tinypeft.text import BPETokenizer
-from tinypeft.text.tasks import Answering
+from tinypeft.text.tasks import Answering, Classification
 
 NAMES = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
 CHAT = BPETokenizer([], special=NAMES, end_of_text=256, split="smollm")                  # one token per byte
@@ -165,5 +167,51 @@ def test_an_adapter_chats_in_the_form_that_it_was_trained_in(chat, tmp_path):
         assert answer and answer.strip() == task.predict(tuned, ["Say 5"], 9)[0]
         tuned.save(tmp_path / "helper")
         assert pickle.loads(pickle.dumps(tuned)).chat("Say 5", 9) == copy.deepcopy(tuned).chat("Say 5", 9) == answer
-        if isinstance(method, tp.LoRA): assert tuned.merge().chat("Say 5", 9) == answer
+        if isinstance(method, tp.LoRA):
+            tp.save_model(tuned.merge(), tmp_path / "merged")
+            merged = tp.load_model(tmp_path / "merged")
+            assert tuned.merge().chat("Say 5", 9) == merged.chat("Say 5", 9) == answer
+            assert tp.attach(merged, tp.LoRA(rank=2)).chat("Say 5", 9) == answer
+            (tmp_path / "merged" / "task.json").write_text("{")
+            assert tp.load_model(tmp_path / "merged").task is None
+            tp.save_model(talking("Llama"), tmp_path / "merged")
+            assert tp.load_model(tmp_path / "merged").task is None
         assert tp.load_adapter(tuned.detach(), tmp_path / "helper").chat("Say 5", 9) == answer
+
+
+@pytest.mark.parametrize("family", ["GPT", "Llama"])
+def test_texts_of_unequal_lengths_are_classified(family, tmp_path):
+    """By every kind of method, on a quantized base, after save and load, and as a copy."""
+    rows = {split: [(f"{'good' if i % 2 else 'bad'} {i}", i % 2) for i in range(n)] for split, n in (("train", 9), ("test", 3))}
+    task, texts = Classification(rows, ("bad", "good"), CHAT, 60), ["good", "bad " * 9, "x"]
+    for method in METHODS.values():
+        if method is None: continue
+        model = tp.quantize(talking(family), tp.NF4())
+        tuned = tp.attach(model, method, head=2)
+        tp.train(tuned, task, 2, lr=0.1, progress=False)
+        answers = tuned.classify(texts)
+        for text, (label, p) in zip(texts, answers, strict=True):                    # as if it were alone
+            ids = task.encode(text)
+            z = tuned.class_logits(ids[None], [len(ids)]).data[0]
+            np.testing.assert_allclose([*p.values()], np.exp(z) / np.exp(z).sum(), atol=1e-6)
+            assert label == max(p, key=p.get) and list(p) == ["bad", "good"]
+        assert answers[0].probabilities != answers[2].probabilities
+        tuned.save(tmp_path)
+        assert pickle.loads(pickle.dumps(tuned)).classify(texts) == copy.deepcopy(tuned).classify(texts) == answers
+        assert tp.load_adapter(tuned.detach(), tmp_path).classify(texts) == answers
+
+
+def test_the_snippet_of_the_page_runs(monkeypatch, capsys):
+    page = (ROOT / "tinypeft" / "interop" / "README.md").read_text("utf-8")
+    code = re.search(r"## Tokenizers, texts and chats.*?```python\n(.*?)```", page, re.S).group(1)
+    assert code.count("…") == 2 and "steps=30" in code
+    texts = [f"a {word} lamp" for word in "abcdefgh"]
+    code = code.replace('"a broken lamp", …', f'"a broken lamp", *{texts}').replace('"bad", …', '*["bad", "good", "good"] * 3')
+    model, names = talking(), {"tp": tp}
+    monkeypatch.setattr(tp, "load_pretrained", lambda name: model)
+    exec(code.replace("steps=30", "steps=1"), names)
+    with names["tuned"].disabled() as base:
+        assert names["answer"] == base.chat("Which lamp is the best?")
+        assert capsys.readouterr().out.startswith(base.chat(names["talk"], 64, temperature=0.7, rng=1))
+    label, p = names["tuned"].classify("A warm light")
+    assert label in ("good", "bad") and sum(p.values()) == pytest.approx(1)

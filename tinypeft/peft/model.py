@@ -69,7 +69,9 @@ def attach_parts(model: Decoder, methods: Mapping[str, Method], rng: Seed = 0,
         if not isinstance(head, (int, np.integer)) or head < 2:
             raise MethodError(f"attach: head is a number of classes, at least 2, got {head!r}")
         classifier = Linear(model.config.d_model, int(head), bias=head_bias, rng=rng)
-    return PeftModel(model, parts, classifier, rng)
+    tuned = PeftModel(model, parts, classifier, rng)
+    tuned.task = model.task
+    return tuned
 
 
 class PeftModel(InWords, Switched):
@@ -79,8 +81,9 @@ class PeftModel(InWords, Switched):
     `tuned.model` has the methods on it, and `peft.detach` takes them off. A copy of a base without
     a method, or inside `disabled`, is a plain model.
 
-    task: of the last training, or of the folder that it was loaded from, without the data. It
-    predicts, and is saved with the adapter. None for a task of one's own without a `form`.
+    task: of the last training, or of the folder that it was loaded from, or else the model's,
+    without the data. It predicts, and is saved with the adapter. None for a task of one's own
+    without a `form`.
     """
 
     # -- what a model does ----------------------------------------------------------------------
