@@ -116,7 +116,10 @@ def test_texts_of_any_lengths_are_continued_one_after_the_other():
 @pytest.mark.parametrize("call, says", [
     (lambda m: tp.generate("Hi", m), "the model comes first, and then the text or the tokens; got a str first"),
     (lambda m: tp.generate(np.ones((1, 2), int), m), "got a ndarray first"), (lambda m: tp.stream("Hi", m), "got a str first"),
-    (lambda m: tp.models.generation.answer(TALK, m), "got a list first")])
+    (lambda m: tp.models.generation.answer(TALK, m), "got a list first"),
+    (lambda m: m.generate(TALK), r"these are messages of a conversation; model.chat\(messages\) answers them"),
+    (lambda m: m.chat(3), "expected a text, or a list of messages, got 3"),
+    (lambda m: tp.tasks.load_task(m, "helper"), "load_task: the folder comes first, and then the model")])
 def test_swapped_arguments_are_named(call, says):
     with pytest.raises(TypeError, match=says): call(talking())
 

@@ -184,6 +184,7 @@ def test_bad_conversations_are_named(tokenizer):
         with pytest.raises(ValueError, match=says): chat_prompt(tokenizer, messages)
     with pytest.raises(ValueError, match="family must be one of chatml, smollm2, .*, tinyllama or plain, got 'llama'"):
         chat_prompt(tokenizer, "x", family="llama")
+    with pytest.raises(ValueError, match="family must be one of .* got \\['chatml'\\]"): chat_prompt(tokenizer, "x", ["chatml"])
     with pytest.raises(ValueError, match="gemma3: the tokenizer lacks the special token '<bos>'"):
         chat_end(tokenizer, "gemma3")
 

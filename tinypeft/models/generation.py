@@ -189,6 +189,9 @@ def generate(model: Any, tokens: Array | str | list[str], max_new_tokens: int = 
     """
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=stop,
                    use_cache=use_cache, cache=cache)
+    if starts_with(tokens, Mapping):
+        raise TypeError("generate: these are messages of a conversation; model.chat(messages) "
+                        "answers them")
     if starts_with(tokens, str):
         rng = np.random.default_rng(rng)                     # each text draws on
         return [generate(model, text, max_new_tokens, rng=rng, **options) for text in tokens]

@@ -10,7 +10,7 @@ characters of text and ends no turn; transformers' `apply_chat_template` would m
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ def _parts(tokenizer, messages, family):
 def turns_of(messages: Messages) -> Turns:
     """Return the turns of a conversation, checked as `chat_prompt` does."""
     if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Iterable):
+        raise TypeError(f"expected a text, or a list of messages, got {brief(messages)}")
     turns = [_turn(message) for message in messages]
     roles = [role for role, _ in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
@@ -88,7 +90,7 @@ def family_of(tokenizer: Any, family: str | None = None) -> str:
     tokens."""
     if family is None: family = _found(tokenizer)
     if family == PLAIN: return family
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)} or {PLAIN}, got "
                          f"{brief(family)}")
     needed = [p for p in FAMILIES[family].template([("user", "")]) if isinstance(p, Special)]
