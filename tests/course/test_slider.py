@@ -13,6 +13,7 @@ import tinypeft as tp
 from tinypeft.course import sliders
 from tinypeft.course.beside import beside
 from tinypeft.course.slider import _Axis, slider
+from tinypeft.quant.obq import obq_step
 
 x = np.linspace(0, 1, 50)
 RNG = np.random.default_rng(0)
@@ -127,7 +128,8 @@ X = RNG.normal(size=(100, 128)) * np.where(np.arange(128) == 7, 30, 1)
 READY = {"bits": lambda: sliders.bits(W), "groups": lambda: sliders.groups(W),
          "gate": lambda: sliders.gate(RNG.normal(size=32), RNG.normal(size=(40, 32)), RNG.normal(size=(10, 32))),
          "rank": lambda: sliders.rank(W), "smoothing": lambda: sliders.smoothing(X, W),
-         "step": lambda: sliders.step(np.sin, np.cos(1.0), 1.0), "clipping": lambda: sliders.clipping(W)}
+         "step": lambda: sliders.step(np.sin, np.cos(1.0), 1.0), "clipping": lambda: sliders.clipping(W),
+         "valley": lambda: sliders.valley(obq_step)}
 numbers = lambda s, pattern: [float(re.search(pattern, words)[1]) for words in s.words]
 
 
@@ -205,6 +207,13 @@ def test_the_numbers_that_are_drawn_are_those_of_the_formulas(monkeypatch):
 def test_a_clipped_grid_can_be_better_than_the_whole_range():
     errors = numbers(sliders.clipping(W), r"error is ([\d.]+)")
     assert 0 < int(np.argmin(errors)) < len(errors) - 1
+
+
+def test_a_step_of_obq_helps_where_inputs_are_correlated():
+    s = sliders.valley(obq_step)
+    nearest, stepped = (np.array(numbers(s, rf"([\d.]+) {end}")) for end in ("to nearest", "with the step"))
+    assert nearest[0] == stepped[0] and (stepped <= nearest).all() and stepped[-1] < 0.3 * nearest[-1]
+    assert sliders.valley(lambda w, *_: (w.tolist(), None)).words[-1].startswith(f"the loss is {nearest[-1]:.2f}")
 
 
 # -- texts side by side --------------------------------------------------------------------------

@@ -6,6 +6,7 @@
     smoothing(X, W)         lesson 11: SmoothQuant's exponent α
     step(f, derivative, x)  lesson 01: the step ε of a finite difference
     clipping(W)             lessons 10 and 14: where a grid ends
+    valley(step)            lesson 12: the correlation of two inputs, in a step of OBQ
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from ..common.hints import Array
 from ..quant import Uniform
 from .slider import Slider, power, slider
 
-__all__ = ["bits", "clipping", "gate", "groups", "rank", "smoothing", "step"]
+__all__ = ["bits", "clipping", "gate", "groups", "rank", "smoothing", "step", "valley"]
 
 
 def bits(W: Array, bits: Iterable[int] = range(2, 9), group_size: int = 32) -> Slider:
@@ -142,6 +143,29 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
                                   f"{100 * error[outside].sum() / error.sum():.0f} % is clipping")
     return slider("end of the grid ÷ largest weight", frames, captions=captions,
                   behind=behind, xlabel="weight", ylabel="how many")
+
+
+def valley(step: Callable, w: Iterable[float] = (0.45, 0.45),
+           correlations: Iterable[float] = np.arange(0, 0.9, 0.1)) -> Slider:
+    """Two weights, rounded to integers to nearest, and by `step`, a step of OBQ: (w, H⁻¹, number,
+    value) → (w, H⁻¹). H is 2 [[1, c], [c, 1]], with the correlation c. The loss of the points on
+    the ellipse is that of the better end."""
+    w, angle, frames, captions = np.asarray(w, float), np.linspace(0, 2 * np.pi, 120), {}, {}
+    for c in map(float, correlations):
+        H = 2 * np.array([[1, c], [c, 1]])
+        moved = np.asarray(step(w.copy(), np.linalg.inv(H), 0, float(np.rint(w[0])))[0])
+        ends = {"to nearest": np.rint(w), "with the step": np.rint(moved)}
+        loss = {name: (v - w) @ H @ (v - w) for name, v in ends.items()}
+        circle = np.sqrt(min(loss.values())) * np.stack([np.cos(angle), np.sin(angle)])
+        ellipse = w[:, None] + np.linalg.solve(np.linalg.cholesky(H).T, circle)
+        frames[c] = {"with the step": tuple(zip(w, moved, ends["with the step"], strict=True)),
+                     "to nearest": tuple(zip(w, ends["to nearest"], strict=True)),
+                     "equal loss": tuple(ellipse)}
+        captions[c] = "the loss is " + ", ".join(f"{v:.2f} {name}" for name, v in loss.items())
+    low, high = np.floor(w), np.ceil(w)
+    cell = np.array([low, (high[0], low[1]), high, (low[0], high[1]), low]).T
+    return slider("correlation", frames, captions=captions, behind={"the cell": tuple(cell)},
+                  xlabel="ŵ₁", ylabel="ŵ₂")
 
 
 def _percent(near, exact):
