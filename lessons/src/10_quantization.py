@@ -71,8 +71,7 @@ for name, (bits, size, speed) in measured.items():
 
 # %% [markdown]
 # *What to see: half the bytes give nearly twice the tokens. With fewer bits the gain shrinks.* The
-# part of the work that does not depend on the bytes of the weights, such as attention and the
-# decoding of codes, takes as long as before. (Two bits cost much quality, too. The
+# work that does not depend on the bytes of the weights, such as attention, takes as long as before. (Two bits cost much quality, too. The
 # [page on K-quants](../tinypeft/quant/K_QUANTS.md) explains the types with a K byte by byte.)
 #
 # Is it the same in this package? Here is the base in three forms: its file, its linear layers in
@@ -104,8 +103,7 @@ for name, scheme in (("float32", None), ("8 bits", tp.Uniform(8, granularity="gr
 
 # %% [markdown]
 # *What to see: file and memory shrink. The time does not: it grows.* NumPy multiplies floats only,
-# so each layer decodes all of its codes into floats before each product, and reads more bytes than
-# before. llama.cpp and the libraries for graphics cards decode a few codes at a time, within the
+# so each layer decodes all of its codes into floats before each product. llama.cpp and the libraries for graphics cards decode a few codes at a time, within the
 # product, on their way from memory. So this course measures sizes and errors, and leaves speed to
 # those programs.
 #
@@ -275,9 +273,8 @@ tp.Uniform(bits=4, granularity="group", group_size=64).quantize(W)
 
 # %% [markdown]
 # Such a `QTensor` is what every scheme of the package makes: packed codes, and a scale per block.
-# Its size counts all that is stored. Its levels 0 … 15 are those that 4 bits can name. This grid is
-# symmetric, so the codes in use are $z - n = 1$ to $z + n = 15$. Code 0 is the one that stays
-# unused.
+# Its size counts all that is stored. This grid is symmetric, so the codes in use are
+# $z - n = 1$ to $z + n = 15$, and 0 stays unused.
 
 # %% [markdown]
 # Move the handles: the first changes the bits, in groups of 32, and the second the group, at 3
@@ -666,7 +663,7 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # is not output error (lesson 12): perplexity may reverse a close call.
 
 # %% [markdown]
-# ## 8. The real call
+# ## The real call
 #
 # llama.cpp quantizes a file with one command. This package writes such files, too. `Q4_0` is 4 bits
 # in symmetric groups of 32, with a scale in float16:

@@ -2,11 +2,11 @@
 # # 12 · GPTQ and AWQ: rounding with an eye on the inputs
 #
 # **What you will do.** A model in 4 bits that you download is in most cases a GGUF file for
-# llama.cpp, or was made by GPTQ or AWQ: programs that serve models, such as vLLM and TensorRT-LLM,
-# read the files of both. The `config.json` beside such a model says how, for example
-# `"quant_method": "awq", "bits": 4, "group_size": 128`. After this lesson you know what that means.
+# llama.cpp, or was made by GPTQ or AWQ, whose files vLLM and TensorRT-LLM serve. The `config.json`
+# beside it says for example `"quant_method": "awq", "bits": 4, "group_size": 128`.
+# After this lesson you know what that means.
 # Lesson 10 asked how far a rounded weight is from the original. Here it is the layer's *output*.
-# You derive how the error of one weight can be repaired by another one (OBQ), and turn that into an
+# You derive how one weight can repair the error of another one (OBQ), and turn that into an
 # algorithm for a whole matrix (GPTQ). You design scales that do as well without moving any weight
 # (AWQ), and find out when calibration makes things worse.
 #
@@ -22,7 +22,7 @@
 # error of a column, and $F$ the free columns. $\lambda$ is a multiplier in section 2, and the
 # damping in section 3. The *loss* is $\delta H \delta^\top$, that of a layer.
 #
-# **Time.** 150 minutes: 60 of reading and running, 90 of exercises.
+# **Time.** 150 minutes: 58 of reading and running, 92 of exercises.
 # The open exercise takes 20 more, and the bonus 15.
 
 # %%
@@ -62,10 +62,8 @@ H_unseen = calibration.capture(model, unseen, [path], hessian=True)[path].H
 #
 # $\mathrm{tr}$ is the trace, the sum of the diagonal.
 # $H$ is the *Hessian* of the mean squared error in a row of $\hat W$: the matrix of its second
-# derivatives. It is the same for every row. (The paper of GPTQ writes $H = 2XX^\top$.
-# A factor in front of $H$ changes no result below, because we always compare two errors or divide
-# one entry of the inverse by another.) $H$ is summed up while text runs through the model.
-# The inputs themselves are not kept.
+# derivatives. It is the same for every row. (GPTQ's paper writes $H = 2XX^\top$. A factor in front
+# of $H$ changes no result below.) $H$ is summed up while text runs through the model.
 
 # %%
 show(calibration.Statistics.H.fget)
@@ -77,8 +75,7 @@ show(calibration.Statistics.H.fget)
 show(output_error)
 
 # %% [markdown]
-# It measures every error of this lesson. First, round to nearest at 3 bits.
-# We compare with `W_rtn`, "rounded to nearest", on the asymmetric grid of lesson 10.
+# First, round to nearest at 3 bits, `W_rtn`, on the asymmetric grid of lesson 10. We compare with it.
 
 # %%
 nearest = tp.GPTQ(bits=3, group_size=32).nearest
@@ -114,9 +111,8 @@ print(f"‖Ŵ − W‖ = {np.linalg.norm(W_rtn - W):.2f}, the strongest v H vᵀ
       f"{strong @ H @ strong:.1f}, the root of tr(W H Wᵀ) is {np.sqrt(np.sum((W @ H) * W)):.1f}")
 
 # %% [markdown]
-# Now move all rows by an error of *exactly the size* of $\hat W - W$, but along one direction only.
-# Along the weakest one the output hardly notices. What if it lies along the strongest one?
-# **Predict** the error of the output. (The numbers above give it.)
+# Now move all rows by an error of *exactly the size* of $\hat W - W$, but along your strongest
+# direction only. **Predict** the error of the output. (The numbers above give it.)
 
 # %%
 guess = tp.guess("12.strongest", 30.0, "%")
@@ -130,13 +126,11 @@ for name, direction in (("weakest", weak), ("strongest", strong)):
 guess.beside(cost)
 
 # %% [markdown]
-# So errors of the *same size in the weights* cost very different amounts in the output.
-# A better rounding puts the error where the inputs are not.
+# So a better rounding puts the error where the inputs are not.
 #
 # ## 2. Two weights, one grid
 #
-# Here is the smallest example, by hand.
-# Let $w = (0.4,\ 0.4)$, let the grid be the integers, and let
+# By hand: let $w = (0.4,\ 0.4)$, let the grid be the integers, and let
 #
 # $$H = \begin{bmatrix} 2 & 1 \\ 1 & 2 \end{bmatrix}, \qquad
 # H^{-1} = \frac13 \begin{bmatrix} 2 & -1 \\ -1 & 2 \end{bmatrix}$$
@@ -152,10 +146,10 @@ guess.beside(cost)
 # The loss is now $0.32 - 0.48 + 0.72 = 0.56$.
 # *The second weight has made up for a part of the error of the first.*
 #
-# For more weights we need this step in general. Weight number $q$ is fixed at the value $v$.
+# In general: weight number $q$ is fixed at the value $v$.
 # How should the other weights move, so that $\delta H \delta^\top$ is least?
-# Try it on paper before you open the box. You know that $\delta_q = v - w_q$ is given.
-# A Lagrange multiplier takes care of it.
+# Try it on paper before you open the box. $\delta_q = v - w_q$ is given, and a Lagrange multiplier
+# takes care of it.
 #
 # <details><summary>The derivation, in three lines</summary>
 #
@@ -252,8 +246,7 @@ sliders.valley(my_step)
 # *What to see: without correlation your step moves nothing. From some correlation on, the second
 # weight crosses the middle of its cell.*
 #
-# Then on a whole row of real weights.
-# One weight after the other is fixed at its nearest value on the grid, from left to right.
+# Then on a whole row of real weights, one after the other, from left to right.
 # This is OBQ, *Optimal Brain Quantization*, in a fixed order:
 
 # %%
@@ -349,8 +342,6 @@ print("your OBQ and your GPTQ agree on row 0:", np.allclose(W_gptq[0], obq_row, 
 
 # %% [markdown]
 # The weight error has gone **up** and the output error **down**.
-# If you only look at how far the weights moved, GPTQ looks like a mistake.
-#
 # Where is the error? Here is its size in each quarter of the columns:
 
 # %%
@@ -362,7 +353,6 @@ for name, W_hat in (("nearest", W_near), ("your GPTQ", W_gptq)):
 # %% [markdown]
 # Round to nearest errs evenly.
 # The errors of GPTQ grow to the right, since later columns carry what earlier columns left.
-# After the last column there is none that could carry anything for it.
 #
 # And on the whole model: each linear layer of the base is rounded by your function, with an $H$
 # of its own.
@@ -490,8 +480,7 @@ fig
 # The curve on other text first rises. With few tokens $H$ is nothing but the damping in most
 # directions, so GPTQ moves the weights little (last column above). With some more tokens it moves
 # them further, in directions that are still badly known.
-# The package warns when there are fewer tokens than inputs.
-# That no warning appears proves nothing: at 512 and 1,024 tokens GPTQ is still worse.
+# The package warns when there are fewer tokens than inputs. That no warning appears proves nothing.
 # Large models are calibrated on hundreds of thousands of tokens.
 #
 # ## 5. AWQ: only scale
@@ -540,9 +529,8 @@ show("awq")
 # {claim Activations show which 1 % of the weights to keep}
 #
 # Keeping some weights apart is awkward for hardware. So AWQ *scales* instead.
-# Multiply a weight by $s > 1$, and divide its input by $s$.
-# If the step $\Delta$ of the group hardly changes, then the error of the rounding is as large as
-# before. What arrives at the output is divided by $s$. The paper's equations (2) and (3):
+# Multiply a weight by $s > 1$, and divide its input by $s$. If the step $\Delta$ of the group hardly
+# changes, what arrives of its error at the output is divided by $s$ (the paper's (2) and (3)):
 #
 # $$Q(w \cdot s)\,\frac{x}{s} = \Delta \cdot \mathrm{Round}\left(\frac{w s}{\Delta}\right)
 # \cdot \frac{x}{s}, \qquad \frac{\mathrm{error\ with\ } s}{\mathrm{error\ without}} \approx \frac1s$$
@@ -647,10 +635,9 @@ fig
 #
 # ## 6. The whole model
 #
-# Both methods go through the model block by block.
-# GPTQ takes the inputs of a block from the blocks that are quantized already.
-# AWQ shares one scale among query, key and value, and judges it by the output of the whole
-# attention. Here are 3 bits in groups of 32, calibrated on 2,048 tokens:
+# Both methods go through the model block by block. GPTQ takes the inputs of a block from the blocks
+# that are quantized already. AWQ shares one scale among query, key and value. Here are 3 bits in
+# groups of 32, calibrated on 2,048 tokens:
 
 # %%
 print(f"{'float32':10} perplexity {perplexity(model):.2f}")
@@ -661,16 +648,15 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
           f"weight error {tp.weight_error(model, m):.1%}")
 
 # %% [markdown]
-# In this cell AWQ and GPTQ are level. AWQ stores a few more bits, for the $s$ of `mlp.down`: a GELU
-# stands before this layer, into which no scale can be folded.
-# The study's picture, at 4, 3 and 2 bits and over seeds:
+# AWQ and GPTQ are level here. AWQ stores a few more bits, for the $s$ of `mlp.down`: a GELU stands
+# before this layer, into which no scale can be folded. The study's picture, at 4, 3 and 2 bits and over seeds:
 
 # %%
 show("gptq")
 
 # %% [markdown]
 # *What to see: the fewer the bits, the more calibration wins back.*
-# (*Act-order* is the subject of the last exercise.) At run time GPTQ costs nothing more.
+# (*Act-order* is the last exercise.)
 #
 # {claim GPTQ loses less than round to nearest}
 #
@@ -686,7 +672,6 @@ show("gptq")
 #
 # In section 3 the last columns got the largest errors.
 # So it should help to round the heaviest columns first, those with a large diagonal entry of $H$.
-# The later, lighter columns then carry the errors.
 # Write `calibrated_order(W, H, quant, damping)`: GPTQ with the columns in the order of a falling
 # diagonal of $H$. The result has the columns where they were.
 # You may call your own `calibrated_gptq` and `calibrated_bug`.
@@ -725,8 +710,7 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # `GPTQ(act_order=True)` is the package's version of the bonus, with groups of columns that are
 # neighbours in the new order. With `static_groups=True` they are neighbours in the old one, and
 # their scales are taken from $W$ before anything moves.
-# Say why it should help, using the numbers of section 3.
-# Measure it: the output error on unseen text, at 4 and at 2 bits, on at least two layers.
+# Say why it should help, using the numbers of section 3. Measure it: the output error on unseen text, at 4 and at 2 bits, on at least two layers.
 # Say what it costs in storage, and why `static_groups=True` costs nothing.
 #
 # <details><summary>Rubric</summary>
@@ -757,7 +741,7 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # To compare: {claim GPTQ loses less than round to nearest}
 
 # %% [markdown]
-# ## 7. The real call
+# ## The real call
 #
 # The library GPTQModel does all of this on a graphics card, for a model in a folder:
 #
@@ -784,15 +768,14 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # <details><summary>Answer</summary>
 #
 # Each output is its own row times the same inputs, and the squared errors of the rows add up.
-# The quadratic form of each row is $X X^\top$.
 #
 # </details>
 #
 # 3. The weight error of a GPTQ layer is larger than that of rounding. Is it broken?
 # <details><summary>Answer</summary>
 #
-# No. Errors were moved into directions where the inputs are small, and compensating moves weights
-# further from where they were. Compare outputs, on text that was not used for calibration.
+# No. Errors were moved into directions where the inputs are small. Compare outputs, on text that
+# was not used for calibration.
 #
 # </details>
 #
@@ -808,8 +791,7 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # 5. Why does AWQ not simply take $\alpha = 1$?
 # <details><summary>Answer</summary>
 #
-# The scaled weights become the largest of their groups and stretch the step for all others in the
-# group. At some point that costs more than the protected weights gain.
+# The scaled weights become the largest of their groups and stretch the step for all others.
 #
 # </details>
 
@@ -828,11 +810,10 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 #   was before the block. If groups are smaller than the block, the results differ:
 #   `group_scales="lazy"` or `"fresh"`.
 # - *Damping* is 0.01 in the paper's code and 0.05 in GPTQModel.
-# - *Order.* AutoGPTQ calls `act_order` `desc_act`.
 # - *Zero points.* Old GPTQ files store $z - 1$. Readers that do not know this are off by one step
 #   everywhere.
-# - *AWQ's* α stops at 0.95 in the authors' code. AutoAWQ's `duo_scaling` also divides by a power
-#   of the weights' size. Then the search may end at something worse than rounding.
+# - *AWQ.* AutoAWQ's `duo_scaling` also divides by a power of the weights' size. Then the search may
+#   end at something worse than rounding.
 #
 # **Now you can** quantize weights to 3 or 4 bits against what a layer is used for, and tell
 # whether a calibration set is large enough. **Lesson 13** goes back to methods that need no data

@@ -7,6 +7,8 @@
     step(f, derivative, x)  lesson 01: the step ε of a finite difference
     clipping(W)             lessons 10 and 14: where a grid ends
     valley(step)            lesson 12: the correlation of two inputs, in a step of OBQ
+    levels(make, W)         lesson 13: δ, the last quantile of NF4's table
+    leftover(make, W, Ŵ)    lesson 13b: the rank that LoftQ has
 """
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from ..common.hints import Array
 from ..quant import Uniform
 from .slider import Slider, power, slider
 
-__all__ = ["bits", "clipping", "gate", "groups", "rank", "smoothing", "step", "valley"]
+__all__ = ["bits", "clipping", "gate", "groups", "leftover", "levels", "rank", "smoothing", "step",
+           "valley"]
 
 
 def bits(W: Array, bits: Iterable[int] = range(2, 9), group_size: int = 32) -> Slider:
@@ -166,6 +169,43 @@ def valley(step: Callable, w: Iterable[float] = (0.45, 0.45),
     cell = np.array([low, (high[0], low[1]), high, (low[0], high[1]), low]).T
     return slider("correlation", frames, captions=captions, behind={"the cell": tuple(cell)},
                   xlabel="ŵ₁", ylabel="ŵ₂")
+
+
+def levels(make: Callable, W: Array, deltas: Iterable[float] = (0.9, 0.92, 0.94, 0.955, 0.9677083,
+           0.98, 0.99, 0.995)) -> Slider:
+    """The table make(δ, 8, 7) for each δ over the weights, divided by the largest of their 64.
+
+    The caption has the relative error of the weights, rounded to the table in blocks of 64."""
+    w = np.reshape(W, (-1, 64)).astype(float)
+    largest = np.abs(w).max(1, keepdims=True)
+    counts, edges = np.histogram(w / largest, 60, range=(-1, 1))
+    behind = {"weights": (np.repeat(edges, 2)[1:-1], np.repeat(counts, 2))}
+    frames, captions = {}, {}
+    for delta in deltas:
+        table = np.sort(np.asarray(make(delta, 8, 7), float))
+        near = table[np.searchsorted((table[:-1] + table[1:]) / 2, w / largest)] * largest
+        comb = np.tile([0, counts.max() / 3, 0], len(table))
+        frames[delta] = {"levels": (np.repeat(table, 3), comb)}
+        captions[delta] = f"the error is {100 * np.linalg.norm(near - w) / np.linalg.norm(w):.2f} %"
+    return slider("δ", frames, captions=captions, behind=behind,
+                  xlabel="weight ÷ largest of its block", ylabel="how many")
+
+
+def leftover(make: Callable, W: Array, W_hat: Array, ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64),
+             ) -> Slider:
+    """The singular values of W − Q − B A, for (Q, B, A) = make(r) of each rank r, before those of
+    W − Ŵ. The caption has the norm that is left."""
+    values = lambda M: np.linalg.svd(np.asarray(M, float), compute_uv=False)
+    before, frames, captions = values(W - W_hat), {}, {}
+    number = np.arange(1, len(before) + 1)
+    for r in ranks:
+        Q, B, A = map(np.asarray, make(r))
+        after = values(W - Q - B @ A)
+        frames[r] = {"after LoftQ": (number, after)}
+        share = np.linalg.norm(after) / np.linalg.norm(before)
+        captions[r] = f"‖W − Q − BA‖ is {share:.2f} of ‖W − Ŵ‖"
+    return slider("rank", frames, captions=captions, behind={"W − Ŵ": (number, before)},
+                  xlabel="number", ylabel="singular value")
 
 
 def _percent(near, exact):
