@@ -71,8 +71,9 @@ for name, (bits, size, speed) in measured.items():
 
 # %% [markdown]
 # *What to see: half the bytes give nearly twice the tokens. With fewer bits the gain shrinks.* The
-# work that does not depend on the bytes of the weights, such as attention, takes as long as before. (Two bits cost much quality, too. The
-# [page on K-quants](../tinypeft/quant/K_QUANTS.md) explains the types with a K byte by byte.)
+# work that does not depend on the bytes of the weights, such as attention, takes as long as before.
+# (Two bits cost much quality, too. The [page on K-quants](../tinypeft/quant/K_QUANTS.md) explains
+# the types with a K byte by byte.)
 #
 # Is it the same in this package? Here is the base in three forms: its file, its linear layers in
 # memory, and the time of one token.
@@ -103,9 +104,9 @@ for name, scheme in (("float32", None), ("8 bits", tp.Uniform(8, granularity="gr
 
 # %% [markdown]
 # *What to see: file and memory shrink. The time does not: it grows.* NumPy multiplies floats only,
-# so each layer decodes all of its codes into floats before each product. llama.cpp and the libraries for graphics cards decode a few codes at a time, within the
-# product, on their way from memory. So this course measures sizes and errors, and leaves speed to
-# those programs.
+# so each layer decodes all of its codes into floats before each product. llama.cpp and the
+# libraries for graphics cards decode a few codes at a time, within the product, on their way from
+# memory. So this course measures sizes and errors, and leaves speed to those programs.
 #
 # ## 2. A grid, and the nearest point on it
 #

@@ -263,8 +263,7 @@ for name, w_hat in (("nearest", grid.round(W[:1])), ("your OBQ", obq_row[None]))
 # %% [markdown]
 # ## 3. GPTQ: the same for a whole matrix
 #
-# OBQ chooses a separate order for each row.
-# So it keeps a separate inverse for each row, and the work per row grows with $d^3$.
+# OBQ chooses an order for each row, so it keeps an inverse for each row.
 # GPTQ begins with two observations.
 #
 # 1. *The order matters little.* With one order for all rows there is one sequence of inverses.
@@ -649,7 +648,8 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
 
 # %% [markdown]
 # AWQ and GPTQ are level here. AWQ stores a few more bits, for the $s$ of `mlp.down`: a GELU stands
-# before this layer, into which no scale can be folded. The study's picture, at 4, 3 and 2 bits and over seeds:
+# before this layer, into which no scale can be folded. The study's picture, at 4, 3 and 2 bits and
+# over seeds:
 
 # %%
 show("gptq")
@@ -709,9 +709,9 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 #
 # `GPTQ(act_order=True)` is the package's version of the bonus, with groups of columns that are
 # neighbours in the new order. With `static_groups=True` they are neighbours in the old one, and
-# their scales are taken from $W$ before anything moves.
-# Say why it should help, using the numbers of section 3. Measure it: the output error on unseen text, at 4 and at 2 bits, on at least two layers.
-# Say what it costs in storage, and why `static_groups=True` costs nothing.
+# their scales are taken from $W$ before anything moves. Say why it should help, using the numbers
+# of section 3. Measure it: the output error on unseen text, at 4 and at 2 bits, on at least two
+# layers. Say what it costs in storage, and why `static_groups=True` costs nothing.
 #
 # <details><summary>Rubric</summary>
 #
