@@ -146,11 +146,11 @@ CHECKS = {
     "lora.dora": (1, 0, 4),
     "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (5, 0, 0), "adalora.allocate": (3, 1, 0),
     "adalora.export": (1, 1, 0),
-    "dylora.forward": (2, 0, 3), "dylora.bug": (4, 0, 0), "dylora.search": (3, 1, 0), "dylora.cut": (2, 0, 0),
+    "dylora.forward": (2, 0, 3), "dylora.bug": (4, 0, 0), "dylora.draw": (3, 1, 0), "dylora.cut": (2, 0, 0),
     "quantization.absmax": (2, 1, 0), "quantization.survey": (3, 1, 0), "quantization.best_clip": (3, 0, 0),
     "quantization.to_float": (4, 0, 0), "quantization.bug": (2, 0, 0), "quantization.pack": (1, 1, 0),
     "outliers.bug": (3, 0, 0), "outliers.zero_point": (1, 0, 0),
-    "outliers.codes_left": (2, 0, 0), "outliers.vector_wise": (1, 0, 0), "outliers.llm_int8": (6, 0, 0),
+    "outliers.drown": (2, 0, 0), "outliers.vector_wise": (2, 0, 0), "outliers.llm_int8": (6, 0, 0),
     "outliers.smooth": (1, 1, 0),
     "calibrated.directions": (3, 0, 0), "calibrated.compensate": (1, 2, 0), "calibrated.gptq": (1, 0, 0),
     "calibrated.bug": (2, 0, 0), "calibrated.order": (2, 0, 0),
@@ -159,8 +159,8 @@ CHECKS = {
     "qat.ste": (2, 0, 0), "qat.lsq": (2, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (4, 0, 0),
     "qat.bug": (2, 0, 0), "qat.zero": (2, 0, 0),
     "choosing.memory": (2, 0, 0), "choosing.pareto": (2, 2, 0), "choosing.fuse": (0, 1, 0),
-    "choosing.bug": (2, 0, 0), "choosing.seeds": (3, 0, 0),
-    "real.rms_norm": (1, 0, 0), "real.rotary": (1, 1, 0), "real.grouped": (1, 0, 0), "real.q4_1": (1, 1, 0),
+    "choosing.apart": (1, 0, 0), "choosing.bug": (2, 0, 0), "choosing.seeds": (3, 0, 0),
+    "real.norm_backward": (1, 1, 0), "real.rotary": (1, 1, 0), "real.fewer": (2, 0, 0), "real.block": (1, 0, 0),
     "real.bug": (2, 0, 0), "real.encode": (2, 0, 0)}
 
 

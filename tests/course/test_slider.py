@@ -134,7 +134,9 @@ READY = {"bits": lambda: sliders.bits(W), "groups": lambda: sliders.groups(W),
          "rank": lambda: sliders.rank(W), "smoothing": lambda: sliders.smoothing(X, W),
          "step": lambda: sliders.step(np.sin, np.cos(1.0), 1.0), "clipping": lambda: sliders.clipping(W),
          "valley": lambda: sliders.valley(obq_step), "levels": lambda: sliders.levels(nf4_levels, W),
-         "leftover": lambda: sliders.leftover(two_rounds, W, ROWS.round(W))}
+         "leftover": lambda: sliders.leftover(two_rounds, W, ROWS.round(W)),
+         "budget": lambda: sliders.budget(of_topic("choosing")["choosing.memory"].reference, 6_738_000_000, 5_000_000),
+         "turning": lambda: sliders.turning(of_topic("real")["real.rotary"].reference)}
 numbers = lambda s, pattern: [float(re.search(pattern, words)[1]) for words in s.words]
 
 
@@ -232,6 +234,22 @@ def test_the_error_of_a_table_has_a_least_delta_and_nf4s_is_the_packages():
 def test_more_rank_leaves_less_of_the_error():
     left = numbers(sliders.leftover(two_rounds, W, ROWS.round(W)), r"is ([\d.]+) of")
     assert (np.diff(left) < 0).all() and left[0] < 1
+
+
+def test_fewer_bits_leave_room_for_more_rank():
+    s = READY["budget"]()
+    need = numbers(s, r"it is ([\d.]+) GiB")
+    assert (np.diff(need) < 0).all() and need[0] == pytest.approx((6_738e6 * 2 + 40e6 * 16) / 2**30, abs=0.06)
+    assert s.words[0].endswith("ranks up to 32 fit") and s.words[3].endswith("ranks up to 128 fit")
+    assert sliders.budget(lambda n, bits, trained: 2**40, 1, 1).words[0].endswith("no rank fits")
+
+
+def test_a_larger_base_turns_more_slowly(monkeypatch):
+    monkeypatch.setattr(sliders, "slider", lambda name, frames, **rest: frames)
+    frames = READY["turning"]()
+    products = [product for _, product in frames.values()]
+    assert all(product[0] == pytest.approx(1) for product in products)
+    assert (np.diff([product[5] for product in products]) > 0).all()
 
 
 # -- texts side by side --------------------------------------------------------------------------

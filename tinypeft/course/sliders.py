@@ -9,6 +9,8 @@
     valley(step)            lesson 12: the correlation of two inputs, in a step of OBQ
     levels(make, W)         lesson 13: δ, the last quantile of NF4's table
     leftover(make, W, Ŵ)    lesson 13b: the rank that LoftQ has
+    budget(needed, n, …)    lesson 15: the bits of a base, and the rank beside it
+    turning(rotary)         lesson 16: the base θ of the angles by which positions turn
 """
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from ..common.hints import Array
 from ..quant import Uniform
 from .slider import Slider, power, slider
 
-__all__ = ["bits", "clipping", "gate", "groups", "leftover", "levels", "rank", "smoothing", "step",
-           "valley"]
+__all__ = ["bits", "budget", "clipping", "gate", "groups", "leftover", "levels", "rank",
+           "smoothing", "step", "turning", "valley"]
 
 
 def bits(W: Array, bits: Iterable[int] = range(2, 9), group_size: int = 32) -> Slider:
@@ -191,8 +193,8 @@ def levels(make: Callable, W: Array, deltas: Iterable[float] = (0.9, 0.92, 0.94,
                   xlabel="weight ÷ largest of its block", ylabel="how many")
 
 
-def leftover(make: Callable, W: Array, W_hat: Array, ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64),
-             ) -> Slider:
+def leftover(make: Callable, W: Array, W_hat: Array,
+             ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64)) -> Slider:
     """The singular values of W − Q − B A, for (Q, B, A) = make(r) of each rank r, before those of
     W − Ŵ. The caption has the norm that is left."""
     values = lambda M: np.linalg.svd(np.asarray(M, float), compute_uv=False)
@@ -206,6 +208,37 @@ def leftover(make: Callable, W: Array, W_hat: Array, ranks: Iterable[int] = (1, 
         captions[r] = f"‖W − Q − BA‖ is {share:.2f} of ‖W − Ŵ‖"
     return slider("rank", frames, captions=captions, behind={"W − Ŵ": (number, before)},
                   xlabel="number", ylabel="singular value")
+
+
+def budget(needed: Callable, n: int, per_rank: int, card: float = 16,
+           widths: Iterable[float] = (16, 8, 4.5, 4.127, 3.25, 2.5),
+           ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256)) -> Slider:
+    """The GiB that needed(n, bits, trained) tells in bytes, against the rank, for bases of `n`
+    weights in each width. A rank trains `per_rank` numbers. card: its GiB, drawn behind."""
+    ranks = np.array(list(ranks))
+    frames, captions = {}, {}
+    for width in widths:
+        GiB = np.array([needed(n, width, int(r) * per_rank) for r in ranks]) / 2**30
+        frames[width] = {"needed": (ranks, GiB)}
+        fitting = ranks[GiB <= card]
+        reach = f"ranks up to {fitting.max()} fit" if len(fitting) else "no rank fits"
+        captions[width] = f"at rank 8 it is {GiB[list(ranks).index(8)]:.1f} GiB; {reach}"
+    return slider("bits of the base", frames, captions=captions, xlabel="rank", ylabel="GiB",
+                  behind={f"{card} GiB": (ranks, np.full(len(ranks), float(card)))}, xlog=True)
+
+
+def turning(rotary: Callable, d: int = 64, positions: int = 400,
+            bases: Iterable[float] = (10.0, 100.0, 1e3, 1e4, 1e5)) -> Slider:
+    """The product of one vector of ones at two positions, over d, against their distance, for
+    rotary(x (1, T, d), θ) of each θ. The caption has the turns of the slowest pair."""
+    frames, captions, places = {}, {}, np.arange(positions)
+    for theta in map(float, bases):
+        y = np.asarray(rotary(np.ones((1, positions, d)), theta))[0]
+        frames[theta] = places, y @ y[0] / d
+        once = 2 * np.pi * theta ** (1 - 2 / d)
+        captions[theta] = f"the slowest pair turns once in {once:,.0f} positions"
+    return slider("θ", frames, captions=captions, xlabel="distance of the two positions",
+                  ylabel="q·k ÷ d")
 
 
 def _percent(near, exact):

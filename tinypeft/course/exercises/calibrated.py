@@ -36,7 +36,7 @@ def are_extreme(result, args):
 
 
 def other_directions(strong, weak, of=lambda H: H, rows=False):
-    """Make `directions` with a mistake: eigenvectors with other numbers, or rows of their matrix."""
+    """Make `directions` with a mistake: other eigenvectors, or rows of their matrix."""
     def wrong(H):
         _, vectors = np.linalg.eigh(of(H))
         chosen = vectors if rows else vectors.T

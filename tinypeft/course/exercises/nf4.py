@@ -166,7 +166,7 @@ def one_of_each(rng):
     return x, code, scale, NF4, A, matrix(7.0), 2.0, matrix(1.0)
 
 
-# -- scales that were quantized ---------------------------------------------------------------------
+# -- scales that were quantized --------------------------------------------------------------------
 def decoded(codes, rho, m, o, d, levels):
     return decoded_variant()(codes, rho, m, o, d, levels)
 
@@ -444,8 +444,8 @@ EXERCISES = (
             ("0 must be one of the levels, exactly: padding and pruned weights are 0",
              without_zero),
             ("the levels must ascend", not_ascending)),
-        hints=("Let the codes stay as they are. Where does a level have to lie, so that the squared "
-               "error of its own numbers is least? And what do the codes do then?",
+        hints=("Let the codes stay as they are. Where does a level have to lie, so that the "
+               "squared error of its own numbers is least? And what do the codes do then?",
                "codes = np.abs(x[:, None] - levels).argmin(1) is (N,). The result is (16,).",
                "Lloyd's algorithm: begin with NF4; give each number the code of its nearest level; "
                "move each level, apart from 0, to the mean of its numbers; repeat both ten "
