@@ -8,10 +8,16 @@ A quantized layer decodes its weight for every token, which takes longer than th
 weight and one token. So `generate` keeps decoded weights until it returns, of the layers that come
 first, at most KEPT bytes in all: those of a small model, and a small part of a large one.
 
+Prompts of unequal lengths go on together: the model reads as many tokens as the shortest has, and
+then one of each row at a time. A row whose prompt goes on takes the next token of its prompt, and
+no guess. `lookup.py` takes several tokens at a time where a text repeats itself.
+
 `plain.py` has `sample` and `generate` as one reads them; read it first.
 """
+import codecs
 import contextvars
-from collections.abc import Callable, Hashable
+import functools
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,11 +26,15 @@ import numpy as np
 from ..common.hints import Array, Rng, Seed
 from ..engine import functional as F
 from ..engine.tensor import Tensor, no_grad, within
+from .lookup import looked_up
 
-__all__ = ["KVCache", "LayerCache", "generate", "keeping", "kept", "prompt_lengths", "prompted",
-           "sample"]
+__all__ = ["KVCache", "LayerCache", "answer", "batches", "characters", "continuations", "generate",
+           "keeping", "kept",
+           "prompt_lengths", "prompted", "sample", "steps", "stream", "trained_family"]
 
 KEPT = 2**23                                                 # bytes of decoded weights
+ROWS = 16                                                    # prompts that are continued together,
+LATER = 16                                                   # and how much longer one may be
 _kept = contextvars.ContextVar("kept", default=None)
 _prompt_lengths = contextvars.ContextVar("prompt_lengths", default=None)
 
@@ -65,10 +75,11 @@ def prompt_lengths(tokens: Array) -> Array:
 class LayerCache:
     """Keys and values of one layer, (B, H, S, d_head), in buffers that double when full. What a
     window has passed is dropped: the next call may write over it, and frees buffers that are more
-    than four times too large."""
+    than four times too large. slack: how many positions `take_back` may remove."""
 
-    def __init__(self):
+    def __init__(self, slack: int = 0):
         self.k = self.v = None
+        self.slack = slack
         self.start = self.stop = 0                           # of the positions held, in the buffers
         self.dropped = 0                                     # positions in no buffer any more
 
@@ -96,13 +107,17 @@ class LayerCache:
         return Tensor(self.k[held]), Tensor(self.v[held])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        """Attention of q (B, H, T, d_head) over everything held and k, v, which are added.
-        options: of `functional.attention`. A window w leaves the last w − 1 positions."""
+        """Attention of q (B, H, T, d_head) over everything held and k, v, which are added. options:
+        of `functional.attention`. A window w leaves the last w − 1 positions, and the slack."""
         o = F.attention(q, *self.append(k, v), **options)
         window = options.get("window")
         if window:
-            self.start = max(self.start, self.stop + 1 - window)
+            self.start = max(self.start, self.stop + 1 - window - self.slack)
         return o
+
+    def take_back(self, n: int) -> None:
+        """Remove the last n positions, n ≤ slack."""
+        self.stop -= n
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +136,7 @@ class LayerCache:
 
 class KVCache:
     """One cache per layer. length: positions so far, virtual ones too; nbytes: of what is held.
-    There is no way back to an earlier position: a window drops what it has passed."""
+    `length` cannot be set: a window drops what it has passed."""
 
     def __init__(self, n_layers: int, layer: Callable[[], LayerCache] = LayerCache):
         self.layers = [layer() for _ in range(n_layers)]
@@ -172,51 +187,229 @@ def _likeliest(p, n):
     return places[np.argsort(-p[places], kind="stable")][:n]
 
 
-def generate(model: Any, tokens: Array | str, max_new_tokens: int = 64, temperature: float = 0.0,
-             top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
-             stop: int | None = None, use_cache: bool = True,
-             cache: KVCache | None = None) -> Any:
+def generate(model: Any, tokens: Array | str | list[str], max_new_tokens: int = 64,
+             temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
+             rng: Seed = 0, stop: int | None = None, use_cache: bool = True,
+             cache: KVCache | None = None, prompt_lookup: int = 0) -> Any:
     """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens. Or continue a
-    text, up to the end of text; return it with what was written.
+    text, up to the end of text, and return it with what was written; or each text of a list, or
+    each prompt (T_b,) of a list of arrays of unequal lengths.
 
     model: a Decoder or a PeftModel, called as model(tokens, cache=…, last=True). temperature: 0 is
     greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
-    cache: a `KVCache` in place of a fresh one, such as one that quantizes. Raises ValueError for
-    options out of range, and if the sequence would exceed the context.
+    cache: a `KVCache` in place of a fresh one, such as one that quantizes.
+    prompt_lookup: how many tokens to guess ahead from earlier places of the text; greedy, one row.
+    The tokens are the same; it is faster where a text repeats or edits one (see `lookup.py`).
+    Raises ValueError for options out of range, and if the sequence would exceed the context.
     """
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=stop,
+                   use_cache=use_cache, cache=cache, prompt_lookup=prompt_lookup)
+    if starts_with(tokens, Mapping):
+        raise TypeError("generate: these are messages of a conversation; model.chat(messages) "
+                        "answers them")
+    if starts_with(tokens, str):
+        new = new_texts(model, tokens, max_new_tokens, rng=rng, **options)
+        return ["".join(pair) for pair in zip(tokens, new, strict=True)]
+    if starts_with(tokens, np.ndarray) and len({row.shape for row in tokens}) > 1:
+        new = continuations(model, tokens, max_new_tokens, rng=rng, **options)
+        return [np.concatenate(pair) for pair in zip(tokens, new, strict=True)]
+    new = stream(model, tokens, max_new_tokens, rng=rng, **options)
     if isinstance(tokens, str):
-        tokenizer = require_tokenizer(model, "generate")
-        ids = tokenizer.encode_prompt(tokens)
-        stop = tokenizer.end_of_text if stop is None else stop
-        out = generate(model, ids[None], max_new_tokens, temperature, top_k, top_p, rng, stop,
-                       use_cache, cache)
-        new = out[0, ids.size:]
-        is_text = (new < tokenizer.vocab_size) & (new != stop)     # some vocabularies are padded
-        return tokens + tokenizer.decode(new[is_text], continued=True)
+        return tokens + "".join(new)
+    columns = [step[:, None] for step in new]
+    return np.concatenate([np.asarray(tokens), *columns], axis=1)
+
+
+def new_texts(model: Any, texts: list[str], max_new_tokens: int, stop: int | None = None,
+              **options: Any) -> list[str]:
+    """Return what each of the texts is continued by."""
+    require_model(model)
+    tokenizer = require_tokenizer(model, "generate")
+    prompts = [tokenizer.encode_prompt(text) for text in texts]
+    if stop is None:
+        stop = tokenizer.end_of_text
+    new = continuations(model, prompts, max_new_tokens, stop=stop, **options)
+    pieces = [characters(tokenizer, ids[:, None], {stop}, is_continued=True) for ids in new]
+    return ["".join(piece) for piece in pieces]
+
+
+def continuations(model: Any, prompts: list[Array], max_new_tokens: int, rng: Seed = 0,
+                  stop: int | None = None, prompt_lookup: int = 0,
+                  **options: Any) -> list[Array]:
+    """Return what each prompt (T_b,) is continued by, (n_b,); several prompts at a time."""
+    options |= dict(stop=stop, prompt_lookup=prompt_lookup, rng=np.random.default_rng(rng))
+    for i, prompt in enumerate(prompts, 1):
+        if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
+            raise ValueError(f"generate: prompt {i} must be integers (T,) with T ≥ 1, got "
+                             f"{prompt.dtype} {prompt.shape}")
+    lengths = np.array([len(prompt) for prompt in prompts])
+    # The vectors of a virtual module may depend on where a prompt ends.
+    later = LATER if getattr(model, "virtual", None) is None else 0
+    new = [None] * len(prompts)
+    for rows in batches(lengths, 1 if prompt_lookup else ROWS, later):
+        n = lengths[rows]
+        tokens = np.zeros((len(rows), n.max()), int)
+        for i, row in enumerate(rows):
+            tokens[i, :n[i]] = prompts[row]
+        columns = list(steps(model, tokens, max_new_tokens, lengths=n, **options))
+        written = np.array(columns, int).reshape(len(columns), len(rows)).T
+        for i, row in enumerate(rows):
+            start = n[i] - n.min()
+            ids = written[i, start:start + max_new_tokens]
+            ends = np.flatnonzero(ids == stop)
+            new[row] = ids[:ends[0] + 1] if ends.size else ids
+    return new
+
+
+def batches(lengths: Array, n_rows: int, later: int) -> Iterator[Array]:
+    """Yield the places of all `lengths` (N,): at most `n_rows` at a time, sorted, none of which is
+    longer by more than `later` than the first."""
+    rows = np.argsort(lengths, kind="stable")
+    while rows.size:
+        n_near = np.searchsorted(lengths[rows], lengths[rows[0]] + later, side="right")
+        n = min(n_rows, n_near)
+        yield rows[:n]
+        rows = rows[n:]
+
+
+def stream(model: Any, tokens: Any, max_new_tokens: int = 64, stop: int | None = None,
+           **options: Any) -> Iterator[Any]:
+    """Yield what `generate` adds as soon as it is there: of tokens (B, T) integers (B,) at a time,
+    of a text pieces of text. A piece is one whole character or more.
+
+    tokens: the messages of a conversation do, too: {"role": …, "content": …} each, the last one of
+    the user; then the pieces are those of the answer. family: of the chat template, as in
+    `tinypeft.chat_prompt`. options: of `generate`. The model must not change before the end."""
+    require_model(model)
+    if starts_with(tokens, Mapping):
+        return answer(model, tokens, max_new_tokens, stop, **options)
+    if not isinstance(tokens, str):
+        return steps(model, tokens, max_new_tokens, stop=stop, **options)
+    tokenizer = require_tokenizer(model, "generate")
+    ids = tokenizer.encode_prompt(tokens)
+    if stop is None:
+        stop = tokenizer.end_of_text
+    new = steps(model, ids[None], max_new_tokens, stop=stop, **options)
+    return characters(tokenizer, new, {stop}, is_continued=True)
+
+
+def answer(model: Any, messages: Any, max_new_tokens: int = 256, stop: int | None = None,
+           family: str | None = None, **options: Any) -> Iterator[str]:
+    """Yield the pieces of the model's answer in a conversation; see `stream`. It is shorter than
+    max_new_tokens where the context ends. ValueError if there is no room for an answer."""
+    require_model(model)
+    tokenizer = require_tokenizer(model, "chat")
+    family = family or trained_family(model)
+    ids = tokenizer.chat_prompt(messages, family)
+    if stop is None:
+        stop = tokenizer.chat_end(family)
+    room = model.config.context_length - getattr(model, "virtual_length", 0) - len(ids)
+    if room < 1:
+        raise ValueError(f"chat: the conversation has {len(ids)} tokens and the model takes "
+                         f"{len(ids) + room}, the answer included; shorten it, or leave out its "
+                         "first messages")
+    new = steps(model, ids[None], min(max_new_tokens, room), stop=stop, **options)
+    return characters(tokenizer, new, {stop, tokenizer.end_of_text}, is_continued=False)
+
+
+def trained_family(model: Any) -> str | None:
+    """Return the family of the chat template that the model was trained on prompts in, "plain" for
+    none, or None for a model that was not."""
+    task = getattr(model, "task", None)
+    return (task.chat or "plain") if hasattr(task, "chat") else None
+
+
+def characters(tokenizer: Any, tokens: Iterable[Array], ends: Container[int],
+               is_continued: bool) -> Iterator[str]:
+    """Yield the text of tokens (1,), in pieces of whole characters, up to one of `ends`. Bytes that
+    are no character become "�". is_continued: did text come before? A space in front is kept."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for (token,) in tokens:
+        if token in ends:
+            break
+        if token >= tokenizer.vocab_size:                    # some vocabularies are padded
+            continue
+        piece = decoder.decode(tokenizer.decode_bytes([token], is_continued))
+        is_continued = is_continued or bool(tokenizer.decode_bytes([token], True))
+        if piece:
+            yield piece
+    rest = decoder.decode(b"", final=True)
+    if rest:
+        yield rest
+
+
+def steps(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0.0,
+          top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
+          stop: int | None = None, use_cache: bool = True, cache: KVCache | None = None,
+          prompt_lookup: int = 0, lengths: Array | None = None) -> Iterator[Array]:
+    """Check the arguments of `generate`, and return an iterator of what each step adds, (B,).
+
+    lengths (B,): how many tokens of each row are there; the others are written. Steps then start
+    behind the shortest row, and give the tokens of longer rows again."""
     tokens = np.asarray(tokens)
     _check(tokens, max_new_tokens, temperature, top_k, top_p)
     _check_room(model, tokens.shape[1], max_new_tokens)
-    rng = np.random.default_rng(rng)
+    if prompt_lookup:
+        _check_lookup(tokens, temperature, use_cache, cache, prompt_lookup)
     if not use_cache:
         cache = None
     elif cache is None:
-        cache = KVCache(model.config.n_layers)
+        cache = KVCache(model.config.n_layers, lambda: LayerCache(prompt_lookup))
+    prompts = prompt_lengths(tokens)
+    if lengths is None:
+        lengths = np.full(len(tokens), tokens.shape[1])
+    arrays = {}                                              # decoded weights
+
+    def feed(tokens, last=True):
+        # Between two steps the caller's own code runs, so the settings of a step end with it:
+        # nothing is recorded, decoded weights are kept.
+        with no_grad(), within(_kept, arrays), prompted(prompts):
+            return model(tokens, cache=cache, last=last).data
+
+    if prompt_lookup:
+        return looked_up(feed, cache, tokens, max_new_tokens, stop, prompt_lookup)
+    draw = functools.partial(sample, rng=np.random.default_rng(rng), temperature=temperature,
+                             top_k=top_k, top_p=top_p)
+    return _steps(feed, tokens, lengths, max_new_tokens, draw, stop, cache)
+
+
+def _steps(feed, tokens, lengths, max_new_tokens, draw, stop, cache):
+    """Yield what each step adds: where a prompt goes on, its next token."""
     fed = 0                                                  # tokens that the cache has seen
     done = np.zeros(len(tokens), bool)
-    with no_grad(), keeping(), prompted(prompt_lengths(tokens)):
-        for _ in range(max_new_tokens):
-            logits = model(tokens[:, fed:], cache=cache, last=True)
-            if use_cache:
-                fed = tokens.shape[1]
-            new = sample(logits.data[:, -1], rng, temperature, top_k, top_p)
-            if stop is not None:
-                new = np.where(done, stop, new)
-                done |= new == stop
-            tokens = np.concatenate([tokens, new[:, None].astype(tokens.dtype)], axis=1)
-            if done.all():
-                break
-    return tokens
+    whole = tokens.shape[1]
+    for length in range(lengths.min(), whole + max_new_tokens):
+        logits = feed(tokens[:, fed:length])
+        if cache is not None:
+            fed = length
+        new = draw(logits[:, -1]).astype(tokens.dtype)
+        if stop is not None:
+            new = np.where(done, stop, new).astype(tokens.dtype)
+        if length < whole:
+            is_prompt = length < lengths
+            new = np.where(is_prompt, tokens[:, length], new)
+            done |= ~is_prompt & (new == stop)
+        elif stop is not None:
+            done |= new == stop
+        yield new
+        if (done | (length + 1 - lengths >= max_new_tokens)).all():
+            break
+        before = tokens[:, :length]
+        rest = tokens[:, length + 1:]
+        tokens = np.concatenate([before, new[:, None], rest], axis=1)
+
+
+def starts_with(value: Any, kind: type) -> bool:
+    """Tell if a value is a list or tuple whose first item is of a kind."""
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], kind)
+
+
+def require_model(model: Any) -> None:
+    """Raise TypeError for anything that has no `config`, such as a text in the model's place."""
+    if not hasattr(model, "config"):
+        raise TypeError("generate: the model comes first, and then the text or the tokens; got a "
+                        f"{type(model).__name__} first")
 
 
 def require_tokenizer(model: Any, verb: str) -> Any:
@@ -240,6 +433,18 @@ def _check(tokens, max_new_tokens, temperature, top_k, top_p):
         raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
+
+
+def _check_lookup(tokens, temperature, use_cache, cache, n):
+    """Raise ValueError if `prompt_lookup` cannot be used with these arguments of `generate`."""
+    if n < 0 or int(n) != n:
+        raise ValueError(f"generate: prompt_lookup must be a number of tokens, got {n!r}")
+    if temperature != 0 or len(tokens) > 1:
+        raise ValueError("generate: prompt_lookup is for greedy tokens (temperature=0) of one row, "
+                         f"got {temperature=} and {len(tokens)} rows")
+    if not use_cache or cache is not None:
+        raise ValueError("generate: prompt_lookup takes wrong guesses back from a cache of its "
+                         "own; leave out use_cache and cache")
 
 
 def _check_room(model, n_tokens, n_new):
