@@ -328,7 +328,7 @@ def rules(stem, cells, filled):
     if not any(re.search(r"\bBonus\b", h) for h in headings): found.append("no heading says “Bonus”")
     names = re.findall(r'tp\.guess\("([^"]+)"', everything)
     if not names: found.append("no prediction: nothing calls tp.guess")
-    own = f"{stem[:2]}."
+    own = f"{stem.partition('_')[0]}."
     found += [f"the prediction {name!r} does not begin with {own}" for name in names if not name.startswith(own)]
     if everything.count(".beside(") < len(names): found.append("a prediction is not shown .beside( what is measured")
     if 'show("schematic:' not in everything: found.append('no schematic: nothing calls show("schematic:…")')
