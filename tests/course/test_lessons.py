@@ -139,7 +139,7 @@ def in_64_bits(f):
 
 @pytest.mark.long
 @pytest.mark.parametrize("stem, name", [("04_adapters", "adapters.widen"), ("06_prefix", "prefix.cut"),
-                                        ("07_lora", "lora.backward"), ("07_lora", "lora.merge")])
+                                        ("07_lora", "lora.backward"), ("07_lora", "lora.swap")])
 def test_an_answer_in_64_bits_runs_to_the_end(run, stem, name):
     """`np.zeros` makes float64, and the checks take it, so the cells that put it to work take it as well."""
     (path,) = percent.sources(stem)
@@ -212,7 +212,7 @@ def picture(code):
 
 def words(prose):
     """How many words a text has, without mathematics, code and tags."""
-    text = re.sub(r"\$\$.*?\$\$|<[^<>\n]+>|`[^`]+`", " ", prose, flags=re.S)
+    text = re.sub(r"```.*?```|\$\$.*?\$\$|<[^<>\n]+>|`[^`]+`", " ", prose, flags=re.S)
     text = "\n\n".join(re.sub(r"\$[^$]+\$", " ", paragraph) for paragraph in text.split("\n\n"))
     return len(re.findall(r"[^\W\d_][\w’'-]*", text))
 
@@ -286,7 +286,7 @@ def test_too_few_pictures_are_found():
 
 
 # -- the rules of lessons that are finished --------------------------------------------------------
-UNNUMBERED = r"How to use the course|Recall|" \
+UNNUMBERED = r"How to use the course|Recall|The real call|" \
              r"Where the papers? says? (this|these)|Where implementations differ|What you can do now"
 MATHS = re.compile(r"\$\$.+?\$\$|(?<![\\$\w])\$(?![$\s]).+?(?<![\\\s])\$(?!\d)", re.S)
 WORK = re.compile(r"tp\.(check|guess|train|attach|evaluate|quantize|generate|find_rate)\(|\.beside\(|\.backward\(")
@@ -465,14 +465,14 @@ fig
 #
 # ### {exercise}
 
-# %% exercise=lora.merge points=2 minutes=5 bonus=yes
-def lora_merge(W, A, B, alpha):
+# %% exercise=lora.swap points=2 minutes=5 bonus=yes
+def lora_swap(W, A, B, alpha):
     ### BEGIN SOLUTION
     return 2
     ### END SOLUTION
 
 # %%
-result = tp.check("lora.merge", lora_merge)
+result = tp.check("lora.swap", lora_swap)
 result
 
 # %%
@@ -498,7 +498,7 @@ def test_a_lesson_that_keeps_the_rules(good):
 
 
 @pytest.mark.parametrize("old, new, says", [
-    ("exercise=lora.merge points=2 minutes=5 bonus=yes", "exercise=lora.merge points=2 minutes=5", "no heading says “Bonus”"),
+    ("exercise=lora.swap points=2 minutes=5 bonus=yes", "exercise=lora.swap points=2 minutes=5", "no heading says “Bonus”"),
     ("tp.guess(", "tp.note(", "no prediction"), ('"07.gain"', '"08.gain"', "'08.gain' does not begin with 07"),
     (".beside(", ".near(", "not shown .beside("), ("schematic:lora", "lora", "no schematic"),
     ("(GLOSSARY.md)", "(README.md)", "does not link GLOSSARY.md"), ("## 2. Merged", "## Merged", "“Merged” is not numbered 2."),
@@ -511,9 +511,9 @@ def test_a_lesson_that_keeps_the_rules(good):
     ("mine = result.function", "x = 1", "lora_forward is not used after its check"),
     ("len([mine])", "3", "lora_forward is not used after its check"),
     ("mine = result.function", "mine = {'a': result.function}", None),
-    ("print(result.function(1, 2, 3, 4))", "x = 1", "lora_merge is not used"),
+    ("print(result.function(1, 2, 3, 4))", "x = 1", "lora_swap is not used"),
     ("print(result.function(1, 2, 3, 4))", "with use(F, gelu=result.function): pass", None),
-    ('result = tp.check("lora.merge"', 'tp.check("lora.merge"', "write result = tp.check(…)")])
+    ('result = tp.check("lora.swap"', 'tp.check("lora.swap"', "write result = tp.check(…)")])
 def test_a_broken_rule_is_told(good, old, new, says):
     assert old in GOOD
     told = good(GOOD.replace(old, new, 1))

@@ -641,49 +641,6 @@ EXERCISES = (
                "low = F.linear(F.linear(x, A), B); then F.linear(x, W0) + "
                "low * (alpha / A.shape[0]).")),
     Exercise(
-        name="lora.backward", title="The backward pass of LoRA", stars=2,
-        reference=backward, cases=_with_upstream,
-        invariants=(
-            ("with B = 0, as at the start, dA is zero and dB is not", _starts),),
-        mistakes=(
-            ("the scale s = α/r is missing in dA and dB",
-             partial(_by_hand, dA=_factor(1), dB=_factor(1))),
-            ("the scale s = α/r is missing in all three", partial(_by_hand, scale=_one)),
-            ("the scale is α/r, not α", partial(_by_hand, scale=_alpha)),
-            *several("a gradient lacks the scale s = α/r: dA and dB both have it",
-                     partial(_by_hand, dA=_factor(1)),
-                     partial(_by_hand, dB=_factor(1))),
-            ("the scale s is applied twice", partial(_by_hand, scale=_twice)),
-            ("the scale is α/r, not r/α", partial(_by_hand, scale=_inverse)),
-            ("r is the number of rows of A, not of its columns",
-             partial(_by_hand, rank=_columns_of_A)),
-            ("the gradients are sums over the N inputs, not means: dH has any division already",
-             _means),
-            ("the scale s belongs to the path through A and B alone, not to dH W₀",
-             partial(_by_hand, base=operator.pos)),
-            ("dX is the sum of both paths; you subtracted one",
-             partial(_by_hand, low=operator.neg)),
-            ("dX lacks the path through the frozen weight, dH W₀",
-             partial(_by_hand, base=_factor(0))),
-            ("dX lacks the path through A and B, s (dH B) A", partial(_by_hand, low=_factor(0))),
-            ("the low-rank part of dX lacks the scale s", partial(_by_hand, low=_factor(1))),
-            ("dA and dB are exchanged: return (dA, dB, dX)", _in_order(1, 0, 2)),
-            ("the gradients are in the wrong order: return (dA, dB, dX)", _in_order(2, 0, 1))),
-        symptoms=(
-            ("a gradient has the shape of its parameter: transpose it", _transposed),
-            ("W₀ is frozen, so its gradient is not needed: return (dA, dB, dX)", _four_gradients),
-            ("the gradients are in the wrong order: return (dA, dB, dX)", _shape_of_another),
-            ("a factor is missing: a gradient has the shape of its array, dA "
-             "that of A and dB that of B",
-             _other_shape)),
-        tolerance=1e-7,
-        hints=("h = W0 x + s B (A x). What stands to the left and to the right of A, "
-               "and of B, in this product?",
-               "dh is (N, d_out); x Aᵀ and dh B are (N, r). Each gradient has the shape of its "
-               "array: A (r, d_in), B (d_out, r), x (N, d_in).",
-               "s = alpha / len(A). dB = s * dh.T @ (x @ A.T). dA = s * (dh @ B).T @ x. dx is a "
-               "sum: one term through W0, and s * dh @ B @ A.")),
-    Exercise(
         name="lora.attach", title="LoRA on a model, and everything else frozen", stars=2,
         reference=attach, cases=_model,
         special=(
@@ -727,89 +684,48 @@ EXERCISES = (
                "is in targets, add A = rng.standard_normal((r, d_in)) / np.sqrt(d_in) and "
                "np.zeros((d_out, r)), both in W.dtype, and True for both.")),
     Exercise(
-        name="lora.alike", title="Do two LoRAs do the same?", stars=2,
-        reference=alike, cases=_pair,
-        special=(
-            ("A and B turned by a matrix G, and back: the same", partial(_pair, kind="turned")),
-            ("α is twice as large, A too, and B a quarter: the same",
-             partial(_pair, kind="alpha")),
-            ("two more rows in A, and zeros in B for them: the same",
-             partial(_pair, kind="padded")),
-            ("the rows in another order, all signs turned: the same",
-             partial(_pair, kind="permuted")),
-            ("two LoRAs that change nothing: the same", partial(_pair, kind="both zero")),
-            ("each number of B is off by some per cent: not the same",
-             partial(_pair, kind="noise")),
-            ("only α differs: not the same", partial(_pair, kind="double")),
-            ("the opposite change: not the same", partial(_pair, kind="minus")),
-            ("the outputs are exchanged: not the same", partial(_pair, kind="exchanged")),
-            ("the same A, and another B of the same size: not the same",
-             partial(_pair, kind="same A")),
-            ("the second changes nothing: not the same", partial(_pair, kind="zero")),
-            ("both changes are tiny: not the same",
-             partial(_pair, kind="same A", size=1e-6))),
+        name="lora.backward", title="The backward pass of LoRA", stars=2,
+        reference=backward, cases=_with_upstream,
+        invariants=(
+            ("with B = 0, as at the start, dA is zero and dB is not", _starts),),
         mistakes=(
-            ("other A and B can make the same change: compare B A, not A and B", _same_factors),
-            ("the scale α/r belongs to the change", _judged(_near, scale=_one)),
-            ("the scale is α/r, not α", _judged(_near, scale=_alpha)),
-            ("two changes with the same singular values may still differ, by a rotation",
-             _judged(_near_values)),
-            ("two changes of the same size may still differ", _judged(_near_norms)),
-            *several("a multiple of a change has the same direction, and is another change",
-                     _judged(lambda a, b: _cosine(a, b) > 0.9999),
-                     _judged(_along),
-                     _judged(lambda a, b: abs(_cosine(a, b)) > 0.9999)),
-            ("the same A, or the same space of its rows, leaves B free", _same_rows),
-            ("a tiny change counts as well: the limit goes with the size of the change, and "
-             "np.allclose has one of its own besides",
-             _judged(lambda a, b: np.allclose(a, b, 1e-3))),
-            ("two products in float32 differ by rounding: ask for a small distance, not for "
-             "equality", _judged(np.array_equal)),
-            ("if both changes are zero, the quotient of the norms is 0/0: multiply the limit by "
-             "the norm, and do not divide",
-             _judged(lambda a, b: _near(a, b) and np.linalg.norm(a) > 0)),
-            ("compare number by number: two changes may have the same sum",
-             _judged(lambda a, b: abs(a.sum() - b.sum()) <= 1e-3 * abs(a.sum())))),
-        errors=(
-            ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),
-            ("broadcast", "the ranks may differ: compare the two products, which have one shape")),
-        hints=("A is not what the model sees of a LoRA, and B is not. What is? When is a difference "
-               "of two such things small?",
-               "Both changes are (d_out, d_in), whatever the ranks are. The answer is one bool, not "
-               "an array (d_out, d_in) of bools.",
-               "first = alpha1 / len(A1) * B1 @ A1, second likewise; the norm of their difference "
-               "is at most 1e-3 times the norm of the first.")),
-    Exercise(
-        name="lora.swap", title="A base that wears out", stars=2,
-        reference=swap, cases=_served,
-        special=(
-            ("two tasks, in turn, three times", lambda rng: _in_turn(*_served(rng, (1, 3000)))),),
-        mistakes=(
-            ("the base wears out: after the subtraction it is W0 up to rounding only. Merge into "
-             "W0 itself each time", _subtracted),
-            ("the changes add up: each matrix has that of its own task alone", _added_up),
-            *several("all of your matrices are the same: make a new array for each task",
-                     _one_array(lambda W0, tasks: _added_up(W0, tasks)[-1]),
-                     _one_array(lambda W0, tasks: _subtracted(W0, tasks)[-1]),
-                     _one_array(lambda W0, tasks: swap(W0, tasks)[-1]),
-                     _one_array(lambda W0, tasks: swap(W0, tasks)[0]),
-                     _one_array(_worn_out)),
-            ("the tasks come in their own order, the first one first",
-             lambda W0, tasks: swap(W0, tasks)[::-1]),
-            ("the scale is α/r, not α", _swapped(_alpha)),
-            ("the scale α/r is missing", _swapped(_one)),
-            ("the scale is α/r, not r/α", _swapped(_inverse)),
-            ("the scale is α/r; α/√r is the rank-stabilised one", _swapped(_stabilised)),
-            ("r is the number of rows of A, not of its columns", _swapped(rank=_columns_of_A)),
-            ("r is the number of columns of B, not of its rows", _swapped(rank=_rows_of_B)),
-            ("these are the changes; add W0", _swapped(base=0)),
-            ("you subtracted the change; add it", _swapped(sign=-1))),
-        errors=(
-            ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),),
-        tolerance=1e-6,
-        hints=("What is left of a small number after a large one was added and subtracted again?",
-               "Each merged matrix is (d_out, d_in), like W0, and there is one for each task.",
-               "[W0 + alpha / len(A) * B @ A for A, B, alpha in tasks]")),
+            ("the scale s = α/r is missing in dA and dB",
+             partial(_by_hand, dA=_factor(1), dB=_factor(1))),
+            ("the scale s = α/r is missing in all three", partial(_by_hand, scale=_one)),
+            ("the scale is α/r, not α", partial(_by_hand, scale=_alpha)),
+            *several("a gradient lacks the scale s = α/r: dA and dB both have it",
+                     partial(_by_hand, dA=_factor(1)),
+                     partial(_by_hand, dB=_factor(1))),
+            ("the scale s is applied twice", partial(_by_hand, scale=_twice)),
+            ("the scale is α/r, not r/α", partial(_by_hand, scale=_inverse)),
+            ("r is the number of rows of A, not of its columns",
+             partial(_by_hand, rank=_columns_of_A)),
+            ("the gradients are sums over the N inputs, not means: dH has any division already",
+             _means),
+            ("the scale s belongs to the path through A and B alone, not to dH W₀",
+             partial(_by_hand, base=operator.pos)),
+            ("dX is the sum of both paths; you subtracted one",
+             partial(_by_hand, low=operator.neg)),
+            ("dX lacks the path through the frozen weight, dH W₀",
+             partial(_by_hand, base=_factor(0))),
+            ("dX lacks the path through A and B, s (dH B) A", partial(_by_hand, low=_factor(0))),
+            ("the low-rank part of dX lacks the scale s", partial(_by_hand, low=_factor(1))),
+            ("dA and dB are exchanged: return (dA, dB, dX)", _in_order(1, 0, 2)),
+            ("the gradients are in the wrong order: return (dA, dB, dX)", _in_order(2, 0, 1))),
+        symptoms=(
+            ("a gradient has the shape of its parameter: transpose it", _transposed),
+            ("W₀ is frozen, so its gradient is not needed: return (dA, dB, dX)", _four_gradients),
+            ("the gradients are in the wrong order: return (dA, dB, dX)", _shape_of_another),
+            ("a factor is missing: a gradient has the shape of its array, dA "
+             "that of A and dB that of B",
+             _other_shape)),
+        tolerance=1e-7,
+        hints=("h = W0 x + s B (A x). What stands to the left and to the right of A, "
+               "and of B, in this product?",
+               "dh is (N, d_out); x Aᵀ and dh B are (N, r). Each gradient has the shape of its "
+               "array: A (r, d_in), B (d_out, r), x (N, d_in).",
+               "s = alpha / len(A). dB = s * dh.T @ (x @ A.T). dA = s * (dh @ B).T @ x. dx is a "
+               "sum: one term through W0, and s * dh @ B @ A.")),
     Exercise(
         name="lora.bug", title="Find the bug: a LoRA that does not do what it should", stars=2,
         reference=bug, cases=_run,
@@ -920,6 +836,90 @@ EXERCISES = (
                "neither A_before.any() nor B_before.any()? A_before equals A_after and "
                "B_before equals B_after? Return the word of the first question that is "
                "answered by yes, else “fine”.")),
+    Exercise(
+        name="lora.alike", title="Do two LoRAs do the same?", stars=2,
+        reference=alike, cases=_pair,
+        special=(
+            ("A and B turned by a matrix G, and back: the same", partial(_pair, kind="turned")),
+            ("α is twice as large, A too, and B a quarter: the same",
+             partial(_pair, kind="alpha")),
+            ("two more rows in A, and zeros in B for them: the same",
+             partial(_pair, kind="padded")),
+            ("the rows in another order, all signs turned: the same",
+             partial(_pair, kind="permuted")),
+            ("two LoRAs that change nothing: the same", partial(_pair, kind="both zero")),
+            ("each number of B is off by some per cent: not the same",
+             partial(_pair, kind="noise")),
+            ("only α differs: not the same", partial(_pair, kind="double")),
+            ("the opposite change: not the same", partial(_pair, kind="minus")),
+            ("the outputs are exchanged: not the same", partial(_pair, kind="exchanged")),
+            ("the same A, and another B of the same size: not the same",
+             partial(_pair, kind="same A")),
+            ("the second changes nothing: not the same", partial(_pair, kind="zero")),
+            ("both changes are tiny: not the same",
+             partial(_pair, kind="same A", size=1e-6))),
+        mistakes=(
+            ("other A and B can make the same change: compare B A, not A and B", _same_factors),
+            ("the scale α/r belongs to the change", _judged(_near, scale=_one)),
+            ("the scale is α/r, not α", _judged(_near, scale=_alpha)),
+            ("two changes with the same singular values may still differ, by a rotation",
+             _judged(_near_values)),
+            ("two changes of the same size may still differ", _judged(_near_norms)),
+            *several("a multiple of a change has the same direction, and is another change",
+                     _judged(lambda a, b: _cosine(a, b) > 0.9999),
+                     _judged(_along),
+                     _judged(lambda a, b: abs(_cosine(a, b)) > 0.9999)),
+            ("the same A, or the same space of its rows, leaves B free", _same_rows),
+            ("a tiny change counts as well: the limit goes with the size of the change, and "
+             "np.allclose has one of its own besides",
+             _judged(lambda a, b: np.allclose(a, b, 1e-3))),
+            ("two products in float32 differ by rounding: ask for a small distance, not for "
+             "equality", _judged(np.array_equal)),
+            ("if both changes are zero, the quotient of the norms is 0/0: multiply the limit by "
+             "the norm, and do not divide",
+             _judged(lambda a, b: _near(a, b) and np.linalg.norm(a) > 0)),
+            ("compare number by number: two changes may have the same sum",
+             _judged(lambda a, b: abs(a.sum() - b.sum()) <= 1e-3 * abs(a.sum())))),
+        errors=(
+            ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),
+            ("broadcast", "the ranks may differ: compare the two products, which have one shape")),
+        hints=("A is not what the model sees of a LoRA, and B is not. What is? When is a difference "
+               "of two such things small?",
+               "Both changes are (d_out, d_in), whatever the ranks are. The answer is one bool, not "
+               "an array (d_out, d_in) of bools.",
+               "first = alpha1 / len(A1) * B1 @ A1, second likewise; the norm of their difference "
+               "is at most 1e-3 times the norm of the first.")),
+    Exercise(
+        name="lora.swap", title="A base that wears out", stars=2,
+        reference=swap, cases=_served,
+        special=(
+            ("two tasks, in turn, three times", lambda rng: _in_turn(*_served(rng, (1, 3000)))),),
+        mistakes=(
+            ("the base wears out: after the subtraction it is W0 up to rounding only. Merge into "
+             "W0 itself each time", _subtracted),
+            ("the changes add up: each matrix has that of its own task alone", _added_up),
+            *several("all of your matrices are the same: make a new array for each task",
+                     _one_array(lambda W0, tasks: _added_up(W0, tasks)[-1]),
+                     _one_array(lambda W0, tasks: _subtracted(W0, tasks)[-1]),
+                     _one_array(lambda W0, tasks: swap(W0, tasks)[-1]),
+                     _one_array(lambda W0, tasks: swap(W0, tasks)[0]),
+                     _one_array(_worn_out)),
+            ("the tasks come in their own order, the first one first",
+             lambda W0, tasks: swap(W0, tasks)[::-1]),
+            ("the scale is α/r, not α", _swapped(_alpha)),
+            ("the scale α/r is missing", _swapped(_one)),
+            ("the scale is α/r, not r/α", _swapped(_inverse)),
+            ("the scale is α/r; α/√r is the rank-stabilised one", _swapped(_stabilised)),
+            ("r is the number of rows of A, not of its columns", _swapped(rank=_columns_of_A)),
+            ("r is the number of columns of B, not of its rows", _swapped(rank=_rows_of_B)),
+            ("these are the changes; add W0", _swapped(base=0)),
+            ("you subtracted the change; add it", _swapped(sign=-1))),
+        errors=(
+            ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),),
+        tolerance=1e-6,
+        hints=("What is left of a small number after a large one was added and subtracted again?",
+               "Each merged matrix is (d_out, d_in), like W0, and there is one for each task.",
+               "Return [W0 + alpha / len(A) * B @ A for A, B, alpha in tasks].")),
     Exercise(
         name="lora.dora", title="DoRA", stars=3,
         reference=dora, cases=_with_magnitude, gradient=("x", "A", "B", "m"),
