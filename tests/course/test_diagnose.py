@@ -276,23 +276,23 @@ def test_the_packages_answer_is_refused_where_one_is_to_write_it():
 
 def test_the_grader_refuses_it_too(tmp_path):
     pytest.importorskip("IPython")
-    path = tmp_path / "06_prefix.py"
+    path = tmp_path / "02_transformer.py"
     path.write_text("""
 import numpy as np
 import tinypeft as tp
 from tinypeft import functional as F
 
-def prefix_attention(q, k, v, P_K, P_V):
-    return F.attention(q, tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0))
+def transformer_attention(q, k, v):
+    return F.attention(*(tp.Tensor(a) for a in (q, k, v))).data
 
-def prefix_share(q, k, P_K):
-    p, s = (np.exp(a @ q / len(q) ** 0.5).sum() for a in (P_K, k))
-    return p / (p + s)
+def transformer_loss(logits, tokens):
+    p = np.exp(logits[:, :-1])
+    return -np.log(np.take_along_axis(p, tokens[:, 1:, None], -1)[..., 0] / p.sum(-1)).mean()
 """, encoding="utf-8")
-    (graded,) = grade.grade([path], lesson="06", seconds=60)
-    assert graded.exercises["prefix.attention"]["points"] == 0
-    assert "uses attention of the package" in graded.exercises["prefix.attention"]["message"]
-    assert "exp overflows" in graded.exercises["prefix.share"]["message"]
+    (graded,) = grade.grade([path], lesson="02", seconds=60)
+    assert graded.exercises["transformer.attention"]["points"] == 0
+    assert "uses attention of the package" in graded.exercises["transformer.attention"]["message"]
+    assert "np.exp overflows" in graded.exercises["transformer.loss"]["message"]
 
 
 # -- words -----------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ CHECKS = {
     "adapters.widen": (0, 1, 0), "adapters.bug": (6, 0, 0), "adapters.linear": (0, 1, 0),
     "prompts.input": (0, 0, 1), "prompts.cost": (1, 0, 0), "prompts.nearest": (2, 0, 0), "prompts.places": (2, 0, 0),
     "prompts.bug": (4, 0, 0), "prompts.lstm": (1, 0, 0),
-    "prefix.attention": (1, 0, 5), "prefix.share": (4, 1, 0), "prefix.bug": (1, 0, 0),
+    "prefix.backward": (2, 0, 0), "prefix.share": (4, 1, 0), "prefix.bug": (1, 0, 0),
     "prefix.copies": (3, 0, 0),
     "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.attach": (1, 0, 0),
     "lora.alike": (12, 0, 0), "lora.swap": (1, 0, 0), "lora.bug": (19, 0, 0),
