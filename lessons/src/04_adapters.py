@@ -399,8 +399,8 @@ for name, (_, losses, _) in runs.items():
 ax.set(xlabel="step (8 × 64 tokens each)", xlim=(8, STEPS + 32), xticks=range(20, STEPS + 1, 20),
        ylabel="loss on the catalogue,\nmean of 10 steps (nats/token)", ylim=(0, None))
 plot.label_ends(ax, ends)
-fig.set_label("The training losses of three kinds of adapters fall from above 4 to below 0.5 nats in "
-              "100 steps. At each line's end stands how many of 16 answers are right.")
+fig.set_label("The training losses of three kinds of adapters fall from above 4 to below 0.5 nats "
+              "in 100 steps. At each line's end stands how many of 16 answers are right.")
 fig
 
 # %% [markdown]
