@@ -25,12 +25,6 @@ def swap(i, f):
     return lambda *a: tuple(f(*a) if j == i else n for j, n in enumerate(trained(*a)))
 
 
-def bits(b, g, s, z, o):
-    weights = g * max(o, 1)                                                   # of as many scales as share one of the second level
-    total = weights * b + max(o, 1) * (s + z) + (32 if o else 0)
-    return total / weights
-
-
 def quantize(x, b, convention, range_=lambda x: (min(x.min(), 0), max(x.max(), 0)), steps=lambda b: 2**b - 1, sign=None, code_sign=None):
     l, h = range_(x)
     s = (h - l) / steps(b)
@@ -105,6 +99,21 @@ def bits_of(order="little", low_first=True, gaps=False, cut=False):
     return map_pack
 
 
+def merges(same=lambda f, x, W: np.allclose(f(x), x @ W.T, rtol=0, atol=1e-9), zero=False,
+           x=lambda d: np.random.default_rng(1).standard_normal((9, d))):
+    def map_merges(f, d):
+        W = (f(np.eye(d)) - (f(np.zeros((d, d))) if zero else 0)).T
+        return W if same(f, x(d), W) else None
+    return map_merges
+
+
+def column_by_column(f, d):
+    """Does f add? Then its values on the unit vectors are all of it."""
+    a, b = np.random.default_rng(3).uniform(-2, 2, (2, 30, d))
+    adds = np.abs(f(a + b) - f(a) - f(b)).max() < 1e-9 and np.abs(f(0.3 * a) - 0.3 * f(a)).max() < 1e-9
+    return np.stack([f(row[None])[0] for row in np.eye(d)], axis=1) if adds else None
+
+
 WRONG = {
     "map.trained": [
         (swap(0, lambda d, L, r, P, m: 2 * L * r * d), "query and value"),
@@ -124,22 +133,16 @@ WRONG = {
         (lambda *a: list(trained(*a))[:3], "4 results"),
         (lambda *a: None, "is there a return"),
         (lambda *a: np.array(trained(*a)) + 0.5, "number")],
-    "map.bits": [
-        (lambda b, g, s, z, o: b + (s + z) / g, "own scales are missing"),
-        (lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0), "not per `outer` weights"),
-        (lambda b, g, s, z, o: bits(b, g, s, 0, o), "zero points are missing"),
-        (lambda b, g, s, z, o: b + s + z + (32 / o if o else 0), "divide by g"),
-        (lambda b, g, s, z, o: b + (z + (32 / o if o else s)) / g, "does not replace"),
-        (lambda b, g, s, z, o: b + (s + z + 32 / max(o, 1)) / g, "only if it is not 0"),
-        (lambda b, g, s, z, o: bits(b, g, 0, z, o), "the scales are missing"),
-        (lambda b, g, s, z, o: b, "scales and zero points add"),
-        (lambda b, g, s, z, o: bits(0, g, s, z, o), "codes' own bits"),
-        (lambda b, g, s, z, o: g * bits(b, g, s, z, o), "a whole group"),
-        (lambda b, g, s, z, o: b + bits(0, g, s, z, o) / 8, "in bits already"),
-        (lambda b, g, s, z, o: b + (s + z + (32 // o if o else 0)) // g, "and / divides"),
-        (lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g, "`outer` scales share them"),
-        (lambda b, g, s, z, o: b + (s + z + 32 / o) / g, "no second level"),
-        (lambda b, g, s, z, o: [bits(b, g, s, z, o)], "expected a number")],
+    "map.merges": [
+        (merges(lambda f, x, W: True), "agrees with this W on the rows"),
+        (merges(x=np.eye), "on other inputs"),
+        (merges(lambda f, x, W: np.allclose(f(3 * x), 3 * f(x))), "a ReLU without bias"),
+        (merges(lambda f, x, W: np.allclose(f(-x), -f(x))), "an odd curve"),
+        (merges(x=lambda d: np.random.default_rng(1).uniform(size=(9, d))), "negative inputs"),
+        (merges(lambda f, x, W: np.allclose(f(x) - f(0 * x), x @ W.T, atol=1e-12), zero=True), "gives 0 for x = 0"),
+        (merges(lambda f, x, W: np.abs(f(x) - x @ W.T).max() < 1e-3), "a billionth"),
+        (lambda f, d: None if merges()(f, d) is None else merges()(f, d).T, "this is Wᵀ"),
+        (lambda f, d: None, "some of the functions are matrices")],
     "map.signs": [
         (lambda x, b, c: quantize(x, b, c, sign=lambda Z: -Z), "libraries' sign in both"),
         (lambda x, b, c: quantize(x, b, c, code_sign=lambda Z, survey: -Z if survey else Z),
@@ -190,7 +193,7 @@ RIGHT = {
         lambda *a: np.array(trained(*a)),
         lambda *a: list(trained(*a)),
         lambda *a: tuple(map(float, trained(*a)))],
-    "map.bits": [bits, lambda *a: np.float64(bits(*a)), lambda *a: np.array(bits(*a))],
+    "map.merges": [merges(), column_by_column, lambda f, d: W if (W := merges()(f, d)) is None else W.tolist()],
     "map.signs": [
         quantize,
         lambda *a: list(quantize(*a)),
