@@ -271,7 +271,7 @@ for step in (0, 4, 9, 14): print(f"{step + 1:4}  {theirs[step]:8.5f}  {mine[step
 print(f"largest difference of the {len(mine)} losses: {abs(mine - theirs).max():.0e}")
 
 # %% [markdown]
-# The two differ by rounding. A model trained by your derivation learns like any other.
+# The two differ by rounding.
 #
 # ## 5. Train it ◆
 #

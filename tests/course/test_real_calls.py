@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+import tinypeft as tp
 from tinypeft.course import percent
 
 BLOCK = re.compile(r"^## The real call\n.*?^```python\n(.*?)^```", re.S | re.M)
@@ -44,15 +45,53 @@ def test_a_real_call_runs(stem, tmp_path, monkeypatch):
     HELD[stem](given)
 
 
+def named(given, part): return [name for name, p in given["tuned"].named_parameters() if part in name and p.requires_grad]
+
+
+def lora_on_all_layers(given):
+    """Seven linear layers a block, each with two matrices."""
+    assert len(named(given, "lora_")) == 2 * 2 * 7 == len(named(given, ""))
+
+
+def as_many_as_in_our_base(given):
+    assert given["gpt2"].num_parameters() == tp.load_pretrained().n_parameters() == 1_155_456
+
+
+def all_weights_move(given):
+    fresh = dict(tiny().named_parameters())
+    assert all(abs(p - fresh[name]).max() > 0 for name, p in given["model"].named_parameters())
+
+
+def an_adapter_is_trained(given):
+    """Where the library is there: what is trained belongs to the adapter, or to the norms."""
+    assert all("adapter" in name or "norm" in name for name, p in given["model"].named_parameters() if p.requires_grad)
+
+
+def a_prompt_of_20_vectors(given):
+    (trained,) = [p for p in given["tuned"].parameters() if p.requires_grad]
+    assert trained.shape == (20, 16)
+
+
+def a_table_for_every_layer(given):
+    """20 rows with a key and a value of 16 numbers for two layers."""
+    (trained,) = [p for p in given["tuned"].parameters() if p.requires_grad]
+    assert trained.shape == (20, 2 * 2 * 16)
+
+
 def changes_and_merges(given):
-    """A fresh LoRA trains two matrices a layer, and merging leaves a plain model."""
-    import torch
+    """LoRA trains two matrices a layer, and merging leaves a plain model."""
     merged = given["merged"]
     assert type(merged).__name__ == "LlamaForCausalLM" and not [n for n, _ in merged.named_parameters() if "lora" in n]
-    assert torch.isfinite(merged(**batch()).loss)
+    assert np.isfinite(merged(**batch()).loss.item())
 
 
-HELD = {"07_lora": changes_and_merges}
+def triplets_are_trained(given):
+    assert len(named(given, "lora_E")) == len(named(given, "lora_A")) == len(named(given, "lora_B")) == 2 * 4
+
+
+HELD = {"00_map": lora_on_all_layers, "02_transformer": as_many_as_in_our_base, "03_full_finetuning": all_weights_move,
+        "04_adapters": an_adapter_is_trained, "05_prompt_tuning": a_prompt_of_20_vectors,
+        "06_prefix": a_table_for_every_layer, "07_lora": changes_and_merges, "08_adalora": triplets_are_trained}
 
 
 def test_each_call_is_held_to_something():
