@@ -66,10 +66,11 @@ __import__("gc").freeze()
 get_ipython().execution_count = 0"""
 # Sizes that stand in a lesson's own code: lesson → pairs of what is written and what runs.
 SHORTER = {
-    "01_autograd": [("for _ in range(15)", "for _ in range(3)")], "02_transformer": [("[:24_000]", "[:6_000]")],
-    "03_full_finetuning": [("until=(0, 10, 20, 40)", "until=(0, 1, 2, 3)")], "04_adapters": [("STEPS = 60", "STEPS = 12")],
-    "05_prompt_tuning": [("STEPS = 40", "STEPS = 12")], "06_prefix": [("STEPS = 60", "STEPS = 12")],
-    "07_lora": [("STEPS = 60", "STEPS = 12")],
+    "01_autograd": [("for _ in range(7)", "for _ in range(2)")],
+    "01b_gradients": [("for _ in range(15)", "for _ in range(3)")], "02_transformer": [("[:24_000]", "[:6_000]")],
+    "03_full_finetuning": [("until=(0, 10, 20, 40)", "until=(0, 1, 2, 3)")], "04_adapters": [("STEPS = 100", "STEPS = 12")],
+    "05_prompt_tuning": [("STEPS = 40", "STEPS = 12")], "06_prefix": [("STEPS = 100", "STEPS = 12")],
+    "07_lora": [("STEPS = 100", "STEPS = 12")],
     "16_real_model": [('model = tp.load_pretrained("smollm2")', 'model = tp.load_pretrained("smollm2")\ndel model.blocks[6:]'),
                       ("for i in (1, 11, 21)", "for i in (1, 3, 5)"), ("[15][0]", "[5][0]"),
                       ("quantized=True)", "quantized=True)\ndel small.blocks[6:]")]}
@@ -545,6 +546,21 @@ def test_an_answer_that_is_shown_before_the_check_is_told():
         trees = [ast.parse("from tinypeft import functional as F\nfrom tinypeft.peft.lora import LoRALinear as Holder"),
                  ast.parse(cell)]
         assert {f.__name__ for f in shown_functions(trees[1], trees)} >= {"attention" if name == "function" else "forward"}
+
+
+def test_the_plan_of_weeks_has_every_lesson_and_fits_its_hours():
+    """Four hours a week. A second half that no week names goes with the first."""
+    page = (percent.LESSONS / "INSTRUCTORS.md").read_text(encoding="utf-8")
+    weeks = [re.findall(r"\b\d\db?\b", row) for row in re.findall(r"^\| \d+ \| ([^|]+) \|", page, re.M)]
+    planned = [number for week in weeks for number in week]
+    assert len(weeks) == 12 and len(planned) == len({*planned})
+    minutes = dict.fromkeys(planned, 0)
+    for path in SOURCES:
+        number = path.stem.partition("_")[0]
+        stated = re.search(r"\*\*Time\.\*\* (\d+) minutes", percent.read(path)[0].source)
+        minutes[number if number in planned else number.rstrip("b")] += int(stated[1])
+    assert all(minutes.values())
+    assert max(sum(minutes[number] for number in week) for week in weeks) <= 4 * 60
 
 
 def test_the_errors_that_the_readme_explains_exist():

@@ -53,6 +53,16 @@ def lora_on_all_layers(given):
     assert len(named(given, "lora_")) == 2 * 2 * 7 == len(named(given, ""))
 
 
+def slopes_of_tanh(given):
+    x, y = given["x"], np.tanh([0.5, -1.0, 2.0])
+    assert np.allclose(x.grad, (1 - y**2) * [1, 10, 100], atol=1e-5)
+
+
+def only_norms_get_gradients(given):
+    got = {name for name, p in given["model"].named_parameters() if p.grad is not None}
+    assert got == {name for name, _ in given["model"].named_parameters() if "norm" in name} != set()
+
+
 def as_many_as_in_our_base(given):
     assert given["gpt2"].num_parameters() == tp.load_pretrained().n_parameters() == 1_155_456
 
@@ -89,7 +99,8 @@ def triplets_are_trained(given):
     assert len(named(given, "lora_E")) == len(named(given, "lora_A")) == len(named(given, "lora_B")) == 2 * 4
 
 
-HELD = {"00_map": lora_on_all_layers, "02_transformer": as_many_as_in_our_base, "03_full_finetuning": all_weights_move,
+HELD = {"00_map": lora_on_all_layers, "01_autograd": slopes_of_tanh, "01b_gradients": only_norms_get_gradients,
+        "02_transformer": as_many_as_in_our_base, "03_full_finetuning": all_weights_move,
         "04_adapters": an_adapter_is_trained, "05_prompt_tuning": a_prompt_of_20_vectors,
         "06_prefix": a_table_for_every_layer, "07_lora": changes_and_merges, "08_adalora": triplets_are_trained}
 
