@@ -114,6 +114,12 @@ print("the base answers as before:", answers(base) == before)
 #   One exercise of each lesson is open: it has a rubric instead of a check.
 # - After you change code of the package, restart the kernel.
 #
+# There are three ways through, for an afternoon, a week and a term:
+
+# %%
+show("schematic:road")
+
+# %% [markdown]
 # Everything runs offline on a laptop.
 # The base was trained by this package's own NumPy code (lesson 02).
 #
@@ -365,7 +371,6 @@ slider("rank", frames, captions=told, behind={"adapters, m = 64": (sizes, shares
        xlabel="parameters of the model", ylabel="trained, % of them", xlog=True, ylog=True)
 
 # %% [markdown]
-#
 # ## 6. How many bits
 #
 # Take codes of 4 bits in groups of 64 weights, with one float32 scale for each group.

@@ -1,4 +1,4 @@
-"""One schematic for each lesson: what goes where, and of which shape. Nothing in them is measured.
+"""Schematics of the lessons: what goes where, and of which shape. Nothing in them is measured.
 
     SCHEMATICS["lora"]()             # a `Drawing`: the SVG, a caption, a description
 
@@ -15,7 +15,8 @@ from .rounding import choosing, grid, nf4
 
 __all__ = ["SCHEMATICS"]
 
-NAMES = ("map", "autograd", "transformer", "memory", "adapters", "prompts", "prefix", "lora",
+NAMES = ("map", "autograd", "road",
+         "transformer", "memory", "adapters", "prompts", "prefix", "lora",
          "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "straight_through", "choosing",
          "llama")
 COMPUTED = {"grid": grid, "nf4": nf4, "choosing": choosing}
