@@ -384,10 +384,12 @@ for (name, (_, losses, _)), style in zip(runs.items(), ("-", "--", ":"), strict=
     ax.plot(np.arange(10, STEPS + 1), y, color=colour, ls=style)
     ends.append((STEPS, y[-1], f"{name}: {n_right[name]} of 16", colour))
 ax.set(xlabel="step (8 × 64 tokens each)", xlim=(8, STEPS + 34), xticks=range(20, STEPS + 1, 20),
-       ylabel="loss on the catalogue,\nmean of 10 steps (nats/token)", ylim=(0, None))
+       ylabel="loss on the catalogue,\nmean of 10 steps (nats/token)", yscale="log", ylim=(0.2, 5))
+plot.plain_log(ax.yaxis)
 plot.label_ends(ax, ends)
-fig.set_label("Training losses over 100 steps. The prompt stops near 3 nats and has no answer "
-              "right. The two prefixes fall below 1 nat and have several of 16 right.")
+fig.set_label("Training losses over 100 steps, on a logarithmic axis. The prompt stops near 3 nats "
+              "and has no answer right. The two prefixes fall below 1 nat and have several of 16 "
+              "right.")
 fig
 
 # %% [markdown]

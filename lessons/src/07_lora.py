@@ -312,12 +312,13 @@ for (name, (_, losses)), (colour, style) in zip(arms.items(), looks, strict=True
     y = np.convolve(losses, np.ones(10) / 10, "valid")
     ax.plot(np.arange(10, STEPS + 1), y, color=plot.COLOURS[colour], ls=style)
     ends.append((STEPS, y[-1], f"{name}: {n_right(told[name])} of 16", plot.COLOURS[colour]))
-ax.set(xlabel="step (8 × 64 tokens each)", xlim=(8, STEPS + 62), xticks=range(20, STEPS + 1, 20),
-       ylabel="loss on the catalogue,\nmean of 10 steps (nats/token)", ylim=(0, None))
+ax.set(xlabel="step (8 × 64 tokens each)", xlim=(8, STEPS + 70), xticks=range(20, STEPS + 1, 20),
+       ylabel="loss on the catalogue,\nmean of 10 steps (nats/token)", yscale="log", ylim=(0.05, 5))
+plot.plain_log(ax.yaxis)
 plot.label_ends(ax, ends)
-fig.set_label("Four falling curves over 100 steps. LoRA on query and value stays highest; query "
-              "and value without a limit of rank, LoRA on all six matrices, and full fine-tuning "
-              "end near one another and close to zero.")
+fig.set_label("Four falling curves over 100 steps, on a logarithmic axis. LoRA on query and "
+              "value stays highest; query and value without a limit of rank, LoRA on all six "
+              "matrices, and full fine-tuning end near one another.")
 fig
 
 # %% [markdown]
@@ -411,7 +412,7 @@ for name, (losses, _) in seen.items():
     print(f"{name:33}", *(f"{losses[step - 1]:6.2f}" for step in (1, 2, 4, 8, 12)))
 
 # %% [markdown]
-# *What to see: two programs learn nothing at all, and two are far above the base, one of them
+# *What to see: two programs learn nothing at all, and two rise far above the base, one of them
 # from the first step on.* A loss tells that something is wrong. The arrays tell what.
 #
 # ### {exercise}

@@ -393,6 +393,7 @@ for i in range(values.shape[1]):
 ax.axvline(60, color=plot.COLOURS["grey"], lw=1, ls=":")
 ax.text(61, 0.1 * values.max(), "T − t_f: the choice is final", color="#606060")
 ax.set_yscale("symlog", linthresh=0.02)
+ax.set_ylim(0, None)
 ax.set(xlabel="step", ylabel="|λ|, a gap: pruned", title=f"the singular values of {path}")
 fig.set_label("The eight singular values of one matrix over 100 steps, the small ones stretched. "
               "All grow at first; four dashed ones fall to zero again and again, and end at step "

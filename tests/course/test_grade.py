@@ -121,7 +121,7 @@ def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
         (tmp_path / path).write_text(text, encoding="utf-8")
     rows = {(r.student, r.lesson): r for r in g.grade([tmp_path], seconds=20)}
     points = {key: r.points for key, r in rows.items()}
-    assert points == {("ada", "07_lora"): 15, ("bob", None): 0, ("eve", "07_lora"): 3, ("eve", "13_nf4_qlora"): 0}
+    assert points == {("ada", "07_lora"): 15, ("bob", None): 0, ("eve", "07_lora"): 2, ("eve", "13_nf4_qlora"): 0}
     assert rows["ada", "07_lora"].file.endswith("07_lora.py")
     assert [note.partition(str(tmp_path))[2] for note in rows["ada", "07_lora"].notes] == \
         ["/ada/07_lora-old.py, 3 points", "/ada/helper.py, 0 points"]

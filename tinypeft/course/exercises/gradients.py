@@ -327,8 +327,8 @@ EXERCISES = (
             ("not iterable", "uses[k] is a list of numbers of earlier values, and trained is one")),
         hints=("Two things must be true of a value. Which of them is known from the values before "
                "it, and which from those after it?",
-               "Two lists of as many bools as there are values, one filled from the first value to "
-               "the last, one from the last to the first.",
+               "Two lists with a bool for the number of each value, one filled from the first value "
+               "to the last, one from the last to the first.",
                "below[k] is k in trained, or any(below[j] for j in uses[k]). asked[-1] is True; "
                "from the last k down, if asked[k], set asked[j] for each j in uses[k]. Return "
                "below[k] and asked[k] for each k.")),

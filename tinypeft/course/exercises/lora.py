@@ -684,7 +684,7 @@ EXERCISES = (
                "is in targets, add A = rng.standard_normal((r, d_in)) / np.sqrt(d_in) and "
                "np.zeros((d_out, r)), both in W.dtype, and True for both.")),
     Exercise(
-        name="lora.backward", title="The backward pass of LoRA", stars=2,
+        name="lora.backward", title="The backward pass of LoRA", stars=3,
         reference=backward, cases=_with_upstream,
         invariants=(
             ("with B = 0, as at the start, dA is zero and dB is not", _starts),),
@@ -921,7 +921,7 @@ EXERCISES = (
                "Each merged matrix is (d_out, d_in), like W0, and there is one for each task.",
                "Return [W0 + alpha / len(A) * B @ A for A, B, alpha in tasks].")),
     Exercise(
-        name="lora.dora", title="DoRA", stars=3,
+        name="lora.dora", title="DoRA", stars=2,
         reference=dora, cases=_with_magnitude, gradient=("x", "A", "B", "m"),
         special=(
             ("B = 0 and m the lengths of W0's rows: the base, unchanged",

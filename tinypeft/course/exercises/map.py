@@ -422,7 +422,7 @@ EXERCISES = (
                "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The "
                "result is scale[:, None] * (q - z).")),
     Exercise(
-        name="map.pack", title="Codes of 3 bits in bytes of 8", stars=3,
+        name="map.pack", title="Codes of 3 bits in bytes of 8", stars=2,
         reference=reference_pack, cases=pack_cases,
         special=(
             ("two codes of 4 bits in a byte", lambda rng: (np.array([1, 2, 15, 0], np.uint8), 4)),

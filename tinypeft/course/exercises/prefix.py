@@ -311,7 +311,7 @@ EXERCISES = (
                "dp = V @ do; ds = p * (dp - p @ dp); np.outer(ds[:P], q) / np.sqrt(len(q)) and "
                "np.outer(p[:P], do).")),
     Exercise(
-        name="prefix.share", title="The prefix's share of attention", stars=2,
+        name="prefix.share", title="The prefix's share of attention", stars=3,
         reference=share, cases=_scores,
         special=(
             ("all keys are equal: λ is P/(P + T)", _all_equal),
@@ -394,7 +394,7 @@ EXERCISES = (
                "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, "
                "0] is the K of layer l, and parts[l, 1] its V.")),
     Exercise(
-        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=1,
+        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=2,
         reference=bug, cases=_places,
         special=(
             ("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
@@ -442,7 +442,7 @@ EXERCISES = (
                "np.tril(a, k) keeps what lies up to k places right of the diagonal: use k = P. "
                "The positions are np.arange(P, P + T).")),
     Exercise(
-        name="prefix.copies", title="Copies of a prefix", stars=2,
+        name="prefix.copies", title="Copies of a prefix", stars=3,
         reference=copies, cases=_shares,
         special=(
             ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),

@@ -343,7 +343,7 @@ EXERCISES = (
                "From dx (B, n, d) take the P places of each row, (B, P, d). The result is (P, d).",
                "np.take_along_axis(dx, at[..., None], axis=1) is (B, P, d). Add it over axis 0.")),
     Exercise(
-        name="prompts.places", title="The places of pseudo-tokens", stars=3,
+        name="prompts.places", title="The places of pseudo-tokens", stars=2,
         reference=reference_places, cases=places_cases,
         special=(
             ("the example of the text", lambda rng: (np.array([7, 8, 10, 9]), (2, 1), 10)),
