@@ -5,8 +5,9 @@
 # Fine-tune a language model in the first cells, and read what it writes before and after.
 # Then see the whole course at a glance: what each method trains and each quantization scheme
 # rounds, in one and the same model.
-# You write a test that says which methods can be merged, count parameters, see two sign conventions
-# for the zero point, find a bug that turns weights into garbage, and learn how the exercises work.
+# You write a test that says which methods can be merged, count parameters, tell apart two sign
+# conventions for the zero point, find a bug that turns weights into garbage, and learn how the
+# exercises work.
 #
 # **What you need.**
 # NumPy, matrix products, and a rough idea of how a network is trained: a *loss* says how wrong its
@@ -420,30 +421,57 @@ fig
 # with $R$ for rounding and $x_q$ for the code.
 # The codes and the scale are the same, but $Z = -z$.
 #
+# This quantizer can write both. A row's range may end at different distances from 0, so it is
+# called *asymmetric*. It always contains 0, so that 0 has a code of its own, $z$:
+
+# %%
+def quantized(W, bits, convention):
+    """Codes (n, g), scales (n,) and zero points (n,) of an asymmetric quantizer, row by row."""
+    low, high = np.minimum(W.min(1), 0), np.maximum(W.max(1), 0)
+    s = (high - low) / (2 ** bits - 1)                     # between 2ᵇ codes lie 2ᵇ − 1 steps
+    z = np.rint(-low / s)
+    codes = np.clip(np.rint(W / s[:, None]) + z[:, None], 0, 2 ** bits - 1)
+    return codes, s, z if convention == "library" else -z
+
+
+domain = tp.tasks.domain(base, context=128)                # documentation that the base never saw
+# equations (3), (4)
+decoders = {"library": lambda q, s, z: s[:, None] * (q - z[:, None]),
+            "survey": lambda q, s, z: s[:, None] * (q + z[:, None])}
+
+
+def loss_with(change):
+    """The loss of the base on unseen text, with change(W) in place of each weight W of its MLPs."""
+    other = copy.deepcopy(base)
+    for block in other.blocks:
+        for layer in (block.mlp.up, block.mlp.down):
+            layer.weight.assign(change(layer.weight.data.astype(np.float64)).astype(np.float32))
+    return tp.evaluate(other, domain, max_batches=1)["loss"]
+
+
+print(f"as it is                        loss {loss_with(lambda W: W):.2f}")
+for written in decoders:
+    for name, decode in decoders.items():
+        stored = lambda W, decode=decode, written=written: decode(*quantized(W, 6, written))
+        loss = loss_with(stored)
+        print(f"written {written:8} read as {name:8} {loss:.2f}")
+
+# %% [markdown]
+# The wrong sign shifts every weight by $2z$ steps.
+# The file has the right shape and dtype, and the model is garbage.
+#
 # ### {exercise}
 #
-# Quantize the array `x`, which is float64 and not all 0, to codes $0 \dots 2^b - 1$.
-# The range is $[l, h]$ with $l = \min(x_{min}, 0)$ and $h = \max(x_{max}, 0)$, so that 0 is a grid
-# point.
-# Its ends may have different distances from 0, so the quantizer is called *asymmetric*.
-# How many steps lie between $2^b$ codes?
-# This gives $s$.
-# The zero point is the code of 0 in the convention "library", with equation (3).
-# In "survey" it is $Z$ of equation (4).
-# Return `(codes, s, zero point)`: the codes as a float64 array, the other two as numbers.
-# Round $x/s$ and $l/s$, each by itself, with `np.rint`.
-# Clip the codes last.
-# (Without the clip a rounded end can get the code $2^b$, which would become 0 in $b$ bits.)
+# Somebody has put files of two programs together. Some rows were written with equation (3), others
+# with equation (4), and nobody has noted which. `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$
+# are float64 arrays. The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
+# What can a zero point be in each of the conventions?
 
-# %% exercise=map.signs points=3 minutes=15
-def map_signs(x, bits, convention):
-    """(codes, scale, zero point) of an asymmetric quantizer, in the sign convention asked for."""
+# %% exercise=map.signs points=3 minutes=12
+def map_signs(codes, scale, zero):
+    """Decode codes (n, g) whose rows have their zero points in either sign convention."""
     ### BEGIN SOLUTION
-    l, h = min(x.min(), 0.0), max(x.max(), 0.0)
-    s = (h - l) / (2 ** bits - 1)
-    z = np.rint(-l / s)
-    codes = np.clip(np.rint(x / s) + z, 0, 2 ** bits - 1)
-    return codes, s, z if convention == "library" else -z
+    return scale[:, None] * (codes - np.abs(zero)[:, None])      # 0's own code is never negative
     ### END SOLUTION
 
 # %%
@@ -452,34 +480,21 @@ signs = result.function
 result
 
 # %% [markdown]
-# **Your function at work.**
-# It quantizes the MLPs of the base to 6 bits, and the codes are decoded in both ways:
+# **Your function at work.** Every second row is in the other convention:
 
 # %%
-domain = tp.tasks.domain(base, context=128)                # documentation that the base never saw
-# equations (3), (4)
-decoders = {"library": lambda q, s, z: s * (q - z), "survey": lambda q, s, z: s * (q + z)}
+def mixed(W):
+    """Six bits, with the zero points of every second row in the survey's sign."""
+    codes, s, z = quantized(W, 6, "library")
+    z[::2] *= -1
+    return codes, s, z
 
 
-def loss_with(change):
-    """The loss of the base on unseen text, with change(W) in place of each weight W of its MLPs."""
-    other = copy.deepcopy(base)
-    for block in other.blocks:
-        for layer in (block.mlp.up, block.mlp.down):
-            layer.weight.assign(change(layer.weight.data).astype(np.float32))
-    return tp.evaluate(other, domain, max_batches=1)["loss"]
-
-
-print(f"as it is               loss {loss_with(lambda W: W):.2f}")
-for written in decoders:
-    for read, decode in decoders.items():
-        loss = loss_with(lambda W, decode=decode, written=written: decode(*signs(W, 6, written)))
-        print(f"written {written:8} read {read:8} {loss:.2f}")
+for name, decode in (*decoders.items(), ("yours", signs)):
+    loss = loss_with(lambda W, decode=decode: decode(*mixed(W)))
+    print(f"mixed, read as {name:8} loss {loss:.2f}")
 
 # %% [markdown]
-# The wrong sign shifts every weight by $2z$ steps.
-# The file has the right shape and dtype, and the model is garbage.
-#
 # ## 8. Weights that come back wrong
 #
 # This time the sign is right.
@@ -617,7 +632,7 @@ packed = result.function
 result
 
 # %%
-codes = signs(W, 3, "library")[0].astype(np.uint8).ravel()
+codes = quantized(W, 3, "library")[0].astype(np.uint8).ravel()
 print(f"{codes.size:,} codes of 3 bits: {codes.nbytes:,} bytes, packed {packed(codes, 3).nbytes:,}")
 
 # %% [markdown]

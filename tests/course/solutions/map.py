@@ -2,20 +2,6 @@
 import numpy as np
 
 
-def half_up(x, b, convention):
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    s = (h - l) / (2**b - 1)
-    z = np.floor(-l / s + 0.5)
-    return np.clip(np.floor(x / s + 0.5) + z, 0, 2**b - 1), s, z if convention == "library" else -z
-
-
-def unclipped(x, b, convention):
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    s = (h - l) / (2**b - 1)
-    z = np.rint(-l / s)
-    return np.rint(x / s) + z, s, z if convention == "library" else -z
-
-
 def trained(d, L, r, P, m):
     lora = sum(r * d + d * r for _ in range(L) for _ in ("query", "value"))
     return lora, P * d, L * P * 2 * d, 2 * L * (d * m + m + m * d + d)
@@ -25,41 +11,15 @@ def swap(i, f):
     return lambda *a: tuple(f(*a) if j == i else n for j, n in enumerate(trained(*a)))
 
 
-def quantize(x, b, convention, range_=lambda x: (min(x.min(), 0), max(x.max(), 0)), steps=lambda b: 2**b - 1, sign=None, code_sign=None):
-    l, h = range_(x)
-    s = (h - l) / steps(b)
-    Z = np.rint(l / s)
-    survey = convention == "survey"
-    codes = np.clip(np.rint(x / s) - (Z if not code_sign else code_sign(Z, survey)), 0, 2**b - 1)
-    return codes, s, (Z if survey else -Z) if sign is None else sign(Z)
+def rows(read=lambda q, s, z: s * (q - abs(z))):
+    """Each row with its own scale and zero point."""
+    return lambda codes, scale, zero: np.stack([read(*row) for row in zip(codes, scale, zero, strict=True)])
 
 
-def rounded_once(x, b, convention):
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    s = (h - l) / (2**b - 1)
-    z = np.rint(-l / s)
-    return np.clip(np.rint((x - l) / s), 0, 2**b - 1), s, z if convention == "library" else -z
-
-
-def crooked(x, b, convention):
-    """The zero point is not rounded."""
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    s = (h - l) / (2**b - 1)
-    return np.clip(np.rint(x / s) - l / s, 0, 2**b - 1), s, -l / s if convention == "library" else l / s
-
-
-def rounded(how):
-    def map_signs(x, b, convention):
-        l, h = min(x.min(), 0), max(x.max(), 0)
-        s = (h - l) / (2**b - 1)
-        z = how(-l / s)
-        return np.clip(how(x / s) + z, 0, 2**b - 1), s, z if convention == "library" else -z
-    return map_signs
-
-
-def clipped_early(x, b, convention):
-    codes, s, z = quantize(x, b, convention)
-    return (codes, s, z) if convention == "library" else (np.clip(np.rint(x / s), 0, 2**b - 1) - z, s, z)
+def tried(codes, scale, zero):
+    """Is the zero point in the range of the codes?"""
+    z = np.where(zero >= 0, zero, -zero)[:, None]
+    return (codes - z) * scale[:, None]
 
 
 def without_float(kind):
@@ -144,26 +104,15 @@ WRONG = {
         (lambda f, d: None if merges()(f, d) is None else merges()(f, d).T, "this is Wᵀ"),
         (lambda f, d: None, "some of the functions are matrices")],
     "map.signs": [
-        (lambda x, b, c: quantize(x, b, c, sign=lambda Z: -Z), "libraries' sign in both"),
-        (lambda x, b, c: quantize(x, b, c, code_sign=lambda Z, survey: -Z if survey else Z),
-         "only the zero point's sign"),
-        (lambda x, b, c: quantize(x, b, c, lambda x: (x.min(), x.max())), "must contain 0"),
-        (lambda x, b, c: quantize(x, b, c, steps=lambda b: 2**b), "2ᵇ − 1 steps"),
-        (unclipped, "not clipped"),
-        (rounded_once, "each by itself"),
-        (crooked, "round l/s"),
-        (clipped_early, "clipped too early"),
-        (lambda x, b, c: (quantize(x, b, c)[0].astype(np.float32), *quantize(x, b, c)[1:]), "dtype float32"),
-        (rounded(np.floor), "np.floor rounds down"),
-        (rounded(np.trunc), "cuts the digits off"),
-        (lambda x, b, c: (lambda q, s, z: (s * (q - quantize(x, b, "library")[2]), s, z))(*quantize(x, b, c)),
-         "decoded numbers"),
-        (lambda x, b, c: (lambda q, s, z: (q, 1 / s, z))(*quantize(x, b, c)), "not its inverse"),
-        (lambda x, b, c: (lambda q, s, z: (q, z, s))(*quantize(x, b, c)), "the order is"),
-        (lambda x, b, c: (quantize(x, b, c)[0].astype(int), *quantize(x, b, c)[1:]), "as a float64 array"),
-        (half_up, "half to the even"),
-        (lambda x, b, c: quantize(x, b, c)[:2], "3 results"),
-        (lambda x, b, c: (quantize(x, b, c)[0].astype(np.uint8), *quantize(x, b, c)[1:]), "dtype uint8")],
+        (rows(lambda q, s, z: s * (q - z)), "for a library's"),
+        (rows(lambda q, s, z: s * (q + z)), "for the survey's"),
+        (rows(lambda q, s, z: s * (q + abs(z))), "the other way round"),
+        (rows(lambda q, s, z: s * (q - max(z, 0))), "and not 0"),
+        (rows(lambda q, s, z: q - abs(z)), "the scale is missing"),
+        (rows(lambda q, s, z: s * q - abs(z)), "with brackets"),
+        (lambda q, s, z: tried(q, s, z)[0], "shape"),
+        (lambda q, s, z: s[:, None] * (q - (z if z[0] > 0 else -z)[:, None]), "row by row"),
+        (lambda q, s, z: tried(q, s, z).astype(np.float32), "dtype float32")],
     "map.bug": [
         (as_shown, "taken in uint8"),
         (decode(np.int8), "int8 ends at 127"),
@@ -194,10 +143,7 @@ RIGHT = {
         lambda *a: list(trained(*a)),
         lambda *a: tuple(map(float, trained(*a)))],
     "map.merges": [merges(), column_by_column, lambda f, d: W if (W := merges()(f, d)) is None else W.tolist()],
-    "map.signs": [
-        quantize,
-        lambda *a: list(quantize(*a)),
-        lambda *a: (quantize(*a)[0].tolist(), *quantize(*a)[1:])],
+    "map.signs": [rows(), tried, lambda *a: tried(*a).tolist()],
     "map.bug": [
         decode(),
         decode(np.int64),

@@ -145,60 +145,39 @@ def merges_cases(rng, f=None):
 
 
 # -- signs ---------------------------------------------------------------------------------------
-def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True,
-          whole=np.rint, whole_z=None, once=False, early=False):
-    """Return codes, scale and zero point; the options are for the mistakes.
-
-    contain: the range contains 0. flip, both: the survey's sign turns that of z, or that in the
-    codes, too. once: (x − l)/s is rounded. early: the survey's codes are clipped without z.
-    """
-    l, h = x.min(), x.max()
-    if contain:
-        l, h = min(l, 0.0), max(h, 0.0)
-    s = (h - l) / (2 ** bits + levels)
-    z, last = (whole_z or whole)(-l / s), 2 ** bits - 1
-    survey = convention == "survey"
-    codes = whole(x / s) + (-z if both and survey else z)
-    if once:
-        codes = whole((x - l) / s)
-    if clip:
-        codes = np.clip(codes, 0, last)
-    if early and survey:
-        codes = np.clip(whole(x / s), 0, last) + z
-    return codes, float(s), float(-z if flip and survey else z)
+def decoded_rows(codes, scale, zero, steps=lambda z: np.abs(z), sign=-1, times=True):
+    """Decode row by row. The options make the mistakes; steps: what is taken from the codes."""
+    shifted = codes + sign * steps(zero)[:, None]
+    return scale[:, None] * shifted if times else shifted
 
 
-def reference_signs(x, bits, convention):
-    return signs(x, bits, convention)
+def reference_signs(codes, scale, zero):
+    return decoded_rows(codes, scale, zero)
 
 
-def decoded_numbers(*args):
-    codes, s, z = signs(*args)
-    return s * (codes - signs(*args, flip=False)[2]), s, z
+def by_first_row(z):
+    return z if z[0] > 0 else -z
 
 
-def inverse_scale(*args):
-    codes, s, z = signs(*args)
-    return codes, 1 / s, z
+def by_most_rows(z):
+    return z if z.sum() > 0 else -z
 
 
-def half_up(v):
-    return np.floor(v + 0.5)
+def no_brackets(codes, scale, zero):
+    return scale[:, None] * codes - np.abs(zero)[:, None]
 
 
-def signs_cases(rng, shift=None, convention=None):
-    shift = float(rng.uniform(-1, 1)) if shift is None else shift
-    x = rng.standard_normal((3, 5)) + shift
-    bits = int(rng.integers(2, 7))
-    return x, bits, convention or str(rng.choice(["library", "survey"]))
-
-
-def other_order(got, expected, args):
-    return got in reference_signs(*args)[1:]
-
-
-def integers(got, expected, args):
-    return got.ndim == 2 and got.dtype.kind in "iu"
+def signs_cases(rng, written=None, shift=0.0):
+    """Rows of weights, and for each the sign in which its zero point was written."""
+    n, g = rng.integers(3, 7, 2).tolist()
+    x = rng.standard_normal((n, g)) + shift
+    low, high = np.minimum(x.min(1), 0), np.maximum(x.max(1), 0)
+    levels = 2 ** int(rng.integers(3, 9)) - 1
+    scale = (high - low) / levels
+    z = np.rint(-low / scale)
+    codes = np.clip(np.rint(x / scale[:, None]) + z[:, None], 0, levels)
+    mixed = rng.permutation([1, -1, *rng.choice([1, -1], n - 2)])
+    return codes, scale, z * (mixed if written is None else written)
 
 
 # -- codes that are bytes ------------------------------------------------------------------------
@@ -342,52 +321,35 @@ EXERCISES = (
                "W = f(np.eye(d)).T. Draw x = rng.standard_normal((20, d)), and return W if f(x) is "
                "x @ W.T to 1e-9, else None.")),
     Exercise(
-        name="map.signs", title="One quantizer in two sign conventions", stars=2,
+        name="map.signs", title="Whose sign is it?", stars=2,
         reference=reference_signs, cases=signs_cases,
         special=(
-            ("the libraries' sign", partial(signs_cases, shift=0.3, convention="library")),
-            ("the survey's sign", partial(signs_cases, shift=0.3, convention="survey")),
-            ("all numbers are positive: the range still contains 0",
-             partial(signs_cases, shift=9.0, convention="survey")),
-            ("a symmetric range, whose ends lie midway between two codes",
-             lambda rng: (np.linspace(-1, 1, 5), 8, "library"))),
+            ("all rows have the libraries' sign", partial(signs_cases, written=1)),
+            ("all rows have the survey's sign", partial(signs_cases, written=-1)),
+            ("all weights are positive, so every zero point is 0", partial(signs_cases, shift=9.0)),
+            ("all weights are negative", partial(signs_cases, shift=-9.0))),
         mistakes=(
-            ("the zero point has the libraries' sign in both conventions: the survey's Z is −z",
-             partial(signs, flip=False)),
-            ("only the zero point's sign changes, the codes are the same: with Z = −z, "
-             "R(x/S) − Z is round(x/s) + z",
-             partial(signs, both=True)),
-            ("the range must contain 0: l = min(x_min, 0), h = max(x_max, 0)",
-             partial(signs, contain=False)),
-            ("there are 2ᵇ − 1 steps between 2ᵇ codes", partial(signs, levels=0)),
-            ("there are 2ᵇ − 1 steps between 2ᵇ codes", partial(signs, levels=-2)),
-            ("the codes are not clipped to 0 … 2ᵇ − 1; 2ᵇ would become 0 in the bits of a code",
-             partial(signs, clip=False)),
-            ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up",
-             partial(signs, whole=half_up)),
-            ("np.floor rounds down; np.rint rounds to the nearest number",
-             partial(signs, whole=np.floor)),
-            ("this cuts the digits off; np.rint rounds to the nearest number",
-             partial(signs, whole=np.trunc)),
-            ("these are the decoded numbers; the codes are asked for", decoded_numbers),
-            ("s is the step between two codes, (h − l)/(2ᵇ − 1), and not its inverse",
-             inverse_scale),
-            ("x/s and l/s are rounded each by itself; yours rounds (x − l)/s once",
-             partial(signs, once=True)),
-            ("the zero point is a code: round l/s with np.rint, too",
-             partial(signs, whole_z=itself)),
-            ("the survey's codes are clipped too early: subtract Z first, and clip R(x/S) − Z",
-             partial(signs, early=True))),
-        symptoms=(
-            ("the codes are asked for as a float64 array", integers),
-            ("the order is (codes, scale, zero point)", other_order)),
-        tolerance=1e-6,
-        hints=("Which of the codes, the scale and the zero point differ "
-               "between the two conventions?",
-               "The codes have the shape of x. s and the zero point are "
-               "numbers, computed from all of x.",
-               "s = (h - l) / (2**bits - 1); z = np.rint(-l / s); codes = np.clip(np.rint(x / "
-               "s) + z, 0, 2**bits - 1), in both conventions. Return z or -z.")),
+            ("this takes every row for a library's, s (q − z)",
+             partial(decoded_rows, steps=itself)),
+            ("this takes every row for the survey's, s (q + Z)",
+             partial(decoded_rows, steps=itself, sign=1)),
+            *several("each row has a sign of its own: decide row by row, not for all at once",
+                     partial(decoded_rows, steps=by_first_row),
+                     partial(decoded_rows, steps=by_most_rows)),
+            ("it is the other way round: where 0 has a code z ≥ 0, the libraries write z, and the "
+             "survey −z", partial(decoded_rows, sign=1)),
+            ("a negative zero point is one in the survey's sign, and not 0",
+             partial(decoded_rows, steps=lambda z: np.maximum(z, 0))),
+            ("the scale is missing", partial(decoded_rows, times=False)),
+            ("the scale multiplies the zero point as well: s (q − z), with brackets",
+             no_brackets)),
+        tolerance=1e-9,
+        hints=("The range of each row contains 0, so 0 has a code. What does that say of z in "
+               "equation (3), and of Z in equation (4)?",
+               "codes (n, g); scale and zero (n,), one for each row. z lies in 0 … 2ᵇ − 1, so Z = "
+               "−z is never above 0.",
+               "The code of 0 is abs(zero), whoever wrote it. Subtract it from the codes of its "
+               "row, and multiply by the row's scale: scale[:, None] * (codes − …).")),
     Exercise(
         name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
         reference=reference_bug, cases=bug_cases,
