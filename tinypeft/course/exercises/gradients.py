@@ -1,4 +1,4 @@
-"""Lesson 01b: a test of gradients, what a frozen parameter saves, and a step with a smaller error."""
+"""Lesson 01b: a test of gradients, what a walk must reach, and a difference with a small error."""
 from functools import partial
 
 import numpy as np
@@ -231,6 +231,10 @@ def central(f, x, eps):
     return (f(x + eps) - f(x - eps)) / (2 * eps)
 
 
+def one_sided(f, x, eps):
+    return (f(x + eps) - f(x)) / eps
+
+
 def reference_fourth(f, x, eps):
     return (4 * central(f, x, eps / 2) - central(f, x, eps)) / 3
 
@@ -327,8 +331,8 @@ EXERCISES = (
             ("not iterable", "uses[k] is a list of numbers of earlier values, and trained is one")),
         hints=("Two things must be true of a value. Which of them is known from the values before "
                "it, and which from those after it?",
-               "Two lists with a bool for the number of each value, one filled from the first value "
-               "to the last, one from the last to the first.",
+               "Two lists with a bool for the number of each value, one filled from the first "
+               "value to the last, one from the last to the first.",
                "below[k] is k in trained, or any(below[j] for j in uses[k]). asked[-1] is True; "
                "from the last k down, if asked[k], set asked[j] for each j in uses[k]. Return "
                "below[k] and asked[k] for each k.")),
@@ -345,10 +349,10 @@ EXERCISES = (
             ("the factors must sum to 1, so that the slope itself stays", mixed(4, -1)),
             ("the error terms have the same sign: one factor is negative", mixed(4 / 5, 1 / 5)),
             ("a one-sided difference has an error that goes with ε: take both sides",
-             lambda f, x, eps: (f(x + eps) - f(x)) / eps),
+             one_sided),
             ("this combination is for one-sided differences; those of both sides have only even "
              "powers of ε",
-             lambda f, x, eps: 2 * (f(x + eps / 2) - f(x)) / (eps / 2) - (f(x + eps) - f(x)) / eps)),
+             lambda f, x, eps: 2 * one_sided(f, x, eps / 2) - one_sided(f, x, eps))),
         tolerance=1e-8,
         hints=("D(ε) = slope + c ε² + …. What is D(ε/2), with the same c?",
                "Two numbers, D(ε) and D(ε/2), and factors a and b with a + b = 1. The ε² terms "

@@ -883,10 +883,10 @@ EXERCISES = (
         errors=(
             ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),
             ("broadcast", "the ranks may differ: compare the two products, which have one shape")),
-        hints=("A is not what the model sees of a LoRA, and B is not. What is? When is a difference "
-               "of two such things small?",
-               "Both changes are (d_out, d_in), whatever the ranks are. The answer is one bool, not "
-               "an array (d_out, d_in) of bools.",
+        hints=("A is not what the model sees of a LoRA, and B is not. What is? When is a "
+               "difference of two such things small?",
+               "Both changes are (d_out, d_in), whatever the ranks are. The answer is one bool, "
+               "not an array (d_out, d_in) of bools.",
                "first = alpha1 / len(A1) * B1 @ A1, second likewise; the norm of their difference "
                "is at most 1e-3 times the norm of the first.")),
     Exercise(

@@ -297,8 +297,8 @@ EXERCISES = (
             ("a matrix and a bias: None", partial(merges_cases, f=Layers.biased)),
             ("a faint curve: None", partial(merges_cases, f=Layers.faint))),
         mistakes=(
-            *several("every f agrees with this W on the rows of np.eye: compare f(x) and x Wᵀ on other "
-                     "inputs", partial(merges, same=always),
+            *several("every f agrees with this W on the rows of np.eye: compare f(x) and x Wᵀ on "
+                     "other inputs", partial(merges, same=always),
                      partial(merges, inputs=lambda x: np.eye(x.shape[1]))),
             ("f(2x) = 2 f(x) holds for a ReLU without bias as well: compare f(x) with x Wᵀ",
              partial(merges, same=doubles)),
@@ -315,8 +315,8 @@ EXERCISES = (
             ("some of the functions are matrices: is your limit above rounding?",
              partial(merges, same=lambda f, x, W: (f(x) == x @ W.T).all() and not x.any()))),
         tolerance=1e-9,
-        hints=("What does f give for an input that is 1 at one place and 0 elsewhere? And how would "
-               "you notice that f is not what these inputs suggest?",
+        hints=("What does f give for an input that is 1 at one place and 0 elsewhere? And how "
+               "would you notice that f is not what these inputs suggest?",
                "f(np.eye(d)) is (d, d_out); W is (d_out, d).",
                "W = f(np.eye(d)).T. Draw x = rng.standard_normal((20, d)), and return W if f(x) is "
                "x @ W.T to 1e-9, else None.")),

@@ -284,8 +284,8 @@ EXERCISES = (
              partial(_derived, through=lambda p, dp: p * dp)),
             ("on the way back through the softmax the factor p is missing",
              partial(_derived, through=lambda p, dp: dp - p @ dp)),
-            ("the gradient of the shares, dp, is not that of the scores: go back through the softmax",
-             partial(_derived, through=lambda p, dp: dp)),
+            ("the gradient of the shares, dp, is not that of the scores: go back through the "
+             "softmax", partial(_derived, through=lambda p, dp: dp)),
             ("from dp the weighted sum p·dp is subtracted, not the mean",
              partial(_derived, through=lambda p, dp: p * (dp - dp.mean()))),
             ("from dp the weighted sum p·dp is subtracted, not the sum",
@@ -304,8 +304,8 @@ EXERCISES = (
             ("return the prefix's rows alone, the first P", _of_the_text_too),
             ("each virtual token has a gradient of its own: take the outer product", _one_row)),
         tolerance=1e-7,
-        hints=("Which part of o does one row of P_V make, and how large is it? Through which number "
-               "does a row of P_K reach o?",
+        hints=("Which part of o does one row of P_V make, and how large is it? Through which "
+               "number does a row of P_K reach o?",
                "p, dp = [P_V; v] do and ds are (P + T,). dP_K and dP_V are outer products, "
                "(P, d_head).",
                "dp = V @ do; ds = p * (dp - p @ dp); np.outer(ds[:P], q) / np.sqrt(len(q)) and "

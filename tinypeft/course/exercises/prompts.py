@@ -293,8 +293,8 @@ EXERCISES = (
         mistakes=(
             ("P + 1 vectors would be too many; this is one more than fits", longest(offset=1)),
             ("one vector more still fits", longest(offset=-1)),
-            ("P positions more also see the text: attention's work is not that of P positions alone",
-             of_prompt_alone),
+            ("P positions more also see the text: attention's work is not that of P positions "
+             "alone", of_prompt_alone),
             ("only the matrices are counted; attention grows faster than the length",
              longest(lambda S, d: S)),
             ("only attention is counted: add 12 d² for each position",
