@@ -370,6 +370,7 @@ show("soft_prompts")
 
 # %% [markdown]
 # *What to see: a star is a vector whose nearest token is still the one from which it started.*
+# (⏎ is a line break, and � a token that is only a part of a letter.)
 # Even these vectors are far from the word: a cosine of 1 would be the word itself.
 # The other vectors are near no meaningful word.
 # In so many dimensions there is much room, so that a vector can move far and have no new
@@ -479,8 +480,8 @@ print(f"test loss {p_test:.4f} with the network and your places, {folded:.4f} wi
 results = {"frozen base": untrained["no prompt"], "P-tuning, 3 + 3, LSTM": p_test,
            **{f"prompt, P = {P}": test for P, (_, _, test) in runs.items()}}
 fig = dots(results, ["grey"] + ["purple"] * 4, f"test loss after {STEPS} steps, nats per token")
-fig.set_label("Test losses: the frozen base highest, a prompt of 1 vector and P-tuning with an LSTM "
-              "a little below it, prompts of 6 and of 20 vectors far below.")
+fig.set_label("Test losses: the frozen base highest, a prompt of 1 vector and P-tuning with an "
+              "LSTM a little below it, prompts of 6 and of 20 vectors far below.")
 fig
 
 # %% [markdown]
