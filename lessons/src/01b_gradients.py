@@ -326,7 +326,8 @@ for block in range(5):
     reached = needed(uses, trained)
     frames[block] = {"reached": (np.arange(len(uses)), np.cumsum(reached[::-1])[::-1])}
     told[block] = f"{sum(reached)} of {len(uses)} values if this block alone is trained"
-slider("trained block", frames, captions=told, xlabel="value on the tape", ylabel="values to come")
+slider("trained block", frames, captions=told, xlabel="value on the tape",
+       ylabel="values reached so far")
 
 # %% [markdown]
 # ## 4. What it saves
