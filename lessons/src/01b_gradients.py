@@ -191,8 +191,9 @@ for name, f in (("right", right), ("nonsense", nonsense)):
 # Ten authors have written a backward pass of $f(x) = \tanh x \cdot \sum_k x_k$, the sum over the
 # last axis.
 # Eight of them are wrong.
-# One forgot a term, one is wrong by a thousandth, one is right for $dy = (1, …, 1)$ alone, one is
-# wrong only where `x` is large … You get them one at a time, and do not see their code.
+# One forgot a term, one is wrong by less than a thousandth, one is right for $dy = (1, …, 1)$
+# alone, one is wrong only where `x` is large … You get them one at a time, and do not see their
+# code.
 # How large may the difference of both sides of equation (1) be?
 # For a right vjp and a good $\varepsilon$ it is below $10^{-8}$ of $\|\mathrm{vjp}(u)\|\,\|v\|$,
 # and rounding does not let it become much smaller.

@@ -646,8 +646,8 @@ for n in (1, 10, 100, 1000):
 # ### {exercise}
 #
 # `W0` is the base's weight, float32, and `tasks` a list of `(A, B, alpha)`, one for each request.
-# A task may come several times. Return the list of the merged weights, as new arrays. Each of them
-# must be right to the last digits that float32 allows, however large the changes before it were.
+# A task may come several times. Return the list of the merged weights, as new arrays in float32.
+# Each must be right to the last digits that float32 allows, however large the changes before it were.
 
 # %% exercise=lora.swap points=2 minutes=8
 def lora_swap(W0, tasks):

@@ -62,7 +62,7 @@ class Vjps:
 
     @staticmethod
     def slightly(x, dy):
-        return Vjps.whole(x, dy, slope=1.001)
+        return Vjps.whole(x, dy, slope=1.0002)
 
     @staticmethod
     def at_zero(x, dy):
@@ -78,7 +78,7 @@ class Vjps:
 
 VJPS = (Vjps.last_numbers, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero,
         Vjps.slightly, Vjps.at_zero, Vjps.whole, Vjps.by_jacobian)
-STRICT = ("the accepted difference is too large: an error of a thousandth must be caught, "
+STRICT = ("the accepted difference is too large: an error below a thousandth must be caught, "
           "so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
 
 
@@ -262,7 +262,8 @@ EXERCISES = (
             ("a missing term", partial(catches_cases, vjp=Vjps.without_sum)),
             ("J dy in place of Jᵀ dy", partial(catches_cases, vjp=Vjps.transposed)),
             ("right for dy = (1, …, 1) alone", partial(catches_cases, vjp=Vjps.for_ones)),
-            ("wrong by a thousandth in one term", partial(catches_cases, vjp=Vjps.slightly)),
+            ("wrong by less than a thousandth in one term",
+             partial(catches_cases, vjp=Vjps.slightly)),
             ("wrong, with the right sum of each row", partial(catches_cases, vjp=Vjps.sum_of_zero)),
             ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
             ("wrong for numbers above 4 alone, and x has such numbers", large_numbers)),
