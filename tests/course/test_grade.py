@@ -124,7 +124,7 @@ def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
     assert points == {("ada", "07_lora"): 15, ("bob", None): 0, ("eve", "07_lora"): 2, ("eve", "13_nf4_qlora"): 0}
     assert rows["ada", "07_lora"].file.endswith("07_lora.py")
     assert [note.partition(str(tmp_path))[2] for note in rows["ada", "07_lora"].notes] == \
-        ["/ada/07_lora-old.py, 3 points", "/ada/helper.py, 0 points"]
+        ["/ada/07_lora-old.py, 2 points", "/ada/helper.py, 0 points"]
     assert "no notebook and no Python file" in rows["bob", None].problem
     (row,) = g.grade([tmp_path / "eve"], lesson="07", seconds=20)
     assert (row.student, row.points) == ("eve", 3) and "nf4.py, 0 points" in row.notes[0]
