@@ -127,7 +127,7 @@ def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
         ["/ada/07_lora-old.py, 2 points", "/ada/helper.py, 0 points"]
     assert "no notebook and no Python file" in rows["bob", None].problem
     (row,) = g.grade([tmp_path / "eve"], lesson="07", seconds=20)
-    assert (row.student, row.points) == ("eve", 3) and "nf4.py, 0 points" in row.notes[0]
+    assert (row.student, row.points) == ("eve", 2) and "nf4.py, 0 points" in row.notes[0]
 
 
 def test_each_submission_has_its_row(graded):
@@ -169,7 +169,7 @@ RULES = {                                                # cells → points of 1
     "wrong at the end": ([*lesson13(), STUB], 12, "nf4.levels              0/4  not solved yet", ""),
     "untouched": (lesson13(**{n.replace(".", "_"): STUB.replace("nf4_levels", n.replace(".", "_")) for n in NF4}), 0,
                   "not solved yet", ""),
-    "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 12, "Σ must be split", ""),
+    "without its mean": (lesson13(nf4_bug=NF4["nf4.bug"].replace(" + o\n", "\n")), 14, "the mean o of the scales", ""),
     "hangs when called": ([MORE, SOON, *(NF4 | {"nf4.encode": FOREVER}).values()],
                           14, "no result after 2 s", ""),             # without checks, which wait as well
     "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14,
