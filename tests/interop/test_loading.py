@@ -47,6 +47,17 @@ def test_codes_stay_codes(places):
         with pytest.raises(ValueError, match="only SmolLM2 and GGUF files hold codes"): tp.load_model(place, quantized=True)
 
 
+def test_a_quantized_file_is_a_model_in_its_codes(tmp_path):
+    """By its own path, or as the file of a folder that `quantize --out` names."""
+    model = tp.quantize(tp.load_pretrained(), tp.NF4())
+    tp.save_quantized(model, tmp_path / "quantized.safetensors")
+    for place in tmp_path, tmp_path / "quantized.safetensors":
+        loaded = tp.load_model(place, expected=tp.GPT)
+        assert loaded.tokenizer == model.tokenizer and loaded.source == str(place)
+        assert tp.bits_per_weight(loaded) == tp.bits_per_weight(model)
+    with pytest.raises(ValueError, match="expected a Llama"): tp.load_model(tmp_path, expected=tp.Llama)
+
+
 def test_strict_is_for_tensors_without_a_use(places):
     path = places["llama"][0] / "model.safetensors"
     write_safetensors(path, dict(read_safetensors(path)) | {"x": np.zeros(2, np.float32)})

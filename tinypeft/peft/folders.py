@@ -133,11 +133,14 @@ def load(model: Decoder, path: Path, strict: bool = True,
         if method is not None and method not in map(type, methods.values()):
             raise ValueError(f"load_adapter: the file holds no {method!r}, it holds "
                              f"{', '.join(map(str, methods.values()))}")
-        check_sizes(model, meta["family"], meta["config"], meta.get("base_name"))
+        name = meta.get("base_name")
+        check_sizes(model, meta["family"], meta["config"], name)
         if strict:
             check_head(meta["head"], arrays.get("head.weight"))
         if meta["base"] not in fingerprints(model):
-            warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
+            origin = f"; its base came from {wanted_base(name)}" if name else ""
+            warnings.warn(f"load_adapter: the base's weights differ from training's{origin}",
+                          stacklevel=3)
         rng = Metered(sum(array.size for array in arrays.values()))
         tuned = attach_with(model, methods, arrays, strict, meta["head"], meta["head_bias"], rng,
                             meta["off"])
@@ -172,14 +175,17 @@ def check_sizes(model, family, fields, name):
         theirs = asdict(made(model.Config, fields))
         if theirs | any_dropout == ours | any_dropout:
             return
-    wanted = "the model that it was trained on"
-    if name:
-        wanted = f"load_model({shortened(repr(name), 240)})"               # a path to be copied
-    if name == SHIPPED:
-        wanted = "load_pretrained()"
+    wanted = wanted_base(name) if name else "the model that it was trained on"
     theirs = f"{shortened(str(fields), 240)}, a {shortened(family, 80)}"
     raise MethodError(f"load_adapter: the adapter was made for a model of {theirs}; this one is a "
                       f"{kind} of {ours}. It wants {wanted}")
+
+
+def wanted_base(name):
+    """Return the call that loads the base of this name."""
+    if name == SHIPPED:
+        return "load_pretrained()"
+    return f"load_model({shortened(repr(name), 240)})"                     # a path to be copied
 
 
 @contextlib.contextmanager

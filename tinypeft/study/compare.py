@@ -262,7 +262,9 @@ def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: S
 
 
 def file_size(model: Decoder) -> int:
-    """The bytes of the file that `save_quantized` makes of a model."""
+    """The bytes of the file that `save_quantized` makes of a model, without its tokenizer."""
+    model = sharing(model)
+    model.tokenizer = None
     with tempfile.TemporaryDirectory() as folder:
         q.save_quantized(model, path := Path(folder, "model.safetensors"))
         return path.stat().st_size
@@ -292,7 +294,7 @@ def described(cost: dict) -> str:
             f"  stored in     {cost['bytes'] / 1024:,.0f} KiB, {cost['bits_per_weight']:.3f} bits/weight, scales included\n"
             f"  the rest      {cost['rest'] / 1024:,.0f} KiB in float32: embeddings, norms and biases\n"
             f"  as a file     {cost['file'] / 1024:,.0f} KiB, {cost['bits_in_all']:.3f} bits over all weights: what "
-            "save_quantized writes\n"
+            "save_quantized writes, without the tokenizer\n"
             f"  weight error  {100 * cost['weight_error']:.2f} % of the weights' norm\n"
             f"  output error  {100 * cost['output_error']:.2f} % of the logits' norm\n"
             f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of Matplotlib's "
