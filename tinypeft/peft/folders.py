@@ -117,6 +117,7 @@ def entry_of(method):
 # -- our own format: reading -----------------------------------------------------------------------
 DESCRIPTION = {"format": int, "parts": dict, "off": list, "family": str, "config": dict,
                "base": str, "head": (int, None), "head_bias": bool}
+SHOWN_SIZES = 4                                          # of a base that does not fit
 NAMED = {"base_name": (str, None)}
 ENTRY = {"method": str, "fields": dict}
 OWN_CLASS = {"module": str}
@@ -176,8 +177,11 @@ def check_sizes(model, family, fields, name):
         if theirs | any_dropout == ours | any_dropout:
             return
     wanted = wanted_base(name) if name else "the model that it was trained on"
-    theirs = f"{shortened(str(fields), 240)}, a {shortened(family, 80)}"
-    raise MethodError(f"load_adapter: the adapter was made for a model of {theirs}; this one is a "
+    differing = [field for field in ours if fields.get(field) != ours[field]]
+    theirs, ours = ({field: sizes.get(field) for field in differing[:SHOWN_SIZES]}
+                    for sizes in (fields, ours))
+    raise MethodError("load_adapter: the adapter was made for a model of "
+                      f"{shortened(str(theirs), 240)}, a {shortened(family, 80)}; this one is a "
                       f"{kind} of {ours}. It wants {wanted}")
 
 
