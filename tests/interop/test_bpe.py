@@ -242,7 +242,8 @@ def test_a_chat_template_goes_with_the_tokenizer(tmp_path):
 
 @pytest.mark.parametrize("value, template", [
     ("a", "a"), ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"), ([], None),
-    (["x", 3], None), ([{"name": "other", "template": "o"}], None), (7, None), ({"default": "x"}, None), ([{"name": [], "template": "x"}], None)])
+    (["x", 3], None), ([{"name": "other", "template": "o"}], None), (7, None), ({"default": "x"}, None),
+    ([{"name": [], "template": "x"}], None)])
 def test_older_folders_hold_templates_in_the_configuration(value, template, tmp_path):
     write_tokenizer(tmp_path, tp.load_pretrained().tokenizer)
     path = tmp_path / "tokenizer_config.json"
