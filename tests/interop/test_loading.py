@@ -86,3 +86,13 @@ def test_the_shipped_base_needs_no_reader():
     from tests.common.test_lazy import python
     code = "import tinypeft as tp; tp.load_model()\nprint(*sorted(n for n in sys.modules if n.startswith('tinypeft.interop')))"
     assert python(code) == ["tinypeft.interop", "tinypeft.interop.loading"]
+
+
+def test_a_file_counts_in_a_folder_that_holds_no_model_of_hugging_face(places, tmp_path):
+    """Repositories on huggingface.co often have both."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    shutil.copy(places["gguf"][0], folder / "model.gguf")
+    assert type(tp.load_model(folder)) is tp.Llama and tp.load_model(folder).source == str(folder)
+    for path in places["gpt"][0].iterdir(): shutil.copy(path, folder)
+    assert type(tp.load_model(folder)) is tp.GPT

