@@ -19,7 +19,8 @@ from ..models.decoder import SHIPPED, Decoder
 from ..pretrained import WEIGHTS, load_base
 
 # A reader is imported when it is needed, because the shipped base needs none.
-__all__ = ["GGUF_FILE", "QUANTIZED", "SMOLLM2", "load_model", "load_pretrained", "save_model", "smollm2_file"]
+__all__ = ["GGUF_FILE", "QUANTIZED", "SMOLLM2", "load_model", "load_pretrained", "save_model",
+           "smollm2_file"]
 
 SMOLLM2 = "smollm2"
 QUANTIZED = "quantized.safetensors"                      # what `quantize --out` puts into a folder
