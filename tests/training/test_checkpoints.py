@@ -13,7 +13,6 @@ from tests.stress.attacks import save_raw
 from tests.toys import Noise, same, small
 from tinypeft.commands.cli import main
 from tinypeft.files import disk, load_arrays, save_arrays
-from tinypeft.training.checkpoints import step_in
 
 N = 9                                                    # steps of most runs below
 
@@ -329,15 +328,3 @@ def test_an_evaluation_after_the_first_step_is_kept(tmp_path):
     whole = tp.train(small(), Noise(), 3, **options)
     assert [step for step, _ in whole.evals] == [1, 2, 3] and whole.evals[0] == first.evals[0]
     assert load_arrays(path)[1]["settings"]["method"] is None
-
-
-def test_the_steps_of_a_checkpoint_are_read_without_its_arrays(tmp_path):
-    """What is no checkpoint has none."""
-    assert step_in(tmp_path / "c") is None and step_in(tmp_path) is None
-    for meta in {}, {"step": "3"}, {"step": True}, {"step": None}:
-        save_arrays(tmp_path / "c", {"x": np.zeros(3)}, meta)
-        assert step_in(tmp_path / "c") is None
-    save_arrays(tmp_path / "c", {"x": np.zeros(3)}, {"step": 3})
-    assert step_in(tmp_path / "c") == 3
-    (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:40])
-    assert step_in(tmp_path / "c") is None

@@ -233,6 +233,8 @@ def refused(args: Namespace, record: dict) -> bool:
 def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) -> None:
     """Print the record. The last line says if the result is worse than what it is compared with."""
     saved = record["saved"]
+    if record["steps"] == record["resumed"]:
+        print(f"all steps were taken in {args.checkpoint}")
     print(tuned.summary())
     if record["stopped"]: print(f"stopped early: {record['stopped']}")
     validation = record["validation"]

