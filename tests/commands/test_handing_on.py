@@ -237,6 +237,12 @@ def test_a_tuned_model_is_quantized_and_measured_on_its_own_data(capsys, own, tm
     assert out.splitlines()[0].startswith("answers.jsonl: prompt → answer") and " on the test split of answers.jsonl" in out
 
 
+@pytest.mark.parametrize("data", [("--csv", "nothing.csv"), ("--task", "classify")])
+def test_a_model_without_classes_is_not_measured_on_some(capsys, data):
+    status, out, err = run(capsys, "quantize", "nf4", *data)
+    assert (status, out) == (2, "") and err.endswith("has no classes; --adapter FOLDER of a classifier gives it some\n")
+
+
 def test_a_quantized_model_is_quantized_again_and_learns(capsys, own, bases, tmp_path):  # noqa: F811
     """Its codes' numbers are what is rounded. QLoRA is `finetune --model` on what `quantize --out` saved."""
     few = "--quick", "--pairs", own / "answers.jsonl"
@@ -305,12 +311,16 @@ def test_what_is_there_already_is_not_touched(capsys, monkeypatch, place, name):
     assert [path.name for path in (place / "made").iterdir()] == ["file"]
 
 
-def test_an_empty_folder_is_filled_and_a_file_is_no_folder(capsys, place):
+def test_an_empty_folder_is_filled_and_a_file_is_no_folder(capsys, monkeypatch, place):
     (place / "made").mkdir()
     (place / "file").write_text("mine")
     assert run(capsys, *COMMANDS["merge"], "--out", "made")[0] == 0 and tp.load_model("made").tokenizer
     assert run(capsys, *COMMANDS["merge"], "--out", "file")[0] == 2 and (place / "file").read_text() == "mine"
     assert run(capsys, *COMMANDS["hf"], "--out", "deep/er")[0] == 0 and (place / "deep" / "er" / "config.json").exists()
+    (place / "empty").mkdir()
+    monkeypatch.chdir(place / "empty")
+    assert run(capsys, *COMMANDS["hf"], "--out", ".") == (
+        2, "", "tinypeft: --out . is the folder that you are in, which cannot be replaced\n")
 
 
 # -- --repeat --------------------------------------------------------------------------------------

@@ -371,6 +371,9 @@ def run_quantize(args: Namespace) -> None:
         return shown(args, record, described(record))
     job = Job(args, "quantized")
     model = plain(job.model, args.activations)
+    if model.head is None and (own == "labelled" or args.task == "classify"):
+        raise ValueError("quantize: this model has no classes; --adapter FOLDER of a classifier "
+                         "gives it some")
     task = task_to_measure(args, model, own, job.task)
     if own:
         show_data(args, task)

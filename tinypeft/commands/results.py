@@ -36,6 +36,8 @@ def check_new(args: Namespace) -> None:
     is_empty = out.is_dir() and not any(out.iterdir())
     if os.path.lexists(out) and not is_empty:
         raise ValueError(f"--out {out} is there already; give another place, or delete it")
+    if is_empty and out.samefile(Path()):
+        raise ValueError(f"--out {out} is the folder that you are in, which cannot be replaced")
     check_writable(out.absolute().parent)
 
 
@@ -44,7 +46,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` once all is in it. An error or a stop leaves nothing.
     """
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.absolute().name}.{os.urandom(8).hex()}.part")
+    part = out.absolute().with_name(f".{out.absolute().name}.{os.urandom(8).hex()}.part")
     part.mkdir()
     try:
         yield part
