@@ -356,6 +356,19 @@ def test_a_run_that_comes_from_elsewhere_is_not_trusted(capsys, place, content, 
     assert (status, out) == (2, "") and says in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("result, shows", [
+    ({"before": {"loss": 10 ** 400, "x": None, "a|b": True, "c|d": 2.5}, "data": [3, "<b>"]},
+     [r"| c\|d |", "2.5000", r"\<b\>"]),
+    ({"before": [], "baselines": 7, "measured": {"a": 3, "b": {"loss": 0.5}}, "data": {}},
+     ["| b, by cross-validation | 0.5000 |"]),
+    ({"after": {"loss": float("nan")}, "baselines": {"x": {"loss": [1]}}}, [])])
+def test_what_an_adapter_says_of_itself_is_repeated_with_care(capsys, place, result, shows):
+    (place / "a" / "run.json").write_text(json.dumps(RUN | {"command": ["finetune"], "result": result}))
+    assert run(capsys, *COMMANDS["merge"], "--out", "made")[0] == 0
+    page = (place / "made" / "README.md").read_text("utf-8")
+    assert all(part in page for part in shows) and "<b>" not in page
+
+
 def test_repeat_takes_options_and_no_command(capsys, place):
     status, _, err = run(capsys, "--repeat", "made", "merge")
     assert status == 2 and "leave out 'merge'" in err

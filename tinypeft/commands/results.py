@@ -26,6 +26,7 @@ __all__ = ["FILE", "check_new", "facts_in", "new_folder", "record_of", "repeated
 
 FILE = "run.json"
 REPEATED = "finetune", "merge", "combine", "export", "quantize", "export-training"
+LARGEST = 1e300
 FIELDS = {"format": int, "command": list, "python": str, "numpy": str, "result": dict}
 
 
@@ -112,8 +113,8 @@ def results_in(record: dict) -> dict[str, dict[str, float]]:
 
 
 def numbers_in(row: dict) -> dict[str, float]:
-    """Return the metrics of a row that are numbers, such as no interval is."""
-    return {name: x for name, x in row.items() if type(x) in (int, float)}
+    """Return the metrics of a row that are numbers, and of a size that can be printed."""
+    return {name: x for name, x in row.items() if type(x) in (int, float) and abs(x) < LARGEST}
 
 
 def repeated(argv: Sequence[str]) -> list[str]:
