@@ -292,7 +292,7 @@ def test_a_full_disk_and_a_stop_leave_nothing(capsys, monkeypatch, place, name, 
 
 def test_a_full_disk_is_said_of_the_place_that_was_asked_for(capsys, monkeypatch, place):
     """Not of the folder beside it, which is gone."""
-    def full(model, folder, labels): raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.safetensors"))
+    def full(model, folder): raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.safetensors"))
     monkeypatch.setattr("tinypeft.interop.loading.save_model", full)
     _, _, err = run(capsys, *COMMANDS["merge"], "--out", "made")
     path = Path("made", "model.safetensors")

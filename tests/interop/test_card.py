@@ -85,7 +85,7 @@ def test_peft_loads_a_classifier_by_the_line_of_its_page(base, tmp_path, monkeyp
     theirs = names["theirs"]
     theirs.config.pad_token_id = 0
     with torch.no_grad(): logits = theirs(torch.as_tensor(TOKENS)).logits
-    np.testing.assert_allclose(logits, tuned.classify(TOKENS, [4, 4]).data, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits, tuned.class_logits(TOKENS, [4, 4]).data, rtol=0, atol=1e-4)
 
 
 def test_a_page_of_ones_own_stays(base, tmp_path):

@@ -426,7 +426,7 @@ def test_a_classifiers_folder_has_a_head(transformers, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours, tokens = tp.load_model(tmp_path), np.array([[3, 4, 5, 0], [9, 8, 7, 6]])
     with torch.no_grad(): expected = theirs(torch.as_tensor(tokens), attention_mask=torch.as_tensor(tokens > 0)).logits
-    np.testing.assert_allclose(ours.classify(tokens, [3, 4]).data, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours.class_logits(tokens, [3, 4]).data, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kinds", [["LlamaForSequenceClassification"], 3, None, [], [3], ["LlamaForCausalLM"]])
@@ -495,16 +495,19 @@ def test_a_classifier_goes_to_transformers_and_comes_back(family, transformers, 
     import torch
     model = family_of(family, np.float32)
     model.head = tp.engine.Linear(model.config.d_model, 3, bias=False, rng=1)
-    tp.save_model(model, tmp_path, ["good", "bad", "ugly"])
+    model.task = tp.tasks.Classification({}, ["good", "bad", "ugly"], tp.load_pretrained().tokenizer, 24)
+    tp.save_model(model, tmp_path)
     tokens = np.array([[3, 4, 5, 0], [9, 8, 7, 6]])
-    logits = model.classify(tokens, [3, 4]).data
-    assert np.array_equal(tp.load_model(tmp_path).classify(tokens, [3, 4]).data, logits)
+    logits = model.class_logits(tokens, [3, 4]).data
+    assert np.array_equal(tp.load_model(tmp_path).class_logits(tokens, [3, 4]).data, logits)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     theirs.config.pad_token_id = 0                                       # these toys have no tokenizer
     with torch.no_grad(): found = theirs(torch.as_tensor(tokens), attention_mask=torch.as_tensor(tokens > 0)).logits
     np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4)
     assert theirs.config.id2label == {0: "good", 1: "bad", 2: "ugly"}
-    with pytest.raises(ValueError, match="2 labels for a model of 3 classes"): tp.save_model(model, tmp_path, ["a", "b"])
+    model.task = None
+    tp.save_model(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text("utf-8"))["id2label"]["2"] == "LABEL_2"
 
 
 def test_transformers_has_no_llama_of_these_heads(tmp_path):

@@ -9,7 +9,8 @@
     probing.py     finetune probe: a classifier that is solved and not trained
     kept.py        what a training that is stopped leaves behind
     scores.py      how well a classifier does: intervals, classes, a picture of confusions
-    using.py       evaluate, classify, generate
+    using.py       evaluate, classify
+    writing.py     generate, chat
     handing_on.py  merge, combine, export, quantize: what is left when training is over
     results.py     folders that are new and whole, and --repeat
     messages.py    errors and warnings of the library, with options in place of arguments

@@ -10,7 +10,7 @@
     python -m tinypeft export --to gguf --adapter FOLDER --out DIR    or --to hf, peft, training
     python -m tinypeft quantize nf4       quantize with one scheme and measure the cost; --out saves
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
-    python -m tinypeft generate --model smollm2 --chat "…"    ask a real model
+    python -m tinypeft chat --model smollm2               talk to a real model
     python -m tinypeft pretrain           train the base again (an hour; it resumes)
     python -m tinypeft figures            draw the pictures from stored numbers; --rerun measures
     python -m tinypeft lessons list       the course: list, build or run its notebooks
@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..common.progress import in_lines
-from . import handing_on, study, training, using
+from . import handing_on, study, training, using, writing
 from .arguments import SHARED, number, output, shared, show_json
 from .messages import plain_warnings, with_flags
 from .results import repeated
@@ -148,7 +148,8 @@ def parser() -> ArgumentParser:
         sub.set_defaults(run=run, takes=takes, parser=sub)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
-    for commands_of in (study, training, using, handing_on): commands_of.add_commands(command)
+    for commands_of in (study, training, using, writing, handing_on):
+        commands_of.add_commands(command)
     add_base_commands(command)
     add_course_commands(command)
     command("doctor", run_doctor, "what is installed, and whether all is well", takes=("json",))

@@ -128,13 +128,14 @@ class Job:
         self.args = args
         self.model = model_of(args)
         self.method = None
+        self.task = self.model.task
         folder = folder_of_task(args)
-        self.task = task_in(folder, self.model)
         self.learned = record_of(folder) if folder else {}
         if not args.adapter:
             self.card = self.card_for(self.model, kind)
             return
         tuned = load_adapter(self.model, args.adapter)
+        self.task = tuned.task
         self.method = str(tuned.method)
         self.card = self.card_for(tuned, kind)
         self.model = merged(tuned, args.activations)
@@ -144,24 +145,11 @@ class Job:
         from ..interop.card import card_of
         return card_of(what, kind, facts_in(self.learned), results=results_in(self.learned))
 
-    @property
-    def labels(self) -> Sequence[str]:
-        """The names of the classes, in the order of the head."""
-        return getattr(self.task, "classes", ()) if self.model.head is not None else ()
-
     def finish(self, folder: Path, record: dict) -> None:
         """Write the task, the card and run.json to the folder that holds the model. What the
         folder before said of data and results goes with it."""
         passed_on = {name: self.learned[name] for name in ABOUT_TRAINING if name in self.learned}
         finish(self.args, folder, self.task, self.card, passed_on | record)
-
-
-def task_in(folder: Path | None, model: Decoder) -> Task | None:
-    """Return the task that a folder describes; None if there is none."""
-    from ..text import tasks
-    if folder is None or not (folder / tasks.saved.FILE).exists():
-        return None
-    return tasks.load_task(folder, model)
 
 
 def finish(args: Namespace, folder: Path, task: Task | None, card: str, record: dict) -> None:
@@ -215,7 +203,7 @@ def write_model(args: Namespace, verb: str) -> None:
     model = plain(job.model, args.activations)
     record = {"base": str(args.model or "shipped"), "method": job.method, "saved": str(args.out)}
     with new_folder(args.out) as folder, Progress(None, "writing"):
-        save_model(model, folder, job.labels)
+        save_model(model, folder)
         job.finish(folder, record)
     what = f"{verb} {job.method}" if job.method else "wrote the model"
     shown(args, record, f"{what}; saved in {args.out}\nnext: python -m tinypeft "

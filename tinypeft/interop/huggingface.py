@@ -7,7 +7,6 @@ have a value for which our model computes the same.
 """
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +122,11 @@ def _floats(tensors, name):
     return file[full]
 
 
-def to_huggingface(model: Decoder, folder: str | Path, labels: Sequence[str] = ()) -> None:
+def to_huggingface(model: Decoder, folder: str | Path) -> None:
     """Write a model, with its tokenizer; see `save_model`, which calls this."""
     family, config, folder = family_of(model), model.config, Path(folder)
     layout, parameters = family.layout(config), dict(model.named_parameters())
-    classifier = _classifier(model, labels)
+    classifier = _classifier(model)
     for name in classifier: del parameters[name]
     odd = parameters.keys() ^ {name for ours, _ in layout.values() for name in ours}
     odd |= {path for path, m in model.named_modules() if path.startswith("blocks")
@@ -141,29 +140,28 @@ def to_huggingface(model: Decoder, folder: str | Path, labels: Sequence[str] = (
                "dtype": str(model.token_embedding.weight.dtype)}
     if classifier:
         arrays[SCORE] = classifier["head.weight"]
-        content |= _class_fields(content, len(arrays[SCORE]), labels)
+        content |= _class_fields(content, len(arrays[SCORE]), model.task)
     (folder / "config.json").unlink(missing_ok=True)             # it must not describe new tensors
     write_safetensors(folder / SINGLE, arrays, {"format": "pt"})
     if model.tokenizer is not None: write_tokenizer(folder, model.tokenizer)
     write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-def _classifier(model, labels):
+def _classifier(model):
     """Return {"head.weight": W} of a model with a head, else {}. ValueError for a head that is not
-    x Wᵀ, and unless the labels are those of its classes."""
+    x Wᵀ."""
     head = model.head
-    n_classes = 0 if head is None else getattr(head, "d_out", 0)
     if head is not None and (type(head) is not Linear or head.bias is not None):
         raise ValueError("save_model: the head has a bias, and transformers' has none; attach with "
                          "head_bias=False, or set model.head = None")
-    if labels and len(labels) != n_classes:
-        raise ValueError(f"save_model: {len(labels)} labels for a model of {n_classes} classes")
     return {} if head is None else {"head.weight": head.weight.data}
 
 
-def _class_fields(content, n_classes, labels):
+def _class_fields(content, n_classes, task):
     """Return the fields of config.json that make a folder one of a classifier."""
-    names = list(labels) or [f"LABEL_{i}" for i in range(n_classes)]
+    names = getattr(task, "classes", [])
+    if len(names) != n_classes:
+        names = [f"LABEL_{i}" for i in range(n_classes)]
     kind = re.sub("LMHeadModel|ForCausalLM", "ForSequenceClassification",
                   content["architectures"][0])
     return {"architectures": [kind], "pad_token_id": content["eos_token_id"],

@@ -23,18 +23,16 @@ import numpy as np
 from ..common.hints import Array
 from ..common.wording import brief, shortened
 from ..files import check_fields, parse_json, read_text, write_atomically
+from .chat import Messages, chat_end, chat_prompt
+from .templates import Special
 from .words import SPLITS, words
 
-__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Special", "Tokenizer", "join"]
+__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Tokenizer", "join"]
 
 END_OF_TEXT = "<|endoftext|>"
 BYTES = [bytes([b]) for b in range(256)]
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64             # the cache holds 65,536 short words at most
 _MOST_IDS = 1 << 31                                      # ids are int32
-
-
-class Special(str):
-    """The name of a special token, which is that token in `encode_parts`; any other str is text."""
 
 
 class Tokenizer:
@@ -132,6 +130,14 @@ class Tokenizer:
         is one. transformers' `tokenizer(text)` gives the same."""
         start = [] if self.start is None else [self.start]
         return np.concatenate([np.array(start, np.int32), self.encode(text, allow_special)])
+
+    def chat_prompt(self, messages: Messages, family: str | None = None) -> Array:
+        """Return the ids (n,) of a conversation; see `chat.chat_prompt`."""
+        return chat_prompt(self, messages, family)
+
+    def chat_end(self, family: str | None = None) -> int:
+        """Return the id that ends an answer in a conversation; see `chat.chat_end`."""
+        return chat_end(self, family)
 
     def encode_documents(self, documents: Iterable[object]) -> Array:
         """Encode `str(document)` of each as one stream of ids (n,). Each ends with the end of text,
