@@ -178,13 +178,14 @@ def check_folders(args: Namespace) -> None:
 def save_first(args: Namespace, tuned: PeftModel, task: Task,
                history: History | None = None) -> Path:
     """Save to --out if no adapter is lost by it, or else to a new folder beside it; say where."""
+    from ..text.tasks.saved import FILE
     if args.keep or not holds_adapter(args.out):
         return save(args, tuned, task, args.out, history)
     folder = folder_beside(args.out)
     try:
         return save(args, tuned, task, folder, history)
     except BaseException:
-        if not holds_adapter(folder):
+        if not (folder / FILE).exists():                 # the last file of an adapter
             shutil.rmtree(folder)
         raise
 
