@@ -260,7 +260,7 @@ def test_a_quantized_model_is_quantized_again_and_learns(capsys, own, bases, tmp
 COMMANDS = {"merge": ["merge", "--adapter", "a"], "combine": ["combine", "a", "b"],
             "peft": ["export", "--to", "peft", "--adapter", "a"], "hf": ["export", "--to", "hf"],
             "gguf": ["export", "--to", "gguf"], "quantize": ["quantize", "nf4", "--quick", "--pairs", "qa.jsonl"],
-            "training": ["export", "--to", "training", "lora", "--quick"]}
+            "training": ["export", "--to", "training", "lora", "--quick", "--pairs", "qa.jsonl"]}
 WRITES = {"merge": "tinypeft.interop.loading.save_model", "hf": "tinypeft.interop.loading.save_model",
           "combine": "tinypeft.interop.card.write_page", "peft": "tinypeft.interop.card.write_page",
           "gguf": "tinypeft.interop.gguf.write_gguf", "quantize": "tinypeft.quant.save_quantized",
