@@ -1,0 +1,53 @@
+// Five small things that a page does by itself. Nothing is sent anywhere, and nothing is kept.
+addEventListener("DOMContentLoaded", () => {
+  const all = selector => [...document.querySelectorAll(selector)];
+
+  // What scrolls can be reached by the keyboard.
+  for (const one of all("article pre, .table-wrapper, .scroll, .words, .cell_output .output"))
+    if (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight) one.tabIndex = 0;
+
+  // A cell of a table that becomes a card on a phone says which column it is of.
+  for (const table of all(".claims table, .facts table")) {
+    const heads = [...table.querySelectorAll("thead th")].map(cell => cell.textContent);
+    for (const row of table.querySelectorAll("tbody tr"))
+      [...row.cells].slice(1).forEach((cell, i) => { if (cell.textContent.trim()) cell.dataset.head = heads[i + 1]; });
+  }
+
+  // The gallery's filter: rows of claims and small pictures of one verdict.
+  const filtered = [...all(".claims tbody tr"), ...all(".small li")];
+  for (const row of all(".claims tbody tr"))
+    row.dataset.verdicts = row.cells[3]?.querySelector("strong")?.textContent ?? (row.cells.length == 4 ? "by construction" : "");
+  for (const item of all(".small li"))
+    item.dataset.verdicts = [...item.querySelectorAll(".verdict")].map(verdict => verdict.textContent).join(";");
+  for (const choice of all(".filter input"))
+    choice.onchange = () => filtered.forEach(one => one.toggleAttribute("data-hidden", choice.value != "all" &&
+      one.dataset.verdicts != "" && !one.dataset.verdicts.split(";").includes(choice.value)));
+
+  // A name of the table of symbols marks itself in the code.
+  for (const button of all(".find")) {
+    button.setAttribute("aria-pressed", false);
+    button.onclick = () => {
+      const on = button.getAttribute("aria-pressed") == "false";
+      for (const other of all(".find")) other.setAttribute("aria-pressed", on && other.textContent == button.textContent);
+      const places = all(".code span").filter(span => !span.children.length && span.textContent == button.textContent);
+      for (const span of all(".code .found")) span.classList.remove("found");
+      if (on) places.forEach(span => span.classList.add("found"));
+      if (on) places[0]?.scrollIntoView({block: "center"});
+    };
+  }
+
+  // A reader's guess stands beside what was measured, further down. The stars are those of tinypeft/course/guess.py.
+  for (const form of all("form.guess"))
+    form.onsubmit = event => {
+      event.preventDefault();
+      const table = all("table").find(one => one.caption?.textContent == "Guess " + form.dataset.guess);
+      const [mine, measured, off] = [...table.rows].map(row => row.cells[1]);
+      const guess = +form.querySelector("input").value, value = parseFloat(measured.textContent.replace(/,/g, "").replace("−", "-"));
+      const ratio = value ? guess / value : +(guess == value);
+      const stars = [[.9, 1.1], [.75, 1.25], [.5, 2]].filter(([low, high]) => ratio >= low && ratio <= high).length;
+      mine.textContent = guess + measured.textContent.replace(/^[^ ]*/, "");
+      off.textContent = (guess == value ? "exactly right" : `${guess > value ? "+" : "−"}${+Math.abs(guess - value).toPrecision(3)}`) +
+        "  " + "★".repeat(stars) + "☆".repeat(3 - stars);
+      form.querySelector("output").textContent = "Kept. It stands beside the measured number, below.";
+    };
+});
