@@ -1,6 +1,10 @@
-// Five small things that a page does by itself. Nothing is sent anywhere, and nothing is kept.
+// Six small things that a page does by itself. Nothing is sent anywhere, and nothing is kept.
 addEventListener("DOMContentLoaded", () => {
   const all = selector => [...document.querySelectorAll(selector)];
+
+  // The two columns at the sides have names.
+  for (const [side, name] of [[".sidebar-drawer", "All pages"], [".toc-drawer", "On this page"]])
+    document.querySelector(side)?.setAttribute("aria-label", name);
 
   // What scrolls can be reached by the keyboard.
   for (const one of all("article pre, .table-wrapper, .scroll, .words, .cell_output .output"))
