@@ -37,12 +37,12 @@ def dense(model, path): return model.get(path).dense_weight().astype(float)
 @changes
 def test_at_full_rank_the_function_is_the_same(name, family, tokens):
     tuned = tuned_by(name, family, head=3)
-    logits, classes = tuned(tokens).data, tuned.classify(tokens, LENGTHS).data
+    logits, classes = tuned(tokens).data, tuned.class_logits(tokens, LENGTHS).data
     before = {name: a.copy() for name, a in tuned.state_dict().items()}
     result = tp.to_low_rank(tuned, 99)
     assert type(result.parts["LoRA"].method) is tp.LoRA and result.model is tuned.model and not tuned.active
     assert_close(result(tokens), logits, 1e-10)
-    assert_close(result.classify(tokens, LENGTHS), classes, 1e-10)
+    assert_close(result.class_logits(tokens, LENGTHS), classes, 1e-10)
     assert max(result.relative_errors.values()) == 0
     assert same(tuned.state_dict(), before) and np.array_equal(tuned.activate()(tokens).data, logits)
 
@@ -149,7 +149,9 @@ def test_it_can_go_on_training_and_the_base_does_not_move(tokens):
 
 
 @pytest.mark.parametrize(("method", "words"), [
-    (tp.PromptTuning(3), "works by virtual tokens"), (tp.PrefixTuning(3, hidden=3), "works by virtual tokens"),
+    (tp.PromptTuning(3), "changes states or the context"), (tp.PrefixTuning(3, hidden=3), "changes states or the context"),
+    (tp.LoReFT(2), "changes states or the context"),
+    (tp.TrainableTokens((1, 2)), "changes token_embedding, which is no linear layer"),
     (tp.BottleneckAdapter(4), "puts a .*Adapter at blocks.0.attention.output, which changes more than a weight"),
     (tp.IA3(), "puts a ScaledOutput at .*, which changes more than a weight"),
     (tp.FullFineTuning(("norm1",)), "changes no weight of a linear layer")])
