@@ -1,5 +1,6 @@
 """A Python file as a reader wants it: the words of its docstring on the left, its code on the right. All of it is HTML."""
 import ast
+import functools
 import re
 from html import escape
 
@@ -18,9 +19,9 @@ def split(docstring):
     return (docstring[:start], docstring[start:]) if start >= 0 else (docstring, "")
 
 
-def prose(docstring, names=()):
-    """Write a docstring as HTML: paragraphs, bullets, equations and tables of symbols. names: those that the code has."""
-    return "\n".join(block(kind, lines, names) for kind, lines in blocks(docstring))
+def prose(docstring, source=""):
+    """Write a docstring as HTML: paragraphs, bullets, equations and tables of symbols, which look for names in the source."""
+    return "\n".join(block(kind, lines, source) for kind, lines in blocks(docstring))
 
 
 def blocks(docstring):
@@ -46,13 +47,13 @@ def kind_of(line, before):
     return "text"
 
 
-def block(kind, lines, names):
+def block(kind, lines, source):
     if kind == "text":
         return f"<p>{inline(' '.join(lines))}</p>"
     if kind == "bullet":
         return f"<ul><li>{inline(' '.join(line.removeprefix(' * ').strip() for line in lines))}</li></ul>"
     if lines[0].split()[0] in TABLES:
-        return symbols(lines, names)
+        return symbols(lines, names_in(source))
     equation = "\n".join(line.removeprefix("    ") for line in lines)
     return f"<pre class='equation'>{escape(equation)}</pre>"
 
@@ -64,7 +65,7 @@ def inline(text):
 
 
 def rows_of(lines):
-    """Cut a table of symbols into rows of cells, at two blanks or more. A line whose first cell is empty goes on with the row."""
+    """Cut a table of symbols into rows of cells, at two blanks or more. A line with an empty first cell goes on with a row."""
     starts = [match.start() for match in re.finditer(r"(?<!\S)(?<!\S )\S", lines[0])]
     rows = []
     for line in lines:
@@ -84,7 +85,7 @@ def symbols(lines, names):
     head, *rows = rows_of(lines)
     top = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head)
     body = ""
-    for paper, here, *rest in rows:
+    for paper, here, *rest in ([cell.replace("`", "") for cell in row] for row in rows):
         cells = [re.sub(r"[^\W\d]\w*", lambda match: button(match[0], names), escape(here, quote=False)), *map(escape, rest)]
         body += f"<tr><th scope='row'>{escape(paper)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     return (f"<div class='scroll'><table class='symbols'><thead><tr>{top}</tr></thead>"
@@ -98,13 +99,17 @@ def button(word, names):
 # -- code ------------------------------------------------------------------------------------------
 def code(source, first=1):
     """Write code as HTML, each line with its number and an anchor such as L-12. first: the number of its first line."""
-    look = HtmlFormatter(linespans="L", linenostart=first, cssclass="highlight numbered", prestyles=f"counter-reset: line {first - 1}")
-    return highlight(source, PythonLexer(stripnl=False), look)
+    start = f"counter-reset: line {first - 1}"
+    style = HtmlFormatter(linespans="L", linenostart=first, cssclass="highlight numbered", prestyles=start)
+    return highlight(source, PythonLexer(stripnl=False), style)
+
+
+parsed = functools.cache(ast.parse)
 
 
 def parts(source):
     """Cut a file into (docstring, imports, the rest), the last two as (number of the first line, text)."""
-    tree, lines = ast.parse(source), source.split("\n")
+    tree, lines = parsed(source), source.split("\n")
     docstring, imports = ast.get_docstring(tree) or "", 0
     start = tree.body[0].end_lineno if docstring else 0
     for node in tree.body[bool(docstring):]:
@@ -124,19 +129,21 @@ def trimmed(lines, start):
 
 def functions(source):
     """Return name → (its first line, its text) of the functions and classes of a file."""
-    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    return {node.name: (node.lineno, ast.get_source_segment(source, node)) for node in nodes}
+    nodes = [node for node in parsed(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    lines = source.split("\n")
+    return {node.name: (node.lineno, "\n".join(lines[node.lineno - 1:node.end_lineno])) for node in nodes}
 
 
 def names_in(source):
     """Return the names that code gives: of variables, arguments, attributes, functions and classes."""
     fields = "id", "arg", "attr", "name"
-    return {getattr(node, field, None) for node in ast.walk(ast.parse(source)) for field in fields} - {None}
+    return {getattr(node, field, None) for node in ast.walk(parsed(source)) for field in fields} - {None}
 
 
 def beside(words, source):
     """Write the words of a docstring beside the code of its file, whose imports are folded."""
     _, (top, imports), (first, rest) = parts(source)
-    side = f"<div class='words'>{prose(words, names_in(source))}</div>" if words else ""
-    folded = f"<details class='imports'><summary>Imports</summary>{code(imports, top)}</details>" if imports.strip() else ""
+    side = f"<div class='words'>{prose(words, source)}</div>" if words else ""
+    folded = f"<summary>Imports</summary>{code(imports, top)}" if imports.strip() else ""
+    folded = folded and f"<details class='imports'>{folded}</details>"
     return f"<div class='annotated'>{side}<div class='code'>{folded}{code(rest, first)}</div></div>"

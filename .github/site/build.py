@@ -24,9 +24,10 @@ def main():
     links = stage(FOLDER / "source")
     for path, link in links.missing:
         print(f"{path}: {link} leads nowhere", file=sys.stderr)
-    failed = build_main(["-q", "-a", "-E", "-W", "--keep-going", "-d", str(FOLDER / "doctrees"), str(FOLDER / "source"), str(PAGES)])
-    size = sum(file.stat().st_size for file in PAGES.rglob("*") if file.is_file())
-    print(f"{len([*PAGES.rglob('*.html')])} pages, {size / 2**20:.1f} MiB, {time.perf_counter() - start:.0f} s: {PAGES / 'index.html'}")
+    failed = build_main([*"-q -a -E -W --keep-going -d".split(), *map(str, (FOLDER / "doctrees", FOLDER / "source", PAGES))])
+    sizes = {file: file.stat().st_size for file in PAGES.rglob("*") if file.is_file()}
+    pages = sum(file.suffix == ".html" for file in sizes)
+    print(f"{pages} pages, {sum(sizes.values()) / 2**20:.1f} MiB, {time.perf_counter() - start:.0f} s: {PAGES / 'index.html'}")
     return failed or bool(links.missing)
 
 

@@ -17,7 +17,7 @@ html_show_sourcelink = html_copy_source = False
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 suppress_warnings = ["misc.highlighting_failure"]        # outputs and equations in blocks of code
 
-nb_execution_mode, nb_merge_streams = "off", True        # the repository's own build has executed them, and recorded the outputs
+nb_execution_mode, nb_merge_streams = "off", True        # the checkout holds the notebooks with their outputs
 myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
 myst_heading_anchors, myst_dmath_double_inline = 4, True
 mathjax_path = "tex-svg.js"

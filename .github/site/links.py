@@ -37,7 +37,8 @@ class Links:
         on: the page that the text is put on, if another. ending: of pages, in place of their own.
         """
         text = MARKS.sub("", BADGES.sub("", text))
-        to = lambda match: match[1] + self.to(match[2], here, on or here, ending)
+        def to(match):
+            return match[1] + self.to(match[2], here, on or here, ending)
         codes = [match[0] for match in CODE.finditer(text)]
         pieces = [LINK.sub(to, piece) for piece in CODE.sub("\0", text).split("\0")]
         return "".join(piece + code for piece, code in zip(pieces, [*codes, ""], strict=True))

@@ -48,7 +48,8 @@ def with_lessons(text):
 def beside(path):
     """Write where a lesson's assignment is, and which pages have the papers and the code of its methods."""
     assignment = posixpath.join("lessons", "assignments", posixpath.basename(path))
-    pages = [f"[{CLASSES[name].__name__}]({file})" for file, names in files().items() for name in names if lesson_of(name) == path]
+    pages = [f"[{CLASSES[name].__name__}]({file})" for file, names in files().items() for name in names
+             if lesson_of(name) == path]
     read = f" **Papers and code, side by side.** {', '.join(pages)}." if pages else ""
     return (f"**To work on it.** Download [the assignment]({assignment}): the same lesson with stubs for your code, and checks "
             f"that say what is wrong.{read}")

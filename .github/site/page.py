@@ -61,6 +61,7 @@ def judgements():
         return judged(RESULTS, ALL_CLAIMS)
 
 
+@functools.cache
 def claims_of(name):
     """Return the judged claims of a method: on its papers, or on papers of no method's, if they name it.
 
@@ -77,7 +78,8 @@ def owners(claim):
 
 def verdicts(judgements):
     """Return the verdicts, each once, as text between blanks: a page shows them in colours."""
-    return " ".join(f"<span class='verdict' data-verdict='{verdict}'>{verdict}</span>" for verdict in dict.fromkeys(j.verdict for j in judgements))
+    each = dict.fromkeys(j.verdict for j in judgements)
+    return " ".join(f"<span class='verdict' data-verdict='{verdict}'>{verdict}</span>" for verdict in each)
 
 
 def claims_table(judgements):
@@ -127,15 +129,12 @@ def twins(path):
     return rows, {name: plain[name] for name in dict.fromkeys(names)}
 
 
-def tests_of(path, names):
-    """Return the path of the file of tests: of the same name, or else the one that names the classes most often."""
+def tests_of(path, name):
+    """Return the file of a class's tests: called like its file or its name, or else that which names the class most often."""
     folder = path.split("/")[1]
-    own = f"tests/{folder}/test_{Path(path).stem}.py"
-    if (ROOT / own).exists():
-        return own
-    classes = rf"\b(?:{'|'.join(CLASSES[name].__name__ for name in names)})\b"
     every = [file.relative_to(ROOT).as_posix() for file in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
-    return max(every, key=lambda file: len(re.findall(classes, read(file))))
+    own = [file for stem in (Path(path).stem, name) if (file := f"tests/{folder}/test_{stem}.py") in every]
+    return own[0] if own else max(every, key=lambda file: len(re.findall(rf"\b{CLASSES[name].__name__}\b", read(file))))
 
 
 def oracles(text):
@@ -147,7 +146,7 @@ def oracles(text):
 
 def promises(text):
     """Yield (the name of a test in words, the number of its line)."""
-    for node in ast.parse(text).body:
+    for node in annotate.parsed(text).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             yield node.name.removeprefix("test_").replace("_", " "), node.lineno
 
@@ -219,7 +218,9 @@ class Page:
         return "\n".join(lines)
 
     def tests(self):
-        file = tests_of(self.path, self.names)
+        return "\n\n".join(map(self.tests_in, dict.fromkeys(tests_of(self.path, name) for name in self.names)))
+
+    def tests_in(self, file):
         packages, own = oracles(read(file))
         compared = [*(f"`{name}`" for name in packages), *(f"[`{name}.py`](tests/oracles/{name}.py)" for name in own)]
         told = f"[`{file}`]({file}) " + (f"compares with {', '.join(compared)}." if compared else "needs no oracle.")

@@ -17,7 +17,9 @@ from page import HEAD, METHODS, SCHEMES, Page, files, raw, read
 
 HERE = Path(__file__).parent
 ORPHAN = "orphan: true\n"                                # a page that is in no list of pages
-TEMPLATE = ".github/site/index.md"                       # of the front page
+TEMPLATE = ".github/site/front_page.txt"
+FROM_README = {"what": r"^(tinypeft is .*?)\n\n", "picture": r"(<img [^>]*>)", "snippet": r"(^```python.*?^```)",
+               "claims": r"<!-- claims -->(.*?)<!--"}
 FRONT, MAP, GALLERY = "index.md", "map.md", "figures/README.md"
 PROJECT = ("README.md", "tinypeft/interop/README.md", "tinypeft/pretrained/README.md", "tinypeft/engine/optim/README.md",
            "tests/README.md", "tests/benchmarks/README.md", "lessons/src/README.md", ".github/CONTRIBUTING.md",
@@ -75,10 +77,8 @@ def notebooks():
 def front_page(links):
     """Write the front page from README: what it is, the picture, the snippet, the count of claims. Last, the contents."""
     readme = read("README.md")
-    find = lambda pattern: re.search(pattern, readme, re.M | re.S).group(1)
-    text = read(TEMPLATE).format(what=find(r"^(tinypeft is .*?)\n\n"), picture=find(r"(<img [^>]*>)"),
-                                 snippet=find(r"(^```python.*?^```)"), claims=find(r"<!-- claims -->(.*?)<!--") + ".",
-                                 methods=len(METHODS), schemes=len(SCHEMES))
+    parts = {name: re.search(pattern, readme, re.M | re.S).group(1) for name, pattern in FROM_README.items()}
+    text = read(TEMPLATE).format(**parts, methods=len(METHODS), schemes=len(SCHEMES))
     kinds = {kind: [path for path, names in files().items() if names[0] in classes]
              for kind, classes in (("Methods", METHODS), ("Schemes", SCHEMES))}
     contents = {"Course": ["lessons/README.md", *notebooks(), "lessons/GLOSSARY.md", "lessons/INSTRUCTORS.md",

@@ -1,7 +1,8 @@
 """The site in headless Chromium, as a reader has it: on a phone in the light, and on a wide screen in the dark.
 
-    python tests/browser/website.py [build/site/html] [--only lessons/07] [--shots FOLDER]       look for faults on all pages
-    python tests/browser/website.py --planted                                       plant one fault of each kind, and find it
+    python tests/browser/website.py [build/site/html] [--only lessons/07]        look for faults on all pages
+    python tests/browser/website.py --planted                                    plant one fault of each kind, and find it
+    python tests/browser/website.py --shots FOLDER                               ten pages as pictures, to be looked at
 
 What counts as a fault stands in `KINDS`. Needs `chromium` on the path and .github/site/requirements.txt. Not a part of
 pytest, which needs no browser; .github/workflows/site.yml runs both commands.
@@ -24,7 +25,8 @@ from playwright.sync_api import TimeoutError as Late
 from playwright.sync_api import sync_playwright
 
 PAGES = Path(__file__).parents[2] / "build" / "site" / "html"
-KINDS = {"formula": "MathJax refused it, or it was not typeset", "link": "it leads to no file", "anchor": "it leads to no place on its page",
+KINDS = {"formula": "MathJax refused it, or it was not typeset", "link": "it leads to no file",
+         "anchor": "it leads to no place on its page",
          "cut": "it reaches over the edge of a phone", "description": "a picture has none, or the name of a file",
          "host": "a page asks another computer for something", "answer": "it is open before one asks for it",
          "script": "an error, or a file that does not come", "contrast": "letters are too faint", "slider": "it does not move",
@@ -34,6 +36,7 @@ PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1360, "height": 900}
 TYPESET = "() => [...document.querySelectorAll('.math')].every(e => e.querySelector('mjx-container'))"
 SEEN = """() => {
   const all = selector => [...document.querySelectorAll(selector)], words = e => e.textContent.trim().slice(0, 60);
+  const root = document.documentElement, drawn = 'mjx-container, label, a, button';
   const outside = e => !e.closest('mjx-container') && e.getBoundingClientRect().right > innerWidth + 1 &&
     !e.closest('.scroll, pre, .table-wrapper');
   return {
@@ -41,25 +44,31 @@ SEEN = """() => {
     formula: [...all('[data-mml-node=merror]').map(words), ...all('article :is(p, li, td, th)').filter(
       e => !e.closest('pre') && !e.querySelector('code, pre, p') && /\\$[^$ ][^$]*\\$|\\\\\\[/.test(e.innerText)).map(words)],
     cut: [...all('article :is(img, svg, input, table)').filter(outside).map(e => e.alt || e.outerHTML.slice(0, 60)),
-          ...document.documentElement.scrollWidth > innerWidth ? [`the page is ${document.documentElement.scrollWidth} wide`] : []],
+          ...root.scrollWidth > innerWidth ? [`the page is ${root.scrollWidth} wide`] : []],
     description: [...all('article img').filter(e => !e.alt.trim() || /^\\S+\\.(png|svg)$/.test(e.alt)),
-                  ...all('article svg').filter(e => !e.closest('mjx-container, label, a, button') && !e.getAttribute('aria-label'))]
+                  ...all('article svg').filter(e => !e.closest(drawn) && !e.getAttribute('aria-label'))]
       .map(e => (e.getAttribute('src') ?? 'svg').split('/').at(-1).slice(0, 60)),
     answer: all('article details[open]').map(words),
-    script: [...document.images].filter(e => e.complete && !e.naturalWidth && e.src.startsWith(location.origin)).map(e => `${e.src} is no picture`),
+    script: [...document.images].filter(e => e.complete && !e.naturalWidth && e.src.startsWith(location.origin))
+      .map(e => `${e.src} is no picture`),
     slider: all('[data-slider]').map(() => 'it has not started'),
     sliders: all('input[type=range]').length, details: all('article details').length, pictures: all('article img').length,
     ids: all('[id]').map(e => e.id), links: all('a[href]').map(e => e.href)}
 }"""
-SEARCHES = {"desc_act": "tinypeft/quant/gptq.html", "rank stabilized": "lessons/07_lora.html", "perplexity": "lessons/GLOSSARY.html"}
+SEARCHES = {"desc_act": "tinypeft/quant/gptq.html", "rank stabilized": "lessons/07_lora.html",
+            "perplexity": "lessons/GLOSSARY.html"}
+SHOTS = ("index", "map", "tinypeft/peft/lora", "tinypeft/peft/dora", "tinypeft/quant/gptq", "lessons/07_lora",
+         "lessons/11_outliers", "figures/README", "lessons/GLOSSARY", "lessons/README")
 # axe-core takes a minute for the nodes of all formulas. They are MathJax's, which gives readers of screens its MathML. Code
-# and the side have the same colours on all pages, so it sees them on one page.
+# and the side have the same colours on all pages, so it sees them on one page; and of a long table it sees the first rows.
 LIGHTER = """() => {
   document.querySelectorAll('mjx-container, svg g').forEach(e => e.replaceChildren());
   document.querySelectorAll('article pre').forEach(e => e.textContent = e.textContent);
+  document.querySelectorAll('tbody tr:nth-child(n+12)').forEach(e => e.remove());
   document.querySelectorAll('.sidebar-tree ul').forEach(e => e.replaceChildren());
 }"""
 ONCE = "tinypeft/peft/full.html"
+NO_RULES = "region", "empty-table-header"                # furo has a button outside regions; the corner of a table may be empty
 
 
 # -- looking ---------------------------------------------------------------------------------------
@@ -69,7 +78,8 @@ class Site:
     def __init__(self, folder, browser):
         self.folder, self.browser, self.axe = folder, browser, Axe()
         self.faults, self.counts, self.ids, self.links = [], Counter(), {}, {}
-        side = re.findall(r'toctree-l1"><a class="reference internal" href="([^"]+)"', (folder / "index.html").read_text("utf-8"))
+        front = (folder / "index.html").read_text("utf-8")
+        side = re.findall(r'toctree-l1"><a class="reference internal" href="([^"]+)"', front)
         self.listed = {"index.html", "search.html", *side}
 
     @contextlib.contextmanager
@@ -85,6 +95,10 @@ class Site:
         if (kind, name, what) not in self.faults:
             self.faults.append((kind, name, what))
 
+    def answered(self, reply):
+        if reply.status >= 400:
+            self.fault("script", self.name, f"{reply.status} {reply.url}")
+
     @contextlib.contextmanager
     def tab(self, size, scheme):
         """A tab of the browser that refuses what another host should give, and notes it."""
@@ -99,7 +113,7 @@ class Site:
         context.route("**/*", only_here)
         page = context.new_page()
         page.on("pageerror", lambda error: self.fault("script", self.name, str(error)[:100]))
-        page.on("response", lambda reply: reply.status >= 400 and self.fault("script", self.name, f"{reply.status} {reply.url}"))
+        page.on("response", self.answered)
         yield page
         context.close()
 
@@ -115,11 +129,12 @@ class Site:
         """Look at the pages on a phone, at those that the side lists also in the dark, then follow all links."""
         with self.served():
             with self.tab(PHONE, "light") as page:
-                for name in names:
+                for n, name in enumerate(names):
                     self.go(page, name)
                     self.note(page, name)
                     self.use(page, name)
-                    self.accessible(page, name)
+                    if name in self.listed or n % 10 == 0:                       # the others, files of Python, are alike
+                        self.accessible(page, name)
             with self.tab(WIDE, "dark") as page:
                 for name in (name for name in names if name in self.listed):
                     self.go(page, name)
@@ -138,7 +153,7 @@ class Site:
         self.counts["pages"] += 1
 
     def accessible(self, page, name, options=None):
-        options = options or {"resultTypes": ["violations"], "rules": {"region": {"enabled": False}}}       # furo's button
+        options = options or {"resultTypes": ["violations"], "rules": dict.fromkeys(NO_RULES, {"enabled": False})}
         if name != ONCE:
             page.evaluate(LIGHTER)
         for broken in self.axe.run(page, {"exclude": [["mjx-container"]]}, options).response["violations"]:
@@ -161,10 +176,10 @@ class Site:
             if not answer.evaluate("e => e.parentElement.open"):
                 self.fault("access", name, "an answer does not open by the keyboard")
         for form in page.locator("form.guess").all():
-            table = page.locator(f"table:has(caption:has-text('Guess {form.get_attribute('data-guess')}'))")
+            tables = page.locator(f"table:has(caption:has-text('Guess {form.get_attribute('data-guess')}'))")
             form.locator("input").fill("98765")
             form.locator("button").click()
-            rows = table.locator("tr").all_text_contents() if table.count() else []
+            rows = tables.last.locator("tr").all_text_contents() if tables.count() else []
             if len(rows) != 3 or "98765" not in rows[0] or "☆☆☆" not in rows[2]:
                 self.fault("guess", name, f"{form.get_attribute('data-guess')}: {rows}")
             self.counts["guesses"] += 1
@@ -189,6 +204,16 @@ class Site:
             self.ids[path] = {*re.findall(r'\bid="([^"]+)"', (self.folder / path).read_text("utf-8"))}
         return self.ids[path]
 
+    def shoot(self, folder):
+        """Take pictures of ten pages: the first four screens, in the light, in the dark and on a phone."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for way, size, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
+            with self.served(), self.tab(size, scheme) as page:
+                for name in SHOTS:
+                    self.go(page, f"{name}.html")
+                    clip = {"x": 0, "y": 0, "width": size["width"], "height": 4 * size["height"]}
+                    page.screenshot(path=folder / f"{name.replace('/', '_')}-{way}.png", full_page=True, clip=clip)
+
     def search(self):
         """Search for words whose page is known."""
         with self.served(), self.tab(WIDE, "light") as page:
@@ -209,8 +234,9 @@ def chromium():
         browser.close()
 
 
-def pages_of(folder, only=""):
-    return sorted(name for path in folder.rglob("*.html") if (name := path.relative_to(folder).as_posix()).startswith(only))
+def pages_of(folder, starts):
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
+    return sorted(name for name in names if name.startswith(tuple(starts)))
 
 
 # -- planted faults --------------------------------------------------------------------------------
@@ -252,20 +278,23 @@ def planted(folder, browser):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=PAGES)
-    parser.add_argument("--only", default="", metavar="START", help="pages whose path begins so")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="START", help="pages whose path begins so")
     parser.add_argument("--planted", action="store_true")
+    parser.add_argument("--shots", type=Path, metavar="FOLDER")
     args, start = parser.parse_args(), time.perf_counter()
     with chromium() as browser:
         if args.planted:
             return len(planted(args.folder, browser))
         site = Site(args.folder, browser)
+        if args.shots:
+            return site.shoot(args.shots)
         site.look(pages_of(args.folder, args.only))
         site.search()
     for kind, name, what in site.faults:
         print(f"{kind:12} {name}: {what}")
+    numbers = Counter(kind for kind, *_ in site.faults).items()
     print(", ".join(f"{count:,} {thing}" for thing, count in site.counts.items()), f"{time.perf_counter() - start:.0f} s")
-    print("faults:", ", ".join(f"{count} {kind} ({KINDS[kind]})" for kind, count in Counter(kind for kind, *_ in site.faults).items())
-          or "none")
+    print("faults:", ", ".join(f"{count} {kind} ({KINDS[kind]})" for kind, count in numbers) or "none")
     return bool(site.faults)
 
 

@@ -1,4 +1,4 @@
-// Six small things that a page does by itself. Nothing is sent anywhere, and nothing is kept.
+// Seven small things that a page does by itself. Nothing is sent anywhere, and nothing is kept.
 addEventListener("DOMContentLoaded", () => {
   const all = selector => [...document.querySelectorAll(selector)];
 
@@ -6,13 +6,18 @@ addEventListener("DOMContentLoaded", () => {
   for (const [side, name] of [[".sidebar-drawer", "All pages"], [".toc-drawer", "On this page"]])
     document.querySelector(side)?.setAttribute("aria-label", name);
 
+  // The page of the search has a heading.
+  if (!document.querySelector("h1"))
+    document.querySelector("article")?.insertAdjacentHTML("afterbegin", "<h1>Search</h1>");
+
   // What scrolls can be reached by the keyboard.
   for (const one of all("article pre, .table-wrapper, .scroll, .words, .cell_output .output"))
     if (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight) one.tabIndex = 0;
 
-  // A cell of a table that becomes a card on a phone says which column it is of.
-  for (const table of all(".claims table, .facts table")) {
+  // A row of a wide table becomes a card on a phone: a cell says which column it is of.
+  for (const table of all("article table.docutils")) {
     const heads = [...table.querySelectorAll("thead th")].map(cell => cell.textContent);
+    table.classList.toggle("rows", heads.length > 3);
     for (const row of table.querySelectorAll("tbody tr"))
       [...row.cells].slice(1).forEach((cell, i) => { if (cell.textContent.trim()) cell.dataset.head = heads[i + 1]; });
   }
@@ -44,13 +49,15 @@ addEventListener("DOMContentLoaded", () => {
   for (const form of all("form.guess"))
     form.onsubmit = event => {
       event.preventDefault();
-      const table = all("table").find(one => one.caption?.textContent == "Guess " + form.dataset.guess);
-      const [mine, measured, off] = [...table.rows].map(row => row.cells[1]);
+      const tables = all("table").filter(one => one.caption?.textContent == "Guess " + form.dataset.guess);
+      const [mine, measured, off] = [...tables.at(-1).rows].map(row => row.cells[1]);
       const guess = +form.querySelector("input").value, value = parseFloat(measured.textContent.replace(/,/g, "").replace("−", "-"));
       const ratio = value ? guess / value : +(guess == value);
       const stars = [[.9, 1.1], [.75, 1.25], [.5, 2]].filter(([low, high]) => ratio >= low && ratio <= high).length;
       mine.textContent = guess + measured.textContent.replace(/^[^ ]*/, "");
-      off.textContent = (guess == value ? "exactly right" : `${guess > value ? "+" : "−"}${+Math.abs(guess - value).toPrecision(3)}`) +
+      const far = ratio >= .5 && ratio <= 2 ? `${Math.round(100 * Math.abs(ratio - 1))} %` :
+        `${+Math.max(ratio, 1 / ratio).toPrecision(3)} times`;
+      off.textContent = (guess == value ? "exactly right" : ratio <= 0 ? "" : `${far} too ${ratio > 1 ? "large" : "small"}`) +
         "  " + "★".repeat(stars) + "☆".repeat(3 - stars);
       form.querySelector("output").textContent = "Kept. It stands beside the measured number, below.";
     };
