@@ -69,8 +69,8 @@ def texts(path):
 def dead(folder, path, link):
     """Whether a link of a page leads nowhere. On the site a page ends in .html."""
     if re.match(r"https?:|data:|mailto:|#", link): return False
-    there, _, anchor = link.partition("#")
-    target = folder / posixpath.normpath(posixpath.join(path.parent.relative_to(folder).as_posix(), there))
+    file, _, anchor = link.partition("#")
+    target = folder / posixpath.normpath(posixpath.join(path.parent.relative_to(folder).as_posix(), file))
     if target.suffix == ".html": target = next(filter(Path.exists, map(target.with_suffix, (".md", ".ipynb"))), target)
     return not target.is_file() or anchor.startswith("L-") and anchor not in lines_of(target)
 
@@ -108,7 +108,7 @@ def squeezed(text):
     return re.sub(r"[\s`]", "", text)
 
 
-def shown(page):
+def text_of(page):
     return squeezed(html.unescape(re.sub(r"<[^>]*>", "", page)))
 
 
@@ -116,7 +116,7 @@ def shown(page):
 def test_a_page_has_every_word_of_the_docstring_and_every_line_of_the_code(name, pages):
     source = (ROOT / f"{FILES[name]}.py").read_text("utf-8")
     _, docstring, code = re.split(r'"""', source, maxsplit=2)
-    page = shown(pages[name])
+    page = text_of(pages[name])
     pieces = [piece for line in docstring.split("\n") for piece in re.split(r"\s{2,}|^ \* ", line)]
     assert [piece for piece in [*pieces, *code.split("\n")] if squeezed(piece) not in page] == []
     assert pages[name].count("<th scope='col'>paper</th>") == len(re.findall(r"^ +paper +here", docstring, re.M))
@@ -174,12 +174,12 @@ def claims_in(text):
 def test_verdicts_are_those_of_the_gallery(pages):
     gallery = claims_in((ROOT / "figures/README.md").read_text("utf-8"))
     assert len(gallery) > 30
-    held = {name: claims_in(page) for name, page in pages.items()}
-    for name, claims in held.items():
+    claims_of = {name: claims_in(page) for name, page in pages.items()}
+    for name, claims in claims_of.items():
         assert claims.items() <= gallery.items(), name
         assert {*re.findall(r"data-verdict='([^']+)'", pages[name])} == {*claims.values()}, name
     papers = {paper for about in ABOUT.values() for paper in about.papers}
-    texts = {text for claims in held.values() for text in claims}
+    texts = {text for claims in claims_of.values() for text in claims}
     assert {claim.text for claim in ALL_CLAIMS if claim.paper in papers} <= texts
 
 

@@ -107,7 +107,7 @@ def code(source, first=1):
 parsed = functools.cache(ast.parse)
 
 
-def parts(source):
+def pieces(source):
     """Cut a file into (docstring, imports, the rest), the last two as (number of the first line, text)."""
     tree, lines = parsed(source), source.split("\n")
     docstring, imports = ast.get_docstring(tree) or "", 0
@@ -140,10 +140,10 @@ def names_in(source):
     return {getattr(node, field, None) for node in ast.walk(parsed(source)) for field in fields} - {None}
 
 
-def beside(words, source):
-    """Write the words of a docstring beside the code of its file, whose imports are folded."""
-    _, (top, imports), (first, rest) = parts(source)
-    side = f"<div class='words'>{prose(words, source)}</div>" if words else ""
+def side_by_side(docstring, source):
+    """Write a docstring beside the code of its file, whose imports are folded."""
+    _, (top, imports), (first, rest) = pieces(source)
+    side = f"<div class='words'>{prose(docstring, source)}</div>" if docstring else ""
     folded = f"<summary>Imports</summary>{code(imports, top)}" if imports.strip() else ""
     folded = folded and f"<details class='imports'>{folded}</details>"
     return f"<div class='annotated'>{side}<div class='code'>{folded}{code(rest, first)}</div></div>"

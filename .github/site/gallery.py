@@ -31,18 +31,18 @@ ALL = "all"
 def map_page(links):
     """Write every method by what it changes, and every scheme by its lesson: each with its equation and its verdicts."""
     first = "What each method changes, and what each scheme rounds. A name leads to its paper and code, side by side."
-    parts = [WIDE, "# The map", first, "## Methods", section(PICTURES["methods_in_a_block"].title, level="")]
-    parts += [f"### {family.capitalize()}\n\n{cards(names)}" for family, names in FAMILIES.items()]
-    parts += ["## Schemes"]
+    blocks = [WIDE, "# The map", first, "## Methods", section(PICTURES["methods_in_a_block"].title, level="")]
+    blocks += [f"### {family.capitalize()}\n\n{cards(names)}" for family, names in FAMILIES.items()]
+    blocks += ["## Schemes"]
     for lesson in sorted({*map(lesson_of, SCHEMES)}):
         heading = title_of(lesson).split(" · ")[1]
-        parts.append(f"### {heading}\n\n{cards([name for name in SCHEMES if lesson_of(name) == lesson])}")
-    return links.lead("\n\n".join(parts), "", on="map.md") + "\n"
+        blocks.append(f"### {heading}\n\n{cards([name for name in SCHEMES if lesson_of(name) == lesson])}")
+    return links.lead("\n\n".join(blocks), "", on="map.md") + "\n"
 
 
 def cards(names):
     """Write a list of methods: name, equation, lesson, verdicts."""
-    holder = {name: file for file, held in files().items() for name in held}
+    holder = {name: file for file, names in files().items() for name in names}
     lines = [f"* **[{ABOUT[name].title}]({holder[name]})** `{ABOUT[name].equation}` "
              f"[lesson {ABOUT[name].lesson}]({lesson_of(name)}) {verdicts(claims_of(name))}" for name in names]
     return BOX.format("cards", "\n".join(line.rstrip() for line in lines))
@@ -67,14 +67,15 @@ def gallery_page(links):
              for name, picture in sorted(PICTURES.items(), key=lambda item: item[1].lesson)
              for _, _, sentence in [gallery()[picture.title]]]
     text = "\n\n".join([WIDE, title.strip(), FILTER.format("\n".join(choices)), "## All pictures, small",
-                        BOX.format("small", "\n".join(small)), as_cards(rest).strip(),
+                        BOX.format("small", "\n".join(small)), marked(rest).strip(),
                         "## How this page is made", how.strip()])
     return links.lead(text, "figures/README.md")
 
 
-def as_cards(text):
-    """Mark the tables of a text: on a phone, each of their rows becomes a card."""
-    return re.sub(r"(?:^\|.*\n)+", lambda match: BOX.format("claims", match[0].strip()) + "\n", text, flags=re.M)
+def marked(text):
+    """Mark the tables of claims and verdicts, for the filter."""
+    claims = r"^\| claim \| paper(?:.*\n\|)+.*\n"
+    return re.sub(claims, lambda match: BOX.format("claims", match[0].strip()) + "\n", text, flags=re.M)
 
 
 def judged_by(picture):

@@ -29,7 +29,7 @@ def staged_notebook(path, links):
             cells.append(markdown(FIELD.format(name=match[1], unit=unit), f"{cell['id']}-field"))
     if len(path.split("/")) == 2:
         cells[0]["source"] = with_lessons(cells[0]["source"])
-        cells.insert(1, markdown(links.lead(beside(path), "", on=path), "beside"))
+        cells.insert(1, markdown(links.lead(assignment_and_pages(path), "", on=path), "assignment"))
     return json.dumps(notebook | {"cells": cells})
 
 
@@ -40,12 +40,12 @@ def markdown(text, name):
 def with_lessons(text):
     """Link the numbers of lessons in what a lesson needs."""
     def linked(match):
-        found = sorted((ROOT / "lessons").glob(f"{match[0]}_*.ipynb"))
-        return f"[{match[0]}]({found[0].name})" if found else match[0]
+        lessons = sorted((ROOT / "lessons").glob(f"{match[0]}_*.ipynb"))
+        return f"[{match[0]}]({lessons[0].name})" if lessons else match[0]
     return re.sub(r"\*\*What you need\.\*\*.*?(?=\n\n)", lambda match: re.sub(r"\b\d\d\b", linked, match[0]), text, flags=re.S)
 
 
-def beside(path):
+def assignment_and_pages(path):
     """Write where a lesson's assignment is, and which pages have the papers and the code of its methods."""
     assignment = posixpath.join("lessons", "assignments", posixpath.basename(path))
     pages = [f"[{CLASSES[name].__name__}]({file})" for file, names in files().items() for name in names
@@ -55,12 +55,12 @@ def beside(path):
             f"that say what is wrong.{read}")
 
 
-def fold(cell, what):
+def fold(cell, kind):
     """Hide the code of an exercise's solution, and of a cell that draws."""
     metadata = cell["metadata"]
-    if what == "solution":
+    if kind == "solution":
         metadata["tags"] = [*metadata.get("tags", []), "hide-input"]
-    metadata["mystnb"] = {"code_prompt_show": f"Show the {what}", "code_prompt_hide": f"Hide the {what}"}
+    metadata["mystnb"] = {"code_prompt_show": f"Show the {kind}", "code_prompt_hide": f"Hide the {kind}"}
 
 
 def describe(cell, links, path):

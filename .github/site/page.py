@@ -78,8 +78,8 @@ def owners(claim):
 
 def verdicts(judgements):
     """Return the verdicts, each once, as text between blanks: a page shows them in colours."""
-    each = dict.fromkeys(j.verdict for j in judgements)
-    return " ".join(f"<span class='verdict' data-verdict='{verdict}'>{verdict}</span>" for verdict in each)
+    distinct = dict.fromkeys(j.verdict for j in judgements)
+    return " ".join(f"<span class='verdict' data-verdict='{verdict}'>{verdict}</span>" for verdict in distinct)
 
 
 def claims_table(judgements):
@@ -93,17 +93,17 @@ def tables_with(name, page):
     """Yield the tables of a page with a row of the method, cut down to the heading and this row."""
     for block in re.findall(r"(?:^\|.*\n)+", read(page), re.M):
         head, rule, *rows = block.splitlines()
-        mine = [row for row in rows if row.startswith(f"| `{name}`: ")]
-        if mine:
-            yield "\n".join((head, rule, *mine))
+        matches = [row for row in rows if row.startswith(f"| `{name}`: ")]
+        if matches:
+            yield "\n".join((head, rule, *matches))
 
 
 def pictures_of(names):
     """Return the names of pictures: those that show the results of the claims, else the schematics of the lesson, else all."""
     results = {j.claim.needs[0] for name in names for j in claims_of(name)}
-    shown = [key for key, picture in PICTURES.items() if picture.needs and picture.needs[0] in results]
-    drawn = [key for key, picture in PICTURES.items() if not picture.needs and picture.lesson == ABOUT[names[0]].lesson]
-    return (shown or drawn or [EVERYTHING])[:3]
+    measured = [key for key, picture in PICTURES.items() if picture.needs and picture.needs[0] in results]
+    schematics = [key for key, picture in PICTURES.items() if not picture.needs and picture.lesson == ABOUT[names[0]].lesson]
+    return (measured or schematics or [EVERYTHING])[:3]
 
 
 @functools.cache
@@ -119,11 +119,11 @@ def twins(path):
     folder, stem = path.split("/")[1], Path(path).stem
     plain = annotate.functions(read(f"tinypeft/{folder}/plain.py"))
     classes = [name for name, (_, text) in annotate.functions(read(path)).items() if text.startswith(("class", "@"))]
-    words = "|".join([rf"{folder}/{stem}\.py", rf"(?:{folder}\.)?{stem}\.\w+", *map(re.escape, classes)])
+    subjects = "|".join([rf"{folder}/{stem}\.py", rf"(?:{folder}\.)?{stem}\.\w+", *map(re.escape, classes)])
     rows, names = [], []
     for row in re.findall(r"^\| (.*) \|$", read("tests/README.md"), re.M):
         cells = row.split(" | ")
-        if len(cells) == 3 and re.match(rf"`(?:{words})\b", cells[0]) and "plain" in cells[1]:
+        if len(cells) == 3 and re.match(rf"`(?:{subjects})\b", cells[0]) and "plain" in cells[1]:
             rows.append(cells)
             names += [name for name in re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", cells[1]))) if name in plain]
     return rows, {name: plain[name] for name in dict.fromkeys(names)}
@@ -133,15 +133,17 @@ def tests_of(path, name):
     """Return the file of a class's tests: called like its file or its name, or else that which names the class most often."""
     folder = path.split("/")[1]
     every = [file.relative_to(ROOT).as_posix() for file in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
-    own = [file for stem in (Path(path).stem, name) if (file := f"tests/{folder}/test_{stem}.py") in every]
-    return own[0] if own else max(every, key=lambda file: len(re.findall(rf"\b{CLASSES[name].__name__}\b", read(file))))
+    for stem in (Path(path).stem, name):
+        if (namesake := f"tests/{folder}/test_{stem}.py") in every:
+            return namesake
+    return max(every, key=lambda file: len(re.findall(rf"\b{CLASSES[name].__name__}\b", read(file))))
 
 
 def oracles(text):
     """Return (the packages that tests compare with, the files in tests/oracles that they use)."""
     packages = re.findall(r"importorskip\(\"(\w+)", text)
-    own = re.findall(r"from tests\.oracles\.(\w+) import", text)
-    return sorted({*packages} - {"hypothesis"}), sorted({*own})
+    files = re.findall(r"from tests\.oracles\.(\w+) import", text)
+    return sorted({*packages} - {"hypothesis"}), sorted({*files})
 
 
 def promises(text):
@@ -160,9 +162,9 @@ class Page:
 
     @property
     def text(self):
-        docstring, *_ = annotate.parts(self.source)
-        words, differences = annotate.split(docstring)
-        sections = {SIDE_BY_SIDE: raw(annotate.beside(words, self.source)),
+        docstring, *_ = annotate.pieces(self.source)
+        text, differences = annotate.split(docstring)
+        sections = {SIDE_BY_SIDE: raw(annotate.side_by_side(text, self.source)),
                     TWIN: self.twin(),
                     MEASURED: self.measured(),
                     annotate.DIFFERENCES: raw(differences and f"<div class='prose'>{annotate.prose(differences)}</div>"),
@@ -182,24 +184,24 @@ class Page:
         """Write what is known of each name in one row: its equation, papers, class, lesson and verdicts."""
         rows = []
         for name in self.names:
-            about, found, lesson = ABOUT[name], verdicts(claims_of(name)), lesson_of(name)
+            about, spans, lesson = ABOUT[name], verdicts(claims_of(name)), lesson_of(name)
             rows.append((code(about.equation), arxiv(about.papers) or "–", f"`tp.{CLASSES[name].__name__}`",
                          self.lead(f"[{title_of(lesson)}]({lesson})"),
-                         f"{found} [numbers](#{slug(MEASURED)})" if found else "no claim"))
-        return BOX.format("facts", table(("equation", "paper (arXiv)", "in Python", "lesson", "verdicts"), rows))
+                         f"{spans} [numbers](#{slug(MEASURED)})" if spans else "no claim"))
+        return table(("equation", "paper (arXiv)", "in Python", "lesson", "verdicts"), rows)
 
     def twin(self):
         rows, plain = twins(self.path)
         if not rows:
             return ""
         folder = self.path.split("/")[1]
-        where = self.lead(f"The same in the paper's order, from [`plain.py`](tinypeft/{folder}/plain.py). Read it first.")
-        shown = [raw(annotate.code(text + "\n", line)) for line, text in plain.values()]
-        return "\n\n".join([where, *shown, self.lead(table(("fast", "plain", "held equal by"), rows), "tests/README.md")])
+        intro = self.lead(f"The same in the paper's order, from [`plain.py`](tinypeft/{folder}/plain.py). Read it first.")
+        functions = [raw(annotate.code(text + "\n", line)) for line, text in plain.values()]
+        return "\n\n".join([intro, *functions, self.lead(table(("fast", "plain", "held equal by"), rows), "tests/README.md")])
 
     def measured(self):
         judged = [j for j in judgements() if {*self.names} & {*owners(j.claim)}]
-        sections = [BOX.format("claims", self.lead(claims_table(judged), "figures/README.md"))] if judged else []
+        sections = [self.lead(claims_table(judged), "figures/README.md")] if judged else []
         readme = f"tinypeft/{self.path.split('/')[1]}/README.md"
         rows = [self.lead(cut, readme) for name in self.names for cut in tables_with(name, readme)]
         if rows:
@@ -221,12 +223,12 @@ class Page:
         return "\n\n".join(map(self.tests_in, dict.fromkeys(tests_of(self.path, name) for name in self.names)))
 
     def tests_in(self, file):
-        packages, own = oracles(read(file))
-        compared = [*(f"`{name}`" for name in packages), *(f"[`{name}.py`](tests/oracles/{name}.py)" for name in own)]
-        told = f"[`{file}`]({file}) " + (f"compares with {', '.join(compared)}." if compared else "needs no oracle.")
-        there = self.links.to(file, on=self.path, ending=".html")
-        lines = [f"<li><a href='{there}#L-{line}'>{escape(words)}</a></li>" for words, line in promises(read(file))]
-        return self.lead(f"{told} What it promises, a test each:\n\n") + raw(f"<ul class='promises'>{''.join(lines)}</ul>")
+        packages, files = oracles(read(file))
+        compared = [*(f"`{name}`" for name in packages), *(f"[`{name}.py`](tests/oracles/{name}.py)" for name in files)]
+        first = f"[`{file}`]({file}) " + (f"compares with {', '.join(compared)}." if compared else "compares with no library.")
+        address = self.links.to(file, on=self.path, ending=".html")
+        lines = [f"<li><a href='{address}#L-{line}'>{escape(words)}</a></li>" for words, line in promises(read(file))]
+        return self.lead(f"{first} What it promises, a test each:\n\n") + raw(f"<ul class='promises'>{''.join(lines)}</ul>")
 
 
 def raw(html):

@@ -62,23 +62,23 @@ def stage(folder):
 # -- what there is ---------------------------------------------------------------------------------
 def pages():
     """Return the paths of the checkout's Markdown pages."""
-    found = [*ROOT.glob("*.md"), *(ROOT / ".github").glob("*.md"), HERE / "jupyterlite.md"]
-    found += [path for folder in ("lessons", "figures", "tests", "tinypeft") for path in (ROOT / folder).rglob("*.md")]
-    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+    files = [*ROOT.glob("*.md"), *(ROOT / ".github").glob("*.md"), HERE / "jupyterlite.md"]
+    files += [path for folder in ("lessons", "figures", "tests", "tinypeft") for path in (ROOT / folder).rglob("*.md")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in files)
 
 
 def notebooks():
     """Return the paths of the lessons and projects, in the order of the course."""
-    found = [sorted((ROOT / "lessons" / folder).glob("*.ipynb")) for folder in ("", "projects", "projects/example")]
-    return [path.relative_to(ROOT).as_posix() for path in sum(found, [])]
+    folders = [sorted((ROOT / "lessons" / folder).glob("*.ipynb")) for folder in ("", "projects", "projects/example")]
+    return [path.relative_to(ROOT).as_posix() for path in sum(folders, [])]
 
 
 # -- pages that the site makes ---------------------------------------------------------------------
 def front_page(links):
     """Write the front page from README: what it is, the picture, the snippet, the count of claims. Last, the contents."""
     readme = read("README.md")
-    parts = {name: re.search(pattern, readme, re.M | re.S).group(1) for name, pattern in FROM_README.items()}
-    text = read(TEMPLATE).format(**parts, methods=len(METHODS), schemes=len(SCHEMES))
+    excerpts = {name: re.search(pattern, readme, re.M | re.S).group(1) for name, pattern in FROM_README.items()}
+    text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES))
     kinds = {kind: [path for path, names in files().items() if names[0] in classes]
              for kind, classes in (("Methods", METHODS), ("Schemes", SCHEMES))}
     contents = {"Course": ["lessons/README.md", *notebooks(), "lessons/GLOSSARY.md", "lessons/INSTRUCTORS.md",
@@ -98,8 +98,8 @@ def toctree(caption, names):
 def code_page(path):
     """Write the page of any other Python file: its docstring beside its code."""
     source = read(path)
-    docstring, *_ = annotate.parts(source)
-    return f"{HEAD.format(ORPHAN)}\n\n# {path}\n\n{raw(annotate.beside(docstring, source))}\n"
+    docstring, *_ = annotate.pieces(source)
+    return f"{HEAD.format(ORPHAN)}\n\n# {path}\n\n{raw(annotate.side_by_side(docstring, source))}\n"
 
 
 def listing(path, links):

@@ -31,24 +31,24 @@ KINDS = {"formula": "MathJax refused it, or it was not typeset", "link": "it lea
          "host": "a page asks another computer for something", "answer": "it is open before one asks for it",
          "script": "an error, or a file that does not come", "contrast": "letters are too faint", "slider": "it does not move",
          "guess": "what a reader guesses does not come beside the measured number", "search": "it does not find a page",
-         "access": "another rule of axe-core is broken"}
+         "filter": "the gallery shows other claims than it counts", "access": "another rule of axe-core is broken"}
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1360, "height": 900}
 TYPESET = "() => [...document.querySelectorAll('.math')].every(e => e.querySelector('mjx-container'))"
-SEEN = """() => {
-  const all = selector => [...document.querySelectorAll(selector)], words = e => e.textContent.trim().slice(0, 60);
+NOTES = """() => {
+  const all = selector => [...document.querySelectorAll(selector)], start = e => e.textContent.trim().slice(0, 60);
   const root = document.documentElement, drawn = 'mjx-container, label, a, button';
   const outside = e => !e.closest('mjx-container') && e.getBoundingClientRect().right > innerWidth + 1 &&
     !e.closest('.scroll, pre, .table-wrapper');
   return {
     formulas: all('mjx-container').length,
-    formula: [...all('[data-mml-node=merror]').map(words), ...all('article :is(p, li, td, th)').filter(
-      e => !e.closest('pre') && !e.querySelector('code, pre, p') && /\\$[^$ ][^$]*\\$|\\\\\\[/.test(e.innerText)).map(words)],
+    formula: [...all('[data-mml-node=merror]').map(start), ...all('article :is(p, li, td, th)').filter(
+      e => !e.closest('pre') && !e.querySelector('code, pre, p') && /\\$[^$ ][^$]*\\$|\\\\\\[/.test(e.innerText)).map(start)],
     cut: [...all('article :is(img, svg, input, table)').filter(outside).map(e => e.alt || e.outerHTML.slice(0, 60)),
           ...root.scrollWidth > innerWidth ? [`the page is ${root.scrollWidth} wide`] : []],
     description: [...all('article img').filter(e => !e.alt.trim() || /^\\S+\\.(png|svg)$/.test(e.alt)),
                   ...all('article svg').filter(e => !e.closest(drawn) && !e.getAttribute('aria-label'))]
       .map(e => (e.getAttribute('src') ?? 'svg').split('/').at(-1).slice(0, 60)),
-    answer: all('article details[open]').map(words),
+    answer: all('article details[open]').map(start),
     script: [...document.images].filter(e => e.complete && !e.naturalWidth && e.src.startsWith(location.origin))
       .map(e => `${e.src} is no picture`),
     slider: all('[data-slider]').map(() => 'it has not started'),
@@ -143,9 +143,9 @@ class Site:
 
     def note(self, page, name):
         """Note what the page itself shows."""
-        seen = page.evaluate(SEEN)
-        self.ids[name], self.links[name] = {*seen.pop("ids")}, seen.pop("links")
-        for kind, what in seen.items():
+        notes = page.evaluate(NOTES)
+        self.ids[name], self.links[name] = {*notes.pop("ids")}, notes.pop("links")
+        for kind, what in notes.items():
             if isinstance(what, int):
                 self.counts[kind] += what
             for one in what if isinstance(what, list) else ():
@@ -184,6 +184,12 @@ class Site:
                 self.fault("guess", name, f"{form.get_attribute('data-guess')}: {rows}")
             self.counts["guesses"] += 1
 
+        for choice in page.locator(".filter input").all()[1:]:
+            choice.check()
+            label, count = choice.locator("xpath=..").text_content(), page.locator(".claims tbody tr:visible").count()
+            if f"({count})" not in label:
+                self.fault("filter", name, f"{label}: {count}")
+
     def follow(self):
         """Follow every link that stays on the site."""
         for name, links in self.links.items():
@@ -217,13 +223,13 @@ class Site:
     def search(self):
         """Search for words whose page is known."""
         with self.served(), self.tab(WIDE, "light") as page:
-            for words, found in SEARCHES.items():
+            for words, name in SEARCHES.items():
                 self.name = "search.html"
                 page.goto(f"{self.base}search.html?q={words}")
                 try:
-                    page.wait_for_selector(f"#search-results a[href*='{found}']", timeout=15_000)
+                    page.wait_for_selector(f"#search-results a[href*='{name}']", timeout=15_000)
                 except Late:
-                    self.fault("search", "search.html", f"{words} does not find {found}")
+                    self.fault("search", "search.html", f"{words} does not find {name}")
 
 
 @contextlib.contextmanager
