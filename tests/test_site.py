@@ -230,6 +230,17 @@ def test_the_front_page_says_what_it_is_and_has_three_doors(site):
     assert f"{len(METHODS)} methods, {len(SCHEMES)} schemes" in text
 
 
+def test_the_list_of_pages_has_each_page_once(site):
+    """A page in no list is one that nobody finds, and Sphinx refuses it."""
+    text = (site[0] / "index.md").read_text("utf-8")
+    trees = re.findall(r"^```\{toctree\}\n.*?\n\n(.*?)\n```", text, re.S | re.M)
+    entries = [line for tree in trees for line in tree.split("\n")]
+    pages = [path for path in site[0].rglob("*.*") if path.suffix in {".md", ".ipynb"} and "assignments" not in path.parts]
+    pages = [path for path in pages if "orphan: true" not in path.read_text("utf-8")]
+    names = {path.relative_to(site[0]).with_suffix("").as_posix() for path in pages}
+    assert len(entries) == len({*entries}) and {*entries} == names - {"index"}
+
+
 def test_the_workflow_runs_commands_that_exist():
     workflow = (ROOT / ".github/workflows/site.yml").read_text("utf-8")
     files = re.findall(r"(?:python|-r) (\S+\.(?:py|txt))", workflow)

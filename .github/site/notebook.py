@@ -42,7 +42,8 @@ def with_lessons(text):
     def linked(match):
         lessons = sorted((ROOT / "lessons").glob(f"{match[0]}_*.ipynb"))
         return f"[{match[0]}]({lessons[0].name})" if lessons else match[0]
-    return re.sub(r"\*\*What you need\.\*\*.*?(?=\n\n)", lambda match: re.sub(r"\b\d\d\b", linked, match[0]), text, flags=re.S)
+    needs = r"\*\*What you need\.\*\*.*?(?=\n\n)"
+    return re.sub(needs, lambda match: re.sub(r"\b\d\d[a-z]?\b", linked, match[0]), text, flags=re.S)
 
 
 def assignment_and_pages(path):

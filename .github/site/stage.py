@@ -21,9 +21,6 @@ TEMPLATE = ".github/site/front_page.txt"
 FROM_README = {"what": r"^(tinypeft is .*?)\n\n", "picture": r"(<img [^>]*>)", "snippet": r"(^```python.*?^```)",
                "claims": r"<!-- claims -->(.*?)<!--"}
 FRONT, MAP, GALLERY = "index.md", "map.md", "figures/README.md"
-PROJECT = ("README.md", "tinypeft/interop/README.md", "tinypeft/pretrained/README.md", "tinypeft/engine/optim/README.md",
-           "tests/README.md", "tests/benchmarks/README.md", "lessons/src/README.md", ".github/CONTRIBUTING.md",
-           ".github/CHANGELOG.md")
 
 
 def stage(folder):
@@ -85,7 +82,9 @@ def front_page(links):
                            ".github/site/jupyterlite.md"],
                 "Paper and code": [MAP], "Methods": ["tinypeft/peft/README.md", *kinds["Methods"]],
                 "Schemes": ["tinypeft/quant/README.md", *kinds["Schemes"], "tinypeft/quant/K_QUANTS.md"],
-                "The study": [GALLERY], "The project": PROJECT}
+                "The study": [GALLERY], "The project": ["README.md"]}
+    listed = {path for paths in contents.values() for path in paths}
+    contents["The project"] += [path for path in pages() if path not in listed]
     trees = [toctree(caption, [links.pages[path] for path in paths]) for caption, paths in contents.items()]
     return "\n\n".join([links.lead(text, FRONT), *trees])
 
