@@ -215,7 +215,7 @@ DEFAULTS = """
         scale_dtype='float32', percentile=99.9, grid_steps=100, shrink=0.8, norm=2.0)
     FloatFormat(name='E4M3', scaling=None, block_size=64, scale_format='float32', saturate=True)
     NF4(block_size=64, double_quant=False)
-    GGUF(name='Q4_0', importance=False)
+    GGUF(name='Q4_0', importance=False, embeddings=False)
     GPTQ(bits=4, group_size=None, symmetric=False, act_order=False, static_groups=False, group_scales='lazy',
         damping=0.01, block_size=128, clipping='minmax', scale_dtype='float16', true_sequential=False)
     AWQ(bits=4, group_size=128, symmetric=False, n_ratios=20, duo_scaling=False, clip=True, clip_steps=20,
@@ -238,19 +238,19 @@ FUNCTIONS = """
     attach(rng=0, head_bias=True) capture(hessian=False) check(seed=0) classify(classes=('numpy.ma', 'numpy.polynomial',
     'scipy.interpolate', 'scipy.io', 'scipy.optimize', 'scipy.signal', 'scipy.sparse', 'scipy.special', 'scipy.stats',
     'matplotlib.axes', 'matplotlib.backends', 'matplotlib.patches'), per_class=160, held_out=40) combine(how='cat',
-    sign='total', factors=False, rng=0) concatenate(axis=0) evaluate(split='test', batch_size=16, workers=2)
-    find_rate(lowest=1e-05, highest=1.0, steps=60) fit_probe(rng=0, splits=('train', 'validation'), n_folds=5,
-    head_bias=True, batch_size=16, seed=0, cache=False) fuse(regularization=0.01, head_bias=True, rng=0)
-    generate(max_new_tokens=64, temperature=0.0, rng=0, use_cache=True) gradcheck(rng=0, directions=4, step=0.001,
-    tolerance=1e-08) guess(unit='') invented(things=32, rng=0) labelled(text='text', label='label', reads='newline',
-    held_out=(0.15, 0.15), seed=0, encoding='utf-8') layer_errors(trained=False) load_adapter(strict=True)
-    load_model(quantized=False, strict=True) load_pretrained(quantized=False) load_quantized(layers=())
-    loftq(iterations=5, rng=0) pairs(held_out=(0.15, 0.15), seed=0, encoding='utf-8') plant_outliers(channels=3,
-    factor=32.0, rng=0) planted(effect=0.01, held_out=8192, rng=0) quantize(targets='all', skip_quantized=False)
-    search_rank(split='validation', tolerance=0.0, batch_size=16) self_distillation(rows=256, held_out=32,
-    temperature=1.0, rng=0) split(axis=0) stack(axis=0) stream(max_new_tokens=64)
-    text(held_out=(0.1, 0.1), seed=0, encoding='utf-8') train(batch_size=8, seed=0) weight_error(trained=False)
-"""
+    sign='total', factors=False, rng=0) concatenate(axis=0) dequantize(activations='kept') evaluate(split='test',
+    batch_size=16, workers=2) find_rate(lowest=1e-05, highest=1.0, steps=60) fit_probe(rng=0, splits=('train',
+    'validation'), n_folds=5, head_bias=True, batch_size=16, seed=0, cache=False) fuse(regularization=0.01, head_bias=True,
+    rng=0) generate(max_new_tokens=64, temperature=0.0, rng=0, use_cache=True, prompt_lookup=0) gradcheck(rng=0,
+    directions=4, step=0.001, tolerance=1e-08) guess(unit='') invented(things=32, rng=0) labelled(text='text',
+    label='label', reads='newline', held_out=(0.15, 0.15), seed=0, encoding='utf-8') layer_errors(trained=False)
+    load_adapter(strict=True) load_model(quantized=False, strict=True) load_pretrained(quantized=False)
+    load_quantized(layers=()) loftq(iterations=5, rng=0) pairs(held_out=(0.15, 0.15), seed=0, encoding='utf-8')
+    plant_outliers(channels=3, factor=32.0, rng=0) planted(effect=0.01, held_out=8192, rng=0) quantize(targets='all',
+    skip_quantized=False) search_rank(split='validation', tolerance=0.0, batch_size=16) self_distillation(rows=256,
+    held_out=32, temperature=1.0, rng=0) split(axis=0) stack(axis=0) stream(max_new_tokens=64) text(held_out=(0.1, 0.1),
+    seed=0, encoding='utf-8') train(batch_size=8, seed=0) weight_error(trained=False) write_card(kind='tinypeft', data=(),
+    notes=())"""
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
          "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "dora": 1e-2, "loha": 1e-2, "lokr": 1e-2,
          "hira": 1e-2, "ia3": 3e-2, "probe": 1e-2,
