@@ -52,9 +52,15 @@ def judge(exercise: Exercise, call: Local | Remote, seed: int = 0) -> CheckResul
     for i, (sentence, holds) in enumerate(exercise.invariants):
         failure = broken_invariant(exercise, call, sentence, holds, rng(4, i))
         if failure is not None: return failure
-    expected, out = Local(exercise.reference)(first).value, call(first)
+    expected, out = Local(exercise.reference)(first).value, call(first, watch=True)
+    last = {name.rpartition(".")[2]: name for name in out.borrowed}
+    answer = out.answer or next((last[name] for name in exercise.avoids if name in last), "")
+    if answer:
+        return failed(exercise, "borrowed", f"the numbers are right, but they come from {answer} "
+                                            "of the package; write your own function")
     listed = in_arrays(out.value, expected) is not out.value
-    return CheckResult(exercise, True, f"right.{points_of(exercise)}", listed=listed)
+    return CheckResult(exercise, True, f"right.{points_of(exercise)}", listed=listed,
+                       borrowed=out.borrowed)
 
 
 def points_of(exercise: Exercise) -> str:

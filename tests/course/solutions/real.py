@@ -120,7 +120,8 @@ def in_order(H, G): return np.arange(H) // (H // G)
 
 
 def by_functional(q, k, v):
-    return F.attention(*(tp.Tensor(a) for a in (q, k, v))).data
+    n = len(q) // len(k)
+    return F.attention(*(tp.Tensor(a) for a in (q, np.repeat(k, n, axis=0), np.repeat(v, n, axis=0)))).data
 
 
 # -- blocks of Q4_1 ------------------------------------------------------------------------------

@@ -443,6 +443,7 @@ EXERCISES = (
                "np.abs(X).max(1)). Return 2 * c + 1 as integers.")),
     Exercise(
         name="outliers.vector_wise", title="Vector-wise quantization", stars=2,
+        avoids=("int8_inputs", "scaled_matmul"),
         reference=vector_wise,
         cases=vector_wise_case,
         special=(
