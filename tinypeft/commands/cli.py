@@ -217,7 +217,8 @@ def run_lessons(args: Namespace) -> None:
     from ..course import build, projects
     which = args.which or [*(path.stem for path in build.sources()), "projects"]
     chosen = [path for name in which if name != "projects" for path in build.sources(name)]
-    if args.action == "list": return print(build.table(chosen))
+    if args.action == "list":
+        return print(build.table(chosen), build.kinds(chosen), sep="\n\n")
     if chosen: build.build(chosen, write=args.action == "build")
     if "projects" in which: projects.build(write=args.action == "build")
 

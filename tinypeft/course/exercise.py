@@ -18,8 +18,12 @@ class Exercise:
         sizes and leave no symmetry (a square matrix hides a transpose). Arguments are arrays,
         Tensors, numbers, strings, None, functions of this package, or tuples, lists and dicts of
         these.
+    kind: what it asks for: a "design", a "fault" to find, a "gradient", a "count", or a "formula",
+        which the page displays.
+    example: rng → the arguments of the example on the lesson's page, which is checked first.
     special: (sentence, rng → arguments) for cases whose answer is obvious, checked before the
         random ones.
+    extremes: the same for cases of large numbers or sizes, checked after the random ones.
     gradient: names of the Tensor arguments whose gradients are compared, for functions of Tensors.
     invariants: (sentence, predicate), where `predicate(fn, rng)` is true if fn is right. They are
         checked last and cover properties that no single comparison of values shows.
@@ -47,7 +51,10 @@ class Exercise:
     reference: Callable
     cases: Callable
     hints: tuple[str, str, str]
+    kind: str = ""
+    example: Callable | None = None
     special: tuple = ()
+    extremes: tuple = ()
     gradient: tuple = ()
     invariants: tuple = ()
     mistakes: tuple = ()

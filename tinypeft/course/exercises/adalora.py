@@ -272,7 +272,8 @@ def _nothing_left(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="adalora.penalty", title="The orthogonality penalty", stars=1,
+        name="adalora.penalty", title="The orthogonality penalty", stars=3,
+        kind="formula",
         reference=penalty, cases=_factors, gradient=("P", "Q"),
         special=(
             ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²",
@@ -316,7 +317,9 @@ EXERCISES = (
                "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the "
                "same for Q @ Q.T, and add.")),
     Exercise(
-        name="adalora.importance", title="The importance of a weight", stars=1,
+        name="adalora.importance", title="The importance of a weight", stars=3,
+        kind="design",
+        example=lambda rng: (*map(np.array, ([2.0], [-0.5], [0.5], [0.2])), 0.8, 0.8),
         reference=importance, cases=_averages,
         special=(
             ("no gradient: sensitivity only fades", _no_gradient),),
@@ -376,7 +379,9 @@ EXERCISES = (
                "beta1) * I. Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), "
                "and the score is I_bar * U.")),
     Exercise(
-        name="adalora.budget", title="Find the bug: the budget as printed", stars=1,
+        name="adalora.budget", title="Find the bug: the budget as printed", stars=2,
+        kind="fault",
+        example=lambda rng: (35, 100, 10, 40, 240, 120),
         reference=budget, cases=_schedule,
         special=(
             ("the first step", _at(lambda T, t_i, t_f: 0)),
@@ -438,6 +443,8 @@ EXERCISES = (
                "- (t - t_i) / (T - t_i - t_f), and int(bT + (b0 - bT) * left**3) rounds down.")),
     Exercise(
         name="adalora.allocate", title="Allocation of the budget", stars=2,
+        kind="design",
+        example=lambda rng: (np.array([[5, 1, 0.5], [4, 3, 0.2]]), 3),
         reference=allocate, cases=_scores,
         special=(
             ("one matrix has all the important triplets", _one_matrix),
@@ -479,6 +486,7 @@ EXERCISES = (
                "are all of them when b is 0.)")),
     Exercise(
         name="adalora.export", title="What is left as a LoRA", stars=1,
+        kind="design",
         reference=export, cases=_pruned, normalize=_product,
         special=(
             ("nothing is pruned", partial(_with_values, Lam=[2.0, -1.0])),),

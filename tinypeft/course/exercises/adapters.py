@@ -271,6 +271,7 @@ def same_layers(fn, rng):
 EXERCISES = (
     Exercise(
         name="adapters.forward", title="The forward pass of an adapter", stars=1,
+        kind="formula",
         reference=reference_forward, cases=forward_cases,
         gradient=("h", "W_d", "b_d", "W_u", "b_u"),
         special=(
@@ -310,6 +311,7 @@ EXERCISES = (
                "y = F.gelu(F.linear(h, W_d, b_d)); then h + F.linear(y, W_u, b_u).")),
     Exercise(
         name="adapters.count", title="The number of trained parameters", stars=1,
+        kind="count",
         reference=reference_count, cases=count_cases,
         special=(
             ("the base with Houlsby's adapters, m = 64", lambda rng: (128, 64, 5, "houlsby")),
@@ -352,6 +354,7 @@ EXERCISES = (
                "2 * d. Pfeiffer: L * one.")),
     Exercise(
         name="adapters.widen", title="A parallel adapter as a wider MLP", stars=3,
+        kind="design",
         reference=reference_widen, cases=widen_cases,
         invariants=(
             ("the wider MLP computes MLP + s · adapter, here with f = tanh", same_function),),
@@ -403,6 +406,7 @@ EXERCISES = (
                "columns. The new b2 is b2 + s * b_up.")),
     Exercise(
         name="adapters.bug", title="Find the bug: a file that lacks something", stars=2,
+        kind="fault",
         reference=reference_bug, cases=file_cases,
         special=(
             ("only the adapters were trained", partial(file_cases, norms=False)),
@@ -459,6 +463,7 @@ EXERCISES = (
                "before[name])]. Write the question whether two arrays differ in place of differ.")),
     Exercise(
         name="adapters.linear", title="A layer and an adapter in one", stars=2,
+        kind="design",
         reference=reference_linear, cases=linear_cases,
         invariants=(
             ("one layer computes what the layer and the adapter compute", same_layers),),

@@ -443,10 +443,12 @@ def forward_cases(rng):
 EXERCISES = (
     Exercise(
         name="autograd.walk", title="The walk through the graph", stars=2,
+        kind="design",
         reference=reference_walk, cases=walk_cases,
         special=(
-            ("the example of equation (2)", chain),
-            ("a chain of 5,000 steps, each of which uses the value before it twice", doublings)),
+            ("the example of equation (2)", chain),),
+        extremes=(
+            ("a chain of 5,000 steps, each of which uses the value before it twice", doublings),),
         mistakes=(
             ("a value that is used twice keeps only one of its gradients; add "
              "the new one to the old one",
@@ -500,6 +502,7 @@ EXERCISES = (
                "that another value uses.")),
     Exercise(
         name="autograd.unbroadcast", title="Undo a broadcast", stars=2,
+        kind="gradient",
         reference=reference_unbroadcast, cases=unbroadcast_cases,
         special=(
             ("a bias under a matrix: (4, 3) → (3,)", four_by_three((3,))),
@@ -531,6 +534,7 @@ EXERCISES = (
                "Then sum over the axes where `shape` has a 1, with keepdims=True.")),
     Exercise(
         name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
+        kind="gradient",
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
             ("everything is needed", partial(linear_cases, need=(True, True, True))),
@@ -570,6 +574,7 @@ EXERCISES = (
                "in the same way, so that nothing is computed that nobody needs.")),
     Exercise(
         name="autograd.layer_norm_vjp", title="The backward pass of layer norm", stars=3,
+        kind="gradient",
         reference=reference_layer_norm_vjp, cases=layer_norm_cases,
         invariants=(
             ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
@@ -616,6 +621,7 @@ EXERCISES = (
                "/ sigma, and each mean is over the last axis.")),
     Exercise(
         name="autograd.catches", title="Find the bug: which backward pass is wrong?", stars=2,
+        kind="fault",
         reference=reference_catches, cases=catches_cases,
         special=(
             ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
@@ -663,6 +669,7 @@ EXERCISES = (
                "is above 1e-7 times the norms of dx and v.")),
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
+        kind="gradient",
         reference=reference_forward, cases=forward_cases,
         special=(
             ("the example of equation (2)", chain),),

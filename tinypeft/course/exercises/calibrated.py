@@ -364,6 +364,7 @@ def _exact(fn, rng):
 EXERCISES = (
     Exercise(
         name="calibrated.output_error", title="The output error, without the inputs", stars=1,
+        kind="formula",
         reference=output_error,
         cases=output_error_case,
         special=(
@@ -386,7 +387,8 @@ EXERCISES = (
                "The squared numerator is np.sum((D @ H) * D), the squared denominator the same "
                "with W. Take the root of the ratio; n/2 cancels.")),
     Exercise(
-        name="calibrated.compensate", title="One step of OBQ", stars=2,
+        name="calibrated.compensate", title="One step of OBQ", stars=3,
+        kind="design",
         reference=compensate, cases=compensate_case,
         special=(
             ("two weights: the second makes up for the first", two_weights),),
@@ -420,6 +422,7 @@ EXERCISES = (
                "with row and column q set to 0.")),
     Exercise(
         name="calibrated.gptq", title="GPTQ, column by column", stars=3,
+        kind="design",
         reference=gptq, cases=gptq_case,
         special=(
             ("U is diagonal: nothing is passed on, and it is round to nearest", diagonal),),
@@ -446,6 +449,7 @@ EXERCISES = (
                "np.outer(E, U[j, j+1:]) from V[:, j+1:].")),
     Exercise(
         name="calibrated.bug", title="Find the bug: worse than rounding", stars=2,
+        kind="fault",
         avoids=("factor",),
         reference=mended_factor,
         cases=factor_case,
@@ -490,7 +494,8 @@ EXERCISES = (
                "A = H + damping * H.diagonal().mean() * np.eye(len(H)). L = "
                "np.linalg.cholesky(np.linalg.inv(A)). U is L.T.")),
     Exercise(
-        name="calibrated.order", title="The heaviest columns first", stars=3,
+        name="calibrated.order", title="The heaviest columns first", stars=2,
+        kind="design",
         reference=ordered, cases=ordered_case,
         special=(
             ("H is diagonal: in every order it is round to nearest", diagonal_case),
@@ -522,6 +527,7 @@ EXERCISES = (
                "W_hat[:, order] = your GPTQ of W[:, order].")),
     Exercise(
         name="calibrated.awq", title="AWQ's search for a scale", stars=2,
+        kind="formula",
         reference=awq, cases=awq_case,
         special=(
             ("α = 0 alone is round to nearest", alpha_of_zero),

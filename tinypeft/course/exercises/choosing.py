@@ -253,6 +253,8 @@ def _t(quantile, degrees):
 EXERCISES = (
     Exercise(
         name="choosing.memory", title="Bytes before the first activation", stars=1,
+        kind="count",
+        example=lambda rng: (1000, 4.0, 10),
         reference=memory,
         cases=_sizes,
         special=(
@@ -285,6 +287,7 @@ EXERCISES = (
                "(gradient) + 2 * 4 (moments).")),
     Exercise(
         name="choosing.pareto", title="The Pareto frontier", stars=2,
+        kind="design",
         reference=pareto, cases=_points,
         special=(
             ("five points, three on the frontier", _five_points),
@@ -326,6 +329,8 @@ EXERCISES = (
                "frontier is where no i does: ~dominates.any(0).")),
     Exercise(
         name="choosing.difference", title="The interval of a difference", stars=2,
+        kind="formula",
+        example=lambda rng: (np.array([0.1, 0.2, 0.3]), np.zeros(3)),
         reference=difference, cases=_losses,
         mistakes=(
             ("the seeds are paired: take the differences first, then their spread", _unpaired),
@@ -350,6 +355,7 @@ EXERCISES = (
                "Return d.mean() and t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n).")),
     Exercise(
         name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,
+        kind="design",
         reference=fuse, cases=_pairs,
         invariants=(
             ("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
@@ -381,6 +387,7 @@ EXERCISES = (
                "are B_q, and the last d rows and last s columns are B_v.")),
     Exercise(
         name="choosing.bug", title="Find the bug: a winner by luck", stars=2,
+        kind="fault",
         reference=honest, cases=_rates,
         special=(
             ("the rate that is best on the validation text is second on the test", _three_rates),
@@ -419,6 +426,7 @@ EXERCISES = (
                "i = validation.mean(1).argmin(). Return i and test[i].mean().")),
     Exercise(
         name="choosing.seeds", title="How many seeds?", stars=2,
+        kind="design",
         reference=seeds, cases=_pilot,
         special=(
             ("a wish so modest that two seeds suffice",

@@ -252,6 +252,7 @@ def _wrong_order(got, expected, args):
 EXERCISES = (
     Exercise(
         name="dylora.forward", title="The forward pass at rank b", stars=1,
+        kind="formula",
         reference=forward, cases=_layer, gradient=("x", "A", "B"),
         special=(
             ("b = 1", partial(_layer, b=1)),
@@ -286,6 +287,7 @@ EXERCISES = (
                "F.linear(x, W) + low * (alpha / b).")),
     Exercise(
         name="dylora.bug", title="Find the bug: rows that move without a gradient", stars=2,
+        kind="fault",
         reference=bug, cases=_step,
         special=(
             ("rank 1", partial(_step, b=1, frozen=False)),
@@ -353,6 +355,7 @@ EXERCISES = (
                "lr * M in the same rows.")),
     Exercise(
         name="dylora.search", title="Search for the smallest sufficient rank", stars=1,
+        kind="formula",
         reference=search, cases=_losses,
         special=(
             ("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),
@@ -407,6 +410,7 @@ EXERCISES = (
                "with losses[b] <= limit.")),
     Exercise(
         name="dylora.cut", title="The cut by singular values", stars=2,
+        kind="design",
         reference=cut, cases=_factors, normalize=_product,
         special=(
             ("b = R: nothing is lost", _all),

@@ -231,7 +231,8 @@ def cut_to_whole(got, expected, args):
 
 EXERCISES = (
     Exercise(
-        name="full.adamw", title="One step of AdamW", stars=2,
+        name="full.adamw", title="One step of AdamW", stars=3,
+        kind="design",
         reference=reference_adamw, cases=adamw_cases,
         special=(
             ("the first step: m and v were 0, and nothing decays", undecayed_first_step),),
@@ -289,6 +290,7 @@ EXERCISES = (
                "changes the caller's array.")),
     Exercise(
         name="full.states", title="Memory for weights, gradients and optimizer", stars=1,
+        kind="count",
         reference=reference_states, cases=states_cases,
         special=(
             ("everything trained in mixed precision: 16 bytes each",
@@ -337,6 +339,7 @@ EXERCISES = (
                "more if weight_bytes < 4.")),
     Exercise(
         name="full.activations", title="Memory for activations", stars=2,
+        kind="count",
         reference=reference_activations, cases=activations_cases,
         special=(
             ("the base, with 4 rows of 128 tokens", lambda rng: (4, 128, 128, 4, 5, 1024)),),
@@ -421,6 +424,7 @@ EXERCISES = (
                "+ 64)/2. Multiply by L; add 2 B T d + B T + B T V.")),
     Exercise(
         name="full.bug", title="Find the bug: an AdamW that diverges", stars=2,
+        kind="fault",
         reference=reference_bug, cases=bug_cases,
         special=(
             ("one step", partial(bug_cases, n=1)),),
@@ -455,6 +459,7 @@ EXERCISES = (
                "*=. Write w = w - …, and leave the lines between as they are.")),
     Exercise(
         name="full.recompute", title="Compute the activations again", stars=2,
+        kind="count",
         reference=reference_recompute, cases=recompute_cases,
         special=(
             ("32 blocks in parts of four, of a model of 7 billion parameters",

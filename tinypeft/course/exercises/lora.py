@@ -89,6 +89,18 @@ def _vast(rng):
     return x * 1e-36, W0 * 1e37, A * 1e18, B * 1e22, alpha
 
 
+def _of_the_page(rng):
+    """Return the numbers of the lesson's example, as arrays."""
+    W0 = np.float32([[1, 0, 2], [0, 1, 0]])
+    A, B = np.float32([[1, -1, 0]]), np.float32([[0.5], [1]])
+    return np.float32([1, 2, 3]), W0, A, B, 2.0
+
+
+def _tensors_of_the_page(rng):
+    *arrays, alpha = _of_the_page(rng)
+    return *map(Tensor, arrays), alpha
+
+
 def _low(x, W0, A, B, alpha, scale=_usual, rank=_rows_of_A, bend=lambda y: y):
     return F.linear(bend(F.linear(x, A)), B) * scale(alpha, rank(A, B))
 
@@ -440,10 +452,13 @@ def _lengths_of_base(x, W0, A, B, alpha, m):
 EXERCISES = (
     Exercise(
         name="lora.forward", title="The forward pass of LoRA", stars=1,
+        kind="formula",
+        example=_tensors_of_the_page,
         reference=forward, cases=_tensors, gradient=("x", "A", "B"),
         special=(
-            ("B = 0: the base, unchanged", partial(_tensors, zero=True)),
-            ("A and B so large that B A is infinite, and B (A x) is not", _vast)),
+            ("B = 0: the base, unchanged", partial(_tensors, zero=True)),),
+        extremes=(
+            ("A and B so large that B A is infinite, and B (A x) is not", _vast),),
         mistakes=(
             ("the scale is α/r, not α", _scaled(_alpha)),
             ("the scale α/r is missing", _scaled(_one)),
@@ -471,7 +486,8 @@ EXERCISES = (
                "low = F.linear(F.linear(x, A), B); then F.linear(x, W0) + "
                "low * (alpha / A.shape[0]).")),
     Exercise(
-        name="lora.backward", title="The backward pass of LoRA", stars=2,
+        name="lora.backward", title="The backward pass of LoRA", stars=3,
+        kind="gradient",
         reference=backward, cases=_with_upstream,
         invariants=(
             ("with B = 0, as at the start, dA is zero and dB is not", _starts),),
@@ -515,6 +531,7 @@ EXERCISES = (
                "sum: one term through W0, and s * dh @ B @ A.")),
     Exercise(
         name="lora.overlap", title="The overlap of two subspaces", stars=2,
+        kind="formula",
         reference=overlap, cases=_two,
         special=(
             ("a space with itself: 1", _diagonals((3.0, 2.0, 1.0), (3.0, 2.0, 1.0), 2, 2)),
@@ -575,6 +592,8 @@ EXERCISES = (
                "V2ᵀ and divide by min(i, j).")),
     Exercise(
         name="lora.merge", title="Merging LoRA into the weight", stars=1,
+        kind="formula",
+        example=lambda rng: _of_the_page(rng)[1:],
         reference=merge, cases=_weights,
         mistakes=(
             ("the scale is α/r, not α", _merged(_alpha)),
@@ -601,6 +620,7 @@ EXERCISES = (
                "which would change the base.")),
     Exercise(
         name="lora.bug", title="Find the bug: a LoRA that does not do what it should", stars=2,
+        kind="fault",
         reference=bug, cases=_run,
         special=(
             ("nothing is wrong", partial(_run, fault="fine")),
@@ -710,7 +730,8 @@ EXERCISES = (
                "B_before equals B_after? Return the word of the first question that is "
                "answered by yes, else “fine”.")),
     Exercise(
-        name="lora.dora", title="DoRA", stars=3,
+        name="lora.dora", title="DoRA", stars=2,
+        kind="formula",
         reference=dora, cases=_with_magnitude, gradient=("x", "A", "B", "m"),
         special=(
             ("B = 0 and m the lengths of W0's rows: the base, unchanged",

@@ -193,6 +193,7 @@ def pack_cases(rng, bits=None):
 EXERCISES = (
     Exercise(
         name="map.trained", title="Four counts of trained parameters", stars=1,
+        kind="count",
         reference=reference_trained, cases=trained_cases,
         special=(
             ("the base, with r = 8, P = 20, m = 64", lambda rng: (128, 5, 8, 20, 64)),),
@@ -240,6 +241,7 @@ EXERCISES = (
                "L times 2 * d * m and the two biases.")),
     Exercise(
         name="map.bits", title="Bits per weight, scales included", stars=1,
+        kind="count",
         reference=reference_bits, cases=bits_cases,
         special=(
             ("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
@@ -276,6 +278,7 @@ EXERCISES = (
                "answer is bits + extra/group.")),
     Exercise(
         name="map.signs", title="One quantizer in two sign conventions", stars=2,
+        kind="formula",
         reference=reference_signs, cases=signs_cases,
         special=(
             ("the libraries' sign", partial(signs_cases, shift=0.3, convention="library")),
@@ -323,6 +326,7 @@ EXERCISES = (
                "s) + z, 0, 2**bits - 1), in both conventions. Return z or -z.")),
     Exercise(
         name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
+        kind="fault",
         reference=reference_bug, cases=bug_cases,
         special=(
             ("all codes lie above the zero point: here the wrong program is right",
@@ -355,7 +359,8 @@ EXERCISES = (
                "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The "
                "result is scale[:, None] * (q - z).")),
     Exercise(
-        name="map.pack", title="Codes of 3 bits in bytes of 8", stars=3,
+        name="map.pack", title="Codes of 3 bits in bytes of 8", stars=2,
+        kind="design",
         reference=reference_pack, cases=pack_cases,
         special=(
             ("two codes of 4 bits in a byte", lambda rng: (np.array([1, 2, 15, 0], np.uint8), 4)),

@@ -343,6 +343,8 @@ def unused_level(rng):
 EXERCISES = (
     Exercise(
         name="nf4.levels", title="NF4's table of levels", stars=2,
+        kind="design",
+        example=lambda rng: (0.9, 2, 1),
         reference=levels, cases=levels_case,
         special=(
             ("NF4 itself", lambda rng: (DELTA, 8, 7)),
@@ -374,6 +376,8 @@ EXERCISES = (
                "by the largest magnitude.")),
     Exercise(
         name="nf4.encode", title="The nearest level", stars=1,
+        kind="formula",
+        example=lambda rng: (np.array([0.2, -0.8, 0.4, 0.1]), np.array([-1, 0, 0.409, 1])),
         reference=encode, cases=encode_case,
         special=(
             ("multiples of the levels", multiples),),
@@ -393,7 +397,8 @@ EXERCISES = (
                "codes are (n,), integers.",
                "a = np.abs(x).max(); the codes are np.abs(x[:, None] / a - levels).argmin(1).")),
     Exercise(
-        name="nf4.backward", title="The gradient of QLoRA", stars=2,
+        name="nf4.backward", title="The gradient of QLoRA", stars=3,
+        kind="gradient",
         reference=backward, cases=backward_case,
         special=(
             ("one number of each: W is 3", one_of_each),),
@@ -424,6 +429,7 @@ EXERCISES = (
                "s * dy.T @ (x @ A.T), and dx = dy @ W + s * (dy @ B) @ A.")),
     Exercise(
         name="nf4.loftq", title="LoftQ's alternating rounds", stars=2,
+        kind="formula",
         reference=loftq,
         cases=loftq_case,
         normalize=same_signs,
@@ -458,6 +464,7 @@ EXERCISES = (
                "* root; A = root[:, None] * Vt[:r]; BA = B @ A.")),
     Exercise(
         name="nf4.bug", title="Find the bug: a LoftQ that starts too far away", stars=2,
+        kind="fault",
         reference=scaled_loftq, cases=scaled_case, normalize=product,
         special=(
             ("α = r: nothing is scaled",
@@ -490,6 +497,7 @@ EXERCISES = (
                "Q, B / root and A / root.")),
     Exercise(
         name="nf4.lloyd", title="Levels that fit the weights", stars=2,
+        kind="design",
         reference=lloyd, cases=lloyd_case,
         special=(
             ("four numbers and three levels, one of which no number is near to", unused_level),),

@@ -363,13 +363,15 @@ def products(rng):
 
 EXERCISES = (
     Exercise(
-        name="outliers.bug", title="Find the bug: the product of the codes", stars=1,
+        name="outliers.bug", title="Find the bug: the product of the codes", stars=2,
+        kind="fault",
         reference=bug, cases=integer_codes, normalize=as_floats,
         special=(
             ("one token and one output: 2 · 3 + 4 · 5 = 26",
              lambda rng: (np.int8([[2, 4]]), np.int8([[3, 5]]))),
-            ("three products of 127 and 127 are 48,387", full(3, 1)),
-            ("the largest sum of 2,001 products is 32,274,129, an odd number", full(2001, 2))),
+            ("three products of 127 and 127 are 48,387", full(3, 1))),
+        extremes=(
+            ("the largest sum of 2,001 products is 32,274,129, an odd number", full(2001, 2)),),
         mistakes=(
             ("a product of int8 arrays is int8, from −128 to 127, and wraps beyond; turn the "
              "codes into a wider type first",
@@ -396,6 +398,8 @@ EXERCISES = (
                "turn the product into int32.")),
     Exercise(
         name="outliers.codes_left", title="The codes that outliers leave", stars=1,
+        kind="count",
+        example=lambda rng: (np.array([[2.0, -1, 40]]), np.array([2])),
         reference=codes_left, cases=with_outliers,
         special=(
             ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
@@ -443,6 +447,7 @@ EXERCISES = (
                "np.abs(X).max(1)). Return 2 * c + 1 as integers.")),
     Exercise(
         name="outliers.vector_wise", title="Vector-wise quantization", stars=2,
+        kind="formula",
         avoids=("int8_inputs", "scaled_matmul"),
         reference=vector_wise,
         cases=vector_wise_case,
@@ -503,6 +508,7 @@ EXERCISES = (
                "Leave the codes in floats: a product of two int8 arrays wraps.")),
     Exercise(
         name="outliers.llm_int8", title="LLM.int8()'s decomposition", stars=2,
+        kind="design",
         reference=llm_int8,
         cases=llm_int8_case,
         special=(
@@ -587,7 +593,8 @@ EXERCISES = (
                "to 0; quantize that as in the exercise before, with s_x = 1 where a row has "
                "only zeros and s_w over whole rows of W. Add X[:, O] @ W[:, O].T.")),
     Exercise(
-        name="outliers.smooth", title="Smoothing a layer", stars=2,
+        name="outliers.smooth", title="Smoothing a layer", stars=3,
+        kind="design",
         reference=smooth, cases=smooth_case,
         special=(
             ("α = 1 moves everything: s is max|X|", move_everything),),
@@ -645,6 +652,7 @@ EXERCISES = (
                "/ largest**(1 - alpha). Divide γ and β by s, and multiply each W by s.")),
     Exercise(
         name="outliers.zero_point", title="Zero points after the product", stars=2,
+        kind="design",
         reference=zero_point, cases=products, normalize=as_floats,
         special=(
             ("(3 − 1) · 5 + (4 − 1) · 6 = 28, from 3 · 5 + 4 · 6 = 39", one_token),),

@@ -308,6 +308,7 @@ def _shares(rng):
 EXERCISES = (
     Exercise(
         name="prefix.attention", title="Attention with a prefix", stars=2,
+        kind="design",
         reference=attention, cases=_head, gradient=("q", "k", "v", "P_K", "P_V"),
         special=(
             ("one token, which sees everything", partial(_head, T=1)),),
@@ -370,10 +371,13 @@ EXERCISES = (
                "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P "
                "+ T), -np.inf, np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
     Exercise(
-        name="prefix.share", title="The prefix's share of attention", stars=2,
+        name="prefix.share", title="The prefix's share of attention", stars=3,
+        kind="design",
+        example=lambda rng: (np.ones(1), np.zeros((1, 1)), np.array([[np.log(3)]])),
         reference=share, cases=_scores,
         special=(
-            ("all keys are equal: λ is P/(P + T)", _all_equal),
+            ("all keys are equal: λ is P/(P + T)", _all_equal),),
+        extremes=(
             ("scores in the thousands, the text's larger, where exp overflows", _text_large),
             ("scores in the thousands, the prefix's larger", _prefix_large),
             ("scores of −1000 and less, the prefix's last one the largest", _far_below)),
@@ -412,6 +416,7 @@ EXERCISES = (
                "is the sum of the first P entries of e over the sum of all.")),
     Exercise(
         name="prefix.count", title="Parameters trained and parameters stored", stars=1,
+        kind="count",
         reference=count,
         cases=_sizes,
         mistakes=(
@@ -452,6 +457,7 @@ EXERCISES = (
                "Trained: P d, d m + m, and 2 L d m + 2 L d. Stored: the table alone.")),
     Exercise(
         name="prefix.cut", title="From the table to keys and values", stars=2,
+        kind="design",
         reference=cut, cases=_tables,
         mistakes=(
             ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all "
@@ -493,7 +499,8 @@ EXERCISES = (
                "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, "
                "0] is the K of layer l, and parts[l, 1] its V.")),
     Exercise(
-        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=1,
+        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=2,
+        kind="fault",
         reference=bug, cases=_places,
         special=(
             ("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
@@ -541,7 +548,8 @@ EXERCISES = (
                "np.tril(a, k) keeps what lies up to k places right of the diagonal: use k = P. "
                "The positions are np.arange(P, P + T).")),
     Exercise(
-        name="prefix.copies", title="Copies of a prefix", stars=2,
+        name="prefix.copies", title="Copies of a prefix", stars=3,
+        kind="design",
         reference=copies, cases=_shares,
         special=(
             ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),

@@ -37,6 +37,13 @@ def text_alone(got, expected, args):
     return np.shape(got) == args[1].shape and np.shape(got) != np.shape(expected)
 
 
+def lesson_rows(rng):
+    """Return the prompt, the tokens and the positions of the lesson's example."""
+    P, X = np.float32([[5, 5]]), np.float32([[1, 0], [0, 1]])
+    positions = np.float32([[0.1, 0], [0.2, 0], [0.3, 0], [0.4, 0]])
+    return Tensor(P), Tensor(X), Tensor(positions)
+
+
 def input_cases(rng):
     P, T, d = rng.integers((2, 3, 4), (5, 7, 8)).tolist()
     def draw(n):
@@ -283,6 +290,8 @@ def lstm_cases(rng):
 EXERCISES = (
     Exercise(
         name="prompts.input", title="The input with a prompt before it", stars=1,
+        kind="formula",
+        example=lesson_rows,
         reference=reference_input, cases=input_cases, gradient=("P_e",),
         mistakes=(
             ("the text's positions begin at 0; they should begin behind the prompt, at P",
@@ -311,6 +320,7 @@ EXERCISES = (
                "x = tp.concatenate([P_e, X_e], axis=0); then x + positions[:x.shape[0]].")),
     Exercise(
         name="prompts.cost", title="The price of a longer input", stars=1,
+        kind="count",
         reference=reference_cost, cases=cost_cases,
         special=(
             ("no prompt costs nothing", lambda rng: (0, 64, 32)),),
@@ -360,11 +370,13 @@ EXERCISES = (
                "Write F as a function of S, then F(P + T) / F(T) - 1.")),
     Exercise(
         name="prompts.nearest", title="The tokens nearest to a prompt", stars=2,
+        kind="formula",
         reference=reference_nearest, cases=nearest_cases,
         special=(
             ("each prompt vector is three times a token's vector: that token is the nearest",
-             tokens_times_three),
-            ("600 of 2,000 tokens, in order", partial(nearest_cases, many=True))),
+             tokens_times_three),),
+        extremes=(
+            ("600 of 2,000 tokens, in order", partial(nearest_cases, many=True)),),
         mistakes=(
             ("these are the cosines; return the numbers of the tokens",
              lambda P, E, k: -np.sort(-cosines(P, E), axis=1)[:, :k]),
@@ -407,7 +419,8 @@ EXERCISES = (
                "np.linalg.norm(a, axis=1, keepdims=True) is the length of each row. The first k "
                "columns of np.argsort(-cosines, axis=1) are the nearest.")),
     Exercise(
-        name="prompts.places", title="The places of pseudo-tokens", stars=3,
+        name="prompts.places", title="The places of pseudo-tokens", stars=2,
+        kind="design",
         reference=reference_places, cases=places_cases,
         special=(
             ("the example of the text", lambda rng: (np.array([7, 8, 10, 9]), (2, 1), 10)),
@@ -463,6 +476,7 @@ EXERCISES = (
                "them, one after another.")),
     Exercise(
         name="prompts.bug", title="Find the bug: a prompt that ruins the model", stars=2,
+        kind="fault",
         reference=reference_bug, cases=at_cases,
         special=(
             ("the example of the text", lambda rng: (np.array([0, 1, 5]), 7)),
@@ -509,6 +523,7 @@ EXERCISES = (
                "Subtract 1 from all of them.")),
     Exercise(
         name="prompts.lstm", title="What the LSTM costs", stars=2,
+        kind="count",
         reference=reference_lstm, cases=lstm_cases,
         special=(
             ("the package's P-tuning: P = 6, d = 128, n = 64", lambda rng: (6, 128, 64)),),

@@ -337,7 +337,8 @@ def of_each(got, expected, args):
 
 EXERCISES = (
     Exercise(
-        name="qat.ste", title="The straight-through gradient", stars=1,
+        name="qat.ste", title="The straight-through gradient", stars=2,
+        kind="gradient",
         reference=ste, cases=ste_case,
         special=(
             ("two numbers inside the range, the others outside, on either side", both_sides),
@@ -366,6 +367,8 @@ EXERCISES = (
                "u = x / s + z. dx is dy where low < u < high, and 0 elsewhere.")),
     Exercise(
         name="qat.lsq", title="The gradient of the step", stars=3,
+        kind="gradient",
+        example=lambda rng: (np.array([[2.4], [7.0]]), np.ones(2), 3, np.ones((2, 1))),
         reference=lsq, cases=lsq_case,
         special=(
             ("one number inside, one clipped", one_row([0.6, 7.0], [1.0, 1.0])),
@@ -410,7 +413,8 @@ EXERCISES = (
                "ds = g * (dy * slope).sum(1) with g = 1 / math.sqrt(x.shape[1] * Q_P). dx is "
                "dy inside and 0 elsewhere.")),
     Exercise(
-        name="qat.peqa", title="The gradient of PEQA's scales", stars=2,
+        name="qat.peqa", title="The gradient of PEQA's scales", stars=3,
+        kind="gradient",
         reference=peqa, cases=peqa_case,
         special=(
             ("all codes are at the zero point: scales do not matter", at_zero_point),),
@@ -439,15 +443,20 @@ EXERCISES = (
                "Multiply G by q - np.repeat(z, g, axis=1), reshape to (d_out, -1, g), "
                "and sum over the last axis.")),
     Exercise(
-        name="qat.distillation", title="Distillation from logits", stars=2,
+        name="qat.distillation", title="Distillation from logits", stars=3,
+        kind="gradient",
         reference=distillation,
         cases=distillation_case,
         special=(
-            ("a student that finds both tokens equally likely", logits([[2.0, 0.0]], [[3.0, 3.0]])),
+            ("a student that finds both tokens equally likely",
+             logits([[2.0, 0.0]], [[3.0, 3.0]])),),
+        extremes=(
             ("large logits", logits([[800.0, 798.0, 799.0]], [[801.0, 798.0, 799.0]])),
             ("one row of small logits, one of large ones",
              logits([[0.0, 1.0], [1000.0, 1001.0]], [[1.0, 0.0], [1001.0, 1001.5]])),
-            ("a token that is all but impossible", logits([[0.0, -800.0]], [[0.0, -801.0]]))),
+            ("a token that is all but impossible", logits([[0.0, -800.0]], [[0.0, -801.0]])),
+            ("teacher and student are sure of two different tokens: the divergence is 30",
+             logits([[30.0, 0.0, 0.0]], [[0.0, 30.0, 0.0]]))),
         mistakes=(
             ("this is the other divergence, KL(student ‖ teacher)",
              distillation_variant(reverse=True)),
@@ -484,6 +493,7 @@ EXERCISES = (
                "gradient is (q - p) / n.")),
     Exercise(
         name="qat.bug", title="Find the bug: training that stands still", stars=2,
+        kind="fault",
         reference=trained, cases=trained_case,
         special=(
             ("two weights, of which the first goes to and fro between 0 and 1", to_and_fro),
@@ -536,7 +546,8 @@ EXERCISES = (
                "In each step: w_hat = s * np.rint(w / s); w = w - lr * 2 / len(X) * X.T @ (X @ "
                "w_hat - y). At the end return s * np.rint(w / s).")),
     Exercise(
-        name="qat.zero", title="The gradient of the zero point", stars=2,
+        name="qat.zero", title="The gradient of the zero point", stars=3,
+        kind="gradient",
         reference=zero, cases=ste_case,
         special=(
             ("two numbers inside the range, the others clipped, on either side", both_sides),

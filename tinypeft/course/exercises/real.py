@@ -316,6 +316,8 @@ def _columns_moved(W, d_head):
 EXERCISES = (
     Exercise(
         name="real.rms_norm", title="A norm without a mean", stars=1,
+        kind="formula",
+        example=lambda rng: (np.array([[3.0, 3, 3, -3]]), np.ones(4), 0.0),
         reference=rms_norm, cases=_vectors,
         special=(
             ("ε = 0 and equal numbers: every one becomes ±1, times γ", _equal_sizes),),
@@ -340,7 +342,9 @@ EXERCISES = (
                "Square, take the mean over the last axis, add ε, take the root; divide x "
                "by it and multiply by γ.")),
     Exercise(
-        name="real.rotary", title="Rotated by position", stars=3,
+        name="real.rotary", title="Rotated by position", stars=2,
+        kind="formula",
+        example=lambda rng: (np.tile([1.0, 1, 0, 0], (1, 2, 1)), 100.0),
         reference=rotary, cases=_heads,
         special=(
             ("one pair, at the positions 0, 1 and 2",
@@ -382,6 +386,7 @@ EXERCISES = (
                "np.sin(phi) along the last axis.")),
     Exercise(
         name="real.grouped", title="Many queries, few keys", stars=2,
+        kind="formula",
         reference=grouped, cases=_groups,
         special=(
             ("one token: each head returns the value of its group", _one_token),),
@@ -426,6 +431,7 @@ EXERCISES = (
                "diagonal, softmax over the last axis, @ v.")),
     Exercise(
         name="real.q4_1", title="A block of 32 weights", stars=2,
+        kind="formula",
         reference=q4_1, cases=_blocks,
         special=(
             ("Δ = 1, m = 0, and the codes 0 … 15 twice", _counting),),
@@ -464,6 +470,7 @@ EXERCISES = (
                "the codes q (n, 32). The weights are Δ q + m, in float32.")),
     Exercise(
         name="real.bug", title="Find the bug: a loader without an error", stars=2,
+        kind="fault",
         reference=reordered, cases=_rows, avoids=("halves", "neighbours"),
         special=(
             ("one head of six rows, 0 … 5", lambda rng: (np.arange(6.0)[:, None], 6)),
@@ -489,6 +496,7 @@ EXERCISES = (
                ".swapaxes(1, 2), and reshaped to W.shape.")),
     Exercise(
         name="real.encode", title="Write the block", stars=2,
+        kind="design",
         reference=encoded, cases=_in_blocks, quiet=True,
         special=(
             ("a block of equal weights: the step is 0, and so are the codes",
