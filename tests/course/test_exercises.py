@@ -144,10 +144,10 @@ CHECKS = {
     "prompts.bug": (4, 0, 0), "prompts.lstm": (1, 0, 0),
     "prefix.attention": (1, 0, 5), "prefix.share": (4, 1, 0), "prefix.bug": (1, 0, 0),
     "prefix.copies": (3, 0, 0),
-    "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (4, 0, 0), "lora.bug": (19, 0, 0),
+    "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (4, 0, 0), "lora.bug": (20, 0, 0),
     "lora.dora": (1, 0, 4),
     "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (5, 0, 0), "adalora.allocate": (3, 1, 0),
-    "adalora.export": (1, 1, 0),
+    "adalora.export": (2, 1, 0),
     "dylora.forward": (2, 0, 3), "dylora.bug": (4, 0, 0), "dylora.search": (3, 1, 0), "dylora.cut": (2, 0, 0),
     "quantization.absmax": (2, 1, 0), "quantization.survey": (3, 1, 0), "quantization.best_clip": (3, 0, 0),
     "quantization.to_float": (4, 0, 0), "quantization.bug": (2, 0, 0), "quantization.pack": (1, 1, 0),
@@ -169,7 +169,8 @@ CHECKS = {
 # The example on the page of each exercise that has one: words of the page, and numbers that the reference makes of it.
 EXAMPLES = {
     "prompts.input": ("$(5.1, 5)$, $(1.2, 0)$, $(0.3, 1)$", [5.1, 5, 1.2, 0, 0.3, 1]),
-    "prefix.share": (r"$\lambda = 3/4$ of the attention", [0.75]), "lora.forward": ("$h = (7 - 1,\\ 2 - 2) = (6,\\ 0)$", [6, 0]),
+    "prefix.share": (r"$\lambda = 3/4$ of the attention", [0.75]),
+    "lora.forward": ("$h = (7 - 1,\\ 2 - 2) = (6,\\ 0)$", [6, 0]),
     "lora.merge": (r"$B (A x) = (-0.5,\ -1)$", [2, -1, 2, 2, -1, 0]),
     "adalora.importance": (r"$\bar I = 0.8 \cdot 0.5 + 0.2 \cdot 1 = 0.6$", [0.6, 0.24, 0.144]),
     "adalora.budget": ("How large is the budget $b(35)$", [135]),
@@ -179,7 +180,8 @@ EXAMPLES = {
     "nf4.levels": (r"$$c = (-1,\ \ 0,\ \ 0.409,\ \ 1)$$", [-1, 0, 0.409, 1]),
     "nf4.encode": ("so the codes are $(2, 0, 2, 1)$", [2, 0, 2, 1, 0.8]),
     "qat.lsq": ("Together: $-0.4$.", [2, 3, 1, 0, -0.4 / 3 ** 0.5, 3 / 3 ** 0.5]),
-    "choosing.memory": (r"$10 \cdot 16 = 160$ bytes", [660]), "choosing.difference": (r"= 0.25$: the interval contains 0", [0.2, 0.248]),
+    "choosing.memory": (r"$10 \cdot 16 = 160$ bytes", [660]),
+    "choosing.difference": (r"= 0.25$: the interval contains 0", [0.2, 0.248]),
     "real.rms_norm": ("so $y = (1, 1, 1, -1)$", [1, 1, 1, -1]),
     "real.rotary": (r"(0.540,\ 0.995,\ 0.841,\ 0.100)$", [1, 1, 0, 0, 0.540, 0.995, 0.841, 0.100])}
 

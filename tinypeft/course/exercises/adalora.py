@@ -225,6 +225,10 @@ def _pruned(rng):
     return rng.standard_normal((d_out, r)), Lam, rng.standard_normal((r, d_in))
 
 
+def _above(limit):
+    return lambda P, Lam, Q: export(P, np.where(abs(Lam) > limit, Lam, 0), Q)
+
+
 def _with_values(rng, Lam):
     return rng.standard_normal((3, 2)), np.array(Lam), rng.standard_normal((2, 4))
 
@@ -451,7 +455,8 @@ EXERCISES = (
             ("nothing may stay", lambda rng: (rng.exponential(1, (2, 3)), 0)),
             ("everything may stay", lambda rng: (rng.exponential(1, (2, 3)), 6))),
         invariants=(
-            ("exactly b triplets stay even if scores are equal", _five_of_equal),),
+            ("exactly b triplets stay even if scores are equal: all that reach a threshold may be "
+             "more", _five_of_equal),),
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
              _equal_shares),
@@ -489,7 +494,8 @@ EXERCISES = (
         kind="design",
         reference=export, cases=_pruned, normalize=_product,
         special=(
-            ("nothing is pruned", partial(_with_values, Lam=[2.0, -1.0])),),
+            ("nothing is pruned", partial(_with_values, Lam=[2.0, -1.0])),
+            ("a λ of a millionth is not 0", partial(_with_values, Lam=[2.0, 1e-6]))),
         invariants=(
             ("if everything is pruned, B has no columns and A no rows", _nothing_left),),
         mistakes=(
@@ -498,6 +504,8 @@ EXERCISES = (
              lambda P, Lam, Q: (P * Lam, Q)),
             ("λ is missing: one of the two factors must be multiplied by it", _without_values),
             ("λ is counted twice: it belongs into one factor, or its root into both", _twice),
+            *several("a small λ is not pruned: test Lam != 0",
+                     _above(0.1), _above(1e-2), _above(1e-3), _above(1e-5)),
             ("a negative λ is not pruned: test Lam != 0, not Lam > 0",
              lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
             ("the sign of λ is lost, as it is if both factors get the root of |λ|; "

@@ -66,6 +66,10 @@ def replaced(old, new):
     return new
 
 
+def kept(old, new):
+    return new if old is None else old
+
+
 def walk(tape, dy, join=added, order=-1):
     """Return the gradients of all values; `join` and `order` are for the mistakes."""
     grads = [None] * len(tape)
@@ -332,8 +336,12 @@ class Vjps:
         return np.einsum("...ij,...i->...j", J, dy)
 
     @staticmethod
-    def doubled(x, dy):
-        return 2 * Vjps.whole(x, dy)
+    def last_numbers(x, dy):
+        """The last two numbers of the last row are wrong, and the sum of the row is right."""
+        dx = Vjps.whole(x, dy)
+        dx[-1, -1] += 0.1 * dy[-1, -1]
+        dx[-1, -2] -= 0.1 * dy[-1, -1]
+        return dx
 
     @staticmethod
     def without_sum(x, dy):
@@ -353,8 +361,11 @@ class Vjps:
 
     @staticmethod
     def sum_of_zero(x, dy):
-        """The numbers of each row are wrong, and their sum is right."""
-        return Vjps.whole(x, dy) + 0.1 * (dy - dy.mean(-1, keepdims=True))
+        """Two numbers of each row but the last are wrong, and the sum of the row is right."""
+        dx = Vjps.whole(x, dy)
+        dx[:-1, 0] += 0.1 * dy[:-1, 0]
+        dx[:-1, 1] -= 0.1 * dy[:-1, 0]
+        return dx
 
     @staticmethod
     def slightly(x, dy):
@@ -372,7 +383,7 @@ class Vjps:
         return Vjps.whole(np.clip(x, -4, 4), dy)
 
 
-VJPS = (Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero,
+VJPS = (Vjps.last_numbers, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero,
         Vjps.slightly, Vjps.at_zero, Vjps.whole, Vjps.by_jacobian)
 STRICT = ("the accepted difference is too large: an error of a thousandth must be caught, "
           "so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
@@ -393,6 +404,16 @@ def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
     dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
     difference = np.vdot(dx, v) - np.vdot(u, dy) / 2e-5
     return bool(abs(difference) > tolerance * np.linalg.norm(dx) * np.linalg.norm(v))
+
+
+PLACES = (0, 0), (-1, -1), 0, -1, (slice(None), 0), (slice(None), -1)
+
+
+def one_of(place, x):
+    """Draw numbers at one place, and 0 elsewhere."""
+    v = np.zeros_like(x)
+    v[place] = np.random.default_rng(2).standard_normal(x.shape)[place]
+    return v
 
 
 def at_own_point(f, vjp, x):
@@ -450,9 +471,9 @@ EXERCISES = (
         extremes=(
             ("a chain of 5,000 steps, each of which uses the value before it twice", doublings),),
         mistakes=(
-            ("a value that is used twice keeps only one of its gradients; add "
-             "the new one to the old one",
-             partial(walk, join=replaced)),
+            *several("a value that is used twice keeps only one of its gradients; add "
+                     "the new one to the old one",
+                     partial(walk, join=replaced), partial(walk, join=kept)),
             ("the walk goes forwards; start at the last value and go down", partial(walk, order=1)),
             ("+= writes into an array that another value has as its gradient, too; write a + b",
              lambda tape, dy: walk(tape, np.array(dy), join=added_in_place)),
@@ -627,12 +648,13 @@ EXERCISES = (
             ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
             ("a right vjp, written with its Jacobian",
              partial(catches_cases, vjp=Vjps.by_jacobian)),
-            ("twice the right one", partial(catches_cases, vjp=Vjps.doubled)),
             ("a missing term", partial(catches_cases, vjp=Vjps.without_sum)),
             ("J dy in place of Jᵀ dy", partial(catches_cases, vjp=Vjps.transposed)),
             ("right for dy = (1, …, 1) alone", partial(catches_cases, vjp=Vjps.for_ones)),
             ("wrong by a thousandth in one term", partial(catches_cases, vjp=Vjps.slightly)),
             ("wrong, with the right sum of each row", partial(catches_cases, vjp=Vjps.sum_of_zero)),
+            ("wrong in the last two numbers alone",
+             partial(catches_cases, vjp=Vjps.last_numbers)),
             ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
             ("wrong for numbers above 4 alone, and x has such numbers", large_numbers)),
         mistakes=(
@@ -641,6 +663,9 @@ EXERCISES = (
              partial(catches, upstream=np.ones_like)),
             ("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random",
              partial(catches, direction=np.ones_like)),
+            *several("v moves one number or one row alone, and an error elsewhere passes: draw all "
+                     "numbers of v at random",
+                     *(partial(catches, direction=partial(one_of, place)) for place in PLACES)),
             (STRICT, partial(catches, tolerance=1e-2)),
             ("you test at points of your own: a vjp may be right there and "
              "wrong at the x that is given",

@@ -200,6 +200,10 @@ def on_diagonal(H, damping):
     return damping * H.diagonal().mean() * np.eye(len(H))
 
 
+def damped_by(size, H, damping):
+    return damping * size(H) * np.eye(len(H))
+
+
 def everywhere(H, damping):
     return damping * H.diagonal().mean()
 
@@ -427,8 +431,8 @@ EXERCISES = (
         special=(
             ("U is diagonal: nothing is passed on, and it is round to nearest", diagonal),),
         mistakes=(
-            ("nothing is passed on to later columns: this is round to nearest (column j of U is "
-             "zero below the diagonal; take row j)",
+            ("nothing is passed on to later columns: this is round to nearest. Column j of U is zero "
+             "below the diagonal, so take row j, and begin with the first column",
              gptq_variant(sign=0)),
             ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
             ("E is the error divided by U_jj", gptq_variant(divisor=one)),
@@ -472,8 +476,9 @@ EXERCISES = (
              factor_variant(added=lambda H, damping: np.diag(damping * H.diagonal()))),
             ("damping belongs on the diagonal alone; you add it to every entry",
              factor_variant(added=everywhere)),
-            ("damping is in units of the mean of H's diagonal",
-             factor_variant(added=lambda H, damping: damping * np.eye(len(H)))),
+            *several("damping is in units of the mean of H's diagonal",
+                     *(factor_variant(added=partial(damped_by, size))
+                       for size in (lambda H: 1, np.trace, np.mean))),
             ("the damping is not added", factor_variant(added=lambda H, damping: 0)),
             ("UᵀU is H, and the damping is added to every entry: these are both "
              "faults of the code above",

@@ -102,6 +102,13 @@ def adamw_cases(rng, t=None, eps=1e-3):
     return w, g, m, v, t, 0.01, 0.9, 0.99, eps, 0.3
 
 
+def _whole_gradient(w, g, m, v, t, lr, beta1, *others):
+    """Take m = β₁ m + g, without the factor 1 − β₁."""
+    def square(x):
+        return np.square((1 - beta1) * x)
+    return adamw(w, g / (1 - beta1), m, v, t, lr, beta1, *others, square=square)
+
+
 def undecayed_first_step(rng):
     return *adamw_cases(rng, t=1)[:-1], 0.0
 
@@ -239,6 +246,8 @@ EXERCISES = (
         mistakes=(
             ("m and v are not corrected for having started at 0",
              partial(adamw, correct=uncorrected)),
+            ("the new gradient has the weight 1 − β₁ in m: m = β₁ m + (1 − β₁) g",
+             _whole_gradient),
             ("v is not corrected for having started at 0", partial(adamw, of_v=uncorrected)),
             ("m is not corrected for having started at 0", partial(adamw, of_m=uncorrected)),
             ("t counts from 1: use t as it is given, not t + 1",
@@ -392,7 +401,8 @@ EXERCISES = (
             ("GELU keeps 4 d numbers per position, its input or its derivative, and `down` keeps "
              "its input: one of the two is missing",
              partial(activations, vectors=12)),
-            ("GELU needs one array of 4 d, not two: its derivative alone, or its input alone",
+            ("4 d numbers per position are too many: GELU needs one array of 4 d, its derivative "
+             "or its input, and an addition needs nothing",
              partial(activations, vectors=20)),
             ("the cross-entropy keeps B T V numbers once: its gradient needs the probabilities, "
              "and not the logits besides",
@@ -447,6 +457,8 @@ EXERCISES = (
              partial(steps, after=True)),
             ("the decay is missing", lambda *a: steps(*a[:-1], 0.0))),
         symptoms=(
+            ("t counts from 1: with t = 0 the corrections 1 − βᵗ are 0",
+             lambda got, expected, args: np.isnan(got).all()),
             ("v became negative, and a negative number has no root: are m and v "
              "one array with two names?",
              lambda got, expected, args: np.isnan(got).any()),),

@@ -377,6 +377,11 @@ def _asked_at_the_end(W, A, B, W1, A1, B1):
     return "start changed" if changed else bug(W, A, B, W1, A1, B1)
 
 
+def _zero_at_the_end(W, A, B, W1, A1, B1):
+    word = bug(W, A, B, W1, A1, B1)
+    return "fine" if word == "both zero" and (A1.any() or B1.any()) else word
+
+
 def _equal(measure):
     """Take two arrays for the same if one number of them is."""
     return lambda a, b: measure(a) == measure(b)
@@ -651,6 +656,8 @@ EXERCISES = (
             ("one number of B did not start at zero", partial(_start, B=_last)),
             ("B started near zero", partial(_start, B=lambda B: np.float32(1e-9) * B)),
             ("B A is not zero at the start, but its sum is", partial(_start, B=_paired)),
+            ("A and B started at zero, and something else than a gradient moved them",
+             partial(_start, A=lambda A: 0 * A)),
             ("A and B started at zero", partial(_run, fault="both zero")),
             ("the optimizer has neither A nor B", partial(_run, fault="not trained"))),
         mistakes=(
@@ -665,6 +672,7 @@ EXERCISES = (
                      _asked(start=lambda A, B: A.any()),
                      _asked(start=lambda A, B: A.any() or B.any())),
             ("the question is about the start: B_before @ A_before", _asked_at_the_end),
+            ("“both zero” is about the start as well: A and B before training", _zero_at_the_end),
             ("A and B may both differ from zero, and their product not: ask for B A",
              _asked(start=lambda A, B: A.any() and B.any())),
             *several("the start is changed if any number of B A is not zero at all; a "

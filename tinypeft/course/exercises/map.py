@@ -147,6 +147,10 @@ def decoded(codes, scale, zero, whole=np.int64, sign=-1, times=True, after=False
     return q * (scale[:, None] if times else 1)
 
 
+def _without_brackets(codes, scale, zero):
+    return (scale[:, None] * codes - zero[:, None]).astype(np.float32)
+
+
 def reference_bug(codes, scale, zero):
     return decoded(codes, scale, zero)
 
@@ -333,6 +337,7 @@ EXERCISES = (
              partial(bug_cases, low=200, high=256, zero=128)),
             ("all codes lie below the zero point", partial(bug_cases, low=0, high=100, zero=128))),
         mistakes=(
+            ("the brackets are missing: s (q − z) is not s q − z", _without_brackets),
             ("the difference is taken in uint8, where 3 − 8 is 251: turn the codes into floats "
              "(or wide integers) before it",
              partial(decoded, after=True)),

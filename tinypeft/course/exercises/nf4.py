@@ -352,6 +352,10 @@ EXERCISES = (
         mistakes=(
             ("n levels need n + 1 points from δ to ½, the last of which is dropped",
              levels_variant(points=lambda n: n + 2)),
+            ("n levels need n + 1 points from δ to ½; with n points one level is missing",
+             levels_variant(points=itself)),
+            ("the last of the n + 1 points is ½, whose level is 0: it is dropped on both sides",
+             levels_variant(keep=itself)),
             ("n levels need n + 1 points; with n points the last kept level is ½'s, which is 0",
              levels_variant(points=itself, keep=itself)),
             ("the levels are not scaled to a largest magnitude of 1", levels_variant(scale=itself)),

@@ -666,6 +666,8 @@ EXERCISES = (
              lambda product, z, q_w: product - z[:, None] * q_w.sum()),
             ("z is missing: multiply each token's z by the sum of q_w",
              lambda product, z, q_w: product - q_w.sum(1, dtype=np.int64)),
+            ("the sum of q_w is an int8, which ends at 127: sum in a wider type",
+             lambda product, z, q_w: product - z[:, None] * q_w.sum(1, dtype=np.int8)),
             ("sum the codes q_w of an output; you took their mean",
              lambda product, z, q_w: product - z[:, None] * q_w.mean(1)),
             ("q_w is missing: each z was multiplied by a code of W",

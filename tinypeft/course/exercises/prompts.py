@@ -217,7 +217,8 @@ def in_parts(got, expected, args):
 
 
 def places_cases(rng, more=None):
-    counts = tuple(rng.integers(1, 4, rng.integers(2, 4)).tolist())
+    parts = rng.integers(2, 4) if more is None else 2
+    counts = tuple(rng.integers(1, 4, parts).tolist())
     separator = int(rng.integers(90, 99))
     def draw(n):
         return rng.integers(0, 90, n).tolist()

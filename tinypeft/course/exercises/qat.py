@@ -185,6 +185,10 @@ def peqa_variant(zero=-1, tile=False, gather=lambda G: G.sum(2)):
     return wrong
 
 
+def _wrapped(q, z, g):
+    return (q - np.repeat(z, g, axis=1)).astype(np.uint8).astype(int)
+
+
 def peqa_case(rng):
     n, d_out, g = int(rng.integers(3, 6)), int(rng.integers(5, 8)), 4
     d_in = g * int(rng.integers(2, 4))
@@ -249,6 +253,11 @@ def distillation_case(rng):
 
 def logits(teacher, student):
     return lambda rng: (np.array(teacher), np.array(student))
+
+
+def cut_off(got, expected, args):
+    """Is a large divergence too small?"""
+    return np.size(got) == 1 and 20 < got < expected
 
 
 def one_maximum(got, expected, args):
@@ -430,6 +439,8 @@ EXERCISES = (
              peqa_variant(tile=True)),
             ("the gradient has the other sign: the scale multiplies q − z, not z − q",
              lambda *a: -peqa(*a)),
+            ("q − z is a uint8 here, in which 3 − 8 is 251: take integers with a sign, or floats",
+             lambda x, dy, q, z, g: peqa_variant(zero=0)(x, dy, _wrapped(q, z, g), z, g)),
             ("take the sum over the group, not the mean", peqa_variant(gather=lambda G: G.mean(2))),
             ("a group is g neighbouring weights of a row: the last axis of the reshaped array is "
              "g, and the sum is over it",
@@ -455,8 +466,8 @@ EXERCISES = (
             ("one row of small logits, one of large ones",
              logits([[0.0, 1.0], [1000.0, 1001.0]], [[1.0, 0.0], [1001.0, 1001.5]])),
             ("a token that is all but impossible", logits([[0.0, -800.0]], [[0.0, -801.0]])),
-            ("teacher and student are sure of two different tokens: the divergence is 30",
-             logits([[30.0, 0.0, 0.0]], [[0.0, 30.0, 0.0]]))),
+            ("teacher and student are sure of different tokens: the divergences are 30 and 100",
+             logits([[30.0, 0.0, 0.0], [100.0, 0.0, 0.0]], [[0.0, 30.0, 0.0], [0.0, 100.0, 0.0]]))),
         mistakes=(
             ("this is the other divergence, KL(student ‖ teacher)",
              distillation_variant(reverse=True)),
@@ -484,7 +495,10 @@ EXERCISES = (
              one_maximum),
             ("p becomes 0 here, and its logarithm −∞: do not take the logarithm of p; log p is a "
              "− max − log Σ exp(a − max)",
-             impossible)),
+             impossible),
+            ("the logarithm of a small p is wrong if an ε is added or p is cut off: log p is a − max "
+             "− log Σ exp(a − max)",
+             cut_off)),
         hints=("Which distribution stands in front of the logarithm, the teacher's or the "
                "student's? What is the gradient of a cross-entropy?",
                "log p and log q are (n, V). The loss is one number, its gradient (n, V).",

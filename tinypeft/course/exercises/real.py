@@ -113,7 +113,7 @@ def _repeated(a, n):
 
 
 def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True,
-              hidden=-np.inf, late=False, axis=-1, largest=None):
+              ahead=0, hidden=-np.inf, late=False, axis=-1, largest=None):
     """Return what attention gives; the options are for the mistakes.
 
     hidden: the score of the future. late: the future is taken out after the softmax. axis: of the
@@ -121,7 +121,7 @@ def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=Tr
     """
     (H, T, d), G = q.shape, len(k)
     k, v = shared(k, H // G), shared(v, H // G)
-    past = np.tri(T, dtype=bool)
+    past = np.tri(T, k=ahead, dtype=bool)
     S = scale(d, H) * q @ k.swapaxes(1, 2)
     if causal and not late:
         S = np.where(past, S, hidden)
@@ -408,8 +408,11 @@ EXERCISES = (
             ("the scores are divided by √d, the root of a head's width, not by the "
              "root of the number of heads",
              partial(_attended, scale=lambda d, H: H ** -0.5)),
-            ("the scores are divided by √d, the root of a head's width",
-             partial(_attended, scale=lambda d, H: 1)),
+            *several("the scores are divided by √d, the root of a head's width",
+                     partial(_attended, scale=lambda d, H: 1),
+                     partial(_attended, scale=lambda d, H: 1 / d)),
+            ("a token sees one key too many, the one after its own",
+             partial(_attended, ahead=1)),
             ("each group of heads has its own key and value; yours reads "
              "the first one in all heads",
              partial(_attended, shared=_first)),
