@@ -211,7 +211,7 @@ def test_it_shows_where_it_scales(gpt):
      "feedforward: 'c_proj' matches none of the targets"),
     (lambda: tp.attach(tp.attach(make_gpt(), PAPER).model, PAPER),
      "attached to this model already"),
-    (lambda: tp.attach(make_gpt(), PAPER).ranks(), "low-rank"),
+    (lambda: tp.attach(make_gpt(), PAPER).ranks(), "a product B A"),
     (lambda: tp.attach(make_gpt(), PAPER).set_rank(2), "no other rank to use")])
 def test_what_makes_no_sense_raises_and_says_why(make, words):
     with pytest.raises(ValueError, match=words):

@@ -149,7 +149,9 @@ def test_it_can_go_on_training_and_the_base_does_not_move(tokens):
 
 
 @pytest.mark.parametrize(("method", "words"), [
-    (tp.PromptTuning(3), "works by virtual tokens"), (tp.PrefixTuning(3, hidden=3), "works by virtual tokens"),
+    (tp.PromptTuning(3), "changes states or the context"), (tp.PrefixTuning(3, hidden=3), "changes states or the context"),
+    (tp.LoReFT(2), "changes states or the context"),
+    (tp.TrainableTokens((1, 2)), "changes token_embedding, which is no linear layer"),
     (tp.BottleneckAdapter(4), "puts a .*Adapter at blocks.0.attention.output, which changes more than a weight"),
     (tp.IA3(), "puts a ScaledOutput at .*, which changes more than a weight"),
     (tp.FullFineTuning(("norm1",)), "changes no weight of a linear layer")])

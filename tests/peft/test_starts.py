@@ -15,13 +15,13 @@ from tests.toys import Noise, same
 from tinypeft.commands.training import attached, calibration_of, finetune_options
 from tinypeft.engine import functional as F
 from tinypeft.peft.start_data import inputs_of, weight_gradients
-from tinypeft.peft.starts import MOVING, NEEDS_DATA, STARTS
+from tinypeft.peft.starts import NEEDS_DATA, STARTS, TAKEN_OFF
 
 QUERY = "blocks.0.attention.query"
 LAYERS = ["query", "key", "value", "output", "up", "down"]
 STEPS = dict(lr=1e-2, schedule_kind="constant", warmup=0, clip=None, weight_decay=0.1)
 inits = pytest.mark.parametrize("init", STARTS)
-moving = pytest.mark.parametrize("init", sorted(MOVING))
+moving = pytest.mark.parametrize("init", sorted(TAKEN_OFF))
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*",
                                         "ignore:Full backward hook")
 
@@ -51,7 +51,7 @@ def test_the_model_starts_as_the_base_and_gives_it_back_bit_for_bit(init, family
     assert np.array_equal(tuned(tokens).data, logits)
     for layer in tuned.wrappers.values():
         assert not layer.delta().any() and layer.A.data.any() | layer.B.data.any()
-        assert (type(layer).__name__ == "StartedLinear") == (init in MOVING)
+        assert (type(layer).__name__ == "StartedLinear") == (init in TAKEN_OFF)
     move(tuned, np.random.default_rng(0))
     moved = tuned(tokens).data
     assert not np.array_equal(moved, logits)
@@ -425,7 +425,7 @@ def test_the_factors_are_pefts_numerical(init, gpt):
         if init == "lora_ga":                            # PEFT's has the singular values, and A without ζ: see the module
             B, A = B / np.linalg.norm(B, axis=0), A
             B, A = (x * len(W0) ** 0.25 / 4 for x in (B, A))
-        else: assert_close(numbers(other.base_layer), W0 - sBA if init in MOVING else W0, tolerance)
+        else: assert_close(numbers(other.base_layer), W0 - sBA if init in TAKEN_OFF else W0, tolerance)
         if init == "corda":                              # C is a sum of x xᵀ there, over the largest number
             ratio = np.linalg.norm(B) / np.linalg.norm(layer.B.data)
             B, A = B / ratio, A * ratio

@@ -27,7 +27,7 @@ from ..models.decoder import Decoder
 from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PTuning, TrainableTokens
 from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
-from ..peft.starts import MOVING
+from ..peft.starts import TAKEN_OFF
 from ..quant import QuantizedEmbedding, QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
 from ..training.options import TrainOptions
@@ -102,7 +102,7 @@ def check(tuned, task):
                          " head=len(task.classes), or without a head for another task")
     method = tuned.method
     refuse = lambda why: MethodError(f"export_training: {method}: {why}")
-    if isinstance(method, LoRA) and method.init in (*MOVING, "mica"):
+    if isinstance(method, LoRA) and method.init in (*TAKEN_OFF, "mica"):
         raise refuse("PEFT would train all factors of what it starts from, and some are frozen "
                      "here; train it here")
     if isinstance(method, DyLoRA):

@@ -1,8 +1,8 @@
 """FourierFT: fine-tuning with the discrete Fourier transform (Gao et al., arXiv 2405.03003).
 
 Every matrix is a sum of waves, each of which runs over the whole matrix. FourierFT draws n waves
-and trains their heights alone. The rank of the change is not bound to their number. Section 3.1,
-equations (2) to (4):
+and trains their heights alone. A wave has rank 2 at most, so the change has rank 2n at most.
+Section 3.1, equations (2) to (4):
 
     F = c at the entries E, else 0
     S_pq = 1/(d₁ d₂) Σ_jk F_jk exp(2πi (p j/d₁ + q k/d₂))

@@ -1,4 +1,4 @@
-"""Changes of full rank from few numbers: LoHa, LoKr and HiRA, each one expression for ΔW.
+"""Changes of a larger rank from few numbers: LoHa, LoKr and HiRA, each one expression for ΔW.
 
 LoRA's s B A has rank r and no more. A product of another kind has a larger rank at the same size:
 

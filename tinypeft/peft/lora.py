@@ -37,7 +37,7 @@ from ..models.decoder import Decoder
 from ..models.targets import chosen, match_targets
 from .low_rank import LowRankLinear, check_rank, thin_svd
 from .method import Layers, Method, Wrapper
-from .starts import MOVING, NEEDS_DATA, STARTS, starts_of
+from .starts import NEEDS_DATA, STARTS, TAKEN_OFF, starts_of
 
 __all__ = ["LoRA", "LoRALinear", "LowRankLinear", "StartedLinear", "check_rank", "thin_svd"]
 
@@ -76,7 +76,7 @@ class LoRA(Method):
 
     def adapted(self, layer: Module, A: Array, scale: float, rng: Rng) -> Wrapper:
         """Make the wrapper of a layer."""
-        kind = StartedLinear if self.init in MOVING else LoRALinear
+        kind = StartedLinear if self.init in TAKEN_OFF else LoRALinear
         wrapper = kind(layer, A, scale, self.dropout, rng)
         wrapper.B.requires_grad = self.init != "mica"
         return wrapper
@@ -91,7 +91,7 @@ class LoRA(Method):
         for layer, B, A in starts_of(self.init, layers, tuned, batches):
             layer.B.assign(B.astype(layer.B.dtype))
             layer.A.assign(A.astype(layer.A.dtype))
-            if self.init in MOVING:
+            if self.init in TAKEN_OFF:
                 layer.keep_start()
 
     def scale(self, r: int, alpha: float) -> float:

@@ -23,7 +23,7 @@ rows of R are orthonormal. Where n < p + s, p becomes min(p, ⌊n/2⌋) and s be
 The prompt is what `generate` continues, the prompt of a pair, or a row to classify. What the model
 writes behind it stays as it is. Other text, such as a row of language modelling, is all prompt; a
 task of your own says where prompts end by `prompted` of `models/generation.py`. Virtual tokens of
-another method are not counted.
+another method are not counted. `plain.loreft` walks along a prompt, state by state.
 
 Where implementations differ. The defaults are those of the authors' command for commonsense and
 arithmetic. If the positions do not share R, W and b, the paper has a Φ for each of them, and the
@@ -97,7 +97,7 @@ class Phi(Module):
     def forward(self, h: Tensor) -> Tensor:
         R = self.R()
         edit = F.linear(h, self.W - R, self.b)                                # W h + b − R h
-        return self.dropout(h + edit @ R)
+        return self.dropout(h + edit @ R)                                     # Rᵀ edit, as a row
 
     def describe(self) -> str:
         d, r = self.M.shape

@@ -140,7 +140,7 @@ def ranks(tuned: Switched) -> dict[str, int]:
     if not total and tuned.off:
         tuned.check_none_off("ranks")
     if not total or any(map(math.isnan, total.values())):
-        raise MethodError(f"ranks: {tuned.method} does not give weights a low-rank change")
+        raise MethodError(f"ranks: {tuned.method} does not change weights by a product B A")
     return total
 
 

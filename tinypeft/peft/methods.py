@@ -32,7 +32,7 @@ FAMILIES: dict[str, dict[str, type[Method]]] = {         # what is changed → n
     "length and direction": {"dora": DoRA},
     "basis: few numbers between fixed or random matrices": {
         "vera": VeRA, "randlora": RandLoRA, "fourierft": FourierFT},
-    "pattern: few numbers make a change of full rank": {
+    "pattern: few numbers make a change of a larger rank": {
         "loha": LoHa, "lokr": LoKr, "hira": HiRA, "c3a": C3A},
     "sparsity: few places of a weight": {"shira": SHiRA},
     "rotation: lengths and angles of a weight stay": {"oft": OFT},

@@ -71,8 +71,8 @@ class MiSSLinear(LowRankLinear):
         return self.D, Tensor(A)
 
     def forward(self, x: Tensor) -> Tensor:
-        # At r = 8 a product with A takes a sixth of the time of NumPy's sums of pieces of x,
-        # at r = 64 two to four times as long (measured: 2048 rows, d_in = 128 and 512).
+        # `plain.miss` adds up pieces of x. At r = 8 a product with A takes a sixth of that time, at
+        # r = 64 two to four times as long (measured: 2048 rows, d_in = 128 and 512).
         D, A = self.factors()
         S = F.linear(self.dropout(x), A)                              # (…, r)
         return self.base(x) + F.linear(S, D)

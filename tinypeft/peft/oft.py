@@ -23,7 +23,7 @@ made, and a quantized base stays so. Merged, W = W₀ Rᵀ. Trained: Σ d_in (b 
 
 That is R (I − Qⁿ⁻¹), so for n = 5, OFTv2's and PEFT's choice, rows shrink by at most the share
 ‖Q‖⁴. On the shipped base ‖Q‖ is 0.7 after 60 steps at the default rate, and rows are up to 5 % too
-short. So the default here is the inverse. If ‖Q‖ is 1 or more, the series does not come near R.
+short. So the default here is the exact R. If ‖Q‖ is 1 or more, the series does not come near R.
 
 Where implementations differ. In PEFT the series (`use_cayley_neumann=True`, its default, with 5
 terms) and the inverse (`False`) turn in opposite directions: its inverse is (I − Q)(I + Q)⁻¹, that
@@ -121,7 +121,8 @@ def skew(q: Tensor, b: int) -> Tensor:
 def cayley(Q: Tensor) -> Tensor:
     """R = (I − Q)⁻¹ (I + Q) of each block.    dQ = (I − Q)⁻ᵀ dR (I + R)ᵀ, and (I − Q)ᵀ = I + Q.
 
-    The two factors commute, so this is the paper's R. No inverse is made."""
+    The two factors commute, so this is the paper's R. A solver takes the place of the inverse;
+    `plain.cayley` is the paper's form."""
     I = np.eye(Q.shape[-1], dtype=Q.dtype)
     plus, minus = I + Q.data, I - Q.data
     R = np.linalg.solve(minus, plus)

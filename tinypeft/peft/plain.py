@@ -1,7 +1,7 @@
 """What this folder computes in a faster order, once more in the paper's order.
 
-The tests hold each function equal to its fast twin, which has the same name in the file of its
-method. Here nothing is masked, joined or written out: read it first.
+The tests hold each function equal to its fast twin, which is in the file of its method; the table
+in tests/README.md names both. Here nothing is masked, joined or written out: read it first.
 """
 from collections.abc import Mapping, Sequence
 

@@ -28,14 +28,16 @@ thin product. A quantized base stays as it was, too, and is dequantized for the 
 of PiSSA's authors, and PEFT's olora quantize W₀ − s B₀ A₀ anew, and PEFT's pissa, mica, corda and
 lora_ga refuse it.
 
-    milora   PEFT does not have it. The authors' code divides S by s, too.
+    pissa    The paper has no s. PEFT divides S by it, as here.
+    milora   PEFT does not have it. The authors' code divides S by s, as here.
     olora    The author's code, which is PEFT's, does not divide by s: s Q_r R_r is taken off.
     eva      The authors' code and PEFT centre the inputs, and update a truncated SVD batch by
              batch; here it is exact. They also give layers other ranks (ρ = 2); here ρ = 1.
     corda    This is the instruction-previewed mode, PEFT's default, for text of the task. The
              knowledge-preserved mode, the last r on other text, is left out. The authors' code
-             sums x xᵀ of a batch and divides x by its largest number. B₀ A₀ is the same for one
-             batch, but a sum, unlike a mean, makes B₀ larger and A₀ smaller with more tokens.
+             and PEFT sum x xᵀ of a batch and divide x by its largest number. B₀ A₀ is the same for
+             one batch, but a sum, unlike a mean, makes B₀ larger and A₀ smaller with more tokens.
+             PEFT doubles the damping until ‖C C⁻¹ − I‖ < 0.05.
     lora_ga  The authors' code scales A₀ and B₀ by ζ. PEFT scales B₀ alone, and by S_{r+1 … 2r},
              too. Signs of singular vectors are arbitrary; the first step does not depend on them.
 """
@@ -51,7 +53,7 @@ from .low_rank import halves
 from .method import Layers, MethodError
 from .start_data import Inputs, inputs_of, weight_gradients
 
-__all__ = ["MOVING", "NEEDS_DATA", "STARTS", "starts_of"]
+__all__ = ["NEEDS_DATA", "STARTS", "TAKEN_OFF", "starts_of"]
 
 Pair = tuple[Array, Array]                               # B (d_out, r) and A (r, d_in)
 
@@ -124,7 +126,7 @@ BY_INPUTS = {"eva": eva, "corda": corda}
 BY_GRADIENT = {"lora_ga": lora_ga}
 STARTS = BY_WEIGHT | BY_INPUTS | BY_GRADIENT
 NEEDS_DATA = BY_INPUTS | BY_GRADIENT
-MOVING = STARTS.keys() - {"mica", "eva"}                 # their B₀ A₀ is not 0
+TAKEN_OFF = STARTS.keys() - {"mica", "eva"}              # their B₀ A₀ is not 0
 
 
 def starts_of(name: str, layers: Layers, tuned: Module,

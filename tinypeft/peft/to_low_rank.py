@@ -31,7 +31,7 @@ def to_low_rank(tuned: PeftModel, rank: int) -> PeftModel:
     (biases, norms, embeddings) becomes a part "FullFineTuning", and a head is copied: of both
     nothing is lost. rank: a layer that is too small for it gets the largest that it can have.
     `relative_errors` of the result: path → the error of the layer's change.
-    Raises MethodError for virtual tokens, and for layers that change more than a weight.
+    Raises MethodError for methods that change states, rows of an embedding, or more than a weight.
     """
     if not isinstance(tuned, PeftModel):
         raise TypeError("to_low_rank: expected what attach returns, got a "
@@ -61,11 +61,15 @@ def to_low_rank(tuned: PeftModel, rank: int) -> PeftModel:
 
 def check_weights_only(tuned: PeftModel) -> None:
     """Raise MethodError unless all that was added to the base are changes of weights."""
+    linear = dict(match_targets(tuned.model, "all"))
     for part in tuned.parts.values():
         if part.virtual is not None:
-            raise MethodError(f"to_low_rank: {part.method} works by virtual tokens; no change of "
-                              "weights can replace that")
+            raise MethodError(f"to_low_rank: {part.method} changes states or the context; no "
+                              "change of weights can replace that")
         for path, wrapper in part.wrappers.items():
+            if path not in linear:
+                raise MethodError(f"to_low_rank: {part.method} changes {path}, which is no linear "
+                                  "layer of a block; keep it as it is")
             if type(wrapper).dense_weight is Wrapper.dense_weight:
                 raise MethodError(f"to_low_rank: {part.method} puts a {type(wrapper).__name__} at "
                                   f"{path}, which changes more than a weight; keep it as it is")

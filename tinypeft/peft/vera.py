@@ -10,8 +10,8 @@ in all layers. It trains two vectors for each layer, which scale their rows. Equ
     Λ_d     d           (r,), the diagonal; starts at `d_initial`
     Λ_b     b           (d_out,), the diagonal; starts at 0, so that ΔW = 0
 
-Trained: Σ r + d_out over the targets. A and B belong to the method and not to a layer
-(`Method.shared`), so a file holds them once: r (d_in + d_out) numbers. They are as large as the
+Trained: Σ r + d_out over the targets. `shared` draws A and B once for all layers, with the seed of
+`attach(…, rng=)`, and a file holds them once: r (d_in + d_out) numbers. They are as large as the
 largest layer needs, and a smaller one reads a slice. So they depend on all targets: with other
 targets the same seed draws other numbers.
 
@@ -56,7 +56,7 @@ class VeRA(Method):
         d_in, d_out = largest(model, self.targets)
         A = kaiming_uniform((self.rank, d_in), rng)
         B = kaiming_uniform((d_out, self.rank), rng)
-        gain = math.sqrt(6)                              # that of PyTorch's function by default
+        gain = math.sqrt(6)                              # from our bound 1/√k to PyTorch's √(6/k)
         return {"A": gain * A, "B": gain * B}
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:

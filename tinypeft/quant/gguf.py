@@ -15,8 +15,8 @@ layer a type. More bits go to the layers in which an error costs most, and to th
     * value: of the first 4 blocks; down: of the first eighth of the blocks
     † the first eighth, the last eighth, and every third block between them
 
-A K type needs rows of whole superblocks. Where 256 does not divide d_in, llama.cpp takes a plain
-type that is a little larger: Q5_0 for Q4_K, Q5_1 for Q5_K, Q8_0 for Q6_K. Source: llama.cpp's
+A K type needs rows of whole superblocks. Where 256 does not divide d_in, llama.cpp takes a larger
+plain type: Q5_0 for Q4_K, Q5_1 for Q5_K, Q8_0 for Q6_K. Source: llama.cpp's
 llama-quant.cpp. It stores embeddings and the output head as codes, too; here they stay float32.
 
 *Importance* is the mean square h of each input of a layer, over tokens of calibration. An error of

@@ -23,7 +23,7 @@ class About:
 
     title: its name in a heading. equation: one line of plain text, in the letters of its file. papers: arXiv ids, the paper
     that introduced it first. lesson: two digits. look: (colour of `plot.COLOURS`, marker) and, if not solid, a line style.
-    short: its label in pictures.
+    short: its label in pictures. rank: how large the rank of ΔW can be; "all", if nothing bounds it but the sides of W.
     """
     title: str
     equation: str
@@ -31,46 +31,47 @@ class About:
     lesson: str
     look: tuple[str, ...]
     short: str
+    rank: str = "–"
 
 
 ABOUT: dict[str, About] = {
     # -- methods
     "full": About("Full fine-tuning", "W ← W − η ∂L/∂W for every W; with targets, BitFit or layer-norm tuning",
-                  ("2106.10199",), "03", ("black", "s"), "full"),
-    "lora": About("LoRA", "W ← W + (α/r) B A, or (α/√r) B A", ("2106.09685", "2312.03732"), "07", ("blue", "o"), "LoRA"),
+                  ("2106.10199",), "03", ("black", "s"), "full", "all"),
+    "lora": About("LoRA", "W ← W + (α/r) B A, or (α/√r) B A", ("2106.09685", "2312.03732"), "07", ("blue", "o"), "LoRA", "r"),
     "adalora": About("AdaLoRA", "W ← W + P Λ Q, Λ pruned to a budget during training",
-                     ("2303.10512",), "08", ("blue", "^"), "AdaLoRA"),
+                     ("2303.10512",), "08", ("blue", "^"), "AdaLoRA", "r"),
     "dylora": About("DyLoRA", "W ← W + (α/b) B[:, :b] A[:b], with b drawn anew in every step",
-                    ("2210.07558",), "09", ("blue", "D"), "DyLoRA"),
+                    ("2210.07558",), "09", ("blue", "D"), "DyLoRA", "b"),
     "miss": About("MiSS", "W ← W + [D, D, …, D]: D stands beside itself until it is as wide as W",
-                  ("2409.15371",), "07", ("orange", "<"), "MiSS"),
+                  ("2409.15371",), "07", ("orange", "<"), "MiSS", "r"),
     "dora": About("DoRA", "W ← m (W + s B A)/‖W + s B A‖, the length of each row, m, apart from its direction",
-                  ("2402.09353",), "07", ("sky", "p"), "DoRA"),
+                  ("2402.09353",), "07", ("sky", "p"), "DoRA", "all"),
     "vera": About("VeRA", "W ← W + Λ_b B Λ_d A, A and B random and the same for all layers",
-                  ("2310.11454",), "07", ("sky", "v"), "VeRA"),
+                  ("2310.11454",), "07", ("sky", "v"), "VeRA", "r"),
     "randlora": About("RandLoRA", "W ← W + (α/r) Σ_j B_j Λ_j A Γ_j, A and B_j random and the same for all layers",
-                      ("2502.00987",), "07", ("sky", "X"), "RandLoRA"),
+                      ("2502.00987",), "07", ("sky", "X"), "RandLoRA", "all"),
     "fourierft": About("FourierFT", "W ← W + α Re(IFFT₂(F)), F = c at n places, else 0", ("2405.03003",), "07", ("green", "1"),
-                       "FourierFT"),
-    "loha": About("LoHa", "W ← W + (α/r) (B₁ A₁) ⊙ (B₂ A₂)", ("2108.06098",), "07", ("sky", "H"), "LoHa"),
-    "lokr": About("LoKr", "W ← W + (α/r) C ⊗ (B A)", ("2309.14859",), "07", ("orange", "8"), "LoKr"),
-    "hira": About("HiRA", "W ← W + W ⊙ B A", (), "07", ("black", "8"), "HiRA"),
+                       "FourierFT", "2n"),
+    "loha": About("LoHa", "W ← W + (α/r) (B₁ A₁) ⊙ (B₂ A₂)", ("2108.06098",), "07", ("sky", "H"), "LoHa", "r²"),
+    "lokr": About("LoKr", "W ← W + (α/r) C ⊗ (B A)", ("2309.14859",), "07", ("orange", "8"), "LoKr", "rank C · rank BA"),
+    "hira": About("HiRA", "W ← W + W ⊙ B A", (), "07", ("black", "8"), "HiRA", "r · rank W"),
     "c3a": About("C³A", "W ← W + C_blk(Δw)/d_in, blocks whose rows are one row, turned", ("2407.19342",), "07", ("purple", "2"),
-                 "C³A"),
+                 "C³A", "all"),
     "shira": About("SHiRA", "W ← W + S, S is 0 but at r (d_in + d_out) places drawn at random",
-                   ("2406.13175",), "07", ("sky", "4"), "SHiRA"),
+                   ("2406.13175",), "07", ("sky", "4"), "SHiRA", "all"),
     "oft": About("OFT", "W ← W Rᵀ, R = (I + Q)(I − Q)⁻¹ in each block, Q = −Qᵀ",
-                 ("2306.07280", "2506.19847"), "07", ("orange", "D"), "OFT"),
+                 ("2306.07280", "2506.19847"), "07", ("orange", "D"), "OFT", "all"),
     "adapter": About("Bottleneck adapters", "h ← h + W_u f(W_d h + b_d) + b_u, behind a sublayer",
                      ("1902.00751", "2005.00247"), "04", ("vermillion", "P"), "adapters"),
     "parallel_adapter": About("Parallel adapters", "h ← h + s f(x W_down) W_up, h = sublayer(x)",
                               ("2110.04366",), "04", ("vermillion", "X", "--"), "parallel adapters"),
     "ia3": About("(IA)³", "K ← l_k ⊙ K, V ← l_v ⊙ V, γ(W₁ x) ← l_ff ⊙ γ(W₁ x)",
-                 ("2205.05638",), "07", ("orange", ">"), "(IA)³"),
+                 ("2205.05638",), "07", ("orange", ">"), "(IA)³", "all"),
     "loreft": About("LoReFT", "h ← h + Rᵀ (W h + b − R h) at the first and last positions of the prompt, R Rᵀ = I",
                     ("2404.03592",), "04", ("purple", "3"), "LoReFT"),
     "trainable_tokens": About("Trainable tokens", "E_t ← a trained row, for a few tokens t",
-                              (), "05", ("green", "3"), "tokens"),
+                              (), "05", ("green", "3"), "tokens", "tokens"),
     "prefix": About("Prefix tuning", "K ← [P_K; K], V ← [P_V; V] in every layer, P = MLP(P′)",
                     ("2101.00190",), "06", ("green", "v"), "prefix"),
     "prompt": About("Prompt tuning", "X ← [P_e; X], P vectors before the embedded input",

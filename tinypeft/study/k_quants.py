@@ -55,7 +55,7 @@ def example(results: Path) -> str:
             f"d = {d:.9g} and e = {e:.9g}. The sub-blocks:\n\n"
             + table(("j", "sc", "mn", "s = d·sc", "m = e·mn", "levels from … to"), scales)
             + "\n\nThree weights of sub-block 0, and the three of sub-block 1 that share their bytes:\n\n"
-            + table(("weight", "sub-block", "byte", "q", "decoded, s q − m", "before"), first))
+            + table(("weight", "sub-block", "byte", "q", "decoded, s q − m", "original"), first))
 
 
 def error(name: str) -> tuple[float, float]:
@@ -89,7 +89,15 @@ def mixture(results: Path) -> str:
     return table(("layer", "outputs × inputs", "usual type", "in other blocks"), rows)
 
 
-SECTIONS = {"example": example, "types": types, "mixture": mixture}
+def search_end(results: Path) -> str:
+    """Where the search in sub-block `SEARCHED` ends, with an origin that moves and with one that stays."""
+    x = superblock().reshape(8, 32)[SEARCHED]
+    moving, fixed = (100 * search(x, moves)[0].min() for moves in (True, False))
+    return (f"In sub-block {SEARCHED} of the example above, the search ends at {moving:.0f} % of the sum of its start,\n"
+            f"and at {fixed:.0f} % if *low* is fixed. The picture shows both, below on the left.")
+
+
+SECTIONS = {"example": example, "search": search_end, "types": types, "mixture": mixture}
 
 
 # -- the picture ---------------------------------------------------------------------------------

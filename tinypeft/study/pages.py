@@ -95,7 +95,8 @@ def methods(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
 
 
 def by_family(results: Path) -> str:
-    """Every method, by what it changes: its equation, its papers, what it trains and takes, and whether it merges.
+    """Every method, by what it changes: its equation, its papers, the rank of its change, what it trains and takes, and
+    whether it merges.
 
     What is trained, and the time of a step, are those of the benchmark of methods on the base, where LoRA has r = 8 on query
     and value."""
@@ -103,18 +104,21 @@ def by_family(results: Path) -> str:
     lora = measured["lora"]["ms"]["tinypeft"]
     rows = []
     for family, classes in FAMILIES.items():
-        rows.append((f"**{family}**", *[""] * 5))
+        rows.append((f"**{family}**", *[""] * 6))
         for name, cls in classes.items():
             found = measured.get(name)
             cost = (f"{found['trained']['tinypeft']:,}", f"{found['ms']['tinypeft'] / lora:.2f}") if found else ("–", "–")
-            rows.append((*known(name, METHODS, "../../", papers=True), *cost, "yes" if merges(cls) else "no"))
-    return table(("method", "equation", "papers (arXiv)", "trained", "step over LoRA's", "merges"), rows)
+            rows.append((*known(name, METHODS, "../../", papers=True), about(name).rank, *cost, merges(cls)))
+    return table(("method", "equation", "papers (arXiv)", "rank", "trained", "step over LoRA's", "merges"), rows)
 
 
-def merges(cls: type[Method]) -> bool:
-    """Can what a method learns, at its defaults on the base, become weights?"""
+def merges(cls: type[Method]) -> str:
+    """Say whether what a method learns, at its defaults on the base, can become weights; "–" if it changes nothing there."""
     tuned = attach(load_base(), cls(), head=2)
-    return all(w.is_mergeable for w in tuned.wrappers.values()) and tuned.virtual is None
+    if not tuned.trained and not tuned.wrappers and tuned.virtual is None:
+        return "–"
+    mergeable = all(w.is_mergeable for w in tuned.wrappers.values()) and tuned.virtual is None
+    return "yes" if mergeable else "no"
 
 
 def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
