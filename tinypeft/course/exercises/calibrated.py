@@ -431,8 +431,8 @@ EXERCISES = (
         special=(
             ("U is diagonal: nothing is passed on, and it is round to nearest", diagonal),),
         mistakes=(
-            ("nothing is passed on to later columns: this is round to nearest. Column j of U is zero "
-             "below the diagonal, so take row j, and begin with the first column",
+            ("nothing is passed on to later columns: this is round to nearest. Column j of U is "
+             "zero below the diagonal, so take row j, and begin with the first column",
              gptq_variant(sign=0)),
             ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
             ("E is the error divided by U_jj", gptq_variant(divisor=one)),

@@ -268,8 +268,8 @@ EXERCISES = (
             ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, "
              "its gradient or one of two moments?",
              lambda n, bits, t: n * bits / 8 + t * 12),
-            ("a trained number takes 16 bytes; yours takes 4: where are its gradient and AdamW's two "
-             "moments?",
+            ("a trained number takes 16 bytes; yours takes 4: where are its gradient and AdamW's "
+             "two moments?",
              lambda n, bits, t: n * bits / 8 + t * 4),
             ("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?",
              lambda n, bits, t: n * bits / 8 + t * 8),

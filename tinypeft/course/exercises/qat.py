@@ -496,8 +496,8 @@ EXERCISES = (
             ("p becomes 0 here, and its logarithm −∞: do not take the logarithm of p; log p is a "
              "− max − log Σ exp(a − max)",
              impossible),
-            ("the logarithm of a small p is wrong if an ε is added or p is cut off: log p is a − max "
-             "− log Σ exp(a − max)",
+            ("the logarithm of a small p is wrong if an ε is added or p is cut off: log p is "
+             "a − max − log Σ exp(a − max)",
              cut_off)),
         hints=("Which distribution stands in front of the logarithm, the teacher's or the "
                "student's? What is the gradient of a cross-entropy?",
