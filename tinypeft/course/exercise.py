@@ -3,6 +3,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Exercise", "several"]
 
 
@@ -71,9 +73,12 @@ class Exercise:
         return self.name.replace(".", "_")
 
     def settled(self, value: Any) -> Any:
-        """The value in the form in which results are compared; as it is if it has another kind."""
+        """The value in the form in which results are compared; as it is if it has another kind. A
+        list among several results is read as an array."""
         if self.normalize is None: return value
         try:
+            if isinstance(value, (tuple, list)):
+                value = [np.asarray(part) if isinstance(part, list) else part for part in value]
             return self.normalize(value)
         except Exception:                                # not what the exercise asks for
             return value
