@@ -45,12 +45,12 @@ class Labels(Noise):
 
     def loss(self, model, batch):
         tokens, lengths, classes = batch
-        return tp.functional.cross_entropy(model.classify(tokens, lengths), classes)
+        return tp.functional.cross_entropy(model.class_logits(tokens, lengths), classes)
 
 
 def outputs(tuned, tokens):
     """Logits and class logits, as bytes."""
-    return tuned(tokens).data.tobytes(), tuned.classify(tokens, LENGTHS).data.tobytes()
+    return tuned(tokens).data.tobytes(), tuned.class_logits(tokens, LENGTHS).data.tobytes()
 
 
 def learned(model, method):
@@ -111,7 +111,7 @@ for line in sys.stdin:
     for folder in json.loads(line):
         tuned = tp.load_adapter(make_gpt(np.float32), folder)
         out = {{"logits": tuned(np.load(folder + "/tokens.npy")).data, "trained": len(tuned.trainable_parameters())}}
-        if tuned.head is not None: out["classes"] = tuned.classify(np.load(folder + "/tokens.npy"), [3, 7, 5]).data
+        if tuned.head is not None: out["classes"] = tuned.class_logits(np.load(folder + "/tokens.npy"), [3, 7, 5]).data
         np.savez(folder + "/out.npz", **out)
     print("loaded", flush=True)
 """
@@ -136,7 +136,7 @@ def assert_saves(make_gpt, methods, tokens, folder, head=3):
         path = folder / str(i)
         tuned.save(path)
         np.save(path / "tokens.npy", tokens)
-        want.append((tuned(tokens).data, tuned.classify(tokens, [3, 7, 5]).data))
+        want.append((tuned(tokens).data, tuned.class_logits(tokens, [3, 7, 5]).data))
         folders.append(str(path))
     reader().stdin.write(json.dumps(folders) + "\n")
     reader().stdin.flush()

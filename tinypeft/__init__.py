@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .training.curves import LiveCurve
     from .training.finder import RateSearch, find_rate
     from .engine.optim.paged import PagedAdamW
-    from .models.generation import KVCache, generate
+    from .models.generation import KVCache, generate, stream
     from .course import check, guess
 
     # the engine

@@ -38,7 +38,7 @@ def test_finetune_saves_an_adapter_that_generate_and_the_library_read(capsys, tm
 
 
 def test_the_speed_of_writing_is_in_tokens_per_second(capsys, monkeypatch):
-    monkeypatch.setattr("tinypeft.commands.using.time", types.SimpleNamespace(perf_counter=iter([3.0, 7.0]).__next__))
+    monkeypatch.setattr("tinypeft.commands.writing.time", types.SimpleNamespace(perf_counter=iter([3.0, 7.0]).__next__))
     record = json.loads(run(capsys, "generate", "Return the", "--max-new-tokens", "6", "--json")[1])
     assert record["tokens"] == 6 and record["tokens_per_second"] == 1.5
 

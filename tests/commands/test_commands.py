@@ -533,7 +533,7 @@ def test_an_adapter_that_python_saved_does_its_task(capsys, own, tmp_path):
     tp.train(tuned, task, 1, progress=False)
     tuned.save(tmp_path / "judge")
     status, out, _ = run(capsys, "classify", "An honest clock", "--adapter", tmp_path / "judge")
-    assert status == 0 and out.split("\t")[0] == tuned.classify("An honest clock")
+    assert status == 0 and out.split("\t")[0] == tuned.classify("An honest clock").label
     tuned = tp.attach(tuned.detach(), tp.LoRA())
     tp.train(tuned, tp.tasks.pairs(own / "answers.jsonl", model), 1, progress=False)
     tuned.save(tmp_path / "helper")

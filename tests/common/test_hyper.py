@@ -248,8 +248,8 @@ FUNCTIONS = """
     loftq(iterations=5, rng=0) pairs(held_out=(0.15, 0.15), seed=0, encoding='utf-8') plant_outliers(channels=3,
     factor=32.0, rng=0) planted(effect=0.01, held_out=8192, rng=0) quantize(targets='all', skip_quantized=False)
     search_rank(split='validation', tolerance=0.0, batch_size=16) self_distillation(rows=256, held_out=32,
-    temperature=1.0, rng=0) split(axis=0) stack(axis=0) text(held_out=(0.1, 0.1), seed=0, encoding='utf-8')
-    train(batch_size=8, seed=0) weight_error(trained=False)
+    temperature=1.0, rng=0) split(axis=0) stack(axis=0) stream(max_new_tokens=64)
+    text(held_out=(0.1, 0.1), seed=0, encoding='utf-8') train(batch_size=8, seed=0) weight_error(trained=False)
 """
 RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
          "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "dora": 1e-2, "loha": 1e-2, "lokr": 1e-2,

@@ -60,7 +60,7 @@ def test_training_a_method_is_the_same_bit_for_bit(name):
 
 class Classes(Noise):
     def batch(self, split, size, rng): return rng.integers(0, 37, (size, 6)), np.full(size, 6), rng.integers(0, 3, size)
-    def loss(self, model, batch): return F.cross_entropy(model.classify(*batch[:2]), batch[2])
+    def loss(self, model, batch): return F.cross_entropy(model.class_logits(*batch[:2]), batch[2])
 
 
 @pytest.mark.parametrize("make", [

@@ -131,12 +131,12 @@ def test_a_head_classifies_the_same_on_both_sides_numerical(name, family, base, 
     tuned = learned(family, OURS[name], np.float64, head=3, head_bias=False)
     tuned.save(tmp_path / "ours", format="peft")
     theirs = oracle.loaded(base(family, np.float64, 3), tmp_path / "ours")
-    assert error(oracle.class_logits(theirs, TOKENS), tuned.classify(TOKENS, SEVEN)) <= 1e-6
+    assert error(oracle.class_logits(theirs, TOKENS), tuned.class_logits(TOKENS, SEVEN)) <= 1e-6
     again = tp.load_adapter(make(family), tmp_path / "ours")
-    assert error(again.classify(TOKENS, [3, 7, 5]), tuned.classify(TOKENS, [3, 7, 5])) <= 1e-12
+    assert error(again.class_logits(TOKENS, [3, 7, 5]), tuned.class_logits(TOKENS, [3, 7, 5])) <= 1e-12
     if tuned.virtual is None:
         padded = np.where(np.arange(7) < np.reshape([3, 7, 5], (3, 1)), TOKENS, 0)
-        assert error(oracle.class_logits(theirs, padded), tuned.classify(padded, [3, 7, 5])) <= 1e-6
+        assert error(oracle.class_logits(theirs, padded), tuned.class_logits(padded, [3, 7, 5])) <= 1e-6
 
 
 @families
@@ -144,7 +144,7 @@ def test_a_head_trained_there_classifies_the_same_here_numerical(family, base, t
     theirs = oracle.trained(base(family, np.float64, 3), peft.LoraConfig(r=2, task_type="SEQ_CLS"), TOKENS, classes=3)
     theirs.save_pretrained(tmp_path)
     tuned = tp.load_adapter(make(family), tmp_path)
-    assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-12
+    assert error(tuned.class_logits(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-12
 
 
 # -- what is in a folder ---------------------------------------------------------------------------

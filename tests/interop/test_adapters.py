@@ -214,16 +214,16 @@ def test_a_head_trained_here_classifies_the_same_there_numerical(method, base, t
     tuned = learned(method, head=3, head_bias=False)
     tuned.save(tmp_path, format="peft")
     theirs = oracle.loaded(base(np.float32, 3), tmp_path)
-    assert error(oracle.class_logits(theirs, TOKENS), tuned.classify(TOKENS, SEVEN)) <= 1e-5
+    assert error(oracle.class_logits(theirs, TOKENS), tuned.class_logits(TOKENS, SEVEN)) <= 1e-5
     again = tp.load_adapter(make_gpt(np.float32), tmp_path)
-    assert error(again.classify(TOKENS, [3, 7, 5]), tuned.classify(TOKENS, [3, 7, 5])) <= 1e-6
+    assert error(again.class_logits(TOKENS, [3, 7, 5]), tuned.class_logits(TOKENS, [3, 7, 5])) <= 1e-6
     assert again.head.bias is None and again.head.weight.requires_grad
     if tuned.virtual is None:                                            # PEFT does not see padding behind virtual tokens
         padded = np.where(np.arange(7) < np.reshape([3, 7, 5], (3, 1)), TOKENS, 0)
-        assert error(oracle.class_logits(theirs, padded), tuned.classify(padded, [3, 7, 5])) <= 1e-5
+        assert error(oracle.class_logits(theirs, padded), tuned.class_logits(padded, [3, 7, 5])) <= 1e-5
     again.save(tmp_path / "ours")                                        # without a bias in our own format too
     once_more = tp.load_adapter(make_gpt(np.float32), tmp_path / "ours")
-    assert np.array_equal(once_more.classify(TOKENS, SEVEN).data, again.classify(TOKENS, SEVEN).data)
+    assert np.array_equal(once_more.class_logits(TOKENS, SEVEN).data, again.class_logits(TOKENS, SEVEN).data)
 
 
 @pytest.mark.parametrize("config", [
@@ -236,7 +236,7 @@ def test_a_head_trained_there_classifies_the_same_here_numerical(config, base, t
     theirs.save_pretrained(tmp_path)
     tuned = tp.load_adapter(make_gpt(np.float32), tmp_path)
     assert tuned.head.d_out == 3
-    assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-5
+    assert error(tuned.class_logits(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-5
 
 
 # -- what PEFT lacks ---------------------------------------------------------------------
@@ -589,7 +589,7 @@ def loads_right_or_raises(folder, original, base, model):
             return False
         compute = lambda model: (oracle.class_logits if tuned.head else oracle.logits)(model, TOKENS).detach().numpy()
         theirs = base(np.float32, tuned.head and tuned.head.d_out)
-        with np.errstate(all="ignore"): ours = tuned.classify(TOKENS, SEVEN).data if tuned.head else tuned(TOKENS).data
+        with np.errstate(all="ignore"): ours = tuned.class_logits(TOKENS, SEVEN).data if tuned.head else tuned(TOKENS).data
         expected = [compute(model) for model in accepted(theirs, folder, original)]
         largest = max(np.abs(a).max() for a in tuned.state_dict().values() if a.size)
         assert largest > 1e18 or any(error(ours, logits) <= 1e-4 for logits in expected)   # 1e18: an exponent's bit

@@ -120,15 +120,15 @@ def test_heads_and_weights_of_the_base_classify_the_same_numerical(family, tmp_p
     tuned.save(tmp_path / "ours", format="peft")
     assert config_of(tmp_path / "ours")["modules_to_save"] == ["score"]
     theirs = oracle.loaded(oracle.base(family, 3), tmp_path / "ours")
-    assert error(oracle.class_logits(theirs, TOKENS), tuned.classify(TOKENS, SEVEN)) <= 1e-14
+    assert error(oracle.class_logits(theirs, TOKENS), tuned.class_logits(TOKENS, SEVEN)) <= 1e-14
     config = LoraConfig(r=2, task_type="SEQ_CLS", bias="all", modules_to_save=["wpe" if family == "GPT" else "norm"])
     theirs = oracle.trained(oracle.base(family, 3), config, TOKENS, classes=3)
     theirs.save_pretrained(tmp_path / "theirs")
     tuned = tp.load_adapter(make(family), tmp_path / "theirs")
-    assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
+    assert error(tuned.class_logits(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
     tuned.save(tmp_path / "back", format="peft")
     theirs = oracle.loaded(oracle.base(family, 3), tmp_path / "back")
-    assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
+    assert error(tuned.class_logits(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
 
 
 @families
@@ -138,11 +138,11 @@ def test_a_head_alone_goes_with_the_last_norm_numerical(family, tmp_path):
     tuned.save(tmp_path, format="peft")
     config = config_of(tmp_path)
     assert (config["peft_type"], config["task_type"], config["modules_to_save"]) == ("LN_TUNING", "SEQ_CLS", ["score"])
-    expected = tuned.classify(TOKENS, SEVEN).data
+    expected = tuned.class_logits(TOKENS, SEVEN).data
     theirs = oracle.loaded(oracle.base(family, 3), tmp_path)
     assert error(oracle.class_logits(theirs, TOKENS), expected) <= 1e-14
     loaded = tp.load_adapter(make(family), tmp_path)
-    assert loaded.method == FULL(("final_norm",)) and np.array_equal(loaded.classify(TOKENS, SEVEN).data, expected)
+    assert loaded.method == FULL(("final_norm",)) and np.array_equal(loaded.class_logits(TOKENS, SEVEN).data, expected)
 
 
 @pytest.mark.parametrize("reads, padding", [("newline", "<|endoftext|>"), ("end", "!")])
@@ -158,7 +158,7 @@ def test_a_probe_classifies_the_same_texts_there_numerical(reads, padding, tmp_p
                              [(text, "indeed") for text in texts if "indeed" in text], model, held_out=(0, 0), reads=reads)
     tuned = tp.fit_probe(model, task, head_bias=False)
     rows = [task.encode(text) for text in texts]
-    expected = tuned.classify(*task.collate([(row, 0) for row in rows])[:2]).data
+    expected = tuned.class_logits(*task.collate([(row, 0) for row in rows])[:2]).data
     tuned.save(tmp_path / "probe", format="peft")
     tp.save_model(tuned.detach(), tmp_path / "base")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "base", pad_token=padding, padding_side="right")

@@ -117,11 +117,11 @@ def test_a_head_classifies_the_same_on_both_sides_numerical(family, method, conf
     tuned = moved(method, family, head=3, head_bias=False)
     tuned.save(tmp_path / "ours", format="peft")
     theirs = oracle.loaded(oracle.base(family, 3), tmp_path / "ours")
-    assert error(oracle.class_logits(theirs, TOKENS), tuned.classify(TOKENS, SEVEN)) <= 1e-12
+    assert error(oracle.class_logits(theirs, TOKENS), tuned.class_logits(TOKENS, SEVEN)) <= 1e-12
     theirs = oracle.trained(oracle.base(family, 3), copy.deepcopy(config), TOKENS, classes=3)
     theirs.save_pretrained(tmp_path / "theirs")
     tuned = tp.load_adapter(make(family), tmp_path / "theirs")
-    assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-12
+    assert error(tuned.class_logits(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-12
 
 
 @pytest.mark.parametrize("family, method, config", HEADS, ids=str)

@@ -230,6 +230,31 @@ def test_two_processes_take_the_same_steps_numerical(runs, tmp_path):
             assert error(array, results[name][tensor]) <= 100 * tolerance, (name, tensor)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_comes_back_and_answers_in_words(processes, tmp_path):
+    """From rows in memory through PyTorch: an adapter, a whole model and a classifier say what ours say."""
+    for oracle in ("torch", "transformers", "peft", "accelerate"): pytest.importorskip(oracle)
+    rows = [(f"Say {i} {'abcdefgh'[i % 8] * 5}", "aye" if i % 2 else "nay") for i in range(60)]
+    question, ours, folders = "Say 7 hhhhh", [], [tmp_path / name for name in ("adapter", "whole", "classes")]
+    for folder, method in zip(folders, (tp.LoRA(rank=4), tp.FullFineTuning(), tp.LoRA(rank=4)), strict=True):
+        model, is_classes = tp.load_pretrained(), folder.name == "classes"
+        task = (tp.tasks.labelled if is_classes else tp.tasks.pairs)(rows, model)
+        tuned = tp.attach(model, method, head=2 if is_classes else None, head_bias=False)
+        tp.export_training(tuned, task, folder, 12)
+        tp.train(tuned, task, 12, progress=False)
+        ours.append(tuned.classify(question) if is_classes else tuned.chat(question, 9))
+    launch = [sys.executable, *(["-m", "torch.distributed.run", "--nproc_per_node", "2"] if processes == 2 else [])]
+    printed = started(launch, folders)
+    assert [printed[str(folder)][0] for folder in folders] == [{"processes": processes}] * 3
+    load = lambda folder: tp.load_adapter(tp.load_model(folder / "model"), folder / "result")
+    assert load(folders[0]).chat(question, 9) == ours[0]
+    assert tp.load_model(folders[1] / "result").chat(question, 9) == ours[1]
+    assert tp.load_pretrained().chat(question, 9, family="plain") not in ours
+    label, p = load(folders[2]).classify(question)
+    assert label == ours[2].label and p == pytest.approx(ours[2].probabilities, abs=1e-3)
+
+
 def test_a_run_that_goes_on_begins_where_it_stopped(runs, tmp_path):
     for name in HALF_DONE:
         *_, printed, folder = runs[name]

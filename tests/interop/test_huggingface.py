@@ -425,7 +425,7 @@ def test_a_classifiers_folder_has_a_head(transformers, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours, tokens = tp.load_model(tmp_path), np.array([[3, 4, 5, 0], [9, 8, 7, 6]])
     with torch.no_grad(): expected = theirs(torch.as_tensor(tokens), attention_mask=torch.as_tensor(tokens > 0)).logits
-    np.testing.assert_allclose(ours.classify(tokens, [3, 4]).data, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours.class_logits(tokens, [3, 4]).data, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kinds", [["LlamaForSequenceClassification"], 3, None, [], [3], ["LlamaForCausalLM"]])

@@ -74,11 +74,11 @@ def test_a_head_classifies_the_same_on_both_sides_numerical(family, tmp_path):
     tuned = moved(tp.IA3(), family, head=3, head_bias=False)
     tuned.save(tmp_path / "ours", format="peft")
     theirs = oracle.loaded(oracle.base(family, 3), tmp_path / "ours")
-    assert error(oracle.class_logits(theirs, TOKENS), tuned.classify(TOKENS, SEVEN)) <= 1e-14
+    assert error(oracle.class_logits(theirs, TOKENS), tuned.class_logits(TOKENS, SEVEN)) <= 1e-14
     theirs = oracle.trained(oracle.base(family, 3), peft.IA3Config(task_type="SEQ_CLS"), TOKENS, classes=3)
     theirs.save_pretrained(tmp_path / "theirs")
     tuned = tp.load_adapter(make(family), tmp_path / "theirs")
-    assert error(tuned.classify(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
+    assert error(tuned.class_logits(TOKENS, SEVEN), oracle.class_logits(theirs, TOKENS)) <= 1e-14
 
 
 def test_a_fused_vector_is_made_of_three_with_ones_for_one_that_is_absent(tmp_path):

@@ -70,9 +70,9 @@ def test_a_head_goes_with_a_lora_and_rows_numerical(tmp_path):
     tuned = together("GPT", [tp.LoRA(2), ROWS], head=3, head_bias=False)
     tuned.save(tmp_path, format="peft")
     theirs = oracle.loaded(oracle.base("GPT", 3), tmp_path)
-    assert error(oracle.class_logits(theirs, TOKENS), tuned.classify(TOKENS, SEVEN)) <= 1e-13
+    assert error(oracle.class_logits(theirs, TOKENS), tuned.class_logits(TOKENS, SEVEN)) <= 1e-13
     again = tp.load_adapter(make("GPT"), tmp_path)
-    assert error(again.classify(TOKENS, SEVEN), tuned.classify(TOKENS, SEVEN)) <= 1e-13
+    assert error(again.class_logits(TOKENS, SEVEN), tuned.class_logits(TOKENS, SEVEN)) <= 1e-13
 
 
 @pytest.mark.parametrize("methods, options, says", [

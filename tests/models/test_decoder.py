@@ -41,7 +41,7 @@ def test_a_model_is_made_of_arrays_without_copies(family, dtype):
     assert np.array_equal(second(IDS).data, first(IDS).data) and repr(second.blocks[0]) == repr(first.blocks[0])
     assert all(second.state_dict()[n] is a for n, a in arrays.items()) and second.head.bias is None
     assert list(second.state_dict()) == [*first.state_dict(), "head.weight"]
-    assert second.classify(IDS, [5, 3]).shape == (2, 3)
+    assert second.class_logits(IDS, [5, 3]).shape == (2, 3)
     assert all(p.requires_grad and p.data.flags.writeable for p in second.parameters())
 
 

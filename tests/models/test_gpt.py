@@ -209,12 +209,12 @@ def test_classify_reads_the_last_token_that_counts(gpt, tokens, torch):
     model = gpt()
     model.head = tp.engine.Linear(16, 5, rng=0).to(np.float64)
     lengths = [7, 2, 4]
-    y = model.classify(tokens, lengths)
+    y = model.class_logits(tokens, lengths)
     assert y.shape == (3, 5)
     assert_close(y, torch_copy(model).classify(tokens, lengths), 1e-10)
     padded = tokens.copy()
     padded[1, 2:] = 0
-    assert np.array_equal(model.classify(padded, lengths).data, y.data)
+    assert np.array_equal(model.class_logits(padded, lengths).data, y.data)
 
 
 # -- construction ----------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ IDS = np.zeros((1, 5), int)
     (lambda m: m(IDS, prefix=[(zeros(4, 2, 4),) * 2] * 2, cache=filled(m)), ValueError, "the cache holds 5 positions already"),
     (lambda m: m(IDS, cache=KVCache(2)), tp.GraphError, "a cache keeps numbers without their history"),
     (lambda m: m(IDS, prompt=Tensor(np.zeros((2, 16), np.float32))), TypeError, "do not mix"),
-    (lambda m: m.classify(IDS, [5]), ValueError, "no classification head"),
+    (lambda m: m.class_logits(IDS, [5]), ValueError, "no classification head"),
 ])
 def test_misuse(misuse, error, says, gpt):
     with pytest.raises(error, match=says):
@@ -292,7 +292,7 @@ def test_classify_refuses_lengths(lengths, gpt):
     model = gpt()
     model.head = tp.engine.Linear(16, 3)
     with pytest.raises(ValueError, match=r"lengths must be 1 numbers in \[1, 5\]"):
-        model.classify(IDS, lengths)
+        model.class_logits(IDS, lengths)
 
 
 # -- a model from arrays -------------------------------------------------------------------------

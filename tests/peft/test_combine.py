@@ -303,7 +303,7 @@ def test_a_head_is_that_of_the_adapter_which_is_named(gpt, tokens):
     with pytest.raises(tp.MethodError, match="heads are not combined"): tp.combine({a: 1, b: 1}, head=a)
     tuned = tp.combine({a: 1, b: 1}, head=b)
     assert np.array_equal(tuned.head.weight.data, b.head.weight.data) and tuned.head.weight is not b.head.weight
-    assert tuned.classify(tokens, [3, 7, 5]).shape == (3, 3)
+    assert tuned.class_logits(tokens, [3, 7, 5]).shape == (3, 3)
     tuned.detach()
     c = tp.attach(model, LORA, head=2, head_bias=False)
     assert tp.combine({c: 1, b: 1}, head=c).head.bias is None

@@ -118,7 +118,7 @@ import numpy as np, tinypeft as tp
 from tests.conftest import make_gpt
 from tests.protocol import LENGTHS, Labels
 tokens = np.random.default_rng(1).integers(0, 37, (3, 7))
-def run(tuned): return np.concatenate([tuned(tokens).data.ravel(), tuned.classify(tokens, LENGTHS).data.ravel()])
+def run(tuned): return np.concatenate([tuned(tokens).data.ravel(), tuned.class_logits(tokens, LENGTHS).data.ravel()])
 class InMain(tp.LoRA): pass
 """
 

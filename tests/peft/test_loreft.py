@@ -74,7 +74,7 @@ def test_rows_stay_orthonormal_while_it_trains(gpt, tokens):
 def test_gradients_numerical(method, gpt, tokens):
     tuned = tp.attach(gpt(), method, rng=0, head=3)
     move(tuned, np.random.default_rng(0))
-    tp.gradcheck(lambda *_: tuned.classify(tokens, LENGTHS), *tuned.trainable_parameters(), tolerance=1e-8, directions=2)
+    tp.gradcheck(lambda *_: tuned.class_logits(tokens, LENGTHS), *tuned.trainable_parameters(), tolerance=1e-8, directions=2)
     tuned = learned(gpt(), method)
     assert_gradients(tuned, tokens)
     assert len(tuned.trainable_parameters()) == 6
@@ -108,8 +108,8 @@ def test_positions_are_those_of_the_paper_and_none_is_named_twice(n, p, s, first
 def test_padding_changes_nothing(gpt, tokens):
     tuned = tp.attach(gpt(), METHOD, rng=0, head=3)
     move(tuned, np.random.default_rng(0))
-    together = tuned.classify(tokens, LENGTHS).data
-    for b, n in enumerate(LENGTHS): assert_close(together[b:b + 1], tuned.classify(tokens[b:b + 1, :n], [n]), 1e-12)
+    together = tuned.class_logits(tokens, LENGTHS).data
+    for b, n in enumerate(LENGTHS): assert_close(together[b:b + 1], tuned.class_logits(tokens[b:b + 1, :n], [n]), 1e-12)
     mixed = tp.mixed_classify(tuned.model, {"a": tuned}, tokens, LENGTHS, "aaa")
     assert_close(np.stack(mixed), together, 1e-12)
 
@@ -168,7 +168,7 @@ def test_beside_another_method_the_same_tokens_change(other, gpt, tokens):
     for moved, places in changed:
         for b in range(3): assert np.flatnonzero(moved[b]).tolist() == [*places[b, :2], places[b, 6]]
     del tuned.parts["reft"].virtual.change
-    tp.gradcheck(lambda *_: tuned.classify(tokens, LENGTHS), *tuned.trainable_parameters(), tolerance=1e-6, directions=1)
+    tp.gradcheck(lambda *_: tuned.class_logits(tokens, LENGTHS), *tuned.trainable_parameters(), tolerance=1e-6, directions=1)
     assert np.array_equal(tuned.generate(tokens, 4), tuned.generate(tokens, 4, use_cache=False))
     both = tuned(tokens).data
     tuned.detach("reft")

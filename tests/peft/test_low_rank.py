@@ -37,12 +37,12 @@ def dense(model, path): return model.get(path).dense_weight().astype(float)
 @changes
 def test_at_full_rank_the_function_is_the_same(name, family, tokens):
     tuned = tuned_by(name, family, head=3)
-    logits, classes = tuned(tokens).data, tuned.classify(tokens, LENGTHS).data
+    logits, classes = tuned(tokens).data, tuned.class_logits(tokens, LENGTHS).data
     before = {name: a.copy() for name, a in tuned.state_dict().items()}
     result = tp.to_low_rank(tuned, 99)
     assert type(result.parts["LoRA"].method) is tp.LoRA and result.model is tuned.model and not tuned.active
     assert_close(result(tokens), logits, 1e-10)
-    assert_close(result.classify(tokens, LENGTHS), classes, 1e-10)
+    assert_close(result.class_logits(tokens, LENGTHS), classes, 1e-10)
     assert max(result.relative_errors.values()) == 0
     assert same(tuned.state_dict(), before) and np.array_equal(tuned.activate()(tokens).data, logits)
 

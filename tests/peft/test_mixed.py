@@ -170,7 +170,7 @@ def test_a_model_cast_while_the_method_was_off(name, gpt, rng):
     tokens[:, 2] = 5
     classes = tp.mixed_classify(model, {"a": tuned}, tokens, [6, 4], ["a", "a"])
     assert_rows(model, {"a": tuned}, tokens, ["a", "a"])
-    alone = tuned.reattach().classify(tokens, [6, 4]).data
+    alone = tuned.reattach().class_logits(tokens, [6, 4]).data
     assert alone.dtype == classes[0].dtype == np.float64
     np.testing.assert_allclose(np.stack(classes), alone, rtol=0, atol=1e-10)
 

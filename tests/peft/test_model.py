@@ -54,7 +54,7 @@ def test_disabled_is_the_base_and_enabled_again_what_was_learned(method, gpt, to
     with tuned.disabled() as base:
         assert base is model and np.array_equal(tuned(tokens).data, logits) and not tuned.active
         with pytest.raises(tp.MethodError, match="reattach"): tuned.detach()
-        with pytest.raises(ValueError, match="no classification head"): tuned.classify(tokens, LENGTHS)
+        with pytest.raises(ValueError, match="no classification head"): tuned.class_logits(tokens, LENGTHS)
     assert tuned.active and outputs(tuned, tokens) == learned
     with pytest.raises(ZeroDivisionError), tuned.disabled():
         raise ZeroDivisionError
@@ -140,22 +140,22 @@ def test_the_head_reads_the_last_counted_token_and_is_trained_merged_and_taken_o
     model = gpt()
     tuned = tp.attach(model, method, head=3)
     move(tuned, np.random.default_rng(0))
-    classes = tuned.classify(tokens, LENGTHS).data
+    classes = tuned.class_logits(tokens, LENGTHS).data
     assert classes.shape == (3, 3)
     padded = tokens.copy()
     padded[0, 3:] = 0                                                         # what stands after the end does not count
-    assert np.array_equal(tuned.classify(padded, LENGTHS).data, classes)
+    assert np.array_equal(tuned.class_logits(padded, LENGTHS).data, classes)
     h = tuned.model.hidden(tokens).data[np.arange(3), np.array(LENGTHS) - 1]
     np.testing.assert_allclose(classes, h @ tuned.head.weight.data.T + tuned.head.bias.data, atol=1e-12)
     assert tuned.head.weight in tuned.trainable_parameters() and "head.weight" in tuned.state_dict()
-    np.testing.assert_allclose(tuned.merge().classify(tokens, LENGTHS).data, classes, atol=1e-12)
+    np.testing.assert_allclose(tuned.merge().class_logits(tokens, LENGTHS).data, classes, atol=1e-12)
     assert tuned.detach().head is None
 
 
 def test_gradients_with_a_head(gpt, tokens):
     tuned = tp.attach(gpt(), LORA, head=3)
     move(tuned, np.random.default_rng(0))
-    tp.gradcheck(lambda *_: tuned.classify(tokens, LENGTHS), *tuned.trainable_parameters(),
+    tp.gradcheck(lambda *_: tuned.class_logits(tokens, LENGTHS), *tuned.trainable_parameters(),
                  directions=2, step=3e-4)
 
 

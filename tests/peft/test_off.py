@@ -122,7 +122,7 @@ def test_what_is_off_has_no_penalty():
 @methods
 def test_rows_of_a_batch_are_computed_without_what_is_off(method):
     tuned, alone, _ = with_one_off(method, head=3)
-    classes, model = tuned.classify(TOKENS, LENGTHS).data, tuned.detach()
+    classes, model = tuned.class_logits(TOKENS, LENGTHS).data, tuned.detach()
     assert np.array_equal(tp.mixed_batch(model, {"task": tuned}, TOKENS, ["task"] * 3).data, alone)
     assert np.array_equal(tp.mixed_classify(model, {"task": tuned}, TOKENS, LENGTHS, ["task"] * 3), classes)
     assert tuned.off == ["off"] and not tuned.active
@@ -272,7 +272,7 @@ def test_merging_keeps_what_is_off(method, kind):
         assert list(rest.parts) == rest.off == ["off"]
         assert_close(rest(TOKENS).data, alone, 1e-12)
         rest.reattach("off")
-        for ours, want in zip((rest(TOKENS), rest.classify(TOKENS, LENGTHS)), both, strict=True):
+        for ours, want in zip((rest(TOKENS), rest.class_logits(TOKENS, LENGTHS)), both, strict=True):
             assert_close(ours.data.ravel(), np.frombuffer(want), 1e-12)
 
 

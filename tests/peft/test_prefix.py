@@ -186,7 +186,7 @@ def test_defaults(gpt):
 
 def test_v2_is_deep_direct_and_classifies(gpt, tokens):
     tuned = tp.attach(gpt(), tp.PTuningV2(5), head=3)
-    assert tuned.classify(tokens, [7, 7, 7]).shape == (3, 3)
+    assert tuned.class_logits(tokens, [7, 7, 7]).shape == (3, 3)
     assert tuned.summary().trained == 2 * 5 * 2 * 16 + 3 * 17
     assert tp.PTuningV2().dropout == 0.1 and not tp.PTuningV2().reparameterize and tp.PrefixTuning().reparameterize
 

@@ -138,7 +138,7 @@ def test_a_separator_in_the_padding_ends_no_part(gpt):
     tuned, none = tp.attach(gpt(), tp.PTuning((1, "a", 1, "b", 1, "c"), SEP), head=3), "row 0 has 0 of the 1 separators"
     for tokens in ([[1, 6, 7]], [[1, 6, 7, SEP]]):
         with pytest.raises(ValueError, match=none): places(np.array(tokens), counts, SEP, [3])
-        with pytest.raises(ValueError, match=none): tuned.classify(np.array(tokens), [3])
+        with pytest.raises(ValueError, match=none): tuned.class_logits(np.array(tokens), [3])
 
 
 def test_what_precedes_does_not_move_when_text_is_added(marked):
@@ -166,13 +166,13 @@ def test_the_head_reads_the_last_pseudo_token(gpt, tokens):
     tuned = tp.attach(gpt(), tp.PTuning(TEMPLATE, encoder=None), head=3)
     at = [[0, 1, 9, 10, 11], [0, 1, 6, 7, 8], [0, 1, 4, 5, 6]]
     states = tuned.model.hidden(tokens, prompt=tuned.virtual.embedding, prompt_at=at)
-    got = tuned.classify(tokens, [7, 4, 2]).data
+    got = tuned.class_logits(tokens, [7, 4, 2]).data
     assert np.array_equal(got, tuned.head(states[np.arange(3), [6, 3, 1]]).data)
     tuned.virtual.embedding.data[-1, :8] += 1.0
-    assert (np.abs(tuned.classify(tokens, [7, 4, 2]).data - got).max(-1) > 1e-3).all()
+    assert (np.abs(tuned.class_logits(tokens, [7, 4, 2]).data - got).max(-1) > 1e-3).all()
     filled = np.where(np.arange(7) < [[7], [4], [2]], tokens, 0)                    # what fills a row is never seen
-    want = tuned.classify(tokens, [7, 4, 2]).data
-    np.testing.assert_allclose(tuned.classify(filled, [7, 4, 2]).data, want, rtol=0, atol=1e-12)
+    want = tuned.class_logits(tokens, [7, 4, 2]).data
+    np.testing.assert_allclose(tuned.class_logits(filled, [7, 4, 2]).data, want, rtol=0, atol=1e-12)
 
 
 @each

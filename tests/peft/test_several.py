@@ -94,7 +94,7 @@ def test_saved_loaded_and_merged(pair, blocks, gpt, tokens, tmp_path):
     if set(pair) <= MERGE:
         merged = tuned.merge()
         assert_close(merged(tokens).data, tuned(tokens).data, 1e-5)
-        assert_close(merged.classify(tokens, LENGTHS).data, tuned.classify(tokens, LENGTHS).data, 1e-5)
+        assert_close(merged.class_logits(tokens, LENGTHS).data, tuned.class_logits(tokens, LENGTHS).data, 1e-5)
         assert all(p.requires_grad for p in merged.parameters()) and merged.attached is None
         assert outputs(tuned, tokens) == want                            # it is as it was
         assert tuned.merge(in_place=True) is tuned.model
@@ -175,11 +175,11 @@ def test_mix_and_match_generates_from_a_cache(gpt, tokens):
 def test_one_part_is_merged_and_the_others_stay(gpt, tokens):
     tuned = tp.attach(gpt(np.float64), tp.LoRA(2, targets="all"), tp.PrefixTuning(3, hidden=5), tp.BottleneckAdapter(4), head=3)
     move(tuned, np.random.default_rng(0))
-    logits, classes = tuned(tokens).data, tuned.classify(tokens, LENGTHS).data
+    logits, classes = tuned(tokens).data, tuned.class_logits(tokens, LENGTHS).data
     rest = tuned.merge("LoRA")
     assert list(rest.parts) == ["PrefixTuning", "BottleneckAdapter"] and list(tuned.parts)[0] == "LoRA"
     assert_close(rest(tokens).data, logits, 1e-12)
-    assert_close(rest.classify(tokens, LENGTHS).data, classes, 1e-12)
+    assert_close(rest.class_logits(tokens, LENGTHS).data, classes, 1e-12)
     plain = rest.detach().get("blocks.0.attention.query").weight.data
     wrapper = tuned.parts["LoRA"].wrappers["blocks.0.attention.query"]
     assert_close(plain, wrapper.base.weight.data + wrapper.delta(), 1e-14)
@@ -361,7 +361,7 @@ def test_rows_of_several_tasks_are_classified_by_their_heads(gpt, rng):
     logits = tp.mixed_batch(model, tuned, tokens, tasks).data
     for b, task in enumerate(tasks):
         one = tuned[task].reattach()
-        assert_close(got[b], one.classify(tokens[b:b + 1], lengths[b:b + 1]).data[0], 1e-12)
+        assert_close(got[b], one.class_logits(tokens[b:b + 1], lengths[b:b + 1]).data[0], 1e-12)
         assert_close(logits[b], one(tokens[b:b + 1]).data[0], 1e-12)
         one.detach()
     tuned["bare"] = tp.attach(model, tp.IA3())

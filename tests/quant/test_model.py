@@ -423,7 +423,7 @@ def test_mixed_models_and_heads_are_saved(gpt, tokens, tmp_path):
     save_quantized(model, tmp_path / "model.npz")
     loaded = load_quantized(tmp_path / "model.npz")
     assert type(loaded.get("blocks.0.attention.query")) is Linear
-    assert np.array_equal(loaded.classify(tokens, [7, 3, 5]).data, model.classify(tokens, [7, 3, 5]).data)
+    assert np.array_equal(loaded.class_logits(tokens, [7, 3, 5]).data, model.class_logits(tokens, [7, 3, 5]).data)
 
 
 @pytest.mark.parametrize("scheme", [tp.NF4(), tp.NF4(double_quant=True), tp.Uniform(2), tp.FloatFormat("E4M3")])

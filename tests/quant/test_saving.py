@@ -54,7 +54,7 @@ def test_every_scheme_comes_back_on_every_family_bit_exact(family, i, tmp_path):
     save_quantized(m, tmp_path / "a")
     loaded = load_quantized(tmp_path / "a")
     assert np.array_equal(loaded(TOKENS).data, m(TOKENS).data)
-    assert not head or np.array_equal(loaded.classify(TOKENS, [7, 3]).data, m.classify(TOKENS, [7, 3]).data)
+    assert not head or np.array_equal(loaded.class_logits(TOKENS, [7, 3]).data, m.class_logits(TOKENS, [7, 3]).data)
     save_quantized(loaded, tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -102,7 +102,7 @@ def test_a_head_comes_back_with_or_without_a_bias(bias, tmp_path):
     save_quantized(m, tmp_path / "f")
     loaded = load_quantized(tmp_path / "f")
     assert (loaded.head.bias is not None) == bias
-    assert np.array_equal(loaded.classify(TOKENS, [7, 3]).data, m.classify(TOKENS, [7, 3]).data)
+    assert np.array_equal(loaded.class_logits(TOKENS, [7, 3]).data, m.class_logits(TOKENS, [7, 3]).data)
 
 
 def test_a_threshold_of_infinity_comes_back(tmp_path):

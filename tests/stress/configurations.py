@@ -299,7 +299,7 @@ class Configuration:
         batch = task.batch("test", 3, np.random.default_rng(self.i))
         out = [self.logits(tuned, batch[0])]
         with tp.no_grad():
-            if task.head is not None: out.append(tuned.classify(*batch[:2]).data)
+            if task.head is not None: out.append(tuned.class_logits(*batch[:2]).data)
         return out
 
     def same_outputs(self, promise, tuned, task, want):
@@ -334,7 +334,7 @@ class Configuration:
         if task.head is None: return
         padded, lengths = x.copy(), batch[1]
         for row, n in zip(padded, lengths, strict=True): row[n:] = self.rng.integers(0, task.V)
-        with tp.no_grad(): self.near("padding does not count", tuned.classify(padded, lengths).data, whole[1])
+        with tp.no_grad(): self.near("padding does not count", tuned.class_logits(padded, lengths).data, whole[1])
 
     def is_disabled(self, tuned, fresh, task):
         want, before, plain = self.want, state(tuned), self.logits(fresh)

@@ -74,7 +74,7 @@ class Task:
 
     def loss(self, model, batch):
         if self.head is None: return F.cross_entropy(model(batch[0]), batch[1])
-        return F.cross_entropy(model.classify(*batch[:2]), batch[2])
+        return F.cross_entropy(model.class_logits(*batch[:2]), batch[2])
 
     def metrics(self, model, batch): return {"loss": self.loss(model, batch).item()}
     def finish(self, means, split): return means

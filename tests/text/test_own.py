@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from tests.damaged import read_or_refused
 from tests.toys import Noise, small
 from tinypeft import tasks
 from tinypeft.text import BPETokenizer
-from tinypeft.text.chat import FAMILIES, chat_answer, chat_end, chat_prompt
+from tinypeft.text.chat import chat_answer, chat_end, chat_prompt
 from tinypeft.text.tasks import held_out, own, own_files, saved
 from tinypeft.text.tasks.held_out import near_duplicates, parts
 from tinypeft.text.tasks.own_files import read_table
 from tinypeft.text.tasks.writing import written
+from tinypeft.text.templates import FAMILIES
 
 SPLITS = "train", "validation", "test"
 BYTES = BPETokenizer([])                                 # one token per byte
@@ -271,7 +273,7 @@ def test_predictions_are_the_heads(tmp_path, model):
     assert labels == task.predict(tuned, texts) and len(labels) == 27 and p.shape == (27, 3)
     assert np.allclose(p.sum(1), 1, atol=1e-6) and labels == [task.classes[i] for i in p.argmax(1)]
     for text, row in zip(texts[:3], p, strict=False):
-        z = tuned.classify(task.encode(text)[None], [len(task.encode(text))]).data[0]
+        z = tuned.class_logits(task.encode(text)[None], [len(task.encode(text))]).data[0]
         assert np.allclose(row, np.exp(z) / np.exp(z).sum(), atol=1e-6)
     assert task.predict(tuned, []) == []
     with pytest.raises(TypeError, match="expected a list of texts, got 'one text'"): task.predict(tuned, "one text")
@@ -553,13 +555,19 @@ def test_the_rules_numbers_are_those_of_the_pages():
 
 # -- in memory -------------------------------------------------------------------------------------
 def test_rows_in_memory_make_the_task_that_a_file_makes(tmp_path):
-    """Tuples in the order of the columns, or dicts with names; a label may be a number of NumPy's."""
+    """Tuples in the order of the columns, dicts with names, or columns; a label may be a number of NumPy's."""
+    class Frame:
+        """What a data frame is to this: its names, and a column for each."""
+        def keys(self): return ["n", "text", "label"]
+        def __getitem__(self, name): return [row[["text", "label"].index(name)] if name != "n" else 7 for row in rows]
     rows = [(f"text number {n} {'abcdefgh'[n % 8]}", n % 2) for n in range(40)]
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
     wanted = tasks.labelled(tmp_path / "rows.csv", BYTES)
     numbers = [(text, np.int64(label)) for text, label in rows]
     named = [{"text": text, "label": label} for text, label in rows]
-    for data in rows, numbers, named, iter(rows):
+    columns = {name: [row[name] for row in named] for name in ("label", "text")}
+    arrays = {"text": np.array(columns["text"]), "label": np.array(columns["label"])}
+    for data in rows, numbers, named, iter(rows), columns, arrays, Frame():
         task = tasks.labelled(data, BYTES)
         assert task.rows == wanted.rows and task.classes == ("0", "1") and task.name == "rows"
     assert tasks.labelled([{"stars": b, "review": a} for a, b in rows], BYTES, "review", "stars").rows == wanted.rows
@@ -567,19 +575,33 @@ def test_rows_in_memory_make_the_task_that_a_file_makes(tmp_path):
     wanted = tasks.pairs(tmp_path / "pairs.csv", BYTES).rows
     assert tasks.pairs([(a, str(b)) for a, b in rows], BYTES).rows == wanted
     assert tasks.pairs([{"question": a, "answer": b} for a, b in rows], BYTES).rows == wanted
+    assert tasks.pairs({"instruction": [a for a, _ in rows], "output": [b for _, b in rows]}, BYTES).rows == wanted
+    talks = {"messages": [[{"role": "user", "content": a}, {"role": "assistant", "content": str(b)}] for a, b in rows]}
+    assert len(tasks.pairs(talks, BYTES).rows["train"]) == len(wanted["train"])
     (tmp_path / "a.md").write_text("\n\n".join(text for text, _ in rows))
     texts = {"a.md": (tmp_path / "a.md").read_text()}
     for split, ids in tasks.text(tmp_path / "a.md", BYTES).streams.items():
         assert np.array_equal(tasks.text(texts, BYTES).streams[split], ids)
+    apart, together = ({f"{name}{n}": text for n, (text, _) in enumerate(rows)} for name in ("a", "b"))
+    for split, ids in tasks.text(apart, BYTES).streams.items():
+        assert np.array_equal(tasks.text({"a": list(together.values())}, BYTES).streams[split], ids)
 
 
 @pytest.mark.parametrize("make, error, says", [
-    (lambda: tasks.labelled(small(), "reviews.csv"), TypeError, "or of dicts, got a GPT; the data come first"),
-    (lambda: tasks.pairs(small(), "qa.jsonl"), TypeError, r"a list of \(prompt, answer\) or of dicts, got a"),
+    (lambda: tasks.labelled(small(), "reviews.csv"), TypeError, "or a dict of columns, got a GPT; the data come first"),
+    (lambda: tasks.pairs(small(), "qa.jsonl"), TypeError, r"a list of \(prompt, answer\) or of dicts, or a"),
     (lambda: tasks.text(small(), "notes"), TypeError, "or a dict name → text, got a GPT; the data"),
     (lambda: tasks.text({"a": None}), TypeError, "expected a dict of texts, name → text, got {'a': None}"),
     (lambda: tasks.domain("notes"), TypeError, "expected a model or a tokenizer, got 'notes'; tinypeft.load_model gives"),
-    (lambda: tasks.labelled({"text": ["a"], "label": ["b"]}), TypeError, "got a dict"),
+    (lambda: tasks.domain([("a", "b")]), TypeError, "got a list; where a task takes data, they come first, and then the model"),
+    (lambda: tasks.text({"a": "b"}, {"a": 1}), TypeError, "got a dict; where a task takes data, they come first"),
+    (lambda: tasks.labelled(BYTES, [("a", "x")]), TypeError, "or a dict of columns, got a BPETokenizer; the data come first"),
+    (lambda: tasks.text(["one\ntwo"]), ValueError, r"'one\\ntwo' is a text and not the path of a file; give texts in mem"),
+    (lambda: tasks.text({"a": ["x", 3]}), TypeError, "expected a dict of texts"),
+    (lambda: tasks.labelled({"text": "a", "label": ["b"]}), TypeError, "the column 'text' must be a list of values, got 'a'"),
+    (lambda: tasks.labelled({"text": ["a"], "label": ["b", "c"]}), ValueError, "unequal lengths: 'text' 1, 'label' 2"),
+    (lambda: tasks.labelled({}), ValueError, "there is no row"), (lambda: tasks.labelled({"text": []}), ValueError, "no row"),
+    (lambda: tasks.labelled({"a": ["x"]}), ValueError, "rows has no column 'text' and 'label'; there are 'a'"),
     (lambda: tasks.labelled(["a", "b"]), TypeError, r"item 1 of the rows: expected \(text, label\), or a dict, got 'a'"),
     (lambda: tasks.labelled([("a", "b"), ("a", "b", "c")]), TypeError, "item 2 of the rows"),
     (lambda: tasks.labelled([]), ValueError, "there is no row"),
@@ -635,10 +657,25 @@ def test_a_classifier_takes_texts(tmp_path, model):
     tuned = tp.attach(model, tp.LoRA(rank=2), head=3)
     with pytest.raises(ValueError, match=r"knows no classes .*use task.predict\(tuned, texts\)"): tuned.classify("one")
     tp.train(tuned, task, 1, progress=False)
-    labels = task.predict(tuned, ["one", "two three"])
-    assert tuned.classify(["one", "two three"]) == labels and tuned.classify("one") == labels[0]
+    texts = ["one", "two three " * 9, "one"]
+    labels, p = task.predict(tuned, texts, probabilities=True)
+    answers = tuned.classify(texts)
+    assert [answer.label for answer in answers] == labels and tuned.classify([]) == []
+    assert [list(answer.probabilities) for answer in answers] == [list(task.classes)] * 3
+    assert np.array_equal([list(answer.probabilities.values()) for answer in answers], p)
+    label, probabilities = tuned.classify("one")
+    assert probabilities[label] == max(probabilities.values()) and sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
+    with pytest.raises(TypeError, match="expected a list of texts, got array"): tuned.classify(np.arange(3))
+    again = pickle.loads(pickle.dumps(tuned))
+    assert again.classify("one") == tuned.classify("one")
+    tuned.save(tmp_path / "judge")
+    merged, base = tuned.merge(), tuned.detach()
+    assert merged.classify("one").label == label
+    with pytest.raises(ValueError, match="knows no classes of texts"): base.classify("one")
+    tuned = tp.load_adapter(base, tmp_path / "judge")
+    assert tuned.classify(texts) == answers
     ids = task.encode("one")
-    assert tuned.classify(ids[None], np.array([len(ids)])).shape == (1, 3)
+    assert tuned.class_logits(ids[None], np.array([len(ids)])).shape == (1, 3)
     tp.train(tuned, made("pairs", tmp_path / "d", model), 1, progress=False)
     with pytest.raises(ValueError, match="knows no classes"): tuned.classify(["one"])
 
@@ -655,12 +692,27 @@ def test_a_text_is_continued(model):
 
 
 @pytest.mark.parametrize("call, verb", [
-    (lambda: tp.train(small(), ["hello"] * 10, steps=2), "train"), (lambda: tp.train(Noise(), small(), steps=2), "train"),
-    (lambda: tp.evaluate(small(), "notes"), "evaluate"), (lambda: tp.find_rate(small(), ["hello"], steps=2), "train")])
+    (lambda: tp.train(small(), ["hello"] * 10, steps=2), "train"), (lambda: tp.train(Noise(), ["hello"], steps=2), "train"),
+    (lambda: tp.evaluate(small(), "notes"), "evaluate"), (lambda: tp.find_rate(small(), ["hello"], steps=2), "find_rate")])
 def test_what_is_no_task_is_refused_with_how_to_make_one(call, verb):
     with pytest.raises(TypeError, match="fit_probe: expected a task with classes, as tasks.labelled makes .*got a list"):
         tp.fit_probe(small(), [("a", "b")])
     with pytest.raises(TypeError, match=rf"{verb}: expected a model and a task, got .*tasks.labelled\(rows, model\)"): call()
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda task, tuned: tp.train(task, tuned, steps=2), "train: the model comes first, and then the task; got a PeftModel as"),
+    (lambda task, tuned: tp.train(task, tuned.model, 2), "train: the model comes first, and then the task; got a GPT as"),
+    (lambda task, tuned: tp.evaluate(task, tuned), "evaluate: the model comes first, and then the task"),
+    (lambda task, tuned: tp.find_rate(task, tuned, steps=2), "find_rate: the model comes first, and then the task"),
+    (lambda task, tuned: task.predict(["one"], tuned), "predict: the model comes first, and then the "),
+    (lambda task, tuned: tp.generate("one", tuned), "generate: the model comes first"),
+    (lambda task, tuned: tp.attach(tp.LoRA(), tuned.model), "attach: expected a language model, got LoRA; the model comes"),
+    (lambda task, tuned: tp.quantize(tp.NF4(), tuned.model), "quantize: expected a language model, got NF4; the model comes"),
+    (lambda task, tuned: tp.load_adapter("there", tuned.model), "load_adapter: expected a language model, got str; the model")])
+@pytest.mark.parametrize("kind", saved.KINDS)
+def test_swapped_arguments_are_named(call, says, kind, tmp_path, model):
+    with pytest.raises(TypeError, match=says): call(made(kind, tmp_path / "d", model), tp.attach(model, tp.LoRA(rank=2)))
 
 
 def test_a_checkpoint_that_is_refused_leaves_the_task_as_it_was(tmp_path, model):

@@ -7,7 +7,8 @@ import pytest
 
 from tests.oracles.hf_tokenizers import BYTES, MIXED, PREFIXES
 from tinypeft.text import BPETokenizer, SentencePieceTokenizer
-from tinypeft.text.tokenizer import Special, join
+from tinypeft.text.templates import Special
+from tinypeft.text.tokenizer import join
 
 NAMED = {"<unk>": 0, "<s>": 1, "</s>": 2}
 LETTERS = list("▁abcdehlorw")

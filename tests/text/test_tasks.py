@@ -326,7 +326,7 @@ def test_classification_metrics_by_hand(built, model):
     task = built["classify"]
     tuned = with_head(model, task)
     batch = tokens, lengths, labels = task.batch("test", 6, np.random.default_rng(0))
-    z = np.array([tuned.classify(row[None, :n], [n]).data[0] for row, n in zip(tokens, lengths, strict=True)])
+    z = np.array([tuned.class_logits(row[None, :n], [n]).data[0] for row, n in zip(tokens, lengths, strict=True)])
     log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
     assert task.metrics(tuned, batch)["loss"] == pytest.approx(-log_p[np.arange(6), labels].mean(), rel=1e-10)
     assert task.metrics(tuned, batch)["accuracy"] == (z.argmax(1) == labels).mean()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tinypeft.text import END_OF_TEXT, BPETokenizer, base_corpus, tokenizer
-from tinypeft.text.tokenizer import Special
+from tinypeft.text.templates import Special
 from tinypeft.text.words import words
 
 PROSE = "The quick brown fox, 42 of them; it's \"naïve\" — 日本語 ² Ⅷ.\n\n    def f(x_1):\n\treturn x_1  \n" * 3

@@ -46,7 +46,7 @@ class Classes(Noise):
     """Rows of random tokens, all of them read, and random classes of three."""
     def batch(self, split, size, rng): return rng.integers(0, 37, (size, 6)), np.full(size, 6), rng.integers(0, 3, size)
     def count(self, batch): return len(batch[0])
-    def loss(self, model, batch): return F.cross_entropy(model.classify(*batch[:2]), batch[2])
+    def loss(self, model, batch): return F.cross_entropy(model.class_logits(*batch[:2]), batch[2])
 
 
 # -- the loop --------------------------------------------------------------------------------------
@@ -477,7 +477,7 @@ def test_a_classifier_trains_through_classify():
             tokens, lengths = rng.integers(0, 37, (size, 6)), rng.integers(1, 7, size)
             return tokens, lengths, tokens[np.arange(size), lengths - 1] % 2
         def count(self, batch): return len(batch[0])
-        def loss(self, model, batch): return F.cross_entropy(model.classify(*batch[:2]), batch[2])
+        def loss(self, model, batch): return F.cross_entropy(model.class_logits(*batch[:2]), batch[2])
     tuned = tp.attach(small(), tp.FullFineTuning(), head=2, rng=0)
     history = tp.train(tuned, Parity(), 120, batch_size=16, lr=1e-2, progress=False)
     assert np.mean(history.loss[-10:]) < 0.1 and isinstance(tuned.head, Linear)

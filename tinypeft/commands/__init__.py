@@ -9,7 +9,8 @@
     probing.py     finetune probe: a classifier that is solved and not trained
     kept.py        what a training that is stopped leaves behind
     scores.py      how well a classifier does: intervals, classes, a picture of confusions
-    using.py       evaluate, classify, generate
+    using.py       evaluate, classify
+    writing.py     generate, chat
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
     missing.py     what a new method, scheme or experiment still lacks
     doctor.py      what is installed, and whether all is well

@@ -33,7 +33,7 @@ def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> Non
         p.add_argument("--model", type=Path, metavar="MODEL", **same, help="smollm2, shipped (the "
                        "small base), a folder (of Hugging Face or of pretrain --out), or a file of "
                        "GGUF (default: shipped; where smollm2 is installed, smollm2 for probe, "
-                       "--labels, and finetune with --text or --pairs)")
+                       "chat, --labels, and finetune with --text or --pairs)")
     for name, about in (("json", "print JSON instead of text"),
                         ("quick", "far fewer steps and test batches")):
         if name in takes: p.add_argument(f"--{name}", action="store_true", help=about, **same)

@@ -7,7 +7,7 @@
     python -m tinypeft export-training lora --out DIR     the same run, for PyTorch and several GPUs
     python -m tinypeft quantize nf4       quantize the base with one scheme and measure the cost
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
-    python -m tinypeft generate --model smollm2 --chat "…"    ask a real model
+    python -m tinypeft chat --model smollm2               talk to a real model
     python -m tinypeft pretrain           train the base again (an hour; it resumes)
     python -m tinypeft figures            draw the pictures from stored numbers; --rerun measures
     python -m tinypeft lessons list       the course: list, build or run its notebooks
@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..common.progress import Progress, in_lines
-from . import study, training, using
+from . import study, training, using, writing
 from .arguments import SHARED, build, fields, model_of, number, output, shared, show_json
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
@@ -130,7 +130,7 @@ def parser() -> ArgumentParser:
         sub.set_defaults(run=run, takes=takes, parser=sub)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
-    for commands_of in (study, training, using): commands_of.add_commands(command)
+    for commands_of in (study, training, using, writing): commands_of.add_commands(command)
     add_base_commands(command)
     add_course_commands(command)
     command("doctor", run_doctor, "what is installed, and whether all is well", takes=("json",))

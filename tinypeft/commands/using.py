@@ -1,4 +1,4 @@
-"""The commands that use an adapter: evaluate, classify, generate.
+"""The commands that use an adapter: evaluate, classify; `writing.py` has generate and chat.
 
 `finetune --out` writes task.json beside the adapter. It says what the adapter does: the classes'
 names, the form of the prompts, and how one's own files were split.
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common.progress import Progress
 from ..common.wording import shortened
-from .arguments import chosen_model, model_of, number, show_json
+from .arguments import chosen_model, model_of, show_json
 from .data import (
     OWN,
     built_in,
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from ..peft import PeftModel
     from ..text.tasks import Task
 
-__all__ = ["add_commands", "compared"]
+__all__ = ["adapted", "adapter_option", "add_commands", "compared"]
 
 
 def add_commands(command: Callable) -> None:
@@ -65,20 +63,6 @@ def add_commands(command: Callable) -> None:
     p.add_argument("--template", help="of --labels: where text and label stand, such as "
                    r"'Review: {text}\nSentiment: {label}'; words that suit your labels are best "
                    r"(default 'Text: {text}\nType of text: {label}')")
-
-    p = command("generate", run_generate, "continue a text")
-    p.add_argument("prompt", metavar="TEXT")
-    p.add_argument("--max-new-tokens", type=number(int, least=0), default=120)
-    p.add_argument("--temperature", type=number(float, least=0),
-                   help="0 is greedy (default 0.7; 0 with an adapter that was trained on pairs)")
-    p.add_argument("--top-k", type=number(int, least=1),
-                   help="sample from the k most probable tokens")
-    p.add_argument("--top-p", type=number(float, above=0, most=1),
-                   help="sample from the tokens that hold probability p")
-    adapter_option(p)
-    p.add_argument("--chat", action="store_true",
-                   help="TEXT is a message to a model that was trained on conversations, such as "
-                        "smollm2; print its answer")
 
 
 def adapter_option(p: ArgumentParser, **options: bool) -> None:
@@ -259,40 +243,3 @@ def lines() -> list[str]:
         raise ValueError(f"standard input begins with {found[0][:80]!r}, the header of a table; "
                          "give it as a file, by --csv FILE")
     return found
-
-
-def run_generate(args: Namespace) -> None:
-    from ..models.generation import generate
-    from ..text import tasks
-    from ..text.chat import chat_end, chat_prompt, known_family
-    from ..text.tasks.saved import FILE
-    model, pairs = model_of(args), None
-    tokenizer, context = model.tokenizer, model.config.context_length
-    tuned = adapted(model, args.adapter) if args.adapter else model
-    if args.adapter and not args.chat:
-        if (args.adapter / FILE).exists():
-            task = tasks.load_task(args.adapter, model)
-            if task.form["kind"] == "pairs": pairs = task
-        elif family := known_family(tokenizer):
-            print(f"{args.adapter} holds no {FILE}, so the text is continued as it stands; --chat "
-                  f"puts it into the chat template of {family}", file=sys.stderr)
-    if pairs:       tokens, stop = pairs.encode_prompt(args.prompt), pairs.end
-    elif args.chat: tokens, stop = chat_prompt(tokenizer, args.prompt), chat_end(tokenizer)
-    else:           tokens, stop = tokenizer.encode_prompt(args.prompt), tokenizer.end_of_text
-    is_answer, n = bool(pairs or args.chat), tokens.size
-    if n == 0 or pairs and not args.prompt.strip():
-        raise ValueError("generate: the text is empty; give the model something to continue")
-    if n >= context:
-        raise ValueError(f"generate: the text has {n} tokens and the model takes {context}, "
-                         "continuation included; shorten the text")
-    temperature = args.temperature if args.temperature is not None else 0.0 if pairs else 0.7
-    start = time.perf_counter()
-    with Progress(None, "writing"):
-        out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature,
-                       args.top_k, args.top_p, rng=args.seed, stop=stop)
-    new, seconds = out[0, n:], time.perf_counter() - start
-    in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
-    text = tokenizer.decode(new[in_vocabulary & (new != stop)], continued=not is_answer)
-    if not args.json: return print(text if is_answer else args.prompt + text)
-    show_json({"prompt": args.prompt, "text": text, "tokens": len(new),
-               "tokens_per_second": len(new) / seconds})

@@ -18,6 +18,7 @@ __all__ = ["read_tokenizer", "write_tokenizer"]
 
 FLAGS = "single_word", "lstrip", "rstrip"        # added tokens that depend on the text around them
 ENDS = END_OF_TEXT, "</s>", "<eos>"               # the end of text where no file names it
+TEMPLATE = "chat_template.jinja"
 POST_PROCESSORS = "ByteLevel", "TemplateProcessing", "Sequence"
 
 
@@ -29,6 +30,7 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
     `<eos>`. An `eos_token` beside a special `<|endoftext|>` is the end of a turn. An added token is
     `special` if the file says so, and `added` if not. `start` is the token that the post-processor
     of `tokenizer.json` puts in front; as in transformers, `add_bos_token` changes nothing there.
+    `chat_template` is the text of `chat_template.jinja`, or that field of `tokenizer_config.json`.
     rows: the ids that the model has; named tokens beyond them are left out (Gemma 3's
     `<image_soft_token>` in its models of text).
 
@@ -59,10 +61,24 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
         ends = _ends(eos, special) | {"start": _start(content, special)}
         content["model"] = model | {"vocab": vocab, "merges": [_pair(merge) for merge in merges]}
         kind = sentencepiece if model.get("byte_fallback") is True else byte_level
-        return kind.parsed(content, special, added, **ends)
+        tokenizer = kind.parsed(content, special, added, **ends)
     except (ValueError, TypeError) as e:
         raise HuggingFaceError(f"{path}: not a byte-pair encoding that is supported: "
                                f"{shortened(str(e))}") from e
+    tokenizer.chat_template = _chat_template(folder)
+    return tokenizer
+
+
+def _chat_template(folder):
+    """Return the template of a chat that a folder holds, or None. Of several, it is the default."""
+    if (folder / TEMPLATE).exists(): return read_text(folder / TEMPLATE)
+    path = folder / "tokenizer_config.json"
+    template = read_object(path).get("chat_template") if path.exists() else None
+    named = template if isinstance(template, list) else []
+    for entry in named:
+        match entry:
+            case {"name": "default", "template": template}: break
+    return template if isinstance(template, str) else None
 
 
 def _pair(merge):
@@ -143,7 +159,8 @@ def _older_files(folder, vocab):
 
 def write_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
     """Write the tokenizer's files; transformers, tokenizers and llama.cpp read them. GPT-2's older
-    files are written too where they say the same. A chat template is not written."""
+    files are written too where they say the same. A chat template goes into `chat_template.jinja`,
+    and a tokenizer without one removes that file."""
     folder = Path(folder)
     by_id = lambda ids: dict(sorted(ids.items(), key=lambda pair: pair[1]))
     name = {i: name for name, i in tokenizer.special.items()}
@@ -172,6 +189,8 @@ def write_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
         write_atomically(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False) + "\n")
     for file, value in ("tokenizer", content), ("tokenizer_config", config):
         write_atomically(folder / f"{file}.json", json.dumps(value, ensure_ascii=False) + "\n")
+    if tokenizer.chat_template is None: (folder / TEMPLATE).unlink(missing_ok=True)
+    else:                               write_atomically(folder / TEMPLATE, tokenizer.chat_template)
 
 
 def _in_front(name, i):

@@ -19,11 +19,12 @@ from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
 from .byte_level import as_bytes, check_bytes
 from .gguf_reader import GGUFError
 
-__all__ = ["KEY", "PRE", "UnknownTokenizer", "tokenizer_of_gguf"]
+__all__ = ["KEY", "PRE", "TEMPLATE", "UnknownTokenizer", "tokenizer_of_gguf"]
 
 PRE = {"gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama3": "llama-bpe"}
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 KEY = "tokenizer.ggml."
+TEMPLATE = "tokenizer.chat_template"
 
 
 class UnknownTokenizer(GGUFError):
@@ -45,11 +46,13 @@ def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
     if kind is None or isinstance(kind, str) and kind in ("no_vocab", "none"): return None
     try:
         _check_known(fields, kind)
-        if kind == "gpt2": return _byte_level(fields)
-        return _sentencepiece(fields)
+        tokenizer = _byte_level(fields) if kind == "gpt2" else _sentencepiece(fields)
     except UnknownTokenizer: raise
     except (ValueError, TypeError) as e:
         raise GGUFError(f"the tokenizer is damaged: {shortened(str(e))}") from e
+    template = fields.get(TEMPLATE)
+    tokenizer.chat_template = template if isinstance(template, str) else None
+    return tokenizer
 
 
 def _check_known(fields, kind):

@@ -7,6 +7,7 @@ is a file to read here: its Python code is not imported.
 Its matrices were quantized to Q4_1 (`gguf_types.py`), so 4 bits with a scale and a minimum
 per 32 weights hold them without any error. Schemes of 4 bits cannot be ranked on this model.
 """
+import contextlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,6 +62,7 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
         _check_floats(quantized)
         model = _from_folder(Path(place), dtype, strict, expected)
         model.source = str(place)
+        model.task = _task_in(place, model)
         return model
     if not isinstance(model, expected):
         raise ValueError(f"{place or 'the shipped base'} holds a {type(model).__name__}, expected "
@@ -78,18 +80,28 @@ def _from_folder(folder, dtype, strict, expected):
     return from_huggingface(folder, dtype, strict, expected)
 
 
+def _task_in(folder, model):
+    """Return the task that a merged model was trained for, if the folder has a whole task.json."""
+    from ..text.tasks import load_task
+    with contextlib.suppress(OSError, ValueError):
+        return load_task(folder, model)
+
+
 def save_model(model: Decoder, folder: str | Path) -> None:
     """Write a model, with its tokenizer, to a folder of Hugging Face's form: `load_model` and
     transformers' `AutoModelForCausalLM` read it.
 
-    The numbers are float32, or float64 if the model's are. Raises ValueError for a model that is
-    quantized, has a method, or has a head."""
+    The numbers are float32, or float64 if the model's are. What the model was trained for goes into
+    task.json. Raises ValueError for a model that is quantized, has a method, or has a head."""
     if not isinstance(model, Decoder):
         raise TypeError(f"save_model: expected a model, such as a GPT, got a "
                         f"{type(model).__name__}; of a model with a method, save the adapter by "
                         "tuned.save(folder), or the model that tuned.merge() gives")
+    from ..text.tasks import saved
     from .huggingface import to_huggingface
     to_huggingface(model, folder)
+    if model.task is None: (Path(folder) / saved.FILE).unlink(missing_ok=True)
+    else:                  saved.save_task(model.task, folder)
 
 
 def _check_floats(quantized):

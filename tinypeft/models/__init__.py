@@ -6,7 +6,8 @@
     rotary.py      their positions: rotary embeddings, also stretched to longer texts
     gemma.py       Gemma 3
     plain.py       generation as one reads it
-    generation.py  the same, with a cache of keys and values
+    generation.py  the same, with a cache of keys and values, of tokens or of text
+    in_words.py    a model's verbs for text: generate, stream, chat, classify
     assembly.py    a model of given arrays
     targets.py     the one rule by which names choose layers
     calibration.py tokens on which a model is run to look at its layers
@@ -21,7 +22,7 @@ lazily(__name__)
 if TYPE_CHECKING:
     from .decoder import Decoder, attend
     from .gemma import Gemma, GemmaConfig
-    from .generation import KVCache, generate, sample
+    from .generation import KVCache, generate, sample, stream
     from .gpt import GPT, GPTConfig
     from .llama import Llama, LlamaConfig
     from .targets import TargetError, match_targets

@@ -20,7 +20,8 @@ from ..engine.nn import Embedding, Linear, Module
 from ..engine.recompute import run_block
 from ..engine.tensor import GraphError, Tensor, concatenate
 from .assembly import assembled, unfilled
-from .generation import KVCache, LayerCache, generate
+from .generation import KVCache, LayerCache
+from .in_words import InWords
 
 __all__ = ["SHIPPED", "Block", "Decoder", "Hook", "LayerPrefix", "Prefix", "attend", "heads",
            "past_length", "require_free", "residual_std"]
@@ -46,13 +47,12 @@ class Block(Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Decoder(Module):
+class Decoder(InWords, Module):
     """What a language model does with its parts; a subclass makes them, with random weights.
 
     config: a `Config`, with vocab_size, context_length, d_model, n_layers, n_kv_heads, d_head.
     blocks: modules, called as block(x, prefix, cache)."""
     Config: ClassVar[type]
-    tokenizer: Any = None
     source: str | None = None                            # what it was loaded by: "smollm2", a path
     origin: Any = None                                   # what else its GGUF file said
     attachment: Any = None                               # what `peft.attach` changed here
@@ -123,19 +123,20 @@ class Decoder(Module):
             return self.token_embedding.scores(hidden)
         return self.lm_head(hidden)
 
-    def classify(self, tokens: Array, lengths: Array, **virtual: Any) -> Tensor:
+    def class_logits(self, tokens: Array, lengths: Array, **virtual: Any) -> Tensor:
         """tokens (B, T), of which row b has lengths[b] → class logits (B, C).
 
         `head` reads the last token of the row, the only position that has seen the whole row.
         virtual: prompt, prompt_at, prefix or hook, as for `forward`.
         """
         if self.head is None:
-            raise ValueError("classify: this model has no classification head; "
+            raise ValueError("class_logits: this model has no classification head; "
                              "attach(model, method, head=n_classes) adds one")
         B, T = np.shape(tokens)
         lengths = np.asarray(lengths)
         if lengths.shape != (B,) or lengths.min() < 1 or lengths.max() > T:
-            raise ValueError(f"classify: lengths must be {B} numbers in [1, {T}], got {lengths}")
+            raise ValueError(f"class_logits: lengths must be {B} numbers in [1, {T}], got "
+                             f"{lengths}")
         h = self.hidden(tokens, **virtual)
         return self.head(h[np.arange(B), lengths - 1])
 
@@ -196,11 +197,6 @@ class Decoder(Module):
                 raise ValueError(f"{who}: the prefix of layer {i} must have shapes {shape} or "
                                  f"{(B, *shape)}, got {k.shape} and {v.shape}")
 
-    def generate(self, tokens: Array | str, max_new_tokens: int = 64, **options: Any) -> Any:
-        """Continue `tokens` (B, T), or a text, by up to `max_new_tokens` tokens; options as in
-        `tinypeft.generate`."""
-        return generate(self, tokens, max_new_tokens, **options)
-
     def describe(self) -> str:
         return f"({self.n_parameters():,} parameters)"
 
@@ -218,7 +214,8 @@ def require_free(model: Any, verb: str) -> None:
     if mark is not None:
         raise mark.error(f"{verb}: {mark.reason}")
     if not isinstance(model, Decoder):
-        raise TypeError(f"{verb}: expected a language model, got {type(model).__name__}")
+        raise TypeError(f"{verb}: expected a language model, got {type(model).__name__}; the model "
+                        "comes first")
 
 
 def heads(x: Tensor, n: int) -> Tensor:

@@ -10,8 +10,10 @@ first, at most KEPT bytes in all: those of a small model, and a small part of a 
 
 `plain.py` has `sample` and `generate` as one reads them; read it first.
 """
+import codecs
 import contextvars
-from collections.abc import Callable, Hashable
+import functools
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,8 +23,8 @@ from ..common.hints import Array, Rng, Seed
 from ..engine import functional as F
 from ..engine.tensor import Tensor, no_grad, within
 
-__all__ = ["KVCache", "LayerCache", "generate", "keeping", "kept", "prompt_lengths", "prompted",
-           "sample"]
+__all__ = ["KVCache", "LayerCache", "answer", "characters", "generate", "keeping", "kept",
+           "prompt_lengths", "prompted", "sample", "steps", "stream", "trained_family"]
 
 KEPT = 2**23                                                 # bytes of decoded weights
 _kept = contextvars.ContextVar("kept", default=None)
@@ -172,12 +174,12 @@ def _likeliest(p, n):
     return places[np.argsort(-p[places], kind="stable")][:n]
 
 
-def generate(model: Any, tokens: Array | str, max_new_tokens: int = 64, temperature: float = 0.0,
-             top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
-             stop: int | None = None, use_cache: bool = True,
+def generate(model: Any, tokens: Array | str | list[str], max_new_tokens: int = 64,
+             temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
+             rng: Seed = 0, stop: int | None = None, use_cache: bool = True,
              cache: KVCache | None = None) -> Any:
     """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens. Or continue a
-    text, up to the end of text; return it with what was written.
+    text, up to the end of text, and return it with what was written; or each text of a list.
 
     model: a Decoder or a PeftModel, called as model(tokens, cache=…, last=True). temperature: 0 is
     greedy.
@@ -185,38 +187,136 @@ def generate(model: Any, tokens: Array | str, max_new_tokens: int = 64, temperat
     cache: a `KVCache` in place of a fresh one, such as one that quantizes. Raises ValueError for
     options out of range, and if the sequence would exceed the context.
     """
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=stop,
+                   use_cache=use_cache, cache=cache)
+    if starts_with(tokens, Mapping):
+        raise TypeError("generate: these are messages of a conversation; model.chat(messages) "
+                        "answers them")
+    if starts_with(tokens, str):
+        rng = np.random.default_rng(rng)                     # each text draws on
+        return [generate(model, text, max_new_tokens, rng=rng, **options) for text in tokens]
+    new = stream(model, tokens, max_new_tokens, rng=rng, **options)
     if isinstance(tokens, str):
-        tokenizer = require_tokenizer(model, "generate")
-        ids = tokenizer.encode_prompt(tokens)
-        stop = tokenizer.end_of_text if stop is None else stop
-        out = generate(model, ids[None], max_new_tokens, temperature, top_k, top_p, rng, stop,
-                       use_cache, cache)
-        new = out[0, ids.size:]
-        is_text = (new < tokenizer.vocab_size) & (new != stop)     # some vocabularies are padded
-        return tokens + tokenizer.decode(new[is_text], continued=True)
+        return tokens + "".join(new)
+    columns = [step[:, None] for step in new]
+    return np.concatenate([np.asarray(tokens), *columns], axis=1)
+
+
+def stream(model: Any, tokens: Any, max_new_tokens: int = 64, stop: int | None = None,
+           **options: Any) -> Iterator[Any]:
+    """Yield what `generate` adds as soon as it is there: of tokens (B, T) integers (B,) at a time,
+    of a text pieces of text. A piece is one whole character or more.
+
+    tokens: the messages of a conversation do, too: {"role": …, "content": …} each, the last one of
+    the user; then the pieces are those of the answer. family: of the chat template, as in
+    `tinypeft.chat_prompt`. options: of `generate`. The model must not change before the end."""
+    require_model(model)
+    if starts_with(tokens, Mapping):
+        return answer(model, tokens, max_new_tokens, stop, **options)
+    if not isinstance(tokens, str):
+        return steps(model, tokens, max_new_tokens, stop=stop, **options)
+    tokenizer = require_tokenizer(model, "generate")
+    ids = tokenizer.encode_prompt(tokens)
+    if stop is None:
+        stop = tokenizer.end_of_text
+    new = steps(model, ids[None], max_new_tokens, stop=stop, **options)
+    return characters(tokenizer, new, {stop}, is_continued=True)
+
+
+def answer(model: Any, messages: Any, max_new_tokens: int = 256, stop: int | None = None,
+           family: str | None = None, **options: Any) -> Iterator[str]:
+    """Yield the pieces of the model's answer in a conversation; see `stream`. It is shorter than
+    max_new_tokens where the context ends. ValueError if there is no room for an answer."""
+    require_model(model)
+    tokenizer = require_tokenizer(model, "chat")
+    family = family or trained_family(model)
+    ids = tokenizer.chat_prompt(messages, family)
+    if stop is None:
+        stop = tokenizer.chat_end(family)
+    room = model.config.context_length - getattr(model, "virtual_length", 0) - len(ids)
+    if room < 1:
+        raise ValueError(f"chat: the conversation has {len(ids)} tokens and the model takes "
+                         f"{len(ids) + room}, the answer included; shorten it, or leave out its "
+                         "first messages")
+    new = steps(model, ids[None], min(max_new_tokens, room), stop=stop, **options)
+    return characters(tokenizer, new, {stop, tokenizer.end_of_text}, is_continued=False)
+
+
+def trained_family(model: Any) -> str | None:
+    """Return the family of the chat template that the model was trained on prompts in, "plain" for
+    none, or None for a model that was not."""
+    task = getattr(model, "task", None)
+    return (task.chat or "plain") if hasattr(task, "chat") else None
+
+
+def characters(tokenizer: Any, tokens: Iterable[Array], ends: Container[int],
+               is_continued: bool) -> Iterator[str]:
+    """Yield the text of tokens (1,), in pieces of whole characters, up to one of `ends`. Bytes that
+    are no character become "�". is_continued: did text come before? A space in front is kept."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for (token,) in tokens:
+        if token in ends:
+            break
+        if token >= tokenizer.vocab_size:                    # some vocabularies are padded
+            continue
+        piece = decoder.decode(tokenizer.decode_bytes([token], is_continued))
+        is_continued = is_continued or bool(tokenizer.decode_bytes([token], True))
+        if piece:
+            yield piece
+    rest = decoder.decode(b"", final=True)
+    if rest:
+        yield rest
+
+
+def steps(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0.0,
+          top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
+          stop: int | None = None, use_cache: bool = True,
+          cache: KVCache | None = None) -> Iterator[Array]:
+    """Check the arguments of `generate`, and return an iterator of what each step adds, (B,)."""
     tokens = np.asarray(tokens)
     _check(tokens, max_new_tokens, temperature, top_k, top_p)
     _check_room(model, tokens.shape[1], max_new_tokens)
-    rng = np.random.default_rng(rng)
     if not use_cache:
         cache = None
     elif cache is None:
         cache = KVCache(model.config.n_layers)
+    draw = functools.partial(sample, rng=np.random.default_rng(rng), temperature=temperature,
+                             top_k=top_k, top_p=top_p)
+    return _steps(model, tokens, max_new_tokens, draw, stop, cache)
+
+
+def _steps(model, tokens, max_new_tokens, draw, stop, cache):
+    """Yield what each step adds. Between two steps the caller's own code runs, so the settings of a
+    step (nothing is recorded, decoded weights are kept) end with it."""
+    arrays = {}                                              # decoded weights
     fed = 0                                                  # tokens that the cache has seen
     done = np.zeros(len(tokens), bool)
-    with no_grad(), keeping(), prompted(prompt_lengths(tokens)):
-        for _ in range(max_new_tokens):
+    lengths = prompt_lengths(tokens)
+    for _ in range(max_new_tokens):
+        with no_grad(), within(_kept, arrays), prompted(lengths):
             logits = model(tokens[:, fed:], cache=cache, last=True)
-            if use_cache:
-                fed = tokens.shape[1]
-            new = sample(logits.data[:, -1], rng, temperature, top_k, top_p)
-            if stop is not None:
-                new = np.where(done, stop, new)
-                done |= new == stop
-            tokens = np.concatenate([tokens, new[:, None].astype(tokens.dtype)], axis=1)
-            if done.all():
-                break
-    return tokens
+        if cache is not None:
+            fed = tokens.shape[1]
+        new = draw(logits.data[:, -1]).astype(tokens.dtype)
+        if stop is not None:
+            new = np.where(done, stop, new).astype(tokens.dtype)
+            done |= new == stop
+        yield new
+        if done.all():
+            break
+        tokens = np.concatenate([tokens, new[:, None]], axis=1)
+
+
+def starts_with(value: Any, kind: type) -> bool:
+    """Tell if a value is a list or tuple whose first item is of a kind."""
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], kind)
+
+
+def require_model(model: Any) -> None:
+    """Raise TypeError for anything that has no `config`, such as a text in the model's place."""
+    if not hasattr(model, "config"):
+        raise TypeError("generate: the model comes first, and then the text or the tokens; got a "
+                        f"{type(model).__name__} first")
 
 
 def require_tokenizer(model: Any, verb: str) -> Any:

@@ -42,7 +42,7 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     method: the adapter's class, if it is your own and its module is not imported.
     A task.json in the folder becomes the result's `task`, if it is whole.
     """
-    require_free(model, "attach")
+    require_free(model, "load_adapter")
     formats = FORMATS if format is None else {format: format_called(format, "load_adapter")}
     paths = {name: known.find(Path(folder)) for name, known in formats.items()}
     paths = {name: path for name, path in paths.items() if path is not None}

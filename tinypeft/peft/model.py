@@ -18,7 +18,8 @@ from ..common.hints import Array, Calibration, Seed
 from ..engine.nn import Linear, Parameter, check_state
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder, require_free
-from ..models.generation import KVCache, generate
+from ..models.generation import KVCache
+from ..models.in_words import InWords
 from ..text.tasks.saved import save_task, without_data
 from ..text.tasks.task import Task
 from . import merge
@@ -44,6 +45,7 @@ def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 
     ignore it. Raises MethodError if a method fits neither the model nor the other methods, if the
     model has one already, on or disabled, or if calibration is missing.
     """
+    require_free(model, "attach")
     tuned = attach_parts(model, named(methods), rng, head, head_bias)
     try:
         tuned.begin(tuned.parts.values(), calibration, "attach")
@@ -67,21 +69,22 @@ def attach_parts(model: Decoder, methods: Mapping[str, Method], rng: Seed = 0,
         if not isinstance(head, (int, np.integer)) or head < 2:
             raise MethodError(f"attach: head is a number of classes, at least 2, got {head!r}")
         classifier = Linear(model.config.d_model, int(head), bias=head_bias, rng=rng)
-    return PeftModel(model, parts, classifier, rng)
+    tuned = PeftModel(model, parts, classifier, rng)
+    tuned.task = model.task
+    return tuned
 
 
-class PeftModel(Switched):
+class PeftModel(InWords, Switched):
     """A model with methods on it, made by `attach`. It is called as the model is.
 
     `copy.deepcopy` of a PeftModel copies all: model, methods, and what they had learned. A copy of
     `tuned.model` has the methods on it, and `peft.detach` takes them off. A copy of a base without
     a method, or inside `disabled`, is a plain model.
 
-    task: of the last training, or of the folder that it was loaded from, without the data. It
-    predicts, and is saved with the adapter. None for a task of one's own without a `form`.
+    task: of the last training, or of the folder that it was loaded from, or else the model's,
+    without the data. It predicts, and is saved with the adapter. None for a task of one's own
+    without a `form`.
     """
-
-    task: Task | None = None                             # what it was trained for, without data
 
     # -- what a model does ----------------------------------------------------------------------
     @property
@@ -116,28 +119,9 @@ class PeftModel(Switched):
         """tokens (B, T) → logits (B, T, V); with `last`, those of the last position, (B, 1, V)."""
         return self.model(tokens, cache=cache, last=last, **self._seams(tokens, cache))
 
-    def classify(self, tokens: Array | str | Sequence[str],
-                 lengths: Array | None = None) -> Tensor | str | list[str]:
-        """tokens (B, T), of which the first lengths[b] count in row b → class logits (B, C).
-
-        Without lengths: a text, or a list of texts → the label of each, by the model's `task`.
-        Raises ValueError if that has no classes."""
-        if isinstance(tokens, str):
-            return self._labels([tokens])[0]
-        if lengths is None:
-            return self._labels(tokens)
-        return self.model.classify(tokens, lengths, **self._seams(tokens, lengths=lengths))
-
-    def _labels(self, texts):
-        if self.task is None or not hasattr(self.task, "classes"):
-            raise ValueError("classify: this model knows no classes of texts: it was neither "
-                             "trained on a task with classes nor loaded with one; with such a task "
-                             "use task.predict(tuned, texts)")
-        return self.task.predict(self, texts)
-
-    def generate(self, tokens: Array | str, max_new_tokens: int = 64, **options: Any) -> Any:
-        """Continue `tokens`, or a text, as `Decoder.generate` does."""
-        return generate(self, tokens, max_new_tokens, **options)
+    def class_logits(self, tokens: Array, lengths: Array) -> Tensor:
+        """tokens (B, T), of which the first lengths[b] count in row b → class logits (B, C)."""
+        return self.model.class_logits(tokens, lengths, **self._seams(tokens, lengths=lengths))
 
     def train(self, training: bool = True) -> PeftModel:
         """Switch as `Module.train`. The end of training also ends a step that did not finish."""
@@ -255,6 +239,7 @@ class PeftModel(Switched):
         merged = merge.merge(self, parts, activations, in_place)
         if isinstance(merged, Decoder):
             merged.source = None                         # it is no longer what was loaded
+            merged.task = self.task
         return merged
 
     def fold(self) -> PeftModel:

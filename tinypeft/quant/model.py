@@ -24,7 +24,9 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Calibration = None,
     layer is quantized already, or needed calibration is missing. An error leaves the model as it
     was."""
     if not isinstance(model, Decoder):
-        hint = "; quantize first, then attach the method" if hasattr(model, "detach") else ""
+        hint = "; the model comes first"
+        if hasattr(model, "detach"):
+            hint = "; quantize first, then attach the method"
         raise TypeError(f"quantize: expected a language model, got {type(model).__name__}{hint}")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")

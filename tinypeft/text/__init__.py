@@ -1,6 +1,7 @@
 """Text: `docstrings` reads a library's documentation, `corpus` makes the two corpora of it,
-`tokenizer`, `words` and `sentencepiece` turn text into ids, `chat` writes conversations as a model
-knows them, `ngram` is a baseline that counts, and `tasks/` what models learn and are measured on.
+`tokenizer`, `words` and `sentencepiece` turn text into ids, `chat` and `templates` write
+conversations as a model knows them, `ngram` is a baseline that counts, and `tasks/` what models
+learn and are measured on.
 """
 from .chat import chat_end, chat_prompt
 from .corpus import Corpus, Document, base_corpus, domain_corpus

@@ -23,18 +23,16 @@ import numpy as np
 from ..common.hints import Array
 from ..common.wording import brief, shortened
 from ..files import check_fields, parse_json, read_text, write_atomically
+from .chat import Messages, chat_end, chat_prompt
+from .templates import Special
 from .words import SPLITS, words
 
-__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Special", "Tokenizer", "join"]
+__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Tokenizer", "join"]
 
 END_OF_TEXT = "<|endoftext|>"
 BYTES = [bytes([b]) for b in range(256)]
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64             # the cache holds 65,536 short words at most
 _MOST_IDS = 1 << 31                                      # ids are int32
-
-
-class Special(str):
-    """The name of a special token, which is that token in `encode_parts`; any other str is text."""
 
 
 class Tokenizer:
@@ -46,11 +44,13 @@ class Tokenizer:
     be among them. added: name → id of tokens that are taken wherever their name stands in a text,
     before any merge. start: the id that the family puts in front of every text, None if it puts
     none. end_of_turn: the id that ends an answer, where it is not the end of text: SmolLM2 and Qwen
-    were pretrained on documents between `<|endoftext|>`, and end an answer with `<|im_end|>`. Ids
-    may leave gaps; an id without a token decodes to nothing. Raises `ValueError` unless ids are
-    different whole numbers, and every merge's parts and result are tokens."""
+    were pretrained on documents between `<|endoftext|>`, and end an answer with `<|im_end|>`. The
+    attribute chat_template is the text that files hold of the template of a chat. Ids may leave
+    gaps; an id without a token decodes to nothing. Raises `ValueError` unless ids are different
+    whole numbers, and every merge's parts and result are tokens."""
 
     _format, _options, _strips = "", {}, False       # options: field → the default
+    chat_template: str | None = None                 # a program that is carried, and never run
 
     def __init__(self, merges: list[tuple[Any, Any]], vocab: dict[Any, int], end_of_text: int,
                  special: dict[str, int], added: dict[str, int] | None, start: int | None,
@@ -87,7 +87,7 @@ class Tokenizer:
 
     def __eq__(self, other):
         key = lambda t: (t.merges, t.vocab, t.end_of_text, t.special, t.added, t.start,
-                         t.end_of_turn, [getattr(t, name) for name in t._options])
+                         t.end_of_turn, t.chat_template, [getattr(t, name) for name in t._options])
         return type(other) is type(self) and key(self) == key(other)
 
     __hash__ = None
@@ -131,6 +131,14 @@ class Tokenizer:
         start = [] if self.start is None else [self.start]
         return np.concatenate([np.array(start, np.int32), self.encode(text, allow_special)])
 
+    def chat_prompt(self, messages: Messages, family: str | None = None) -> Array:
+        """Return the ids (n,) of a conversation; see `chat.chat_prompt`."""
+        return chat_prompt(self, messages, family)
+
+    def chat_end(self, family: str | None = None) -> int:
+        """Return the id that ends an answer in a conversation; see `chat.chat_end`."""
+        return chat_end(self, family)
+
     def encode_documents(self, documents: Iterable[object]) -> Array:
         """Encode `str(document)` of each as one stream of ids (n,). Each ends with the end of text,
         and `opening` is in front of it: a start of its own, or the end of text before it."""
@@ -162,27 +170,39 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, atomically. Byte strings are stored as Latin-1 characters."""
-        fields = {"added": self.added or None, "start": self.start, "end_of_turn": self.end_of_turn}
-        fields |= {name: getattr(self, name) for name in self._options}
-        changed = {name: value for name, value in fields.items()
-                   if value != self._options.get(name)}
-        write_atomically(path, json.dumps({
-            "format": self._format, "end_of_text": self.end_of_text, "special": self.special,
-            "merges": [[self._written(token) for token in pair] for pair in self.merges],
-            "vocab": {self._written(token): i for token, i in self.vocab.items()}, **changed}))
+        write_atomically(path, json.dumps(self.content()))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a file that `save` wrote. Raises `ValueError` for another kind of file."""
         text = read_text(path)
         try:
-            content = parse_json(text)
+            return cls.from_content(parse_json(text))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a tokenizer of {cls.__name__}.save: "
+                             f"{shortened(str(error))}") from error
+
+    def content(self) -> dict[str, Any]:
+        """Return what `save` writes, as JSON can hold it."""
+        fields = {"added": self.added or None, "start": self.start, "end_of_turn": self.end_of_turn,
+                  "chat_template": self.chat_template}
+        fields |= {name: getattr(self, name) for name in self._options}
+        changed = {name: value for name, value in fields.items()
+                   if value != self._options.get(name)}
+        return {"format": self._format, "end_of_text": self.end_of_text, "special": self.special,
+                "merges": [[self._written(token) for token in pair] for pair in self.merges],
+                "vocab": {self._written(token): i for token, i in self.vocab.items()}, **changed}
+
+    @classmethod
+    def from_content(cls, content: Any) -> Tokenizer:
+        """Make the tokenizer of which `content` is. Raises `ValueError` for anything else."""
+        try:
             if isinstance(content, dict) and content.get("format") != cls._format:
                 raise ValueError(f"its format is {brief(content.get('format'))}")
             check_fields(content, {"format": str, "end_of_text": int, "merges": list,
                                    "vocab": dict},
                          {"special": dict, "added": dict, "start": int, "end_of_turn": int,
-                          **dict.fromkeys(cls._options, str)})
+                          "chat_template": str, **dict.fromkeys(cls._options, str)})
             names = {"start", "end_of_turn", *cls._options} & content.keys()
             fields: dict[str, Any] = {name: content[name] for name in names}
             for name in "vocab", "special", "added":
@@ -190,10 +210,11 @@ class Tokenizer:
                 fields[name] = check_fields(ids, dict.fromkeys(ids, int))
             fields["vocab"] = {cls._read(token): i for token, i in fields["vocab"].items()}
             merges = [[cls._read(token) for token in pair] for pair in content["merges"]]
-            return cls(merges, end_of_text=content["end_of_text"], **fields)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a tokenizer of {cls.__name__}.save: "
-                             f"{shortened(str(error))}") from error
+            made = cls(merges, end_of_text=content["end_of_text"], **fields)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from error
+        made.chat_template = content.get("chat_template")
+        return made
 
     def _encode_named(self, text, find, first):
         """Return the ids of a text with the tokens that `find` finds. first: is it a text's

@@ -47,6 +47,9 @@ def batches_of(task: Any, split: str, size: int, most: int | None = None) -> lis
 
 def require_task(task: Any, verb: str, *needed: str) -> None:
     """Raise TypeError unless `task` has what `verb` needs of one."""
+    if isinstance(task, Module):
+        raise TypeError(f"{verb}: the model comes first, and then the task; got a "
+                        f"{type(task).__name__} as the task")
     missing = [name for name in needed if not hasattr(task, name)]
     if missing:
         raise TypeError(f"{verb}: expected a model and a task, got a {type(task).__name__} as the "

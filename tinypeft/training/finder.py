@@ -23,6 +23,7 @@ from ..engine.nn import Module
 from ..engine.optim import schedule
 from .curves import draw_rates, svg
 from .diagnosis import DivergedError
+from .evaluation import require_task
 from .history import Step
 from .loop import train
 
@@ -88,6 +89,7 @@ def find_rate(model: Module, task: Any, *, lowest: float = 1e-5, highest: float 
     seed. Raises ValueError for the ones that a search sets
     itself, for a task without validation loss, and as `train` does.
     """
+    require_task(task, "find_rate", "batch", "count", "loss")
     if not 0 < lowest < highest < np.inf:
         raise ValueError("find_rate: expected 0 < lowest < highest, both finite, got "
                          f"{lowest!r} and {highest!r}")

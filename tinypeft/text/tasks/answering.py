@@ -91,6 +91,8 @@ class Answering(Rows):
         """Return the likeliest answer to each prompt, token by token, without whitespace around it.
 
         Raises ValueError for a prompt that fills the model's context."""
+        if isinstance(prompts, Module):
+            raise TypeError("predict: the model comes first, and then the prompts")
         if isinstance(prompts, str):
             raise TypeError(f"predict: expected a list of prompts, got {brief(prompts)}")
         ids = [self.encode_prompt(prompt) for prompt in prompts]

@@ -124,8 +124,8 @@ class Classification(Rows):
         (N, C).
 
         model: with a head for the classes. Raises ValueError for another number of classes."""
-        model.eval()
         rows = [(self.encode(text), 0) for text in checked_texts(texts)]
+        model.eval()
         p, order = [np.zeros((0, len(self.classes)), np.float32)], []
         with no_grad():
             for places in watched(by_length(rows, batch_size), "classifying"):
@@ -141,7 +141,7 @@ class Classification(Rows):
         return tokens, lengths, np.array([label for _, label in examples])
 
     def logits(self, model: Module, batch: Batch) -> Tensor:
-        logits = model.classify(*batch[:2])                   # (B, C)
+        logits = model.class_logits(*batch[:2])                   # (B, C)
         if logits.shape[1] != len(self.classes):
             raise ValueError(f"{self.name}: the model's head has {logits.shape[1]} classes, the "
                              f"task {len(self.classes)}: {shortened(', '.join(self.classes), 80)}")

@@ -4,7 +4,8 @@
     task = tp.tasks.labelled("reviews.csv", model)           # columns text and label
     task = tp.tasks.pairs("answers.jsonl", model)            # prompt and answer, or messages
 
-In place of a file, `labelled` and `pairs` take a list of rows, and `text` a dict of texts.
+In place of a file, `labelled` and `pairs` take a list of rows, or columns, a dict of lists or a
+data frame; and `text` a dict of texts, or of lists of texts.
 Each is split into train, validation and test by `held_out.py`, near-duplicates on one side. Rows
 that repeat another are left out, and so are repeated paragraphs of a text. `task.notes` says what
 there is, and what needs a look, with the numbers of lines. The task's `sha256` is that of the
@@ -65,7 +66,7 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
          encoding: str = "utf-8") -> LanguageModelling:
     """Make the task of language modelling on files of text, and text files in folders.
 
-    paths: of files and folders, or a dict of texts in memory, name → text.
+    paths: of files and folders, or a dict of texts in memory, name → text or list of texts.
     model: a model or PeftModel with a tokenizer, or a tokenizer; None means the shipped base's.
     context: tokens per window; by default 128, or less if the model's context or a part of the text
     is short. held_out: the shares of validation and test, by length; (0, 1) makes everything the
@@ -127,7 +128,8 @@ def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "t
              encoding: str = "utf-8", delimiter: str | None = None) -> Classification:
     """Make the task of naming the label of each row of a CSV or TSV file with a header, or JSONL.
 
-    data: the file, or a list of rows in memory: (text, label), or dicts.
+    data: the file, or rows in memory: a list of (text, label), or of dicts; or columns, name →
+    list.
     `attach(model, method, head=len(task.classes))` gives the model a head. text, label: columns.
     context: the most tokens of a row, by default 128 or half of the model's; longer rows are cut.
     classes: the labels in the head's order; by default all there are, sorted. Each needs 3 rows.
@@ -191,7 +193,8 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
           encoding: str = "utf-8", delimiter: str | None = None) -> Answering:
     """Make the task of answering the prompts of a JSONL or CSV file. The loss is on the answers.
 
-    data: the file, or a list of rows in memory: (prompt, answer), or dicts.
+    data: the file, or rows in memory: a list of (prompt, answer), or of dicts; or columns, name →
+    list.
     prompt, answer: columns; by default the first of `PAIRS` that the file has. An "input" beside
     "instruction" and "output" is a part of the prompt. "messages" is a conversation, whose last
     message is the answer. chat: the family of the chat template (`chat.FAMILIES`), False for plain
@@ -227,7 +230,9 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
                       facts.missing_words(table, dict(zip(names[:2], zip(*plains, strict=True),
                                                           strict=False))),
                       facts.affected(table, too_long,
-                                     f"left out as longer than {context} tokens, the context")],
+                                     f"left out as longer than {context} tokens, the context"),
+                      chat is None and getattr(tokenizer, "chat_template", None) and
+                      "the model's chat template is not known here, so prompts are plain text"],
                      "repeated row, prompt with two answers, NaN, or row that is too long"))
     return task
 

@@ -28,7 +28,8 @@ MOST = 20_000_000                                             # bytes
 TEXTS = ".md", ".markdown", ".rst", ".txt"                    # what is read of a folder
 WIDE = b"\xff\xfe", b"\xfe\xff"                               # how UTF-16 and UTF-32 begin
 Paths = str | Path | Sequence[str | Path]
-Rows = str | Path | Iterable[tuple[str, ...] | Mapping[str, Any]]        # a file, or rows in memory
+Columns = Mapping[str, Iterable[Any]]
+Rows = str | Path | Iterable[tuple[str, ...] | Mapping[str, Any]] | Columns      # a file, or memory
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,17 @@ def several(unit: str, numbers: Sequence[int]) -> str:
 
 
 def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, str]], str]:
-    """([(name, text)] of files, and of the text files in folders; SHA-256 of them all). A dict,
-    name → text, is taken as it is.
+    """([(name, text)] of files, and of the text files in folders; SHA-256 of them all). A dict of
+    name → text, or of name → list of texts, is taken as it is.
 
     Of a folder, files that end in .md, .markdown, .rst or .txt are read, in the order of their
     names, those of inner folders too; hidden ones and blank ones are not. Raises FileNotFoundError,
     and ValueError for what is not text, for no text at all, and for more than 20 MB."""
     if isinstance(paths, Mapping):
-        if not all(isinstance(text, str) for text in [*paths, *paths.values()]):
+        texts = [pair for name, value in paths.items() for pair in named_texts(name, value)]
+        if not all(isinstance(text, str) for pair in texts for text in pair):
             raise TypeError(f"expected a dict of texts, name → text, got {str(paths)[:80]}")
-        texts = [(name, checked(text, name).strip()) for name, text in paths.items()]
+        texts = [(name, checked(text, name).strip()) for name, text in texts]
         hashed = hashlib.sha256(json.dumps(texts).encode())
     elif isinstance(paths, Module) or not isinstance(paths, (Path, Iterable)):
         raise TypeError("expected files or folders, or a dict name → text, got a "
@@ -114,6 +116,13 @@ def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, s
         raise ValueError(f"{', '.join(map(str, paths)) or 'no file'}: there is no text in it; give "
                          "files that hold text")
     return found, hashed.hexdigest()
+
+
+def named_texts(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return [(name, text)] of a text, or of a list of texts, which are numbered."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return [(name, value)]
+    return [(f"{name} {n}", text) for n, text in enumerate(value, 1)]
 
 
 def _texts(paths, encoding):
@@ -129,6 +138,9 @@ def _texts(paths, encoding):
 
 def _files(path):
     """Return the file itself, or a folder's text files."""
+    if "\n" in str(path) or len(str(path)) > 1000:
+        raise ValueError(f"{brief(str(path))} is a text and not the path of a file; give texts in "
+                         "memory as a dict, name → text")
     if not path.is_dir(): return [path]
     there = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXTS
                    and file.is_file()
@@ -157,14 +169,17 @@ def read_table(path: str | Path, encoding: str = "utf-8", delimiter: str | None 
 
 
 def table_of(data: Rows, names: tuple[str, ...], encoding: str, delimiter: str | None) -> Table:
-    """Return the rows of a file, as `read_table`, or those of a list: tuples in the order of
-    `names`, or dicts. TypeError for what is neither."""
+    """Return the rows of a file, as `read_table`, or of what is in memory: a list of tuples in the
+    order of `names`, or of dicts, a dict of columns, or a data frame. Raises TypeError for others.
+    """
     if isinstance(data, (str, Path)):
         return read_table(data, encoding, delimiter)
     wanted = f"({', '.join(names)})"
-    if isinstance(data, (Module, Mapping)) or not isinstance(data, Iterable):
-        raise TypeError(f"expected a file, or a list of {wanted} or of dicts, got a "
-                        f"{type(data).__name__}; the data come first, and then the model")
+    if hasattr(data, "keys"):
+        data = rows_of_columns(data)
+    if isinstance(data, Module) or not isinstance(data, Iterable):
+        raise TypeError(f"expected a file, a list of {wanted} or of dicts, or a dict of columns, "
+                        f"got a {type(data).__name__}; the data come first, and then the model")
     rows = []
     for n, row in enumerate(data, 1):
         if isinstance(row, (tuple, list)) and len(row) == len(names):
@@ -178,6 +193,22 @@ def table_of(data: Rows, names: tuple[str, ...], encoding: str, delimiter: str |
     text = json.dumps([dict(row) for _, row in rows], default=str)
     return Table(Path("rows"), hashlib.sha256(text.encode()).hexdigest(), tuple(columns),
                  tuple(rows), "item")
+
+
+def rows_of_columns(data: Any) -> list[dict[str, Any]]:
+    """Return the rows of columns, name → list of values. ValueError for columns of unequal
+    lengths, TypeError for a column that is no list."""
+    columns = {}
+    for name in data.keys():                                  # a data frame has no items()
+        if isinstance(data[name], str) or not isinstance(data[name], Iterable):
+            raise TypeError(f"the column {brief(name)} must be a list of values, got "
+                            f"{brief(data[name])}")
+        columns[str(name)] = list(data[name])
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{brief(name)} {n:,}" for name, n in lengths.items())
+        raise ValueError(f"the columns have unequal lengths: {shortened(listed, 400)}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _json(text, path):

@@ -48,6 +48,8 @@ def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Ta
 
     model: the one that predicts, or its tokenizer. Raises FileNotFoundError, and ValueError for a
     file that is damaged or does not fit the model."""
+    if isinstance(folder, Module):
+        raise TypeError("load_task: the folder comes first, and then the model")
     path = Path(folder) / FILE
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {FILE}; `finetune --out` writes it beside the "

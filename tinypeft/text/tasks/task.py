@@ -30,6 +30,9 @@ def tokenizer_of(model: Module | Tokenizer | None) -> Tokenizer:
         raise TypeError(f"expected a model or a tokenizer, got {str(model)[:80]!r}; "
                         "tinypeft.load_model gives a model")
     if hasattr(model, "encode"): return model
+    if not hasattr(model, "config"):
+        raise TypeError(f"expected a model or a tokenizer, got a {type(model).__name__}; where a "
+                        "task takes data, they come first, and then the model")
     tokenizer, config = getattr(model, "tokenizer", None), getattr(model, "config", None)
     if tokenizer is None:
         raise ValueError(f"{type(model).__name__} carries no tokenizer, but a task needs one: "
@@ -52,7 +55,9 @@ def context_of(model, context, default):
 
 def checked_texts(texts: Sequence[str]) -> list[str]:
     """Return a list of texts; TypeError for one text alone, which is a sequence of letters, or
-    others."""
+    others, such as a model in their place."""
+    if isinstance(texts, Module):
+        raise TypeError("predict: the model comes first, and then the texts")
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"predict: expected a list of texts, got {brief(texts)}")
     return list(texts)
