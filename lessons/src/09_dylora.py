@@ -11,7 +11,7 @@
 # **Words and letters.** They are explained on first use, and all together in the
 # [glossary](GLOSSARY.md).
 #
-# **Time.** 65 minutes for reading and the exercises. The open exercise takes 35 more, the bonus
+# **Time.** 70 minutes for reading and the exercises. The open exercise takes 35 more, the bonus
 # 12. Every cell together runs in well under a minute.
 
 # %%
@@ -21,7 +21,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.engine import functional as F
-from tinypeft.course import show, use
+from tinypeft.course import show, sliders, use
 from tinypeft.peft.dylora import DyLoRALinear
 from tinypeft.study import plot
 
@@ -98,14 +98,18 @@ print("mean size of the parts 1 … 8 of LoRA:", sizes(lora).round(2))
 # ## 2. Draw the rank
 #
 # DyLoRA (Valipour et al., arXiv 2210.07558) gives the rows an order. In every training step it
-# draws one rank $b$ for all layers, from a distribution $p_B$ on $1, \dots, R$ (it is no property
-# of the matrix $B$, and here each rank is equally likely),
+# draws one rank $b$ for all layers, from a distribution $p_B$ on $1, \dots, R$ ($p_B$ has nothing to
+# do with the matrix $B$; here it is uniform),
 #
 # $$b \sim p_B \tag{2}$$
 #
 # and does the whole step, forward and backward, at that rank. With an input $x$ and the output $h$:
 #
 # $$h = W_0 x + \frac{\alpha}{b}\, B_{\downarrow b}\, A_{\downarrow b}\, x \tag{3}$$
+#
+# By hand, with one input and one output, $R = 2$, $\alpha = 4$, $W_0 = 1$, $A = (1, 2)^\top$,
+# $B = (0.5, 0.75)$ and $x = 1$: at rank 1 it is $h = 1 + \frac41 \cdot 0.5 \cdot 1 = 3$, and at
+# rank 2 it is $h = 1 + \frac42 (0.5 \cdot 1 + 0.75 \cdot 2) = 5$.
 #
 # With $R = 8$, in how many of the 80 steps of a training will row 5 of $A$ take part?
 
@@ -257,7 +261,15 @@ row_five.beside(sum(b >= 5 for b in drawn))
 #
 # The cuts of section 1 took the *first* rows, although a LoRA's rows have no order. There is a
 # better choice. Among all matrices of rank $b$ one is nearest to $\Delta W$, in the sum of squares:
-# keep the $b$ largest singular values and their vectors (Eckart and Young).
+# keep the $b$ largest singular values and their vectors (Eckart and Young). Move the handle: this is
+# the change of one matrix, as far as each rank holds it.
+
+# %%
+layer = lora.wrappers["blocks.2.attention.query"]
+sliders.rank(layer.B.data @ layer.A.data, range(1, R + 1))
+
+# %% [markdown]
+# *What to see: at half of the rank nine tenths of the square are left.*
 #
 # ### {exercise}
 #
@@ -303,6 +315,8 @@ ax.text(R, base_loss, "frozen base", color="#606060", ha="right", va="bottom")
 ax.set(xlabel="rank b in use", ylabel="test loss (nats/token)", ylim=(None, top),
        title=f"the orange line begins at {rescaled[0]:.2f}, far above the picture")
 ax.legend(fontsize=8)
+fig.set_label("Test loss against the rank in use, four lines. The cut at the scale α/b starts far "
+              "above the picture at rank 1. The cut by SVD is the lowest line at small ranks.")
 fig
 
 # %% [markdown]
@@ -322,6 +336,8 @@ for name, tuned, colour, marker in (("LoRA", lora, "vermillion", "o"),
     ax.text(R + 0.12, sizes(tuned)[-1], name, color=plot.COLOURS[colour], va="center")
 ax.set(xlabel="row i of A, column i of B", ylabel="mean size ‖B[:, i]‖ ‖A[i]‖", xlim=(0.7, R + 1),
        ylim=(0, None))
+fig.set_label("The size of each row's part: about equal for LoRA's eight rows; DyLoRA's are "
+              "smaller and fall from row 3 to row 8.")
 fig
 
 # %% [markdown]
@@ -363,37 +379,70 @@ show("dylora")
 #
 # </details>
 #
-# ## 6. Choose a rank
+# ## 6. Choose a rank, and who learns how much
 #
-# ### {exercise}
-#
-# A search after training. `losses` is a dict rank → loss on validation text. Return the *smallest*
-# rank whose loss is at most `tolerance` above the lowest of all.
-
-# %% exercise=dylora.search points=2 minutes=8
-def dylora_search(losses, tolerance):
-    """The smallest rank within `tolerance` (nats) of the lowest loss."""
-    ### BEGIN SOLUTION
-    lowest = min(losses.values())
-    return min(b for b, loss in losses.items() if loss <= lowest + tolerance)
-    ### END SOLUTION
-
-# %%
-result = tp.check("dylora.search", dylora_search)
-my_search = result.function
-result
+# After training a rank is chosen on *validation* text: the smallest whose loss is within a
+# tolerance of the lowest. The test text only says how good the choice is. If you choose on the test
+# text, the number that you report is too good.
 
 # %%
 _, validation = tp.search_rank(dylora, task)                     # on the validation text
 losses = {b: metrics["loss"] for b, metrics in validation.items()}
 for tolerance in (0.0, 0.02, 0.05):
-    b = int(my_search(losses, tolerance))
+    b = min(b for b, loss in losses.items() if loss <= min(losses.values()) + tolerance)
     loss = by_rank[b - 1]
     print(f"within {tolerance:.2f} nats/token of the lowest: rank {b}, test loss {loss:.3f}")
 
 # %% [markdown]
-# The rank is chosen on *validation* text, and the test text only says how good the choice is. If
-# you choose on the test text, the number that you report is too good.
+# Which ranks come out well depends on $p_B$. You can choose it by what the rows should get.
+#
+# ### {exercise}
+#
+# `shares` is a dict row → in which share of all steps this row is to be trained (`frozen=False`).
+# No row has more than the one before it, and row 1 takes part in every step. Return $p_B$, the
+# probabilities of the ranks $1, \dots, R$, an array `(R,)`. For example, `{1: 1.0, 2: 0.5, 3: 0.25,
+# 4: 0.25}` becomes `(0.5, 0.25, 0, 0.25)`.
+
+# %% exercise=dylora.draw points=2 minutes=9
+def dylora_draw(shares):
+    """A dict row → share of the steps in which it is trained → p_B (R,)."""
+    ### BEGIN SOLUTION
+    t = [shares[row] for row in sorted(shares)] + [0]
+    return -np.diff(t)
+    ### END SOLUTION
+
+# %%
+result = tp.check("dylora.draw", dylora_draw)
+my_draw = result.function
+result
+
+# %% [markdown]
+# Yours, at work: rows 1 and 2 are to learn in nearly every step, and the others in a fifth of them.
+
+# %%
+wanted = {1: 1.0, 2: 0.95} | {row: 0.2 for row in range(3, R + 1)}
+
+
+class Chosen(Noting):
+    """DyLoRA with the distribution that you computed."""
+
+    def probabilities(self):
+        return np.asarray(my_draw(wanted))
+
+
+drawn.clear()
+chosen = tp.attach(copy.deepcopy(model), Chosen(rank=R, alpha=ALPHA), rng=0)
+tp.train(chosen, task, STEPS, batch_size=4, seed=0, progress=False)
+_, tests = tp.search_rank(chosen, task, "test")
+print("p_B    ", *(f"{p + 0:6.2f}" for p in my_draw(wanted)))
+print("rank b ", *(f"{b:6}" for b in range(1, R + 1)))
+print("uniform", *(f"{loss:6.3f}" for loss in by_rank))
+print("chosen ", *(f"{tests[b]['loss']:6.3f}" for b in range(1, R + 1)))
+print("row 3 was trained in", sum(b >= 3 for b in drawn), "of", STEPS, "steps")
+
+# %% [markdown]
+# *What to see: ranks 1 and 2 come out better than under the uniform distribution. The larger ranks
+# pay for it: they are no better than rank 2.*
 #
 # ### {exercise} · Which distribution? (open, 4 points, 35 minutes)
 #
@@ -419,6 +468,23 @@ for tolerance in (0.0, 0.02, 0.05):
 # *What it is worth.* Nothing, if the rank in use is the largest: then take the uniform one, or a
 # plain LoRA. It pays if ranks 1 and 2 are what will be deployed. Both stay above a LoRA of the full
 # rank that is cut by its singular values, which costs one ordinary training. {picture dylora}
+
+# %% [markdown]
+# ## The real call
+#
+# PEFT has no DyLoRA. It has the cut that did better here. For a LoRA in a folder, by singular
+# values, and with its scale:
+#
+# ```python
+# from peft import PeftModel
+# from transformers import AutoModelForCausalLM
+# base = AutoModelForCausalLM.from_pretrained("folder-of-the-model")
+# model = PeftModel.from_pretrained(base, "folder-of-the-adapter")
+# model.add_weighted_adapter(["default"], [1.0], "cut", combination_type="svd", svd_rank=2)
+# model.set_adapter("cut")
+# ```
+#
+# A DyLoRA that you trained here becomes such a folder by `set_rank` and `save(…, "peft")`.
 
 # %% [markdown]
 # ## Recall

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 10 · Quantization from scratch
 #
-# **What you will do.** You round the weights of the shipped model to 8, 4, 3 and 2 bits with rules
-# that you write yourself. You find out what decides how much that costs: where the grid lies, what
-# shares a scale, what happens to the largest numbers, and whether the grid must be uniform. Your
-# quantizer is put on the whole model, and you measure what it loses.
+# **What you will do.** You see why the weights of large models are rounded at all. Then you round
+# those of the shipped model to 8, 4, 3 and 2 bits, with rules that you write yourself. You find out
+# what decides how much that costs: where the grid lies, what shares a scale, what happens to the
+# largest numbers, and whether the grid must be uniform. Your quantizer is put on the whole model,
+# and you measure what it loses.
 #
 # **What you need.** NumPy broadcasting, and what a weight matrix `(d_out, d_in)` of a linear layer
 # is (lesson 02). No fine-tuning yet: that comes back in lessons 13 and 14.
@@ -12,16 +13,20 @@
 # **Words and letters.** They are explained on first use, and all together in the
 # [glossary](GLOSSARY.md).
 #
-# **Time.** 115 minutes for reading and the exercises. The open exercise takes 25 more, the bonus
+# **Time.** 130 minutes for reading and the exercises. The open exercise takes 25 more, the bonus
 # 6. Every cell together runs in well under a minute.
 
 # %%
 import copy
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import show, sliders
+from tinypeft.interop import write_gguf
 from tinypeft.quant import formats, uniform
 from tinypeft.quant.codebooks import codebook, float_values
 from tinypeft.study import plot
@@ -36,7 +41,74 @@ def relative(W_hat):
     return 100 * np.linalg.norm(W_hat - W) / np.linalg.norm(W)
 
 # %% [markdown]
-# ## 1. A grid, and the nearest point on it
+# ## 1. Why round?
+#
+# A model of seven billion weights takes 14 GB if each weight has 16 bits, and 3.9 GB if it has 4.5.
+# A graphics card of 12 GB holds the second and not the first. That is half of the reason.
+#
+# The other half is speed. A model writes token by token, and for each token it reads every weight
+# from memory, to use it in one multiplication and one addition. Processors are built for more than
+# that. NVIDIA's A100 computes 312 · 10¹² such operations in the second in which its memory delivers
+# 2.04 · 10¹² bytes: about 150 for each byte. A weight of two bytes needs two. So the processor
+# waits, and the *bandwidth* of the memory, in bytes a second, decides:
+#
+# $$\mathrm{tokens\ a\ second} \le \frac{\mathrm{bandwidth}}{\mathrm{bytes\ of\ all\ weights}}$$
+#
+# By hand: a laptop whose memory delivers 200 GB a second writes at most $200/14 = 14$ tokens a
+# second in 16 bits, and $200/3.9 = 51$ in 4.5 bits.
+#
+# Here is what the authors of the program llama.cpp measured with Llama 3.1, which has 8 billion
+# weights. (Their `tools/quantize/README.md` has this table. It does not name the machine.)
+
+# %%
+measured = {                                             # bits a weight, GiB, tokens a second
+    "F16": (16.00, 14.96, 29.17), "Q8_0": (8.50, 7.95, 50.93), "Q6_K": (6.56, 6.14, 58.67),
+    "Q4_K_M": (4.89, 4.58, 71.93), "Q2_K": (3.16, 2.95, 79.85)}
+for name, (bits, size, speed) in measured.items():
+    gigabytes = size * 2**30 / 1e9
+    print(f"{name:6}  {bits:5.2f} bits   {gigabytes:5.2f} GB   {speed:5.2f} tokens a second: "
+          f"it reads {gigabytes * speed:3.0f} GB a second")
+
+# %% [markdown]
+# *What to see: half the bytes give nearly twice the tokens. With fewer bits the gain shrinks.* The
+# work that does not depend on the bytes of the weights, such as attention, takes as long as before.
+# (Two bits cost much quality, too. The [page on K-quants](../tinypeft/quant/K_QUANTS.md) explains
+# the types with a K byte by byte.)
+#
+# Is it the same in this package? Here is the base in three forms: its file, its linear layers in
+# memory, and the time of one token.
+
+# %%
+folder, token = Path(tempfile.mkdtemp()), np.array([[7]])
+
+
+def milliseconds(m, repeats=50):
+    """The shortest of some forward passes of one token."""
+    times = []
+    with tp.no_grad():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            m(token)
+            times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+for name, scheme in (("float32", None), ("8 bits", tp.Uniform(8, granularity="group")),
+                     ("4 bits", tp.Uniform(4, granularity="group"))):
+    m = tp.quantize(copy.deepcopy(model), scheme) if scheme else model
+    tp.save_quantized(m, folder / name)
+    weights = [layer.weight for _, layer in m.named_modules() if hasattr(layer, "d_in")]
+    held = sum(w.nbytes if scheme else w.data.nbytes for w in weights)
+    print(f"{name:8} file {(folder / name).stat().st_size / 1e6:.2f} MB, layers in memory "
+          f"{held / 1e6:.2f} MB, one token {milliseconds(m):.1f} ms")
+
+# %% [markdown]
+# *What to see: file and memory shrink. The time does not: it grows.* NumPy multiplies floats only,
+# so each layer decodes all of its codes into floats before each product. llama.cpp and the
+# libraries for graphics cards decode a few codes at a time, within the product, on their way from
+# memory. So this course measures sizes and errors, and leaves speed to those programs.
+#
+# ## 2. A grid, and the nearest point on it
 #
 # From here on the weights stay what they are, but each is stored in fewer bits. $b$ bits can name
 # $2^b$ things. *Uniform quantization* lets them name the points of an equally spaced grid. The
@@ -67,7 +139,7 @@ for name, row in (("x", x), ("q", q), ("x̂", grid.decode(q)), ("x̂ − x", gri
 # kinds of error. (If $x$ falls anywhere within a step with equal probability, the root mean square
 # of the rounding error is $s/\sqrt{12}$. One bit more about halves the step, and so the error.)
 #
-# ## 2. Choose the scale and the zero point
+# ## 3. Choose the scale and the zero point
 #
 # Given numbers of which $l$ is the smallest and $h$ the largest, the grid should reach both, and
 # the number 0 should lie on it. There are two usual ways.
@@ -130,10 +202,10 @@ four_bits.beside(relative(my_absmax(W, 4)))
 # Return `(x_q, S, Z)` for one grid over all of `x`, whose range $[l, h]$ is stretched to contain 0:
 # $x_q$ as an integer array with values $0 \dots 2^b - 1$, $S$ as a positive number, $Z$ as an
 # integer. Derive first how many steps lie between $2^b$ points, and which $Z$ makes the code of $l$
-# equal to 0. Round $x/S$ before you subtract $Z$. Clip the code: where both ends lie midway between
-# two grid points, rounding twice may push the largest number one step past the end. $S$ must be
-# exact. An added ε would move numbers that lie midway between two grid points. If all numbers are
-# zero, any $S > 0$ is right, and zeros must come back as zeros.
+# equal to 0. Round $x/S$ before you subtract $Z$. Clip the codes: if $l/S$ and $h/S$ both end in ½,
+# both are rounded to the even neighbour, and the largest code can become $2^b$. Do not add an ε to
+# $S$: it would push ties to one side. If all numbers are zero, any $S > 0$ is right, and zeros must
+# come back as zeros.
 
 # %% exercise=quantization.survey points=3 minutes=12
 def quantization_survey(x, bits):
@@ -186,7 +258,7 @@ show("staircase")
 # *What to see: the error is a sawtooth inside the range and a slope outside it. With a zero point
 # the steps are smaller, since none are spent where there are no numbers.*
 #
-# ## 3. What shares a scale
+# ## 4. What shares a scale
 #
 # With one scale for a whole matrix, a single large weight makes the step coarse for all the others.
 # One scale per **channel** (a row of $W$, which is an output channel) or per **group** of $g$
@@ -202,9 +274,8 @@ tp.Uniform(bits=4, granularity="group", group_size=64).quantize(W)
 
 # %% [markdown]
 # Such a `QTensor` is what every scheme of the package makes: packed codes, and a scale per block.
-# Its size counts all that is stored. Its levels 0 … 15 are those that 4 bits can name. This grid is
-# symmetric, so the codes in use are $z - n = 1$ to $z + n = 15$. Code 0 is the one that stays
-# unused.
+# Its size counts all that is stored. This grid is symmetric, so the codes in use are
+# $z - n = 1$ to $z + n = 15$, and 0 stays unused.
 
 # %% [markdown]
 # Move the handles: the first changes the bits, in groups of 32, and the second the group, at 3
@@ -309,6 +380,9 @@ ax.set(yscale="log", xlabel="bits per weight, scales and zero points included",
        ylabel="‖Ŵ − W‖/‖W‖ (%)")
 ax.set_title("left end of a line: one scale per tensor; right end: one per 8 weights", loc="left",
              fontsize=10)
+fig.set_label("Relative error, on a logarithmic axis, over bits per weight, one line for each "
+              "of 8, 4, 3 and 2 bits. Each line falls from one scale per tensor to one per 8 "
+              "weights, steeply at first.")
 fig
 
 # %% [markdown]
@@ -316,7 +390,7 @@ fig
 # About 4.2 bits can be spent on 2 bits in groups of 8, on 3 bits in groups of 16, or on 4 bits with
 # a scale per row. The last has by far the smallest error.*
 #
-# ## 4. Clip on purpose
+# ## 5. Clip on purpose
 #
 # The range need not reach the largest number. With $p < 1$ a symmetric grid spans only
 # $[-p\,m,\ p\,m]$. The step shrinks by $p$ for all numbers, and those few beyond the end are
@@ -344,6 +418,9 @@ for ax, bits in zip(axes, (3, 4), strict=True):
     ax.set(xlabel="p, the fraction of the range kept", ylabel="‖Ŵ − W‖²/‖W‖²",
            ylim=(0, 2.2 * (rounding + clipping)[-1]), title=f"{bits} bits: least at p = {best:.2f}")
 axes[0].legend(loc="upper right")
+fig.set_label("Two panels, 3 and 4 bits: the error of rounding rises with the fraction of the "
+              "range kept, that of clipping falls, and their sum is least below 1, further to "
+              "the left for 3 bits.")
 fig
 
 # %% [markdown]
@@ -390,7 +467,7 @@ print(f"error {relative(uniform.make_grid(-m, m, 3).round(W)):.1f} % with your r
 show(tp.Uniform.best_share, "p = np.float32")
 
 # %% [markdown]
-# ## 5. Grids that are not uniform: floating point
+# ## 6. Grids that are not uniform: floating point
 #
 # A float of few bits is also a grid of a few points. It has $e$ *exponent bits*, which give the
 # power of two below the number, and $m$ *mantissa bits*, which place it between this power and the
@@ -419,6 +496,8 @@ ax.set_yticks(range(len(grids)), [f"{name}: {len(np.unique(v))} values"
                                   for name, v in grids.items()])
 ax.set(xlabel="value after division by the largest of the block", ylim=(len(grids) - 0.5, -0.5),
        title="What 4 bits can name")
+fig.set_label("The values of five formats of 4 bits as ticks from -1 to 1. Those of int4 are "
+              "evenly spaced; those of the floats and of NF4 are denser near 0.")
 fig
 
 # %% [markdown]
@@ -484,7 +563,7 @@ for name, W_hat in found.items():
 # At 8 bits the integers have the smaller error. A float spends many codes on tiny numbers, and
 # weights that are divided by a common scale need few of these. At 4 bits the two are close.
 #
-# ## 6. The whole model
+# ## 7. The whole model
 #
 # `tp.quantize` puts a scheme on every linear layer in the blocks, in place. Embeddings and norms
 # keep their precision. *Perplexity* is $\exp$ of the loss in nats per token. The next cell
@@ -511,7 +590,7 @@ two_bits.beside(rows[2, "group"])
 # %% [markdown]
 # *What to see, in this table: 8 bits change next to nothing, whatever shares a scale. At 4 bits the
 # groups lose little, and one scale per tensor loses much. At 2 bits only the groups leave anything
-# of a language model.* These grids are asymmetric. Your own in section 3 were symmetric, so one
+# of a language model.* These grids are asymmetric. Your own in section 4 were symmetric, so one
 # scale per matrix at 4 bits added more nats there than here. The study asks the same of the loss,
 # with several draws of the text:
 
@@ -523,10 +602,9 @@ show("granularity")
 # logarithmic, that of the loss is not, so do not compare the slopes.) The first step, from one
 # scale per tensor to one per channel, costs hardly any bits and gains most.*
 #
-# Two questions remain. *When* is the range measured? The weights do not change, so their range is
+# One question remains. *When* is the range measured? The weights do not change, so their range is
 # known. Activations are different for each input: their scale is found at run time (*dynamic*) or
-# estimated beforehand (*static*). The next lesson is about them. And is the quantized model faster?
-# Here it is not: codes are decoded before every product. Memory is what is saved.
+# estimated beforehand (*static*). The next lesson is about them.
 #
 # ### {exercise}
 #
@@ -586,6 +664,29 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # is not output error (lesson 12): perplexity may reverse a close call.
 
 # %% [markdown]
+# ## The real call
+#
+# llama.cpp quantizes a file with one command. This package writes such files, too. `Q4_0` is 4 bits
+# in symmetric groups of 32, with a scale in float16:
+
+# %%
+write_gguf(folder / "base.gguf", model)
+small = tp.quantize(copy.deepcopy(model), tp.GGUF("Q4_0"))
+write_gguf(folder / "base-Q4_0.gguf", small)
+for file in sorted(folder.glob("*.gguf")): print(f"{file.name:15} {file.stat().st_size:,} bytes")
+
+# %% [markdown]
+# llama.cpp makes such a file of `base.gguf` by itself, and writes text with it:
+#
+# ```bash
+# llama-quantize base.gguf base-Q4_0.gguf Q4_0
+# llama-cli -m base-Q4_0.gguf -p "The array" -n 32
+# ```
+#
+# A large model is given `Q4_K_M` in place of `Q4_0`: a mixture of 4 and 6 bits, in blocks of 256
+# weights, which are more than a row of our base has.
+
+# %% [markdown]
 # ## Recall
 #
 # 1. A block holds numbers from −0.2 to 1.0. What are $s$ and $z$ of the asymmetric 4-bit grid?
@@ -637,6 +738,7 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # * The survey, Matarazzo and Torlone (arXiv 2501.04040), §3.6; the notation with $Z$ is that of
 #   Zhao et al. (arXiv 2303.18223), §5.4.
 # * The affine mapping with an integer zero point: Jacob et al. (arXiv 1712.05877).
+# * Operations and bandwidth of the A100 with 80 GB: NVIDIA's data sheet.
 # * FP8, E4M3 and E5M2: Micikevicius et al. (arXiv 2209.05433). Microscaling: Rouhani et al. (arXiv
 #   2310.10537).
 #

@@ -142,11 +142,13 @@ for ax, A, title in zip(axes, (X, X_hard), titles, strict=True):
     ax.set(xlabel="feature", ylabel="token", title=title)
     ax.grid(False)
 fig.colorbar(image, ax=axes, label="log₁₀ |input|")
+fig.set_label("Two heat maps, tokens by features. On the right three columns are bright from top "
+              "to bottom.")
 fig
 
 # %% [markdown]
-# *What to see: on the left all features are of about the same size, but for two that are nearly
-# off. On the right three columns are bright from top to bottom. Outliers belong to features, not to
+# *What to see: on the left all features are of about the same size, except two that are almost
+# zero. On the right three columns are bright from top to bottom. Outliers belong to features, not to
 # tokens.*
 #
 # ## 3. Why three columns spoil the rest
@@ -163,35 +165,46 @@ for name, A in (("over all features", X), ("over the three columns", X[:, plante
     print(f"  {name:23} {np.median(np.abs(A).max(1)):.1f}")
 left = tp.guess("11.codes_left", 9, "codes")
 
-# %% [markdown]
-# ### {exercise}
-#
-# For every token of `X (n, d)`, return the number of int8 codes that its entries outside the
-# columns `O` (an integer array) can reach, from $-c$ to $c$, when the whole token shares one scale.
-# The result is an integer array `(n,)`. No row is all zeros.
-
-# %% exercise=outliers.codes_left points=2 minutes=6
-def outliers_codes_left(X, O):
-    """X float (n, d), O integers: outlier columns → how many codes the others reach, int (n,)."""
-    ### BEGIN SOLUTION
-    rest = np.delete(np.abs(X), O, axis=1)
-    c = np.rint(127 * rest.max(1) / np.abs(X).max(1))
-    return 2 * c.astype(int) + 1
-    ### END SOLUTION
-
 # %%
-result = tp.check("outliers.codes_left", outliers_codes_left)
-my_codes_left = result.function
-result
+def codes_left(X, O):
+    """For each token the codes −c … c that entries outside the columns O can reach: 2 c + 1."""
+    rest = np.delete(np.abs(X), O, axis=1).max(1)
+    return 2 * np.rint(127 * rest / np.abs(X).max(1)) + 1
 
-# %%
-print("median over tokens, in the base:", np.median(my_codes_left(X, planted)), "codes")
-left.beside(np.median(my_codes_left(X_hard, planted)))
+
+print("median over tokens, in the base:", np.median(codes_left(X, planted)), "codes")
+left.beside(np.median(codes_left(X_hard, planted)))
 
 # %% [markdown]
 # With 32 times the largest entry of all, 9 codes would be left. But the planted columns are 32
 # times as large as *they* were, and they were not the largest before.
 #
+# ### {exercise}
+#
+# How large must one more entry be, so that it leaves nothing at all? Write `outliers_drown(x)`: the
+# magnitude $m$ of an entry beside which every entry of the token `x (d,)` is rounded to the code 0.
+# It may be at most 0.5 % larger than it has to be.
+
+# %% exercise=outliers.drown points=2 minutes=6
+def outliers_drown(x):
+    """x float (d,) → the least magnitude of one more entry that leaves all codes of x at 0."""
+    ### BEGIN SOLUTION
+    return 2 * 127 * np.abs(x).max()
+    ### END SOLUTION
+
+# %%
+result = tp.check("outliers.drown", outliers_drown)
+result
+
+# %%
+token = X[100]
+m = float(result.function(token))
+print(f"the token's largest entry is {np.abs(token).max():.2f}, and yours {m:.0f}")
+for size in (m, m / 2, m / 10):
+    q = np.rint(127 * token / size)
+    print(f"beside {size:6.1f}: {np.count_nonzero(q)} of {len(q)} entries have a code other than 0")
+
+# %% [markdown]
 # How much this costs depends on who shares the scale. The paper's Table 1 compares *absmax* (one
 # scale for all of $X$, one for all of $W$), *row-wise* (one per token, one for $W$) and
 # *vector-wise* (one per token, one per output channel). The last is yours to write.
@@ -257,6 +270,12 @@ show("schematic:outliers")
 # the weights as they were. All other columns are multiplied as integers, and both results are
 # added. $O$ is found anew in every call. (The paper's letter is α, which is kept for section 6. In
 # other lessons τ is a temperature.)
+#
+# By hand, for $x = (2, -1, 40)$ and $w = (0.5, 0.25, 1)$, whose product is $40.75$. The scale of
+# $w$ is $1/127$, its codes $(64, 32, 127)$. Without the split $s_x = 40/127$ and the codes are
+# $(6, -3, 127)$: $\frac{40}{127^2} (6 \cdot 64 - 3 \cdot 32 + 127^2) = 40.714$. With the split the
+# third column gives $40 \cdot 1$. The rest has $s_x = 2/127$ and the codes $(127, -64)$, and gives
+# $\frac{2}{127^2}(127 \cdot 64 - 64 \cdot 32) = 0.754$. The error falls from $0.036$ to $0.004$.
 #
 # ### {exercise}
 #
@@ -341,6 +360,8 @@ for (e, n), t in list(zip(curve, thresholds, strict=True))[::4]:
     ax.annotate(f"{n}", (t, e), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
 ax.axvline(6, color=plot.COLOURS["grey"], lw=1, ls="--")
 ax.set_title("the numbers count columns in floating point", loc="left", fontsize=10)
+fig.set_label("The error against the threshold: flat from 6 to the size of the outliers, then a "
+              "jump to ten times as much.")
 fig
 
 # %% [markdown]
@@ -390,7 +411,7 @@ print(layer.columns, f"{8 * layer.nbytes / W.size:.3f} bits/weight;",
 show(zeroquant.distill)
 
 # %%
-scheme = tp.ZeroQuant(bits=4)
+scheme = tp.ZeroQuant(bits=4)      # its student(layer, bits) rounds in each forward pass
 names = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.up",
          "mlp.down"]
 batches = [calibration[i:i + 4] for i in (0, 4, 8)]                       # 1,536 tokens
@@ -430,8 +451,10 @@ print(f"difference of the outputs, relative: {error((X / s) @ (W * s).T, X, W):.
 #
 # $$s_j = \frac{\max|X_j|^{\alpha}}{\max|W_j|^{1-\alpha}} \tag{6}$$
 #
-# where $X_j$ and $W_j$ are columns. α = 0 leaves the inputs hard, α = 1 makes all of them easy. At
-# α = ½ both sides get the same maximum in every channel.
+# where $X_j$ and $W_j$ are columns. With α = 0 all columns of $W$ get the same maximum, with α = 1
+# all columns of $X$. At α = ½ both sides get the same maximum in every column. By hand: two columns
+# with $\max|X_j| = (2, 32)$ and $\max|W_j| = (2, 0.5)$. At α = ½ it is $s = (1, 8)$, and both sides
+# become $(2, 4)$.
 #
 # ### {exercise}
 #
@@ -457,7 +480,7 @@ result
 
 # %% [markdown]
 # **Your smoothing, in the model.** It smooths every norm of the model with outliers. Then weights
-# and inputs are rounded to 8 bits.
+# and inputs, the *activations*, are rounded to 8 bits. That is called *W8A8*.
 
 # %%
 def smoothed_by_me(m, alpha):
@@ -516,7 +539,10 @@ for (kind, values), colour in zip(sweep.items(), ("blue", "orange"), strict=True
     ax.annotate(f"inputs per {kind}", (alphas[3], values[3]), xytext=(4, 4), fontsize=8,
                 textcoords="offset points", color=plot.COLOURS[colour])
 ax.set(yscale="log", xlabel="α", ylabel="error of the product (%)")
-ax.set_title("what is moved: nothing (0) to everything (1)", loc="left", fontsize=10)
+ax.set_title("differences move: all from W (0) to all from X (1)", loc="left", fontsize=10)
+ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+fig.set_label("The error of the product against α, two valleys. Both are high at α = 0 and at "
+              "α = 1, and lowest in between.")
 fig
 
 # %% [markdown]
@@ -530,7 +556,7 @@ fig
 #
 # ## 7. The whole model
 #
-# *W8A8* means 8 bits for weights and 8 for activations. SmoothQuant has three levels, all with one
+# SmoothQuant has three levels, all with one
 # scale per weight matrix. *O1* has one scale per token and *O2* one per call, both found at run
 # time (*dynamic*). *O3* has one scale for all calls, found in calibration (*static*). Guess the
 # perplexity of absmax on the model with outliers. The next cell prints that of float32. (It reads
@@ -631,6 +657,18 @@ print(f"inputs from {X_down.min():.2f} to {X_down.max():.2f}; error of the produ
 # product, for each scheme. *Remedy for O3:* leave the first token out of calibration, keep it apart
 # in floating point, or take a percentile in place of the maximum. Lesson 16 meets such tokens in a
 # real model.
+
+# %% [markdown]
+# ## The real call
+#
+# LLM.int8() on a model in a folder, with transformers and bitsandbytes:
+#
+# ```python
+# from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+# eight_bits = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)     # τ of section 4
+# model = AutoModelForCausalLM.from_pretrained(
+#     "folder-of-the-model", quantization_config=eight_bits)
+# ```
 
 # %% [markdown]
 # ## Recall

@@ -1,12 +1,14 @@
 # %% [markdown]
 # # 12 · GPTQ and AWQ: rounding with an eye on the inputs
 #
-# **What you will do.** Lesson 10 asked how far a rounded weight is from the original.
-# This lesson asks how far the layer's *output* is from the original output.
-# You derive how the error of one weight can be repaired by another one (OBQ).
-# You turn that into an algorithm that rounds a whole matrix in a fraction of a second (GPTQ).
-# Then you build its rival, which only rescales (AWQ), and find out when calibration makes things
-# worse.
+# **What you will do.** A model in 4 bits that you download is in most cases a GGUF file for
+# llama.cpp, or was made by GPTQ or AWQ, whose files vLLM and TensorRT-LLM serve. The `config.json`
+# beside it says for example `"quant_method": "awq", "bits": 4, "group_size": 128`.
+# After this lesson you know what that means.
+# Lesson 10 asked how far a rounded weight is from the original. Here it is the layer's *output*.
+# You derive how one weight can repair the error of another one (OBQ), and turn that into an
+# algorithm for a whole matrix (GPTQ). You design scales that do as well without moving any weight
+# (AWQ), and find out when calibration makes things worse.
 #
 # **What you need.** Lesson 10 (grids and groups), and lesson 11 for one idea: a scale can be
 # folded into the layer before.
@@ -20,7 +22,7 @@
 # error of a column, and $F$ the free columns. $\lambda$ is a multiplier in section 2, and the
 # damping in section 3. The *loss* is $\delta H \delta^\top$, that of a layer.
 #
-# **Time.** 125 minutes: 45 of reading and running, 80 of exercises.
+# **Time.** 150 minutes: 58 of reading and running, 92 of exercises.
 # The open exercise takes 20 more, and the bonus 15.
 
 # %%
@@ -30,8 +32,9 @@ import warnings
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.course import show
-from tinypeft.quant import awq, calibration, gptq, measure, obq, plain
+from tinypeft.course import show, sliders
+from tinypeft.quant import awq, calibration, gptq, obq, plain
+from tinypeft.quant.measure import output_error
 from tinypeft.study import plot
 
 model = tp.load_pretrained()
@@ -59,84 +62,75 @@ H_unseen = calibration.capture(model, unseen, [path], hessian=True)[path].H
 #
 # $\mathrm{tr}$ is the trace, the sum of the diagonal.
 # $H$ is the *Hessian* of the mean squared error in a row of $\hat W$: the matrix of its second
-# derivatives. It is the same for every row. (The paper of GPTQ writes $H = 2XX^\top$.
-# A factor in front of $H$ changes no result below, because we always compare two errors or divide
-# one entry of the inverse by another.) $H$ is summed up while text runs through the model.
-# The inputs themselves are not kept.
+# derivatives. It is the same for every row. (GPTQ's paper writes $H = 2XX^\top$. A factor in front
+# of $H$ changes no result below.) $H$ is summed up while text runs through the model.
 
 # %%
 show(calibration.Statistics.H.fget)
 
 # %% [markdown]
-# ### {exercise}
-#
-# Write `calibrated_output_error(W, W_hat, H)`: $\|(\hat W - W)X\| / \|WX\|$, a number, from $H$
-# alone. Try not to form a product that is larger than $W$.
-
-# %% exercise=calibrated.output_error points=2 minutes=5
-def calibrated_output_error(W, W_hat, H):
-    """W, W_hat (d_out, d_in), H (d_in, d_in) → the relative error of the output, a number."""
-    ### BEGIN SOLUTION
-    D = W_hat - W
-    return np.sqrt(np.sum((D @ H) * D) / np.sum((W @ H) * W))
-    ### END SOLUTION
+# With $H$ the package computes the relative error of the output, $\|(\hat W - W)X\| / \|WX\|$:
 
 # %%
-result = tp.check("calibrated.output_error", calibrated_output_error)
-result
+show(output_error)
 
 # %% [markdown]
-# Compare yours with the package's:
-
-# %%
-my_error = result.function
-show(measure.output_error)
-
-# %% [markdown]
-# Your function now measures every error of this lesson. First, round to nearest at 3 bits.
-# The base is `W_rtn`, "rounded to nearest", on the asymmetric grid of lesson 10.
+# First, round to nearest at 3 bits, `W_rtn`, on the asymmetric grid of lesson 10. We compare with it.
 
 # %%
 nearest = tp.GPTQ(bits=3, group_size=32).nearest
 W_rtn = nearest.quantize(W).dequantize()
-values, vectors = np.linalg.eigh(H)                               # ascending
-print("eigenvalues of H: largest {:.1f}, then {:.1f}, median {:.2f}, smallest {:.0e}".format(
-    *values[[-1, -2, 64]], max(values[0], 0)))
-print(f"the largest holds {values[-1] / values.sum():.0%} of their sum")
 moved_by = np.linalg.norm(W_rtn - W) / np.linalg.norm(W)
 print(f"round to nearest: error of the weights {moved_by:.1%}, "
-      f"of the output {my_error(W, W_rtn, H):.1%}")
-print(f"‖Ŵ − W‖ = {np.linalg.norm(W_rtn - W):.2f}, the root of tr(W H Wᵀ) is "
-      f"{np.sqrt(np.sum((W @ H) * W)):.1f}")
+      f"of the output {output_error(W, W_rtn, H):.1%}")
 
 # %% [markdown]
-# Now move the weights by an error of *exactly the same size*, but in one direction only.
-# If it lies along the eigenvector of the smallest eigenvalue, the output hardly notices.
-# What if it lies along the eigenvector of the largest one? **Predict** the error of the output.
-# (The numbers above give it.)
+# ### {exercise}
+#
+# The same amount of error can cost much or little. If a row of $W$ moves by $v$ `(d,)`, its output
+# is off by $vX$, and the square of that is $v H v^\top$, up to a factor.
+# Write `calibrated_directions(H)`: two directions of length 1, `(d,)` each. Along the first an error
+# costs the output most, and along the second least. (There may be several. Any of them is right.)
+
+# %% exercise=calibrated.directions points=2 minutes=10
+def calibrated_directions(H):
+    """H (d_in, d_in) → the strongest and the weakest direction, (d_in,) each, of length 1."""
+    ### BEGIN SOLUTION
+    values, vectors = np.linalg.eigh(H)                           # ascending
+    return vectors[:, -1], vectors[:, 0]
+    ### END SOLUTION
+
+# %%
+result = tp.check("calibrated.directions", calibrated_directions)
+result
+
+# %%
+strong, weak = result.function(H)
+print(f"the strongest direction holds {strong @ H @ strong / np.trace(H):.0%} of the inputs")
+print(f"‖Ŵ − W‖ = {np.linalg.norm(W_rtn - W):.2f}, the strongest v H vᵀ is "
+      f"{strong @ H @ strong:.1f}, the root of tr(W H Wᵀ) is {np.sqrt(np.sum((W @ H) * W)):.1f}")
+
+# %% [markdown]
+# Now move all rows by an error of *exactly the size* of $\hat W - W$, but along your strongest
+# direction only. **Predict** the error of the output. (The numbers above give it.)
 
 # %%
 guess = tp.guess("12.strongest", 30.0, "%")
 
 # %%
 size, row = np.linalg.norm(W_rtn - W), np.random.default_rng(0).normal(size=len(W))
-found = {}
-for k, name in ((0, "the weakest"), (1, "the second weakest"), (64, "a middle one"),
-                (-1, "the strongest")):
-    D = size * np.outer(row / np.linalg.norm(row), vectors[:, k])  # ‖D‖ = ‖W_rtn − W‖
-    found[name] = 100 * my_error(W, W + D, H)
-    print(f"the same size, along {name:20} direction: error of the output {found[name]:6.2f} %")
-guess.beside(found["the strongest"])
+for name, direction in (("weakest", weak), ("strongest", strong)):
+    D = size * np.outer(row / np.linalg.norm(row), direction)     # ‖D‖ = ‖W_rtn − W‖
+    cost = 100 * output_error(W, W + D, H)
+    print(f"an error along your {name:9} direction, of the same size: {cost:5.2f} % of the output")
+guess.beside(cost)
 
 # %% [markdown]
-# The inputs of this layer lie mostly in few directions.
-# So errors of the *same size in the weights* cost very different amounts in the output.
-# A better rounding puts the error where the inputs are not.
+# So a better rounding puts the error where the inputs are not.
 #
 # ## 2. Two weights, one grid
 #
-# Here is the smallest example, by hand.
-# Let $w = (0.4,\ 0.4)$, let the grid be the integers, and let
+# By hand: let $w = (0.4,\ 0.4)$, let the grid be the integers, and let
 #
 # $$H = \begin{bmatrix} 2 & 1 \\ 1 & 2 \end{bmatrix}, \qquad
 # H^{-1} = \frac13 \begin{bmatrix} 2 & -1 \\ -1 & 2 \end{bmatrix}$$
@@ -152,10 +146,10 @@ guess.beside(found["the strongest"])
 # The loss is now $0.32 - 0.48 + 0.72 = 0.56$.
 # *The second weight has made up for a part of the error of the first.*
 #
-# For more weights we need this step in general. Weight number $q$ is fixed at the value $v$.
+# In general: weight number $q$ is fixed at the value $v$.
 # How should the other weights move, so that $\delta H \delta^\top$ is least?
-# Try it on paper before you open the box. You know that $\delta_q = v - w_q$ is given.
-# A Lagrange multiplier takes care of it.
+# Try it on paper before you open the box. $\delta_q = v - w_q$ is given, and a Lagrange multiplier
+# takes care of it.
 #
 # <details><summary>The derivation, in three lines</summary>
 #
@@ -222,6 +216,8 @@ ends = {"nearest": np.rint(w2), "compensated": np.rint(moved)}
 for name, v in ends.items(): print(f"{name:12} {v}   loss {(v - w2) @ H2 @ (v - w2):.2f}")
 
 fig, ax = plot.figure(height=4.2)
+fig.set_label("Grid points around w, with lines of equal loss that form a valley. The path to the "
+              "nearest point leaves the valley; the compensated path follows it.")
 a, b = np.meshgrid(np.linspace(-0.8, 1.8, 200), np.linspace(-0.8, 1.8, 200))
 D = np.stack([a, b], -1) - w2
 ax.contour(a, b, np.einsum("...i,ij,...j", D, H2, D), levels=np.geomspace(0.02, 6, 9),
@@ -241,10 +237,16 @@ fig
 # worse.* The grey lines join points of equal loss.
 # They form a valley from top left to bottom right. Round to nearest walks out of it.
 # The other path first fixes $\hat w_1 = 0$, slides along the valley, and then rounds $\hat w_2$
-# to 1.
+# to 1. How much depends on the correlation? Move it. Your function takes every step:
+
+# %%
+sliders.valley(my_step)
+
+# %% [markdown]
+# *What to see: without correlation your step moves nothing. From some correlation on, the second
+# weight crosses the middle of its cell.*
 #
-# Then on a whole row of real weights.
-# One weight after the other is fixed at its nearest value on the grid, from left to right.
+# Then on a whole row of real weights, one after the other, from left to right.
 # This is OBQ, *Optimal Brain Quantization*, in a fixed order:
 
 # %%
@@ -256,13 +258,12 @@ for j in range(len(w)):
     w, Hinv = my_step(w, Hinv, j, float(grid.round(np.float32([[w[j]]]))[0, 0]))
 obq_row = w
 for name, w_hat in (("nearest", grid.round(W[:1])), ("your OBQ", obq_row[None])):
-    print(f"{name:9} output error of the row {my_error(W[:1], w_hat, H):.3f}")
+    print(f"{name:9} output error of the row {output_error(W[:1], w_hat, H):.3f}")
 
 # %% [markdown]
 # ## 3. GPTQ: the same for a whole matrix
 #
-# OBQ chooses a separate order for each row.
-# So it keeps a separate inverse for each row, and the work per row grows with $d^3$.
+# OBQ chooses an order for each row, so it keeps an inverse for each row.
 # GPTQ begins with two observations.
 #
 # 1. *The order matters little.* With one order for all rows there is one sequence of inverses.
@@ -334,14 +335,12 @@ def on_grid(W):
 W_near, W_gptq = rows.fit(W).round(W), my_gptq(W.astype(float), U, on_grid(W))
 for name, W_hat in (("nearest", W_near), ("your GPTQ", W_gptq)):
     print(f"{name:10} weight error {np.linalg.norm(W_hat - W) / np.linalg.norm(W):.3f}   "
-          f"output error {my_error(W, W_hat, H):.3f}   "
-          f"on unseen text {my_error(W, W_hat, H_unseen):.3f}")
+          f"output error {output_error(W, W_hat, H):.3f}   "
+          f"on unseen text {output_error(W, W_hat, H_unseen):.3f}")
 print("your OBQ and your GPTQ agree on row 0:", np.allclose(W_gptq[0], obq_row, atol=1e-6))
 
 # %% [markdown]
 # The weight error has gone **up** and the output error **down**.
-# If you only look at how far the weights moved, GPTQ looks like a mistake.
-#
 # Where is the error? Here is its size in each quarter of the columns:
 
 # %%
@@ -353,7 +352,6 @@ for name, W_hat in (("nearest", W_near), ("your GPTQ", W_gptq)):
 # %% [markdown]
 # Round to nearest errs evenly.
 # The errors of GPTQ grow to the right, since later columns carry what earlier columns left.
-# After the last column there is none that could carry anything for it.
 #
 # And on the whole model: each linear layer of the base is rounded by your function, with an $H$
 # of its own.
@@ -392,7 +390,7 @@ def faulty_factor(H, damping):
 
 W_faulty = my_gptq(W.astype(float), faulty_factor(H, 0.01), on_grid(W))
 for name, W_hat in (("nearest", W_near), ("with the faulty factor", W_faulty)):
-    print(f"{name:22} output error {my_error(W, W_hat, H):.3f}")
+    print(f"{name:22} output error {output_error(W, W_hat, H):.3f}")
 
 # %% [markdown]
 # This is worse than no correction. There are two faults.
@@ -418,7 +416,7 @@ result
 # %%
 my_factor = result.function
 W_mended = my_gptq(W.astype(float), my_factor(H, 0.01), on_grid(W))
-print(f"with your factor       output error {my_error(W, W_mended, H):.3f}")
+print(f"with your factor       output error {output_error(W, W_mended, H):.3f}")
 show(plain.gptq)
 show(gptq.factor)
 
@@ -442,7 +440,7 @@ V = model.get(down).weight.data
 V_unseen = calibration.capture(model, unseen, [down], hessian=True)[down].H
 scheme = tp.GPTQ(bits=3, group_size=32)
 V_near, size_V = scheme.nearest.quantize(V).dequantize(), np.linalg.norm(V)
-without = my_error(V, V_near, V_unseen)
+without = output_error(V, V_near, V_unseen)
 sizes, on_it, on_others = [32, 64, 128, 256, 512, 1024, 2048], [], []
 for n in sizes:
     some = text.reshape(-1, 32)[:n // 32]
@@ -450,8 +448,8 @@ for n in sizes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                           # it does warn
         V_hat = scheme.quantize(V, H_n).dequantize()
-    on_it.append(my_error(V, V_hat, H_n))
-    on_others.append(my_error(V, V_hat, V_unseen))
+    on_it.append(output_error(V, V_hat, H_n))
+    on_others.append(output_error(V, V_hat, V_unseen))
     print(f"{n:5} tokens: output error on them {on_it[-1]:6.1%}, on other text "
           f"{on_others[-1]:6.1%}; error of the weights {np.linalg.norm(V_hat - V) / size_V:.1%}")
 print(f"round to nearest: on other text {without:.1%}; error of the weights "
@@ -471,60 +469,80 @@ for y, label, colour, up in ((on_it, "on the calibration text", "sky", -14),
 ax.set(xscale="log", xlabel="calibration tokens", ylabel="output error (%)", ylim=(0, None))
 ax.set_xticks(sizes, sizes)
 ax.set_title("mlp.down, 512 inputs, 3 bits; dashed: round to nearest", loc="left", fontsize=10)
+fig.set_label("Output error over 32 to 2,048 calibration tokens. On the calibration text it is "
+              "always below rounding; on other text it is below from about 1,300 tokens on.")
 fig
 
 # %% [markdown]
 # *What to see: on its own text GPTQ always looks good, and on other text it needs two to four
 # tokens for each input before it is better than no calibration at all.*
-# The curve on other text first rises. With few tokens $H$ is damping in most directions, so GPTQ
-# moves the weights little (last column above). With some more tokens it moves them further, in
-# directions that are still badly known.
-# The package warns when there are fewer tokens than inputs.
-# No warning is not enough: at 512 and 1,024 tokens the package is silent, and GPTQ is still worse.
+# The curve on other text first rises. With few tokens $H$ is nothing but the damping in most
+# directions, so GPTQ moves the weights little (last column above). With some more tokens it moves
+# them further, in directions that are still badly known.
+# The package warns when there are fewer tokens than inputs. That no warning appears proves nothing.
 # Large models are calibrated on hundreds of thousands of tokens.
 #
 # ## 5. AWQ: only scale
 #
-# Lin et al. start from another observation. Few weights matter much.
-# One does not find them by their own size but by the size of the *inputs they meet*.
-# Keep one per cent of the input channels in floating point, chosen in three ways:
+# Lin et al. start from another observation. Few weights matter much, and one finds them not by
+# their own size but by the size of the *inputs they meet*.
+# Keep one per cent of the input channels in floating point, chosen by the inputs, by the weights, or
+# at random (a mean over all channels), in the base and in a copy with outliers (lesson 11):
 
 # %%
-kept = max(1, W.shape[1] // 100)
-for name, size in (("largest inputs", seen.mean_abs), ("largest weights", np.abs(W).mean(0)),
-                   ("at random", np.random.default_rng(0).random(W.shape[1]))):
-    top = np.argsort(-size)[:kept]
-    some = W_rtn.copy()
-    some[:, top] = W[:, top]
-    ratio = my_error(W, some, H_unseen) / my_error(W, W_rtn, H_unseen)
-    print(f"{kept} of {W.shape[1]} channels, {name:16} "
-          f"output error ÷ that of rounding: {ratio:.3f}")
+hard = copy.deepcopy(model)
+tp.plant_outliers(hard, channels=3, factor=32.0, rng=0)
+inputs_of = lambda m, text: calibration.capture(m, text, [path], hessian=True)[path]
+def shares(m):
+    """Columns → the output error with these columns exact, in units of that of rounding."""
+    A, H_new = m.get(path).weight.data, inputs_of(m, unseen).H
+    A_rtn = nearest.quantize(A).dequantize()
+
+    def share(columns):
+        some = A_rtn.copy()
+        some[:, columns] = A[:, columns]
+        return output_error(A, some, H_new) / output_error(A, A_rtn, H_new)
+    return share
+
+for name, m in (("the base", model), ("with three outliers", hard)):
+    A, stats, kept = m.get(path).weight.data, inputs_of(m, text), shares(m)
+    by_input, by_weight = np.argsort(-stats.mean_abs), np.argsort(-np.abs(A).mean(0))
+    print(f"{name:20} largest inputs {kept(by_input[:1]):.3f}, largest weights "
+          f"{kept(by_weight[:1]):.3f}, at random {np.mean([kept([j]) for j in range(128)]):.3f}; "
+          f"three channels by inputs {kept(by_input[:3]):.3f}")
 
 # %% [markdown]
-# In our small base no channel is much larger than the others.
-# One channel of 128 helps a little, and the three ways differ by less than in the paper.
-# There the perplexity of OPT-6.7B in 3 bits is 23.5 by rounding, 11.4 with one per cent kept by
-# activation, and 22.4 by weight (its Table 1).
-# With outlier features planted, as in lesson 11, the study sees the effect at this size, too:
+# *What to see: with outliers one channel of 128, chosen by the inputs, takes off a tenth of the
+# error, and the same number chosen otherwise takes off nothing.* In our base, which has no outliers,
+# the three choices differ little. In the paper the perplexity of OPT-6.7B in 3 bits is 23.5 by
+# rounding, 11.4 with one per cent kept by activation, and 22.4 by weight (its Table 1).
+# The study, on the whole model:
 
 # %%
 show("awq")
 
 # %% [markdown]
 # *What to see: with planted outliers, the channels with the largest inputs are the ones to keep.*
+# (AWQ also searches for the best clipping: section 6.)
 #
 # {claim Activations show which 1 % of the weights to keep}
 #
 # Keeping some weights apart is awkward for hardware. So AWQ *scales* instead.
-# Multiply a weight by $s > 1$, and divide its input by $s$.
-# If the step $\Delta$ of the group hardly changes, then the error of the rounding is as large as
-# before. What arrives at the output is divided by $s$.
-# These are the paper's equations (2) and (3):
+# Multiply a weight by $s > 1$, and divide its input by $s$. If the step $\Delta$ of the group hardly
+# changes, what arrives of its error at the output is divided by $s$ (the paper's (2) and (3)):
 #
 # $$Q(w \cdot s)\,\frac{x}{s} = \Delta \cdot \mathrm{Round}\left(\frac{w s}{\Delta}\right)
-# \cdot \frac{x}{s}$$
+# \cdot \frac{x}{s}, \qquad \frac{\mathrm{error\ with\ } s}{\mathrm{error\ without}} \approx \frac1s$$
 #
-# $$\frac{\mathrm{error\ with\ } s}{\mathrm{error\ without}} \approx \frac1s$$
+# *By hand*: the group $w = (0.7, -3, 2, 1)$ with the inputs $(10, 1, 1, 1)$, on the codes −3 … 3,
+# so that $\Delta = 3/3 = 1$. Only 0.7 is rounded, to 1: the output is off by $0.3 \cdot 10 = 3$.
+#
+# - $s = 4$ for the first weight: it becomes 2.8 and is rounded to 3, which is $3/4 = 0.75$ again.
+#   The step is still 1. The output is off by $0.05 \cdot 10 = 0.5$.
+# - $s = 6$: it becomes 4.2 and is now the largest, $\Delta = 1.4$. It is exact, but the other three
+#   become $-2.8$, $1.4$ and $1.4$: off by 0.2, 0.6 and 0.4.
+#
+# The same, on average:
 
 # %%
 rng, trials = np.random.default_rng(0), 4000
@@ -538,87 +556,87 @@ for s in (1.0, 1.5, 2.0, 4.0):
     print(f"s = {s}: rms error of the scaled weight {one:.3f}, of the 31 others {others:.3f}")
 
 # %% [markdown]
-# It holds while $s$ is small. Then the scaled weight becomes the largest of its group.
-# The step grows, and the others pay. So there is a best scale.
-# AWQ searches it along a curve with one parameter $\alpha$.
-# Let $s_X$ be the mean magnitude of each input, $(d_\mathrm{in},)$:
-#
-# $$s = s_X^{\alpha}, \qquad \alpha^* = \arg\min_\alpha \mathcal L(s_X^\alpha)$$
-#
-# $$\mathcal L(s) = \left\|Q(W\,\mathrm{diag}(s))\,\mathrm{diag}(s)^{-1} X - W X\right\|^2$$
-#
-# $\alpha = 0$ is no scaling, and $\alpha = 1$ is the size of the inputs itself.
-#
 # ### {exercise}
 #
-# Write `calibrated_awq(W, H, mean_abs, quant, alphas)`. You have no $X$, but you have $H$.
-# For each α compute the loss as $\mathrm{tr}(D H D^\top)$ with the $D$ that belongs to it.
-# This is $\mathcal L(s)$ up to the factor $2/n$, which does not move the minimum.
-# `mean_abs (d_in,)` is $s_X$, and `quant` rounds a matrix `(d_out, d_in)`.
-# Return `(alpha, losses)`: the α of least loss, and all losses `(len(alphas),)`.
-# Of equal losses, the first α is wanted.
+# Design the scales. $Q$ is `quant`, which rounds a matrix `(d_out, d_in)`. With a scale for each
+# input, `s (d_in,)`, the weights become $Q(W\,\mathrm{diag}(s))\,\mathrm{diag}(s)^{-1}$. Let $D$ be
+# the difference from $W$. The loss of the output is, up to a factor,
+#
+# $$\mathcal L(s) = \mathrm{tr}\left(D H D^\top\right)$$
+#
+# Write `calibrated_scale(W, H, mean_abs, quant)`. It returns an `s` whose loss is at most 0.8 of
+# that of rounding alone, $\mathcal L(1)$. `mean_abs (d_in,)` is the mean magnitude of each input.
+# Any way to such scales is right.
 
-# %% exercise=calibrated.awq points=4 minutes=13
-def calibrated_awq(W, H, mean_abs, quant, alphas):
+# %% exercise=calibrated.scale points=4 minutes=20
+def calibrated_scale(W, H, mean_abs, quant):
     """W (d_out, d_in), H (d_in, d_in), mean_abs (d_in,), quant: matrix → rounded matrix
-    → (best α, losses (len(alphas),))."""
+    → s (d_in,), positive, with a loss of at most 0.8 of that of s = 1."""
     ### BEGIN SOLUTION
-    losses = []
-    for alpha in alphas:
-        s = mean_abs**alpha
+    def loss(s):
         D = quant(W * s) / s - W
-        losses.append(np.sum((D @ H) * D))
-    return alphas[int(np.argmin(losses))], np.array(losses)
+        return np.sum((D @ H) * D)
+    return min((mean_abs**alpha for alpha in np.arange(20) / 20), key=loss)
     ### END SOLUTION
 
 # %%
-result = tp.check("calibrated.awq", calibrated_awq)
+result = tp.check("calibrated.scale", calibrated_scale)
 result
 
 # %% [markdown]
-# Compare yours with the package's: the paper's search with $X$, then a loss from $H$, as in yours.
+# AWQ searches along a curve with one parameter. $s_X$ is `mean_abs`:
+#
+# $$s = s_X^{\alpha}, \qquad \alpha^* = \arg\min_\alpha \mathcal L(s_X^\alpha), \qquad
+# \alpha = 0,\ 0.05, \dots, 0.95$$
+#
+# Compare yours with the package's: the paper's search with $X$, then a loss from $H$.
 # The scales are also divided by $\sqrt{\max s \cdot \min s}$, as in the authors' code.
 
 # %%
-my_awq = result.function
+my_scale = result.function
 show(plain.awq)
 show(awq.AWQ.output_loss)
 
 # %% [markdown]
-# Your search at work, on four layers of the base:
+# Your scales at work, beside AWQ's curve, on four layers of the base and one with outliers:
 
 # %%
 alphas = np.arange(20) / 20
+rounded = lambda A: nearest.quantize(A).dequantize()
 layers = ("blocks.0.attention.query", "blocks.2.mlp.up", "blocks.2.mlp.down",
           "blocks.4.attention.output")
+seen_by = {f"block {name[7:]}": (model.get(name).weight.data, found) for name, found in
+           calibration.capture(model, text, list(layers), hessian=True).items()}
+seen_by["block 2.mlp.up, outliers"] = hard.get(path).weight.data, inputs_of(hard, text)
 curves = {}
-for name, found in calibration.capture(model, text, list(layers), hessian=True).items():
-    alpha, losses = my_awq(model.get(name).weight.data, found.H, found.mean_abs,
-                           lambda A: nearest.quantize(A).dequantize(), alphas)
-    curves[name] = losses / losses[0]
-    print(f"{name:26} best α = {alpha:.2f}, loss ÷ that of rounding {curves[name].min():.2f}")
+for name, (A, found) in seen_by.items():
+    def loss(s, A=A, H_of=found.H): return output_error(A, rounded(A * s) / s, H_of)**2
+    curves[name] = np.array([loss(found.mean_abs**alpha) for alpha in alphas]) / loss(1.0)
+    mine = np.asarray(my_scale(A, found.H, found.mean_abs, rounded), np.float32)
+    print(f"{name:26} loss ÷ that of rounding: AWQ's best {curves[name].min():.2f}, "
+          f"yours {loss(mine) / loss(1.0):.2f}")
 
 # %% fold
 fig, ax = plot.figure(height=3.3)
-for (name, curve), colour in zip(curves.items(), ("green", "blue", "vermillion", "purple"),
-                                 strict=True):
-    ax.plot(alphas, curve, color=plot.COLOURS[colour], label=name.replace("blocks.", "block "))
+for (name, curve), colour in zip(curves.items(), ("green", "blue", "orange", "purple",
+                                                  "vermillion"), strict=True):
+    ax.plot(alphas, curve, color=plot.COLOURS[colour], label=name)
     ax.plot(alphas[curve.argmin()], curve.min(), "o", color=plot.COLOURS[colour])
-ax.set(xlabel="α", ylabel="squared output error ÷ round to nearest", ylim=(0.7, 1.4))
+ax.set(xlabel="α", ylabel="squared output error ÷ round to nearest", ylim=(0.5, 1.6))
 ax.legend(loc="upper left", ncols=2, fontsize=8)
+fig.set_label("Five curves over α from 0 to 0.95. Each begins at 1, falls below it, and most rise "
+              "again before the end.")
 fig
 
 # %% [markdown]
-# *What to see: every curve begins at 1, which is round to nearest, and falls below it. Most of them
-# rise again before $\alpha$ reaches 1.*
-# So on the calibration text AWQ's search cannot be worse than round to nearest.
+# *What to see: every curve begins at 1, which is round to nearest, and falls below it.*
+# So on the calibration text the search cannot be worse than round to nearest.
 #
 # ## 6. The whole model
 #
-# Both methods go through the model block by block.
-# GPTQ takes the inputs of a block from the blocks that are quantized already.
-# AWQ shares one scale among query, key and value, and judges it by the output of the whole
-# attention. Here are 3 bits in groups of 32, calibrated on 2,048 tokens:
+# Both methods go through the model block by block. GPTQ takes the inputs of a block from the blocks
+# that are quantized already. AWQ shares one scale among query, key and value. Here are 3 bits in
+# groups of 32, calibrated on 2,048 tokens:
 
 # %%
 print(f"{'float32':10} perplexity {perplexity(model):.2f}")
@@ -629,22 +647,22 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
           f"weight error {tp.weight_error(model, m):.1%}")
 
 # %% [markdown]
-# In this cell AWQ and GPTQ are level. AWQ stores a few more bits, for the $s$ of `mlp.down`: a GELU
-# stands before this layer, into which no scale can be folded.
-# The study's picture, at 4, 3 and 2 bits and over seeds:
+# AWQ and GPTQ are level here. AWQ stores a few more bits, for the $s$ of `mlp.down`: a GELU stands
+# before this layer, into which no scale can be folded. The study's picture, at 4, 3 and 2 bits and
+# over seeds:
 
 # %%
 show("gptq")
 
 # %% [markdown]
 # *What to see: the fewer the bits, the more calibration wins back.*
-# At run time GPTQ costs nothing more.
+# (*Act-order* is the last exercise.)
 #
 # {claim GPTQ loses less than round to nearest}
 #
 # AWQ at 3 bits costs {study schemes: AWQ 3 bit, excess} nats in another experiment, where GPTQ
 # costs {study schemes: GPTQ 3 bit, excess}.
-# Its scales are followed by a search for the best clipping of every group (lesson 10, section 4).
+# Its scales are followed by a search for the best clipping of every group (lesson 10, section 5).
 # The study has both: the scales alone bring the cost from
 # {study awq: round to nearest, as it is, excess} to
 # {study awq: AWQ without clipping, as it is, excess} nats, and clipping brings it to
@@ -654,7 +672,6 @@ show("gptq")
 #
 # In section 3 the last columns got the largest errors.
 # So it should help to round the heaviest columns first, those with a large diagonal entry of $H$.
-# The later, lighter columns then carry the errors.
 # Write `calibrated_order(W, H, quant, damping)`: GPTQ with the columns in the order of a falling
 # diagonal of $H$. The result has the columns where they were.
 # You may call your own `calibrated_gptq` and `calibrated_bug`.
@@ -680,7 +697,7 @@ V_H = calibration.capture(model, text, [down], hessian=True)[down].H
 for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.01), on_grid(V))),
                     ("heaviest first", my_order(V.astype(float), V_H, on_grid(V), 0.01))):
     print(f"mlp.down, columns {name:14}: output error on unseen text "
-          f"{my_error(V, W_hat, V_unseen):.3f}")
+          f"{output_error(V, W_hat, V_unseen):.3f}")
 
 # %% [markdown]
 # On this layer the order changes little.
@@ -690,10 +707,11 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 #
 # ### {exercise} · Does the order matter? (open, 4 points, 20 minutes)
 #
-# `GPTQ(act_order=True)` is the package's version of the bonus, with groups.
-# Say why it should help, using the numbers of section 3.
-# Measure it: the output error on unseen text, at 4 and at 2 bits, on at least two layers.
-# Say what it costs in storage, and why `static_groups=True` costs nothing.
+# `GPTQ(act_order=True)` is the package's version of the bonus, with groups of columns that are
+# neighbours in the new order. With `static_groups=True` they are neighbours in the old one, and
+# their scales are taken from $W$ before anything moves. Say why it should help, using the numbers
+# of section 3. Measure it: the output error on unseen text, at 4 and at 2 bits, on at least two
+# layers. Say what it costs in storage, and why `static_groups=True` costs nothing.
 #
 # <details><summary>Rubric</summary>
 #
@@ -723,6 +741,20 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # To compare: {claim GPTQ loses less than round to nearest}
 
 # %% [markdown]
+# ## The real call
+#
+# The library GPTQModel does all of this on a graphics card, for a model in a folder:
+#
+# ```python
+# from gptqmodel import GPTQModel, QuantizeConfig
+# model = GPTQModel.load("folder-of-the-model", QuantizeConfig(bits=4, group_size=128))
+# model.quantize(["some text to calibrate on", "and more of it"])     # a thousand texts are usual
+# model.save("folder-of-the-model-4-bits")
+# ```
+#
+# `QuantizeConfig` has `desc_act` for the order and `damp_percent` for the damping.
+
+# %% [markdown]
 # ## Recall
 #
 # 1. What is GPTQ when $H$ is a multiple of the identity?
@@ -736,15 +768,14 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # <details><summary>Answer</summary>
 #
 # Each output is its own row times the same inputs, and the squared errors of the rows add up.
-# The quadratic form of each row is $X X^\top$.
 #
 # </details>
 #
 # 3. The weight error of a GPTQ layer is larger than that of rounding. Is it broken?
 # <details><summary>Answer</summary>
 #
-# No. Errors were moved into directions where the inputs are small, and compensating moves weights
-# further from where they were. Compare outputs, on text that was not used for calibration.
+# No. Errors were moved into directions where the inputs are small. Compare outputs, on text that
+# was not used for calibration.
 #
 # </details>
 #
@@ -760,8 +791,7 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # 5. Why does AWQ not simply take $\alpha = 1$?
 # <details><summary>Answer</summary>
 #
-# The scaled weights become the largest of their groups and stretch the step for all others in the
-# group. At some point that costs more than the protected weights gain.
+# The scaled weights become the largest of their groups and stretch the step for all others.
 #
 # </details>
 
@@ -780,11 +810,10 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 #   was before the block. If groups are smaller than the block, the results differ:
 #   `group_scales="lazy"` or `"fresh"`.
 # - *Damping* is 0.01 in the paper's code and 0.05 in GPTQModel.
-# - *Order.* AutoGPTQ calls `act_order` `desc_act`.
 # - *Zero points.* Old GPTQ files store $z - 1$. Readers that do not know this are off by one step
 #   everywhere.
-# - *AWQ's* α stops at 0.95 in the authors' code. AutoAWQ's `duo_scaling` also divides by a power
-#   of the weights' size. Then the search may end at something worse than rounding.
+# - *AWQ.* AutoAWQ's `duo_scaling` also divides by a power of the weights' size. Then the search may
+#   end at something worse than rounding.
 #
 # **Now you can** quantize weights to 3 or 4 bits against what a layer is used for, and tell
 # whether a calibration set is large enough. **Lesson 13** goes back to methods that need no data

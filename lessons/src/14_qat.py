@@ -18,7 +18,7 @@
 # (In lesson 10, $l$ and $h$ were numbers on the axis of the weights.)
 # $\mathrm{d}x$ is short for $\partial L/\partial x$, the gradient of the loss.
 #
-# **Time.** 105 minutes: 40 of reading and running, 65 of exercises.
+# **Time.** 110 minutes: 45 of reading and running, 65 of exercises.
 # The open exercise takes 25 more, and the bonus 8.
 
 # %%
@@ -106,6 +106,8 @@ right.step(range(80), path[:, 1], where="mid", color=plot.COLOURS["blue"], label
 right.axhline(0.3, color=plot.COLOURS["grey"], lw=1, ls="--")
 right.set(xlabel="step", ylabel="weight", ylim=(-0.1, 1.5))
 right.legend(loc="upper right", ncols=2)
+fig.set_label("Left, a staircase, and the derivative 1 between its ends. Right, a weight falls to "
+              "0.5 and goes to and fro there, while its integer flips between 0 and 1.")
 fig
 
 # %% [markdown]
@@ -160,7 +162,8 @@ for steps in (0, 10, 100, 1000):
     print(f"{steps:4} steps: loss {np.mean((X @ mended - y)**2):.3f}")
 
 # %% [markdown]
-# This is why quantization-aware training saves no memory: the floats must stay.
+# This is why quantization-aware training saves no memory: the float weights must be kept until
+# the end.
 #
 # ## 2. LSQ: learn the step
 #
@@ -266,6 +269,8 @@ ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], [0.02, 0.05, 0.1, 0.2, 0.5])
 ax.minorticks_off()
 ax.set_title("LSQ's start (ring), and where its gradient leads (dot)", loc="left", fontsize=10)
 ax.legend()
+fig.set_label("The error against the step for 2, 3 and 4 bits, three valleys. Each ring lies to "
+              "the right of the lowest point, each dot near it.")
 fig
 
 # %% [markdown]
@@ -328,6 +333,10 @@ for step in range(31):
 # In LSQ a larger step also changes which code a weight gets.
 # In PEQA the codes stay, and $\hat W$ is *linear* in $s$.
 # So there is no estimator: the gradient is exact.
+#
+# *By hand*, for one group of two weights: $q = (3, 1)$, $z_0 = 2$ and $s = 0.5$ make
+# $\hat w = (0.5, -0.5)$. With $x = (2, 1)$ it is $y = s\,(2 \cdot 1 + 1 \cdot (-1)) = s$. So if
+# $\mathrm{d}y = 1$, the gradient of $s$ is 1.
 #
 # ### {exercise}
 #
@@ -402,7 +411,8 @@ with use(peqa, scaled_linear=my_scaled_linear): print("yours        ", np.round(
 # How should we judge? The text is new, so a model also learns from it.
 # The mark is therefore the float model that is *trained on the same text for as long*.
 # Rounding costs some nats before the training, against the float model as it is.
-# Training leaves some nats, against the mark. The share that has gone is *repaired*.
+# After training some of these nats remain, against the mark. We call the share that is gone
+# *repaired*.
 # **Predict** it for LSQ:
 
 # %%
@@ -444,6 +454,8 @@ plot.label_ends(ax, ends)
 ax.set(xlabel="step", ylabel="nats/token above the float model,\non the same batch",
        xlim=(2, 36), ylim=(0, None))
 ax.set_title("Training loss, mean of 5 steps", loc="left", fontsize=10)
+fig.set_label("How far STE, LSQ, PEQA and QLoRA are above the float model, against the step: all "
+              "four fall, and none reaches 0.")
 fig
 
 # %% [markdown]
@@ -605,6 +617,24 @@ print(f"float32: on real text, perplexity {perplexity(model):.2f}")
 # hardly changes on the base's own text.
 # On the domain's text a part is knowledge: the float model gains there, too.
 # {claim Training with rounded weights beats} {claim LLM-QAT, trained on text}
+
+# %% [markdown]
+# ## The real call
+#
+# Training with weights rounded to 4 bits in groups of 32, with torchao:
+#
+# ```python
+# import torch
+# from torchao.quantization import quantize_
+# from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+# from transformers import AutoModelForCausalLM
+# model = AutoModelForCausalLM.from_pretrained("folder-of-the-model")
+# grid = IntxFakeQuantizeConfig(torch.int4, group_size=32)
+# quantize_(model, QATConfig(weight_config=grid, step="prepare"))       # and now train
+# ```
+#
+# Each linear layer is now what `FakeQuant` makes of it here: floats that are rounded in the forward
+# pass, with the straight-through gradient.
 
 # %% [markdown]
 # ## Recall

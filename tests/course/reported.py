@@ -140,16 +140,6 @@ def damped_by(size):
     return calibrated_bug
 
 
-def grouped(ahead=0, scale=lambda d: d ** -0.5):
-    def real_grouped(q, k, v):
-        (H, T, d), G = q.shape, len(k)
-        k, v = np.repeat(k, H // G, axis=0), np.repeat(v, H // G, axis=0)
-        S = np.where(np.tri(T, k=ahead, dtype=bool), q @ k.swapaxes(1, 2) * scale(d), -np.inf)
-        P = np.exp(S - S.max(-1, keepdims=True))
-        return P / P.sum(-1, keepdims=True) @ v
-    return real_grouped
-
-
 ACCEPTED = [                                             # exercise, wrong answer, words of the message or the cause
     ("autograd.catches", one_direction((0, 0)), "one number"),
     ("autograd.catches", one_direction((-1, -1)), "one number"),
@@ -182,6 +172,4 @@ UNNAMED = [
     ("nf4.levels", levels(lambda n: n + 1, lambda n: None), "dropped"),
     ("qat.peqa", wrapping_peqa, "uint8"),
     ("choosing.memory", lambda n, bits, t: 16 * n + 16 * t, "frozen weights"),
-    ("choosing.memory", lambda n, bits, t: n * bits / 8 + 4 * t, "gradient"),
-    ("real.grouped", grouped(ahead=1), "one key too many"),
-    ("real.grouped", grouped(scale=lambda d: 1 / d), "√d")]
+    ("choosing.memory", lambda n, bits, t: n * bits / 8 + 4 * t, "gradient")]

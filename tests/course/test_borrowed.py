@@ -15,10 +15,9 @@ from tinypeft.course.judge import judge
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain as plain_engine
 from tinypeft.interop import gguf_architectures
-from tinypeft.quant import gptq, int8, measure, obq, plain, rounding
+from tinypeft.quant import gptq, int8, obq, plain, rounding
 from tinypeft.quant.loftq import loftq_rounds
 from tinypeft.quant.uniform import Uniform
-from tinypeft.study.experiment import half_width
 from tinypeft.text.tasks.distillation import divergence
 
 
@@ -45,6 +44,10 @@ def distillation(teacher, student):
     return loss.item(), logits.grad
 
 
+def norm_backward(x, gamma, eps, dy):
+    return backward_of(lambda x, gamma: F.rms_norm(x, gamma, eps), [x, gamma], dy)
+
+
 def lora_backward(x, W, A, B, alpha, dh):
     dx, dA, dB = backward_of(lambda x, A, B: F.linear(x, Tensor(W)) + F.linear(F.linear(x, A), B) * (alpha / len(A.data)),
                              [x, A, B], dh)
@@ -54,18 +57,14 @@ def lora_backward(x, W, A, B, alpha, dh):
 CALLS = [                                                # exercise, an answer that is one call, the function called
     ("outliers.bug", lambda q_x, q_w: int8.int8_matmul(q_x, q_w), "int8_matmul"),
     ("outliers.vector_wise", vector_wise, "int8_inputs and scaled_matmul"),
-    ("calibrated.output_error", lambda W, W_hat, H: measure.output_error(W, W_hat, H), "measure.output_error"),
     ("calibrated.compensate", lambda w, Hinv, q, value: obq.obq_step(w, Hinv, q, value), "obq_step"),
     ("calibrated.compensate", lambda *a: [1.0 * np.array(x) for x in vars(obq)["obq_" + "step"](*a)], "obq_step"),
     ("calibrated.bug", lambda H, damping: gptq.factor(H, damping), "factor"),
     ("calibrated.bug", lambda H, damping: vars(gptq)["fac" + "tor"](H, damping), "gptq.factor"),
-    ("nf4.loftq", lambda W, quant, r, T: [*loftq_rounds(W, quant, r, T)][-1], "loftq_rounds"),
+    ("loftq.rounds", lambda W, quant, r, T: [*loftq_rounds(W, quant, r, T)][-1], "loftq_rounds"),
     ("qat.ste", ste, "the backward pass of quant.rounding.fake_quantize"),
     ("qat.distillation", distillation, "the backward pass of"),
-    ("choosing.difference", lambda a, b: ((a - b).mean(), half_width(a - b)), "half_width"),
-    ("real.rms_norm", lambda x, gamma, eps: F.rms_norm(x, gamma, eps).data, "functional.rms_norm"),
-    ("real.rms_norm", lambda x, gamma, eps: plain_engine.rms_norm(Tensor(x), Tensor(gamma), eps).data, "plain.rms_norm"),
-    ("real.grouped", lambda q, k, v: F.attention(q, k, v).data, "functional.attention"),
+    ("real.norm_backward", norm_backward, "the backward pass of engine.functional.rms_norm"),
     ("real.bug", lambda W, d_head: gguf_architectures.halves(W, d_head), "halves"),
     ("lora.backward", lora_backward, "the backward pass of engine.functional.linear"),
     ("full.adamw", lambda *a: plain_engine.adamw(*a), "plain.adamw"),
@@ -108,12 +107,15 @@ def test_what_counts_as_borrowed():
 
 
 ASKED = """
-from tinypeft.engine.functional import attention as what
-def real_grouped(q, k, v):
-    n = len(q) // len(k)
-    return what(*(tp.Tensor(a) for a in (q, np.repeat(k, n, axis=0), np.repeat(v, n, axis=0)))).data
-def real_rms_norm(x, gamma, eps):
-    return F.rms_norm(tp.Tensor(x), tp.Tensor(gamma), eps).data
+from tinypeft.engine.functional import linear as product
+def real_fewer(W, d_head, n):
+    each = len(W) // d_head // n
+    means = np.kron(np.eye(n), np.kron(np.ones((1, each)) / each, np.eye(d_head)))
+    return product(tp.Tensor(W.T), tp.Tensor(means)).data.T
+def real_norm_backward(x, gamma, eps, dy):
+    x, gamma = (tp.Tensor(a, requires_grad=True) for a in (x, gamma))
+    F.rms_norm(x, gamma, eps).backward(dy)
+    return x.grad, gamma.grad
 """
 
 
@@ -122,6 +124,7 @@ def test_the_grader_is_told_what_to_look_at(tmp_path):
     hand_in(tmp_path, {"ada": [IMPORTS, ASKED]})
     (ada,) = g.grade([tmp_path], lesson="16", seconds=20)
     rows = {name: row["points"] for name, row in ada.exercises.items()}
-    assert rows["real.grouped"] == 3 and rows["real.rms_norm"] == 0 == ada.points - 3
-    assert ada.notes == ["look at it: real.grouped calls engine.functional.attention"]
-    assert "functional.rms_norm of the package; write your own" in ada.exercises["real.rms_norm"]["message"]
+    assert rows["real.fewer"] == ada.points > 0 and rows["real.norm_backward"] == 0
+    assert ada.notes == ["look at it: real.fewer calls engine.functional.linear"]
+    message = ada.exercises["real.norm_backward"]["message"]
+    assert "functional.rms_norm of the package; write your own" in message

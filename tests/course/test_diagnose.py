@@ -87,7 +87,8 @@ def test_a_check_says_where(e):
     told = tp.check(e.name, lambda *args: slightly(Local(e.reference)(args).value))
     place = re.search(r"\d+ of \d+ numbers? differs?, the most at \[[\d, ]+\]: got (\S+), expected (\S+)\.$", told.message)
     words = re.search(r" is '(.+)\?', expected '\1'|is True, expected False|is False, expected True", told.message)
-    assert not told and (place and place[1] != place[2] or words
+    goal = e.goal and e.goal[0] in told.message          # of a design: many results are right, so no number is wrong
+    assert not told and (goal or place and place[1] != place[2] or words
                          or "another number than" in told.message and told.got != told.expected)
 
 
@@ -261,18 +262,17 @@ def test_one_array_in_place_of_two_results_is_called_an_array():
 
 
 def test_arguments_of_any_kind_may_not_change():
-    def dylora_search(losses, tolerance):
-        losses = dict(losses)
-        lowest = min(losses.values())
-        return min(b for b in losses if losses[b] <= lowest + tolerance)
-    assert tp.check("dylora.search", dylora_search)
+    def dylora_draw(shares):
+        shares = dict(shares)
+        return [shares.pop(row) - shares.get(row + 1, 0) for row in sorted(shares)]
+    assert tp.check("dylora.draw", dylora_draw)
 
-    def pops(losses, tolerance):
-        best = dylora_search(losses, tolerance)
-        losses.pop(best)
-        return best
-    told = tp.check("dylora.search", pops)
-    assert told.stage == "inputs" and "argument losses" in told.message and ".pop()" in told.cause
+    def pops(shares):
+        p = dylora_draw(shares)
+        shares.pop(1)
+        return p
+    told = tp.check("dylora.draw", pops)
+    assert told.stage == "inputs" and "argument shares" in told.message and ".pop()" in told.cause
 
 
 # -- what a function uses --------------------------------------------------------------------------

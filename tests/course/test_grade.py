@@ -170,7 +170,7 @@ RULES = {                                                # cells → points of 1
     "wrong at the end": ([*lesson13(), STUB], 12, "nf4.levels              0/4  not solved yet", ""),
     "untouched": (lesson13(**{n.replace(".", "_"): STUB.replace("nf4_levels", n.replace(".", "_")) for n in NF4}), 0,
                   "not solved yet", ""),
-    "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 12, "Σ must be split", ""),
+    "without its mean": (lesson13(nf4_bug=NF4["nf4.bug"].replace(" + o\n", "\n")), 14, "the mean o of the scales", ""),
     "hangs when called": ([MORE, SOON, *(NF4 | {"nf4.encode": FOREVER}).values()],
                           14, "no result after 2 s", ""),             # without checks, which wait as well
     "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14,

@@ -72,6 +72,18 @@ def test_one_criterion_fails_at_a_time(task, name):
     assert len(lacking) <= (2 if name == "two seeds" else 1), lacking
 
 
+def test_a_reference_may_be_above_the_budget_and_does_not_make_a_project_alone(task):
+    project = whole(task, quantized=True)
+    project.arm("b", tp.IA3(), reference=True)
+    project.tuned("b", {0.1: 2.5, 0.01: 2.2, 0.001: 2.4}, seeds=(100,))
+    project.ran("b", {0: 2.2, 1: 2.32, 2: 2.24}, peak=5000)
+    assert project.finished and "All arms but the reference stay within the budget." in repr(project)
+    project.ran("a", project.arms["a"].runs, peak=1001)
+    assert any("stay within 1,000 (now: a)" in sentence for sentence in unmet(project))
+    project.arms["a"].peak, project.arms["a"].reference = 900, True
+    assert not project.finished
+
+
 def test_the_quantized_arm_is_asked_for(task):
     project = whole(task, quantized=True)
     project.arm("a", tp.LoRA(rank=2), 16)

@@ -7,7 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.course import show
-from tinypeft.course.show import FIGURES, _present, source
+from tinypeft.course.show import FIGURES, _figures_are_pictures, _present, source
 from tinypeft.engine import functional as F
 from tinypeft.peft.lora import LoRALinear
 
@@ -46,6 +46,19 @@ def test_a_picture_is_shown_with_its_sentence(monkeypatch):
     picture.figure = "<svg/>"
     _present(picture)
     assert shown[2]["image/svg+xml"] == "<svg/>" and shown[2]["text/plain"] == "dots"
+
+
+def test_a_figure_is_displayed_with_its_label_as_its_description(monkeypatch):
+    interactive = pytest.importorskip("IPython.core.interactiveshell")
+    shell, plot = interactive.InteractiveShell(), pytest.importorskip("tinypeft.study.plot")
+    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: shell)
+    monkeypatch.setitem(_present.__globals__, "_png", lambda figure: b"png")
+    _figures_are_pictures()
+    (fig, _), (other, _) = plot.figure(), plot.figure()
+    fig.set_label("a line that falls")
+    data, about = shell.display_formatter.format(fig)
+    assert (data["text/plain"], about["image/png"]) == ("a line that falls", {"alt": "a line that falls"})
+    assert shell.display_formatter.format(other)[0]["text/plain"] == "a figure"
 
 
 def test_what_a_name_stands_for_is_shown(monkeypatch):

@@ -12,7 +12,9 @@ import pytest
 import tinypeft as tp
 from tinypeft.course import sliders
 from tinypeft.course.beside import beside
+from tinypeft.course.exercises import of_topic
 from tinypeft.course.slider import _Axis, slider
+from tinypeft.quant.obq import obq_step
 
 x = np.linspace(0, 1, 50)
 RNG = np.random.default_rng(0)
@@ -124,10 +126,17 @@ console.log(JSON.stringify(boxes.map(b => [seen(b.frames), b.output.textContent,
 # -- the lessons' sliders ------------------------------------------------------------------------
 W = RNG.normal(size=(64, 128)).astype(np.float32)
 X = RNG.normal(size=(100, 128)) * np.where(np.arange(128) == 7, 30, 1)
+ROWS = tp.Uniform(2, symmetric=False).fit(W)
+nf4_levels = of_topic("nf4")["nf4.levels"].reference
+two_rounds = lambda r: of_topic("loftq")["loftq.rounds"].reference(W, lambda M: tp.Uniform(2, False).fit(M).round(M), r, 2)
 READY = {"bits": lambda: sliders.bits(W), "groups": lambda: sliders.groups(W),
          "gate": lambda: sliders.gate(RNG.normal(size=32), RNG.normal(size=(40, 32)), RNG.normal(size=(10, 32))),
          "rank": lambda: sliders.rank(W), "smoothing": lambda: sliders.smoothing(X, W),
-         "step": lambda: sliders.step(np.sin, np.cos(1.0), 1.0), "clipping": lambda: sliders.clipping(W)}
+         "step": lambda: sliders.step(np.sin, np.cos(1.0), 1.0), "clipping": lambda: sliders.clipping(W),
+         "valley": lambda: sliders.valley(obq_step), "levels": lambda: sliders.levels(nf4_levels, W),
+         "leftover": lambda: sliders.leftover(two_rounds, W, ROWS.round(W)),
+         "budget": lambda: sliders.budget(of_topic("choosing")["choosing.memory"].reference, 6_738_000_000, 5_000_000),
+         "turning": lambda: sliders.turning(of_topic("real")["real.rotary"].reference)}
 numbers = lambda s, pattern: [float(re.search(pattern, words)[1]) for words in s.words]
 
 
@@ -205,6 +214,42 @@ def test_the_numbers_that_are_drawn_are_those_of_the_formulas(monkeypatch):
 def test_a_clipped_grid_can_be_better_than_the_whole_range():
     errors = numbers(sliders.clipping(W), r"error is ([\d.]+)")
     assert 0 < int(np.argmin(errors)) < len(errors) - 1
+
+
+def test_a_step_of_obq_helps_where_inputs_are_correlated():
+    s = sliders.valley(obq_step)
+    nearest, stepped = (np.array(numbers(s, rf"([\d.]+) {end}")) for end in ("to nearest", "with the step"))
+    assert nearest[0] == stepped[0] and (stepped <= nearest).all() and stepped[-1] < 0.3 * nearest[-1]
+    assert sliders.valley(lambda w, *_: (w.tolist(), None)).words[-1].startswith(f"the loss is {nearest[-1]:.2f}")
+
+
+def test_the_error_of_a_table_has_a_least_delta_and_nf4s_is_the_packages():
+    s = sliders.levels(nf4_levels, W)
+    errors = numbers(s, r"error is ([\d.]+)")
+    assert 0 < int(np.argmin(errors)) < len(errors) - 1
+    Q = tp.NF4().quantize(W).dequantize()
+    assert errors[4] == pytest.approx(100 * np.linalg.norm(Q - W) / np.linalg.norm(W), abs=0.01)
+
+
+def test_more_rank_leaves_less_of_the_error():
+    left = numbers(sliders.leftover(two_rounds, W, ROWS.round(W)), r"is ([\d.]+) of")
+    assert (np.diff(left) < 0).all() and left[0] < 1
+
+
+def test_fewer_bits_leave_room_for_more_rank():
+    s = READY["budget"]()
+    need = numbers(s, r"it is ([\d.]+) GiB")
+    assert (np.diff(need) < 0).all() and need[0] == pytest.approx((6_738e6 * 2 + 40e6 * 16) / 2**30, abs=0.06)
+    assert s.words[0].endswith("ranks up to 32 fit") and s.words[3].endswith("ranks up to 128 fit")
+    assert sliders.budget(lambda n, bits, trained: 2**40, 1, 1).words[0].endswith("no rank fits")
+
+
+def test_a_larger_base_turns_more_slowly(monkeypatch):
+    monkeypatch.setattr(sliders, "slider", lambda name, frames, **rest: frames)
+    frames = READY["turning"]()
+    products = [product for _, product in frames.values()]
+    assert all(product[0] == pytest.approx(1) for product in products)
+    assert (np.diff([product[5] for product in products]) > 0).all()
 
 
 # -- texts side by side --------------------------------------------------------------------------

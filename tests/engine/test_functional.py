@@ -14,7 +14,7 @@ from tests.oracles import assert_close
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.plain import attention, cross_entropy, gelu, layer_norm, linear, log_softmax, softmax
-from tinypeft.engine.tensor import Tensor
+from tinypeft.engine.tensor import Tensor, no_grad
 
 IDS = np.array([[3, 0, 3], [3, 5, 0]])                   # repeated, and some rows of the table never looked up
 TARGETS = np.array([[3, 0, F.IGNORED, 4], [F.IGNORED, 1, 4, 4]])
@@ -201,6 +201,17 @@ def test_pytorch(name, torch):
     for i in range(len(arrays) if len(arrays) > 1 else 0):               # each alone trainable, the others frozen
         against_torch(fused, of_pytorch(name), *arrays, frozen=[j for j in range(len(arrays)) if j != i])
     against_torch(fused, of_pytorch(name), *(a.astype(np.float32) for a in arrays), tolerance=1e-5)
+
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 24, 32, 33])
+def test_few_rows_without_gradients_are_multiplied_from_the_other_side(rng, rows):
+    """The same numbers up to the order of sums, in the order of memory that other results have."""
+    x, W, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 50), (70, 50), (70,)))
+    recorded = F.linear(Tensor(x), Tensor(W), Tensor(b)).data
+    with no_grad(): alone = F.linear(Tensor(x), Tensor(W), Tensor(b)).data
+    assert_close(alone, recorded, 1e-6)
+    assert alone.flags.c_contiguous and alone.shape == (rows, 70)
 
 
 # -- arrays ----------------------------------------------------------------------------------------

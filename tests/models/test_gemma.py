@@ -144,9 +144,9 @@ def test_virtual_tokens_leave_the_windows_of_a_cache(make_cache, rng):
     for method in tp.PrefixTuning(7), tp.PTuningV2(7, init="text", text=tuple(range(7))), tp.PromptTuning(7):
         tuned = tp.attach(model, method, rng=0)
         cache = make_cache(model.config)
-        a, b = (tuned.generate(tokens, 24, **options) for options in ({"cache": cache}, {"use_cache": False}))
+        a, b = (tuned.generate(tokens, 50, **options) for options in ({"cache": cache}, {"use_cache": False}))
         np.testing.assert_array_equal(a, b)
-        assert cache.length == 7 + 29
+        assert cache.length == 7 + 55
         sizes = [layer.nbytes for layer in cache.layers]
         assert all((2 * size < max(sizes)) == bool(block.attention.options["window"])
                    for size, block in zip(sizes, model.blocks, strict=True))

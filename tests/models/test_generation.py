@@ -7,7 +7,8 @@ from tests.oracles import assert_close
 from tinypeft.engine import functional as F
 from tinypeft.engine.tensor import Tensor
 from tinypeft.models import plain
-from tinypeft.models.generation import KVCache, LayerCache, generate, sample
+from tinypeft.models.generation import KVCache, LayerCache, batches, generate, sample
+from tinypeft.models.lookup import draft
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 2.5, -9.0])   # two equal ones among them
 
@@ -162,6 +163,91 @@ def test_a_cache_of_ones_own(gpt, tokens):
     y = model.generate(tokens, 5, cache=cache)
     assert np.array_equal(y, model.generate(tokens, 5)) and cache.length == y.shape[1] - 1
     assert cache.nbytes == 2 * 2 * 3 * 4 * 11 * 4 * 8    # layers, K and V, rows, heads, positions, d_head, bytes
+
+
+# -- prompts of unequal lengths --------------------------------------------------------------------
+@pytest.mark.parametrize("stop", [None, 5])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_prompts_of_unequal_lengths_go_on_as_each_does_alone(gpt, rng, stop, use_cache):
+    """Batches of at most ROWS, in any order; a token `stop` in a prompt ends nothing."""
+    model = gpt(np.float64, vocab_size=7, context_length=60)
+    for p in model.parameters(): p.data[...] += rng.standard_normal(p.shape)
+    prompts = [rng.integers(0, 7, n) for n in [1, 50, 3, *rng.integers(1, 50, 20), 3]]
+    outs = model.generate(prompts, 10, stop=stop, use_cache=use_cache)
+    ends = 0
+    for prompt, out in zip(prompts, outs, strict=True):
+        alone = model.generate(prompt[None], 10, stop=stop)[0]
+        assert np.array_equal(out, alone) and out.dtype == alone.dtype
+        ends += len(out) < len(prompt) + 10
+    assert (ends > 0) == (stop is not None)
+
+
+def test_batches_of_prompts():
+    """Each prompt once, sorted, at most `n_rows`, at most `later` tokens longer than the first."""
+    lengths = np.array([5, 30, 1, 6, 5, 22, 5])
+    assert [rows.tolist() for rows in batches(lengths, 3, 5)] == [[2, 0, 4], [6, 3], [5], [1]]
+    assert [rows.tolist() for rows in batches(lengths, 9, 0)] == [[2], [0, 4, 6], [3], [5], [1]]
+    assert list(batches(lengths[:0], 3, 5)) == []
+
+
+def test_prompts_of_unequal_lengths_are_refused_as_one_is(gpt):
+    model = gpt()
+    prompts = [np.zeros(3, int), np.zeros(20, int)]
+    with pytest.raises(ValueError, match="20 tokens and 7 new ones exceed the context"): model.generate(prompts, 7)
+    for bad in prompts[1][:0], prompts[1][None], np.zeros(2):
+        with pytest.raises(ValueError, match=r"prompt 2 must be integers \(T,\) with T ≥ 1, got"):
+            model.generate([prompts[0], bad], 2)
+
+
+# -- prompt lookup ---------------------------------------------------------------------------------
+def test_a_draft_is_what_followed_an_earlier_place():
+    """The latest that enough tokens follow, or else the first, which most follow."""
+    text = np.array([1, 2, 3, 4, 1, 2, 3, 5, 9, 2, 3])
+    assert draft(text, 2).tolist() == [5, 9] and draft(text, 9).tolist() == [4, 1, 2, 3, 5, 9, 2, 3]
+    assert draft(np.r_[text, 8, 1, 2, 3], 3).tolist() == [5, 9, 2]                          # of (1, 2, 3) before (2, 3)
+    assert draft(np.array([7, 7, 7, 7]), 5).tolist() == [7]                                 # places may overlap
+    for short in [], [1], [1, 1], [1, 2, 3, 4]: assert draft(np.array(short, int), 3).size == 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 40])
+@pytest.mark.parametrize("make", [lambda: None, lambda: tp.LoRA(rank=2), lambda: tp.PrefixTuning(3), lambda: tp.LoReFT(rank=2),
+                                  lambda: tp.PromptTuning(length=3)])
+def test_prompt_lookup_changes_no_token(gpt, rng, make, k):
+    """Texts of three letters repeat themselves, and end; the number of passes is at most that of the tokens."""
+    for seed in range(4):
+        model, method = gpt(np.float64, vocab_size=3, context_length=80, rng=seed), make()
+        if method:
+            model = tp.attach(model, method)
+            for p in model.trainable_parameters(): p.data[...] += rng.standard_normal(p.shape)
+        prompt = rng.integers(0, 3, (1, 12))
+        for stop in None, 2:
+            expected = model.generate(prompt, 30, stop=stop)
+            out = model.generate(prompt, 30, stop=stop, prompt_lookup=k)
+            assert np.array_equal(out, expected) and out.dtype == expected.dtype
+        assert np.array_equal(model.generate(prompt, 0, prompt_lookup=k), prompt)
+        assert model.generate(prompt, 1, prompt_lookup=k).shape == (1, 13)
+
+
+def test_prompt_lookup_takes_fewer_passes(gpt, monkeypatch):
+    """Of a model that repeats one token, 1 + 4 + 4 + … at a time."""
+    model, passes = gpt(), []
+    model.token_embedding.weight.data[:] = 1
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward",
+                        lambda self, tokens, **o: passes.append(tokens.shape[1]) or forward(self, tokens, **o))
+    assert (model.generate(np.zeros((1, 4), int), 16, prompt_lookup=3) == 0).all()
+    assert passes[0] == 4 and len(passes) <= 6 and max(passes[1:]) == 4
+
+
+@pytest.mark.parametrize("options, says", [
+    ({"temperature": 0.5}, "greedy tokens .*got temperature=0.5 and 1 rows"),
+    ({"use_cache": False}, "leave out use_cache and cache"),
+    ({"cache": KVCache(2)}, "leave out use_cache and cache"), ({"prompt_lookup": -1}, "must be a number of tokens, got -1"),
+    ({"prompt_lookup": 2.5}, "must be a number of tokens, got 2.5")])
+def test_prompt_lookup_is_refused_where_it_cannot_be(gpt, options, says):
+    options = {"prompt_lookup": 4} | options
+    with pytest.raises(ValueError, match=says): gpt().generate(np.zeros((1, 3), int), 4, **options)
+    with pytest.raises(ValueError, match="and 2 rows"): gpt().generate(np.zeros((2, 3), int), 4, prompt_lookup=4)
 
 
 def test_the_buffers_of_a_cache_grow(rng):

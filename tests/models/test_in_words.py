@@ -105,12 +105,17 @@ def test_a_stream_checks_its_arguments_before_the_first_step():
 
 
 # -- texts -----------------------------------------------------------------------------------------
-def test_texts_of_any_lengths_are_continued_one_after_the_other():
+def test_texts_of_any_lengths_are_continued_together():
+    """Each is continued as it is alone, up to its own end; draws are those of the rng."""
     for model in on_all_kinds():
-        texts, draws = ["A lamp", "B", "A much longer text about lamps"], np.random.default_rng(5)
-        alone = [model.generate(text, 5, temperature=1.0, rng=draws) for text in texts]
-        assert model.generate(texts, 5, temperature=1.0, rng=5) == alone
-        assert tp.generate(model, tuple(texts), 5, temperature=1.0, rng=5) == alone
+        texts = ["A lamp", "B", "A much longer text about lamps, and more about lamps", "A lump", "A lamp"]
+        alone = [model.generate(text, 8) for text in texts]
+        assert model.generate(texts, 8) == tp.generate(model, tuple(texts), 8) == alone
+        first = model.generate(texts, 5, temperature=1.0, rng=5)
+        assert first == model.generate(texts, 5, temperature=1.0, rng=5)
+        assert all(new.startswith(text) for new, text in zip(first, texts, strict=True))
+        assert [model.generate(text, 8, prompt_lookup=4) for text in texts] == alone
+        assert model.generate(texts, 8, prompt_lookup=4) == alone
 
 
 @pytest.mark.parametrize("call, says", [

@@ -8,7 +8,7 @@ from tinypeft.engine import functional as F
 from tinypeft.engine.tensor import no_grad
 from tinypeft.quant import kv_cache
 from tinypeft.quant.kv_cache import ChannelHistory, TokenHistory, single
-from tinypeft.quant.packing import pack
+from tinypeft.quant.packing import pack, unpack
 
 LONG = dict(d_model=32, vocab_size=64, context_length=128)
 
@@ -33,15 +33,15 @@ class Reference:
     def append(self, x):                                               # (B, H, T, d)
         self.recent += list(np.moveaxis(x, 2, 0))
         everything = np.stack(self.old + self.recent, 2)
-        while len(self.recent) > (self.residual if self.kind == "token" else self.residual - 1):
-            n = 1 if self.kind == "token" else self.residual
+        while len(self.recent) >= (self.residual + 8 if self.kind == "token" else self.residual):
+            n = 8 if self.kind == "token" else self.residual
             leaving = np.stack(self.recent[:n], -1).astype(np.float64) # (B, H, d, n)
+            B, H, d, _ = leaving.shape
             if self.kind == "token":
-                B, H, d, _ = leaving.shape
-                leaving = through_codes(leaving.reshape(B, H, -1, self.group), self.bits).reshape(B, H, d, 1)
+                channels = np.moveaxis(leaving, 3, 2).reshape(B, H, n, -1, self.group)
+                leaving = np.moveaxis(through_codes(channels, self.bits).reshape(B, H, n, d), 2, 3)
             else:
-                for i in range(0, n, self.group):
-                    leaving[..., i:i + self.group] = through_codes(leaving[..., i:i + self.group], self.bits)
+                leaving = through_codes(leaving.reshape(B, H, d, -1, self.group), self.bits).reshape(B, H, d, n)
             self.old, self.recent = self.old + list(np.moveaxis(leaving, -1, 0)), self.recent[n:]
         return everything
 
@@ -62,21 +62,24 @@ def test_history_is_kivi(rng, kind, History, bits, calls):
         step = 10 / (2**bits - 1)                                      # float16 scales: rounding may tip a number one step
         assert np.abs(got - expected).max() < 1.01 * step and np.abs(got - expected).mean() < 0.02 * step + 0.003
         assert np.array_equal(got[:, :, -T:], x)                       # what was just fed is seen as it is
-        kept = min(total, residual) if kind == "token" else total % residual
+        kept = total % residual
+        if kind == "token": kept = min(total, residual + (total - residual) % 8)
         assert mine.recent.shape[2] == kept == len(reference.recent)
     old = total - kept
     assert mine.codes.array.nbytes == -(-2 * 3 * old * 8 * bits // 8)
     assert mine.nbytes == mine.codes.array.nbytes + 4 * (2 * 3 * old * 8 // group) + 4 * 2 * 3 * kept * 8
 
 
+@pytest.mark.parametrize("History, most", [(TokenHistory, 8 * 5), (ChannelHistory, 3 * 5 + 7)])
 @pytest.mark.parametrize("bits", [8, 4, 3, 1])
-def test_a_token_packs_itself_alone_bit_exact(rng, monkeypatch, bits):
-    """At most 7 older codes, which share its first bytes, are packed once more; the bytes are those of one call."""
+def test_what_leaves_packs_itself_alone_bit_exact(rng, monkeypatch, bits, History, most):
+    """Values are whole bytes, as 8 tokens are. Of keys at most 7 older codes, which share a byte with the first, are packed
+    once more. The bytes are those of one call."""
     sizes, x = [], rng.standard_normal((1, 1, 60, 5)).astype(np.float32)
     monkeypatch.setattr(kv_cache, "pack", lambda q, bits: sizes.append(q.size) or pack(q, bits))
-    history, together = TokenHistory(bits, 5, 0), TokenHistory(bits, 5, 0)
+    history, together = (History(bits, 5 if History is TokenHistory else 3, 3) for _ in range(2))
     for t in range(60): history.append(x[:, :, t:t + 1])
-    assert max(sizes) <= 5 + 7
+    assert 0 < max(sizes) <= most
     together.append(x)
     for name in ("codes", "scale", "low"): assert np.array_equal(getattr(history, name).array, getattr(together, name).array)
     assert history.nbytes == together.nbytes
@@ -129,6 +132,18 @@ def test_every_finite_float16_bit_exact():
     assert single(x).tobytes() == x.astype(np.float32).tobytes()
 
 
+@pytest.mark.parametrize("bits, group", [(1, 8), (2, 4), (2, 6), (3, 8), (4, 2), (4, 5), (5, 8), (8, 3)])
+def test_planes_are_the_codes_bit_exact(rng, bits, group):
+    """In lanes where a byte holds codes of one group alone, and whole where it does not."""
+    history = TokenHistory(bits, group, 0)
+    history.append(rng.standard_normal((1, 2, 16, 3 * group)).astype(np.float32))
+    codes = np.full((history.n // group, group), np.nan, np.float32)
+    lanes = list(history.planes(np.float32, (-1,)))
+    for places, q in lanes: codes[:, places] = q
+    assert np.array_equal(codes.reshape(-1), unpack(history.codes.array, bits, history.n))
+    assert len(lanes) == (1 if 8 % bits or group % (8 // bits) else 8 // bits)
+
+
 # -- one token attends to the codes ----------------------------------------------------------------
 @pytest.mark.parametrize("keys", ["channel", "token"])
 @pytest.mark.parametrize("values", ["channel", "token"])
@@ -137,7 +152,6 @@ def test_every_finite_float16_bit_exact():
 def test_attention_to_codes_is_attention_to_what_they_decode_to_numerical(rng, monkeypatch, keys, values, bits, heads, dtype,
                                                                           tolerance):
     """With as many heads of keys as of queries and with fewer; what is stored is the same, bit for bit."""
-    monkeypatch.setattr(kv_cache, "WIDE", 1500)                        # both ways to read codes, one after the other
     config = tp.GPTConfig(64, 512, 32, 1, heads)
     mine, plain = (tp.QuantizedKVCache(config, bits, 8, 16, keys, values).layers[0] for _ in range(2))
     monkeypatch.setattr(plain, "attend", lambda q, k, v, **options: F.attention(q, *plain.append(k, v), **options))

@@ -47,11 +47,6 @@ def verbs(r):
             f"{r['interrupts']:,} interrupts: {r['did harm']} did harm")
 
 
-def kv_cache(r):
-    return "processor time: " + ", ".join(
-        f"{int(n):,} tokens {seconds} s" for n, seconds in r["processor seconds by tokens"].items())
-
-
 def commands(r):
     return (f"{r['wrong command lines']} wrong command lines: {r['not answered well']} answered badly; "
             f"{r['abuses']} abuses: {r['not survived']} not survived")
@@ -134,7 +129,7 @@ def answers():
     return f"{count('WRONG'):,} wrong and {count('RIGHT'):,} right answers"
 
 
-SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, verbs, commands, files, kv_cache, notebooks,
+SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, verbs, commands, files, notebooks,
                                 awq, versions, determinism, mutants, tables, llamacpp)}
 
 

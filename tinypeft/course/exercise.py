@@ -38,6 +38,9 @@ class Exercise:
     errors: (text, sentence). If the student's function raises an error whose message contains the
         text, the sentence is the likely cause.
     avoids: names that the student's function may not use, because the package has the answer there.
+    goal: (sentence, predicate), for a design, where many results are right: any of the expected
+        type and shape for which `predicate(result, arguments)` is true. The reference is one of
+        them. Of a result that misses the goal, mistakes and symptoms tell the cause.
     normalize: result → result, with a choice settled that is left to the student, such as the sign
         of a singular vector. Both results are compared in this form.
     quiet: a right result is refused if NumPy noted a division by zero or an invalid operation on
@@ -63,6 +66,7 @@ class Exercise:
     symptoms: tuple = ()
     errors: tuple = ()
     avoids: tuple[str, ...] = ()
+    goal: tuple[str, Callable] | None = None
     normalize: Callable | None = None
     quiet: bool = False
     tolerance: float = 1e-5

@@ -19,7 +19,7 @@ from ..engine.tensor import Tensor
 
 __all__ = ["Guess", "guess"]
 
-NAME = re.compile(r"\d\d\.[a-z][a-z0-9_]*")
+NAME = re.compile(r"\d\db?\.[a-z][a-z0-9_]*")
 STARS = (3, 0.9, 1.1), (2, 0.75, 1.25), (1, 0.5, 2.0)    # stars, for guess/measured from … to …
 NO_GUESS = "no guess yet: write a number in place of ... and run the cell again"
 

@@ -108,7 +108,7 @@ def packed(path: Path) -> str:
 def glossary(link: str = r"\1") -> str:
     """lessons/GLOSSARY.md, with `link`, a pattern of re.sub, in place of its links to lessons."""
     text = (LESSONS / "GLOSSARY.md").read_text(encoding="utf-8")
-    return re.sub(r"\[([^]]+)\]\((\d\d_\w+\.ipynb)\)", link, text)
+    return re.sub(r"\[([^]]+)\]\((\d\db?_\w+\.ipynb)\)", link, text)
 
 
 def page() -> str:

@@ -118,6 +118,8 @@ def wrong_result(exercise, call, args, stage, about, others):
     free = not any(a.dtype.kind == "f" for a in leaves(args))
     value, expected = exercise.settled(out.value), exercise.settled(expected)
     found = difference(value, expected, exercise.tolerance, free=free)
+    if found is not None and found[0] == "value" and exercise.goal:
+        found = missed(exercise.goal, value, args)
     if found is not None:
         kind, sentence, got, want = found
         place = place_of(got, want, exercise.tolerance) if kind == "value" and \
@@ -138,6 +140,12 @@ def wrong_result(exercise, call, args, stage, about, others):
                                           f"{', '.join(out.changed)}; work on a copy",
                       cause="+=, -=, *= and x[…] = change the caller's array, .pop() and .sort() "
                             "the caller's list or dict; write x = x + …, or copy it first")
+
+
+def missed(goal, value, args):
+    """None if a design meets its goal, or how it differs from what is asked for."""
+    sentence, met = goal
+    return None if met(value, args) else ("value", f"the goal is missed: {sentence}", None, None)
 
 
 def wrong_gradient(exercise, call, args):

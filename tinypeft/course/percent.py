@@ -79,17 +79,17 @@ class Cell:
 
 # -- reading -------------------------------------------------------------------------------------
 def sources(which: str | int | None = None) -> list[Path]:
-    """The lessons' source files, in order, or the one that `which` names: "7", "07" or "07_lora".
+    """The lessons' source files, in order, or the one that `which` names: "7", "07", "07_lora" or,
+    of a lesson's second half, "13b".
 
     Raises KeyError if there is no such lesson, FileNotFoundError if there are no sources at all.
     """
-    files = sorted(SOURCES.glob("[0-9][0-9]_*.py"))
+    files = sorted(SOURCES.glob("[0-9][0-9]*_*.py"), key=lambda f: f.stem.partition("_"))
     if not files:
         raise FileNotFoundError(f"there are no lesson sources in {SOURCES}; the course needs a "
                                 "checkout of the repository, with lessons/ beside the package")
     if which is None: return files
-    number = int(which) if str(which).isdigit() else None
-    found = [f for f in files if f.stem == which or int(f.stem[:2]) == number]
+    found = [f for f in files if str(which).zfill(2) in (f.stem, f.stem.partition("_")[0])]
     if not found:
         names = ", ".join(f.stem for f in files)
         raise KeyError(f"there is no lesson {which!r}; the lessons are {names}")

@@ -128,7 +128,7 @@ def _png(figure: Any) -> bytes:
 
 def _figures_are_pictures():
     """In a notebook, display a Matplotlib figure that is a cell's value, without pyplot, in the
-    house style."""
+    house style. Its label, `fig.set_label("…")`, describes it to readers who cannot see it."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None: return
     from matplotlib import rcParams
@@ -136,8 +136,9 @@ def _figures_are_pictures():
     from ..study.plot import STYLE
     rcParams.update(STYLE)
     formatters, figure = shell.display_formatter.formatters, ("matplotlib.figure", "Figure")
-    formatters["image/png"].for_type_by_name(*figure, _png)
-    say = lambda fig, printer, cycle: printer.text("a figure")
+    described = lambda fig: (_png(fig), {"alt": fig.get_label() or "a figure"})
+    formatters["image/png"].for_type_by_name(*figure, described)
+    say = lambda fig, printer, cycle: printer.text(fig.get_label() or "a figure")
     formatters["text/plain"].for_type_by_name(*figure, say)
     formatters["text/html"].for_type_by_name(*figure, lambda fig: None)
 

@@ -6,6 +6,11 @@
     smoothing(X, W)         lesson 11: SmoothQuant's exponent α
     step(f, derivative, x)  lesson 01: the step ε of a finite difference
     clipping(W)             lessons 10 and 14: where a grid ends
+    valley(step)            lesson 12: the correlation of two inputs, in a step of OBQ
+    levels(make, W)         lesson 13: δ, the last quantile of NF4's table
+    leftover(make, W, Ŵ)    lesson 13b: the rank that LoftQ has
+    budget(needed, n, …)    lesson 15: the bits of a base, and the rank beside it
+    turning(rotary)         lesson 16: the base θ of the angles by which positions turn
 """
 from __future__ import annotations
 
@@ -17,7 +22,8 @@ from ..common.hints import Array
 from ..quant import Uniform
 from .slider import Slider, power, slider
 
-__all__ = ["bits", "clipping", "gate", "groups", "rank", "smoothing", "step"]
+__all__ = ["bits", "budget", "clipping", "gate", "groups", "leftover", "levels", "rank",
+           "smoothing", "step", "turning", "valley"]
 
 
 def bits(W: Array, bits: Iterable[int] = range(2, 9), group_size: int = 32) -> Slider:
@@ -142,6 +148,97 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
                                   f"{100 * error[outside].sum() / error.sum():.0f} % is clipping")
     return slider("end of the grid ÷ largest weight", frames, captions=captions,
                   behind=behind, xlabel="weight", ylabel="how many")
+
+
+def valley(step: Callable, w: Iterable[float] = (0.45, 0.45),
+           correlations: Iterable[float] = np.arange(0, 0.9, 0.1)) -> Slider:
+    """Two weights, rounded to integers to nearest, and by `step`, a step of OBQ: (w, H⁻¹, number,
+    value) → (w, H⁻¹). H is 2 [[1, c], [c, 1]], with the correlation c. The loss of the points on
+    the ellipse is that of the better end."""
+    w, angle, frames, captions = np.asarray(w, float), np.linspace(0, 2 * np.pi, 120), {}, {}
+    for c in map(float, correlations):
+        H = 2 * np.array([[1, c], [c, 1]])
+        moved = np.asarray(step(w.copy(), np.linalg.inv(H), 0, float(np.rint(w[0])))[0])
+        ends = {"to nearest": np.rint(w), "with the step": np.rint(moved)}
+        loss = {name: (v - w) @ H @ (v - w) for name, v in ends.items()}
+        circle = np.sqrt(min(loss.values())) * np.stack([np.cos(angle), np.sin(angle)])
+        ellipse = w[:, None] + np.linalg.solve(np.linalg.cholesky(H).T, circle)
+        frames[c] = {"with the step": tuple(zip(w, moved, ends["with the step"], strict=True)),
+                     "to nearest": tuple(zip(w, ends["to nearest"], strict=True)),
+                     "equal loss": tuple(ellipse)}
+        captions[c] = "the loss is " + ", ".join(f"{v:.2f} {name}" for name, v in loss.items())
+    low, high = np.floor(w), np.ceil(w)
+    cell = np.array([low, (high[0], low[1]), high, (low[0], high[1]), low]).T
+    return slider("correlation", frames, captions=captions, behind={"the cell": tuple(cell)},
+                  xlabel="ŵ₁", ylabel="ŵ₂")
+
+
+def levels(make: Callable, W: Array, deltas: Iterable[float] = (0.9, 0.92, 0.94, 0.955, 0.9677083,
+           0.98, 0.99, 0.995)) -> Slider:
+    """The table make(δ, 8, 7) for each δ over the weights, divided by the largest of their 64.
+
+    The caption has the relative error of the weights, rounded to the table in blocks of 64."""
+    w = np.reshape(W, (-1, 64)).astype(float)
+    largest = np.abs(w).max(1, keepdims=True)
+    counts, edges = np.histogram(w / largest, 60, range=(-1, 1))
+    behind = {"weights": (np.repeat(edges, 2)[1:-1], np.repeat(counts, 2))}
+    frames, captions = {}, {}
+    for delta in deltas:
+        table = np.sort(np.asarray(make(delta, 8, 7), float))
+        near = table[np.searchsorted((table[:-1] + table[1:]) / 2, w / largest)] * largest
+        comb = np.tile([0, counts.max() / 3, 0], len(table))
+        frames[delta] = {"levels": (np.repeat(table, 3), comb)}
+        captions[delta] = f"the error is {100 * np.linalg.norm(near - w) / np.linalg.norm(w):.2f} %"
+    return slider("δ", frames, captions=captions, behind=behind,
+                  xlabel="weight ÷ largest of its block", ylabel="how many")
+
+
+def leftover(make: Callable, W: Array, W_hat: Array,
+             ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64)) -> Slider:
+    """The singular values of W − Q − B A, for (Q, B, A) = make(r) of each rank r, before those of
+    W − Ŵ. The caption has the norm that is left."""
+    values = lambda M: np.linalg.svd(np.asarray(M, float), compute_uv=False)
+    before, frames, captions = values(W - W_hat), {}, {}
+    number = np.arange(1, len(before) + 1)
+    for r in ranks:
+        Q, B, A = map(np.asarray, make(r))
+        after = values(W - Q - B @ A)
+        frames[r] = {"after LoftQ": (number, after)}
+        share = np.linalg.norm(after) / np.linalg.norm(before)
+        captions[r] = f"‖W − Q − BA‖ is {share:.2f} of ‖W − Ŵ‖"
+    return slider("rank", frames, captions=captions, behind={"W − Ŵ": (number, before)},
+                  xlabel="number", ylabel="singular value")
+
+
+def budget(needed: Callable, n: int, per_rank: int, card: float = 16,
+           widths: Iterable[float] = (16, 8, 4.5, 4.127, 3.25, 2.5),
+           ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256)) -> Slider:
+    """The GiB that needed(n, bits, trained) tells in bytes, against the rank, for bases of `n`
+    weights in each width. A rank trains `per_rank` numbers. card: its GiB, drawn behind."""
+    ranks = np.array(list(ranks))
+    frames, captions = {}, {}
+    for width in widths:
+        GiB = np.array([needed(n, width, int(r) * per_rank) for r in ranks]) / 2**30
+        frames[width] = {"needed": (ranks, GiB)}
+        fitting = ranks[GiB <= card]
+        reach = f"ranks up to {fitting.max()} fit" if len(fitting) else "no rank fits"
+        captions[width] = f"at rank 8 it is {GiB[list(ranks).index(8)]:.1f} GiB; {reach}"
+    return slider("bits of the base", frames, captions=captions, xlabel="rank", ylabel="GiB",
+                  behind={f"{card} GiB": (ranks, np.full(len(ranks), float(card)))}, xlog=True)
+
+
+def turning(rotary: Callable, d: int = 64, positions: int = 400,
+            bases: Iterable[float] = (10.0, 100.0, 1e3, 1e4, 1e5)) -> Slider:
+    """The product of one vector of ones at two positions, over d, against their distance, for
+    rotary(x (1, T, d), θ) of each θ. The caption has the turns of the slowest pair."""
+    frames, captions, places = {}, {}, np.arange(positions)
+    for theta in map(float, bases):
+        y = np.asarray(rotary(np.ones((1, positions, d)), theta))[0]
+        frames[theta] = places, y @ y[0] / d
+        once = 2 * np.pi * theta ** (1 - 2 / d)
+        captions[theta] = f"the slowest pair turns once in {once:,.0f} positions"
+    return slider("θ", frames, captions=captions, xlabel="distance of the two positions",
+                  ylabel="q·k ÷ d")
 
 
 def _percent(near, exact):

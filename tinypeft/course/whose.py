@@ -22,9 +22,9 @@ __all__ = ["Submission", "lesson_of", "student", "submissions"]
 MOODLE  = re.compile(r"_(\d+)_assignsubmission_(file|onlinetext)_.*")
 COPY    = re.compile(r"^copy of |[ _-]*(\(\d+\)|[ _-](copy|old|final)[ _-]?\d*)$", re.I)
 LESSON  = re.compile(rf"(^|[ _-]+)({'|'.join(TOPICS.values())})([ _-]+|$)")
-NOBODY  = {"", *TOPICS, *(name[:2] for name in TOPICS.values()), "assignment", "assignments",
-           "handout", "lesson", "lessons", "notebook", "notebooks", "solution", "solutions",
-           "source", "src"}
+NOBODY  = {"", *TOPICS, *(name.partition("_")[0] for name in TOPICS.values()),
+           "assignment", "assignments", "handout", "lesson", "lessons", "notebook", "notebooks",
+           "solution", "solutions", "source", "src"}
 
 
 class Submission(NamedTuple):

@@ -34,7 +34,8 @@ from ..common.markup import facts
 Vjp = Callable[[Array], Any]                             # dy ↦ dx, or for `fused` one per parent
 
 __all__ = ["GraphError", "Tensor", "accepts_arrays", "concatenate", "enable_grad", "gated",
-           "maximum", "no_grad", "split", "stack", "tape", "unbroadcast", "where", "within"]
+           "maximum", "no_grad", "recording", "split", "stack", "tape", "unbroadcast", "where",
+           "within"]
 
 
 class GraphError(RuntimeError):
@@ -65,6 +66,11 @@ def no_grad() -> contextlib.AbstractContextManager[bool]:
 def enable_grad() -> contextlib.AbstractContextManager[bool]:
     """Inside `with enable_grad():` operations record, even within a surrounding `no_grad()`."""
     return within(_recording, True)
+
+
+def recording() -> bool:
+    """Tell if this thread's operations record what a gradient needs."""
+    return _recording.get()
 
 
 def tape() -> contextlib.AbstractContextManager[list[Tensor]]:

@@ -8,6 +8,10 @@ A quantized layer decodes its weight for every token, which takes longer than th
 weight and one token. So `generate` keeps decoded weights until it returns, of the layers that come
 first, at most KEPT bytes in all: those of a small model, and a small part of a large one.
 
+Prompts of unequal lengths go on together: the model reads as many tokens as the shortest has, and
+then one of each row at a time. A row whose prompt goes on takes the next token of its prompt, and
+no guess. `lookup.py` takes several tokens at a time where a text repeats itself.
+
 `plain.py` has `sample` and `generate` as one reads them; read it first.
 """
 import codecs
@@ -22,11 +26,15 @@ import numpy as np
 from ..common.hints import Array, Rng, Seed
 from ..engine import functional as F
 from ..engine.tensor import Tensor, no_grad, within
+from .lookup import looked_up
 
-__all__ = ["KVCache", "LayerCache", "answer", "characters", "generate", "keeping", "kept",
+__all__ = ["KVCache", "LayerCache", "answer", "batches", "characters", "continuations", "generate",
+           "keeping", "kept",
            "prompt_lengths", "prompted", "sample", "steps", "stream", "trained_family"]
 
 KEPT = 2**23                                                 # bytes of decoded weights
+ROWS = 16                                                    # prompts that are continued together,
+LATER = 16                                                   # and how much longer one may be
 _kept = contextvars.ContextVar("kept", default=None)
 _prompt_lengths = contextvars.ContextVar("prompt_lengths", default=None)
 
@@ -67,10 +75,11 @@ def prompt_lengths(tokens: Array) -> Array:
 class LayerCache:
     """Keys and values of one layer, (B, H, S, d_head), in buffers that double when full. What a
     window has passed is dropped: the next call may write over it, and frees buffers that are more
-    than four times too large."""
+    than four times too large. slack: how many positions `take_back` may remove."""
 
-    def __init__(self):
+    def __init__(self, slack: int = 0):
         self.k = self.v = None
+        self.slack = slack
         self.start = self.stop = 0                           # of the positions held, in the buffers
         self.dropped = 0                                     # positions in no buffer any more
 
@@ -98,13 +107,17 @@ class LayerCache:
         return Tensor(self.k[held]), Tensor(self.v[held])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        """Attention of q (B, H, T, d_head) over everything held and k, v, which are added.
-        options: of `functional.attention`. A window w leaves the last w − 1 positions."""
+        """Attention of q (B, H, T, d_head) over everything held and k, v, which are added. options:
+        of `functional.attention`. A window w leaves the last w − 1 positions, and the slack."""
         o = F.attention(q, *self.append(k, v), **options)
         window = options.get("window")
         if window:
-            self.start = max(self.start, self.stop + 1 - window)
+            self.start = max(self.start, self.stop + 1 - window - self.slack)
         return o
+
+    def take_back(self, n: int) -> None:
+        """Remove the last n positions, n ≤ slack."""
+        self.stop -= n
 
     @property
     def nbytes(self) -> int:
@@ -123,7 +136,7 @@ class LayerCache:
 
 class KVCache:
     """One cache per layer. length: positions so far, virtual ones too; nbytes: of what is held.
-    There is no way back to an earlier position: a window drops what it has passed."""
+    `length` cannot be set: a window drops what it has passed."""
 
     def __init__(self, n_layers: int, layer: Callable[[], LayerCache] = LayerCache):
         self.layers = [layer() for _ in range(n_layers)]
@@ -177,29 +190,87 @@ def _likeliest(p, n):
 def generate(model: Any, tokens: Array | str | list[str], max_new_tokens: int = 64,
              temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
              rng: Seed = 0, stop: int | None = None, use_cache: bool = True,
-             cache: KVCache | None = None) -> Any:
+             cache: KVCache | None = None, prompt_lookup: int = 0) -> Any:
     """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens. Or continue a
-    text, up to the end of text, and return it with what was written; or each text of a list.
+    text, up to the end of text, and return it with what was written; or each text of a list, or
+    each prompt (T_b,) of a list of arrays of unequal lengths.
 
     model: a Decoder or a PeftModel, called as model(tokens, cache=…, last=True). temperature: 0 is
     greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
-    cache: a `KVCache` in place of a fresh one, such as one that quantizes. Raises ValueError for
-    options out of range, and if the sequence would exceed the context.
+    cache: a `KVCache` in place of a fresh one, such as one that quantizes.
+    prompt_lookup: how many tokens to guess ahead from earlier places of the text; greedy, one row.
+    The tokens are the same; it is faster where a text repeats or edits one (see `lookup.py`).
+    Raises ValueError for options out of range, and if the sequence would exceed the context.
     """
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=stop,
-                   use_cache=use_cache, cache=cache)
+                   use_cache=use_cache, cache=cache, prompt_lookup=prompt_lookup)
     if starts_with(tokens, Mapping):
         raise TypeError("generate: these are messages of a conversation; model.chat(messages) "
                         "answers them")
     if starts_with(tokens, str):
-        rng = np.random.default_rng(rng)                     # each text draws on
-        return [generate(model, text, max_new_tokens, rng=rng, **options) for text in tokens]
+        new = new_texts(model, tokens, max_new_tokens, rng=rng, **options)
+        return ["".join(pair) for pair in zip(tokens, new, strict=True)]
+    if starts_with(tokens, np.ndarray) and len({row.shape for row in tokens}) > 1:
+        new = continuations(model, tokens, max_new_tokens, rng=rng, **options)
+        return [np.concatenate(pair) for pair in zip(tokens, new, strict=True)]
     new = stream(model, tokens, max_new_tokens, rng=rng, **options)
     if isinstance(tokens, str):
         return tokens + "".join(new)
     columns = [step[:, None] for step in new]
     return np.concatenate([np.asarray(tokens), *columns], axis=1)
+
+
+def new_texts(model: Any, texts: list[str], max_new_tokens: int, stop: int | None = None,
+              **options: Any) -> list[str]:
+    """Return what each of the texts is continued by."""
+    require_model(model)
+    tokenizer = require_tokenizer(model, "generate")
+    prompts = [tokenizer.encode_prompt(text) for text in texts]
+    if stop is None:
+        stop = tokenizer.end_of_text
+    new = continuations(model, prompts, max_new_tokens, stop=stop, **options)
+    pieces = [characters(tokenizer, ids[:, None], {stop}, is_continued=True) for ids in new]
+    return ["".join(piece) for piece in pieces]
+
+
+def continuations(model: Any, prompts: list[Array], max_new_tokens: int, rng: Seed = 0,
+                  stop: int | None = None, prompt_lookup: int = 0,
+                  **options: Any) -> list[Array]:
+    """Return what each prompt (T_b,) is continued by, (n_b,); several prompts at a time."""
+    options |= dict(stop=stop, prompt_lookup=prompt_lookup, rng=np.random.default_rng(rng))
+    for i, prompt in enumerate(prompts, 1):
+        if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
+            raise ValueError(f"generate: prompt {i} must be integers (T,) with T ≥ 1, got "
+                             f"{prompt.dtype} {prompt.shape}")
+    lengths = np.array([len(prompt) for prompt in prompts])
+    # The vectors of a virtual module may depend on where a prompt ends.
+    later = LATER if getattr(model, "virtual", None) is None else 0
+    new = [None] * len(prompts)
+    for rows in batches(lengths, 1 if prompt_lookup else ROWS, later):
+        n = lengths[rows]
+        tokens = np.zeros((len(rows), n.max()), int)
+        for i, row in enumerate(rows):
+            tokens[i, :n[i]] = prompts[row]
+        columns = list(steps(model, tokens, max_new_tokens, lengths=n, **options))
+        written = np.array(columns, int).reshape(len(columns), len(rows)).T
+        for i, row in enumerate(rows):
+            start = n[i] - n.min()
+            ids = written[i, start:start + max_new_tokens]
+            ends = np.flatnonzero(ids == stop)
+            new[row] = ids[:ends[0] + 1] if ends.size else ids
+    return new
+
+
+def batches(lengths: Array, n_rows: int, later: int) -> Iterator[Array]:
+    """Yield the places of all `lengths` (N,): at most `n_rows` at a time, sorted, none of which is
+    longer by more than `later` than the first."""
+    rows = np.argsort(lengths, kind="stable")
+    while rows.size:
+        n_near = np.searchsorted(lengths[rows], lengths[rows[0]] + later, side="right")
+        n = min(n_rows, n_near)
+        yield rows[:n]
+        rows = rows[n:]
 
 
 def stream(model: Any, tokens: Any, max_new_tokens: int = 64, stop: int | None = None,
@@ -270,41 +341,63 @@ def characters(tokenizer: Any, tokens: Iterable[Array], ends: Container[int],
 
 def steps(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0.0,
           top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
-          stop: int | None = None, use_cache: bool = True,
-          cache: KVCache | None = None) -> Iterator[Array]:
-    """Check the arguments of `generate`, and return an iterator of what each step adds, (B,)."""
+          stop: int | None = None, use_cache: bool = True, cache: KVCache | None = None,
+          prompt_lookup: int = 0, lengths: Array | None = None) -> Iterator[Array]:
+    """Check the arguments of `generate`, and return an iterator of what each step adds, (B,).
+
+    lengths (B,): how many tokens of each row are there; the others are written. Steps then start
+    behind the shortest row, and give the tokens of longer rows again."""
     tokens = np.asarray(tokens)
     _check(tokens, max_new_tokens, temperature, top_k, top_p)
     _check_room(model, tokens.shape[1], max_new_tokens)
+    if prompt_lookup:
+        _check_lookup(tokens, temperature, use_cache, cache, prompt_lookup)
     if not use_cache:
         cache = None
     elif cache is None:
-        cache = KVCache(model.config.n_layers)
+        cache = KVCache(model.config.n_layers, lambda: LayerCache(prompt_lookup))
+    prompts = prompt_lengths(tokens)
+    if lengths is None:
+        lengths = np.full(len(tokens), tokens.shape[1])
+    arrays = {}                                              # decoded weights
+
+    def feed(tokens, last=True):
+        # Between two steps the caller's own code runs, so the settings of a step end with it:
+        # nothing is recorded, decoded weights are kept.
+        with no_grad(), within(_kept, arrays), prompted(prompts):
+            return model(tokens, cache=cache, last=last).data
+
+    if prompt_lookup:
+        return looked_up(feed, cache, tokens, max_new_tokens, stop, prompt_lookup)
     draw = functools.partial(sample, rng=np.random.default_rng(rng), temperature=temperature,
                              top_k=top_k, top_p=top_p)
-    return _steps(model, tokens, max_new_tokens, draw, stop, cache)
+    return _steps(feed, tokens, lengths, max_new_tokens, draw, stop, cache)
 
 
-def _steps(model, tokens, max_new_tokens, draw, stop, cache):
-    """Yield what each step adds. Between two steps the caller's own code runs, so the settings of a
-    step (nothing is recorded, decoded weights are kept) end with it."""
-    arrays = {}                                              # decoded weights
+def _steps(feed, tokens, lengths, max_new_tokens, draw, stop, cache):
+    """Yield what each step adds: where a prompt goes on, its next token."""
     fed = 0                                                  # tokens that the cache has seen
     done = np.zeros(len(tokens), bool)
-    lengths = prompt_lengths(tokens)
-    for _ in range(max_new_tokens):
-        with no_grad(), within(_kept, arrays), prompted(lengths):
-            logits = model(tokens[:, fed:], cache=cache, last=True)
+    whole = tokens.shape[1]
+    for length in range(lengths.min(), whole + max_new_tokens):
+        logits = feed(tokens[:, fed:length])
         if cache is not None:
-            fed = tokens.shape[1]
-        new = draw(logits.data[:, -1]).astype(tokens.dtype)
+            fed = length
+        new = draw(logits[:, -1]).astype(tokens.dtype)
         if stop is not None:
             new = np.where(done, stop, new).astype(tokens.dtype)
+        if length < whole:
+            is_prompt = length < lengths
+            new = np.where(is_prompt, tokens[:, length], new)
+            done |= ~is_prompt & (new == stop)
+        elif stop is not None:
             done |= new == stop
         yield new
-        if done.all():
+        if (done | (length + 1 - lengths >= max_new_tokens)).all():
             break
-        tokens = np.concatenate([tokens, new[:, None]], axis=1)
+        before = tokens[:, :length]
+        rest = tokens[:, length + 1:]
+        tokens = np.concatenate([before, new[:, None], rest], axis=1)
 
 
 def starts_with(value: Any, kind: type) -> bool:
@@ -340,6 +433,18 @@ def _check(tokens, max_new_tokens, temperature, top_k, top_p):
         raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
+
+
+def _check_lookup(tokens, temperature, use_cache, cache, n):
+    """Raise ValueError if `prompt_lookup` cannot be used with these arguments of `generate`."""
+    if n < 0 or int(n) != n:
+        raise ValueError(f"generate: prompt_lookup must be a number of tokens, got {n!r}")
+    if temperature != 0 or len(tokens) > 1:
+        raise ValueError("generate: prompt_lookup is for greedy tokens (temperature=0) of one row, "
+                         f"got {temperature=} and {len(tokens)} rows")
+    if not use_cache or cache is not None:
+        raise ValueError("generate: prompt_lookup takes wrong guesses back from a cache of its "
+                         "own; leave out use_cache and cache")
 
 
 def _check_room(model, n_tokens, n_new):

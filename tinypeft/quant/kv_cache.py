@@ -9,9 +9,10 @@ tokens are not rounded (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
     paper   here           what
     b       bits           1 … 8
     G       group_size     32: tokens of a channel of K; channels of a token of V, at most d_head
-    R       residual       at most so many recent tokens keep the model's precision; a multiple of G
+    R       residual       tokens that keep the model's precision, the recent ones; a multiple of G
 
-Keys move to codes R at a time, as soon as R are waiting; values when they leave the window of R.
+Keys move to codes R at a time, as soon as R are waiting, so fewer than R are recent. Values leave a
+window of R eight at a time, which are whole bytes, so R to R + 7 are recent.
 Tokens attend in full precision to those fed in the same call, hence a prompt to itself. Stored:
 b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded when it
 attends and dropped again, so memory is `nbytes` plus the cache of one layer. A layer with a window
@@ -23,6 +24,10 @@ to the probabilities, which are G times fewer numbers. For a query x and probabi
     keys per channel   x·k̂_t = Σ_d (x_d s_d) q_td + Σ_d x_d m_d       s, m: of t's group of tokens
     values per token   Σ_t p_t v̂_t = Σ_t (p_t s_t) q_t + Σ_t p_t m_t  s, m: of a group of channels
 
+A byte holds L = 8/b codes, of numbers that follow each other in a group. `planes` brings the first
+code of every byte, then the second: a shift and a mask each, and no look-up. Every plane is
+multiplied by itself, and its results go to every L-th place.
+
 Where things differ. The paper has R = 128 for contexts of thousands of tokens; here it is 32, for
 contexts of some hundred. The range need not contain 0 as in `uniform.py`: some key channels are far
 from it. A small model may have no such channels; then `keys="token"` does as well. With rotary
@@ -30,6 +35,7 @@ embeddings the keys are stored after the rotation, as in the authors' code. It t
 channels by an angle that depends on the position, so a channel's range is that of its pair.
 """
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,8 +48,6 @@ from .decoding import expand
 from .packing import pack, unpack
 
 __all__ = ["QuantizedKVCache"]
-
-WIDE = 2**16                     # from so many codes on, two bytes are expanded at a time
 
 
 class QuantizedKVCache(KVCache):
@@ -201,11 +205,11 @@ class History:
         self.recent = recent[:, :, leaving:].copy()
 
     def drop_before(self, last: int) -> None:
-        """Drop the codes of tokens before the `last` ones, G tokens at a time, in whole bytes."""
+        """Drop the codes of tokens before the `last` ones, in whole groups and whole bytes."""
         B, H, recent, d = self.recent.shape
         token = B * H * d                                # codes of a token
         n = min(self.n, self.n - (last - recent) * token)
-        n -= n % math.lcm(8, token * self.group)
+        n -= n % math.lcm(8, token * self.tokens_in_group())
         if n <= 0:
             return
         self.n -= n
@@ -239,20 +243,36 @@ class History:
 
     def decode(self, like: Array) -> Array:
         """Return the decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
-        x, s, m = self.numbers(like.dtype)
-        x *= s[:, None]
-        x += m[:, None]
+        x = self.numbers(like.dtype)
+        s, m = self.scales(like.dtype, (-1, 1))
+        x *= s
+        x += m
         B, H, _, d = like.shape
         return self.ungrouped(x, B, H, d)
 
-    def numbers(self, dtype: type) -> tuple[Array, Array, Array]:
-        """Return q (n, G), s and m (n,) of all n groups, in floating point."""
+    def numbers(self, dtype: type) -> Array:
+        """Return q (n, G) of all n groups, in floating point."""
         q = np.empty(self.n, np.float32)
-        expand(self.codes.array, self.bits, q, wide=self.n >= WIDE)
-        q = q.astype(dtype, copy=False).reshape(-1, self.group)
-        s = single(self.scale.array).astype(dtype, copy=False)
-        m = single(self.low.array).astype(dtype, copy=False)
-        return q, s, m
+        expand(self.codes.array, self.bits, q)
+        return q.astype(dtype, copy=False).reshape(-1, self.group)
+
+    def scales(self, dtype: type, shape: tuple) -> tuple[Array, Array]:
+        """Return s and m of all groups, in floating point and in this shape."""
+        s = single(self.scale.array).reshape(shape)
+        m = single(self.low.array).reshape(shape)
+        return s.astype(dtype, copy=False), m.astype(dtype, copy=False)
+
+    def planes(self, dtype: type, shape: tuple) -> Iterator[tuple[slice, Array]]:
+        """Yield places in a group, such as every other one, and the codes there (*shape, G/L)."""
+        n_lanes = 8 // self.bits
+        if 8 % self.bits or self.group % n_lanes:        # a byte holds more than codes of a group
+            yield np.s_[:], self.numbers(dtype).reshape(*shape, self.group)
+            return
+        octets = self.codes.array.reshape(*shape, self.group // n_lanes)
+        for lane in range(n_lanes):
+            shift = 8 - self.bits * (lane + 1)           # the first code has the highest bits
+            codes = octets >> shift & 2**self.bits - 1
+            yield np.s_[lane::n_lanes], codes.astype(dtype)
 
 
 def half(x: Array) -> Array:
@@ -265,17 +285,22 @@ def half(x: Array) -> Array:
 def single(x: Array) -> Array:
     """Return finite float16 as float32: exponent and mantissa move 13 bits, and the biases differ
     by 112. NumPy's `astype` is slower, because it converts one number at a time."""
-    bits = x.view(np.uint16).astype(np.uint32)
-    magnitude = (bits & 0x7FFF) << 13
-    sign = (bits & 0x8000) << 16
-    return (magnitude | sign).view(np.float32) * np.float32(2.0**112)
+    bits = x.view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= ~0x70000000                                  # the copies of the sign
+    return bits.view(np.float32) * np.float32(2.0**112)
 
 
 class TokenHistory(History):
-    """A group is G channels of one token. Tokens beyond the R most recent ones leave."""
+    """A group is G channels of one token. Tokens beyond the R most recent ones leave, 8 at a time.
+    """
 
     def leaving(self, r):
-        return max(0, r - self.residual)
+        n = max(0, r - self.residual)
+        return n - n % 8
+
+    def tokens_in_group(self):
+        return 1
 
     def grouped(self, x):
         return x.transpose(2, 0, 1, 3).reshape(-1, self.group)
@@ -283,30 +308,39 @@ class TokenHistory(History):
     def ungrouped(self, x, B, H, d):
         return x.reshape(-1, B, H, d).transpose(1, 2, 0, 3)
 
-    def per_token(self, like, d):
-        """Return q (B, H, d/G, S, G), s and m (B, H, d/G, 1, S), S tokens, for like (B, H, …)."""
-        q, s, m = self.numbers(like.dtype)
-        B, H = like.shape[:2]
-        groups = -1, B, H, d // self.group
-        q = q.reshape(*groups, self.group).transpose(1, 2, 3, 0, 4)
-        s = s.reshape(groups).transpose(1, 2, 3, 0)
-        m = m.reshape(groups).transpose(1, 2, 3, 0)
-        return q, s[..., None, :], m[..., None, :]
+    def scales_for(self, x, d):
+        """Return s and m (B, H, d/G, 1, S) of S tokens, for x (B, H, …)."""
+        B, H = x.shape[:2]
+        s, m = self.scales(x.dtype, (-1, B, H, 1, d // self.group))
+        return s.transpose(1, 2, 4, 3, 0), m.transpose(1, 2, 4, 3, 0)
+
+    def planes_for(self, x, d):
+        """Yield places in a group, and the codes there (B, H, d/G, S, G/L), for x (B, H, …)."""
+        B, H = x.shape[:2]
+        for places, q in self.planes(x.dtype, (-1, B, H, d // self.group)):
+            yield places, q.transpose(1, 2, 3, 0, 4)
 
     def scores(self, x: Array) -> Array:
         """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
         B, H, R, d = x.shape
-        q, s, m = self.per_token(x, d)
-        x = x.reshape(B, H, R, -1, self.group).swapaxes(2, 3)             # (B, H, d/G, R, G)
-        products = x @ q.swapaxes(3, 4) * s + x.sum(4, keepdims=True) * m
+        s, m = self.scales_for(x, d)
+        x = x.reshape(B, H, R, -1, self.group)
+        x = x.swapaxes(2, 3)                                              # (B, H, d/G, R, G)
+        products = x.sum(4, keepdims=True) * m                            # (B, H, d/G, R, S)
+        for places, q in self.planes_for(x, d):
+            products += x[..., places] @ q.swapaxes(3, 4) * s
         return products.sum(2)
 
     def mean(self, p: Array, d: int) -> Array:
         """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
         B, H, R, _ = p.shape
-        q, s, m = self.per_token(p, d)
+        s, m = self.scales_for(p, d)
         p = p[:, :, None]
-        means = (p * s) @ q + (p * m).sum(4, keepdims=True)               # (B, H, d/G, R, G)
+        ps = p * s                                                        # (B, H, d/G, R, S)
+        means = np.empty((*ps.shape[:4], self.group), p.dtype)
+        for places, q in self.planes_for(p, d):
+            means[..., places] = ps @ q
+        means += (p * m).sum(4, keepdims=True)
         return means.swapaxes(2, 3).reshape(B, H, R, d)
 
 
@@ -315,6 +349,9 @@ class ChannelHistory(History):
 
     def leaving(self, r):
         return r - r % self.residual
+
+    def tokens_in_group(self):
+        return self.group
 
     def grouped(self, x):
         B, H, _, d = x.shape
@@ -325,28 +362,24 @@ class ChannelHistory(History):
         x = x.reshape(-1, B, H, d, self.group)
         return x.transpose(1, 2, 0, 4, 3).reshape(B, H, -1, d)
 
-    def per_channel(self, like, d):
-        """Return q (n, B, H, d, G), s and m (n, B, H, 1, d), n groups of tokens, for like (B, H,
-        …)."""
-        q, s, m = self.numbers(like.dtype)
-        B, H = like.shape[:2]
-        q = q.reshape(-1, B, H, d, self.group)
-        s = s.reshape(-1, B, H, 1, d)
-        m = m.reshape(-1, B, H, 1, d)
-        return q, s, m
-
     def scores(self, x: Array) -> Array:
         """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
         B, H, R, d = x.shape
-        q, s, m = self.per_channel(x, d)
-        products = (x * s) @ q + (x * m).sum(4, keepdims=True)            # (n, B, H, R, G)
+        s, m = self.scales(x.dtype, (-1, B, H, 1, d))
+        xs = x * s                                                        # (n, B, H, R, d)
+        products = np.empty((*xs.shape[:4], self.group), x.dtype)
+        for places, q in self.planes(x.dtype, (-1, B, H, d)):
+            products[..., places] = xs @ q
+        products += (x * m).sum(4, keepdims=True)
         return products.transpose(1, 2, 3, 0, 4).reshape(B, H, R, -1)
 
     def mean(self, p: Array, d: int) -> Array:
         """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
         B, H, R, _ = p.shape
-        q, s, m = self.per_channel(p, d)
+        s, m = self.scales(p.dtype, (-1, B, H, 1, d))
         p = p.reshape(B, H, R, -1, self.group)
         p = p.transpose(3, 0, 1, 2, 4)                                    # (n, B, H, R, G)
-        means = p @ q.swapaxes(3, 4) * s + p.sum(4, keepdims=True) * m
+        means = p.sum(4, keepdims=True) * m
+        for places, q in self.planes(p.dtype, (-1, B, H, d)):
+            means += p[..., places] @ q.swapaxes(3, 4) * s
         return means.sum(0)

@@ -118,7 +118,7 @@ ARMS: dict[str, About] = {                               # what the study compar
     "qlora_all": About("QLoRA on all matrices", "y = x Ŵᵀ + (α/r) x Aᵀ Bᵀ, Ŵ in NF4, on all six matrices of a block",
                        ("2305.14314",), "13", ("vermillion", "8"), "QLoRA on all"),
     "loftq": About("LoftQ", "min ‖W − Q − A Bᵀ‖ by turns: Q = quant(W − A Bᵀ), then A Bᵀ = SVD_r(W − Q)",
-                   ("2310.08659",), "13", ("blue", "o"), "LoftQ"),
+                   ("2310.08659",), "13b", ("blue", "o"), "LoftQ"),
 }
 
 

@@ -4,7 +4,7 @@
 # **What you will do.** You fine-tune a model for a text or a table that you bring along. You compare two methods fairly, and you
 # write a page that a sceptical reader believes.
 #
-# **What you need.** Lessons 00 to 09. [The glossary](../GLOSSARY.md) explains words and letters.
+# **What you need.** Lessons 00 to 09, and of lesson 15 the sections 3 (intervals) and 6 (your own data). [The glossary](../GLOSSARY.md) explains words and letters.
 #
 # **Time.** About six hours, over a week. The cells of the example run in a minute.
 #

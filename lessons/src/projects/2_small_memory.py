@@ -32,12 +32,14 @@ from tinypeft.study.compared import traced_peak
 # ## 1. The question and the budget
 #
 # Choose the budget first. It counts the bytes that the base's weights are stored in, and all bytes that one training step
-# allocates. A base in float32 must not fit, so that there is something to solve. The toy needs about 5 MiB for its weights and
-# 20 MiB for a step of four rows. A real model is more interesting: `tp.load_pretrained("smollm2", quantized=True)`.
+# allocates. A base in float32 must not fit, so that there is something to solve. On the toy most bytes are activations, unless
+# the rows are few. With one row of 128 tokens, a step and the weights take about 10 MiB for a LoRA on the float32 base, and
+# about 6.6 for one on 4 bits. So 8 MiB tell them apart. A real model is more interesting:
+# `tp.load_pretrained("smollm2", quantized=True)`, whose linear layers take 66 MB instead of 425.
 
 # %% project
 ### BEGIN SOLUTION
-# skeleton: project = Project("Write your question here.", budget=20 * 2**20, quantized=True)
+# skeleton: project = Project("Write your question here.", budget=8 * 2**20, quantized=True)
 ### END SOLUTION
 project
 
@@ -58,12 +60,13 @@ project
 #
 # Predict the bytes of each arm before you measure: the base's weights at their bits (`tp.quant.bits_per_weight` counts them), what
 # is trained with its gradient and AdamW's two moments, and the activations (lesson 03 counts them). Keep each prediction with
-# `tp.guess`. One arm on the float32 base shows what quantizing costs. It may be above the budget: then say so, and let
-# it train fewer rows at a time (`accumulate` in `tp.train`).
+# `tp.guess`. One arm on the float32 base shows what quantizing costs. It is the *reference*, and the only arm that may be above
+# the budget. Train the same rows in each arm: one at a time, four for each step of the optimizer (`batch_size=4,
+# accumulate=4` in `tp.train`).
 
 # %% project
 ### BEGIN SOLUTION
-# project.arm("LoRA", tp.LoRA(…)), project.arm("QLoRA", tp.LoRA(…), bits=…)
+# project.arm("LoRA", tp.LoRA(…), reference=True), project.arm("QLoRA", tp.LoRA(…), bits=…)
 ### END SOLUTION
 project
 

@@ -2,11 +2,18 @@
 import numpy as np
 
 
-def error_by_factor(W, W_hat, H):
-    """With a square root of H in the place of the inputs."""
-    values, vectors = np.linalg.eigh(H)
-    X = vectors * np.sqrt(np.maximum(values, 0))
-    return float(np.linalg.norm((W_hat - W) @ X) / np.linalg.norm(W @ X))
+def by_power_iteration(H):
+    """Multiply a vector by a matrix until only its strongest direction is left."""
+    def strongest(A):
+        v = np.linspace(1, 2, len(A)) + 0.1 * np.arange(len(A)) % 0.3
+        for _ in range(40): A = A @ A / np.linalg.norm(A)
+        return A @ v / np.linalg.norm(A @ v)
+    return strongest(H), strongest(np.trace(H) * np.eye(len(H)) - H)
+
+
+def by_svd(H):
+    U, _, _ = np.linalg.svd(H)
+    return -U[:, 0], U[:, -1]
 
 
 def step_in_loops(w, Hinv, q, value):
@@ -29,13 +36,22 @@ def gptq_rows(W, U, quant):
     return out
 
 
-def awq_by_trace(W, H, mean_abs, quant, alphas):
-    losses = np.zeros(len(alphas))
-    for i, a in enumerate(alphas):
-        S = np.diag(mean_abs**a)
-        D = quant(W @ S) @ np.linalg.inv(S) - W
-        losses[i] = np.trace(D @ H @ D.T)
-    return alphas[losses.argmin()], losses
+def output_loss(W, H, s, quant):
+    D = quant(W * s) / s - W
+    return np.trace(D @ H @ D.T)
+
+
+def fine_search(W, H, mean_abs, quant):
+    return min((mean_abs**a for a in np.linspace(0, 1, 41)), key=lambda s: output_loss(W, H, s, quant))
+
+
+def column_by_column(W, H, mean_abs, quant):
+    """No power at all: each column, the largest input first, gets the best of some factors."""
+    s = np.ones(len(H))
+    for j in np.argsort(-mean_abs)[:6]:
+        tried = [np.where(np.arange(len(s)) == j, factor, s) for factor in (1, 1.25, 1.5, 2, 2.5, 3, 4)]
+        s = min(tried, key=lambda s: output_loss(W, H, s, quant))
+    return s
 
 
 def factor_by_flips(H, damping):
@@ -56,12 +72,12 @@ def heaviest_first(W, H, quant, damping):
     return W_hat[:, np.argsort(order)]
 
 
-RIGHT = {"calibrated.output_error": [error_by_factor, lambda *a: np.float32(error_by_factor(*a))],
+RIGHT = {"calibrated.directions": [by_power_iteration, by_svd, lambda H: [v.tolist() for v in by_svd(H)]],
          "calibrated.compensate": [step_in_loops, lambda *a: [x.tolist() for x in step_in_loops(*a)]],
          "calibrated.gptq": [gptq_rows, lambda *a: gptq_rows(*a).tolist()],
          "calibrated.bug": [factor_by_flips, factor_by_inverse, lambda *a: factor_by_inverse(*a).tolist()],
          "calibrated.order": [heaviest_first, lambda *a: heaviest_first(*a).tolist()],
-         "calibrated.awq": [awq_by_trace, lambda *a: (awq_by_trace(*a)[0], awq_by_trace(*a)[1].tolist())]}
+         "calibrated.scale": [fine_search, column_by_column, lambda *a: fine_search(*a).tolist()]}
 
 
 def step_wrong_sign(w, Hinv, q, value):
@@ -158,28 +174,6 @@ def gptq_but_last(W, U, quant):
     return np.column_stack([gptq_rows(W, U, quant)[:, :-1], W[:, -1]])
 
 
-def awq_loss(fn):
-    def solve(W, H, mean_abs, quant, alphas):
-        losses = np.array([fn(W, H, mean_abs**a, quant) for a in alphas])
-        return alphas[losses.argmin()], losses
-    return solve
-
-
-def plain(W, H, s, quant):
-    D = quant(W * s) / s - W
-    return (D * D).sum()
-
-
-def not_back(W, H, s, quant):
-    D = quant(W * s) - W
-    return ((D @ H) * D).sum()
-
-
-def inverse(W, H, s, quant):
-    D = quant(W / s) * s - W
-    return ((D @ H) * D).sum()
-
-
 def step_undivided(w, Hinv, q, value):
     new = w + (value - w[q]) * Hinv[:, q]
     new[q] = value
@@ -199,12 +193,6 @@ def gptq_steps(sign, result):
 
 
 gptq_running, gptq_added = gptq_steps(1, lambda W, out: W), gptq_steps(-1, lambda W, out: out)
-
-
-def awq_last(W, H, mean_abs, quant, alphas):
-    losses = awq_by_trace(W, H, mean_abs, quant, alphas)[1]
-    losses = np.array([float(f"{x:.12g}") for x in losses])
-    return alphas[np.flatnonzero(losses == losses.min())[-1]], losses
 
 
 def factor_of(inverse=True, lower=False, more=lambda H, damping: damping * np.mean(np.diag(H)) * np.eye(len(H))):
@@ -265,15 +253,15 @@ WRONG = {
         (ordered(damped=lambda damping: 0.01), "always 0.01"),
         (ordered(damped=lambda damping: 0), "not damped"),
         (ordered(key=lambda H: -np.linalg.norm(H, axis=0)), "not the length of its column")],
-    "calibrated.output_error": [
-        (lambda W, W_hat, H: float(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum((W @ H) * W)), "square"),
-        (lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W)), "H is not in it"),
-        (lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H)), "up to the same factor"),
-        (lambda W, W_hat, H: float(np.sqrt(np.sum((W_hat @ H) * W_hat) / np.sum((W @ H) * W))), "must use Ŵ − W"),
-        (lambda W, W_hat, H: float(np.sqrt(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum(W * W))),
-         "also contains H"),
-        (lambda W, W_hat, H: float(np.sqrt(np.sum(((W_hat - W) @ H) * (W_hat - W)))), "divide it by"),
-        (lambda W, W_hat, H: error_by_factor(W_hat, W, H), "original W")],
+    "calibrated.directions": [
+        (lambda H: (np.linalg.eigh(H)[1][:, 0], np.linalg.eigh(H)[1][:, -1]), "exchanged"),
+        (lambda H: (np.linalg.eigh(H)[1][-1], np.linalg.eigh(H)[1][0]), "these are rows"),
+        (lambda H: (np.eye(len(H))[np.diag(H).argmax()], np.eye(len(H))[np.diag(H).argmin()]), "single inputs"),
+        (lambda H: (H @ by_svd(H)[0], by_svd(H)[1]), "length 1"),
+        (lambda H: (np.linalg.eigh(H)[1][:, -1],) * 2, "the same direction"),
+        (lambda H: (np.linalg.eigh(H)[1][:, -1], np.linalg.eigh(H)[1][:, -2]), "both are strong"),
+        (lambda H: (np.linalg.eigh(H)[1][:, -1], np.linalg.eigh(H)[1][:, 1]), "second weakest"),
+        (lambda H: np.linalg.eigh(H)[1][:, -1], "2 results")],
     "calibrated.compensate": [
         (step_wrong_sign, "sign"),
         (step_no_elimination, "elimination step"),
@@ -296,14 +284,15 @@ WRONG = {
         (gptq_running, "return the rounded columns"),
         (gptq_added, "wrong sign"),
         (gptq_but_last, "last column alone")],
-    "calibrated.awq": [
-        (awq_loss(plain), "outputs, with H"),
-        (awq_loss(lambda W, H, s, quant: np.linalg.norm((quant(W * s) / s - W) @ H)**2), "not ‖DH‖²"),
-        (awq_loss(not_back), "divided by s after it"),
-        (awq_loss(inverse), "grows with the inputs"),
-        (lambda *a: (float(awq_by_trace(*a)[1].argmin()), awq_by_trace(*a)[1]), "return α itself"),
-        (lambda *a: (awq_by_trace(*a)[0], np.sqrt(awq_by_trace(*a)[1])), "roots of the losses"),
-        (awq_last, "the first α"),
-        (awq_loss(lambda W, H, s, quant: (((quant(W * s) - W * s) @ H) * (quant(W * s) - W * s)).sum()), "W itself"),
-        (awq_loss(lambda W, H, s, quant: (((quant(W) / s - W) @ H) * (quant(W) / s - W)).sum()), "before you round")],
+    "calibrated.scale": [
+        (lambda W, H, mean_abs, quant: np.ones(len(H)), "nothing is scaled"),
+        (lambda W, H, mean_abs, quant: mean_abs, "the others pay"),
+        (lambda W, H, mean_abs, quant: 1 / mean_abs, "upside down"),
+        (lambda W, H, mean_abs, quant: np.abs(W).mean(axis=0), "sizes of the weights"),
+        (lambda W, H, mean_abs, quant: mean_abs - mean_abs.mean(), "must be positive"),
+        (lambda W, H, mean_abs, quant: mean_abs.mean(), "shape"),
+        (lambda W, H, mean_abs, quant: max((mean_abs**a for a in np.arange(20) / 20),
+                                           key=lambda s: output_loss(W, H, s, quant)), "the worst of the powers"),
+        (lambda W, H, mean_abs, quant: min((mean_abs**a for a in np.arange(20) / 20),
+                                           key=lambda s: np.sum((quant(W * s) / s - W)**2)), "error of the weights")],
 }

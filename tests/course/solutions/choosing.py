@@ -34,18 +34,15 @@ def pareto_sorted(cost, loss):
     return loss <= np.minimum.accumulate(loss)
 
 
-def by_ttest(a, b):
-    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    return float((a - b).mean()), float(high - low) / 2
+def half(x): return stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
 
 
-def unpaired(a, b):
-    half = lambda x: stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
-    return a.mean() - b.mean(), math.hypot(half(a), half(b))
-
-
-def half_width(factor, ddof):
-    return lambda a, b: ((a - b).mean(), factor(len(a)) * (a - b).std(ddof=ddof) / math.sqrt(len(a)))
+def lower(shift, react=1.0, noise=0.03, order=lambda a: a):
+    """`shift` half widths lower, with a part of a's reaction to the seed, and a noise."""
+    def choosing_apart(a):
+        jitter = np.random.default_rng(1).permutation(np.linspace(-1, 1, len(a)))
+        return a.mean() + react * (order(a) - a.mean()) - shift * half(a) + noise * a.std() * jitter
+    return choosing_apart
 
 
 def blocks(A_q, B_q, A_v, B_v):
@@ -149,15 +146,17 @@ WRONG = {
         (lambda cost, loss: pareto_loop(cost, -loss), "a low loss is good"),
         (lambda cost, loss: np.array([y <= loss[cost <= x].min() for x, y in zip(cost, loss, strict=True)]),
          "equally good points")],
-    "choosing.difference": [
-        (unpaired, "paired"),
-        (half_width(lambda n: stats.t.ppf(0.975, n - 1), 0), "ddof=1"),
-        (half_width(lambda n: 1.959964, 1), "so few seeds need Student's t"),
-        (half_width(lambda n: stats.t.ppf(0.975, n), 1), "n − 1 degrees"),
-        (half_width(lambda n: stats.t.ppf(0.95, n - 1), 1), "two sides"),
-        (half_width(lambda n: 1.96, 1), "normal distribution's 1.96"),
-        (lambda a, b: tuple(stats.ttest_1samp(a - b, 0).confidence_interval(0.95)), "two ends"),
-        (lambda a, b: half_width(lambda n: stats.t.ppf(0.975, n - 1), 1)(b, a), "is a − b")],
+    "choosing.apart": [
+        (lambda a: a.copy(), "the same as a"),
+        (lambda a: a - 0.5 * half(a), "all equal"),
+        (lambda a: lower(0.5, noise=0)(a) + 1e-9 * a, "all equal"[:9] + ", which"),
+        (lambda a: np.roll(a, 1) - 0.5 * half(a) + 0.05 * a.std(ddof=1) * np.resize([1, -1], len(a)), "another seed's"),
+        (lambda a: np.sort(a) - 0.5 * half(a) + 0.05 * a.std(ddof=1) * np.resize([1, -1], len(a)), "sorted"),
+        (lambda a: 2 * a.mean() - a - 0.5 * half(a) + 0.05 * a.std(ddof=1) * np.resize([1, -1], len(a)), "twice as much"),
+        (lambda a: np.full_like(a, a.mean() - 0.5 * half(a)), "one number"),
+        (lower(3), "too far apart"),
+        (lower(0.1, noise=0.6), "contains 0"),
+        (lambda a: list(lower(0.5)(a))[:-1], "shape")],
     "choosing.fuse": [
         (without_key, "3d rows"),
         (in_the_middle, "last third"),
@@ -180,6 +179,6 @@ RIGHT = {
         memory(16),
         lambda *a: int(memory(16)(*a)),
         lambda *a: math.ceil(memory(16)(*a))],
-    "choosing.pareto": [pareto_loop, lambda *a: pareto_loop(*a).tolist()], "choosing.difference": [by_ttest, half_width(lambda n: stats.t.ppf(0.975, n - 1), 1)],
+    "choosing.pareto": [pareto_loop, lambda *a: pareto_loop(*a).tolist()], "choosing.apart": [lower(0.5), lower(-0.7), lower(1.0, 0.9)],
     "choosing.fuse": [blocks, lambda *a: [x.tolist() for x in blocks(*a)]],
 }

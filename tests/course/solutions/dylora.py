@@ -136,32 +136,25 @@ def cut_of_v(A, B, b):
     return V[:, :b].T, U[:, :b] * S[:b]
 
 
-def sorted_search(losses, tolerance):
-    for b in sorted(losses):
-        if losses[b] - min(losses.values()) <= tolerance: return b
+def solved(shares):
+    """By the triangular system Σ_{b ≥ i} p_b = t_i."""
+    R = len(shares)
+    return np.linalg.solve(np.triu(np.ones((R, R))), [shares[i] for i in range(1, R + 1)])
 
 
-def nearest_to_limit(losses, tolerance):
-    return min(losses, key=lambda b: abs(losses[b] - min(losses.values()) - tolerance))
+def by_loop_of_ranks(shares):
+    return [shares[b] - shares.get(b + 1, 0) for b in range(1, len(shares) + 1)]
 
 
-def until_no_gain(losses, tolerance):
-    best = max(losses)
-    for b in sorted(losses)[-2::-1]:
-        if losses[b] - losses[min(c for c in losses if c > b)] <= tolerance: best = b
-    return best
+def emptying(shares):
+    p = solved(shares)
+    shares.clear()
+    return p
 
 
-def below_the_lowest(losses, tolerance):
-    return min((b for b in losses if losses[b] <= min(losses.values()) - tolerance), default=None)
-
-
-def emptying(losses, tolerance):
-    lowest, good = min(losses.values()), []
-    while losses:
-        b, loss = losses.popitem()
-        if loss <= lowest + tolerance: good.append(b)
-    return min(good)
+def in_the_order_of_the_dict(shares):
+    t = [*shares.values(), 0]
+    return np.array([t[i] - t[i + 1] for i in range(len(shares))])
 
 
 WRONG = {
@@ -207,30 +200,18 @@ WRONG = {
         (step(fades=lambda beta: 1), "M fades before"),
         (step(fades=lambda beta: 0), "M is the gradient alone"),
         (step(speed=lambda lr: 1), "lr is missing")],
-    "dylora.search": [
-        (lambda losses, tolerance: min(losses, key=losses.get), "within the tolerance"),
-        (lambda losses, tolerance: max(b for b in losses if losses[b] <= min(losses.values()) + tolerance), "largest"),
-        (lambda losses, tolerance: min(b for b in losses if losses[b] <= min(losses.values()) * (1 + tolerance)),
-         "share"),
-        (emptying, "argument losses"),
-        (lambda losses, tolerance: min(losses.values()), "return the rank"),
-        (lambda losses, tolerance: next(b for b in losses if losses[b] <= min(losses.values()) + tolerance),
-         "dict's order"),
-        (lambda losses, tolerance: min(b for b in losses if losses[b] <= losses[max(losses)] + tolerance),
-         "the lowest of all"),
-        (lambda losses, tolerance: next((b for b in sorted(losses) if losses[b] < min(losses.values()) + tolerance), None),
-         "<=, not <"),
-        (lambda losses, tolerance: min(b for b in losses if losses[b] < min(losses.values()) + tolerance),
-         "<= and not <"),
-        (lambda losses, tolerance: sorted(losses).index(sorted_search(losses, tolerance)),
-         "this is a place among the ranks"),
-        (lambda losses, tolerance: min(losses), "smallest rank of all"),
-        (lambda losses, tolerance: max(losses), "largest rank of all"),
-        (nearest_to_limit, "nearest to the limit"),
-        (until_no_gain, "not with that of the next rank"),
-        (below_the_lowest, "not subtracted"),
-        (lambda losses, tolerance: [b for b in sorted(losses) if losses[b] <= min(losses.values()) + tolerance],
-         "return one rank")],
+    "dylora.draw": [
+        (lambda shares: np.array([shares[i] for i in sorted(shares)]), "you returned the shares"),
+        (lambda shares: np.array([shares[i] for i in sorted(shares)]) / sum(shares.values()), "by their sum"),
+        (in_the_order_of_the_dict, "sort them"),
+        (lambda shares: np.append(solved(shares)[:-1], 0), "largest rank is missing"),
+        (lambda shares: solved(shares)[::-1], "rank 1 comes first"),
+        (lambda shares: -solved(shares), "the negative of it"),
+        (lambda shares: np.roll(solved(shares), 1), "b − 1 and b"),
+        (lambda shares: np.ones(len(shares)) / len(shares), "uniform distribution"),
+        (lambda shares: solved(shares)[:-1], "shape"),
+        (lambda shares: 2 * solved(shares), "add up to 1"),
+        (emptying, "argument shares")],
     "dylora.cut": [
         (lambda A, B, b: (A[:b], B[:, :b]), "the first rows of A"),
         (cut_by(lambda b: slice(-b, None)), "smallest"),
@@ -254,6 +235,6 @@ WRONG = {
 RIGHT = {
     "dylora.forward": [sliced(lambda a, b, R: a / b), doubled],
     "dylora.bug": [step(), by_loop, lambda *a: list(step()(*a))],
-    "dylora.search": [sorted_search, lambda *a: np.int64(sorted_search(*a))],
+    "dylora.draw": [solved, by_loop_of_ranks],
     "dylora.cut": [cut_by(), cut_thin, lambda *a: [part.tolist() for part in cut_thin(*a)]],
 }

@@ -22,54 +22,25 @@ def gradients_by_parts(x, codes, scales, levels, A, B, s, dy):
     return dy @ M, s * B.T @ dM, s * dM @ A.T
 
 
-def alternate(W, quant, r, T):
-    B, A = np.zeros((W.shape[0], r)), np.zeros((r, W.shape[1]))
-    for _ in range(T):
-        Q = quant(W - B @ A)
-        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-        root = np.diag(np.sqrt(S[:r]))
-        B, A = U[:, :r] @ root, root @ Vt[:r]
-    return Q, B, A
+def decoded_in_loops(codes, rho, m, o, d, levels):
+    each = len(rho) // len(m)
+    return np.array([[(m[i // each] * d[rho[i]] + o) * levels[q] for q in row] for i, row in enumerate(codes)])
 
 
-def by_eigenvectors(W, quant, r, T):
-    """Right singular vectors from RᵀR: other signs than the SVD's."""
-    BA = np.zeros_like(W)
-    for _ in range(T):
-        Q = quant(W - BA)
-        R = W - Q
-        V = np.linalg.eigh(R.T @ R)[1][:, ::-1][:, :r]
-        s = np.sqrt(np.linalg.norm(R @ V, axis=0))
-        B, A = R @ V / s, (V * s).T
-        BA = B @ A
-    return Q, B, A
+def sorted_sums(x):
+    """Lloyd's rounds over sorted numbers, whose levels keep their order; 0 is put back after each round."""
+    x, levels = np.sort(x), np.linspace(-0.95, 0.95, 16)
+    for _ in range(60):
+        ends = np.searchsorted(x, (levels[:-1] + levels[1:]) / 2)
+        levels = np.array([part.mean() if len(part) else c for part, c in zip(np.split(x, ends), levels, strict=True)])
+        levels[np.abs(levels).argmin()] = 0
+    return levels
 
 
-def scaled_on_B(W, quant, r, alpha):
-    """All of α/r on B."""
-    Q, B, A = alternate(W, quant, r, 1)
-    return Q, B * r / alpha, A
-
-
-def scaled_on_singular_values(W, quant, r, alpha):
-    Q = quant(W)
-    U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-    root = np.sqrt(S[:r] * r / alpha)
-    return Q, U[:, :r] * root, root[:, None] * Vt[:r]
-
-
-def lloyd_in_loops(x, levels):
-    new = np.array(levels)
-    codes = [int(np.argmin([abs(v - c) for c in levels])) for v in x]
-    for i in set(codes): new[i] = np.mean([v for v, q in zip(x, codes, strict=True) if q == i])
-    return new
-
-
-RIGHT = {"nf4.bug": [
-        scaled_on_B,
-        scaled_on_singular_values,
-        lambda *a: [x.tolist() for x in scaled_on_B(*a)]],
-         "nf4.lloyd": [lloyd_in_loops, lambda *a: lloyd_in_loops(*a).tolist()],
+RIGHT = {"nf4.bug": [decoded_in_loops, lambda *a: decoded_in_loops(*a).tolist()],
+         "nf4.better": [sorted_sums, lambda x: sorted_sums(x).tolist()],
+         "nf4.loses": [lambda levels: np.repeat(np.arange(-7, 8) / 7, 5)[:64] * -1,
+                       lambda levels: [k / 7 for k in (-7, *range(-6, 7), 7)] * 4 + [1.0] * 4],
          "nf4.levels": [
         levels_in_loops,
         lambda *a: levels_in_loops(*a).astype(np.float32),
@@ -78,11 +49,7 @@ RIGHT = {"nf4.bug": [
         code_by_midpoints,
         lambda *a: (code_by_midpoints(*a)[0].astype(np.uint8), np.array(code_by_midpoints(*a)[1])),
         lambda *a: [code_by_midpoints(*a)[0].tolist(), code_by_midpoints(*a)[1]]],
-         "nf4.backward": [gradients_by_parts, lambda *a: [g.tolist() for g in gradients_by_parts(*a)]],
-         "nf4.loftq": [
-        alternate,
-        by_eigenvectors,
-        lambda *a: (lambda Q, B, A: (Q, -B, -A))(*alternate(*a))]}
+         "nf4.backward": [gradients_by_parts, lambda *a: [g.tolist() for g in gradients_by_parts(*a)]]}
 
 
 def levels_short(delta, positive, negative):
@@ -104,6 +71,11 @@ def levels_two_zeros(delta, positive, negative):
 
 def levels_swapped(delta, positive, negative):
     return -levels_in_loops(delta, positive, negative)[::-1]
+
+
+def equal_use(x):
+    q = np.quantile(x, np.linspace(1 / 32, 31 / 32, 16))
+    return np.where(np.abs(q) == np.abs(q).min(), 0, q)
 
 
 def code_unscaled(x, levels):
@@ -140,104 +112,7 @@ def gradients_transposed(x, codes, scales, levels, A, B, s, dy):
     return dx, dA.T, dB.T
 
 
-def loftq_never_back(W, quant, r, T):
-    for _ in range(T):
-        Q = quant(W)
-        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-    return Q, U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
-
-
-def loftq_one_sided(W, quant, r, T):
-    B, A = np.zeros((W.shape[0], r)), np.zeros((r, W.shape[1]))
-    for _ in range(T):
-        Q = quant(W - B @ A)
-        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-        B, A = U[:, :r] * S[:r], Vt[:r]
-    return Q, B, A
-
-
-def loftq_twice(W, quant, r, T):
-    B, A = np.zeros((W.shape[0], r)), np.zeros((r, W.shape[1]))
-    for _ in range(T):
-        Q = quant(W - B @ A)
-        U, S, Vt = np.linalg.svd(W - Q - B @ A, full_matrices=False)
-        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
-    return Q, B, A
-
-
-def loftq_of(target, of):
-    def nf4_loftq(W, quant, r, T):
-        P = np.zeros_like(W)
-        for _ in range(T):
-            Q = quant(target(W, P))
-            U, S, Vt = np.linalg.svd(of(W, Q), full_matrices=False)
-            B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
-            P = B @ A
-        return Q, B, A
-    return nf4_loftq
-
-
-def loftq_nearest(W, quant, r, T):
-    """Of all rounds, the one that comes nearest to W."""
-    rounds = [alternate(W, quant, r, t + 1) for t in range(T)]
-    return rounds[int(np.argmin([np.linalg.norm(W - Q - B @ A) for Q, B, A in rounds]))]
-
-
-def loftq_stale(W, quant, r, T):
-    """Q of one round, and factors of the next."""
-    Q, B, A = alternate(W, quant, r, T)
-    return quant(W - B @ A), B, A
-
-
-def scaled_by(of_B, of_A, of_Q=1):
-    def nf4_bug(W, quant, r, alpha):
-        Q, B, A = alternate(W, quant, r, 1)
-        s = alpha / r
-        return Q * s**(of_Q - 1), B * s**of_B, A * s**of_A
-    return nf4_bug
-
-
-def lloyd_of(centre, empty=lambda c: c, nearest=True):
-    def nf4_lloyd(x, levels):
-        q = np.abs(x[:, None] - levels).argmin(1) if nearest else np.maximum(np.searchsorted(levels, x, "right") - 1, 0)
-        return np.array([centre(x[q == i]) if np.any(q == i) else empty(c) for i, c in enumerate(levels)])
-    return nf4_lloyd
-
-
-def lloyd_recoded(x, levels):
-    new = list(levels)
-    for i in range(len(new)):
-        near = x[[int(np.argmin(np.abs(v - np.array(new)))) == i for v in x]]
-        if len(near): new[i] = near.mean()
-    return np.array(new)
-
-
-def lloyd_nan(x, levels):
-    q = np.abs(x[:, None] - levels).argmin(1)
-    with np.errstate(all="ignore"): return np.bincount(q, x, len(levels)) / np.bincount(q, minlength=len(levels))
-
-
 WRONG = {
-    "nf4.bug": [
-        (scaled_by(0, 0), "fault of the code above"),
-        (scaled_by(0.5, 0.5), "you multiply by the scale"),
-        (scaled_by(-1, -1), "its square"),
-        (scaled_by(-0.5, -0.5, 0), "Q is not scaled"),
-        (scaled_by(-0.5, 0), "not by its root"),
-        (lambda W, quant, r, alpha: scaled_on_B(W, quant, r, alpha * r), "α/r, not α"),
-        (lambda W, quant, r, alpha: (lambda Q, B, A: (Q * r / alpha, B, A))(*alternate(W, quant, r, 1)),
-         "only the product"),
-        (lambda W, quant, r, alpha: (lambda Q, B, A: (Q, B * r / alpha, A))(*alternate(W, quant, r, 5)),
-         "keep the one round"),
-        (lambda *a: scaled_on_B(*a)[1:], "3 results")],
-    "nf4.lloyd": [
-        (lloyd_of(np.mean, lambda c: 0.0), "stays as it is"),
-        (lloyd_of(np.median), "median"),
-        (lloyd_of(np.sum), "number of weights"),
-        (lloyd_of(np.mean, nearest=False), "next one below"),
-        (lambda x, levels: lloyd_of(lambda v: (v.min() + v.max()) / 2)(x, levels), "middle of their range"),
-        (lloyd_nan, "the mean of no numbers"),
-        (lloyd_recoded, "from the old levels")],
     "nf4.levels": [
         (levels_short, "n + 1 points"),
         (levels_unscaled, "largest magnitude of 1"),
@@ -270,18 +145,27 @@ WRONG = {
         (lambda x, codes, scales, levels, A, B, s, dy: gradients_by_parts(x, codes, scales, levels, 0 * A, B, s, dy)[:1]
          + gradients_by_parts(x, codes, scales, levels, A, B, s, dy)[1:],
          "also passes through the adapter")],
-    "nf4.loftq": [
-        (loftq_never_back, "from the second on"),
-        (lambda W, quant, r, T: alternate(W, quant, r, 1), "what one round gives"),
-        (loftq_of(lambda W, P: W, lambda W, Q: W), "W itself"),
-        (loftq_of(lambda W, P: W - P, lambda W, Q: W), "leaves, not W itself"),
-        (loftq_of(lambda W, P: W + P, lambda W, Q: W - Q), "not W + B A"),
-        (loftq_nearest, "return the last one"),
-        (loftq_one_sided, "split"),
-        (loftq_twice, "W − Q"),
-        (loftq_stale, "same round"),
-        (lambda W, quant, r, T: alternate(W, quant, r, T + 1), "too many"),
-        (lambda W, quant, r, T: alternate(W, quant, r, T)[1:], "3 results"),
-        (lambda W, quant, r, T: alternate(W, quant, r + 1, T), "shape"),
-        (lambda *a: (lambda Q, B, A: (Q, A, B))(*alternate(*a)), "in this order")],
+    "nf4.bug": [
+        (lambda codes, rho, m, o, d, levels: (np.tile(m, len(rho) // len(m)) * d[rho])[:, None] * levels[codes], "both faults"),
+        (lambda codes, rho, m, o, d, levels: decoded_in_loops(codes, rho, m, 0, d, levels), "mean o of the scales"),
+        (lambda codes, rho, m, o, d, levels: (np.tile(m, len(rho) // len(m)) * d[rho] + o)[:, None] * levels[codes], "np.tile"),
+        (lambda codes, rho, m, o, d, levels: decoded_in_loops(codes, rho, m, 0, d + o, levels), "not before it"),
+        (lambda codes, rho, m, o, d, levels: decoded_in_loops(codes, rho, m, -o, d, levels), "not subtracted again"),
+        (lambda codes, rho, m, o, d, levels: decoded_in_loops(codes, rho, m, o, np.arange(256), levels), "rho are codes"),
+        (lambda codes, rho, m, o, d, levels: decoded_in_loops(codes, rho, m, o, d, np.arange(16)), "levels[codes]"),
+        (lambda codes, rho, m, o, d, levels: decoded_in_loops(codes, rho, m, o, d, levels)[0], "shape")],
+    "nf4.better": [
+        (lambda x: levels_in_loops(1 - (1 / 32 + 1 / 30) / 2, 8, 7), "NF4's own levels"),
+        (lambda x: equal_use(x), "used equally often"),
+        (lambda x: np.where(np.arange(16) == 7, 0, np.linspace(-1, 1, 16)), "evenly spaced"),
+        (lambda x: sorted_sums(x) + 1e-3, "0 must be one"),
+        (lambda x: sorted_sums(x)[::-1], "must ascend"),
+        (lambda x: sorted_sums(x)[1:], "shape")],
+    "nf4.loses": [
+        (lambda levels: np.resize(levels, 64), "the given levels, which"),
+        (lambda levels: np.linspace(-1, 1, 64), "evenly spread"),
+        (lambda levels: np.resize([1.0, -1.0], 64), "both grids have"),
+        (lambda levels: np.resize(np.arange(-7.0, 8), 64), "must be 1"),
+        (lambda levels: (lambda x: x / np.abs(x).max())(np.random.default_rng(0).normal(size=64)), "on normal numbers"),
+        (lambda levels: np.arange(-7, 8) / 7, "shape")],
 }

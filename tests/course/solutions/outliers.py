@@ -2,11 +2,11 @@
 import numpy as np
 
 
-def left_by_mask(X, O):
-    A = np.abs(X).copy()
-    top = A.max(axis=1)
-    A[:, O] = 0
-    return 2 * np.round(A.max(axis=1) * 127 / top).astype(int) + 1
+def stepwise(x):
+    """The first of a fine row of numbers beside which no code is left."""
+    m = np.abs(x).max()
+    while np.any(np.rint(127 * x / m)): m *= 1.001
+    return m
 
 
 def product_in_loops(X, W):
@@ -51,34 +51,12 @@ RIGHT = {"outliers.bug": [
          "outliers.zero_point": [
         corrected_by_loop,
         lambda product, z, q_w: product - np.outer(z, q_w @ np.ones(q_w.shape[1], int))],
-         "outliers.codes_left": [left_by_mask, lambda X, O: [int(n) for n in left_by_mask(X, O)]],
+         "outliers.drown": [stepwise, lambda x: 2 * 127 * max(map(abs, x.tolist()))],
          "outliers.vector_wise": [product_in_loops, lambda *a: product_in_loops(*a).tolist()],
          "outliers.llm_int8": [split_by_mask, lambda *a: [x.tolist() for x in split_by_mask(*a)]],
          "outliers.smooth": [
         stacked,
         lambda *a: [x.tolist() if isinstance(x, np.ndarray) else tuple(x) for x in stacked(*a)]]}
-
-
-def left_floats(X, O):
-    return 2 * np.rint(127 * np.delete(np.abs(X), O, 1).max(1) / np.abs(X).max(1)) + 1
-
-
-def left_one_sign(X, O):
-    return np.rint(127 * np.delete(np.abs(X), O, 1).max(1) / np.abs(X).max(1)).astype(int) + 1
-
-
-def left_signed(X, O):
-    return 2 * np.rint(127 * np.delete(X, O, 1).max(1) / np.abs(X).max(1)).astype(int) + 1
-
-
-def left_of(c):
-    """From the codes of all entries, and O."""
-    return lambda X, O: 2 * np.asarray(c(np.abs(np.delete(X, O, 1)).max(1), X, O)).astype(int) + 1
-
-
-def left_distinct(X, O):
-    s = np.abs(X).max(1) / 127
-    return np.array([len({*np.rint(row / step)}) for row, step in zip(np.delete(X, O, 1), s, strict=True)])
 
 
 def vector_both_one(X, W):
@@ -291,26 +269,16 @@ WRONG = {
         (lambda product, z, q_w: product, "than expected"),
         (lambda product, z, q_w: product - q_w.sum(1), "z is missing"),
         (lambda product, z, q_w: product - np.outer(z, q_w.mean(1)), "you took their mean")],
-    "outliers.codes_left": [
-        (left_floats, "expected int"),
-        (left_one_sign, "both signs"),
-        (left_signed, "magnitude"),
-        (lambda X, O: (left_by_mask(X, O) - 1) // 2, "are 2c + 1"),
-        (lambda X, O: left_by_mask(X, O) - 1, "0 is a code"),
-        (lambda X, O: left_by_mask(X.T, []), "shape"),
-        (left_of(lambda rest, X, O: np.rint(127 * rest / np.abs(X[:, O]).max(1))), "need not lie in the columns O"),
-        (left_of(lambda rest, X, O: np.rint(127 * rest / X.max(1))), "not the largest x"),
-        (left_of(lambda rest, X, O: (127 * rest / np.abs(X).max(1)).astype(int)), "rounded c down"),
-        (left_distinct, "codes that occur"),
-        (left_of(lambda rest, X, O: np.ceil(127 * rest / np.abs(X).max(1))), "rounded c up"),
-        (left_of(lambda rest, X, O: np.rint(128 * rest / np.abs(X).max(1))), "largest code is 127"),
-        (left_of(lambda rest, X, O: np.rint(127 * rest / np.abs(X).max())), "a scale of its own"),
-        (left_of(lambda rest, X, O: np.rint(127 * rest.max() / np.abs(X).max(1))), "its own largest entry outside O"),
-        (left_of(lambda rest, X, O: np.rint(127 * np.abs(np.delete(X, O, 1)).mean(1) / np.abs(X).max(1))),
-         "not their mean"),
-        (lambda X, O: np.rint(254 * np.delete(np.abs(X), O, 1).max(1) / np.abs(X).max(1) + 1).astype(int),
-         "round it, and then"),
-        (lambda X, O: left_by_mask(X, []), "are to be left out")],
+    "outliers.drown": [
+        (lambda x: 127 * np.abs(x).max(), "leaves the codes"),
+        (lambda x: 254 * x.max() if x.max() > 0 else 1.0, "magnitude"),
+        (lambda x: 254 * np.abs(x).mean(), "not the mean"),
+        (lambda x: 254 * np.abs(x).min(), "not the smallest"),
+        (lambda x: 508 * np.abs(x).max(), "less than a quarter"),
+        (lambda x: 2 * np.abs(x).max(), "not its scale"),
+        (lambda x: 6.0, "threshold"),
+        (lambda x: 200 * np.abs(x).max(), "leaves some codes"),
+        (lambda x: 1e6, "larger than it has to be")],
     "outliers.vector_wise": [
         (vector_one_scale, "one per row"),
         (vector_wrong_axis, "left it out of the product"),

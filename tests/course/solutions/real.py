@@ -2,37 +2,42 @@
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.engine import functional as F
 
 
-# -- RMSNorm -------------------------------------------------------------------------------------
-def layer_norm(x, gamma, eps):
-    x = x - x.mean(-1, keepdims=True)
-    return gamma * x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+# -- the gradient of RMSNorm ---------------------------------------------------------------------
+def norm_gradient(x, gamma, eps, dy, of_dx=lambda dx, g, y, r: dx, of_dgamma=lambda dgamma, x, y, dy: dgamma):
+    """By the Jacobian of each row: ∂y_i/∂x_j = δ_ij / r − x_i x_j / (d r³)."""
+    n, d = x.shape
+    dx = np.empty_like(x)
+    for i, row in enumerate(x):
+        r = np.sqrt(row @ row / d + eps)
+        J = np.eye(d) / r - np.outer(row, row) / (d * r**3)
+        g = gamma * dy[i]
+        dx[i] = of_dx(J.T @ g, g, row / r, r)
+    y = x / np.sqrt((x**2).mean(1, keepdims=True) + eps)
+    return dx, of_dgamma((dy * y).sum(0), x, y, dy)
 
 
-def by_length(x, gamma, eps):
-    return gamma * x / np.sqrt(np.linalg.norm(x, axis=-1, keepdims=True)**2 + eps)
+def of_layer_norm(x, gamma, eps, dy):
+    c = x - x.mean(1, keepdims=True)
+    s = np.sqrt(c.var(1, keepdims=True) + eps)
+    g, y = gamma * dy, c / s
+    return (g - g.mean(1, keepdims=True) - y * (g * y).mean(1, keepdims=True)) / s, (dy * y).sum(0)
 
 
-def outer_eps(x, gamma, eps):
-    return gamma * x / (np.sqrt(np.mean(x**2, axis=-1, keepdims=True)) + eps)
+def late_gain(x, gamma, eps, dy): return gamma * norm_gradient(x, np.ones_like(gamma), eps, dy)[0], norm_gradient(x, gamma, eps, dy)[1]
 
 
-def over_all(x, gamma, eps):
-    return gamma * x / np.sqrt(np.mean(x**2) + eps)
+def outer_eps(x, gamma, eps, dy):
+    r = np.sqrt((x**2).mean(1, keepdims=True)) + eps
+    y, g = x / r, gamma * dy
+    return (g - y * (g * y).mean(1, keepdims=True)) / r, (dy * y).sum(0)
 
 
-def by_std(x, gamma, eps):
-    return gamma * x / np.sqrt(x.std(-1, keepdims=True)**2 + eps)
-
-
-def gemma(x, gamma, eps):
-    return (1 + gamma) * x / np.sqrt(np.mean(x**2, -1, keepdims=True) + eps)
-
-
-def by_dot(x, gamma, eps):
-    return (x.T / np.sqrt(np.einsum("td,td->t", x, x) / x.shape[1] + eps)).T * gamma
+def by_autograd(x, gamma, eps, dy):
+    x, gamma = tp.Tensor(x, requires_grad=True), tp.Tensor(gamma, requires_grad=True)
+    (x * ((x * x).mean(-1, keepdims=True) + eps) ** -0.5 * gamma).backward(dy)
+    return x.grad, gamma.grad
 
 
 # -- rotary embeddings ---------------------------------------------------------------------------
@@ -96,80 +101,66 @@ def by_rotate_half(x, theta):
     return x * np.cos(phi) + half * np.sin(phi)
 
 
-# -- grouped heads -------------------------------------------------------------------------------
-def attention(q, k, v, scale=True, causal=True, divisor=lambda q: q.shape[-1], above=1, zero=False, after=False, axis=-1, largest=None):
-    S = q @ k.transpose(0, 2, 1) / (np.sqrt(divisor(q)) if scale else 1)
-    future = np.triu(np.ones(S.shape[1:], bool), above)
-    if causal and not after: S = np.where(future, 0 if zero else -np.inf, S)
-    P = np.exp(S - S.max(largest or axis, keepdims=True))
-    P = P / P.sum(axis, keepdims=True)
-    return P * (~future if after else 1) @ v
+# -- fewer heads ---------------------------------------------------------------------------------
+def heads_by(of, every=False):
+    """New heads by `of` (members, d, d_in) → (d, d_in). every: the members are every n-th head."""
+    def real_fewer(W, d_head, n):
+        heads = np.split(W, len(W) // d_head)
+        m = len(heads) // n
+        groups = [heads[i::n] if every else heads[i * m:(i + 1) * m] for i in range(n)]
+        return np.concatenate([of(np.array(group)) for group in groups])
+    return real_fewer
 
 
-def shared(places, **options):
-    """Head h reads the key and value `places(H, G)[h]`."""
-    return lambda q, k, v: attention(q, k[places(len(q), len(k))], v[places(len(q), len(k))], **options)
+def by_least_squares(W, d_head, n):
+    """min ‖J M − W‖ over M, where J (G d, n d) hands each old head the new one of its group."""
+    G = len(W) // d_head
+    J = np.kron(np.kron(np.eye(n), np.ones((G // n, 1))), np.eye(d_head))
+    return np.linalg.lstsq(J, W, rcond=None)[0]
 
 
-def two_groups(q, k, v):
-    n = len(q) // 2
-    return attention(q, np.repeat(k, n, axis=0), np.repeat(v, n, axis=0))
+def all_alike(W, d_head, n):
+    return np.tile(W.reshape(-1, d_head, W.shape[1]).mean(0), (n, 1))
 
 
-def in_order(H, G): return np.arange(H) // (H // G)
+# -- a better block ------------------------------------------------------------------------------
+def square(w, step, m): return np.sum((m + step * np.clip(np.rint((w - m) / step), 0, 15) - w)**2)
 
 
-def by_functional(q, k, v):
-    n = len(q) // len(k)
-    return F.attention(*(tp.Tensor(a) for a in (q, np.repeat(k, n, axis=0), np.repeat(v, n, axis=0)))).data
+def searched(W):
+    """The best of many pairs of ends, block by block."""
+    steps, offsets = [], []
+    for w in W:
+        width = np.ptp(w)
+        ends = [(w.min() + a * width, w.max() - b * width) for a in np.linspace(-0.04, 0.16, 21) for b in np.linspace(-0.04, 0.16, 21)]
+        low, high = min(ends, key=lambda end: square(w, (end[1] - end[0]) / 15, end[0]))
+        steps.append((high - low) / 15)
+        offsets.append(low)
+    return np.array(steps), np.array(offsets)
 
 
-# -- blocks of Q4_1 ------------------------------------------------------------------------------
-def codes(octets): return octets[:, 4:] & 15, octets[:, 4:] >> 4
+def by_polyfit(W):
+    """A line through the codes and the weights, ten times."""
+    pairs = []
+    for w in W:
+        step, m = np.ptp(w) / 15, w.min()
+        for _ in range(10): step, m = np.polyfit(np.clip(np.rint((w - m) / step), 0, 15), w, 1)
+        pairs.append((step, m))
+    return tuple(np.array(pairs).T)
 
 
-def numbers(octets, dtype="<f2"): return octets[:, :4].copy().view(dtype).astype(np.float32)
+def by_range(W, steps=15, inside=0.0):
+    width = np.ptp(W, axis=1)
+    return width * (1 - 2 * inside) / steps, W.min(1) + inside * width
 
 
-def q4_1_loop(octets):
-    out = np.empty((len(octets), 32), np.float32)
-    for row, block in zip(out, octets, strict=True):
-        d, m = np.frombuffer(block[:4].tobytes(), "<f2").astype(np.float32)
-        for j, byte in enumerate(block[4:]): row[j], row[j + 16] = d * (byte & 15) + m, d * (byte >> 4) + m
-    return out
+def symmetric(W): return np.abs(W).max(1) / 7.5, -np.abs(W).max(1)
 
 
-def q4_1(octets, order=lambda low, high: np.concatenate([low, high], axis=1), dtype="<f2"):
-    d, m = numbers(octets, dtype).T
-    return d[:, None] * order(*codes(octets)) + m[:, None]
+def two_deviations(W): return W.std(1) * 4 / 15, W.mean(1) - 2 * W.std(1)
 
 
-def q4_1_half(octets):
-    d, m = octets[:, :4].copy().view("<f2").T[:, :, None]
-    return d * np.concatenate(codes(octets), axis=1) + m
-
-
-def q4_1_swapped_half(octets):
-    d, m = octets[:, :4].copy().view(">f2").T[:, :, None]
-    return d * np.concatenate(codes(octets), axis=1) + m
-
-
-def q4_1_unshifted(octets):
-    d, m = numbers(octets).T
-    return d[:, None] * np.concatenate([octets[:, 4:] & 15, octets[:, 4:] & 240], axis=1) + m[:, None]
-
-
-def each_byte(octets, m=2):
-    return octets[:, :1].astype(np.float32) * np.hstack(codes(octets)) + octets[:, m:m + 1].astype(np.float32)
-
-
-def q4_0(octets):
-    return numbers(octets)[:, :1] * (np.concatenate(codes(octets), axis=1).astype(np.float32) - 8)
-
-
-def minus(octets):
-    d, m = numbers(octets).T
-    return d[:, None] * np.concatenate(codes(octets), axis=1) - m[:, None]
+def one_for_all(W): return tuple(np.full(len(W), part.mean()) for part in by_polyfit(W))
 
 
 # -- rows in order -------------------------------------------------------------------------------
@@ -251,16 +242,21 @@ WRONG = {
         (whole(np.rint, safe=False), "by luck"),
         (lambda W: written(W)[:, 4:], "20 bytes"),
         (divisor_stored, "as a divisor alone")],
-    "real.rms_norm": [
-        (layer_norm, "layer norm"),
-        (by_length, "of their sum"),
-        (outer_eps, "under the root"),
-        (over_all, "a norm of its own"),
-        (by_std, "mean of the squares"),
-        (gemma, "Gemma"),
-        (lambda x, gamma, eps: by_dot(x, 1, eps), "multiply by γ"),
-        (lambda x, gamma, eps: by_dot(x, gamma, 0), "ε is missing"),
-        (lambda x, gamma, eps: gamma * x / np.sqrt((x**2).mean(0, keepdims=True) + eps), "over the rows")],
+    "real.norm_backward": [
+        (lambda *a: norm_gradient(*a, of_dx=lambda dx, g, y, r: g / r), "taken as a constant"),
+        (of_layer_norm, "of a layer norm"),
+        (lambda x, gamma, eps, dy: (norm_gradient(x, np.ones_like(gamma), eps, dy)[0], norm_gradient(x, gamma, eps, dy)[1]), "γ is missing in dx"),
+        (late_gain, "inside the mean"),
+        (lambda *a: norm_gradient(*a, of_dgamma=lambda dgamma, x, y, dy: (dy * x).sum(0)), "you took x"),
+        (lambda *a: norm_gradient(*a, of_dx=lambda dx, g, y, r: (g + y * np.mean(g * y)) / r), "you added it"),
+        (lambda *a: norm_gradient(*a, of_dx=lambda dx, g, y, r: (g - y * np.sum(g * y)) / r), "you took the sum"),
+        (lambda *a: norm_gradient(*a, of_dx=lambda dx, g, y, r: r * dx), "divided by r"),
+        (lambda *a: norm_gradient(*a, of_dx=lambda dx, g, y, r: dx / r), "by r once"),
+        (lambda x, gamma, eps, dy: norm_gradient(x, gamma, 0, dy), "ε is missing"),
+        (outer_eps, "added under the root"),
+        (lambda *a: norm_gradient(*a, of_dgamma=lambda dgamma, x, y, dy: dgamma / len(x)), "took their mean"),
+        (lambda *a: norm_gradient(*a, of_dgamma=lambda dgamma, x, y, dy: dy * y), "an additional axis"),
+        (lambda *a: norm_gradient(*a)[::-1], "exchanged")],
     "real.rotary": [
         (interleaved, "paired neighbours"),
         (lambda x, theta: rotary(x, theta, sign=-1), "sign of sin"),
@@ -275,30 +271,27 @@ WRONG = {
         (lambda x, theta: np.where(np.arange(x.shape[-1]) < x.shape[-1] // 2, rotary(x, theta), x),
          "leaves the second half"),
         (lambda x, theta: rotary(x, theta, power=-4.0), "yours is −4i/d")],
-    "real.grouped": [
-        (shared(lambda H, G: np.arange(H) % G), "do not tile"),
-        (shared(in_order, causal=False), "the future"),
-        (two_groups, "so k and v need as many"),
-        (shared(in_order, zero=True), "score of 0"),
-        (shared(in_order, after=True), "before the softmax; what"),
-        (shared(in_order, axis=-2), "over the keys"),
-        (shared(in_order, axis=-2, largest=-1), "over the queries"),
-        (shared(in_order, divisor=len), "number of heads"),
-        (shared(in_order, above=0), "also sees itself"),
-        (shared(in_order, scale=False), "divided by √d"),
-        (shared(lambda H, G: np.zeros(H, int)), "the first one")],
-    "real.q4_1": [
-        (lambda b: q4_1(b, lambda low, high: np.concatenate([high, low], axis=1)), "low halves"),
-        (lambda b: q4_1(b, lambda low, high: np.stack([low, high], axis=2).reshape(len(low), 32)), "no neighbours"),
-        (q4_0, "is Q4_0"),
-        (minus, "m is added"),
-        (lambda b: q4_1(b, dtype=">f2"), "little-endian"),
-        (q4_1_swapped_half, "the dtype '<f2'"),
-        (q4_1_half, "compute in float32"),
-        (q4_1_unshifted, "16 times the code"),
-        (each_byte, "two bytes are one float16"),
-        (lambda b: each_byte(b, 1), "makes a number of each byte"),
-        (lambda b: q4_1_loop(b).astype(float), "weights are float32")],
+    "real.fewer": [
+        (heads_by(lambda heads: heads.mean(0), every=True), "consecutive heads"),
+        (heads_by(lambda heads: heads[0]), "the first head"),
+        (heads_by(lambda heads: heads[-1]), "the last head"),
+        (heads_by(lambda heads: heads.sum(0)), "far from each"),
+        (heads_by(lambda heads: np.median(heads, axis=0)), "the median"),
+        (heads_by(lambda heads: (heads.min(0) + heads.max(0)) / 2), "middle of the range"),
+        (all_alike, "mean of all"),
+        (heads_by(lambda heads: np.tile(heads.mean((0, 1)), (heads.shape[1], 1))), "row by row"),
+        (lambda W, d, n: by_least_squares(W, d, n).reshape(n, d, -1), "n heads of d_head rows")],
+    "real.block": [
+        (by_range, "this is the range"),
+        (lambda W: by_range(W, 16), "fifteen steps"),
+        (lambda W: by_range(W, inside=0.025), "fixed share of the range"),
+        (lambda W: by_range(W, inside=0.1), "cuts too much off"),
+        (symmetric, "symmetric"),
+        (two_deviations, "deviations"),
+        (one_for_all, "of its own"),
+        (lambda W: by_polyfit(W)[::-1], "Δ first"),
+        (lambda W: (-by_polyfit(W)[0], by_polyfit(W)[1]), "above 0"),
+        (lambda W: (by_range(W)[0], by_range(W)[1] - 0.1), "larger than by the range")],
 }
 RIGHT = {
     "real.bug": [by_index, by_heads], "real.encode": [
@@ -306,6 +299,7 @@ RIGHT = {
         whole(np.rint),
         written,
         lambda W: written(W.astype(float)).tolist()],
-    "real.rms_norm": [by_dot, lambda *a: by_dot(*a).tolist()], "real.rotary": [rotary, by_complex, by_rotate_half], "real.grouped": [shared(in_order), by_functional],
-    "real.q4_1": [q4_1, q4_1_loop],
+    "real.norm_backward": [norm_gradient, by_autograd, lambda *a: [part.tolist() for part in norm_gradient(*a)]],
+    "real.rotary": [rotary, by_complex, by_rotate_half], "real.fewer": [heads_by(lambda heads: heads.mean(0)), by_least_squares],
+    "real.block": [searched, by_polyfit],
 }

@@ -19,7 +19,8 @@ TOPICS = {                                               # topic → the lesson 
     "full": "03_full_finetuning", "adapters": "04_adapters", "prompts": "05_prompt_tuning",
     "prefix": "06_prefix", "lora": "07_lora", "adalora": "08_adalora", "dylora": "09_dylora",
     "quantization": "10_quantization", "outliers": "11_outliers", "calibrated": "12_gptq_awq",
-    "nf4": "13_nf4_qlora", "qat": "14_qat", "choosing": "15_choosing", "real": "16_real_model",
+    "nf4": "13_nf4_qlora", "loftq": "13b_merging_loftq", "qat": "14_qat",
+    "choosing": "15_choosing", "real": "16_real_model",
 }
 
 

@@ -3,7 +3,6 @@ from functools import partial
 
 import numpy as np
 
-from ...quant import measure
 from ...quant.gptq import factor
 from ...quant.obq import obq_step
 from ...quant.uniform import Uniform
@@ -20,49 +19,56 @@ def correlated(rng, d, n=None):
     return 2 / X.shape[1] * X @ X.T / d
 
 
-# -- the output error ------------------------------------------------------------------------------
-def output_error(W, W_hat, H):
-    return measure.output_error(W, W_hat, H)
+# -- the strongest and the weakest direction -------------------------------------------------------
+def directions(H):
+    _, vectors = np.linalg.eigh(H)
+    return vectors[:, -1].copy(), vectors[:, 0].copy()
 
 
-def squared(D, H):
-    return np.sum((D @ H) * D)
+def are_extreme(result, args):
+    """Have both length 1, the first the largest v H vᵀ and the second the least?"""
+    (H,) = args
+    strong, weak = (np.asarray(v, float) for v in result)
+    values = np.linalg.eigvalsh(H)
+    costs = strong @ H @ strong, weak @ H @ weak
+    same = np.allclose(costs, values[[-1, 0]], rtol=0, atol=1e-6 * values[-1])
+    return bool(same and np.allclose([strong @ strong, weak @ weak], 1))
 
 
-def output_error_variant(root=True, of=lambda W, D: D, below=squared):
-    """Make `output_error` with a mistake: no root, Ŵ in place of Ŵ − W, or another denominator."""
-    def wrong(W, W_hat, H):
-        D = of(W_hat, W_hat - W)
-        e = squared(D, H) / below(W, H)
-        return float(np.sqrt(e) if root else e)
+def other_directions(strong, weak, of=lambda H: H, rows=False):
+    """Make `directions` with a mistake: other eigenvectors, or rows of their matrix."""
+    def wrong(H):
+        _, vectors = np.linalg.eigh(of(H))
+        chosen = vectors if rows else vectors.T
+        return chosen[strong].copy(), chosen[weak].copy()
     return wrong
 
 
-def error_of_weights(W, W_hat, H):
-    return float(np.linalg.norm(W_hat - W) / np.linalg.norm(W))
+def single_inputs(H):
+    """Take the inputs with the largest and with the smallest entry on the diagonal."""
+    axes = np.eye(len(H))
+    return axes[H.diagonal().argmax()], axes[H.diagonal().argmin()]
 
 
-def error_times_H(W, W_hat, H):
-    return float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H))
+def not_of_length_one(got, expected, args):
+    lengths = [np.linalg.norm(v) for v in got]
+    return not np.allclose(lengths, 1)
 
 
-def output_error_case(rng):
-    W = rng.normal(0, 1, (int(rng.integers(3, 6)), 7))
-    return W, W + rng.normal(0, 0.2, W.shape), correlated(rng, 7)
+def directions_case(rng):
+    return (correlated(rng, int(rng.integers(5, 9))),)
 
 
-def unmoved(rng):
-    W = rng.normal(0, 1, (2, 3))
-    return W, W.copy(), np.eye(3)
+def separate_inputs(rng):
+    return (np.diag([3.0, 1, 4, 2]),)
 
 
-def all_zero(rng):
-    W = rng.normal(0, 1, (2, 3))
-    return W, 0 * W, np.diag([1.0, 2, 3])
+def two_together(rng):
+    return (np.array([[2.0, 1], [1, 2]]),)
 
 
-def infinite(got, expected, args):
-    return np.isinf(got) and not args[1].any()
+def few_for_directions(rng):
+    return (correlated(rng, 6, n=3),)
 
 
 # -- one step of OBQ -------------------------------------------------------------------------------
@@ -289,61 +295,59 @@ def ordered_case(rng):
     return W, H, halves, float(rng.choice([0.03, 0.2, 1.0]))
 
 
-# -- AWQ -------------------------------------------------------------------------------------------
+# -- scales of the inputs --------------------------------------------------------------------------
 def nearest3(W):
     """Round to nearest, 3 bits, one asymmetric grid per row."""
     u = Uniform(3, symmetric=False)
     return u.fit(W).round(W)
 
 
-def awq(W, H, mean_abs, quant, alphas):
-    def loss(s):
-        D = quant(W * s) / s - W
-        return np.vdot(D @ H, D)
-    losses = np.array([loss(mean_abs**alpha) for alpha in alphas])
-    return float(alphas[losses.argmin()]), losses
+def loss_of_scale(s, W, H, quant):
+    D = quant(W * s) / s - W
+    return np.vdot(D @ H, D)
 
 
-def awq_variant(difference=lambda W, s, quant: quant(W * s) / s - W, scale=np.power,
-                loss=squared):
-    """Make `awq` with a mistake in the difference of Ŵ and W, the scale, or the loss."""
-    def wrong(W, H, mean_abs, quant, alphas):
-        scales = [scale(mean_abs, alpha) for alpha in alphas]
-        losses = np.array([loss(difference(W, s, quant), H) for s in scales])
-        return float(alphas[losses.argmin()]), losses
-    return wrong
+POWERS = np.arange(20) / 20
 
 
-def place_of_best(*args):
-    _, losses = awq(*args)
-    return float(losses.argmin()), losses
+def scale(W, H, mean_abs, quant):
+    return by_power(W, H, mean_abs, quant)
 
 
-def last_of_equal(*args):
-    _, losses = awq(*args)
-    return float(args[-1][np.flatnonzero(losses == losses.min())[-1]]), losses
+def by_power(W, H, mean_abs, quant, powers=POWERS, pick=min, loss=loss_of_scale):
+    """Take the power of mean_abs with the least loss; the options are for the mistakes."""
+    scales = [mean_abs**power for power in powers]
+    return pick(scales, key=lambda s: loss(s, W, H, quant))
 
 
-def roots_of_losses(*args):
-    alpha, losses = awq(*args)
-    return alpha, np.sqrt(losses)
+def error_of_scaled_weights(s, W, H, quant):
+    return loss_of_scale(s, W, np.eye(len(H)), quant)
 
 
-def awq_case(rng):
-    d = int(rng.integers(8, 12))
-    X = rng.normal(0, 1, (d, 5 * d))
-    X *= np.exp(rng.normal(0, 1, (d, 1)))
-    W, H = rng.normal(0, 1, (6, d)), 2 / X.shape[1] * X @ X.T
-    return W, H, np.abs(X).mean(1), nearest3, np.arange(8) / 8
+def below_rounding(result, args):
+    """Is the loss with these scales at most 0.8 of that of rounding alone?"""
+    W, H, _, quant = args
+    s = np.asarray(result, float)
+    if not (np.isfinite(s).all() and (s > 0).all()):
+        return False
+    return bool(loss_of_scale(s, W, H, quant) <= 0.8 * loss_of_scale(np.ones(len(H)), W, H, quant))
 
 
-def alpha_of_zero(rng):
-    return *awq_case(rng)[:4], np.array([0.0])
+def sizes_of_weights(W, H, mean_abs, quant):
+    return np.abs(W).mean(0)
 
 
-def equal_inputs(rng):
-    W, H, mean_abs, quant, alphas = awq_case(rng)
-    return W, H, np.ones_like(mean_abs), quant, alphas + 0.25
+def not_positive(got, expected, args):
+    return not (np.asarray(got) > 0).all()
+
+
+def scale_case(rng):
+    """Draw a layer two of whose inputs are large, as in lesson 11."""
+    d = 24
+    X = rng.normal(0, 1, (d, 8 * d)) * np.exp(rng.normal(0, 0.3, (d, 1)))
+    X[rng.choice(d, 2, replace=False)] *= rng.uniform(6, 12, (2, 1))
+    W, H = rng.normal(0, 1, (16, d)), 2 / X.shape[1] * X @ X.T
+    return W, H, np.abs(X).mean(1), nearest3
 
 
 def _optimal(fn, rng):
@@ -367,29 +371,40 @@ def _exact(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="calibrated.output_error", title="The output error, without the inputs", stars=1,
-        kind="formula",
-        reference=output_error,
-        cases=output_error_case,
+        name="calibrated.directions", title="Where an error costs most, and least", stars=2,
+        kind="design",
+        reference=directions, cases=directions_case,
+        goal=("both have length 1, no direction costs more than the first, and none less than "
+              "the second", are_extreme),
         special=(
-            ("nothing has moved", unmoved),
-            ("Ŵ is 0: all of the output is error", all_zero)),
+            ("H = [[2, 1], [1, 2]]: together, and one against the other", two_together),
+            ("the inputs have nothing to do with each other: H is diagonal", separate_inputs),
+            ("fewer tokens than inputs, so that some directions cost nothing",
+             few_for_directions)),
         mistakes=(
-            ("this is the square of the ratio; take the root", output_error_variant(root=False)),
-            ("the numerator must use Ŵ − W, not Ŵ", output_error_variant(of=lambda V, D: V)),
-            ("this is the error of the weights; H is not in it", error_of_weights),
-            ("H is XXᵀ up to a factor, so ‖DX‖² is tr(D H Dᵀ) up to the same factor, and not ‖DH‖²",
-             error_times_H),
-            ("the denominator is ‖WX‖, which also contains H",
-             output_error_variant(below=lambda W, H: np.sum(W * W))),
-            ("this is the error itself; divide it by ‖WX‖",
-             output_error_variant(below=lambda W, H: 1))),
+            ("the two are exchanged: eigh sorts the eigenvalues in ascending order, so the last "
+             "eigenvector is the strongest direction",
+             other_directions(0, -1)),
+            ("the eigenvectors are the columns of the matrix that eigh returns; these are rows",
+             other_directions(-1, 0, rows=True)),
+            ("the eigenvectors are the columns of the matrix that eigh returns; these are rows",
+             other_directions(0, -1, rows=True)),
+            ("these are single inputs; where inputs are correlated, a mixture of them costs more "
+             "or less than any single one",
+             single_inputs),
+            ("this is the second weakest direction, or the second strongest",
+             other_directions(-2, 0)),
+            ("this is the second weakest direction, or the second strongest",
+             other_directions(-1, 1)),
+            ("both are strong: the second is the one along which an error costs least",
+             other_directions(-1, -2)),
+            ("both are the same direction", other_directions(-1, -1))),
         symptoms=(
-            ("the denominator is ‖WX‖, with the original W; yours is 0 where Ŵ is 0", infinite),),
-        hints=("How can ‖D X‖² be written with X Xᵀ in place of X?",
-               "D = W_hat - W is (d_out, d_in), and so is D @ H. tr(A Bᵀ) is np.sum(A * B).",
-               "The squared numerator is np.sum((D @ H) * D), the squared denominator the same "
-               "with W. Take the root of the ratio; n/2 cancels.")),
+            ("a direction has length 1: divide it by its norm", not_of_length_one),),
+        hints=("An error v of a row costs v H vᵀ. For which v of length 1 is that largest?",
+               "np.linalg.eigh(H) returns the eigenvalues (d,), ascending, and the eigenvectors "
+               "as the columns of a matrix (d, d).",
+               "values, vectors = np.linalg.eigh(H). Return vectors[:, -1] and vectors[:, 0].")),
     Exercise(
         name="calibrated.compensate", title="One step of OBQ", stars=3,
         kind="design",
@@ -531,33 +546,41 @@ EXERCISES = (
                "U is the mended factor of H[order][:, order]. W_hat = np.empty_like(W); "
                "W_hat[:, order] = your GPTQ of W[:, order].")),
     Exercise(
-        name="calibrated.awq", title="AWQ's search for a scale", stars=2,
-        kind="formula",
-        reference=awq, cases=awq_case,
-        special=(
-            ("α = 0 alone is round to nearest", alpha_of_zero),
-            ("all inputs have the mean 1, so that no α does anything: the first one",
-             equal_inputs)),
+        name="calibrated.scale", title="Scales that protect what matters", stars=2,
+        kind="design",
+        reference=scale, cases=scale_case,
+        goal=("the loss with these scales is at most 0.8 of that of rounding alone, s = 1",
+              below_rounding),
         mistakes=(
-            ("the rounded matrix must be divided by s after it was scaled up before",
-             awq_variant(lambda W, s, quant: quant(W * s) - W)),
-            ("compare with W itself: divide the rounded matrix by s, and subtract W, not W s",
-             awq_variant(lambda W, s, quant: quant(W * s) - W * s)),
-            ("this is the place of the best α; return α itself", place_of_best),
-            ("of equal losses, the first α is wanted; with <= the last one wins", last_of_equal),
-            ("these are roots of the losses; the loss is tr(D H Dᵀ) itself", roots_of_losses),
-            ("scale W before you round it", awq_variant(lambda W, s, quant: quant(W) / s - W)),
-            ("s is s_X to the power α, so it grows with the inputs",
-             awq_variant(scale=lambda m, a: m**-a)),
-            ("s is s_X^α, not α s_X", awq_variant(scale=lambda m, a: np.maximum(m * a, 1e-4))),
-            ("H is XXᵀ up to a factor: the loss is tr(D H Dᵀ), and not ‖DH‖²",
-             awq_variant(loss=lambda D, H: np.sum((D @ H) * (D @ H)))),
-            ("this is the error of the weights; the loss is the error of the outputs, with H",
-             awq_variant(loss=lambda D, H: np.sum(D * D)))),
-        hints=("W is multiplied by s before it is rounded. What must be done afterwards, so that "
-               "it can be compared with W?",
-               "s is (d_in,): one number for each column of W. D is (d_out, d_in). "
-               "losses is (len(alphas),).",
-               "For each α: s = mean_abs**alpha; D = quant(W * s) / s - W; the loss is "
-               "np.sum((D @ H) * D). Return the α of the smallest loss, not its index.")),
+            ("s = 1 is rounding itself: nothing is scaled",
+             lambda W, H, mean_abs, quant: np.ones_like(mean_abs)),
+            ("so large a scale makes the scaled weights the largest of their rows, and the others "
+             "pay: try smaller powers of mean_abs, and keep the best",
+             lambda W, H, mean_abs, quant: mean_abs),
+            ("so large a scale makes the scaled weights the largest of their rows, and the others "
+             "pay: try smaller powers of mean_abs, and keep the best",
+             lambda W, H, mean_abs, quant: mean_abs**2),
+            ("the scales are upside down: a weight that meets a large input is scaled up, so s "
+             "grows with mean_abs",
+             lambda W, H, mean_abs, quant: 1 / mean_abs),
+            ("the scales are upside down: a weight that meets a large input is scaled up, so s "
+             "grows with mean_abs",
+             lambda W, H, mean_abs, quant: mean_abs**-0.5),
+            ("these are the sizes of the weights; which weights matter is seen from the inputs "
+             "that they meet",
+             sizes_of_weights),
+            ("this is the worst of the powers; take the one with the least loss",
+             partial(by_power, pick=max)),
+            ("these scales have the least error of the weights; the loss is that of the outputs, "
+             "with H",
+             partial(by_power, loss=error_of_scaled_weights))),
+        symptoms=(
+            ("all scales must be positive: W is multiplied by them, and divided again",
+             not_positive),),
+        hints=("Which columns of W may not be rounded badly? What happens to a row's step if one "
+               "of its columns is scaled up too much?",
+               "s is (d_in,): one number for each column of W. D = quant(W * s) / s - W is "
+               "(d_out, d_in), and its loss is np.sum((D @ H) * D).",
+               "Try s = mean_abs**alpha for alpha = 0, 0.05 … 0.95, and return the s with the "
+               "least loss.")),
 )

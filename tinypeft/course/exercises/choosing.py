@@ -1,6 +1,5 @@
 """Lesson 15: memory, quality, the interval of a difference, an honest choice, export to PEFT."""
 import math
-from functools import partial
 
 import numpy as np
 
@@ -67,41 +66,61 @@ def _points(rng):
     return cost, 3 - 0.05 * cost + rng.normal(0, 0.15, n)
 
 
-# -- choosing.difference ---------------------------------------------------------------------------
-def difference(a, b):
-    return (a - b).mean(), half_width(a - b)
+# -- choosing.apart --------------------------------------------------------------------------------
+def apart(a):
+    return _beside(0.5)(a)
+
+
+def _beside(shift, order=lambda a: a, noise=0.05):
+    """Make losses below those of `a` by `shift` half widths, in another order, with a noise."""
+    def made(a):
+        signs = np.resize([1.0, -1.0], len(a))
+        return order(a) - shift * half_width(a) + noise * a.std(ddof=1) * signs
+    return made
+
+
+def _told_apart(b, args):
+    """Do both intervals overlap, while that of the differences, which vary, does not contain 0?"""
+    (a,) = args
+    b = np.asarray(b, float)
+    overlap = abs(a.mean() - b.mean()) < half_width(a) + half_width(b)
+    d = a - b
+    varied = d.std(ddof=1) > 0.01 * a.std(ddof=1)
+    return bool(np.isfinite(b).all() and overlap and varied and abs(d.mean()) > half_width(d))
+
+
+def _do_not_vary(got, expected, args):
+    return bool(np.std(args[0] - got) <= 0.01 * np.std(args[0]))
+
+
+def _do_not_overlap(got, expected, args):
+    (a,) = args
+    return bool(abs(a.mean() - got.mean()) >= half_width(a) + half_width(got))
+
+
+def _contain_zero(got, expected, args):
+    d = args[0] - got
+    return bool(abs(d.mean()) <= half_width(d))
+
+
+def _next_one(a):
+    return np.roll(a, 1)
+
+
+def _turned_over(a):
+    return 2 * a.mean() - a
+
+
+def _all_alike(a):
+    return np.full_like(a, a.mean())
 
 
 def _losses(rng):
-    n = int(rng.integers(5, 9))
-    shared = rng.normal(0, 0.1, n)                       # what a seed does to both
-    a = 2.5 + shared + rng.normal(0, 0.01, n)
-    return a, 2.52 + shared + rng.normal(0, 0.01, n)
+    return (2.5 + rng.normal(0, 0.1, int(rng.integers(5, 9))),)
 
 
-def _half(d, quantile=0.975, ddof=1, lost=1):
-    from scipy.stats import t
-    n = len(d)
-    return t.ppf(quantile, n - lost) * d.std(ddof=ddof) / math.sqrt(n)
-
-
-def _half_normal(d, factor=None):
-    from scipy.stats import norm
-    return (factor or norm.ppf(0.975)) * d.std(ddof=1) / math.sqrt(len(d))
-
-
-def _interval(half=_half, mean=np.mean):
-    """Make `difference` with a mistake in its half width or its mean."""
-    return lambda a, b: (mean(a - b), half(a - b))
-
-
-def _unpaired(a, b):
-    return a.mean() - b.mean(), np.hypot(_half(a), _half(b))
-
-
-def _ends(a, b):
-    d, h = difference(a, b)
-    return d - h, d + h
+def _five(rng):
+    return (np.array([2.40, 2.55, 2.47, 2.61, 2.52]),)
 
 
 # -- choosing.fuse ---------------------------------------------------------------------------------
@@ -331,31 +350,34 @@ EXERCISES = (
                "i dominates j if its cost is ≤, its loss is ≤, and one of the two is <. The "
                "frontier is where no i does: ~dominates.any(0).")),
     Exercise(
-        name="choosing.difference", title="The interval of a difference", stars=2,
-        kind="formula",
-        example=lambda rng: (np.array([0.1, 0.2, 0.3]), np.zeros(3)),
-        reference=difference, cases=_losses,
+        name="choosing.apart", title="They overlap, and can be told apart", stars=3,
+        kind="design",
+        reference=apart, cases=_losses,
+        goal=("the intervals of a and of b overlap, that of a − b does not contain 0, and the "
+              "differences vary", _told_apart),
+        special=(
+            ("five losses", _five),),
         mistakes=(
-            ("the seeds are paired: take the differences first, then their spread", _unpaired),
-            ("the variance of n values divides by n − 1: ddof=1",
-             _interval(partial(_half, ddof=0))),
-            ("t has n − 1 degrees of freedom, not n", _interval(partial(_half, lost=0))),
-            ("so few seeds need Student's t, not the normal distribution's 1.96",
-             _interval(_half_normal)),
-            ("so few seeds need Student's t, not the normal distribution's 1.96",
-             _interval(partial(_half_normal, factor=1.96))),
-            ("these are the two ends of the interval; return its middle and half of its width",
-             _ends),
-            ("the interval has two sides: 2.5 % are cut off on each, so the quantile is 0.975",
-             _interval(partial(_half, quantile=0.95))),
-            ("this is the spread of single runs; the mean's is smaller by √n",
-             _interval(lambda d: _half(d) * math.sqrt(len(d)))),
-            ("this is the whole width; return half of it", _interval(lambda d: 2 * _half(d))),
-            ("the difference is a − b", _interval(mean=lambda d: -d.mean()))),
-        tolerance=1e-7,
-        hints=("What do two runs with the same seed have in common? How do you take it away?",
-               "d = a - b is (n,). The result is two numbers.",
-               "Return d.mean() and t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n).")),
+            ("b is the same as a: there is no difference", _beside(0, noise=0)),
+            ("the seeds are paired: b[k] must go up and down with a[k], and yours goes with "
+             "another seed's",
+             _beside(0.5, _next_one)),
+            ("the seeds are paired: b[k] must go up and down with a[k], and yours is sorted",
+             _beside(0.5, np.sort)),
+            ("yours goes down where a goes up, so the differences vary twice as much",
+             _beside(0.5, _turned_over)),
+            ("all of b is one number, so the differences vary as much as a does",
+             _beside(0.5, _all_alike, 0))),
+        symptoms=(
+            ("the differences are all equal, which no two trainings are: let them vary a little",
+             _do_not_vary),
+            ("the two intervals do not overlap: the means are too far apart", _do_not_overlap),
+            ("the interval of a − b contains 0: the differences vary too much for their mean",
+             _contain_zero)),
+        hints=("What must b do, seed by seed, so that the differences vary much less than a does?",
+               "a and b are (n,). half_width(x) is half of the interval of a mean.",
+               "b = a − ½ · half_width(a), plus a twentieth of a's standard deviation with signs "
+               "that change from seed to seed.")),
     Exercise(
         name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,
         kind="design",

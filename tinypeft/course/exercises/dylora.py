@@ -1,6 +1,4 @@
 """Lesson 09: one training for every rank."""
-import itertools
-import operator
 from functools import partial
 
 import numpy as np
@@ -114,55 +112,47 @@ def _everywhere(A, M, dA, b, beta, lr, frozen):
     return A - lr * M, M
 
 
-# -- dylora.search ---------------------------------------------------------------------------------
-def search(losses, tolerance):
-    return _within(_limit)(losses, tolerance)
+# -- dylora.draw -----------------------------------------------------------------------------------
+def draw(shares):
+    return -np.diff([*_in_order(shares), 0])
 
 
-def _lowest(losses):
-    return min(losses.values())
+def _in_order(shares):
+    return [shares[row] for row in sorted(shares)]
 
 
-def _limit(losses, tolerance):
-    return _lowest(losses) + tolerance
+def _as_found(shares):
+    return -np.diff([*shares.values(), 0])
 
 
-def _within(limit, pick=min, reaches=operator.le):
-    """Pick one of the ranks whose loss reaches the limit; None if there is none."""
-    def chosen(losses, tolerance):
-        bound = limit(losses, tolerance)
-        ranks = [b for b, loss in losses.items() if reaches(loss, bound)]
-        return pick(ranks) if ranks else None
-    return chosen
+def _normed(p):
+    return p / p.sum()
 
 
-def _place(order):
-    """Return the place of the rank among all ranks."""
-    return lambda losses, tolerance: order(losses).index(search(losses, tolerance))
+def _without_last(shares):
+    p = draw(shares)
+    p[-1] = 0
+    return p
 
 
-def _nearest(losses, tolerance):
-    limit = _lowest(losses)
-    return min(losses, key=lambda b: abs(losses[b] - limit - tolerance))
+def _uniform(shares):
+    return np.full(len(shares), 1 / len(shares))
 
 
-def _no_gain(losses, tolerance):
-    """Return the first rank after which the next one gains less than the tolerance."""
-    ranks = sorted(losses)
-    for b, more in itertools.pairwise(ranks):
-        if losses[b] - losses[more] <= tolerance:
-            return b
-    return ranks[-1]
+def _negative(got, expected, args):
+    return bool((np.asarray(got) < 0).any())
 
 
-def _losses(rng):
-    """Draw a curve that falls, is flat, and rises a little, with its lowest point far right."""
-    R = int(rng.integers(8, 14))
-    curve = 3 + np.exp(-np.arange(R)) + 0.001 * rng.random(R)
-    curve[R - 3] = 2.999
-    ranks = rng.permutation(np.arange(1, R + 1))
-    losses = {int(b): float(curve[b - 1]) for b in ranks}
-    return losses, float(rng.uniform(0.02, 0.08))
+def _not_one(got, expected, args):
+    return not np.isclose(np.sum(got), 1)
+
+
+def _shares(rng):
+    """Draw p_B, and the shares of steps that follow; the rows stand in any order."""
+    R = int(rng.integers(4, 8))
+    p = rng.dirichlet(np.full(R, 2.0))
+    shares = p[::-1].cumsum()[::-1]
+    return ({int(i) + 1: float(shares[i]) for i in rng.permutation(R)},)
 
 
 # -- dylora.cut ------------------------------------------------------------------------------------
@@ -354,60 +344,44 @@ EXERCISES = (
                "(i <= b). Then M = np.where(rows, beta * M + dA, M), and A becomes A - "
                "lr * M in the same rows.")),
     Exercise(
-        name="dylora.search", title="Search for the smallest sufficient rank", stars=1,
-        kind="formula",
-        reference=search, cases=_losses,
+        name="dylora.draw", title="A distribution for the rows", stars=2,
+        kind="design",
+        reference=draw, cases=_shares,
         special=(
-            ("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),
-            ("rank 2 is as good as rank 8, but the lowest loss is that of rank 4",
-             lambda rng: ({1: 3.0, 2: 2.43, 4: 2.4, 8: 2.45}, 0.01)),
-            ("rank 2 lies at the limit, 2.25 + 0.25",
-             lambda rng: ({1: 3.0, 2: 2.5, 4: 2.25, 8: 2.3}, 0.25))),
+            ("four rows that take part in all steps, in ½, in ¼ and in ¼ of them",
+             lambda rng: ({1: 1.0, 2: 0.5, 3: 0.25, 4: 0.25},)),
+            ("all rows take part in all steps: only the largest rank is drawn",
+             lambda rng: ({2: 1.0, 1: 1.0, 3: 1.0},)),
+            ("equal steps down: the uniform distribution",
+             lambda rng: ({4: 0.25, 3: 0.5, 2: 0.75, 1: 1.0},))),
         invariants=(
-            ("of two equally good ranks, the smaller is chosen",
-             lambda fn, rng: fn({8: 2.0, 4: 2.0, 2: 2.2}, 0.0) == 4),),
+            ("the probabilities of the ranks i … R add up to the share of row i",
+             lambda fn, rng: np.allclose(fn({1: 1.0, 2: 0.4, 3: 0.1}), [0.6, 0.3, 0.1])),),
         mistakes=(
-            ("this is the rank with the lowest loss; take a smaller rank if its "
-             "loss is within the tolerance",
-             lambda losses, tolerance: min(losses, key=losses.get)),
-            ("this is the largest rank within the tolerance; take the smallest",
-             _within(_limit, pick=max)),
-            ("the tolerance is in nats above the lowest loss, not a share of it",
-             _within(lambda losses, tolerance: _lowest(losses) * (1 + tolerance))),
-            ("the lowest loss need not be that of the largest rank: take the lowest of all",
-             _within(lambda losses, tolerance: losses[max(losses)] + tolerance)),
-            ("a loss at the limit is within the tolerance: write <=, not <",
-             _within(_limit, reaches=operator.lt)),
-            ("this is the loss; return the rank",
-             lambda losses, tolerance: losses[search(losses, tolerance)]),
-            ("this is the loss; return the rank", lambda losses, tolerance: min(losses.values())),
-            *several("this is a place among the ranks, counted from 0; return "
-                     "the rank that stands there",
-                     _place(sorted), _place(list)),
-            ("this is the smallest rank of all, whatever its loss",
-             lambda losses, tolerance: min(losses)),
-            ("this is the largest rank of all, whatever its loss",
-             lambda losses, tolerance: max(losses)),
-            ("this is the rank whose loss is nearest to the limit; take "
-             "the smallest rank within it",
-             _nearest),
-            ("compare a loss with the lowest of all, not with that of the next rank", _no_gain),
-            ("the tolerance is added to the lowest loss, not subtracted",
-             _within(lambda losses, tolerance: _lowest(losses) - tolerance)),
-            ("this is the first in the dict's order; take the smallest rank",
-             _within(_limit, pick=operator.itemgetter(0)))),
+            ("row i takes part at every rank b ≥ i, so its share is a sum of probabilities; you "
+             "returned the shares",
+             lambda shares: np.array(_in_order(shares))),
+            ("row i takes part at every rank b ≥ i; you divided the shares by their sum",
+             lambda shares: _normed(np.array(_in_order(shares)))),
+            ("the rows stand in any order in the dict: sort them",
+             _as_found),
+            ("the largest rank is missing: row R takes part at rank R alone", _without_last),
+            ("rank 1 comes first", lambda shares: draw(shares)[::-1]),
+            ("the share falls from row b to row b + 1 by p(b); you took the negative of it",
+             lambda shares: -draw(shares)),
+            ("p(b) belongs to the rows b and b + 1, not to b − 1 and b",
+             lambda shares: np.roll(draw(shares), 1)),
+            ("this is the uniform distribution; the shares decide", _uniform)),
         symptoms=(
-            ("return one rank, a number",
-             lambda got, expected, args: isinstance(got, (list, tuple))),),
+            ("a probability cannot be negative", _negative),
+            ("the probabilities must add up to 1", _not_one)),
         errors=(
-            ("empty",
-             "no loss was found to be good enough: the limit is the lowest loss plus the "
-             "tolerance, and a loss at the limit is within the tolerance, <= and not <"),),
-        tolerance=0,
-        hints=("What is the largest loss that is still good enough?",
-               "losses is a dict rank → loss, in any order. The result is one of its keys.",
-               "limit = min(losses.values()) + tolerance. Return the smallest b "
-               "with losses[b] <= limit.")),
+            ("KeyError", "the rows are counted from 1, and after row R there is none"),),
+        tolerance=1e-9,
+        hints=("At which ranks does row i take part, and at which row i + 1? Which rank makes the "
+               "difference?",
+               "The result is (R,): the probabilities of the ranks 1 … R.",
+               "t = [shares[i] for i in sorted(shares)] + [0]; p(b) is t[b − 1] − t[b].")),
     Exercise(
         name="dylora.cut", title="The cut by singular values", stars=2,
         kind="design",

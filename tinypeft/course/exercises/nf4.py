@@ -1,18 +1,17 @@
-"""Lesson 13: NF4's table and code, QLoRA's gradient, LoftQ, and better levels."""
+"""Lesson 13: NF4's table and code, quantized scales, QLoRA's gradient, and better levels."""
 import numpy as np
 from scipy.special import ndtri
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor
 from ...quant.codebooks import codebook
-from ...quant.loftq import loftq_rounds
-from ...quant.uniform import Uniform
 from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
 DELTA = 1 - (1 / 32 + 1 / 30) / 2
 NF4 = codebook("nf4").astype(float)
+DYNAMIC = codebook("dynamic").astype(float)
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -167,177 +166,151 @@ def one_of_each(rng):
     return x, code, scale, NF4, A, matrix(7.0), 2.0, matrix(1.0)
 
 
-# -- LoftQ -----------------------------------------------------------------------------------------
-def asymmetric2(W):
-    """Round to nearest, 2 bits, one asymmetric grid per row."""
-    u = Uniform(2, symmetric=False)
-    return u.fit(W).round(W)
+# -- scales that were quantized --------------------------------------------------------------------
+def decoded(codes, rho, m, o, d, levels):
+    return decoded_variant()(codes, rho, m, o, d, levels)
 
 
-def loftq(W, quant, r, T):
-    *_, (Q, B, A) = loftq_rounds(W, quant, r, T)
-    return Q, B, A
+def block_scales(rho, m, o, d, spread=np.repeat, mean=itself, table=lambda d, rho: d[rho]):
+    return spread(m, len(rho) // len(m)) * table(d, rho) + mean(o)
 
 
-def loftq_variant(rounds=itself, target=np.subtract, of=lambda W, Q, BA: W - Q,
-                  root=np.sqrt):
-    """Make `loftq` with a mistake: in the rounds, the quantized or the decomposed matrix, or Σ."""
-    def wrong(W, quant, r, T):
-        BA = np.zeros_like(W)
-        for _ in range(rounds(T)):
-            Q = quant(target(W, BA))
-            U, S, Vt = np.linalg.svd(of(W, Q, BA), full_matrices=False)
-            part = root(S[:r])
-            B, A = U[:, :r] * part, part[:, None] * Vt[:r]
-            BA = B @ A
-        return Q, B, A
+def decoded_variant(levels_of=lambda levels, codes: levels[codes], scales=block_scales, **options):
+    """Make `decoded` with a mistake, in the levels or in an option of `block_scales`."""
+    def wrong(codes, rho, m, o, d, levels):
+        a = scales(rho, m, o, d, **options)
+        return a[:, None] * levels_of(levels, codes)
     return wrong
 
 
-def weight_alone(W, BA):
-    return W
+def without_mean(o):
+    return 0
 
 
-def weight_decomposed(W, Q, BA):
-    return W
+def mean_inside(rho, m, o, d):
+    return np.repeat(m, len(rho) // len(m)) * (d[rho] + o)
 
 
-def same_signs(result):
-    """Give each column of B the sign that makes its largest entry positive.
-
-    A singular vector and its negative are equally right.
-    """
-    Q, B, A = result
-    largest_entries = np.take_along_axis(B, np.abs(B).argmax(0)[None], 0)[0]
-    sign = np.sign(largest_entries)
-    return Q, B * sign, A * sign[:, None]
+def codes_as_numbers(d, rho):
+    return (rho - 128) / 127
 
 
-def loftq_sided(W, quant, r, T):
-    """Put all of Σ into B."""
-    Q, B, A = loftq(W, quant, r, T)
-    root = np.linalg.norm(B, axis=0)
-    return Q, B * root, A / root[:, None]
+def all_zero(got, expected, args):
+    return not np.any(got)
 
 
-def loftq_stale(W, quant, r, T):
-    """Return Q a round later than its factors."""
-    Q, B, A = loftq(W, quant, r, T)
-    return quant(W - B @ A), B, A
+def stored_case(rng):
+    """Draw n blocks of codes, whose scales have k superblocks."""
+    k, each, g = int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(6, 9))
+    n = k * each
+    codes, rho = rng.integers(0, 16, (n, g)), rng.integers(0, 256, n)
+    return codes, rho, rng.uniform(0.05, 0.4, k), float(rng.uniform(0.3, 0.6)), DYNAMIC, NF4
 
 
-def loftq_best(W, quant, r, T):
-    """Return the round that comes nearest to W."""
-    def error(result):
-        Q, B, A = result
-        return np.linalg.norm(W - Q - B @ A)
-    return min(loftq_rounds(W, quant, r, T), key=error)
+def one_block(rng):
+    """Return two blocks of one weight each, whose level is 1: scales 0.5 and 0.3."""
+    d = np.array([-1.0, 0, 1])
+    return np.array([[15], [15]]), np.array([2, 0]), np.array([0.1]), 0.4, d, NF4
 
 
-def weight(rng):
-    d_out, d_in = int(rng.integers(8, 12)), int(rng.integers(13, 16))
-    return rng.normal(0, 1, (d_out, d_in))
+# -- levels for the weights at hand ----------------------------------------------------------------
+def error_of_levels(x, levels):
+    return np.sum((levels[nearest(x, levels)] - x)**2)
 
 
-def loftq_case(rng):
-    return weight(rng), asymmetric2, int(rng.integers(2, 4)), int(rng.integers(2, 5))
+def better(x):
+    return moved_levels(x)
 
 
-# -- LoftQ on a LoRA that is scaled ----------------------------------------------------------------
-def scaled_loftq(W, quant, r, alpha):
-    Q, B, A = loftq(W, quant, r, 1)
-    root = np.sqrt(alpha / r)
-    return Q, B / root, A / root
+def moved_levels(x, rounds=10, centre=np.mean, fixed=0.0, start=NF4):
+    """Move each level but 0 to the centre of its numbers, some times."""
+    new = start.copy()
+    for _ in range(rounds):
+        codes = nearest(x, new)
+        for i in set(codes):
+            if new[i] != fixed:
+                new[i] = centre(x[codes == i])
+    return new
 
 
-def by_root(s):
-    return s**-0.5
+def are_better(result, args):
+    """Are they ascending, with a 0, and is their squared error at most 0.97 of NF4's?"""
+    (x,) = args
+    new = np.asarray(result, float)
+    if not np.isfinite(new).all() or not (np.diff(new) >= 0).all() or not (new == 0).any():
+        return False
+    return bool(error_of_levels(x, new) <= 0.97 * error_of_levels(x, NF4))
 
 
-def by_itself(s):
-    return 1 / s
+def equally_used(x):
+    values = np.quantile(x, (np.arange(16) + 0.5) / 16)
+    values[np.abs(values).argmin()] = 0
+    return values
 
 
-def scaled_variant(of_B=by_root, of_A=by_root, scale=np.divide, of_Q=one):
-    """Make `scaled_loftq` with a mistake: other factors of B, A and Q, or another scale."""
-    def wrong(W, quant, r, alpha):
-        Q, B, A = loftq(W, quant, r, 1)
-        s = scale(alpha, r)
-        return Q * of_Q(s), B * of_B(s), A * of_A(s)
-    return wrong
+def evenly_spaced(x):
+    values = np.linspace(-1, 1, 16)
+    values[7] = 0
+    return values
 
 
-def nearer_together(fn, rng):
-    W, quant, r, alpha = scaled_case(rng)
-    Q, B, A = fn(W, quant, r, alpha)
-    change = alpha / r * np.asarray(B) @ A
-    return np.linalg.norm(W - Q - change) < np.linalg.norm(W - Q)
+def without_zero(got, expected, args):
+    return not (np.asarray(got) == 0).any()
 
 
-def product(result):
-    """Return (Q, B A, r): the scale may be shared in any way, and the signs are free."""
-    Q, B, A = result
-    return Q, np.asarray(B) @ np.asarray(A), len(A)
+def not_ascending(got, expected, args):
+    return not (np.diff(np.asarray(got, float)) >= 0).all()
 
 
-def _other_rounds(got, expected, args):
-    """Is it another Q than that of the first round?"""
-    W, quant, *_ = args
-    first = quant(W)
-    other = np.shape(got) == first.shape and not np.array_equal(got, first)
-    return other and np.array_equal(expected, first)
+def normed_blocks(rng):
+    """Draw blocks of 64 normal or uniform numbers, each divided by its largest magnitude."""
+    x = rng.normal(size=(96, 64)) if rng.integers(2) else rng.uniform(-1, 1, (96, 64))
+    return ((x / np.abs(x).max(1, keepdims=True)).ravel(),)
 
 
-def scaled_case(rng):
-    W = weight(rng)
-    r = int(rng.integers(2, 4))
-    return W, asymmetric2, r, float(r * rng.choice([2, 3, 8]))
+def normal_blocks(rng):
+    x = rng.normal(size=(96, 64))
+    return ((x / np.abs(x).max(1, keepdims=True)).ravel(),)
 
 
-# -- better levels ---------------------------------------------------------------------------------
-def lloyd(x, levels):
-    q = np.searchsorted((levels[:-1] + levels[1:]) / 2, x)
-    n = np.bincount(q, minlength=len(levels))
-    means = np.bincount(q, x, len(levels)) / np.maximum(n, 1)
-    return np.where(n > 0, means, levels)
+# -- weights that suit another grid ----------------------------------------------------------------
+SEVENTHS = np.arange(-7, 8) / 7
 
 
-def lloyd_variant(centre=np.mean, empty=itself, code=nearest):
-    """Make `lloyd` with a mistake in the centre, in unused levels, or in the codes."""
-    def wrong(x, levels):
-        q = code(x, levels)
-        new = np.array([empty(level) for level in levels])
-        for i in set(q):
-            new[i] = centre(x[q == i])
-        return new
-    return wrong
+def loses(levels):
+    return np.resize(SEVENTHS[np.abs(SEVENTHS[:, None] - levels).min(1).argsort()[::-1]], 64)
 
 
-def middle(v):
-    return (v.min() + v.max()) / 2
+def prefers_integers(result, args):
+    """Is the largest magnitude 1, and int4's squared error at most half of that of the levels?"""
+    (levels,) = args
+    x = np.asarray(result, float)
+    if not np.isfinite(x).all() or np.abs(x).max() != 1:
+        return False
+    theirs = error_of_levels(x, levels)
+    return bool(theirs > 1e-6 and error_of_levels(x, SEVENTHS) <= 0.5 * theirs)
 
 
-def below_or_first(x, levels):
-    return np.maximum(below(x, levels), 0)
+def not_scaled(got, expected, args):
+    return np.abs(got).max() != 1
 
 
-def lloyd_one_by_one(x, levels):
-    """Move each level before the next one gets its numbers."""
-    levels = levels.copy()
-    for i in range(len(levels)):
-        numbers = nearest(x, levels) == i
-        if numbers.any():
-            levels[i] = x[numbers].mean()
-    return levels
+def suits_the_levels(levels):
+    return np.resize(levels, 64)
 
 
-def lloyd_case(rng):
-    x = rng.normal(0, 0.4, int(rng.integers(60, 90)))
-    return x, np.sort(rng.uniform(-1, 1, int(rng.integers(4, 7))))
+def spread_evenly(levels):
+    return np.linspace(-1, 1, 64)
 
 
-def unused_level(rng):
-    return (np.array([0.1, 0.3, 0.9, 0.7]), np.array([-1.0, 0.0, 1.0]))
+def normal_weights(levels):
+    x = np.random.default_rng(0).normal(size=64)
+    return x / np.abs(x).max()
+
+
+def tables(rng):
+    e2m1 = codebook("E2M1").astype(float)
+    return (np.unique((NF4, e2m1 / e2m1.max())[rng.integers(2)]),)
 
 
 EXERCISES = (
@@ -432,98 +405,79 @@ EXERCISES = (
                "W = levels[codes] * np.repeat(scales, g, axis=1). dA = s * (dy @ B).T @ x, dB = "
                "s * dy.T @ (x @ A.T), and dx = dy @ W + s * (dy @ B) @ A.")),
     Exercise(
-        name="nf4.loftq", title="LoftQ's alternating rounds", stars=2,
-        kind="formula",
-        reference=loftq,
-        cases=loftq_case,
-        normalize=same_signs,
-        special=(
-            ("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
-        mistakes=(
-            ("this is what one round gives: from the second on, quantize W − B A, which the "
-             "low-rank part leaves, not W",
-             loftq_variant(target=weight_alone)),
-            ("Q must round W − B A, which the low-rank part leaves, not W + B A",
-             loftq_variant(target=np.add)),
-            *several("decompose W − Q, which quantization leaves, not W itself",
-                     loftq_variant(target=weight_alone, of=weight_decomposed),
-                     loftq_variant(of=weight_decomposed)),
-            ("this is the best of the rounds; return the last one", loftq_best),
-            ("decompose W − Q, which quantization leaves, not W − Q − B A",
-             loftq_variant(of=lambda W, Q, BA: W - Q - BA)),
-            ("Σ must be split: each factor gets √Σ", loftq_variant(root=itself)),
-            ("Σ must be split: each factor gets √Σ", loftq_sided),
-            ("Q, B and A must come from the same round", loftq_stale),
-            *several("return (Q, B, A), in this order",
-                     in_order(loftq, 0, 2, 1),
-                     in_order(loftq, 1, 2, 0),
-                     in_order(loftq, 2, 1, 0)),
-            ("this is one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
-            ("this is one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
-        hints=("What should Q round, once there is a low-rank part? And what should the "
-               "low-rank part make up for?",
-               "B is (d_out, r), A is (r, d_in). U[:, :r] * np.sqrt(S[:r]) is (d_out, r).",
-               "Begin with BA = 0. In each of T rounds: Q = quant(W - BA); U, S, Vt = "
-               "np.linalg.svd(W - Q, full_matrices=False); root = np.sqrt(S[:r]); B = U[:, :r] "
-               "* root; A = root[:, None] * Vt[:r]; BA = B @ A.")),
-    Exercise(
-        name="nf4.bug", title="Find the bug: a LoftQ that starts too far away", stars=2,
+        name="nf4.bug", title="Find the bug: weights that come back with the other sign", stars=2,
         kind="fault",
-        reference=scaled_loftq, cases=scaled_case, normalize=product,
+        reference=decoded, cases=stored_case,
         special=(
-            ("α = r: nothing is scaled",
-             lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 2.0)),),
-        invariants=(
-            ("Q + (α/r) B A is nearer to W than Q alone", nearer_together),),
+            ("two blocks of one weight, with m = 0.1 and o = 0.4", one_block),),
         mistakes=(
-            ("the LoRA multiplies B A by α/r once more; that is the fault of the code above",
-             scaled_variant(of_B=one, of_A=one)),
-            ("you multiply by the scale; LoRA does that already, so divide by it",
-             scaled_variant(of_B=np.sqrt, of_A=np.sqrt)),
-            ("each factor is divided by α/r, so their product is divided by "
-             "its square: take the root",
-             scaled_variant(of_B=by_itself, of_A=by_itself)),
-            ("LoRA's scale is α/r, not α", scaled_variant(scale=lambda alpha, r: alpha)),
-            *several("Q is not scaled, only the product B A",
-                     scaled_variant(of_Q=by_itself),
-                     scaled_variant(of_B=one, of_A=one, of_Q=by_itself)),
-            ("the product must be divided by α/r, not by its root: divide one "
-             "factor, or both by the root",
-             scaled_variant(of_A=one))),
+            ("the mean o of the scales is missing: it was subtracted before the scales were coded, "
+             "so it is added again",
+             decoded_variant(mean=without_mean)),
+            ("the mean is there again, but each m belongs to neighbouring scales: use np.repeat, "
+             "not np.tile",
+             decoded_variant(spread=np.tile)),
+            ("both faults are still there: o is not added, and np.tile repeats all m as a whole",
+             decoded_variant(mean=without_mean, spread=np.tile)),
+            ("o is added after the multiplication by m, not before it",
+             decoded_variant(scales=mean_inside)),
+            ("the mean was subtracted, so it is added, not subtracted again",
+             decoded_variant(mean=np.negative)),
+            ("rho are codes: the numbers are in the table, d[rho]",
+             decoded_variant(table=lambda d, rho: rho)),
+            ("codes are not weights: the levels are in the table, levels[codes]",
+             decoded_variant(levels_of=lambda levels, codes: codes)),
+            ("each block has a scale of its own; yours all have the mean",
+             decoded_variant(scales=lambda rho, m, o, d: np.full(len(rho), o)))),
         symptoms=(
-            ("this is another Q than quant(W): keep the one round, which begins with B A = 0",
-             _other_rounds),),
-        hints=("What does the model compute with Q, B and A? Which product "
-               "should be near to W − Q?",
-               "The shapes do not change: B (d_out, r), A (r, d_in). Their product must be "
-               "smaller by the factor α/r.",
-               "Compute B and A as before. root = np.sqrt(alpha / r). Return "
-               "Q, B / root and A / root.")),
-    Exercise(
-        name="nf4.lloyd", title="Levels that fit the weights", stars=2,
-        kind="design",
-        reference=lloyd, cases=lloyd_case,
-        special=(
-            ("four numbers and three levels, one of which no number is near to", unused_level),),
-        mistakes=(
-            ("a level that no number is nearest to stays as it is",
-             lloyd_variant(empty=lambda c: 0.0)),
-            ("take the mean of the numbers of a level, not their median", lloyd_variant(np.median)),
-            ("take the mean of the numbers of a level, not the middle of their range",
-             lloyd_variant(middle)),
-            ("divide the sum by the number of weights of the level", lloyd_variant(np.sum)),
-            ("a number belongs to the nearest level, not to the next one below",
-             lloyd_variant(code=below_or_first)),
-            ("all numbers get their codes first, from the old levels; then the levels move",
-             lloyd_one_by_one)),
-        symptoms=(
-            ("the mean of no numbers is NaN: a level that no number is nearest to stays as it is",
-             lambda got, expected, args: np.isnan(got).any()),),
+            ("nothing is left: every weight is 0", all_zero),),
         tolerance=1e-9,
-        hints=("Which numbers belong to level i? Which single number is nearest to "
-               "all of them, in squares?",
-               "The codes are (N,). The result is (L,), like levels. The mean "
-               "of an empty array is NaN.",
-               "q = np.abs(x[:, None] - levels).argmin(1). Entry i is x[q == i].mean(), "
-               "or levels[i] if no q is i.")),
+        hints=("A scale is the largest magnitude of a block. Can it be negative?",
+               "codes are (n, g), rho (n,) and m (k,), so that n/k neighbouring blocks share an m. "
+               "The scales are (n,).",
+               "a = np.repeat(m, len(rho) // len(m)) * d[rho] + o, and the weights are a[:, None] "
+               "* levels[codes].")),
+    Exercise(
+        name="nf4.better", title="Better levels for these weights", stars=3,
+        kind="design",
+        reference=better, cases=normed_blocks,
+        goal=("the 16 levels ascend, 0 is one of them, and the squared error of x is at most 0.97 "
+              "of NF4's", are_better),
+        special=(
+            ("blocks of normal weights, for which NF4 was made", normal_blocks),),
+        mistakes=(
+            ("these are NF4's own levels", lambda x: NF4),
+            ("levels that are used equally often do not have the least squared error: a few far "
+             "numbers need levels, too",
+             equally_used),
+            ("these levels are evenly spaced, which suits uniform weights alone", evenly_spaced)),
+        symptoms=(
+            ("0 must be one of the levels, exactly: padding and pruned weights are 0",
+             without_zero),
+            ("the levels must ascend", not_ascending)),
+        hints=("Let the codes stay as they are. Where does a level have to lie, so that the "
+               "squared error of its own numbers is least? And what do the codes do then?",
+               "codes = np.abs(x[:, None] - levels).argmin(1) is (N,). The result is (16,).",
+               "Lloyd's algorithm: begin with NF4; give each number the code of its nearest level; "
+               "move each level, apart from 0, to the mean of its numbers; repeat both ten "
+               "times.")),
+    Exercise(
+        name="nf4.loses", title="Weights for which the table is bad", stars=2,
+        kind="design",
+        reference=loses, cases=tables,
+        goal=("the largest magnitude is 1, and with the levels −7/7 … 7/7 the squared error is at "
+              "most half of that with the given levels", prefers_integers),
+        mistakes=(
+            ("these numbers are the given levels, which have no error on them", suits_the_levels),
+            ("evenly spread numbers are not enough: most of them lie on neither grid",
+             spread_evenly),
+            ("on normal numbers the given levels are the better ones, or nearly so",
+             normal_weights),
+            ("numbers that both grids have, such as 1 and −1, have no error in either",
+             lambda levels: np.resize([1.0, -1.0], 64))),
+        symptoms=(
+            ("the largest magnitude must be 1, as after the division by a", not_scaled),),
+        hints=("On which numbers has the grid −7/7 … 7/7 no error at all?",
+               "x is (64,), and the levels (L,). Its largest magnitude is 1.",
+               "Repeat the fifteen numbers −7/7 … 7/7 until there are 64: np.resize.")),
 )

@@ -30,60 +30,47 @@ DOWN = (np.floor, np.floor), (np.floor, np.rint), (np.rint, np.floor)
 ONE_ONLY = (np.rint, itself), (itself, np.rint)
 
 
-# -- codes that are left ---------------------------------------------------------------------------
-def codes_left(X, O):
-    s = np.abs(X).max(1) / 127
-    largest = others(np.abs(X), O).max(1)
-    return 2 * np.rint(largest / s).astype(int) + 1
+# -- an outlier that leaves nothing ----------------------------------------------------------------
+def drown(x):
+    return 254.0 * float(np.abs(x).max())
+
+
+def drown_variant(factor=254.0, of=lambda x: np.abs(x).max()):
+    """Make `drown` with another factor, or for another number of the token."""
+    return lambda x: factor * float(of(x))
+
+
+def all_drowned(m, args):
+    """Are all codes of x 0 beside the entry m, which is at most 0.5 % larger than need be?"""
+    (x,) = args
+    most = np.abs(x).max()
+    return bool(0 < m <= 1.005 * 254 * most and np.rint(127 * most / m - 1e-9) == 0)
+
+
+def some_left(got, expected, args):
+    return abs(got) < expected
+
+
+def far_above(got, expected, args):
+    return got > expected
+
+
+def a_token(rng):
+    """Draw a token whose largest magnitude belongs to a negative entry, half of the time."""
+    x = rng.normal(0, 1, int(rng.integers(5, 9)))
+    return (x if rng.integers(2) else -np.sort(x) - 2,)
+
+
+def of_one_size(rng):
+    return (np.array([1.0, -1.0, 1.0]),)
+
+
+def largest_is_negative(rng):
+    return (np.array([0.5, -2.0, 1.0]),)
 
 
 def others(X, O):
     return np.delete(X, O, axis=1)
-
-
-def largest_of_token(X, O):
-    return np.abs(X).max(1)
-
-
-def signed_largest(X, O):
-    return X.max(1)
-
-
-def codes_left_variant(signs=2, zero=1, axis=1, columns=others, size=np.abs, n=127,
-                       top=largest_of_token, whole=np.rint, most=np.max):
-    """Make `codes_left` with a mistake.
-
-    columns: those whose codes are counted. top: the entry that has the largest code n. most: the
-    entry whose code is counted.
-    """
-    def wrong(X, O):
-        A = size(columns(X, O))
-        largest = top(X, O) if axis else np.abs(X).max(0)[:A.shape[1]]
-        return signs * whole(n * most(A, axis) / largest).astype(int) + zero
-    return wrong
-
-
-def codes_left_late(whole):
-    """Return 2c + 1, where c is rounded last."""
-    def wrong(X, O):
-        largest = others(np.abs(X), O).max(1)
-        return whole(2 * 127 * largest / np.abs(X).max(1) + 1).astype(int)
-    return wrong
-
-
-def codes_in_use(X, O):
-    """Count the codes that occur, which is not what is asked."""
-    q = np.rint(others(X, O) / scale_of(X))
-    return np.array([len(np.unique(row)) for row in q])
-
-
-def of_all_tokens(A, axis):
-    return np.full(len(A), A.max())
-
-
-def one_row(*x):
-    """Return a token, of which column 2 is left out."""
-    return lambda rng: (np.array([x]), np.array([2]))
 
 
 def with_outliers(rng, d=None):
@@ -397,54 +384,31 @@ EXERCISES = (
                "q_x.astype(np.int32) @ q_w.astype(np.int32).T. It is too late to "
                "turn the product into int32.")),
     Exercise(
-        name="outliers.codes_left", title="The codes that outliers leave", stars=1,
-        kind="count",
-        example=lambda rng: (np.array([[2.0, -1, 40]]), np.array([2])),
-        reference=codes_left, cases=with_outliers,
+        name="outliers.drown", title="An outlier that leaves nothing", stars=2,
+        kind="design",
+        reference=drown, cases=a_token,
+        goal=("all codes of x are 0 beside the new entry, and it is at most 0.5 % larger than it "
+              "has to be", all_drowned),
         special=(
-            ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
-             one_row(1.0, -4, 127, 2)),
-            ("the largest entry of the token, −8, is not in the columns O: all 255 codes are left",
-             one_row(1.0, -8, 4, 2))),
+            ("entries of 1 and −1", of_one_size),
+            ("the largest magnitude is that of a negative entry", largest_is_negative)),
         mistakes=(
-            *several("entries may be negative: take the largest magnitude |x|, not the largest x",
-                     codes_left_variant(size=itself),
-                     codes_left_variant(size=itself, top=signed_largest)),
+            ("an entry of 127 m′ leaves the codes −1, 0 and 1", drown_variant(127.0)),
             ("entries may be negative: take the largest magnitude |x|, not the largest x",
-             codes_left_variant(top=signed_largest)),
-            ("the scale belongs to the whole token, and its largest entry need "
-             "not lie in the columns O",
-             codes_left_variant(top=lambda X, O: np.abs(X[:, O]).max(1))),
-            ("you rounded c down; the codes are rounded to nearest, so c = round(127·m′/m)",
-             codes_left_variant(whole=np.floor)),
-            ("these are the codes that occur; count all that can be reached, from −c to c",
-             codes_in_use),
-            ("this is c: the codes −c … c, with 0, are 2c + 1",
-             codes_left_variant(signs=1, zero=0)),
-            ("codes have both signs: −c … c", codes_left_variant(signs=1)),
-            ("0 is a code too: 2c + 1", codes_left_variant(zero=0)),
-            ("a token is a row of X: take the maxima over axis 1", codes_left_variant(axis=0)),
-            ("these are the codes of the outliers; count those of the other columns",
-             codes_left_variant(columns=lambda X, O: X[:, O])),
-            ("you rounded c up; the codes are rounded to nearest, so c = round(127·m′/m)",
-             codes_left_variant(whole=np.ceil)),
-            *several("c is a whole number: round it, and then compute 2c + 1",
-                     codes_left_late(np.rint), codes_left_late(np.floor)),
-            ("the largest code is 127", codes_left_variant(n=128)),
-            ("each token has a scale of its own, from its own largest entry: np.abs(X).max(1)",
-             codes_left_variant(top=lambda X, O: np.abs(X).max())),
-            ("each token has its own largest entry outside O: the maximum over axis 1",
-             codes_left_variant(most=of_all_tokens)),
-            ("the largest of the other entries is what counts, not their mean",
-             codes_left_variant(most=np.mean)),
-            ("the columns O are to be left out", codes_left_variant(columns=lambda X, O: X))),
-        tolerance=0,
-        hints=("By which number is an entry divided before it is rounded? How "
-               "many integers lie in −c … c?",
-               "np.abs(X).max(1) is (n,): one maximum per token. The same maximum without "
-               "the columns O is (n,), too.",
-               "rest = np.delete(np.abs(X), O, axis=1).max(1); c = np.rint(127 * rest / "
-               "np.abs(X).max(1)). Return 2 * c + 1 as integers.")),
+             drown_variant(of=np.max)),
+            ("all codes must be 0, so the largest |x| counts, not the mean",
+             drown_variant(of=lambda x: np.abs(x).mean())),
+            ("all codes must be 0, so the largest |x| counts, not the smallest",
+             drown_variant(of=lambda x: np.abs(x).min())),
+            ("a code is 0 below one half: you asked for less than a quarter", drown_variant(508.0)),
+            ("return the number m, not its scale m/127", drown_variant(2.0)),
+            ("6 is LLM.int8()'s threshold; here the token decides", lambda x: 6.0)),
+        symptoms=(
+            ("so small an outlier leaves some codes", some_left),
+            ("this is larger than it has to be", far_above)),
+        hints=("Below which number is a number rounded to 0?",
+               "x is (d,), and m one number. The codes are round(127 x/m).",
+               "127 m′/m = ½, where m′ is the largest |x|.")),
     Exercise(
         name="outliers.vector_wise", title="Vector-wise quantization", stars=2,
         kind="formula",
@@ -452,7 +416,9 @@ EXERCISES = (
         reference=vector_wise,
         cases=vector_wise_case,
         special=(
-            ("integers with a 127 in every row are exact", exact_case),),
+            ("integers with a 127 in every row are exact", exact_case),
+            ("three products of 127 and 127 are 48,387",
+             lambda rng: (np.full((1, 3), 127.0), np.full((2, 3), 127.0)))),
         mistakes=(
             ("X has one scale for everything; it should have one per row, with keepdims=True",
              vector_wise_variant(per_x=None)),

@@ -5,41 +5,84 @@ import numpy as np
 
 from ...interop.gguf_types import TYPES, decode
 from ...interop.llama import halves
-from ..exercise import Exercise, several
+from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
 
 Q4_1 = next(kind for kind in TYPES.values() if kind.name == "Q4_1")
 
 
-# -- real.rms_norm ---------------------------------------------------------------------------------
-def rms_norm(x, gamma, eps):
-    return gamma * x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
+# -- real.norm_backward ----------------------------------------------------------------------------
+def norm_backward(x, gamma, eps, dy):
+    return _norm_variant()(x, gamma, eps, dy)
 
 
-def _vectors(rng):
-    d = int(rng.integers(5, 9))
-    x = rng.normal(0.7, 1, (int(rng.integers(2, 5)), d))
-    return x, rng.uniform(0.5, 2, d), float(rng.choice([0.1, 0.3]))
+def _root(x, eps):
+    return np.sqrt((x * x).mean(-1, keepdims=True) + eps)
 
 
-def _equal_sizes(rng):
-    x = np.array([[3.0, 3.0, 3.0, -3.0]])
-    return x, np.array([1.0, 2.0, 1.0, 1.0]), 0.0
+def _mean(a):
+    return a.mean(-1, keepdims=True)
 
 
-def _root_of(size):
-    """Divide by the root of another size of the row."""
-    return lambda x, gamma, eps: gamma * x / np.sqrt(size(x) + eps)
+def _sum(a):
+    return a.sum(-1, keepdims=True)
 
 
-def _layer_norm(x, gamma, eps):
-    centred = x - x.mean(-1, keepdims=True)
-    return gamma * centred / np.sqrt(x.var(-1, keepdims=True) + eps)
+def _summed(a):
+    return a.sum(0)
 
 
-def _late_eps(x, gamma, eps):
-    return gamma * x / (np.sqrt((x * x).mean(-1, keepdims=True)) + eps)
+def _itself(x):
+    return x
+
+
+def _norm_variant(centre=_itself, root=_root, gain=lambda gamma: gamma, mean=_mean, sign=1, late=1,
+                  divided=lambda dx, r: dx / r, of_gamma=lambda x, y: y, over=_summed):
+    """Make the gradients with a mistake, in one of their steps.
+
+    centre: of x. root: by which x is divided. gain: in dx. mean, sign: of what is subtracted.
+    late: γ, if it is multiplied last. of_gamma, over: dγ is dy times the first, summed by the
+    second.
+    """
+    def wrong(x, gamma, eps, dy):
+        x = centre(x)
+        r = root(x, eps)
+        y, g = x / r, dy * gain(gamma)
+        dx = divided(g - sign * y * mean(g * y), r)
+        return dx * (gamma if late is None else late), over(dy * of_gamma(x, y))
+    return wrong
+
+
+def _of_a_layer_norm(x, gamma, eps, dy):
+    dx, dgamma = norm_backward(x - _mean(x), gamma, eps, dy)
+    return dx - _mean(dx), dgamma
+
+
+def _one(gamma):
+    return 1
+
+
+def _nothing(a):
+    return 0
+
+
+def _norm_and_gradient(rng):
+    n, d = int(rng.integers(2, 5)), int(rng.integers(5, 9))
+    x, gamma = rng.normal(0.7, 1, (n, d)), rng.uniform(0.5, 2, d)
+    return x, gamma, float(rng.choice([0.1, 0.3])), rng.normal(size=(n, d))
+
+
+def _of_the_page(rng):
+    """Return the numbers of the lesson's example."""
+    return np.array([[3.0, 3, 3, -3]]), np.ones(4), 0.0, np.array([[1.0, 0, 0, 0]])
+
+
+def _across_x(fn, rng):
+    """A longer x has the same y if ε is 0, so the gradient has no part along x."""
+    x, gamma, _, dy = _norm_and_gradient(rng)
+    dx, _ = fn(x, gamma, 0.0, dy)
+    return bool(np.abs((np.asarray(dx) * x).sum(-1)).max() < 1e-9)
 
 
 # -- real.rotary -----------------------------------------------------------------------------------
@@ -102,118 +145,141 @@ def _by_distance(fn, rng):
     return all(np.ptp(np.diagonal(S, t)) < 1e-9 for t in range(-7, 8))
 
 
-# -- real.grouped ----------------------------------------------------------------------------------
-def grouped(q, k, v):
-    return _attended(q, k, v)
+# -- real.fewer ------------------------------------------------------------------------------------
+def fewer(W, d_head, n):
+    return _joined()(W, d_head, n)
 
 
-def _repeated(a, n):
-    """Repeat each head of keys or values n times in a row."""
-    return np.repeat(a, n, axis=0)
+def _mean_of_members(heads):
+    return heads.mean(1)
 
 
-def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True,
-              ahead=0, hidden=-np.inf, late=False, axis=-1, largest=None):
-    """Return what attention gives; the options are for the mistakes.
-
-    hidden: the score of the future. late: the future is taken out after the softmax. axis: of the
-    softmax. largest: the axis of the maximum, if it is another.
-    """
-    (H, T, d), G = q.shape, len(k)
-    k, v = shared(k, H // G), shared(v, H // G)
-    past = np.tri(T, k=ahead, dtype=bool)
-    S = scale(d, H) * q @ k.swapaxes(1, 2)
-    if causal and not late:
-        S = np.where(past, S, hidden)
-    P = np.exp(S - S.max(largest or axis, keepdims=True))
-    P = P / P.sum(axis, keepdims=True)
-    if late:
-        P = np.where(past, P, 0)
-    return P @ v
+def _neighbouring(heads, n):
+    return heads.reshape(n, -1, *heads.shape[1:])
 
 
-def _in_turn(a, n):
-    """Repeat all heads n times."""
-    return np.tile(a, (n, 1, 1))
+def _every_nth(heads, n):
+    return heads.reshape(-1, n, *heads.shape[1:]).swapaxes(0, 1)
 
 
-def _first(a, n):
-    """Let all heads read the first one."""
-    return np.repeat(a[:1], n * len(a), axis=0)
-
-
-def _mean(a, n):
-    """Let all heads read the mean."""
-    return np.repeat(a.mean(0, keepdims=True), n * len(a), axis=0)
-
-
-def _groups(rng):
-    n, T = int(rng.integers(2, 4)), int(rng.integers(3, 6))
-    d = int(rng.integers(2, 5))
-    def draw(heads):
-        return rng.standard_normal((heads, T, d))
-    return draw(3 * n), draw(3), draw(3)
-
-
-def _one_token(rng):
-    v = np.array([[[1.0, 2.0]], [[3.0, 4.0]]])
-    return np.ones((4, 1, 2)), np.ones((2, 1, 2)), v
-
-
-def _first_sees_nothing(got, expected, args):
-    return np.shape(got) == np.shape(expected) and not np.isfinite(got[:, 0]).any()
-
-
-# -- real.q4_1 -------------------------------------------------------------------------------------
-def q4_1(octets):
-    return decode(Q4_1, octets, (len(octets), 32))
-
-
-def _low_first(low, high):
-    return np.concatenate([low, high], axis=1)
-
-
-def _high_first(low, high):
-    return np.concatenate([high, low], axis=1)
-
-
-def _interleaved(low, high):
-    return np.stack([low, high], axis=2).reshape(len(low), 32)
-
-
-def _weight(d, m, q):
-    return d * q + m
-
-
-def _decoded(octets, order=_low_first, weight=_weight, floats="<f2", dtype=np.float32,
-             high=lambda byte: byte >> 4):
-    """Decode blocks. floats: the type in the file. dtype: that to compute in. high: of a byte."""
-    numbers = np.ascontiguousarray(octets[:, :4]).view(floats).astype(dtype)
-    d, m = numbers.T[:, :, None]
-    q = order(octets[:, 4:] & 15, high(octets[:, 4:])).astype(dtype)
-    return weight(d, m, q).astype(np.float32)
-
-
-def _byte_by_byte(second):
-    """Take Δ and m from single bytes, 0 and `second`."""
-    def wrong(octets):
-        d, m = octets[:, [0, second]].astype(np.float32).T[:, :, None]
-        return _weight(d, m, _low_first(octets[:, 4:] & 15, octets[:, 4:] >> 4))
+def _joined(of=_mean_of_members, members=_neighbouring):
+    """Make `fewer` with a mistake: in what becomes of the members, or in who they are."""
+    def wrong(W, d_head, n):
+        return of(members(W.reshape(-1, d_head, W.shape[1]), n)).reshape(n * d_head, -1)
     return wrong
 
 
-BIG_ENDIAN = partial(_decoded, floats=">f2"), partial(_decoded, floats=">f2", dtype=np.float16)
+def _mean_of_all(heads):
+    return np.repeat(heads.mean((0, 1))[None], len(heads), axis=0)
 
 
-def _byte_order(got, expected, args):
-    """Were the numbers read in the wrong byte order? They may be NaN."""
-    with np.errstate(all="ignore"):
-        wrong = [decoded(*args) for decoded in BIG_ENDIAN]
-    return any(np.allclose(got, a, equal_nan=True, rtol=1e-3) for a in wrong)
+def _keys(rng):
+    n, d = int(rng.integers(2, 4)), int(rng.integers(2, 4))
+    G, d_in = n * int(rng.integers(2, 4)), int(rng.integers(4, 7))
+    return rng.standard_normal((G * d, d_in)), d, n
 
 
-def _is_float32(fn, rng):
-    return np.asarray(fn(*_blocks(rng))).dtype == np.float32
+def _one_row_each(rng):
+    return np.array([[1.0], [3], [10], [20]]), 1, 2
+
+
+def _stays(rng):
+    W, d, n = _keys(rng)
+    return W[:n * d], d, n
+
+
+# -- real.block ------------------------------------------------------------------------------------
+def block(W):
+    return _refitted()(W)
+
+
+def _square(W, step, m):
+    """Return the squared error of W (n, 32), rounded to the codes 0 … 15 of each block."""
+    step, m = np.reshape(step, (-1, 1)), np.reshape(m, (-1, 1))
+    q = np.clip(np.rint((W - m) / np.where(step > 0, step, 1)), 0, 15)
+    return np.sum((m + step * q - W)**2)
+
+
+def _range(W):
+    return (W.max(1) - W.min(1)) / 15, W.min(1)
+
+
+def _refitted(rounds=10):
+    """Round, find the best Δ and m for these codes, and round again."""
+    def fitted(W):
+        step, m = _range(W)
+        for _ in range(rounds):
+            q = np.clip(np.rint((W - m[:, None]) / step[:, None]), 0, 15)
+            dq, dw = q - q.mean(1, keepdims=True), W - W.mean(1, keepdims=True)
+            step = (dq * dw).sum(1) / (dq * dq).sum(1)
+            m = W.mean(1) - step * q.mean(1)
+        return step, m
+    return fitted
+
+
+def _shrunk(share):
+    """End the grid at a share of the range, on both sides."""
+    def wrong(W):
+        step, m = _range(W)
+        return share * step, m + (1 - share) * 7.5 * step
+    return wrong
+
+
+def _better(result, args):
+    """Is the squared error at most 0.93 of that by the range?"""
+    (W,) = args
+    step, m = (np.asarray(part, float) for part in result)
+    if not (np.isfinite(step).all() and np.isfinite(m).all() and (step > 0).all()):
+        return False
+    return bool(_square(W, step, m) <= 0.93 * _square(W, *_range(W)))
+
+
+def _in_sixteen(W):
+    step, m = _range(W)
+    return step * 15 / 16, m
+
+
+def _symmetric(W):
+    largest = np.abs(W).max(1)
+    return largest / 7.5, -largest
+
+
+def _by_deviation(W):
+    deviation = W.std(1)
+    return deviation * 4 / 15, W.mean(1) - 2 * deviation
+
+
+def _same_for_all(W):
+    step, m = _refitted()(W)
+    return np.full_like(step, step.mean()), np.full_like(m, m.mean())
+
+
+def _exchanged(W):
+    return block(W)[::-1]
+
+
+def _not_positive(got, expected, args):
+    return not (np.asarray(got[0], float) > 0).all()
+
+
+def _worse(got, expected, args):
+    (W,) = args
+    return bool(_square(W, *got) > _square(W, *_range(W)))
+
+
+def _weights(rng):
+    """Draw 64 blocks of normal, uniform or long-tailed weights."""
+    draw = rng.normal, rng.uniform, rng.laplace
+    return (draw[rng.integers(3)](-0.1, 0.1, (64, 32)),)
+
+
+def _normal_weights(rng):
+    return (rng.normal(0, 1, (64, 32)),)
+
+
+# -- real.encode -----------------------------------------------------------------------------------
+def _low_first(low, high):
+    return np.concatenate([low, high], axis=1)
 
 
 def _blocks(rng):
@@ -224,18 +290,11 @@ def _blocks(rng):
     return (np.concatenate([numbers, codes], axis=1),)
 
 
-def _counting(rng):
-    """Return a block with d = 1, m = 0 and the codes 0 … 15, twice."""
-    q = np.arange(16, dtype=np.uint8)
-    numbers = np.array([1, 0], "<f2").view(np.uint8)
-    return (np.concatenate([numbers, q | q << 4])[None],)
-
-
 def _in_blocks(rng):
     """Draw weights of blocks that use the codes 0 and 15: their range shows Δ and m."""
     (octets,) = _blocks(rng)
     octets[:, 4], octets[:, 5] = 0x20, 0xF3
-    return (q4_1(octets),)
+    return (decode(Q4_1, octets, (len(octets), 32)),)
 
 
 def _off_grid(rng):
@@ -315,32 +374,39 @@ def _columns_moved(W, d_head):
 
 EXERCISES = (
     Exercise(
-        name="real.rms_norm", title="A norm without a mean", stars=1,
-        kind="formula",
-        example=lambda rng: (np.array([[3.0, 3, 3, -3]]), np.ones(4), 0.0),
-        reference=rms_norm, cases=_vectors,
+        name="real.norm_backward", title="The gradient of a norm without a mean", stars=3,
+        kind="gradient",
+        reference=norm_backward, cases=_norm_and_gradient,
         special=(
-            ("ε = 0 and equal numbers: every one becomes ±1, times γ", _equal_sizes),),
+            ("x = (3, 3, 3, −3), γ = 1, ε = 0, and the gradient of the first number",
+             _of_the_page),),
+        invariants=(
+            ("dx has no part along x if ε is 0, because a longer x has the same y", _across_x),),
         mistakes=(
-            ("RMSNorm subtracts no mean: this is a layer norm", _layer_norm),
-            ("the root of the mean of the squares; you took that of their sum",
-             _root_of(lambda x: (x * x).sum(-1, keepdims=True))),
-            ("ε is added under the root", _late_eps),
-            ("each row has a norm of its own: take the mean over the last axis",
-             _root_of(lambda x: (x * x).mean())),
-            ("the variance is about the mean; RMSNorm takes the mean of the squares",
-             _root_of(lambda x: x.var(-1, keepdims=True))),
-            ("1 + γ is Gemma's norm; Llama's multiplies by γ",
-             lambda x, gamma, eps: rms_norm(x, 1 + gamma, eps)),
-            ("multiply by γ", lambda x, gamma, eps: rms_norm(x, 1, eps)),
-            ("ε is missing under the root", lambda x, gamma, eps: rms_norm(x, gamma, 0)),
-            ("take the mean over the last axis; yours is over the rows",
-             _root_of(lambda x: (x * x).mean(0)))),
+            ("r was taken as a constant; it depends on each number of the row",
+             _norm_variant(mean=_nothing)),
+            ("RMSNorm subtracts no mean; this is the gradient of a layer norm",
+             _of_a_layer_norm),
+            ("γ is missing in dx: the gradient of x / r is γ times dy", _norm_variant(gain=_one)),
+            ("γ belongs inside the mean: first γ dy, then what r takes away",
+             _norm_variant(gain=_one, late=None)),
+            ("dγ is dy times x/r; you took x", _norm_variant(of_gamma=lambda x, y: x)),
+            ("r falls out of y for a longer x, so this part is subtracted; you added it",
+             _norm_variant(sign=-1)),
+            ("r is the root of a mean: there is a factor 1/d in its derivative; you took the sum",
+             _norm_variant(mean=_sum)),
+            ("dx has to be divided by r", _norm_variant(divided=lambda dx, r: dx)),
+            ("dx is divided by r once", _norm_variant(divided=lambda dx, r: dx / r**2)),
+            ("ε is missing under the root",
+             lambda x, gamma, eps, dy: norm_backward(x, gamma, 0, dy)),
+            ("ε is added under the root", _norm_variant(root=lambda x, eps: _root(x, 0) + eps)),
+            ("dγ is a sum over the rows; you took their mean",
+             _norm_variant(over=lambda a: a.mean(0)))),
         tolerance=1e-9,
-        hints=("Which step of a layer norm is left out here?",
-               "The mean of the squares is (n, 1), with keepdims=True. gamma is (d,).",
-               "Square, take the mean over the last axis, add ε, take the root; divide x "
-               "by it and multiply by γ.")),
+        hints=("r depends on every number of its row. What is ∂r/∂x_j?",
+               "x, dy and dx are (n, d); r, with keepdims=True, is (n, 1). dγ and γ are (d,).",
+               "y = x / r and g = gamma * dy. Then dx = (g - y * (g * y).mean(-1, keepdims=True)) "
+               "/ r, and dγ is (dy * y).sum(0).")),
     Exercise(
         name="real.rotary", title="Rotated by position", stars=2,
         kind="formula",
@@ -385,92 +451,64 @@ EXERCISES = (
                "x1 * np.cos(phi) - x2 * np.sin(phi) and x2 * np.cos(phi) + x1 * "
                "np.sin(phi) along the last axis.")),
     Exercise(
-        name="real.grouped", title="Many queries, few keys", stars=2,
-        kind="formula",
-        reference=grouped, cases=_groups,
+        name="real.fewer", title="Fewer heads of keys", stars=2,
+        kind="design",
+        reference=fewer, cases=_keys,
         special=(
-            ("one token: each head returns the value of its group", _one_token),),
+            ("heads of one row each, (1), (3), (10) and (20): two are to remain", _one_row_each),
+            ("as many heads as before: nothing changes", _stays)),
         mistakes=(
-            ("consecutive heads share a key: repeat each of them (0, 0, 1, 1), do "
-             "not tile them (0, 1, 0, 1)",
-             partial(_attended, shared=_in_turn)),
-            ("a token sees itself and what came before; yours sees the future, too",
-             partial(_attended, causal=False)),
-            ("the scores of the future are −∞ before the softmax; a score of 0 still gets a share",
-             partial(_attended, hidden=0)),
-            ("hide the future before the softmax; what is taken out after it is missing in "
-             "the sum, which must be 1",
-             partial(_attended, late=True)),
-            *several("the softmax runs over the keys, the last axis of the scores; "
-                     "yours runs over the queries",
-                     partial(_attended, axis=-2),
-                     partial(_attended, axis=-2, largest=-1)),
-            ("the scores are divided by √d, the root of a head's width, not by the "
-             "root of the number of heads",
-             partial(_attended, scale=lambda d, H: H ** -0.5)),
-            *several("the scores are divided by √d, the root of a head's width",
-                     partial(_attended, scale=lambda d, H: 1),
-                     partial(_attended, scale=lambda d, H: 1 / d)),
-            ("a token sees one key too many, the one after its own",
-             partial(_attended, ahead=1)),
-            ("each group of heads has its own key and value; yours reads "
-             "the first one in all heads",
-             partial(_attended, shared=_first)),
-            ("heads of different groups read different keys; yours read their mean",
-             partial(_attended, shared=_mean))),
+            ("consecutive heads are joined, (0, 1) and (2, 3); yours joins (0, 2) and (1, 3)",
+             _joined(members=_every_nth)),
+            ("the first head of each group stays; another one is nearer to all of them",
+             _joined(lambda heads: heads[:, 0])),
+            ("the last head of each group stays; another one is nearer to all of them",
+             _joined(lambda heads: heads[:, -1])),
+            ("the sum of the heads is far from each of them", _joined(lambda heads: heads.sum(1))),
+            ("the median makes the sum of the magnitudes least, not that of the squares",
+             _joined(lambda heads: np.median(heads, axis=1))),
+            ("each group has a head of its own; yours has the mean of all", _joined(_mean_of_all)),
+            ("the middle of the range makes the largest difference least, not the sum of squares",
+             _joined(lambda heads: (heads.max(1) + heads.min(1)) / 2)),
+            ("the mean over a group's heads, row by row; yours is also over the rows of a head",
+             _joined(lambda heads: np.repeat(heads.mean((1, 2))[:, None], heads.shape[2], 1)))),
         symptoms=(
-            ("a token also sees itself: the diagonal of the mask is open; with a strict mask the "
-             "first token sees nothing",
-             _first_sees_nothing),),
-        errors=(
-            ("remapped shapes",
-             "q has H heads, so k and v need as many: each of their G = len(k) heads "
-             "is repeated H // G times"),),
+            ("n heads of d_head rows remain", _other_shape),),
         tolerance=1e-9,
-        hints=("How many heads of queries share one key, and which ones?",
-               "np.repeat(k, H // G, axis=0) is (H, T, d), and the same for v. "
-               "The scores are (H, T, T).",
-               "With repeated k and v: S = q @ k.swapaxes(1, 2) / np.sqrt(d), -np.inf above the "
-               "diagonal, softmax over the last axis, @ v.")),
+        hints=("Which number has the least sum of squared distances to 1 and 3?",
+               "W is (G d_head, d_in). As (n, G/n, d_head, d_in) its axes are: the new head, the "
+               "old heads that it replaces, the rows of a head, and the input.",
+               "W.reshape(n, -1, d_head, W.shape[1]), a mean over axis 1, and reshaped to "
+               "(n * d_head, d_in).")),
     Exercise(
-        name="real.q4_1", title="A block of 32 weights", stars=2,
-        kind="formula",
-        reference=q4_1, cases=_blocks,
+        name="real.block", title="A better block", stars=3,
+        kind="design",
+        reference=block, cases=_weights,
+        goal=("rounded to the codes 0 … 15, the weights have a squared error of at most 0.93 times "
+              "that by the range", _better),
         special=(
-            ("Δ = 1, m = 0, and the codes 0 … 15 twice", _counting),),
+            ("normal weights", _normal_weights),),
         mistakes=(
-            ("the low halves of the 16 bytes come first: weights 0 … 15",
-             partial(_decoded, order=_high_first)),
-            ("a byte holds the codes j and j + 16 of the block, which are no neighbours",
-             partial(_decoded, order=_interleaved)),
-            ("Q4_1 adds m: Δ q + m; Δ (q − 8) is Q4_0",
-             partial(_decoded, weight=lambda d, m, q: d * (q.astype(np.float32) - 8))),
-            ("m is added: Δ q + m", partial(_decoded, weight=lambda d, m, q: d * q - m)),
-            ("the first number of a block is the step Δ, the second the offset m",
-             partial(_decoded, weight=lambda d, m, q: m * q + d)),
-            ("shift the high halves of the bytes to the right by four bits: byte & "
-             "240 is 16 times the code",
-             partial(_decoded, high=lambda byte: byte & 240)),
-            *several("two bytes are one float16: .view('<f2') reads them together; .astype "
-                     "makes a number of each byte",
-                     _byte_by_byte(1), _byte_by_byte(2)),
-            ("Δ and m are stored in float16, but compute in float32: "
-             "float16 keeps three digits only",
-             partial(_decoded, dtype=np.float16)),
-            *several("the two float16 are little-endian: the dtype '<f2'",
-                     *BIG_ENDIAN)),
-        invariants=(
-            ("the weights are float32", _is_float32),),
+            ("this is the range, from the smallest weight to the largest", _range),
+            ("sixteen codes have fifteen steps between them", _in_sixteen),
+            ("a grid that ends at a fixed share of the range saves too little: let each block's "
+             "weights decide",
+             _shrunk(0.95)),
+            ("a grid that ends so far inside the range cuts too much off", _shrunk(0.8)),
+            ("this grid is symmetric; m may be any number", _symmetric),
+            ("two standard deviations cut too much off in one block, and too little in another",
+             _by_deviation),
+            ("each block has a step and an offset of its own", _same_for_all),
+            ("return Δ first, and then m", _exchanged)),
         symptoms=(
-            ("the two float16 are little-endian: the dtype '<f2'", _byte_order),
-            ("each block of 20 bytes holds 32 weights: 16 bytes have two codes each",
-             _other_shape)),
-        tolerance=1e-6,
-        hints=("Which 16 of the 32 weights are in the low halves of the bytes?",
-               "octets[:, :4].copy().view('<f2') is (n, 2): Δ and m. octets[:, 4:] is (n, 16), "
-               "with two codes in each byte.",
-               "low = octets[:, 4:] & 15, high = octets[:, 4:] >> 4. Low before high, they are "
-               "the codes q (n, 32). The weights are Δ q + m, in float32.")),
+            ("a step must be above 0", _not_positive),
+            ("the error is larger than by the range", _worse)),
+        hints=("If the codes of a block are given, which Δ and m are the best for them?",
+               "W is (n, 32), and so are the codes q. Δ and m are (n,). With fixed codes Δ q + m "
+               "is a straight line through 32 points (q, w).",
+               "Start with the range. Repeat: q = np.clip(np.rint((W − m)/Δ), 0, 15); then Δ is "
+               "the sum of (q − mean of q)(W − mean of W), divided by that of (q − mean of q)², "
+               "and m is the mean of W minus Δ times the mean of q.")),
     Exercise(
         name="real.bug", title="Find the bug: a loader without an error", stars=2,
         kind="fault",

@@ -3,7 +3,7 @@
     SCHEMATICS["lora"]()             # a `Drawing`: the SVG, a caption, a description
 
     drawings.py    the words of those that are finished drawings; NAME.svg beside it is the drawing
-    rounding.py    those that compute what they show: a grid, NF4, choosing
+    rounding.py    those that compute what they show: a grid, NF4, merging, choosing
     sheet.py       paper for these: boxes, cells, arrows, text
 """
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from functools import partial
 
 from ...study.plot import Drawing
 from .drawings import read_drawing
-from .rounding import choosing, grid, nf4
+from .rounding import choosing, grid, merging, nf4
 
 __all__ = ["SCHEMATICS"]
 
 NAMES = ("map", "autograd", "transformer", "memory", "adapters", "prompts", "prefix", "lora",
-         "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "straight_through", "choosing",
-         "llama")
-COMPUTED = {"grid": grid, "nf4": nf4, "choosing": choosing}
+         "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "merging", "straight_through",
+         "choosing", "llama")
+COMPUTED = {"grid": grid, "nf4": nf4, "merging": merging, "choosing": choosing}
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {
     name: COMPUTED.get(name) or partial(read_drawing, name) for name in NAMES}

@@ -6,7 +6,7 @@ from ...study.memory import SHAPES
 from ...study.plot import Drawing
 from .sheet import DATA, INK, PALE, SOFT, TRAINED, WARM, Sheet
 
-__all__ = ["choosing", "grid", "nf4"]
+__all__ = ["choosing", "grid", "merging", "nf4"]
 
 GREYS = "#E9F2F9", "#CFE3F3", "#B5D3EA", "#9BC3E0", "#82B3D6"            # larger scales are darker
 
@@ -105,6 +105,33 @@ def nf4() -> Drawing:
         "the middle are narrow. Right: 64 codes of 4 bits and one scale, 4.5 bits per weight. "
         "Below: 256 scales less their mean become 256 codes of 8 bits with one scale m, 4.127 bits "
         "per weight.")
+
+
+def merging() -> Drawing:
+    def place(v):
+        return 60 + 110 * v
+    s = Sheet(640, 250)
+    s.text(320, 16, "One weight of a QLoRA, ŵ = 2 on the grid of the integers, and two changes",
+           bold=True)
+    for y, change, said in ((70, 0.3, "rounded again: 2, nothing is left of the change"),
+                            (150, 0.6, "rounded again: 3, the change has become 1")):
+        s.line((40, y), (420, y))
+        for v in range(4):
+            s.line((place(v), y - 5), (place(v), y + 5))
+            s.text(place(v), y + 18, str(v), size=11)
+        s.box(place(2) - 5, y - 5, 10, 10, fill=DATA)
+        s.arrow((place(2), y - 16), (place(2 + change), y - 16), colour=TRAINED)
+        s.text(place(2) - 14, y - 16, f"+ {change}", "end", size=11)
+        s.box(place(2 + change) - 5, y - 5, 10, 10, fill=TRAINED)
+        s.text(440, y, said.replace(": ", ":\n"), "start", size=11)
+    s.line((20, 190), (620, 190), colour="#CCC")
+    s.text(320, 208, "kept in floating point: 2.3 and 2.6, exactly", size=11)
+    s.text(320, 230, "added to w before it was rounded, 1.7: 2.0 and 2.3, another sum", size=11)
+    return Drawing(
+        s.svg, "Half a step decides whether a change survives.",
+        "Blue: the weight as it is stored. Orange: with the change that a LoRA has learned.",
+        "Two number lines from 0 to 3, each with a weight at 2. The change 0.3 leads to 2.3, which "
+        "is rounded to 2 again; the change 0.6 leads to 2.6, which is rounded to 3.")
 
 
 def choosing() -> Drawing:

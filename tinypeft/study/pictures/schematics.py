@@ -146,7 +146,7 @@ def qlora_flow(results: Path) -> plot.Drawing:
     box(ax, 6.2, 7.2, 3.1, 1.8, "dequantize", "white")
     box(ax, 10.6, 6.9, 3.6, 2.4, "Ŵ, 16 bits,\nfor a moment", "white", ls="--")
     box(ax, 0.2, 2.9, 2.2, 1.6, "x", "white")
-    for x, name in ((6.2, "A"), (10.9, "B")): box(ax, x, 1.0, 3.0, 2.0, f"{name}, 16 bits\ntrained", blue)
+    for x, name in ((6.2, "A"), (10.9, "B")): box(ax, x, 1.0, 3.0, 2.0, f"{name}\ntrained", blue)
     box(ax, 17.7, 4.2, 2.1, 1.6, "y, loss", "white")
     ax.text(16.5, 5, "+", ha="center", va="center", bbox={"boxstyle": "circle,pad=0.2", "fc": "white", "ec": EDGE, "lw": 0.8})
     arrow(ax, (4.8, 9.4), (5.5, 9.4), (5.5, 8.4), (6.2, 8.4))
@@ -160,9 +160,10 @@ def qlora_flow(results: Path) -> plot.Drawing:
     arrow(ax, (16.85, 5), (17.7, 5))
     arrow(ax, (16.7, 4.7), (16.7, 1.6), (13.9, 1.6), **back)
     arrow(ax, (10.9, 1.6), (9.2, 1.6), **back)
+    arrow(ax, (6.2, 1.6), (1.3, 1.6), (1.3, 2.9), **back)
     arrow(ax, (16.7, 5.3), (16.7, 8.5), (14.2, 8.5), **back)
     arrow(ax, (11.8, 6.9), (11.8, 5.3), (1.3, 5.3), (1.3, 4.5), **back)
-    ax.text(14.0, 0.5, "gradient: to A and B …", color=plot.ink(red), ha="left", va="center")
+    ax.text(10.1, 0.4, "gradient: to A and B, through both to x …", color=plot.ink(red), ha="center", va="center")
     ax.text(10.3, 9.9, "… and through Ŵ to x, but not to the codes", color=plot.ink(red), ha="center", va="center")
     return plot.Drawing(
         fig,
@@ -171,4 +172,4 @@ def qlora_flow(results: Path) -> plot.Drawing:
         f"package for a {W.shape[0]} × {W.shape[1]} matrix. Grey: forward; dashed: backward.",
         f"Flow chart. NF4 codes and their scales ({double:.3f} bits per weight together) are dequantized to a 16-bit matrix "
         "that multiplies x; beside it x passes through A and B, which are trained; the sum of both is y. Gradients flow from "
-        "the loss to A and B and through the dequantized matrix to x, never to the codes.")
+        "the loss to A and B, and to x on two ways, through B and A and through the dequantized matrix, never to the codes.")

@@ -1,0 +1,88 @@
+"""The libraries' calls with which lessons 09 and later end run as they stand there, where the libraries are installed."""
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import tinypeft as tp
+from tinypeft.course import percent
+from tinypeft.course.build import prose
+from tinypeft.interop import write_gguf
+
+SECTION = re.compile(r"^## The real call\n(.*?)(?=^## |\Z)", re.M | re.S)
+FENCE = re.compile(r"^```(python|bash)\n(.*?)^```", re.M | re.S)
+
+
+def calls(path):
+    """(language, code) of each call of a lesson."""
+    section = SECTION.search(prose(path))
+    return FENCE.findall(section[1]) if section else []
+
+
+CALLS = {path.stem: calls(path) for path in percent.sources() if path.stem >= "09" and calls(path)}
+PYTHON = [(stem, code) for stem, found in CALLS.items() for language, code in found if language == "python"]
+BASH = [(stem, code) for stem, found in CALLS.items() for language, code in found if language == "bash"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small Llama, as transformers stores it, with a tokenizer of a few words, and a LoRA that has changed it."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    tokenizers, peft = pytest.importorskip("tokenizers"), pytest.importorskip("peft")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("real")
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    base.save_pretrained(folder / "folder-of-the-model")
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(base, lora).save_pretrained(folder / "folder-of-the-adapter")
+    words = {word: i for i, word in enumerate(["<s>", "</s>", *"some text to calibrate on and more of it".split()])}
+    of_words = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))
+    of_words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=of_words, bos_token="<s>", eos_token="</s>",
+                                         pad_token="</s>").save_pretrained(folder / "folder-of-the-model")
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stem, code", PYTHON, ids=[stem for stem, _ in PYTHON])
+def test_a_call_of_python_libraries_runs(stem, code, folder, monkeypatch):
+    """What it leaves in `model` computes, and has a gradient where something is to be trained."""
+    for name in re.findall(r"^(?:from|import) (\w+)", code, re.M): pytest.importorskip(name)
+    torch = pytest.importorskip("torch")
+    if "loftq" in code and not torch.cuda.is_available(): pytest.skip("PEFT's LoftQ needs a graphics card")
+    monkeypatch.chdir(folder)
+    namespace = {}
+    exec(compile(code, stem, "exec"), namespace)
+    model = namespace["model"]
+    logits = model(input_ids=torch.arange(12)[None]).logits
+    assert logits.shape == (1, 12, 128) and torch.isfinite(logits).all()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if trained:
+        logits.float().logsumexp(-1).sum().backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stem, code", BASH, ids=[stem for stem, _ in BASH])
+def test_a_command_line_runs(stem, code, tmp_path):
+    lines = code.strip().split("\n")
+    for line in lines:
+        if shutil.which(line.split()[0]) is None: pytest.skip(f"{line.split()[0]} is not installed")
+    write_gguf(tmp_path / "base.gguf", tp.load_pretrained())
+    for line in lines: subprocess.run(line, shell=True, check=True, cwd=tmp_path, timeout=300)
+
+
+def test_every_lesson_from_09_on_ends_with_a_real_call():
+    missing = [path.stem for path in percent.sources() if path.stem >= "09" and path.stem not in CALLS]
+    assert missing == []
+
+
+@pytest.mark.parametrize("stem, code", PYTHON, ids=[stem for stem, _ in PYTHON])
+def test_a_call_is_python_and_needs_no_network(stem, code):
+    compile(code, stem, "exec")
+    named = re.findall(r'(?:from_pretrained|load)\((?:[\w.()]+,)?\s*"([^"]+)"', code)
+    assert {*named} <= {"folder-of-the-model", "folder-of-the-adapter"} and named
