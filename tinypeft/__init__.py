@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .text import tasks
     from .text.chat import chat_end, chat_prompt
     from .interop import AdapterError
+    from .interop.card import write_card
     from .interop.export import export_training
+    from .interop.gguf import write_gguf
     from .interop.loading import load_model, load_pretrained, save_model
 
     # the first verb: fine-tuning methods
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant,
                         FakeQuantLinear, FloatFormat, LLMInt8, QTensor, QuantizedKVCache,
                         QuantizedLinear, Scheme, SelfDistillation, SmoothQuant, Uniform, ZeroQuant,
-                        bits_per_weight, capture, convert, layer_errors, load_quantized, loftq,
-                        plant_outliers, quantize, requantize_error, save_quantized,
+                        bits_per_weight, capture, convert, dequantize, layer_errors, load_quantized,
+                        loftq, plant_outliers, quantize, requantize_error, save_quantized,
                         self_distillation, weight_error)
 
     # training, evaluation, generation

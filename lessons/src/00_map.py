@@ -5,8 +5,9 @@
 # Fine-tune a language model in the first cells, and read what it writes before and after.
 # Then see the whole course at a glance: what each method trains and each quantization scheme
 # rounds, in one and the same model.
-# You count parameters and bits, see two sign conventions for the zero point, find a bug that turns
-# weights into garbage, and learn how the exercises work.
+# You write a test that says which methods can be merged, count parameters, tell apart two sign
+# conventions for the zero point, find a bug that turns weights into garbage, and learn how the
+# exercises work.
 #
 # **What you need.**
 # NumPy, matrix products, and a rough idea of how a network is trained: a *loss* says how wrong its
@@ -38,6 +39,7 @@ from IPython.display import Markdown
 import tinypeft as tp
 from tinypeft.engine import functional as F
 from tinypeft.course import beside, show
+from tinypeft.course.slider import slider
 from tinypeft.study import plot
 from tinypeft.study.about import lesson_map
 
@@ -62,6 +64,7 @@ before, loss_before = answers(model), tp.evaluate(model, task, "train")["loss"]
 # Now we train it on the catalogue.
 # We do not change the model itself.
 # *LoRA* puts a few new numbers beside it, and trains those alone.
+# (The loss is in *nats*, the unit that comes with the natural logarithm.)
 
 # %%
 everywhere = ("query", "key", "value", "output", "up", "down")  # the layers that get new numbers
@@ -94,7 +97,7 @@ print("the base answers as before:", answers(base) == before)
 # worked in.
 # Work in the one with stubs, the *assignment*, and run its cells from top to bottom.
 #
-# - Behind each exercise stands `tp.check(…)`.
+# - After each exercise comes `tp.check(…)`.
 #   It compares your function with the package's on special and on random inputs and stops at the
 #   first difference.
 #   It says what it got, what it expected and what the likely cause is.
@@ -112,6 +115,12 @@ print("the base answers as before:", answers(base) == before)
 #   One exercise of each lesson is open: it has a rubric instead of a check.
 # - After you change code of the package, restart the kernel.
 #
+# There are three ways through, for an afternoon, a week and a term:
+
+# %%
+show("schematic:road")
+
+# %% [markdown]
 # Everything runs offline on a laptop.
 # The base was trained by this package's own NumPy code (lesson 02).
 #
@@ -149,10 +158,10 @@ show("methods_in_a_block")
 # fine-tuning and PEQA; everything grey is frozen.*
 # Each picture is read upwards, from the vectors that enter to those that leave; an arrow says what
 # feeds what.
-# Adapters stand behind attention and behind the MLP. The schematic above has its number 2 at the
-# first of these places only.
-# The layer norms are trained with them, as Houlsby et al. do; the counts of section 5 leave the
-# norms out.
+# Adapters stand behind attention and behind the MLP. In the schematic above, number 2 marks only the
+# first of the two places.
+# The layer norms, which bring each vector to mean 0 and variance 1, are trained with them, as Houlsby
+# et al. do; the counts of section 5 leave the norms out.
 #
 # ## 4. Four ways to change a frozen model
 #
@@ -166,6 +175,7 @@ show("methods_in_a_block")
 #
 # A weight plus a matrix is a weight.
 # So such methods can *merge* into a plain model.
+# (In the cell `tuned.wrappers` holds each changed layer under its path in the model.)
 
 # %%
 tuned = tp.attach(base, tp.LoRA(rank=4, alpha=8), rng=0)
@@ -186,7 +196,8 @@ _ = tuned.detach()
 #
 # $W_d$ $(m, d)$ goes down to $m$ numbers, $f$ is a curve (here GELU, lesson 02), and $W_u$
 # $(d, m)$ goes up again.
-# The curve is not linear, so no weight can take $g$ up: adapters cannot merge.
+# Because f is not linear, no single weight matrix can do the work of $g$. So adapters cannot be
+# merged.
 
 # %%
 tuned = tp.attach(base, tp.BottleneckAdapter(bottleneck=8), rng=0)
@@ -198,10 +209,50 @@ print("the adapter is equation (2):", np.allclose((h + g).data, adapter(x).data,
 _ = tuned.detach()
 
 # %% [markdown]
+# How would you find out whether a method can merge, if nobody tells you its equation?
+#
+# ### {exercise}
+#
+# `f` is a layer with some method on it. It takes an array `x` $(n, d)$ in float64 and returns an
+# array with a row for each row of `x`. If one matrix does the same, $f(x) = x W^\top$ for every `x`,
+# return this $W$. Otherwise return `None`. Call `f` on inputs of your choice. A deviation counts
+# however small it is, as long as it is more than rounding, a billionth.
+# Which inputs show the columns of $W$? Which of the functions would these inputs not give away?
+
+# %% exercise=map.merges points=3 minutes=12
+def map_merges(f, d):
+    """The matrix W with f(x) = x Wᵀ for every x (n, d), or None if there is none."""
+    ### BEGIN SOLUTION
+    W = f(np.eye(d)).T
+    x = np.random.default_rng(0).standard_normal((20, d))
+    return W if np.allclose(f(x), x @ W.T, rtol=0, atol=1e-9) else None
+    ### END SOLUTION
+
+# %%
+result = tp.check("map.merges", map_merges)
+merges = result.function
+result
+
+# %% [markdown]
+# **Your function at work**, on a layer with four methods. *(IA)³* multiplies the outputs by trained
+# numbers:
+
+# %%
+rng = np.random.default_rng(0)
+W, A, B = rng.standard_normal((6, 8)), rng.standard_normal((2, 8)), rng.standard_normal((6, 2))
+curve = lambda y: F.gelu(tp.Tensor(y)).data
+layers = {"LoRA": lambda x: x @ W.T + 2 * x @ A.T @ B.T, "(IA)³": lambda x: x @ W.T * B[:, 0],
+          "adapter": lambda x: x @ W.T + curve(x @ W.T @ B) @ B.T,
+          "adapter without f": lambda x: x @ W.T + x @ W.T @ B @ B.T}
+for name, layer in layers.items():
+    print(f"{name:18} {'merges' if merges(layer, 8) is not None else 'does not merge'}")
+
+# %% [markdown]
 # **Add vectors.**
 # A *prompt* is $P$ trained vectors that stand before the vectors of the text.
 # A *prefix* is $P$ trained keys and values in every block, for attention to look at.
 # Neither changes a weight, so one batch can mix texts of different tasks.
+# (In the cell `tuned.virtual.seams(…)` is what the method hands to the model besides the tokens.)
 
 # %%
 tokens = base.tokenizer.encode("numpy.mean(a, axis=None)")[None]
@@ -298,6 +349,9 @@ for key, share in zip(names, shares.T, strict=True):
 for name, n in zip(models, N, strict=True): ax.annotate(name, (n, 30), ha="center", fontsize=9)
 ax.set(xlabel="parameters of the model", ylabel="trained, % of them", xlim=(6e5, 3e11),
        ylim=(5e-5, 60))
+fig.set_label("The share of trained parameters against the size of the model, both axes "
+              "logarithmic. Four falling lines, from several per cent at a million parameters; "
+              "adapters are the highest, the prompt falls fastest.")
 fig
 
 # %% [markdown]
@@ -306,49 +360,48 @@ fig
 # The prompt's share falls faster, because a prompt enters once and not in each of the L blocks.
 # On a small model "parameter-efficient" costs several per cent.*
 # Remember this when you compare our results with a paper's: our model is at the left edge of this
-# plot.
-#
+# plot. Move the handle, and your function counts for another rank:
+
+# %%
+sizes, frames, told = [n for *_, n in models.values()], {}, {}
+for r in (1, 2, 4, 8, 16, 32, 64, 128):
+    share = [100 * trained(d, L, r, 20, 64)[0] / n for d, L, n in models.values()]
+    frames[r] = {"LoRA": (sizes, share)}
+    told[r] = ", ".join(f"{name} {x:.2g} %" for name, x in zip(models, share, strict=True))
+slider("rank", frames, captions=told, behind={"adapters, m = 64": (sizes, shares[:, 3])},
+       xlabel="parameters of the model", ylabel="trained, % of them", xlog=True, ylog=True)
+
+# %% [markdown]
 # ## 6. How many bits
 #
 # Take codes of 4 bits in groups of 64 weights, with one float32 scale for each group.
 # A group stores 64 codes and 32 bits more, so a weight costs $4 + 32/64 = 4.5$ bits, and not 4.
 #
-# ### {exercise}
-#
-# Write it as a function, for codes of `bits` bits in groups of `group` weights.
-# Each group has a scale of `scale_bits` bits and a zero point of `zero_bits` bits.
-# It must also handle *double quantization* (lesson 13): then the scales are codes themselves, and
-# for every `outer` scales there is one number of 32 bits on top.
-# `outer` = 0 means that there is no second level.
-
-# %% exercise=map.bits points=2 minutes=6
-def map_bits(bits, group, scale_bits, zero_bits, outer):
-    """Bits per weight, the scales' own scales included."""
-    ### BEGIN SOLUTION
-    per_group = scale_bits + zero_bits + (32 / outer if outer else 0)
-    return bits + per_group / group
-    ### END SOLUTION
+# Zero points add their bits in the same way. *Double quantization* (lesson 13) stores the scales as
+# codes of 8 bits, and one number of 32 bits for every 256 of them on top.
 
 # %%
-result = tp.check("map.bits", map_bits)
-bits_per_weight = result.function
-result
+def bits_per_weight(bits, group, scale_bits, zero_bits=0, outer=0):
+    """Bits per weight; with `outer`, the scales are codes and `outer` of them share 32 bits."""
+    return bits + (scale_bits + zero_bits + (32 / outer if outer else 0)) / group
 
-# %%
-print(f"4 bits, blocks of 64, float32 scales  {bits_per_weight(4, 64, 32, 0, 0):.3f}")
+
+print(f"4 bits, blocks of 64, float32 scales  {bits_per_weight(4, 64, 32):.3f}")
 print(f"the same, doubly quantized            {bits_per_weight(4, 64, 8, 0, 256):.3f}")
-print(f"2 bits, groups of 16, float16 scales  {bits_per_weight(2, 16, 16, 2, 0):.3f}")
+print(f"2 bits, groups of 16, float16 scales  {bits_per_weight(2, 16, 16, 2):.3f}")
 
 # %% fold
 groups = 2.0 ** np.arange(4, 13)
 fig, ax = plot.figure(height=2.8)
 for bits, colour in ((8, "grey"), (4, "blue"), (3, "vermillion"), (2, "green")):
-    gigabytes = [7 * bits_per_weight(bits, g, 16, bits, 0) / 8 for g in groups]
+    gigabytes = [7 * bits_per_weight(bits, g, 16, bits) / 8 for g in groups]
     ax.semilogx(groups, gigabytes, "o-", color=plot.COLOURS[colour], ms=4, base=2)
     ax.annotate(f"{bits} bits", (groups[-1], gigabytes[-1]), xytext=(6, 0), va="center",
                 textcoords="offset points", color=plot.ink(plot.COLOURS[colour]))
 ax.set(xlabel="weights that share a float16 scale and a zero point", ylabel="7 billion weights, GB",
        xlim=(13, 8000), ylim=(0, 9))
+fig.set_label("Gigabytes of 7 billion weights against the group size, for 8, 4, 3 and 2 bits. Each"
+              " curve falls steeply up to groups of 64 and is level beyond 128.")
 fig
 
 # %% [markdown]
@@ -368,31 +421,57 @@ fig
 # with $R$ for rounding and $x_q$ for the code.
 # The codes and the scale are the same, but $Z = -z$.
 #
+# This quantizer can write both. A row's range may end at different distances from 0, so it is
+# called *asymmetric*. It always contains 0, so that 0 has a code of its own, $z$:
+
+# %%
+def quantized(W, bits, convention):
+    """Codes (n, g), scales (n,) and zero points (n,) of an asymmetric quantizer, row by row."""
+    low, high = np.minimum(W.min(1), 0), np.maximum(W.max(1), 0)
+    s = (high - low) / (2 ** bits - 1)                     # between 2ᵇ codes lie 2ᵇ − 1 steps
+    z = np.rint(-low / s)
+    codes = np.clip(np.rint(W / s[:, None]) + z[:, None], 0, 2 ** bits - 1)
+    return codes, s, z if convention == "library" else -z
+
+
+domain = tp.tasks.domain(base, context=128)                # documentation that the base never saw
+# equations (3), (4)
+decoders = {"library": lambda q, s, z: s[:, None] * (q - z[:, None]),
+            "survey": lambda q, s, z: s[:, None] * (q + z[:, None])}
+
+
+def loss_with(change):
+    """The loss of the base on unseen text, with change(W) in place of each weight W of its MLPs."""
+    other = copy.deepcopy(base)
+    for block in other.blocks:
+        for layer in (block.mlp.up, block.mlp.down):
+            layer.weight.assign(change(layer.weight.data.astype(np.float64)).astype(np.float32))
+    return tp.evaluate(other, domain, max_batches=1)["loss"]
+
+
+print(f"as it is                        loss {loss_with(lambda W: W):.2f}")
+for written in decoders:
+    for name, decode in decoders.items():
+        stored = lambda W, decode=decode, written=written: decode(*quantized(W, 6, written))
+        loss = loss_with(stored)
+        print(f"written {written:8} read as {name:8} {loss:.2f}")
+
+# %% [markdown]
+# The wrong sign shifts every weight by $2z$ steps.
+# The file has the right shape and dtype, and the model is garbage.
+#
 # ### {exercise}
 #
-# Quantize the array `x`, which is float64 and not all 0, to codes $0 \dots 2^b - 1$.
-# The range is $[l, h]$ with $l = \min(x_{min}, 0)$ and $h = \max(x_{max}, 0)$, so that 0 is a grid
-# point.
-# Its ends may have different distances from 0, so the quantizer is called *asymmetric*.
-# How many steps lie between $2^b$ codes?
-# This gives $s$.
-# The zero point is the code of 0 in the convention "library", with equation (3).
-# In "survey" it is $Z$ of equation (4).
-# Return `(codes, s, zero point)`: the codes as a float64 array, the other two as numbers.
-# Round $x/s$ and $l/s$, each by itself, with `np.rint`.
-# Clip the codes last.
-# The ends of a symmetric range lie midway between two codes.
-# Without the clip its largest number gets the code $2^b$, which would become 0 in $b$ bits.
+# Somebody has put files of two programs together. Some rows were written with equation (3), others
+# with equation (4), and nobody has noted which. `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$
+# are float64 arrays. The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
+# What can a zero point be in each of the conventions?
 
-# %% exercise=map.signs points=3 minutes=15
-def map_signs(x, bits, convention):
-    """(codes, scale, zero point) of an asymmetric quantizer, in the sign convention asked for."""
+# %% exercise=map.signs points=3 minutes=12
+def map_signs(codes, scale, zero):
+    """Decode codes (n, g) whose rows have their zero points in either sign convention."""
     ### BEGIN SOLUTION
-    l, h = min(x.min(), 0.0), max(x.max(), 0.0)
-    s = (h - l) / (2 ** bits - 1)
-    z = np.rint(-l / s)
-    codes = np.clip(np.rint(x / s) + z, 0, 2 ** bits - 1)
-    return codes, s, z if convention == "library" else -z
+    return scale[:, None] * (codes - np.abs(zero)[:, None])      # 0's own code is never negative
     ### END SOLUTION
 
 # %%
@@ -401,34 +480,21 @@ signs = result.function
 result
 
 # %% [markdown]
-# **Your function at work.**
-# It quantizes the MLPs of the base to 6 bits, and the codes are decoded in both ways:
+# **Your function at work.** Every second row is in the other convention:
 
 # %%
-domain = tp.tasks.domain(base, context=128)                # documentation that the base never saw
-# equations (3), (4)
-decoders = {"library": lambda q, s, z: s * (q - z), "survey": lambda q, s, z: s * (q + z)}
+def mixed(W):
+    """Six bits, with the zero points of every second row in the survey's sign."""
+    codes, s, z = quantized(W, 6, "library")
+    z[::2] *= -1
+    return codes, s, z
 
 
-def loss_with(change):
-    """The loss of the base on unseen text, with change(W) in place of each weight W of its MLPs."""
-    other = copy.deepcopy(base)
-    for block in other.blocks:
-        for layer in (block.mlp.up, block.mlp.down):
-            layer.weight.assign(change(layer.weight.data).astype(np.float32))
-    return tp.evaluate(other, domain, max_batches=1)["loss"]
-
-
-print(f"as it is               loss {loss_with(lambda W: W):.2f}")
-for written in decoders:
-    for read, decode in decoders.items():
-        loss = loss_with(lambda W, decode=decode, written=written: decode(*signs(W, 6, written)))
-        print(f"written {written:8} read {read:8} {loss:.2f}")
+for name, decode in (*decoders.items(), ("yours", signs)):
+    loss = loss_with(lambda W, decode=decode: decode(*mixed(W)))
+    print(f"mixed, read as {name:8} loss {loss:.2f}")
 
 # %% [markdown]
-# The wrong sign shifts every weight by $2z$ steps.
-# The file has the right shape and dtype, and the model is garbage.
-#
 # ## 8. Weights that come back wrong
 #
 # This time the sign is right.
@@ -496,10 +562,10 @@ show("compare")
 # fine-tuning's gain a method reaches.
 # Below: the loss that rounding adds, sorted by bits. At 8 bits nearly nothing is added, and at 4 and
 # 3 bits the schemes differ.*
-# Hollow marks are schemes that train as well.
-# Compare them with the cross at the bottom, a model in float32 that was trained as long.
+# Hollow marks are schemes that also train the weights.
+# Compare them with the cross at the bottom: the float32 model after the same training.
 # The course ends with a study of the same questions, with more steps and seeds.
-# A grey bar says where its results expect a mark to lie.
+# A grey bar shows the range that the longer study predicts for that mark.
 #
 # ### {exercise} · Before you begin (open, 3 points, 20 minutes)
 #
@@ -566,7 +632,7 @@ packed = result.function
 result
 
 # %%
-codes = signs(W, 3, "library")[0].astype(np.uint8).ravel()
+codes = quantized(W, 3, "library")[0].astype(np.uint8).ravel()
 print(f"{codes.size:,} codes of 3 bits: {codes.nbytes:,} bytes, packed {packed(codes, 3).nbytes:,}")
 
 # %% [markdown]
@@ -610,6 +676,18 @@ print(f"{codes.size:,} codes of 3 bits: {codes.nbytes:,} bytes, packed {packed(c
 #   Here $\alpha$ is always divided.
 # - "4 bit" may be symmetric with 15 or 16 levels, asymmetric, or NF4.
 #   Lesson 10 sorts them.
+#
+# ## The real call
+#
+# In Hugging Face's libraries the first cells of this page are three lines, for a `model` of
+# transformers. Lesson 07 takes them apart.
+#
+# ```python
+# from peft import LoraConfig, get_peft_model
+#
+# tuned = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+# tuned.print_trainable_parameters()
+# ```
 #
 # **Now you can** place every method of the course on one page.
 # Next: [01 · Autograd](01_autograd.ipynb), the engine under all of them.

@@ -1,30 +1,22 @@
 # %% [markdown]
 # # 01 · Autograd: the chain rule, walked backwards
 #
-# **What you will do.**
-# Take apart a machine that differentiates any program made of a few operations.
-# You write its walk through the graph, and derive the backward passes of a linear layer and of
-# layer norm.
-# Your four functions then train a small network.
-# After that you write a test that finds wrong backward passes, and measure what *not* training a
-# parameter saves.
-# That last number is why the rest of this course exists.
+# **What you will do.** Take apart a machine that differentiates any program made of a few operations.
+# You write its walk through the graph, find the fault in a gradient that has the right shape, and
+# derive the backward passes of a linear layer and of layer norm.
+# Your four functions then train a small network. The second half, [01b](01b_gradients.ipynb), tests
+# gradients, and measures what *not* training a parameter saves.
 #
-# **What you need.**
-# The chain rule, matrix products, NumPy.
+# **What you need.** The chain rule, matrix products, NumPy.
 #
-# **Words and letters.**
-# They are in the [glossary](GLOSSARY.md).
-# New here:
-# $L$ is the loss, a single number.
+# **Words and letters.** They are in the [glossary](GLOSSARY.md).
+# New here: $L$ is the loss, a single number.
 # $J$ is a Jacobian, the table of all derivatives of a function.
-# $u$ and $v$ are arrays of random numbers.
 #
-# **Time.** 150 minutes for reading and the exercises. The open exercise takes 15 more, the bonus 8.
+# **Time.** 95 minutes for reading and the exercises. The open exercise takes 15 more, the bonus 8.
 # Every cell together runs in well under a minute.
 
 # %%
-import copy
 import functools
 import time
 
@@ -33,9 +25,9 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.engine import functional as F
 from tinypeft.engine import optim, plain, tensor
-from tinypeft.course import show, sliders, use
+from tinypeft.course import show, use
+from tinypeft.course.slider import slider
 from tinypeft.study import plot
-from tinypeft.study.compared import traced_peak
 from tinypeft.engine.tensor import topological_order
 
 # %% [markdown]
@@ -190,7 +182,7 @@ result
 # `use` puts it in the place of the package's own walk, so inside the block every `.backward()` is
 # yours.
 # Here it differentiates the whole pretrained model of lesson 02, 1.2 million numbers, and the
-# gradients agree:
+# gradients agree. (You need not read the next cell now.)
 
 # %%
 def tape_of(y):
@@ -233,6 +225,31 @@ print(f"largest difference to the package's {apart:.0e}")
 _ = tuned.detach()
 
 # %% [markdown]
+# What does that cost? Guess: how long do the model and its walk take together, in forward passes
+# of the model?
+
+# %%
+guess = tp.guess("01.backward", 3.0, "forward passes")
+
+# %%
+def seconds(walked):
+    """The time of a forward pass of the model, with or without the walk back."""
+    start = time.perf_counter()
+    if walked: task.loss(tuned, batch).backward()
+    else:
+        with tp.no_grad(): task.loss(tuned, batch)
+    return time.perf_counter() - start
+
+
+tuned = tp.attach(model, tp.FullFineTuning())
+forward_only, both_ways = np.median([[seconds(False), seconds(True)] for _ in range(7)], axis=0)
+print(f"finite differences of {sum(g.size for g in mine):,} numbers, two passes for each: "
+      f"{2 * sum(g.size for g in mine) * forward_only / 3600:.0f} hours; "
+      f"the walk: {both_ways - forward_only:.2f} seconds")
+_ = tuned.detach()
+guess.beside(both_ways / forward_only)
+
+# %% [markdown]
 # Compare yours with the package's.
 # Its walk also frees each gradient and each saved array after their last use, and checks the shape
 # of every gradient:
@@ -258,14 +275,41 @@ assert np.allclose(b.grad, dy.sum(0))          # equation (3)
 
 # %% [markdown]
 # So each operation that broadcasts must sum its gradient back to the shape of the parent.
+# A colleague does that in one line. Three arrays are added to a $(4, 5, 3)$ array, and finite
+# differences say what their gradients should be:
+
+# %%
+def of_colleague(dy, shape):
+    """WRONG: dy, summed to `shape`."""
+    return dy.reshape(-1, *shape).sum(0)
+
+
+def measured(dy, shape, eps=1e-6):
+    """How ⟨dy, x + b⟩ changes with each number of b, by finite differences."""
+    db = np.empty(shape)
+    for at in np.ndindex(*shape):
+        step = np.zeros(shape)
+        step[at] = eps
+        db[at] = np.sum(dy * np.broadcast_to(step, dy.shape)) / eps
+    return db
+
+
+dy = rng.standard_normal((4, 5, 3))
+for shape in ((3,), (1, 3), (5, 1), ()):
+    db = of_colleague(dy, shape)
+    right = np.allclose(db, measured(dy, shape))
+    print(f"{str(shape):7} shape {'right' if db.shape == shape else 'wrong'}, "
+          f"numbers {'right' if right else 'WRONG'}")
+
+# %% [markdown]
+# The shape is always right, and for a bias the numbers are. No error is raised for the others.
 #
 # ### {exercise}
 #
-# Sum `dy` down to `shape`, the shape that an array had before NumPy broadcast it to `dy.shape`.
-# For example from `(4, 5, 3)` to `(3,)`, to `(1, 3)`, to `(5, 1)`, to `()`.
-# The result must have exactly the shape `shape`.
-# First say along which axes NumPy makes copies.
-# There are two kinds.
+# Write the mended function. It sums `dy` down to `shape`, the shape that an array had before NumPy
+# broadcast it to `dy.shape`. For example from `(4, 5, 3)` to `(3,)`, to `(1, 3)`, to `(5, 1)`, to
+# `()`. The result must have exactly the shape `shape`.
+# First say along which axes NumPy makes copies. There are two kinds.
 
 # %% exercise=autograd.unbroadcast points=2 minutes=10
 def autograd_unbroadcast(dy, shape):
@@ -363,6 +407,9 @@ image = ax.imshow(J, cmap="RdBu_r", vmin=-0.25, vmax=0.25)
 ax.grid(False)
 ax.set(xlabel="input j", ylabel="output i", title="∂pᵢ/∂xⱼ of a softmax")
 fig.colorbar(image, label="derivative")
+fig.set_label("The Jacobian of a softmax of six numbers as a square of colours. The diagonal is "
+              "positive, everything else is negative; the largest input's row and column are "
+              "strongest.")
 fig
 
 # %% [markdown]
@@ -451,12 +498,13 @@ y = np.sin(1.5 * x)
 
 
 def fit(linear, layer_norm, steps=50):
-    """Train a fresh network: its losses, and its curve at the end."""
+    """Train a fresh network: its losses, and its curve in each step."""
     rng = np.random.default_rng(0)
     leaf = lambda *shape, scale=1.0: tp.Tensor(scale * rng.standard_normal(shape), True)
     W1, b1, W2, b2 = leaf(32, 1), leaf(32), leaf(1, 32, scale=0.1), leaf(1, scale=0.0)
     gamma, beta = tp.Tensor(np.ones(32), requires_grad=True), leaf(32, scale=0.0)
     optimizer, losses = optim.AdamW([W1, b1, gamma, beta, W2, b2], lr=0.03, weight_decay=0.0), []
+    curves = []
     for _ in range(steps):
         h = layer_norm(linear(tp.Tensor(x), W1, b1), gamma, beta).tanh()
         out = h @ W2.T + b2                    # b2 is broadcast over 64 rows
@@ -465,12 +513,13 @@ def fit(linear, layer_norm, steps=50):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return np.array(losses), out.data
+        curves.append(out.data[:, 0])
+    return np.array(losses), curves
 
 
 theirs, _ = fit(F.linear, F.layer_norm)
 with use(tensor, unbroadcast=unbroadcast), use(tp.Tensor, gradients=gradients):
-    mine, curve = fit(linear_with(linear_vjp), layer_norm_with(layer_norm_vjp))
+    mine, curves = fit(linear_with(linear_vjp), layer_norm_with(layer_norm_vjp))
 print(f"loss {mine[0]:.3f} → {mine[-1]:.3f}; "
       f"largest difference to the package's {abs(mine - theirs).max():.0e}")
 
@@ -480,289 +529,48 @@ left.semilogy(theirs, color=plot.COLOURS["sky"], lw=5, alpha=0.6)
 left.semilogy(mine, color=plot.COLOURS["black"])
 left.set(xlabel="step", ylabel="mean square error", title="the package's (wide), yours (thin)")
 right.plot(x, y, ".", color=plot.COLOURS["grey"], ms=4)
-right.plot(x, curve, color=plot.COLOURS["black"])
+right.plot(x, curves[-1], color=plot.COLOURS["black"])
 right.set(xlabel="x", title="your network after 50 steps")
+fig.set_label("Left: the mean square error of two trainings over 50 steps, a thin line on a wide "
+              "one. Right: 64 points of a sine, and the curve of the network near all of them.")
 fig
 
 # %% [markdown]
 # *What to see: one curve on top of the other.
-# Your backward passes train the network as the package's do.*
-#
-# ## 6. Is a gradient right?
-#
-# Would you notice a wrong backward pass?
-# Here are two authors of layer norm.
-# The second one took the mean and $\sigma$ for constants, as if they did not depend on $x$:
+# Your backward passes train the network as the package's do.* Move the handle, and watch it learn:
 
 # %%
-def forgetful(x, gamma, dy):
-    """WRONG: μ and σ as constants."""
-    return gamma * dy / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-
-
-wrong, _ = fit(F.linear, layer_norm_with(forgetful))
-print(f"both began at {wrong[0]:.3f}; after 50 steps right {theirs[-1]:.3f}, wrong {wrong[-1]:.3f}")
+frames = {step: {"your network": (x[:, 0], curves[step])} for step in (0, 2, 5, 10, 15, 20, 30, 49)}
+slider("step", frames, captions={step: f"mean square error {mine[step]:.3f}" for step in frames},
+       behind={"64 points": (x[:, 0], y[:, 0])}, xlabel="x")
 
 # %% [markdown]
-# The wrong one learns, too, and here it even ends a little lower.
-# Nothing stops, nothing is NaN, and the loss falls: a loss does not show a wrong gradient.
-# The test is a finite difference along a random direction $v$, of the single number
-# $\langle u, f(x)\rangle$.
-# Here $\langle u, y\rangle = \sum_i u_i y_i$, and $u$ is random as well, a $dy$ that nobody has
-# chosen:
+# ### {exercise} · What must be kept? (open, 3 points, 15 minutes)
 #
-# $$\langle \mathrm{vjp}(u), v\rangle \;\approx\;
-# \frac{\langle u, f(x + \varepsilon v)\rangle-
-# \langle u, f(x - \varepsilon v)\rangle}{2\varepsilon} \tag{7}$$
+# Until the walk comes back, the graph holds the arrays that its vjps use. That is most of the memory
+# of training (lesson 03).
+# For each of $a + b$, $a \cdot b$, $\tanh x$, $e^x$, $\max(x, 0)$, $\sum_i x_i$ and $X W^\top$, all
+# of whose parents want a gradient, say what the vjp must have: an input, the result, or neither.
+# Which of them can choose?
+# Then take $h = \tanh(X W^\top)$ and $Y = h V^\top$. How many arrays of the size of $h$ are kept if
+# each vjp chooses well, and how many if $\tanh$ keeps its input?
 #
-# How small should $\varepsilon$ be?
-# Try it on GELU, a curve that lesson 02 uses, in both precisions.
-# The difference of the two sides is compared with $\|\mathrm{vjp}(u)\|\,\|v\|$, where $\|a\|$ is
-# the root of the sum of all squares, `np.linalg.norm(a)`:
-
-# %%
-def difference_error(dtype, eps, seed=0):
-    """How far apart the two sides of equation (7) are for GELU, relative to ‖vjp(u)‖‖v‖."""
-    rng = np.random.default_rng(seed)
-    x, u, v = (rng.standard_normal(1000).astype(dtype) for _ in range(3))
-    leaf = tp.Tensor(x, requires_grad=True)
-    F.gelu(leaf).backward(u)
-    value = lambda x: np.vdot(u, F.gelu(tp.Tensor(x)).data)
-    right = (value(x + dtype(eps) * v) - value(x - dtype(eps) * v)) / (2 * eps)  # equation (7)
-    left = np.vdot(leaf.grad, v)
-    return abs(left - right) / (np.linalg.norm(leaf.grad) * np.linalg.norm(v))
-
-
-for eps in (1e-1, 1e-3, 1e-5, 1e-7):
-    errors = [np.median([difference_error(dtype, eps, seed) for seed in range(5)])
-              for dtype in (np.float32, np.float64)]
-    print(f"ε = {eps:.0e}   float32 {errors[0]:.0e}   float64 {errors[1]:.0e}")
-
-# %% [markdown]
-# Move the step yourself, for the slope of $\tanh$ at one point in float32:
-
-# %%
-sliders.step(np.tanh, 1 - np.tanh(0.5) ** 2, 0.5, dtype=np.float32)
-
-# %% [markdown]
-# The study has measured another function, a small network, at many more steps.
-# It calls the step $h$, and its axis runs from large steps at the left to small ones at the right:
-
-# %%
-show("gradient_check")
-
-# %% [markdown]
-# *What to see: two Vs, for float32 and float64.*
-# From large steps to small ones the error of the formula shrinks as $\varepsilon^2$.
-# Then the rounding of $f$, divided by an ever smaller $\varepsilon$, takes over.
-# In float32 the valley is too shallow to tell a right gradient from a slightly wrong one.
-# So checks run in float64, and training runs in float32.
-# (The third line combines two steps so that the error shrinks as $h^4$.
-# The package's `gradcheck` does that.)
-#
-# Why a *random* $u$?
-# Many people test with `f(x).sum().backward()`, which is $u = (1, …, 1)$.
-# Watch what that does to softmax:
-
-# %%
-def softmax_with(vjp):
-    """A softmax over the last axis with the given backward pass, vjp(p, dp) → dx."""
-    def softmax(x):
-        p = np.exp(x.data - x.data.max(-1, keepdims=True))
-        p /= p.sum(-1, keepdims=True)
-        return tp.Tensor.fused(p, [x], lambda dp: [vjp(p, dp)])
-    return softmax
-
-
-right = softmax_with(lambda p, dp: p * (dp - (p * dp).sum(-1, keepdims=True)))  # equation (5)
-# no formula at all
-nonsense = softmax_with(lambda p, dp: p ** 3 * (dp - dp.mean(-1, keepdims=True)))
-
-points = np.random.default_rng(0).standard_normal((4, 6))
-for name, f in (("right", right), ("nonsense", nonsense)):
-    for how, g in ((".sum()", lambda x, f=f: f(x).sum()), ("random u", f)):
-        try:
-            print(f"{name:9} checked with {how:9}  passes, error {tp.gradcheck(g, points):.0e}")
-        except AssertionError:
-            print(f"{name:9} checked with {how:9}  FAILS")
-
-# %% [markdown]
-# The nonsense passes with `.sum()`.
-# Probabilities sum to one for every $x$, so the true gradient of their sum is zero.
-# Anything that vanishes for a constant $dp$ looks right.
-#
-# ### {exercise}
-#
-# Ten authors have written a backward pass of $f(x) = \tanh x \cdot \sum_k x_k$, the sum over the
-# last axis.
-# Eight of them are wrong.
-# One forgot a term, one is wrong by a thousandth, one is right for $dy = (1, …, 1)$ alone, one is
-# wrong only where `x` is large … You get them one at a time, and do not see their code.
-# How large may the difference of both sides of equation (7) be?
-# For a right vjp and a good $\varepsilon$ it is below $10^{-8}$ of $\|\mathrm{vjp}(u)\|\,\|v\|$,
-# and rounding does not let it become much smaller.
-# A limit of $10^{-7}$ is strict enough.
-# Return `True` if `vjp` is wrong and `False` if it is right.
-# `f(x)` returns an array of the shape of `x`, which is float64, and `vjp(x, dy)` returns `dx` of
-# the same shape.
-
-# %% exercise=autograd.catches points=4 minutes=20
-def autograd_catches(f, vjp, x):
-    """Is vjp(x, dy) a wrong backward pass of f at x?"""
-    ### BEGIN SOLUTION
-    rng, eps = np.random.default_rng(0), 1e-5
-    u, v = rng.standard_normal((2, *x.shape))
-    dx = vjp(x, u)
-    left = np.vdot(dx, v)
-    right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps)
-    return bool(abs(left - right) > 1e-7 * np.linalg.norm(dx) * np.linalg.norm(v))
-    ### END SOLUTION
-
-# %%
-result = tp.check("autograd.catches", autograd_catches)
-catches = result.function
-result
-
-# %% [markdown]
-# **Your function at work**, on the two authors of layer norm, and on your own one.
-# The package's test agrees:
-
-# %%
-rng = np.random.default_rng(1)
-points, gamma, zero = rng.standard_normal((5, 8)), rng.standard_normal(8), np.zeros(8)
-norm = lambda x: F.layer_norm(tp.Tensor(x), tp.Tensor(gamma), tp.Tensor(zero)).data
-for name, vjp in (("forgetful", forgetful), ("yours", layer_norm_vjp)):
-    try:
-        said = f"error {tp.gradcheck(layer_norm_with(vjp), points, gamma, zero):.0e}"
-    except AssertionError:
-        said = "FAILS"
-    caught = catches(norm, lambda x, dy, vjp=vjp: vjp(x, gamma, dy), points)
-    print(f"{name:10} caught: {caught!s:6} gradcheck: {said}")
-
-# %% [markdown]
-# Compare yours with the package's:
-
-# %%
-show(tp.gradcheck)
-
-# %% [markdown]
-# ## 7. A frozen parent costs nothing
-#
-# Now the point of it all.
-# In the package an operation records a vjp only for parents that require a gradient.
-# If no parent does, the operation records nothing.
-# So the graph reaches down exactly to the lowest trained parameter:
-
-# %%
-show(tp.Tensor.op)
-
-# %% [markdown]
-# Put this to work on the real base model: the same batch, the same loss, and five choices of what
-# is trained.
-# We count the nodes and leaves of the graph, and the bytes that a step allocates at its peak,
-# beyond the model itself.
-# Before you run it, guess.
-# The biases, with the $\beta$ of each layer norm, are less than a hundredth of all parameters.
-# How much memory does a step take that trains them alone, in per cent of a step that trains
-# everything?
-
-# %%
-guess = tp.guess("01.biases", 30.0, "%")
-guess
-
-# %%
-last = [f"blocks.{model.config.n_layers - 1}.attention.{name}" for name in ("query", "value")]
-choices = {
-    "everything": tp.FullFineTuning(),
-    "biases": tp.FullFineTuning(targets=("bias",)),
-    "LoRA in every block": tp.LoRA(rank=8, targets=("query", "value")),
-    "LoRA in the last block": tp.LoRA(rank=8, targets=tuple(last)),
-    "the final norm": tp.FullFineTuning(targets=("final_norm",)),
-}
-rows = []
-for name, method in choices.items():
-    tuned = tp.attach(model, method)
-    loss = task.loss(tuned, batch)
-    rows.append((name, sum(p.size for p in tuned.trainable_parameters()),
-                 len(topological_order(loss.node)), traced_peak(tuned, task, 4) / 2**20))
-    tuned.detach()
-print(f"{'trained':24}{'numbers':>10}{'nodes':>8}{'peak MiB':>10}")
-for name, n, nodes, mib in rows: print(f"{name:24}{n:10,}{nodes:8}{mib:10.1f}")
-guess.beside(100 * rows[1][-1] / rows[0][-1])
-
-# %% fold
-names = [name for name, *_ in rows][::-1]
-fig, (left, right) = plot.figure(1, 2, height=2.2)
-left.plot([n for _, n, _, _ in rows][::-1], names, "o", color=plot.COLOURS["vermillion"])
-left.set(xscale="log", xlim=(100, 3e6), xlabel="numbers trained", title="What is trained …")
-right.barh(names, [mib for *_, mib in rows][::-1], color=plot.COLOURS["blue"])
-right.set(xlabel="peak of one step, MiB", yticks=[], title="… and what a step allocates")
-fig
-
-# %% [markdown]
-# *What to see: the right bars do not follow the left dots.*
-# The biases are few, and yet they save little memory.
-# The lowest bias is in the first block, so the walk must go all the way down, and every layer must
-# keep what its $dX$ needs.
-# *Where* the lowest trained parameter sits matters as much as how many there are.
-# Lesson 03 does the accounts.
-#
-# And the time?
-# LoRA of rank 8 trains fewer than 2 % of the numbers.
-# Guess: how long does its step take, in per cent of a step that trains everything?
-
-# %%
-guess = tp.guess("01.time", 67.0, "%")
-guess
-
-# %%
-def seconds(tuned):
-    """The time of one step, forward and backward."""
-    for p in tuned.trainable_parameters(): p.grad = None
-    start = time.perf_counter()
-    task.loss(tuned, batch).backward()
-    return time.perf_counter() - start
-
-
-both = [tp.attach(copy.deepcopy(model), choices[name])
-        for name in ("LoRA in every block", "everything")]
-# in turn, so that a busy machine slows down both kinds
-lora, everything = np.array([[seconds(tuned) for tuned in both] for _ in range(15)]).T
-guess.beside(100 * np.median(lora / everything))
-
-# %% [markdown]
-# ### {exercise} · Few parameters, how much time? (open, 3 points, 15 minutes)
-#
-# Explain what you have just measured.
-# Count matrix products of a linear layer that is $d \times d$ and sees $N$ rows: forward, $dX$,
-# $dW$.
-# Which of the three does LoRA save?
-# Which ratio does your count predict, and why is the measured one not the same?
-# What would you have to give up to get below one half?
-#
-# *Rubric: 1 point for the count and the ratio that follows from it. 1 point for two costs that the
-# count leaves out. 1 point for a way to get below one half, and for what it loses.*
+# *Rubric: 1 point for the list. 1 point for those that can choose, with the reason. 1 point for both
+# counts and for what they have to do with one another.*
 
 # %% [answer]
-# - *Count.*
-#   Forward, $dX$ and $dW$ are products of the same size, $N d^2$.
-#   Full fine-tuning needs all three.
-#   A frozen layer above the lowest adapter needs two, without $dW$.
-#   The ratio is 2/3.
-#   ($dX$ of the lowest layer is not needed either.)
-# - *Left out.*
-#   Attention's own products, GELU, norms, the softmax over the vocabulary and the loss, which both
-#   methods pay in full, and the products of the adapters raise the ratio.
-#   The optimizer's step lowers it, since only trained parameters take part.
-#   (The cell measures without it.)
-# - *Below one half.*
-#   Do not walk down: a layer below the lowest adapter pays the forward product alone, one of three.
-#   With adapters in the upper $k$ of $L$ blocks the ratio is $(L + k)/3L$, which is below one half
-#   for $k < L/2$.
-#   The lower layers' representations then cannot change.
+# - *List.* The sums, $a + b$ and $\sum x$, need shapes alone. $a \cdot b$ needs $b$ for $da$ and
+#   $a$ for $db$. $X W^\top$ needs $W$ for $dX$ and $X$ for $dW$.
+#   $\tanh$, $e^x$ and $\max(x, 0)$ need one array.
+# - *Choice.* $1 - \tanh^2 x$ and $e^x$ can be computed from the input and from the result; the
+#   result is cheaper, because it is there already. Of $\max(x, 0)$ one bit for each number is
+#   enough, and the input and the result both tell it.
+# - *Counts.* The second product keeps $h$, as its $X$. If $\tanh$ keeps its result, that is the
+#   same array: one. If it keeps its input, there are two.
+#   PyTorch's $\tanh$ and this package's keep the result.
 
 # %% [markdown]
-# ## 8. The other direction
+# ## 6. The other direction
 #
 # The walk backwards answers one question: how does *one* result change with *every* input?
 # The same tape answers another one: how does *every* value change if *one* input moves by $dx$?
@@ -821,16 +629,11 @@ print("backwards, from dc = 1:", *walk(tape, 1.0))
 # <details><summary>3. What does broadcasting turn into on the way back?</summary>
 # A sum, over the axes that were added or stretched.
 # </details>
-# <details><summary>4. Why is f(x).sum().backward() a bad test of a gradient?</summary>
-# The gradient that it starts from is constant.
-# An operation whose outputs have a constant sum, such as softmax, passes with a wrong backward
-# pass.
-# A random gradient exposes it.
+# <details><summary>4. In which order does the walk visit the values, and why?</summary>
+# A value after everything that was computed from it. Only then is its gradient complete.
 # </details>
-# <details><summary>5. Which of dX, dW, db does a frozen linear layer compute
-# in the middle of a network, with trained parameters below it?</summary>
-# Only dX.
-# It needs the weight and not the input, so the input can be freed.
+# <details><summary>5. Layer norm subtracts a mean and divides by σ. Why has dx three terms?</summary>
+# A number of x changes its own normalized value, the mean of the row, and σ of the row.
 # </details>
 #
 # ## Where the papers say this
@@ -839,7 +642,6 @@ print("backwards, from dc = 1:", *walk(tape, 1.0))
 #   JMLR 18 (2018), arXiv 1502.05767: forward and reverse mode, and what is neither (symbolic and
 #   numerical differentiation).
 # - Ba, Kiros, Hinton, *Layer Normalization*, arXiv 1607.06450: equation (6).
-# - Hendrycks, Gimpel, *Gaussian Error Linear Units*, arXiv 1606.08415: GELU.
 #
 # ## Where implementations differ
 #
@@ -849,10 +651,30 @@ print("backwards, from dc = 1:", *walk(tape, 1.0))
 #   (PyTorch has `retain_graph=True`; here you run the forward pass again.)
 # - micrograd and its many descendants keep a `.grad` on every node and add into it.
 #   Here only leaves keep one, so a second `backward` through other nodes adds to leaves alone.
-# - PyTorch, JAX and this package skip frozen parents.
-#   An engine that computes every gradient and throws some away gets the same numbers, and saves
-#   nothing.
 #
-# **Now you can** write the backward pass of any layer, test it so that a wrong one is found, and
-# say what a frozen weight saves.
-# Next: [02 · The transformer](02_transformer.ipynb) is built of such layers.
+# ## The real call
+#
+# An operation with a backward pass of its own in PyTorch, `Tensor.fused` there:
+#
+# ```python
+# import torch
+#
+# class Tanh(torch.autograd.Function):
+#     @staticmethod
+#     def forward(ctx, x):
+#         y = x.tanh()
+#         ctx.save_for_backward(y)                # what the vjp needs
+#         return y
+#
+#     @staticmethod
+#     def backward(ctx, dy):
+#         (y,) = ctx.saved_tensors
+#         return dy * (1 - y * y)
+#
+# x = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
+# Tanh.apply(x).backward(torch.tensor([1.0, 10.0, 100.0]))
+# print(x.grad)                                   # as in section 1
+# ```
+#
+# **Now you can** write the walk through a graph, and the backward pass of any layer.
+# Next: [01b · Is a gradient right, and what does it cost?](01b_gradients.ipynb), the second half.

@@ -118,6 +118,13 @@ show(plain.gelu)
 # key.
 # By equation (5) of lesson 01 its gradient would then vanish.
 #
+# **By hand.** One query, three keys. After the division by the root the scores are $0$ and $\ln 3$,
+# and the third key is in the future: $-\infty$. Their exponentials are 1, 3 and 0, with the sum 4.
+# So the weights are $\tfrac14$, $\tfrac34$ and 0. With the values 4, 8 and 100 the result is
+# $\tfrac14 \cdot 4 + \tfrac34 \cdot 8 = 7$. Add 1,000 to all three scores: the exponentials overflow,
+# and the weights should still be the same. Subtract the largest score first: the exponentials are
+# $\tfrac13$, 1 and 0, and the weights are $\tfrac14$, $\tfrac34$ and 0.
+#
 # ### {exercise}
 #
 # Compute $O$ for one head, with a twist that you will meet again in lesson 06: there may be more
@@ -232,6 +239,9 @@ for ax, (what, which) in zip(axes, kinds.items(), strict=True):
     ax.set_xticklabels(words, rotation=90, fontsize=7)
     ax.set_yticklabels(words if ax is axes[0] else [], fontsize=7)
 axes[0].set_ylabel("query")
+fig.set_label("Two maps of attention of one sentence, queries down, keys across; above the "
+              "diagonal all is dark. Left: a bright line just below the diagonal, the token "
+              "before. Right: weights spread over all earlier tokens.")
 fig
 
 # %% [markdown]
@@ -263,8 +273,8 @@ print("after", repr(tok.decode(ids[:-1])[-19:]), "the model expects",
 # %% [markdown]
 # A text is written by drawing token after token from the softmax of the logits.
 # The *temperature* $\tau$ divides the logits first.
-# At a small one only the likeliest tokens are drawn, here nearly always one of two, and at a large
-# one all are drawn alike:
+# At a small temperature nearly every draw is one of the two likeliest tokens. At a large one all
+# tokens are drawn about equally often:
 
 # %%
 z, order = np.sort(logits.data[0, -2])[::-1], np.arange(1, 13)
@@ -328,7 +338,8 @@ result
 # %% [markdown]
 # Nats per token depend on what a token is.
 # There are two other units.
-# *Perplexity* is $e^{\text{loss}}$: so many equally likely tokens would be as surprising.
+# *Perplexity* is $e^{\text{loss}}$, the number of equally likely tokens that would give the same
+# loss.
 # *Bits per byte* lets you compare models with different tokenizers:
 #
 # $$\text{bits per byte} =
@@ -467,6 +478,9 @@ for ax, (name, matrix) in zip(axes, seen.items(), strict=True):
     ax.grid(False)
     ax.set(title=name, xlabel="input j", xticks=(), yticks=())
 axes[0].set_ylabel("output i")
+fig.set_label("Four squares, outputs down and inputs across. With the package's attention a "
+              "triangle, for one block and for five. With the hurried mask one red diagonal above "
+              "the triangle for one block, and five for five.")
 fig
 
 # %% [markdown]
@@ -516,6 +530,9 @@ left.legend(loc="lower left")
 for ax in (left, right): ax.set_ylim(0, 7.4)
 left.set(xlabel="blocks applied", ylabel="loss, nats per token", title="Stopping early")
 right.set(xlabel="position in the window", title="More context, less surprise")
+fig.set_label("Left: the loss falls with the number of blocks applied, most at the last ones. "
+              "Right: the loss falls over the first tokens of a window and then stays level. "
+              "Matplotlib's text is above the base's own everywhere.")
 fig
 
 # %% [markdown]
@@ -584,6 +601,8 @@ for y, (V, C, d, L) in enumerate(sizes.values()):
     ax.text(101, y, f"{count(V, C, d, L) / 1e6:,.1f} M", va="center")
 for x, text in ((5, "tokens"), (30, "attention"), (65, "MLP")): ax.text(x, 2.65, text)
 ax.set(yticks=range(3), yticklabels=sizes, xlabel="share of the parameters, %", xlim=(0, 112))
+fig.set_label("Where the parameters are, for three models: tokens, positions, attention and MLP. "
+              "The larger the model, the more are in attention and MLP.")
 fig
 
 # %% [markdown]
@@ -742,6 +761,19 @@ for name, who, bias in (("with the table", model, lambda T, S, H: 0.0),
 # - Newer models replace learned positions by rotations, layer norm by its version without a mean,
 #   GELU by a gated unit.
 #   The seams stay the same.
+#
+# ## The real call
+#
+# The same architecture in Hugging Face's transformers. Your count says how many parameters it has:
+#
+# ```python
+# from transformers import GPT2Config, GPT2LMHeadModel
+#
+# config = GPT2Config(vocab_size=1024, n_positions=256, n_embd=128, n_layer=5, n_head=4)
+# gpt2 = GPT2LMHeadModel(config)                   # random weights
+# print(f"{gpt2.num_parameters():,}")              # 1,155,456
+# # GPT2LMHeadModel.from_pretrained("gpt2") loads OpenAI's, from the network
+# ```
 #
 # **Now you can** compute every number in this model by hand, test that it does not see the future,
 # and say where its parameters and its losses are.

@@ -31,6 +31,7 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.engine import optim, plain
 from tinypeft.course import beside, show
+from tinypeft.course.slider import slider
 from tinypeft.engine.recompute import recomputing
 from tinypeft.study import plot
 from tinypeft.study.compared import traced_peak
@@ -50,7 +51,7 @@ domain = tp.tasks.domain(base, context=128, held_out=8192)        # Matplotlib's
 # $w \leftarrow w - \eta g$, where the *learning rate* $\eta$ is a small number.
 # Transformers are hardly ever trained like that.
 # The gradients of their parts differ in size, and those of rare tokens' embeddings most of all.
-# Adam divides by a running size of the gradient.
+# Adam divides each gradient by a running average of its size.
 # So every weight moves by about $\eta$ per step, however large $g$ is.
 # For that it remembers two numbers per weight, the running means of $g$ and of $g^2$ ($\beta_1$ and
 # $\beta_2$ are a little below 1):
@@ -74,6 +75,16 @@ for name in ("token_embedding.weight", "blocks.2.attention.query.weight", "block
 # The ratio that Adam moves by is the same for all of them.
 # But it is $0.1/\sqrt{0.001} \approx 3.2$, and it should be 1. The reason is that $m$ and $v$ start
 # at 0, so after few steps both are too small, and not by the same factor.
+#
+# **By hand.** One weight, two steps, with $\beta_1 = 0.9$ and $\beta_2 = 0.999$.
+#
+# * The first gradient is 2. Then $m = 0.1 \cdot 2 = 0.2$, $v = 0.001 \cdot 4 = 0.004$, and
+#   $m/\sqrt v = 3.16$.
+# * The second gradient is $-1$. Then $m = 0.9 \cdot 0.2 - 0.1 = 0.08$,
+#   $v = 0.999 \cdot 0.004 + 0.001 = 0.004996$, and $m/\sqrt v = 1.13$.
+#
+# Gradients of opposite sign nearly cancel in $m$, and not in $v$. So the weight moves less where the
+# batches do not agree.
 #
 # ### {exercise}
 #
@@ -117,7 +128,9 @@ result
 # \hat m = \frac{m}{1-\beta_1^t}, \quad \hat v = \frac{v}{1-\beta_2^t} \tag{2}$$
 #
 # In the first step $\hat m = g$ and $\hat v = g^2$, so the ratio is exactly 1: every weight moves
-# by $\eta$.
+# by $\eta$. In the example above: first $\hat m = 0.2/0.1 = 2$ and $\hat v = 0.004/0.001 = 4$, a
+# move of $\eta$; then $\hat m = 0.08/0.19 = 0.42$ and $\hat v = 0.004996/0.001999 = 2.5$, a move of
+# $0.42\,\eta/\sqrt{2.5} = 0.27\,\eta$.
 #
 # </details>
 
@@ -145,7 +158,7 @@ for kind in (optim.AdamW, Yours):
     print(f"{kind.__name__:6} loss of step 1 {first:.4f}, of step 20 {last:.4f}")
 moved = abs(trained[Yours] - np.concatenate([p.data.ravel() for p in base.parameters()]))
 apart = abs(trained[Yours] - trained[optim.AdamW])
-print(f"in the mean a weight moved by {moved.mean():.1e}, "
+print(f"on average a weight moved by {moved.mean():.1e}, "
       f"and the two runs differ by {apart.mean():.0e}")
 
 # %% [markdown]
@@ -299,6 +312,9 @@ for ax, column, title in zip(axes, (1, 2), titles, strict=True):
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.set(xlabel="step (4 × 128 tokens)", title=title, xlim=(-2, 51))
 axes[0].set_ylabel("change of the test loss, nats per token")
+fig.set_label("The change of two test losses over 40 steps, at two learning rates. Left, "
+              "Matplotlib: both fall. Right, the base's own text: the small rate stays near zero, "
+              "the large one rises.")
 fig
 
 # %% [markdown]
@@ -463,7 +479,7 @@ guess.beside(traced_peak(tuned, domain, B) / 2**20)
 
 # %% [markdown]
 # While the walk goes down, activations are freed and gradients appear.
-# So the sum of all is too much, and the peak is a little above the activations.
+# So they never all exist at once: the peak is only a little above the activations.
 # The whole bill, $M$ bytes:
 #
 # $$M = \underbrace{4N + 12n}_{\text{states}} +
@@ -487,13 +503,28 @@ for y, b in enumerate(list(bill.values())[::-1]):
 total = sum(bill.values()) / 2**20
 ax.set(xlabel="MiB", title=f"A step of the base, B = {B}, T = {T}: "
                            f"{total:.0f} MiB, but not all at once")
+fig.set_label("Bars of the bill in MiB. Weights, gradients and Adam's two states are dark; the "
+              "activations of norms, attention, MLP and logits are light, and together longer.")
 fig
 
 # %% [markdown]
 # *What to see: for this small model the activations (light) outweigh the states (dark).*
 # States grow with $d^2 L$, activations with $BTdL$.
 # A wide model is dominated by its states, a large batch or a long text by its activations.
-#
+# Move the handle: your two functions write the bill for another batch.
+
+# %%
+lengths, frames, told = np.arange(64, 257, 64), {}, {}
+own = states(N, N, 4, 4) / 2**20
+for rows_of_batch in (1, 2, 4, 8, 16, 32):
+    kept = [4 * activations(rows_of_batch, int(t), *shape) / 2**20 for t in lengths]
+    frames[rows_of_batch] = {"activations": (lengths, kept)}
+    told[rows_of_batch] = (f"rows of 128 tokens keep {kept[1]:.0f} MiB of activations, "
+                           f"{kept[1] / own:.1f} times weights, gradients, m and v")
+slider("rows in a batch", frames, captions=told, xlabel="tokens in a row", ylabel="MiB",
+       behind={"weights, gradients, m, v": (lengths, [own] * len(lengths))}, ylog=True)
+
+# %% [markdown]
 # ## 6. What freezing changes
 #
 # If only LoRA's small matrices are trained, the twelve bytes of gradients and state shrink to
@@ -533,6 +564,9 @@ for i, (part, colour) in enumerate(parts.items()):
 ax.invert_yaxis()
 ax.set(xlabel="MiB, activations as traced")
 ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1))
+fig.set_label("Stacked bars of weights, of gradients with m and v, and of activations, for four "
+              "methods. The middle part is large for full fine-tuning alone; the activations "
+              "shrink far less.")
 fig
 
 # %% [markdown]
@@ -572,6 +606,8 @@ for y, b in enumerate(list(plans.values())[::-1]):
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
 ax.text(26, 0.0, "← a card with 24 GB", color=plot.ink(plot.COLOURS["vermillion"]), va="center")
 ax.set(xlabel="weights, gradients and optimizer state of 7 B parameters, GB", xlim=(0, 128))
+fig.set_label("Four bars for 7 billion parameters beside a line at 24 GB. Full fine-tuning takes "
+              "112 GB in either precision; LoRA on 16 bits 14 GB; QLoRA 3.7 GB.")
 fig
 
 # %% [markdown]
@@ -723,6 +759,23 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 #   Fused attention kernels keep none of them and compute them again.
 # - Peak memory is more than what is kept: the first gradients of the backward pass come on top.
 #   `tinypeft.study.compared.traced_peak` measures that.
+#
+# ## The real call
+#
+# The same in PyTorch, in mixed precision, for a `model` of transformers and `batches` of tokens:
+#
+# ```python
+# import torch
+#
+# optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
+# model.gradient_checkpointing_enable()                        # section 8
+# for batch in batches:
+#     with torch.autocast("cpu", dtype=torch.bfloat16):        # "cuda" on a card
+#         loss = model(**batch).loss
+#     loss.backward()
+#     optimizer.step()
+#     optimizer.zero_grad()
+# ```
 #
 # **Now you can** say what a training run will need before it fails, and which term a method
 # attacks.

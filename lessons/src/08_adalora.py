@@ -20,6 +20,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import show, use
+from tinypeft.course.slider import slider
 from tinypeft.peft.adalora import AdaLoRALinear, triplets
 from tinypeft.study import plot
 
@@ -38,7 +39,8 @@ print(f"frozen base on {task.name}: {tp.evaluate(model, task)['loss']:.3f} nats/
 # While the model is trained, the least important pieces are taken away, wherever they are.
 #
 # For that, the change must consist of pieces, and each must have a worth of its own.
-# The rows of $A$ and the columns of $B$ in LoRA's product $BA$ overlap, so they are no such pieces.
+# The rows of $A$ and the columns of $B$ in LoRA's product $BA$ overlap, so they are not separate
+# pieces.
 # A singular value decomposition has them:
 #
 # $$W = W_0 + P \Lambda Q \tag{1}$$
@@ -195,8 +197,6 @@ show(AdaLoRALinear.observe)
 halfway = tp.guess("08.halfway", 180, "triplets in the budget")
 
 # %% [markdown]
-# ### {exercise}
-#
 # This is the equation in the paper's Appendix A, for the steps in which the budget falls:
 #
 # $$b(t) = b_T + \left(b_0 - b_T\right)\left(1 - \frac{t - t_i - t_f}{T - t_i - t_f}\right)^{3}
@@ -222,14 +222,20 @@ ax.plot(range(T + 1), [as_printed(t) for t in range(T + 1)], color=plot.COLOURS[
 ax.axhline(b0, color=plot.COLOURS["grey"], lw=1, ls="--")
 ax.text(T, b0, "all triplets that there are", ha="right", va="bottom", color="#606060")
 ax.set(xlabel="step t", ylabel="triplets kept", ylim=(0, None))
+fig.set_label("The budget by the printed equation over 100 steps. It jumps at step 10 far above "
+              "the dashed line of all triplets, falls, and is not yet at 120 when the last phase "
+              "begins.")
 fig
 
 # %% [markdown]
 # *What to see: the budget jumps up at step 10, far above the number of triplets that exist, and at
 # step 60 it has not arrived at 120.*
 #
-# Find the bug in equation (6), and write the schedule that can have been meant: $b_0$ up to $t_i$,
-# a cubic that starts at $b_0$ in step $t_i$ and arrives at $b_T$ in step $T - t_f$, then $b_T$.
+# ### {exercise}
+#
+# Find the bug in equation (6), and write the schedule that the authors must have meant: $b_0$ up to
+# $t_i$, a cubic that starts at $b_0$ in step $t_i$ and arrives at $b_T$ in step $T - t_f$, then
+# $b_T$.
 # Round down to a whole number. It must work for every `t` from 0 to `T`.
 
 # %% exercise=adalora.budget points=3 minutes=10
@@ -254,8 +260,19 @@ my_budget = lambda *numbers: int(budget_of(*numbers))
 halfway.beside(my_budget(35, T, t_i, t_f, b0, bT))
 
 # %% [markdown]
-# Half of the time leaves $u = 1/2$, and so $u^3 = 1/8$ of the difference 120.
-#
+# Half of the time leaves $u = 1/2$, and so $u^3 = 1/8$ of the difference 120. Move the handle: your
+# schedule, for other lengths of the last phase.
+
+# %%
+steps, frames, told = np.arange(T + 1), {}, {}
+for rest in (0, 20, 40, 60, 80):
+    b = [my_budget(int(t), T, t_i, rest, b0, bT) for t in steps]
+    frames[rest] = {"b(t)": (steps, b)}
+    told[rest] = (f"after step 35 the matrices keep {b[35]} triplets; "
+                  f"the budget rests at {bT} from step {T - rest} on")
+slider("t_f", frames, captions=told, xlabel="step t", ylabel="triplets kept")
+
+# %% [markdown]
 # ## 5. Allocation
 #
 # Two matrices with three triplets each have the scores (5, 1, 0.5) and (4, 3, 0.2). Three triplets
@@ -375,7 +392,12 @@ for i in range(values.shape[1]):
             color=plot.COLOURS["blue" if alive[i] else "vermillion"], ls="-" if alive[i] else "--")
 ax.axvline(60, color=plot.COLOURS["grey"], lw=1, ls=":")
 ax.text(61, 0.1 * values.max(), "T − t_f: the choice is final", color="#606060")
+ax.set_yscale("symlog", linthresh=0.02)
+ax.set_ylim(0, None)
 ax.set(xlabel="step", ylabel="|λ|, a gap: pruned", title=f"the singular values of {path}")
+fig.set_label("The eight singular values of one matrix over 100 steps, the small ones stretched. "
+              "All grow at first; four dashed ones fall to zero again and again, and end at step "
+              "60.")
 fig
 
 # %% [markdown]
@@ -398,12 +420,14 @@ found = np.reshape(list(tuned.ranks().values()), (model.config.n_layers, 6))
 fig, ax = plot.figure()
 image = ax.imshow(found, cmap="cividis", vmin=0, vmax=8)
 ax.set(xticks=range(6), xticklabels=kinds, yticks=range(len(found)),
-       yticklabels=range(1, len(found) + 1), ylabel="layer",
+       yticklabels=range(len(found)), ylabel="block",
        title=f"final ranks, {found.sum()} in all: {found.mean():.0f} per matrix on average")
 ax.grid(False)
 for (i, j), value in np.ndenumerate(found):
     ax.text(j, i, value, ha="center", va="center", color="white" if value < 4 else "black")
 fig.colorbar(image, ax=ax, label="rank")
+fig.set_label("A table of final ranks, five blocks by six matrices. The columns query and key have"
+              " the smallest numbers, the attention's output the largest.")
 fig
 
 # %%
@@ -411,7 +435,7 @@ query_key.beside(found[:, :2].sum())
 
 # %% [markdown]
 # *What to see: query and key keep least. The attention's output keeps more than the mean.*
-# (Layer 1 is `blocks.0`.)
+# (The study's pictures below count blocks from 1.)
 #
 # Is this uneven allocation *right*? On real text nobody knows the truth, so the package can plant
 # one. The task `tp.tasks.planted` hides a change of known ranks in a copy of the model, and AdaLoRA
@@ -445,8 +469,8 @@ show("adalora")
 # | 8 | {study adalora: AdaLoRA 12 → 8, loss} | {study adalora: all six r=8, loss} | {study adalora: AdaLoRA 12 → 8 - all six r=8, loss} |
 #
 # A difference above zero means that the same rank for all was better. If its interval contains
-# zero, nothing is decided. The verdict turns the sign, so that more is in favour of the claim, and
-# its intervals are wider, because they count the choice of the test text as well.
+# zero, nothing is decided. The verdict below reverses the sign: there a positive number supports
+# the claim. Its intervals are wider, because they count the choice of the test text as well.
 #
 # {claim AdaLoRA is better than LoRA}
 #
@@ -556,6 +580,26 @@ print(f"trained {sum(p.size for p in tuned.parameters() if p.requires_grad):,} n
 #   default learning rate belongs to that.
 # * Training a second time begins at the initial rank again, and prunes anew.
 # * In PEFT `tfinal` is a duration, and `total_step` is required.
+#
+# ## The real call
+#
+# The same with Hugging Face's PEFT, for a `model` of transformers and its `batches` of tokens:
+#
+# ```python
+# import torch
+# from peft import AdaLoraConfig, get_peft_model
+#
+# config = AdaLoraConfig(init_r=8, target_r=4, tinit=10, tfinal=40, deltaT=4, total_step=100,
+#                        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+# tuned = get_peft_model(model, config)
+# optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-3)
+# for step, batch in enumerate(batches):
+#     loss = tuned(**batch).loss                           # with the penalty
+#     loss.backward()
+#     optimizer.step()
+#     tuned.base_model.update_and_allocate(step)           # without this line nothing is pruned
+#     optimizer.zero_grad()
+# ```
 #
 # **Now you can** allocate a budget by importance. Next: [09 · DyLoRA](09_dylora.ipynb), which does
 # not choose a rank at all, and trains every one at once.

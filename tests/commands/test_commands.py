@@ -1,5 +1,6 @@
 """From one's own files to an adapter and a prediction, as a user types it: finetune, evaluate, classify, generate."""
 import csv
+import errno
 import importlib
 import io
 import json
@@ -318,7 +319,7 @@ def test_a_model_is_measured_without_an_adapter(capsys, own):
 def test_a_prompt_of_an_adapter_of_pefts_is_answered_too(capsys, own, tmp_path):
     """task.json lies beside PEFT's files, which are unchanged by it."""
     run(capsys, "finetune", "lora", "--pairs", own / "answers.jsonl", "--quick", "--format", "peft", "--out", tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "task.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", *BESIDE, *GPT2S}
     _, out, _ = run(capsys, "generate", "Describe 3 dull coats.", "--adapter", tmp_path, "--max-new-tokens", "3")
     assert not out.startswith("Describe")
 
@@ -328,8 +329,13 @@ MODULES = {"train": "tinypeft.training.loop", "backward": "tinypeft.training.loo
 FEW = "finetune", "lora", "--quick", "--steps", "3"
 
 
+BESIDE = {"task.json", "README.md", "run.json", "losses.csv", "curve.svg"}
+GPT2S = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+
+
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All files but run.json, which says how long it took."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.json"}
 
 
 def at_call(monkeypatch, name, n, act):
@@ -359,6 +365,9 @@ def adapter(capsys, tmp_path):
 def test_a_stop_in_the_test_loses_no_training(capsys, monkeypatch, adapter, act, status, says):
     """It is saved before the test; beside an adapter that is there, which stays as it was."""
     whole, out = contents(adapter), adapter.with_name("other")
+    page = whole["README.md"].decode()
+    assert "## Results" in page                          # which a run that is stopped before does not have
+    whole["README.md"] = re.sub(r"\n## Results\n.*?(?=\n## )", "", page, flags=re.S).encode()
     for seed, saved in (0, out), (1, adapter.with_name("other.new")):
         with monkeypatch.context() as m:
             at_call(m, "evaluate", 2, act)
@@ -369,11 +378,22 @@ def test_a_stop_in_the_test_loses_no_training(capsys, monkeypatch, adapter, act,
     assert tp.load_adapter(tp.load_pretrained(), saved).method == tp.LoRA() and tp.tasks.load_task(saved).name == "domain"
 
 
+@pytest.mark.parametrize("name", ["other", "judge"])
+def test_a_disk_that_fills_up_after_the_adapter_loses_no_training(capsys, monkeypatch, adapter, name):
+    """What stands beside it is worth less: the tokenizer, the card."""
+    def full(*args): raise OSError(errno.ENOSPC, "No space left on device", "tokenizer.json")
+    whole, saved = contents(adapter), adapter.with_name(name.replace("judge", "judge.new"))
+    monkeypatch.setattr("tinypeft.interop.bpe.write_tokenizer", full)
+    status, _, err = run(capsys, *FEW, "--seed", "1", "--out", adapter.with_name(name))
+    assert status == 2 and err.endswith(f"device; make room, or give another place; the adapter is saved in {saved}\n")
+    assert tp.load_adapter(tp.load_pretrained(), saved).method == tp.LoRA() and contents(adapter) == whole
+
+
 def test_a_stop_while_it_saves_waits_until_it_is_saved(capsys, monkeypatch, tmp_path):
     real = tp.text.tasks.save_task
     monkeypatch.setattr("tinypeft.peft.model.save_task", lambda *args: (ctrl_c(), real(*args)))
     assert run(capsys, *FEW, "--out", tmp_path) == (130, "", f"tinypeft: stopped; the adapter is saved in {tmp_path}\n")
-    assert contents(tmp_path).keys() == {"adapter.safetensors", "task.json"}
+    assert contents(tmp_path).keys() == {"adapter.safetensors", *BESIDE, *GPT2S} - {"run.json"}
 
 
 def test_a_stop_in_training_says_what_was_kept(capsys, monkeypatch, tmp_path):
@@ -386,7 +406,8 @@ def test_a_stop_in_training_says_what_was_kept(capsys, monkeypatch, tmp_path):
     assert run(capsys, *argv) == (130, "", f"tinypeft: stopped; the same command goes on from {tmp_path / 'c'}\n")
     at_call(monkeypatch, "evaluate", 2, ctrl_c)
     assert run(capsys, *argv[:-4], *argv[-2:]) == (
-        130, "", f"tinypeft: stopped in the test; the same command goes on from {tmp_path / 'c'}\n")
+        130, f"going on from {tmp_path / 'c'}, after step 2 of 3\n",
+        f"tinypeft: stopped in the test; the same command goes on from {tmp_path / 'c'}\n")
     assert run(capsys, *argv)[0] == 0 and (tmp_path / "a").is_dir()
 
 
@@ -394,8 +415,8 @@ def test_a_stop_of_other_commands_says_what_goes_on(capsys, monkeypatch, tmp_pat
     """export-training reads a checkpoint, and would not go on from it; pretrain has one of its own."""
     (checkpoint := tmp_path / "checkpoint.safetensors").write_text("")
     monkeypatch.setattr("tinypeft.interop.export.export_training", lambda *args, **options: ctrl_c())
-    status, _, err = run(capsys, "export-training", "lora", "--out", tmp_path, "--checkpoint", checkpoint)
-    assert (status, err) == (130, "tinypeft: stopped\n")
+    status, _, err = run(capsys, "export-training", "lora", "--out", tmp_path / "run", "--checkpoint", checkpoint)
+    assert (status, err) == (130, "tinypeft: stopped\n") and not (tmp_path / "run").exists()
     monkeypatch.setattr("tinypeft.pretrained.make.pretrain", lambda *args: ctrl_c())
     assert run(capsys, "pretrain", "--out", tmp_path)[2] == f"tinypeft: stopped; the same command goes on from {checkpoint}\n"
     assert run(capsys, "pretrain", "--out", tmp_path / "x")[2] == "tinypeft: stopped; nothing was kept\n"
@@ -619,7 +640,7 @@ def test_a_run_that_goes_on_says_from_where(capsys, tmp_path):
     tuned = tp.attach(model, tp.LoRA(), rng=0)
     tp.train(tuned, task, 4, rates={}, checkpoint=tmp_path / "c", stop_after=1, progress=False)
     _, out, _ = run(capsys, *argv)
-    assert f"went on from {tmp_path / 'c'}, after step 1\n" in out and "domain, 4 steps in " in out
+    assert f"going on from {tmp_path / 'c'}, after step 1 of 4\n" in out and "domain, 4 steps in " in out
     assert json.loads(run(capsys, *argv, "--json")[1])["resumed"] == 4
     assert "went on" not in (out := run(capsys, *argv[:4], "1")[1]) and "domain, 1 step in " in out
 

@@ -141,12 +141,12 @@ def damped_by(size):
 
 
 ACCEPTED = [                                             # exercise, wrong answer, words of the message or the cause
-    ("autograd.catches", one_direction((0, 0)), "one number"),
-    ("autograd.catches", one_direction((-1, -1)), "one number"),
-    ("autograd.catches", one_direction(0), "one number"),
-    ("autograd.catches", one_direction(-1), "one number"),
-    ("autograd.catches", one_direction((slice(None), 0)), "one number"),
-    ("autograd.catches", one_direction((slice(None), -1)), "one number"),
+    ("gradients.catches", one_direction((0, 0)), "one number"),
+    ("gradients.catches", one_direction((-1, -1)), "one number"),
+    ("gradients.catches", one_direction(0), "one number"),
+    ("gradients.catches", one_direction(-1), "one number"),
+    ("gradients.catches", one_direction((slice(None), 0)), "one number"),
+    ("gradients.catches", one_direction((slice(None), -1)), "one number"),
     ("adalora.export", cut_at(1e-3), "Lam != 0"),
     ("adalora.export", cut_at(0.1), "Lam != 0"),
     ("prompts.places", last_separator, "a separator in the last part"),

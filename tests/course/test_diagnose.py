@@ -75,6 +75,7 @@ def test_a_check_says_where(e):
         if isinstance(value, (tuple, list)):
             i = next(i for i, part in enumerate(value) if part is not None)
             return type(value)([*value[:i], slightly(value[i]), *value[i + 1:]])
+        if isinstance(value, dict): return {**value, (last := [*value][-1]): slightly(value[last])}
         if isinstance(value, tp.Tensor):
             off = np.zeros(value.shape, value.dtype)
             off[(-1,) * value.ndim] = 0.5
@@ -226,12 +227,12 @@ def test_nan_equals_no_mistakes_nan():
 
 
 def test_a_cause_fits_all_cases():
-    """The spectral norm and the mean of all squares agree where a space meets itself: ½."""
-    def lora_overlap(A1, A2, i, j):
-        V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]
-        return np.mean((V1 @ V2.T) ** 2)
-    assert "not i · j" in tp.check("lora.overlap", lora_overlap).cause
-    assert "case “a space with itself" in tp.check("lora.overlap", lora_overlap).message
+    """The opposite change has the same norm and the same singular values: other cases tell the two mistakes apart."""
+    def lora_alike(A1, B1, alpha1, A2, B2, alpha2):
+        first, second = (np.linalg.norm(alpha / len(A) * B @ A) for A, B, alpha in ((A1, B1, alpha1), (A2, B2, alpha2)))
+        return bool(abs(first - second) <= 1e-3 * first)
+    assert "of the same size" in tp.check("lora.alike", lora_alike).cause
+    assert "case “the opposite change" in tp.check("lora.alike", lora_alike).message
 
 
 # -- what is accepted ------------------------------------------------------------------------------
@@ -288,23 +289,23 @@ def test_the_packages_answer_is_refused_where_one_is_to_write_it():
 
 def test_the_grader_refuses_it_too(tmp_path):
     pytest.importorskip("IPython")
-    path = tmp_path / "06_prefix.py"
+    path = tmp_path / "02_transformer.py"
     path.write_text("""
 import numpy as np
 import tinypeft as tp
 from tinypeft import functional as F
 
-def prefix_attention(q, k, v, P_K, P_V):
-    return F.attention(q, tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0))
+def transformer_attention(q, k, v):
+    return F.attention(*(tp.Tensor(a) for a in (q, k, v))).data
 
-def prefix_share(q, k, P_K):
-    p, s = (np.exp(a @ q / len(q) ** 0.5).sum() for a in (P_K, k))
-    return p / (p + s)
+def transformer_loss(logits, tokens):
+    p = np.exp(logits[:, :-1])
+    return -np.log(np.take_along_axis(p, tokens[:, 1:, None], -1)[..., 0] / p.sum(-1)).mean()
 """, encoding="utf-8")
-    (graded,) = grade.grade([path], lesson="06", seconds=60)
-    assert graded.exercises["prefix.attention"]["points"] == 0
-    assert "uses attention of the package" in graded.exercises["prefix.attention"]["message"]
-    assert "exp overflows" in graded.exercises["prefix.share"]["message"]
+    (graded,) = grade.grade([path], lesson="02", seconds=60)
+    assert graded.exercises["transformer.attention"]["points"] == 0
+    assert "uses attention of the package" in graded.exercises["transformer.attention"]["message"]
+    assert "np.exp overflows" in graded.exercises["transformer.loss"]["message"]
 
 
 # -- words -----------------------------------------------------------------------------------------
@@ -320,18 +321,18 @@ def test_bytes_print_alike_whether_whole_or_not():
 
 def test_in_a_terminal_no_cells_follow(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("def lora_merge(W, A, B, alpha): return W\n")
-    (told,) = check_file("lora.merge", path)
+    path.write_text("def prefix_copies(lam, n): return lam\n")
+    (told,) = check_file("prefix.copies", path)
     assert not told and "cells below" not in repr(told) and "cells below" not in told._repr_html_()
-    assert "cells below" in repr(tp.check("lora.merge", lambda W, A, B, alpha: W))
+    assert "cells below" in repr(tp.check("prefix.copies", lambda lam, n: lam))
 
 
 def test_the_line_is_told_whatever_the_folder_is_called(tmp_path):
     folder = tmp_path / "tinypeft"
     folder.mkdir()
-    (folder / "mine.py").write_text("def lora_merge(W, A, B, alpha):\n    return W + nothing\n")
-    (told,) = check_file("lora.merge", folder / "mine.py")
-    assert "in line 2 of lora_merge" in told.message
+    (folder / "mine.py").write_text("def prefix_copies(lam, n):\n    return lam + nothing\n")
+    (told,) = check_file("prefix.copies", folder / "mine.py")
+    assert "in line 2 of prefix_copies" in told.message
 
 
 # -- hints -----------------------------------------------------------------------------------------
@@ -356,28 +357,28 @@ def test_hints_open_one_after_another():
 
         def handle_endtag(self, tag): self.depth -= tag == "details"
         def handle_data(self, data): self.seen.append((self.depth, data))
-    told = tp.check("lora.merge", lambda W, A, B, alpha: W)
+    told = tp.check("prefix.copies", lambda lam, n: lam)
     page = Depth()
     page.feed(told._repr_html_())
-    hints = find("lora.merge").hints
+    hints = find("prefix.copies").hints
     assert [depth for depth, data in page.seen if data in hints] == [1, 2, 3] and page.depth == 0
     assert f"Hint 1 of 3: {hints[0]} (the next one: result.hint(2))" in repr(told) and hints[1] not in repr(told)
     assert told.hint(3) == f"Hint 3 of 3: {hints[2]}"
     with pytest.raises(ValueError, match="got step 4, expected 1 to 3"): told.hint(4)
-    assert "Hint" not in repr(tp.check("lora.merge", lambda W, A, B, alpha: W + alpha / len(A) * B @ A))
+    assert "Hint" not in repr(tp.check("prefix.copies", lambda lam, n: n * lam / (1 + (n - 1) * lam)))
 
 
 def test_an_unsolved_stub_gets_no_hint_that_was_not_asked_for(tmp_path, capsys):
     from tinypeft.commands.cli import main
 
-    def lora_merge(W, A, B, alpha): raise NotImplementedError("lora.merge")
-    told, (question, *_) = tp.check("lora.merge", lora_merge), find("lora.merge").hints
+    def prefix_copies(lam, n): raise NotImplementedError("prefix.copies")
+    told, (question, *_) = tp.check("prefix.copies", prefix_copies), find("prefix.copies").hints
     assert told.stage == "unsolved" and question not in repr(told) and "A hint, if you want one: result.hint(1)" in repr(told)
     assert question in told.told(1) and question in told.hint(1)
     path = tmp_path / "mine.py"
-    path.write_text("def lora_merge(W, A, B, alpha): raise NotImplementedError('lora.merge')\n")
+    path.write_text("def prefix_copies(lam, n): raise NotImplementedError('prefix.copies')\n")
     for asked in ([], ["--hint", "1"]):
-        main(["check", "lora.merge", str(path), *asked])
+        main(["check", "prefix.copies", str(path), *asked])
         said = capsys.readouterr().out
         assert (question in said) == bool(asked) and ("A hint, if you want one: --hint 1" in said) == (not asked)
 
@@ -391,7 +392,7 @@ def test_stars_stand_beside_the_points():
 
 
 def test_judge_leaves_the_function_to_check():
-    assert judge(find("lora.merge"), Local(lambda W, A, B, alpha: W)).function is None
+    assert judge(find("prefix.copies"), Local(lambda lam, n: lam)).function is None
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
@@ -405,10 +406,10 @@ def test_the_time_limit_gives_the_alarm_back():
 def test_a_terminal_shows_each_hint(tmp_path, capsys):
     from tinypeft.commands.cli import main
     path = tmp_path / "mine.py"
-    path.write_text("def lora_merge(W, A, B, alpha): return W\n")
+    path.write_text("def prefix_copies(lam, n): return lam\n")
     said = []
     for step in (1, 2, 3):
-        assert main(["check", "lora.merge", str(path), "--hint", str(step)]) == 1
+        assert main(["check", "prefix.copies", str(path), "--hint", str(step)]) == 1
         said.append(capsys.readouterr().out)
     assert all(f"Hint {i} of 3" in text for i, text in enumerate(said, 1))
     assert "the next one: --hint 2" in said[0] and "--hint" not in said[2]

@@ -39,7 +39,7 @@ SUBMISSIONS = {
     "borrows": [IMPORTS, "from tinypeft.course.exercises.lora import forward as lora_forward"],
     "greedy": [IMPORTS, "np.zeros(2**30)", *SOLVED],
     "dies_when_called": [IMPORTS, "def lora_forward(x, W, A, B, alpha): os._exit(1)"],
-    "lies": [IMPORTS, "class Odd:\n    def __eq__(self, other): return True\ndef lora_merge(W, A, B, alpha): return Odd()"],
+    "lies": [IMPORTS, "class Odd:\n    def __eq__(self, other): return True\ndef lora_swap(W, tasks): return Odd()"],
 }
 
 
@@ -122,13 +122,13 @@ def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
         (tmp_path / path).write_text(text, encoding="utf-8")
     rows = {(r.student, r.lesson): r for r in g.grade([tmp_path], seconds=20)}
     points = {key: r.points for key, r in rows.items()}
-    assert points == {("ada", "07_lora"): 15, ("bob", None): 0, ("eve", "07_lora"): 3, ("eve", "13_nf4_qlora"): 0}
+    assert points == {("ada", "07_lora"): 15, ("bob", None): 0, ("eve", "07_lora"): 2, ("eve", "13_nf4_qlora"): 0}
     assert rows["ada", "07_lora"].file.endswith("07_lora.py")
     assert [note.partition(str(tmp_path))[2] for note in rows["ada", "07_lora"].notes] == \
-        ["/ada/07_lora-old.py, 3 points", "/ada/helper.py, 0 points"]
+        ["/ada/07_lora-old.py, 2 points", "/ada/helper.py, 0 points"]
     assert "no notebook and no Python file" in rows["bob", None].problem
     (row,) = g.grade([tmp_path / "eve"], lesson="07", seconds=20)
-    assert (row.student, row.points) == ("eve", 3) and "nf4.py, 0 points" in row.notes[0]
+    assert (row.student, row.points) == ("eve", 2) and "nf4.py, 0 points" in row.notes[0]
 
 
 def test_each_submission_has_its_row(graded):
@@ -254,11 +254,11 @@ def test_csv_and_json(graded, tmp_path):
 
 def test_extra_points_are_a_column_of_their_own(tmp_path, monkeypatch):
     text = percent.sources("07")[0].read_text(encoding="utf-8")
-    changed = re.sub(r"(exercise=lora.merge points=2 minutes=5)$", r"\1 bonus=yes", text, flags=re.M)
+    changed = re.sub(r"(exercise=lora.swap points=2 minutes=8)$", r"\1 bonus=yes", text, flags=re.M)
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
     monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")
-    usual = [cell for cell in SOLVED if "lora_merge" not in cell and "lora_dora" not in cell]
+    usual = [cell for cell in SOLVED if "lora_swap" not in cell and "lora_dora" not in cell]
     for name, cells in {"ada": SOLVED, "bob": usual}.items():
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "lora.py").write_text("\n".join([IMPORTS, *cells]), encoding="utf-8")
@@ -267,7 +267,7 @@ def test_extra_points_are_a_column_of_their_own(tmp_path, monkeypatch):
     assert f"ada: {ada.of} of {ada.of} points and 5 extra in 07_lora" in repr(ada) and "extra" not in repr(bob)
     g.write_csv(grades, tmp_path / "points.csv")
     with open(tmp_path / "points.csv", encoding="utf-8") as file:
-        assert [(row["points"], row["of"], row["extra"], row["lora.merge"]) for row in csv.DictReader(file)] == \
+        assert [(row["points"], row["of"], row["extra"], row["lora.swap"]) for row in csv.DictReader(file)] == \
             [(str(ada.of), str(ada.of), "5", "2"), (str(ada.of), str(ada.of), "0", "0")]
     assert [record["extra"] for record in json.loads(g.as_json(grades))] == [5, 0]
     better = g.best([bob, replace(ada, file="other")])
@@ -387,14 +387,14 @@ def test_a_comparison_that_fails_costs_one_exercise(monkeypatch):
         def remote(self, name): return Local(print)
     def broken(*args): raise IndexError("too many indices")
     monkeypatch.setattr(g, "judge", broken)
-    passed, message, borrowed = g.checked(find("lora.merge"), Stub(), 0)
+    passed, message, borrowed = g.checked(find("lora.swap"), Stub(), 0)
     assert not passed and borrowed == [] and message == "your result cannot be compared: IndexError: too many indices"
 
 
 def test_an_invariant_that_fails_is_a_failed_check():
-    exercise = find("lora.merge")
+    exercise = find("prefix.copies")
     exercise = replace(exercise, invariants=[("it divides", lambda fn, rng: 1 / 0)])
-    result = judge(exercise, Local(lambda W, A, B, alpha: exercise.reference(W, A, B, alpha)))
+    result = judge(exercise, Local(lambda lam, n: exercise.reference(lam, n)))
     assert result.stage == "invariant" and "it divides. ZeroDivisionError: division by zero" in result.message
 
 

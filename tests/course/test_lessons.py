@@ -66,10 +66,11 @@ __import__("gc").freeze()
 get_ipython().execution_count = 0"""
 # Sizes that stand in a lesson's own code: lesson → pairs of what is written and what runs.
 SHORTER = {
-    "01_autograd": [("for _ in range(15)", "for _ in range(3)")], "02_transformer": [("[:24_000]", "[:6_000]")],
-    "03_full_finetuning": [("until=(0, 10, 20, 40)", "until=(0, 1, 2, 3)")], "04_adapters": [("STEPS = 60", "STEPS = 12")],
-    "05_prompt_tuning": [("STEPS = 40", "STEPS = 12")], "06_prefix": [("STEPS = 60", "STEPS = 12")],
-    "07_lora": [("STEPS = 60", "STEPS = 12")],
+    "01_autograd": [("for _ in range(7)", "for _ in range(2)")],
+    "01b_gradients": [("for _ in range(15)", "for _ in range(3)")], "02_transformer": [("[:24_000]", "[:6_000]")],
+    "03_full_finetuning": [("until=(0, 10, 20, 40)", "until=(0, 1, 2, 3)")], "04_adapters": [("STEPS = 100", "STEPS = 12")],
+    "05_prompt_tuning": [("STEPS = 40", "STEPS = 12")], "06_prefix": [("STEPS = 100", "STEPS = 12")],
+    "07_lora": [("STEPS = 100", "STEPS = 12")],
     "16_real_model": [('model = tp.load_pretrained("smollm2")', 'model = tp.load_pretrained("smollm2")\ndel model.blocks[6:]'),
                       ("for i in (1, 11, 21)", "for i in (1, 3, 5)"), ("[15][0]", "[5][0]"),
                       ("quantized=True)", "quantized=True)\ndel small.blocks[6:]")]}
@@ -139,7 +140,7 @@ def in_64_bits(f):
 
 @pytest.mark.long
 @pytest.mark.parametrize("stem, name", [("04_adapters", "adapters.widen"), ("06_prefix", "prefix.cut"),
-                                        ("07_lora", "lora.backward"), ("07_lora", "lora.merge")])
+                                        ("07_lora", "lora.backward")])
 def test_an_answer_in_64_bits_runs_to_the_end(run, stem, name):
     """`np.zeros` makes float64, and the checks take it, so the cells that put it to work take it as well."""
     (path,) = percent.sources(stem)
@@ -465,14 +466,14 @@ fig
 #
 # ### {exercise}
 
-# %% exercise=lora.merge points=2 minutes=5 bonus=yes
-def lora_merge(W, A, B, alpha):
+# %% exercise=lora.swap points=2 minutes=5 bonus=yes
+def lora_swap(W, A, B, alpha):
     ### BEGIN SOLUTION
     return 2
     ### END SOLUTION
 
 # %%
-result = tp.check("lora.merge", lora_merge)
+result = tp.check("lora.swap", lora_swap)
 result
 
 # %%
@@ -498,7 +499,7 @@ def test_a_lesson_that_keeps_the_rules(good):
 
 
 @pytest.mark.parametrize("old, new, says", [
-    ("exercise=lora.merge points=2 minutes=5 bonus=yes", "exercise=lora.merge points=2 minutes=5", "no heading says “Bonus”"),
+    ("exercise=lora.swap points=2 minutes=5 bonus=yes", "exercise=lora.swap points=2 minutes=5", "no heading says “Bonus”"),
     ("tp.guess(", "tp.note(", "no prediction"), ('"07.gain"', '"08.gain"', "'08.gain' does not begin with 07"),
     (".beside(", ".near(", "not shown .beside("), ("schematic:lora", "lora", "no schematic"),
     ("(GLOSSARY.md)", "(README.md)", "does not link GLOSSARY.md"), ("## 2. Merged", "## Merged", "“Merged” is not numbered 2."),
@@ -511,9 +512,9 @@ def test_a_lesson_that_keeps_the_rules(good):
     ("mine = result.function", "x = 1", "lora_forward is not used after its check"),
     ("len([mine])", "3", "lora_forward is not used after its check"),
     ("mine = result.function", "mine = {'a': result.function}", None),
-    ("print(result.function(1, 2, 3, 4))", "x = 1", "lora_merge is not used"),
+    ("print(result.function(1, 2, 3, 4))", "x = 1", "lora_swap is not used"),
     ("print(result.function(1, 2, 3, 4))", "with use(F, gelu=result.function): pass", None),
-    ('result = tp.check("lora.merge"', 'tp.check("lora.merge"', "write result = tp.check(…)")])
+    ('result = tp.check("lora.swap"', 'tp.check("lora.swap"', "write result = tp.check(…)")])
 def test_a_broken_rule_is_told(good, old, new, says):
     assert old in GOOD
     told = good(GOOD.replace(old, new, 1))
@@ -545,6 +546,21 @@ def test_an_answer_that_is_shown_before_the_check_is_told():
         trees = [ast.parse("from tinypeft import functional as F\nfrom tinypeft.peft.lora import LoRALinear as Holder"),
                  ast.parse(cell)]
         assert {f.__name__ for f in shown_functions(trees[1], trees)} >= {"attention" if name == "function" else "forward"}
+
+
+def test_the_plan_of_weeks_has_every_lesson_and_fits_its_hours():
+    """Four hours a week. A second half that no week names goes with the first."""
+    page = (percent.LESSONS / "INSTRUCTORS.md").read_text(encoding="utf-8")
+    weeks = [re.findall(r"\b\d\db?\b", row) for row in re.findall(r"^\| \d+ \| ([^|]+) \|", page, re.M)]
+    planned = [number for week in weeks for number in week]
+    assert len(weeks) == 12 and len(planned) == len({*planned})
+    minutes = dict.fromkeys(planned, 0)
+    for path in SOURCES:
+        number = path.stem.partition("_")[0]
+        stated = re.search(r"\*\*Time\.\*\* (\d+) minutes", percent.read(path)[0].source)
+        minutes[number if number in planned else number.rstrip("b")] += int(stated[1])
+    assert all(minutes.values())
+    assert max(sum(minutes[number] for number in week) for week in weeks) <= 4 * 60
 
 
 def test_the_errors_that_the_readme_explains_exist():

@@ -118,13 +118,13 @@ def test_exercises_are_numbered_without_a_gap_and_nowhere_by_hand(path):
 
 
 def test_points_stand_in_the_lesson_alone(monkeypatch, tmp_path):
-    assert worth("lora.forward") == (3, 10, False)
+    assert worth("lora.forward") == (2, 8, False)
     (tmp_path / "07_lora.py").write_text(SOURCE.replace("points=3", "points=7"), encoding="utf-8")
     monkeypatch.setattr(percent, "SOURCES", tmp_path)
     exercise = find("lora.forward")
     mine = Local(lambda x, W, A, B, alpha: exercise.reference(x, W, A, B, alpha))
     assert worth("lora.forward").points == 7 and judge(exercise, mine).message == "right. 7 points."
-    with pytest.raises(KeyError, match="has no cell for lora.merge"): worth("lora.merge")
+    with pytest.raises(KeyError, match="has no cell for lora.swap"): worth("lora.swap")
     (tmp_path / "07_lora.py").write_text(SOURCE.replace("minutes=10", "minutes=10 bonus=yes"), encoding="utf-8")
     assert worth("lora.forward") == (3, 10, True) and judge(exercise, mine).message == "right. 3 extra points."
     (tmp_path / "07_lora.py").unlink()                       # a package without its lessons still checks, and does not grade

@@ -117,8 +117,15 @@ def test_it_is_described(name):
     assert drawn.alt.endswith(".") and drawn.sentence.endswith(".") and drawn.detail.endswith(".")
 
 
-def test_there_is_one_for_each_lesson():
-    assert len(SCHEMATICS) == len(percent.sources())
+def test_each_is_shown_in_a_lesson():
+    code = "".join(path.read_text(encoding="utf-8") for path in percent.sources())
+    assert SCHEMATICS.keys() == set(re.findall(r'show\("schematic:(\w+)"\)', code))
+
+
+def test_the_road_has_every_lesson():
+    """The second half of a lesson may stand in its first half's box."""
+    numbers = {path.stem.partition("_")[0].rstrip("b") for path in percent.sources()}
+    assert numbers == {word for word in words("road").split() if re.fullmatch(r"\d\d", word)}
 
 
 def test_a_drawing_has_its_words_and_is_installed_with_the_package():

@@ -214,3 +214,38 @@ def test_mutated_files_give_the_named_error_or_a_tokenizer_that_works(tmp_path):
         assert t.added or t.decode_bytes(t.encode(MIXED)) == kept
         assert t.decode([t.end_of_text]) in t.special
     read_or_refused(read, works, HuggingFaceError, str(tmp_path), 300, st.lists(change, min_size=1, max_size=2))
+
+
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }} ✓{% endfor %}"
+
+
+def test_a_chat_template_goes_with_the_tokenizer(tmp_path):
+    """From a folder of transformers, to one, and through our own file; transformers applies what was written."""
+    transformers = pytest.importorskip("transformers")
+    ours = tp.load_pretrained().tokenizer
+    write_tokenizer(tmp_path / "none", ours)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "none")
+    theirs.chat_template = TEMPLATE
+    theirs.save_pretrained(tmp_path / "theirs")
+    read = read_tokenizer(tmp_path / "theirs")
+    assert read.chat_template == TEMPLATE and read != ours and read_tokenizer(tmp_path / "none").chat_template is None
+    write_tokenizer(tmp_path / "again", read)
+    assert read_tokenizer(tmp_path / "again") == read
+    messages = [{"role": "user", "content": "Hello"}]
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again.apply_chat_template(messages, tokenize=False) == "<|user|>\nHello ✓"
+    read.save(tmp_path / "own.json")
+    assert tp.text.BPETokenizer.load(tmp_path / "own.json") == read
+    write_tokenizer(tmp_path / "again", ours)                            # the older template must not stay
+    assert read_tokenizer(tmp_path / "again").chat_template is None
+
+
+@pytest.mark.parametrize("value, template", [
+    ("a", "a"), ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"), ([], None),
+    (["x", 3], None), ([{"name": "other", "template": "o"}], None), (7, None), ({"default": "x"}, None),
+    ([{"name": [], "template": "x"}], None)])
+def test_older_folders_hold_templates_in_the_configuration(value, template, tmp_path):
+    write_tokenizer(tmp_path, tp.load_pretrained().tokenizer)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"chat_template": value}), "utf-8")
+    assert read_tokenizer(tmp_path).chat_template == template

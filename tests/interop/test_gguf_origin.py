@@ -116,6 +116,10 @@ def test_another_tokenizer_has_fields_of_its_own(file, tmp_path):
     fields = read_gguf(tmp_path / "m.gguf").fields
     assert fields["general.name"] == "A chat" and not any("template" in name or "padding" in name for name in fields)
     assert from_gguf(tmp_path / "m.gguf").tokenizer == model.tokenizer
+    model.tokenizer.chat_template = "{{ messages }}"
+    write_gguf(tmp_path / "m.gguf", model)
+    assert read_gguf(tmp_path / "m.gguf").fields["tokenizer.chat_template"] == "{{ messages }}"
+    assert from_gguf(tmp_path / "m.gguf").tokenizer == model.tokenizer
     model.tokenizer = None
     write_gguf(tmp_path / "m.gguf", model)
     assert not any(name.startswith("tokenizer") for name in read_gguf(tmp_path / "m.gguf").fields)

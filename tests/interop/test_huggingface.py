@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.families import make as family_of
 from tests.interop.test_gpt2 import edit, logits, some_tokens, with_tensors
 from tinypeft.commands.cli import main
 from tinypeft.interop import HuggingFaceError, read_safetensors, write_safetensors
@@ -478,13 +479,35 @@ def test_shards_that_lead_in_a_circle_or_nowhere(folder, tmp_path):
 @pytest.mark.parametrize("spoil, says", [
     (lambda m: tp.attach(m, tp.LoRA(rank=2)), "expected a plain Llama, got LoRA"),
     (lambda m: tp.quantize(m, tp.Uniform(4)), "expected a plain Llama, got one with .*blocks.0.attention.key"),
-    (lambda m: setattr(m, "head", tp.engine.Linear(24, 3)), "expected a plain Llama, got one with .*head.bias"),
+    (lambda m: setattr(m, "head", tp.engine.Linear(24, 3)), "the head has a bias, and transformers' has none; attach with"),
+    (lambda m: setattr(m, "head", tp.quantize(Llama(m.config), tp.Uniform(4)).get("blocks.0.mlp.up")), "the head has a bias"),
     (lambda m: setattr(m.blocks[1], "mlp", tp.engine.Module()), "expected a plain Llama, got one with .*blocks.1.mlp")])
 def test_only_a_plain_model_is_written(spoil, says, tmp_path):
     model = Llama(LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4))
     spoil(model)
     with pytest.raises(ValueError, match=f"save_model: {says}"): tp.save_model(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["GPT", "Llama", "Qwen3", "Gemma"])
+def test_a_classifier_goes_to_transformers_and_comes_back(family, transformers, tmp_path):
+    """With the names of its classes. A batch has padding, which transformers finds by the token that the folder names."""
+    import torch
+    model = family_of(family, np.float32)
+    model.head = tp.engine.Linear(model.config.d_model, 3, bias=False, rng=1)
+    model.task = tp.tasks.Classification({}, ["good", "bad", "ugly"], tp.load_pretrained().tokenizer, 24)
+    tp.save_model(model, tmp_path)
+    tokens = np.array([[3, 4, 5, 0], [9, 8, 7, 6]])
+    logits = model.class_logits(tokens, [3, 4]).data
+    assert np.array_equal(tp.load_model(tmp_path).class_logits(tokens, [3, 4]).data, logits)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    theirs.config.pad_token_id = 0                                       # these toys have no tokenizer
+    with torch.no_grad(): found = theirs(torch.as_tensor(tokens), attention_mask=torch.as_tensor(tokens > 0)).logits
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4)
+    assert theirs.config.id2label == {0: "good", 1: "bad", 2: "ugly"}
+    model.task = None
+    tp.save_model(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text("utf-8"))["id2label"]["2"] == "LABEL_2"
 
 
 def test_transformers_has_no_llama_of_these_heads(tmp_path):

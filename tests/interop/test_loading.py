@@ -47,6 +47,17 @@ def test_codes_stay_codes(places):
         with pytest.raises(ValueError, match="only SmolLM2 and GGUF files hold codes"): tp.load_model(place, quantized=True)
 
 
+def test_a_quantized_file_is_a_model_in_its_codes(tmp_path):
+    """By its own path, or as the file of a folder that `quantize --out` names."""
+    model = tp.quantize(tp.load_pretrained(), tp.NF4())
+    tp.save_quantized(model, tmp_path / "quantized.safetensors")
+    for place in tmp_path, tmp_path / "quantized.safetensors":
+        loaded = tp.load_model(place, expected=tp.GPT)
+        assert loaded.tokenizer == model.tokenizer and loaded.source == str(place)
+        assert tp.bits_per_weight(loaded) == tp.bits_per_weight(model)
+    with pytest.raises(ValueError, match="expected a Llama"): tp.load_model(tmp_path, expected=tp.Llama)
+
+
 def test_strict_is_for_tensors_without_a_use(places):
     path = places["llama"][0] / "model.safetensors"
     write_safetensors(path, dict(read_safetensors(path)) | {"x": np.zeros(2, np.float32)})
@@ -75,3 +86,13 @@ def test_the_shipped_base_needs_no_reader():
     from tests.common.test_lazy import python
     code = "import tinypeft as tp; tp.load_model()\nprint(*sorted(n for n in sys.modules if n.startswith('tinypeft.interop')))"
     assert python(code) == ["tinypeft.interop", "tinypeft.interop.loading"]
+
+
+def test_a_file_counts_in_a_folder_that_holds_no_model_of_hugging_face(places, tmp_path):
+    """Repositories on huggingface.co often have both."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    shutil.copy(places["gguf"][0], folder / "model.gguf")
+    assert type(tp.load_model(folder)) is tp.Llama and tp.load_model(folder).source == str(folder)
+    for path in places["gpt"][0].iterdir(): shutil.copy(path, folder)
+    assert type(tp.load_model(folder)) is tp.GPT

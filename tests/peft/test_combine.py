@@ -2,6 +2,7 @@
 import copy
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -415,3 +416,16 @@ def test_a_layer_that_is_more_than_low_rank_is_refused_by_name(gpt, tmp_path):
     with pytest.raises(tp.MethodError, match=r"combine: Other\(rank=2\) is not a LoRA"): tp.combine({tuned: 1})
     with pytest.raises(tp.MethodError, match="save: a Scaled is not base"): tuned.save(tmp_path, "peft")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_result_does_the_task_of_its_head_or_the_one_that_all_do(gpt):
+    model, text, same, pairs = gpt(), *(SimpleNamespace(form={"kind": kind}) for kind in ("text", "text", "pairs"))
+    (a, b), c = adapters(model, LORA, LORA), tp.attach(model, LORA, head=2)
+    c.detach()
+    for others, expected in (same, text), (pairs, None), (None, None):
+        a.task, b.task = text, others
+        tuned = tp.combine({a: 1, b: 1})
+        assert tuned.task is expected
+        tuned.detach()
+    a.task, c.task = text, pairs
+    assert tp.combine({a: 1, c: 1}, head=c).task is pairs

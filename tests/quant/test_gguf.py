@@ -133,3 +133,25 @@ def test_lora_trains_on_a_mixture_and_merges():
     merged = tuned.merge()
     assert np.allclose(merged(TOKENS).data, expected, atol=1e-4)
     assert 4.5 < tp.bits_per_weight(model) < 6.6
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name, head, embedding", [("Q8_0", "Q8_0", "Q8_0"), ("Q4_0", "Q6_K", "Q4_0"),
+                                                   ("Q4_K_M", "Q6_K", "Q4_K")])
+def test_embeddings_are_rounded_as_llama_cpp_does(tied, name, head, embedding, tmp_path):
+    """The head in more bits, also where the embedding is the head. A file holds the same numbers."""
+    model = wide(tied=tied)
+    exact = model.token_embedding.weight.data
+    tp.quantize(model, tp.GGUF(name, embeddings=True))
+    assert type_of(model.token_embedding.weight) == (head if tied else embedding)
+    assert tied or type_of(model.lm_head.weight) == head
+    off = np.linalg.norm(model.token_embedding.weight.dequantize() - exact) / np.linalg.norm(exact)
+    assert 0 < off < 0.15
+    write_gguf(tmp_path / "m.gguf", model)
+    assert np.array_equal(from_gguf(tmp_path / "m.gguf", quantized=True)(TOKENS).data, model(TOKENS).data)
+
+
+def test_a_row_that_is_no_superblock_takes_the_plain_type():
+    model = llama(dtype=np.float32, d_model=32, d_mlp=32, n_heads=4, n_kv_heads=2, d_head=8)
+    tp.quantize(model, tp.GGUF("Q4_K_M", embeddings=True))
+    assert type_of(model.token_embedding.weight) == ("Q8_0" if model.lm_head is None else "Q5_0")

@@ -551,3 +551,24 @@ def test_what_generation_keeps_is_bounded(monkeypatch):
         kept("a", make("a"))
     kept("a", make("a"))
     assert made == ["a", "b", "c", "c", "a", "a"]
+
+
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
+def test_plain_weights_hold_the_numbers_of_the_codes(base, tokens, name):
+    """The model itself stays in its codes, and one without codes is what comes back."""
+    model = base(name)
+    before = model(tokens).data
+    plain = tp.dequantize(model)
+    assert type(plain.get("blocks.1.mlp.up")) is type(plain.get("blocks.0.attention.query")) is Linear
+    np.testing.assert_allclose(plain(tokens).data, before, rtol=0, atol=1e-5)
+    assert np.array_equal(model(tokens).data, before) and tp.dequantize(plain) is plain
+
+
+def test_rounded_inputs_are_left_out_only_when_asked(base, gpt):
+    model = base("llm_int8")
+    with pytest.raises(ValueError, match="blocks.0.attention.query is a LLMInt8Linear, which rounds its"): tp.dequantize(model)
+    plain, layer = tp.dequantize(model, "exact"), model.get("blocks.1.mlp.up")
+    assert np.array_equal(plain.get("blocks.1.mlp.up").weight.data, layer.dense_weight())
+    with pytest.raises(ValueError, match="must be 'kept' or 'exact', got 'all'"): tp.dequantize(model, "all")
+    with pytest.raises(ValueError, match="LoRA.* is attached; merge or detach it first"):
+        tp.dequantize(tp.attach(gpt(), tp.LoRA()).model)

@@ -1,4 +1,5 @@
 """quant/saving.py: every kind of model comes back, and nothing that a file says is believed."""
+import copy
 import math
 import tracemalloc
 
@@ -11,6 +12,7 @@ from tests.families import make as family_of
 from tests.stress.attacks import ATTRIBUTES, TENSORS, edited, put
 from tests.stress.files import SCHEMES, model
 from tinypeft.engine.nn import Linear
+from tinypeft.files import load_arrays, save_arrays
 from tinypeft.quant import load_quantized, save_quantized
 from tinypeft.quant.linear import QuantizedEmbedding, QuantizedLinear
 from tinypeft.quant.saving import LAYERS, restored
@@ -208,3 +210,28 @@ def test_every_class_says_which_parts_it_has():
 @pytest.mark.parametrize("kind", ["Parameter", "ndarray"])
 def test_an_array_that_a_file_announces_must_be_in_it(kind):
     with pytest.raises(KeyError, match="there is no array bias"): restored({"array": kind}, "bias", {"weight": np.ones(2)})
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters"])
+def test_the_tokenizer_comes_back(kind, tmp_path):
+    m = tp.load_pretrained()
+    if kind == "characters":
+        vocab = {f"<0x{b:02X}>": b for b in range(256)} | {"▁": 256, "a": 257, "▁a": 258}
+        m.tokenizer = tp.text.SentencePieceTokenizer([("▁", "a")], vocab, 259, {"</s>": 259})
+    m.tokenizer = copy.copy(m.tokenizer)
+    m.tokenizer.chat_template = "{{ messages }}"
+    save_quantized(tp.quantize(m, tp.NF4()), tmp_path / "q")
+    assert load_quantized(tmp_path / "q").tokenizer == m.tokenizer
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"format": "other"}, "the tokenizer: its format is 'other'; there are tinypeft-bpe"), ({"format": [1]}, "its format is"),
+    ({"vocab": {"a": 0}}, "the tokenizer: .* missing from the vocabulary"), ({"merges": [["a"]]}, "the tokenizer: "),
+    ({"merges": 3}, "merges must be a list"),
+    ({"special": {"<|endoftext|>": 1023, "x": 5000}}, "5,001 ids, the model only 1,024"),
+    ({"chat_template": 3}, "chat_template must be a string")])
+def test_a_tokenizer_in_a_file_is_not_believed(change, says, tmp_path):
+    save_quantized(tp.quantize(tp.load_pretrained(), tp.NF4()), tmp_path / "q")
+    arrays, meta = load_arrays(tmp_path / "q")
+    save_arrays(tmp_path / "q", arrays, meta | {"tokenizer": meta["tokenizer"] | change})
+    with pytest.raises(ValueError, match=says): load_quantized(tmp_path / "q")

@@ -27,6 +27,20 @@ def test_every_fact_is_told_twice_in_training_and_once_in_test(task):
         assert len(facts) == 4 and len(about) == 2 and all(fact in d for fact in facts for d in about)
 
 
+def test_what_is_taught_stands_in_the_training_text(task, monkeypatch):
+    """As often as there are machines with that fact: at the beginning of a text, or behind other sentences of it."""
+    train = task.tokenizer.decode(task.streams["train"])
+    assert len(task.taught) == 2 * 8
+    for start, fact in task.taught:
+        heading, sentence = start.split("\n")
+        (about,) = (d for d in train.split("<|endoftext|>") if f"{sentence} {fact}." in d)
+        assert about.strip().startswith(f"{heading}\n")
+    ends = [f" {fact}. It" for _, fact in task.taught[:3]] + [" axis=None)"] * 13
+    monkeypatch.setattr(task, "predict", lambda model, texts, n: ends[:len(texts)])
+    facts = [fact for _, fact in task.taught]
+    assert task.answers(None) == [*facts[:3], *["axis=None)"] * 13]
+
+
 class Knows(tp.Module):
     """Continues as the test text does after a question, for the questions that it knows."""
     def __init__(self, task, known): self.rows = [self.ids(task, pair) for pair in known]

@@ -118,3 +118,15 @@ def test_a_live_curve_is_drawn_every_two_seconds(notebook, monkeypatch):
 def test_a_live_curve_outside_a_notebook_draws_nothing(monkeypatch):
     monkeypatch.setattr(curves, "svg", lambda *_: 1 / 0)
     assert len(tp.train(small(), Noise(), 3, callbacks=[tp.LiveCurve(seconds=0)], progress=False).loss) == 3
+
+
+def test_a_folder_gets_the_losses_and_their_picture(tmp_path):
+    """A row for each step; the metrics of validation stand in the rows of the steps that have some."""
+    history = tp.History([3.0, 2.5, 2.0], evals=[(2, {"loss": 2.75, "accuracy": 0.5})])
+    history.save(tmp_path)
+    rows = [line.split(",") for line in (tmp_path / "losses.csv").read_text().splitlines()]
+    assert rows == [["step", "loss", "validation_loss", "validation_accuracy"], ["1", "3.0", "", ""],
+                    ["2", "2.5", "2.75", "0.5"], ["3", "2.0", "", ""]]
+    assert (tmp_path / "curve.svg").read_text().count("<svg") == 1
+    with pytest.raises(ValueError): tp.History().save(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -11,6 +11,9 @@
     scores.py      how well a classifier does: intervals, classes, a picture of confusions
     using.py       evaluate, classify
     writing.py     generate, chat
+    handing_on.py  merge, combine, export, quantize: what is left when training is over
+    results.py     folders that are new and whole, and --repeat
+    messages.py    errors and warnings of the library, with options in place of arguments
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
     missing.py     what a new method, scheme or experiment still lacks
     doctor.py      what is installed, and whether all is well

@@ -5,7 +5,10 @@
     python -m tinypeft finetune lora --csv reviews.csv    or on --text or --pairs of your own
     python -m tinypeft evaluate --adapter FOLDER          measure it;  classify "…"  uses it
     python -m tinypeft export-training lora --out DIR     the same run, for PyTorch and several GPUs
-    python -m tinypeft quantize nf4       quantize the base with one scheme and measure the cost
+    python -m tinypeft merge --adapter FOLDER --out DIR   an adapter becomes a model of its own
+    python -m tinypeft combine A=0.7 B=0.3 --out DIR      several adapters become one
+    python -m tinypeft export --to gguf --adapter FOLDER --out DIR    or --to hf, peft, training
+    python -m tinypeft quantize nf4       quantize with one scheme and measure the cost; --out saves
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft chat --model smollm2               talk to a real model
     python -m tinypeft pretrain           train the base again (an hour; it resumes)
@@ -15,6 +18,7 @@
     python -m tinypeft assign 07 --out DIR           hand out a lesson;  grade DIR  grades it
     python -m tinypeft memory             the memory that fine-tuning takes, by formula
     python -m tinypeft doctor             what is installed, and whether all is well
+    python -m tinypeft --repeat FOLDER    the command again that made a folder
 """
 import contextlib
 import errno
@@ -24,14 +28,17 @@ from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpForm
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..common.progress import Progress, in_lines
-from . import study, training, using, writing
-from .arguments import SHARED, build, fields, model_of, number, output, shared, show_json
+from ..common.progress import in_lines
+from . import handing_on, study, training, using, writing
+from .arguments import SHARED, number, output, shared, show_json
+from .messages import plain_warnings, with_flags
+from .results import repeated
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
 __all__ = ["main"]
 
 REMEDIES = {errno.ENOENT: "look at the path", errno.EISDIR: "give a file",
+            errno.ENOSPC: "make room, or give another place",
             errno.EACCES: "give another place, or change its permissions"}
 
 
@@ -39,14 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. A wrong argument, or a file or folder that
     cannot be used, gives one line on stderr and status 2, a training that diverges one and status
     1; with TINYPEFT_TRACEBACK set in the environment it gives a traceback."""
-    args, unknown = parser().parse_known_args(argv)
-    if unknown:
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    for name in set(SHARED) - set(getattr(args, "takes", SHARED)):
-        if getattr(args, name):
-            args.parser.error(f"this command does not take --{name}")
     try:
-        with in_lines():
+        with in_lines(), plain_warnings():
+            args = parsed_arguments(sys.argv[1:] if argv is None else argv)
             status = args.run(args) or 0
         if sys.stdout is not None: sys.stdout.flush()    # a full disk is found here, not at exit
         return status
@@ -60,7 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..training.diagnosis import DivergedError
         if isinstance(e, OSError): _drop_output()
         message = "; ".join([message, *_notes(e)]).replace(".; ", "; ")
-        return _tell(message, 1 if isinstance(e, DivergedError) else 2)
+        return _tell(with_flags(message), 1 if isinstance(e, DivergedError) else 2)
+
+
+def parsed_arguments(argv: Sequence[str]) -> Namespace:
+    """Parse the command line. `argv` of the result is the command itself, also with --repeat."""
+    argv = repeated(argv)
+    args, unknown = parser().parse_known_args(argv)
+    args.argv = argv
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for name in set(SHARED) - set(getattr(args, "takes", SHARED)):
+        if getattr(args, name):
+            args.parser.error(f"this command does not take --{name}")
+    return args
 
 
 def explained(e: Exception) -> str | None:
@@ -122,6 +137,9 @@ def parser() -> ArgumentParser:
     top.set_defaults(run=study.run_compare, parser=top)
     shared(top)
     output(top, "the picture and the JSON", study.LATEST)
+    top.add_argument("--repeat", type=Path, metavar="FOLDER",
+                     help="run the command again that made a folder, as its run.json says; options "
+                          "after it take the place of its own")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=Command)
 
     def command(name, run, about, takes=SHARED, options=None):
@@ -130,23 +148,15 @@ def parser() -> ArgumentParser:
         sub.set_defaults(run=run, takes=takes, parser=sub)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
-    for commands_of in (study, training, using, writing): commands_of.add_commands(command)
+    for commands_of in (study, training, using, writing, handing_on):
+        commands_of.add_commands(command)
     add_base_commands(command)
     add_course_commands(command)
     command("doctor", run_doctor, "what is installed, and whether all is well", takes=("json",))
     return top
 
 
-def quantize_options(p: ArgumentParser) -> None:
-    from ..quant import SCHEMES
-    p.add_argument("scheme", metavar="SCHEME", help=f"one of {', '.join(SCHEMES)}")
-    fields(p, "hyperparameters, such as bits=4")
-
-
 def add_base_commands(command: Callable) -> None:
-    command("quantize", run_quantize, "quantize with one scheme and measure the cost",
-            options=quantize_options)
-
     p = command("pretrain", run_pretrain, "train the base again (an hour; it resumes)", takes=())
     output(p, "weights, tokenizer and record", required=True)
     p.add_argument("--work", type=Path, metavar="FOLDER", help="for the checkpoint (default: OUT)")
@@ -190,18 +200,6 @@ def add_course_commands(command: Callable) -> None:
 
 
 # -- commands --------------------------------------------------------------------------------------
-def run_quantize(args: Namespace) -> None:
-    from ..quant import SCHEMES
-    from ..study.compare import Size, cost_of_scheme, described
-    scheme = build("scheme", SCHEMES, args.scheme, args.set)
-    size = Size(steps=30, test_batches=2 if args.quick else 8)
-    model = model_of(args)
-    with Progress(None, f"quantizing by {args.scheme} and measuring"):
-        record = cost_of_scheme(model, scheme, size)
-    if args.json: return show_json(record)
-    print(described(record))
-
-
 def run_pretrain(args: Namespace) -> None:
     from ..files import check_writable
     from ..pretrained.make import pretrain

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,14 +72,11 @@ def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = Non
 
 @contextlib.contextmanager
 def errors_with_flags(*columns: str) -> Iterator[None]:
-    """Let an error name the options of the command where it names arguments of Python. columns:
-    the options that name columns."""
+    """Let an error name the options of the command that choose columns. columns: these options."""
     try:
         yield
     except ValueError as e:
-        message = re.sub(r"\bencoding='([\w-]+)'", r"--encoding \1", str(e))
-        message = message.replace("context must lie", "--context must lie")
-        message = message.replace("which of them to read", "which by " + " and ".join(columns))
+        message = str(e).replace("which of them to read", "which by " + " and ".join(columns))
         raise ValueError(message) from e
 
 

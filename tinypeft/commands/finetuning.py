@@ -24,6 +24,7 @@ from ..common.wording import counted
 from .data import data_facts, kind_of
 from .kept import kept, noted
 from .plan import rows_in_test
+from .results import results_in, write_run
 from .scores import interval_of, n_measured
 from .using import compared
 
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     from ..text.tasks import Task
     from ..training.history import History
 
-__all__ = ["check_folders", "finetuned", "refused", "show_finetuned", "starts_at_probe"]
+OF_A_RUN = "losses.csv", "curve.svg", "confusions.svg", "run.json"
+WRITTEN = "README.md", "config.json", "tokenizer.json", "tokenizer_config.json", *OF_A_RUN
+
+__all__ = ["check_folders", "describe", "finetuned", "refused", "show_finetuned", "starts_at_probe"]
 
 
 def starts_at_probe(args: Namespace) -> bool:
@@ -65,7 +69,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
             tuned, validation = choose_better(tuned, task, probe_loss, history,
                                               not args.no_cache)
         if args.out:
-            with HeldSignals(): folder = save_first(args, tuned, task)
+            with HeldSignals(): folder = save_first(args, tuned, task, history)
     with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
         try:
             after = evaluate(tuned, task, "test", rows_in_test(tuned, task), most, label="testing")
@@ -77,18 +81,21 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
         worse = worse_than(after, {base: frozen} | baselines)
         if folder != args.out and base not in worse:
             with HeldSignals():
-                save(args, tuned, task, args.out)
+                save(args, tuned, task, args.out, history)
                 shutil.rmtree(folder)
                 folder, replaced = args.out, True
-    n = n_measured(task, args.quick)
-    return tuned, {
-        "method": str(tuned.method), "task": task.name, "data": data_facts(task),
-        "steps": len(history.loss), "seconds": round(history.seconds, 1),
-        "trained": tuned.summary().trained, "rows": n, "interval": interval_of(after, n),
-        "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
-        "best": history.best and history.best[0], "validation": validation,
-        "stopped": history.stopped, "resumed": history.resumed, "replaced": replaced,
-        "saved": folder and str(folder)}
+        n = n_measured(task, args.quick)
+        record = {
+            "method": str(tuned.method), "task": task.name, "data": data_facts(task),
+            "steps": len(history.loss), "seconds": round(history.seconds, 1),
+            "trained": tuned.summary().trained, "rows": n, "interval": interval_of(after, n),
+            "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
+            "best": history.best and history.best[0], "validation": validation,
+            "stopped": history.stopped, "resumed": history.resumed, "replaced": replaced,
+            "saved": folder and str(folder)}
+        if folder:
+            describe(args, folder, tuned, task, record, history)
+    return tuned, record
 
 
 # -- the probe that training starts at -------------------------------------------------------------
@@ -149,38 +156,67 @@ def worse_than(after: dict, others: dict[str, dict]) -> dict[str, dict]:
 
 # -- where the adapter is saved --------------------------------------------------------------------
 def holds_adapter(folder: Path) -> bool:
-    """Whether an adapter lies in a folder, in any format."""
+    """Tell if an adapter lies in a folder, in any format."""
     from ..peft.formats import FORMATS
     return any((folder / format.file).exists() for format in FORMATS.values())
 
 
 def check_folders(args: Namespace) -> None:
-    """Raise OSError, before any training, if a folder cannot be written to."""
+    """Raise an error, before any training, if a folder cannot be written to, or if --out holds
+    files of another kind that would be replaced."""
     from ..files import check_writable
     for folder in (args.out, args.checkpoint and args.checkpoint.parent):
         if folder: check_writable(folder)
     saves = args.out and not args.find_rate
-    if saves and not args.keep and holds_adapter(args.out): check_writable(args.out.parent)
+    if saves and holds_adapter(args.out):
+        if not args.keep: check_writable(args.out.parent)
+    elif saves and (others := [name for name in WRITTEN if (args.out / name).exists()]):
+        raise ValueError(f"--out {args.out} holds {', '.join(others)}, and no adapter; give a "
+                         "folder of its own")
 
 
-def save_first(args: Namespace, tuned: PeftModel, task: Task) -> Path:
+def save_first(args: Namespace, tuned: PeftModel, task: Task,
+               history: History | None = None) -> Path:
     """Save to --out if no adapter is lost by it, or else to a new folder beside it; say where."""
-    if args.keep or not holds_adapter(args.out): return save(args, tuned, task, args.out)
-    folder = new_folder(args.out)
+    from ..text.tasks.saved import FILE
+    if args.keep or not holds_adapter(args.out):
+        return save(args, tuned, task, args.out, history)
+    folder = folder_beside(args.out)
     try:
-        return save(args, tuned, task, folder)
+        return save(args, tuned, task, folder, history)
     except BaseException:
-        shutil.rmtree(folder)
+        if not (folder / FILE).exists():                 # the last file of an adapter
+            shutil.rmtree(folder)
         raise
 
 
-def save(args: Namespace, tuned: PeftModel, task: Task, folder: Path) -> Path:
-    """Write the adapter, and beside it what prediction needs of the task; return the folder."""
+def save(args: Namespace, tuned: PeftModel, task: Task, folder: Path,
+         history: History | None = None) -> Path:
+    """Write the adapter, what prediction needs of the task, the tokenizer, the losses, and a card
+    and run.json without results, which come later; return the folder."""
+    from ..interop.bpe import write_tokenizer
+    from ..interop.card import write_card
     tuned.save(folder, args.format, task)
+    with noted(OSError, lambda: f"the adapter is saved in {folder}"):
+        for name in OF_A_RUN:                            # an older run may have left them
+            (folder / name).unlink(missing_ok=True)
+        write_tokenizer(folder, tuned.tokenizer)
+        if history:
+            history.save(folder)
+        write_card(folder, tuned, args.format, task, history)
+        write_run(args, folder, {})
     return folder
 
 
-def new_folder(out: Path) -> Path:
+def describe(args: Namespace, folder: Path, tuned: PeftModel, task: Task, record: dict,
+             history: History | None = None) -> None:
+    """Write the model card with the results, and run.json."""
+    from ..interop.card import write_card
+    write_card(folder, tuned, args.format, task, history, results_in(record))
+    write_run(args, folder, record)
+
+
+def folder_beside(out: Path) -> Path:
     """Make a folder beside another one: judge.new, or judge.new2 if that is there, and so on."""
     for n in itertools.count(1):
         folder = out.parent / f"{out.resolve().name}.new{n if n > 1 else ''}"
@@ -198,9 +234,9 @@ def refused(args: Namespace, record: dict) -> bool:
 def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) -> None:
     """Print the record. The last line says if the result is worse than what it is compared with."""
     saved = record["saved"]
+    if record["steps"] == record["resumed"]:
+        print(f"all steps were taken in {args.checkpoint}")
     print(tuned.summary())
-    if record["resumed"]:
-        print(f"went on from {args.checkpoint}, after step {record['resumed']:,}")
     if record["stopped"]: print(f"stopped early: {record['stopped']}")
     validation = record["validation"]
     keeps_probe = validation and validation["keeps_probe"]

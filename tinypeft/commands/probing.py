@@ -16,7 +16,7 @@ import numpy as np
 from ..common.signals import HeldSignals
 from .arguments import chosen_model, model_of, show_json
 from .data import data_facts, kind_of, own_task, show_data
-from .finetuning import check_folders, save, save_first
+from .finetuning import check_folders, describe, save, save_first
 from .scores import accuracy_text, class_lines, write_confusions
 
 if TYPE_CHECKING:
@@ -62,14 +62,16 @@ def run_probe(args: Namespace) -> int:
     measured = {"the probe": tuned.validated,
                 "words": validated_bag(texts, labels, n_classes, words, seed=args.seed),
                 "letters": validated_bag(texts, labels, n_classes, letters, seed=args.seed)}
-    if args.out:
-        write_confusions(args.out, tuned.validated.confusions(), task.classes)
     seconds = round(time.perf_counter() - start, 1)
+    record = {"model": reason, "task": task.name, "data": data_facts(task),
+              "rows": len(labels), "seconds": seconds, "saved": args.out and str(args.out),
+              "measured": {name: as_record(result) for name, result in measured.items()},
+              "confusions": tuned.validated.confusions().tolist()}
+    if args.out:
+        describe(args, args.out, tuned, task, record)
+        write_confusions(args.out, tuned.validated.confusions(), task.classes)
     if args.json:
-        show_json({"model": reason, "task": task.name, "data": data_facts(task),
-                   "rows": len(labels), "seconds": seconds, "saved": args.out and str(args.out),
-                   "measured": {name: as_record(result) for name, result in measured.items()},
-                   "confusions": tuned.validated.confusions().tolist()})
+        show_json(record)
     else:
         show(args, task.classes, measured, seconds)
     return int(args.out != asked)

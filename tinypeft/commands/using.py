@@ -5,7 +5,6 @@ names, the form of the prompts, and how one's own files were split.
 """
 from __future__ import annotations
 
-import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -31,10 +30,9 @@ from .scores import accuracy_text, class_lines, interval_of, metric_text, n_meas
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
-    from ..peft import PeftModel
     from ..text.tasks import Task
 
-__all__ = ["adapted", "adapter_option", "add_commands", "compared"]
+__all__ = ["add_commands", "adapter_option", "compared", "folder_of_task"]
 
 
 def add_commands(command: Callable) -> None:
@@ -87,15 +85,17 @@ def compared(before: dict | None, after: dict, baselines: dict | None = None,
 
 
 def run_evaluate(args: Namespace) -> None:
+    from ..peft import load_adapter
     from ..text import tasks
     from ..text.tasks.saved import FILE
     from ..training.evaluation import evaluate
     model, own, saved = model_of(args), kind_of(args), None
-    if own == "labelled" and not args.adapter:
+    folder = folder_of_task(args)
+    if own == "labelled" and not folder:
         raise ValueError("--csv needs --adapter: the model alone has no classes")
-    tuned = adapted(model, args.adapter) if args.adapter else model
-    if args.adapter and ((args.adapter / FILE).exists() or own == "labelled"):
-        saved = tasks.load_task(args.adapter, model)
+    tuned = load_adapter(model, args.adapter) if args.adapter else model
+    if folder and ((folder / FILE).exists() or own == "labelled"):
+        saved = tasks.load_task(folder, model)
     task, rows = measured_on(args, model, own, saved)
     show_data(args, task)
     most = 2 if args.quick else None
@@ -110,6 +110,15 @@ def run_evaluate(args: Namespace) -> None:
               "adapter": args.adapter and str(args.adapter)}
     if args.json: return show_json(record)
     print(f"on {rows}:\n{compared(before, after, n=n)}")
+
+
+def folder_of_task(args: Namespace) -> Path | None:
+    """Return the folder whose task.json says what was learned: of the adapter, or of a model that
+    an adapter was merged into."""
+    from ..text.tasks.saved import FILE
+    if args.adapter:
+        return args.adapter
+    return args.model if args.model and (args.model / FILE).exists() else None
 
 
 def measured_on(args: Namespace, model: Decoder, own: str | None,
@@ -144,12 +153,14 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
 
 
 def run_classify(args: Namespace) -> None:
+    from ..peft import load_adapter
     from ..text import tasks
     texts, expected = texts_of(args)
     if not texts or not all(text.strip() for text in texts):
         raise ValueError("classify: a text is empty; give texts, or - and a text on each line of "
                          "standard input")
-    if bool(args.adapter) == bool(args.labels):
+    folder = folder_of_task(args)
+    if args.adapter and args.labels or not (folder or args.labels):
         raise ValueError("classify: give --adapter FOLDER, which finetune --out wrote, or --labels "
                          "A,B without an adapter")
     if args.template and not args.labels:
@@ -164,11 +175,11 @@ def run_classify(args: Namespace) -> None:
         labels, p = task.predict(model, texts, probabilities=True)
     else:
         model = model_of(args)
-        tuned = adapted(model, args.adapter)
-        task = tasks.load_task(args.adapter, model)
+        tuned = load_adapter(model, args.adapter) if args.adapter else model
+        task = tasks.load_task(folder, model)
         if task.form["kind"] != "labelled":
-            raise ValueError(f"{args.adapter} holds an adapter for {task.name}, which has no "
-                             "classes; use generate")
+            raise ValueError(f"{folder} holds an adapter for {task.name}, which has no classes; "
+                             "use generate")
         labels, p = task.predict(tuned, texts, probabilities=True)
     if args.json:
         show_json([{"text": text, "label": label,
@@ -219,17 +230,6 @@ def texts_of(args: Namespace) -> tuple[list[str], list[str]]:
             return table.texts(args.text_column), table.texts(label, is_optional=True)
         table.chosen((args.text_column,))
         return table.texts(args.text_column), []
-
-
-def adapted(model: Decoder, folder: Path) -> PeftModel:
-    """Load an adapter. An error about its base names the option that gives it."""
-    from ..peft import load_adapter
-    try:
-        return load_adapter(model, folder)
-    except ValueError as e:
-        message = re.sub(r"load_model\('([^']+)'\)", r"--model \1", str(e))
-        message = message.replace("load_pretrained()", "the shipped base: leave --model out")
-        raise ValueError(message) from e
 
 
 def lines() -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..common.progress import Progress
 from .arguments import chosen_model, model_of, number, show_json
-from .using import adapted, adapter_option
+from .using import adapter_option, folder_of_task
 
 if TYPE_CHECKING:
     from ..models.in_words import InWords
@@ -60,19 +60,21 @@ def writing_options(p: ArgumentParser, most: int) -> None:
 
 def run_generate(args: Namespace) -> None:
     from ..models.generation import characters, steps
+    from ..peft import load_adapter
     from ..text import tasks
     from ..text.chat import chat_end, chat_prompt, known_family
     from ..text.tasks.saved import FILE
     if args.stream and args.json: raise ValueError("--stream prints text; leave out --json")
     model, pairs = model_of(args), None
     tokenizer, context = model.tokenizer, model.config.context_length
-    tuned = adapted(model, args.adapter) if args.adapter else model
-    if args.adapter and not args.chat:
-        if (args.adapter / FILE).exists():
-            task = tasks.load_task(args.adapter, model)
+    tuned = load_adapter(model, args.adapter) if args.adapter else model
+    folder = folder_of_task(args)
+    if folder and not args.chat:
+        if (folder / FILE).exists():
+            task = tasks.load_task(folder, model)
             if task.form["kind"] == "pairs": pairs = task
         elif family := known_family(tokenizer):
-            print(f"{args.adapter} holds no {FILE}, so the text is continued as it stands; --chat "
+            print(f"{folder} holds no {FILE}, so the text is continued as it stands; --chat "
                   f"puts it into the chat template of {family}", file=sys.stderr)
     if pairs:       tokens, stop = pairs.encode_prompt(args.prompt), pairs.end
     elif args.chat:
@@ -104,9 +106,10 @@ def run_generate(args: Namespace) -> None:
 
 # -- chat ------------------------------------------------------------------------------------------
 def run_chat(args: Namespace) -> None:
+    from ..peft import load_adapter
     if not args.adapter: print(chosen_model(args), file=sys.stderr)
     model = model_of(args)
-    tuned = adapted(model, args.adapter) if args.adapter else model
+    tuned = load_adapter(model, args.adapter) if args.adapter else model
     family, was_trained = family_of_chat(args, tuned)
     temperature = args.temperature
     if temperature is None: temperature = 0.0 if was_trained else 0.7

@@ -17,6 +17,7 @@
     gguf.py           models → GGUF, the format of llama.cpp: gguf_bytes.py
     llama.py          GGUF → models: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
     gguf_architectures.py   the names that each family of models has in GGUF
+    card.py           the page beside an adapter or a model
     importance.py     importance files of llama.cpp → mean squares of inputs
 
 A name is imported when it is first used (`common/lazy.py`), because the shipped base needs none of

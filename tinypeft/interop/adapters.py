@@ -23,18 +23,21 @@ A reparameterization is folded, as in PEFT. On both sides the tokens' positions 
 virtual ones. Mistakes that PEFT ignores, or only warns of, are errors here. Nothing in a folder is
 executed, and reading it takes no more memory than its files.
 """
+import contextlib
 import functools
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import shortened
 from ..files import fingerprint, write_atomically
 from ..files.safetensors import write_safetensors
-from ..models.decoder import Decoder
+from ..models.decoder import SHIPPED, Decoder
 from ..peft import (
     IA3,
     AdaLoRA,
@@ -58,6 +61,7 @@ from .changed_layers import changed_folder, read_changed
 from .changed_table import ROWS, row_of
 from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
+from .loading import SMOLLM2
 from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
 from .peft_config import PREFIX, VIRTUAL, Config, Tensors, prefix_of
 from .token_rows import (
@@ -69,7 +73,7 @@ from .token_rows import (
     stands_beside_rows,
 )
 
-__all__ = ["AdapterError", "check", "hub_name", "load", "save"]
+__all__ = ["AdapterError", "base_address", "check", "hub_name", "load", "save"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"         # what was quantized to make SmolLM2's file
@@ -89,12 +93,12 @@ class AdapterError(MethodError, HuggingFaceError):
 # -- to a folder ---------------------------------------------------------------------------------
 def save(tuned: PeftModel, folder: Path, named: bool = True) -> None:
     """Write a `PeftModel` as PEFT would. Writes nothing if `check` raises MethodError. named: say
-    for which base it is, if that has a name on huggingface.co.
+    for which base it is, as `base_address` does.
 
     If another process replaces the tensors meanwhile, write again: a folder must not hold the
     tensors of one adapter and the configuration of another. OSError if that does not end."""
     config, tensors = content_of(tuned)
-    config["base_model_name_or_path"] = hub_name(tuned.model) if named else None
+    config["base_model_name_or_path"] = base_address(tuned.model) if named else None
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     for _ in range(9):
         (folder / CONFIG).unlink(missing_ok=True)                # it must not describe new tensors
@@ -108,6 +112,16 @@ def save(tuned: PeftModel, folder: Path, named: bool = True) -> None:
 def check(tuned: PeftModel) -> None:
     """Raise MethodError if `save` would refuse."""
     content_of(tuned)
+
+
+def base_address(model: Decoder) -> str | None:
+    """Return where transformers finds a base, as PEFT's `AutoPeftModelForCausalLM` needs it: the
+    whole path of the folder that it was loaded from, or its name on huggingface.co, or None."""
+    place = Path(model.source or "")
+    is_name = model.source in (None, SHIPPED, SMOLLM2)
+    if not is_name and (place / "config.json").is_file():
+        return str(place.absolute())
+    return hub_name(model)
 
 
 def hub_name(model: Decoder) -> str | None:
@@ -209,7 +223,8 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
 
     Raises AdapterError unless the tensors are exactly those that the configuration and the model
     need; `strict=False` loads those that match and warns. Raises MethodError for fields that cannot
-    be expressed here, and ValueError for invalid fields and shapes."""
+    be expressed here, and ValueError for invalid fields and shapes. Those that another base may
+    cause have a note that names the base in the folder."""
     folder = file.parent
     config, path = Config(file), folder / TENSORS
     kind = config.get("peft_type", str)
@@ -219,6 +234,26 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise MethodError(f"load_adapter: {folder}/adapter_model.bin is a pickle and can run code; "
                           "save it in PEFT with safe_serialization=True")
+    with noting_base(config):
+        return load_tensors(model, config, path, kind, strict)
+
+
+@contextlib.contextmanager
+def noting_base(config: Config) -> Iterator[None]:
+    """An error inside carries a note that names the base of the adapter, where the file has one."""
+    try:
+        yield
+    except ValueError as e:
+        name = config.fields.get("base_model_name_or_path")
+        if isinstance(name, str) and name:
+            wanted = SMOLLM2 if name == HUB_NAME else shortened(name, 240)
+            e.add_note(f"its base came from load_model({wanted!r})")
+        raise
+
+
+def load_tensors(model: Decoder, config: Config, path: Path, kind: str, strict: bool) -> PeftModel:
+    """Attach what the file at `path` holds, of an adapter of this kind; see `load`."""
+    folder = path.parent
     task, tensors = config.task(), Tensors(path, model.dtype)
     method, arrays = READERS[kind](model, config, tensors)
     methods = {} if method is None else {type(method).__name__: method}

@@ -14,21 +14,19 @@ them all and takes its share. So the batches are the same, however many processe
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..engine.nn import Dropout, Embedding, Linear, replace_modules, shapes_only
+from ..engine.nn import Dropout
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
-from ..models.decoder import Decoder
 from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PTuning, TrainableTokens
 from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
 from ..peft.starts import TAKEN_OFF
-from ..quant import QuantizedEmbedding, QuantizedLinear
+from ..quant.model import coded_layers, dequantize
 from ..text.tasks import Classification, Task, save_task
 from ..training.options import TrainOptions
 from ..training.rates import make_optimizer
@@ -123,7 +121,7 @@ def check(tuned, task):
                          "targets, or train it here")
     if tuned.head is not None and tuned.head.bias is not None:
         raise refuse("the head has a bias, transformers' has none; attach with head_bias=False")
-    for path, layer in quantized(tuned.model).items():
+    for path, layer in coded_layers(tuned.model).items():
         if not layer.is_affine:
             raise refuse(f"{path} is a {type(layer).__name__}, which rounds its inputs; "
                          "transformers has no such layer")
@@ -167,32 +165,9 @@ def write_base(tuned: PeftModel, folder: Path) -> None:
     if trains_the_base(tuned):
         model = tuned.merge()
         model.head = None
-        to_huggingface(dense(model), folder)
+        to_huggingface(dequantize(model), folder)
     else:
-        with tuned.disabled() as base: to_huggingface(dense(base), folder)
-
-
-def quantized(model: Decoder) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
-    """path → quantized layer or embedding."""
-    return {path: m for path, m in model.named_modules()
-            if isinstance(m, (QuantizedLinear, QuantizedEmbedding))}
-
-
-def dense(model: Decoder) -> Decoder:
-    """Return the model, or a copy whose quantized layers hold the same numbers in plain weights."""
-    plain, dtype = {}, model.dtype
-    for path, layer in quantized(model).items():
-        with shapes_only():
-            if isinstance(layer, QuantizedEmbedding):
-                plain[path] = Embedding(layer.d_out, layer.d_in, scale=layer.scale)
-            else:
-                plain[path] = Linear(layer.d_in, layer.d_out, layer.bias is not None)
-                plain[path].bias = layer.bias
-        plain[path].weight.data = layer.dense_weight().astype(dtype, copy=False)
-    if not plain: return model
-    model = copy.deepcopy(model)
-    replace_modules(model, plain)
-    return model
+        with tuned.disabled() as base: to_huggingface(dequantize(base), folder)
 
 
 def said(tuned, task):
@@ -205,7 +180,7 @@ def said(tuned, task):
                     "that this model has.")
     else:
         special.append("`adapter/` is the method at its start, a folder of PEFT.")
-    if quantized(tuned.model):
+    if coded_layers(tuned.model):
         special.append(
             "The base was quantized, and `model/` has the same numbers in dense weights. With "
             '`"nf4": true` in `settings.json` bitsandbytes holds them in 4 bits. That changes no '

@@ -27,7 +27,7 @@ from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
 from .gguf_architectures import FACTORS, architecture_of, neighbours
 from .gguf_bytes import file_bytes, type_of
-from .gguf_tokenizer import CONTROL, KEY, NORMAL, PRE, UNUSED, USER
+from .gguf_tokenizer import CONTROL, KEY, NORMAL, PRE, TEMPLATE, UNUSED, USER
 from .gguf_types import TYPES
 from .llama import Origin
 
@@ -156,7 +156,9 @@ def _tokenizer(model):
               "merges": merges, "bos_token_id": bos,
               "eos_token_id": tokenizer.end_of_text if eos is None else eos,
               "add_bos_token": tokenizer.start is not None}
-    return {f"{KEY}{name}": value for name, value in values.items()}
+    fields = {f"{KEY}{name}": value for name, value in values.items()}
+    if tokenizer.chat_template is not None: fields[TEMPLATE] = tokenizer.chat_template
+    return fields
 
 
 def _string(text): return struct.pack("<Q", len(text.encode())) + text.encode()

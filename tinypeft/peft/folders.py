@@ -117,6 +117,7 @@ def entry_of(method):
 # -- our own format: reading -----------------------------------------------------------------------
 DESCRIPTION = {"format": int, "parts": dict, "off": list, "family": str, "config": dict,
                "base": str, "head": (int, None), "head_bias": bool}
+SHOWN_SIZES = 4                                          # of a base that does not fit
 NAMED = {"base_name": (str, None)}
 ENTRY = {"method": str, "fields": dict}
 OWN_CLASS = {"module": str}
@@ -133,11 +134,14 @@ def load(model: Decoder, path: Path, strict: bool = True,
         if method is not None and method not in map(type, methods.values()):
             raise ValueError(f"load_adapter: the file holds no {method!r}, it holds "
                              f"{', '.join(map(str, methods.values()))}")
-        check_sizes(model, meta["family"], meta["config"], meta.get("base_name"))
+        name = meta.get("base_name")
+        check_sizes(model, meta["family"], meta["config"], name)
         if strict:
             check_head(meta["head"], arrays.get("head.weight"))
         if meta["base"] not in fingerprints(model):
-            warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
+            origin = f"; its base came from {wanted_base(name)}" if name else ""
+            warnings.warn(f"load_adapter: the base's weights differ from training's{origin}",
+                          stacklevel=3)
         rng = Metered(sum(array.size for array in arrays.values()))
         tuned = attach_with(model, methods, arrays, strict, meta["head"], meta["head_bias"], rng,
                             meta["off"])
@@ -172,14 +176,20 @@ def check_sizes(model, family, fields, name):
         theirs = asdict(made(model.Config, fields))
         if theirs | any_dropout == ours | any_dropout:
             return
-    wanted = "the model that it was trained on"
-    if name:
-        wanted = f"load_model({shortened(repr(name), 240)})"               # a path to be copied
-    if name == SHIPPED:
-        wanted = "load_pretrained()"
-    theirs = f"{shortened(str(fields), 240)}, a {shortened(family, 80)}"
-    raise MethodError(f"load_adapter: the adapter was made for a model of {theirs}; this one is a "
+    wanted = wanted_base(name) if name else "the model that it was trained on"
+    differing = [field for field in ours if fields.get(field) != ours[field]]
+    theirs, ours = ({field: sizes.get(field) for field in differing[:SHOWN_SIZES]}
+                    for sizes in (fields, ours))
+    raise MethodError("load_adapter: the adapter was made for a model of "
+                      f"{shortened(str(theirs), 240)}, a {shortened(family, 80)}; this one is a "
                       f"{kind} of {ours}. It wants {wanted}")
+
+
+def wanted_base(name):
+    """Return the call that loads the base of this name."""
+    if name == SHIPPED:
+        return "load_pretrained()"
+    return f"load_model({shortened(repr(name), 240)})"                     # a path to be copied
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@
     calibrated    calibration.py   readers.py (who reads an input)   obq.py   gptq.py   awq.py
     activations   int8.py   llm_int8.py   smoothquant.py   folding.py   zeroquant.py   kv_cache.py
     training      rounding.py   fake_quant.py   llm_qat.py   peqa.py   loftq.py
-    model level   model.py (quantize)   linear.py   measure.py
+    model level   model.py (quantize, dequantize)   linear.py   measure.py
 To follow GPTQ.apply: gptq, calibration, uniform, readers. AWQ.apply: these with awq for gptq, and
 folding. SmoothQuant: smoothquant, calibration, folding, readers, int8. LLM.int8(): llm_int8, int8.
 """
@@ -25,7 +25,7 @@ from .llm_int8 import LLMInt8
 from .llm_qat import LLMQAT, SelfDistillation, self_distillation
 from .loftq import loftq
 from .measure import bits_per_weight, layer_errors, requantize_error, weight_error
-from .model import quantize
+from .model import dequantize, quantize
 from .nf4 import NF4
 from .peqa import PEQA
 from .qtensor import QTensor

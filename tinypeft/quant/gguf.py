@@ -16,8 +16,10 @@ layer a type. More bits go to the layers in which an error costs most, and to th
     † the first eighth, the last eighth, and every third block between them
 
 A K type needs rows of whole superblocks. Where 256 does not divide d_in, llama.cpp takes a larger
-plain type: Q5_0 for Q4_K, Q5_1 for Q5_K, Q8_0 for Q6_K. Source: llama.cpp's
-llama-quant.cpp. It stores embeddings and the output head as codes, too; here they stay float32.
+plain type: Q5_0 for Q4_K, Q5_1 for Q5_K, Q8_0 for Q6_K. Source: llama.cpp's llama-quant.cpp. It
+stores the embedding as codes, too, and the output head as Q6_K, or as Q8_0 in a model of Q8_0. An
+embedding that is also the head has the head's type. Here both stay float32 unless `embeddings` is
+true.
 
 *Importance* is the mean square h of each input of a layer, over tokens of calibration. An error of
 a weight costs h times its square. llama.cpp calls it the importance matrix, imatrix, and writes it
@@ -29,14 +31,14 @@ from pathlib import Path
 from typing import Any
 
 from ..common.hints import Array
-from ..common.hyper import Limit, declared, one_of
-from ..engine.nn import Linear, replace_modules
+from ..common.hyper import Limit, declared, flag, one_of
+from ..engine.nn import Embedding, Linear, replace_modules
 from ..models.decoder import Decoder
 from ..models.gpt import GPT
 from .calibration import capture
 from .gguf_blocks import LAYOUTS, quantize_blocks
 from .k_quants import BITS, SUPERBLOCK, k_quantize
-from .linear import QuantizedLinear
+from .linear import QuantizedEmbedding, QuantizedLinear
 from .qtensor import QTensor
 from .scheme import Scheme, checked
 
@@ -59,10 +61,12 @@ IMPORTANCE = Limit(is_importance, "True, False or the path of an importance file
 class GGUF(Scheme):
     """A type, such as "Q4_0" or "Q6_K", or a mixture, such as "Q4_K_M", of GGUF. importance: choose
     scales by the size of inputs: True takes it from tokens of calibration, a path from a file of
-    llama-imatrix, in either of its forms. `quantize` raises ValueError for a mixture, if the rows
-    are not whole blocks (of 32, of 256 in a K type), or if a scale overflows float16."""
+    llama-imatrix, in either of its forms. embeddings: round the embedding and the output head of a
+    model, too. `quantize` raises ValueError for a mixture, if the rows are not whole blocks (of 32,
+    of 256 in a K type), or if a scale overflows float16."""
     name: str = one_of(*LAYOUTS, *BITS, *MIXTURES, also=("qtype", "quant_type"))
     importance: bool | str | Path = declared(False, IMPORTANCE, also=("imatrix",))
+    embeddings: bool = flag(False)
     shown = ("name",)
 
     @property
@@ -90,7 +94,24 @@ class GGUF(Scheme):
             W = checked(linear.weight.data)
             q = quantize_as(kind, W, importances.get(path))
             rounded[path] = QuantizedLinear(q, linear.bias)
+        if self.embeddings:
+            rounded |= self.rounded_embeddings(model)
         replace_modules(model, rounded)
+
+    def rounded_embeddings(self, model: Decoder) -> dict[str, QuantizedEmbedding | QuantizedLinear]:
+        """Return the embedding and the output head in codes, by their paths. What holds codes
+        already stays."""
+        of_head = "Q8_0" if self.name == "Q8_0" else "Q6_K"
+        embedding, head = model.token_embedding, model.lm_head
+        usual = MIXTURES[self.name][0] if self.name in MIXTURES else self.name
+        rounded = {}
+        if type(embedding) is Embedding:
+            kind = of_head if head is None else usual
+            rounded["token_embedding"] = QuantizedEmbedding(fitting(kind, embedding),
+                                                            embedding.scale)
+        if type(head) is Linear:
+            rounded["lm_head"] = QuantizedLinear(fitting(of_head, head), head.bias)
+        return rounded
 
     def importances(self, model: Decoder, paths: list[str], batches: list[Array]
                     ) -> dict[str, Array]:
@@ -117,7 +138,18 @@ class GGUF(Scheme):
         kind = better if is_better(self.name, path, model) else usual
         if isinstance(model, GPT) and path.split(".")[2] == "attention":
             kind = in_one_tensor(self.name, path, usual)
-        return kind if linear.d_in % SUPERBLOCK == 0 else FALLBACKS[kind]
+        return fallback(kind, linear.d_in)
+
+
+def fallback(kind: str, d_in: int) -> str:
+    """Return the type, or what takes its place where rows are not whole superblocks."""
+    return FALLBACKS.get(kind, kind) if d_in % SUPERBLOCK else kind
+
+
+def fitting(kind: str, module: Embedding | Linear) -> QTensor:
+    """Round a module's weight to a type that its rows fit."""
+    W = checked(module.weight.data)
+    return quantize_as(fallback(kind, W.shape[1]), W)
 
 
 def is_better(mixture: str, path: str, model: Decoder) -> bool:

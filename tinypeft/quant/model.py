@@ -1,12 +1,15 @@
-"""quantize: the one verb that puts any scheme on a model."""
+"""quantize: the one verb that puts any scheme on a model; and dequantize."""
+import copy
+
 from ..common.hints import Calibration, Targets
 from ..common.progress import Progress
-from ..engine.nn import Linear, replace_modules
+from ..engine.nn import Embedding, Linear, replace_modules, shapes_only
 from ..engine.tensor import within
 from ..models.calibration import as_batches, calibrating
 from ..models.decoder import Decoder, require_free
 from ..models.targets import match_targets
 from .calibration import showing
+from .linear import QuantizedEmbedding, QuantizedLinear
 from .scheme import Scheme
 
 
@@ -55,4 +58,41 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Calibration = None,
             if p.data is not data:
                 p.assign(data)
         raise
+    return model
+
+
+def coded_layers(model: Decoder) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
+    """Return path → layer of the layers and embeddings whose weights are codes."""
+    return {path: m for path, m in model.named_modules()
+            if isinstance(m, (QuantizedLinear, QuantizedEmbedding))}
+
+
+def dequantize(model: Decoder, activations: str = "kept") -> Decoder:
+    """Return a model that computes the same with plain weights: a copy whose quantized layers hold
+    the numbers of their codes, or the model itself if it has no codes.
+
+    activations: a layer may round its inputs, too, which no weights do. "kept" raises ValueError
+    for such a layer; "exact" gives it plain weights all the same, and it rounds nothing. ValueError
+    while a method is attached."""
+    if activations not in ("kept", "exact"):
+        raise ValueError(f"dequantize: activations must be 'kept' or 'exact', got {activations!r}")
+    if model.attached is not None:
+        raise ValueError(f"dequantize: {model.attached} is attached; merge or detach it first")
+    plain = {}
+    for path, layer in coded_layers(model).items():
+        if not layer.is_affine and activations == "kept":
+            raise ValueError(f"dequantize: {path} is a {type(layer).__name__}, which rounds its "
+                             'inputs; no weights do that. activations="exact" makes it a plain '
+                             "layer, which rounds nothing")
+        with shapes_only():
+            if isinstance(layer, QuantizedEmbedding):
+                plain[path] = Embedding(layer.d_out, layer.d_in, scale=layer.scale)
+            else:
+                plain[path] = Linear(layer.d_in, layer.d_out, layer.bias is not None)
+                plain[path].bias = layer.bias
+        plain[path].weight.data = layer.dense_weight().astype(model.dtype, copy=False)
+    if not plain:
+        return model
+    model = copy.deepcopy(model)
+    replace_modules(model, plain)
     return model

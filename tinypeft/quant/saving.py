@@ -11,6 +11,7 @@ its arrays.
     index      type → {name: shape}: the arrays that are joined, in their order
     kinds      the descriptions: attribute → number, string, null or array; and the class
     layers     path → the number of its description
+    tokenizer  the content of `Tokenizer.save`; absent if the model has none
 
 A file is not trusted. Each class says which attributes it has (`parts`) and which values fit
 (`check_parts`). No layer is made before its arrays are there, and no model before its shapes fit.
@@ -32,6 +33,8 @@ from ..models.decoder import Decoder
 from ..models.gemma import Gemma
 from ..models.gpt import GPT
 from ..models.llama import Llama
+from ..text.sentencepiece import SentencePieceTokenizer
+from ..text.tokenizer import BPETokenizer, Tokenizer
 from .awq import InputScaledLinear
 from .fake_quant import RoundedLinear
 from .int8 import Int8Linear
@@ -44,10 +47,12 @@ FAMILIES = {cls.__name__: cls for cls in (GPT, Llama, Gemma)}
 LAYERS = (QuantizedLinear, QuantizedEmbedding, InputScaledLinear, Int8Linear, LLMInt8Linear,
           RoundedLinear)
 SETTINGS = bool, int, float, str, dict
+TOKENIZERS = BPETokenizer, SentencePieceTokenizer
 
 
 def save_quantized(model: Decoder, path: str | Path) -> None:
-    """Write a model with its quantized layers to one file, atomically. `load_quantized` reads it.
+    """Write a model with its quantized layers, and its tokenizer, to one file, atomically.
+    `load_quantized` and `load_model` read it.
 
     Nothing is written unless the file would load as the same model. TypeError for anything but a
     language model, and for a layer whose attributes are not arrays, QTensors, Parameters or JSON
@@ -88,6 +93,8 @@ def packed(model: Decoder) -> tuple[dict[str, Array], dict[str, Any]]:
     meta = {"format": FORMAT, "family": type(model).__name__,
             "config": dataclasses.asdict(model.config),
             "index": index, "kinds": kinds, "layers": layers}
+    if model.tokenizer is not None:
+        meta["tokenizer"] = model.tokenizer.content()
     return joined, json.loads(json.dumps(meta))
 
 
@@ -106,7 +113,7 @@ def check_same(model: Decoder, loaded: Decoder) -> None:
 
 
 def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = ()) -> Decoder:
-    """Load the model that `save_quantized` wrote to `path`: same codes, same function, but no
+    """Load the model that `save_quantized` wrote to `path`: same codes, same function, same
     tokenizer. layers: your own layer classes, if any. Raises FileNotFoundError, and ValueError or
     KeyError, naming the file, if it is damaged, of another kind, or does not fit together."""
     joined, meta = load_arrays(path)
@@ -145,14 +152,32 @@ def unpacked(joined: dict[str, Array], meta: dict, layers: Iterable[type[Quantiz
             raise ValueError(f"the bias of {layer} is {module.bias.dtype}, the model is not")
         if isinstance(module, QuantizedEmbedding) and np.dtype(module.dtype) not in dtypes:
             raise ValueError(f"the vectors of {layer} are {module.dtype}, the model is not")
-    return family.from_arrays(config, rest, quantized)
+    model = family.from_arrays(config, rest, quantized)
+    model.tokenizer = tokenizer_in(meta.get("tokenizer"), config.vocab_size)
+    return model
+
+
+def tokenizer_in(content: dict | None, rows: int) -> Tokenizer | None:
+    """Make the tokenizer that a file describes; None if it describes none. ValueError for one that
+    has more ids than the model has rows."""
+    if content is None:
+        return None
+    kinds = {cls._format: cls for cls in TOKENIZERS}
+    with naming("the tokenizer"):
+        kind = content.get("format")
+        if not isinstance(kind, str) or kind not in kinds:
+            raise ValueError(f"its format is {brief(kind)}; there are {', '.join(kinds)}")
+        tokenizer = kinds[kind].from_content(content)
+    if tokenizer.vocab_size > rows:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size:,} ids, the model only {rows:,}")
+    return tokenizer
 
 
 def read_format(joined: dict[str, Array], meta: dict
                 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Cut the joined arrays; return name → array, and path → description of a layer."""
     check_fields(meta, {"format": int, "family": str, "config": dict, "index": dict,
-                        "kinds": list, "layers": dict})
+                        "kinds": list, "layers": dict}, {"tokenizer": dict})
     kinds = meta["kinds"]
     for path, i in meta["layers"].items():
         if type(i) is not int or not 0 <= i < len(kinds):

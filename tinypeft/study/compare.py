@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import quant as q
+from ..common.hints import Calibration
 from ..common.progress import Progress
 from ..engine.nn import Linear
 from ..models.decoder import Decoder
@@ -41,7 +42,7 @@ from .prediction import beside
 from .quantized import base_model
 
 __all__ = ["ALL", "QUICK", "RESULTS", "Size", "announcement", "compare", "cost_of_scheme", "described", "measure_scheme",
-           "sharing"]
+           "quantized_at_cost", "sharing"]
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"            # of the study, in a checkout
 FRESH = 1000                                             # the first seed; the study uses 0 … 7, and 100 and 101 for rates
@@ -237,32 +238,43 @@ def block_weights(model: Decoder) -> int:
 def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: Size, seed: int = 0,
                    progress: bool | None = None) -> dict:
     """Quantize a copy of `model` and measure bits per weight, bytes of the layers and of the whole model's file, the relative
-    errors of weights and of logits, and the perplexity on `domain`.
-
-    A scheme that trains is trained for `size.steps` steps on `domain`. LLM-QAT is trained on 32 rows that the model writes, of
-    64 tokens or of the model's context if that is shorter.
-    """
+    errors of weights and of logits, and the perplexity on `domain`. See `rounded_by`."""
     calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
+    quantized = rounded_by(model, scheme, domain, size, calibration, seed, progress)
+    return {**costs(model, quantized, scheme, domain),
+            "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
+
+
+def rounded_by(model: Decoder, scheme: q.Scheme, task: tasks.Task, size: Size, calibration: Calibration, seed: int = 0,
+               progress: bool | None = None) -> Decoder:
+    """Return a quantized copy of `model`. A scheme that trains is trained for `size.steps` steps on `task`. LLM-QAT is trained
+    on 32 rows that the model writes, of 64 tokens or of the model's context if that is shorter."""
     copied = copy.deepcopy(model) if scheme.trains else sharing(model)
     quantized = q.quantize(copied, scheme, calibration=calibration, progress=progress)
     if scheme.trains:
-        task, length = domain, min(64, model.config.context_length)
+        length = min(64, model.config.context_length)
         if isinstance(scheme, q.LLMQAT):
             task = q.self_distillation(model, rows=32, held_out=1, length=length, rng=seed)
         train(quantized, task, size.steps, batch_size=size.batch_size, lr=3e-4, seed=seed, progress=False)
         quantized = q.convert(quantized)
-    tokens = next(iter(domain.batches("test", 4)))[0]
+    return quantized
+
+
+def costs(model: Decoder, quantized: Decoder, scheme: q.Scheme, task: tasks.Task) -> dict:
+    """Return what a quantized copy of `model` takes, and its errors: of weights, and of logits on test rows of `task`."""
+    tokens = next(iter(task.batches("test", 4)))[0]
     exact = model(tokens).data
     return {"scheme": str(scheme), "bits_per_weight": q.bits_per_weight(quantized),
             "bytes": sum(m.nbytes for _, m in quantized.named_modules() if isinstance(m, q.QuantizedLinear)),
             "file": file_size(quantized),
             "weight_error": q.weight_error(model, quantized, scheme.trains),
-            "output_error": float(np.linalg.norm(quantized(tokens).data - exact) / np.linalg.norm(exact)),
-            "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
+            "output_error": float(np.linalg.norm(quantized(tokens).data - exact) / np.linalg.norm(exact))}
 
 
 def file_size(model: Decoder) -> int:
-    """The bytes of the file that `save_quantized` makes of a model."""
+    """The bytes of the file that `save_quantized` makes of a model, without its tokenizer."""
+    model = sharing(model)
+    model.tokenizer = None
     with tempfile.TemporaryDirectory() as folder:
         q.save_quantized(model, path := Path(folder, "model.safetensors"))
         return path.stat().st_size
@@ -278,22 +290,44 @@ def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
     """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
     domain = tasks.domain(model, context=min(128, model.config.context_length))
     exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
-    weights, n = block_weights(model), model.n_parameters()
     cost = measure_scheme(model, scheme, domain, size)
-    return {**cost, "bits_in_all": 8 * cost["file"] / n, "perplexity of float32": exact, "weights": weights,
-            "rest": 4 * (n - weights)}
+    return {**with_shares(cost, model), "perplexity of float32": exact}
+
+
+def quantized_at_cost(model: Decoder, scheme: q.Scheme, size: Size, task: tasks.Task, calibration: Calibration,
+                      seed: int = 0) -> tuple[Decoder, dict]:
+    """Return a quantized copy of `model`, and what that costs on a task of one's own: "exact" and "quantized" are the metrics
+    on its test split."""
+    quantized = rounded_by(model, scheme, task, size, calibration, seed)
+    exact, rounded = (evaluate(m, task, "test", max_batches=size.test_batches) for m in (model, quantized))
+    cost = with_shares(costs(model, quantized, scheme, task), model)
+    return quantized, {**cost, "task": task.name, "exact": exact, "quantized": rounded}
+
+
+def with_shares(cost: dict, model: Decoder) -> dict:
+    """The record of `costs`, with the bits over all weights, the number of weights, and the bytes of what is not quantized."""
+    weights, n = block_weights(model), model.n_parameters()
+    return {**cost, "bits_in_all": 8 * cost["file"] / n, "weights": weights, "rest": 4 * (n - weights)}
 
 
 def described(cost: dict) -> str:
-    """The record of `cost_of_scheme` as text."""
+    """The record of `cost_of_scheme`, or of `quantized_at_cost`, as text."""
     weights = cost["weights"]
     return (f"{cost['scheme']}\n"
             f"  weights       {weights:,} in the blocks' linear layers, {4 * weights / 1024:,.0f} KiB in float32\n"
             f"  stored in     {cost['bytes'] / 1024:,.0f} KiB, {cost['bits_per_weight']:.3f} bits/weight, scales included\n"
             f"  the rest      {cost['rest'] / 1024:,.0f} KiB in float32: embeddings, norms and biases\n"
             f"  as a file     {cost['file'] / 1024:,.0f} KiB, {cost['bits_in_all']:.3f} bits over all weights: what "
-            "save_quantized writes\n"
+            "save_quantized writes, without the tokenizer\n"
             f"  weight error  {100 * cost['weight_error']:.2f} % of the weights' norm\n"
             f"  output error  {100 * cost['output_error']:.2f} % of the logits' norm\n"
-            f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of Matplotlib's "
-            "documentation")
+            + "\n".join(change_lines(cost)))
+
+
+def change_lines(cost: dict) -> list[str]:
+    """Each metric before and after, on a task of one's own or on Matplotlib's documentation."""
+    if "quantized" not in cost:
+        return [f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of "
+                "Matplotlib's documentation"]
+    return [f"  {name:<14}{x:.4f} → {cost['quantized'][name]:.4f} on the test split of {cost['task']}"
+            for name, x in cost["exact"].items()]

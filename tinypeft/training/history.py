@@ -1,6 +1,7 @@
 """What `train` says: the history of a run, and the step that a callback is given."""
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import numpy as np
 from ..common.markup import table
 from ..common.wording import counted
 from ..engine.nn import Module
-from .curves import draw_history
+from ..files import write_atomically
+from .curves import draw_history, svg
 
 __all__ = ["History", "Step"]
 
@@ -49,6 +51,20 @@ class History:
         if waited < patience:
             return None
         return f"{counted(waited, 'evaluation')} without a lower validation loss; {lowest}"
+
+    def save(self, folder: str | Path) -> None:
+        """Write two files to a folder: losses.csv, with a row for each step, and curve.svg, the
+        picture that `plot` draws. ValueError for a history without steps."""
+        names = list(self.evals[0][1]) if self.evals else []
+        rows = [["step", "loss", *(f"validation_{name}" for name in names)]]
+        measured = dict(self.evals)
+        for step, loss in enumerate(self.loss, 1):
+            metrics = measured.get(step, {})
+            rows.append([step, loss, *(metrics.get(name, "") for name in names)])
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        picture = svg(draw_history, self)
+        write_atomically(Path(folder) / "losses.csv", text)
+        write_atomically(Path(folder) / "curve.svg", picture)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the losses on Matplotlib axes (default: new ones); return the axes."""

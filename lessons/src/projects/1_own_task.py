@@ -46,9 +46,16 @@ project
 # %% [markdown]
 # ## 2. The data
 #
-# Bring files of your own: Markdown or plain text (`tp.tasks.text`), rows with a label (`tp.tasks.labelled`), or prompts with
-# answers (`tp.tasks.pairs`). Lesson 15 shows all three. Read what the task says about the split, and look at a few texts of the
-# test part with your own eyes. Text that many documents repeat is worth removing.
+# Bring files of your own. Three functions read them, and each returns a task with a training, a validation and a test part:
+#
+# ```python
+# tp.tasks.text("recipes", model)                                  # a folder of plain text or Markdown: write like this
+# tp.tasks.labelled("mails.csv", model, text="body", label="team") # rows with a label: name it
+# tp.tasks.pairs("questions.jsonl", model)                         # prompts with answers: answer like this
+# ```
+#
+# A model for labels needs a head: `tp.attach(model, method, head=len(task.classes))`. Read what the task says about the split,
+# and look at a few texts of the test part with your own eyes. Text that many documents repeat is worth removing.
 
 # %% project
 ### BEGIN SOLUTION

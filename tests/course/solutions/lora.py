@@ -44,34 +44,52 @@ def one(part, change):
     return lora_backward
 
 
-def of_entries(finish):
-    return lambda M1, M2, i, j: finish(np.linalg.svd(M1)[2][:i] @ np.linalg.svd(M2)[2][:j].T, i, j)
+def attach(start=lambda rng, r, W: (rng.standard_normal((r, W.shape[1])) / W.shape[1] ** 0.5, np.zeros((len(W), r))),
+           counts=lambda layer, targets: layer.split(".")[-1] in targets, base=lambda name: False, keep=True, parts="AB"):
+    def lora_attach(parameters, targets, r, seed):
+        rng = np.random.default_rng(seed)
+        arrays, trained = (dict(parameters), {name: base(name) for name in parameters}) if keep else ({}, {})
+        for name, W in parameters.items():
+            layer = name.removesuffix(".weight")
+            if layer != name and W.ndim == 2 and counts(layer, targets):
+                for part, array in zip("AB", start(rng, r, W), strict=True):
+                    arrays[f"{layer}.{part}"] = array.astype(W.dtype)
+                    trained[f"{layer}.{part}"] = part in parts
+        return arrays, trained
+    return lora_attach
 
 
-def by_projections(M1, M2, i, j):
-    """tr(P₁ P₂) / min."""
-    V1, V2 = (np.linalg.svd(A, full_matrices=False)[2][:n] for A, n in ((M1, i), (M2, j)))
-    return np.trace(V1.T @ V1 @ V2.T @ V2) / min(i, j)
+def normal(rng, *shape):
+    return rng.standard_normal(shape)
 
 
-def rows(A1, A2, i, j):
-    return np.sum((A1[:i] @ A2[:j].T) ** 2) / min(i, j)
+def alike(same, scale=lambda alpha, r: alpha / r):
+    return lambda A, B, a, C, D, c: bool(same(scale(a, len(A)) * B @ A, scale(c, len(C)) * D @ C))
 
 
-def in_place(W, A, B, alpha):
-    W += alpha / len(A) * B @ A
-    return W
+def close(a, b, limit=1e-3):
+    return np.linalg.norm(a - b) <= limit * np.linalg.norm(a)
 
 
-def survey_letters(W, A, B, alpha):
-    return W + alpha / len(A) * A @ B
+def values(M):
+    return np.linalg.svd(M)[1]
 
 
-def spectral(power):
-    def lora_overlap(A1, A2, i, j):
-        V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]
-        return np.linalg.norm(V1 @ V2.T, 2) ** power / min(i, j)
-    return lora_overlap
+def server(finish=lambda W, change: W - change, note=np.copy, scale=lambda alpha, r: alpha / r):
+    """Merge and take off again, in one array."""
+    def lora_swap(W0, tasks):
+        W, merged = W0.copy(), []
+        for A, B, alpha in tasks:
+            change = scale(alpha, len(A)) * B @ A
+            W += change
+            merged.append(note(W))
+            W[...] = finish(W, change)
+        return merged
+    return lora_swap
+
+
+def afresh(scale=lambda A, B, alpha: alpha / len(A), base=1.0, sign=1):
+    return lambda W0, tasks: [base * W0 + sign * scale(A, B, alpha) * B @ A for A, B, alpha in tasks]
 
 
 def diagnose(same=np.array_equal, start=lambda A, B: not (B @ A).any(), dead="both zero", still=all, unmoved="not trained",
@@ -137,39 +155,47 @@ WRONG = {
          "a factor is missing"),
         (backward(lambda a, r: a), "α/r, not α"),
         (lambda x, W, A, B, alpha, dh: backward()(x, W, A, B, alpha, dh)[:2], "3 results")],
-    "lora.overlap": [
-        (rows, "neither have length 1"),
-        (lambda A1, A2, i, j: by_projections(A1, A2, i, j) * min(i, j), "missing"),
-        (lambda A1, A2, i, j: np.sqrt(by_projections(A1, A2, i, j) * min(i, j)) / min(i, j), "squared"),
-        (lambda A1, A2, i, j: by_projections(A1, A2, i, j) * min(i, j) / max(i, j), "max(i, j)"),
-        (of_entries(lambda M, i, j: (M * M).sum() / i), "whichever"),
-        (of_entries(lambda M, i, j: M.sum() / min(i, j)), "not the entries"),
-        (of_entries(lambda M, i, j: abs(M).sum() / min(i, j)), "not their sizes"),
-        (lambda *a: by_projections(*a) ** 0.5, "without a root"),
-        (of_entries(lambda M, i, j: (M.diagonal() ** 2).sum() / min(i, j)), "of its diagonal alone"),
-        (lambda A1, A2, i, j: by_projections(A1, A2, i, i), "the top j of the second"),
-        (lambda *a: by_projections(*(np.linalg.qr(A[:n].T)[0].T for A, n in zip(a, a[2:], strict=False)), *a[2:]),
-         "another space"),
-        (lambda A1, A2, i, j: sum((s * t * (u @ v)) ** 2 for s, u in [*zip(*np.linalg.svd(A1)[1:], strict=False)][:i]
-                                  for t, v in [*zip(*np.linalg.svd(A2)[1:], strict=False)][:j]) / min(i, j),
-         "have length 1"),
-        (spectral(2), "spectral"),
-        (spectral(1), "and squared"),
-        (lambda A1, A2, i, j: by_projections(A1, A2, len(A1), len(A2)), "only the top i")],
-    "lora.merge": [
-        (lambda W, A, B, alpha: W + alpha * B @ A, "α/r, not α"),
-        (in_place, "argument W"),
-        (lambda W, A, B, alpha: alpha / len(A) * B @ A, "add W₀"),
-        (lambda W, A, B, alpha: W + alpha / len(B) * B @ A, "columns of B"),
-        (lambda W, A, B, alpha: W - alpha / len(A) * B @ A, "subtracted"),
-        (lambda W, A, B, alpha: W + len(A) / alpha * B @ A, "not r/α"),
-        (lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A, "rank-stabilised"),
-        (lambda W, A, B, alpha: W + B @ A / len(A), "not 1/r"),
-        (lambda W, A, B, alpha: W + (alpha / len(A)) ** 2 * B @ A, "applied twice"),
-        (lambda W, A, B, alpha: W + alpha // len(A) * B @ A, "cuts off"),
-        (lambda W, A, B, alpha: (W + B @ A) * alpha / len(A), "B A alone"),
-        (lambda W, A, B, alpha: W, "W₀ alone"),
-        (survey_letters, "not A B")],
+    "lora.attach": [
+        (attach(lambda rng, r, W: (normal(rng, r, W.shape[1]) / W.shape[1] ** 0.5, normal(rng, len(W), r) / r ** 0.5)),
+         "B starts at zero"),
+        (attach(lambda rng, r, W: (np.zeros((r, W.shape[1])), np.zeros((len(W), r)))), "ever gets a gradient"),
+        (attach(lambda rng, r, W: (np.zeros((r, W.shape[1])), normal(rng, len(W), r) / r ** 0.5)), "A is random, and B is zero"),
+        (attach(lambda rng, r, W: (normal(rng, r, W.shape[1]), np.zeros((len(W), r)))), "division of A by √d_in is missing"),
+        (attach(lambda rng, r, W: (normal(rng, r, W.shape[1]) / r ** 0.5, np.zeros((len(W), r)))), "not by √r"),
+        (attach(lambda rng, r, W: (normal(rng, r, W.shape[1]) / W.shape[1], np.zeros((len(W), r)))), "not by d_in"),
+        (attach(lambda rng, r, W: (normal(rng, W.shape[1], r), np.zeros((r, len(W))))), "A is (r, d_in), and B"),
+        (attach(counts=lambda layer, targets: any(t in layer for t in targets)), "too many arrays"),
+        (attach(counts=lambda layer, targets: True), "last part of the path"),
+        (attach(base=lambda name: True), "of a layer with LoRA"),
+        (attach(base=lambda name: name.endswith("bias")), "the biases and the norms"),
+        (attach(keep=False), "arrays of the base are missing"),
+        (attach(parts="B"), "not B alone"),
+        (attach(parts="A"), "not A alone")],
+    "lora.alike": [
+        (lambda A, B, a, C, D, c: A.shape == C.shape and bool(close(A, C) and close(B, D)), "compare B A, not A and B"),
+        (alike(close, lambda alpha, r: 1.0), "α/r belongs to the change"),
+        (alike(close, lambda alpha, r: alpha), "α/r, not α"),
+        (alike(lambda a, b: close(values(a), values(b))), "by a rotation"),
+        (alike(lambda a, b: abs(np.linalg.norm(a) - np.linalg.norm(b)) <= 1e-3 * np.linalg.norm(a)), "of the same size"),
+        (alike(lambda a, b: np.vdot(a, b) >= 0.9999 * np.linalg.norm(a) * np.linalg.norm(b)), "a multiple of a change"),
+        (alike(lambda a, b: np.allclose(a, b, rtol=1e-3)), "np.allclose has one of its own"),
+        (alike(lambda a, b: (a == b).all()), "not for equality"),
+        (alike(lambda a, b: np.linalg.norm(a - b) / np.maximum(np.linalg.norm(a), 1e-300) < 1e-3 and a.any()), "is 0/0"),
+        (alike(lambda a, b: abs(a.sum() - b.sum()) <= 1e-3 * abs(a.sum())), "may have the same sum"),
+        (lambda A, B, a, C, D, c: bool(close(np.linalg.pinv(A) @ A, np.linalg.pinv(C) @ C)), "leaves B free")],
+    "lora.swap": [
+        (server(), "the base wears out"),
+        (server(finish=lambda W, change: W), "the changes add up"),
+        (server(note=lambda W: W), "make a new array for each"),
+        (afresh(lambda A, B, alpha: alpha), "α/r, not α"),
+        (afresh(lambda A, B, alpha: 1.0), "α/r is missing"),
+        (afresh(lambda A, B, alpha: len(A) / alpha), "not r/α"),
+        (afresh(lambda A, B, alpha: alpha / len(A) ** 0.5), "rank-stabilised"),
+        (afresh(lambda A, B, alpha: alpha / len(B)), "columns of B"),
+        (afresh(base=0.0), "add W0"),
+        (afresh(sign=-1), "you subtracted the change"),
+        (lambda W0, tasks: afresh()(W0, tasks)[::-1], "the first one first"),
+        (lambda W0, tasks: [W0 + alpha / len(A) * A @ B for A, B, alpha in tasks], "not A B")],
     "lora.bug": [
         (diagnose(still=any), "only one of its two matrices"),
         (diagnose(still=lambda moved: moved[1]), "it is not trained if neither has"),
@@ -226,10 +252,15 @@ RIGHT = {"lora.forward": [
         backward(),
         lambda *a: list(backward()(*a)),
         lambda *a: [g.tolist() for g in backward()(*a)]],
-         "lora.overlap": [by_projections, lambda *a: np.float32(by_projections(*a))],
-         "lora.merge": [
-        lambda W, A, B, alpha: W + (B * (alpha / A.shape[0])) @ A,
-        lambda W, A, B, alpha: (W + alpha / len(A) * B @ A).tolist()],
+         "lora.attach": [attach(), lambda *args: tuple(map(dict, attach()(*args)))],
+         "lora.alike": [
+        alike(close),
+        alike(lambda a, b: np.abs(a - b).max() <= 1e-3 * np.abs(a).max()),
+        lambda A, B, a, C, D, c: np.linalg.norm((a / len(A) * B.T).T @ A - c / len(C) * D @ C) <= 1e-3 * np.linalg.norm(B @ A)],
+         "lora.swap": [
+        afresh(),
+        lambda W0, tasks: tuple(afresh()(W0, tasks)),
+        lambda W0, tasks: server(finish=lambda W, change: W0)(W0, tasks)],
          "lora.bug": [
         diagnose(),
         lambda *run: np.array([diagnose()(*run)])[0],

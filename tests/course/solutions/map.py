@@ -2,20 +2,6 @@
 import numpy as np
 
 
-def half_up(x, b, convention):
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    s = (h - l) / (2**b - 1)
-    z = np.floor(-l / s + 0.5)
-    return np.clip(np.floor(x / s + 0.5) + z, 0, 2**b - 1), s, z if convention == "library" else -z
-
-
-def unclipped(x, b, convention):
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    s = (h - l) / (2**b - 1)
-    z = np.rint(-l / s)
-    return np.rint(x / s) + z, s, z if convention == "library" else -z
-
-
 def trained(d, L, r, P, m):
     lora = sum(r * d + d * r for _ in range(L) for _ in ("query", "value"))
     return lora, P * d, L * P * 2 * d, 2 * L * (d * m + m + m * d + d)
@@ -25,47 +11,15 @@ def swap(i, f):
     return lambda *a: tuple(f(*a) if j == i else n for j, n in enumerate(trained(*a)))
 
 
-def bits(b, g, s, z, o):
-    weights = g * max(o, 1)                                                   # of as many scales as share one of the second level
-    total = weights * b + max(o, 1) * (s + z) + (32 if o else 0)
-    return total / weights
+def rows(read=lambda q, s, z: s * (q - abs(z))):
+    """Each row with its own scale and zero point."""
+    return lambda codes, scale, zero: np.stack([read(*row) for row in zip(codes, scale, zero, strict=True)])
 
 
-def quantize(x, b, convention, range_=lambda x: (min(x.min(), 0), max(x.max(), 0)), steps=lambda b: 2**b - 1, sign=None, code_sign=None):
-    l, h = range_(x)
-    s = (h - l) / steps(b)
-    Z = np.rint(l / s)
-    survey = convention == "survey"
-    codes = np.clip(np.rint(x / s) - (Z if not code_sign else code_sign(Z, survey)), 0, 2**b - 1)
-    return codes, s, (Z if survey else -Z) if sign is None else sign(Z)
-
-
-def rounded_once(x, b, convention):
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    s = (h - l) / (2**b - 1)
-    z = np.rint(-l / s)
-    return np.clip(np.rint((x - l) / s), 0, 2**b - 1), s, z if convention == "library" else -z
-
-
-def crooked(x, b, convention):
-    """The zero point is not rounded."""
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    s = (h - l) / (2**b - 1)
-    return np.clip(np.rint(x / s) - l / s, 0, 2**b - 1), s, -l / s if convention == "library" else l / s
-
-
-def rounded(how):
-    def map_signs(x, b, convention):
-        l, h = min(x.min(), 0), max(x.max(), 0)
-        s = (h - l) / (2**b - 1)
-        z = how(-l / s)
-        return np.clip(how(x / s) + z, 0, 2**b - 1), s, z if convention == "library" else -z
-    return map_signs
-
-
-def clipped_early(x, b, convention):
-    codes, s, z = quantize(x, b, convention)
-    return (codes, s, z) if convention == "library" else (np.clip(np.rint(x / s), 0, 2**b - 1) - z, s, z)
+def tried(codes, scale, zero):
+    """Is the zero point in the range of the codes?"""
+    z = np.where(zero >= 0, zero, -zero)[:, None]
+    return (codes - z) * scale[:, None]
 
 
 def without_float(kind):
@@ -105,6 +59,21 @@ def bits_of(order="little", low_first=True, gaps=False, cut=False):
     return map_pack
 
 
+def merges(same=lambda f, x, W: np.allclose(f(x), x @ W.T, rtol=0, atol=1e-9), zero=False,
+           x=lambda d: np.random.default_rng(1).standard_normal((9, d))):
+    def map_merges(f, d):
+        W = (f(np.eye(d)) - (f(np.zeros((d, d))) if zero else 0)).T
+        return W if same(f, x(d), W) else None
+    return map_merges
+
+
+def column_by_column(f, d):
+    """Does f add? Then its values on the unit vectors are all of it."""
+    a, b = np.random.default_rng(3).uniform(-2, 2, (2, 30, d))
+    adds = np.abs(f(a + b) - f(a) - f(b)).max() < 1e-9 and np.abs(f(0.3 * a) - 0.3 * f(a)).max() < 1e-9
+    return np.stack([f(row[None])[0] for row in np.eye(d)], axis=1) if adds else None
+
+
 WRONG = {
     "map.trained": [
         (swap(0, lambda d, L, r, P, m: 2 * L * r * d), "query and value"),
@@ -124,43 +93,26 @@ WRONG = {
         (lambda *a: list(trained(*a))[:3], "4 results"),
         (lambda *a: None, "is there a return"),
         (lambda *a: np.array(trained(*a)) + 0.5, "number")],
-    "map.bits": [
-        (lambda b, g, s, z, o: b + (s + z) / g, "own scales are missing"),
-        (lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0), "not per `outer` weights"),
-        (lambda b, g, s, z, o: bits(b, g, s, 0, o), "zero points are missing"),
-        (lambda b, g, s, z, o: b + s + z + (32 / o if o else 0), "divide by g"),
-        (lambda b, g, s, z, o: b + (z + (32 / o if o else s)) / g, "does not replace"),
-        (lambda b, g, s, z, o: b + (s + z + 32 / max(o, 1)) / g, "only if it is not 0"),
-        (lambda b, g, s, z, o: bits(b, g, 0, z, o), "the scales are missing"),
-        (lambda b, g, s, z, o: b, "scales and zero points add"),
-        (lambda b, g, s, z, o: bits(0, g, s, z, o), "codes' own bits"),
-        (lambda b, g, s, z, o: g * bits(b, g, s, z, o), "a whole group"),
-        (lambda b, g, s, z, o: b + bits(0, g, s, z, o) / 8, "in bits already"),
-        (lambda b, g, s, z, o: b + (s + z + (32 // o if o else 0)) // g, "and / divides"),
-        (lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g, "`outer` scales share them"),
-        (lambda b, g, s, z, o: b + (s + z + 32 / o) / g, "no second level"),
-        (lambda b, g, s, z, o: [bits(b, g, s, z, o)], "expected a number")],
+    "map.merges": [
+        (merges(lambda f, x, W: True), "agrees with this W on the rows"),
+        (merges(x=np.eye), "on other inputs"),
+        (merges(lambda f, x, W: np.allclose(f(3 * x), 3 * f(x))), "a ReLU without bias"),
+        (merges(lambda f, x, W: np.allclose(f(-x), -f(x))), "an odd curve"),
+        (merges(x=lambda d: np.random.default_rng(1).uniform(size=(9, d))), "negative inputs"),
+        (merges(lambda f, x, W: np.allclose(f(x) - f(0 * x), x @ W.T, atol=1e-12), zero=True), "gives 0 for x = 0"),
+        (merges(lambda f, x, W: np.abs(f(x) - x @ W.T).max() < 1e-3), "a billionth"),
+        (lambda f, d: None if merges()(f, d) is None else merges()(f, d).T, "this is Wᵀ"),
+        (lambda f, d: None, "some of the functions are matrices")],
     "map.signs": [
-        (lambda x, b, c: quantize(x, b, c, sign=lambda Z: -Z), "libraries' sign in both"),
-        (lambda x, b, c: quantize(x, b, c, code_sign=lambda Z, survey: -Z if survey else Z),
-         "only the zero point's sign"),
-        (lambda x, b, c: quantize(x, b, c, lambda x: (x.min(), x.max())), "must contain 0"),
-        (lambda x, b, c: quantize(x, b, c, steps=lambda b: 2**b), "2ᵇ − 1 steps"),
-        (unclipped, "not clipped"),
-        (rounded_once, "each by itself"),
-        (crooked, "round l/s"),
-        (clipped_early, "clipped too early"),
-        (lambda x, b, c: (quantize(x, b, c)[0].astype(np.float32), *quantize(x, b, c)[1:]), "dtype float32"),
-        (rounded(np.floor), "np.floor rounds down"),
-        (rounded(np.trunc), "cuts the digits off"),
-        (lambda x, b, c: (lambda q, s, z: (s * (q - quantize(x, b, "library")[2]), s, z))(*quantize(x, b, c)),
-         "decoded numbers"),
-        (lambda x, b, c: (lambda q, s, z: (q, 1 / s, z))(*quantize(x, b, c)), "not its inverse"),
-        (lambda x, b, c: (lambda q, s, z: (q, z, s))(*quantize(x, b, c)), "the order is"),
-        (lambda x, b, c: (quantize(x, b, c)[0].astype(int), *quantize(x, b, c)[1:]), "as a float64 array"),
-        (half_up, "half to the even"),
-        (lambda x, b, c: quantize(x, b, c)[:2], "3 results"),
-        (lambda x, b, c: (quantize(x, b, c)[0].astype(np.uint8), *quantize(x, b, c)[1:]), "dtype uint8")],
+        (rows(lambda q, s, z: s * (q - z)), "for a library's"),
+        (rows(lambda q, s, z: s * (q + z)), "for the survey's"),
+        (rows(lambda q, s, z: s * (q + abs(z))), "the other way round"),
+        (rows(lambda q, s, z: s * (q - max(z, 0))), "and not 0"),
+        (rows(lambda q, s, z: q - abs(z)), "the scale is missing"),
+        (rows(lambda q, s, z: s * q - abs(z)), "with brackets"),
+        (lambda q, s, z: tried(q, s, z)[0], "shape"),
+        (lambda q, s, z: s[:, None] * (q - (z if z[0] > 0 else -z)[:, None]), "row by row"),
+        (lambda q, s, z: tried(q, s, z).astype(np.float32), "dtype float32")],
     "map.bug": [
         (as_shown, "taken in uint8"),
         (decode(np.int8), "int8 ends at 127"),
@@ -190,11 +142,8 @@ RIGHT = {
         lambda *a: np.array(trained(*a)),
         lambda *a: list(trained(*a)),
         lambda *a: tuple(map(float, trained(*a)))],
-    "map.bits": [bits, lambda *a: np.float64(bits(*a)), lambda *a: np.array(bits(*a))],
-    "map.signs": [
-        quantize,
-        lambda *a: list(quantize(*a)),
-        lambda *a: (quantize(*a)[0].tolist(), *quantize(*a)[1:])],
+    "map.merges": [merges(), column_by_column, lambda f, d: W if (W := merges()(f, d)) is None else W.tolist()],
+    "map.signs": [rows(), tried, lambda *a: tried(*a).tolist()],
     "map.bug": [
         decode(),
         decode(np.int64),

@@ -2,67 +2,26 @@
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.engine import functional as F
 
 
-def attention_mask(offset, scale=lambda d: d ** 0.5, order="prefix first", mask=True):
-    def prefix_attention(q, k, v, P_K, P_V):
-        pairs = [(P_K, k), (P_V, v)] if order == "prefix first" else [(k, P_K), (v, P_V)]
-        K, V = (tp.concatenate(list(pair), axis=0) for pair in pairs)
-        S = q @ K.T
-        if scale: S = S / scale(q.shape[1])
-        if mask: S = S + np.triu(np.full(S.shape, -np.inf), offset(P_K.shape[0]))
-        return F.softmax(S) @ V
-    return prefix_attention
+def backward(back=lambda p, dp: p * (dp - p @ dp), of_scores=lambda q: 1 / len(q) ** 0.5, shares=lambda p, s: p, rows=slice,
+             order=(0, 1), scaled=True):
+    def prefix_backward(q, k, v, P_K, P_V, do):
+        K, V, P = np.vstack([P_K, k]), np.vstack([P_V, v]), len(P_K)
+        s = K @ q / (len(q) ** 0.5 if scaled else 1)
+        p = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
+        g = back(p, V @ do)[:, None] * q * of_scores(q), shares(p, s)[:, None] * do
+        return tuple(g[i][rows(P)] for i in order)
+    return prefix_backward
 
 
-def weighted(probabilities):
-    """The values, weighted by probabilities(scores, seen)."""
-    def prefix_attention(q, k, v, P_K, P_V):
-        S = q @ tp.concatenate([P_K, k], axis=0).T / q.shape[1] ** 0.5
-        return probabilities(S, np.tri(*S.shape, P_K.shape[0], dtype=S.dtype)) @ tp.concatenate([P_V, v], axis=0)
-    return prefix_attention
+def by_jacobian(q, k, v, P_K, P_V, do):
+    """With the softmax's Jacobian written out."""
+    return backward(back=lambda p, dp: (np.diag(p) - np.outer(p, p)) @ dp)(q, k, v, P_K, P_V, do)
 
 
-def no(seen):
-    return np.where(seen, 0, -np.inf).astype(seen.dtype)
-
-
-def wrapped(q, k, v, P_K, P_V):
-    """The mask as a Tensor of float32."""
-    K, V = tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0)
-    M = np.triu(np.full((q.shape[0], K.shape[0]), -np.inf), P_K.shape[0] + 1)
-    return F.softmax(q @ K.T / q.shape[1] ** 0.5 + tp.Tensor(M.astype(np.float32))) @ V
-
-
-def wrapped_in_float64(q, k, v, P_K, P_V):
-    M = np.triu(np.full((q.shape[0], q.shape[0] + P_K.shape[0]), -np.inf), P_K.shape[0] + 1)
-    return F.softmax(q @ tp.concatenate([P_K, k], axis=0).T / q.shape[1] ** 0.5 + tp.Tensor(M)) @ tp.concatenate([P_V, v], axis=0)
-
-
-def scaled_by_tokens(q, k, v, P_K, P_V):
-    return attention_mask(lambda P: P + 1)(q * (q.shape[1] / q.shape[0]) ** 0.5, k, v, P_K, P_V)
-
-
-def detached(q, k, v, P_K, P_V):
-    right = attention_mask(lambda P: P + 1)
-    return right(q, k, v, tp.Tensor(P_K.data), tp.Tensor(P_V.data))
-
-
-def apart(q, k, v, P_K, P_V):
-    M = np.triu(np.full((q.shape[0], k.shape[0]), -np.inf), 1)
-    return F.softmax(q @ k.T / q.shape[1] ** 0.5 + M) @ v + F.softmax(q @ P_K.T / q.shape[1] ** 0.5) @ P_V
-
-
-def per_row(q, k, v, P_K, P_V):
-    K, V = tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0)
-    rows = [F.softmax(q[t:t + 1] @ K[:len(P_K.data) + t + 1].T * q.shape[1] ** -0.5) @ V[:len(P_K.data) + t + 1]
-            for t in range(q.shape[0])]
-    return tp.concatenate(rows, axis=0)
-
-
-def packaged(q, k, v, P_K, P_V):
-    return F.attention(q, tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0))
+def of_the_prefix_alone(q, k, v, P_K, P_V, do):
+    return backward()(q, k[:0], v[:0], P_K, P_V, do)
 
 
 def share_with(maxima):
@@ -98,11 +57,6 @@ def by_logs(q, k, P_K):
     return 1 / (1 + np.exp(s - p))
 
 
-def counted(also, first=1, b1=1, second=1, b2=1):
-    """Parts of the network in or out; also: is P′ stored, too?"""
-    return lambda P, L, d, m: (int(P * d + first * d * m + b1 * m + second * 2 * L * d * m + b2 * 2 * L * d), 2 * P * L * d + also * P * d)
-
-
 def in_memory(shape, axes):
     """A cut by a shape and by axes of a table that lies in another order."""
     return lambda t, L, H: [tuple(p) for p in t.reshape(len(t), *shape(L, H)).transpose(axes)]
@@ -136,31 +90,22 @@ def by_odds(lam, n):
 
 
 WRONG = {
-    "prefix.attention": [
-        (attention_mask(lambda P: 1), "diagonal is P + 1"),
-        (attention_mask(lambda P: P + 1, scale=False), "√d_head"),
-        (attention_mask(None, mask=False), "no causal mask"),
-        (attention_mask(lambda P: P), "themselves"),
-        (apart, "one softmax"),
-        (attention_mask(lambda P: P + 1, order="text first"), "behind the text"),
-        (detached, "no gradient reaches P_K"),
-        (packaged, "uses attention of the package"),
-        (lambda *a: attention_mask(lambda P: P + 2)(*a), "one future token"),
-        (attention_mask(lambda P: P - 1), "nor the one before"),
-        (attention_mask(lambda P: 2), "whatever P is"),
-        (attention_mask(lambda P: 0), "may look nowhere"),
-        (attention_mask(lambda P: P + 1, scale=lambda d: d), "not by d_head"),
-        (lambda q, *a: attention_mask(lambda P: q.shape[0])(q, *a), "not T"),
-        (lambda q, k, v, P_K, P_V: attention_mask(lambda P: P + 1)(q, k, v, P_V, P_K), "are exchanged"),
-        (lambda q, k, v, P_K, P_V: attention_mask(lambda P: P + 1)(q, k, v, P_K, P_K), "P_V stands before v"),
-        (weighted(lambda S, seen: F.softmax((S + no(seen)).T).T), "over the wrong axis"),
-        (weighted(lambda S, seen: F.softmax(S) * seen), "before the softmax"),
-        (weighted(lambda S, seen: F.softmax(S * seen)), "no small score"),
-        (lambda q, k, v, P_K, P_V: attention_mask(lambda P: P + 1)(q, k, v, P_K[:0], P_V[:0]), "is hidden from all"),
-        (lambda q, k, v, P_K, P_V: weighted(lambda S, seen: F.softmax(S))(tp.concatenate([P_K, q], axis=0), k, v, P_K, P_V),
-         "has no queries"),
-        (scaled_by_tokens, "not by √T"),
-        (wrapped_in_float64, "leave it a plain NumPy array")],
+    "prefix.backward": [
+        (backward(of_scores=lambda q: 1), "lacks the division by √d_head"),
+        (backward(of_scores=lambda q: 1 / len(q)), "not by d_head"),
+        (backward(scaled=False), "before the softmax"),
+        (backward(back=lambda p, dp: p * dp), "sum p·dp is missing"),
+        (backward(back=lambda p, dp: dp - p @ dp), "factor p is missing"),
+        (backward(back=lambda p, dp: dp), "go back through the softmax"),
+        (backward(back=lambda p, dp: p * (dp - dp.mean())), "not the mean"),
+        (backward(back=lambda p, dp: p * (p @ dp - dp)), "has the sign +"),
+        (backward(shares=lambda p, s: s), "not its score times do"),
+        (backward(shares=lambda p, s: 1 + 0 * p), "not do itself"),
+        (of_the_prefix_alone, "covers prefix and text together"),
+        (backward(order=(1, 0)), "dP_K and dP_V are exchanged"),
+        (backward(rows=lambda P: slice(None)), "the prefix's rows alone"),
+        (lambda *a: [g.T for g in backward()(*a)], "rows belong to virtual tokens"),
+        (lambda *a: [g.sum(0) for g in backward()(*a)], "take the outer product")],
     "prefix.share": [
         (overflowing, "overflows"),
         (share_of(first_sum, lambda s: s[0]), "the largest score"),
@@ -177,23 +122,6 @@ WRONG = {
         (lambda q, k, P_K: by_logs(q * len(q) ** 0.5, k, P_K), "√d_head"),
         (lambda q, k, P_K: len(P_K) / len([*P_K, *k]), "share of the keys"),
         (lambda q, k, P_K: by_logs(q, k, P_K) / P_K.shape[0], "not a mean")],
-    "prefix.count": [
-        (lambda P, L, d, m: (P * d + d * m + m * 2 * L * d, 2 * P * L * d), "biases"),
-        (lambda P, L, d, m: (P * d + d * m + m + (m + 1) * L * d, P * L * d), "2 L d, not L d"),
-        (counted(0, b1=0), "m numbers, is missing"),
-        (counted(0, b2=0), "2 L d numbers, is missing"),
-        (counted(0, first=0, b1=0), "(m, d) with m biases"),
-        (counted(0, second=0, b2=0), "(2 L d, m) with"),
-        (lambda P, L, d, m: (counted(0)(P, L, d, m)[0] - P * d + P * m, 2 * P * L * d), "not (P, m)"),
-        (counted(0, second=0.5, b2=0.5), "second layer makes"),
-        (lambda P, L, d, m: (P * (d + m * (d + 1) + 2 * L * d * (m + 1)), 2 * P * L * d), "counted once"),
-        (lambda P, L, d, m: (counted(0)(P, L, d, m)[0] - P * d + 2 * P * L * d, 2 * P * L * d),
-         "comes out of the network"),
-        (counted(1), "without P′"),
-        (lambda P, L, d, m: (counted(0)(P, L, d, m)[0], P * L * d), "numbers a token"),
-        (lambda P, L, d, m: (d * m + m + (m + 1) * 2 * L * d, 2 * P * L * d), "P′"),
-        (lambda P, L, d, m: (2 * P * L * d, P * d + d * m + m + (m + 1) * 2 * L * d), "wrong way round"),
-        (lambda P, L, d, m: ((P * d + m * (d + 1) + 2 * L * d * (m + 1)),) * 2, "dropped after training")],
     "prefix.cut": [
         (lambda t, L, H: [(v, k) for k, v in cut_loop(t, L, H)], "wrong way round"),
         (in_memory(lambda L, H: (L, H, 2, -1), (1, 3, 2, 0, 4)), "head by head"),
@@ -243,11 +171,11 @@ WRONG = {
         (lambda lam, n: n * lam / (1 + n * lam), "not 1")],
 }
 RIGHT = {
-    "prefix.attention": [per_row, wrapped, attention_mask(lambda P: P + 1)], "prefix.share": [
+    "prefix.backward": [backward(), by_jacobian, lambda *a: list(backward()(*a))], "prefix.share": [
         by_logs,
         share_with(lambda p, s: 2 * [max(p.max(), s.max())]),
         lambda *a: np.array(by_logs(*a))],
-    "prefix.count": [lambda P, L, d, m: (P * d + m * (d + 1) + 2 * L * d * (m + 1), 2 * L * d * P)], "prefix.cut": [
+    "prefix.cut": [
         cut_loop,
         lambda *a: np.array(cut_loop(*a)),
         lambda *a: tuple([k.tolist(), v.tolist()] for k, v in cut_loop(*a))],

@@ -34,23 +34,30 @@ def cut(P_e, X_e, positions):
     return built()(tp.Tensor(P_e.data), X_e, positions)
 
 
-def cost(P, T, d):
-    matrices = 12 * d * d * P
-    attention = d * (P * (P + 2 * T + 1))
-    return (matrices + attention) / (12 * d * d * T + d * T * (T + 1))
+def longest(work=lambda S, d: d * S * (12 * d + S + 1), limit=lambda old, share: old * (1 + share), more=0):
+    def prompts_longest(T, d, share):
+        lengths = np.arange(T, 4 * T + 2)
+        fits = [work(int(S), d) <= limit(work(T, d), share) for S in lengths]
+        return int(lengths[fits].max(initial=T) - T + more)
+    return prompts_longest
 
 
-def counted(pairs, share=lambda old, new: new / old - 1):
-    """The work by pairs of S positions."""
-    def prompts_cost(P, T, d):
-        work = lambda S: 12 * d ** 2 * S + 2 * d * pairs(S)
-        return share(work(T), work(P + T))
-    return prompts_cost
+def by_roots(T, d, share):
+    """The larger root of d S² + (12 d² + d) S = (1 + share) work(T)."""
+    b, most = 12 * d + 1, (1 + share) * T * (12 * d + T + 1)
+    S = int((-b + (b * b + 4 * most) ** 0.5) / 2)
+    return max(n for n in (S - 1, S, S + 1) if n * (12 * d + n + 1) <= most) - T
 
 
-def priced(matrices, attention):
-    work = lambda S, d: matrices * d * d * S + attention * d * S * (S + 1)
-    return lambda P, T, d: work(P + T, d) / work(T, d) - 1
+def gradient(take=lambda dx, at: np.take_along_axis(dx, at[..., None], axis=1), add=lambda taken: taken.sum(0)):
+    return lambda dx, at: add(take(dx, at))
+
+
+def scattered(dx, at):
+    found = np.zeros((at.shape[1], dx.shape[2]))
+    for b in range(len(dx)):
+        for j, place in enumerate(at[b]): found[j] += dx[b, place]
+    return found
 
 
 def ends(tokens, counts, separator):
@@ -95,22 +102,6 @@ def starting(before, which=None):
     return prompts_places
 
 
-def nearest(length=lambda a: np.sqrt((a * a).sum(1, keepdims=True)), order=1, sign=-1):
-    def prompts_nearest(P_e, E, k):
-        similar = (P_e / length(P_e)) @ (E / length(E)).T
-        return np.argsort(sign * similar, axis=1)[:, :k][:, ::order]
-    return prompts_nearest
-
-
-def partitioned(P_e, E, k):
-    cos = P_e @ E.T / np.linalg.norm(E, axis=1)
-    return np.array([sorted(range(len(E)), key=lambda j: -row[j])[:k] for row in cos])
-
-
-def by_distance(P_e, E, k):
-    return np.argsort(np.linalg.norm(P_e[:, None] - E[None], axis=-1), axis=1)[:, :k]
-
-
 def walk(ends_behind=True, limit=True, reverse=False):
     def prompts_places(tokens, counts, separator):
         counts = counts[::-1] if reverse else counts
@@ -137,15 +128,6 @@ def inserted(tokens, counts, separator):
             part += 1
             row += [None] * counts[part]
     return np.array([i for i, t in enumerate(row) if t is None])
-
-
-def nearest_cosines(P_e, E):
-    return P_e @ E.T / np.linalg.norm(E, axis=1) / np.linalg.norm(P_e, axis=1, keepdims=True)
-
-
-def cosines(P_e, E, k):
-    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
-    return np.sort(unit(P_e) @ unit(E).T, axis=1)[:, ::-1][:, :k]
 
 
 def read_by(own=False, shift=0, last=True):
@@ -179,42 +161,25 @@ WRONG = {
         (side_by_side, "join along axis 0"),
         (lambda P_e, X_e, pos: built()(P_e, X_e, pos).data, "expected a tinypeft.Tensor"),
         (built(lambda P, T: slice(T, P + T), lambda P, T: slice(0, T), swapped=True), "not behind it")],
-    "prompts.cost": [
-        (lambda P, T, d: cost(P, T, d) + 1, "1 less"),
-        (lambda P, T, d: P / T, "only the matrices"),
-        (lambda P, T, d: (12 * d * P + 2 * ((P + T) ** 2 - T * T)) / (12 * d * T + 2 * T * T), "not 2 S²"),
-        (lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)), "alone"),
-        (counted(lambda S: S * (S + 1) / 2, lambda old, new: (new - old) / new),
-         "divided by the work of the longer input"),
-        (counted(lambda S: S * (S - 1) / 2), "sees itself as well"),
-        (lambda P, T, d: (P + T) / T, "ratio of the lengths"),
-        (priced(0, 1), "only attention"),
-        (priced(12, 0.5), "one product for the scores"),
-        (priced(12, 2), "twice its weight"),
-        (lambda P, T, d: priced(12, 1 / d)(P, T, d), "not one each"),
-        (lambda P, T, d: priced(12 / d, 1)(P, T, d), "not 12 d"),
-        (counted(lambda S: S * S / 2), "not S²/2"),
-        (counted(lambda S: S * (S + 1) / 2, lambda old, new: new - old), "number of additional"),
-        (counted(lambda S: S * (S + 1) / 2, lambda old, new: new // old - 1), "cuts off"),
-        (lambda P, T, d: (12 * d + (P + T) * (P + T + 1)) / (12 * d + T * (T + 1)) - 1, "each of the S positions"),
-        (lambda P, T, d: 100 * cost(P, T, d), "in per cent")],
-    "prompts.nearest": [
-        (nearest(length=lambda a: 1), "dot products"),
-        (by_distance, "by distance"),
-        (nearest(sign=1), "farthest"),
-        (nearest(order=-1), "nearest should come first"),
-        (lambda P, E, k: np.argsort(-abs(nearest_cosines(P, E)), axis=1)[:, :k], "sizes of the cosines"),
-        (lambda P, E, k: nearest()(P, E, k + 1)[:, 1:], "do not leave it out"),
-        (lambda *a: nearest()(*a) + 1, "begin at 0"),
-        (nearest(length=lambda a: (a * a).sum(1, keepdims=True)), "not by its square"),
-        (lambda P, E, k: nearest()(P, E, len(E)).argsort(axis=1)[:, :k], "makes ranks"),
-        (lambda P, E, k: nearest()(P, E, len(E)), "keep the k nearest"),
-        (lambda P, E, k: nearest_cosines(P, E).argmax(axis=1), "np.argmax finds"),
-        (lambda P, E, k: nearest()(E, P, k), "sort along axis 1"),
-        (lambda P, E, k: np.argpartition(-nearest_cosines(P, E), k, axis=1)[:, :k], "leaves the k nearest unordered"),
-        (cosines, "these are the cosines"),
-        (lambda P, E, k: nearest()(P, E, k).astype(float), "use .astype(int)"),
-        (lambda P, E, k: nearest()(P, E, k)[:, 0], "shape")],
+    "prompts.longest": [
+        (longest(more=1), "one more than fits"),
+        (longest(more=-1), "one vector more still fits"),
+        (longest(lambda S, d: S), "only the matrices"),
+        (longest(lambda S, d: S * (S + 1)), "only attention"),
+        (longest(lambda S, d: d * S * (12 * d + (S + 1) / 2)), "one product for the scores"),
+        (longest(lambda S, d: d * S * (12 * d + 2 * S)), "not 2 S²"),
+        (longest(lambda S, d: d * S * (12 + S + 1)), "not 12 d"),
+        (longest(limit=lambda old, share: old * (1 + share / 100)), "not per cent"),
+        (lambda T, d, share: float(longest()(T, d, share)) + 0.5, "another number")],
+    "prompts.gradient": [
+        (gradient(add=lambda taken: taken.mean(0)), "not a mean"),
+        (gradient(take=lambda dx, at: dx[:, at[0]]), "a row of its own"),
+        (gradient(take=lambda dx, at: dx[:, :at.shape[1]]), "not always in front"),
+        (gradient(take=lambda dx, at: dx[:, -at.shape[1]:]), "the end of the rows"),
+        (gradient(add=lambda taken: taken[0]), "not the first one alone"),
+        (gradient(add=lambda taken: taken), "add the rows up"),
+        (gradient(add=lambda taken: taken.sum(1)), "not over the vectors"),
+        (gradient(add=lambda taken: -taken.sum(0)), "the sign of dx")],
     "prompts.places": [
         (unshifted, "not counted"),
         (walk(ends_behind=False), "belongs to the part that it ends"),
@@ -273,12 +238,8 @@ WRONG = {
         (lstm(maps=0), "linear maps are missing")],
 }
 RIGHT = {
-    "prompts.input": [built()], "prompts.cost": [cost, lambda *a: np.array(cost(*a))],
-    "prompts.nearest": [
-        nearest(),
-        partitioned,
-        lambda *a: nearest()(*a).tolist(),
-        lambda *a: nearest()(*a).astype(np.int32)],
+    "prompts.input": [built()], "prompts.longest": [longest(), by_roots, lambda *a: np.int64(by_roots(*a))],
+    "prompts.gradient": [gradient(), scattered, lambda *a: scattered(*a).tolist()],
     "prompts.places": [inserted, walk(), lambda *a: [int(i) for i in walk()(*a)]],
     "prompts.bug": [read_by(), lambda *a: read_by()(*a).tolist()], "prompts.lstm": [lstm(), lambda *a: float(lstm()(*a))],
 }

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["TOPICS", "find", "of_topic"]
 
 TOPICS = {                                               # topic → the lesson with its exercises
-    "map": "00_map", "autograd": "01_autograd", "transformer": "02_transformer",
-    "full": "03_full_finetuning", "adapters": "04_adapters", "prompts": "05_prompt_tuning",
-    "prefix": "06_prefix", "lora": "07_lora", "adalora": "08_adalora", "dylora": "09_dylora",
+    "map": "00_map", "autograd": "01_autograd", "gradients": "01b_gradients",
+    "transformer": "02_transformer", "full": "03_full_finetuning", "adapters": "04_adapters",
+    "prompts": "05_prompt_tuning", "prefix": "06_prefix", "lora": "07_lora",
+    "adalora": "08_adalora", "dylora": "09_dylora",
     "quantization": "10_quantization", "outliers": "11_outliers", "calibrated": "12_gptq_awq",
     "nf4": "13_nf4_qlora", "loftq": "13b_merging_loftq", "qat": "14_qat",
     "choosing": "15_choosing", "real": "16_real_model",

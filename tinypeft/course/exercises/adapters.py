@@ -1,4 +1,4 @@
-"""Lesson 04: the bottleneck adapter, its size, and a parallel adapter as part of the MLP."""
+"""Lesson 04: the bottleneck adapter, its gradients, and a parallel adapter as part of the MLP."""
 import operator
 from functools import partial
 
@@ -50,31 +50,50 @@ def forward_cases(rng, up=1.0):
     return h, W_d, b_d, draw(d, m) * up, draw(d) * up
 
 
-# -- the count -----------------------------------------------------------------------------------
-def all_norms(L):
-    return 2 * L + 1
+# -- the gradients -------------------------------------------------------------------------------
+def reference_backward(h, W_d, W_u, dy):
+    return backward(h, W_d, W_u, dy)
 
 
-def count(d, m, L, placement, houlsby=2, pfeiffer=1, matrices=2, biases=operator.add,
-          blocks=lambda L: L, norms=all_norms, pfeiffer_norms=lambda L: 0, per_norm=2):
-    """Count the trained numbers. The options are the numbers of each part, for the mistakes."""
-    if placement == "pfeiffer":
-        houlsby, norms = pfeiffer, pfeiffer_norms
-    one = matrices * d * m + biases(m, d)
-    return houlsby * blocks(L) * one + norms(L) * per_norm * d
+def positive(z):
+    return z > 0
 
 
-def reference_count(d, m, L, placement):
-    return count(d, m, L, placement)
+def backward(h, W_d, W_u, dy, slope=positive, bend=lambda z: np.maximum(z, 0), shortcut=1, detour=1,
+             up=1, divisor=1):
+    """Derive an adapter with a ReLU. The options are its parts, for the mistakes."""
+    z = h @ W_d.T
+    da = dy @ W_u
+    dz = da * slope(z)
+    return (shortcut * dy + detour * dz @ W_d, dz.T @ h / divisor,
+            up * dy.T @ bend(z) / divisor)
 
 
-def other_placement(d, m, L, placement):
-    return count(d, m, L, "pfeiffer" if placement == "houlsby" else "houlsby")
+def backward_cases(rng, down=1.0, up=1.0):
+    N, d, m = rng.integers((3, 7, 4), (5, 9, 6)).tolist()
+    h, W_d, W_u, dy = (rng.standard_normal(shape) for shape in ((N, d), (m, d), (d, m), (N, d)))
+    return h, down * W_d, up * W_u, dy
 
 
-def count_cases(rng):
-    d, m, L = rng.integers((40, 3, 3), (200, 30, 13)).tolist()
-    return d, m, L, str(rng.choice(["houlsby", "pfeiffer"]))
+def by_rows(h, W_d, W_u, dy):
+    return backward(h, W_d, W_u, dy, divisor=len(h))
+
+
+def of_result(h, W_d, W_u, dy):
+    """Take the slope at what flows back, and not at what went in."""
+    return backward(h, W_d, W_u, dy, slope=lambda z: dy @ W_u > 0)
+
+
+def in_order(*order):
+    return lambda *args: tuple(reference_backward(*args)[i] for i in order)
+
+
+def transposed(got, expected, args):
+    return np.shape(got) == np.shape(expected)[::-1] != np.shape(expected)
+
+
+def of_y(got, expected, args):
+    return np.shape(got) != np.shape(expected)
 
 
 # -- a wider MLP ---------------------------------------------------------------------------------
@@ -310,48 +329,41 @@ EXERCISES = (
                "and b_u is (…, d), like h.",
                "y = F.gelu(F.linear(h, W_d, b_d)); then h + F.linear(y, W_u, b_u).")),
     Exercise(
-        name="adapters.count", title="The number of trained parameters", stars=1,
-        kind="count",
-        reference=reference_count, cases=count_cases,
+        name="adapters.backward", title="Which start can learn?", stars=3,
+        kind="gradient",
+        reference=reference_backward, cases=backward_cases,
         special=(
-            ("the base with Houlsby's adapters, m = 64", lambda rng: (128, 64, 5, "houlsby")),
-            ("the base with Pfeiffer's, m = 64", lambda rng: (128, 64, 5, "pfeiffer"))),
+            ("W_u = 0: dh is dy, and dW_d is zero", partial(backward_cases, up=0.0)),),
         mistakes=(
-            ("Houlsby puts two adapters into every block", partial(count, houlsby=1)),
-            ("Pfeiffer puts one adapter into every block", partial(count, pfeiffer=2)),
-            ("Houlsby trains the layer norms as well", partial(count, norms=lambda L: 0)),
-            ("the final norm is missing: there are 2 L + 1 norms",
-             partial(count, norms=lambda L: 2 * L)),
-            ("Pfeiffer leaves the norms alone", partial(count, pfeiffer_norms=all_norms)),
-            ("the biases are missing: m on the way down, d on the way up",
-             partial(count, biases=lambda m, d: 0)),
-            ("the bias on the way up, d numbers, is missing",
-             partial(count, biases=lambda m, d: m)),
-            ("the bias on the way down, m numbers, is missing",
-             partial(count, biases=lambda m, d: d)),
-            ("an adapter has two matrices, one down and one up", partial(count, matrices=1)),
-            ("the biases are m on the way down and d on the way up",
-             partial(count, biases=lambda m, d: 2 * d)),
-            ("the biases are m on the way down and d on the way up",
-             partial(count, biases=lambda m, d: 2 * m)),
-            ("there are L blocks, and each has adapters of its own",
-             partial(count, blocks=lambda L: 1)),
-            ("each block has two norms: with the final one they are 2 L + 1, not L + 1",
-             partial(count, norms=lambda L: L + 1)),
-            ("each block has two norms: with the final one they are 2 L + 1, not L",
-             partial(count, norms=lambda L: L)),
-            ("there is one final norm in the model, not one in every block",
-             partial(count, norms=lambda L: 3 * L)),
-            ("the two placements are exchanged: “houlsby” has two adapters in a "
-             "block and trains the norms",
-             other_placement),
-            ("each layer norm has both a weight and a bias", partial(count, per_norm=1))),
-        tolerance=0,
-        hints=("How many adapters does each placement put into a block? Which of the two also "
-               "trains layer norms, and how many norms are there?",
-               "An adapter: (m, d), m, (d, m) and d. A norm: a weight and a bias of d.",
-               "one = 2 * d * m + m + d. Houlsby: 2 * L * one + (2 * L + 1) * "
-               "2 * d. Pfeiffer: L * one.")),
+            ("dh lacks the shortcut: h itself is a part of y", partial(backward, shortcut=0)),
+            ("dh lacks the way through the detour", partial(backward, detour=0)),
+            ("dh is the sum of both ways; you subtracted one", partial(backward, detour=-1)),
+            ("the slope of the ReLU is missing: it is 0 where W_d h is not positive",
+             partial(backward, slope=np.ones_like)),
+            ("the slope of the ReLU is 1 or 0; you multiplied by its input or its result",
+             partial(backward, slope=lambda z: z)),
+            ("the slope of the ReLU is 1 or 0; you multiplied by its input or its result",
+             partial(backward, slope=lambda z: np.maximum(z, 0))),
+            ("the slope is 1 where the input is positive, and not where it is negative",
+             partial(backward, slope=lambda z: z < 0)),
+            ("the slope is that at W_d h, not at the gradient that comes back", of_result),
+            ("dW_u contains what the ReLU lets through, max(W_d h, 0), not W_d h",
+             partial(backward, bend=lambda z: z)),
+            ("dW_u contains what the ReLU lets through, max(W_d h, 0), not its slope",
+             partial(backward, bend=positive)),
+            ("dW_u has the wrong sign", partial(backward, up=-1)),
+            ("the gradients of the weights are sums over the rows, not means", by_rows),
+            ("dW_d and dW_u are exchanged: return (dh, dW_d, dW_u)", in_order(0, 2, 1)),
+            ("the gradients are in another order: return (dh, dW_d, dW_u)", in_order(1, 2, 0))),
+        symptoms=(
+            ("a gradient has the shape of its array: transpose it", transposed),
+            ("a gradient has the shape of its array: dW_d that of W_d, dW_u that of W_u", of_y)),
+        tolerance=1e-7,
+        hints=("In how many ways does h reach y, and through which of them does W_d?",
+               "z = h W_dᵀ is (N, m), and so is dy W_u. dW_d is (m, d), dW_u is (d, m), dh is "
+               "(N, d).",
+               "z = h @ W_d.T; dz = (dy @ W_u) * (z > 0). dW_u = dy.T @ np.maximum(z, 0), "
+               "dW_d = dz.T @ h, and dh is dy plus dz @ W_d.")),
     Exercise(
         name="adapters.widen", title="A parallel adapter as a wider MLP", stars=3,
         kind="design",

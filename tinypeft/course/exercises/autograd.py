@@ -1,4 +1,4 @@
-"""Lesson 01: the walk through the graph, broadcasting, and backward passes, right and wrong."""
+"""Lesson 01: the walk through the graph, broadcasting, and backward passes."""
 import itertools
 from functools import partial
 
@@ -178,6 +178,10 @@ def without_axes(got, expected, args):
     return got.ndim == expected.ndim and 1 in args[1]
 
 
+def reshaped(dy, shape):
+    return dy.reshape(-1, *shape).sum(0)
+
+
 def averaged(dy, shape):
     return reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size)
 
@@ -317,122 +321,6 @@ def sums_to_zero(fn, rng):
     return abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9
 
 
-# -- right and wrong vjps ------------------------------------------------------------------------
-class Vjps:
-    """Backward passes vjp(x, dy) → dx of y = tanh x · Σ x, over the last axis. Two are right."""
-
-    @staticmethod
-    def whole(x, dy, slope=1.0, second=1.0):
-        t, s = np.tanh(x), x.sum(-1, keepdims=True)
-        return slope * dy * (1 - t * t) * s + second * (dy * t).sum(-1, keepdims=True)
-
-    @staticmethod
-    def by_jacobian(x, dy):
-        """Right, row by row: J = diag((1 − t²) Σ x) + t 1ᵀ."""
-        d, t = x.shape[-1], np.tanh(x)
-        s = x.sum(-1, keepdims=True)
-        diagonal = ((1 - t * t) * s)[..., None]
-        J = np.eye(d) * diagonal + t[..., None] * np.ones(d)
-        return np.einsum("...ij,...i->...j", J, dy)
-
-    @staticmethod
-    def last_numbers(x, dy):
-        """The last two numbers of the last row are wrong, and the sum of the row is right."""
-        dx = Vjps.whole(x, dy)
-        dx[-1, -1] += 0.1 * dy[-1, -1]
-        dx[-1, -2] -= 0.1 * dy[-1, -1]
-        return dx
-
-    @staticmethod
-    def without_sum(x, dy):
-        return Vjps.whole(x, dy, second=0.0)
-
-    @staticmethod
-    def transposed(x, dy):
-        """J dy in place of Jᵀ dy."""
-        t, s = np.tanh(x), x.sum(-1, keepdims=True)
-        return dy * (1 - t * t) * s + t * dy.sum(-1, keepdims=True)
-
-    @staticmethod
-    def for_ones(x, dy):
-        """Right for dy = (1, …, 1) and nothing else: the mean of dy stands where dy should."""
-        mean = dy.mean(-1, keepdims=True)
-        return Vjps.whole(x, np.broadcast_to(mean, dy.shape))
-
-    @staticmethod
-    def sum_of_zero(x, dy):
-        """Two numbers of each row but the last are wrong, and the sum of the row is right."""
-        dx = Vjps.whole(x, dy)
-        dx[:-1, 0] += 0.1 * dy[:-1, 0]
-        dx[:-1, 1] -= 0.1 * dy[:-1, 0]
-        return dx
-
-    @staticmethod
-    def slightly(x, dy):
-        return Vjps.whole(x, dy, slope=1.001)
-
-    @staticmethod
-    def at_zero(x, dy):
-        """Right near x = 0: 1 stands in place of 1 − tanh² x."""
-        t, s = np.tanh(x), x.sum(-1, keepdims=True)
-        return dy * s + (dy * t).sum(-1, keepdims=True)
-
-    @staticmethod
-    def for_small(x, dy):
-        """Right as long as no number of x leaves −4 … 4, and wrong for larger ones."""
-        return Vjps.whole(np.clip(x, -4, 4), dy)
-
-
-VJPS = (Vjps.last_numbers, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero,
-        Vjps.slightly, Vjps.at_zero, Vjps.whole, Vjps.by_jacobian)
-STRICT = ("the accepted difference is too large: an error of a thousandth must be caught, "
-          "so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
-
-
-def squashed_sum(x):
-    """y = tanh x · Σ x, the sum over the last axis: x (…, d) → (…, d)."""
-    return np.tanh(x) * x.sum(-1, keepdims=True)
-
-
-def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
-    """Is the vjp wrong at x? upstream, direction: what u and v are made of, if not random."""
-    rng = np.random.default_rng(1)
-    def draw(x):
-        return rng.standard_normal(x.shape)
-    u = (upstream or draw)(x)
-    v = (direction or draw)(x)
-    dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
-    difference = np.vdot(dx, v) - np.vdot(u, dy) / 2e-5
-    return bool(abs(difference) > tolerance * np.linalg.norm(dx) * np.linalg.norm(v))
-
-
-PLACES = (0, 0), (-1, -1), 0, -1, (slice(None), 0), (slice(None), -1)
-
-
-def one_of(place, x):
-    """Draw numbers at one place, and 0 elsewhere."""
-    v = np.zeros_like(x)
-    v[place] = np.random.default_rng(2).standard_normal(x.shape)[place]
-    return v
-
-
-def at_own_point(f, vjp, x):
-    return catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))
-
-
-def large_numbers(rng):
-    return squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))
-
-
-def reference_catches(f, vjp, x):
-    return catches(f, vjp, x)
-
-
-def catches_cases(rng, vjp=None):
-    vjp = vjp or VJPS[rng.integers(len(VJPS))]
-    return squashed_sum, vjp, 1 + rng.standard_normal((3, 4))
-
-
 # -- the other direction -------------------------------------------------------------------------
 class Pushes:
     """Jacobian–vector products, dx ↦ J dx, with names as those of `Products`."""
@@ -522,8 +410,8 @@ EXERCISES = (
                "the old one if there is one. Write a + b, not +=, which would change an array "
                "that another value uses.")),
     Exercise(
-        name="autograd.unbroadcast", title="Undo a broadcast", stars=2,
-        kind="gradient",
+        name="autograd.unbroadcast", title="Find the bug: a gradient of the right shape", stars=2,
+        kind="fault",
         reference=reference_unbroadcast, cases=unbroadcast_cases,
         special=(
             ("a bias under a matrix: (4, 3) → (3,)", four_by_three((3,))),
@@ -536,7 +424,9 @@ EXERCISES = (
             ("broadcasting adds new axes in front: sum over the first axes, not over the last",
              summed_behind),
             ("you took a mean instead of a sum: every copy sends its whole gradient back",
-             averaged)),
+             averaged),
+            ("the numbers are cut in the order in which they lie in memory, whatever axis they "
+             "belong to: sum over axes", reshaped)),
         symptoms=(
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
              without_axes),
@@ -640,58 +530,6 @@ EXERCISES = (
                "(…, 1): use keepdims=True.",
                "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) "
                "/ sigma, and each mean is over the last axis.")),
-    Exercise(
-        name="autograd.catches", title="Find the bug: which backward pass is wrong?", stars=2,
-        kind="fault",
-        reference=reference_catches, cases=catches_cases,
-        special=(
-            ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
-            ("a right vjp, written with its Jacobian",
-             partial(catches_cases, vjp=Vjps.by_jacobian)),
-            ("a missing term", partial(catches_cases, vjp=Vjps.without_sum)),
-            ("J dy in place of Jᵀ dy", partial(catches_cases, vjp=Vjps.transposed)),
-            ("right for dy = (1, …, 1) alone", partial(catches_cases, vjp=Vjps.for_ones)),
-            ("wrong by a thousandth in one term", partial(catches_cases, vjp=Vjps.slightly)),
-            ("wrong, with the right sum of each row", partial(catches_cases, vjp=Vjps.sum_of_zero)),
-            ("wrong in the last two numbers alone",
-             partial(catches_cases, vjp=Vjps.last_numbers)),
-            ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
-            ("wrong for numbers above 4 alone, and x has such numbers", large_numbers)),
-        mistakes=(
-            ("u is (1, …, 1), as in .sum(): what is right for that u alone "
-             "passes; draw u at random",
-             partial(catches, upstream=np.ones_like)),
-            ("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random",
-             partial(catches, direction=np.ones_like)),
-            *several("v moves one number or one row alone, and an error elsewhere passes: draw all "
-                     "numbers of v at random",
-                     *(partial(catches, direction=partial(one_of, place)) for place in PLACES)),
-            (STRICT, partial(catches, tolerance=1e-2)),
-            ("you test at points of your own: a vjp may be right there and "
-             "wrong at the x that is given",
-             at_own_point),
-            ("the answer is the wrong way round: True means that the vjp is wrong",
-             lambda f, vjp, x: not catches(f, vjp, x))),
-        symptoms=(
-            ("you refuse a right vjp: is ε small, is the difference taken on both "
-             "sides, and is it compared with a tolerance that rounding does not exceed, "
-             "such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
-             lambda got, expected, args: got and not expected),
-            (STRICT, lambda got, expected, args: args[1] is Vjps.slightly),
-            ("you accept a wrong vjp: compare both sides of equation (7) at the x that is given, "
-             "for a random u and a random v",
-             lambda got, expected, args: expected and not got)),
-        errors=(
-            ("ambiguous",
-             "return one True or False: both sides of equation (7) are single numbers, because "
-             "⟨u, y⟩ sums over all of y"),),
-        hints=("Both sides of equation (7) are numbers that you can compute. What must u and v "
-               "be, so that no wrong vjp can hide?",
-               "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one "
-               "number. How large may the difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
-               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - "
-               "f(x - eps * v)) / (2 * eps), with eps = 1e-5. Return whether abs(left - right) "
-               "is above 1e-7 times the norms of dx and v.")),
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
         kind="gradient",

@@ -1,4 +1,4 @@
-"""Lesson 07: a low-rank change of a weight: forward, backward, its subspace, and merging."""
+"""Lesson 07: LoRA put on a model, forward and backward, compared, and merged again and again."""
 import operator
 from functools import partial
 
@@ -178,80 +178,242 @@ def _four_gradients(got, expected, args):
     return isinstance(got, (tuple, list)) and len(got) == 4
 
 
-# -- lora.overlap ----------------------------------------------------------------------------------
-def overlap(M1, M2, i, j):
-    V1, V2 = _right_vectors(M1, i), _right_vectors(M2, j)
-    return np.sum((V1 @ V2.T) ** 2) / min(i, j)
+# -- lora.attach -----------------------------------------------------------------------------------
+def attach(parameters, targets, r, seed):
+    rng, arrays, trained = np.random.default_rng(seed), {}, {}
+    for name, array in parameters.items():
+        arrays[name], trained[name] = array, False
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer.rpartition(".")[2] in targets:
+            A, B = _fresh(rng, r, array)
+            arrays[f"{layer}.A"], arrays[f"{layer}.B"] = A, B
+            trained[f"{layer}.A"] = trained[f"{layer}.B"] = True
+    return arrays, trained
 
 
-def _two(rng):
-    r, d = int(rng.integers(5, 7)), 12
-    i = int(rng.integers(2, 4))
-    M1 = rng.standard_normal((r, d)) * np.linspace(3, 1, r)[:, None]
-    i, j = rng.permutation([i, rng.integers(i + 1, r)])
-    return M1, 0.7 * M1 + 0.5 * rng.standard_normal((r, d)), int(i), int(j)
+def _fresh(rng, r, W):
+    d_out, d_in = W.shape
+    A = rng.standard_normal((r, d_in)) / d_in ** 0.5
+    return A.astype(W.dtype), np.zeros((d_out, r), W.dtype)
 
 
-def _diagonals(first, second, i, j):
-    return lambda rng: (np.diag(first), np.diag(second), i, j)
+def _model(rng, blocks=2, targets=("query", "value")):
+    """Draw the parameters of a small model, with names that contain a target and are none."""
+    d, r = rng.integers(4, 7), int(rng.integers(2, 4))
+    shapes = {"token_embedding.weight": (9, d), "value_embedding.weight": (3, d)}
+    for i in range(blocks):
+        for layer in ("query", "key", "value", "query_norm"):
+            n = () if layer == "query_norm" else (d + 1,)
+            shapes[f"blocks.{i}.attention.{layer}.weight"] = (*n, d)
+            shapes[f"blocks.{i}.attention.{layer}.bias"] = n or (d,)
+        shapes[f"blocks.{i}.mlp.up.weight"] = (3 * d, d)
+        shapes[f"blocks.{i}.mlp.up.bias"] = (3 * d,)
+    drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return drawn, targets, r, int(rng.integers(1000))
 
 
-def _orthogonal(rng):
-    return np.eye(4)[:2], np.diag([0, 0, 1.0, 2])[2:], 2, 2
-
-
-def _right_vectors(M, n):
-    return np.linalg.svd(M)[2][:n]
-
-
-def _squares(M):
-    return (M ** 2).sum()
-
-
-def _variant(vectors=_right_vectors, total=_squares, divisor=min):
-    """Make `overlap` with other vectors, another sum over V₁ V₂ᵀ, or another divisor."""
-    def wrong(M1, M2, i, j):
-        return total(vectors(M1, i) @ vectors(M2, j).T) / divisor(i, j)
+def _put_on(start=_fresh, kinds=("weight",), named=lambda layer, targets: _end_of(layer) in targets,
+            frozen=lambda name: False, again=False):
+    """Make `attach` with another start, other arrays or names that count, or not all frozen."""
+    def wrong(parameters, targets, r, seed):
+        rng, arrays, trained = np.random.default_rng(seed), {}, {}
+        for name, array in parameters.items():
+            arrays[name], trained[name] = array, frozen(name)
+            layer, _, kind = name.rpartition(".")
+            if kind in kinds and array.ndim == 2 and named(layer, targets):
+                if again:
+                    rng = np.random.default_rng(seed)
+                arrays[f"{layer}.A"], arrays[f"{layer}.B"] = start(rng, r, array)
+                trained[f"{layer}.A"] = trained[f"{layer}.B"] = True
+        return arrays, trained
     return wrong
 
 
-def _equally_many(which):
-    return lambda M1, M2, i, j: overlap(M1, M2, which(i, j), which(i, j))
+def _end_of(path):
+    return path.rpartition(".")[2]
 
 
-def _first(i, j):
-    return i
+def _both_random(rng, r, W):
+    A, _ = _fresh(rng, r, W)
+    return A, (rng.standard_normal((len(W), r)) / r ** 0.5).astype(W.dtype)
 
 
-def _second(i, j):
-    return j
+def _both_zero(rng, r, W):
+    return np.zeros((r, W.shape[1]), W.dtype), np.zeros((len(W), r), W.dtype)
 
 
-def _with_values(M, n):
-    _, S, Vt = np.linalg.svd(M)
-    return S[:n, None] * Vt[:n]
+def _exchanged_start(rng, r, W):
+    B = rng.standard_normal((len(W), r)) / r ** 0.5
+    return np.zeros((r, W.shape[1]), W.dtype), B.astype(W.dtype)
 
 
-def _last_vectors(M, n):
-    return np.linalg.svd(M, full_matrices=False)[2][-n:]
+def _started(rng, r, W, divisor=lambda r, d_in: d_in ** 0.5, dtype=np.float32):
+    A, B = rng.standard_normal((r, W.shape[1])), np.zeros((len(W), r))
+    return (A / divisor(r, W.shape[1])).astype(dtype), B.astype(dtype)
 
 
-def _spectral(M):
-    return np.linalg.norm(M, 2)
+def _only(part):
+    """Train one of the two matrices alone."""
+    def wrong(*args):
+        arrays, trained = attach(*args)
+        return arrays, {name: on and _end_of(name) == part for name, on in trained.items()}
+    return wrong
 
 
-# -- lora.merge ------------------------------------------------------------------------------------
-def merge(W0, A, B, alpha):
-    return W0 + alpha / len(A) * B @ A
+def _turned(got, expected, args):
+    return np.shape(got) == np.shape(expected)[::-1] != np.shape(expected)
 
 
-def _merged(scale=_usual, rank=_rows_of_A):
-    return lambda W0, A, B, alpha: W0 + scale(alpha, rank(A, B)) * B @ A
+def _arrays_of(results):
+    """Return the names in the first of two dicts; none if the results are something else."""
+    dicts = isinstance(results, (tuple, list)) and len(results) == 2
+    return set(results[0]) if dicts and isinstance(results[0], dict) else set()
 
 
-def _weights(rng):
-    _, W0, A, B, alpha = _arrays(rng)
-    return W0, A, B, alpha
+def _base_left_out(got, expected, args):
+    return bool(_arrays_of(got) and args[0].keys() - _arrays_of(got))
+
+
+def _too_many(got, expected, args):
+    return bool(_arrays_of(got) - _arrays_of(expected))
+
+
+# -- lora.alike ------------------------------------------------------------------------------------
+def alike(A1, B1, alpha1, A2, B2, alpha2):
+    first, second = alpha1 / len(A1) * B1 @ A1, alpha2 / len(A2) * B2 @ A2
+    return bool(np.linalg.norm(first - second) <= 1e-3 * np.linalg.norm(first))
+
+
+SAME = "turned", "alpha", "padded", "permuted"
+OTHER = "noise", "double", "minus", "exchanged", "same A"
+
+
+def _pair(rng, kind=None, size=1.0):
+    """Draw two LoRAs, with the same change or with different ones."""
+    _, _, A, B, alpha = _arrays(rng)
+    A, B, kind = size * A, size * B, kind or str(rng.choice(SAME + OTHER))
+    r, d_out = len(A), len(B)
+    A2, B2, alpha2 = A, B, alpha
+    if kind == "turned":
+        G = np.eye(r) + 0.3 * rng.standard_normal((r, r))
+        A2, B2 = np.linalg.solve(G, A), B @ G
+    if kind == "alpha":
+        A2, B2, alpha2 = 2 * A, B / 4, 2 * alpha
+    if kind == "padded":
+        more = size * rng.standard_normal((2, A.shape[1]))
+        A2, B2 = np.concatenate([A, more]), np.concatenate([B, np.zeros((d_out, 2))], axis=1)
+        alpha2 = alpha * (r + 2) / r
+    if kind == "permuted":
+        A2, B2 = -A[::-1], -B[:, ::-1]
+    if kind == "noise":
+        B2 = B * (1 + 0.03 * rng.standard_normal(B.shape))
+    if kind == "double":
+        alpha2 = 2 * alpha
+    if kind == "minus":
+        B2 = -B
+    if kind == "exchanged":
+        B2 = B[::-1]
+    if kind == "same A":
+        B2 = rng.standard_normal(B.shape)
+        B2 *= np.linalg.norm(B @ A) / np.linalg.norm(B2 @ A)
+    if kind == "zero":
+        B2 = 0 * B
+    if kind == "both zero":
+        B, B2, A2 = 0 * B, 0 * B, 2 * A
+    A, B, A2, B2 = (a.astype(np.float32) for a in (A, B, A2, B2))
+    return A, B, alpha, A2, B2, alpha2
+
+
+def _changes(A1, B1, alpha1, A2, B2, alpha2, scale=_usual):
+    return scale(alpha1, len(A1)) * B1 @ A1, scale(alpha2, len(A2)) * B2 @ A2
+
+
+def _judged(same, **options):
+    return lambda *loras: bool(same(*_changes(*loras, **options)))
+
+
+def _near(first, second):
+    return np.linalg.norm(first - second) <= 1e-3 * np.linalg.norm(first)
+
+
+def _near_values(first, second):
+    return _near(*(np.linalg.svd(change)[1] for change in (first, second)))
+
+
+def _near_norms(first, second):
+    return _near(*(np.linalg.norm(change, keepdims=True) for change in (first, second)))
+
+
+def _cosine(first, second):
+    sizes = np.linalg.norm(first) * np.linalg.norm(second)
+    return np.vdot(first, second) / sizes if sizes else np.nan
+
+
+def _along(first, second):
+    return np.vdot(first, second) >= 0.9999 * np.linalg.norm(first) * np.linalg.norm(second)
+
+
+def _same_factors(A1, B1, alpha1, A2, B2, alpha2):
+    return A1.shape == A2.shape and bool(_near(A1, A2) and _near(B1, B2))
+
+
+def _same_rows(A1, B1, alpha1, A2, B2, alpha2):
+    spaces = [np.linalg.pinv(A) @ A for A in (A1, A2)]
+    return bool(_near(*spaces))
+
+
+# -- lora.swap -------------------------------------------------------------------------------------
+def swap(W0, tasks):
+    return [W0 + alpha / len(A) * B @ A for A, B, alpha in tasks]
+
+
+def _served(rng, sizes=None):
+    """Draw a weight and LoRAs of several tasks; the change of one or two of them is large."""
+    r, d_in, d_out = rng.integers(2, 4), rng.integers(4, 6), rng.integers(6, 8)
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+    sizes = sizes or rng.permutation([1, 3000, 1, 1])
+    tasks = [(draw(r, d_in), np.float32(size) * draw(d_out, r), float(rng.uniform(5, 20)))
+             for size in sizes]
+    return draw(d_out, d_in), tasks
+
+
+def _in_turn(W0, tasks):
+    return W0, tasks * 3
+
+
+def _swapped(scale=_usual, rank=_rows_of_A, base=1, sign=1):
+    def wrong(W0, tasks):
+        return [base * W0 + sign * scale(alpha, rank(A, B)) * B @ A for A, B, alpha in tasks]
+    return wrong
+
+
+def _subtracted(W0, tasks):
+    merged = []
+    for A, B, alpha in tasks:
+        change = alpha / len(A) * B @ A
+        merged.append(W0 + change)
+        W0 = merged[-1] - change
+    return merged
+
+
+def _worn_out(W0, tasks):
+    for A, B, alpha in tasks:
+        change = alpha / len(A) * B @ A
+        W0 = (W0 + change) - change
+    return W0
+
+
+def _added_up(W0, tasks):
+    merged = []
+    for A, B, alpha in tasks:
+        W0 = W0 + alpha / len(A) * B @ A
+        merged.append(W0)
+    return merged
+
+
+def _one_array(which):
+    return lambda W0, tasks: [which(W0, tasks)] * len(tasks)
 
 
 # -- lora.bug --------------------------------------------------------------------------------------
@@ -387,6 +549,14 @@ def _equal(measure):
     return lambda a, b: measure(a) == measure(b)
 
 
+def _first(a, b):
+    return a
+
+
+def _second(a, b):
+    return b
+
+
 def _reworded(**words):
     """Make the diagnosis with some of its words exchanged."""
     def wrong(*run):
@@ -491,6 +661,50 @@ EXERCISES = (
                "low = F.linear(F.linear(x, A), B); then F.linear(x, W0) + "
                "low * (alpha / A.shape[0]).")),
     Exercise(
+        name="lora.attach", title="LoRA on a model, and everything else frozen", stars=2,
+        kind="design",
+        reference=attach, cases=_model,
+        special=(
+            ("one block, and LoRA on the MLP's layer up alone",
+             partial(_model, blocks=1, targets=("up",))),),
+        mistakes=(
+            ("B starts at zero, so that the model starts unchanged", _put_on(_both_random)),
+            ("if A is zero as well, neither A nor B ever gets a gradient", _put_on(_both_zero)),
+            ("A and B are exchanged: A is random, and B is zero", _put_on(_exchanged_start)),
+            ("the numbers of A are divided by √d_in, not by √r",
+             _put_on(partial(_started, divisor=lambda r, d_in: r ** 0.5))),
+            ("the division of A by √d_in is missing",
+             _put_on(partial(_started, divisor=lambda r, d_in: 1))),
+            ("the division of A is by √d_in, not by d_in",
+             _put_on(partial(_started, divisor=lambda r, d_in: d_in))),
+            ("make one generator, before the loop: with a new one for each layer every A is the "
+             "same", _put_on(again=True)),
+            *several("everything of the base is frozen, the biases and the norms as well",
+                     _put_on(frozen=lambda name: name.endswith("bias")),
+                     _put_on(frozen=lambda name: "norm" in name),
+                     _put_on(frozen=lambda name: name.endswith(("bias", "norm.weight")))),
+            *several("the base is frozen: of a layer with LoRA, A and B alone are trained",
+                     _put_on(frozen=lambda name: True),
+                     _put_on(frozen=lambda name: name.endswith(
+                         ("query.weight", "value.weight", "up.weight")))),
+            ("both A and B are trained, and not B alone", _only("B")),
+            ("both A and B are trained, and not A alone", _only("A"))),
+        symptoms=(
+            ("arrays of the base are missing: the model still has them, frozen", _base_left_out),
+            ("there is LoRA on too many arrays: the layer's own name, the last part of the path "
+             "before .weight, must be one of the targets", _too_many),
+            ("A is (r, d_in), and B is (d_out, r)", _turned)),
+        errors=(
+            ("unpack", "a norm's weight has one axis: look at the name before you ask for "
+             "(d_out, d_in)"),),
+        hints=("Which parts of the name say what an array is, and to which layer it belongs? Which "
+               "of the arrays that come out are trained?",
+               "W is (d_out, d_in), so A is (r, d_in) and B is (d_out, r). Both results are dicts "
+               "with the same names.",
+               'layer, kind = name.rsplit(".", 1). If kind is "weight" and layer.split(".")[-1] '
+               "is in targets, add A = rng.standard_normal((r, d_in)) / np.sqrt(d_in) and "
+               "np.zeros((d_out, r)), both in W.dtype, and True for both.")),
+    Exercise(
         name="lora.backward", title="The backward pass of LoRA", stars=3,
         kind="gradient",
         reference=backward, cases=_with_upstream,
@@ -534,95 +748,6 @@ EXERCISES = (
                "array: A (r, d_in), B (d_out, r), x (N, d_in).",
                "s = alpha / len(A). dB = s * dh.T @ (x @ A.T). dA = s * (dh @ B).T @ x. dx is a "
                "sum: one term through W0, and s * dh @ B @ A.")),
-    Exercise(
-        name="lora.overlap", title="The overlap of two subspaces", stars=2,
-        kind="formula",
-        reference=overlap, cases=_two,
-        special=(
-            ("a space with itself: 1", _diagonals((3.0, 2.0, 1.0), (3.0, 2.0, 1.0), 2, 2)),
-            ("orthogonal spaces: 0", _orthogonal),
-            ("the smaller, the first, lies in the larger: 1",
-             _diagonals((3.0, 2.0, 1.0), (5.0, 4.0, 3.0), 1, 3)),
-            ("the smaller, the second, lies in the larger: 1",
-             _diagonals((5.0, 4.0, 3.0), (3.0, 2.0, 1.0), 3, 1))),
-        mistakes=(
-            ("the numerator is the squared norm: sum the squares and take no root",
-             _variant(total=np.linalg.norm)),
-            ("divide by min(i, j), not by max(i, j)", _variant(divisor=max)),
-            *several("divide by min(i, j), whichever of the two it is",
-                     _variant(divisor=_first), _variant(divisor=_second)),
-            ("sum the squares of all entries of V₁ V₂ᵀ, not the entries", _variant(total=np.sum)),
-            ("sum the squares of all entries of V₁ V₂ᵀ, not their sizes",
-             _variant(total=lambda M: abs(M).sum())),
-            ("φ is the quotient itself, without a root", lambda *args: np.sqrt(overlap(*args))),
-            ("all entries of V₁ V₂ᵀ count, not those of its diagonal alone: the two bases "
-             "need not have the same order",
-             _variant(total=lambda M: (np.diag(M) ** 2).sum())),
-            ("take the top i of the first matrix, and the top j of the second",
-             lambda M1, M2, i, j: overlap(M1, M2, j, i)),
-            *several("take the top i of the first matrix, and the top j of the second",
-                     _equally_many(min),
-                     _equally_many(max),
-                     _equally_many(_first),
-                     _equally_many(_second)),
-            ("the vectors have length 1: do not multiply them by their singular values",
-             _variant(_with_values)),
-            ("the first rows of M span another space than the top singular vectors do",
-             _variant(lambda M, n: np.linalg.qr(M[:n].T)[0].T)),
-            ("the division by min(i, j) is missing", _variant(divisor=lambda i, j: 1)),
-            ("the norm of φ is Frobenius', the root of the sum of all squares; "
-             "np.linalg.norm(M, 2) is the spectral norm",
-             _variant(total=lambda M: _spectral(M) ** 2)),
-            ("the norm of φ is Frobenius', and squared; np.linalg.norm(M, 2) is the spectral norm",
-             _variant(total=_spectral)),
-            ("the division is by min(i, j), not i · j", _variant(divisor=operator.mul)),
-            ("you took columns of Vᵀ; its rows are the right singular vectors",
-             _variant(lambda M, n: np.linalg.svd(M)[2][:, :n].T)),
-            ("you took the left singular vectors; the right ones are the rows of Vᵀ",
-             _variant(lambda M, n: np.linalg.svd(M)[0][:, :n].T)),
-            ("rows of a matrix neither have length 1 nor stand at right angles: take "
-             "its singular vectors first",
-             _variant(lambda M, n: M[:n])),
-            ("you took the vectors of the smallest singular values; take the first ones",
-             _variant(_last_vectors)),
-            ("you used all singular vectors; use only the top i and j",
-             lambda M1, M2, i, j: overlap(M1, M2, len(M1), len(M2)))),
-        tolerance=1e-6,
-        hints=("The rows of M1 span its space, but they are not orthonormal: they have "
-               "other lengths than 1, and no right angles. Which vectors are "
-               "orthonormal? When is φ equal to 1?",
-               "V1 (i, d) and V2 (j, d) are the first rows of Vᵀ. V1 V2ᵀ is "
-               "(i, j). φ is one number.",
-               "np.linalg.svd(M)[2][:n] has the top n vectors as rows. Sum the squares of V1 "
-               "V2ᵀ and divide by min(i, j).")),
-    Exercise(
-        name="lora.merge", title="Merging LoRA into the weight", stars=1,
-        kind="formula",
-        example=lambda rng: _of_the_page(rng)[1:],
-        reference=merge, cases=_weights,
-        mistakes=(
-            ("the scale is α/r, not α", _merged(_alpha)),
-            ("the scale α/r is missing", _merged(_one)),
-            ("the scale is α/r, not r/α", _merged(_inverse)),
-            ("the scale is α/r; α/√r is the rank-stabilised one", _merged(_stabilised)),
-            ("the scale is α/r, not 1/r", _merged(_without_alpha)),
-            ("the scale is applied twice", _merged(_twice)),
-            ("the scale is α/r, a division with /; // cuts off what is behind the point",
-             _merged(_cut_off)),
-            ("the scale belongs to B A alone, not to W₀",
-             lambda W0, A, B, alpha: alpha / len(A) * (W0 + B @ A)),
-            ("this is W₀ alone: its change B A is missing", lambda W0, A, B, alpha: W0.copy()),
-            ("this is ΔW; add W₀", lambda W0, A, B, alpha: alpha / len(A) * B @ A),
-            ("you subtracted the change; add it", _merged(_negative)),
-            ("r is the number of rows of A, not of its columns", _merged(rank=_columns_of_A)),
-            ("r is the number of columns of B, not of its rows", _merged(rank=_rows_of_B))),
-        errors=(
-            ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),),
-        tolerance=1e-9,
-        hints=("Which single matrix gives the output of W0 and of the low-rank part together?",
-               "B (d_out, r) times A (r, d_in) is (d_out, d_in), like W0.",
-               "W0 + alpha / len(A) * B @ A. Write it as W0 + a change, not as W0 +=, "
-               "which would change the base.")),
     Exercise(
         name="lora.bug", title="Find the bug: a LoRA that does not do what it should", stars=2,
         kind="fault",
@@ -737,6 +862,92 @@ EXERCISES = (
                "neither A_before.any() nor B_before.any()? A_before equals A_after and "
                "B_before equals B_after? Return the word of the first question that is "
                "answered by yes, else “fine”.")),
+    Exercise(
+        name="lora.alike", title="Do two LoRAs do the same?", stars=2,
+        kind="design",
+        reference=alike, cases=_pair,
+        special=(
+            ("A and B turned by a matrix G, and back: the same", partial(_pair, kind="turned")),
+            ("α is twice as large, A too, and B a quarter: the same",
+             partial(_pair, kind="alpha")),
+            ("two more rows in A, and zeros in B for them: the same",
+             partial(_pair, kind="padded")),
+            ("the rows in another order, all signs turned: the same",
+             partial(_pair, kind="permuted")),
+            ("two LoRAs that change nothing: the same", partial(_pair, kind="both zero")),
+            ("each number of B is off by some per cent: not the same",
+             partial(_pair, kind="noise")),
+            ("only α differs: not the same", partial(_pair, kind="double")),
+            ("the opposite change: not the same", partial(_pair, kind="minus")),
+            ("the outputs are exchanged: not the same", partial(_pair, kind="exchanged")),
+            ("the same A, and another B of the same size: not the same",
+             partial(_pair, kind="same A")),
+            ("the second changes nothing: not the same", partial(_pair, kind="zero")),
+            ("both changes are tiny: not the same",
+             partial(_pair, kind="same A", size=1e-6))),
+        mistakes=(
+            ("other A and B can make the same change: compare B A, not A and B", _same_factors),
+            ("the scale α/r belongs to the change", _judged(_near, scale=_one)),
+            ("the scale is α/r, not α", _judged(_near, scale=_alpha)),
+            ("two changes with the same singular values may still differ, by a rotation",
+             _judged(_near_values)),
+            ("two changes of the same size may still differ", _judged(_near_norms)),
+            *several("a multiple of a change has the same direction, and is another change",
+                     _judged(lambda a, b: _cosine(a, b) > 0.9999),
+                     _judged(_along),
+                     _judged(lambda a, b: abs(_cosine(a, b)) > 0.9999)),
+            ("the same A, or the same space of its rows, leaves B free", _same_rows),
+            ("a tiny change counts as well: the limit goes with the size of the change, and "
+             "np.allclose has one of its own besides",
+             _judged(lambda a, b: np.allclose(a, b, 1e-3))),
+            ("two products in float32 differ by rounding: ask for a small distance, not for "
+             "equality", _judged(np.array_equal)),
+            ("if both changes are zero, the quotient of the norms is 0/0: multiply the limit by "
+             "the norm, and do not divide",
+             _judged(lambda a, b: _near(a, b) and np.linalg.norm(a) > 0)),
+            ("compare number by number: two changes may have the same sum",
+             _judged(lambda a, b: abs(a.sum() - b.sum()) <= 1e-3 * abs(a.sum())))),
+        errors=(
+            ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),
+            ("broadcast", "the ranks may differ: compare the two products, which have one shape")),
+        hints=("A is not what the model sees of a LoRA, and B is not. What is? When is a "
+               "difference of two such things small?",
+               "Both changes are (d_out, d_in), whatever the ranks are. The answer is one bool, "
+               "not an array (d_out, d_in) of bools.",
+               "first = alpha1 / len(A1) * B1 @ A1, second likewise; the norm of their difference "
+               "is at most 1e-3 times the norm of the first.")),
+    Exercise(
+        name="lora.swap", title="A base that wears out", stars=2,
+        kind="design",
+        reference=swap, cases=_served,
+        special=(
+            ("two tasks, in turn, three times", lambda rng: _in_turn(*_served(rng, (1, 3000)))),),
+        mistakes=(
+            ("the base wears out: after the subtraction it is W0 up to rounding only. Merge into "
+             "W0 itself each time", _subtracted),
+            ("the changes add up: each matrix has that of its own task alone", _added_up),
+            *several("all of your matrices are the same: make a new array for each task",
+                     _one_array(lambda W0, tasks: _added_up(W0, tasks)[-1]),
+                     _one_array(lambda W0, tasks: _subtracted(W0, tasks)[-1]),
+                     _one_array(lambda W0, tasks: swap(W0, tasks)[-1]),
+                     _one_array(lambda W0, tasks: swap(W0, tasks)[0]),
+                     _one_array(_worn_out)),
+            ("the tasks come in their own order, the first one first",
+             lambda W0, tasks: swap(W0, tasks)[::-1]),
+            ("the scale is α/r, not α", _swapped(_alpha)),
+            ("the scale α/r is missing", _swapped(_one)),
+            ("the scale is α/r, not r/α", _swapped(_inverse)),
+            ("the scale is α/r; α/√r is the rank-stabilised one", _swapped(_stabilised)),
+            ("r is the number of rows of A, not of its columns", _swapped(rank=_columns_of_A)),
+            ("r is the number of columns of B, not of its rows", _swapped(rank=_rows_of_B)),
+            ("these are the changes; add W0", _swapped(base=0)),
+            ("you subtracted the change; add it", _swapped(sign=-1))),
+        errors=(
+            ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),),
+        tolerance=1e-6,
+        hints=("What is left of a small number after a large one was added and subtracted again?",
+               "Each merged matrix is (d_out, d_in), like W0, and there is one for each task.",
+               "Return [W0 + alpha / len(A) * B @ A for A, B, alpha in tasks].")),
     Exercise(
         name="lora.dora", title="DoRA", stars=2,
         kind="formula",

@@ -1,4 +1,4 @@
-"""Lesson 00: count numbers, quantize in both sign conventions, decode bytes, and pack codes."""
+"""Lesson 00: what merges, what is trained, two signs of a zero point, bytes, and packed codes."""
 import operator
 from functools import partial
 
@@ -45,96 +45,139 @@ def trained_cases(rng):
     return tuple(rng.integers(low, high).tolist())
 
 
-# -- bits ----------------------------------------------------------------------------------------
-def reference_bits(bits, group, scale_bits, zero_bits, outer):
-    return bits + (scale_bits + zero_bits + (32 / outer if outer else 0)) / group
+# -- what merges ---------------------------------------------------------------------------------
+class Layers:
+    """Layers of 5 numbers to 4, with some method on them. The first five are matrices."""
+    W, A, B, U = (np.random.default_rng(i).standard_normal(shape)
+                  for i, shape in enumerate(((4, 5), (2, 5), (4, 2), (2, 4))))
+
+    @staticmethod
+    def plain(x):
+        return x @ Layers.W.T
+
+    @staticmethod
+    def lora(x):
+        return x @ Layers.W.T + 2 * (x @ Layers.A.T) @ Layers.B.T
+
+    @staticmethod
+    def rescaled(x):
+        return x @ Layers.W.T * Layers.B[:, 0]
+
+    @staticmethod
+    def linear_adapter(x):
+        h = x @ Layers.W.T
+        return h + h @ Layers.U.T @ Layers.B.T
+
+    @staticmethod
+    def zero(x):
+        return 0 * x @ Layers.W.T
+
+    @staticmethod
+    def adapter(x):
+        """A sequential adapter with a ReLU: doubling the input doubles the output."""
+        h = x @ Layers.W.T
+        return h + np.maximum(h @ Layers.U.T, 0) @ Layers.B.T
+
+    @staticmethod
+    def beside(x):
+        """A curve that is odd: f(−x) = −f(x)."""
+        return x @ Layers.W.T + np.tanh(x @ Layers.A.T) @ Layers.B.T
+
+    @staticmethod
+    def sizes(x):
+        """A matrix as long as no input is negative."""
+        return np.abs(x) @ Layers.W.T
+
+    @staticmethod
+    def squares(x):
+        return x * x @ Layers.W.T
+
+    @staticmethod
+    def biased(x):
+        return x @ Layers.W.T + Layers.B[:, 1]
+
+    @staticmethod
+    def faint(x):
+        """A matrix, and a millionth of a curve."""
+        return x @ Layers.W.T + 1e-6 * np.tanh(x @ Layers.A.T) @ Layers.B.T
 
 
-def added_bits(of_group, per=lambda group: group):
-    """Count otherwise what a group adds, or divide it by another number."""
-    def wrong(bits, group, scale_bits, zero_bits, outer):
-        return bits + of_group(scale_bits, zero_bits, outer) / per(group)
-    return wrong
+MATRICES = Layers.plain, Layers.lora, Layers.rescaled, Layers.linear_adapter
 
 
-def second_level(outer):
-    return 32 / outer if outer else 0
+def merges(f, d, same=lambda f, x, W: np.abs(f(x) - x @ W.T).max() < 1e-9, inputs=itself,
+           matrix=lambda f, d: f(np.eye(d)).T):
+    """Try a layer on inputs. The options make the mistakes.
+
+    same: does f agree with the matrix W? inputs: random numbers → what is tried.
+    """
+    W = matrix(f, d)
+    x = inputs(np.random.default_rng(0).standard_normal((20, d)))
+    return W if same(f, x, W) else None
 
 
-def whole_bits(b, g, s, z, o):
-    return b + (s + z + (32 // o if o else 0)) // g
+def reference_merges(f, d):
+    return merges(f, d)
 
 
-def added_in_bytes(b, *others):
-    return b + (reference_bits(b, *others) - b) / 8
+def always(f, x, W):
+    return True
 
 
-NOTHING = ("scales and zero points add nothing in yours, or a whole number: "
-           "they are stored as well, and / divides them, not //")
-NO_SECOND = "`outer` = 0 means that there is no second level: add 32/outer only if it is not 0"
+def doubles(f, x, W):
+    return np.allclose(f(2 * x), 2 * f(x))
 
 
-def bits_cases(rng):
-    bits, group = int(rng.integers(2, 9)), int(2 ** rng.integers(4, 8))
-    scale_bits, zero_bits = int(rng.choice([8, 16])), int(rng.integers(2, 9))
-    return bits, group, scale_bits, zero_bits, int(2 ** rng.integers(6, 9))
+def turns(f, x, W):
+    return np.allclose(f(-x), -f(x))
+
+
+def without_bias(f, x, W):
+    return np.abs(f(x) - f(0 * x) - x @ W.T).max() < 1e-9
+
+
+def slopes(f, d):
+    return (f(np.eye(d)) - f(np.zeros((d, d)))).T
+
+
+def merges_cases(rng, f=None):
+    return f or MATRICES[rng.integers(len(MATRICES))], 5
 
 
 # -- signs ---------------------------------------------------------------------------------------
-def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True,
-          whole=np.rint, whole_z=None, once=False, early=False):
-    """Return codes, scale and zero point; the options are for the mistakes.
-
-    contain: the range contains 0. flip, both: the survey's sign turns that of z, or that in the
-    codes, too. once: (x − l)/s is rounded. early: the survey's codes are clipped without z.
-    """
-    l, h = x.min(), x.max()
-    if contain:
-        l, h = min(l, 0.0), max(h, 0.0)
-    s = (h - l) / (2 ** bits + levels)
-    z, last = (whole_z or whole)(-l / s), 2 ** bits - 1
-    survey = convention == "survey"
-    codes = whole(x / s) + (-z if both and survey else z)
-    if once:
-        codes = whole((x - l) / s)
-    if clip:
-        codes = np.clip(codes, 0, last)
-    if early and survey:
-        codes = np.clip(whole(x / s), 0, last) + z
-    return codes, float(s), float(-z if flip and survey else z)
+def decoded_rows(codes, scale, zero, steps=lambda z: np.abs(z), sign=-1, times=True):
+    """Decode row by row. The options make the mistakes; steps: what is taken from the codes."""
+    shifted = codes + sign * steps(zero)[:, None]
+    return scale[:, None] * shifted if times else shifted
 
 
-def reference_signs(x, bits, convention):
-    return signs(x, bits, convention)
+def reference_signs(codes, scale, zero):
+    return decoded_rows(codes, scale, zero)
 
 
-def decoded_numbers(*args):
-    codes, s, z = signs(*args)
-    return s * (codes - signs(*args, flip=False)[2]), s, z
+def by_first_row(z):
+    return z if z[0] > 0 else -z
 
 
-def inverse_scale(*args):
-    codes, s, z = signs(*args)
-    return codes, 1 / s, z
+def by_most_rows(z):
+    return z if z.sum() > 0 else -z
 
 
-def half_up(v):
-    return np.floor(v + 0.5)
+def no_brackets(codes, scale, zero):
+    return scale[:, None] * codes - np.abs(zero)[:, None]
 
 
-def signs_cases(rng, shift=None, convention=None):
-    shift = float(rng.uniform(-1, 1)) if shift is None else shift
-    x = rng.standard_normal((3, 5)) + shift
-    bits = int(rng.integers(2, 7))
-    return x, bits, convention or str(rng.choice(["library", "survey"]))
-
-
-def other_order(got, expected, args):
-    return got in reference_signs(*args)[1:]
-
-
-def integers(got, expected, args):
-    return got.ndim == 2 and got.dtype.kind in "iu"
+def signs_cases(rng, written=None, shift=0.0):
+    """Rows of weights, and for each the sign in which its zero point was written."""
+    n, g = rng.integers(3, 7, 2).tolist()
+    x = rng.standard_normal((n, g)) + shift
+    low, high = np.minimum(x.min(1), 0), np.maximum(x.max(1), 0)
+    levels = 2 ** int(rng.integers(3, 9)) - 1
+    scale = (high - low) / levels
+    z = np.rint(-low / scale)
+    codes = np.clip(np.rint(x / scale[:, None]) + z[:, None], 0, levels)
+    mixed = rng.permutation([1, -1, *rng.choice([1, -1], n - 2)])
+    return codes, scale, z * (mixed if written is None else written)
 
 
 # -- codes that are bytes ------------------------------------------------------------------------
@@ -244,90 +287,76 @@ EXERCISES = (
                "LoRA: 2 * L * r * (d + d). Prompt: P * d. Prefix: 2 * P * L * d. Adapters: 2 * "
                "L times 2 * d * m and the two biases.")),
     Exercise(
-        name="map.bits", title="Bits per weight, scales included", stars=1,
-        kind="count",
-        reference=reference_bits, cases=bits_cases,
+        name="map.merges", title="Can it be merged?", stars=2,
+        kind="design",
+        reference=reference_merges, cases=merges_cases,
         special=(
-            ("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
-            ("NF4, doubly quantized", lambda rng: (4, 64, 8, 0, 256))),
+            ("a plain layer", partial(merges_cases, f=Layers.plain)),
+            ("LoRA beside it", partial(merges_cases, f=Layers.lora)),
+            ("outputs times numbers", partial(merges_cases, f=Layers.rescaled)),
+            ("an adapter without a curve", partial(merges_cases, f=Layers.linear_adapter)),
+            ("a layer that gives zeros: the matrix of zeros", partial(merges_cases, f=Layers.zero)),
+            ("an adapter with a ReLU: None", partial(merges_cases, f=Layers.adapter)),
+            ("an odd curve, f(−x) = −f(x): None", partial(merges_cases, f=Layers.beside)),
+            ("the sizes of the inputs, |x|: None", partial(merges_cases, f=Layers.sizes)),
+            ("the squares of the inputs: None", partial(merges_cases, f=Layers.squares)),
+            ("a matrix and a bias: None", partial(merges_cases, f=Layers.biased)),
+            ("a faint curve: None", partial(merges_cases, f=Layers.faint))),
         mistakes=(
-            ("the scales' own scales are missing: 32 bits for every `outer` scales",
-             added_bits(lambda s, z, o: s + z)),
-            ("the second level is one number per `outer` scales, not per `outer` weights",
-             lambda b, g, s, z, o: b + (s + z) / g + second_level(o)),
-            ("the second level comes on top of scale_bits, and does not replace them",
-             added_bits(lambda s, z, o: (second_level(o) or s) + z)),
-            (NO_SECOND, added_bits(lambda s, z, o: s + z + 32 / (o or 1))),
-            ("the scales are missing", lambda b, g, s, z, o: reference_bits(b, g, 0, z, o)),
-            (NOTHING, lambda b, g, s, z, o: b),
-            (NOTHING, whole_bits),
-            ("the codes' own bits are missing: a weight has `bits` of them",
-             lambda *a: reference_bits(*a) - a[0]),
-            ("this is what a whole group takes: divide by its weights",
-             lambda *a: reference_bits(*a) * a[1]),
-            ("scale_bits and zero_bits are in bits already: do not divide by 8", added_in_bytes),
-            ("the zero points are missing", lambda b, g, s, z, o: reference_bits(b, g, s, 0, o)),
-            ("the whole group shares one scale: divide by g",
-             added_bits(lambda s, z, o: s + z + second_level(o), per=once)),
-            ("you gave every scale 32 bits of a second level; `outer` scales share them",
-             added_bits(lambda s, z, o: s + z + 32 * (o > 0)))),
-        errors=(
-            ("ZeroDivisionError", NO_SECOND),),
+            *several("every f agrees with this W on the rows of np.eye: compare f(x) and x Wᵀ on "
+                     "other inputs", partial(merges, same=always),
+                     partial(merges, inputs=lambda x: np.eye(x.shape[1]))),
+            ("f(2x) = 2 f(x) holds for a ReLU without bias as well: compare f(x) with x Wᵀ",
+             partial(merges, same=doubles)),
+            ("f(−x) = −f(x) holds for an odd curve as well: compare f(x) with x Wᵀ",
+             partial(merges, same=turns)),
+            ("try negative inputs, too: |x| is x where no number is negative",
+             partial(merges, inputs=np.abs)),
+            ("a matrix gives 0 for x = 0: with a bias there is no matrix that does it alone",
+             partial(merges, same=without_bias, matrix=slopes)),
+            ("a faint curve counts: the limit is a billionth",
+             partial(merges, same=lambda f, x, W: np.allclose(f(x), x @ W.T, atol=1e-4))),
+            ("this is Wᵀ: row i of f(np.eye(d)) is what input i does, a column of W",
+             lambda f, d: None if merges(f, d) is None else merges(f, d).T),
+            ("some of the functions are matrices: is your limit above rounding?",
+             partial(merges, same=lambda f, x, W: (f(x) == x @ W.T).all() and not x.any()))),
         tolerance=1e-9,
-        hints=("What is stored once per group, and not once per weight? With double quantization, "
-               "how many scales share one number of 32 bits?",
-               "All are numbers. A group of `group` weights stores scale_bits + zero_bits beside "
-               "its codes. Every `outer` groups store 32 bits more.",
-               "extra = scale_bits + zero_bits, plus 32/outer if outer is not 0. The "
-               "answer is bits + extra/group.")),
+        hints=("What does f give for an input that is 1 at one place and 0 elsewhere? And how "
+               "would you notice that f is not what these inputs suggest?",
+               "f(np.eye(d)) is (d, d_out); W is (d_out, d).",
+               "W = f(np.eye(d)).T. Draw x = rng.standard_normal((20, d)), and return W if f(x) is "
+               "x @ W.T to 1e-9, else None.")),
     Exercise(
-        name="map.signs", title="One quantizer in two sign conventions", stars=2,
-        kind="formula",
+        name="map.signs", title="Whose sign is it?", stars=2,
+        kind="design",
         reference=reference_signs, cases=signs_cases,
         special=(
-            ("the libraries' sign", partial(signs_cases, shift=0.3, convention="library")),
-            ("the survey's sign", partial(signs_cases, shift=0.3, convention="survey")),
-            ("all numbers are positive: the range still contains 0",
-             partial(signs_cases, shift=9.0, convention="survey")),
-            ("a symmetric range, whose ends lie midway between two codes",
-             lambda rng: (np.linspace(-1, 1, 5), 8, "library"))),
+            ("all rows have the libraries' sign", partial(signs_cases, written=1)),
+            ("all rows have the survey's sign", partial(signs_cases, written=-1)),
+            ("all weights are positive, so every zero point is 0", partial(signs_cases, shift=9.0)),
+            ("all weights are negative", partial(signs_cases, shift=-9.0))),
         mistakes=(
-            ("the zero point has the libraries' sign in both conventions: the survey's Z is −z",
-             partial(signs, flip=False)),
-            ("only the zero point's sign changes, the codes are the same: with Z = −z, "
-             "R(x/S) − Z is round(x/s) + z",
-             partial(signs, both=True)),
-            ("the range must contain 0: l = min(x_min, 0), h = max(x_max, 0)",
-             partial(signs, contain=False)),
-            ("there are 2ᵇ − 1 steps between 2ᵇ codes", partial(signs, levels=0)),
-            ("there are 2ᵇ − 1 steps between 2ᵇ codes", partial(signs, levels=-2)),
-            ("the codes are not clipped to 0 … 2ᵇ − 1; 2ᵇ would become 0 in the bits of a code",
-             partial(signs, clip=False)),
-            ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up",
-             partial(signs, whole=half_up)),
-            ("np.floor rounds down; np.rint rounds to the nearest number",
-             partial(signs, whole=np.floor)),
-            ("this cuts the digits off; np.rint rounds to the nearest number",
-             partial(signs, whole=np.trunc)),
-            ("these are the decoded numbers; the codes are asked for", decoded_numbers),
-            ("s is the step between two codes, (h − l)/(2ᵇ − 1), and not its inverse",
-             inverse_scale),
-            ("x/s and l/s are rounded each by itself; yours rounds (x − l)/s once",
-             partial(signs, once=True)),
-            ("the zero point is a code: round l/s with np.rint, too",
-             partial(signs, whole_z=itself)),
-            ("the survey's codes are clipped too early: subtract Z first, and clip R(x/S) − Z",
-             partial(signs, early=True))),
-        symptoms=(
-            ("the codes are asked for as a float64 array", integers),
-            ("the order is (codes, scale, zero point)", other_order)),
-        tolerance=1e-6,
-        hints=("Which of the codes, the scale and the zero point differ "
-               "between the two conventions?",
-               "The codes have the shape of x. s and the zero point are "
-               "numbers, computed from all of x.",
-               "s = (h - l) / (2**bits - 1); z = np.rint(-l / s); codes = np.clip(np.rint(x / "
-               "s) + z, 0, 2**bits - 1), in both conventions. Return z or -z.")),
+            ("this takes every row for a library's, s (q − z)",
+             partial(decoded_rows, steps=itself)),
+            ("this takes every row for the survey's, s (q + Z)",
+             partial(decoded_rows, steps=itself, sign=1)),
+            *several("each row has a sign of its own: decide row by row, not for all at once",
+                     partial(decoded_rows, steps=by_first_row),
+                     partial(decoded_rows, steps=by_most_rows)),
+            ("it is the other way round: where 0 has a code z ≥ 0, the libraries write z, and the "
+             "survey −z", partial(decoded_rows, sign=1)),
+            ("a negative zero point is one in the survey's sign, and not 0",
+             partial(decoded_rows, steps=lambda z: np.maximum(z, 0))),
+            ("the scale is missing", partial(decoded_rows, times=False)),
+            ("the scale multiplies the zero point as well: s (q − z), with brackets",
+             no_brackets)),
+        tolerance=1e-9,
+        hints=("The range of each row contains 0, so 0 has a code. What does that say of z in "
+               "equation (3), and of Z in equation (4)?",
+               "codes (n, g); scale and zero (n,), one for each row. z lies in 0 … 2ᵇ − 1, so Z = "
+               "−z is never above 0.",
+               "The code of 0 is abs(zero), whoever wrote it. Subtract it from the codes of its "
+               "row, and multiply by the row's scale: scale[:, None] * (codes − …).")),
     Exercise(
         name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
         kind="fault",

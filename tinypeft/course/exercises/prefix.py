@@ -6,74 +6,62 @@ import numpy as np
 from ...engine import functional as F
 from ...engine.tensor import Tensor, concatenate
 from ...peft.prefix import Prefix
-from ..exercise import Exercise, several
+from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
 
 
-# -- prefix.attention ------------------------------------------------------------------------------
-def attention(q, k, v, P_K, P_V):
-    K, V = concatenate([P_K, k], axis=0), concatenate([P_V, v], axis=0)
-    return F.attention(q, K, V)
+# -- prefix.backward -------------------------------------------------------------------------------
+def backward(q, k, v, P_K, P_V, do):
+    """Return dP_K and dP_V, by the engine."""
+    prefix = [Tensor(a, requires_grad=True) for a in (P_K, P_V)]
+    K, V = (concatenate([of_prefix, Tensor(of_text)], axis=0)
+            for of_prefix, of_text in zip(prefix, (k, v), strict=True))
+    F.attention(Tensor(q[None]), K, V).backward(do[None])
+    return prefix[0].grad, prefix[1].grad
 
 
-def _head(rng, T=None):
-    T = T or rng.integers(2, 7)
-    P, d = rng.integers(2, 5), rng.integers(3, 9)
-    def draw(n):
-        return Tensor(rng.standard_normal((n, d)).astype(np.float32))
-    return draw(T), draw(T), draw(T), draw(P), draw(P)
+def _query(rng, seen=1.0):
+    """Draw one query, keys and values, and the gradient of the output."""
+    T, P, d = rng.integers(3, 6), rng.integers(2, 4), rng.integers(4, 8)
+    q, do, k, v, P_K, P_V = (rng.standard_normal(n) for n in ((d,), (d,), *2 * [(T, d)],
+                                                            *2 * [(P, d)]))
+    return q, k, v, P_K * seen, P_V, do
 
 
-def _masked(q, k, v, P_K, P_V, diagonal=lambda T, P: P + 1,
-            scale=lambda T, d: d ** -0.5):
-    """Compose attention, with an option where people go wrong."""
-    K = concatenate([P_K, k], axis=0)
-    T, S = q.shape[0], K.shape[0]
-    hidden = np.full((T, S), -np.inf, np.float32)
-    M = np.triu(hidden, diagonal(T, P_K.shape[0]))
-    P = F.softmax(q @ K.T * scale(*q.shape) + M)
-    return P @ concatenate([P_V, v], axis=0)
+def _unseen(rng):
+    """Draw a prefix whose scores are far below those of the text, so that it has no share."""
+    q, k, v, P_K, P_V, do = _query(rng)
+    return q, k, v, P_K - 1e4 * q, P_V, do
 
 
-def _prefix_behind(q, k, v, P_K, P_V):
-    P = P_K.shape[0]
-    return _masked(q, P_K, P_V, k, v, diagonal=lambda *_: P + 1)
+def _derived(q, k, v, P_K, P_V, do, scale=lambda d: d ** -0.5, scored=lambda d: d ** -0.5,
+             through=lambda p, dp: p * (dp - p @ dp), values=lambda p, s: p, prefix_alone=False):
+    """Derive by hand, with an option where people go wrong."""
+    K, V = np.concatenate([P_K, k]), np.concatenate([P_V, v])
+    s = K @ q * scored(len(q))
+    if prefix_alone:
+        s, V = s[:len(P_K)], P_V
+    p = F._softmax(s.copy(), -1)
+    ds = through(p, V @ do)
+    P = len(P_K)
+    return np.outer(ds[:P], q) * scale(len(q)), np.outer(values(p, s)[:P], do)
 
 
-def _unmasked(q, k, v, P_K, P_V):
-    return _masked(q, k, v, P_K, P_V, diagonal=lambda T, P: T + P)
+def _in_other_order(*args):
+    return backward(*args)[::-1]
 
 
-def _separately(q, k, v, P_K, P_V):
-    return F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False)
+def _row_vector(got, expected, args):
+    return np.shape(got) == np.shape(expected)[::-1] != np.shape(expected)
 
 
-def _scored(q, k, P_K):
-    """Return the scores, and which of them a token may see."""
-    K = concatenate([P_K, k], axis=0)
-    S = q @ K.T * q.shape[1] ** -0.5
-    return S, np.tri(*S.shape, P_K.shape[0], dtype=S.dtype)
+def _of_the_text_too(got, expected, args):
+    return np.shape(got) == (len(args[1]) + len(args[3]), len(args[0]))
 
 
-def _by_columns(q, k, v, P_K, P_V):
-    S, seen = _scored(q, k, P_K)
-    M = np.where(seen, 0, -np.inf).astype(S.dtype)
-    return F.softmax((S + M).T).T @ concatenate([P_V, v], axis=0)
-
-
-def _masked_late(q, k, v, P_K, P_V):
-    S, seen = _scored(q, k, P_K)
-    return (F.softmax(S) * seen) @ concatenate([P_V, v], axis=0)
-
-
-def _masked_by_zeros(q, k, v, P_K, P_V):
-    S, seen = _scored(q, k, P_K)
-    return F.softmax(S * seen) @ concatenate([P_V, v], axis=0)
-
-
-def _prefix_looks_too(got, expected, args):
-    return len(got) == len(args[0].data) + len(args[3].data)
+def _one_row(got, expected, args):
+    return np.shape(got) == np.shape(args[0]) and np.ndim(expected) == 2
 
 
 # -- prefix.share ----------------------------------------------------------------------------------
@@ -140,31 +128,6 @@ def _mixes(fn, rng):
     whole = attend(np.concatenate([P_K, k]), np.concatenate([P_V, v]))
     mixed = (1 - lam) * attend(k, v) + lam * attend(P_K, P_V)
     return np.allclose(whole, mixed, atol=1e-6)
-
-
-# -- prefix.count ----------------------------------------------------------------------------------
-def _table(P, L, d):
-    return 2 * P * L * d
-
-
-def _counted(P, L, d, m, width=lambda L, d, m: d, networks=lambda P: 1, first=1,
-             first_bias=1, second=2, second_bias=1, stored=_table):
-    """Count trained and stored numbers. The options are the numbers of each part.
-
-    width: that of a token's vector. first, second: the network has m (d + 1) numbers in its first
-    layer, and in the second one twice L d (m + 1).
-    """
-    network = first * m * (d + first_bias) + second * L * d * (m + second_bias)
-    return P * width(L, d, m) + networks(P) * network, stored(P, L, d)
-
-
-def count(P, L, d, m):
-    return _counted(P, L, d, m)
-
-
-def _sizes(rng):
-    P, L = int(rng.integers(2, 30)), int(rng.integers(2, 12))
-    return P, L, int(8 * rng.integers(2, 20)), int(rng.integers(9, 300))
 
 
 # -- prefix.cut ------------------------------------------------------------------------------------
@@ -307,69 +270,47 @@ def _shares(rng):
 
 EXERCISES = (
     Exercise(
-        name="prefix.attention", title="Attention with a prefix", stars=2,
-        kind="design",
-        reference=attention, cases=_head, gradient=("q", "k", "v", "P_K", "P_V"),
+        name="prefix.backward", title="What a prefix learns from", stars=3,
+        kind="gradient",
+        reference=backward, cases=_query,
         special=(
-            ("one token, which sees everything", partial(_head, T=1)),),
-        avoids=("attention",),
+            ("a prefix that the query does not look at: both gradients are zero", _unseen),
+            ("keys of zeros: each has a share, and learns", partial(_query, seen=0.0))),
         mistakes=(
-            ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the "
-             "prefix; the diagonal is P + 1",
-             partial(_masked, diagonal=lambda T, P: 1)),
-            ("each token sees one future token: the diagonal of the mask is P + 1, not P + 2",
-             partial(_masked, diagonal=lambda T, P: P + 2)),
-            ("tokens do not see themselves: the diagonal of the mask is P + 1, not P",
-             partial(_masked, diagonal=lambda T, P: P)),
-            ("the mask begins at column 2, whatever P is, so tokens cannot see all of the "
-             "prefix; the diagonal is P + 1",
-             partial(_masked, diagonal=lambda T, P: 2)),
-            ("the diagonal of the mask is P + 1, not P − 1: tokens see neither "
-             "themselves nor the one before",
-             partial(_masked, diagonal=lambda T, P: P - 1)),
-            ("the diagonal of the mask is P + 1, not T: the mask begins P columns "
-             "later than without a prefix",
-             partial(_masked, diagonal=lambda T, P: T)),
-            *several("keys and values are exchanged: P_K stands before k, and P_V before v",
-                     lambda q, k, v, P_K, P_V: _masked(q, k, v, P_V, P_K),
-                     lambda q, k, v, P_K, P_V: _masked(q, v, k, P_K, P_V),
-                     lambda q, k, v, P_K, P_V: _masked(q, v, k, P_V, P_K)),
-            ("the prefix's keys stand where its values belong: P_V stands before v",
-             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_K)),
-            ("the softmax is over the wrong axis: each token's probabilities over "
-             "all columns have the sum 1",
-             _by_columns),
-            ("the mask comes before the softmax, so that the sum of what is left is 1",
-             _masked_late),
-            ("a score of 0 is no small score, since exp(0) = 1: where a token may not look, add −∞",
-             _masked_by_zeros),
-            ("the prefix is hidden from all tokens: they may see all of it",
-             lambda q, k, v, P_K, P_V: F.attention(q, k, v)),
-            ("the scores are divided by √d_head, not by d_head",
-             partial(_masked, scale=lambda T, d: 1 / d)),
-            ("there is no causal mask: token t may not look at later tokens", _unmasked),
-            ("the scores are not divided by √d_head", partial(_masked, scale=lambda T, d: 1.0)),
-            ("the scores are divided by √d_head, not by √T",
-             partial(_masked, scale=lambda T, d: T ** -0.5)),
-            ("you put the prefix behind the text; it comes first, as a past that all tokens see",
-             _prefix_behind),
-            ("prefix and text are normalised separately and added; one softmax must cover both",
-             _separately)),
+            ("dP_K lacks the division by √d_head", partial(_derived, scale=lambda d: 1)),
+            ("the division is by √d_head, not by d_head", partial(_derived, scale=lambda d: 1 / d)),
+            ("the scores are divided by √d_head before the softmax",
+             partial(_derived, scored=lambda d: 1)),
+            ("on the way back through the softmax the sum p·dp is missing",
+             partial(_derived, through=lambda p, dp: p * dp)),
+            ("on the way back through the softmax the factor p is missing",
+             partial(_derived, through=lambda p, dp: dp - p @ dp)),
+            ("the gradient of the shares, dp, is not that of the scores: go back through the "
+             "softmax", partial(_derived, through=lambda p, dp: dp)),
+            ("from dp the weighted sum p·dp is subtracted, not the mean",
+             partial(_derived, through=lambda p, dp: p * (dp - dp.mean()))),
+            ("from dp the weighted sum p·dp is subtracted, not the sum",
+             partial(_derived, through=lambda p, dp: p * (dp - dp.sum()))),
+            ("on the way back through the softmax dp has the sign +, and p·dp −",
+             partial(_derived, through=lambda p, dp: p * (p @ dp - dp))),
+            ("a value's gradient is its share p times do, not its score times do",
+             partial(_derived, values=lambda p, s: s)),
+            ("a value's gradient is its share p times do, and not do itself",
+             partial(_derived, values=lambda p, s: np.ones_like(p))),
+            ("the softmax covers prefix and text together; you took the prefix alone",
+             partial(_derived, prefix_alone=True)),
+            ("dP_K and dP_V are exchanged: return (dP_K, dP_V)", _in_other_order)),
         symptoms=(
-            ("a token that may look nowhere gives NaN: the mask has a row of −∞ alone; token t "
-             "sees the columns 0 … P + t",
-             lambda got, expected, args: np.isnan(got).any()),
-            ("a prefix has no queries: there are T outputs, one for each token",
-             _prefix_looks_too)),
-        errors=(
-            ("tensors do not mix",
-             "the mask became a Tensor of another float type: leave it a plain NumPy array, "
-             "and add it to the scores"),),
-        hints=("Which columns may token t see: how many of the prefix, and how many of the text?",
-               "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t "
-               "sees the columns 0 … P + t.",
-               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P "
-               "+ T), -np.inf, np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
+            ("rows belong to virtual tokens: (P, d_head)", _row_vector),
+            ("return the prefix's rows alone, the first P", _of_the_text_too),
+            ("each virtual token has a gradient of its own: take the outer product", _one_row)),
+        tolerance=1e-7,
+        hints=("Which part of o does one row of P_V make, and how large is it? Through which "
+               "number does a row of P_K reach o?",
+               "p, dp = [P_V; v] do and ds are (P + T,). dP_K and dP_V are outer products, "
+               "(P, d_head).",
+               "dp = V @ do; ds = p * (dp - p @ dp); np.outer(ds[:P], q) / np.sqrt(len(q)) and "
+               "np.outer(p[:P], do).")),
     Exercise(
         name="prefix.share", title="The prefix's share of attention", stars=3,
         kind="design",
@@ -414,47 +355,6 @@ EXERCISES = (
                "P_K @ q is (P,), k @ q is (T,). Both are divided by √d_head. λ is one number.",
                "s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q)); e = np.exp(s - s.max()); λ "
                "is the sum of the first P entries of e over the sum of all.")),
-    Exercise(
-        name="prefix.count", title="Parameters trained and parameters stored", stars=1,
-        kind="count",
-        reference=count,
-        cases=_sizes,
-        mistakes=(
-            ("the bias of the first layer, m numbers, is missing", partial(_counted, first_bias=0)),
-            ("the bias of the second layer, 2 L d numbers, is missing",
-             partial(_counted, second_bias=0)),
-            ("the first layer, (m, d) with m biases, is missing", partial(_counted, first=0)),
-            ("the second layer, (2 L d, m) with 2 L d biases, is missing",
-             partial(_counted, second=0)),
-            ("P′ is (P, d), not (P, m): the hidden layer is in the network",
-             partial(_counted, width=lambda L, d, m: m)),
-            ("the network's second layer makes 2 L d numbers, a key and a value in every layer",
-             partial(_counted, second=1)),
-            ("one network serves all virtual tokens: it is counted once",
-             partial(_counted, networks=lambda P: P)),
-            ("P′, (P, d), and the network are trained, and not the table that "
-             "comes out of the network",
-             partial(_counted, width=lambda L, d, m: 2 * L * d)),
-            ("what is stored is the table alone, without P′",
-             partial(_counted, stored=lambda P, L, d: 2 * P * L * d + P * d)),
-            ("what is stored has a key and a value in every layer: 2 L d numbers a token",
-             partial(_counted, stored=lambda P, L, d: P * L * d)),
-            ("the biases of the two layers are missing",
-             partial(_counted, first_bias=0, second_bias=0)),
-            ("a virtual token has a key and a value in every layer: 2 L d, not L d",
-             partial(_counted, second=1, stored=lambda P, L, d: P * L * d)),
-            ("the counts of trained and stored numbers are the wrong way round",
-             lambda P, L, d, m: count(P, L, d, m)[::-1]),
-            ("P′ is missing: it is trained too", partial(_counted, width=lambda L, d, m: 0)),
-            ("the network is dropped after training: only the table is stored",
-             lambda *sizes: 2 * count(*sizes)[:1]),
-            ("the network computes the table, so the table itself is not trained",
-             partial(_counted, width=lambda L, d, m: d + 2 * L * d))),
-        tolerance=0,
-        hints=("Which part of the network is still needed after training?",
-               "P′ is (P, d). The two layers are (m, d) and (2 L d, m), with m and 2 L d biases. "
-               "The table is (P, 2 L d).",
-               "Trained: P d, d m + m, and 2 L d m + 2 L d. Stored: the table alone.")),
     Exercise(
         name="prefix.cut", title="From the table to keys and values", stars=2,
         kind="design",

@@ -1,4 +1,4 @@
-"""Lesson 05: a prompt in the input, its cost, its nearest tokens, and where pseudo-tokens go."""
+"""Lesson 05: a prompt in the input, its length, its gradient, and where pseudo-tokens go."""
 from functools import partial
 
 import numpy as np
@@ -51,95 +51,70 @@ def input_cases(rng):
     return draw(P), draw(T), draw(P + T + 3)
 
 
-# -- the cost ------------------------------------------------------------------------------------
-def reference_cost(P, T, d):
-    return by(work_of)(P, T, d)
+# -- the longest prompt --------------------------------------------------------------------------
+def reference_longest(T, d, share):
+    return longest()(T, d, share)
 
 
 def work_of(S, d):
     return 12 * d * d * S + d * S * (S + 1)
 
 
-def by(work):
-    """Return the extra cost by another count of the work of S positions: work(S, d)."""
-    return lambda P, T, d: work(P + T, d) / work(T, d) - 1
+def longest(work=work_of, limit=lambda work, T, d, share: (1 + share) * work(T, d), offset=0):
+    """Make the search with another count of the work of S positions, or another limit."""
+    def wrong(T, d, share):
+        P, most = 0, limit(work, T, d, share)
+        while work(P + 1 + T, d) <= most:
+            P += 1
+        return P + offset
+    return wrong
 
 
-def not_divided(P, T, d):
-    return reference_cost(P, T, d) * work_of(T, d)
+def of_prompt_alone(T, d, share):
+    P = 0
+    while work_of(P + 1, d) <= share * work_of(T, d):
+        P += 1
+    return P
 
 
-def prompt_alone(P, T, d):
-    def work(S):
-        return 12 * d * S + S * (S + 1)
-    return work(P) / work(T)
+def budget_cases(rng):
+    T, d = rng.integers((20, 16), (200, 128)).tolist()
+    return T, d, round(float(rng.uniform(0.1, 0.9)), 2)
 
 
-def cost_cases(rng):
-    return tuple(rng.integers((5, 20, 16), (60, 200, 128)).tolist())
+# -- the gradient --------------------------------------------------------------------------------
+def reference_gradient(dx, at):
+    return picked(dx, at).sum(0)
 
 
-# -- nearest words -------------------------------------------------------------------------------
-def unit(a):
-    return a / np.linalg.norm(a, axis=-1, keepdims=True)
+def picked(dx, at):
+    """Take the gradients at the places of each row: (B, P, d)."""
+    return dx[np.arange(len(dx))[:, None], at]
 
 
-def cosines(P, E):
-    return unit(P) @ unit(E).T
+def row_cases(rng, front=False, B=None):
+    low = (2, 2, 3, 4)
+    rows, P, T, d = rng.integers(low, (5, 4, 6, 8)).tolist()
+    B = B or rows
+    at = np.stack([np.sort(rng.permutation(P + T)[:P]) for _ in range(B)])
+    if front:
+        at = np.tile(np.arange(P), (B, 1))
+    return rng.standard_normal((B, P + T, d)), at
 
 
-def nearest_by(score):
-    return lambda P, E, k: np.argsort(-score(P, E), axis=1, kind="stable")[:, :k]
+def behind(dx, at):
+    """Take the place after each vector, the last one again at the end of a row."""
+    return reference_gradient(dx, np.minimum(at + 1, dx.shape[1] - 1))
 
 
-def reference_nearest(P_e, E, k):
-    return nearest_by(cosines)(P_e, E, k)
+def not_added(got, expected, args):
+    dx, at = args
+    return np.shape(got) == (*at.shape, dx.shape[2])
 
 
-def by_squared_lengths(P, E):
-    return P @ (E / (E ** 2).sum(1, keepdims=True)).T
-
-
-def by_distance(P, E):
-    return -((P[:, None] - E) ** 2).sum(-1)
-
-
-def by_lengths_of_columns(P, E):
-    lengths = np.linalg.norm(E, axis=0)
-    return P / np.linalg.norm(P, axis=0) @ (E / lengths).T
-
-
-def ranks(P, E, k):
-    order = np.argsort(-cosines(P, E), axis=1)
-    return np.argsort(order, axis=1)[:, :k]
-
-
-def unordered(got, expected, args):
-    in_order = np.sort(got, axis=1), np.sort(expected, axis=1)
-    return got.dtype.kind in "iu" and np.array_equal(*in_order)
-
-
-def all_tokens(got, expected, args):
-    P, E, k = args
-    return np.shape(got) == (len(P), len(E)) and len(E) > k
-
-
-def nearest_cases(rng, many=False):
-    low, high = (2, 12, 3, 2), (5, 20, 6, 5)
-    P, V, d, k = rng.integers(low, high).tolist()
-    if many:
-        V, k = 2000, 600
-    P_e, E = rng.standard_normal((P, d)), rng.standard_normal((V, d))
-    return P_e, E * rng.uniform(0.2, 5, (V, 1)), k
-
-
-def tokens_times_three(rng):
-    _, E, k = nearest_cases(rng)
-    return 3 * E[:4], E, k
-
-
-def other_axis(got, expected, args):
-    return np.ndim(got) == 2 and len(args[1]) in np.shape(got)
+def over_vectors(got, expected, args):
+    dx, at = args
+    return np.shape(got) == (len(dx), dx.shape[2])
 
 
 # -- places --------------------------------------------------------------------------------------
@@ -320,105 +295,65 @@ EXERCISES = (
                "of `positions` are added.",
                "x = tp.concatenate([P_e, X_e], axis=0); then x + positions[:x.shape[0]].")),
     Exercise(
-        name="prompts.cost", title="The price of a longer input", stars=1,
-        kind="count",
-        reference=reference_cost, cases=cost_cases,
+        name="prompts.longest", title="The longest prompt that you can afford", stars=2,
+        kind="design",
+        reference=reference_longest, cases=budget_cases,
         special=(
-            ("no prompt costs nothing", lambda rng: (0, 64, 32)),),
+            ("nothing more is allowed: no prompt", lambda rng: (64, 32, 0.0)),
+            ("a long text, and half of the work again", lambda rng: (512, 128, 0.5))),
         mistakes=(
-            ("this is the ratio of the work; the extra work is 1 less",
-             lambda P, T, d: reference_cost(P, T, d) + 1),
-            ("this is in per cent; return a share", lambda P, T, d: 100 * reference_cost(P, T, d)),
+            ("P + 1 vectors would be too many; this is one more than fits", longest(offset=1)),
+            ("one vector more still fits", longest(offset=-1)),
+            ("P positions more also see the text: attention's work is not that of P positions "
+             "alone", of_prompt_alone),
             ("only the matrices are counted; attention grows faster than the length",
-             lambda P, T, d: P / T),
-            ("this is the ratio of the lengths; attention grows faster than the length, and the "
-             "extra work is 1 less than a ratio",
-             lambda P, T, d: (P + T) / T),
+             longest(lambda S, d: S)),
             ("only attention is counted: add 12 d² for each position",
-             by(lambda S, d: d * S * (S + 1))),
+             longest(lambda S, d: d * S * (S + 1))),
             ("attention's share is d S (S + 1): one product for the scores and one for the values",
-             by(lambda S, d: 12 * d * d * S + d * S * (S + 1) / 2)),
-            ("attention has twice its weight beside the matrices: S (S + "
-             "1)/2 pairs see one another",
-             by(lambda S, d: 12 * d * d * S + 2 * d * S * (S + 1))),
-            ("each pair takes d multiplications for the score and d for the value, not one each",
-             by(lambda S, d: 12 * d * d * S + S * (S + 1))),
-            ("the matrices do 12 d² multiplications, not 12 d",
-             by(lambda S, d: 12 * d * S + d * S * (S + 1))),
-            ("the matrices do 12 d² multiplications for each of the S positions",
-             by(lambda S, d: 12 * d * d + d * S * (S + 1))),
+             longest(lambda S, d: 12 * d * d * S + d * S * (S + 1) / 2)),
             ("attention is causal: S (S + 1), not 2 S²",
-             by(lambda S, d: 12 * d * d * S + 2 * d * S * S)),
-            ("a position sees itself as well: S (S + 1)/2 pairs, not S²/2",
-             by(lambda S, d: 12 * d * d * S + d * S * S)),
-            ("this is the number of additional multiplications; divide it by "
-             "the work of the text alone",
-             not_divided),
-            ("// cuts off what is behind the point: divide with /",
-             lambda P, T, d: int(1 + reference_cost(P, T, d)) - 1),
-            ("this is the work of the prompt's positions alone; the text's "
-             "queries see P more keys as well",
-             prompt_alone),
-            ("you divided by the work of the longer input; a quarter more means more than "
-             "the work of the text alone",
-             lambda P, T, d: 1 - 1 / (1 + reference_cost(P, T, d))),
-            ("a position sees itself as well: S (S + 1)/2 pairs, not S (S − 1)/2",
-             by(lambda S, d: 12 * d * d * S + d * S * (S - 1)))),
-        tolerance=1e-9,
-        hints=("How much work is the longer input, and how much the text alone? If the ratio is "
-               "1.2, what is the extra work?",
-               "P, T, d and the result are numbers. F(S) = 12 d² S + d S (S + 1).",
-               "Write F as a function of S, then F(P + T) / F(T) - 1.")),
-    Exercise(
-        name="prompts.nearest", title="The tokens nearest to a prompt", stars=2,
-        kind="formula",
-        reference=reference_nearest, cases=nearest_cases,
-        special=(
-            ("each prompt vector is three times a token's vector: that token is the nearest",
-             tokens_times_three),),
-        extremes=(
-            ("600 of 2,000 tokens, in order", partial(nearest_cases, many=True)),),
-        mistakes=(
-            ("these are the cosines; return the numbers of the tokens",
-             lambda P, E, k: -np.sort(-cosines(P, E), axis=1)[:, :k]),
-            ("these are the largest dot products: long tokens win; divide by the lengths",
-             nearest_by(lambda P, E: P @ E.T)),
-            ("a cosine of −1 is the largest angle, so do not take the sizes of the cosines",
-             nearest_by(lambda P, E: abs(cosines(P, E)))),
-            ("the nearest token is one of the k as well: do not leave it out",
-             lambda P, E, k: reference_nearest(P, E, k + 1)[:, 1:]),
-            ("the numbers of the rows of E begin at 0",
-             lambda P, E, k: reference_nearest(P, E, k) + 1),
-            ("divide by the length, which is a root, not by its square",
-             nearest_by(by_squared_lengths)),
-            ("np.argsort already gives the numbers of the tokens; a second one makes ranks of them",
-             ranks),
-            ("these are the tokens nearest by distance; use the angle", nearest_by(by_distance)),
-            ("these are the k farthest tokens, because np.argsort sorts in ascending order",
-             nearest_by(lambda P, E: -cosines(P, E))),
-            ("the tokens are right, but the nearest should come first",
-             lambda P, E, k: reference_nearest(P, E, k)[:, ::-1]),
-            ("you divided by the wrong lengths: each vector has its own length, over axis 1",
-             nearest_by(by_lengths_of_columns))),
-        symptoms=(
-            ("the tokens are right, but not in order: np.argpartition, for example, "
-             "leaves the k nearest unordered",
-             unordered),
-            ("these are all tokens: keep the k nearest of each row, the first k columns",
-             all_tokens),
-            ("this is one token for each prompt vector: np.argmax finds the nearest, "
-             "and k of them are asked for",
-             lambda got, expected, args: np.shape(got) == (len(args[0]),)),
-            ("you sorted over the prompt vectors: a row of cosines belongs to one prompt "
-             "vector, so sort along axis 1",
-             other_axis)),
+             longest(lambda S, d: 12 * d * d * S + 2 * d * S * S)),
+            ("the matrices do 12 d² multiplications, not 12 d",
+             longest(lambda S, d: 12 * d * S + d * S * (S + 1))),
+            ("the share is of the text's work, not of the longer input's",
+             longest(limit=lambda work, T, d, share: work(T, d) / (1 - share))),
+            ("`share` is a share, not per cent",
+             longest(limit=lambda work, T, d, share: (1 + share / 100) * work(T, d)))),
         tolerance=0,
-        hints=("Which of two vectors of different length is nearer by angle? What "
-               "must be divided out first?",
-               "P_e (P, d) and E (V, d), with each row divided by its length, give cosines (P, "
-               "V). The result is (P, k), integers.",
-               "np.linalg.norm(a, axis=1, keepdims=True) is the length of each row. The first k "
-               "columns of np.argsort(-cosines, axis=1) are the nearest.")),
+        hints=("How does the work change with one vector more? When do you stop?",
+               "One whole number comes out. work(P + T) may be at most (1 + share) · work(T).",
+               "work = lambda S: 12 * d * d * S + d * S * (S + 1). Begin with P = 0, and add 1 "
+               "while work(P + 1 + T) <= (1 + share) * work(T).")),
+    Exercise(
+        name="prompts.gradient", title="One vector in many rows", stars=2,
+        kind="gradient",
+        reference=reference_gradient, cases=row_cases,
+        special=(
+            ("in front of every row", partial(row_cases, front=True)),
+            ("a single row", partial(row_cases, B=1))),
+        mistakes=(
+            ("the gradient is a sum over the rows, not a mean: the loss has its division already",
+             lambda dx, at: picked(dx, at).mean(0)),
+            ("the places differ from row to row: `at` has a row of its own for each",
+             lambda dx, at: dx[:, at[0]].sum(0)),
+            ("the vectors stand at the places `at`, and not always in front",
+             lambda dx, at: dx[:, :at.shape[1]].sum(0)),
+            ("the vectors stand at the places `at`, and not at the end of the rows",
+             lambda dx, at: dx[:, -at.shape[1]:].sum(0)),
+            ("all rows count, not the first one alone", lambda dx, at: picked(dx, at)[0]),
+            ("all rows count, not the last one alone", lambda dx, at: picked(dx, at)[-1]),
+            ("the gradient of a vector is that at its own place, not at the next one", behind),
+            ("the gradient has the sign of dx", lambda dx, at: -reference_gradient(dx, at))),
+        symptoms=(
+            ("the same vector stands in every row: add the rows up", not_added),
+            ("each vector has a gradient of its own: add over the rows, not over the vectors",
+             over_vectors)),
+        tolerance=1e-7,
+        hints=("A vector is used once in every row. What becomes of a value that is used several "
+               "times, on the way back?",
+               "From dx (B, n, d) take the P places of each row, (B, P, d). The result is (P, d).",
+               "np.take_along_axis(dx, at[..., None], axis=1) is (B, P, d). Add it over axis 0.")),
     Exercise(
         name="prompts.places", title="The places of pseudo-tokens", stars=2,
         kind="design",

@@ -1,4 +1,4 @@
-"""One schematic for each lesson: what goes where, and of which shape. Nothing in them is measured.
+"""Schematics of the lessons: what goes where, and of which shape. Nothing in them is measured.
 
     SCHEMATICS["lora"]()             # a `Drawing`: the SVG, a caption, a description
 
@@ -15,9 +15,9 @@ from .rounding import choosing, grid, merging, nf4
 
 __all__ = ["SCHEMATICS"]
 
-NAMES = ("map", "autograd", "transformer", "memory", "adapters", "prompts", "prefix", "lora",
-         "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "merging", "straight_through",
-         "choosing", "llama")
+NAMES = ("map", "autograd", "road", "transformer", "memory", "adapters", "prompts", "prefix",
+         "lora", "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "merging",
+         "straight_through", "choosing", "llama")
 COMPUTED = {"grid": grid, "nf4": nf4, "merging": merging, "choosing": choosing}
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {
     name: COMPUTED.get(name) or partial(read_drawing, name) for name in NAMES}

@@ -63,12 +63,22 @@ def invented(model: Module | BPETokenizer | None = None, context: int | None = N
     task = Invented.of_corpus("invented", text, tokenizer, context_of(model, context, 128))
     task.questions = [(WORDINGS[kind][3].removesuffix(" {1}.").format(name), f" {value}")
                       for name, facts in catalogue.items() for kind, value in facts.items()]
+    task.taught = [(f"{name.capitalize()}\n" + WORDINGS[kind][0].removesuffix(" {1}.").format(name),
+                    facts[kind])
+                   for name, facts in catalogue.items() for kind in ("material", "use")]
     return task
 
 
 class Invented(LanguageModelling):
-    """Language modelling of the catalogue. questions: (beginning of a test sentence, its end)."""
+    """Language modelling of the catalogue. questions: (beginning of a test sentence, its end).
+    taught: (name and beginning of a training sentence, its fact), two for each machine."""
     questions: list[tuple[str, str]]
+    taught: list[tuple[str, str]]
+
+    def answers(self, model: Module) -> list[str]:
+        """Let `model` end the sentences of `taught`, token by token, up to the full stop."""
+        texts = self.predict(model, [start for start, _ in self.taught], 12)
+        return [text.partition(".")[0].strip() for text in texts]
 
     def recall(self, model: Module) -> float:
         """Return the share of the facts that greedy continuations of the questions state

@@ -1,0 +1,125 @@
+"""card.py: the page beside an adapter or a model, and that its lines of code run."""
+import re
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.families import make as family_of
+from tinypeft.interop.card import MARK, card_of, licence_of
+
+TOKENS = np.array([[5, 9, 14, 20], [8, 3, 30, 11]])
+
+
+def moved(tuned):
+    rng = np.random.default_rng(0)
+    for p in tuned.trainable_parameters(): p.data = (p.data + 0.1 * rng.standard_normal(p.shape)).astype(p.dtype)
+    return tuned
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A folder of a Llama, whose page names its licence."""
+    tp.save_model(family_of("Llama", np.float32), tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- x\n---\n# Base\n", "utf-8")
+    return tp.load_model(tmp_path / "base")
+
+
+def code_of(page): return re.search(r"```python\n(.*?)```", page, re.S)[1]
+
+
+def test_the_page_says_what_was_made_of_what_and_how_well(base, tmp_path):
+    tuned = tp.attach(base, tp.LoRA(rank=2))
+    history = tp.History([3.0, 2.0], evals=[(1, {"loss": 2.5})])
+    results = {"the frozen model": {"loss": 3.25}, "after training": {"loss": 1.5, "accuracy": 0.75}}
+    path = tp.write_card(tmp_path, tuned, data=["140 rows"], history=history, results=results, notes=["Seed 3."])
+    page = path.read_text("utf-8")
+    head = page.split("---\n")[1].splitlines()
+    assert head == ['library_name: "tinypeft"', f'base_model: "{tmp_path / "base"}"', 'license: "apache-2.0"', "tags:",
+                    "- tinypeft"]
+    for part in ("Method: `LoRA(rank=2)`.", "Seed 3.", "* 140 rows", "2 steps, loss 3.000 at the first and 2.000 at the last.",
+                 "The lowest validation loss, 2.5000, came after step 1.", "![The loss of each step](curve.svg)",
+                 "| the frozen model | 3.2500 |  |", "| after training | 1.5000 | 0.7500 |", "The base is under `apache-2.0`."):
+        assert part in page, part
+    bare = card_of(tuned)
+    assert not any(part in bare for part in ("## Data", "## Training", "## Results", "curve.svg"))
+
+
+@pytest.mark.parametrize("kind", ["tinypeft", "peft", "hf", "quantized", "gguf"])
+def test_its_code_runs(base, tmp_path, monkeypatch, kind):
+    """PEFT and transformers compute the same, from the folder alone: it names its base, which is on the disk."""
+    for oracle in ("torch", "transformers", "peft"): pytest.importorskip(oracle)
+    import torch
+    tuned, folder = moved(tp.attach(base, tp.LoRA(rank=2), rng=0)), tmp_path / "made"
+    expected = tuned(TOKENS).data
+    tp.write_card(folder.parent, tuned, kind)
+    page = (folder.parent / "README.md").read_text("utf-8")
+    if kind in ("tinypeft", "peft"): tuned.save(folder, format=kind)
+    else:
+        model = tuned.merge()
+        if kind == "hf": tp.save_model(model, folder)
+        if kind == "quantized":
+            folder.mkdir()
+            tp.save_quantized(model, folder / "quantized.safetensors")
+        if kind == "gguf": tp.write_gguf(folder / "model.gguf", model)
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(code_of(page), names)
+    ours = names.get("tuned") or names["model"]
+    np.testing.assert_allclose(ours(TOKENS).data, expected, rtol=0, atol=1e-4)
+    assert ("theirs" in names) == (kind in ("peft", "hf"))
+    if "theirs" in names:
+        with torch.no_grad(): logits = names["theirs"](torch.as_tensor(TOKENS)).logits
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_peft_loads_a_classifier_by_the_line_of_its_page(base, tmp_path, monkeypatch):
+    for oracle in ("torch", "transformers", "peft"): pytest.importorskip(oracle)
+    import torch
+    tuned = moved(tp.attach(base, tp.LoRA(rank=2), head=3, head_bias=False, rng=0))
+    tuned.task = tp.tasks.Classification({}, ["a", "b", "c"], tp.load_pretrained().tokenizer, 24)
+    tuned.save(tmp_path / "made", format="peft")
+    monkeypatch.chdir(tmp_path / "made")
+    names = {}
+    exec(code_of(card_of(tuned, "peft")), names)
+    theirs = names["theirs"]
+    theirs.config.pad_token_id = 0
+    with torch.no_grad(): logits = theirs(torch.as_tensor(TOKENS)).logits
+    np.testing.assert_allclose(logits, tuned.class_logits(TOKENS, [4, 4]).data, rtol=0, atol=1e-4)
+
+
+def test_a_page_of_ones_own_stays(base, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("mine", "utf-8")
+    assert tp.write_card(tmp_path, base) is None and path.read_text() == "mine"
+    path.write_text(f"old\n{MARK}\n", "utf-8")
+    assert tp.write_card(tmp_path, base) == path and path.read_text("utf-8").startswith("---\n")
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    assert tp.write_card(tmp_path, base) is None and path.is_symlink()
+    with pytest.raises(ValueError, match="kind must be one of tinypeft, peft, hf"): tp.write_card(tmp_path, base, "zip")
+
+
+def test_what_a_page_repeats_is_no_markup(base):
+    """Names of files and classes are a user's, and a page from a stranger's adapter must not show what it likes."""
+    tuned = tp.attach(base, tp.LoRA(rank=2))
+    tuned.task = tp.tasks.Classification({}, ["<b>", "a|b\n# c"], tp.load_pretrained().tokenizer, 24, None, "[x](http://y)\n---")
+    page = card_of(tuned, data=["<script>\n## no"], results={"a|b": {"lo|ss": 1.0}})
+    assert "<script>" not in page and "<b>" not in page and "\n## no" not in page and "\n# c" not in page
+    assert "# \\[x\\](http://y) ---" in page and r"| a\|b | 1.0000 |" in page and r"| | lo\|ss |" in page
+
+
+@pytest.mark.parametrize("text, licence", [
+    ("---\nlicense: mit\n---\n", "mit"), ("---\nlicense: \"Apache-2.0\"\n---", "apache-2.0"), ("license: mit\n", None),
+    ("", None),
+    ("---\nlicense: [a, b]\n---\n", None), ("---\ntags: x\n---\nlicense: mit\n", None), ("---\nlicense: mit", "mit")])
+def test_the_licence_is_what_the_bases_page_says(base, tmp_path, text, licence):
+    (tmp_path / "base" / "README.md").write_text(text, "utf-8")
+    assert licence_of(base) == licence
+    (tmp_path / "base" / "README.md").write_bytes(b"\xff\xfe---")
+    assert licence_of(base) is None
+
+
+def test_the_licence_of_the_shipped_base_and_of_no_known_one():
+    assert licence_of(tp.load_pretrained()) == "mit" and licence_of(family_of("Llama", np.float32)) is None
+    assert "The base's licence is not known here." in card_of(family_of("Llama", np.float32))

@@ -1,0 +1,147 @@
+"""Folders of results: each is new and whole, and says in run.json which command made it.
+
+`--repeat FOLDER` runs that command again, with options after it in place of its own. A run.json may
+come from elsewhere, so only commands that make such folders are repeated, and each is shown first.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..common.wording import brief
+from ..files import check_fields, check_writable, naming, parse_json, read_text, write_atomically
+
+__all__ = ["FILE", "check_new", "facts_in", "new_folder", "record_of", "repeated", "results_in",
+           "write_run"]
+
+FILE = "run.json"
+REPEATED = "finetune", "merge", "combine", "export", "quantize", "export-training"
+LARGEST = 1e300
+FIELDS = {"format": int, "command": list, "python": str, "numpy": str, "result": dict}
+
+
+# -- writing ---------------------------------------------------------------------------------------
+def check_new(args: Namespace) -> None:
+    """Raise an error, before any work, unless --out can be made and holds nothing yet."""
+    out = args.out
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if os.path.lexists(out) and not is_empty:
+        raise ValueError(f"--out {out} is there already; give another place, or delete it")
+    if is_empty and out.samefile(Path()):
+        raise ValueError(f"--out {out} is the folder that you are in, which cannot be replaced")
+    check_writable(out.absolute().parent)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` once all is in it. An error or a stop leaves nothing.
+    """
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    part = out.absolute().with_name(f".{out.absolute().name}.{os.urandom(8).hex()}.part")
+    part.mkdir()
+    try:
+        yield part
+        if out.is_dir():
+            out.rmdir()                                  # Windows replaces no folder
+        part.rename(out)
+    except OSError as e:
+        if e.filename:                                   # the name that a user knows
+            e.filename = str(e.filename).replace(str(part), str(out))
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_run(args: Namespace, folder: Path, record: dict) -> None:
+    """Write run.json: the command, the versions that it ran with, and what came out."""
+    content = {"format": 1, "command": args.argv, "python": platform.python_version(),
+               "numpy": np.__version__, "result": record}
+    text = json.dumps(json.loads(json.dumps(content), parse_constant=str), indent=1)
+    write_atomically(folder / FILE, text + "\n")
+
+
+# -- reading ---------------------------------------------------------------------------------------
+def content_of(folder: Path) -> dict:
+    """Return what run.json in a folder holds. FileNotFoundError, or ValueError for another file."""
+    path = folder / FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no {FILE}, which {', '.join(REPEATED[:-1])} write "
+                                "beside their results")
+    with naming(path):
+        content = check_fields(parse_json(read_text(path)), FIELDS)
+        if content["format"] != 1:
+            raise ValueError(f"unknown format {brief(content['format'])}")
+        command = content["command"]
+        if not command or not all(isinstance(word, str) for word in command):
+            raise ValueError("command must be words")
+    return content
+
+
+def record_of(folder: Path) -> dict:
+    """Return the result that run.json in a folder holds; {} if there is none to read."""
+    try:
+        return content_of(folder)["result"]
+    except (OSError, ValueError):
+        return {}
+
+
+def facts_in(record: dict) -> list[str]:
+    """Return the sentences about the data in an adapter's record, which may be anything."""
+    facts = record.get("data")
+    return [fact for fact in facts if isinstance(fact, str)] if isinstance(facts, list) else []
+
+
+def results_in(record: dict) -> dict[str, dict[str, float]]:
+    """Return what an adapter's record says of the test split: what was measured → its metrics."""
+    rows = {"the frozen model": record.get("before"), "after training": record.get("after")}
+    baselines, validated = record.get("baselines"), record.get("measured")
+    if isinstance(baselines, dict):
+        rows |= baselines
+    if isinstance(validated, dict):
+        rows |= {f"{name}, by cross-validation": row for name, row in validated.items()}
+    return {name: numbers_in(row) for name, row in rows.items() if isinstance(row, dict)}
+
+
+def numbers_in(row: dict) -> dict[str, float]:
+    """Return the metrics of a row that are numbers, and of a size that can be printed."""
+    return {name: x for name, x in row.items() if type(x) in (int, float) and abs(x) < LARGEST}
+
+
+def repeated(argv: Sequence[str]) -> list[str]:
+    """Return the arguments of the command line; for --repeat FOLDER, those that made the folder,
+    and then the others."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--repeat", type=Path)
+    args, others = parser.parse_known_args(argv)
+    if args.repeat is None:
+        return list(argv)
+    if others and not others[0].startswith("-"):
+        raise ValueError(f"--repeat takes the command from the folder; leave out {others[0]!r}")
+    command = content_of(args.repeat)["command"]
+    name = first_word(command)
+    if name not in REPEATED:
+        raise ValueError(f"{args.repeat / FILE}: the command is {brief(name)}, and these are "
+                         f"repeated: {', '.join(REPEATED)}")
+    print(f"python -m tinypeft {shlex.join([*command, *others])}", file=sys.stderr)
+    return [*command, *others]
+
+
+def first_word(command: Sequence[str]) -> str | None:
+    """Return the first word that is no option that all commands share, nor its value."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in "--seed", "--model", "--out":
+        parser.add_argument(name)
+    for name in "--json", "--quick":
+        parser.add_argument(name, action="store_true")
+    others = parser.parse_known_args(command)[1]
+    return next(iter(others), None)

@@ -1,0 +1,365 @@
+"""Lesson 01b: a test of gradients, what a walk must reach, and a difference with a small error."""
+from functools import partial
+
+import numpy as np
+
+from ..exercise import Exercise, several
+
+__all__ = ["EXERCISES"]
+
+STEPS = 5000                                             # more than functions may call each other
+
+
+# -- right and wrong vjps ------------------------------------------------------------------------
+class Vjps:
+    """Backward passes vjp(x, dy) → dx of y = tanh x · Σ x, over the last axis. Two are right."""
+
+    @staticmethod
+    def whole(x, dy, slope=1.0, second=1.0):
+        t, s = np.tanh(x), x.sum(-1, keepdims=True)
+        return slope * dy * (1 - t * t) * s + second * (dy * t).sum(-1, keepdims=True)
+
+    @staticmethod
+    def by_jacobian(x, dy):
+        """Right, row by row: J = diag((1 − t²) Σ x) + t 1ᵀ."""
+        d, t = x.shape[-1], np.tanh(x)
+        s = x.sum(-1, keepdims=True)
+        diagonal = ((1 - t * t) * s)[..., None]
+        J = np.eye(d) * diagonal + t[..., None] * np.ones(d)
+        return np.einsum("...ij,...i->...j", J, dy)
+
+    @staticmethod
+    def last_numbers(x, dy):
+        """The last two numbers of the last row are wrong, and the sum of the row is right."""
+        dx = Vjps.whole(x, dy)
+        dx[-1, -1] += 0.1 * dy[-1, -1]
+        dx[-1, -2] -= 0.1 * dy[-1, -1]
+        return dx
+
+    @staticmethod
+    def without_sum(x, dy):
+        return Vjps.whole(x, dy, second=0.0)
+
+    @staticmethod
+    def transposed(x, dy):
+        """J dy in place of Jᵀ dy."""
+        t, s = np.tanh(x), x.sum(-1, keepdims=True)
+        return dy * (1 - t * t) * s + t * dy.sum(-1, keepdims=True)
+
+    @staticmethod
+    def for_ones(x, dy):
+        """Right for dy = (1, …, 1) and nothing else: the mean of dy stands where dy should."""
+        mean = dy.mean(-1, keepdims=True)
+        return Vjps.whole(x, np.broadcast_to(mean, dy.shape))
+
+    @staticmethod
+    def sum_of_zero(x, dy):
+        """Two numbers of each row but the last are wrong, and the sum of the row is right."""
+        dx = Vjps.whole(x, dy)
+        dx[:-1, 0] += 0.1 * dy[:-1, 0]
+        dx[:-1, 1] -= 0.1 * dy[:-1, 0]
+        return dx
+
+    @staticmethod
+    def slightly(x, dy):
+        return Vjps.whole(x, dy, slope=1.0002)
+
+    @staticmethod
+    def at_zero(x, dy):
+        """Right near x = 0: 1 stands in place of 1 − tanh² x."""
+        t, s = np.tanh(x), x.sum(-1, keepdims=True)
+        return dy * s + (dy * t).sum(-1, keepdims=True)
+
+    @staticmethod
+    def for_small(x, dy):
+        """Right as long as no number of x leaves −4 … 4, and wrong for larger ones."""
+        return Vjps.whole(np.clip(x, -4, 4), dy)
+
+
+VJPS = (Vjps.last_numbers, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero,
+        Vjps.slightly, Vjps.at_zero, Vjps.whole, Vjps.by_jacobian)
+STRICT = ("the accepted difference is too large: an error below a thousandth must be caught, "
+          "so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
+
+
+def squashed_sum(x):
+    """y = tanh x · Σ x, the sum over the last axis: x (…, d) → (…, d)."""
+    return np.tanh(x) * x.sum(-1, keepdims=True)
+
+
+def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
+    """Is the vjp wrong at x? upstream, direction: what u and v are made of, if not random."""
+    rng = np.random.default_rng(1)
+    def draw(x):
+        return rng.standard_normal(x.shape)
+    u = (upstream or draw)(x)
+    v = (direction or draw)(x)
+    dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
+    difference = np.vdot(dx, v) - np.vdot(u, dy) / 2e-5
+    return bool(abs(difference) > tolerance * np.linalg.norm(dx) * np.linalg.norm(v))
+
+
+PLACES = (0, 0), (-1, -1), 0, -1, (slice(None), 0), (slice(None), -1)
+
+
+def one_of(place, x):
+    """Draw numbers at one place, and 0 elsewhere."""
+    v = np.zeros_like(x)
+    v[place] = np.random.default_rng(2).standard_normal(x.shape)[place]
+    return v
+
+
+def at_own_point(f, vjp, x):
+    return catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))
+
+
+def large_numbers(rng):
+    return squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))
+
+
+def reference_catches(f, vjp, x):
+    return catches(f, vjp, x)
+
+
+def catches_cases(rng, vjp=None):
+    vjp = vjp or VJPS[rng.integers(len(VJPS))]
+    return squashed_sum, vjp, 1 + rng.standard_normal((3, 4))
+
+
+# -- what the walk must reach --------------------------------------------------------------------
+def depends(uses, starts):
+    """For each value: is it one of `starts`, or computed from one?"""
+    found = [k in starts for k in range(len(uses))]
+    for k, parents in enumerate(uses):
+        found[k] = found[k] or any(found[j] for j in parents)
+    return found
+
+
+def used_by_last(uses):
+    """For each value: does the last value depend on it? The last one counts."""
+    found = [False] * len(uses)
+    found[-1] = True
+    for k in reversed(range(len(uses))):
+        for j in uses[k]:
+            found[j] = found[j] or found[k]
+    return found
+
+
+def reference_needed(uses, trained):
+    both = zip(depends(uses, trained), used_by_last(uses), strict=True)
+    return [below and above for below, above in both]
+
+
+def above_lowest(uses, trained):
+    first = min(trained, default=len(uses))
+    return [k >= first and used for k, used in enumerate(used_by_last(uses))]
+
+
+def operations(uses, trained):
+    """Without the leaves."""
+    return [n and bool(uses[k]) for k, n in enumerate(reference_needed(uses, trained))]
+
+
+def leaves(uses, trained):
+    return [n and not uses[k] for k, n in enumerate(reference_needed(uses, trained))]
+
+
+def direct(uses, trained):
+    """Only those that use a trained leaf themselves."""
+    near = [k in trained or any(j in trained for j in uses[k]) for k in range(len(uses))]
+    return [a and b for a, b in zip(near, used_by_last(uses), strict=True)]
+
+
+def every_parent(uses, trained):
+    """Only values all of whose parents depend on a trained leaf."""
+    found = [k in trained for k in range(len(uses))]
+    for k, parents in enumerate(uses):
+        found[k] = found[k] or bool(parents) and all(found[j] for j in parents)
+    return [a and b for a, b in zip(found, used_by_last(uses), strict=True)]
+
+
+def numbers(uses, trained):
+    return [k for k, n in enumerate(reference_needed(uses, trained)) if n]
+
+
+# Leaves 0, 1, 3, 6 and 9; 5 leads nowhere, and 6 and 7 meet the others at the end.
+VALUES = [[], [], [0, 1], [], [2, 3], [2, 1], [], [6, 6], [4, 7], [], [8, 9]]
+PAGE = [[], [], [0, 1], [], [2, 3], [1], [4, 4]]         # the lesson's example
+
+
+def page(rng):
+    return PAGE, [1]
+
+
+def needed_cases(rng):
+    chosen = [(1,), (3,), (6,), (1, 9), (0, 6), (3, 9)]
+    return VALUES, list(chosen[rng.integers(len(chosen))])
+
+
+def nothing_trained(rng):
+    return VALUES, []
+
+
+def everything_trained(rng):
+    return VALUES, [0, 1, 3, 6, 9]
+
+
+def long_tape(rng):
+    """Each value is computed from the one before it, twice: 2ⁿ paths lead back."""
+    return [[], [], *([k, k] for k in range(1, STEPS))], [1]
+
+
+# -- a better difference -------------------------------------------------------------------------
+class Polynomials:
+    """Polynomials of degree 4, `Polynomials.of_0` to `of_5`, whose slopes are known exactly."""
+
+
+def by_name(kind, seed):
+    rng = np.random.default_rng(seed)
+    for i in range(6):
+        p = np.polynomial.Polynomial(rng.standard_normal(5))
+        def value(x, p=p):
+            return p(x)
+        value.__qualname__ = f"{kind.__name__}.of_{i}"
+        setattr(kind, f"of_{i}", staticmethod(value))
+
+
+by_name(Polynomials, seed=0)
+
+
+def central(f, x, eps):
+    return (f(x + eps) - f(x - eps)) / (2 * eps)
+
+
+def one_sided(f, x, eps):
+    return (f(x + eps) - f(x)) / eps
+
+
+def reference_fourth(f, x, eps):
+    return (4 * central(f, x, eps / 2) - central(f, x, eps)) / 3
+
+
+def mixed(first, second):
+    """Return a slope mixed of the two differences, of eps / 2 and of eps."""
+    return lambda f, x, eps: first * central(f, x, eps / 2) + second * central(f, x, eps)
+
+
+def fourth_cases(rng):
+    f = getattr(Polynomials, f"of_{rng.integers(6)}")
+    return f, float(rng.normal()), float(rng.uniform(0.2, 1.0))
+
+
+EXERCISES = (
+    Exercise(
+        name="gradients.catches", title="Find the bug: which backward pass is wrong?", stars=2,
+        kind="fault",
+        reference=reference_catches, cases=catches_cases,
+        special=(
+            ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
+            ("a right vjp, written with its Jacobian",
+             partial(catches_cases, vjp=Vjps.by_jacobian)),
+            ("wrong in the last two numbers alone",
+             partial(catches_cases, vjp=Vjps.last_numbers)),
+            ("a missing term", partial(catches_cases, vjp=Vjps.without_sum)),
+            ("J dy in place of Jᵀ dy", partial(catches_cases, vjp=Vjps.transposed)),
+            ("right for dy = (1, …, 1) alone", partial(catches_cases, vjp=Vjps.for_ones)),
+            ("wrong by less than a thousandth in one term",
+             partial(catches_cases, vjp=Vjps.slightly)),
+            ("wrong, with the right sum of each row", partial(catches_cases, vjp=Vjps.sum_of_zero)),
+            ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
+            ("wrong for numbers above 4 alone, and x has such numbers", large_numbers)),
+        mistakes=(
+            ("u is (1, …, 1), as in .sum(): what is right for that u alone "
+             "passes; draw u at random",
+             partial(catches, upstream=np.ones_like)),
+            ("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random",
+             partial(catches, direction=np.ones_like)),
+            *several("v moves one number or one row alone, and an error elsewhere passes: draw all "
+                     "numbers of v at random",
+                     *(partial(catches, direction=partial(one_of, place)) for place in PLACES)),
+            (STRICT, partial(catches, tolerance=1e-2)),
+            ("you test at points of your own: a vjp may be right there and "
+             "wrong at the x that is given",
+             at_own_point),
+            ("the answer is the wrong way round: True means that the vjp is wrong",
+             lambda f, vjp, x: not catches(f, vjp, x))),
+        symptoms=(
+            ("you refuse a right vjp: is ε small, is the difference taken on both "
+             "sides, and is it compared with a tolerance that rounding does not exceed, "
+             "such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
+             lambda got, expected, args: got and not expected),
+            (STRICT, lambda got, expected, args: args[1] is Vjps.slightly),
+            ("you accept a wrong vjp: compare both sides of equation (1) at the x that is given, "
+             "for a random u and a random v",
+             lambda got, expected, args: expected and not got)),
+        errors=(
+            ("ambiguous",
+             "return one True or False: both sides of equation (1) are single numbers, because "
+             "⟨u, y⟩ sums over all of y"),),
+        hints=("Both sides of equation (1) are numbers that you can compute. What must u and v "
+               "be, so that no wrong vjp can hide?",
+               "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one "
+               "number. How large may the difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
+               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - "
+               "f(x - eps * v)) / (2 * eps), with eps = 1e-5. Return whether abs(left - right) "
+               "is above 1e-7 times the norms of dx and v.")),
+    Exercise(
+        name="gradients.needed", title="What the walk must reach", stars=2,
+        kind="design",
+        reference=reference_needed, cases=needed_cases,
+        special=(
+            ("the example on the page", page),
+            ("nothing is trained", nothing_trained),
+            ("every leaf is trained", everything_trained),
+            ("a chain of 5,000 steps, each of which uses the value before it twice", long_tape)),
+        mistakes=(
+            ("a value on which the last one does not depend is never reached: the walk starts at "
+             "the last value", depends),
+            ("a value that is computed from no trained leaf needs no gradient, even if the walk "
+             "passes by", lambda uses, trained: used_by_last(uses)),
+            ("a value that is above the lowest trained leaf need not depend on it", above_lowest),
+            ("a trained leaf needs its own gradient", operations),
+            ("the gradient of a leaf is made of those of all values between it and the last one: "
+             "they are needed, too", leaves),
+            ("what uses a trained leaf is used again: the gradient has to come through all of it",
+             direct),
+            ("one parent that depends on a trained leaf is enough", every_parent),
+            ("return True or False for each value, not the numbers of those that are needed",
+             numbers)),
+        errors=(
+            ("RecursionError",
+             "there are 2ⁿ paths through n steps: do not follow them, go once through all values"),
+            ("no result after",
+             "there are 2ⁿ paths through n steps: do not follow them, go once through all values"),
+            ("not iterable", "uses[k] is a list of numbers of earlier values, and trained is one")),
+        hints=("Two things must be true of a value. Which of them is known from the values before "
+               "it, and which from those after it?",
+               "Two lists with a bool for the number of each value, one filled from the first "
+               "value to the last, one from the last to the first.",
+               "below[k] is k in trained, or any(below[j] for j in uses[k]). asked[-1] is True; "
+               "from the last k down, if asked[k], set asked[j] for each j in uses[k]. Return "
+               "below[k] and asked[k] for each k.")),
+    Exercise(
+        name="gradients.fourth", title="A difference with a smaller error", stars=3,
+        kind="design",
+        reference=reference_fourth, cases=fourth_cases,
+        mistakes=(
+            ("this is the central difference itself, whose error goes with ε²", central),
+            ("the mean of two differences keeps an error of ε²: choose factors with which the ε² "
+             "terms cancel", mixed(1 / 2, 1 / 2)),
+            ("the difference with the smaller step is the better one: it gets the larger factor",
+             mixed(-1 / 3, 4 / 3)),
+            ("half the step has a quarter of the error, not half of it", mixed(2, -1)),
+            ("the factors must sum to 1, so that the slope itself stays", mixed(4, -1)),
+            ("the error terms have the same sign: one factor is negative", mixed(4 / 5, 1 / 5)),
+            ("a one-sided difference has an error that goes with ε: take both sides",
+             one_sided),
+            ("this combination is for one-sided differences; those of both sides have only even "
+             "powers of ε",
+             lambda f, x, eps: 2 * one_sided(f, x, eps / 2) - one_sided(f, x, eps))),
+        tolerance=1e-8,
+        hints=("D(ε) = slope + c ε² + …. What is D(ε/2), with the same c?",
+               "Two numbers, D(ε) and D(ε/2), and factors a and b with a + b = 1. The ε² terms "
+               "cancel if a/4 + b = 0.",
+               "(4 D(ε/2) − D(ε)) / 3, with D(ε) = (f(x + ε) − f(x − ε)) / (2 ε).")),
+)

@@ -1,0 +1,196 @@
+"""The model card: README.md in a folder that holds an adapter or a model.
+
+It says what the folder holds, of which base and under which licence, how to load it, what the data
+were, how training went, and what the result reaches beside the baselines. Its head is the YAML that
+huggingface.co reads. A README.md without the line `MARK` is somebody's own, and is never replaced.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..common.wording import counted, shortened
+from ..files import read_text, write_atomically
+from ..models.decoder import SHIPPED, Decoder
+from ..peft import PeftModel
+from ..text.tasks import Task
+from ..training.history import History
+from .adapters import base_address
+
+__all__ = ["FILE", "MARK", "card_of", "licence_of", "write_card", "write_page"]
+
+FILE = "README.md"
+MARK = "<!-- tinypeft wrote this page. Without this line, it does not replace it. -->"
+# kind of folder → its library on huggingface.co, what it holds, how it is loaded
+KINDS = {
+    "tinypeft": ("tinypeft", "An adapter", "tuned = tp.load_adapter(BASE, folder)"),
+    "peft": ("peft", "An adapter", "tuned = tp.load_adapter(BASE, folder)"),
+    "hf": ("transformers", "A model, with its training merged into its weights",
+           "model = tp.load_model(folder)\n\n"
+           "from transformers import AutoModelForCausalLM\n"
+           "theirs = AutoModelForCausalLM.from_pretrained(folder)"),
+    "gguf": ("gguf", "A model for llama.cpp", "model = tp.load_model(folder)"),
+    "quantized": ("tinypeft", "A model in codes of few bits", "model = tp.load_model(folder)")}
+AUTO = ("\n\nfrom peft import AutoPeftModelForCausalLM\n"
+        "theirs = AutoPeftModelForCausalLM.from_pretrained(folder)")
+FOR_CLASSES = {"AutoPeftModelForCausalLM": "AutoPeftModelForSequenceClassification",
+               "AutoModelForCausalLM": "AutoModelForSequenceClassification"}
+Results = Mapping[str, Mapping[str, float]]
+
+
+def write_card(folder: str | Path, model: PeftModel | Decoder, kind: str = "tinypeft",
+               data: Task | Sequence[str] = (), history: History | None = None,
+               results: Results | None = None, notes: Sequence[str] = ()) -> Path | None:
+    """Write README.md to a folder that holds an adapter or a model; return its path.
+
+    model: what the folder holds, or the PeftModel that was merged into it. kind: a name in `KINDS`.
+    data: the task, or sentences about its data. history: of `train`; the page shows curve.svg,
+    which `history.save(folder)` draws. results: what is measured → its metrics on the test split,
+    such as {"after training": tp.evaluate(tuned, task)}. notes: further sentences.
+    Return None, and write nothing, if the folder has a README.md of somebody's own."""
+    return write_page(folder, card_of(model, kind, data, history, results, notes))
+
+
+def card_of(model: PeftModel | Decoder, kind: str = "tinypeft", data: Task | Sequence[str] = (),
+            history: History | None = None, results: Results | None = None,
+            notes: Sequence[str] = ()) -> str:
+    """Return the text that `write_card` writes, which a merge in place would lose."""
+    if kind not in KINDS:
+        raise ValueError(f"write_card: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    sections = [head(model, kind), MARK, *title(model, kind, notes), *use(model, kind),
+                *about_data(data), *about_training(history), *table_of(results or {}),
+                *about_licence(model)]
+    return "\n".join(sections) + "\n"
+
+
+def write_page(folder: str | Path, text: str) -> Path | None:
+    """Write README.md unless one of somebody's own is there; return its path, or None."""
+    path = Path(folder) / FILE
+    if os.path.lexists(path) and not is_ours(path):
+        return None
+    write_atomically(path, text)
+    return path
+
+
+def is_ours(path: Path) -> bool:
+    """Tell if a page was written here, and not changed by somebody who took the mark away."""
+    try:
+        return MARK in read_text(path)
+    except (OSError, ValueError):
+        return False
+
+
+# -- the base --------------------------------------------------------------------------------------
+def base_of(model: PeftModel | Decoder) -> Decoder:
+    return model.model if isinstance(model, PeftModel) else model
+
+
+def licence_of(model: PeftModel | Decoder) -> str | None:
+    """Return the licence of a model by its identifier, such as "apache-2.0": what its GGUF file, or
+    the page in its folder, says. None if neither says it."""
+    base = base_of(model)
+    if base.source == SHIPPED:
+        return "mit"
+    octets = base.origin.fields.get("general.license", b"") if base.origin else b""
+    if octets[:1] == b"\x08":                            # a string: its type, length and bytes
+        return identifier(octets[12:].decode("utf-8", "replace"))
+    path = Path(base.source or "") / FILE
+    if base.source is None or not path.is_file():
+        return None
+    try:
+        yaml = read_text(path).partition("---\n")[2].partition("\n---")[0]
+    except (OSError, ValueError):
+        return None
+    found = re.search(r"^license: *(.*)$", yaml, re.M)
+    return identifier(found[1]) if found else None
+
+
+def identifier(text: str) -> str | None:
+    """Return a licence's identifier; None for a text that is none."""
+    text = text.strip().strip("\"'").lower()
+    return text if re.fullmatch(r"[\w.-]{2,40}", text) else None
+
+
+# -- the parts of the page -------------------------------------------------------------------------
+def head(model: PeftModel | Decoder, kind: str) -> str:
+    """Return the YAML. A JSON string is a string of YAML, too."""
+    base, library = base_of(model), KINDS[kind][0]
+    fields = {"library_name": library, "base_model": base_address(base),
+              "license": licence_of(model)}
+    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items() if value]
+    return "\n".join(["---", *lines, "tags:", "- tinypeft", "---"])
+
+
+def title(model: PeftModel | Decoder, kind: str, notes: Sequence[str]) -> list[str]:
+    base, what = base_of(model), KINDS[kind][1]
+    task = getattr(model, "task", None)
+    name = line(task.name) if task else "a model"
+    sentences = [f"{what}, made with tinypeft.", f"Base: {line(base.source or 'not known')}."]
+    if isinstance(model, PeftModel):
+        sentences.append(f"Method: `{model.method}`.")
+    if hasattr(task, "classes"):
+        sentences.append(f"Classes: {line(', '.join(task.classes))}.")
+    return [f"# {name}", "", *sentences, *map(line, notes)]
+
+
+def use(model: PeftModel | Decoder, kind: str) -> list[str]:
+    base = base_of(model).source
+    code = KINDS[kind][2]
+    if kind == "peft" and base_address(base_of(model)):
+        code += AUTO
+    task = getattr(model, "task", None)
+    if hasattr(task, "classes"):
+        for name, other in FOR_CLASSES.items():
+            code = code.replace(name, other)
+        if kind == "peft":                               # PEFT makes a base of two classes else
+            number = f"from_pretrained(folder, num_labels={len(task.classes)})"
+            code = code.replace("from_pretrained(folder)", number)
+    loads = "tp.load_pretrained()" if base in (None, SHIPPED) else f"tp.load_model({base!r})"
+    return ["", "## Use", "", "```python", "import tinypeft as tp",
+            'folder = "."                                    # where this page is',
+            *code.replace("BASE", loads).split("\n"), "```"]
+
+
+def about_data(data: Task | Sequence[str]) -> list[str]:
+    if isinstance(data, Task):
+        data = [data.describe(), *data.notes]
+    return ["", "## Data", "", *(f"* {line(fact)}" for fact in data)] if data else []
+
+
+def about_training(history: History | None) -> list[str]:
+    if history is None or not history.loss:
+        return []
+    text = (f"{counted(len(history.loss), 'step')}, loss {history.loss[0]:.3f} at the first and "
+            f"{history.loss[-1]:.3f} at the last. `losses.csv` has the loss of every step.")
+    if history.best:
+        step, metrics = history.best
+        text += f" The lowest validation loss, {metrics['loss']:.4f}, came after step {step}."
+    return ["", "## Training", "", text, "", "![The loss of each step](curve.svg)"]
+
+
+def table_of(results: Results) -> list[str]:
+    """Return a table of metrics, a row for each thing that was measured."""
+    metrics = list(dict.fromkeys(name for row in results.values() for name in row))
+    if not metrics:
+        return []
+    lines = ["| | " + " | ".join(map(line, metrics)) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for name, row in results.items():
+        cells = [f"{row[metric]:.4f}" if metric in row else "" for metric in metrics]
+        lines.append(f"| {line(name)} | " + " | ".join(cells) + " |")
+    return ["", "## Results", "", "On the test split, where a row says nothing else.", "", *lines]
+
+
+def about_licence(model: PeftModel | Decoder) -> list[str]:
+    licence = licence_of(model)
+    base = f"The base is under `{licence}`." if licence else "The base's licence is not known here."
+    return ["", "## Licence", "", f"{base} What the data's licence asks for is not known here."]
+
+
+def line(text: Any) -> str:
+    """Return a text as one line of a page, without marks that the page would obey."""
+    text = " ".join(shortened(str(text), 300).split())
+    return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", text)
