@@ -68,7 +68,7 @@ def graded(tmp_path_factory):
 
 @pytest.mark.parametrize("name, points, says", [
     ("solver", 15, "right"), ("repository", 15, "right"), ("numpy", 15, "right"), ("stub", 0, "not solved yet: later"),
-    ("loops", 3, "cell 3 fails with TooSlow: no end of the cell after 10 s; is there a loop that never ends?"),
+    ("loops", 2, "cell 3 fails with TooSlow: no end of the cell after 10 s; is there a loop that never ends?"),
     ("exits", 0, "process ended"), ("floods", 15, "right"), ("talks", 0, "no cell defines"),
     ("stumbles", 15, "cell 2 fails with SyntaxError: invalid syntax, in line 1:  def broken(:"),
     ("tampers", 0, "other numbers"), ("borrows", 0, "no cell defines lora_forward"),
