@@ -392,16 +392,20 @@ print(f"all frozen:  {states(1, 0, 4, 4)} bytes per weight in float32, "
 # | two layer norms | $\hat x$ and $1/\sigma$ | $2 \cdot (BTd + BT)$ |
 # | query, key, value | their common input, for $dW$ | $BTd$ |
 # | attention | $Q, K, V$ | $3 BTd$ |
-# | attention | $e^{\text{score}}$ of every query and visible key, before the division by their sum | $BH \cdot T(T + 64)/2$ |
+# | attention | two numbers for each query of a head | $2 BHT$ |
 # | output projection | its input | $BTd$ |
 # | up | its input | $BTd$ |
 # | GELU, $4d$ wide | ? | ? |
 # | down | its input | ? |
 # | two additions to the residual stream, $h + y$ | ? | ? |
 #
-# (Where does $T(T + 64)/2$ come from? Attention works on 64 queries at a time, and skips the keys
-# that all of them are hidden from.
-# The first 64 queries see 64 keys, the next 64 see 128, and so on.)
+# (The vjp of attention needs its weights, $T^2$ numbers in each head.
+# In a long text they would be nearly all that is kept.
+# So they are not kept. The backward pass computes them again from $Q$ and $K$, as FlashAttention
+# does, Dao et al., arXiv 2205.14135.
+# Of each query it needs two numbers for that: its largest score $m$, and the sum of
+# $e^{\text{score} - m}$, by which softmax divides.
+# `plain.flash_attention` shows how.)
 #
 # After the $L$ blocks come three more: the final norm, the head's input ($BTd$), and the
 # probabilities of the cross-entropy, one for each token of the vocabulary.
@@ -415,10 +419,10 @@ print(f"all frozen:  {states(1, 0, 4, 4)} bytes per weight in float32, "
 
 # %% exercise=full.activations points=5 minutes=20
 def full_activations(B, T, d, H, L, V):
-    """Numbers that the forward pass of a GPT keeps for the backward pass, T a multiple of 64."""
+    """Numbers that the forward pass of a GPT keeps for the backward pass."""
     ### BEGIN SOLUTION
     norms = 2 * (B * T * d + B * T)
-    block = norms + (1 + 3 + 1 + 1 + 4 + 4) * B * T * d + B * H * T * (T + 64) // 2
+    block = norms + (1 + 3 + 1 + 1 + 4 + 4) * B * T * d + 2 * B * H * T
     return L * block + (B * T * d + B * T) + B * T * d + B * T * V
     ### END SOLUTION
 
@@ -468,7 +472,7 @@ show("schematic:memory")
 # Do all items exist at the same time?
 
 # %%
-guess = tp.guess("03.peak", 7.5, "MiB")
+guess = tp.guess("03.peak", 6.5, "MiB")
 guess
 
 # %%
@@ -483,13 +487,13 @@ guess.beside(traced_peak(tuned, domain, B) / 2**20)
 # The whole bill, $M$ bytes:
 #
 # $$M = \underbrace{4N + 12n}_{\text{states}} +
-# \underbrace{4\,L\,\big(16\,BTd + \tfrac12 BHT(T+64)\big) +
+# \underbrace{4\,L\,\big(16\,BTd + 2\,BHT\big) +
 # 4\,BTV + \dots}_{\text{activations}} \tag{3}$$
 
 # %%
 B = 4
-BTd, scores = B * T * c.d_model, B * c.n_heads * T * (T + 64) // 2
-keeps = {"norms": 2 * BTd, "attention": 5 * BTd + scores, "MLP": 9 * BTd}  # per block; equation (3)
+BTd, per_query = B * T * c.d_model, 2 * B * c.n_heads * T
+keeps = {"norms": 2 * BTd, "attention": 5 * BTd + per_query, "MLP": 9 * BTd}  # equation (3)
 bill = {"weights": 4 * N, "gradients": 4 * N, "Adam's m and v": 8 * N,
         **{f"activations: {part}": 4 * c.n_layers * k for part, k in keeps.items()},
         "activations: logits": 4 * B * T * c.vocab_size}
@@ -538,7 +542,7 @@ slider("rows in a batch", frames, captions=told, xlabel="tokens in a row", ylabe
 # How many MiB of activations are left, for the bill's batch of 4 rows of 128 tokens?
 
 # %%
-guess = tp.guess("03.lora", 18.8, "MiB")
+guess = tp.guess("03.lora", 15, "MiB")
 guess
 
 # %%
@@ -639,7 +643,7 @@ fig
 def full_recompute(B, T, d, H, L, V, k):
     """Numbers kept at the peak if parts of k blocks are computed again in the backward pass."""
     ### BEGIN SOLUTION
-    block = 16 * B * T * d + 2 * B * T + B * H * T * (T + 64) // 2
+    block = 16 * B * T * d + 2 * B * T + 2 * B * H * T
     head = (B * T * d + B * T) + B * T * d + B * T * V
     return L // k * B * T * d + max(k * block, head)
     ### END SOLUTION
@@ -754,9 +758,10 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 #   The paper's is $\eta_t\lambda w$ with a schedule factor $\eta_t$ apart from the learning rate:
 #   numbers for $\lambda$ do not carry over between papers.
 # - Where the vjp keeps its values is a choice.
-#   This engine keeps GELU's derivative instead of its input (the same size), and of attention only
-#   the numerators of visible keys.
-#   Fused attention kernels keep none of them and compute them again.
+#   This engine keeps GELU's derivative instead of its input (the same size).
+#   It keeps none of attention's weights, as fused attention kernels do.
+#   Attention in separate operations keeps them, $T^2$ numbers in each head, and so does equation
+#   (4).
 # - Peak memory is more than what is kept: the first gradients of the backward pass come on top.
 #   `tinypeft.study.compared.traced_peak` measures that.
 #

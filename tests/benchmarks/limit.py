@@ -10,8 +10,10 @@ N rows at a time, and in attention, for each head and each block of 64 queries w
 
     S = Q Kᵀ,   O = P V,   dV = Pᵀ dO,   dP = dO Vᵀ,   dQ = dS K,   dK = dSᵀ Q               2·64 n d_head flops each.
 
-They run here with the shapes, layouts, dtype and threads of the step. Each writes to an array of its own that is there before.
-Factors of the same shape are one array, which the cache may still hold: a step is a little further from that.
+The step's backward computes S once more, to spare the memory of P. A gradient could be had without that product, so it does
+not count here. The products run with the shapes, layouts, dtype and threads of the step. Each writes to an array of its own
+that is there before. Factors of the same shape are one array, which the cache may still hold: a step is a little further from
+that.
 """
 import functools
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ QUERIES = 64                                             # of a block of `functi
 @dataclass(frozen=True)
 class Product:
     """a @ b of float32 arrays. A factor that the step takes as a transposed view is stored the other way round."""
-    operation: str                                       # linear or attention
+    operation: str                                       # linear, attention or linear_cross_entropy, which has the head
     direction: str                                       # forward or backward
     a: tuple[int, ...]
     b: tuple[int, ...]
@@ -46,11 +48,11 @@ def products(model: GPT, rows: int, length: int | None = None) -> list[Product]:
     """The products of a step on `rows` rows of `length` tokens (default: the context), of which every weight is trained."""
     c, T = model.config, length or model.config.context_length
     N, found = rows * T, []
-    layers = [(m.d_out, m.d_in) for _, m in model.named_modules() if isinstance(m, Linear)]
-    for o, i in [*layers, *[(c.vocab_size, c.d_model)] * (model.lm_head is None)]:
-        found += [Product("linear", "forward", (N, i), (i, o), "b"),               # y = x Wᵀ
-                  Product("linear", "backward", (N, o), (o, i)),                   # dx = dy W
-                  Product("linear", "backward", (o, N), (N, i), "a")]              # dW = dyᵀ x
+    layers = [("linear", m.d_out, m.d_in) for _, m in model.named_modules() if isinstance(m, Linear) and m is not model.lm_head]
+    for operation, o, i in [*layers, ("linear_cross_entropy", c.vocab_size, c.d_model)]:
+        found += [Product(operation, "forward", (N, i), (i, o), "b"),              # y = x Wᵀ
+                  Product(operation, "backward", (N, o), (o, i)),                  # dx = dy W
+                  Product(operation, "backward", (o, N), (N, i), "a")]             # dW = dyᵀ x
     B, d = rows * c.n_heads, c.d_head
     for first in list(range(0, T, QUERIES)) * c.n_layers:
         n = min(first + QUERIES, T)

@@ -4,7 +4,7 @@
 
 Every function of `engine/functional.py` is timed by its thread's own clock, and so is the backward that it records. AdamW is
 timed as a whole. The rest of the step's CPU time is sums, reshaping, views, the walk of the graph and the batch. The products
-of linear layers and of attention are timed alone (`limit.py`), as a share of what their operation takes.
+of linear layers, of the head and of attention are timed alone (`limit.py`), as a share of what their operation takes.
 """
 import contextlib
 import functools
@@ -22,6 +22,7 @@ from tinypeft.engine import functional, optim
 from tinypeft.engine.tensor import Tensor
 
 DIRECTIONS = "forward", "backward"
+WITH_PRODUCTS = "linear", "attention", "linear_cross_entropy"
 
 
 def timed(function, name, direction, spent, clock=time.thread_time):
@@ -75,7 +76,7 @@ def shares(config, rows, rounds):
     total = times.pop("all")
     times["rest", ""] = total - sum(times.values())
     only = {(o, d): limit(model, rows, only=lambda p, o=o, d=d: (p.operation, p.direction) == (o, d))
-            for o in ("linear", "attention") for d in DIRECTIONS}
+            for o in WITH_PRODUCTS for d in DIRECTIONS}
     alone = medians(in_turn(only, rounds, clock=time.process_time), 1e-3, 2)
     return {"cpu ms": round(1e3 * statistics.median(total), 1), "operations": [
         {"operation": name, "direction": direction, "ms": round(1e3 * statistics.median(t), 2),

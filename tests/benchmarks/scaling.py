@@ -33,7 +33,7 @@ def gpt(vocab=1024, context=128, width=128, layers=5, heads=4):
 SERIES = {
     "parameters": Series(SHAPES, lambda s: (gpt(1024, 128, *s), 2, 128, None, 2), "2 rows of 128 tokens"),
     "batch": Series((2, 4, 8, 16, 32, 64), lambda n: (gpt(), n, 128, None, 2), "the base's size, rows of 128 tokens"),
-    "context": Series((64, 128, 256, 512, 1024, 2048, 4096), lambda n: (gpt(context=n), 2, n, None, 2),
+    "context": Series((64, 128, 256, 512, 1024, 2048, 4096, 8192), lambda n: (gpt(context=n), 2, n, None, 2),
                       "the base's size, 2 rows"),
     "rank": Series((1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
                    lambda n: (gpt(width=512, layers=4, heads=8), 4, 128, tp.LoRA(rank=n, targets="all"), 2),

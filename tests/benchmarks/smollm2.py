@@ -4,20 +4,24 @@
 
 Both sides have the same weights, see the same tokens and use both cores. Loading is from the GGUF file to float32 weights,
 there by the package gguf, which transformers uses (the tokenizer is left out on both sides). LoRA is on query and value.
-`whole_model.py` has what is compared.
+`whole_model.py` has what is compared. Two LoRA steps on one long text follow: of SmolLM2, and of a Llama of the base's width
+with random weights. `--long` measures these alone and files nothing.
 """
 import gguf
 import peft
 import torch
 
 import tinypeft as tp
-from tests.benchmarks.measure import in_turn, parser, write
-from tests.benchmarks.whole_model import compared
+from tests.benchmarks.measure import in_turn, medians, parser, ratio, write
+from tests.benchmarks.sides import batch_of
+from tests.benchmarks.whole_model import compared, lora_step
 from tests.oracles.torch_llama import torch_llama
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.loading import smollm2_file
+from tinypeft.models.llama import Llama, LlamaConfig
 
 ROWS, LENGTH = 4, 128
+LONG = 2048, 8192                                        # tokens of the text that SmolLM2 and the small Llama read
 LORA = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
 
 
@@ -30,15 +34,28 @@ def decoded_there(path):
     return [gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors]
 
 
+def long_texts(model, rounds):
+    """A LoRA step on one row of many tokens, here and in PEFT."""
+    small = Llama(LlamaConfig(1024, LONG[1], d_model=128, n_layers=5, n_heads=4, n_kv_heads=4, d_mlp=352, d_head=32), rng=0)
+    for name, m, tokens in (("SmolLM2", model, LONG[0]), ("a Llama of the base's width", small, LONG[1])):
+        times, peaks = lora_step(m, torch_llama(m, torch.float32, exact=False), LORA, batch_of(m.config, 1, tokens), rounds)
+        yield {"model": name, "tokens": tokens, "seconds": medians(times), "ratio": ratio(*times.values()), "peak bytes": peaks}
+        print(f"{name}, {tokens:,} tokens: {medians(times)} s, {peaks} bytes", flush=True)
+
+
 def main(argv=None):
-    args = parser(__doc__, 5).parse_args(argv)
+    options = parser(__doc__, 5)
+    options.add_argument("--long", action="store_true", help="the steps on a long text alone")
+    args = options.parse_args(argv)
     path = smollm2_file()
+    if args.long: return list(long_texts(tp.load_model(path), args.rounds))
     load = in_turn({"tinypeft": lambda: decoded_here(path), "gguf": lambda: decoded_there(path)}, min(3, args.rounds),
                    warmup=1, twice=False)
     model = tp.load_model(path)
     reference = torch_llama(model, torch.float32, exact=False)
     schemes = {"NF4": tp.NF4(), "GPTQ": tp.GPTQ(bits=3, group_size=32)}
-    write("smollm2", args, compared(("decode the GGUF file", load), model, reference, ROWS, LENGTH, LORA, schemes, args.rounds))
+    record = compared(("decode the GGUF file", load), model, reference, ROWS, LENGTH, LORA, schemes, args.rounds)
+    write("smollm2", args, record | {"long texts": list(long_texts(model, args.rounds))})
 
 
 if __name__ == "__main__":

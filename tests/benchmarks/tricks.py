@@ -29,7 +29,8 @@ WITHOUT = {                                              # trick → (run, the f
     "GELU in slices that stay in the cache, which keeps its slope": ("step", "engine/functional.py", plainly("gelu")),
     "attention in blocks of 64 queries, without the keys that none of them sees":
         ("step", "engine/functional.py", plainly("attention", lambda q, k, v, **options: plain.attention(q, k, v))),
-    "cross-entropy in slices, its gradient in place": ("step", "engine/functional.py", plainly("cross_entropy")),
+    "head and cross-entropy in one operation, in slices, the gradient in place":
+        ("step", "engine/functional.py", plainly("linear_cross_entropy")),
     "freed memory stays with the process": ("kept memory", "common/heap.py", "returned memory"),
     "a thread for each half of the batch, in place of two threads in each product": ("step", "common/threads.py", "one worker"),
     "a cache of keys and values: generation of 64 tokens": ("generation", "models/generation.py", "no cache")}

@@ -1,4 +1,5 @@
 """threads.py: results in order, no error lost, the BLAS left as it was found; from several threads, nested, after fork."""
+import contextlib
 import os
 import signal
 import sys
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.toys import Noise
 from tinypeft.common import threads
+from tinypeft.common.progress import in_lines
 from tinypeft.common.threads import blas_threads, parallel_map, slices
 
 
@@ -85,6 +88,34 @@ def test_a_workers_no_grad_stays_in_its_item():
     x = tp.Tensor([1.0], requires_grad=True)
     assert sorted(parallel_map(enter, range(6), 2)) == [False] + [True] * 5
     assert (x * 2).requires_grad
+
+
+# -- where no thread can start -----------------------------------------------------------------------
+@contextlib.contextmanager
+def no_threads():
+    """Python as browsers have it."""
+    def start(thread): raise RuntimeError("can't start new thread")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        threads._pool.cache_clear()
+        threads.threads_start.cache_clear()
+        yield
+    threads.threads_start.cache_clear()
+
+
+def test_without_threads_a_map_is_a_loop():
+    here = threading.get_ident()
+    with no_threads():
+        assert parallel_map(lambda i: (i, threading.get_ident()), range(3), 2) == [(i, here) for i in range(3)]
+
+
+def test_without_threads_a_model_trains_and_is_evaluated(gpt):
+    """With the same numbers, and below a command, where a thread says how far it is."""
+    def numbers():
+        tuned = tp.attach(gpt(np.float32), tp.LoRA(rank=2), rng=0)
+        return tp.train(tuned, Noise(), 2).loss, tp.evaluate(tuned, Noise(), label="evaluation")
+    with no_threads(), in_lines(): one_by_one = numbers()
+    assert numbers() == one_by_one
 
 
 # -- nested, and from several threads ----------------------------------------------------------------
@@ -198,7 +229,6 @@ def test_a_forked_child_has_workers_of_its_own():
 
 @forks
 def test_a_forked_child_trains(gpt):
-    from tests.toys import Noise
     model = gpt(np.float32)
     train = lambda: len(tp.train(model, Noise(), 2, progress=False).loss) == 2
     assert train()

@@ -1,4 +1,6 @@
 """The projects' notebooks were made of their sources. Skeletons have nothing that answers, and run as they are."""
+import re
+
 import nbformat
 import pytest
 
@@ -17,6 +19,14 @@ def test_what_is_committed_was_made_of_its_source(path):
         committed = nbformat.read(file, 4)
         nbformat.validate(committed)
         assert content(committed) == content(notebook), "run: python -m tinypeft lessons build projects"
+
+
+@pytest.mark.parametrize("file", sorted(projects.PROJECTS.rglob("*.ipynb")), ids=lambda file: file.stem)
+def test_every_link_leads_somewhere(file):
+    """From the folder of the notebook: the worked example lies a folder deeper than the skeleton."""
+    text = "\n".join(cell.source for cell in nbformat.read(file, 4).cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\((?!https:)([^)#\s]+)", text)
+    assert "GLOSSARY.md" in str(links) and [link for link in links if not (file.parent / link).exists()] == []
 
 
 @EACH

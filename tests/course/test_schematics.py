@@ -196,7 +196,7 @@ def test_the_units_of_memory_are_what_a_block_keeps():
         tracemalloc.stop()
         del logits
         return size
-    units = ((held(3) - held(1)) / 2 - B * H * T * (T + 64) / 2) / (B * T * d)
+    units = ((held(3) - held(1)) / 2 - 2 * B * H * T) / (B * T * d)
     assert units == pytest.approx(16, abs=0.4) and "there are 16." in words("memory") and "16 BTd" in words("memory")
 
 

@@ -50,6 +50,13 @@ def test_without_scripts_the_middle_frame_is_shown():
     assert len(lines) == 1 and lines[0] in page(html)[0]
 
 
+def test_neither_picture_is_wider_than_its_page():
+    """On a phone, the still image and the live drawing both shrink, in proportion."""
+    html = waves().html
+    svg = page(html)[0].split(">")[0]
+    assert "style='max-width:100%;height:auto'" in svg and "viewBox=" in svg and "style='max-width:100%'" in html
+
+
 def test_frames_share_the_axes():
     """The same y is at the same height in a frame whose own largest number is smaller."""
     s = slider("k", {1: ([0, 1], [0, 1]), 2: ([0, 1], [0, 10]), 3: ([0, 1], [0, 5])})

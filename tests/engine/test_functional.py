@@ -88,6 +88,11 @@ CASES = {
         (normal(),), F.log_softmax, None, lambda f: lambda x: f.log_softmax(x, -1)),
     "attention": (
         qkv, F.attention, attention, lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, is_causal=True)),
+    "attention, as FlashAttention does it": (
+        qkv, plain.flash_attention, attention,
+        lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, is_causal=True)),
+    "attention, as FlashAttention does it, after a prefix": (
+        (normal(2, 3, 4), normal(2, 8, 4), normal(2, 8, 4) + 1), plain.flash_attention, attention, None),
     "attention, everything seen": (
         (normal(2, 5, 4), normal(2, 3, 4), normal(2, 3, 4) + 1), lambda *a: F.attention(*a, causal=False),
         lambda *a: attention(*a, causal=False), lambda f: f.scaled_dot_product_attention),
@@ -128,6 +133,10 @@ CASES = {
         (3 * normal(2, 4, 5),), lambda z: F.cross_entropy(z, TARGETS, label_smoothing=0.1),
         lambda z: cross_entropy(z, TARGETS, label_smoothing=0.1),
         lambda f: lambda z: f.cross_entropy(z.reshape(-1, 5), long(TARGETS.ravel()), label_smoothing=0.1)),
+    "linear and cross entropy": (
+        (normal(2, 4, 3), 2 * normal(5, 3)), lambda x, W: F.linear_cross_entropy(x, W, TARGETS),
+        lambda x, W: plain.linear_cross_entropy(x, W, TARGETS),
+        lambda f: lambda x, W: f.cross_entropy((x @ W.mT).reshape(-1, 5), long(TARGETS.ravel()))),
     "embedding": (
         (normal(6, 4),), lambda E: F.embedding(IDS, E), lambda E: plain.embedding(IDS, E),
         lambda f: lambda E: f.embedding(long(IDS), E)),
@@ -221,6 +230,8 @@ ARGUMENTS = {
     "rms_norm": dict(x=normal(3, 4), gamma=normal(4)), "rotary": dict(x=normal(5, 6), cos=ANGLES[0], sin=ANGLES[1]),
     "gelu": dict(x=normal(3)), "swiglu": dict(gate=normal(3), up=normal(3)), "geglu": dict(gate=normal(3), up=normal(3)),
     "softmax": dict(x=normal(3, 4)), "log_softmax": dict(x=normal(3, 4)), "attention": dict(zip("qkv", qkv, strict=True)),
+    "flash_attention": dict(zip("qkv", qkv, strict=True)),
+    "linear_cross_entropy": dict(x=normal(6, 3), W=normal(5, 3), targets=IDS.ravel() % 4),
     "grouped_attention": dict(q=normal(4, 3, 2), k=normal(2, 3, 2), v=normal(2, 3, 2)),
     "cross_entropy": dict(logits=normal(6, 5), targets=IDS.ravel() % 4), "embedding": dict(ids=IDS, E=normal(6, 4)),
     "dropout": dict(x=normal(3, 4), p=0.3, rng=7)}

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+from .threads import threads_start
+
 __all__ = ["Progress", "in_lines", "watched"]
 
 FIRST, EVERY = 1, 10                                     # seconds before a line in a pipe
@@ -56,7 +58,7 @@ class Progress:
         self.notebook = in_notebook()
         terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
         self.show = (self.notebook or terminal) if show is None else show
-        self.ticks = show is None and not self.show and _lines.get()
+        self.ticks = show is None and not self.show and _lines.get() and threads_start()
         self.over = threading.Event()
         self.ticker = None
 

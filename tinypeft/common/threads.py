@@ -6,7 +6,8 @@ batch keeps every core busy, because NumPy releases Python's lock while it compu
 base takes a third longer with BLAS threads alone (`tests/benchmarks/README.md`).
 
 Both functions may be used from several threads at once, one inside the other, and in a process made
-by `os.fork`. Only the forking thread lives on in that process, so that it starts new workers.
+by `os.fork`. Only the forking thread lives on in that process, so that it starts new workers. Where
+no thread can start, as in a browser's Python, `parallel_map` is a loop.
 """
 import contextlib
 import contextvars
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["blas_threads", "parallel_map", "slices"]
+__all__ = ["blas_threads", "parallel_map", "slices", "threads_start"]
 
 
 # -- threads of the BLAS --------------------------------------------------------------------------
@@ -105,6 +106,16 @@ if hasattr(os, "register_at_fork"):
 _in_worker = contextvars.ContextVar("in_worker", default=False)
 
 
+@functools.cache
+def threads_start() -> bool:
+    """Try to start a thread, once; say whether it started."""
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        return False
+    return True
+
+
 def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> list:
     """Return [fn(item) for item in items], computed by `workers` threads; 1 is a plain loop.
 
@@ -113,7 +124,8 @@ def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> lis
     begun are finished before its error is raised, so that nothing is computed after the call.
     """
     items = list(items)
-    if workers <= 1 or len(items) <= 1 or _in_worker.get():
+    one_by_one = workers <= 1 or len(items) <= 1 or _in_worker.get()
+    if one_by_one or not threads_start():
         return [fn(item) for item in items]
 
     def work(item):

@@ -54,9 +54,12 @@ def skeleton(path: Path) -> NotebookNode:
 
 
 def example(path: Path) -> NotebookNode:
-    """The worked notebook, not yet executed."""
-    return _notebook(path, lambda m: "\n".join(x for x in m[1].rstrip().split("\n")
-                                               if not x.startswith(ONLY)))
+    """The worked notebook, not yet executed. Its links go up once more: it lies a folder deeper."""
+    worked = _notebook(path, lambda m: "\n".join(x for x in m[1].rstrip().split("\n")
+                                                 if not x.startswith(ONLY)))
+    for cell in worked.cells:
+        if cell.cell_type == "markdown": cell.source = cell.source.replace("](../", "](../../")
+    return worked
 
 
 def _notebook(path, part):

@@ -77,7 +77,8 @@ class Slider:
     def html(self) -> str:
         start = self.start
         moving = self._svg("".join(f"<g class='frame'>{frame}</g>" for frame in self.drawn))
-        moving = moving.replace("<svg ", f"<svg role='img' aria-label='{escape(self.label)}' ", 1)
+        look = f"role='img' aria-label='{escape(self.label)}' style='max-width:100%;height:auto'"
+        moving = moving.replace("<svg ", f"<svg {look} ", 1)
         page = (f"{moving}<label style='display:flex;gap:.6em;max-width:{WIDTH}px' "
                 f"data-lm-suppress-shortcuts='true'>{escape(self.label)} <input type='range' "
                 f"min='0' max='{len(self.drawn) - 1}' value='{start}' style='flex:1'>"

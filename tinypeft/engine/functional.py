@@ -7,6 +7,7 @@ Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weigh
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
 An array in place of a Tensor is a constant.
 """
+import copy
 import functools
 import math
 
@@ -14,12 +15,14 @@ import numpy as np
 
 from ..common.hints import Array, Seed
 from ..common.threads import slices
-from .tensor import Tensor, accepts_arrays, gated, recording
+from .tensor import RowGradient, Tensor, accepts_arrays, gated, recording
 
 __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "geglu", "gelu",
-           "layer_norm", "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
+           "layer_norm", "linear", "linear_cross_entropy", "log_softmax", "rms_norm", "rotary",
+           "softmax", "swiglu"]
 
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
+LOGITS = 1 << 22      # about how many logits `linear_cross_entropy` holds
 
 
 def _rows(a):
@@ -365,6 +368,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     past tokens); with `window`, only the last `window` of them. `dropout` is the probability that
     an entry of P is dropped; it needs an `rng`.
 
+    P has T S numbers for each head, Q and K only (T + S) d. So nothing of the size of P is kept:
+    the backward pass computes P again, as FlashAttention does (Dao et al., arXiv 2205.14135). It
+    needs two numbers for each query, max S and Z, to get the same P without a search for the
+    maximum. `plain.flash_attention` is the same idea in a few lines.
+
     A block of 64 queries skips the keys that all its rows are hidden from. The rows of the heads
     that share a key come after each other, in one product. Heads go in groups that fit in cache.
     P = E / Z, E = exp(S − max S), Z = rowsum(E): dividing the rows of O and of dO by Z, which are
@@ -382,36 +390,51 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     K = k.data.reshape(pairs, S, d)
     V = v.data.reshape(pairs, S, d)
     O = np.empty_like(Q)
-    if dropout and rng is not None:
-        rng = np.random.default_rng(rng)                                # one for all blocks
     q_trained, k_trained, v_trained = (x.requires_grad for x in (q, k, v))
     hides = causal and (window or T > 1)                                # one query sees all keys
-    pieces = []
-    for start in range(0, T, 64):
-        t = slice(start, min(start + 64, T))                            # queries
-        s = _seen(t, S - T, window) if causal else slice(0, S)          # keys
-        n, m = t.stop - t.start, s.stop - s.start
-        bound = _bound(n, m, window, Q.dtype) if hides else None
-        shape = pairs, R * n, m
-        mask = _keep_mask(shape, dropout, rng, Q.dtype) if dropout else None
-        for h in slices(shape, 1 << 18):                                # heads
-            E = _stacked(Q[h, :, t]) @ K[h, s].swapaxes(1, 2)
-            if bound is not None:
-                _hide(E, bound)
-            E -= E.max(-1, keepdims=True, initial=-math.inf)
-            np.exp(E, out=E)
-            Z = _row_sums(E) if S else 1                                # no keys: O = 0
-            keep = None if mask is None else mask[h]
-            o = _times(E, keep) @ V[h, s]
-            o /= Z
-            O[h, :, t] = _unstacked(o, R)
-            if q_trained or k_trained or v_trained:
-                pieces.append((h, t, s, E, Z, keep))
+
+    def pieces(rng):
+        """Give heads, queries and keys of one product after another, and dropout's mask or None."""
+        for start in range(0, T, 64):
+            t = slice(start, min(start + 64, T))
+            s = _seen(t, S - T, window) if causal else slice(0, S)
+            shape = pairs, R * (t.stop - t.start), s.stop - s.start
+            mask = _keep_mask(shape, dropout, rng, Q.dtype) if dropout else None
+            for h in slices(shape):
+                yield h, t, s, None if mask is None else mask[h]
+
+    def numerators(h, t, s, largest=None):
+        """Return E = exp(S − max S) and max S, which is searched for unless it is given."""
+        E = _stacked(Q[h, :, t]) @ K[h, s].swapaxes(1, 2)
+        if hides:
+            n = t.stop - t.start
+            m = s.stop - s.start if window else n                       # all see the keys before
+            _hide(E, _bound(n, m, window or n, E.dtype))
+        if largest is None:
+            largest = E.max(-1, keepdims=True, initial=-math.inf)
+        E -= largest
+        return np.exp(E, out=E), largest
+
+    if dropout and rng is not None:
+        rng = np.random.default_rng(rng)                                # one for all blocks
+    same_rng = copy.deepcopy(rng) if dropout else None                  # draws the same masks again
+    rows = []                                                           # (max S, Z) of each piece
+    for h, t, s, keep in pieces(rng):
+        E, largest = numerators(h, t, s)
+        Z = _row_sums(E) if S else 1                                    # no keys: O = 0
+        o = _times(E, keep) @ V[h, s]
+        o /= Z
+        O[h, :, t] = _unstacked(o, R)
+        if q_trained or k_trained or v_trained:
+            rows.append((largest, Z))
 
     def vjp(dO):
         dO = dO.reshape(Q.shape)
-        dQ, dK, dV = np.zeros_like(Q), np.zeros_like(K), np.zeros_like(V)
-        for h, t, s, E, Z, keep in pieces:
+        dK = np.zeros_like(K) if k_trained else None
+        dV = np.zeros_like(V) if v_trained else None
+        for piece, (largest, Z) in zip(pieces(same_rng), rows, strict=True):
+            h, t, s, keep = piece
+            E, _ = numerators(h, t, s, largest)
             do = _stacked(dO[h, :, t]) / Z
             if v_trained:
                 dV[h, s] += _times(E, keep).swapaxes(1, 2) @ do
@@ -420,13 +443,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
             dS = _times(do @ V[h, s].swapaxes(1, 2), keep)              # dP / Z, then dS in place
             dS -= np.vecdot(E, dS)[..., None] / Z
             dS *= E
-            if q_trained:
-                dQ[h, :, t] = _unstacked(dS @ K[h, s], R)
             if k_trained:
                 dK[h, s] += dS.swapaxes(1, 2) @ _stacked(Q[h, :, t])
-        if q_trained:
-            dQ *= scale
-        return dQ.reshape(q_shape), dK.reshape(k_shape), dV.reshape(k_shape)
+            if q_trained:
+                Q[h, :, t] = _unstacked(dS @ K[h, s], R)                # these rows are used up
+        dQ = np.multiply(Q, scale, out=Q) if q_trained else None
+        return [None if dx is None else dx.reshape(shape)
+                for dx, shape in ((dQ, q_shape), (dK, k_shape), (dV, k_shape))]
     return Tensor.fused(O.reshape(q_shape), (q, k, v), vjp)
 
 
@@ -459,11 +482,8 @@ def _seen(t, past, window):
 def _bound(n, m, window, dtype):
     """Return an upper bound for each score (n, m) of the last n queries and m keys up to them.
 
-    It is ∞ where the query may see the key, −∞ where it may not. Without a window it is (n, n),
-    because all queries see the keys before the last n.
+    It is ∞ where the query may see the key, −∞ where it may not.
     """
-    if window is None:
-        m = window = n
     i = np.arange(m - n, m)[:, None]
     j = np.arange(m)
     seen = (j <= i) & (j > i - window)
@@ -504,25 +524,111 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
     not `ignore_index` count; ValueError when none does. With `label_smoothing` ε the aim is
     (1 − ε) onehot + ε/V in place of onehot, as in PyTorch.
     """
-    targets = np.asarray(targets)
     shape = logits.shape
     eps = label_smoothing
-    if logits.ndim < 1 or targets.shape != shape[:-1]:
-        raise ValueError(f"cross_entropy: logits {shape}, targets {targets.shape}; "
-                         "expected (…, V) and (…)")
     if not 0 <= eps < 1:
         raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1), got {eps}")
+    t, counted = _checked_targets(targets, shape, ignore_index)
+    n = int(counted.sum())
+    Z = logits.data.reshape(-1, shape[-1])
+    E = np.empty_like(Z) if logits.requires_grad else None
+    total, sums = _surprise(Z, E, t, counted, eps)
+
+    def dlogits(dy):
+        return _dlogits(E, sums, t, counted, dy / n, eps).reshape(shape)
+    return Tensor.op(np.asarray(total / n, dtype=Z.dtype), (logits, dlogits))
+
+
+@accepts_arrays
+def linear_cross_entropy(x: Tensor, W: Tensor, targets: Array,
+                         ignore_index: int = IGNORED) -> Tensor:
+    """cross_entropy(linear(x, W), targets), with few logits z = x Wᵀ in memory.
+
+    dz = (softmax(z) − onehot) / n,   dx = dz W,   dW = dzᵀ x.
+
+    x (…, d), W (V, d), targets (…) → a single number. With a large vocabulary the N V logits are
+    the largest array of a step. Up to about LOGITS are computed at once, and the numerators of
+    their softmax take their place. If there are more, it goes piece by piece (`_in_pieces`).
+    """
+    if W.ndim != 2 or x.shape[-1:] != W.shape[1:]:
+        raise ValueError(f"linear_cross_entropy: x {x.shape}, W {W.shape}; "
+                         "expected x (…, d), W (V, d)")
+    shape = x.shape
+    V = len(W)
+    t, counted = _checked_targets(targets, (*shape[:-1], V), ignore_index)
+    pieces = slices((len(t), V), max(LOGITS, 256 * V))
+    if len(pieces) > 1:
+        return _in_pieces(x, W, np.where(counted, t, ignore_index), ignore_index, pieces)
+    n = int(counted.sum())
+    X = _rows(x.data)
+    M = W.data
+    E = _product(X, M)
+    total, sums = _surprise(E, E, t, counted)
+    x_trained, W_trained = x.requires_grad, W.requires_grad
+    rows = [X] if W_trained else []                      # only dW needs them
+    del X
+
+    def vjp(dy):
+        dz = _dlogits(E, sums, t, counted, dy / n)
+        dW = dz.T @ rows.pop() if W_trained else None    # x is freed before there is a dx
+        dx = (dz @ M).reshape(shape) if x_trained else None
+        return dx, dW
+    return Tensor.fused(np.asarray(total / n, dtype=E.dtype), (x, W), vjp)
+
+
+def _in_pieces(x, W, targets, ignore_index, pieces):
+    """linear_cross_entropy of some rows after others. Each piece is differentiated at once, for
+    dy = 1, and its logits are gone. What stays until the backward pass is dx and dW."""
+    n = int((targets != ignore_index).sum())
+    shape = x.shape
+    X = _rows(x.data)
+    dx = np.zeros_like(X) if x.requires_grad else None
+    dW = np.zeros_like(W.data) if W.requires_grad else None
+    total = 0.0
+    for s in pieces:
+        count = int((targets[s] != ignore_index).sum())
+        if count == 0:
+            continue
+        rows = Tensor(X[s], x.requires_grad)
+        head = Tensor(W.data, W.requires_grad)
+        loss = linear_cross_entropy(rows, head, targets[s], ignore_index)
+        total += count / n * loss.item()
+        if not loss.requires_grad:                       # nothing is trained, or within no_grad()
+            continue
+        for leaf, gradient in loss.gradients(count / n):
+            if leaf is head:
+                dW += gradient
+            else:
+                dx[s] = gradient
+
+    def vjp(dy):
+        if dx is not None:
+            np.multiply(dx, dy, out=dx)
+        if dW is not None:
+            np.multiply(dW, dy, out=dW)
+        return dx if dx is None else dx.reshape(shape), dW
+    return Tensor.fused(np.asarray(total, dtype=X.dtype), (x, W), vjp)
+
+
+def _checked_targets(targets, shape, ignore_index):
+    """Return the targets of logits of this shape, 0 for those that do not count, and which count:
+    two arrays (N,). Raise TypeError or ValueError unless they fit and one counts."""
+    targets = np.asarray(targets)
+    if len(shape) < 1 or targets.shape != shape[:-1]:
+        raise ValueError(f"cross_entropy: logits {shape}, targets {targets.shape}; "
+                         "expected (…, V) and (…)")
     t = targets.reshape(-1)
     counted = t != ignore_index
-    n = int(counted.sum())
-    V = shape[-1]
-    checked_ids(t[counted], V, "cross_entropy: targets")
-    if n == 0:
+    checked_ids(t[counted], shape[-1], "cross_entropy: targets")
+    if not counted.any():
         raise ValueError("cross_entropy: no target counts; all are ignore_index, or the batch is "
                          "empty")
-    t = np.where(counted, t, 0)
-    Z = logits.data.reshape(-1, V)
-    E = np.empty_like(Z) if logits.requires_grad else None    # softmax(Z) = E / sums
+    return np.where(counted, t, 0), counted
+
+
+def _surprise(Z, E, t, counted, eps=0.0):
+    """Return Σ −log softmax(Z)[t] over the rows that count, and the sums (N,) of softmax's
+    numerators. Write the numerators to E, which may be Z, unless it is None."""
     sums = np.empty(len(Z), Z.dtype)
     total = 0.0
     for s in slices(Z.shape, 1 << 18):
@@ -535,34 +641,40 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
         sums[s] = _row_sums(z)[:, 0]
         surprise = np.log(sums[s]) - aim
         total += np.dot(np.where(counted[s], surprise, 0), counted[s])
+    return total, sums
 
-    def dlogits(dy):
-        w = np.where(counted, dy / n, 0).astype(E.dtype)
-        for s in slices(E.shape, 1 << 18):
-            e = E[s]
-            e *= (w[s] / sums[s])[:, None]
-            if eps:
-                e -= (w[s] * (eps / V))[:, None]
-            e[np.arange(len(e)), t[s]] -= w[s] * (1 - eps)
-            if n < len(t):
-                e[~counted[s]] = 0                       # not 0·∞, if a row's logits are infinite
-        return E.reshape(shape)
-    return Tensor.op(np.asarray(total / n, dtype=Z.dtype), (logits, dlogits))
+
+def _dlogits(E, sums, t, counted, weight, eps=0.0):
+    """E ← weight (softmax − aim) in place, where softmax = E / sums; 0 for rows that do not
+    count."""
+    w = np.where(counted, weight, 0).astype(E.dtype)
+    for s in slices(E.shape, 1 << 18):
+        e = E[s]
+        e *= (w[s] / sums[s])[:, None]
+        if eps:
+            e -= (w[s] * (eps / E.shape[-1]))[:, None]
+        e[np.arange(len(e)), t[s]] -= w[s] * (1 - eps)
+        if not counted.all():
+            e[~counted[s]] = 0                           # not 0·∞, if a row's logits are infinite
+    return E
 
 
 @accepts_arrays
 def embedding(ids: Array, E: Tensor) -> Tensor:
     """Rows of a table: y = E[ids].    dE[i] = Σ dy over the places where ids = i.
 
-    ids integers (…) in [0, n), E (n, d) → (…, d).
+    ids integers (…) in [0, n), E (n, d) → (…, d). dE is 0 but for the rows that were looked up, and
+    only these are computed.
     """
-    shape = E.shape
-    ids = checked_ids(ids, shape[0], "token ids")
+    n, d = E.shape
+    ids = checked_ids(ids, n, "token ids")
 
     def dE(dy):
-        out = np.zeros(shape, dy.dtype)
-        np.add.at(out, ids, dy)
-        return out
+        rows, places = np.unique(ids, return_inverse=True)
+        sums = np.zeros((len(rows), d), dy.dtype)
+        numbers = places.reshape(-1, 1) * d + np.arange(d)   # their places in the flat array
+        np.add.at(sums.reshape(-1), numbers.reshape(-1), dy.reshape(-1))     # fast for one axis
+        return RowGradient((n, d), rows, sums)
     return Tensor.op(E.data[ids], (E, dE))
 
 

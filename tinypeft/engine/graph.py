@@ -72,7 +72,7 @@ def gradients(order, dy):
         for parent, dx in zip(node.parents, node.vjp(grads[id(node)]), strict=True):
             if parent:
                 key = id(parent[0])
-                grads[key] = grads.get(key, 0) + dx
+                grads[key] = grads.get(key, 0) + np.asarray(dx)
     return grads
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from ..common.hints import Array
 from .tensor import Tensor, accepts_arrays, concatenate
 
-__all__ = ["adamw", "attention", "cross_entropy", "embedding", "geglu", "gelu",
-           "grouped_attention", "layer_norm", "linear", "log_softmax", "rms_norm", "rotary",
-           "softmax", "swiglu"]
+__all__ = ["adamw", "attention", "cross_entropy", "embedding", "flash_attention", "geglu", "gelu",
+           "grouped_attention", "layer_norm", "linear", "linear_cross_entropy", "log_softmax",
+           "rms_norm", "rotary", "softmax", "swiglu"]
 
 
 @accepts_arrays
@@ -93,12 +93,52 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True,
     batch = range(k.ndim - 2)
     scores = q @ k.transpose(*batch, -1, -2) / math.sqrt(d)                # (…, T, S)
     if causal:
-        hidden = np.arange(S) > np.arange(T)[:, None] + S - T
-        scores = scores + np.where(hidden, -1e30, 0)
+        scores = scores + np.where(_hidden(T, S), -1e30, 0)
     P = softmax(scores)
     if drop is not None:
         P = P * drop
     return P @ v
+
+
+def _hidden(T, S):
+    """Return where (T, S) query i may not see key j: it sees the keys up to i + S − T."""
+    return np.arange(S) > np.arange(T)[:, None] + S - T
+
+
+@accepts_arrays
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
+    """`attention` whose backward pass computes P again, so that nothing of its size is kept.
+
+    P has T S numbers for each head: for a long text it is most of what a step holds. Its gradient
+    needs P, but not a stored one. P = exp(Q Kᵀ/√d − L) with one number for each query,
+    L = log Σ exp(Q Kᵀ/√d). So the forward pass keeps Q, K, V and L, which grow with T and not with
+    T², and the backward pass pays for one product, Q Kᵀ, and its exponential a second time:
+
+        dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(P ⊙ dP)),   dQ = dS K/√d,   dK = dSᵀ Q/√d
+
+    This is the arithmetic of FlashAttention (Dao et al., arXiv 2205.14135), and L is that of its
+    second version (arXiv 2307.08691). There P is never whole either. It comes in tiles that fit in
+    a processor's fastest memory. A row of O is summed up tile by tile with the largest score m so
+    far: when a tile has a larger one, m′, the sums of before are multiplied by exp(m − m′).
+    """
+    d = q.shape[-1]
+    hidden = causal and _hidden(q.shape[-2], k.shape[-2])
+    Q, K, V = q.data / math.sqrt(d), k.data, v.data
+
+    def scores():
+        return np.where(hidden, -1e30, Q @ K.swapaxes(-1, -2))             # (…, T, S)
+    S = scores()
+    largest = S.max(-1, keepdims=True)
+    L = largest + np.log(np.exp(S - largest).sum(-1, keepdims=True))       # (…, T, 1)
+    O = np.exp(S - L) @ V
+
+    def vjp(dO):
+        P = np.exp(scores() - L)                                           # S is gone
+        dV = P.swapaxes(-1, -2) @ dO
+        dP = dO @ V.swapaxes(-1, -2)
+        dS = P * (dP - (P * dP).sum(-1, keepdims=True))
+        return dS @ K / math.sqrt(d), dS.swapaxes(-1, -2) @ Q, dV
+    return Tensor.fused(O, (q, k, v), vjp)
 
 
 @accepts_arrays
@@ -119,6 +159,13 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = -100,
     hit = y[rows, t[rows]]
     spread = y[rows].mean(-1)
     return -((1 - label_smoothing) * hit + label_smoothing * spread).mean()
+
+
+@accepts_arrays
+def linear_cross_entropy(x: Tensor, W: Tensor, targets: Array,
+                         ignore_index: int = -100) -> Tensor:
+    """The loss of logits x Wᵀ."""
+    return cross_entropy(linear(x, W), targets, ignore_index)
 
 
 @accepts_arrays

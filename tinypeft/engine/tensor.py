@@ -23,6 +23,7 @@ import contextvars
 import functools
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,9 +34,9 @@ from ..common.markup import facts
 
 Vjp = Callable[[Array], Any]                             # dy ↦ dx, or for `fused` one per parent
 
-__all__ = ["GraphError", "Tensor", "accepts_arrays", "concatenate", "enable_grad", "gated",
-           "maximum", "no_grad", "recording", "split", "stack", "tape", "unbroadcast", "where",
-           "within"]
+__all__ = ["GraphError", "RowGradient", "Tensor", "accepts_arrays", "concatenate", "enable_grad",
+           "gated", "maximum", "no_grad", "recording", "split", "stack", "tape", "unbroadcast",
+           "where", "within"]
 
 
 class GraphError(RuntimeError):
@@ -188,32 +189,44 @@ class Tensor:
                              f"that shape, got {dy if dy is None else np.shape(dy)}")
         dy = np.asarray(dy.data if isinstance(dy, Tensor) else dy, dtype=self.dtype)
         root = self.node or self
+        if isinstance(root, Tensor):
+            yield root, np.array(dy)
+            return
         order = topological_order(root)
+        uses = Counter(id(x) for y in order for x in trained_parents(y))
         grads = {id(root): dy}
         sums = set()                                     # ids of gradients safe to add into
         while order:
             y = order.pop()
-            dy = grads.pop(id(y))
-            if isinstance(y, Tensor):                    # a leaf
-                yield y, np.asarray(dy) if id(y) in sums else np.array(dy)
+            if isinstance(y, Tensor):                    # a leaf, which has left the walk already
                 continue
+            dy = grads.pop(id(y))
             parents, vjp = y.parents, y.vjp
-            y.parents = y.vjp = None                     # walked: free the arrays it saved
-            for parent, dx in zip(parents, vjp(dy), strict=True):
+            y.parents = y.vjp = None                     # walked
+            dxs = vjp(dy)
+            del vjp                                      # and the arrays that it saved
+            for parent, dx in zip(parents, dxs, strict=True):
                 if parent is None:                       # frozen
                     continue
                 x, _ = parent
+                key = id(x)
                 assert dx.shape == x.shape and dx.dtype == x.dtype, (
                     f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
-                if id(x) in sums:
-                    grads[id(x)] += dx
-                elif id(x) in grads:
-                    grads[id(x)] = grads[id(x)] + dx
-                    sums.add(id(x))
+                if isinstance(dx, RowGradient) and key in sums:
+                    dx.add_to(grads[key])
+                elif key in sums:
+                    grads[key] += dx
+                elif key in grads:
+                    grads[key] = grads[key] + np.asarray(dx)
+                    sums.add(key)
                 else:
-                    grads[id(x)] = dx
-                    if dx is not dy and dx.base is None:
-                        sums.add(id(x))
+                    grads[key] = np.asarray(dx)
+                    if dx is not dy and grads[key].base is None:
+                        sums.add(key)
+                uses[key] -= 1
+                if isinstance(x, Tensor) and uses[key] == 0:
+                    dx = grads.pop(key)
+                    yield x, np.asarray(dx) if key in sums else np.array(dx)
 
     def assign(self, array: Array) -> None:
         """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""
@@ -470,6 +483,30 @@ class Node:
         self.vjp = vjp
         self.shape = y.shape
         self.dtype = y.dtype
+
+
+class RowGradient:
+    """A gradient of a table that is 0 but for the rows `ids` (n,), which differ: there it is `rows`
+    (n, …). To add it to another gradient takes no array of the table's size."""
+
+    def __init__(self, shape: tuple[int, ...], ids: Array, rows: Array):
+        self.shape = shape
+        self.dtype = rows.dtype
+        self.ids = ids
+        self.rows = rows
+
+    def add_to(self, gradient: Array) -> None:
+        gradient[self.ids] += self.rows
+
+    def __array__(self, dtype=None, copy=None):
+        dense = np.zeros(self.shape, dtype or self.dtype)
+        dense[self.ids] = self.rows
+        return dense
+
+
+def trained_parents(y: Node | Tensor) -> list[Node | Tensor]:
+    """List the parents of `y` that are not frozen, one as often as the operation takes it."""
+    return [parent[0] for parent in y.parents if parent is not None]
 
 
 def topological_order(root: Node | Tensor) -> list[Node | Tensor]:

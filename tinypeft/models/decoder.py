@@ -123,6 +123,19 @@ class Decoder(InWords, Module):
             return self.token_embedding.scores(hidden)
         return self.lm_head(hidden)
 
+    def loss(self, tokens: Array, targets: Array, ignore_index: int = F.IGNORED,
+             **virtual: Any) -> Tensor:
+        """Return the mean cross-entropy of `targets` (B, T), nats, as `functional.cross_entropy` of
+        `forward` would. A plain head holds few logits at a time.
+
+        virtual: prompt, prompt_at, prefix or hook, as for `forward`.
+        """
+        h = self.hidden(tokens, **virtual)
+        head = self.token_embedding if self.lm_head is None else self.lm_head
+        if type(head) in (Embedding, Linear) and getattr(head, "bias", None) is None:
+            return F.linear_cross_entropy(h, head.weight, targets, ignore_index)
+        return F.cross_entropy(self.logits(h), targets, ignore_index)     # adapted or quantized
+
     def class_logits(self, tokens: Array, lengths: Array, **virtual: Any) -> Tensor:
         """tokens (B, T), of which row b has lengths[b] → class logits (B, C).
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array, Calibration, Seed
+from ..engine.functional import IGNORED
 from ..engine.nn import Linear, Parameter, check_state
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder, require_free
@@ -118,6 +119,10 @@ class PeftModel(InWords, Switched):
     def forward(self, tokens: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
         """tokens (B, T) → logits (B, T, V); with `last`, those of the last position, (B, 1, V)."""
         return self.model(tokens, cache=cache, last=last, **self._seams(tokens, cache))
+
+    def loss(self, tokens: Array, targets: Array, ignore_index: int = IGNORED) -> Tensor:
+        """Return the mean cross-entropy of `targets` (B, T), in nats, as `Decoder.loss` does."""
+        return self.model.loss(tokens, targets, ignore_index, **self._seams(tokens))
 
     def class_logits(self, tokens: Array, lengths: Array) -> Tensor:
         """tokens (B, T), of which the first lengths[b] count in row b → class logits (B, C)."""

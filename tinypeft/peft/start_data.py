@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..common.hints import Array
-from ..engine import functional as F
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor, enable_grad
 from ..models.calibration import Listener, calibrating
@@ -94,7 +93,7 @@ def weight_gradients(layers: Layers, tuned: Module, batches: list[Array]) -> dic
     G = {change.Z: np.zeros_like(change.Z.data) for change in changes.values()}
     with calibrating(tuned), enable_grad(), replaced_bases(layers, changes):
         for tokens in batches:
-            loss = F.cross_entropy(tuned(tokens[:, :-1]), tokens[:, 1:])
+            loss = tuned.loss(tokens[:, :-1], tokens[:, 1:])
             for leaf, gradient in loss.gradients():
                 if leaf in G:
                     G[leaf] += gradient / len(batches)

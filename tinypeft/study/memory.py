@@ -10,24 +10,25 @@ q = w = d in GPT-2; w is smaller if heads share keys.
     activations   what the forward pass keeps for the backward pass:
                   L·N·(2 d                          x̂ of both norms
                        + q + 2 w                    Q, K and V; with norms of q, k, their x̂ as well, q + w
-                       + H·(T + 64)/2               softmax's numerators; blocks of 64 queries leave out the future
+                       + 2 H                        the largest score of a query and softmax's sum, to compute P again
                        + h                          GELU's slope (gated, 2 h: both slopes of silu(g) u)
                        + inputs                     x of every trained layer y = W x, because dW = dyᵀ x
                        + method)                    what the method itself keeps
-    working       the larger of two: 2 N V          the logits and their softmax, just after the loss is computed; or
+    working       the larger of two: N V            the logits, whose place their softmax takes, while the loss is computed
+                                                    (at most about 2²², or 256 rows of them); or
                   N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway (gated: 3 h), a decoded
                                                     matrix (d h) and as many bytes of indices, at most 2²⁰, to look it up,
                                                     and GELU's scratch space, about 2·2¹⁷ at most (gated: 2¹⁷)
 
-A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V, numerators and
-slope, are needed to pass gradients on, whatever is trained. Memory is largest at one of two moments: at the end of the
-forward pass all activations exist and no gradient; at the end of the backward pass all gradients exist, and the activations
-of at most one block.
+A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V and slope, are
+needed to pass gradients on, whatever is trained. Attention's P is computed twice, so that nothing grows with T². Memory is
+largest at one of two moments: at the end of the forward pass all activations exist and no gradient; at the end of the backward
+pass all gradients exist, and the activations of at most one block.
 
     peak = weights + optimizer + max(activations + working, gradients + activations/L)
 
 This engine and its test work in float32. For large models `Precision` gives the width of each kind of number. The formulas
-do not count the memory of Python and the framework, workspaces of kernels, or fragmentation. They assume that no activation
+do not count the memory of Python and the framework, workspaces of kernels, or fragmentation. They assume that no block
 is computed twice (checkpointing) and that nothing is paged out.
 """
 from __future__ import annotations
@@ -42,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hyper import one_of, real, whole
-from ..engine import functional as F
+from ..engine.functional import LOGITS
 from ..engine.optim import AdamW
 from ..models.gpt import GPT, GPTConfig
 from ..models.llama import Llama, LlamaConfig
@@ -219,13 +220,12 @@ def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, preci
 
     hidden = 2 * s.h if s.gated else s.h
     norms = s.q + s.w if s.qk_norm else 0
-    block = N * (2 * d + s.q + 2 * s.w + norms + hidden + m.inputs + m.extra)
-    scores = H * batch * (S**2 - (S - Q)**2 + 64 * Q) / 2
+    block = N * (2 * d + s.q + 2 * s.w + 2 * H + norms + hidden + m.inputs + m.extra)
     keys = 2 * batch * (S - Q) * s.w                                         # keys and values of a prefix
     first = 0 if m.lowest else N * d                                         # x̂ of a norm below which nothing is trained
     last = N * d * (2 if m.full else 1)                                      # x̂ of the final norm, and the head's x
-    activations = (L * (block + scores + keys) - first + last) * p.activations
-    logits = 2 * batch * tokens * V * p.logits
+    activations = (L * (block + keys) - first + last) * p.activations
+    logits = min(batch * tokens * V, max(LOGITS, 256 * V)) * p.logits
     values, scratch = (3, 1) if s.gated else (2, 2)                          # of h: gate(x), up(x) and their product
     mlp = (N * (values * s.h + 2 * d - m.mlp) + scratch * min(N * s.h, 2**17)) * p.activations
     decoded = 0 if bits is None else d * s.h * p.frozen + 4 * min(d * s.h, 2**18)            # and the indices of look-ups
@@ -271,7 +271,7 @@ def traced(config: Any, method: str, batch: int, tokens: int, seed: int = 0, **o
         for _ in range(2):
             tracemalloc.reset_peak()
             optimizer.zero_grad()
-            F.cross_entropy(tuned(x), y).backward()
+            tuned.loss(x, y).backward()
             optimizer.step()
         return tracemalloc.get_traced_memory()[1]
     finally:

@@ -63,9 +63,8 @@ def states(N, n, b, f):
 
 
 def activations(B, T, d, H, L, V):
-    n, heads = B * T, B * H
-    weights = sum(64 * (64 * (i + 1)) for i in range(T // 64)) * heads
-    return L * (16 * n * d + 2 * n + weights) + n * (2 * d + 1 + V)
+    n, queries = B * T, B * T * H
+    return L * (16 * n * d + 2 * n + 2 * queries) + n * (2 * d + 1 + V)
 
 
 def off(by):
@@ -108,10 +107,10 @@ def repeated(w, gradients, lr, beta1, beta2, decay):
     return w
 
 
-def peak(inputs=lambda L, k: L // k, blocks=lambda k: k, together=False, head=True, factor=1, of=max, final=1, scores=True):
+def peak(inputs=lambda L, k: L // k, blocks=lambda k: k, together=False, head=True, factor=1, of=max, final=1, queries=2):
     def full_recompute(B, T, d, H, L, V, k):
         n = B * T
-        part = blocks(k) * (16 * n * d + 2 * n + scores * B * H * T * (T + 64) // 2)
+        part = blocks(k) * (16 * n * d + 2 * n + queries * B * H * T)
         top = n * (final * (2 * d + 1) + V) if head else 0
         return factor * (inputs(L, k) * n * d + (part + top if together else of(part, top)))
     return full_recompute
@@ -183,8 +182,9 @@ WRONG = {
         (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - 6 * L * B * T * d, "4 d wide"),
         (lambda B, T, d, H, L, V: activations(B, T, d, H, 1, V), "there are L"),
         (lambda B, T, d, H, L, V: 4 * activations(B, T, d, H, L, V), "in bytes"),
-        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) + L * B * H * T * (T + 64) // 2, "counted twice"),
-        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - 32 * L * B * H * T, "one more block of keys"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - L * B * H * T, "the largest score and the sum"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - 2 * L * B * (H - 1) * T, "not in one head"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - 2 * L * B * H * T, "2 B H T"),
         (off(lambda n, d, L, V: 2 * L * n + n), "and not the mean"),
         (off(lambda n, d, L, V: -L * n * d), "missing in each block"),
         (off(lambda n, d, L, V: L * n * d), "17 B T d"),
@@ -193,7 +193,8 @@ WRONG = {
         (off(lambda n, d, L, V: -n * d), "after the blocks B T d"),
         (off(lambda n, d, L, V: -n * (2 * d + 1 + V)), "three more are kept"),
         (off(lambda n, d, L, V: n * d), "the embedding keeps"),
-        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) + L * B * H * (T * T - T * (T + 64) // 2), "all T²")],
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) + L * B * H * T * T, "beside the two numbers"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) + L * B * H * T * (T - 2), "T² in each head")],
     "full.bug": [
         (loop(shared=True), "has no root"),
         (loop(start=2), "t counts from 1"),
@@ -220,7 +221,7 @@ WRONG = {
         (lambda *a: head_alone(*a), "at both moments"),
         (peak(of=min), "the smaller moment"),
         (peak(final=0), "the head's moment"),
-        (peak(scores=False), "attention's weights are missing"),
+        (peak(queries=0), "2 B H T in each block"),
         (peak(blocks=lambda k: 1), "whose arrays are all there"),
         (peak(together=True), "not the sum"),
         (peak(head=False), "the head also needs"),

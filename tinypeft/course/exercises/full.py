@@ -171,18 +171,18 @@ def states_cases(rng):
     return N, n, weight_bytes, float(rng.choice([0.5, 1, 2]))
 
 
-def attention_weights(B, H, T):
-    return B * H * T * (T + 64) // 2
+def two_a_query(H, T):
+    return 2 * H
 
 
-def kept(B, T, d, H, V, vectors=16, norms=2, weights=attention_weights, rows=0,
+def kept(B, T, d, H, V, vectors=16, norms=2, attention=two_a_query, rows=0,
          last_vectors=2, last_norms=1, last_rows=1):
     """Count the numbers that a block keeps, and those that are kept after all blocks.
 
     A vector has d numbers for each token, a norm has one (1/σ), and a row has V. The numbers of
-    them make the mistakes.
+    them make the mistakes. attention: what it keeps for each token beside Q, K and V.
     """
-    block = B * T * (vectors * d + norms + rows * V) + weights(B, H, T)
+    block = B * T * (vectors * d + norms + attention(H, T) + rows * V)
     return block, B * T * (last_vectors * d + last_norms + last_rows * V)
 
 
@@ -196,10 +196,10 @@ def reference_activations(B, T, d, H, L, V):
 
 
 def activations_cases(rng):
-    low, high = (1, 1, 2, 2), (6, 5, 7, 9)
-    B, blocks, H, L = rng.integers(low, high).tolist()
+    low, high = (1, 30, 3, 2), (6, 300, 7, 9)
+    B, T, H, L = rng.integers(low, high).tolist()
     d = H * int(rng.integers(5, 20))
-    return B, 64 * blocks, d, H, L, int(rng.integers(100, 900))
+    return B, T, d, H, L, int(rng.integers(100, 900))
 
 
 def recompute(B, T, d, H, L, V, k, inputs=operator.floordiv, blocks=lambda L, k: k,
@@ -226,10 +226,10 @@ def head_without_inputs(B, T, d, H, L, V, k):
 
 
 def recompute_cases(rng, vocabulary=None):
-    low, high = (1, 1, 2, 2, 3), (6, 5, 7, 5, 6)
-    B, blocks, H, k, parts = rng.integers(low, high).tolist()
+    low, high = (1, 30, 3, 2, 3), (6, 300, 7, 5, 6)
+    B, T, H, k, parts = rng.integers(low, high).tolist()
     V = int(rng.integers(100, 900)) if vocabulary is None else vocabulary
-    return B, 64 * blocks, H * int(rng.integers(5, 20)), H, k * parts, V, k
+    return B, T, H * int(rng.integers(5, 20)), H, k * parts, V, k
 
 
 def cut_to_whole(got, expected, args):
@@ -362,18 +362,19 @@ EXERCISES = (
              partial(activations, norms=0)),
             ("1/σ of the final norm is missing: one number per token",
              partial(activations, last_norms=0)),
-            ("attention's weights are missing: B H T (T + 64)/2",
-             partial(activations, weights=lambda B, H, T: 0)),
-            ("all T² of attention's weights are counted; half of them are "
-             "hidden and never computed",
-             partial(activations, weights=lambda B, H, T: B * H * T * T)),
-            ("attention's weights are counted for one head",
-             partial(activations, weights=lambda B, H, T: attention_weights(B, 1, T))),
-            ("attention's weights are counted twice: only half of the T² are computed",
-             partial(activations, weights=lambda B, H, T: B * H * T * (T + 64))),
-            ("the 64 queries that work at a time see one more block of keys than "
-             "T²/2 counts: T (T + 64)/2",
-             partial(activations, weights=lambda B, H, T: B * H * T * T // 2)),
+            ("attention's two numbers for each query of a head are missing: 2 B H T",
+             partial(activations, attention=lambda H, T: 0)),
+            ("attention's weights are counted, T² in each head: they are computed again, and not "
+             "kept",
+             partial(activations, attention=lambda H, T: H * T)),
+            ("attention's weights are counted, T² in each head, beside the two numbers for each "
+             "query: they are computed again, and not kept",
+             partial(activations, attention=lambda H, T: H * T + 2 * H)),
+            ("attention keeps two numbers for each query in every head, and not in one head",
+             partial(activations, attention=lambda H, T: 2)),
+            ("attention keeps two numbers for each query of a head, the largest score and the "
+             "sum: one of the two is missing",
+             partial(activations, attention=lambda H, T: H)),
             ("a norm keeps x̂ and 1/σ, and not the mean besides",
              partial(activations, norms=4, last_norms=2)),
             ("B T d numbers are missing in each block: an input of query, key and value, of the "
@@ -429,9 +430,9 @@ EXERCISES = (
         hints=("Which arrays does a block keep for its backward pass, one row of the table after "
                "another? What is kept once, after all blocks?",
                "Most arrays are (B, T, d), two are (B, T, 4d). The norms' 1/σ are (B, T), "
-               "attention's weights about half of (B, H, T, T), the probabilities (B, T, V).",
-               "In a block: 2 + 1 + 3 + 1 + 1 + 4 + 4 = 16 times B T d, then 2 B T and B H T (T "
-               "+ 64)/2. Multiply by L; add 2 B T d + B T + B T V.")),
+               "attention's two numbers for each query (B, H, T), the probabilities (B, T, V).",
+               "In a block: 2 + 1 + 3 + 1 + 1 + 4 + 4 = 16 times B T d, then 2 B T and 2 B H T. "
+               "Multiply by L; add 2 B T d + B T + B T V.")),
     Exercise(
         name="full.bug", title="Find the bug: an AdamW that diverges", stars=2,
         kind="fault",
@@ -501,8 +502,8 @@ EXERCISES = (
              partial(recompute, last_vectors=0, last_norms=0)),
             ("the head's moment has B T d and B T of the final norm, B T d of the head, and B T V",
              partial(recompute, last_vectors=1, last_norms=0)),
-            ("attention's weights are missing: B H T (T + 64)/2 in each block",
-             partial(recompute, weights=lambda B, H, T: 0)),
+            ("attention's two numbers for each query of a head are missing: 2 B H T in each block",
+             partial(recompute, attention=lambda H, T: 0)),
             ("1/σ of the layer norms is missing: 2 B T in each block", partial(recompute, norms=0)),
             ("the inputs of the parts are missing: L/k of them",
              partial(recompute, inputs=lambda L, k: 0)),
@@ -520,6 +521,6 @@ EXERCISES = (
                "blocks is walked backwards?",
                "L/k inputs of B T d numbers stay all the time. Beside them are either the head's "
                "arrays, 2 B T d + B T + B T V, or those of k blocks, never both.",
-               "block = 16 * B * T * d + 2 * B * T + B * H * T * (T + 64) // 2. The peak is L "
-               "// k * B * T * d + max(k * block, head).")),
+               "block = 16 * B * T * d + 2 * B * T + 2 * B * H * T. The peak is L // k * B * T * d "
+               "+ max(k * block, head).")),
 )

@@ -44,9 +44,9 @@ WORDS = {                                                # name → (sentence, d
         "Training fewer weights removes gradients and moments. It removes only a part of the "
         "activations.",
         "Left: the operations of a block and what each keeps, in units of B times T times d: "
-        "layer norm 1, query, key and value together 1, attention 3 and its weights, output 1, "
-        "addition nothing, layer norm 1, up 1, GELU 4, down 4. Right: four bytes each for weight, "
-        "gradient and Adam's two moments."),
+        "layer norm 1, query, key and value together 1, attention 3 and two numbers a query, "
+        "output 1, addition nothing, layer norm 1, up 1, GELU 4, down 4. Right: four bytes each "
+        "for weight, gradient and Adam's two moments."),
     "adapters": (
         "An adapter is a narrow network of width m. Only adapters are trained.",
         "In the path it reads what the layer computed; beside the path it reads what the layer "

@@ -15,7 +15,6 @@ import numpy as np
 
 from ...common.hints import Array
 from ...common.wording import brief
-from ...engine import functional as F
 from ...engine.nn import Module
 from ...engine.tensor import Tensor
 from ...models.generation import prompted
@@ -77,8 +76,7 @@ class Answering(Rows):
         tokens, targets = batch
         n_prompt = 1 + (targets != IGNORED).argmax(1)             # the last of them predicts
         with prompted(n_prompt):
-            logits = model(tokens)
-        return F.cross_entropy(logits, targets, ignore_index=IGNORED)
+            return model.loss(tokens, targets, IGNORED)
 
     def finish(self, means: Metrics, split: str = "test") -> Metrics:
         """Add bits per byte of the answers to the loss (nats per token, the end included)."""

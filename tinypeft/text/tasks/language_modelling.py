@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from ...common.hints import Array
-from ...engine import functional as F
 from ...engine.nn import Module
 from ...engine.tensor import Tensor
 from .. import corpus
@@ -83,7 +82,7 @@ class LanguageModelling(Task):
         return batch[1].size
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1])
+        return model.loss(batch[0], batch[1])
 
     def finish(self, means: Metrics, split: str = "test") -> Metrics:
         """Add perplexity (per token) and bits per byte of text to the loss (nats per token)."""

@@ -1,0 +1,149 @@
+"""A Python file as a reader wants it: the words of its docstring on the left, its code on the right. All of it is HTML."""
+import ast
+import functools
+import re
+from html import escape
+
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+DIFFERENCES = "Where implementations differ"
+TABLES = "paper", "symbol"                               # the first word of a table of symbols
+
+
+# -- a docstring -----------------------------------------------------------------------------------
+def split(docstring):
+    """Return (what stands before the differences between implementations, these differences) of a docstring."""
+    start = docstring.find(f"\n{DIFFERENCES}")
+    return (docstring[:start], docstring[start:]) if start >= 0 else (docstring, "")
+
+
+def prose(docstring, source=""):
+    """Write a docstring as HTML: paragraphs, bullets, equations and tables of symbols, which look for names in the source."""
+    return "\n".join(block(kind, lines, source) for kind, lines in blocks(docstring))
+
+
+def blocks(docstring):
+    """Yield (kind, lines) of each run of lines: "text", "indented" by four blanks, or "bullet"."""
+    for paragraph in re.split(r"\n\s*\n", docstring.strip("\n")):
+        kind, lines = None, []
+        for line in paragraph.split("\n"):
+            new = kind_of(line, kind)
+            if lines and (new != kind or line.startswith(" * ")):
+                yield kind, lines
+                lines = []
+            kind = new
+            lines.append(line)
+        yield kind, lines
+
+
+def kind_of(line, before):
+    """Return the kind of a line. A bullet goes on over lines that are indented."""
+    if line.startswith(" * "):
+        return "bullet"
+    if line.startswith("    "):
+        return "bullet" if before == "bullet" else "indented"
+    return "text"
+
+
+def block(kind, lines, source):
+    if kind == "text":
+        return f"<p>{inline(' '.join(lines))}</p>"
+    if kind == "bullet":
+        return f"<ul><li>{inline(' '.join(line.removeprefix(' * ').strip() for line in lines))}</li></ul>"
+    if lines[0].split()[0] in TABLES:
+        return symbols(lines, names_in(source))
+    equation = "\n".join(line.removeprefix("    ") for line in lines)
+    return f"<pre class='equation'>{escape(equation)}</pre>"
+
+
+def inline(text):
+    """Escape text; backticks become code, and numbers of papers become links."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"<a href='https://arxiv.org/abs/\1'>arXiv \1</a>", text)
+
+
+def rows_of(lines):
+    """Cut a table of symbols into rows of cells, at two blanks or more. A line with an empty first cell goes on with a row."""
+    starts = [match.start() for match in re.finditer(r"(?<!\S)(?<!\S )\S", lines[0])]
+    rows = []
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        skipped = max(i for i, start in enumerate(starts) if start <= max(indent, starts[0]))
+        cells = [""] * skipped + re.split(r"\s{2,}", line.strip(), maxsplit=len(starts) - skipped - 1)
+        cells += [""] * (len(starts) - len(cells))
+        if skipped:
+            rows[-1] = [f"{old} {new}".strip() for old, new in zip(rows[-1], cells, strict=True)]
+        else:
+            rows.append(cells)
+    return rows
+
+
+def symbols(lines, names):
+    """Write a table of symbols. A name of the code is a button, which marks the name in the code (site.js)."""
+    head, *rows = rows_of(lines)
+    top = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head)
+    body = ""
+    for paper, here, *rest in ([cell.replace("`", "") for cell in row] for row in rows):
+        cells = [re.sub(r"[^\W\d]\w*", lambda match: button(match[0], names), escape(here, quote=False)), *map(escape, rest)]
+        body += f"<tr><th scope='row'>{escape(paper)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return (f"<div class='scroll'><table class='symbols'><thead><tr>{top}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>")
+
+
+def button(word, names):
+    return f"<button type='button' class='find'>{word}</button>" if word in names else word
+
+
+# -- code ------------------------------------------------------------------------------------------
+def code(source, first=1):
+    """Write code as HTML, each line with its number and an anchor such as L-12. first: the number of its first line."""
+    start = f"counter-reset: line {first - 1}"
+    style = HtmlFormatter(linespans="L", linenostart=first, cssclass="highlight numbered", prestyles=start)
+    return highlight(source, PythonLexer(stripnl=False), style)
+
+
+parsed = functools.cache(ast.parse)
+
+
+def pieces(source):
+    """Cut a file into (docstring, imports, the rest), the last two as (number of the first line, text)."""
+    tree, lines = parsed(source), source.split("\n")
+    docstring, imports = ast.get_docstring(tree) or "", 0
+    start = tree.body[0].end_lineno if docstring else 0
+    for node in tree.body[bool(docstring):]:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            break
+        imports = node.end_lineno
+    middle = max(start, imports)
+    return docstring, trimmed(lines[:middle], start), trimmed(lines, middle)
+
+
+def trimmed(lines, start):
+    """Return (number of the first line, text) of the lines from `start` on, without empty ones at the ends."""
+    while start < len(lines) and not lines[start].strip():
+        start += 1
+    return start + 1, "\n".join(lines[start:]).rstrip() + "\n"
+
+
+def functions(source):
+    """Return name → (its first line, its text) of the functions and classes of a file."""
+    nodes = [node for node in parsed(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    lines = source.split("\n")
+    return {node.name: (node.lineno, "\n".join(lines[node.lineno - 1:node.end_lineno])) for node in nodes}
+
+
+def names_in(source):
+    """Return the names that code gives: of variables, arguments, attributes, functions and classes."""
+    fields = "id", "arg", "attr", "name"
+    return {getattr(node, field, None) for node in ast.walk(parsed(source)) for field in fields} - {None}
+
+
+def side_by_side(docstring, source):
+    """Write a docstring beside the code of its file, whose imports are folded."""
+    _, (top, imports), (first, rest) = pieces(source)
+    side = f"<div class='words'>{prose(docstring, source)}</div>" if docstring else ""
+    folded = f"<summary>Imports</summary>{code(imports, top)}" if imports.strip() else ""
+    folded = folded and f"<details class='imports'>{folded}</details>"
+    return f"<div class='annotated'>{side}<div class='code'>{folded}{code(rest, first)}</div></div>"

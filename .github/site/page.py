@@ -1,0 +1,240 @@
+"""The page of a method or scheme: its paper beside its code, and below that all that the checkout knows of it."""
+import ast
+import functools
+import re
+import sys
+import warnings
+from html import escape
+from pathlib import Path
+
+import annotate
+from links import ROOT
+
+sys.path.insert(0, str(ROOT))
+from tinypeft.peft import METHODS  # noqa: E402
+from tinypeft.quant import SCHEMES  # noqa: E402
+from tinypeft.study.about import ABOUT, arxiv, code  # noqa: E402
+from tinypeft.study.claims import ALL_CLAIMS  # noqa: E402
+from tinypeft.study.claims.tables import effects, judged, means, said, source  # noqa: E402
+from tinypeft.study.freshness import StaleWarning  # noqa: E402
+from tinypeft.study.markdown import table  # noqa: E402
+from tinypeft.study.pictures import PICTURES  # noqa: E402
+
+CLASSES = METHODS | SCHEMES
+RESULTS = ROOT / "figures" / "results"
+EVERYTHING = "compare_all"                               # the picture of those that have none of their own
+SIDE_BY_SIDE, TWIN, MEASURED, LESSON, TESTS = ("Paper and code, side by side", "The plain twin", "What was measured",
+                                               "Lesson and exercises", "Tests and oracles")
+HEAD = "---\nhide-toc: true\n{}---\n\n<div class='wide'></div>"
+WIDE = HEAD.format("")                                   # of a page that takes the whole width (site.css)
+BOX = "<div class='{}'>\n\n{}\n\n</div>"
+
+
+def read(path):
+    return (ROOT / path).read_text("utf-8")
+
+
+def files():
+    """Return the file of each method and scheme, a path → the names that it holds."""
+    holders = {}
+    for name, cls in CLASSES.items():
+        holders.setdefault(cls.__module__.replace(".", "/") + ".py", []).append(name)
+    return holders
+
+
+def lesson_of(name):
+    """Return the path of the lesson's notebook."""
+    return next(path.relative_to(ROOT).as_posix() for path in (ROOT / "lessons").glob(f"{ABOUT[name].lesson}_*.ipynb"))
+
+
+def title_of(notebook):
+    """Return the first heading of a notebook."""
+    return re.search(r'"# (.+?)\\n"', read(notebook)).group(1)
+
+
+# -- what was measured -----------------------------------------------------------------------------
+@functools.cache
+def judgements():
+    """Judge all claims by the stored numbers. Whether these are stale is what `figures --status` says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StaleWarning)
+        return judged(RESULTS, ALL_CLAIMS)
+
+
+@functools.cache
+def claims_of(name):
+    """Return the judged claims of a method: on its papers, or on papers of no method's, if they name it.
+
+    Of two methods with the same paper a claim belongs to the one that it names.
+    """
+    return [j for j in judgements() if name in owners(j.claim)]
+
+
+def owners(claim):
+    citing = [name for name, about in ABOUT.items() if claim.paper in about.papers]
+    named = [name for name, about in ABOUT.items() if re.search(rf"(?<!\w){re.escape(about.title)}(?!\w)", claim.text, re.I)]
+    return [name for name in citing if name in named] or citing or named
+
+
+def verdicts(judgements):
+    """Return the verdicts, each once, as text between blanks: a page shows them in colours."""
+    distinct = dict.fromkeys(j.verdict for j in judgements)
+    return " ".join(f"<span class='verdict' data-verdict='{verdict}'>{verdict}</span>" for verdict in distinct)
+
+
+def claims_table(judgements):
+    """Write claims with their papers' numbers, what was measured, the verdict and the reason, as a Markdown table."""
+    rows = [(j.claim.text, source(j.claim), means(j) if j.claim.by_construction else effects(j), said(j), j.why)
+            for j in judgements]
+    return table(("claim", "paper", "effect ± 95 % interval", "verdict", "why"), rows)
+
+
+def tables_with(name, page):
+    """Yield the tables of a page with a row of the method, cut down to the heading and this row."""
+    for block in re.findall(r"(?:^\|.*\n)+", read(page), re.M):
+        head, rule, *rows = block.splitlines()
+        matches = [row for row in rows if row.startswith(f"| `{name}`: ")]
+        if matches:
+            yield "\n".join((head, rule, *matches))
+
+
+def pictures_of(names):
+    """Return the names of pictures: those that show the results of the claims, else the schematics of the lesson, else all."""
+    results = {j.claim.needs[0] for name in names for j in claims_of(name)}
+    measured = [key for key, picture in PICTURES.items() if picture.needs and picture.needs[0] in results]
+    schematics = [key for key, picture in PICTURES.items() if not picture.needs and picture.lesson == ABOUT[names[0]].lesson]
+    return (measured or schematics or [EVERYTHING])[:3]
+
+
+@functools.cache
+def gallery():
+    """Return title → (its section of the gallery, the description of its picture, its sentence)."""
+    sections = re.findall(r"^## (.+)\n\n(!\[(.*?)\]\(.*?\)\n\n\*\*(.*?)\*\*.*)\n", read("figures/README.md"), re.M)
+    return {title: (text, alt, sentence) for title, text, alt, sentence in sections}
+
+
+# -- the plain twin, and the tests -----------------------------------------------------------------
+def twins(path):
+    """Return (rows of tests/README.md on the fast forms of a file, the names of their plain twins)."""
+    folder, stem = path.split("/")[1], Path(path).stem
+    plain = annotate.functions(read(f"tinypeft/{folder}/plain.py"))
+    classes = [name for name, (_, text) in annotate.functions(read(path)).items() if text.startswith(("class", "@"))]
+    subjects = "|".join([rf"{folder}/{stem}\.py", rf"(?:{folder}\.)?{stem}\.\w+", *map(re.escape, classes)])
+    rows, names = [], []
+    for row in re.findall(r"^\| (.*) \|$", read("tests/README.md"), re.M):
+        cells = row.split(" | ")
+        if len(cells) == 3 and re.match(rf"`(?:{subjects})\b", cells[0]) and "plain" in cells[1]:
+            rows.append(cells)
+            names += [name for name in re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", cells[1]))) if name in plain]
+    return rows, {name: plain[name] for name in dict.fromkeys(names)}
+
+
+def tests_of(path, name):
+    """Return the file of a class's tests: called like its file or its name, or else that which names the class most often."""
+    folder = path.split("/")[1]
+    every = [file.relative_to(ROOT).as_posix() for file in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
+    for stem in (Path(path).stem, name):
+        if (namesake := f"tests/{folder}/test_{stem}.py") in every:
+            return namesake
+    return max(every, key=lambda file: len(re.findall(rf"\b{CLASSES[name].__name__}\b", read(file))))
+
+
+def oracles(text):
+    """Return (the packages that tests compare with, the files in tests/oracles that they use)."""
+    packages = re.findall(r"importorskip\(\"(\w+)", text)
+    files = re.findall(r"from tests\.oracles\.(\w+) import", text)
+    return sorted({*packages} - {"hypothesis"}), sorted({*files})
+
+
+def promises(text):
+    """Yield (the name of a test in words, the number of its line)."""
+    for node in annotate.parsed(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name.removeprefix("test_").replace("_", " "), node.lineno
+
+
+# -- the page --------------------------------------------------------------------------------------
+class Page:
+    """The page of a file of methods or schemes. `text` is its Markdown. links: the site's `Links`."""
+
+    def __init__(self, path, links):
+        self.path, self.names, self.source, self.links = path, files()[path], read(path), links
+
+    @property
+    def text(self):
+        docstring, *_ = annotate.pieces(self.source)
+        text, differences = annotate.split(docstring)
+        sections = {SIDE_BY_SIDE: raw(annotate.side_by_side(text, self.source)),
+                    TWIN: self.twin(),
+                    MEASURED: self.measured(),
+                    annotate.DIFFERENCES: raw(differences and f"<div class='prose'>{annotate.prose(differences)}</div>"),
+                    LESSON: self.lesson(),
+                    TESTS: self.tests()}
+        sections = {title: body for title, body in sections.items() if body}
+        jumps = " · ".join(f"[{title}](#{slug(title)})" for title in list(sections)[1:])
+        return "\n\n".join([WIDE, f"# {', '.join(ABOUT[name].title for name in self.names)}", self.facts(),
+                            BOX.format("jumps", f"Below the code: {jumps}"),
+                            *(f"## {title}\n\n{body}" for title, body in sections.items())]) + "\n"
+
+    def lead(self, text, here=""):
+        """Rewrite the links of a text from the page `here`; those of this file start at the root of the checkout."""
+        return self.links.lead(text, here, on=self.path)
+
+    def facts(self):
+        """Write what is known of each name in one row: its equation, papers, class, lesson and verdicts."""
+        rows = []
+        for name in self.names:
+            about, spans, lesson = ABOUT[name], verdicts(claims_of(name)), lesson_of(name)
+            rows.append((code(about.equation), arxiv(about.papers) or "–", f"`tp.{CLASSES[name].__name__}`",
+                         self.lead(f"[{title_of(lesson)}]({lesson})"),
+                         f"{spans} [numbers](#{slug(MEASURED)})" if spans else "no claim"))
+        return table(("equation", "paper (arXiv)", "in Python", "lesson", "verdicts"), rows)
+
+    def twin(self):
+        rows, plain = twins(self.path)
+        if not rows:
+            return ""
+        folder = self.path.split("/")[1]
+        intro = self.lead(f"The same in the paper's order, from [`plain.py`](tinypeft/{folder}/plain.py). Read it first.")
+        functions = [raw(annotate.code(text + "\n", line)) for line, text in plain.values()]
+        return "\n\n".join([intro, *functions, self.lead(table(("fast", "plain", "held equal by"), rows), "tests/README.md")])
+
+    def measured(self):
+        judged = [j for j in judgements() if {*self.names} & {*owners(j.claim)}]
+        sections = [self.lead(claims_table(judged), "figures/README.md")] if judged else []
+        readme = f"tinypeft/{self.path.split('/')[1]}/README.md"
+        rows = [self.lead(cut, readme) for name in self.names for cut in tables_with(name, readme)]
+        if rows:
+            sections += [self.lead(f"Its rows in the [tables of all]({readme}):"), *rows]
+        for picture in map(PICTURES.get, pictures_of(self.names)):
+            sections += [f"### {picture.title}", self.lead(gallery()[picture.title][0], "figures/README.md")]
+        return "\n\n".join([*sections, self.lead("The [gallery](figures/README.md) has every claim, every picture, and the "
+                                                 "rule that judges.")])
+
+    def lesson(self):
+        lines = []
+        for notebook in dict.fromkeys(map(lesson_of, self.names)):
+            assignment = notebook.replace("lessons/", "lessons/assignments/")
+            lines.append(self.lead(f"* Read [{title_of(notebook)}]({notebook}).\n* Work on [its assignment]({assignment}), a "
+                                   "notebook to download, with stubs for your code and checks."))
+        return "\n".join(lines)
+
+    def tests(self):
+        return "\n\n".join(map(self.tests_in, dict.fromkeys(tests_of(self.path, name) for name in self.names)))
+
+    def tests_in(self, file):
+        packages, files = oracles(read(file))
+        compared = [*(f"`{name}`" for name in packages), *(f"[`{name}.py`](tests/oracles/{name}.py)" for name in files)]
+        first = f"[`{file}`]({file}) " + (f"compares with {', '.join(compared)}." if compared else "compares with no library.")
+        address = self.links.to(file, on=self.path, ending=".html")
+        lines = [f"<li><a href='{address}#L-{line}'>{escape(words)}</a></li>" for words, line in promises(read(file))]
+        return self.lead(f"{first} What it promises, a test each:\n\n") + raw(f"<ul class='promises'>{''.join(lines)}</ul>")
+
+
+def raw(html):
+    return f"```{{raw}} html\n{html}\n```" if html else ""
+
+
+def slug(title):
+    """Return the anchor of a heading, as GitHub and MyST name it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

@@ -1,0 +1,108 @@
+"""The checkout as a source folder for Sphinx: pages, notebooks, pictures, and a page for each file that a page links to.
+
+    links = stage("build/site/source")
+    links.missing                        # (page, link) of what leads nowhere
+
+Everything on the site stands elsewhere in the checkout, but for the front page's words and a page on JupyterLite.
+"""
+import re
+import shutil
+from pathlib import Path
+
+import annotate
+from gallery import gallery_page, map_page
+from links import ROOT, Links, page_of, place
+from notebook import staged_notebook
+from page import HEAD, METHODS, SCHEMES, Page, files, raw, read
+
+HERE = Path(__file__).parent
+ORPHAN = "orphan: true\n"                                # a page that is in no list of pages
+TEMPLATE = ".github/site/front_page.txt"
+FROM_README = {"what": r"^(tinypeft is .*?)\n\n", "picture": r"(<img [^>]*>)", "snippet": r"(^```python.*?^```)",
+               "claims": r"<!-- claims -->(.*?)<!--"}
+FRONT, MAP, GALLERY = "index.md", "map.md", "figures/README.md"
+
+
+def stage(folder):
+    """Write the source folder anew; return the `Links`, which know what is missing."""
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    links = Links({path: place(path) for path in [*pages(), *notebooks()]} | {path: page_of(path) for path in files()}
+                  | {FRONT: FRONT, MAP: MAP})
+
+    def write(path, text):
+        file = folder / links.pages[path]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, "utf-8")
+
+    for path in notebooks():
+        write(path, staged_notebook(path, links))
+    for path in pages():
+        write(path, gallery_page(links) if path == GALLERY else links.lead(read(path), path))
+    for path in files():
+        write(path, Page(path, links).text)
+    write(MAP, map_page(links))
+    write(FRONT, front_page(links))
+    for path in links.wanted:                            # it grows: a folder's page wants its files
+        if path.endswith("/"):
+            write(path, listing(path, links))
+        elif path.endswith(".py"):
+            write(path, code_page(path))
+        else:
+            (folder / place(path)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, folder / place(path))
+    shutil.copytree(HERE / "static", folder / "_static")
+    shutil.copyfile(HERE / "conf.py", folder / "conf.py")
+    return links
+
+
+# -- what there is ---------------------------------------------------------------------------------
+def pages():
+    """Return the paths of the checkout's Markdown pages."""
+    files = [*ROOT.glob("*.md"), *(ROOT / ".github").glob("*.md"), HERE / "jupyterlite.md"]
+    files += [path for folder in ("lessons", "figures", "tests", "tinypeft") for path in (ROOT / folder).rglob("*.md")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in files)
+
+
+def notebooks():
+    """Return the paths of the lessons and projects, in the order of the course."""
+    folders = [sorted((ROOT / "lessons" / folder).glob("*.ipynb")) for folder in ("", "projects", "projects/example")]
+    return [path.relative_to(ROOT).as_posix() for path in sum(folders, [])]
+
+
+# -- pages that the site makes ---------------------------------------------------------------------
+def front_page(links):
+    """Write the front page from README: what it is, the picture, the snippet, the count of claims. Last, the contents."""
+    readme = read("README.md")
+    excerpts = {name: re.search(pattern, readme, re.M | re.S).group(1) for name, pattern in FROM_README.items()}
+    text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES))
+    kinds = {kind: [path for path, names in files().items() if names[0] in classes]
+             for kind, classes in (("Methods", METHODS), ("Schemes", SCHEMES))}
+    contents = {"Course": ["lessons/README.md", *notebooks(), "lessons/GLOSSARY.md", "lessons/INSTRUCTORS.md",
+                           ".github/site/jupyterlite.md"],
+                "Paper and code": [MAP], "Methods": ["tinypeft/peft/README.md", *kinds["Methods"]],
+                "Schemes": ["tinypeft/quant/README.md", *kinds["Schemes"], "tinypeft/quant/K_QUANTS.md"],
+                "The study": [GALLERY], "The project": ["README.md"]}
+    listed = {path for paths in contents.values() for path in paths}
+    contents["The project"] += [path for path in pages() if path not in listed]
+    trees = [toctree(caption, [links.pages[path] for path in paths]) for caption, paths in contents.items()]
+    return "\n\n".join([links.lead(text, FRONT), *trees])
+
+
+def toctree(caption, names):
+    entries = "\n".join(re.sub(r"\.(md|ipynb)$", "", name) for name in names)
+    return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 1\n\n{entries}\n```\n"
+
+
+def code_page(path):
+    """Write the page of any other Python file: its docstring beside its code."""
+    source = read(path)
+    docstring, *_ = annotate.pieces(source)
+    return f"{HEAD.format(ORPHAN)}\n\n# {path}\n\n{raw(annotate.side_by_side(docstring, source))}\n"
+
+
+def listing(path, links):
+    """Write the page of a folder that has none: its files."""
+    names = [file.relative_to(ROOT).as_posix() for file in sorted((ROOT / path).iterdir()) if file.is_file()]
+    lines = [f"* [{name.removeprefix(path)}]({name})" for name in names]
+    return f"---\n{ORPHAN}---\n\n# {path}\n\n" + links.lead("\n".join(lines), "", on=path) + "\n"

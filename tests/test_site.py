@@ -1,0 +1,248 @@
+"""The site's source folder, without Sphinx and a browser: every link leads somewhere, every method and scheme has a page that
+says what its file says, verdicts are the gallery's. `tests/browser/website.py` looks at what Sphinx makes of it."""
+import functools
+import html
+import importlib
+import json
+import posixpath
+import re
+from pathlib import Path
+
+import pytest
+
+from tinypeft.peft import METHODS
+from tinypeft.peft.methods import FAMILIES
+from tinypeft.quant import SCHEMES
+from tinypeft.study.about import ABOUT
+from tinypeft.study.claims import ALL_CLAIMS
+
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / ".github" / "site"
+FILES = {name: cls.__module__.replace(".", "/") for name, cls in (METHODS | SCHEMES).items()}
+LINK = re.compile(r"\]\((?:path:)?([^)\s]+)\)")
+TAG = re.compile(r"<(?:a|img)\b[^>]*\b(?:src|href)=[\"']([^\"']+)")
+CODE = re.compile(r"^(```+).*?^\1$|(?<!`)`[^`\n]+`(?!`)", re.S | re.M)
+UNDESCRIBED = 46                                         # pictures that lessons draw themselves; to be none
+
+
+def module(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HOME))
+        return importlib.import_module(name)
+
+
+def plain_lines(source, lexer, style):
+    """Lines with numbers as Pygments writes them, without colours: these take most of the time."""
+    lines = enumerate(source.split("\n")[:-1], style.linenostart)
+    return "<pre>" + "".join(f'<span id="L-{n}">{html.escape(line)}\n</span>' for n, line in lines) + "</pre>"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """(the source folder, what is missing)."""
+    folder = tmp_path_factory.mktemp("site") / "source"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module("annotate"), "highlight", plain_lines)
+        return folder, module("stage").stage(folder).missing
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """The page of each method's or scheme's file, as Markdown."""
+    return {name: (site[0] / f"{file}.md").read_text("utf-8") for name, file in FILES.items()}
+
+
+def cells_of(path):
+    return json.loads(path.read_text("utf-8"))["cells"]
+
+
+# -- links -----------------------------------------------------------------------------------------
+def texts(path):
+    """What a page or a notebook says, its outputs too."""
+    if path.suffix == ".md": return [path.read_text("utf-8")]
+    cells = cells_of(path)
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"] + \
+           ["".join(data[kind]) for data in outputs for kind in ("text/html", "text/markdown") if kind in data]
+
+
+def dead(folder, path, link):
+    """Whether a link of a page leads nowhere. On the site a page ends in .html."""
+    if re.match(r"https?:|data:|mailto:|#", link): return False
+    file, _, anchor = link.partition("#")
+    target = folder / posixpath.normpath(posixpath.join(path.parent.relative_to(folder).as_posix(), file))
+    if target.suffix == ".html": target = next(filter(Path.exists, map(target.with_suffix, (".md", ".ipynb"))), target)
+    return not target.is_file() or anchor.startswith("L-") and anchor not in lines_of(target)
+
+
+@functools.cache
+def lines_of(path):
+    return {*re.findall(r'id="(L-\d+)"', path.read_text("utf-8"))}
+
+
+def test_every_link_leads_to_a_page_or_a_file(site):
+    folder, missing = site
+    sources = [path for path in folder.rglob("*.*") if path.suffix in {".md", ".ipynb"} and "assignments" not in path.parts]
+    links = {(path, link) for path in sources for text in texts(path)
+             for link in LINK.findall(CODE.sub("", text)) + TAG.findall(text)}
+    assert missing == [] and len(links) > 1000
+    assert [f"{path.relative_to(folder)}: {link}" for path, link in sorted(links) if dead(folder, path, link)] == []
+
+
+def test_a_dead_link_is_noted_and_a_badge_left_out():
+    links = module("links").Links({"README.md": "README.md"})
+    badge, text = "[![tests](../../actions/badge.svg)](../../actions)\n", "[a](README.md#two) `[b](c.md)` [d](e.md)"
+    assert links.lead(badge + text, "README.md") == text and links.missing == [("README.md", "e.md")]
+
+
+def test_no_page_asks_another_computer(site):
+    """Links lead there, pictures and scripts do not."""
+    for path in [*site[0].rglob("*.md"), *site[0].rglob("_static/*.*")]:
+        text = path.read_text("utf-8")
+        assert not re.search(r"<(?:img|script|link|iframe)[^>]*=[\"']?(?:https?:)?//", text), path
+        assert not re.search(r"!\[[^\]]*\]\(http|@import|fetch\(", CODE.sub("", text)), path
+
+
+# -- annotated pages -------------------------------------------------------------------------------
+def squeezed(text):
+    return re.sub(r"[\s`]", "", text)
+
+
+def text_of(page):
+    return squeezed(html.unescape(re.sub(r"<[^>]*>", "", page)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_page_has_every_word_of_the_docstring_and_every_line_of_the_code(name, pages):
+    source = (ROOT / f"{FILES[name]}.py").read_text("utf-8")
+    _, docstring, code = re.split(r'"""', source, maxsplit=2)
+    page = text_of(pages[name])
+    pieces = [piece for line in docstring.split("\n") for piece in re.split(r"\s{2,}|^ \* ", line)]
+    assert [piece for piece in [*pieces, *code.split("\n")] if squeezed(piece) not in page] == []
+    assert pages[name].count("<th scope='col'>paper</th>") == len(re.findall(r"^ +paper +here", docstring, re.M))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_page_has_its_paper_lesson_tests_and_differences(name, pages):
+    page, about = pages[name], ABOUT[name]
+    assert about.equation.replace("|", "\\|") in page and all(f"arxiv.org/abs/{paper}" in page for paper in about.papers)
+    assert f"lessons/{about.lesson}_" in page and f"lessons/assignments/{about.lesson}_" in page
+    assert re.search(r"\[`tests/\w+/test_\w+\.py`\]\(", page) and "<ul class='promises'><li>" in page
+    assert re.search(r"!\[.{20,}\]\(.*\.(?:svg|png)\)", page)
+    source = (ROOT / f"{FILES[name]}.py").read_text("utf-8")
+    assert ("\n## Where implementations differ\n" in page) == ("\nWhere implementations differ" in source)
+
+
+TWINS = {"gptq": {"gptq", "gptq_step"}, "awq": {"awq"}, "nf4": {"nf4", "double_quantize"}, "llm_int8": {"llm_int8"},
+         "w8a8": {"llm_int8"}, "adalora": {"allocate"}, "oft": {"cayley"}, "loreft": {"loreft"}, "miss": {"miss"},
+         "fourierft": {"waves"}, "c3a": {"circular"}, "randlora": {"randlora"}, "ptuning": {"places"}}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_page_has_its_plain_twin(name, pages):
+    """Those of tests/README.md, and none on the page of a method that is plain already."""
+    section = re.search(r"^## The plain twin\n.*?(?=^## )", pages[name], re.S | re.M)
+    assert {*re.findall(r"\bdef (\w+)\(", section.group() if section else "")} == TWINS.get(name, set())
+
+
+def test_a_docstring_becomes_paragraphs_equations_tables_and_bullets():
+    """A bullet goes on over indented lines, a row over lines with an empty first cell, and names of the code are buttons."""
+    text = ("One\n`two`.\n\n    y = W x\n      + b\n\n    paper   here   meaning\n    W       w      the\n"
+            "                   weight\n\nDifferences:\n * one\n    goes on\n * two\n")
+    assert module("annotate").prose(text, "w = 1").split("\n") == [
+        "<p>One <code>two</code>.</p>", "<pre class='equation'>y = W x", "  + b</pre>",
+        "<div class='scroll'><table class='symbols'><thead><tr><th scope='col'>paper</th><th scope='col'>here</th>"
+        "<th scope='col'>meaning</th></tr></thead><tbody><tr><th scope='row'>W</th>"
+        "<td><button type='button' class='find'>w</button></td><td>the weight</td></tr></tbody></table></div>",
+        "<p>Differences:</p>", "<ul><li>one goes on</li></ul>", "<ul><li>two</li></ul>"]
+
+
+# -- verdicts --------------------------------------------------------------------------------------
+def claims_in(text):
+    """Claim → verdict, of the tables of a page. A table of claims that hold by construction has no column for it."""
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in text.split("\n") if line.startswith("| ")]
+    verdicts, heads = {}, None
+    for row in rows:
+        if row[:2] == ["claim", "paper"]: heads = row
+        elif heads and len(row) == len(heads):
+            verdict = dict(zip(heads, row, strict=True)).get("verdict", "by construction")
+            verdicts[row[0]] = re.match(r"\**([^*,]+(?:, small)?)", verdict).group(1)
+        else: heads = None
+    return verdicts
+
+
+def test_verdicts_are_those_of_the_gallery(pages):
+    gallery = claims_in((ROOT / "figures/README.md").read_text("utf-8"))
+    assert len(gallery) > 30
+    claims_of = {name: claims_in(page) for name, page in pages.items()}
+    for name, claims in claims_of.items():
+        assert claims.items() <= gallery.items(), name
+        assert {*re.findall(r"data-verdict='([^']+)'", pages[name])} == {*claims.values()}, name
+    papers = {paper for about in ABOUT.values() for paper in about.papers}
+    texts = {text for claims in claims_of.values() for text in claims}
+    assert {claim.text for claim in ALL_CLAIMS if claim.paper in papers} <= texts
+
+
+def test_the_map_places_every_method_and_scheme_once(site):
+    text = (site[0] / "map.md").read_text("utf-8")
+    cards = re.findall(r"^\* \*\*\[(.+?)\]\((\S+)\.md\)\*\*", text, re.M)
+    assert sorted(cards) == sorted((ABOUT[name].title, file) for name, file in FILES.items())
+    assert [f"### {family.capitalize()}" in text for family in FAMILIES] == [True] * len(FAMILIES)
+
+
+# -- lessons ---------------------------------------------------------------------------------------
+def lessons():
+    return sorted((ROOT / "lessons").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("lesson", lessons(), ids=lambda path: path.stem)
+def test_a_lesson_has_its_answers_folded_its_guesses_open_and_its_assignment(lesson, site):
+    cells = cells_of(site[0] / "lessons" / lesson.name)
+    texts = ["".join(cell["source"]) for cell in cells]
+    for cell, text, following in zip(cells, texts, [*texts[1:], ""], strict=True):
+        if cell["cell_type"] == "markdown":
+            assert "<details open" not in text
+        elif "tp.check(\"" in following:
+            assert "hide-input" in cell["metadata"]["tags"]
+        if guess := re.match(r"guess = tp\.guess\(\"([\w.]+)\"", text):
+            assert f'data-guess="{guess[1]}"' in following
+    assert f"](path:assignments/{lesson.name})" in texts[1]
+
+
+def test_pictures_of_lessons_keep_their_descriptions(site):
+    undescribed = 0
+    for lesson in lessons():
+        staged = {cell.get("id"): cell for cell in cells_of(site[0] / "lessons" / lesson.name)}
+        for cell in cells_of(lesson):
+            for output in cell.get("outputs", ()):
+                if "image/png" in output.get("data", {}):
+                    described = output["metadata"].get("image/png", {}).get("alt")
+                    assert staged[cell["id"]]["metadata"]["mystnb"].get("image", {}).get("alt") == described
+                    undescribed += not described
+    assert undescribed <= UNDESCRIBED
+
+
+# -- front page, workflow --------------------------------------------------------------------------
+def test_the_front_page_says_what_it_is_and_has_three_doors(site):
+    text, readme = (site[0] / "index.md").read_text("utf-8"), (ROOT / "README.md").read_text("utf-8")
+    assert re.search(r"```python.*?```", readme, re.S).group() in text and text.count("<img ") == 1
+    assert re.findall(r"^\* \*\*\[(.*?)\]", text, re.M) == ["Learn", "Read the maths", "Use it"]
+    assert f"{len(METHODS)} methods, {len(SCHEMES)} schemes" in text
+
+
+def test_the_list_of_pages_has_each_page_once(site):
+    """A page in no list is one that nobody finds, and Sphinx refuses it."""
+    text = (site[0] / "index.md").read_text("utf-8")
+    trees = re.findall(r"^```\{toctree\}\n.*?\n\n(.*?)\n```", text, re.S | re.M)
+    entries = [line for tree in trees for line in tree.split("\n")]
+    pages = [path for path in site[0].rglob("*.*") if path.suffix in {".md", ".ipynb"} and "assignments" not in path.parts]
+    pages = [path for path in pages if "orphan: true" not in path.read_text("utf-8")]
+    names = {path.relative_to(site[0]).with_suffix("").as_posix() for path in pages}
+    assert len(entries) == len({*entries}) and {*entries} == names - {"index"}
+
+
+def test_the_workflow_runs_commands_that_exist():
+    workflow = (ROOT / ".github/workflows/site.yml").read_text("utf-8")
+    files = re.findall(r"(?:python|-r) (\S+\.(?:py|txt))", workflow)
+    assert {".github/site/build.py", "tests/browser/website.py", ".github/site/requirements.txt"} <= {*files}
+    assert [file for file in files if not (ROOT / file).is_file()] == []
