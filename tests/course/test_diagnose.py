@@ -112,6 +112,11 @@ def test_a_check_says_where(e):
     (np.arange(6), np.arange(6).reshape(2, 3), "look at .reshape"), (1 + np.arange(6), np.arange(6).reshape(2, 3), ""),
     (np.arange(3.0, dtype="f4"), np.arange(3.0), "cuts the graph"),
     (np.array([[1.0, -np.inf], [3, 5]]), np.array([[1.0, -np.inf], [2, 3]]), ""),
+    (np.arange(8.0)[::-1] ** 2, np.arange(8.0) ** 2, "the order along axis 0 is the opposite one"),
+    (np.roll(np.arange(8.0) ** 2, 1), np.arange(8.0) ** 2, "shifted by one place along axis 0"),
+    (np.arange(1.0, 9) ** 2, np.arange(8.0) ** 2, "shifted by one place along axis 0"),
+    (np.roll(np.arange(8.0) ** 2, 2), np.arange(8.0) ** 2, ""), (np.array([1.0, 2]), np.array([2.0, 1]), ""),
+    (np.tile([1.0, 2, 4], (4, 1))[:, ::-1], np.tile([1.0, 2, 4], (4, 1)), "along axis 1 is the opposite"),
     (np.array([1.0, np.nan]), np.array([1.0, 2.0]), "division by zero")])
 def test_causes(got, expected, says):
     assert says in cause(got, expected) and bool(says) == bool(cause(got, expected))
@@ -147,6 +152,14 @@ def test_no_other_case_may_speak_against_a_cause():
     square, other, turned = np.arange(4.0).reshape(2, 2), np.arange(6.0).reshape(2, 3), lambda x: x.T.reshape(x.shape)
     assert first_cause(lambda x: x, turned, (square,)) == "it is transposed"
     assert first_cause(lambda x: x, turned, (square,), (other,)) == ""
+
+
+def test_a_factor_of_single_numbers_needs_three_cases():
+    right, cases = (lambda n: np.array(5.0 * n)), [(2.0,), (3.0,), (7.0,)]
+    assert first_cause(right, lambda n: 3 * right(n), *cases).startswith("your result is 3 times")
+    assert first_cause(right, lambda n: 3 * right(n), *cases[:2]) == ""
+    assert first_cause(right, lambda n: n * right(n), *cases) == ""
+    assert first_cause(lambda n: right(n - 7), lambda n: 3 * right(n - 7) + (n == 7), *cases, (9.0,)) == ""    # one for 0
 
 
 def test_exchanged_results_are_told():
@@ -302,7 +315,7 @@ def test_an_unsolved_exercise_is_named_once():
 
 
 def test_bytes_print_alike_whether_whole_or_not():
-    told = tp.check("choosing.memory", lambda n, bits, t: int(n * bits / 8 + 15 * t))
+    told = tp.check("choosing.memory", lambda n, bits, t: int(n * bits / 8 + (16 if n < 9000 else 15) * t))
     assert re.fullmatch(r"\d+", told.got) and re.fullmatch(r"\d+\.\d", told.expected)
 
 

@@ -3,6 +3,7 @@ import ast
 import gc
 import importlib.util
 import inspect
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft.course import percent
+from tinypeft.course import build, percent
 from tinypeft.course.check import check_file
 from tinypeft.course.exercises import TOPICS, of_topic
 from tinypeft.course.worth import worth
+from tinypeft.engine import functional as F
 
 HERE = Path(__file__).parent / "solutions"
 LESSONS = {path.stem: path for path in percent.sources()}
@@ -144,10 +146,10 @@ CHECKS = {
     "prefix.backward": (2, 0, 0), "prefix.share": (4, 1, 0), "prefix.bug": (1, 0, 0),
     "prefix.copies": (3, 0, 0),
     "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.attach": (1, 0, 0),
-    "lora.alike": (12, 0, 0), "lora.swap": (1, 0, 0), "lora.bug": (19, 0, 0),
+    "lora.alike": (12, 0, 0), "lora.swap": (1, 0, 0), "lora.bug": (20, 0, 0),
     "lora.dora": (1, 0, 4),
     "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (5, 0, 0), "adalora.allocate": (3, 1, 0),
-    "adalora.export": (1, 1, 0),
+    "adalora.export": (2, 1, 0),
     "dylora.forward": (2, 0, 3), "dylora.bug": (4, 0, 0), "dylora.draw": (3, 1, 0), "dylora.cut": (2, 0, 0),
     "quantization.absmax": (2, 1, 0), "quantization.survey": (3, 1, 0), "quantization.best_clip": (3, 0, 0),
     "quantization.to_float": (4, 0, 0), "quantization.bug": (2, 0, 0), "quantization.pack": (1, 1, 0),
@@ -158,7 +160,7 @@ CHECKS = {
     "calibrated.bug": (2, 0, 0), "calibrated.order": (2, 0, 0),
     "nf4.levels": (2, 0, 0), "nf4.encode": (1, 0, 0), "nf4.backward": (1, 0, 0), "nf4.bug": (1, 0, 0), "nf4.better": (1, 0, 0),
     "loftq.vanish": (1, 0, 0), "loftq.rounds": (1, 0, 0), "loftq.bug": (1, 1, 0),
-    "qat.ste": (2, 0, 0), "qat.lsq": (2, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (4, 0, 0),
+    "qat.ste": (2, 0, 0), "qat.lsq": (2, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (5, 0, 0),
     "qat.bug": (2, 0, 0), "qat.zero": (2, 0, 0),
     "choosing.memory": (2, 0, 0), "choosing.pareto": (2, 2, 0), "choosing.fuse": (0, 1, 0),
     "choosing.apart": (1, 0, 0), "choosing.bug": (2, 0, 0), "choosing.seeds": (3, 0, 0),
@@ -166,11 +168,71 @@ CHECKS = {
     "real.bug": (2, 0, 0), "real.encode": (2, 0, 0)}
 
 
+# The example on the page of each exercise that has one: words of the page, and numbers that the reference makes of it.
+EXAMPLES = {
+    "prompts.input": ("$(5.1, 5)$, $(1.2, 0)$, $(0.3, 1)$", [5.1, 5, 1.2, 0, 0.3, 1]),
+    "prefix.share": (r"$\lambda = 3/4$ of the attention", [0.75]),
+    "lora.forward": ("$h = (7 - 1,\\ 2 - 2) = (6,\\ 0)$", [6, 0]),
+    "adalora.importance": (r"$\bar I = 0.8 \cdot 0.5 + 0.2 \cdot 1 = 0.6$", [0.6, 0.24, 0.144]),
+    "adalora.budget": ("How large is the budget $b(35)$", [135]),
+    "adalora.allocate": ("the scores (5, 1, 0.5) and (4, 3, 0.2)", [1, 0, 0, 1, 1, 0]),
+    "quantization.absmax": ("come back as (−1, 0, 0.5, 1.5)", [-1, 0, 0.5, 1.5]),
+    "nf4.levels": (r"$$c = (-1,\ \ 0,\ \ 0.409,\ \ 1)$$", [-1, 0, 0.409, 1]),
+    "nf4.encode": ("so the codes are $(2, 0, 2, 1)$", [2, 0, 2, 1, 0.8]),
+    "qat.lsq": ("Together: $-0.4$.", [2, 3, 1, 0, -0.4 / 3 ** 0.5, 3 / 3 ** 0.5]),
+    "choosing.memory": (r"$10 \cdot 16 = 160$ bytes", [660]),
+    "real.rotary": (r"(0.540,\ 0.995,\ 0.841,\ 0.100)$", [1, 1, 0, 0, 0.540, 0.995, 0.841, 0.100])}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if of_topic(name.split(".")[0])[name].example])
+def test_the_first_case_is_the_example_on_the_page(name):
+    topic, (words, numbers) = name.split(".")[0], EXAMPLES[name]
+    prose = " ".join(build.prose(LESSONS[TOPICS[topic]]).split())
+    assert words in prose, "the page has another example now"
+    exercise = of_topic(topic)[name]
+    made = exercise.reference(*exercise.example(np.random.default_rng(0)))
+    made = [getattr(part, "data", part) if not isinstance(part, np.ndarray) else part
+            for part in (made if isinstance(made, tuple) else (made,))]
+    assert np.allclose(np.concatenate([np.ravel(part).astype(float) for part in made]), numbers, atol=6e-4)
+
+
+def test_a_wrong_answer_is_shown_on_the_example_first():
+    told = tp.check("adalora.importance", lambda w, g, I, U, b1, b2: (I, U, I * U))
+    assert "in the example of the lesson" in told.message and told.got == "[0.5]  float64(1,)"
+    twice = tp.check("lora.forward", lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (2 * alpha))
+    assert "in the example of the lesson" in twice.message and twice.expected.startswith("[6. 0.]")
+    large = tp.check("lora.forward", lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * alpha)
+    assert "infinite" not in large.message and "the scale is α/r, not α" in large.cause
+
+
+KINDS = {"design", "fault", "gradient", "count", "formula"}
+MOST = 15                                                # counts and formulas, without bonus exercises; the aim is 11
+
+
+def test_each_exercise_has_a_kind():
+    exercises = [e for topic in WRITTEN for e in of_topic(topic).values()]
+    assert {e.name: e.kind for e in exercises if e.kind not in KINDS} == {}
+    assert [e.name for e in exercises if e.title.startswith("Find the bug") != (e.kind == "fault")] == []
+    plain = [e.name for e in exercises if e.kind in ("count", "formula") and not worth(e.name).bonus]
+    assert len(plain) <= MOST, plain
+
+
+@pytest.mark.parametrize("topic", WRITTEN)
+def test_stars_are_what_the_instructors_page_says(topic):
+    """Three where the text asks to derive something; more than one for a bug, which nobody just writes down."""
+    text, stars = "", {e.name: e.stars for e in of_topic(topic).values()}
+    for cell in percent.read(LESSONS[TOPICS[topic]]):
+        if cell.kind == "markdown": text = cell.source.partition("### Exercise")[2].partition("<details>")[0] or text
+        if not cell.exercise: continue
+        if re.search(r"\bderive\b", text, re.I): assert stars[cell.exercise] == 3, cell.exercise
+        if text.partition("\n")[0].count("Find the bug"): assert stars[cell.exercise] > 1, cell.exercise
+
+
 @pytest.mark.parametrize("topic", WRITTEN)
 def test_no_check_of_an_exercise_was_lost(topic):
     """A wrong solution may fail several checks, and then none of the others is missed: so they are counted."""
     for name, e in of_topic(topic).items():
-        assert (len(e.special), len(e.invariants), len(e.gradient)) == CHECKS.get(name, (0, 0, 0)), name
+        assert (len(e.special + e.extremes), len(e.invariants), len(e.gradient)) == CHECKS.get(name, (0, 0, 0)), name
 
 
 def test_the_activations_of_lesson_03_are_those_that_are_traced():

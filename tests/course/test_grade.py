@@ -2,6 +2,7 @@
 import csv
 import json
 import re
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.stress import hostile, notebooks
 from tinypeft.commands.cli import main
 from tinypeft.course import grade as g
 from tinypeft.course import percent, whose
-from tinypeft.course.calls import Local
+from tinypeft.course.calls import Local, TooSlow, limited
 from tinypeft.course.exercises import find
 from tinypeft.course.judge import judge
 from tinypeft.course.wire import Opaque, Worker, _described, decode, encode
@@ -67,7 +68,7 @@ def graded(tmp_path_factory):
 
 @pytest.mark.parametrize("name, points, says", [
     ("solver", 15, "right"), ("repository", 15, "right"), ("numpy", 15, "right"), ("stub", 0, "not solved yet: later"),
-    ("loops", 0, "never ends"),
+    ("loops", 2, "cell 3 fails with TooSlow: no end of the cell after 10 s; is there a loop that never ends?"),
     ("exits", 0, "process ended"), ("floods", 15, "right"), ("talks", 0, "no cell defines"),
     ("stumbles", 15, "cell 2 fails with SyntaxError: invalid syntax, in line 1:  def broken(:"),
     ("tampers", 0, "other numbers"), ("borrows", 0, "no cell defines lora_forward"),
@@ -75,7 +76,7 @@ def graded(tmp_path_factory):
     ("lies", 0, "Odd"), ("nonsense", 0, "nonsense.ipynb is no notebook (line 1"), ("nowhere", 0, "no file"),
     ("sparse", 0, "1,099,511,627,776 bytes"),
     ("names_os_system", 0, "did not say which functions"), ("writes_without_end", 0, "more than 16 MiB"),
-    ("writes_slowly", 0, "no answer after 10 s"), ("half_a_message_then_exit", 0, "process ended"),
+    ("writes_slowly", 0, "a line that is no message"), ("half_a_message_then_exit", 0, "process ended"),
     ("leaves_a_child_with_the_pipe", 0, "no answer after"), ("an_array_of_4_TiB", 0, "0 bytes for an array"),
     ("returns_2_GiB", 0, "more than 12 MiB of arrays"), ("raises_nonsense", 0, "Odd"),
     ("controls_the_terminal", 0, r"\x1b[2J"), ("greedy", 15, "Unable to allocate")])
@@ -219,6 +220,11 @@ def test_nothing_that_is_handed_out_is_suspicious(path):
     assert g.named(path, path.stem) == []
 
 
+def test_the_note_quotes_what_leads_to_the_references(tmp_path):
+    (tmp_path / "f.py").write_text("from tinypeft.course import check\nx.reference", encoding="utf-8")
+    assert g.named(tmp_path / "f.py", "07_lora") == ["look at it: it names “course import”, “.reference”"]
+
+
 @pytest.mark.parametrize("data, says", [
     (b"", "the file is empty"), (b"\n \n", "the file is empty"), (b"<html>", "(line 1: "), (b'{"cells":\n oops', "(line 2: "),
     (b"\xff\xfe{", "not UTF-8"), (b"[]", "of format 4: TypeError"), (b'{"worksheets": []}', "of format 4: KeyError")])
@@ -273,6 +279,8 @@ def test_the_lesson_is_found_by_name_or_by_what_is_checked(tmp_path):
     (tmp_path / "bob.ipynb").write_text(json.dumps({"cells": [{"source": ['tp.check("dylora.search", f)']}]}), encoding="utf-8")
     assert whose.lesson_of(tmp_path / "ada.py") == "07_lora"
     assert whose.lesson_of(tmp_path / "bob.ipynb") == "09_dylora"
+    (tmp_path / "zoe.ipynb").write_text("{", encoding="utf-8")
+    assert g.grade([tmp_path / "zoe.ipynb"])[0].problem.startswith("zoe.ipynb is no notebook (line 1")
     (tmp_path / "eve.py").write_text("x = 1", encoding="utf-8")
     assert "--lesson" in g.grade([tmp_path / "eve.py"])[0].problem
     with pytest.raises(ValueError, match="no notebook"): whose.submissions([tmp_path / "nothing"])
@@ -338,6 +346,34 @@ def test_the_limit_holds_while_nobody_reads(tmp_path):
         assert call((1,)).error == "the process ended"
 
 
+FOREVER_ON = "while True:\n    try: time.sleep(1)\n    except Exception: pass"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
+@pytest.mark.parametrize("seconds, of_cell, says", [(20, 1, "1 s"), (1, 20, "1 s")])
+def test_a_slow_notebook_keeps_what_it_defines(seconds, of_cell, says, tmp_path):
+    """A cell without end costs itself. If all the time is used up, the definitions in the other cells still count."""
+    hand_in(tmp_path, {"ada": [IMPORTS, SOLVED[0], FOREVER_ON, "\n".join([*SOLVED[1:], "x = 1", "kept = lambda: x"])]})
+    with Worker(tmp_path / "ada.ipynb", tmp_path, seconds, of_cell) as worker:
+        assert worker.problem.startswith(f"cell 3 fails with TooSlow: no end of the cell after {says}")
+        assert {"lora_forward", "lora_dora"} <= worker.functions.keys() and ("kept" in worker.functions) is (seconds > 1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
+def test_a_slow_file_keeps_what_it_defines_and_so_does_one_that_fails(tmp_path):
+    for end, says in (("while True: pass", "TooSlow: no end after 1 s"), ("1 / 0", "ZeroDivisionError")):
+        (tmp_path / "f.py").write_text(f"def f(): return 5\n{end}\ndef g(): return 6", encoding="utf-8")
+        with Worker(tmp_path / "f.py", tmp_path, 1) as worker:
+            assert says in worker.problem and [*worker.functions] == ["f"] and worker.remote("f")(()).value == 5
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
+def test_a_check_inside_a_cell_leaves_the_cells_limit():
+    with pytest.raises(TooSlow), limited(0.2):
+        assert Local(len)(("abc",)).value == 3
+        while True: pass
+
+
 def test_all_calls_together_have_a_limit(tmp_path):
     (tmp_path / "f.py").write_text("import time\ndef f(): time.sleep(.4); return 1", encoding="utf-8")
     with Worker(tmp_path / "f.py", tmp_path, 20) as worker:
@@ -351,8 +387,8 @@ def test_a_comparison_that_fails_costs_one_exercise(monkeypatch):
         def remote(self, name): return Local(print)
     def broken(*args): raise IndexError("too many indices")
     monkeypatch.setattr(g, "judge", broken)
-    passed, message = g.checked(find("lora.swap"), Stub(), 0)
-    assert not passed and message == "your result cannot be compared: IndexError: too many indices"
+    passed, message, borrowed = g.checked(find("lora.swap"), Stub(), 0)
+    assert not passed and borrowed == [] and message == "your result cannot be compared: IndexError: too many indices"
 
 
 def test_an_invariant_that_fails_is_a_failed_check():

@@ -28,7 +28,7 @@ FIVE = {"list": [{"tuple": [name, 1, False]} for name in ("x", "W", "A", "B", "a
 def forward(parameters=FIVE, uses={"list": []}): return {"dict": [["lora_forward", {"tuple": ["x", uses, parameters]}]]}
 def outcome(value, error=None, changed={"list": []}, gradients=NONE, strained=""):
     return {"dict": [["value", value], ["error", error], ["unsolved", False], ["changed", changed], ["gradients", gradients],
-                     ["strained", strained]]}
+                     ["strained", strained], ["borrowed", {"list": []}], ["answer", ""]]}
 def array(dtype, shape, data=b""): return {"array": dtype, "shape": shape, "data": base64.b64encode(data).decode()}
 """
 BOMB = """

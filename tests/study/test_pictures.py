@@ -45,6 +45,38 @@ def test_the_page_is_what_the_results_say(drawn):
     assert gallery.page(drawn, FIGURES / "results") == (FIGURES / "README.md").read_text("utf-8")
 
 
+def trained(results):
+    """The numbers of training steps of all conditions of some results, as the records say."""
+    numbers = set()
+    for name in results:
+        record = json.loads((FIGURES / "results" / f"{name}.json").read_text("utf-8"))
+        numbers |= {record[key] for key in ("steps", "scheme_steps") if key in record}
+        for condition in record.get("conditions", {}).values():
+            times = re.search(r"times=([\d.]+)", condition["value"])
+            numbers.add(round(record["settings"]["steps"] * float(times[1] if times else 1)))
+    return numbers
+
+
+def named_steps(words):
+    """The numbers in "150 steps" and in "60, 150 and 1,500 steps"."""
+    n = r"(?<![.×] )(?<![.\d,])\d{1,3}(?:,\d{3})*"
+    phrases = re.findall(rf"((?:(?:{n}, )*{n} (?:and|to) )?{n}) (?:training )?steps", words)
+    return {int(number.replace(",", "")) for phrase in phrases for number in re.findall(n, phrase)}
+
+
+def test_captions_name_as_many_steps_as_were_trained(drawn):
+    named = {name: named_steps(f"{x.sentence} {x.detail} {x.alt}") for name, x in drawn.items() if PICTURES[name].needs}
+    named = {name: numbers for name, numbers in named.items() if numbers}
+    assert {name: numbers for name, numbers in named.items() if not numbers <= trained(PICTURES[name].needs)} == {}
+    assert len(named) > 12 and named["adalora"] == {200} and named["lengths"] >= {60, 150, 600, 1500}
+
+
+def test_numbers_of_steps_are_found():
+    assert named_steps("α = 16, 150 steps, A × 3 steps") == {150}
+    assert named_steps("after 60, 150 and 1,500 steps, from 70 to 90 steps") == {60, 150, 1500, 70, 90}
+    assert trained(["adalora"]) == {200} and trained(["lengths"]) == {600, 1500} and trained(["dylora"]) == {150, 450}
+
+
 def test_what_the_page_shows_is_there():
     page = (FIGURES / "README.md").read_text("utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", page): assert (FIGURES / target).exists(), target

@@ -193,6 +193,8 @@ def add_course_commands(command: Callable) -> None:
     p.add_argument("--csv", type=Path, metavar="FILE", help="write the points to this file")
     p.add_argument("--timeout", type=number(float, above=0), default=300,
                    help="seconds per notebook (default 300)")
+    p.add_argument("--cell-timeout", type=number(float, above=0), default=120,
+                   help="seconds per cell (default 120); what the others define counts")
     p.add_argument("--jobs", type=number(int, least=1), default=2,
                    help="submissions at a time (default 2)")
 
@@ -213,7 +215,8 @@ def run_lessons(args: Namespace) -> None:
     from ..course import build, projects
     which = args.which or [*(path.stem for path in build.sources()), "projects"]
     chosen = [path for name in which if name != "projects" for path in build.sources(name)]
-    if args.action == "list": return print(build.table(chosen))
+    if args.action == "list":
+        return print(build.table(chosen), build.kinds(chosen), sep="\n\n")
     if chosen: build.build(chosen, write=args.action == "build")
     if "projects" in which: projects.build(write=args.action == "build")
 
@@ -250,7 +253,8 @@ def run_grade(args: Namespace) -> None:
     if args.csv: check_writable(args.csv.parent)
     say = None if args.json else lambda result: print(result, flush=True)
     seed = args.seed + 1                                 # students practise with seed 0
-    grades = grade(args.submissions, args.lesson, seed, args.timeout, args.jobs, say)
+    grades = grade(args.submissions, args.lesson, seed, args.timeout, args.jobs, args.cell_timeout,
+                   say)
     if args.csv: write_csv(grades, args.csv)
     if args.json: print(as_json(grades))
 

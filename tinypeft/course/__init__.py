@@ -9,6 +9,7 @@
                    check.py (is a function right?)   judge.py (the stages of a check)
                    diagnose.py, causes.py (its likely cause)   result.py (what is shown)
                    calls.py (calls a function for a limited time)   wire.py, worker.py (elsewhere)
+                   borrowed.py (what an answer takes from the package)
     A project      project.py (its record and criteria)   projects.py (skeleton and worked example)
     An assignment  assign.py (what is handed out)   handout.py (the course without solutions)
                    whose.py (whose submission it is)   grade.py (points as CSV or JSON)

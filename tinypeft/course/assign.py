@@ -8,6 +8,7 @@
 import re
 from pathlib import Path
 
+from ..common.progress import watched
 from ..files import write_atomically
 from .build import open_questions, prose, topic_of
 from .handout import glossary
@@ -67,7 +68,8 @@ def readme(path: Path) -> str:
 def answers(which: str | int | None, out: str | Path) -> list[Path]:
     """Write the answers of the open questions of lesson `which`, or of all; returns the paths. One
     file if `out` ends in .md, otherwise a file for each lesson in the folder `out`."""
-    pages, out = {path.stem: answer_page(path) for path in sources(which)}, Path(out)
+    paths, out = watched(sources(which), "filling in the study's numbers"), Path(out)
+    pages = {path.stem: answer_page(path) for path in paths}
     if out.suffix == ".md": pages = {out.stem: "\n".join(pages.values())}
     folder = out.parent if out.suffix == ".md" else out
     for name, text in pages.items(): write_atomically(folder / f"{name}.md", text)

@@ -1,6 +1,7 @@
 """`python -m tinypeft lessons`: notebooks, and the table in lessons/README.md, from the sources."""
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
 from .percent import LESSONS, assignment, execute, lesson, parsed, read, sources
+from .worth import worth
 
-__all__ = ["build", "open_questions", "prose", "sources", "table", "topic_of"]
+__all__ = ["build", "kinds", "open_questions", "prose", "sources", "table", "topic_of"]
 
 
 def build(paths: Iterable[Path], write: bool = True, say: Callable[[str], object] = print) -> None:
@@ -53,6 +55,19 @@ def table(paths: Iterable[Path]) -> str:
                     f"| {points} | {extra} | {able[:1].lower() + able[1:]} |")
     return "\n".join(["| lesson | assignment | minutes | points | extra | afterwards you can |",
                       "|---|---|---|---|---|---|", *rows])
+
+
+def kinds(paths: Iterable[Path]) -> str:
+    """Markdown: of each exercise its kind, its stars and its points; and how many of each kind."""
+    rows, graded = [], Counter()
+    for path in paths:
+        for e in topic_of(path).values():
+            points, _, bonus = worth(e.name)
+            rows.append(f"| {e.name} | {e.kind} | {'★' * e.stars} | {'+' * bonus}{points} |")
+            graded[e.kind] += not bonus
+    counted = ", ".join(f"{kind} {n}" for kind, n in graded.most_common() if n) or "none"
+    return "\n".join(["| exercise | kind | stars | points |", "|---|---|---|---|", *rows, "",
+                      f"Without bonus exercises: {counted}."])
 
 
 def prose(path: Path) -> str:

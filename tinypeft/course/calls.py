@@ -14,8 +14,9 @@ import linecache
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,10 @@ import numpy as np
 
 from ..common.hints import Array
 from ..engine.tensor import Tensor
+from .borrowed import Borrowed, watched
 
-__all__ = ["Local", "Outcome", "as_python", "copied", "leaves", "one_line", "text_of"]
+__all__ = ["Local", "Outcome", "TooSlow", "as_python", "copied", "leaves", "limited", "one_line",
+           "text_of"]
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -36,13 +39,16 @@ class Outcome:
     """The value of a call, or its error. unsolved: the stub was called. changed: names of the
     arguments that the function wrote into. gradients: argument's name → array, or None if no
     gradient reached it. strained: the first overflow, division by zero or invalid operation of
-    NumPy, with its line ("overflow, in line 2 of f:  np.exp(s)"), or ""."""
+    NumPy, with its line ("overflow, in line 2 of f:  np.exp(s)"), or "". borrowed, answer: of a
+    watched call: functions of the package that it called, and the one that is the answer, or ""."""
     value: Any = None
     error: str | None = None
     unsolved: bool = False
     changed: list[str] = field(default_factory=list)
     gradients: dict[str, Array | None] = field(default_factory=dict)
     strained: str = ""
+    borrowed: list[str] = field(default_factory=list)
+    answer: str = ""
 
 
 def copied(value: Any, cast: Any = None) -> Any:
@@ -93,20 +99,22 @@ class Local:
             return None
 
     def __call__(self, args: tuple, names: Sequence[str] = (), differentiate: Sequence[str] = (),
-                 upstream: int | None = None) -> Outcome:
+                 upstream: int | None = None, watch: bool = False) -> Outcome:
         """The `Outcome` of fn(*args). names: of the arguments. differentiate: the names whose
-        gradients are wanted, for an upstream gradient drawn from the seed `upstream`."""
+        gradients are wanted, for an upstream gradient drawn from the seed `upstream`. watch: note
+        what the function borrows from the package."""
         mine, out = copied(args), Outcome()
         try:
             note = np.errstate(all="call", under="ignore", call=_noting(out))
-            with _limit(self.seconds), note:
-                out.value = as_python(self.fn(*mine))
+            with limited(self.seconds), note:
+                value, taken = watched(self.fn, mine) if watch else (self.fn(*mine), Borrowed())
+                out.value, out.borrowed, out.answer = as_python(value), taken.calls, taken.answer
                 if differentiate:
                     named = dict(zip(names, mine, strict=False))
                     out.gradients = _gradients(out.value, named, differentiate, upstream)
         except NotImplementedError as e:
             out.unsolved, out.error = True, str(e) or "not implemented yet"
-        except Exception as e:
+        except (Exception, TooSlow) as e:
             out.error = one_line(e)
         pairs = zip(names, args, mine, strict=False)
         out.changed = [name for name, before, after in pairs if not _same(before, after)]
@@ -191,25 +199,28 @@ def text_of(error: BaseException) -> str:
     except Exception: return type(error).__name__
 
 
-class TooSlow(Exception):
-    """The function took longer than an exercise should."""
+class TooSlow(BaseException):
+    """It took longer than it should. No `except Exception` of a student's code stops this."""
 
 
 @contextlib.contextmanager
-def _limit(seconds):
-    """Raise TooSlow after that many seconds. Only a main thread on Unix can do that; elsewhere
-    there is no limit."""
+def limited(seconds: float, about: str = "result") -> Iterator[None]:
+    """Raise TooSlow after that many seconds, or when an outer limit is reached. Only a main thread
+    on Unix can do that; elsewhere there is no limit."""
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or not hasattr(signal, "setitimer"):
         yield
         return
 
     def stop(*_):
-        raise TooSlow(f"no result after {seconds} s; is there a loop that never ends?")
+        raise TooSlow(f"no {about} after {round(seconds, 1):g} s; is there a loop that never ends?")
+    start, (outer, _) = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, outer or seconds))
     try:
         yield
     finally:
+        left = outer and max(outer - (time.monotonic() - start), 0.01)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left)

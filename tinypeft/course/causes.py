@@ -15,6 +15,7 @@ from ..engine.tensor import Tensor
 __all__ = ["bound", "close", "of_dtype", "of_numbers", "of_shape"]
 
 Case = tuple[Array, Array, tuple]                        # got, expected, arguments
+FACTOR = "your result is {:.4g} times the expected one everywhere: a factor is wrong or missing"
 
 
 # -- are two arrays the same? ----------------------------------------------------------------------
@@ -79,13 +80,23 @@ def of_numbers(case: Case, tolerance: float, others: Callable[[], Iterable[Case]
     """
     tol = max(tolerance, 1e-5)
     if not _finite(case): return ""
-    for cause in (_zero, _sign, _factor, _transposed, _constant, _term, _repeated, _normalised,
-                  _ties):
+    for cause in (_zero, _sign, _factor, _transposed, _moved, _constant, _term, _repeated,
+                  _normalised, _ties):
         says = lambda g, e, args, cause=cause: cause(_float(g), _float(e), args, tol)
         sentence = says(*case)
         if sentence and all(says(*other) != "" for other in filter(_finite, others())):
             return sentence
-    return ""
+    return _same_factor([case, *others()]) if np.size(case[1]) < 3 else ""
+
+
+def _same_factor(cases):
+    """The cause if few numbers are wrong by the same factor in every case, or ""."""
+    G, E = (np.concatenate([np.ravel(case[i]) for case in cases]).astype(float) for i in (0, 1))
+    there = E != 0
+    if len(set(E[there])) < 3 or G[~there].any() or not np.isfinite(G).all(): return ""
+    ratio = G[there] / E[there]
+    r = ratio.mean()
+    return FACTOR.format(r) if np.ptp(ratio) <= 1e-4 * abs(r) and abs(r - 1) > 0.01 else ""
 
 
 def _float(x):
@@ -117,12 +128,25 @@ def _factor(G, E, args, tol):
     r = ratio.mean()
     constant = abs(ratio - r).max() <= 1e-4 * abs(r)
     if not constant or abs(r - 1) <= 0.01 or not close(G, E * r, 1e-3): return ""
-    return f"your result is {r:.4g} times the expected one everywhere: a factor is wrong or missing"
+    return FACTOR.format(r)
 
 
 def _transposed(G, E, args, tol):
     if E.ndim < 2: return None
     return "it is transposed" if close(G.swapaxes(-1, -2), E, tol) else ""
+
+
+def _moved(G, E, args, tol):
+    told = None
+    for axis in (axis for axis in range(E.ndim) if E.shape[axis] > 2):
+        g, e = G.swapaxes(0, axis), E.swapaxes(0, axis)
+        if close(e[1:], e[:-1], tol) or close(e[::-1], e, tol): continue      # moved, it is itself
+        told = ""
+        if close(g[::-1], e, tol): return f"the order along axis {axis} is the opposite one"
+        for ahead, behind in ((g, e), (e, g)):
+            if close(ahead[1:], behind[:-1], tol):
+                return f"the numbers are right, but shifted by one place along axis {axis}"
+    return told
 
 
 def _constant(G, E, args, tol):

@@ -3,6 +3,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Exercise", "several"]
 
 
@@ -18,8 +20,12 @@ class Exercise:
         sizes and leave no symmetry (a square matrix hides a transpose). Arguments are arrays,
         Tensors, numbers, strings, None, functions of this package, or tuples, lists and dicts of
         these.
+    kind: what it asks for: a "design", a "fault" to find, a "gradient", a "count", or a "formula",
+        which the page displays.
+    example: rng → the arguments of the example on the lesson's page, which is checked first.
     special: (sentence, rng → arguments) for cases whose answer is obvious, checked before the
         random ones.
+    extremes: the same for cases of large numbers or sizes, checked after the random ones.
     gradient: names of the Tensor arguments whose gradients are compared, for functions of Tensors.
     invariants: (sentence, predicate), where `predicate(fn, rng)` is true if fn is right. They are
         checked last and cover properties that no single comparison of values shows.
@@ -50,7 +56,10 @@ class Exercise:
     reference: Callable
     cases: Callable
     hints: tuple[str, str, str]
+    kind: str = ""
+    example: Callable | None = None
     special: tuple = ()
+    extremes: tuple = ()
     gradient: tuple = ()
     invariants: tuple = ()
     mistakes: tuple = ()
@@ -68,9 +77,12 @@ class Exercise:
         return self.name.replace(".", "_")
 
     def settled(self, value: Any) -> Any:
-        """The value in the form in which results are compared; as it is if it has another kind."""
+        """The value in the form in which results are compared; as it is if it has another kind. A
+        list among several results is read as an array."""
         if self.normalize is None: return value
         try:
+            if isinstance(value, (tuple, list)):
+                value = [np.asarray(part) if isinstance(part, list) else part for part in value]
             return self.normalize(value)
         except Exception:                                # not what the exercise asks for
             return value

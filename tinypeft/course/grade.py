@@ -11,6 +11,7 @@ that you do not trust in a container or under a separate account.
 """
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
 import io
@@ -30,6 +31,7 @@ from .judge import judge
 from .percent import parsed, sources
 from .whose import Submission, lesson_of, submissions
 from .wire import Worker
+from .worker import code_cells
 from .worth import worth
 
 __all__ = ["Grade", "as_json", "grade", "write_csv"]
@@ -82,7 +84,7 @@ class Grade:
 
 
 def grade(paths: Iterable[str | Path], lesson: str | int | None = None, seed: int = 1,
-          seconds: float = 300, jobs: int = 2,
+          seconds: float = 300, jobs: int = 2, cell_seconds: float = 120,
           say: Callable[[Grade], object] | None = None) -> list[Grade]:
     """Grade submissions, `jobs` people at a time. Returns one `Grade` for each person and lesson,
     in the order of `submissions(paths)`. Of several files the one with the most points counts, and
@@ -90,18 +92,20 @@ def grade(paths: Iterable[str | Path], lesson: str | int | None = None, seed: in
 
     lesson: its number or name; if None, each file's name or the exercises it checks decide. seed:
     of the data. seconds: the limit for running one notebook, and for all calls of its functions.
-    say: called with each grade as soon as it is known.
+    cell_seconds: the limit for one of its cells. A notebook that reaches a limit keeps what it has
+    defined. say: called with each grade as soon as it is known.
     """
-    if not 0 < seconds <= LONGEST_TIME:
-        raise ValueError(f"grade: the time for one notebook is {seconds} s; expected more than 0 "
-                         f"and at most {LONGEST_TIME}")
+    for about, limit in (("notebook", seconds), ("cell", cell_seconds)):
+        if not 0 < limit <= LONGEST_TIME:
+            raise ValueError(f"grade: the time for one {about} is {limit} s; expected more than 0 "
+                             f"and at most {LONGEST_TIME}")
     path, *_ = sources(lesson)                           # raises if the lessons are not there
     chosen = None if lesson is None else path.stem
 
     def graded(of):
         result = Grade(plain(of.student), plain(str(of.path)), chosen, unearned(chosen))
         try:
-            grade_one(of.path, result, seed, seconds)
+            grade_one(of.path, result, seed, seconds, cell_seconds)
         except Exception as e:                           # one submission must not stop the others
             result.problem = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
         if result.problem: result.problem = plain(result.problem)
@@ -130,7 +134,7 @@ def best(grades: list[Grade]) -> list[Grade]:
     return chosen
 
 
-def grade_one(path: Path, result: Grade, seed: int, seconds: float) -> None:
+def grade_one(path: Path, result: Grade, seed: int, seconds: float, cell_seconds: float) -> None:
     """Grade one file: fill in its `Grade`."""
     if path.is_dir(): raise ValueError("there is no notebook and no Python file in this folder")
     if not path.is_file(): raise ValueError("this is no file that can be read")
@@ -140,18 +144,23 @@ def grade_one(path: Path, result: Grade, seed: int, seconds: float) -> None:
         result.lesson = lesson_of(path)
         result.exercises = unearned(result.lesson)
     if result.lesson is None:
+        if path.suffix == ".ipynb": code_cells(path)     # raises if this is no notebook
         raise ValueError("cannot tell which lesson this is, neither from its name nor from a "
                          "tp.check in it; give --lesson NN")
     result.notes += named(path, result.lesson)
+    cells = parsed(*sources(result.lesson))
+    solutions = {cell.exercise: cell.source for cell in cells if cell.exercise}
     with scratch() as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)
-        with Worker(copy, folder, seconds) as worker:
+        with Worker(copy, folder, seconds, cell_seconds) as worker:
             result.problem = worker.problem
             for name, exercise in of_lesson(result.lesson).items():
-                passed, message = checked(exercise, worker, seed)
+                passed, message, borrowed = checked(exercise, worker, seed)
                 row = result.exercises[name]
                 row["points"], row["message"] = row["of"] if passed else 0, plain(message)
+                calls = unusual(borrowed, solutions[name])
+                if calls: result.notes.append(f"look at it: {name} calls {', '.join(calls)}")
 
 
 @contextlib.contextmanager
@@ -176,18 +185,26 @@ def unearned(lesson: str | None) -> dict[str, dict]:
             for name, w in worths.items()}
 
 
-def checked(exercise: Exercise, worker: Worker, seed: int) -> tuple[bool, str]:
-    """Whether the submission solves the exercise, and the message that says so."""
+def checked(exercise: Exercise, worker: Worker, seed: int) -> tuple[bool, str, list[str]]:
+    """Whether the submission solves the exercise, the message that says so, and the functions of
+    the package that a right answer calls."""
     call = worker.remote(exercise.function)
     if call is None:
-        if not worker.alive: return False, "the process has ended"
-        return False, f"no cell defines {exercise.function}"
+        if not worker.alive: return False, "the process has ended", []
+        return False, f"no cell defines {exercise.function}", []
     try:
         result = judge(exercise, call, seed)
     except Exception as e:                               # a result that the comparison cannot bear
-        return False, f"your result cannot be compared: {type(e).__name__}: {e}"
+        return False, f"your result cannot be compared: {type(e).__name__}: {e}", []
     cause = f" Likely cause: {result.cause}" if result.cause else ""
-    return result.passed, result.message + cause
+    return result.passed, result.message + cause, result.borrowed
+
+
+def unusual(borrowed: list[str], solution: str) -> list[str]:
+    """The functions among `borrowed` that the lesson's solution does not name."""
+    nodes = list(ast.walk(ast.parse(solution)))
+    known = {getattr(node, "id", None) or getattr(node, "attr", None) for node in nodes}
+    return [plain(name) for name in borrowed if name.rpartition(".")[2] not in known]
 
 
 def named(path: Path, lesson: str) -> list[str]:
@@ -199,7 +216,8 @@ def named(path: Path, lesson: str) -> list[str]:
             for form in (line, json.dumps(line)[1:-1], json.dumps(line, ensure_ascii=False)[1:-1]):
                 text = text.replace(form, "")
     found = dict.fromkeys(LEADS.findall(text))
-    return [f"look at it: it names {', '.join(found)}"] if found else []
+    words = ", ".join(f"“{name.strip()}”" for name in found)
+    return [f"look at it: it names {words}"] if found else []
 
 
 def plain(text: str) -> str:

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..common.progress import watched
 from ..files import write_atomically
 from . import projects
 from .build import table
@@ -55,6 +56,8 @@ the end. Hand in the notebook under your name.
 
 {table}
 
+{projects}
+
 [Words and letters](GLOSSARY.md) that all lessons use stand on one page. The points are those of
 the functions, which are graded with other data than the notebook shows, plus those of the open
 question. The points of a bonus exercise are extra. Lesson 16 needs the weights of SmolLM2, 93 MB:
@@ -69,7 +72,7 @@ def hand_out(folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"assign: {folder} is not empty; give a new folder")
-    for path in sources():
+    for path in watched(sources(), "writing the assignments"):
         made = nbformat.writes(assignment(read(path)))
         write_atomically(folder / "lessons" / f"{path.stem}.ipynb", made + "\n")
     for path in projects.sources():
@@ -77,7 +80,7 @@ def hand_out(folder: str | Path) -> Path:
         write_atomically(folder / "projects" / f"{path.stem}.ipynb", made + "\n")
     write_atomically(folder / "README.md", page())
     write_atomically(folder / "GLOSSARY.md", glossary(r"[\1](lessons/\2)"))
-    for path in list(copied()):
+    for path in watched(list(copied()), "copying the package"):
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.parent.name == "exercises" and path.stem in TOPICS:
@@ -113,4 +116,9 @@ def page() -> str:
     rows = table(sources()).replace("| lesson | assignment |", "| lesson |").replace("|---", "", 1)
     rows = re.sub(r"\]\(([^)]+)\) \| \[.+?\]\(.+?\) \|", r"](lessons/\1) |", rows)
     _, heading, text = (LESSONS / "README.md").read_text(encoding="utf-8").partition(HELP)
-    return PAGE.format(table=rows, help=heading + text)
+    skeletons = []
+    for path in projects.sources():
+        title = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.M)[1]
+        skeletons.append(f"[{title}](projects/{path.stem}.ipynb)")
+    together = f"Projects of several hours: {', '.join(skeletons)}."
+    return PAGE.format(table=rows, projects=together, help=heading + text)

@@ -1,8 +1,9 @@
 """How a function is judged: stage after stage, from its signature to its invariants.
 
-The stages are the signature; one random case, which shows a wrong type, shape or dtype; the cases
-whose answer is obvious; more random cases; gradients; invariants. The first failure ends it and is
-reported with the value that came back, the value that was expected, and the likely cause.
+The stages are the signature; one random case, which shows a wrong type, shape or dtype; the example
+of the lesson's page; the cases whose answer is obvious; random cases; the extreme ones; gradients;
+invariants; and whether it is a call of the package. The first failure ends it and is reported with
+the value that came back, the value that was expected, and the likely cause.
 """
 from __future__ import annotations
 
@@ -34,27 +35,35 @@ def judge(exercise: Exercise, call: Local | Remote, seed: int = 0) -> CheckResul
     rng = lambda *key: np.random.default_rng([seed, zlib.crc32(exercise.name.encode()), *key])
     first = exercise.cases(rng(0))
     more = [exercise.cases(rng(2, i)) for i in range(1, CASES)]
-    special = [(f", in the case “{sentence}”", arguments(rng(1, i)))
-               for i, (sentence, arguments) in enumerate(exercise.special)]
-    others = [*more, *(args for _, args in special)]
+    special = [("special", f", in the case “{sentence}”", arguments(rng(1, i))) for
+               i, (sentence, arguments) in enumerate((*exercise.special, *exercise.extremes))]
+    page = [("special", ", in the example of the lesson", exercise.example(rng(5)))
+            for _ in range(exercise.example is not None)]
+    others = [*more, *(args for *_, args in special)]
     failure = wrong_signature(exercise, call, first)
     if failure is None: failure = wrong_result(exercise, call, first, "random", "", others)
-    # If only its numbers are wrong, a case whose answer is obvious shows the mistake better.
-    if failure is not None and (failure.stage != "random" or not exercise.special): return failure
-    random = [("", args) for args in (first, *more)]
-    for stage, cases in (("special", special), ("random", random)):
-        for about, args in cases:
-            failure = wrong_result(exercise, call, args, stage, about, others)
-            if failure is not None: return failure
+    # If only its numbers are wrong, a case that a student knows shows the mistake better.
+    if failure is not None and failure.stage != "random": return failure
+    known = "" if failure is None else failure.cause
+    random, n = [("random", "", args) for args in (first, *more)], len(exercise.special)
+    for stage, about, args in (*page, *special[:n], *random, *special[n:]):
+        failure = wrong_result(exercise, call, args, stage, about, others)
+        if failure is not None: return replace(failure, cause=failure.cause or known)
     if exercise.gradient:
         failure = wrong_gradient(exercise, call, exercise.cases(rng(3)))
         if failure is not None: return failure
     for i, (sentence, holds) in enumerate(exercise.invariants):
         failure = broken_invariant(exercise, call, sentence, holds, rng(4, i))
         if failure is not None: return failure
-    expected, out = Local(exercise.reference)(first).value, call(first)
+    expected, out = Local(exercise.reference)(first).value, call(first, watch=True)
+    last = {name.rpartition(".")[2]: name for name in out.borrowed}
+    answer = out.answer or next((last[name] for name in exercise.avoids if name in last), "")
+    if answer:
+        return failed(exercise, "borrowed", f"the numbers are right, but they come from {answer} "
+                                            "of the package; write your own function")
     listed = in_arrays(out.value, expected) is not out.value
-    return CheckResult(exercise, True, f"right.{points_of(exercise)}", listed=listed)
+    return CheckResult(exercise, True, f"right.{points_of(exercise)}", listed=listed,
+                       borrowed=out.borrowed)
 
 
 def points_of(exercise: Exercise) -> str:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..common.markup import escape
 from .exercise import Exercise
@@ -21,7 +21,8 @@ class CheckResult:
         likely cause, or "".
     function: the student's function if it passed, otherwise the package's, so that the cells below
         a check never depend on its outcome; None if no cells follow, as in a terminal.
-    listed: the function passed with a list in place of an array.
+    listed: the function passed with a list in place of an array. borrowed: functions of the package
+        that it calls.
     """
     exercise: Exercise
     passed: bool
@@ -32,6 +33,7 @@ class CheckResult:
     expected: str = ""
     cause: str = ""
     listed: bool = False
+    borrowed: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return self.passed

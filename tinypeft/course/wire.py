@@ -45,6 +45,7 @@ __all__ = ["Opaque", "Remote", "Worker", "decode", "encode", "read_line"]
 LONGEST = 1 << 24                                        # bytes of a message
 MOST    = 1 << 18                                        # values in it
 DEEPEST = 50                                             # values inside values
+GRACE   = 5.0                                            # seconds to describe what was defined
 
 
 class Opaque:
@@ -158,25 +159,27 @@ class Worker:
     """A process that runs `path`, a notebook or Python file, in `folder`, and then answers calls of
     the functions it defined.
 
-    seconds: the limit for running the file, and once more for all calls together. call_seconds: the
-    limit for one call. The attribute `problem` is the error in running the file, or None; `alive`
-    is False once the process was ended.
+    seconds: the limit for running the file, and once more for all calls together. cell_seconds: the
+    limit for one cell of a notebook. call_seconds: the limit for one call. The process keeps the
+    first two itself, and is ended if it does not answer GRACE seconds later. The attribute
+    `problem` is the error in running the file, or None; `alive` is False once the process was
+    ended.
     """
 
     def __init__(self, path: str | Path, folder: str | Path, seconds: float = 300,
-                 call_seconds: float = 30):
+                 cell_seconds: float = 120, call_seconds: float = 30):
         self.seconds, self.call_seconds, self.left = seconds, call_seconds, seconds
         environment = {k: v for k, v in os.environ.items() if k != "NBGRADER_EXECUTION"}
         environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "MPLBACKEND": "agg",
                         "IPYTHONDIR": str(Path(folder, ".ipython")), "OPENBLAS_NUM_THREADS": "1"}
         # -P: a submission that is called numpy.py is not imported as numpy
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tinypeft.course.worker", str(path)], bufsize=0,
-            cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, start_new_session=True)
+            [sys.executable, "-P", "-m", "tinypeft.course.worker", str(path), str(seconds),
+             str(cell_seconds)], bufsize=0, cwd=folder, env=environment, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         self.functions, self.problem, self.alive, self.thread = {}, None, True, None
         try:
-            answer = self._within(seconds, b"", "running the cells")
+            answer = self._within(seconds + GRACE, b"", "running the cells")
             self.functions, self.problem = _described(answer)
         except (TimeoutError, EOFError, ValueError) as e:
             self.problem = f"running the cells: {e}"
@@ -256,12 +259,12 @@ class Remote:
         self.origin, self.uses, self.signature = origin, uses, signature
 
     def __call__(self, args: tuple, names: Sequence[str] = (), differentiate: Sequence[str] = (),
-                 upstream: int | None = None) -> Outcome:
+                 upstream: int | None = None, watch: bool = False) -> Outcome:
         """The `Outcome` of the call, with the arguments of `calls.Local.__call__`."""
         try:
             return _outcome(self.worker.ask_for({
                 "name": self.name, "args": tuple(args), "names": list(names),
-                "differentiate": list(differentiate), "upstream": upstream}))
+                "differentiate": list(differentiate), "upstream": upstream, "watch": watch}))
         except (TimeoutError, EOFError, ValueError) as e:
             return Outcome(error=str(e))
 
@@ -296,8 +299,9 @@ def _outcome(answer):
     array = lambda value: value is None or isinstance(value, np.ndarray)
     match answer:
         case {"value": value, "error": None | str() as error, "unsolved": bool(unsolved),
-              "changed": list(changed), "gradients": dict(gradients), "strained": str(strained)} \
-                if all(isinstance(name, str) for name in [*changed, *gradients]) \
+              "changed": list(changed), "gradients": dict(gradients), "strained": str(strained),
+              "borrowed": list(borrowed), "answer": str(answer)} \
+                if all(isinstance(name, str) for name in [*changed, *gradients, *borrowed]) \
                 and all(map(array, gradients.values())):
-            return Outcome(value, error, unsolved, changed, gradients, strained)
+            return Outcome(value, error, unsolved, changed, gradients, strained, borrowed, answer)
     raise ValueError("the process sent no outcome of a call")

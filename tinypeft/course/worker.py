@@ -1,29 +1,32 @@
 """The process that runs a submission, started by `wire.Worker`.
 
-    python -P -m tinypeft.course.worker FILE
+    python -P -m tinypeft.course.worker FILE SECONDS SECONDS_OF_A_CELL
 
-All code cells run in order, in one namespace, as in a kernel; a cell that fails does not stop the
-next one. Then the functions that the cells defined are called with the arguments that come through
-the pipe on standard input, and the outcomes go into the one on standard output. The cells see
-neither: what they print goes nowhere.
+All code cells run in order, in one namespace, as in a kernel; a cell that fails or takes too long
+does not stop the next one. When the time for all is used up, the cells that are left are read for
+their imports and definitions alone, so that a slow notebook loses no function. Then the functions
+that the cells defined are called with the arguments that come through the pipe on standard input,
+and the outcomes go into the one on standard output. The cells see neither: what they print goes
+nowhere.
 
 Before the first call the exercises' modules go out of reach of `import`, and during a call the
 reference of its exercise refuses to run, whatever name it has by then. References of other
 exercises still run, because a lesson's cells put them in place of functions that are wrong.
 """
+import ast
 import contextlib
 import importlib
 import inspect
 import json
 import os
-import runpy
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from .calls import Local, Outcome, one_line, text_of
+from .calls import Local, Outcome, TooSlow, limited, one_line, text_of
 from .wire import decode, encode, read_line
 
 EXERCISES = f"{__package__}.exercises"
@@ -31,6 +34,9 @@ HIDDEN: dict[str, ModuleType] = {}                       # the exercises', out o
 
 MEMORY = 4 << 30                                         # bytes of addresses
 LARGEST_FILE = 1 << 30                                   # bytes of a file that it writes
+
+FOR_DEFINITIONS = 5.0                                    # seconds, when the others are used up
+DEFINING = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
 
 
 def limit() -> None:
@@ -71,30 +77,66 @@ def code_cells(path: Path) -> list[tuple[int, str]]:
         raise ValueError(f"{wrong} of format 4: {text_of(e)}") from e
 
 
-def run(path: Path) -> tuple[dict[str, Callable], str | None]:
+def run(path: Path, seconds: float, of_cell: float) -> tuple[dict[str, Callable], str | None]:
     """The functions that a notebook or a Python file defines, by name, and the error in it, or
-    None. Of a notebook's functions of one name it is the last one: in the lessons a cell behind a
-    check puts the package's function in place of one that is wrong."""
-    if path.suffix != ".ipynb":
-        try:
-            return functions_in(runpy.run_path(str(path))), None
-        except SyntaxError as e:                         # it names the line itself
-            return {}, text_of(e)
-        except (Exception, SystemExit) as e:
-            return {}, one_line(e)
+    None.
+
+    seconds: the limit for the file or for all cells. of_cell: the limit for one cell. What was
+    defined before a limit was reached counts.
+    """
+    if path.suffix != ".ipynb": return run_file(path, seconds)
     try:
-        cells = code_cells(path)
+        return run_cells(code_cells(path), seconds, of_cell)
     except ValueError as e:
         return {}, str(e)
+
+
+def run_file(path: Path, seconds: float) -> tuple[dict[str, Callable], str | None]:
+    """What `run` returns, for a Python file."""
+    namespace, problem = {"__name__": "<run_path>", "__file__": str(path)}, None
+    try:
+        with limited(seconds, "end"):
+            exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+    except SyntaxError as e:                             # it names the line itself
+        problem = text_of(e)
+    except (Exception, SystemExit, TooSlow) as e:
+        problem = one_line(e)
+    return functions_in(namespace), problem
+
+
+def run_cells(cells: list[tuple[int, str]], seconds: float,
+              of_cell: float) -> tuple[dict[str, Callable], str | None]:
+    """What `run` returns, for a notebook. Of functions of one name it is the last one: in the
+    lessons a cell behind a check puts the package's function in place of one that is wrong."""
     from IPython.core.interactiveshell import InteractiveShell
     shell, functions, problems = InteractiveShell.instance(), {}, []
+    end = time.monotonic() + seconds
     for i, source in cells:
-        result = shell.run_cell(source, silent=True)
+        left = min(end - time.monotonic(), of_cell)
+        if left <= 0: source, left = definitions(source), FOR_DEFINITIONS
+        error = error_of(shell, source, left)
         functions |= functions_in(shell.user_ns)
-        error = result.error_before_exec or result.error_in_exec
         if error is not None and not isinstance(error, NotImplementedError):
             problems.append(f"cell {i} fails with {said(error)}")
     return functions, "; ".join(problems[:3]) or None
+
+
+def error_of(shell: Any, source: str, seconds: float) -> BaseException | None:
+    """The error that a cell ends with, TooSlow after that many seconds."""
+    try:
+        with limited(seconds, "end of the cell"): result = shell.run_cell(source, silent=True)
+    except TooSlow as e:                                 # it came before or after the cell's code
+        return e
+    return result.error_before_exec or result.error_in_exec
+
+
+def definitions(source: str) -> str:
+    """The imports and definitions of a cell, for which there is always time."""
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError:                                  # IPython's own, such as %magic
+        return ""
+    return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, DEFINING))
 
 
 def said(error: BaseException) -> str:
@@ -187,13 +229,13 @@ def send(file: BinaryIO, value: Any) -> None:
     while message: message = message[file.write(message):]
 
 
-def main(path: str) -> None:
+def main(path: str, seconds: str, of_cell: str) -> None:
     """Run the file, send a description of its functions, then answer calls until the pipe is
     closed."""
     questions, answers = own_pipes()
     limit()
     sys.path.append(os.getcwd())                         # last: no file there hides a library
-    functions, problem = run(Path(path))
+    functions, problem = run(Path(path), float(seconds), float(of_cell))
     described = {name: description(fn) for name, fn in functions.items()}
     hide()
     send(answers, {"functions": described, "problem": problem})
@@ -204,7 +246,7 @@ def main(path: str) -> None:
             return
         with refused(q["name"]):
             call = Local(functions[q["name"]])
-            outcome = call(q["args"], q["names"], q["differentiate"], q["upstream"])
+            outcome = call(q["args"], q["names"], q["differentiate"], q["upstream"], q["watch"])
         try:
             send(answers, vars(outcome))
         except Exception as e:                           # it is too large, or its repr fails

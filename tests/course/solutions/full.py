@@ -174,7 +174,7 @@ WRONG = {
         (off(lambda n, d, L, V: -n), "1/σ of the final norm"),
         (off(lambda n, d, L, V: -3 * L * n * d), "where it is 4 d wide"),
         (off(lambda n, d, L, V: -4 * L * n * d), "one of the two is missing"),
-        (off(lambda n, d, L, V: 4 * L * n * d), "not two"),
+        (off(lambda n, d, L, V: 4 * L * n * d), "too many"),
         (off(lambda n, d, L, V: 2 * L * n * d), "additions keep nothing"),
         (off(lambda n, d, L, V: n * V), "not the logits besides"),
         (off(lambda n, d, L, V: (L - 1) * n * (2 * d + 1)), "the head's input exist once"),

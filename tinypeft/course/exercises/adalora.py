@@ -225,6 +225,10 @@ def _pruned(rng):
     return rng.standard_normal((d_out, r)), Lam, rng.standard_normal((r, d_in))
 
 
+def _above(limit):
+    return lambda P, Lam, Q: export(P, np.where(abs(Lam) > limit, Lam, 0), Q)
+
+
 def _with_values(rng, Lam):
     return rng.standard_normal((3, 2)), np.array(Lam), rng.standard_normal((2, 4))
 
@@ -272,7 +276,8 @@ def _nothing_left(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="adalora.penalty", title="The orthogonality penalty", stars=1,
+        name="adalora.penalty", title="The orthogonality penalty", stars=3,
+        kind="formula",
         reference=penalty, cases=_factors, gradient=("P", "Q"),
         special=(
             ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²",
@@ -316,7 +321,9 @@ EXERCISES = (
                "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the "
                "same for Q @ Q.T, and add.")),
     Exercise(
-        name="adalora.importance", title="The importance of a weight", stars=1,
+        name="adalora.importance", title="The importance of a weight", stars=3,
+        kind="design",
+        example=lambda rng: (*map(np.array, ([2.0], [-0.5], [0.5], [0.2])), 0.8, 0.8),
         reference=importance, cases=_averages,
         special=(
             ("no gradient: sensitivity only fades", _no_gradient),),
@@ -376,7 +383,9 @@ EXERCISES = (
                "beta1) * I. Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), "
                "and the score is I_bar * U.")),
     Exercise(
-        name="adalora.budget", title="Find the bug: the budget as printed", stars=1,
+        name="adalora.budget", title="Find the bug: the budget as printed", stars=2,
+        kind="fault",
+        example=lambda rng: (35, 100, 10, 40, 240, 120),
         reference=budget, cases=_schedule,
         special=(
             ("the first step", _at(lambda T, t_i, t_f: 0)),
@@ -438,13 +447,16 @@ EXERCISES = (
                "- (t - t_i) / (T - t_i - t_f), and int(bT + (b0 - bT) * left**3) rounds down.")),
     Exercise(
         name="adalora.allocate", title="Allocation of the budget", stars=2,
+        kind="design",
+        example=lambda rng: (np.array([[5, 1, 0.5], [4, 3, 0.2]]), 3),
         reference=allocate, cases=_scores,
         special=(
             ("one matrix has all the important triplets", _one_matrix),
             ("nothing may stay", lambda rng: (rng.exponential(1, (2, 3)), 0)),
             ("everything may stay", lambda rng: (rng.exponential(1, (2, 3)), 6))),
         invariants=(
-            ("exactly b triplets stay even if scores are equal", _five_of_equal),),
+            ("exactly b triplets stay even if scores are equal: all that reach a threshold may be "
+             "more", _five_of_equal),),
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
              _equal_shares),
@@ -479,9 +491,11 @@ EXERCISES = (
                "are all of them when b is 0.)")),
     Exercise(
         name="adalora.export", title="What is left as a LoRA", stars=1,
+        kind="design",
         reference=export, cases=_pruned, normalize=_product,
         special=(
-            ("nothing is pruned", partial(_with_values, Lam=[2.0, -1.0])),),
+            ("nothing is pruned", partial(_with_values, Lam=[2.0, -1.0])),
+            ("a λ of a millionth is not 0", partial(_with_values, Lam=[2.0, 1e-6]))),
         invariants=(
             ("if everything is pruned, B has no columns and A no rows", _nothing_left),),
         mistakes=(
@@ -490,6 +504,8 @@ EXERCISES = (
              lambda P, Lam, Q: (P * Lam, Q)),
             ("λ is missing: one of the two factors must be multiplied by it", _without_values),
             ("λ is counted twice: it belongs into one factor, or its root into both", _twice),
+            *several("a small λ is not pruned: test Lam != 0",
+                     _above(0.1), _above(1e-2), _above(1e-3), _above(1e-5)),
             ("a negative λ is not pruned: test Lam != 0, not Lam > 0",
              lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
             ("the sign of λ is lost, as it is if both factors get the root of |λ|; "

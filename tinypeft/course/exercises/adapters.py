@@ -290,6 +290,7 @@ def same_layers(fn, rng):
 EXERCISES = (
     Exercise(
         name="adapters.forward", title="The forward pass of an adapter", stars=1,
+        kind="formula",
         reference=reference_forward, cases=forward_cases,
         gradient=("h", "W_d", "b_d", "W_u", "b_u"),
         special=(
@@ -329,6 +330,7 @@ EXERCISES = (
                "y = F.gelu(F.linear(h, W_d, b_d)); then h + F.linear(y, W_u, b_u).")),
     Exercise(
         name="adapters.backward", title="Which start can learn?", stars=3,
+        kind="gradient",
         reference=reference_backward, cases=backward_cases,
         special=(
             ("W_u = 0: dh is dy, and dW_d is zero", partial(backward_cases, up=0.0)),),
@@ -364,6 +366,7 @@ EXERCISES = (
                "dW_d = dz.T @ h, and dh is dy plus dz @ W_d.")),
     Exercise(
         name="adapters.widen", title="A parallel adapter as a wider MLP", stars=3,
+        kind="design",
         reference=reference_widen, cases=widen_cases,
         invariants=(
             ("the wider MLP computes MLP + s · adapter, here with f = tanh", same_function),),
@@ -415,6 +418,7 @@ EXERCISES = (
                "columns. The new b2 is b2 + s * b_up.")),
     Exercise(
         name="adapters.bug", title="Find the bug: a file that lacks something", stars=2,
+        kind="fault",
         reference=reference_bug, cases=file_cases,
         special=(
             ("only the adapters were trained", partial(file_cases, norms=False)),
@@ -471,6 +475,7 @@ EXERCISES = (
                "before[name])]. Write the question whether two arrays differ in place of differ.")),
     Exercise(
         name="adapters.linear", title="A layer and an adapter in one", stars=2,
+        kind="design",
         reference=reference_linear, cases=linear_cases,
         invariants=(
             ("one layer computes what the layer and the adapter compute", same_layers),),

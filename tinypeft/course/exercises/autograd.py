@@ -66,6 +66,10 @@ def replaced(old, new):
     return new
 
 
+def kept(old, new):
+    return new if old is None else old
+
+
 def walk(tape, dy, join=added, order=-1):
     """Return the gradients of all values; `join` and `order` are for the mistakes."""
     grads = [None] * len(tape)
@@ -348,14 +352,16 @@ def forward_cases(rng):
 EXERCISES = (
     Exercise(
         name="autograd.walk", title="The walk through the graph", stars=2,
+        kind="design",
         reference=reference_walk, cases=walk_cases,
         special=(
-            ("the example of equation (2)", chain),
-            ("a chain of 5,000 steps, each of which uses the value before it twice", doublings)),
+            ("the example of equation (2)", chain),),
+        extremes=(
+            ("a chain of 5,000 steps, each of which uses the value before it twice", doublings),),
         mistakes=(
-            ("a value that is used twice keeps only one of its gradients; add "
-             "the new one to the old one",
-             partial(walk, join=replaced)),
+            *several("a value that is used twice keeps only one of its gradients; add "
+                     "the new one to the old one",
+                     partial(walk, join=replaced), partial(walk, join=kept)),
             ("the walk goes forwards; start at the last value and go down", partial(walk, order=1)),
             ("+= writes into an array that another value has as its gradient, too; write a + b",
              lambda tape, dy: walk(tape, np.array(dy), join=added_in_place)),
@@ -405,6 +411,7 @@ EXERCISES = (
                "that another value uses.")),
     Exercise(
         name="autograd.unbroadcast", title="Find the bug: a gradient of the right shape", stars=2,
+        kind="fault",
         reference=reference_unbroadcast, cases=unbroadcast_cases,
         special=(
             ("a bias under a matrix: (4, 3) → (3,)", four_by_three((3,))),
@@ -438,6 +445,7 @@ EXERCISES = (
                "Then sum over the axes where `shape` has a 1, with keepdims=True.")),
     Exercise(
         name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
+        kind="gradient",
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
             ("everything is needed", partial(linear_cases, need=(True, True, True))),
@@ -477,6 +485,7 @@ EXERCISES = (
                "in the same way, so that nothing is computed that nobody needs.")),
     Exercise(
         name="autograd.layer_norm_vjp", title="The backward pass of layer norm", stars=3,
+        kind="gradient",
         reference=reference_layer_norm_vjp, cases=layer_norm_cases,
         invariants=(
             ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
@@ -523,6 +532,7 @@ EXERCISES = (
                "/ sigma, and each mean is over the last axis.")),
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
+        kind="gradient",
         reference=reference_forward, cases=forward_cases,
         special=(
             ("the example of equation (2)", chain),),

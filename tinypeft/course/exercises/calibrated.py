@@ -206,6 +206,10 @@ def on_diagonal(H, damping):
     return damping * H.diagonal().mean() * np.eye(len(H))
 
 
+def damped_by(size, H, damping):
+    return damping * size(H) * np.eye(len(H))
+
+
 def everywhere(H, damping):
     return damping * H.diagonal().mean()
 
@@ -368,6 +372,7 @@ def _exact(fn, rng):
 EXERCISES = (
     Exercise(
         name="calibrated.directions", title="Where an error costs most, and least", stars=2,
+        kind="design",
         reference=directions, cases=directions_case,
         goal=("both have length 1, no direction costs more than the first, and none less than "
               "the second", are_extreme),
@@ -401,7 +406,8 @@ EXERCISES = (
                "as the columns of a matrix (d, d).",
                "values, vectors = np.linalg.eigh(H). Return vectors[:, -1] and vectors[:, 0].")),
     Exercise(
-        name="calibrated.compensate", title="One step of OBQ", stars=2,
+        name="calibrated.compensate", title="One step of OBQ", stars=3,
+        kind="design",
         reference=compensate, cases=compensate_case,
         special=(
             ("two weights: the second makes up for the first", two_weights),),
@@ -435,12 +441,13 @@ EXERCISES = (
                "with row and column q set to 0.")),
     Exercise(
         name="calibrated.gptq", title="GPTQ, column by column", stars=3,
+        kind="design",
         reference=gptq, cases=gptq_case,
         special=(
             ("U is diagonal: nothing is passed on, and it is round to nearest", diagonal),),
         mistakes=(
-            ("nothing is passed on to later columns: this is round to nearest (column j of U is "
-             "zero below the diagonal; take row j)",
+            ("nothing is passed on to later columns: this is round to nearest. Column j of U is "
+             "zero below the diagonal, so take row j, and begin with the first column",
              gptq_variant(sign=0)),
             ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
             ("E is the error divided by U_jj", gptq_variant(divisor=one)),
@@ -461,6 +468,7 @@ EXERCISES = (
                "np.outer(E, U[j, j+1:]) from V[:, j+1:].")),
     Exercise(
         name="calibrated.bug", title="Find the bug: worse than rounding", stars=2,
+        kind="fault",
         avoids=("factor",),
         reference=mended_factor,
         cases=factor_case,
@@ -483,8 +491,9 @@ EXERCISES = (
              factor_variant(added=lambda H, damping: np.diag(damping * H.diagonal()))),
             ("damping belongs on the diagonal alone; you add it to every entry",
              factor_variant(added=everywhere)),
-            ("damping is in units of the mean of H's diagonal",
-             factor_variant(added=lambda H, damping: damping * np.eye(len(H)))),
+            *several("damping is in units of the mean of H's diagonal",
+                     *(factor_variant(added=partial(damped_by, size))
+                       for size in (lambda H: 1, np.trace, np.mean))),
             ("the damping is not added", factor_variant(added=lambda H, damping: 0)),
             ("UᵀU is H, and the damping is added to every entry: these are both "
              "faults of the code above",
@@ -505,7 +514,8 @@ EXERCISES = (
                "A = H + damping * H.diagonal().mean() * np.eye(len(H)). L = "
                "np.linalg.cholesky(np.linalg.inv(A)). U is L.T.")),
     Exercise(
-        name="calibrated.order", title="The heaviest columns first", stars=3,
+        name="calibrated.order", title="The heaviest columns first", stars=2,
+        kind="design",
         reference=ordered, cases=ordered_case,
         special=(
             ("H is diagonal: in every order it is round to nearest", diagonal_case),
@@ -537,6 +547,7 @@ EXERCISES = (
                "W_hat[:, order] = your GPTQ of W[:, order].")),
     Exercise(
         name="calibrated.scale", title="Scales that protect what matters", stars=2,
+        kind="design",
         reference=scale, cases=scale_case,
         goal=("the loss with these scales is at most 0.8 of that of rounding alone, s = 1",
               below_rounding),

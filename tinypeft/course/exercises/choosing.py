@@ -272,6 +272,8 @@ def _t(quantile, degrees):
 EXERCISES = (
     Exercise(
         name="choosing.memory", title="Bytes before the first activation", stars=1,
+        kind="count",
+        example=lambda rng: (1000, 4.0, 10),
         reference=memory,
         cases=_sizes,
         special=(
@@ -285,6 +287,9 @@ EXERCISES = (
             ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, "
              "its gradient or one of two moments?",
              lambda n, bits, t: n * bits / 8 + t * 12),
+            ("a trained number takes 16 bytes; yours takes 4: where are its gradient and AdamW's "
+             "two moments?",
+             lambda n, bits, t: n * bits / 8 + t * 4),
             ("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?",
              lambda n, bits, t: n * bits / 8 + t * 8),
             *several("frozen weights have no gradient and no moments",
@@ -304,6 +309,7 @@ EXERCISES = (
                "(gradient) + 2 * 4 (moments).")),
     Exercise(
         name="choosing.pareto", title="The Pareto frontier", stars=2,
+        kind="design",
         reference=pareto, cases=_points,
         special=(
             ("five points, three on the frontier", _five_points),
@@ -345,6 +351,7 @@ EXERCISES = (
                "frontier is where no i does: ~dominates.any(0).")),
     Exercise(
         name="choosing.apart", title="They overlap, and can be told apart", stars=3,
+        kind="design",
         reference=apart, cases=_losses,
         goal=("the intervals of a and of b overlap, that of a − b does not contain 0, and the "
               "differences vary", _told_apart),
@@ -373,6 +380,7 @@ EXERCISES = (
                "that change from seed to seed.")),
     Exercise(
         name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,
+        kind="design",
         reference=fuse, cases=_pairs,
         invariants=(
             ("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
@@ -404,6 +412,7 @@ EXERCISES = (
                "are B_q, and the last d rows and last s columns are B_v.")),
     Exercise(
         name="choosing.bug", title="Find the bug: a winner by luck", stars=2,
+        kind="fault",
         reference=honest, cases=_rates,
         special=(
             ("the rate that is best on the validation text is second on the test", _three_rates),
@@ -442,6 +451,7 @@ EXERCISES = (
                "i = validation.mean(1).argmin(). Return i and test[i].mean().")),
     Exercise(
         name="choosing.seeds", title="How many seeds?", stars=2,
+        kind="design",
         reference=seeds, cases=_pilot,
         special=(
             ("a wish so modest that two seeds suffice",

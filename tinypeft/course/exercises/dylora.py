@@ -242,6 +242,7 @@ def _wrong_order(got, expected, args):
 EXERCISES = (
     Exercise(
         name="dylora.forward", title="The forward pass at rank b", stars=1,
+        kind="formula",
         reference=forward, cases=_layer, gradient=("x", "A", "B"),
         special=(
             ("b = 1", partial(_layer, b=1)),
@@ -276,6 +277,7 @@ EXERCISES = (
                "F.linear(x, W) + low * (alpha / b).")),
     Exercise(
         name="dylora.bug", title="Find the bug: rows that move without a gradient", stars=2,
+        kind="fault",
         reference=bug, cases=_step,
         special=(
             ("rank 1", partial(_step, b=1, frozen=False)),
@@ -343,6 +345,7 @@ EXERCISES = (
                "lr * M in the same rows.")),
     Exercise(
         name="dylora.draw", title="A distribution for the rows", stars=2,
+        kind="design",
         reference=draw, cases=_shares,
         special=(
             ("four rows that take part in all steps, in ½, in ¼ and in ¼ of them",
@@ -381,6 +384,7 @@ EXERCISES = (
                "t = [shares[i] for i in sorted(shares)] + [0]; p(b) is t[b − 1] − t[b].")),
     Exercise(
         name="dylora.cut", title="The cut by singular values", stars=2,
+        kind="design",
         reference=cut, cases=_factors, normalize=_product,
         special=(
             ("b = R: nothing is lost", _all),

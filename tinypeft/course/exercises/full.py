@@ -102,6 +102,13 @@ def adamw_cases(rng, t=None, eps=1e-3):
     return w, g, m, v, t, 0.01, 0.9, 0.99, eps, 0.3
 
 
+def _whole_gradient(w, g, m, v, t, lr, beta1, *others):
+    """Take m = β₁ m + g, without the factor 1 − β₁."""
+    def square(x):
+        return np.square((1 - beta1) * x)
+    return adamw(w, g / (1 - beta1), m, v, t, lr, beta1, *others, square=square)
+
+
 def undecayed_first_step(rng):
     return *adamw_cases(rng, t=1)[:-1], 0.0
 
@@ -231,13 +238,16 @@ def cut_to_whole(got, expected, args):
 
 EXERCISES = (
     Exercise(
-        name="full.adamw", title="One step of AdamW", stars=2,
+        name="full.adamw", title="One step of AdamW", stars=3,
+        kind="design",
         reference=reference_adamw, cases=adamw_cases,
         special=(
             ("the first step: m and v were 0, and nothing decays", undecayed_first_step),),
         mistakes=(
             ("m and v are not corrected for having started at 0",
              partial(adamw, correct=uncorrected)),
+            ("the new gradient has the weight 1 − β₁ in m: m = β₁ m + (1 − β₁) g",
+             _whole_gradient),
             ("v is not corrected for having started at 0", partial(adamw, of_v=uncorrected)),
             ("m is not corrected for having started at 0", partial(adamw, of_m=uncorrected)),
             ("t counts from 1: use t as it is given, not t + 1",
@@ -289,6 +299,7 @@ EXERCISES = (
                "changes the caller's array.")),
     Exercise(
         name="full.states", title="Memory for weights, gradients and optimizer", stars=1,
+        kind="count",
         reference=reference_states, cases=states_cases,
         special=(
             ("everything trained in mixed precision: 16 bytes each",
@@ -337,6 +348,7 @@ EXERCISES = (
                "more if weight_bytes < 4.")),
     Exercise(
         name="full.activations", title="Memory for activations", stars=2,
+        kind="count",
         reference=reference_activations, cases=activations_cases,
         special=(
             ("the base, with 4 rows of 128 tokens", lambda rng: (4, 128, 128, 4, 5, 1024)),),
@@ -390,7 +402,8 @@ EXERCISES = (
             ("GELU keeps 4 d numbers per position, its input or its derivative, and `down` keeps "
              "its input: one of the two is missing",
              partial(activations, vectors=12)),
-            ("GELU needs one array of 4 d, not two: its derivative alone, or its input alone",
+            ("4 d numbers per position are too many: GELU needs one array of 4 d, its derivative "
+             "or its input, and an addition needs nothing",
              partial(activations, vectors=20)),
             ("the cross-entropy keeps B T V numbers once: its gradient needs the probabilities, "
              "and not the logits besides",
@@ -422,6 +435,7 @@ EXERCISES = (
                "Multiply by L; add 2 B T d + B T + B T V.")),
     Exercise(
         name="full.bug", title="Find the bug: an AdamW that diverges", stars=2,
+        kind="fault",
         reference=reference_bug, cases=bug_cases,
         special=(
             ("one step", partial(bug_cases, n=1)),),
@@ -444,6 +458,8 @@ EXERCISES = (
              partial(steps, after=True)),
             ("the decay is missing", lambda *a: steps(*a[:-1], 0.0))),
         symptoms=(
+            ("t counts from 1: with t = 0 the corrections 1 − βᵗ are 0",
+             lambda got, expected, args: np.isnan(got).all()),
             ("v became negative, and a negative number has no root: are m and v "
              "one array with two names?",
              lambda got, expected, args: np.isnan(got).any()),),
@@ -456,6 +472,7 @@ EXERCISES = (
                "*=. Write w = w - …, and leave the lines between as they are.")),
     Exercise(
         name="full.recompute", title="Compute the activations again", stars=2,
+        kind="count",
         reference=reference_recompute, cases=recompute_cases,
         special=(
             ("32 blocks in parts of four, of a model of 7 billion parameters",

@@ -252,6 +252,7 @@ def fourth_cases(rng):
 EXERCISES = (
     Exercise(
         name="gradients.catches", title="Find the bug: which backward pass is wrong?", stars=2,
+        kind="fault",
         reference=reference_catches, cases=catches_cases,
         special=(
             ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
@@ -304,6 +305,7 @@ EXERCISES = (
                "is above 1e-7 times the norms of dx and v.")),
     Exercise(
         name="gradients.needed", title="What the walk must reach", stars=2,
+        kind="design",
         reference=reference_needed, cases=needed_cases,
         special=(
             ("the example on the page", page),
@@ -339,6 +341,7 @@ EXERCISES = (
                "below[k] and asked[k] for each k.")),
     Exercise(
         name="gradients.fourth", title="A difference with a smaller error", stars=3,
+        kind="design",
         reference=reference_fourth, cases=fourth_cases,
         mistakes=(
             ("this is the central difference itself, whose error goes with ε²", central),

@@ -237,6 +237,7 @@ def principal_case(rng):
 EXERCISES = (
     Exercise(
         name="loftq.vanish", title="A large change that vanishes", stars=2,
+        kind="design",
         reference=vanishing, cases=vanishing_case,
         goal=("rounded to the grid, Ŵ + B A has the codes of Ŵ, and ‖B A‖ is at least 0.9 of half "
               "a step for every weight", vanishes),
@@ -261,6 +262,7 @@ EXERCISES = (
                "B = 0.49 * s[:, None], and A = np.ones((1, d_in)).")),
     Exercise(
         name="loftq.rounds", title="LoftQ's alternating rounds", stars=2,
+        kind="formula",
         reference=loftq,
         cases=loftq_case,
         normalize=same_signs,
@@ -295,6 +297,7 @@ EXERCISES = (
                "* root; A = root[:, None] * Vt[:r]; BA = B @ A.")),
     Exercise(
         name="loftq.bug", title="Find the bug: a LoftQ that starts too far away", stars=2,
+        kind="fault",
         reference=scaled_loftq, cases=scaled_case, normalize=product,
         special=(
             ("α = r: nothing is scaled",
@@ -327,6 +330,7 @@ EXERCISES = (
                "Q, B / root and A / root.")),
     Exercise(
         name="loftq.principal", title="Round what a low rank leaves", stars=2,
+        kind="design",
         reference=principal, cases=principal_case, normalize=same_signs,
         mistakes=(
             ("Q must round what B A leaves of W, not W itself",

@@ -89,6 +89,18 @@ def _vast(rng):
     return x * 1e-36, W0 * 1e37, A * 1e18, B * 1e22, alpha
 
 
+def _of_the_page(rng):
+    """Return the numbers of the lesson's example, as arrays."""
+    W0 = np.float32([[1, 0, 2], [0, 1, 0]])
+    A, B = np.float32([[1, -1, 0]]), np.float32([[0.5], [1]])
+    return np.float32([1, 2, 3]), W0, A, B, 2.0
+
+
+def _tensors_of_the_page(rng):
+    *arrays, alpha = _of_the_page(rng)
+    return *map(Tensor, arrays), alpha
+
+
 def _low(x, W0, A, B, alpha, scale=_usual, rank=_rows_of_A, bend=lambda y: y):
     return F.linear(bend(F.linear(x, A)), B) * scale(alpha, rank(A, B))
 
@@ -527,6 +539,11 @@ def _asked_at_the_end(W, A, B, W1, A1, B1):
     return "start changed" if changed else bug(W, A, B, W1, A1, B1)
 
 
+def _zero_at_the_end(W, A, B, W1, A1, B1):
+    word = bug(W, A, B, W1, A1, B1)
+    return "fine" if word == "both zero" and (A1.any() or B1.any()) else word
+
+
 def _equal(measure):
     """Take two arrays for the same if one number of them is."""
     return lambda a, b: measure(a) == measure(b)
@@ -610,10 +627,13 @@ def _lengths_of_base(x, W0, A, B, alpha, m):
 EXERCISES = (
     Exercise(
         name="lora.forward", title="The forward pass of LoRA", stars=1,
+        kind="formula",
+        example=_tensors_of_the_page,
         reference=forward, cases=_tensors, gradient=("x", "A", "B"),
         special=(
-            ("B = 0: the base, unchanged", partial(_tensors, zero=True)),
-            ("A and B so large that B A is infinite, and B (A x) is not", _vast)),
+            ("B = 0: the base, unchanged", partial(_tensors, zero=True)),),
+        extremes=(
+            ("A and B so large that B A is infinite, and B (A x) is not", _vast),),
         mistakes=(
             ("the scale is α/r, not α", _scaled(_alpha)),
             ("the scale α/r is missing", _scaled(_one)),
@@ -642,6 +662,7 @@ EXERCISES = (
                "low * (alpha / A.shape[0]).")),
     Exercise(
         name="lora.attach", title="LoRA on a model, and everything else frozen", stars=2,
+        kind="design",
         reference=attach, cases=_model,
         special=(
             ("one block, and LoRA on the MLP's layer up alone",
@@ -685,6 +706,7 @@ EXERCISES = (
                "np.zeros((d_out, r)), both in W.dtype, and True for both.")),
     Exercise(
         name="lora.backward", title="The backward pass of LoRA", stars=3,
+        kind="gradient",
         reference=backward, cases=_with_upstream,
         invariants=(
             ("with B = 0, as at the start, dA is zero and dB is not", _starts),),
@@ -728,6 +750,7 @@ EXERCISES = (
                "sum: one term through W0, and s * dh @ B @ A.")),
     Exercise(
         name="lora.bug", title="Find the bug: a LoRA that does not do what it should", stars=2,
+        kind="fault",
         reference=bug, cases=_run,
         special=(
             ("nothing is wrong", partial(_run, fault="fine")),
@@ -758,6 +781,8 @@ EXERCISES = (
             ("one number of B did not start at zero", partial(_start, B=_last)),
             ("B started near zero", partial(_start, B=lambda B: np.float32(1e-9) * B)),
             ("B A is not zero at the start, but its sum is", partial(_start, B=_paired)),
+            ("A and B started at zero, and something else than a gradient moved them",
+             partial(_start, A=lambda A: 0 * A)),
             ("A and B started at zero", partial(_run, fault="both zero")),
             ("the optimizer has neither A nor B", partial(_run, fault="not trained"))),
         mistakes=(
@@ -772,6 +797,7 @@ EXERCISES = (
                      _asked(start=lambda A, B: A.any()),
                      _asked(start=lambda A, B: A.any() or B.any())),
             ("the question is about the start: B_before @ A_before", _asked_at_the_end),
+            ("“both zero” is about the start as well: A and B before training", _zero_at_the_end),
             ("A and B may both differ from zero, and their product not: ask for B A",
              _asked(start=lambda A, B: A.any() and B.any())),
             *several("the start is changed if any number of B A is not zero at all; a "
@@ -838,6 +864,7 @@ EXERCISES = (
                "answered by yes, else “fine”.")),
     Exercise(
         name="lora.alike", title="Do two LoRAs do the same?", stars=2,
+        kind="design",
         reference=alike, cases=_pair,
         special=(
             ("A and B turned by a matrix G, and back: the same", partial(_pair, kind="turned")),
@@ -891,6 +918,7 @@ EXERCISES = (
                "is at most 1e-3 times the norm of the first.")),
     Exercise(
         name="lora.swap", title="A base that wears out", stars=2,
+        kind="design",
         reference=swap, cases=_served,
         special=(
             ("two tasks, in turn, three times", lambda rng: _in_turn(*_served(rng, (1, 3000)))),),
@@ -922,6 +950,7 @@ EXERCISES = (
                "Return [W0 + alpha / len(A) * B @ A for A, B, alpha in tasks].")),
     Exercise(
         name="lora.dora", title="DoRA", stars=2,
+        kind="formula",
         reference=dora, cases=_with_magnitude, gradient=("x", "A", "B", "m"),
         special=(
             ("B = 0 and m the lengths of W0's rows: the base, unchanged",

@@ -190,6 +190,10 @@ def decoded(codes, scale, zero, whole=np.int64, sign=-1, times=True, after=False
     return q * (scale[:, None] if times else 1)
 
 
+def _without_brackets(codes, scale, zero):
+    return (scale[:, None] * codes - zero[:, None]).astype(np.float32)
+
+
 def reference_bug(codes, scale, zero):
     return decoded(codes, scale, zero)
 
@@ -236,6 +240,7 @@ def pack_cases(rng, bits=None):
 EXERCISES = (
     Exercise(
         name="map.trained", title="Four counts of trained parameters", stars=1,
+        kind="count",
         reference=reference_trained, cases=trained_cases,
         special=(
             ("the base, with r = 8, P = 20, m = 64", lambda rng: (128, 5, 8, 20, 64)),),
@@ -283,6 +288,7 @@ EXERCISES = (
                "L times 2 * d * m and the two biases.")),
     Exercise(
         name="map.merges", title="Can it be merged?", stars=2,
+        kind="design",
         reference=reference_merges, cases=merges_cases,
         special=(
             ("a plain layer", partial(merges_cases, f=Layers.plain)),
@@ -322,6 +328,7 @@ EXERCISES = (
                "x @ W.T to 1e-9, else None.")),
     Exercise(
         name="map.signs", title="Whose sign is it?", stars=2,
+        kind="design",
         reference=reference_signs, cases=signs_cases,
         special=(
             ("all rows have the libraries' sign", partial(signs_cases, written=1)),
@@ -352,12 +359,14 @@ EXERCISES = (
                "row, and multiply by the row's scale: scale[:, None] * (codes − …).")),
     Exercise(
         name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
+        kind="fault",
         reference=reference_bug, cases=bug_cases,
         special=(
             ("all codes lie above the zero point: here the wrong program is right",
              partial(bug_cases, low=200, high=256, zero=128)),
             ("all codes lie below the zero point", partial(bug_cases, low=0, high=100, zero=128))),
         mistakes=(
+            ("the brackets are missing: s (q − z) is not s q − z", _without_brackets),
             ("the difference is taken in uint8, where 3 − 8 is 251: turn the codes into floats "
              "(or wide integers) before it",
              partial(decoded, after=True)),
@@ -385,6 +394,7 @@ EXERCISES = (
                "result is scale[:, None] * (q - z).")),
     Exercise(
         name="map.pack", title="Codes of 3 bits in bytes of 8", stars=2,
+        kind="design",
         reference=reference_pack, cases=pack_cases,
         special=(
             ("two codes of 4 bits in a byte", lambda rng: (np.array([1, 2, 15, 0], np.uint8), 4)),

@@ -316,6 +316,8 @@ def tables(rng):
 EXERCISES = (
     Exercise(
         name="nf4.levels", title="NF4's table of levels", stars=2,
+        kind="design",
+        example=lambda rng: (0.9, 2, 1),
         reference=levels, cases=levels_case,
         special=(
             ("NF4 itself", lambda rng: (DELTA, 8, 7)),
@@ -323,6 +325,10 @@ EXERCISES = (
         mistakes=(
             ("n levels need n + 1 points from δ to ½, the last of which is dropped",
              levels_variant(points=lambda n: n + 2)),
+            ("n levels need n + 1 points from δ to ½; with n points one level is missing",
+             levels_variant(points=itself)),
+            ("the last of the n + 1 points is ½, whose level is 0: it is dropped on both sides",
+             levels_variant(keep=itself)),
             ("n levels need n + 1 points; with n points the last kept level is ½'s, which is 0",
              levels_variant(points=itself, keep=itself)),
             ("the levels are not scaled to a largest magnitude of 1", levels_variant(scale=itself)),
@@ -347,6 +353,8 @@ EXERCISES = (
                "by the largest magnitude.")),
     Exercise(
         name="nf4.encode", title="The nearest level", stars=1,
+        kind="formula",
+        example=lambda rng: (np.array([0.2, -0.8, 0.4, 0.1]), np.array([-1, 0, 0.409, 1])),
         reference=encode, cases=encode_case,
         special=(
             ("multiples of the levels", multiples),),
@@ -366,7 +374,8 @@ EXERCISES = (
                "codes are (n,), integers.",
                "a = np.abs(x).max(); the codes are np.abs(x[:, None] / a - levels).argmin(1).")),
     Exercise(
-        name="nf4.backward", title="The gradient of QLoRA", stars=2,
+        name="nf4.backward", title="The gradient of QLoRA", stars=3,
+        kind="gradient",
         reference=backward, cases=backward_case,
         special=(
             ("one number of each: W is 3", one_of_each),),
@@ -397,6 +406,7 @@ EXERCISES = (
                "s * dy.T @ (x @ A.T), and dx = dy @ W + s * (dy @ B) @ A.")),
     Exercise(
         name="nf4.bug", title="Find the bug: weights that come back with the other sign", stars=2,
+        kind="fault",
         reference=decoded, cases=stored_case,
         special=(
             ("two blocks of one weight, with m = 0.1 and o = 0.4", one_block),),
@@ -429,6 +439,7 @@ EXERCISES = (
                "* levels[codes].")),
     Exercise(
         name="nf4.better", title="Better levels for these weights", stars=3,
+        kind="design",
         reference=better, cases=normed_blocks,
         goal=("the 16 levels ascend, 0 is one of them, and the squared error of x is at most 0.97 "
               "of NF4's", are_better),
@@ -452,6 +463,7 @@ EXERCISES = (
                "times.")),
     Exercise(
         name="nf4.loses", title="Weights for which the table is bad", stars=2,
+        kind="design",
         reference=loses, cases=tables,
         goal=("the largest magnitude is 1, and with the levels −7/7 … 7/7 the squared error is at "
               "most half of that with the given levels", prefers_integers),

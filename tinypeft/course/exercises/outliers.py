@@ -350,13 +350,15 @@ def products(rng):
 
 EXERCISES = (
     Exercise(
-        name="outliers.bug", title="Find the bug: the product of the codes", stars=1,
+        name="outliers.bug", title="Find the bug: the product of the codes", stars=2,
+        kind="fault",
         reference=bug, cases=integer_codes, normalize=as_floats,
         special=(
             ("one token and one output: 2 · 3 + 4 · 5 = 26",
              lambda rng: (np.int8([[2, 4]]), np.int8([[3, 5]]))),
-            ("three products of 127 and 127 are 48,387", full(3, 1)),
-            ("the largest sum of 2,001 products is 32,274,129, an odd number", full(2001, 2))),
+            ("three products of 127 and 127 are 48,387", full(3, 1))),
+        extremes=(
+            ("the largest sum of 2,001 products is 32,274,129, an odd number", full(2001, 2)),),
         mistakes=(
             ("a product of int8 arrays is int8, from −128 to 127, and wraps beyond; turn the "
              "codes into a wider type first",
@@ -383,6 +385,7 @@ EXERCISES = (
                "turn the product into int32.")),
     Exercise(
         name="outliers.drown", title="An outlier that leaves nothing", stars=2,
+        kind="design",
         reference=drown, cases=a_token,
         goal=("all codes of x are 0 beside the new entry, and it is at most 0.5 % larger than it "
               "has to be", all_drowned),
@@ -408,6 +411,8 @@ EXERCISES = (
                "127 m′/m = ½, where m′ is the largest |x|.")),
     Exercise(
         name="outliers.vector_wise", title="Vector-wise quantization", stars=2,
+        kind="formula",
+        avoids=("int8_inputs", "scaled_matmul"),
         reference=vector_wise,
         cases=vector_wise_case,
         special=(
@@ -469,6 +474,7 @@ EXERCISES = (
                "Leave the codes in floats: a product of two int8 arrays wraps.")),
     Exercise(
         name="outliers.llm_int8", title="LLM.int8()'s decomposition", stars=2,
+        kind="design",
         reference=llm_int8,
         cases=llm_int8_case,
         special=(
@@ -553,7 +559,8 @@ EXERCISES = (
                "to 0; quantize that as in the exercise before, with s_x = 1 where a row has "
                "only zeros and s_w over whole rows of W. Add X[:, O] @ W[:, O].T.")),
     Exercise(
-        name="outliers.smooth", title="Smoothing a layer", stars=2,
+        name="outliers.smooth", title="Smoothing a layer", stars=3,
+        kind="design",
         reference=smooth, cases=smooth_case,
         special=(
             ("α = 1 moves everything: s is max|X|", move_everything),),
@@ -611,6 +618,7 @@ EXERCISES = (
                "/ largest**(1 - alpha). Divide γ and β by s, and multiply each W by s.")),
     Exercise(
         name="outliers.zero_point", title="Zero points after the product", stars=2,
+        kind="design",
         reference=zero_point, cases=products, normalize=as_floats,
         special=(
             ("(3 − 1) · 5 + (4 − 1) · 6 = 28, from 3 · 5 + 4 · 6 = 39", one_token),),
@@ -624,6 +632,8 @@ EXERCISES = (
              lambda product, z, q_w: product - z[:, None] * q_w.sum()),
             ("z is missing: multiply each token's z by the sum of q_w",
              lambda product, z, q_w: product - q_w.sum(1, dtype=np.int64)),
+            ("the sum of q_w is an int8, which ends at 127: sum in a wider type",
+             lambda product, z, q_w: product - z[:, None] * q_w.sum(1, dtype=np.int8)),
             ("sum the codes q_w of an output; you took their mean",
              lambda product, z, q_w: product - z[:, None] * q_w.mean(1)),
             ("q_w is missing: each z was multiplied by a code of W",

@@ -271,6 +271,7 @@ def _shares(rng):
 EXERCISES = (
     Exercise(
         name="prefix.backward", title="What a prefix learns from", stars=3,
+        kind="gradient",
         reference=backward, cases=_query,
         special=(
             ("a prefix that the query does not look at: both gradients are zero", _unseen),
@@ -312,9 +313,12 @@ EXERCISES = (
                "np.outer(p[:P], do).")),
     Exercise(
         name="prefix.share", title="The prefix's share of attention", stars=3,
+        kind="design",
+        example=lambda rng: (np.ones(1), np.zeros((1, 1)), np.array([[np.log(3)]])),
         reference=share, cases=_scores,
         special=(
-            ("all keys are equal: λ is P/(P + T)", _all_equal),
+            ("all keys are equal: λ is P/(P + T)", _all_equal),),
+        extremes=(
             ("scores in the thousands, the text's larger, where exp overflows", _text_large),
             ("scores in the thousands, the prefix's larger", _prefix_large),
             ("scores of −1000 and less, the prefix's last one the largest", _far_below)),
@@ -353,6 +357,7 @@ EXERCISES = (
                "is the sum of the first P entries of e over the sum of all.")),
     Exercise(
         name="prefix.cut", title="From the table to keys and values", stars=2,
+        kind="design",
         reference=cut, cases=_tables,
         mistakes=(
             ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all "
@@ -395,6 +400,7 @@ EXERCISES = (
                "0] is the K of layer l, and parts[l, 1] its V.")),
     Exercise(
         name="prefix.bug", title="Find the bug: a prefix that does harm", stars=2,
+        kind="fault",
         reference=bug, cases=_places,
         special=(
             ("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
@@ -443,6 +449,7 @@ EXERCISES = (
                "The positions are np.arange(P, P + T).")),
     Exercise(
         name="prefix.copies", title="Copies of a prefix", stars=3,
+        kind="design",
         reference=copies, cases=_shares,
         special=(
             ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),

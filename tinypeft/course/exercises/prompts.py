@@ -37,6 +37,13 @@ def text_alone(got, expected, args):
     return np.shape(got) == args[1].shape and np.shape(got) != np.shape(expected)
 
 
+def lesson_rows(rng):
+    """Return the prompt, the tokens and the positions of the lesson's example."""
+    P, X = np.float32([[5, 5]]), np.float32([[1, 0], [0, 1]])
+    positions = np.float32([[0.1, 0], [0.2, 0], [0.3, 0], [0.4, 0]])
+    return Tensor(P), Tensor(X), Tensor(positions)
+
+
 def input_cases(rng):
     P, T, d = rng.integers((2, 3, 4), (5, 7, 8)).tolist()
     def draw(n):
@@ -185,7 +192,8 @@ def in_parts(got, expected, args):
 
 
 def places_cases(rng, more=None):
-    counts = tuple(rng.integers(1, 4, rng.integers(2, 4)).tolist())
+    parts = rng.integers(2, 4) if more is None else 2
+    counts = tuple(rng.integers(1, 4, parts).tolist())
     separator = int(rng.integers(90, 99))
     def draw(n):
         return rng.integers(0, 90, n).tolist()
@@ -258,6 +266,8 @@ def lstm_cases(rng):
 EXERCISES = (
     Exercise(
         name="prompts.input", title="The input with a prompt before it", stars=1,
+        kind="formula",
+        example=lesson_rows,
         reference=reference_input, cases=input_cases, gradient=("P_e",),
         mistakes=(
             ("the text's positions begin at 0; they should begin behind the prompt, at P",
@@ -286,6 +296,7 @@ EXERCISES = (
                "x = tp.concatenate([P_e, X_e], axis=0); then x + positions[:x.shape[0]].")),
     Exercise(
         name="prompts.longest", title="The longest prompt that you can afford", stars=2,
+        kind="design",
         reference=reference_longest, cases=budget_cases,
         special=(
             ("nothing more is allowed: no prompt", lambda rng: (64, 32, 0.0)),
@@ -316,6 +327,7 @@ EXERCISES = (
                "while work(P + 1 + T) <= (1 + share) * work(T).")),
     Exercise(
         name="prompts.gradient", title="One vector in many rows", stars=2,
+        kind="gradient",
         reference=reference_gradient, cases=row_cases,
         special=(
             ("in front of every row", partial(row_cases, front=True)),
@@ -344,6 +356,7 @@ EXERCISES = (
                "np.take_along_axis(dx, at[..., None], axis=1) is (B, P, d). Add it over axis 0.")),
     Exercise(
         name="prompts.places", title="The places of pseudo-tokens", stars=2,
+        kind="design",
         reference=reference_places, cases=places_cases,
         special=(
             ("the example of the text", lambda rng: (np.array([7, 8, 10, 9]), (2, 1), 10)),
@@ -399,6 +412,7 @@ EXERCISES = (
                "them, one after another.")),
     Exercise(
         name="prompts.bug", title="Find the bug: a prompt that ruins the model", stars=2,
+        kind="fault",
         reference=reference_bug, cases=at_cases,
         special=(
             ("the example of the text", lambda rng: (np.array([0, 1, 5]), 7)),
@@ -445,6 +459,7 @@ EXERCISES = (
                "Subtract 1 from all of them.")),
     Exercise(
         name="prompts.lstm", title="What the LSTM costs", stars=2,
+        kind="count",
         reference=reference_lstm, cases=lstm_cases,
         special=(
             ("the package's P-tuning: P = 6, d = 128, n = 64", lambda rng: (6, 128, 64)),),

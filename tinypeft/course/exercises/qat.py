@@ -185,6 +185,10 @@ def peqa_variant(zero=-1, tile=False, gather=lambda G: G.sum(2)):
     return wrong
 
 
+def _wrapped(q, z, g):
+    return (q - np.repeat(z, g, axis=1)).astype(np.uint8).astype(int)
+
+
 def peqa_case(rng):
     n, d_out, g = int(rng.integers(3, 6)), int(rng.integers(5, 8)), 4
     d_in = g * int(rng.integers(2, 4))
@@ -249,6 +253,11 @@ def distillation_case(rng):
 
 def logits(teacher, student):
     return lambda rng: (np.array(teacher), np.array(student))
+
+
+def cut_off(got, expected, args):
+    """Is a large divergence too small?"""
+    return np.size(got) == 1 and 20 < got < expected
 
 
 def one_maximum(got, expected, args):
@@ -337,7 +346,8 @@ def of_each(got, expected, args):
 
 EXERCISES = (
     Exercise(
-        name="qat.ste", title="The straight-through gradient", stars=1,
+        name="qat.ste", title="The straight-through gradient", stars=2,
+        kind="gradient",
         reference=ste, cases=ste_case,
         special=(
             ("two numbers inside the range, the others outside, on either side", both_sides),
@@ -366,6 +376,8 @@ EXERCISES = (
                "u = x / s + z. dx is dy where low < u < high, and 0 elsewhere.")),
     Exercise(
         name="qat.lsq", title="The gradient of the step", stars=3,
+        kind="gradient",
+        example=lambda rng: (np.array([[2.4], [7.0]]), np.ones(2), 3, np.ones((2, 1))),
         reference=lsq, cases=lsq_case,
         special=(
             ("one number inside, one clipped", one_row([0.6, 7.0], [1.0, 1.0])),
@@ -410,7 +422,8 @@ EXERCISES = (
                "ds = g * (dy * slope).sum(1) with g = 1 / math.sqrt(x.shape[1] * Q_P). dx is "
                "dy inside and 0 elsewhere.")),
     Exercise(
-        name="qat.peqa", title="The gradient of PEQA's scales", stars=2,
+        name="qat.peqa", title="The gradient of PEQA's scales", stars=3,
+        kind="gradient",
         reference=peqa, cases=peqa_case,
         special=(
             ("all codes are at the zero point: scales do not matter", at_zero_point),),
@@ -426,6 +439,8 @@ EXERCISES = (
              peqa_variant(tile=True)),
             ("the gradient has the other sign: the scale multiplies q − z, not z − q",
              lambda *a: -peqa(*a)),
+            ("q − z is a uint8 here, in which 3 − 8 is 251: take integers with a sign, or floats",
+             lambda x, dy, q, z, g: peqa_variant(zero=0)(x, dy, _wrapped(q, z, g), z, g)),
             ("take the sum over the group, not the mean", peqa_variant(gather=lambda G: G.mean(2))),
             ("a group is g neighbouring weights of a row: the last axis of the reshaped array is "
              "g, and the sum is over it",
@@ -439,15 +454,20 @@ EXERCISES = (
                "Multiply G by q - np.repeat(z, g, axis=1), reshape to (d_out, -1, g), "
                "and sum over the last axis.")),
     Exercise(
-        name="qat.distillation", title="Distillation from logits", stars=2,
+        name="qat.distillation", title="Distillation from logits", stars=3,
+        kind="gradient",
         reference=distillation,
         cases=distillation_case,
         special=(
-            ("a student that finds both tokens equally likely", logits([[2.0, 0.0]], [[3.0, 3.0]])),
+            ("a student that finds both tokens equally likely",
+             logits([[2.0, 0.0]], [[3.0, 3.0]])),),
+        extremes=(
             ("large logits", logits([[800.0, 798.0, 799.0]], [[801.0, 798.0, 799.0]])),
             ("one row of small logits, one of large ones",
              logits([[0.0, 1.0], [1000.0, 1001.0]], [[1.0, 0.0], [1001.0, 1001.5]])),
-            ("a token that is all but impossible", logits([[0.0, -800.0]], [[0.0, -801.0]]))),
+            ("a token that is all but impossible", logits([[0.0, -800.0]], [[0.0, -801.0]])),
+            ("teacher and student are sure of different tokens: the divergences are 30 and 100",
+             logits([[30.0, 0.0, 0.0], [100.0, 0.0, 0.0]], [[0.0, 30.0, 0.0], [0.0, 100.0, 0.0]]))),
         mistakes=(
             ("this is the other divergence, KL(student ‖ teacher)",
              distillation_variant(reverse=True)),
@@ -475,7 +495,10 @@ EXERCISES = (
              one_maximum),
             ("p becomes 0 here, and its logarithm −∞: do not take the logarithm of p; log p is a "
              "− max − log Σ exp(a − max)",
-             impossible)),
+             impossible),
+            ("the logarithm of a small p is wrong if an ε is added or p is cut off: log p is "
+             "a − max − log Σ exp(a − max)",
+             cut_off)),
         hints=("Which distribution stands in front of the logarithm, the teacher's or the "
                "student's? What is the gradient of a cross-entropy?",
                "log p and log q are (n, V). The loss is one number, its gradient (n, V).",
@@ -484,6 +507,7 @@ EXERCISES = (
                "gradient is (q - p) / n.")),
     Exercise(
         name="qat.bug", title="Find the bug: training that stands still", stars=2,
+        kind="fault",
         reference=trained, cases=trained_case,
         special=(
             ("two weights, of which the first goes to and fro between 0 and 1", to_and_fro),
@@ -536,7 +560,8 @@ EXERCISES = (
                "In each step: w_hat = s * np.rint(w / s); w = w - lr * 2 / len(X) * X.T @ (X @ "
                "w_hat - y). At the end return s * np.rint(w / s).")),
     Exercise(
-        name="qat.zero", title="The gradient of the zero point", stars=2,
+        name="qat.zero", title="The gradient of the zero point", stars=3,
+        kind="gradient",
         reference=zero, cases=ste_case,
         special=(
             ("two numbers inside the range, the others clipped, on either side", both_sides),

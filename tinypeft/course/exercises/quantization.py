@@ -314,6 +314,8 @@ def unpacked(got, expected, args):
 EXERCISES = (
     Exercise(
         name="quantization.absmax", title="Symmetric quantization by absmax", stars=1,
+        kind="formula",
+        example=lambda rng: (np.array([-0.8, 0.1, 0.35, 1.5]), 3),
         reference=absmax,
         cases=absmax_case,
         special=(
@@ -360,7 +362,8 @@ EXERCISES = (
                "s = np.abs(x).max() / (2**(bits - 1) - 1). If s is 0, the result is zeros; "
                "otherwise np.rint(x / s) * s.")),
     Exercise(
-        name="quantization.survey", title="The survey's quantizer", stars=2,
+        name="quantization.survey", title="The survey's quantizer", stars=3,
+        kind="design",
         reference=survey,
         cases=survey_case,
         special=(
@@ -415,6 +418,7 @@ EXERCISES = (
                "Z, then clip to 0 … 2**bits - 1 and use .astype(int).")),
     Exercise(
         name="quantization.bug", title="Find the bug: weights that come back too large", stars=2,
+        kind="fault",
         reference=bug, cases=_codes,
         normalize=as_float32,
         special=(
@@ -446,6 +450,7 @@ EXERCISES = (
                "np.repeat(s, group, axis=1).")),
     Exercise(
         name="quantization.best_clip", title="The best clipping range", stars=2, quiet=True,
+        kind="design",
         reference=best_clip,
         cases=best_clip_case,
         special=(
@@ -511,6 +516,7 @@ EXERCISES = (
                "takes the first of equals. A row of zeros needs an s that is not 0.")),
     Exercise(
         name="quantization.to_float", title="Rounding to a small float", stars=3,
+        kind="design",
         reference=to_float, cases=float_case,
         special=(
             ("E2M1: values of the format stay as they are", exact),
@@ -561,6 +567,7 @@ EXERCISES = (
                "Round x/spacing with np.rint, multiply by the spacing, and clip to −V … V.")),
     Exercise(
         name="quantization.pack", title="Two codes in a byte", stars=1,
+        kind="design",
         reference=pack_codes, cases=pack_case,
         special=(
             ("1, 2, 15, 0 become the bytes 18 and 240", lambda rng: (np.uint8([1, 2, 15, 0]),)),),

@@ -375,6 +375,7 @@ def _columns_moved(W, d_head):
 EXERCISES = (
     Exercise(
         name="real.norm_backward", title="The gradient of a norm without a mean", stars=3,
+        kind="gradient",
         reference=norm_backward, cases=_norm_and_gradient,
         special=(
             ("x = (3, 3, 3, −3), γ = 1, ε = 0, and the gradient of the first number",
@@ -407,7 +408,9 @@ EXERCISES = (
                "y = x / r and g = gamma * dy. Then dx = (g - y * (g * y).mean(-1, keepdims=True)) "
                "/ r, and dγ is (dy * y).sum(0).")),
     Exercise(
-        name="real.rotary", title="Rotated by position", stars=3,
+        name="real.rotary", title="Rotated by position", stars=2,
+        kind="formula",
+        example=lambda rng: (np.tile([1.0, 1, 0, 0], (1, 2, 1)), 100.0),
         reference=rotary, cases=_heads,
         special=(
             ("one pair, at the positions 0, 1 and 2",
@@ -449,6 +452,7 @@ EXERCISES = (
                "np.sin(phi) along the last axis.")),
     Exercise(
         name="real.fewer", title="Fewer heads of keys", stars=2,
+        kind="design",
         reference=fewer, cases=_keys,
         special=(
             ("heads of one row each, (1), (3), (10) and (20): two are to remain", _one_row_each),
@@ -478,6 +482,7 @@ EXERCISES = (
                "(n * d_head, d_in).")),
     Exercise(
         name="real.block", title="A better block", stars=3,
+        kind="design",
         reference=block, cases=_weights,
         goal=("rounded to the codes 0 … 15, the weights have a squared error of at most 0.93 times "
               "that by the range", _better),
@@ -506,6 +511,7 @@ EXERCISES = (
                "and m is the mean of W minus Δ times the mean of q.")),
     Exercise(
         name="real.bug", title="Find the bug: a loader without an error", stars=2,
+        kind="fault",
         reference=reordered, cases=_rows, avoids=("halves", "neighbours"),
         special=(
             ("one head of six rows, 0 … 5", lambda rng: (np.arange(6.0)[:, None], 6)),
@@ -531,6 +537,7 @@ EXERCISES = (
                ".swapaxes(1, 2), and reshaped to W.shape.")),
     Exercise(
         name="real.encode", title="Write the block", stars=2,
+        kind="design",
         reference=encoded, cases=_in_blocks, quiet=True,
         special=(
             ("a block of equal weights: the step is 0, and so are the codes",

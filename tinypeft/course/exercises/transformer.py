@@ -299,11 +299,13 @@ def count_cases(rng):
 EXERCISES = (
     Exercise(
         name="transformer.attention", title="Causal attention of one head", stars=2,
+        kind="design",
         reference=reference_attention, cases=attention_cases,
         special=(
             ("as many keys as queries", partial(attention_cases, past=0)),
             ("one query and a past of three keys: nothing is hidden",
-             partial(attention_cases, T=1, past=3)),
+             partial(attention_cases, T=1, past=3))),
+        extremes=(
             ("scores of about 1,000", large_scores),
             ("seen scores near −1,000, hidden ones near 1,000", hidden_and_large)),
         invariants=(
@@ -356,6 +358,7 @@ EXERCISES = (
                "each row, @ v. math.sqrt(d) keeps float32.")),
     Exercise(
         name="transformer.sees", title="Find the bug: who sees the future?", stars=2,
+        kind="fault",
         reference=reference_sees, cases=sees_cases,
         special=(
             ("causal attention: a triangle", partial(sees_cases, f=Readers.causal)),
@@ -418,9 +421,11 @@ EXERCISES = (
                "before) > 1e-9).any(-1).")),
     Exercise(
         name="transformer.loss", title="The loss of a language model", stars=2,
+        kind="design",
         reference=reference_loss, cases=loss_cases,
         special=(
-            ("all logits are 0: the loss is log V", all_zero),
+            ("all logits are 0: the loss is log V", all_zero),),
+        extremes=(
             ("logits of about 1,000", partial(loss_cases, scale=1000.0)),
             ("logits near 1,000 at one position, and near −1,000 at the next", far_apart)),
         mistakes=(
@@ -475,6 +480,7 @@ EXERCISES = (
                "entries; return minus their mean.")),
     Exercise(
         name="transformer.count", title="The number of parameters", stars=1,
+        kind="count",
         reference=reference_count, cases=count_cases,
         special=(
             ("the base", lambda rng: (1024, 256, 128, 5)),),
@@ -521,6 +527,7 @@ EXERCISES = (
                "add V d + C d + 2 d. The output head is the token table, so it adds nothing.")),
     Exercise(
         name="transformer.alibi", title="Positions without a table (ALiBi)", stars=2,
+        kind="formula",
         reference=reference_alibi, cases=alibi_cases,
         special=(
             ("as many keys as queries, two heads", lambda rng: (3, 3, 2)),

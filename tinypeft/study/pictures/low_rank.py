@@ -132,7 +132,7 @@ def adalora(results: Path) -> plot.Drawing:
         f"{by[high]:.1f} for {high}.",
         f"Mean over {len(r.seeds)} seeds. Loss of AdaLoRA minus loss of LoRA with the same final budget: {versus[0][0]:+.3f} ± "
         f"{versus[0][1]:.3f} nats at 8 per matrix, {versus[1][0]:+.3f} ± {versus[1][1]:.3f} at 2; "
-        f"{r.record['settings']['steps']} steps on *domain*.",
+        f"{len(budget)} steps on *domain*.",
         "Heat map of final ranks by layer and matrix; mean over layers: " + ", ".join(f"{m} {x:.1f}" for m, x in by.items())
         + f". Beside it the budget, a curve that falls from {budget[0]:.0f} to {budget[-1]:.0f} singular values.")
 
