@@ -22,7 +22,6 @@ FILES = {name: cls.__module__.replace(".", "/") for name, cls in (METHODS | SCHE
 LINK = re.compile(r"\]\((?:path:)?([^)\s]+)\)")
 TAG = re.compile(r"<(?:a|img)\b[^>]*\b(?:src|href)=[\"']([^\"']+)")
 CODE = re.compile(r"^(```+).*?^\1$|(?<!`)`[^`\n]+`(?!`)", re.S | re.M)
-UNDESCRIBED = 46                                         # pictures that lessons draw themselves; to be none
 
 
 def module(name):
@@ -219,7 +218,7 @@ def test_pictures_of_lessons_keep_their_descriptions(site):
                     described = output["metadata"].get("image/png", {}).get("alt")
                     assert staged[cell["id"]]["metadata"]["mystnb"].get("image", {}).get("alt") == described
                     undescribed += not described
-    assert undescribed <= UNDESCRIBED
+    assert undescribed == 0
 
 
 # -- front page, workflow --------------------------------------------------------------------------

@@ -277,7 +277,7 @@ def _nothing_left(fn, rng):
 EXERCISES = (
     Exercise(
         name="adalora.penalty", title="The orthogonality penalty", stars=3,
-        kind="formula",
+        kind="design",
         reference=penalty, cases=_factors, gradient=("P", "Q"),
         special=(
             ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²",

@@ -290,7 +290,7 @@ def same_layers(fn, rng):
 EXERCISES = (
     Exercise(
         name="adapters.forward", title="The forward pass of an adapter", stars=1,
-        kind="formula",
+        kind="design",
         reference=reference_forward, cases=forward_cases,
         gradient=("h", "W_d", "b_d", "W_u", "b_u"),
         special=(

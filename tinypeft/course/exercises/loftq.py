@@ -262,7 +262,7 @@ EXERCISES = (
                "B = 0.49 * s[:, None], and A = np.ones((1, d_in)).")),
     Exercise(
         name="loftq.rounds", title="LoftQ's alternating rounds", stars=2,
-        kind="formula",
+        kind="design",
         reference=loftq,
         cases=loftq_case,
         normalize=same_signs,

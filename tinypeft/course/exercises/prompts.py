@@ -266,7 +266,7 @@ def lstm_cases(rng):
 EXERCISES = (
     Exercise(
         name="prompts.input", title="The input with a prompt before it", stars=1,
-        kind="formula",
+        kind="design",
         example=lesson_rows,
         reference=reference_input, cases=input_cases, gradient=("P_e",),
         mistakes=(
