@@ -7,13 +7,16 @@ import json
 import re
 import signal
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
+from tinypeft.commands.arguments import is_of_smollm2, model_of
 from tinypeft.commands.cli import main
 from tinypeft.commands.finetuning import worse_than
+from tinypeft.interop.adapters import HUB_NAME
 from tinypeft.peft import probe
 
 GOOD, BAD = "lovely excellent bright quick honest gentle".split(), "broken awful dull slow rude sticky".split()
@@ -572,6 +575,24 @@ def test_without_a_task_generate_says_which_form_it_uses(capsys, monkeypatch, tm
     assert status == 0 and out.startswith("A lamp") and err == f"{tmp_path} holds no task.json, {says}\n"
     status, _, err = run(capsys, "classify", "x", "--adapter", tmp_path)
     assert status == 2 and "holds no task.json" in err
+
+
+def test_an_adapter_of_smollm2_brings_it(tmp_path):
+    """In both formats; what is no adapter, and what says something else, brings nothing."""
+    for source, name in (("smollm2", "ours"), (None, "unknown"), ("my-model", "other")):
+        model = tp.GPT(tp.GPTConfig(40, 16, 16, 1, 2))
+        model.source = source
+        tp.attach(model, tp.LoRA()).save(tmp_path / name)
+    for name, text in {"theirs": json.dumps({"base_model_name_or_path": HUB_NAME}), "null": '{"base_model_name_or_path": null}',
+                       "list": "[1]", "broken": "{"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(text)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "adapter.safetensors").write_bytes(b"12")
+    brought = {path.name for path in [*tmp_path.iterdir(), tmp_path / "nowhere"] if is_of_smollm2(path)}
+    assert brought == {"ours", "theirs"}
+    args = Namespace(model=None, adapter=tmp_path / "unknown")
+    assert model_of(args).config.n_layers == tp.load_pretrained().config.n_layers and args.model is None
 
 
 def test_an_adapter_on_another_base_names_the_option_that_loads_its_own(capsys, tmp_path):

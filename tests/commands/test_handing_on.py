@@ -15,6 +15,7 @@ from tests.families import make as family_of
 from tinypeft.commands.messages import with_flags
 from tinypeft.engine.nn import Dropout
 from tinypeft.interop import read_safetensors
+from tinypeft.text.tasks.answering import Answering
 
 TOKENS = np.random.default_rng(0).integers(0, 900, (2, 12))
 
@@ -181,8 +182,23 @@ def test_gguf_of_each_type_comes_back(capsys, bases, tmp_path):
     assert status == 0 and record["bytes"] == (tmp_path / "m.gguf").stat().st_size
     rounded = tp.load_model(tmp_path / "m.gguf", quantized=True)
     assert type(rounded.token_embedding).__name__ == "QuantizedEmbedding"      # the larger half of a small file
+    assert record["bits for each weight"] == round(8 * record["bytes"] / rounded.n_parameters(), 2)
     off = np.abs(logits(rounded) - logits(tuned)).max()
     assert 0 < off < 0.2 * np.abs(logits(tuned)).max() and rounded.tokenizer == tuned.tokenizer
+
+
+@pytest.mark.parametrize("chat, place, use", [
+    (None, "m.gguf", "m.gguf"), ("smollm2", "m.gguf", "m.gguf --chat --temperature 0"),
+    ("smollm2", "folder", "folder")])
+def test_what_a_gguf_was_trained_to_be_asked_is_said_if_it_cannot_say_it(capsys, monkeypatch, tmp_path, chat, place, use):
+    """Of a task that was trained in a chat template, which the shipped base does not know."""
+    monkeypatch.chdir(tmp_path)
+    rows = [(f"question {n}", f"answer {n}") for n in range(40)]
+    tuned = adapter_on(None, tp.LoRA(rank=2), tmp_path / "a")
+    tp.tasks.save_task(tp.tasks.pairs(rows, tuned.model), tmp_path / "a")
+    monkeypatch.setattr(Answering, "chat", property(lambda task: chat, lambda task, value: None), raising=False)
+    status, out, _ = run(capsys, "export", "--to", "gguf", "--adapter", "a", "--out", place)
+    assert status == 0 and f'next: python -m tinypeft generate "…" --model {use}, or llama-cli' in out
 
 
 def test_export_to_peft_is_what_save_writes(capsys, tmp_path):

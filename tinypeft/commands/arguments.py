@@ -71,14 +71,37 @@ def show_json(record: Any) -> None:
 
 
 def model_of(args: Namespace) -> Decoder:
-    """Return the model that --model names, or the shipped base. It must have a tokenizer."""
-    from ..interop.loading import load_model
+    """Return the model that --model names, or else SmolLM2 if --adapter was trained on it, or the
+    shipped base. It must have a tokenizer."""
+    from ..interop.loading import SMOLLM2, load_model
+    folder = vars(args).get("adapter")
+    if folder and not args.model and is_of_smollm2(folder):
+        args.model = SMOLLM2
     with Progress(None, "loading the model"):
         model = load_model(None if names_shipped(args) else args.model)
     if model.tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
                          "merges.txt, into it")
     return model
+
+
+def is_of_smollm2(folder: Path) -> bool:
+    """Tell if the adapter in a folder says that it was trained on SmolLM2. What is no adapter says
+    nothing; loading it says why."""
+    from ..files import parse_json, read_text
+    from ..files.safetensors import read_safetensors
+    from ..interop.adapters import HUB_NAME
+    from ..interop.loading import SMOLLM2
+    from ..peft.formats import FORMATS
+    ours = folder / FORMATS["tinypeft"].file
+    theirs = folder / FORMATS["peft"].file
+    try:
+        if ours.exists():
+            description = parse_json(read_safetensors(ours).metadata["tinypeft"])
+            return description["base_name"] == SMOLLM2
+        return parse_json(read_text(theirs))["base_model_name_or_path"] == HUB_NAME
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def chosen_model(args: Namespace) -> str:

@@ -284,8 +284,13 @@ def export_gguf(args: Namespace) -> None:
                 write_gguf(folder / GGUF_FILE, model)
                 job.finish(folder, record)
     record["bytes"] = path.stat().st_size
-    shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB\nnext: "
-                        f'python -m tinypeft generate "…" --model {path}, or llama-cli -m {path}')
+    record["bits for each weight"] = round(8 * record["bytes"] / model.n_parameters(), 2)
+    use = f'generate "…" --model {path if is_file else args.out}'
+    if is_file and getattr(job.task, "chat", None):      # a file alone does not hold the task
+        use += " --chat --temperature 0"
+    shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB, "
+                        f"{record['bits for each weight']:.1f} bits for each weight\n"
+                        f"next: python -m tinypeft {use}, or llama-cli -m {path}")
 
 
 def export_peft(args: Namespace) -> None:
