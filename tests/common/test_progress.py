@@ -135,6 +135,16 @@ def test_what_an_earlier_run_did_is_no_speed_of_this_one(monkeypatch, pipe):
     assert bar.line() == "training 92/100    16 s left"
 
 
+def test_a_job_that_takes_longer_than_expected_says_so(monkeypatch, pipe):
+    """And not that nothing is left."""
+    clock = Clock(monkeypatch)
+    bar = Progress(25, "compare")
+    bar(0, left=44)
+    assert bar.line() == "compare 0/25    44 s left"
+    clock.now += 60
+    assert bar.line() == "compare 0/25    60 s, longer than expected"
+
+
 def test_the_seconds_of_a_training_are_its_historys(terminal):
     """What the line says at the end is what the history says, evaluations apart."""
     history = tp.train(small(), Noise(), 4, eval_every=1)

@@ -90,7 +90,8 @@ class Progress:
         remaining, new = self.total - self.done, self.done - self.first
         when = f"{spent if self.seconds is None else self.seconds:.1f} s"
         if remaining > 0 and self.end is not None:
-            when = f"{max(self.end - time.perf_counter(), 0):.0f} s left"
+            left = self.end - time.perf_counter()
+            when = f"{left:.0f} s left" if left > 0 else f"{spent:.0f} s, longer than expected"
         elif remaining > 0 and new > 0:
             when = f"{spent / new * remaining:.0f} s left"
         return f"{self.label} {self.done}/{self.total}  {self.text}  {when}"
