@@ -636,6 +636,8 @@ def test_a_table_with_labels_says_how_many_are_right(capsys, own, classifier, tm
     assert [" ".join(line.split()) for line in classes] == ["bad 2 rows precision 1.00 recall 0.50 F1 0.67",
                                                             "good 2 rows precision 0.67 recall 1.00 F1 0.80"]
     assert last == "not counted: rows with labels that are no classes here: Bad"
+    warned = run(capsys, "classify", "--csv", own / "reviews.csv", "--adapter", classifier)[2]
+    assert "the adapter learned from rows of reviews.csv, so this accuracy is too high" in warned and "learned" not in err
     argv = "classify", "--csv", tmp_path / "b.csv", "--adapter", classifier
     assert run(capsys, *argv) == (0, out, "") and run(capsys, *argv, "--label-column", "stars") == (0, out, err)
     for wrong, says in ((*argv, "--label-column", "x"), "no column 'text' and 'x'"), (("classify", "a", "--label-column", "x",

@@ -5,6 +5,7 @@ names, the form of the prompts, and how one's own files were split.
 """
 from __future__ import annotations
 
+import hashlib
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -191,6 +192,9 @@ def run_classify(args: Namespace) -> None:
     if expected:
         sys.stdout.flush()
         print(agreement(task.classes, labels, expected), file=sys.stderr)
+        if args.csv and hashlib.sha256(args.csv.read_bytes()).hexdigest() in task.sha256.values():
+            print(f"the adapter learned from rows of {args.csv.name}, so this accuracy is too "
+                  "high; finetune measured it on rows that were held out", file=sys.stderr)
 
 
 def agreement(classes: Sequence[str], labels: Sequence[str], expected: Sequence[str]) -> str:

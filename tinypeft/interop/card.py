@@ -35,8 +35,9 @@ KINDS = {
            "theirs = AutoModelForCausalLM.from_pretrained(folder)"),
     "gguf": ("gguf", "A model for llama.cpp", "model = tp.load_model(folder)"),
     "quantized": ("tinypeft", "A model in codes of few bits", "model = tp.load_model(folder)")}
-AUTO = ("\n\nfrom peft import AutoPeftModelForCausalLM\n"
-        "theirs = AutoPeftModelForCausalLM.from_pretrained(folder)")
+AUTO = ("\n\nfrom peft import AutoPeftModelForCausalLM     # fetches the base by its name, or:\n"
+        "theirs = AutoPeftModelForCausalLM.from_pretrained(folder)\n"
+        "# peft.PeftModel.from_pretrained(base, folder), after `export --to hf --out base`")
 FOR_CLASSES = {"AutoPeftModelForCausalLM": "AutoPeftModelForSequenceClassification",
                "AutoModelForCausalLM": "AutoModelForSequenceClassification"}
 Results = Mapping[str, Mapping[str, float]]

@@ -200,7 +200,9 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
     message is the answer. chat: the family of the chat template (`chat.FAMILIES`), False for plain
     text; by default the template that the tokenizer is known for, plain text if there is none. (A
     base model may have the tokenizer of a chat model.) context: the most tokens of a row, by
-    default 256 or half of the model's; longer rows are left out. Otherwise as `labelled`."""
+    default 256 or half of the model's; longer rows are left out. Otherwise as `labelled`.
+    Of the result, rows["test"] are the (prompt, answer) of a split, and predict(model, prompts)
+    writes answers."""
     check_shares(held_out)
     if (prompt is None) != (answer is None):
         raise ValueError("pairs: name both columns, prompt and answer, or none of them")
