@@ -12,8 +12,8 @@ from pathlib import Path
 import annotate
 from gallery import gallery_page, map_page
 from links import ROOT, Links, page_of, place
-from notebook import staged_notebook
 from page import HEAD, METHODS, SCHEMES, Page, files, raw, read
+from staged_notebook import staged_notebook
 
 HERE = Path(__file__).parent
 ORPHAN = "orphan: true\n"                                # a page that is in no list of pages

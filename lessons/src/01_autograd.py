@@ -194,7 +194,7 @@ def tape_of(y):
 
         def part(dy, i, node=node, shared=shared):
             shared[:] = shared or node.vjp(dy)
-            return shared[i]
+            return np.asarray(shared[i])
         tape.append([(place[id(parent[0])], functools.partial(part, i=i))
                      for i, parent in enumerate(node.parents) if parent is not None])
     return order, tape

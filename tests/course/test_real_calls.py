@@ -31,13 +31,22 @@ def batch(length=8):
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
 
 
-@pytest.mark.parametrize("stem", CALLS)
+def libraries(code): return set(re.findall(r"^(?:from|import) (\w+)", code, re.M))
+
+
+RUN = [stem for stem, code in CALLS.items() if all(map(importlib.util.find_spec, libraries(code)))]
+
+
+def test_only_a_library_of_its_own_requirements_is_not_run():
+    """`adapters` wants an older transformers."""
+    assert {*CALLS} - {*RUN} <= {"04_adapters"}
+
+
+@pytest.mark.parametrize("stem", RUN)
 def test_a_real_call_runs(stem, tmp_path, monkeypatch):
     """The names that a call uses and does not define: a model, and batches of tokens."""
     code = CALLS[stem]
     monkeypatch.chdir(tmp_path)                          # some write a file
-    for library in set(re.findall(r"^(?:from|import) (\w+)", code, re.M)):
-        if importlib.util.find_spec(library) is None: pytest.skip(f"{library} is not installed")
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
         given = {"model": tiny(), "batches": [batch(), batch()]} if re.search(r"\b(model|batches)\b", code) else {}

@@ -1,4 +1,5 @@
 """The libraries' calls with which lessons 09 and later end run as they stand there, where the libraries are installed."""
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -23,6 +24,22 @@ def calls(path):
 CALLS = {path.stem: calls(path) for path in percent.sources() if path.stem >= "09" and calls(path)}
 PYTHON = [(stem, code) for stem, found in CALLS.items() for language, code in found if language == "python"]
 BASH = [(stem, code) for stem, found in CALLS.items() for language, code in found if language == "bash"]
+ELSEWHERE = {"gptqmodel", "llama-quantize", "loftq"}     # a graphics card, or a program of llama.cpp's
+
+
+def is_run(code):
+    """Is all there that these lines call? PEFT's LoftQ needs a graphics card."""
+    libraries = re.findall(r"^(?:from|import) (\w+)", code, re.M)
+    programs = [] if libraries else [line.split()[0] for line in code.strip().split("\n")]
+    there = all(map(importlib.util.find_spec, libraries)) and all(map(shutil.which, programs))
+    return there and not ("loftq" in code and libraries)
+
+
+RUN_PYTHON, RUN_BASH = ([(stem, code) for stem, code in calls if is_run(code)] for calls in (PYTHON, BASH))
+
+
+def test_what_is_not_run_is_known():
+    for _, code in {*PYTHON, *BASH} - {*RUN_PYTHON, *RUN_BASH}: assert any(name in code for name in ELSEWHERE), code
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +65,10 @@ def folder(tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stem, code", PYTHON, ids=[stem for stem, _ in PYTHON])
+@pytest.mark.parametrize("stem, code", RUN_PYTHON, ids=[stem for stem, _ in RUN_PYTHON])
 def test_a_call_of_python_libraries_runs(stem, code, folder, monkeypatch):
     """What it leaves in `model` computes, and has a gradient where something is to be trained."""
-    for name in re.findall(r"^(?:from|import) (\w+)", code, re.M): pytest.importorskip(name)
-    torch = pytest.importorskip("torch")
-    if "loftq" in code and not torch.cuda.is_available(): pytest.skip("PEFT's LoftQ needs a graphics card")
+    import torch
     monkeypatch.chdir(folder)
     namespace = {}
     exec(compile(code, stem, "exec"), namespace)
@@ -67,11 +82,9 @@ def test_a_call_of_python_libraries_runs(stem, code, folder, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stem, code", BASH, ids=[stem for stem, _ in BASH])
+@pytest.mark.parametrize("stem, code", RUN_BASH, ids=[stem for stem, _ in RUN_BASH])
 def test_a_command_line_runs(stem, code, tmp_path):
     lines = code.strip().split("\n")
-    for line in lines:
-        if shutil.which(line.split()[0]) is None: pytest.skip(f"{line.split()[0]} is not installed")
     write_gguf(tmp_path / "base.gguf", tp.load_pretrained())
     for line in lines: subprocess.run(line, shell=True, check=True, cwd=tmp_path, timeout=300)
 
@@ -81,7 +94,7 @@ def test_every_lesson_from_09_on_ends_with_a_real_call():
     assert missing == []
 
 
-@pytest.mark.parametrize("stem, code", PYTHON, ids=[stem for stem, _ in PYTHON])
+@pytest.mark.parametrize("stem, code", RUN_PYTHON, ids=[stem for stem, _ in RUN_PYTHON])
 def test_a_call_is_python_and_needs_no_network(stem, code):
     compile(code, stem, "exec")
     named = re.findall(r'(?:from_pretrained|load)\((?:[\w.()]+,)?\s*"([^"]+)"', code)

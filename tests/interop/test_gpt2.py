@@ -142,12 +142,19 @@ def test_a_loaded_model_is_trained_merged_and_written(transformers, folder, tmp_
 
 @pytest.mark.parametrize("spoil, says", [
     (lambda m: tp.quantize(m, tp.NF4()), "blocks.0.attention.key"),
-    (lambda m: setattr(m, "head", tp.engine.Linear(16, 3)), "head.bias"),
     (lambda m: tp.quantize(m, tp.FakeQuant(bits=4)), "blocks.0")])
 def test_only_a_plain_gpt_is_written(spoil, says, tmp_path):
     model = make_gpt(np.float32)
     spoil(model)
     with pytest.raises(ValueError, match=f"save_model: expected a plain GPT, got one with .*{says}"):
+        tp.save_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_with_a_bias_has_no_place_in_a_folder(tmp_path):
+    model = make_gpt(np.float32)
+    model.head = tp.engine.Linear(16, 3)
+    with pytest.raises(ValueError, match="save_model: the head has a bias, and transformers' has none"):
         tp.save_model(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -29,7 +29,7 @@ TOKENS = np.random.default_rng(7).integers(0, 37, (4, 24))
 VERBS = {"attach": lambda base: tp.attach(base, tp.LoRA(2, targets=("key", "query"))),
          "quantize": lambda base: tp.quantize(base, tp.NF4(block_size=16)),
          "plant_outliers": tp.plant_outliers, "convert": tp.convert,
-         "attach (load_adapter)": lambda base: tp.load_adapter(base, "any folder")}
+         "load_adapter": lambda base: tp.load_adapter(base, "any folder")}
 
 
 @each
