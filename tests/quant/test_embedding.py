@@ -11,7 +11,6 @@ from tests.models.test_llama import llama
 from tests.stress.attacks import save_raw
 from tests.toys import Noise, same
 from tinypeft.files.arrays import load_arrays
-from tinypeft.interop.export import dense
 from tinypeft.interop.gguf_types import TYPES, as_qtensor
 from tinypeft.quant import QuantizedEmbedding, QuantizedLinear, load_quantized, save_quantized
 
@@ -126,6 +125,6 @@ def test_bits_per_weight_are_those_of_the_blocks():
     plain, coded = pair(tied=False)
     for model in plain, coded: tp.quantize(model, tp.NF4(block_size=16))
     assert tp.bits_per_weight(plain) == tp.bits_per_weight(coded)
-    whole = dense(coded)
+    whole = tp.dequantize(coded)
     assert type(whole.token_embedding) is tp.engine.nn.Embedding and np.array_equal(whole(TOKENS).data, coded(TOKENS).data)
     assert math.isclose(coded.lm_head.nbytes * 8 / coded.lm_head.weight.size, 8.5)
