@@ -202,16 +202,16 @@ def write_the_method(copy):
 
 def list_it(copy):
     copy.change("tinypeft/peft/methods.py", ("from .prompt import", "from .toy import Toy\nfrom .prompt import"),
-                ("    # nothing inside", '    "toy": Toy,\n    # nothing inside'))
+                ('{"full": FullFineTuning}', '{"full": FullFineTuning, "toy": Toy}'))
     copy.change("tinypeft/peft/__init__.py", ("   ia3.py", "   ia3.py   toy.py"),
-                ("PTuning, PTuningV2)", "PTuning, PTuningV2, Toy)"))
-    copy.change("tinypeft/__init__.py", ("PTuning, PTuningV2, attach,", "PTuning, PTuningV2, Toy, attach,"))
+                ("PTuning, PTuningV2, RandLoRA,", "PTuning, PTuningV2, Toy, RandLoRA,"))
+    copy.change("tinypeft/__init__.py", ("PTuning, PTuningV2, RandLoRA,", "PTuning, PTuningV2, Toy, RandLoRA,"))
 
 
 def write_the_tests(copy):
     copy.write("tests/peft/test_toy.py", TESTS)
     copy.change("tests/peft/test_model.py", ("\nevery = pytest", "\nEVERY.append(tp.Toy())\nevery = pytest"))
-    copy.change("tests/common/test_hyper.py", ('"probe": 1e-2}', '"probe": 1e-2, "toy": 1e-2}'),
+    copy.change("tests/common/test_hyper.py", ('"probe": 1e-2,', '"probe": 1e-2, "toy": 1e-2,'),
                 ("    LinearProbe()\n", "    LinearProbe()\n    Toy(targets=('query', 'value'))\n"))
 
 

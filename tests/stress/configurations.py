@@ -27,6 +27,7 @@ from tests.stress.drawing import NAMES, Task, drawn, drawn_model
 from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
 from tinypeft.models.generation import prompted
 from tinypeft.peft.hadamard import divisor
+from tinypeft.peft.starts import TAKEN_OFF
 
 __all__ = ["METHODS", "SCHEMES", "Broken", "Configuration", "main", "run"]
 
@@ -203,6 +204,8 @@ class Configuration:
         stored = None
         if isinstance(m, tp.LoRA):
             trained = sum(rank(p) * sum(shape(p)) + isinstance(m, tp.DoRA) * shape(p)[1] for p in paths)
+            stored = trained * (1 + (m.init in TAKEN_OFF))               # B₀ and A₀, to take them off the weight
+            if m.init == "mica": trained = sum(rank(p) * shape(p)[0] for p in paths)         # B stays as it is
         elif isinstance(m, tp.LoHa): trained = sum(2 * m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.HiRA): trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.MiSS): trained = sum(m.rank * shape(p)[1] for p in paths)
