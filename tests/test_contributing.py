@@ -202,7 +202,7 @@ def write_the_method(copy):
 
 def list_it(copy):
     copy.change("tinypeft/peft/methods.py", ("from .prompt import", "from .toy import Toy\nfrom .prompt import"),
-                ('{"full": FullFineTuning}', '{"full": FullFineTuning, "toy": Toy}'))
+                ('{"probe": LinearProbe}', '{"probe": LinearProbe, "toy": Toy}'))
     copy.change("tinypeft/peft/__init__.py", ("   ia3.py", "   ia3.py   toy.py"),
                 ("PTuning, PTuningV2, RandLoRA,", "PTuning, PTuningV2, Toy, RandLoRA,"))
     copy.change("tinypeft/__init__.py", ("PTuning, PTuningV2, RandLoRA,", "PTuning, PTuningV2, Toy, RandLoRA,"))
