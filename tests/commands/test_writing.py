@@ -2,6 +2,7 @@
 import builtins
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -165,7 +166,8 @@ def test_what_is_no_text_is_named(capsys, model, typed, octets, says):
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
 def test_a_real_terminal(tmp_path):
-    """The shipped base, two messages, Ctrl-D."""
+    """The shipped base, two messages, Ctrl-C in the second answer, Ctrl-D. The interrupt follows the answer's first bytes: at
+    the mark it would end the conversation."""
     import pty
     terminal, theirs = pty.openpty()
     command = "-m", "tinypeft", "chat", "--model", "shipped", "--plain", "--max-new-tokens", "200"
@@ -185,6 +187,8 @@ def test_a_real_terminal(tmp_path):
     until(b"> ")
     os.write(terminal, b"numpy\n")
     until(b"numpy\r\n")
+    shown += os.read(terminal, 1)
+    os.killpg(chat.pid, signal.SIGINT)
     until(b"> ")
     os.write(terminal, b"\x04")
     assert chat.wait(30) == 0
