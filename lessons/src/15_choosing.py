@@ -95,7 +95,7 @@ sliders.budget(needed, llama.parameters, per_rank)
 # Activations come on top.
 # They depend on the batch, on the length of the rows, and on where gradients must pass.
 # Lesson 03 counted them for the small model. The study's memory model does it term by term.
-# At our sizes it agrees with traced bytes within twelve per cent, and then it can be asked about
+# At our sizes it agrees with traced bytes within ten per cent, and then it can be asked about
 # seven billion (`python -m tinypeft memory --help`).
 # **Predict** the peak of QLoRA with one row of 512 tokens, in GiB.
 # The LoRA is the one above: rank 8, on query and value.

@@ -16,9 +16,10 @@ q = w = d in GPT-2; w is smaller if heads share keys.
                        + method)                    what the method itself keeps
     working       the larger of two: N V            the logits, whose place their softmax takes, while the loss is computed
                                                     (at most about 2²², or 256 rows of them); or
-                  N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway (gated: 3 h), a decoded
-                                                    matrix (d h) and as many bytes of indices, at most 2²⁰, to look it up,
-                                                    and GELU's scratch space, about 2·2¹⁷ at most (gated: 2¹⁷)
+                  N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway (gated: 3 h), and the larger of
+                                                    a decoded matrix (d h) with as many indices, at most 2¹⁸, to look it up, and
+                                                    GELU's scratch space, about 2·2¹⁷ at most (gated: 2¹⁷);
+                  and OBJECTS bytes of a block      the graph: Tensors, nodes and functions
 
 A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V and slope, are
 needed to pass gradients on, whatever is trained. Attention's P is computed twice, so that nothing grows with T². Memory is
@@ -28,7 +29,7 @@ pass all gradients exist, and the activations of at most one block.
     peak = weights + optimizer + max(activations + working, gradients + activations/L)
 
 This engine and its test work in float32. For large models `Precision` gives the width of each kind of number. The formulas
-do not count the memory of Python and the framework, workspaces of kernels, or fragmentation. They assume that no block
+do not count the memory of the framework beyond this graph, workspaces of kernels, or fragmentation. They assume that no block
 is computed twice (checkpointing) and that nothing is paged out.
 """
 from __future__ import annotations
@@ -189,6 +190,9 @@ def formula(method: str) -> Callable[..., Counts]:
     return FORMULAS[method]
 
 
+OBJECTS = 2**14                                          # as traced where blocks are small and many
+
+
 def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, precision: Precision = MIXED,
              bits: float | None = None, **options) -> dict[str, float]:
     """Bytes by name: the parts weights, optimizer, gradients, activations and working; forward and backward, the sums at the
@@ -227,9 +231,10 @@ def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, preci
     activations = (L * (block + keys) - first + last) * p.activations
     logits = min(batch * tokens * V, max(LOGITS, 256 * V)) * p.logits
     values, scratch = (3, 1) if s.gated else (2, 2)                          # of h: gate(x), up(x) and their product
-    mlp = (N * (values * s.h + 2 * d - m.mlp) + scratch * min(N * s.h, 2**17)) * p.activations
+    mlp = N * (values * s.h + 2 * d - m.mlp) * p.activations
+    scratch = scratch * min(N * s.h, 2**17) * p.activations
     decoded = 0 if bits is None else d * s.h * p.frozen + 4 * min(d * s.h, 2**18)            # and the indices of look-ups
-    working = max(logits, mlp + decoded)
+    working = max(logits, mlp + max(scratch, decoded)) + OBJECTS * L
 
     forward = weights + optimizer + activations + working
     backward = weights + optimizer + gradients + activations / L
