@@ -17,8 +17,8 @@ q = w = d in GPT-2; w is smaller if heads share keys.
     working       the larger of two: N V            the logits, whose place their softmax takes, while the loss is computed
                                                     (at most about 2²², or 256 rows of them); or
                   N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway (gated: 3 h), and the larger
-                                                    of a decoded matrix (d h) with as many indices, at most 2¹⁸, to look it up, and
-                                                    GELU's scratch space, about 2·2¹⁷ at most (gated: 2¹⁷);
+                                                    of a decoded matrix (d h) with as many indices, at most 2¹⁸, to look it up,
+                                                    and GELU's scratch space, about 2·2¹⁷ at most (gated: 2¹⁷);
                   and OBJECTS bytes of a block      the graph: Tensors, nodes and functions
 
 A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V and slope, are
