@@ -14,9 +14,9 @@ TABLES = "paper", "symbol"                               # the first word of a t
 
 # -- a docstring -----------------------------------------------------------------------------------
 def split(docstring):
-    """Return (what stands before the differences between implementations, these differences) of a docstring."""
-    start = docstring.find(f"\n{DIFFERENCES}")
-    return (docstring[:start], docstring[start:]) if start >= 0 else (docstring, "")
+    """Return (what stands before the differences between implementations, these without their heading) of a docstring."""
+    before, _, differences = docstring.partition(f"\n{DIFFERENCES}")
+    return before, re.sub(r"\A[.:]\s", "", differences)
 
 
 def prose(docstring, source=""):
@@ -54,8 +54,13 @@ def block(kind, lines, source):
         return f"<ul><li>{inline(' '.join(line.removeprefix(' * ').strip() for line in lines))}</li></ul>"
     if lines[0].split()[0] in TABLES:
         return symbols(lines, names_in(source))
-    equation = "\n".join(line.removeprefix("    ") for line in lines)
-    return f"<pre class='equation'>{escape(equation)}</pre>"
+    equation = "\n".join(terms(line.removeprefix("    ")) for line in lines)
+    return f"<pre class='equation'>{equation}</pre>"
+
+
+def terms(line):
+    """Escape a line of an equation. What follows two blanks or more is kept together where the line is too long (site.css)."""
+    return re.sub(r"(?<=\S)(\s{2,})(\S+(?:\s\S+)*)", r"\1<span>\2</span>", escape(line))
 
 
 def inline(text):

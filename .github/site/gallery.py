@@ -25,6 +25,8 @@ FILTER = """<fieldset class="filter"><legend>Show</legend>
 </fieldset>"""
 CHOICE = '<label><input type="radio" name="verdict" value="{value}"{checked}> {label}</label>'
 ALL = "all"
+INTRO = ("What papers claim, what was measured with this code, and every picture of the study. Choose a verdict, and only its "
+         "claims and small pictures stay.")
 
 
 # -- the map ---------------------------------------------------------------------------------------
@@ -66,7 +68,7 @@ def gallery_page(links):
              f"{verdicts(judged_by(picture))}".rstrip()
              for name, picture in sorted(PICTURES.items(), key=lambda item: item[1].lesson)
              for _, _, sentence in [gallery()[picture.title]]]
-    text = "\n\n".join([WIDE, title.strip(), FILTER.format("\n".join(choices)), "## All pictures, small",
+    text = "\n\n".join([WIDE, title.strip(), INTRO, FILTER.format("\n".join(choices)), "## All pictures, small",
                         BOX.format("small", "\n".join(small)), marked(rest).strip(),
                         "## How this page is made", how.strip()])
     return links.lead(text, "figures/README.md")

@@ -28,8 +28,9 @@ def staged_notebook(path, links):
             unit = f", in {match[2]}" if match[2] else ""
             cells.append(markdown(FIELD.format(name=match[1], unit=unit), f"{cell['id']}-field"))
     if len(path.split("/")) == 2:
-        cells[0]["source"] = with_lessons(cells[0]["source"])
-        cells.insert(1, markdown(links.lead(assignment_and_pages(path), "", on=path), "assignment"))
+        opening, heading, section = with_lessons(cells[0]["source"]).partition("\n## ")
+        work = links.lead(assignment_and_pages(path), "", on=path)
+        cells[0]["source"] = f"{opening.rstrip()}\n\n{work}\n{heading}{section}"
     return json.dumps(notebook | {"cells": cells})
 
 

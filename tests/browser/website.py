@@ -189,6 +189,9 @@ class Site:
             label, count = choice.locator("xpath=..").text_content(), page.locator(".claims tbody tr:visible").count()
             if f"({count})" not in label:
                 self.fault("filter", name, f"{label}: {count}")
+            verdict = page.locator(f"[data-verdict='{choice.get_attribute('value')}']")
+            for other in page.locator(".small li:visible").filter(has_not=verdict).all_text_contents():
+                self.fault("filter", name, f"{label}: {other}")
 
     def follow(self):
         """Follow every link that stays on the site."""

@@ -77,13 +77,13 @@ class CheckResult:
     def _repr_html_(self) -> str:
         colour = {"✔": "#009E73", "○": "#8A8A8A", "✘": "#D55E00"}[self.sign]
         rows = "".join(
-            f"<tr><td style='text-align:left;vertical-align:top;color:#707070'>{name}</td>"
+            f"<tr><td style='text-align:left;vertical-align:top;opacity:.7'>{name}</td>"
             f"<td style='text-align:left'><pre style='margin:0'>{escape(value)}</pre></td></tr>"
             for name, value in (("got", self.got), ("expected", self.expected)) if value)
         cause = f"<div><b>Likely cause:</b> {escape(self.cause)}</div>" if self.cause else ""
         help_ = "" if self.passed else (
             folded(self.exercise.hints)
-            + (f"<div style='color:#707070'>{IN_ITS_PLACE}</div>" if self.function else ""))
+            + (f"<div style='opacity:.7'>{IN_ITS_PLACE}</div>" if self.function else ""))
         title = f"<b style='color:{colour}'>{self.sign} {escape(self.exercise.name)}</b>"
         return (f"<div style='border-left:4px solid {colour};padding:2px 10px'>"
                 f"<div>{title} {escape(self.message)}</div>"

@@ -30,7 +30,7 @@ addEventListener("DOMContentLoaded", () => {
     item.dataset.verdicts = [...item.querySelectorAll(".verdict")].map(verdict => verdict.textContent).join(";");
   for (const choice of all(".filter input"))
     choice.onchange = () => filtered.forEach(one => one.toggleAttribute("data-hidden", choice.value != "all" &&
-      one.dataset.verdicts != "" && !one.dataset.verdicts.split(";").includes(choice.value)));
+      !one.dataset.verdicts.split(";").includes(choice.value)));
 
   // A name of the table of symbols marks itself in the code.
   for (const button of all(".find")) {
