@@ -151,7 +151,8 @@ def test_a_docstring_becomes_paragraphs_equations_tables_and_bullets():
             "                   weight\n\nDifferences:\n * one\n    goes on\n * two\n")
     assert module("annotate").prose(text, "w = 1").split("\n") == [
         "<p>One <code>two</code>.</p>",
-        "<pre class='equation'>y = W x,   <span>a &lt; b</span>   <span>for all</span>", "  + b</pre>",
+        "<pre class='equation'><span>y = W x,   <span>a &lt; b</span>   <span>for all</span>",
+        "</span><span>  + b", "</span></pre>",
         "<div class='scroll'><table class='symbols'><thead><tr><th scope='col'>paper</th><th scope='col'>here</th>"
         "<th scope='col'>meaning</th></tr></thead><tbody><tr><th scope='row'>W</th>"
         "<td><button type='button' class='find'>w</button></td><td>the weight</td></tr></tbody></table></div>",

@@ -54,7 +54,7 @@ def block(kind, lines, source):
         return f"<ul><li>{inline(' '.join(line.removeprefix(' * ').strip() for line in lines))}</li></ul>"
     if lines[0].split()[0] in TABLES:
         return symbols(lines, names_in(source))
-    equation = "\n".join(terms(line.removeprefix("    ")) for line in lines)
+    equation = "".join(f"<span>{terms(line.removeprefix('    '))}\n</span>" for line in lines)
     return f"<pre class='equation'>{equation}</pre>"
 
 
