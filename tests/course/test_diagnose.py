@@ -368,6 +368,12 @@ def test_hints_open_one_after_another():
     assert "Hint" not in repr(tp.check("prefix.copies", lambda lam, n: n * lam / (1 + (n - 1) * lam)))
 
 
+def test_words_take_the_ink_of_the_page_that_shows_them():
+    """A grey of their own would be faint on a light page or on a dark one. Only the sign and the exercise's name are coloured."""
+    told = tp.check("prefix.copies", lambda lam, n: lam)
+    assert told.got and re.findall(r"<([^<>]*)(?<![-\w])color:", told._repr_html_()) == ["b style='"]
+
+
 def test_an_unsolved_stub_gets_no_hint_that_was_not_asked_for(tmp_path, capsys):
     from tinypeft.commands.cli import main
 
