@@ -20,6 +20,12 @@ def test_every_cell_is_escaped():
         assert "<script>" not in html and "&lt;script&gt;&amp;" in html
 
 
+def test_the_caption_of_a_narrow_table_stays_on_one_line():
+    """JupyterLab's style wraps every `code`, so the caption's own style does not decide."""
+    for html in (table([[1]], caption="Guess 11.absmax"), facts([("a", 1)], "Guess 11.absmax")):
+        assert "<code style='white-space:nowrap'>Guess 11.absmax</code></caption>" in html
+
+
 def test_a_model_is_a_table_of_what_it_stores(gpt):
     model = gpt(np.float32)
     shown = words(model._repr_html_())

@@ -369,7 +369,7 @@ def test_hints_open_one_after_another():
 
 
 def test_words_take_the_ink_of_the_page_that_shows_them():
-    """A grey of their own would be faint on a light page or on a dark one. Only the sign and the exercise's name are coloured."""
+    """A grey of their own would be faint on a light page or on a dark one. Only the sign and the name are coloured."""
     told = tp.check("prefix.copies", lambda lam, n: lam)
     assert told.got and re.findall(r"<([^<>]*)(?<![-\w])color:", told._repr_html_()) == ["b style='"]
 

@@ -42,5 +42,6 @@ def drawing(svg: str, alt: str = "") -> str:
 def _caption(text):
     if not text:
         return ""
-    style = "text-align:left;white-space:nowrap"
-    return f"<caption style='{style}'><code>{escape(str(text))}</code></caption>"
+    # The style stands on `code`, which JupyterLab wraps.
+    code = f"<code style='white-space:nowrap'>{escape(str(text))}</code>"
+    return f"<caption style='text-align:left'>{code}</caption>"
