@@ -31,7 +31,8 @@ KINDS = {"formula": "MathJax refused it, or it was not typeset", "link": "it lea
          "host": "a page asks another computer for something", "answer": "it is open before one asks for it",
          "script": "an error, or a file that does not come", "contrast": "letters are too faint", "slider": "it does not move",
          "guess": "what a reader guesses does not come beside the measured number", "search": "it does not find a page",
-         "filter": "the gallery shows other claims than it counts", "access": "another rule of axe-core is broken"}
+         "filter": "the gallery shows other claims than it counts",
+         "access": "another rule of axe-core is broken, or a cell does not say its column"}
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1360, "height": 900}
 TYPESET = "() => [...document.querySelectorAll('.math')].every(e => e.querySelector('mjx-container'))"
 NOTES = """() => {
@@ -51,6 +52,8 @@ NOTES = """() => {
     answer: all('article details[open]').map(start),
     script: [...document.images].filter(e => e.complete && !e.naturalWidth && e.src.startsWith(location.origin))
       .map(e => `${e.src} is no picture`),
+    access: all('table.rows td').filter(e => e.textContent.trim() && !e.dataset.head &&
+      e.closest('table').tHead.rows[0].cells[e.cellIndex]?.textContent).map(e => `a cell without its column: ${start(e)}`),
     slider: all('[data-slider]').map(() => 'it has not started'),
     sliders: all('input[type=range]').length, details: all('article details').length, pictures: all('article img').length,
     ids: all('[id]').map(e => e.id), links: all('a[href]').map(e => e.href)}

@@ -19,7 +19,7 @@ addEventListener("DOMContentLoaded", () => {
     const heads = [...table.querySelectorAll("thead th")].map(cell => cell.textContent);
     table.classList.toggle("rows", heads.length > 3);
     for (const row of table.querySelectorAll("tbody tr"))
-      [...row.cells].slice(1).forEach((cell, i) => { if (cell.textContent.trim()) cell.dataset.head = heads[i + 1]; });
+      [...row.cells].forEach((cell, i) => { if (cell.textContent.trim() && heads[i]) cell.dataset.head = heads[i]; });
   }
 
   // The gallery's filter: rows of claims and small pictures of one verdict.
