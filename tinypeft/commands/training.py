@@ -198,6 +198,27 @@ def set_rates(args: Namespace, task: Task, options: dict[str, Any]) -> None:
         options["rates"] = {"!head": PROBE_FACTOR} | options["rates"]
 
 
+def rate_line(args: Namespace, tuned: PeftModel, options: dict[str, Any]) -> str:
+    """Return one line: the learning rate, and where it comes from. options: with `set_rates`."""
+    from ..training.rates import width_factor
+    if args.lr is not None:
+        line = f"learning rate {args.lr:g}, by --lr"
+    else:
+        width = width_factor(tuned)
+        factor = PROBE_FACTOR if starts_at_probe(args) else 1
+        rates = {name: part.method.learning_rate for name, part in tuned.parts.items()}
+        listed = ", ".join(f"{width * factor * rate:.2g} ({name}'s own, {rate:g}"
+                           f"{f' × {width:.2f} for the width {tuned.config.d_model}' * (width != 1)}"
+                           f"{f' × {factor:g}, since it starts at the probe' * (factor != 1)})"
+                           for name, rate in rates.items())
+        line = f"learning rate {listed}; --lr sets another"
+    if options["head_lr"] is not None:
+        line += f"; of the head {options['head_lr']:g}"
+    if args.rates:
+        line += f"; times {', '.join(args.rates)}"
+    return line
+
+
 def check_rows(args: Namespace, task: Task) -> None:
     """Raise ValueError for an option that does nothing, or harm, on these rows."""
     if args.head_lr is not None and not hasattr(task, "classes"):
@@ -256,6 +277,8 @@ def run_finetune(args: Namespace) -> int | None:
     if args.find_rate:
         return show_rates(find_rate(tuned, task, steps=steps, **both), args)
     set_rates(args, task, both)
+    if not args.json:
+        print(rate_line(args, tuned, both), flush=True)
     if args.checkpoint and not args.json:
         options["callbacks"] = [resumption_from(args.checkpoint)]
     tuned, record = finetuned(args, tuned, task, steps, both | options)

@@ -27,13 +27,23 @@ from .data import (
     show_data,
 )
 from .plan import rows_in_test
-from .scores import accuracy_text, class_lines, interval_of, metric_text, n_measured
+from .scores import (
+    accuracy_text,
+    class_lines,
+    exact_answers,
+    exact_lines,
+    interval_of,
+    metric_text,
+    n_measured,
+)
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
     from ..text.tasks import Task
 
 __all__ = ["add_commands", "adapter_option", "compared", "folder_of_task"]
+
+SAME = 0.01                  # nats: a smaller change of a loss is not worth a word
 
 
 def add_commands(command: Callable) -> None:
@@ -43,6 +53,8 @@ def add_commands(command: Callable) -> None:
                 takes=("model", "json", "quick"))
     adapter_option(p)
     data_options(p, "the adapter's own, or domain")
+    p.add_argument("--exact", action="store_true", help="of prompts with answers: also write the "
+                   "answers, the likeliest ones, and count those that are exactly right")
 
     p = command("classify", run_classify, "name the class of each text, by an adapter, or by "
                 "labels that say what they mean", takes=("model", "json"))
@@ -98,6 +110,8 @@ def run_evaluate(args: Namespace) -> None:
     if folder and ((folder / FILE).exists() or own == "labelled"):
         saved = tasks.load_task(folder, model)
     task, rows = measured_on(args, model, own, saved)
+    if args.exact and not hasattr(task, "chat"):
+        raise ValueError("--exact needs prompts with answers: --pairs FILE")
     show_data(args, task)
     most = 2 if args.quick else None
     measured = lambda: evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
@@ -106,11 +120,30 @@ def run_evaluate(args: Namespace) -> None:
     if args.adapter and not hasattr(task, "classes"):
         with tuned.disabled(): before = measured()
     n = n_measured(task, args.quick)
+    exact = exact_answers(tuned, task, args.quick) if args.exact else None
     record = {"task": task.name, "data": data_facts(task), "on": rows, "rows": n,
-              "interval": interval_of(after, n), "before": before, "after": after,
+              "interval": interval_of(after, n), "before": before, "after": after, "exact": exact,
               "adapter": args.adapter and str(args.adapter)}
     if args.json: return show_json(record)
-    print(f"on {rows}:\n{compared(before, after, n=n)}")
+    sides = ", the base alone → with the adapter" if before else ""
+    print(f"on {rows}{sides}:\n{compared(before, after, n=n)}")
+    if before:
+        print(what_changed(before["loss"], after["loss"]))
+    if exact:
+        print(exact_lines(exact))
+    elif hasattr(task, "chat"):
+        print("--exact counts the answers that are exactly right")
+
+
+def what_changed(before: float, after: float) -> str:
+    """Say what an adapter did to the loss of some rows, in a sentence."""
+    change = after - before
+    if abs(change) < SAME:
+        return f"the adapter changes the loss here by less than {SAME}"
+    if change < 0:
+        return f"the adapter lowers the loss here by {-change:.2f} nats a token"
+    return (f"the adapter raises the loss here by {change:.2f} nats a token: the model forgot some "
+            "of this, or learned another form for it")
 
 
 def folder_of_task(args: Namespace) -> Path | None:
@@ -127,11 +160,14 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
     """Return the task that `evaluate` measures, and which of its rows, in words. saved: the
     adapter's.
 
-    Of the file that the adapter was trained on, which its SHA-256 tells, the test split is
-    measured; any other file is measured whole."""
+    Of a file that the adapter was trained on, which its SHA-256 tells, the test split is measured;
+    any other file is measured whole. An adapter for pairs is measured on text, too, and one for
+    text on pairs: that says what it forgot."""
     form, split = saved.form if saved else {}, "the test split"
     was_own = "held_out" in form
     if own and was_own and own != form["kind"]:
+        if "labelled" not in (own, form["kind"]):
+            return own_task(args, model, own, held_out=(0, 1)), "all of it"
         raise ValueError(f"the adapter was trained on {OWN[form['kind']]}, not on {OWN[own]}")
     if not own and was_own and not args.task:
         raise ValueError(f"the adapter was trained on {saved.name}, a file of your own; give it, "
@@ -142,7 +178,7 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
     if not was_own: return own_task(args, model, own, form), split
     shorter = {"context": None} if own == "text" else {}     # windows, where a text is short
     task = own_task(args, model, own, form | shorter, held_out=(0, 1))
-    if sorted(task.sha256.values()) == sorted(saved.sha256.values()):
+    if set(task.sha256.values()) <= set(saved.sha256.values()):
         made = {"held_out": form["held_out"], "seed": form["seed"]}
         if form["held_out"][1] == 0:
             raise ValueError(f"the adapter learned from all rows of {task.name}, so none is left "
@@ -150,7 +186,7 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
                              f"{OWN[own]} (finetune probe said what cross-validation measured)")
         return own_task(args, model, own, form, **made), split
     changed = ", though it has changed since training, which may have read some of it"
-    return task, "all of it" + changed * (task.name == saved.name)
+    return task, "all of it" + changed * (task.name in saved.sha256)
 
 
 def run_classify(args: Namespace) -> None:
