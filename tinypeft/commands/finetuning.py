@@ -265,6 +265,9 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
         base = f" --model {args.model}" if args.model else ""
         if record["replaced"]: print(f"it took the place of the adapter that was in {saved}")
         print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
+        if kind_of(args) == "pairs":
+            print(f"answers that are exactly right: python -m tinypeft evaluate --pairs {args.pairs}"
+                  f"{base} --adapter {saved} --exact")
         print(f"saved in {saved}; "
               + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
     if record["worse_than"]:

@@ -247,7 +247,9 @@ def tell_if_no_task(folders: Iterable[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):   # the adapter's loading says what is wrong
             contents[folder] = read_content(folder)
-    missing = [folder for folder in folders if folder not in contents]
+    missing = [folder for folder in folders if folder not in contents and folder.is_dir()]
+    if any(content["kind"] == "labelled" for content in contents.values()):
+        return                                           # a classifier's task is that of --head
     if not contents or not missing and common_content([*contents.values()]):
         return
     listed = [f"{folder} learned {OWN[content['kind']][2:]} ({content['name']})"
