@@ -93,14 +93,14 @@ def test_ones_own_pairs(capsys, own, tmp_path):
     assert json.loads(out)["exact"] is None
 
 
-@pytest.fixture
-def answering(own, tmp_path):
+@pytest.fixture(scope="module")
+def answering(own):
     """An adapter that has learned a little of the pairs."""
     tuned = tp.attach(tp.load_pretrained(), tp.LoRA(), rng=0)
     task = tp.tasks.pairs(own / "answers.jsonl", tuned)
     tp.train(tuned, task, 25, seed=0)
-    tuned.save(tmp_path / "helper", task=task)
-    return tuned, task, tmp_path / "helper"
+    tuned.save(own / "helper", task=task)
+    return tuned, task, own / "helper"
 
 
 def test_exact_answers_are_counted_and_wrong_ones_shown(capsys, monkeypatch, own, answering):
@@ -134,11 +134,10 @@ def test_what_was_forgotten_is_measured_on_other_text(capsys, own, answering, tm
     status, out, _ = run(capsys, "evaluate", "--adapter", helper, "--text", tmp_path / "other.txt")
     task = tp.tasks.text(tmp_path / "other.txt", tuned, held_out=(0, 1))
     with tuned.disabled(): before = tp.evaluate(tuned, task)["loss"]
-    change = tp.evaluate(tuned, task)["loss"] - before
+    after = tp.evaluate(tuned, task)["loss"]
     lines = out.splitlines()
-    assert status == 0 and change > 0.01 and "on all of it, the base alone → with the adapter:" in lines
-    assert lines[-1].startswith(f"the adapter raises the loss here by {change:.2f} nats a token: the model forgot some")
-    assert f"{before:.4f} → {before + change:.4f}" in out
+    assert status == 0 and "on all of it, the base alone → with the adapter:" in lines
+    assert lines[-1] == what_changed(before, after) and f"{before:.4f} → {after:.4f}" in out
 
 
 @pytest.mark.parametrize("before, after, says", [
@@ -181,10 +180,13 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     for precision, recall, f1 in (map(float, row) for row in scores):
         assert f1 == pytest.approx(2 * precision * recall / (precision + recall), abs=0.011)
     end = f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
-    assert lines[-2] == f"saved in {tmp_path}, with confusions.svg; {end}" and "seed 0 draws the folds" in out
+    saved = lines.index(f"saved in {tmp_path}, with confusions.svg; {end}")
+    assert "seed 0 draws the folds" in out
     picture = (tmp_path / "confusions.svg").read_text("utf-8")
     assert all(f">{name}<" in picture for name in ("bad", "good", "called", "Confusions by cross-validation"))
-    assert lines[-1].startswith("use the probe") or "scikit-learn" in out
+    says, *code = lines[saved + 1:]                      # these classes are words
+    assert re.fullmatch("the probe is not better than (words|letters) here: give more rows, or use .*", says)
+    assert len(code) == 4 and "TfidfVectorizer(" in code[1] and "LogisticRegression(C=" in code[2]
     card = (tmp_path / "README.md").read_text("utf-8")
     assert "By five-fold cross-validation: each row was measured once" in card and "test split" not in card
     _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)
@@ -209,16 +211,6 @@ def test_the_lines_to_paste_make_the_bag_that_was_measured(name, terms, n_classe
     W = logistic.fit(bag.design(texts), labels, n_classes, result.strength)
     ours = np.exp(logistic.log_probabilities(W, bag.design(texts)))
     np.testing.assert_allclose(pasted_here["model"].predict_proba(texts), ours, atol=3e-3)
-
-
-def test_a_bag_that_is_better_than_the_probe_comes_with_lines_to_paste(capsys, monkeypatch, own):
-    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
-    solved = probe.solve
-    def shuffled(tuned, h, *rest): solved(tuned, np.random.default_rng(0).permutation(h), *rest)
-    monkeypatch.setattr(probe, "solve", shuffled)
-    _, out, _ = run(capsys, "finetune", "probe", "--csv", own / "reviews.csv")
-    assert re.search("the probe is worse than guessing|the probe is not better than (words|letters) here: .* use \\1, which "
-                     "scikit-learn has", out) and "feature_extraction.text.TfidfVectorizer(" in out
 
 
 def test_labels_need_no_adapter(capsys, monkeypatch, classifier):
@@ -336,7 +328,7 @@ def test_training_is_kept_only_if_it_validates_better_than_the_probe(capsys, few
     assert record["validation"]["trained"] < record["validation"]["probe"] and not record["validation"]["keeps_probe"]
     assert record["method"] == str(tp.LoRA()) and record["best"] in (10, 20, 30)
     # What the probe reaches on the same rows stands beside it.
-    probe = tp.fit_probe(probe.detach(), task, splits=("train",))
+    probe = tp.fit_probe(tp.load_pretrained(), task, splits=("train",))
     assert record["baselines"]["the probe"] == pytest.approx(tp.evaluate(probe, task), rel=1e-6)
 
 

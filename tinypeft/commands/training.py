@@ -201,22 +201,26 @@ def set_rates(args: Namespace, task: Task, options: dict[str, Any]) -> None:
 def rate_line(args: Namespace, tuned: PeftModel, options: dict[str, Any]) -> str:
     """Return one line: the learning rate, and where it comes from. options: with `set_rates`."""
     from ..training.rates import width_factor
+    width, factor, remedy = width_factor(tuned), 1.0, ""
     if args.lr is not None:
         line = f"learning rate {args.lr:g}, by --lr"
     else:
-        width = width_factor(tuned)
-        factor = PROBE_FACTOR if starts_at_probe(args) else 1
+        reasons = ""
+        if width != 1:
+            reasons = f" × {width:.2f} for a model {tuned.config.d_model} wide"
+        if starts_at_probe(args):
+            factor = PROBE_FACTOR
+            reasons += f" × {factor:g} to start at the probe"
         rates = {name: part.method.learning_rate for name, part in tuned.parts.items()}
-        listed = ", ".join(f"{width * factor * rate:.2g} ({name}'s own, {rate:g}"
-                           f"{f' × {width:.2f} for the width {tuned.config.d_model}' * (width != 1)}"
-                           f"{f' × {factor:g}, since it starts at the probe' * (factor != 1)})"
-                           for name, rate in rates.items())
-        line = f"learning rate {listed}; --lr sets another"
+        line = "learning rate " + ", ".join(
+            f"{width * factor * rate:.2g}: {name}'s own {rate:g}{reasons}"
+            for name, rate in rates.items())
+        remedy = " (--lr sets another)"
     if options["head_lr"] is not None:
         line += f"; of the head {options['head_lr']:g}"
     if args.rates:
         line += f"; times {', '.join(args.rates)}"
-    return line
+    return line + remedy
 
 
 def check_rows(args: Namespace, task: Task) -> None:
