@@ -266,8 +266,8 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
         if record["replaced"]: print(f"it took the place of the adapter that was in {saved}")
         print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
         if kind_of(args) == "pairs":
-            print(f"answers that are exactly right: python -m tinypeft evaluate --pairs {args.pairs}"
-                  f"{base} --adapter {saved} --exact")
+            print("to count exact answers: python -m tinypeft evaluate --pairs "
+                  f"{args.pairs}{base} --adapter {saved} --exact")
         print(f"saved in {saved}; "
               + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
     if record["worse_than"]:

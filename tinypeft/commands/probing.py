@@ -88,7 +88,7 @@ def pasted(name: str, result: Validated) -> str:
             f"    bag = feature_extraction.text.TfidfVectorizer({terms[name]}, binary=True)\n"
             f"    model = pipeline.make_pipeline(bag, "
             f"linear_model.LogisticRegression(C={C:.3g}, max_iter=1000))\n"
-            "    model.fit(texts, labels).predict([\"…\"])     # two lists: the columns of your table")
+            '    model.fit(texts, labels).predict(["…"])  # two lists: columns of your table')
 
 
 def as_record(result: Validated) -> dict:

@@ -281,13 +281,18 @@ def run_finetune(args: Namespace) -> int | None:
     if args.find_rate:
         return show_rates(find_rate(tuned, task, steps=steps, **both), args)
     set_rates(args, task, both)
-    if not args.json:
-        print(rate_line(args, tuned, both), flush=True)
+    rate = rate_line(args, tuned, both)
+    if own and not args.json:
+        print(rate, flush=True)
     if args.checkpoint and not args.json:
         options["callbacks"] = [resumption_from(args.checkpoint)]
     tuned, record = finetuned(args, tuned, task, steps, both | options)
-    if args.json: show_json(record)
-    else: show_finetuned(args, tuned, task, record)
+    if args.json:
+        show_json(record)
+    else:
+        if not own:
+            print(rate)
+        show_finetuned(args, tuned, task, record)
     return int(refused(args, record))
 
 
