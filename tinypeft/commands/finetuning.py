@@ -256,8 +256,9 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     print(f"{task.name}, {steps} in {record['seconds']} s; on the test split{of_all}:")
     print(compared(record["before"], record["after"], record["baselines"], record["rows"]))
     if starts_at_probe(args):
-        print(f"`finetune probe` measures all {n_rows} rows, by cross-validation: compare with the "
-              "probe's numbers here, which are of the same rows")
+        print(f"`finetune probe` measures all {n_rows} rows, by cross-validation, so its numbers "
+              "are not comparable" + (": the probe above is measured on these rows"
+                                      if "the probe" in (record["baselines"] or {}) else ""))
     if saved:
         loader = f"tinypeft.load_adapter(model, {saved!r})"
         theirs = f"peft.PeftModel.from_pretrained(model, {saved!r}) loads it, and so does "
