@@ -150,6 +150,18 @@ def test_combining_is_that_of_python(capsys, tmp_path):
     assert tp.load_adapter(tp.load_pretrained(), tmp_path / "d").method.rank == 3
 
 
+def test_a_combined_adapter_is_measured_on_the_test_split_of_each_of_its_files(capsys, own, tmp_path):  # noqa: F811
+    rows = (own / "answers.jsonl").read_text("utf-8").splitlines(keepends=True)
+    base, files = tp.load_pretrained(), {"a": rows[:100], "b": rows[100:], "c": rows[50:150]}
+    for name, part in files.items(): (tmp_path / f"{name}.jsonl").write_text("".join(part), "utf-8")
+    for name in "ab":
+        adapter_on(None, tp.LoRA(rank=2), tmp_path / name, tp.tasks.pairs(tmp_path / f"{name}.jsonl", base))
+    assert run(capsys, "combine", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both")[::2] == (0, "")
+    argv = "evaluate", "--adapter", tmp_path / "both", "--quick", "--json", "--pairs"
+    measured = {name: json.loads(run(capsys, *argv, tmp_path / f"{name}.jsonl")[1])["on"] for name in files}
+    assert measured == {"a": "the test split", "b": "the test split", "c": "all of it"}
+
+
 def test_adapters_of_different_tasks_say_so_before_any_work(capsys, monkeypatch, own, tmp_path):  # noqa: F811
     base = tp.load_pretrained()
     pairs, text = tp.tasks.pairs(own / "answers.jsonl", base), tp.tasks.text(own / "notes", base)
