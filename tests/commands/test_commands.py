@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import sys
+import textwrap
 from argparse import Namespace
 
 import numpy as np
@@ -16,8 +17,11 @@ import tinypeft as tp
 from tinypeft.commands.arguments import is_of_smollm2, model_of
 from tinypeft.commands.cli import main
 from tinypeft.commands.finetuning import worse_than
+from tinypeft.commands.probing import pasted
+from tinypeft.commands.using import what_changed
 from tinypeft.interop.adapters import HUB_NAME
 from tinypeft.peft import probe
+from tinypeft.text.tasks import bags, logistic
 
 GOOD, BAD = "lovely excellent bright quick honest gentle".split(), "broken awful dull slow rude sticky".split()
 THINGS = "phone lamp chair kettle bicycle coat radio table spoon clock".split()
@@ -86,6 +90,61 @@ def test_ones_own_pairs(capsys, own, tmp_path):
     assert out == "Each coat is dull.\n"
     _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--pairs", own / "answers.jsonl", "--json")
     assert json.loads(out)["after"] == record["after"] and json.loads(out)["before"] == record["before"]
+    assert json.loads(out)["exact"] is None
+
+
+@pytest.fixture(scope="module")
+def answering(own):
+    """An adapter that has learned a little of the pairs."""
+    tuned = tp.attach(tp.load_pretrained(), tp.LoRA(), rng=0)
+    task = tp.tasks.pairs(own / "answers.jsonl", tuned)
+    tp.train(tuned, task, 25, seed=0)
+    tuned.save(own / "helper", task=task)
+    return tuned, task, own / "helper"
+
+
+def test_exact_answers_are_counted_and_wrong_ones_shown(capsys, monkeypatch, own, answering):
+    """They are those that Python's `predict` gives, and prompts of unequal lengths are continued together."""
+    tuned, task, helper = answering
+    calls, generate = [], tp.PeftModel.generate
+    monkeypatch.setattr(tp.PeftModel, "generate", lambda *args, **options: calls.append(1) or generate(*args, **options))
+    argv = "evaluate", "--adapter", helper, "--pairs", own / "answers.jsonl"
+    status, out, _ = run(capsys, *argv, "--exact")
+    prompts, expected = zip(*task.rows["test"], strict=True)
+    assert len({len(task.encode_prompt(prompt)) for prompt in prompts}) > 3 and len(calls) == 2
+    answers = task.predict(tuned, prompts)
+    wrong = [row for row in zip(prompts, expected, answers, strict=True) if row[1] != row[2]]
+    right = len(prompts) - len(wrong)
+    assert 0 < right < len(prompts) - 2
+    lines = out.splitlines()
+    start = lines.index("a wrong one:")
+    assert re.fullmatch(rf"exactly right: {right} of {len(prompts)} answers \(95 %: 0.\d{{3}} to 0.\d{{3}}\)", lines[start - 1])
+    names = "  asked     ", "  expected  ", "  answered  "
+    shown = ["".join(pair) for row in wrong[:2] for pair in zip(names, row, strict=True)]
+    assert lines[start + 1:start + 4] + lines[start + 5:] == shown
+    exact = json.loads(run(capsys, *argv, "--exact", "--json")[1])["exact"]
+    assert exact["right"] == right and [(*row.values(),) for row in exact["wrong"]] == wrong
+    assert run(capsys, *argv, "--quick")[1].splitlines()[-1] == "--exact counts the answers that are exactly right"
+
+
+def test_what_was_forgotten_is_measured_on_other_text(capsys, own, answering, tmp_path):
+    """Also by an adapter for pairs, whose own data are no text."""
+    tuned, _, helper = answering
+    (tmp_path / "other.txt").write_text("The sun rises in the east. It sets in the west, and then it is night. " * 9)
+    status, out, _ = run(capsys, "evaluate", "--adapter", helper, "--text", tmp_path / "other.txt")
+    task = tp.tasks.text(tmp_path / "other.txt", tuned, held_out=(0, 1))
+    with tuned.disabled(): before = tp.evaluate(tuned, task)["loss"]
+    after = tp.evaluate(tuned, task)["loss"]
+    lines = out.splitlines()
+    assert status == 0 and "on all of it, the base alone → with the adapter:" in lines
+    assert lines[-1] == what_changed(before, after) and f"{before:.4f} → {after:.4f}" in out
+
+
+@pytest.mark.parametrize("before, after, says", [
+    (2.0, 1.5, "lowers the loss here by 0.50"), (2.0, 2.005, "changes the loss here by less than 0.01"),
+    (2.0, 2.5, "raises the loss here by 0.50")])
+def test_a_change_of_a_loss_is_a_sentence(before, after, says):
+    assert says in what_changed(before, after)
 
 
 def test_ones_own_text(capsys, own, tmp_path):
@@ -121,16 +180,37 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     for precision, recall, f1 in (map(float, row) for row in scores):
         assert f1 == pytest.approx(2 * precision * recall / (precision + recall), abs=0.011)
     end = f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
-    assert lines[-2] == f"saved in {tmp_path}, with confusions.svg; {end}" and "seed 0 draws the folds" in out
+    saved = lines.index(f"saved in {tmp_path}, with confusions.svg; {end}")
+    assert "seed 0 draws the folds" in out
     picture = (tmp_path / "confusions.svg").read_text("utf-8")
     assert all(f">{name}<" in picture for name in ("bad", "good", "called", "Confusions by cross-validation"))
-    assert lines[-1].startswith(("use ", "use the probe"))
+    says, *code = lines[saved + 1:]                      # these classes are words
+    assert re.fullmatch("the probe is not better than (words|letters) here: give more rows, or use .*", says)
+    assert len(code) == 4 and "TfidfVectorizer(" in code[1] and "LogisticRegression(C=" in code[2]
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "By five-fold cross-validation: each row was measured once" in card and "test split" not in card
     _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)
     assert len(out.splitlines()) == 2 and {line.split("\t")[0] for line in out.splitlines()} <= {"bad", "good"}
     _, out, _ = run(capsys, "finetune", "probe", "--csv", own / "reviews.csv", "--json")
     record = json.loads(out)
     low, high = record["measured"]["the probe"]["interval"]
     assert low < record["measured"]["the probe"]["accuracy"] < high and np.sum(record["confusions"]) == record["rows"]
+
+
+@pytest.mark.parametrize("name, terms, n_classes", [("words", bags.words, 2), ("letters", bags.letters, 3)])
+def test_the_lines_to_paste_make_the_bag_that_was_measured(name, terms, n_classes):
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, n_classes, 60)
+    texts = [f"{rng.choice(GOOD)} {rng.choice(THINGS)} {GOOD[label] if rng.random() < 0.7 else ''}" for label in labels]
+    result = bags.validated_bag(texts, labels, n_classes, terms)
+    lines = pasted(name, result).replace("…", texts[0])
+    pasted_here = {"texts": texts, "labels": labels}
+    exec(textwrap.dedent(lines), pasted_here)
+    bag = bags.Bag(texts, terms)
+    W = logistic.fit(bag.design(texts), labels, n_classes, result.strength)
+    ours = np.exp(logistic.log_probabilities(W, bag.design(texts)))
+    np.testing.assert_allclose(pasted_here["model"].predict_proba(texts), ours, atol=3e-3)
 
 
 def test_labels_need_no_adapter(capsys, monkeypatch, classifier):
@@ -212,6 +292,8 @@ def test_the_output_says_what_was_read_and_what_comes_next(capsys, own, tmp_path
     assert any(line.startswith("  look: ") and " rows left out as repeating another: lines " in line for line in lines[:5])
     accuracies = [line.partition("accuracy ")[2].strip() for line in lines if "accuracy " in line and " against " not in line]
     assert [line.split()[:3] for line in lines].count(["majority", "class", "accuracy"]) == 1 and len(accuracies) == 4
+    assert "learning rate 0, by --lr; of the head 0" in lines
+    assert any(re.search(r"on the test split, 4\d of 2\d\d rows:$", line) for line in lines)
     assert all(re.fullmatch(r"[01]\.\d{3} \(\d+ rows, 95 %: 0\.\d{3} to [01]\.\d{3}\)", said) for said in accuracies)
     assert lines[-4] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
     assert re.fullmatch(r"worse than bag of words \(.*\) and bag of letters \(loss \d.\d{4} against 0.\d{4}"
@@ -245,6 +327,9 @@ def test_training_is_kept_only_if_it_validates_better_than_the_probe(capsys, few
     record = json.loads(out)
     assert record["validation"]["trained"] < record["validation"]["probe"] and not record["validation"]["keeps_probe"]
     assert record["method"] == str(tp.LoRA()) and record["best"] in (10, 20, 30)
+    # What the probe reaches on the same rows stands beside it.
+    probe = tp.fit_probe(tp.load_pretrained(), task, splits=("train",))
+    assert record["baselines"]["the probe"] == pytest.approx(tp.evaluate(probe, task), rel=1e-6)
 
 
 @pytest.mark.parametrize("argv, steps, options", [
@@ -503,6 +588,7 @@ def test_a_loss_that_is_not_a_number_is_worse_than_any():
     ("evaluate --csv reviews.csv", "--csv needs --adapter"),
     ("evaluate --adapter judge", "trained on reviews.csv, a file of your own"),
     ("evaluate --adapter judge --text notes", "trained on --csv, not on --text"),
+    ("evaluate --adapter judge --csv reviews.csv --exact", "--exact needs prompts with answers: --pairs FILE"),
     ("evaluate --adapter nosuch", "nosuch"),
     ("classify x --adapter notes", "no adapter.safetensors or adapter_config.json in notes"),
     ("classify --adapter judge -- ", "empty"),
@@ -644,6 +730,27 @@ def test_a_table_with_labels_says_how_many_are_right(capsys, own, classifier, tm
                         "--adapter", classifier), "--label-column needs --csv FILE"):
         status, _, err = run(capsys, *wrong)
         assert status == 2 and says in err
+
+
+def test_labels_are_written_beside_the_rows_of_a_table(capsys, own, classifier, tmp_path):
+    (tmp_path / "a.csv").write_text('id,text,note\n7,"A dull coat,\nand a rude one",\n8,An honest clock,"x, y"\n')
+    argv = "classify", "--adapter", classifier, "--csv", tmp_path / "a.csv"
+    answers = json.loads(run(capsys, *argv, "--json")[1])
+    status, out, err = run(capsys, *argv, "--out", tmp_path / "b.csv")
+    assert status == 0 and out == "" and err == f"2 rows with predicted and probability in {tmp_path / 'b.csv'}\n"
+    with open(tmp_path / "b.csv", newline="", encoding="utf-8") as f: rows = [*csv.DictReader(f)]
+    texts = "A dull coat,\nand a rude one", "An honest clock"
+    assert [[*row.values()][:3] for row in rows] == [["7", texts[0], ""], ["8", texts[1], "x, y"]]
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["predicted"] == answer["label"]
+        assert float(row["probability"]) == pytest.approx(answer["probabilities"][answer["label"]], abs=1e-4)
+    before = (tmp_path / "b.csv").read_bytes()
+    to_c = "--adapter", classifier, "--out", tmp_path / "c.csv"
+    for wrong, says in (((*argv[1:], "--out", tmp_path / "b.csv"), "is there already"), (("x", *to_c), "--out needs --csv"),
+                        (("--csv", tmp_path / "b.csv", *to_c), "b.csv has a column 'predicted' already")):
+        status, _, err = run(capsys, "classify", *wrong)
+        assert status == 2 and says in err and (tmp_path / "b.csv").read_bytes() == before
+    assert not (tmp_path / "c.csv").exists()
 
 
 def test_a_probe_is_not_measured_on_the_rows_that_it_learned_from(capsys, monkeypatch, own, tmp_path):

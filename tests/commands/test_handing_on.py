@@ -150,6 +150,36 @@ def test_combining_is_that_of_python(capsys, tmp_path):
     assert tp.load_adapter(tp.load_pretrained(), tmp_path / "d").method.rank == 3
 
 
+def test_a_combined_adapter_is_measured_on_the_test_split_of_each_of_its_files(capsys, own, tmp_path):  # noqa: F811
+    rows = (own / "answers.jsonl").read_text("utf-8").splitlines(keepends=True)
+    base, files = tp.load_pretrained(), {"a": rows[:100], "b": rows[100:], "c": rows[50:150]}
+    for name, part in files.items(): (tmp_path / f"{name}.jsonl").write_text("".join(part), "utf-8")
+    for name in "ab":
+        adapter_on(None, tp.LoRA(rank=2), tmp_path / name, tp.tasks.pairs(tmp_path / f"{name}.jsonl", base))
+    assert run(capsys, "combine", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both")[::2] == (0, "")
+    argv = "evaluate", "--adapter", tmp_path / "both", "--quick", "--json", "--pairs"
+    measured = {name: json.loads(run(capsys, *argv, tmp_path / f"{name}.jsonl")[1])["on"] for name in files}
+    assert measured == {"a": "the test split", "b": "the test split", "c": "all of it"}
+
+
+def test_adapters_of_different_tasks_say_so_before_any_work(capsys, monkeypatch, own, tmp_path):  # noqa: F811
+    base = tp.load_pretrained()
+    pairs, text = tp.tasks.pairs(own / "answers.jsonl", base), tp.tasks.text(own / "notes", base)
+    for name, task in ("a", pairs), ("b", text), ("c", pairs), ("d", None):
+        adapter_on(None, tp.LoRA(rank=2), tmp_path / name, task)
+    monkeypatch.chdir(tmp_path)
+    said = {other: run(capsys, "combine", "a", other, "--out", f"a{other}")[::2] for other in "bcd"}
+    assert said["c"] == (0, "") and (tmp_path / "ac" / "task.json").read_bytes() == (tmp_path / "a" / "task.json").read_bytes()
+    assert said["b"][0] == 0 and not (tmp_path / "ab" / "task.json").exists()
+    assert said["b"][1].startswith("these are different tasks: a learned pairs (answers.jsonl), b learned text (notes). "
+                                   "So the new adapter has no task.json")
+    assert "a learned pairs (answers.jsonl), d has no task.json. So " in said["d"][1]
+    assert run(capsys, "combine", "b", "nosuch", "--out", "x")[2].count("\n") == 1
+    with monkeypatch.context() as m:
+        m.setattr("tinypeft.commands.handing_on.model_of", lambda args: exec("raise ValueError('work')"))
+        assert run(capsys, "combine", "a", "b", "--out", "x")[2].splitlines()[0] + "\n" == said["b"][1]
+
+
 @pytest.mark.parametrize("argv, says", [
     (["a=x", "b"], "expected FOLDER=NUMBER, got"), (["a", "a=2"], "an adapter is named twice"),
     (["a", "p"], "only low-rank changes can be combined"), (["a", "b", "--density", "0.5"], "--density is of --how ties, dare"),

@@ -8,6 +8,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.commands import plan
 from tinypeft.commands.cli import main
+from tinypeft.commands.training import rate_line
 
 PAIRS = [(f"What is {i}?", "It is " + "one and " * (i % 7) + "no more.") for i in range(40)]
 
@@ -35,11 +36,25 @@ def test_finetune_says_what_it_will_do_first(capsys, pairs, monkeypatch):
     assert model.startswith("model: the shipped base, which is for lessons") and model.endswith("--model smollm2 takes")
     assert re.fullmatch(r"30 steps of 2 rows: 2\.1 passes over 28 rows; about \d+ s of training and \d+ s", size)
     assert main(["finetune", "lora", "--pairs", str(pairs), "--model", "shipped", "--steps", "3", "--batch-size", "4"]) == 0
-    model, *_, size = capsys.readouterr().out.partition(" of tests")[0].splitlines()
+    out = capsys.readouterr().out
+    assert f"\nlearning rate {tp.LoRA.learning_rate:g}: LoRA's own {tp.LoRA.learning_rate:g} (--lr sets another)\n" in out
+    model, *_, size = out.partition(" of tests")[0].splitlines()
     assert model.endswith("--model smollm2 takes a better one")
     assert size.startswith("3 steps of 4 rows: 0.4 passes over 28 rows; about ")
     assert main(["finetune", "lora", "--pairs", str(pairs), "--find-rate", "--steps", "2"]) == 0
     assert re.search(r"^2 steps of 2 rows: 0\.1 passes over 28 rows; about \d+ s of search$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize("given, head_lr, line", [
+    ({}, None, "learning rate 0.014: LoRA's own 0.01 × 1.41 for a model 64 wide (--lr sets another)"),
+    ({"csv": "a.csv"}, 1e-3, "learning rate 0.0028: LoRA's own 0.01 × 1.41 for a model 64 wide × 0.2 to start at the probe; "
+                             "of the head 0.001 (--lr sets another)"),
+    ({"lr": 0.002, "rates": ["B=16"]}, None, "learning rate 0.002, by --lr; times B=16")])
+def test_the_learning_rate_is_said_with_its_reasons(given, head_lr, line):
+    config = tp.GPTConfig(vocab_size=9, context_length=8, d_model=64, n_layers=1, n_heads=2)
+    tuned = tp.attach(tp.GPT(config), tp.LoRA(rank=2))
+    names = "csv text pairs text_column label_column prompt_column answer_column context".split()
+    assert rate_line(Namespace(**dict.fromkeys(names) | {"lr": None, "rates": []} | given), tuned, {"head_lr": head_lr}) == line
 
 
 def test_passes_over_a_text_count_its_tokens():

@@ -15,6 +15,8 @@ from tests.protocol import assert_gradients, frozen_bytes, learned, move
 from tests.toys import Noise
 from tinypeft.peft.combine import Combination, trimmed
 from tinypeft.peft.lora import LoRALinear, thin_svd
+from tinypeft.text.tasks.saved import content_of
+from tinypeft.text.tasks.task import tokenizer_of
 
 LORA = tp.LoRA(rank=3, alpha=6, targets=("query", "value"))
 WIDE = tp.LoRA(rank=2, alpha=4, targets="all", rank_pattern={"up": 4}, alpha_pattern={"down": 3})
@@ -419,13 +421,28 @@ def test_a_layer_that_is_more_than_low_rank_is_refused_by_name(gpt, tmp_path):
 
 
 def test_the_result_does_the_task_of_its_head_or_the_one_that_all_do(gpt):
-    model, text, same, pairs = gpt(), *(SimpleNamespace(form={"kind": kind}) for kind in ("text", "text", "pairs"))
+    shared = {"kind": "pairs", "chat": None, "held_out": [0.1, 0.1], "seed": 0}
+    def learned(name, sha256, **form):
+        form = shared | {"context": 8, "columns": ["q", "a"]} | form
+        return SimpleNamespace(form=form, name=name, sha256={name: sha256}, tokenizer=tokenizer_of(None))
+    model, pairs, same = gpt(), learned("a.csv", "1"), learned("a.csv", "1")
+    text, chats, other = learned("b", "2", kind="text"), learned("c.csv", "3", chat="chatml"), learned("d.csv", "4", seed=1)
     (a, b), c = adapters(model, LORA, LORA), tp.attach(model, LORA, head=2)
     c.detach()
-    for others, expected in (same, text), (pairs, None), (None, None):
-        a.task, b.task = text, others
+    for task in same, text, chats, other, None:
+        a.task, b.task = pairs, task
         tuned = tp.combine({a: 1, b: 1})
-        assert tuned.task is expected
+        assert tuned.task is None if task is not same else content_of(tuned.task) == content_of(pairs)
         tuned.detach()
+    # Of two files, each is split as it was, the longer rows are read, and no column is chosen that one of them lacks.
+    a.task, b.task = pairs, learned("b.csv", "2", context=9, columns=["x", "y"])
+    tuned = tp.combine({a: 1, b: 1})
+    assert content_of(tuned.task) == shared | {"format": 1, "context": 9, "name": "a.csv and b.csv",
+                                               "sha256": {"a.csv": "1", "b.csv": "2"}}
+    tuned.detach()
+    b.task = learned("a.csv", "0123456789")              # another file of the same name
+    tuned = tp.combine({a: 1, b: 1})
+    assert tuned.task.sha256 == {"a.csv": "1", "a.csv (01234567)": "0123456789"}
+    tuned.detach()
     a.task, c.task = text, pairs
     assert tp.combine({a: 1, c: 1}, head=c).task is pairs

@@ -151,7 +151,8 @@ def test_a_folder_becomes_a_task(tmp_path):
     assert task.name == "notes" and "secret" not in whole and "Note 5" in whole and task.context == 128
     total = sum(len(task.data(s)) for s in SPLITS)
     for split in SPLITS[1:]: assert 0.06 * total < len(task.data(split)) < 0.11 * total
-    assert task.notes[0].endswith("documents") and 40 <= int(task.notes[0].split()[0]) < 90
+    n_documents = sum((task.data(s) == BYTES.end_of_text).sum() - 1 for s in SPLITS)          # one stands in front, too
+    assert task.notes[0] == f"7 files, 7 of them long and cut into parts: {n_documents} documents" and 40 <= n_documents < 90
     parts_of = {s: BYTES.decode(task.data(s)).split("<|endoftext|>")[1:-1] for s in SPLITS}
     assert not set(parts_of["train"]) & set(parts_of["test"] + parts_of["validation"])
     assert task.n_bytes["test"] == sum(len(d.encode()) for d in parts_of["test"])
@@ -165,7 +166,7 @@ def test_a_document_is_a_file_where_there_are_many(tmp_path):
     for i in range(40): (tmp_path / f"{i:02}.md").write_text(words(np.random.default_rng(i), 40) + "\n\n# Not cut\n")
     task = tasks.text(tmp_path, BYTES)
     (tmp_path / "00.md").write_text(words(np.random.default_rng(0), 70) + "\n\n# Not cut\n")
-    assert task.notes[0] == tasks.text(tmp_path, BYTES).notes[0] == "40 documents"           # it is larger, and whole
+    assert task.notes[0] == tasks.text(tmp_path, BYTES).notes[0] == "40 files, a document each"    # it is larger, and whole
     lengths = sorted(len(text) + 1 for s in SPLITS for text in BYTES.decode(task.data(s)).split("<|endoftext|>")[1:-1])
     assert task.notes[1] == f"a document has {np.median(lengths):,.0f} tokens in the median, {lengths[-1]:,} at most"
     assert task.notes[2:] == ("nothing needs a look: no repeated paragraph",)
@@ -188,7 +189,7 @@ def test_a_short_text_has_short_windows_and_a_shorter_one_is_refused(tmp_path):
     path.write_text("Only one sentence is here, and it is not enough.")
     with pytest.raises(ValueError, match="a.txt.*give more text"): tasks.text(path, BYTES)
     whole = tasks.text(path, BYTES, held_out=(0, 1))
-    assert whole.splits.keys() == {"test"} and whole.notes[0] == "1 document"
+    assert whole.splits.keys() == {"test"} and whole.notes[0] == "1 file"
     path.write_text("x" * 4000)                                                 # it cannot be cut
     with pytest.raises(ValueError, match="a.txt: there are no documents for validation and test: give more text, which"):
         tasks.text(path, BYTES)

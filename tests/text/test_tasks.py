@@ -421,9 +421,8 @@ class Writer:
         self.tokenizer, self.answers = tokenizer, answers
 
     def generate(self, tokens, max_new_tokens, stop):
-        assert len({len(t) for t in tokens}) == 1
         new = [self.tokenizer.encode(self.answers[self.tokenizer.decode(t[1:])]).tolist() for t in tokens]
-        return np.array([[*t, *(n + [stop] * max_new_tokens)[:max_new_tokens]] for t, n in zip(tokens, new, strict=True)])
+        return [np.array([*t, *(n + [stop])[:max_new_tokens]]) for t, n in zip(tokens, new, strict=True)]
 
 
 def test_writing_keeps_the_order_and_rouge_is_one_for_the_truth(built, tokenizer):

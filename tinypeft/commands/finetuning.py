@@ -63,11 +63,14 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
                                   label="testing the frozen model")
             base, frozen = "the frozen model", before
         if starts_at_probe(args):
-            probe_loss = validation_loss_of_probe(tuned, task, not args.no_cache)
+            probe_loss, on_test = measured_probe(tuned, task, most, not args.no_cache)
+            baselines = {"the probe": on_test}
         history = train(tuned, task, steps, **options)
         if starts_at_probe(args):
             tuned, validation = choose_better(tuned, task, probe_loss, history,
                                               not args.no_cache)
+            if validation["keeps_probe"]:                # it is no baseline of itself
+                baselines = {}
         if args.out:
             with HeldSignals(): folder = save_first(args, tuned, task, history)
     with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
@@ -77,7 +80,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
             after = {"loss": math.inf}
         if kind_of(args) and not args.quick:
             with Progress(None, "measuring the baselines"):
-                baselines = baselines_of(task)
+                baselines |= baselines_of(task)
         worse = worse_than(after, {base: frozen} | baselines)
         if folder != args.out and base not in worse:
             with HeldSignals():
@@ -99,8 +102,10 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
 
 
 # -- the probe that training starts at -------------------------------------------------------------
-def validation_loss_of_probe(tuned: PeftModel, task: Task, cache: bool) -> float:
-    """Measure the probe's validation loss. Virtual tokens change what a head reads, so that their
+def measured_probe(tuned: PeftModel, task: Task, most: int | None,
+                   cache: bool) -> tuple[float, dict]:
+    """Return the probe's validation loss, and its metrics on the rows of the test that training is
+    measured on, `most` batches at most. Virtual tokens change what a head reads, so that their
     start is not the probe; then it is solved beside them."""
     from ..peft.probe import fit_probe
     from ..training.evaluation import evaluate
@@ -110,10 +115,12 @@ def validation_loss_of_probe(tuned: PeftModel, task: Task, cache: bool) -> float
         probe = fit_probe(tuned.detach(), task, splits=("train",), head_bias=head_bias,
                           cache=cache)
     loss = evaluate(probe, task, "validation", label="validating the probe")["loss"]
+    on_test = evaluate(probe, task, "test", rows_in_test(probe, task), most,
+                       label="testing the probe")
     if probe is not tuned:
         probe.detach()
         tuned.reattach()
-    return loss
+    return loss, on_test
 
 
 def choose_better(tuned: PeftModel, task: Task, probe_loss: float, history: History,
@@ -244,8 +251,14 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
         print(f"kept: the state after step {record['best']}, the best on validation"
               + (f": loss {losses(validation)}" if validation else ""))
     steps = counted(record["steps"], "step")
-    print(f"{task.name}, {steps} in {record['seconds']} s; on the test split:")
+    n_rows = sum(map(len, task.splits.values()))
+    of_all = f", {record['rows']} of {counted(n_rows, 'row')}" if record["rows"] else ""
+    print(f"{task.name}, {steps} in {record['seconds']} s; on the test split{of_all}:")
     print(compared(record["before"], record["after"], record["baselines"], record["rows"]))
+    if starts_at_probe(args):
+        print(f"`finetune probe` measures all {n_rows} rows, by cross-validation, so its numbers "
+              "are not comparable" + (": the probe above is measured on these rows"
+                                      if "the probe" in (record["baselines"] or {}) else ""))
     if saved:
         loader = f"tinypeft.load_adapter(model, {saved!r})"
         theirs = f"peft.PeftModel.from_pretrained(model, {saved!r}) loads it, and so does "
@@ -253,6 +266,9 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
         base = f" --model {args.model}" if args.model else ""
         if record["replaced"]: print(f"it took the place of the adapter that was in {saved}")
         print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
+        if kind_of(args) == "pairs":
+            print("to count exact answers: python -m tinypeft evaluate --pairs "
+                  f"{args.pairs}{base} --adapter {saved} --exact")
         print(f"saved in {saved}; "
               + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
     if record["worse_than"]:

@@ -5,8 +5,10 @@ folder: what was made, the adapter's task.json, a model card, and run.json.
 """
 from __future__ import annotations
 
+import contextlib
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +225,8 @@ def run_combine(args: Namespace) -> None:
     weights = dict(args.adapters)
     if len(weights) < len(args.adapters):
         raise ValueError("combine: an adapter is named twice; give its two numbers as one")
+    if args.head is None:
+        tell_if_no_task(weights)
     model = model_of(args)
     with Progress(None, "combining"):
         tuned = combine(weights, args.how, rank=args.rank, density=args.density, sign=args.sign,
@@ -233,6 +237,27 @@ def run_combine(args: Namespace) -> None:
     save_adapter(args, tuned, args.format, record, [f"Combined by {args.how}: {parts}."])
     shown(args, record, f"{tuned.method}\nsaved in {args.out}\nnext: python -m tinypeft "
                         f"{next_command(tuned.task)}{base_option(args)} --adapter {args.out}")
+
+
+def tell_if_no_task(folders: Iterable[Path]) -> None:
+    """Say on stderr, before any work, that adapters for different tasks make one without a task,
+    and what that means for the commands that use it. Adapters that all have no task lose none."""
+    from ..text.tasks.saved import common_content, read_content
+    contents = {}
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):   # the adapter's loading says what is wrong
+            contents[folder] = read_content(folder)
+    missing = [folder for folder in folders if folder not in contents and folder.is_dir()]
+    if any(content["kind"] == "labelled" for content in contents.values()):
+        return                                           # a classifier's task is that of --head
+    if not contents or not missing and common_content([*contents.values()]):
+        return
+    listed = [f"{folder} learned {OWN[content['kind']][2:]} ({content['name']})"
+              for folder, content in contents.items()]
+    listed += [f"{folder} has no task.json" for folder in missing]
+    print(f"these are different tasks: {', '.join(listed)}. So the new adapter has no task.json: "
+          "`generate` takes a text to continue, and a prompt with --chat --temperature 0; "
+          "`evaluate` needs --text or --pairs", file=sys.stderr)
 
 
 def save_adapter(args: Namespace, tuned: PeftModel, format: str, record: dict,

@@ -102,8 +102,7 @@ def expected_seconds(args: Namespace, tuned: PeftModel, task: Task, steps: int,
         if args.find_rate:
             return training + seconds_of(validate) * steps, 0.0
         of_token = seconds_of(test) / split_tokens("test", WORKERS)
-    n_tests = 1 if hasattr(task, "classes") else 2
-    testing = of_token * n_tests * split_tokens("test", 2 if args.quick else None)
+    testing = 2 * of_token * split_tokens("test", 2 if args.quick else None)
     if options.get("eval_every"):
         n_validations = math.ceil(steps / options["eval_every"])
         training += of_token * n_validations * split_tokens("validation", None)

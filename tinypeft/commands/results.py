@@ -103,12 +103,13 @@ def facts_in(record: dict) -> list[str]:
 
 def results_in(record: dict) -> dict[str, dict[str, float]]:
     """Return what an adapter's record says of the test split: what was measured → its metrics."""
+    from ..interop.card import VALIDATED
     rows = {"the frozen model": record.get("before"), "after training": record.get("after")}
     baselines, validated = record.get("baselines"), record.get("measured")
     if isinstance(baselines, dict):
         rows |= baselines
     if isinstance(validated, dict):
-        rows |= {f"{name}, by cross-validation": row for name, row in validated.items()}
+        rows |= {f"{name}{VALIDATED}": row for name, row in validated.items()}
     return {name: numbers_in(row) for name, row in rows.items() if isinstance(row, dict)}
 
 

@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.hints import Array
+from ..common.wording import counted, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..text.tasks import Task
+    from ..models.decoder import Decoder
+    from ..peft import PeftModel
+    from ..text.tasks import Answering, Task
 
-__all__ = ["accuracy_text", "class_lines", "draw_confusions", "interval_of", "metric_text",
-           "n_measured", "write_confusions"]
+__all__ = ["accuracy_text", "class_lines", "draw_confusions", "exact_answers", "exact_lines",
+           "interval_of", "metric_text", "n_measured", "write_confusions"]
 
+QUICK = 32                                               # rows of a test with --quick
+EXAMPLES = 2                                             # wrong answers that are shown
+LONGEST = 200                                            # letters of a text that is shown
 SHOWN = 24                                               # letters of a class's name
 
 
 def accuracy_text(accuracy: float, n: int) -> str:
     """Return an accuracy on n rows as "0.917 (300 rows, 95 %: 0.880 to 0.943)"."""
-    from ..common.wording import counted
     from ..text.tasks.logistic import interval
     low, high = interval(round(accuracy * n), n)
     return f"{accuracy:.3f} ({counted(n, 'row')}, 95 %: {low:.3f} to {high:.3f})"
@@ -34,7 +39,7 @@ def n_measured(task: Task, quick: bool) -> int | None:
     if not hasattr(task, "classes"):
         return None
     n = len(task.data("test"))
-    return min(n, 32) if quick else n
+    return min(n, QUICK) if quick else n
 
 
 def interval_of(metrics: dict, n: int | None) -> list[float] | None:
@@ -46,6 +51,35 @@ def interval_of(metrics: dict, n: int | None) -> list[float] | None:
 def metric_text(name: str, value: float, n: int | None) -> str:
     """Return a metric in four digits, or an accuracy on n rows with its interval."""
     return accuracy_text(value, n) if name == "accuracy" and n else f"{value:.4f}"
+
+
+def exact_answers(model: Decoder | PeftModel, task: Answering, quick: bool) -> dict:
+    """Let the model answer the test's prompts greedily; return how many answers are exactly the
+    expected ones, of how many rows, and the wrong ones. quick: of the first rows."""
+    from ..text.tasks.answering import plain
+    from ..text.tasks.logistic import interval
+    rows = task.rows["test"][:QUICK if quick else None]
+    prompts = [prompt for prompt, _ in rows]
+    longest = max(len(ids) for _, ids in task.data("test")[:len(rows)])
+    answers = task.predict(model, prompts, longest)      # a longer answer is a wrong one
+    wrong = [{"asked": plain(prompt), "expected": expected, "answered": answer}
+             for (prompt, expected), answer in zip(rows, answers, strict=True)
+             if answer != expected.strip()]
+    right = len(rows) - len(wrong)
+    return {"right": right, "rows": len(rows), "interval": list(interval(right, len(rows))),
+            "wrong": wrong}
+
+
+def exact_lines(exact: dict) -> str:
+    """Return what `exact_answers` counted in lines, with a few of the wrong answers."""
+    low, high = exact["interval"]
+    lines = [f"exactly right: {exact['right']} of {counted(exact['rows'], 'answer')} "
+             f"(95 %: {low:.3f} to {high:.3f})"]
+    for row in exact["wrong"][:EXAMPLES]:
+        lines.append("a wrong one:")
+        lines += [f"  {name:<10}{shortened(' '.join(text.split()), LONGEST)}"
+                  for name, text in row.items()]
+    return "\n".join(lines)
 
 
 def class_lines(counts: Array, classes: Sequence[str]) -> list[str]:

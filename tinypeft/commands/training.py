@@ -198,6 +198,31 @@ def set_rates(args: Namespace, task: Task, options: dict[str, Any]) -> None:
         options["rates"] = {"!head": PROBE_FACTOR} | options["rates"]
 
 
+def rate_line(args: Namespace, tuned: PeftModel, options: dict[str, Any]) -> str:
+    """Return one line: the learning rate, and where it comes from. options: with `set_rates`."""
+    from ..training.rates import width_factor
+    width, factor, remedy = width_factor(tuned), 1.0, ""
+    if args.lr is not None:
+        line = f"learning rate {args.lr:g}, by --lr"
+    else:
+        reasons = ""
+        if width != 1:
+            reasons = f" × {width:.2f} for a model {tuned.config.d_model} wide"
+        if starts_at_probe(args):
+            factor = PROBE_FACTOR
+            reasons += f" × {factor:g} to start at the probe"
+        rates = {name: part.method.learning_rate for name, part in tuned.parts.items()}
+        line = "learning rate " + ", ".join(
+            f"{width * factor * rate:.2g}: {name}'s own {rate:g}{reasons}"
+            for name, rate in rates.items())
+        remedy = " (--lr sets another)"
+    if options["head_lr"] is not None:
+        line += f"; of the head {options['head_lr']:g}"
+    if args.rates:
+        line += f"; times {', '.join(args.rates)}"
+    return line + remedy
+
+
 def check_rows(args: Namespace, task: Task) -> None:
     """Raise ValueError for an option that does nothing, or harm, on these rows."""
     if args.head_lr is not None and not hasattr(task, "classes"):
@@ -256,11 +281,18 @@ def run_finetune(args: Namespace) -> int | None:
     if args.find_rate:
         return show_rates(find_rate(tuned, task, steps=steps, **both), args)
     set_rates(args, task, both)
+    rate = rate_line(args, tuned, both)
+    if own and not args.json:
+        print(rate, flush=True)
     if args.checkpoint and not args.json:
         options["callbacks"] = [resumption_from(args.checkpoint)]
     tuned, record = finetuned(args, tuned, task, steps, both | options)
-    if args.json: show_json(record)
-    else: show_finetuned(args, tuned, task, record)
+    if args.json:
+        show_json(record)
+    else:
+        if not own:
+            print(rate)
+        show_finetuned(args, tuned, task, record)
     return int(refused(args, record))
 
 

@@ -5,7 +5,10 @@ names, the form of the prompts, and how one's own files were split.
 """
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -14,7 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common.wording import shortened
+from ..common.hints import Array
+from ..common.wording import counted, shortened
+from ..files import check_writable, write_atomically
 from .arguments import chosen_model, model_of, show_json
 from .data import (
     OWN,
@@ -27,13 +32,25 @@ from .data import (
     show_data,
 )
 from .plan import rows_in_test
-from .scores import accuracy_text, class_lines, interval_of, metric_text, n_measured
+from .scores import (
+    accuracy_text,
+    class_lines,
+    exact_answers,
+    exact_lines,
+    interval_of,
+    metric_text,
+    n_measured,
+)
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
     from ..text.tasks import Task
+    from ..text.tasks.own_files import Table
 
 __all__ = ["add_commands", "adapter_option", "compared", "folder_of_task"]
+
+ADDED = "predicted", "probability"                       # columns that classify --out writes
+SAME = 0.01                  # nats: a smaller change of a loss is not worth a word
 
 
 def add_commands(command: Callable) -> None:
@@ -43,6 +60,8 @@ def add_commands(command: Callable) -> None:
                 takes=("model", "json", "quick"))
     adapter_option(p)
     data_options(p, "the adapter's own, or domain")
+    p.add_argument("--exact", action="store_true", help="of prompts with answers: also write the "
+                   "answers, the likeliest ones, and count those that are exactly right")
 
     p = command("classify", run_classify, "name the class of each text, by an adapter, or by "
                 "labels that say what they mean", takes=("model", "json"))
@@ -56,6 +75,8 @@ def add_commands(command: Callable) -> None:
                    help="of --csv: the column of the right label, which gives an accuracy "
                         "(default: label, if there is one)")
     p.add_argument("--encoding", default="utf-8", help="of --csv (default utf-8)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="of --csv: a new CSV file with the "
+                   "table's rows, and beside each the label and its probability")
     adapter_option(p)
     p.add_argument("--labels", metavar="A,B,…", help="no adapter: the label that the model itself "
                    "finds likeliest after the text")
@@ -98,6 +119,8 @@ def run_evaluate(args: Namespace) -> None:
     if folder and ((folder / FILE).exists() or own == "labelled"):
         saved = tasks.load_task(folder, model)
     task, rows = measured_on(args, model, own, saved)
+    if args.exact and not hasattr(task, "chat"):
+        raise ValueError("--exact needs prompts with answers: --pairs FILE")
     show_data(args, task)
     most = 2 if args.quick else None
     measured = lambda: evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
@@ -106,11 +129,30 @@ def run_evaluate(args: Namespace) -> None:
     if args.adapter and not hasattr(task, "classes"):
         with tuned.disabled(): before = measured()
     n = n_measured(task, args.quick)
+    exact = exact_answers(tuned, task, args.quick) if args.exact else None
     record = {"task": task.name, "data": data_facts(task), "on": rows, "rows": n,
-              "interval": interval_of(after, n), "before": before, "after": after,
+              "interval": interval_of(after, n), "before": before, "after": after, "exact": exact,
               "adapter": args.adapter and str(args.adapter)}
     if args.json: return show_json(record)
-    print(f"on {rows}:\n{compared(before, after, n=n)}")
+    sides = ", the base alone → with the adapter" if before else ""
+    print(f"on {rows}{sides}:\n{compared(before, after, n=n)}")
+    if before:
+        print(what_changed(before["loss"], after["loss"]))
+    if exact:
+        print(exact_lines(exact))
+    elif hasattr(task, "chat"):
+        print("--exact counts the answers that are exactly right")
+
+
+def what_changed(before: float, after: float) -> str:
+    """Say what an adapter did to the loss of some rows, in a sentence."""
+    change = after - before
+    if abs(change) < SAME:
+        return f"the adapter changes the loss here by less than {SAME}"
+    if change < 0:
+        return f"the adapter lowers the loss here by {-change:.2f} nats a token"
+    return (f"the adapter raises the loss here by {change:.2f} nats a token: the model forgot some "
+            "of this, or learned another form for it")
 
 
 def folder_of_task(args: Namespace) -> Path | None:
@@ -127,11 +169,14 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
     """Return the task that `evaluate` measures, and which of its rows, in words. saved: the
     adapter's.
 
-    Of the file that the adapter was trained on, which its SHA-256 tells, the test split is
-    measured; any other file is measured whole."""
+    Of a file that the adapter was trained on, which its SHA-256 tells, the test split is measured;
+    any other file is measured whole. An adapter for pairs is measured on text, too, and one for
+    text on pairs: that says what it forgot."""
     form, split = saved.form if saved else {}, "the test split"
     was_own = "held_out" in form
     if own and was_own and own != form["kind"]:
+        if "labelled" not in (own, form["kind"]):
+            return own_task(args, model, own, held_out=(0, 1)), "all of it"
         raise ValueError(f"the adapter was trained on {OWN[form['kind']]}, not on {OWN[own]}")
     if not own and was_own and not args.task:
         raise ValueError(f"the adapter was trained on {saved.name}, a file of your own; give it, "
@@ -142,7 +187,7 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
     if not was_own: return own_task(args, model, own, form), split
     shorter = {"context": None} if own == "text" else {}     # windows, where a text is short
     task = own_task(args, model, own, form | shorter, held_out=(0, 1))
-    if sorted(task.sha256.values()) == sorted(saved.sha256.values()):
+    if set(task.sha256.values()) <= set(saved.sha256.values()):
         made = {"held_out": form["held_out"], "seed": form["seed"]}
         if form["held_out"][1] == 0:
             raise ValueError(f"the adapter learned from all rows of {task.name}, so none is left "
@@ -150,13 +195,15 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
                              f"{OWN[own]} (finetune probe said what cross-validation measured)")
         return own_task(args, model, own, form, **made), split
     changed = ", though it has changed since training, which may have read some of it"
-    return task, "all of it" + changed * (task.name == saved.name)
+    return task, "all of it" + changed * (task.name in saved.sha256)
 
 
 def run_classify(args: Namespace) -> None:
     from ..peft import load_adapter
     from ..text import tasks
-    texts, expected = texts_of(args)
+    table, texts, expected = texts_of(args)
+    if args.out:
+        check_place(args.out, table)
     if not texts or not all(text.strip() for text in texts):
         raise ValueError("classify: a text is empty; give texts, or - and a text on each line of "
                          "standard input")
@@ -186,15 +233,43 @@ def run_classify(args: Namespace) -> None:
         show_json([{"text": text, "label": label,
                     "probabilities": dict(zip(task.classes, map(float, row), strict=True))}
                    for text, label, row in zip(texts, labels, p, strict=True)])
-    else:
+    elif not args.out:
         for text, label, row in zip(texts, labels, p, strict=True):
             print(f"{label}\t{row.max():.3f}\t{' '.join(text.split())}")
+    if args.out:
+        write_labels(args.out, table, labels, p.max(1))
+        print(f"{counted(len(texts), 'row')} with {' and '.join(ADDED)} in {args.out}",
+              file=sys.stderr)
     if expected:
         sys.stdout.flush()
         print(agreement(task.classes, labels, expected), file=sys.stderr)
         if args.csv and hashlib.sha256(args.csv.read_bytes()).hexdigest() in task.sha256.values():
             print(f"the adapter learned from rows of {args.csv.name}, so this accuracy is too "
                   "high; finetune measured it on rows that were held out", file=sys.stderr)
+
+
+def check_place(out: Path, table: Table | None) -> None:
+    """Raise an error, before any work, unless `out` can be a new file with the rows of a table."""
+    if table is None:
+        raise ValueError("classify: --out needs --csv FILE, whose rows it writes")
+    if os.path.lexists(out):
+        raise ValueError(f"--out {out} is there already; give another place, or delete it")
+    if taken := [name for name in ADDED if name in table.columns]:
+        raise ValueError(f"{table.path} has a column {taken[0]!r} already, which --out adds; "
+                         "rename it")
+    table.chosen(table.columns)                          # each name is there once
+    check_writable(out.absolute().parent)
+
+
+def write_labels(out: Path, table: Table, labels: Sequence[str], probabilities: Array) -> None:
+    """Write the rows of a table as CSV, with the label of each and its probability."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*table.columns, *ADDED])
+    for (_, row), label, p in zip(table.rows, labels, probabilities, strict=True):
+        values = [row.get(name) for name in table.columns]
+        writer.writerow([*values, label, f"{p:.4f}"])
+    write_atomically(out, text.getvalue())
 
 
 def agreement(classes: Sequence[str], labels: Sequence[str], expected: Sequence[str]) -> str:
@@ -215,15 +290,15 @@ def agreement(classes: Sequence[str], labels: Sequence[str], expected: Sequence[
     return "\n".join(lines)
 
 
-def texts_of(args: Namespace) -> tuple[list[str], list[str]]:
-    """Return the texts to classify: those given, of standard input, or of a table's column; and the
-    labels that the table expects, if it has any."""
+def texts_of(args: Namespace) -> tuple[Table | None, list[str], list[str]]:
+    """Return the table, if there is one; the texts to classify: those given, of standard input, or
+    of the table's column; and the labels that the table expects, if it has any."""
     from ..text.tasks.own_files import read_table
     if args.csv is None:
         if args.label_column:
             raise ValueError("--label-column needs --csv FILE")
         texts = [text for given in args.texts for text in (lines() if given == "-" else [given])]
-        return texts, []
+        return None, texts, []
     if args.texts:
         raise ValueError("classify: give texts or --csv FILE, not both")
     with errors_with_flags("--text-column", "--label-column"):
@@ -231,9 +306,9 @@ def texts_of(args: Namespace) -> tuple[list[str], list[str]]:
         label = args.label_column or "label"
         if args.label_column or label in table.columns:
             table.chosen((args.text_column, label))
-            return table.texts(args.text_column), table.texts(label, is_optional=True)
+            return table, table.texts(args.text_column), table.texts(label, is_optional=True)
         table.chosen((args.text_column,))
-        return table.texts(args.text_column), []
+        return table, table.texts(args.text_column), []
 
 
 def lines() -> list[str]:

@@ -21,7 +21,7 @@ from ..text.tasks import Task
 from ..training.history import History
 from .adapters import base_address
 
-__all__ = ["FILE", "MARK", "card_of", "licence_of", "write_card", "write_page"]
+__all__ = ["FILE", "MARK", "VALIDATED", "card_of", "licence_of", "write_card", "write_page"]
 
 FILE = "README.md"
 MARK = "<!-- tinypeft wrote this page. Without this line, it does not replace it. -->"
@@ -40,6 +40,7 @@ AUTO = ("\n\nfrom peft import AutoPeftModelForCausalLM     # fetches the base by
         "# peft.PeftModel.from_pretrained(base, folder), after `export --to hf --out base`")
 FOR_CLASSES = {"AutoPeftModelForCausalLM": "AutoPeftModelForSequenceClassification",
                "AutoModelForCausalLM": "AutoModelForSequenceClassification"}
+VALIDATED = ", by cross-validation"                      # ends the name of what a probe reaches
 Results = Mapping[str, Mapping[str, float]]
 
 
@@ -182,7 +183,10 @@ def table_of(results: Results) -> list[str]:
     for name, row in results.items():
         cells = [f"{row[metric]:.4f}" if metric in row else "" for metric in metrics]
         lines.append(f"| {line(name)} | " + " | ".join(cells) + " |")
-    return ["", "## Results", "", "On the test split, where a row says nothing else.", "", *lines]
+    where = "By five-fold cross-validation: each row was measured once, by a fit without it."
+    if not all(name.endswith(VALIDATED) for name in results):
+        where = "On the test split, where a row says nothing else."
+    return ["", "## Results", "", where, "", *lines]
 
 
 def about_licence(model: PeftModel | Decoder) -> list[str]:

@@ -43,6 +43,7 @@ from ..engine.nn import Linear
 from ..files import fingerprint
 from ..models.decoder import Decoder, require_free
 from ..models.targets import names_for
+from ..text.tasks.saved import common_task
 from .attachment import bare
 from .dylora import scale_of
 from .folders import attach_with, fingerprints, load_adapter
@@ -213,11 +214,9 @@ def head_of(opened, head):
 
 def task_of(opened, head):
     """Return the task of the adapter whose head is kept, or the one that all have; else None."""
-    tasks = [tuned.task for tuned in opened.values()]
     if head is not None:
         return opened[head].task
-    forms = [task and task.form for task in tasks]
-    return tasks[0] if all(form == forms[0] for form in forms) else None
+    return common_task([tuned.task for tuned in opened.values()])
 
 
 # -- the matrices --------------------------------------------------------------------------------

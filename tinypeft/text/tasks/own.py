@@ -77,6 +77,7 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
     tokenizer, name = tokenizer_of(model), _name(paths)
     most = sum(len(text) for _, text in files) // LARGEST
     is_long = lambda text: len(text) > most and held_out[1] < 1
+    n_long = sum(is_long(text) for _, text in files)
     pieces = (piece for _, text in files
               for piece in (cut(text, most // 2) if is_long(text) else [text]))
     documents = [Passage(piece.strip("\n")) for piece in pieces if piece.strip()]
@@ -101,7 +102,8 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
     ends = [np.flatnonzero(ids == tokenizer.end_of_text) for ids in streams.values()]
     n_tokens = [n for end in ends for n in np.diff(end, prepend=-1) if n > 1]
     task.notes = (
-        counted(len(documents), "document"),
+        _what_was_read("text" if isinstance(paths, Mapping) else "file", len(files), n_long,
+                       len(documents)),
         facts.lengths(n_tokens, "document"),
         *facts.looks([lost and f"{counted(lost, 'character')} in repeated paragraphs left out"],
                      "repeated paragraph"))
@@ -272,6 +274,14 @@ def _name(paths):
         return "texts"
     first, *more = [paths] if isinstance(paths, (str, Path)) else paths
     return Path(first).absolute().name + (f" and {len(more)} more" if more else "")
+
+
+def _what_was_read(noun, n_files, n_long, n_documents):
+    """Say how many files were read, and how many documents they are where long ones are cut."""
+    files = counted(n_files, noun)
+    if not n_long: return files if n_files == 1 else f"{files}, a document each"
+    of_them = f"{n_long} of them " if n_files > 1 else ""
+    return f"{files}, {of_them}long and cut into parts: {counted(n_documents, 'document')}"
 
 
 def _first(rows):

@@ -7,6 +7,7 @@ file is not trusted: what it says is checked.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...common.wording import brief
@@ -18,12 +19,14 @@ from .classification import Classification
 from .language_modelling import LanguageModelling
 from .task import Task, context_of, tokenizer_of
 
-__all__ = ["FILE", "load_task", "save_task", "without_data"]
+__all__ = ["FILE", "common_content", "common_task", "load_task", "read_content", "save_task",
+           "without_data"]
 
 FILE = "task.json"
 KINDS = {"text": {}, "labelled": {"classes": list}, "pairs": {"chat": (str, None)}}
 FIELDS = {"format": int, "kind": str, "context": int, "name": str, "sha256": dict}
 OWN = {"held_out": list, "seed": int, "columns": list, "reads": str}
+OF_A_FILE = "context", "columns", "name", "sha256"            # not of what is learned
 
 
 def save_task(task: Task, folder: str | Path) -> None:
@@ -50,6 +53,14 @@ def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Ta
     file that is damaged or does not fit the model."""
     if isinstance(folder, Module):
         raise TypeError("load_task: the folder comes first, and then the model")
+    content = read_content(folder)
+    with naming(Path(folder) / FILE):
+        return _made(content, tokenizer_of(model), context_of(model, content["context"], 0))
+
+
+def read_content(folder: str | Path) -> dict:
+    """Return what task.json in a folder holds. Raises FileNotFoundError, and ValueError for a file
+    that is damaged."""
     path = Path(folder) / FILE
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {FILE}; `finetune --out` writes it beside the "
@@ -62,7 +73,33 @@ def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Ta
         check_fields(content, FIELDS | KINDS[kind], OWN)
         if content["format"] != 1: raise ValueError(f"unknown format {brief(content['format'])}")
         _check(content)
-        return _made(content, tokenizer_of(model), context_of(model, content["context"], 0))
+    return content
+
+
+def common_task(tasks: Sequence[Task | None]) -> Task | None:
+    """Return a task without data that stands for all of these; None if there is none."""
+    if None in tasks:
+        return None
+    content = common_content([content_of(task) for task in tasks])
+    return content and _made(content, tasks[0].tokenizer, content["context"])
+
+
+def common_content(contents: Sequence[dict]) -> dict | None:
+    """Return the task.json that stands for several, with the hashes of all their files; None if
+    they are of different kinds or forms, or split their files in different ways."""
+    first, *others = contents
+    same = {name: value for name, value in first.items()
+            if all(content.get(name) == value for content in others)}
+    if any(name not in same for content in contents for name in content if name not in OF_A_FILE):
+        return None
+    sha256 = {}
+    for content in contents:
+        for name, value in content["sha256"].items():
+            if sha256.setdefault(name, value) != value:       # it has the name of another file
+                sha256[f"{name} ({value[:8]})"] = value
+    names = dict.fromkeys(content["name"] for content in contents)
+    return same | {"context": max(content["context"] for content in contents),
+                   "name": " and ".join(names), "sha256": sha256}
 
 
 def _made(content, tokenizer, context):
