@@ -36,8 +36,7 @@ from tinypeft.engine.tensor import topological_order
 # Training asks one question of a model with a million numbers.
 # If I move this number a little, where does the loss $L$ go?
 # Finite differences answer with two evaluations of the model *per number*.
-# Reverse-mode differentiation answers for all numbers at once, at the cost of about two more
-# evaluations.
+# Reverse-mode differentiation answers for all numbers at once, at the cost of a few evaluations.
 #
 # It goes operation by operation.
 # Let $y = f(x)$ be one of them, somewhere in the middle of the model.
@@ -275,8 +274,8 @@ assert np.allclose(b.grad, dy.sum(0))          # equation (3)
 
 # %% [markdown]
 # So each operation that broadcasts must sum its gradient back to the shape of the parent.
-# A colleague does that in one line. Three arrays are added to a $(4, 5, 3)$ array, and finite
-# differences say what their gradients should be:
+# A colleague does that in one line. Arrays of four shapes are added to a $(4, 5, 3)$ array, and
+# finite differences say what their gradients should be:
 
 # %%
 def of_colleague(dy, shape):
@@ -302,7 +301,8 @@ for shape in ((3,), (1, 3), (5, 1), ()):
           f"numbers {'right' if right else 'WRONG'}")
 
 # %% [markdown]
-# The shape is always right, and for a bias the numbers are. No error is raised for the others.
+# The shape is always right, and for three of the four the numbers are. For $(5, 1)$ they are wrong,
+# and no error is raised.
 #
 # ### {exercise}
 #
@@ -542,7 +542,7 @@ fig
 # %%
 frames = {step: {"your network": (x[:, 0], curves[step])} for step in (0, 2, 5, 10, 15, 20, 30, 49)}
 slider("step", frames, captions={step: f"mean square error {mine[step]:.3f}" for step in frames},
-       behind={"64 points": (x[:, 0], y[:, 0])}, xlabel="x")
+       behind={"sin 1.5 x": (x[:, 0], y[:, 0])}, xlabel="x")
 
 # %% [markdown]
 # ### {exercise} · What must be kept? (open, 3 points, 15 minutes)
