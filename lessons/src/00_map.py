@@ -353,7 +353,7 @@ for key, line in zip(names, shares.T, strict=True):
                 va="center", color=plot.ink(mark["color"]))
 for name, n in zip(models, N, strict=True): ax.annotate(name, (n, 30), ha="center", fontsize=9)
 ax.set(xlabel="parameters of the model", ylabel="trained, % of all", xlim=(6e5, 4e10),
-       ylim=(5e-5, 60), title="LoRA r = 8, prompt and prefix P = 20, adapters m = 64")
+       ylim=(4e-4, 60), title="LoRA r = 8, prompt and prefix P = 20, adapters m = 64")
 fig.set_label("The share of trained parameters against the size of the model, both axes "
               "logarithmic. Four falling lines, from several per cent at a million parameters; "
               "adapters are the highest, the prompt falls fastest.")
@@ -403,7 +403,7 @@ bits, frames, told = np.arange(2, 9), {}, {}
 for group in (16, 32, 64, 128, 256, 1024, 4096):
     gigabytes = [7 * bits_per_weight(b, group, 16, b) / 8 for b in bits]
     frames[group] = {"with scales and zero points": (bits, gigabytes)}
-    told[group] = ", ".join(f"{b} bits take {bits_per_weight(b, group, 16, b):.2f}, {x:.1f} GB"
+    told[group] = ", ".join(f"{b} bits take {bits_per_weight(b, group, 16, b):.3f}, {x:.1f} GB"
                             for b, x in zip(bits, gigabytes, strict=True) if b in (2, 4))
 slider("weights in a group", frames, captions=told, behind={"codes alone": (bits, 7 * bits / 8)},
        xlabel="bits of a code", ylabel="7 billion weights, GB")
