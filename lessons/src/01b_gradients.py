@@ -267,14 +267,14 @@ show(tp.Tensor.op)
 
 # %% [markdown]
 # So which gradients does a walk compute, if a few leaves are trained and the others are frozen?
-# Look at lesson 01's graph again. The leaf $x$ is used by $a$, $a$ by $b$ and by $c$, $b$ by $c$:
+# Take five linear layers, of which the third is trained:
 
 # %%
-show("schematic:autograd")
+show("schematic:stack")
 
 # %% [markdown]
-# *What to see: $b$ lies between the result and $x$, so its gradient is needed for that of $x$.
-# If $x$ were frozen, nothing here would be computed at all.*
+# *What to see: layers 4 and 5 lie between the loss and what is trained, so the gradients of their
+# inputs are needed. Nothing is computed for layers 1 and 2.*
 #
 # ### {exercise}
 #
