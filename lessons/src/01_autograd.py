@@ -175,6 +175,23 @@ walk = result.function
 result
 
 # %% [markdown]
+# Move the handle through equation (2) at $x = 3$: which parts of which gradient have arrived?
+
+# %%
+three, same = (lambda dy: 3.0 * dy), (lambda dy: dy)
+tape = [[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]
+names, frames, told = ("x", "a", "b", "c"), {}, {}
+for step in range(4):                                      # the values from `left` on have passed
+    left = 4 - step
+    arrived = walk([[] if k < left else pairs for k, pairs in enumerate(tape)], np.array([1.0]))
+    numbers = [0.0 if g is None else float(g[0]) for g in arrived]
+    frames[step] = (np.repeat(np.arange(4), 3), np.ravel([(0, n, 0) for n in numbers]))
+    told[step] = ", ".join(f"d{name} {'none yet' if g is None else f'{g[0]:g}'}"
+                           for name, g in zip(names[::-1], arrived[::-1], strict=True))
+slider("values that have passed theirs on", frames, captions=told,
+       xlabel="value: 0 is x, 1 is a, 2 is b, 3 is c", ylabel="gradient so far")
+
+# %% [markdown]
 # **Your function at work.**
 # A tape of pairs `(j, vjp)` is just what the package records.
 # `tape_of` writes its graph as such a tape; the rest of `gradients` is your walk.
@@ -605,8 +622,7 @@ forward = result.function
 result
 
 # %%
-three, same = (lambda d: 3.0 * d), (lambda d: d)                       # equation (2) at x = 3
-tape = [[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]
+# the tape of equation (2) at x = 3, whose slopes serve in both directions
 print("forwards, from dx = 1: ", *forward(tape, 1.0))
 print("backwards, from dc = 1:", *walk(tape, 1.0))
 

@@ -130,6 +130,13 @@ console.log(JSON.stringify(boxes.map(b => [seen(b.frames), b.output.textContent,
     assert told == [[[i == 4 for i in range(5)], "5", "sine of 5 x"], [[i == 2 for i in range(5)], "3", "sine of 3 x"]]
 
 
+def test_a_long_name_in_the_key_does_not_lie_under_the_next():
+    line = ([0, 1], [0, 1])
+    back = slider("n", {1: {"short": line, "next": line}}, behind={"weights, gradients, m, v": line}).back
+    places = {name: float(x) for part in back for x, name in re.findall(r'<text x="([\d.]+)"[^>]*>([^<]+)</text>', part)}
+    assert places["short"] - places["weights, gradients, m, v"] >= 7 * 24 and places["next"] - places["short"] == 130
+
+
 # -- the lessons' sliders ------------------------------------------------------------------------
 W = RNG.normal(size=(64, 128)).astype(np.float32)
 X = RNG.normal(size=(100, 128)) * np.where(np.arange(128) == 7, 30, 1)

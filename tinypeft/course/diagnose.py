@@ -178,7 +178,8 @@ def likely_cause(exercise: Exercise, value: Any, expected: Any, found: Differenc
     for sentence, wrong in exercise.mistakes:
         if fits(wrong, args, value) and not fits(wrong, args, expected) and \
                 all(fits(wrong, *call, True) for call in also()):
-            return f"{other_dtype}. And besides: {sentence}" if other_dtype else sentence
+            two = other_dtype and g.dtype.kind == e.dtype.kind       # 64 bits, and wrong numbers
+            return f"{other_dtype}. And besides: {sentence}" if two else sentence
     for sentence, predicate in exercise.symptoms:
         try:
             if predicate(*((value, expected) if g is None else (g, e)), args): return sentence
