@@ -97,9 +97,9 @@ print(f"both began at {wrong[0]:.3f}; after 50 steps right {right[-1]:.3f}, wron
 #
 # **By hand.** The rows of $J$ of $f(x) = (x_1^2,\; x_1 x_2)$ at $x = (1, 2)$ are $(2, 0)$ and
 # $(2, 1)$. Take $u = (1, 3)$ and $v = (1, -1)$. Left: $J^\top u = (8, 3)$, times $v$ is 5.
-# Right, with $\varepsilon = 0.1$: $f(1.1, 1.9) = (1.21, 2.09)$ and $f(0.9, 2.1) = (0.81, 1.89)$, times
-# $u$ 7.48 and 6.48, and $1/0.2 = 5$. A vjp that forgets the 2 in the second row has $(2, 3)$ in place
-# of $(8, 3)$, which times $v$ is $-1$.
+# Right, with $\varepsilon = 0.1$: $f(1.1, 1.9) = (1.21, 2.09)$ and $f(0.9, 2.1) = (0.81, 1.89)$,
+# times $u$ 7.48 and 6.48, and $1/0.2 = 5$. A vjp that forgets the 2 in the second row has $(2, 3)$
+# in place of $(8, 3)$, which times $v$ is $-1$.
 #
 # How small should $\varepsilon$ be? Two errors pull in opposite directions. The series of $f$ around
 # $x$ says what the difference on both sides leaves out, and each value of $f$ is rounded, by about

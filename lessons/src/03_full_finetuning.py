@@ -331,8 +331,9 @@ show("forgetting")
 # %% [markdown]
 # *What to see: each curve is one method at six learning rates, and the large mark is its best one.
 # At its best rate full fine-tuning learns most and forgets most.
-# Go down its curve: where it learns as much as LoRA, AdaLoRA or one of the adapters does at best, it
-# forgets less. The prompt and the prefix learn less than its gentlest rate, so they cannot be compared.*
+# Go down its curve: where it learns as much as LoRA, AdaLoRA or one of the adapters does at best,
+# it forgets less. The prompt and the prefix learn less than full fine-tuning at its gentlest rate,
+# and cannot be compared so.*
 # How much is forgotten depends on the learning rate, here as in the cells above, and not on the
 # method alone.
 #
@@ -669,8 +670,8 @@ for k in (1, 2, 4, 8, 16):
     print(f"parts of {k:2} blocks {4 * recompute(*deep, k) / 2**20:6.1f} MiB")
 
 # %% [markdown]
-# Small parts have many inputs, and large parts are expensive to walk. A block keeps about 16 times its
-# input, so the sum is about $(L/k + 16\,k)\,BTd$. It is least where both are equal:
+# Small parts have many inputs, and large parts are expensive to walk. A block keeps about 16 times
+# its input, so the sum is about $(L/k + 16\,k)\,BTd$. It is least where both are equal:
 #
 # $$k = \sqrt{L/16}, \qquad L = 256: \; k = 4 \tag{5}$$
 #
@@ -683,7 +684,8 @@ for depth in (16, 32, 64, 128, 256, 512, 1024):
     frames[depth] = {"peak": (sizes, peak)}
     told[depth] = (f"parts of {sizes[int(np.argmin(peak))]} are the best of these; "
                    f"√(L/16) = {(depth / 16) ** 0.5:.1f}")
-slider("blocks", frames, captions=told, xlabel="blocks in a part, k", ylabel="MiB", xlog=True, ylog=True)
+slider("blocks", frames, captions=told, xlabel="blocks in a part, k", ylabel="MiB", xlog=True,
+       ylog=True)
 
 # %% [markdown]
 # The package computes block after block again, $k = 1$ (`checkpoint_activations=True` in `tp.train`).

@@ -521,11 +521,12 @@ EXERCISES = (
                      partial(layer_norm_vjp, average=sum_of_rows),
                      of_averages(mean_of_rows, sum_of_rows),
                      of_averages(sum_of_rows, mean_of_rows)),
-            *several("the means run over all axes; each row of d numbers has its own mean, over the "
-                     "last axis",
+            *several("the means run over all axes; each row of d numbers has its own mean, over "
+                     "the last axis",
                      partial(layer_norm_vjp, average=np.mean),
                      of_averages(mean_of_rows, np.mean), of_averages(np.mean, mean_of_rows)),
-            *several("μ or σ runs over all axes; each row of d numbers has its own, over the last axis",
+            *several("μ or σ runs over all axes; each row of d numbers has its own, over the "
+                     "last axis",
                      of_whole_array, partial(of_whole_array, sigma=whole_sigma),
                      partial(of_whole_array, sigma=whole_sigma, average=np.mean)),
             *several("all three terms need dx̂ = γ dy, and not dy",

@@ -93,8 +93,8 @@ VJPS = (Vjps.last_numbers, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjp
 SMALL = Vjps.slightly, Vjps.barely, Vjps.slightly_in_millionths
 STRICT = ("the accepted difference is too large: an error of a few millionths must be caught, in "
           "any unit, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
-ONE = ("a single direction may be nearly blind to a small error: draw several, and let the worst of "
-       "them decide")
+ONE = ("a single direction may be nearly blind to a small error: draw several, and let the worst "
+       "of them decide")
 
 
 def squashed_sum(x):
@@ -322,8 +322,8 @@ EXERCISES = (
             *several(STRICT, *(partial(catches, tolerance=t) for t in (1e-2, 1e-4, 1e-5)),
                      partial(catches, tolerance=1e-5, scale=lambda dx, v, right: abs(right)),
                      partial(catches, scale=lambda dx, v, right: max(1, of_norms(dx, v, right)))),
-            ("rounding grows with the numbers: compare with 1e-7 of ‖vjp(u)‖ ‖v‖, not with a number "
-             "of its own", partial(catches, scale=lambda dx, v, right: 1)),
+            ("rounding grows with the numbers: compare with 1e-7 of ‖vjp(u)‖ ‖v‖, not with a "
+             "number of its own", partial(catches, scale=lambda dx, v, right: 1)),
             ("you test at points of your own: a vjp may be right there and "
              "wrong at the x that is given",
              at_own_point),

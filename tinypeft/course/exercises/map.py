@@ -316,7 +316,8 @@ EXERCISES = (
              partial(merges, same=turns)),
             ("try negative inputs, too: |x| is x where no number is negative",
              partial(merges, inputs=np.abs)),
-            *several("a matrix gives 0 for x = 0: with a bias there is no matrix that does it alone",
+            *several("a matrix gives 0 for x = 0: with a bias there is no matrix that does it "
+                     "alone",
                      partial(merges, same=without_bias, matrix=slopes),
                      partial(merges, same=nearly_without_bias, matrix=slopes)),
             *several("a faint curve counts: the limit is a billionth, and np.allclose has it with "

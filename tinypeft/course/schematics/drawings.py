@@ -33,9 +33,9 @@ WORDS = {                                                # name → (sentence, d
         "The walk ends at the lowest trained layer.",
         "Above it, a frozen linear layer passes dX on, for which it needs its weight and not its "
         "input.",
-        "Five linear layers in a row between x and a loss; the third is trained. Backwards, dY goes "
-        "from the loss to layer 5, and dX from 5 to 4 and from 4 to 3, where dW is computed. Layers "
-        "1 and 2 compute no gradient and keep nothing."),
+        "Five linear layers in a row between x and a loss; the third is trained. Backwards, dY "
+        "goes from the loss to layer 5, and dX from 5 to 4 and from 4 to 3, where dW is computed. "
+        "Layers 1 and 2 compute no gradient and keep nothing."),
     "transformer": (
         "A block adds twice to the residual stream: what attention gathers from earlier tokens, "
         "and what the MLP makes of each token.",
