@@ -161,7 +161,8 @@ show("methods_in_a_block")
 # Adapters stand behind attention and behind the MLP. In the schematic above, number 2 marks only the
 # first of the two places.
 # The layer norms, which bring each vector to mean 0 and variance 1, are trained with them, as Houlsby
-# et al. do; the counts of section 5 leave the norms out.
+# et al. do; the counts of section 5 leave the norms out, so its share of the adapters is a little
+# smaller than that of section 9.
 #
 # ## 4. Four ways to change a frozen model
 #

@@ -187,7 +187,7 @@ print(tok.decode(written[0]))
 # The words fit the place, and the sentences mean little.
 # A model of 1.2 million parameters knows how documentation sounds, and not what is true.
 #
-# Why the root? Move the handle: your function weighs twelve random keys of 32 numbers, with their
+# Why the root? Move the handle: your function weighs ten random keys of 32 numbers, with their
 # scores divided by this. ($\sqrt{32} = 5.66$)
 
 # %%
@@ -198,11 +198,11 @@ def bars(heights):
 
 
 rng, frames, told = np.random.default_rng(3), {}, {}
-q, k = rng.standard_normal((1, 32)), rng.standard_normal((12, 32))
+q, k = rng.standard_normal((1, 32)), rng.standard_normal((10, 32))
 for divisor in (1.0, 2.0, 4.0, math.sqrt(32), 8.0, 16.0, 32.0):
-    weights = np.sort(attention(q * math.sqrt(32) / divisor, k, np.eye(12))[0])[::-1]
+    weights = np.sort(attention(q * math.sqrt(32) / divisor, k, np.eye(10))[0])[::-1]
     frames[divisor] = bars(weights)
-    told[divisor] = f"one key of twelve has {100 * weights[0]:.0f} % of the weight"
+    told[divisor] = f"one key of ten has {100 * weights[0]:.0f} % of the weight"
 slider("divisor", frames, captions=told, xlabel="key, the heaviest first", ylabel="weight")
 
 # %% [markdown]
@@ -301,10 +301,10 @@ z, frames, told = np.sort(logits.data[0, -2])[::-1], {}, {}
 for tau in (0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 4.0):
     p = np.exp((z - z[0]) / tau)
     p /= p.sum()
-    frames[tau] = bars(p[:12])
-    first, two, twelve = (100 * p[:n].sum() for n in (1, 2, 12))
+    frames[tau] = bars(p[:10])
+    first, two, ten = (100 * p[:n].sum() for n in (1, 2, 10))
     told[tau] = (f"the first token has {first:.0f} %, the first two {two:.0f} %, "
-                 f"the twelve {twelve:.0f} %")
+                 f"the ten {ten:.0f} %")
 slider("temperature", frames, captions=told, xlabel="token, the likeliest first",
        ylabel="probability")
 
@@ -441,8 +441,7 @@ for name, fn in (("the package's", F.attention), ("hurried", hurried)):
 # But a few seconds of training cannot make a model of this size so much better.
 # A loss that is too good is a bug.
 # Which one?
-# Do not search the code.
-# Ask the model: change a token that comes *later*, and see whether an earlier output notices.
+# Do not search the code: ask the model.
 #
 # ### {exercise}
 #

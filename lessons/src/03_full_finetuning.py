@@ -689,7 +689,7 @@ slider("blocks", frames, captions=told, xlabel="blocks in a part, k", ylabel="Mi
 
 # %% [markdown]
 # The package computes block after block again, $k = 1$ (`checkpoint_activations=True` in `tp.train`).
-# Up to 32 blocks no other $k$ is better; with 256 it takes twice the least.
+# Up to 32 blocks that is within a few per cent of the best; with 256 it takes twice as much.
 
 # %%
 tuned, peaks = tp.attach(copy.deepcopy(base), tp.FullFineTuning()), {}
