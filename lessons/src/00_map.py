@@ -144,7 +144,7 @@ show("schematic:map")
 # First comes *parameter-efficient* adaptation, which trains few numbers.
 # Then comes *memory-efficient* adaptation, which stores the others in few bits.
 # The table lists every method and scheme with its lesson and its equation.
-# Each equation is in the letters of its paper; you need not understand them now.
+# Letters and their order are mostly the papers' own. You need not understand the equations now.
 # Lesson 15 helps to choose.
 
 # %%

@@ -26,6 +26,7 @@ import tinypeft as tp
 from tinypeft.engine import functional as F
 from tinypeft.engine import optim, plain, tensor
 from tinypeft.course import show, use
+from tinypeft.course.schematics.sheet import DATA, TRAINED, Sheet
 from tinypeft.course.slider import slider
 from tinypeft.study import plot
 from tinypeft.engine.tensor import topological_order
@@ -175,21 +176,30 @@ walk = result.function
 result
 
 # %% [markdown]
-# Move the handle through equation (2) at $x = 3$: which parts of which gradient have arrived?
+# Move the handle through equation (2) at $x = 3$. Your walk says what has arrived when the orange
+# values have passed their gradients on:
 
 # %%
 three, same = (lambda dy: 3.0 * dy), (lambda dy: dy)
 tape = [[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]
-names, frames, told = ("x", "a", "b", "c"), {}, {}
-for step in range(4):                                      # the values from `left` on have passed
-    left = 4 - step
-    arrived = walk([[] if k < left else pairs for k, pairs in enumerate(tape)], np.array([1.0]))
-    numbers = [0.0 if g is None else float(g[0]) for g in arrived]
-    frames[step] = (np.repeat(np.arange(4), 3), np.ravel([(0, n, 0) for n in numbers]))
-    told[step] = ", ".join(f"d{name} {'none yet' if g is None else f'{g[0]:g}'}"
-                           for name, g in zip(names[::-1], arrived[::-1], strict=True))
-slider("values that have passed theirs on", frames, captions=told,
-       xlabel="value: 0 is x, 1 is a, 2 is b, 3 is c", ylabel="gradient so far")
+# the gradients that have arrived when the last `passed` values have passed theirs on
+arrived = [walk([[]] * (4 - passed) + tape[4 - passed:], np.array([1.0])) for passed in range(4)]
+
+# %% fold
+frames, told = {}, {}
+for passed, found in enumerate(arrived):
+    sheet = Sheet(600, 300)
+    for k, name in enumerate(("x\n3", "a = x · x\n9", "b = a + a\n18", "c = b + a\n27")):
+        if k: sheet.arrow((150 * k - 35, 150), (150 * k + 15, 150))
+        sheet.box(150 * k + 15, 120, 100, 60, name, TRAINED if k >= 4 - passed else DATA)
+        number = "nothing yet" if found[k] is None else f"d{name[0]} = {found[k][0]:g}"
+        sheet.text(150 * k + 65, 205, number)
+    sheet.line((215, 120), (215, 90), (515, 90))
+    sheet.arrow((515, 90), (515, 120))
+    frames[passed] = sheet.svg
+    told[passed] = ", ".join("nothing" if g is None else f"{g[0]:g}" for g in found)
+slider("values that have passed theirs on", frames,
+       captions={n: f"the gradients of x, a, b and c are {words}" for n, words in told.items()})
 
 # %% [markdown]
 # **Your function at work.**
