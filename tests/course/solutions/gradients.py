@@ -106,7 +106,7 @@ WRONG = {
     "gradients.catches": [
         (differs(upstream="ones"), "draw u at random"),
         (one_number, "one number or one row alone"),
-        (differs(within=1e-2), "nor all the same; and accept"),
+        (differs(within=1e-2), "accept no more than 1e-7 of"),
         (differs(within=3e-4), "no more than 1e-7"),
         (differs(within=1e-5), "a few millionths"),
         (is_close, "nearly blind"),
