@@ -80,7 +80,7 @@ beside({f"before, loss {loss_before:.2f}": before, f"after, loss {loss_after:.2f
 
 # %% [markdown]
 # The base answered in the language of documentation.
-# After a few seconds the same model knows the catalogue.
+# After a hundred steps the same model knows the catalogue.
 # Take the new numbers away, and the base is back, bit for bit:
 
 # %%
@@ -130,8 +130,8 @@ show("schematic:road")
 # It turns each piece of text, a *token*, into a vector of $d$ numbers.
 # The vectors pass through $L$ *blocks*.
 # In each block, *attention* lets a token look at the tokens before it, through three linear layers
-# called *query*, *key* and *value*; then an *MLP* of two layers, *up* and *down*, works on each
-# vector alone.
+# called *query*, *key* and *value*, and a fourth, *output*, writes down what it found; then an *MLP*
+# of two layers, *up* and *down*, works on each vector alone.
 # Lesson 02 takes this apart.
 # Here is where the methods and schemes of the course act:
 
@@ -144,7 +144,7 @@ show("schematic:map")
 # First comes *parameter-efficient* adaptation, which trains few numbers.
 # Then comes *memory-efficient* adaptation, which stores the others in few bits.
 # The table lists every method and scheme with its lesson and its equation.
-# You need not understand the equations now.
+# Letters and their order are mostly the papers' own. You need not understand the equations now.
 # Lesson 15 helps to choose.
 
 # %%
@@ -161,7 +161,8 @@ show("methods_in_a_block")
 # Adapters stand behind attention and behind the MLP. In the schematic above, number 2 marks only the
 # first of the two places.
 # The layer norms, which bring each vector to mean 0 and variance 1, are trained with them, as Houlsby
-# et al. do; the counts of section 5 leave the norms out.
+# et al. do; the counts of section 5 leave the norms out, so its share of the adapters is a little
+# smaller than that of section 9.
 #
 # ## 4. Four ways to change a frozen model
 #
@@ -252,13 +253,14 @@ for name, layer in layers.items():
 # A *prompt* is $P$ trained vectors that stand before the vectors of the text.
 # A *prefix* is $P$ trained keys and values in every block, for attention to look at.
 # Neither changes a weight, so one batch can mix texts of different tasks.
-# (In the cell `tuned.virtual.seams(…)` is what the method hands to the model besides the tokens.)
+# (In the cell `tuned.virtual.seams(…)` is what the method hands to the model besides the tokens;
+# lesson 02 says what a seam is.)
 
 # %%
 tokens = base.tokenizer.encode("numpy.mean(a, axis=None)")[None]
 for method in (tp.PromptTuning(5), tp.PTuningV2(5)):
     tuned = tp.attach(base, method, rng=0)
-    added = tuned.virtual.seams(tokens)  # what the method hands to the model, besides the tokens
+    added = tuned.virtual.seams(tokens)
     same = np.array_equal(base(tokens, **added).data, tuned(tokens).data)
     print(f"{method}: {sum(p.size for p in tuned.trainable_parameters()):,} numbers, "
           f"handed to the base as {list(added)}: the same result? {same}")
@@ -298,8 +300,8 @@ print(f"largest error {abs(W - Q.dequantize()).max() / s[0]:.2f} of a step s")
 # | adapters behind attention and MLP | in every block, twice: $W_d$ $(m, d)$, $b_d$ $(m)$, $W_u$ $(d, m)$, $b_u$ $(d)$ |
 #
 # The base has $d = 128$, $L = 5$ and 1,155,456 parameters.
-# Without calculating: which share of them does LoRA of rank 8 train on query and value, in
-# per cent?
+# Without calculating: which share of all numbers, its own among them, does LoRA of rank 8 train on
+# query and value, in per cent?
 
 # %%
 guess = tp.guess("00.share", 1.5, "%")
@@ -324,7 +326,12 @@ trained = result.function
 result
 
 # %%
-guess.beside(100 * trained(128, 5, 8, 20, 64)[0] / base.n_parameters())
+def share(new, N):
+    """How many per cent of all numbers are the new ones, if N are there before."""
+    return 100 * new / (N + new)
+
+
+guess.beside(share(trained(128, 5, 8, 20, 64)[0], base.n_parameters()))
 
 # %% [markdown]
 # **Your function at work**, on models from the base to one of 7 billion parameters:
@@ -333,22 +340,21 @@ guess.beside(100 * trained(128, 5, 8, 20, 64)[0] / base.n_parameters())
 models = {"base": (128, 5, 1_155_456), "GPT-2 small": (768, 12, 124_439_808),
           # name → d, L, parameters
           "GPT-2 XL": (1600, 48, 1_557_611_200), "7 B": (4096, 32, 6.7e9)}
-shares = np.array([100 * np.array(trained(d, L, 8, 20, 64)) / N for d, L, N in models.values()])
+shares = np.array([share(np.array(trained(d, L, 8, 20, 64)), N) for d, L, N in models.values()])
 
 # %% fold
-names = {"lora": "LoRA, r = 8", "prompt": "prompt, P = 20", "ptuning_v2": "prefix, P = 20",
-         "adapter": "adapters, m = 64"}
+names = {"lora": "LoRA", "prompt": "prompt", "ptuning_v2": "prefix", "adapter": "adapters"}
 fig, ax = plot.figure(height=3)
 N = [n for *_, n in models.values()]
-for key, share in zip(names, shares.T, strict=True):
+for key, line in zip(names, shares.T, strict=True):
     mark = plot.mark(key)
-    ax.loglog(N, share, **mark)
+    ax.loglog(N, line, **mark)
     up = {"lora": -6, "ptuning_v2": 6}.get(key, 0)
-    ax.annotate(names[key], (N[-1], share[-1]), xytext=(8, up), textcoords="offset points",
+    ax.annotate(names[key], (N[-1], line[-1]), xytext=(8, up), textcoords="offset points",
                 va="center", color=plot.ink(mark["color"]))
 for name, n in zip(models, N, strict=True): ax.annotate(name, (n, 30), ha="center", fontsize=9)
-ax.set(xlabel="parameters of the model", ylabel="trained, % of them", xlim=(6e5, 3e11),
-       ylim=(5e-5, 60))
+ax.set(xlabel="parameters of the model", ylabel="trained, % of all", xlim=(6e5, 4e10),
+       ylim=(4e-4, 60), title="LoRA r = 8, prompt and prefix P = 20, adapters m = 64")
 fig.set_label("The share of trained parameters against the size of the model, both axes "
               "logarithmic. Four falling lines, from several per cent at a million parameters; "
               "adapters are the highest, the prompt falls fastest.")
@@ -365,11 +371,11 @@ fig
 # %%
 sizes, frames, told = [n for *_, n in models.values()], {}, {}
 for r in (1, 2, 4, 8, 16, 32, 64, 128):
-    share = [100 * trained(d, L, r, 20, 64)[0] / n for d, L, n in models.values()]
-    frames[r] = {"LoRA": (sizes, share)}
-    told[r] = ", ".join(f"{name} {x:.2g} %" for name, x in zip(models, share, strict=True))
+    line = [share(trained(d, L, r, 20, 64)[0], n) for d, L, n in models.values()]
+    frames[r] = {"LoRA": (sizes, line)}
+    told[r] = ", ".join(f"{name} {x:.2g} %" for name, x in zip(models, line, strict=True))
 slider("rank", frames, captions=told, behind={"adapters, m = 64": (sizes, shares[:, 3])},
-       xlabel="parameters of the model", ylabel="trained, % of them", xlog=True, ylog=True)
+       xlabel="parameters of the model", ylabel="trained, % of all", xlog=True, ylog=True)
 
 # %% [markdown]
 # ## 6. How many bits
@@ -390,24 +396,23 @@ print(f"4 bits, blocks of 64, float32 scales  {bits_per_weight(4, 64, 32):.3f}")
 print(f"the same, doubly quantized            {bits_per_weight(4, 64, 8, 0, 256):.3f}")
 print(f"2 bits, groups of 16, float16 scales  {bits_per_weight(2, 16, 16, 2):.3f}")
 
-# %% fold
-groups = 2.0 ** np.arange(4, 13)
-fig, ax = plot.figure(height=2.8)
-for bits, colour in ((8, "grey"), (4, "blue"), (3, "vermillion"), (2, "green")):
-    gigabytes = [7 * bits_per_weight(bits, g, 16, bits) / 8 for g in groups]
-    ax.semilogx(groups, gigabytes, "o-", color=plot.COLOURS[colour], ms=4, base=2)
-    ax.annotate(f"{bits} bits", (groups[-1], gigabytes[-1]), xytext=(6, 0), va="center",
-                textcoords="offset points", color=plot.ink(plot.COLOURS[colour]))
-ax.set(xlabel="weights that share a float16 scale and a zero point", ylabel="7 billion weights, GB",
-       xlim=(13, 8000), ylim=(0, 9))
-fig.set_label("Gigabytes of 7 billion weights against the group size, for 8, 4, 3 and 2 bits. Each"
-              " curve falls steeply up to groups of 64 and is level beyond 128.")
-fig
+# %% [markdown]
+# Move the handle: how many weights share a float16 scale and a zero point?
+
+# %%
+bits, frames, told = np.arange(2, 9), {}, {}
+for group in (16, 32, 64, 128, 256, 1024, 4096):
+    gigabytes = [7 * bits_per_weight(b, group, 16, b) / 8 for b in bits]
+    frames[group] = {"with scales and zero points": (bits, gigabytes)}
+    told[group] = ", ".join(f"{b} bits take {bits_per_weight(b, group, 16, b):.3f}, {x:.1f} GB"
+                            for b, x in zip(bits, gigabytes, strict=True) if b in (2, 4))
+slider("weights in a group", frames, captions=told, behind={"codes alone": (bits, 7 * bits / 8)},
+       xlabel="bits of a code", ylabel="7 billion weights, GB")
 
 # %% [markdown]
 # *What to see: small groups cost.
-# At 16 weights per scale, a code of 2 bits takes more than three, as the last line printed above
-# says; so the lowest curve begins at 2.7 GB, and not at $7 \cdot 2/8 = 1.75$ GB.*
+# At 16 weights per scale, a code of 2 bits takes more than three: 2.7 GB, and not
+# $7 \cdot 2/8 = 1.75$ GB.*
 # Above 128 there is little left to save.
 #
 # ## 7. One sign, two conventions
@@ -420,6 +425,11 @@ fig
 #
 # with $R$ for rounding and $x_q$ for the code.
 # The codes and the scale are the same, but $Z = -z$.
+#
+# **By hand**, with $s = S = 0.5$, $z = 3$, $Z = -3$ and $x = 1.3$. By (3)
+# $q = \mathrm{round}(2.6) + 3 = 6$ and $\hat x = 0.5\,(6 - 3) = 1.5$. By (4)
+# $x_q = 3 - (-3) = 6$ and $\tilde x = 0.5\,(6 + (-3)) = 1.5$. Who reads the first file by the second
+# rule gets $0.5\,(6 + 3) = 4.5$, which is $2z = 6$ steps too much.
 #
 # This quantizer can write both. A row's range may end at different distances from 0, so it is
 # called *asymmetric*. It always contains 0, so that 0 has a code of its own, $z$:
@@ -465,7 +475,7 @@ for written in decoders:
 # Somebody has put files of two programs together. Some rows were written with equation (3), others
 # with equation (4), and nobody has noted which. `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$
 # are float64 arrays. The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
-# What can a zero point be in each of the conventions?
+# Nothing else is in the file. By what do you know a row's convention?
 
 # %% exercise=map.signs points=3 minutes=12
 def map_signs(codes, scale, zero):
@@ -560,9 +570,9 @@ show("compare")
 # %% [markdown]
 # *What to see, above: the loss after very few steps. Beside each name stands which part of full
 # fine-tuning's gain a method reaches.
-# Below: the loss that rounding adds, sorted by bits. At 8 bits nearly nothing is added, and at 4 and
-# 3 bits the schemes differ.*
-# Hollow marks are schemes that also train the weights.
+# Below: the loss that rounding adds, sorted by bits. At 8 bits nearly nothing is added, and at four
+# the schemes differ.*
+# The hollow mark, of 3-bit codes, belongs to a scheme that also trains the weights.
 # Compare them with the cross at the bottom: the float32 model after the same training.
 # The course ends with a study of the same questions, with more steps and seeds.
 # A grey bar shows the range that the longer study predicts for that mark.

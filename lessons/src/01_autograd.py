@@ -26,6 +26,7 @@ import tinypeft as tp
 from tinypeft.engine import functional as F
 from tinypeft.engine import optim, plain, tensor
 from tinypeft.course import show, use
+from tinypeft.course.schematics.sheet import DATA, TRAINED, Sheet
 from tinypeft.course.slider import slider
 from tinypeft.study import plot
 from tinypeft.engine.tensor import topological_order
@@ -36,8 +37,7 @@ from tinypeft.engine.tensor import topological_order
 # Training asks one question of a model with a million numbers.
 # If I move this number a little, where does the loss $L$ go?
 # Finite differences answer with two evaluations of the model *per number*.
-# Reverse-mode differentiation answers for all numbers at once, at the cost of about two more
-# evaluations.
+# Reverse-mode differentiation answers for all numbers at once, at the cost of a few evaluations.
 #
 # It goes operation by operation.
 # Let $y = f(x)$ be one of them, somewhere in the middle of the model.
@@ -176,6 +176,32 @@ walk = result.function
 result
 
 # %% [markdown]
+# Move the handle through equation (2) at $x = 3$. Your walk says what has arrived when the orange
+# values have passed their gradients on:
+
+# %%
+three, same = (lambda dy: 3.0 * dy), (lambda dy: dy)
+tape = [[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]
+# the gradients that have arrived when the last `passed` values have passed theirs on
+arrived = [walk([[]] * (4 - passed) + tape[4 - passed:], np.array([1.0])) for passed in range(4)]
+
+# %% fold
+frames, told = {}, {}
+for passed, found in enumerate(arrived):
+    sheet = Sheet(600, 300)
+    for k, name in enumerate(("x\n3", "a = x · x\n9", "b = a + a\n18", "c = b + a\n27")):
+        if k: sheet.arrow((150 * k - 35, 150), (150 * k + 15, 150))
+        sheet.box(150 * k + 15, 120, 100, 60, name, TRAINED if k >= 4 - passed else DATA)
+        number = "nothing yet" if found[k] is None else f"d{name[0]} = {found[k][0]:g}"
+        sheet.text(150 * k + 65, 205, number)
+    sheet.line((215, 120), (215, 90), (515, 90))
+    sheet.arrow((515, 90), (515, 120))
+    frames[passed] = sheet.svg
+    told[passed] = ", ".join("nothing" if g is None else f"{g[0]:g}" for g in found)
+slider("values that have passed theirs on", frames,
+       captions={n: f"the gradients of x, a, b and c are {words}" for n, words in told.items()})
+
+# %% [markdown]
 # **Your function at work.**
 # A tape of pairs `(j, vjp)` is just what the package records.
 # `tape_of` writes its graph as such a tape; the rest of `gradients` is your walk.
@@ -275,8 +301,8 @@ assert np.allclose(b.grad, dy.sum(0))          # equation (3)
 
 # %% [markdown]
 # So each operation that broadcasts must sum its gradient back to the shape of the parent.
-# A colleague does that in one line. Three arrays are added to a $(4, 5, 3)$ array, and finite
-# differences say what their gradients should be:
+# A colleague does that in one line. Arrays of four shapes are added to a $(4, 5, 3)$ array, and
+# finite differences say what their gradients should be:
 
 # %%
 def of_colleague(dy, shape):
@@ -302,7 +328,8 @@ for shape in ((3,), (1, 3), (5, 1), ()):
           f"numbers {'right' if right else 'WRONG'}")
 
 # %% [markdown]
-# The shape is always right, and for a bias the numbers are. No error is raised for the others.
+# The shape is always right, and for three of the four the numbers are. For $(5, 1)$ they are wrong,
+# and no error is raised.
 #
 # ### {exercise}
 #
@@ -542,7 +569,7 @@ fig
 # %%
 frames = {step: {"your network": (x[:, 0], curves[step])} for step in (0, 2, 5, 10, 15, 20, 30, 49)}
 slider("step", frames, captions={step: f"mean square error {mine[step]:.3f}" for step in frames},
-       behind={"64 points": (x[:, 0], y[:, 0])}, xlabel="x")
+       behind={"sin 1.5 x": (x[:, 0], y[:, 0])}, xlabel="x")
 
 # %% [markdown]
 # ### {exercise} · What must be kept? (open, 3 points, 15 minutes)
@@ -605,8 +632,7 @@ forward = result.function
 result
 
 # %%
-three, same = (lambda d: 3.0 * d), (lambda d: d)                       # equation (2) at x = 3
-tape = [[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]
+# the tape of equation (2) at x = 3, whose slopes serve in both directions
 print("forwards, from dx = 1: ", *forward(tape, 1.0))
 print("backwards, from dc = 1:", *walk(tape, 1.0))
 

@@ -83,8 +83,8 @@ for name in ("token_embedding.weight", "blocks.2.attention.query.weight", "block
 # * The second gradient is $-1$. Then $m = 0.9 \cdot 0.2 - 0.1 = 0.08$,
 #   $v = 0.999 \cdot 0.004 + 0.001 = 0.004996$, and $m/\sqrt v = 1.13$.
 #
-# Gradients of opposite sign nearly cancel in $m$, and not in $v$. So the weight moves less where the
-# batches do not agree.
+# In $m$ a gradient of the opposite sign takes away more than half of what was there, and in $v$ it
+# adds. So the weight moves less where the batches do not agree.
 #
 # ### {exercise}
 #
@@ -310,7 +310,7 @@ for ax, column, title in zip(axes, (1, 2), titles, strict=True):
         ax.annotate(f"lr {lr:g}", (c[-1, 0], c[-1, column] - c[0, column]), xytext=(4, 0),
                     textcoords="offset points", va="center", color=plot.ink(plot.COLOURS[colour]))
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
-    ax.set(xlabel="step (4 × 128 tokens)", title=title, xlim=(-2, 51))
+    ax.set(xlabel="step (4 × 128 tokens)", title=title, xlim=(-2, 58))
 axes[0].set_ylabel("change of the test loss, nats per token")
 fig.set_label("The change of two test losses over 40 steps, at two learning rates. Left, "
               "Matplotlib: both fall. Right, the base's own text: the small rate stays near zero, "
@@ -331,7 +331,9 @@ show("forgetting")
 # %% [markdown]
 # *What to see: each curve is one method at six learning rates, and the large mark is its best one.
 # At its best rate full fine-tuning learns most and forgets most.
-# Go down its curve: where it learns as much as another method does at best, it forgets less.*
+# Go down its curve: where it learns as much as LoRA, AdaLoRA or one of the adapters does at best,
+# it forgets less. The prompt and the prefix learn less than full fine-tuning at its gentlest rate,
+# and cannot be compared so.*
 # How much is forgotten depends on the learning rate, here as in the cells above, and not on the
 # method alone.
 #
@@ -600,14 +602,18 @@ B7, T7, d7, H7, L7 = 1, 512, 4096, 32, 32
 inputs, scores = 34 * B7 * T7 * d7 * L7, 5 * B7 * H7 * T7 ** 2 * L7  # equation (4)
 print(f"activations in 16 bits: {inputs / 1e9:.2f} + {scores / 1e9:.2f} = "
       f"{(inputs + scores) / 1e9:.1f} GB")
+room = 24e9 - inputs - scores
+for name, weight, frozen in (("16-bit base", 2, 2), ("4-bit base", 2, 4.127 / 8)):
+    most = max(percent for percent in range(101)
+               if states(N7, N7 * percent // 100, weight, frozen) <= room)
+    print(f"{name}: with these activations {most} % of the weights may be trained on 24 GB")
 
 # %% fold
 fig, ax = plot.figure(height=2.1)
 ax.barh(list(plans)[::-1], [b / 1e9 for b in plans.values()][::-1], color=plot.COLOURS["blue"])
 ax.axvline(24, color=plot.COLOURS["vermillion"], ls="--")
 for y, b in enumerate(list(plans.values())[::-1]):
-    ax.text(b / 1e9 + 1, y, f"{b / 1e9:.1f} GB", va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    ax.text(26 if 10 < b / 1e9 < 24 else b / 1e9 + 1, y, f"{b / 1e9:.1f} GB", va="center")
 ax.text(26, 0.0, "← a card with 24 GB", color=plot.ink(plot.COLOURS["vermillion"]), va="center")
 ax.set(xlabel="weights, gradients and optimizer state of 7 B parameters, GB", xlim=(0, 128))
 fig.set_label("Four bars for 7 billion parameters beside a line at 24 GB. Full fine-tuning takes "
@@ -664,11 +670,26 @@ for k in (1, 2, 4, 8, 16):
     print(f"parts of {k:2} blocks {4 * recompute(*deep, k) / 2**20:6.1f} MiB")
 
 # %% [markdown]
-# A block keeps many times its input, so small parts win.
-# Large parts have few inputs, and each part is expensive.
-# If a block kept only as much as its input, $k = \sqrt L$ would be best: then memory grows with
-# $\sqrt L$, which is Chen's result.
-# The package computes block after block again (`checkpoint_activations=True` in `tp.train`):
+# Small parts have many inputs, and large parts are expensive to walk. A block keeps about 16 times
+# its input, so the sum is about $(L/k + 16\,k)\,BTd$. It is least where both are equal:
+#
+# $$k = \sqrt{L/16}, \qquad L = 256: \; k = 4 \tag{5}$$
+#
+# With that $k$ memory grows with $\sqrt L$, which is Chen's result. Move the handle to other depths:
+
+# %%
+sizes, frames, told = np.array([1, 2, 4, 8, 16]), {}, {}
+for depth in (16, 32, 64, 128, 256, 512, 1024):
+    peak = [4 * recompute(*deep[:4], depth, 1000, int(k)) / 2**20 for k in sizes]
+    frames[depth] = {"peak": (sizes, peak)}
+    told[depth] = (f"parts of {sizes[int(np.argmin(peak))]} are the best of these; "
+                   f"√(L/16) = {(depth / 16) ** 0.5:.1f}")
+slider("blocks", frames, captions=told, xlabel="blocks in a part, k", ylabel="MiB", xlog=True,
+       ylog=True)
+
+# %% [markdown]
+# The package computes block after block again, $k = 1$ (`checkpoint_activations=True` in `tp.train`).
+# Up to 32 blocks that is within a few per cent of the best; with 256 it takes twice as much.
 
 # %%
 tuned, peaks = tp.attach(copy.deepcopy(base), tp.FullFineTuning()), {}

@@ -309,6 +309,23 @@ def transformer_loss(logits, tokens):
 
 
 # -- words -----------------------------------------------------------------------------------------
+def test_a_wrong_dtype_and_a_mistake_are_both_named():
+    """The first line says that float64 came out, so a cause that speaks of the mask alone would confuse."""
+    def in_64_bits(q, k, v, past):
+        hidden = np.arange(len(k)) > np.arange(len(q))[:, None] + (len(k) - len(q) if past else 0)
+        weights = np.exp(np.where(hidden, -np.inf, q @ k.T / np.sqrt(np.float64(q.shape[1]))))
+        return weights / weights.sum(-1, keepdims=True) @ v
+    told = tp.check("transformer.attention", lambda q, k, v: in_64_bits(q, k, v, past=False))
+    assert told.stage == "dtype" and told.cause.startswith("a float64 came in") and "the mask forgets the past" in told.cause
+    told = tp.check("transformer.attention", lambda q, k, v: in_64_bits(q, k, v, past=True))
+    assert told.stage == "dtype" and told.cause.startswith("a float64 came in") and "besides" not in told.cause
+
+
+def test_an_argument_too_few_is_counted():
+    told = tp.check("full.states", lambda N, n, weight_bytes: N)
+    assert told.stage == "signature" and told.message.endswith("weight_bytes, frozen_bytes): it is called with 4 arguments")
+
+
 def test_an_unsolved_exercise_is_named_once():
     def map_trained(d, L, r, P, m): raise NotImplementedError("map.trained")
     assert repr(tp.check("map.trained", map_trained)).startswith("○ map.trained: not solved yet\n")

@@ -15,6 +15,8 @@ import tinypeft as tp
 from tinypeft.course import percent, show
 from tinypeft.course.schematics import SCHEMATICS, drawings
 from tinypeft.course.schematics.sheet import FROZEN, Sheet
+from tinypeft.engine import functional as F
+from tinypeft.engine.tensor import topological_order
 
 DRAWN = {name: draw() for name, draw in SCHEMATICS.items()}
 each = pytest.mark.parametrize("name", DRAWN)
@@ -149,7 +151,7 @@ def test_it_is_shown_with_caption_and_description(monkeypatch):
 def test_of_an_unknown_name_the_names_are_told(capsys):
     show("schematic:no such")
     told = capsys.readouterr().out
-    assert "there is no schematic 'no such'; the schematics are map, autograd" in told and told.strip().endswith("llama")
+    assert "there is no schematic 'no such'; the schematics are map, autograd, stack" in told and told.strip().endswith("llama")
 
 
 # -- the paper -----------------------------------------------------------------------------------
@@ -169,6 +171,17 @@ def test_an_arrow_ends_where_it_points():
 
 # -- what the drawings claim ---------------------------------------------------------------------
 words = lambda name: " ".join(text for _, text, _ in parts(DRAWN[name].figure)[0])
+
+
+def test_the_walk_through_the_stack_is_the_engines():
+    """Layers 3, 4 and 5 leave a node, and the weight of layer 3 is the one leaf."""
+    weights = [tp.Tensor(np.eye(3) * (k + 1), requires_grad=k == 2) for k in range(5)]
+    y = tp.Tensor(np.ones((2, 3)))
+    for W in weights: y = F.linear(y, W)
+    leaves = [value for value in topological_order(y.node) if isinstance(value, tp.Tensor)]
+    assert len(topological_order(y.node)) == 4 and [id(leaf) for leaf in leaves] == [id(weights[2])]
+    told = words("stack")
+    assert told.count("no gradient,") == 2 and told.count("dW alone,") == 1 and told.count("dX alone,") == 2
 
 
 def test_the_graphs_numbers_are_the_engines():

@@ -130,6 +130,13 @@ console.log(JSON.stringify(boxes.map(b => [seen(b.frames), b.output.textContent,
     assert told == [[[i == 4 for i in range(5)], "5", "sine of 5 x"], [[i == 2 for i in range(5)], "3", "sine of 3 x"]]
 
 
+def test_a_long_name_in_the_key_does_not_lie_under_the_next():
+    line = ([0, 1], [0, 1])
+    back = slider("n", {1: {"short": line, "next": line}}, behind={"weights, gradients, m, v": line}).back
+    places = {name: float(x) for part in back for x, name in re.findall(r'<text x="([\d.]+)"[^>]*>([^<]+)</text>', part)}
+    assert places["short"] - places["weights, gradients, m, v"] >= 7 * 24 and places["next"] - places["short"] == 130
+
+
 # -- the lessons' sliders ------------------------------------------------------------------------
 W = RNG.normal(size=(64, 128)).astype(np.float32)
 X = RNG.normal(size=(100, 128)) * np.where(np.arange(128) == 7, 30, 1)
@@ -182,7 +189,14 @@ def test_smoothing_balances_an_outlier_channel():
 def test_a_finite_difference_has_a_best_step():
     s = sliders.step(np.sin, np.cos(1.0), 1.0)
     best = next(i for i, words in enumerate(s.words) if "the best" in words)
-    assert 2 <= best <= 7 and all("bends" in words for words in s.words[:best])
+    assert s.values[0] == "10⁻¹²" and s.values[-1] == "0.1" and 4 <= best <= 9           # the handle goes to larger steps
+    assert all("rounding" in words for words in s.words[:best]) and all("bends" in words for words in s.words[best + 1:])
+
+
+def test_a_lucky_step_does_not_make_rounding_of_a_larger_one_bending():
+    """For exp at 1 a step of 10⁻⁶ is off by 6e-11, and f bends by 2e-13 within it."""
+    s = sliders.step(np.exp, np.e, 1.0)
+    assert "rounding" in s.words[s.values.index("10⁻⁶")] and "bends" in s.words[s.values.index("10⁻³")]
 
 
 def test_every_point_has_two_coordinates(monkeypatch):
@@ -212,7 +226,7 @@ def test_the_numbers_that_are_drawn_are_those_of_the_formulas(monkeypatch):
     assert np.array_equal(frames[4]["rounded"][1], tp.Uniform(4, True, "group", 32).quantize(W).dequantize()[0, :64])
     assert np.array_equal(behind["weights"][1], W[0, :64])
     _, behind, _ = sliders.step(np.exp, np.e, 1.0)
-    assert behind["all steps"][1][0] == pytest.approx(abs((np.exp(1.1) - np.exp(0.9)) / 0.2 - np.e) / np.e)
+    assert behind["all steps"][1][-1] == pytest.approx(abs((np.exp(1.1) - np.exp(0.9)) / 0.2 - np.e) / np.e)
     frames, *_ = sliders.clipping(W, bits=3)
     for share, frame in frames.items():
         assert np.allclose(np.unique(frame["grid"][0]), share * np.abs(W).max() * np.arange(-3, 4) / 3)

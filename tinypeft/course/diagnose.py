@@ -171,12 +171,15 @@ def likely_cause(exercise: Exercise, value: Any, expected: Any, found: Differenc
     NaN, whatever made it.
     """
     stage, _, g, e = found
+    other_dtype = of_dtype(g, e) if stage == "dtype" else ""
     also = cache(lambda: [(a, exercise.settled(out.value)) for a, out in
                           takewhile(lambda call: call[1].error is None, others)])
     fits = lambda wrong, *call: _fits(exercise, wrong, *call)
     for sentence, wrong in exercise.mistakes:
         if fits(wrong, args, value) and not fits(wrong, args, expected) and \
-                all(fits(wrong, *call, True) for call in also()): return sentence
+                all(fits(wrong, *call, True) for call in also()):
+            two = other_dtype and g.dtype.kind == e.dtype.kind       # 64 bits, and wrong numbers
+            return f"{other_dtype}. And besides: {sentence}" if two else sentence
     for sentence, predicate in exercise.symptoms:
         try:
             if predicate(*((value, expected) if g is None else (g, e)), args): return sentence
@@ -185,7 +188,7 @@ def likely_cause(exercise: Exercise, value: Any, expected: Any, found: Differenc
     cause = _exchanged(exercise, value, expected, also)
     if cause or g is None: return cause
     if stage == "shape": return of_shape(g, e, exercise.tolerance)
-    if stage == "dtype": return of_dtype(g, e)
+    if stage == "dtype": return other_dtype
     if not np.isfinite(g[np.isfinite(e)]).all(): return _strain(strained)
     return of_numbers((g, e, args), exercise.tolerance, lambda: _wrong_too(exercise, found, also()))
 

@@ -100,8 +100,9 @@ def wrong_signature(exercise, call, args):
     try:
         call.signature.bind(*args)
     except TypeError as e:
+        reason = f"it is called with {len(args)} arguments" if "too many" in str(e) else e
         return failed(exercise, "signature", f"your function takes {call.signature}, expected "
-                                             f"{wanted}: {e}")
+                                             f"{wanted}: {reason}")
 
 
 def wrong_result(exercise, call, args, stage, about, others):

@@ -118,8 +118,10 @@ def _draw(frames, behind, xlabel, ylabel, xlog, ylog):
     names = list(dict.fromkeys(name for frame in frames for name in frame))
     look = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     back = _lines(behind, dict.fromkeys(behind, BEHIND), across, up)
-    for i, (name, colour) in enumerate({**dict.fromkeys(behind, BEHIND), **look}.items()):
-        if name: sheet.key(LEFT + 130 * i, 12, [(colour, name)], 0)
+    place = LEFT
+    for name, colour in {**dict.fromkeys(behind, BEHIND), **look}.items():
+        if name: sheet.key(place, 12, [(colour, name)], 0)
+        place += max(130, 40 + 7 * len(name))
     return [*sheet.parts, *back], ["".join(_lines(f, look, across, up)) for f in frames]
 
 

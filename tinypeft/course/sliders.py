@@ -107,18 +107,21 @@ def smoothing(X: Array, W: Array, alphas: Iterable[float] = np.arange(0, 1.05, 0
                   ylabel="largest magnitude", ylog=True)
 
 
-def step(f: Callable, derivative: float, x: float, exponents: Iterable[int] = range(-1, -13, -1),
+def step(f: Callable, derivative: float, x: float, exponents: Iterable[int] = range(-12, 0),
          dtype: type = np.float64) -> Slider:
     """The error of (f(x + ε) − f(x − ε)) / 2ε against the exact derivative, for ε = 10 ** exponent.
 
-    f takes and returns a number of `dtype`."""
+    f takes and returns a number of `dtype`. The bending of f goes with ε²: an error is called so
+    if it is no more than three times what the largest step predicts by that."""
     exponents = list(exponents)
     steps = 10.0 ** np.array(exponents)
     quotients = [float((f(dtype(x + e)) - f(dtype(x - e))) / dtype(2 * e)) for e in steps]
     errors = np.maximum(np.abs(np.array(quotients) - derivative) / abs(derivative), 1e-16)
     best, ends = int(errors.argmin()), [errors.min(), errors.max()]
-    why = ["the best of these steps" if i == best else "the step is so large that f bends within it"
-           if i < best else "the step is so small that rounding shows" for i in range(len(steps))]
+    bends = errors <= 3 * errors[steps.argmax()] * (steps / steps.max()) ** 2
+    why = np.where(bends, "the step is so large that f bends within it",
+                   "the step is so small that rounding shows").tolist()
+    why[best] = "the best of these steps"
     names = [power(p) for p in exponents]
     frames = {name: {"this ε": ([e, e], ends)} for name, e in zip(names, steps, strict=True)}
     captions = {name: f"the quotient is {q:.10g}, off by {error:.1e}; {reason}"

@@ -171,6 +171,13 @@ def outside(x, gamma, dy, eps):
     return (d - d.mean(-1, keepdims=True) - xhat * (d * xhat).mean(-1, keepdims=True)) / s
 
 
+def over_everything(x, gamma, dy, eps):
+    """mean() and var() without an axis."""
+    s, d = np.sqrt(x.var() + eps), gamma * dy
+    h = (x - x.mean()) / s
+    return (d - d.mean() - h * (d * h).mean()) / s
+
+
 def by_jacobian(x, gamma, dy, eps):
     d = x.shape[-1]
     dx = np.empty_like(x)
@@ -278,7 +285,10 @@ WRONG = {
         (layer_norm(sigma=False), "division by σ"),
         (layer_norm(ddof=1), "not by d − 1"),
         (layer_norm(over=lambda a: a.sum(-1, keepdims=True)), "divide it by d"),
-        (layer_norm(over=np.mean), "over all axes"),
+        (layer_norm(over=np.mean), "the means run over all axes"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) - xhat * (d * xhat).sum(-1, keepdims=True)) / s), "a sum stands where"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - d.mean() - xhat * m(d * xhat)) / s), "its own mean"),
+        (over_everything, "μ or σ runs over all axes"),
         (terms(lambda d, dy, g, c, s, xhat, m: g * (dy - m(dy) - xhat * m(dy * xhat)) / s), "all three terms"),
         (terms(lambda d, dy, g, c, s, xhat, m: d / s), "two terms are missing"),
         (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) + xhat * m(d * xhat)) / s), "both terms are subtracted"),

@@ -139,6 +139,8 @@ WRONG = {
         (by_parts(lambda p: p.lr * p.m / (np.sqrt(p.v_hat) + p.eps)), "m is not corrected"),
         (by_parts(lambda p: p.lr * p.m * p.a / (np.sqrt(p.v * p.b) + p.eps)), "do not multiply"),
         (by_parts(lambda p: usual(p) / p.lr), "missing in the step"),
+        (lambda w, g, m, v, t, lr, b1, b2, eps, decay: by_parts(lambda p: lr * p.m / (1 - b1) ** t / (
+            np.sqrt(p.v / (1 - b2) ** t) + eps))(w, g, m, v, t, lr, b1, b2, eps, decay), "the power of β alone"),
         (by_parts(lambda p: p.lr * p.g / (np.sqrt(p.v_hat) + p.eps)), "not along g"),
         (by_parts(lambda p: p.lr * p.m_hat / np.sqrt(p.v_hat)), "ε is missing"),
         (by_parts(usual, lambda p: p.lr * p.decay * p.w / (np.sqrt(p.v_hat) + p.eps)), "not divided by √v̂"),
@@ -198,6 +200,7 @@ WRONG = {
     "full.bug": [
         (loop(shared=True), "has no root"),
         (loop(start=2), "t counts from 1"),
+        (in_turn(adamw(inside=True)), "outside the root"),
         (loop(inside=True), "begin anew"),
         (loop(constant=True), "t stays 1"),
         (loop(decayed=False), "decay is missing"),

@@ -101,6 +101,8 @@ WRONG = {
         (merges(x=lambda d: np.random.default_rng(1).uniform(size=(9, d))), "negative inputs"),
         (merges(lambda f, x, W: np.allclose(f(x) - f(0 * x), x @ W.T, atol=1e-12), zero=True), "gives 0 for x = 0"),
         (merges(lambda f, x, W: np.abs(f(x) - x @ W.T).max() < 1e-3), "a billionth"),
+        (merges(lambda f, x, W: np.allclose(f(x), x @ W.T)), "with rtol=0, atol=1e-9"),
+        (merges(lambda f, x, W: np.abs(f(x) - x @ W.T).max() < 1e-6), "a faint curve counts"),
         (lambda f, d: None if merges()(f, d) is None else merges()(f, d).T, "this is Wᵀ"),
         (lambda f, d: None, "some of the functions are matrices")],
     "map.signs": [

@@ -201,14 +201,12 @@ def reference_linear_vjp(X, W, dY, need=(True, True, True)):
 
 def linear_cases(rng, need=None):
     N, d_in, d_out = 3 + rng.permutation(4)[:3]
-    need = need or NEEDS[rng.integers(4)]
+    need = need or (True, True, True)
     X, W = rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in))
     dY = rng.standard_normal((N, d_out))
     return X if need[1] else None, W if need[0] else None, dY, need
 
 
-NEEDS = ((True, True, False), (True, False, True),
-         (False, True, False), (True, False, False))
 NOT_KEPT = ("what no wanted gradient needs was not kept and is None: "
             "look at `need` before you compute anything")
 
@@ -271,6 +269,22 @@ def of_terms(dx):
         sigma = sigma_of(x, eps)
         return dx(gamma * dy, dy, centred(x) / sigma) / sigma
     return wrong
+
+
+def of_averages(first, second):
+    """Return dx with these averages in the second and third term."""
+    return of_terms(lambda d, dy, h: d - first(d) - h * second(d * h))
+
+
+def of_whole_array(x, gamma, dy, eps, sigma=sigma_of, average=mean_of_rows):
+    """Return dx with μ, and with an option σ and both averages, over all of x."""
+    s = sigma(x, eps)
+    h, d = (x - x.mean()) / s, gamma * dy
+    return (d - average(d) - h * average(d * h)) / s
+
+
+def whole_sigma(x, eps):
+    return np.sqrt(x.var() + eps)
 
 
 def projected(of):
@@ -448,8 +462,10 @@ EXERCISES = (
         kind="gradient",
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
-            ("everything is needed", partial(linear_cases, need=(True, True, True))),
+            ("dW is not needed, so X was not kept",
+             partial(linear_cases, need=(True, False, True))),
             ("only db is not needed", partial(linear_cases, need=(True, True, False))),
+            ("only dW is needed", partial(linear_cases, need=(False, True, False))),
             ("a frozen weight in the middle of a network: only dX, and X was not kept",
              partial(linear_cases, need=(True, False, False))),
             ("dX is not needed, so W was not kept",
@@ -501,11 +517,18 @@ EXERCISES = (
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
             ("ε stands under the root: σ = √(var + ε), not √var + ε", eps_outside),
             ("the variance divides by d, not by d − 1", partial(layer_norm_vjp, ddof=1)),
-            ("a sum stands where a mean belongs: divide it by d",
-             partial(layer_norm_vjp, average=sum_of_rows)),
-            ("the means run over all axes; each row of d numbers has its own "
-             "mean, over the last axis",
-             partial(layer_norm_vjp, average=np.mean)),
+            *several("a sum stands where a mean belongs: divide it by d",
+                     partial(layer_norm_vjp, average=sum_of_rows),
+                     of_averages(mean_of_rows, sum_of_rows),
+                     of_averages(sum_of_rows, mean_of_rows)),
+            *several("the means run over all axes; each row of d numbers has its own mean, over "
+                     "the last axis",
+                     partial(layer_norm_vjp, average=np.mean),
+                     of_averages(mean_of_rows, np.mean), of_averages(np.mean, mean_of_rows)),
+            *several("μ or σ runs over all axes; each row of d numbers has its own, over the "
+                     "last axis",
+                     of_whole_array, partial(of_whole_array, sigma=whole_sigma),
+                     partial(of_whole_array, sigma=whole_sigma, average=np.mean)),
             *several("all three terms need dx̂ = γ dy, and not dy",
                      of_terms(lambda d, dy, h: d - mean_of_rows(dy) - h * mean_of_rows(d * h)),
                      of_terms(lambda d, dy, h: centred(d) - h * mean_of_rows(dy * h)),

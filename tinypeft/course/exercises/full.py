@@ -36,6 +36,10 @@ def inverse(beta, t):
     return 1 / power(beta, t)
 
 
+def power_of_rest(beta, t):
+    return (1 - beta) ** t
+
+
 def uncorrected(beta, t):
     return 1
 
@@ -43,6 +47,10 @@ def uncorrected(beta, t):
 def root(v, b, eps):
     """Return the divisor of the step. b: the correction of v."""
     return np.sqrt(v / b) + eps
+
+
+def eps_inside(v, b, eps):
+    return np.sqrt(v / b + eps)
 
 
 def late_root(v, b, eps):
@@ -130,9 +138,9 @@ def reference_bug(w, gradients, lr, beta1, beta2, decay):
     return steps(w, gradients, lr, beta1, beta2, decay)
 
 
-def bug_cases(rng, n=None):
+def bug_cases(rng, n=None, size=1.0):
     n = int(rng.integers(3, 6)) if n is None else n
-    gradients = list(rng.standard_normal((n, 4, 3)))
+    gradients = list(size * rng.standard_normal((n, 4, 3)))
     return rng.standard_normal((4, 3)), gradients, 0.01, 0.9, 0.999, 0.1
 
 
@@ -225,6 +233,11 @@ def head_without_inputs(B, T, d, H, L, V, k):
     return max(L // k * B * T * d + k * block, head)
 
 
+def walk_without_inputs(B, T, d, H, L, V, k):
+    block, head = kept(B, T, d, H, V)
+    return max(k * block, L // k * B * T * d + head)
+
+
 def recompute_cases(rng, vocabulary=None):
     low, high = (1, 30, 3, 2, 3), (6, 300, 7, 5, 6)
     B, T, H, k, parts = rng.integers(low, high).tolist()
@@ -235,6 +248,8 @@ def recompute_cases(rng, vocabulary=None):
 def cut_to_whole(got, expected, args):
     return float(got).is_integer() and abs(got - expected) < 1
 
+
+REST = "the corrections are 1 − βᵗ, and not (1 − β)ᵗ: t is the power of β alone"
 
 EXERCISES = (
     Exercise(
@@ -255,6 +270,7 @@ EXERCISES = (
             ("the corrections are those of step t, not those of the first step",
              partial(adamw, correct=first_power)),
             ("divide by 1 − βᵗ, do not multiply with it", partial(adamw, correct=inverse)),
+            (REST, partial(adamw, correct=power_of_rest)),
             ("β multiplies the old mean, and 1 − β the new number",
              partial(adamw, mean=lambda beta, old, new: fading(1 - beta, old, new))),
             ("the new number enters the mean with the factor 1 − β",
@@ -273,7 +289,7 @@ EXERCISES = (
             ("the learning rate is missing in the step", partial(adamw, rate=False)),
             ("the step goes along m̂, and not along g", partial(adamw, momentum=False)),
             ("ε is inside the root; it stands outside the root",
-             partial(adamw, root=lambda v, b, eps: np.sqrt(v / b + eps))),
+             partial(adamw, root=eps_inside)),
             ("ε is missing: the step is divided by √v̂ + ε",
              partial(adamw, root=lambda v, b, eps: np.sqrt(v / b))),
             ("v is divided without its root: the step is m̂/(√v̂ + ε)",
@@ -438,13 +454,16 @@ EXERCISES = (
         kind="fault",
         reference=reference_bug, cases=bug_cases,
         special=(
-            ("one step", partial(bug_cases, n=1)),),
+            ("one step, with gradients of about a thousandth",
+             partial(bug_cases, n=1, size=1e-3)),),
         mistakes=(
             ("m and v begin anew in each step; they remember the gradients of all steps",
              partial(steps, fresh=True)),
             ("t stays 1: the corrections belong to the first step alone", partial(steps, one=True)),
             ("t counts from 1: the first step divides by 1 − β", partial(steps, first=2)),
             ("the corrections of m and v are missing", partial(steps, correct=uncorrected)),
+            (REST, partial(steps, correct=power_of_rest)),
+            ("ε is inside the root; it stands outside the root", partial(steps, root=eps_inside)),
             ("each step uses the last gradient; step t belongs to gradient t", last_gradient),
             ("this is one step: there is one for each gradient",
              lambda w, gradients, *a: steps(w, gradients[:1], *a)),
@@ -496,6 +515,8 @@ EXERCISES = (
             ("the inputs of all parts are there at both moments, also at "
              "the end of the forward pass",
              head_without_inputs),
+            ("the inputs of all parts are there at both moments, also during the walk through one",
+             walk_without_inputs),
             ("this is the smaller moment: the peak is the larger one",
              partial(recompute, peak=min)),
             ("the head's moment has B T d and B T of the final norm, B T d of the head, and B T V",

@@ -65,6 +65,18 @@ class Vjps:
         return Vjps.whole(x, dy, slope=1.0002)
 
     @staticmethod
+    def barely(x, dy):
+        return Vjps.whole(x, dy, slope=1 + 3e-6)
+
+    @staticmethod
+    def slightly_in_millionths(x, dy):
+        return 1e-6 * Vjps.slightly(x, dy)
+
+    @staticmethod
+    def whole_in_millions(x, dy):
+        return 1e6 * Vjps.whole(x, dy)
+
+    @staticmethod
     def at_zero(x, dy):
         """Right near x = 0: 1 stands in place of 1 − tanh² x."""
         t, s = np.tanh(x), x.sum(-1, keepdims=True)
@@ -77,9 +89,12 @@ class Vjps:
 
 
 VJPS = (Vjps.last_numbers, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero,
-        Vjps.slightly, Vjps.at_zero, Vjps.whole, Vjps.by_jacobian)
-STRICT = ("the accepted difference is too large: an error below a thousandth must be caught, "
-          "so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
+        Vjps.slightly, Vjps.barely, Vjps.at_zero, Vjps.whole, Vjps.by_jacobian)
+SMALL = Vjps.slightly, Vjps.barely, Vjps.slightly_in_millionths
+STRICT = ("the accepted difference is too large: an error of a few millionths must be caught, in "
+          "any unit, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
+ONE = ("a single direction may be nearly blind to a small error: draw several, and let the worst "
+       "of them decide")
 
 
 def squashed_sum(x):
@@ -87,16 +102,34 @@ def squashed_sum(x):
     return np.tanh(x) * x.sum(-1, keepdims=True)
 
 
-def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
-    """Is the vjp wrong at x? upstream, direction: what u and v are made of, if not random."""
-    rng = np.random.default_rng(1)
+def in_millionths(x):
+    return 1e-6 * squashed_sum(x)
+
+
+def in_millions(x):
+    return 1e6 * squashed_sum(x)
+
+
+def of_norms(dx, v, right):
+    return np.linalg.norm(dx) * np.linalg.norm(v)
+
+
+def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7, scale=of_norms, several=8):
+    """Is the vjp wrong at x? upstream, direction: what u and v are made of, if not random.
+
+    scale: what the tolerance is a part of. several: how many directions are tried.
+    """
+    rng, differs = np.random.default_rng(1), []
     def draw(x):
         return rng.standard_normal(x.shape)
-    u = (upstream or draw)(x)
-    v = (direction or draw)(x)
-    dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
-    difference = np.vdot(dx, v) - np.vdot(u, dy) / 2e-5
-    return bool(abs(difference) > tolerance * np.linalg.norm(dx) * np.linalg.norm(v))
+    for _ in range(several):
+        u = (upstream or draw)(x)
+        v = (direction or draw)(x)
+        dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
+        right = np.vdot(u, dy) / 2e-5
+        difference = np.vdot(dx, v) - right
+        differs.append(abs(difference) > tolerance * scale(dx, v, right))
+    return any(differs)
 
 
 PLACES = (0, 0), (-1, -1), 0, -1, (slice(None), 0), (slice(None), -1)
@@ -115,6 +148,10 @@ def at_own_point(f, vjp, x):
 
 def large_numbers(rng):
     return squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))
+
+
+def other_unit(f, vjp):
+    return lambda rng: (f, vjp, 1 + rng.standard_normal((3, 4)))
 
 
 def reference_catches(f, vjp, x):
@@ -258,16 +295,21 @@ EXERCISES = (
             ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
             ("a right vjp, written with its Jacobian",
              partial(catches_cases, vjp=Vjps.by_jacobian)),
+            ("a missing term", partial(catches_cases, vjp=Vjps.without_sum)),
             ("wrong in the last two numbers alone",
              partial(catches_cases, vjp=Vjps.last_numbers)),
-            ("a missing term", partial(catches_cases, vjp=Vjps.without_sum)),
             ("J dy in place of Jᵀ dy", partial(catches_cases, vjp=Vjps.transposed)),
             ("right for dy = (1, …, 1) alone", partial(catches_cases, vjp=Vjps.for_ones)),
             ("wrong by less than a thousandth in one term",
              partial(catches_cases, vjp=Vjps.slightly)),
             ("wrong, with the right sum of each row", partial(catches_cases, vjp=Vjps.sum_of_zero)),
             ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
-            ("wrong for numbers above 4 alone, and x has such numbers", large_numbers)),
+            ("wrong for numbers above 4 alone, and x has such numbers", large_numbers),
+            ("wrong by three millionths of one term", partial(catches_cases, vjp=Vjps.barely)),
+            ("wrong in one term, and f is a millionth of what it was",
+             other_unit(in_millionths, Vjps.slightly_in_millionths)),
+            ("right, and f is a million times what it was",
+             other_unit(in_millions, Vjps.whole_in_millions))),
         mistakes=(
             ("u is (1, …, 1), as in .sum(): what is right for that u alone "
              "passes; draw u at random",
@@ -277,18 +319,29 @@ EXERCISES = (
             *several("v moves one number or one row alone, and an error elsewhere passes: draw all "
                      "numbers of v at random",
                      *(partial(catches, direction=partial(one_of, place)) for place in PLACES)),
-            (STRICT, partial(catches, tolerance=1e-2)),
+            *several(STRICT, *(partial(catches, tolerance=t) for t in (1e-2, 1e-4, 1e-5)),
+                     partial(catches, tolerance=1e-5, scale=lambda dx, v, right: abs(right)),
+                     partial(catches, scale=lambda dx, v, right: max(1, of_norms(dx, v, right)))),
+            ("rounding grows with the numbers: compare with 1e-7 of ‖vjp(u)‖ ‖v‖, not with a "
+             "number of its own", partial(catches, scale=lambda dx, v, right: 1)),
             ("you test at points of your own: a vjp may be right there and "
              "wrong at the x that is given",
              at_own_point),
             ("the answer is the wrong way round: True means that the vjp is wrong",
              lambda f, vjp, x: not catches(f, vjp, x))),
         symptoms=(
+            ("you refuse a right vjp, whose numbers are large: compare the difference with "
+             "‖vjp(u)‖ ‖v‖, because rounding grows with them",
+             lambda got, expected, args: got and not expected and args[0] is in_millions),
             ("you refuse a right vjp: is ε small, is the difference taken on both "
              "sides, and is it compared with a tolerance that rounding does not exceed, "
              "such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
              lambda got, expected, args: got and not expected),
-            (STRICT, lambda got, expected, args: args[1] is Vjps.slightly),
+            (f"{STRICT}; and {ONE}", lambda got, expected, args: args[1] in SMALL),
+            ("an error in two numbers passes, whose sum is right: draw all numbers of v at random, "
+             "not one number or one row alone, nor all the same; and accept no more than 1e-7 of "
+             "‖vjp(u)‖ ‖v‖",
+             lambda got, expected, args: args[1] in (Vjps.last_numbers, Vjps.sum_of_zero)),
             ("you accept a wrong vjp: compare both sides of equation (1) at the x that is given, "
              "for a random u and a random v",
              lambda got, expected, args: expected and not got)),
@@ -301,8 +354,8 @@ EXERCISES = (
                "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one "
                "number. How large may the difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
                "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - "
-               "f(x - eps * v)) / (2 * eps), with eps = 1e-5. Return whether abs(left - right) "
-               "is above 1e-7 times the norms of dx and v.")),
+               "f(x - eps * v)) / (2 * eps), with eps = 1e-5. Return whether abs(left - right) is "
+               "above 1e-7 times the norms of dx and v, for any of eight pairs of u and v.")),
     Exercise(
         name="gradients.needed", title="What the walk must reach", stars=2,
         kind="design",

@@ -98,8 +98,8 @@ class Layers:
 
     @staticmethod
     def faint(x):
-        """A matrix, and a millionth of a curve."""
-        return x @ Layers.W.T + 1e-6 * np.tanh(x @ Layers.A.T) @ Layers.B.T
+        """A matrix, and so little of a curve that `np.allclose` does not see it by default."""
+        return x @ Layers.W.T + 1e-8 * np.tanh(x @ Layers.A.T) @ Layers.B.T
 
 
 MATRICES = Layers.plain, Layers.lora, Layers.rescaled, Layers.linear_adapter
@@ -134,6 +134,10 @@ def turns(f, x, W):
 
 def without_bias(f, x, W):
     return np.abs(f(x) - f(0 * x) - x @ W.T).max() < 1e-9
+
+
+def nearly_without_bias(f, x, W):
+    return np.allclose(f(x) - f(0 * x), x @ W.T)
 
 
 def slopes(f, d):
@@ -312,10 +316,14 @@ EXERCISES = (
              partial(merges, same=turns)),
             ("try negative inputs, too: |x| is x where no number is negative",
              partial(merges, inputs=np.abs)),
-            ("a matrix gives 0 for x = 0: with a bias there is no matrix that does it alone",
-             partial(merges, same=without_bias, matrix=slopes)),
-            ("a faint curve counts: the limit is a billionth",
-             partial(merges, same=lambda f, x, W: np.allclose(f(x), x @ W.T, atol=1e-4))),
+            *several("a matrix gives 0 for x = 0: with a bias there is no matrix that does it "
+                     "alone",
+                     partial(merges, same=without_bias, matrix=slopes),
+                     partial(merges, same=nearly_without_bias, matrix=slopes)),
+            *several("a faint curve counts: the limit is a billionth, and np.allclose has it with "
+                     "rtol=0, atol=1e-9",
+                     partial(merges, same=lambda f, x, W: np.allclose(f(x), x @ W.T)),
+                     partial(merges, same=lambda f, x, W: np.allclose(f(x), x @ W.T, atol=1e-4))),
             ("this is Wᵀ: row i of f(np.eye(d)) is what input i does, a column of W",
              lambda f, d: None if merges(f, d) is None else merges(f, d).T),
             ("some of the functions are matrices: is your limit above rounding?",

@@ -15,8 +15,8 @@ from .rounding import choosing, grid, merging, nf4
 
 __all__ = ["SCHEMATICS"]
 
-NAMES = ("map", "autograd", "road", "transformer", "memory", "adapters", "prompts", "prefix",
-         "lora", "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "merging",
+NAMES = ("map", "autograd", "stack", "road", "transformer", "memory", "adapters", "prompts",
+         "prefix", "lora", "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "merging",
          "straight_through", "choosing", "llama")
 COMPUTED = {"grid": grid, "nf4": nf4, "merging": merging, "choosing": choosing}
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {

@@ -29,6 +29,13 @@ WORDS = {                                                # name → (sentence, d
         "A graph of x = 3, a = x · x = 9, b = a + a = 18, c = b + a = 27. Two edges from x to a "
         "have the slope 3; two from a to b, one from a to c and one from b to c have the slope 1. "
         "The gradients are 1 for c, 1 for b, 3 for a and 18 for x."),
+    "stack": (
+        "The walk ends at the lowest trained layer.",
+        "Above it, a frozen linear layer passes dX on, for which it needs its weight and not its "
+        "input.",
+        "Five linear layers in a row between x and a loss; the third is trained. Backwards, dY "
+        "goes from the loss to layer 5, and dX from 5 to 4 and from 4 to 3, where dW is computed. "
+        "Layers 1 and 2 compute no gradient and keep nothing."),
     "transformer": (
         "A block adds twice to the residual stream: what attention gathers from earlier tokens, "
         "and what the MLP makes of each token.",
