@@ -418,9 +418,9 @@ fig.set_label("The training losses of three kinds of adapters, on a logarithmic 
 fig
 
 # %% [markdown]
-# *What to see: all three learn the catalogue.* With this seed Pfeiffer's five adapters know fewer facts
-# than Houlsby's ten. That is chance: two more seeds gave Houlsby 13 and 11, Pfeiffer 11 and 13. And
-# what do they say?
+# *What to see: all three learn the catalogue.* With this seed Pfeiffer's five adapters know fewer
+# facts than Houlsby's ten. That is chance: two more seeds gave Houlsby 13 and 11, Pfeiffer 11 and
+# 13. And what do they say?
 
 # %%
 ask = 0, 1, 4, 5, 8, 9

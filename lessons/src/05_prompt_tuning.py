@@ -290,11 +290,11 @@ print("share of the gain, %  ", places_of(*(100 * gains / gains.sum())))
 # The prompt has told it to stop.
 # It has hardly taught the model Matplotlib: all tokens but the last bring a quarter of the gain.
 #
-# **This is the lesson's finding.** A prompt first selects among habits that the model has. Facts come
-# late. In lesson 04 you asked this model for 16 facts that no text contains, and adapters knew 8 to 14
-# of them after 100 steps. A prompt of 20 vectors, trained likewise, knows none after 100 steps, and 3, 4
-# and 0 after 300, with three seeds. Lesson 06 sets longer and deeper prompts beside it. So in 40 steps do
-# not look for new knowledge in the texts. Look at where the loss falls.
+# **This is the lesson's finding.** A prompt first selects among habits that the model has. Facts
+# come late. In lesson 04 you asked this model for 16 facts that no text contains, and adapters knew
+# 8 to 14 of them after 100 steps. A prompt of 20 vectors, trained likewise, knows none after 100
+# steps, and 3, 4 and 0 after 300, with three seeds. Lesson 06 sets longer and deeper prompts beside
+# it. So in 40 steps do not look for new knowledge in the texts. Look at where the loss falls.
 #
 # What moves a prompt? The same $P$ vectors stand in every row of a batch.
 #

@@ -400,11 +400,11 @@ fig.set_label("Training losses over 100 steps, on a logarithmic axis. The prompt
 fig
 
 # %% [markdown]
-# *What to see: all are still falling. At the same length the prefixes, with more numbers, are far
-# ahead. With as many numbers two virtual tokens in every layer still are ahead of twenty at the input,
-# by less. A longer prompt knows facts as well.* So a prompt can learn facts, slowly: with
-# three seeds, 300 steps brought the twenty vectors to 1.9 nats, and to 3, 4 and 0 right answers. Such a
-# count hangs on chance; trust the losses more. What do they say?
+# *What to see: at the same length the prefixes, with more numbers, are far ahead. With as many
+# numbers two virtual tokens in every layer still are ahead of twenty at the input, by less. A longer
+# prompt knows facts as well.* So a prompt can learn facts, slowly: with
+# three seeds, 300 steps brought the twenty vectors to 1.9 nats, and to 3, 4 and 0 right answers.
+# Such a count hangs on chance; trust the losses more. What do they say?
 
 # %%
 ask = 0, 1, 4, 5, 8, 9
@@ -536,9 +536,9 @@ fig
 
 # %% [markdown]
 # *What to see, left: columns of the prefix that all tokens look at. In the text a token sees itself
-# and what is left of it, so that nothing is right of the diagonal (the root shows small shares). Right: some heads give most of their attention to the prefix, others
-# nearly ignore it.*
-# Nobody trained the gate $\lambda$ itself. It follows from the keys. Move the handle to see the other
+# and what is left of it, so that nothing is right of the diagonal (the root shows small shares).
+# Right: some heads give most of their attention to the prefix, others nearly ignore it.* Nobody
+# trained the gate $\lambda$ itself. It follows from the keys. Move the handle to see the other
 # heads, layer after layer, with the prefix's columns on the left:
 
 # %%

@@ -497,8 +497,9 @@ fig.set_label("Singular values of three changes, and of a random matrix as large
 fig
 
 # %% [markdown]
-# *What to see: full fine-tuning has no gap, but it is concentrated: 8 directions hold more than half,
-# where chance puts a fifth. With query and value alone each change is larger, with a rank or without.*
+# *What to see: full fine-tuning has no gap, but it is concentrated: 8 directions hold more than
+# half, where chance puts a fifth. With query and value alone each change is larger, with a rank or
+# without.*
 #
 # Move the handle: how many directions make the left picture look like $\Delta W$, on the right?
 

@@ -320,9 +320,10 @@ print("ranks of the two matrices above:", my_allocate(example, 3).sum(1))
 rng = np.random.default_rng(0)
 scores = rng.exponential(1, (6, 8)) * [[3], [2], [1], [1], [0.5], [0.2]]
 edge = np.repeat(np.arange(7), 2)[1:-1]
-frames = {b: {"rank": (edge, np.repeat(my_allocate(scores, b).sum(1), 2))} for b in range(42, 0, -6)}
+frames = {b: {"rank": (edge, np.repeat(my_allocate(scores, b).sum(1), 2))}
+          for b in range(42, 0, -6)}
 told = {b: f"of 48 triplets {b} stay; an even share would be {b // 6} for each" for b in frames}
-slider("b", frames, captions=told, xlabel="matrix, those with the largest scores first", ylabel="rank")
+slider("b", frames, captions=told, xlabel="matrix, the largest scores first", ylabel="rank")
 
 # %% [markdown]
 # ## 6. Your functions at work
@@ -426,9 +427,9 @@ fig
 
 # %% [markdown]
 # *What to see: all triplets grow at first. Then the dashed ones are pruned, one of them in bold. The
-# optimizer moves it away from zero again, and the next allocation takes it once more. So the way back
-# is open, but here no triplet takes it, as the line above the picture says. From step 60 on the choice
-# is final.*
+# optimizer moves it away from zero again, and the next allocation takes it once more. So the way
+# back is open, but here no triplet takes it, as the line above the picture says. From step 60 on the
+# choice is final.*
 #
 # ## 7. Where did the ranks go?
 #
