@@ -131,8 +131,8 @@ show("methods_in_a_block")
 # ## 2. How near is "near the identity"?
 #
 # Both matrices start as small random numbers, and the biases as zeros. *Small* matters: drawn
-# with a standard deviation of 0.3, ten adapters make the model begin at 8.7 nats in place of 5.3,
-# and training first has to repair that.
+# thirty times larger than in the paper, ten adapters make the model begin at 8.7 nats in place of
+# 5.3, and training first has to repair that.
 # The paper draws from a normal distribution of standard deviation $\sigma_0$ and cuts it off at
 # $2\sigma_0$, and the package does the same.
 # The truncated distribution has the standard deviation $\sigma = 0.88\,\sigma_0$.
