@@ -408,13 +408,13 @@ print(f"{sum(mask.sum() for mask in pruned.values())} triplets were pruned at so
 path = min(pruned, key=lambda p: abs(np.count_nonzero(log[-1][p]) - 4))  # one that kept about half
 values = np.abs([step[path] for step in log])                            # (steps, r)
 alive = values[-1] > 0
-bold = np.flatnonzero(~alive)[(values[:, ~alive] == 0).argmax(0).argmin()]       # pruned first
+bold = np.where(alive, len(values), (values == 0).argmax(0)).argmin()    # the one pruned first
 fig, ax = plot.figure()
 for i in range(values.shape[1]):
     y = np.where(values[:, i] > 0, values[:, i], np.nan)
-    look = ("blue", "-", 1.5) if alive[i] else ("vermillion", "-" if i == bold else "--", 0.8)
-    ax.plot(y, color=plot.COLOURS[look[0]], ls=look[1], lw=2.5 if i == bold else look[2],
-            alpha=1 if alive[i] or i == bold else 0.4)
+    pale, gone = ("vermillion", "--", 0.8, 0.4), ("vermillion", "-", 2.5, 1)
+    colour, style, width, alpha = ("blue", "-", 1.5, 1) if alive[i] else gone if i == bold else pale
+    ax.plot(y, color=plot.COLOURS[colour], ls=style, lw=width, alpha=alpha)
 ax.axvline(60, color=plot.COLOURS["grey"], lw=1, ls=":")
 ax.text(61, 0.1 * values.max(), "T − t_f: the choice is final", color="#606060")
 ax.set_yscale("symlog", linthresh=0.02)
