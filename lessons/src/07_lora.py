@@ -498,8 +498,8 @@ fig
 
 # %% [markdown]
 # *What to see: full fine-tuning has no gap, but it is concentrated: 8 directions hold more than
-# half, where chance puts a fifth. With query and value alone each change is larger, with a rank or
-# without.*
+# half, where chance puts a fifth. With query and value alone, at ten times the rate, each change is
+# larger, with a rank or without.*
 #
 # Move the handle: how many directions make the left picture look like $\Delta W$, on the right?
 
