@@ -151,9 +151,9 @@ my_attach = result.function
 result
 
 # %% [markdown]
-# Your function on the whole model, beside the package's count:
 # In place of $d_\text{out}\, d_\text{in}$ numbers, $r(d_\text{in} + d_\text{out})$ numbers are
 # trained. The same number is stored for each task. AdamW remembers two more for each of them.
+# Your function on the whole model, and then the package's summary:
 
 # %%
 parameters = {name: p.data for name, p in base.named_parameters()}
@@ -182,7 +182,6 @@ tuned.summary()
 # You need one rule, from lesson 01.
 # In $Y = Z M^\top$ the gradients are $dM = dY^\top Z$ and $dZ = dY\, M$.
 # Each has the shape of its array, and no other product has.
-# Use the rule twice: for $B$, where $Z$ is $X A^\top$, and then for $A$, where $Z$ is $X$.
 #
 # ### {exercise}
 #
@@ -334,8 +333,8 @@ beside({"question": [task.taught[i][0].partition("\n")[2] + " …" for i in ask]
         "LoRA, all six": some(told["LoRA, all six"]), "the catalogue": some(right)})
 
 # %% [markdown]
-# The base answers in the language of documentation. LoRA on two matrices has learned what answers
-# look like: materials and uses, often of another machine. LoRA on all six knows the catalogue.
+# The base answers in the language of documentation. LoRA on two matrices knows some answers, gives
+# that of another machine, or mixes words up. LoRA on all six knows the catalogue.
 #
 # So the rank is one limit here, and the choice of matrices another. Rank 8 on all six removes both,
 # with fewer numbers than query and value have. The paper's claim, as good as full fine-tuning,
@@ -464,39 +463,52 @@ guess = tp.guess("07.share", 90, "%")
 
 # %%
 path = "blocks.2.attention.value"
-full, narrow = arms["everything"][0], arms["LoRA, query and value"][0]
-delta = full.merge().get(path).weight.data - base.get(path).weight.data
-S_full, S_lora = np.linalg.svd(delta)[1], narrow.wrappers[path].svd()[1]
-share = np.cumsum(S_full ** 2) / np.sum(S_full ** 2)
-print(f"90 % of ‖ΔW‖² need {np.argmax(share >= 0.9) + 1} of 128; "
-      f"‖ΔW‖ is {size(S_full):.2f} for full fine-tuning and {size(S_lora):.2f} for LoRA")
-guess.beside(100 * share[7])
+full, narrow, free = (arms[name][0] for name in ("everything", "LoRA, query and value",
+                                                 "query and value, any rank"))
+W_of = lambda model: model.get(path).weight.data
+delta = W_of(full.merge()) - W_of(base)
+chance = np.random.default_rng(0).standard_normal(delta.shape)
+changes = {"everything": delta,
+           "query and value, any rank": W_of(free.merge()) - W_of(base),
+           "LoRA, query and value": narrow.wrappers[path].delta(),
+           "by chance": chance * size(delta) / size(chance)}
+spectra = {name: np.linalg.svd(change)[1] for name, change in changes.items()}
+for name, S in spectra.items():
+    share = np.cumsum(S ** 2) / np.sum(S ** 2)
+    print(f"{name:26}‖ΔW‖ = {size(S):5.2f}; 8 directions hold {share[7]:4.0%} of its square, "
+          f"90 % need {np.argmax(share >= 0.9) + 1:2} of 128")
+guess.beside(100 * size(spectra["everything"][:8]) ** 2 / size(delta) ** 2)
 
 # %% fold
 fig, ax = plot.figure(height=3.0)
-ax.semilogy(np.arange(1, len(S_full) + 1), S_full, **{**plot.mark("full"), "marker": "."})
-ax.semilogy(np.arange(1, 9), S_lora, **plot.mark("lora"))
-ax.text(60, S_full[40] * 1.3, "full fine-tuning: all 128", color=plot.COLOURS["black"])
-ax.text(10, S_lora[0], "LoRA: 8, the rest is 0", color=plot.COLOURS["blue"], va="center")
+looks = ("black", "-"), ("green", "--"), ("blue", "-"), ("grey", ":")
+for (name, S), (colour, style) in zip(spectra.items(), looks, strict=True):
+    S = S[:8] if name.startswith("LoRA") else S
+    ax.semilogy(np.arange(1, len(S) + 1), S, color=plot.COLOURS[colour], ls=style)
+ax.text(62, spectra["everything"][60] * 0.45, "everything", ha="right")
+ax.text(60, spectra["query and value, any rank"][60] * 1.6, "query and value, any rank",
+        color=plot.ink(plot.COLOURS["green"]))
+ax.text(40, spectra["by chance"][40] * 1.3, "by chance", color=plot.ink(plot.COLOURS["grey"]))
+ax.text(10, 5, "LoRA: 8, the rest is 0", color=plot.COLOURS["blue"], va="center")
 ax.set(xlabel="index of the singular value", ylabel="singular value of ΔW", title=path)
-fig.set_label("Singular values of two changes, on a logarithmic axis. Those of full fine-tuning "
-              "fall slowly over all 128 places without a gap; the eight of LoRA lie above.")
+fig.set_label("Singular values of three changes, and of a random matrix as large as the first, on "
+              "a logarithmic axis. Those of full fine-tuning fall without a gap, and faster than "
+              "the random ones; the eight of LoRA lie above.")
 fig
 
 # %% [markdown]
-# *What to see: full fine-tuning has no gap. It spreads its change over all 128 directions.
-# LoRA puts a larger change into 8.*
+# *What to see: full fine-tuning has no gap, but it is concentrated: 8 directions hold more than
+# half, where chance puts a fifth. With query and value alone, at ten times the rate, each change is
+# larger, with a rank or without.*
 #
-# Move the handle: how many directions does it take before the picture of full fine-tuning's
-# $\Delta W$ looks like the whole?
+# Move the handle: how many directions make the left picture look like $\Delta W$, on the right?
 
 # %%
-sliders.rank(delta)
+sliders.rank(delta, beside=True)
 
 # %% [markdown]
-# *What to see: at rank 8 the picture is still far from the whole.* So low rank is not what full
-# fine-tuning does here. It is a restriction. Section 5 showed what it costs at two matrices, and
-# that more matrices make up for it.
+# *What to see: at rank 8 the left is still far from the right.* So low rank is a restriction. Section
+# 5 showed what it costs at two matrices, and that more matrices make up for it.
 #
 # Do two LoRAs learn the same? Their $A$ and $B$ do not tell. For every invertible $G$ $(r, r)$ the
 # factors $B G$ and $G^{-1} A$ make the same change.
@@ -607,8 +619,8 @@ fig
 # With $\alpha/\sqrt r$ it nearly stays: it rises by what line 4 says.*
 # So at a large rank LoRA with $\alpha/r$ learns slowly, unless its learning rate grows.
 # In the study the rate may grow, because each scale has its own best one. There rank 64 ends at
-# {study rank: 64, loss} nats per token with $\alpha/r$, and at
-# {study rank: 64/sqrt, loss} with $\alpha/\sqrt r$. The difference is
+# {study rank: 64, loss} nats per token with $16/r$, and at
+# {study rank: 64/sqrt, loss} with $5.66/\sqrt r$, which is as much at $r = 8$. The difference is
 # {study rank: 64 - 64/sqrt, loss}. Once each scale has its own best learning rate, it hardly matters
 # which scale you take.
 #
@@ -636,12 +648,12 @@ both = [(w.A.data, w.B.data, w.scale * len(w.A.data)) for w in pair]
 for n in (1, 10, 100, 1000):
     left = served(W, [both[i % 2] for i in range(n)])[1]
     lost = size(np.float32(left) - W) / size(np.float32(W))
-    print(f"after {n:4} requests {lost:.2%} of the base is lost; "
+    print(f"requests: {n:4}; {lost:.2%} of the base is lost; "
           f"{np.mean(left != W):.0%} of its numbers have changed")
 
 # %% [markdown]
 # Each sum is rounded to the numbers that its type has near it. A subtraction cannot bring back what
-# was rounded away. In float32 the base wears out, too, only later, and at once if a change is large.
+# was rounded away. In float32 and float64 it wears out later, and at once if a change is large.
 #
 # ### {exercise}
 #
@@ -727,14 +739,15 @@ def dora_layer(self, x):
     return my_dora(x, W0, self.A, self.B, alpha, self.m) + self.base.bias
 
 
-dora = tp.attach(tp.load_pretrained(), tp.LoRA(rank=8, alpha=16), rng=0)
+dora, lora = (tp.attach(tp.load_pretrained(), tp.LoRA(rank=8, alpha=16), rng=0) for _ in "12")
 for w in dora.wrappers.values(): w.m = Parameter(np.linalg.norm(w.base.weight.data, axis=1))
 with use(LoRALinear, forward=dora_layer):
     gap = abs(dora(tokens).data - plain).max()
     print(f"at the start, largest difference from the base: {gap:.0e}")
-    losses = tp.train(dora, task, 15, batch_size=2, seed=0, progress=False).loss
-print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:]):.3f}, "
-      f"LoRA {np.mean(theirs[-5:]):.3f}")
+    with_dora = tp.train(dora, task, 15, batch_size=2, seed=0, progress=False).loss
+with_lora = tp.train(lora, task, 15, batch_size=2, seed=0, progress=False).loss    # the same start
+print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(with_dora[-5:]):.3f}, "
+      f"LoRA {np.mean(with_lora[-5:]):.3f}")
 
 # %% [markdown]
 # ### {exercise} · Bonus: LoRA+ (open, 2 extra points, 15 minutes)

@@ -35,7 +35,8 @@ print(f"frozen base on {task.name}: {tp.evaluate(model, task)['loss']:.3f} nats/
 # LoRA gives each adapted matrix the same rank $r$.
 # A matrix that has little to learn wastes its rank, and another matrix could use more.
 # AdaLoRA (Zhang et al., arXiv 2303.10512) gives a budget of rank to *all matrices together*.
-# Each matrix starts with a little more than it may keep on average.
+# Each matrix starts with more than it may keep on average: in the paper with half as much again, in
+# this lesson with twice as much.
 # While the model is trained, the least important pieces are taken away, wherever they are.
 #
 # For that, the change must consist of pieces, and each must have a worth of its own.
@@ -74,15 +75,22 @@ show(AdaLoRALinear.forward)
 # column with itself is 1, and with every other column it is 0. The same holds for the rows of $Q$.
 # Gradient steps know nothing of that. After a few of them the columns of $P$ overlap. If columns
 # overlap, two triplets share one piece of work. What one is worth then depends on whether the other
-# is there, and its $\lambda$ does not say how large its own part is. A new decomposition after
-# every step would cost too much. So the paper adds a penalty to the loss, $\gamma\, R(P, Q)$ for
-# each matrix, which pulls $P$ and $Q$ back. Its weight $\gamma$ is 0.01 here.
+# is there, and its $\lambda$ does not say how large its own part is.
+#
+# By hand, two triplets with $\lambda = 1$ and the same row of $Q$, $(1, 0)$. If the columns of $P$
+# are $(1, 0)$ and $(0, 1)$, the change has the squared size $1 + 1 = 2$. If they are $(1, 0)$ and
+# $(0.8, 0.6)$, they add up to $(1.8, 0.6)$, and the squared size is 3.6. Take either of the two
+# away, and 1 is left: each seems to be worth 2.6, and the two together only 3.6.
+#
+# A new decomposition after every step would cost too much. So the paper adds a penalty to the loss,
+# $\gamma\, R(P, Q)$ for each matrix, which pulls $P$ and $Q$ back. Its weight $\gamma$ is 0.01 here.
 #
 # ### {exercise}
 #
 # Write $R$ for Tensors `P` $(d_\text{out}, r)$ and `Q` $(r, d_\text{in})$. Take all $r^2$ dot
 # products of the columns of `P`, subtract from each what it should be, and sum the squares. Do the
-# same with the rows of `Q`, and add the two sums. The result is a Tensor with one number. Derive
+# same with the rows of `Q`, and add the two sums. The result is a Tensor with one number; `.T`, `@`
+# and `.sum()` work on Tensors, and a NumPy array may be subtracted. Derive
 # first, on paper, which two matrix products hold these dot products, and which matrix they should
 # equal.
 
@@ -127,7 +135,8 @@ show(AdaLoRALinear.departures)
 # * the **uncertainty** $U$, an average of the distance between $I$ and the *new* $\bar I$. It keeps
 #   the share $\beta_2$ of its old value;
 # * the **score** $s = \bar I\, U$. A number whose sensitivity jumps about should not be pruned in a
-#   bad moment, so its uncertainty counts in its favour.
+#   bad moment, so its uncertainty counts in its favour: with $\bar I = 0.5$ and $U = 0.4$ it has 0.2,
+#   and a steadier one with $\bar I = 0.9$ and $U = 0.2$ has 0.18.
 #
 # By hand, with $w = 2$, $\partial L/\partial w = -0.5$, the old $\bar I = 0.5$ and $U = 0.2$, and
 # $\beta_1 = \beta_2 = 0.8$: the sensitivity is 1.
@@ -304,6 +313,19 @@ example = np.array([[5, 1, 0.5], [4, 3, 0.2]])
 print("ranks of the two matrices above:", my_allocate(example, 3).sum(1))
 
 # %% [markdown]
+# Move the handle: the budget falls, and your function decides which triplets of six matrices stay.
+# Each column is a matrix with eight triplets, and the height is its rank.
+
+# %%
+rng = np.random.default_rng(0)
+scores = rng.exponential(1, (6, 8)) * [[3], [2], [1], [1], [0.5], [0.2]]
+edge = np.repeat(np.arange(7), 2)[1:-1]
+frames = {b: {"rank": (edge, np.repeat(my_allocate(scores, b).sum(1), 2))}
+          for b in range(42, 0, -6)}
+told = {b: f"of 48 triplets {b} stay; an even share would be {b // 6} for each" for b in frames}
+slider("b", frames, captions=told, xlabel="matrix, the largest scores first", ylabel="rank")
+
+# %% [markdown]
 # ## 6. Your functions at work
 #
 # `train` calls the function `after_step` of a method after every step of the optimizer. Such a
@@ -386,24 +408,27 @@ print(f"{sum(mask.sum() for mask in pruned.values())} triplets were pruned at so
 path = min(pruned, key=lambda p: abs(np.count_nonzero(log[-1][p]) - 4))  # one that kept about half
 values = np.abs([step[path] for step in log])                            # (steps, r)
 alive = values[-1] > 0
+bold = np.where(alive, len(values), (values == 0).argmax(0)).argmin()    # the one pruned first
 fig, ax = plot.figure()
 for i in range(values.shape[1]):
-    ax.plot(np.where(values[:, i] > 0, values[:, i], np.nan), lw=1.5 if alive[i] else 0.8,
-            color=plot.COLOURS["blue" if alive[i] else "vermillion"], ls="-" if alive[i] else "--")
+    y = np.where(values[:, i] > 0, values[:, i], np.nan)
+    pale, gone = ("vermillion", "--", 0.8, 0.4), ("vermillion", "-", 2.5, 1)
+    colour, style, width, alpha = ("blue", "-", 1.5, 1) if alive[i] else gone if i == bold else pale
+    ax.plot(y, color=plot.COLOURS[colour], ls=style, lw=width, alpha=alpha)
 ax.axvline(60, color=plot.COLOURS["grey"], lw=1, ls=":")
 ax.text(61, 0.1 * values.max(), "T − t_f: the choice is final", color="#606060")
 ax.set_yscale("symlog", linthresh=0.02)
 ax.set_ylim(0, None)
 ax.set(xlabel="step", ylabel="|λ|, a gap: pruned", title=f"the singular values of {path}")
 fig.set_label("The eight singular values of one matrix over 100 steps, the small ones stretched. "
-              "All grow at first; four dashed ones fall to zero again and again, and end at step "
-              "60.")
+              "All grow at first; four dashed ones, one in bold, fall to zero again and again, and "
+              "end at step 60.")
 fig
 
 # %% [markdown]
-# *What to see: all triplets grow at first. Then the dashed ones are pruned. The optimizer moves
-# them away from zero again, and the next allocation takes them once more. So the way back is open,
-# but hardly any triplet takes it: the line above the picture counts them. From step 60 on the
+# *What to see: all triplets grow at first. Then the dashed ones are pruned, one of them in bold. The
+# optimizer moves it away from zero again, and the next allocation takes it once more. So the way
+# back is open, but here no triplet takes it, as the line above the picture says. From step 60 on the
 # choice is final.*
 #
 # ## 7. Where did the ranks go?

@@ -64,6 +64,16 @@ HEADED = SOURCE.replace("# Text", "# ### {exercise}\n#\n# Text") + '''
 '''
 
 
+def test_papers_and_lessons_are_links_but_not_in_code_or_html():
+    text = "See lesson\n07 (arXiv 2106.09685, eq. 3), lesson 13b, lesson 99, `lesson 07`, [lesson 07](x.md).\n"
+    html = "<details><summary>1. Lesson 07?</summary>\narXiv 2106.09685</details>"
+    made = percent.linked(text + html)
+    assert made == ("See [lesson\n07](07_lora.ipynb) ([arXiv 2106.09685](https://arxiv.org/abs/2106.09685), eq. 3), "
+                    "[lesson 13b](13b_merging_loftq.ipynb), lesson 99, `lesson 07`, [lesson 07](x.md).\n" + html)
+    cells = percent.parse(SOURCE.replace("Text with", "As in lesson 07,"))
+    assert all("[lesson 07](07_lora.ipynb)" in make(cells).cells[0].source for make in (percent.lesson, percent.assignment))
+
+
 def test_headings_are_written_out():
     cells = percent.headed(percent.parse(HEADED))
     assert "### Exercise 1 · The forward pass of LoRA (★, 3 points, 10 minutes)" in cells[0].source.split("\n")

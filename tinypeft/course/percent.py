@@ -22,6 +22,8 @@ Text may hold the study's numbers, `{study rank: 8, loss}` or `{claim A very sma
 `study_numbers.py`. A guess, `tp.guess("03.peak", 31.0, "MiB")`, is a number in the lesson, and in
 the assignment `...` stands in its place.
 
+In the notebooks "arXiv 2106.09685" and "lesson 07" are links.
+
 Two notebooks are made of a source: the lesson, with the solutions and their outputs, and the
 assignment, which has a stub in place of each solution. An answer is in neither. Both carry
 nbgrader's metadata (schema 3), so that a course that uses nbgrader can take them as they are.
@@ -45,13 +47,17 @@ from .study_numbers import filled
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["Cell", "LESSONS", "SOURCES", "assignment", "execute", "headed", "lesson", "parse",
-           "parsed", "read", "sources"]
+__all__ = ["Cell", "LESSONS", "SOURCES", "assignment", "execute", "headed", "lesson", "linked",
+           "parse", "parsed", "read", "sources"]
 
 LESSONS = Path(__file__).parents[2] / "lessons"
 SOURCES = LESSONS / "src"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 HEADING = re.compile(r"^(#+ )\{exercise\}( · .+)?$", re.M)
+CODE_OR_HTML = r"```.*?```|`[^`]*`|<details>.*?</details>|<[^>]*>"
+LINK = r"\[[^\]]*\]\([^)]*\)"
+NAMED = r"arXiv\s(?P<paper>\d{4}\.\d{5})|[Ll]esson\s(?P<lesson>\d\db?)"
+LINKED = re.compile(f"{CODE_OR_HTML}|{LINK}|{NAMED}", re.S)
 OPEN = re.compile(r" · (?P<bonus>Bonus: )?.+ \(open, \d+ (?P<extra>extra )?points?, \d+ minutes\)")
 
 
@@ -206,10 +212,26 @@ def _title(cell):
 
 
 # -- notebooks -----------------------------------------------------------------------------------
-def lesson(cells: list[Cell]) -> NotebookNode:
-    """The notebook with solutions, not yet executed."""
+def lesson(cells: list[Cell], up: str = "") -> NotebookNode:
+    """The notebook with solutions, not yet executed. up: the way to the lessons' folder."""
     marks = re.compile(rf" *({BEGIN}|{END})\n?")
-    return _notebook(cells, lambda cell: marks.sub("", cell.source).rstrip())
+
+    def source(cell):
+        if cell.kind == "markdown": return linked(cell.source, up)
+        return marks.sub("", cell.source).rstrip()
+    return _notebook(cells, source)
+
+
+def linked(text: str, up: str = "") -> str:
+    """The text of a lesson with links to the papers and to the other lessons that it names. A text
+    in HTML, such as an answer of *Recall*, stays as it is: there Markdown is not read."""
+    files = {path.stem.partition("_")[0]: f"{path.stem}.ipynb" for path in sources()}
+
+    def link(match):
+        paper, number = match["paper"], match["lesson"]
+        if paper: return f"[{match[0]}](https://arxiv.org/abs/{paper})"
+        return f"[{match[0]}]({up}{files[number]})" if number in files else match[0]
+    return LINKED.sub(link, text)
 
 
 def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
@@ -218,7 +240,8 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
     stub = re.compile(rf"( *){BEGIN}\n.*?{END}", re.S)
 
     def source(cell):                                    # the glossary is in the folder above
-        if cell.kind == "markdown": return cell.source.replace("](GLOSSARY.md", "](../GLOSSARY.md")
+        if cell.kind == "markdown":
+            return linked(cell.source).replace("](GLOSSARY.md", "](../GLOSSARY.md")
         if not cell.exercise: return unguessed(cell.source)
         if solved: return cell.source
         empty = f'raise NotImplementedError("{cell.exercise}")'

@@ -64,7 +64,7 @@ def example(path: Path) -> NotebookNode:
 
 def _notebook(path, part):
     text = path.read_text(encoding="utf-8").replace("# %% project\n", "# %%\n")
-    return lesson(parse(PART.sub(part, text), path.name))
+    return lesson(parse(PART.sub(part, text), path.name), up="../")
 
 
 def build(write: bool = True, say: Callable[[str], object] = print) -> None:

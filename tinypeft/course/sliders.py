@@ -70,18 +70,23 @@ def gate(q: Array, k: Array, P_K: Array, scales: Iterable[float] = np.arange(0, 
 
 
 def rank(matrix: Array, ranks: Iterable[int] = (1, 2, 4, 6, 8, 12, 16, 24, 32), most: int = 48,
-         ) -> Slider:
+         beside: bool = False) -> Slider:
     """The nearest matrix of each rank to `matrix` (rows, columns), as a picture of at most `most` ×
     `most` pixels: of a larger one every second row and column is drawn, or every third …
 
     The caption has the share of the sum of squares that is kept, and the numbers that are stored.
+    beside: draw the whole matrix on the right of each.
     """
     U, S, Vt = np.linalg.svd(np.asarray(matrix, float), full_matrices=False)
     every = -(-max(matrix.shape) // most)
     ranks = [r for r in ranks if r < len(S)] + [len(S)]
     frames = {r: ((U[:, :r] * S[:r]) @ Vt[:r])[::every, ::every] for r in ranks}
+    if beside:
+        whole = frames[len(S)]
+        gap = np.full((len(whole), 2), whole.max())
+        frames = {r: np.concatenate([near, gap, whole], axis=1) for r, near in frames.items()}
     captions = {r: f"{100 * (S[:r] ** 2).sum() / (S ** 2).sum():.1f} % of the square, "
-                   f"{r * sum(matrix.shape):,} numbers; the matrix has {matrix.size:,}"
+                   f"{r * sum(matrix.shape):,} numbers; the matrix itself has {matrix.size:,}"
                 for r in ranks}
     return slider("rank", frames, captions=captions)
 

@@ -110,11 +110,12 @@ def no_rest(t, T, t_i, t_f, b0, bT):
     return int(bT + (b0 - bT) * (1 - (min(t, T - t_f) - t_i) / (T - t_i - t_f)) ** 3)
 
 
-def averaged(beta1=lambda b1, b2: b1, beta2=lambda b1, b2: b2, share=lambda beta: 1 - beta, I=lambda w, g: abs(w * g)):
+def averaged(beta1=lambda b1, b2: b1, beta2=lambda b1, b2: b2, share=lambda beta: 1 - beta, I=lambda w, g: abs(w * g),
+             distance=abs):
     def adalora_importance(w, g, I_bar, U, b1, b2):
         first, second = beta1(b1, b2), beta2(b1, b2)
         I_bar = first * I_bar + share(first) * I(w, g)
-        U = second * U + share(second) * abs(I(w, g) - I_bar)
+        U = second * U + share(second) * distance(I(w, g) - I_bar)
         return I_bar, U, I_bar * U
     return adalora_importance
 
@@ -201,6 +202,9 @@ WRONG = {
         (averaged(beta1=lambda b1, b2: b2, beta2=lambda b1, b2: b1), "β1 belongs to Ī"),
         (averaged(share=lambda beta: 1), "without end"),
         (averaged(I=lambda w, g: (w * g) ** 2), "you squared w g"),
+        (averaged(I=lambda w, g: (w * g) ** 2, distance=np.square), "you squared both"),
+        (averaged(I=lambda w, g: g ** 2), "to the first power"),
+        (scored(lambda I, a, u, b, v: (b * v) ** 2), "no square"),
         (scored(lambda I, a, u, b, v: v), "one of the two alone"),
         (scored(lambda I, a, u, b, v: b / v), "you divided"),
         (averaged(beta1=lambda b1, b2: 0), "this is I of this step"),

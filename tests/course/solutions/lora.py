@@ -59,6 +59,13 @@ def attach(start=lambda rng, r, W: (rng.standard_normal((r, W.shape[1])) / W.sha
     return lora_attach
 
 
+def unpacked(parameters, targets, r, seed):
+    """A target anywhere in the name, and no look at the number of axes."""
+    for name, W in parameters.items():
+        if any(target in name for target in targets) and name.endswith(".weight"): d_out, d_in = W.shape
+    return attach()(parameters, targets, r, seed)
+
+
 def normal(rng, *shape):
     return rng.standard_normal(shape)
 
@@ -165,6 +172,7 @@ WRONG = {
         (attach(lambda rng, r, W: (normal(rng, r, W.shape[1]) / W.shape[1], np.zeros((len(W), r)))), "not by d_in"),
         (attach(lambda rng, r, W: (normal(rng, W.shape[1], r), np.zeros((r, len(W))))), "A is (r, d_in), and B"),
         (attach(counts=lambda layer, targets: any(t in layer for t in targets)), "too many arrays"),
+        (unpacked, "not if it contains one"),
         (attach(counts=lambda layer, targets: True), "last part of the path"),
         (attach(base=lambda name: True), "of a layer with LoRA"),
         (attach(base=lambda name: name.endswith("bias")), "the biases and the norms"),
@@ -174,6 +182,7 @@ WRONG = {
     "lora.alike": [
         (lambda A, B, a, C, D, c: A.shape == C.shape and bool(close(A, C) and close(B, D)), "compare B A, not A and B"),
         (alike(close, lambda alpha, r: 1.0), "α/r belongs to the change"),
+        (alike(np.allclose, lambda alpha, r: 1.0), "scale α/r belongs"),
         (alike(close, lambda alpha, r: alpha), "α/r, not α"),
         (alike(lambda a, b: close(values(a), values(b))), "by a rotation"),
         (alike(lambda a, b: abs(np.linalg.norm(a) - np.linalg.norm(b)) <= 1e-3 * np.linalg.norm(a)), "of the same size"),
@@ -185,6 +194,7 @@ WRONG = {
         (lambda A, B, a, C, D, c: bool(close(np.linalg.pinv(A) @ A, np.linalg.pinv(C) @ C)), "leaves B free")],
     "lora.swap": [
         (server(), "the base wears out"),
+        (lambda W0, tasks: [W.astype(W0.dtype) for W in server()(W0.astype(float), tasks)], "in float64 as well"),
         (server(finish=lambda W, change: W), "the changes add up"),
         (server(note=lambda W: W), "make a new array for each"),
         (afresh(lambda A, B, alpha: alpha), "α/r, not α"),
@@ -197,7 +207,9 @@ WRONG = {
         (lambda W0, tasks: afresh()(W0, tasks)[::-1], "the first one first"),
         (lambda W0, tasks: [W0 + alpha / len(A) * A @ B for A, B, alpha in tasks], "not A B")],
     "lora.bug": [
-        (diagnose(still=any), "only one of its two matrices"),
+        (diagnose(still=any), "of its two matrices has moved"),
+        (lambda W, A, B, W1, A1, B1: "not trained" if (W == W1).all() and ((A == A1).all() or (B == B1).all())
+         else diagnose()(W, A, B, W1, A1, B1), "when only one of"),
         (diagnose(still=lambda moved: moved[1]), "it is not trained if neither has"),
         (diagnose(start=lambda A, B: not B.any()), "one of the two may be random"),
         (diagnose(start=lambda A, B: not A.any()), "the start is changed if B A is not zero; one"),

@@ -20,6 +20,14 @@ def by_jacobian(q, k, v, P_K, P_V, do):
     return backward(back=lambda p, dp: (np.diag(p) - np.outer(p, p)) @ dp)(q, k, v, P_K, P_V, do)
 
 
+def back_in_the_prefix_alone(q, k, v, P_K, P_V, do):
+    """The forward softmax over all keys, its Jacobian of the prefix's alone."""
+    s = np.vstack([P_K, k]) @ q / len(q) ** 0.5
+    p = (np.exp(s - s.max()) / np.exp(s - s.max()).sum())[:len(P_K)]
+    ds = (np.diag(p) - np.outer(p, p)) @ P_V @ do
+    return np.outer(ds, q) / len(q) ** 0.5, np.outer(p, do)
+
+
 def of_the_prefix_alone(q, k, v, P_K, P_V, do):
     return backward()(q, k[:0], v[:0], P_K, P_V, do)
 
@@ -102,6 +110,7 @@ WRONG = {
         (backward(shares=lambda p, s: s), "not its score times do"),
         (backward(shares=lambda p, s: 1 + 0 * p), "not do itself"),
         (of_the_prefix_alone, "covers prefix and text together"),
+        (back_in_the_prefix_alone, "on the way back, too"),
         (backward(order=(1, 0)), "dP_K and dP_V are exchanged"),
         (backward(rows=lambda P: slice(None)), "the prefix's rows alone"),
         (lambda *a: [g.T for g in backward()(*a)], "rows belong to virtual tokens"),
@@ -111,6 +120,7 @@ WRONG = {
         (share_of(first_sum, lambda s: s[0]), "the largest score"),
         (share_of(first_sum, lambda s: abs(s).max()), "become 0"),
         (share_of(first_sum, scale=lambda d: d), "not by d_head"),
+        (lambda q, k, P_K: share_of(first_sum, scale=lambda d: len(P_K) ** 0.5)(q, k, P_K), "a number of keys"),
         (share_of(lambda e, P: e[:P].mean() / (e[:P].mean() + e[P:].mean())), "not of the means"),
         (share_of(lambda e, P: e[:P].max() / e.sum()), "largest one alone"),
         (share_of(lambda e, P: e[-P:].sum() / e.sum()), "not the last"),

@@ -70,15 +70,16 @@ def all_ends(tokens, counts, separator):
         starts, np.cumsum([0, *counts]), counts, strict=True)])
 
 
-def every_separator(n=None, first=False):
-    """Pseudo-tokens behind every separator, or behind the first one only."""
+def every_separator(n=None, first=False, behind=True):
+    """Pseudo-tokens behind (or before) every separator, or behind the first one only."""
     def prompts_places(tokens, counts, separator):
         row, part = [None] * counts[0], 0
         for t in tokens:
-            row.append(int(t))
+            if behind: row.append(int(t))
             if t == separator and not (first and part):
                 part += 1
                 row += [None] * (n or counts[min(part, len(counts) - 1)])
+            if not behind: row.append(int(t))
         return np.array([i for i, t in enumerate(row) if t is None])
     return prompts_places
 
@@ -191,6 +192,9 @@ WRONG = {
         (every_separator(), "in the last part a separator"),
         (every_separator(1), "behind every separator"),
         (every_separator(first=True), "only the first separator"),
+        (every_separator(behind=False), "and before every one"),
+        (starting(lambda c, j: c[0] * (j > 0)), "of one part alone"),
+        (starting(lambda c, j: c[j - 1] if j else 0), "all pseudo-tokens placed so far"),
         (lambda t, counts, s: np.arange(sum(counts)), "all pseudo-tokens stand in front"),
         (starting(lambda c, j: j), "not by the number of parts"),
         (starting(lambda c, j: sum(c[:j + 1])), "do not move themselves"),

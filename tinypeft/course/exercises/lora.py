@@ -336,6 +336,10 @@ def _near(first, second):
     return np.linalg.norm(first - second) <= 1e-3 * np.linalg.norm(first)
 
 
+def _all_close(first, second, limit=1e-3):
+    return np.allclose(first, second, limit)
+
+
 def _near_values(first, second):
     return _near(*(np.linalg.svd(change)[1] for change in (first, second)))
 
@@ -388,12 +392,12 @@ def _swapped(scale=_usual, rank=_rows_of_A, base=1, sign=1):
     return wrong
 
 
-def _subtracted(W0, tasks):
-    merged = []
+def _subtracted(W0, tasks, dtype=np.float32):
+    W, merged = W0.astype(dtype), []
     for A, B, alpha in tasks:
-        change = alpha / len(A) * B @ A
-        merged.append(W0 + change)
-        W0 = merged[-1] - change
+        change = alpha / len(A) * B.astype(dtype) @ A.astype(dtype)
+        merged.append((W + change).astype(W0.dtype))
+        W = W + change - change
     return merged
 
 
@@ -549,6 +553,15 @@ def _equal(measure):
     return lambda a, b: measure(a) == measure(b)
 
 
+def _either_still(W, A, B, W1, A1, B1):
+    """Ask too early, and of one matrix: has A not moved, or B?"""
+    if not np.array_equal(W, W1):
+        return "base trained"
+    if np.array_equal(A, A1) or np.array_equal(B, B1):
+        return "not trained"
+    return bug(W, A, B, W1, A1, B1)
+
+
 def _first(a, b):
     return a
 
@@ -695,8 +708,8 @@ EXERCISES = (
              "before .weight, must be one of the targets", _too_many),
             ("A is (r, d_in), and B is (d_out, r)", _turned)),
         errors=(
-            ("unpack", "a norm's weight has one axis: look at the name before you ask for "
-             "(d_out, d_in)"),),
+            ("unpack", "a bias or a norm's weight came here, and it has one axis: a layer counts "
+             "if its own name, the last part of its path, is a target, not if it contains one"),),
         hints=("Which parts of the name say what an array is, and to which layer it belongs? Which "
                "of the arrays that come out are trained?",
                "W is (d_out, d_in), so A is (r, d_in) and B is (d_out, r). Both results are dicts "
@@ -742,8 +755,8 @@ EXERCISES = (
              "that of A and dB that of B",
              _other_shape)),
         tolerance=1e-7,
-        hints=("h = W0 x + s B (A x). What stands to the left and to the right of A, "
-               "and of B, in this product?",
+        hints=("h = W0 x + s B (A x). What stands to the left and to the right of A, and of B? Use "
+               "the rule twice: for B, where Z is X Aᵀ, and then for A, where Z is X.",
                "dh is (N, d_out); x Aᵀ and dh B are (N, r). Each gradient has the shape of its "
                "array: A (r, d_in), B (d_out, r), x (N, d_in).",
                "s = alpha / len(A). dB = s * dh.T @ (x @ A.T). dA = s * (dh @ B).T @ x. dx is a "
@@ -789,6 +802,8 @@ EXERCISES = (
             *several("a LoRA is fine after one step, when only one of its two matrices has moved: "
                      "it is not trained if neither has",
                      _asked(neither=operator.or_),
+                     _asked(neither=operator.or_, still=np.allclose),
+                     _either_still,
                      _asked(neither=_first),
                      _asked(neither=_second)),
             *several("the start is changed if B A is not zero; one of the two may be random",
@@ -887,8 +902,13 @@ EXERCISES = (
              partial(_pair, kind="same A", size=1e-6))),
         mistakes=(
             ("other A and B can make the same change: compare B A, not A and B", _same_factors),
-            ("the scale α/r belongs to the change", _judged(_near, scale=_one)),
-            ("the scale is α/r, not α", _judged(_near, scale=_alpha)),
+            *several("the scale α/r belongs to the change",
+                     _judged(_near, scale=_one),
+                     _judged(_all_close, scale=_one),
+                     _judged(partial(_all_close, limit=1e-5), scale=_one)),
+            *several("the scale is α/r, not α",
+                     _judged(_near, scale=_alpha),
+                     _judged(_all_close, scale=_alpha)),
             ("two changes with the same singular values may still differ, by a rotation",
              _judged(_near_values)),
             ("two changes of the same size may still differ", _judged(_near_norms)),
@@ -899,7 +919,7 @@ EXERCISES = (
             ("the same A, or the same space of its rows, leaves B free", _same_rows),
             ("a tiny change counts as well: the limit goes with the size of the change, and "
              "np.allclose has one of its own besides",
-             _judged(lambda a, b: np.allclose(a, b, 1e-3))),
+             _judged(_all_close)),
             ("two products in float32 differ by rounding: ask for a small distance, not for "
              "equality", _judged(np.array_equal)),
             ("if both changes are zero, the quotient of the norms is 0/0: multiply the limit by "
@@ -922,9 +942,14 @@ EXERCISES = (
         reference=swap, cases=_served,
         special=(
             ("two tasks, in turn, three times", lambda rng: _in_turn(*_served(rng, (1, 3000)))),),
+        extremes=(
+            ("a change 10²⁰ times as large as the weight, and small ones after it",
+             lambda rng: _served(rng, (1, 1e20, 1, 1))),),
         mistakes=(
-            ("the base wears out: after the subtraction it is W0 up to rounding only. Merge into "
-             "W0 itself each time", _subtracted),
+            *several("the base wears out: after the subtraction it is W0 up to rounding only, in "
+                     "float64 as well. Merge into W0 itself each time",
+                     _subtracted,
+                     partial(_subtracted, dtype=np.float64)),
             ("the changes add up: each matrix has that of its own task alone", _added_up),
             *several("all of your matrices are the same: make a new array for each task",
                      _one_array(lambda W0, tasks: _added_up(W0, tasks)[-1]),

@@ -6,7 +6,7 @@ import numpy as np
 from ...engine import functional as F
 from ...engine.tensor import Tensor, concatenate
 from ...peft.prefix import Prefix
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
@@ -36,15 +36,17 @@ def _unseen(rng):
 
 
 def _derived(q, k, v, P_K, P_V, do, scale=lambda d: d ** -0.5, scored=lambda d: d ** -0.5,
-             through=lambda p, dp: p * (dp - p @ dp), values=lambda p, s: p, prefix_alone=False):
+             through=lambda p, dp: p * (dp - p @ dp), values=lambda p, s: p, prefix_alone=False,
+             back_alone=False):
     """Derive by hand, with an option where people go wrong."""
     K, V = np.concatenate([P_K, k]), np.concatenate([P_V, v])
     s = K @ q * scored(len(q))
     if prefix_alone:
         s, V = s[:len(P_K)], P_V
     p = F._softmax(s.copy(), -1)
-    ds = through(p, V @ do)
     P = len(P_K)
+    seen = slice(P) if back_alone else slice(None)
+    ds = through(p[seen], V[seen] @ do)
     return np.outer(ds[:P], q) * scale(len(q)), np.outer(values(p, s)[:P], do)
 
 
@@ -99,6 +101,14 @@ def _of_weights(part=lambda p, P: p[:P].sum(), scale=np.sqrt):
     def wrong(q, k, P_K):
         s = np.concatenate([P_K, k]) @ q / scale(len(q))
         return part(F._softmax(s, -1), len(P_K))
+    return wrong
+
+
+def _scaled_by_rows(count):
+    """Divide the scores by the root of a number of rows: count(P, T)."""
+    def wrong(q, k, P_K):
+        rows = count(len(P_K), len(k))
+        return _of_weights(scale=lambda d: np.sqrt(rows))(q, k, P_K)
     return wrong
 
 
@@ -299,6 +309,8 @@ EXERCISES = (
              partial(_derived, values=lambda p, s: np.ones_like(p))),
             ("the softmax covers prefix and text together; you took the prefix alone",
              partial(_derived, prefix_alone=True)),
+            ("the softmax covers prefix and text on the way back, too: the sum p·dp runs over both",
+             partial(_derived, back_alone=True)),
             ("dP_K and dP_V are exchanged: return (dP_K, dP_V)", _in_other_order)),
         symptoms=(
             ("rows belong to virtual tokens: (P, d_head)", _row_vector),
@@ -333,6 +345,11 @@ EXERCISES = (
             ("this is the share of the text, 1 − λ", _of_weights(lambda p, P: p[P:].sum())),
             ("the scores are not divided by √d_head", _of_weights(scale=lambda d: 1)),
             ("the scores are divided by √d_head, not by d_head", _of_weights(scale=lambda d: d)),
+            *several("the scores are divided by √d_head, the length of q, and not by the root of a "
+                     "number of keys",
+                     _scaled_by_rows(lambda P, T: P),
+                     _scaled_by_rows(lambda P, T: T),
+                     _scaled_by_rows(lambda P, T: P + T)),
             ("λ is made of the sums over prefix and text, not of the means",
              _of_weights(_share_of_means)),
             ("add up the probabilities of all keys of the prefix, not the largest one alone",

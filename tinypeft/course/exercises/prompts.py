@@ -131,6 +131,16 @@ def unmoved(counts):
     return 0
 
 
+def moved_by_first(counts):
+    """Count those of the first part alone."""
+    return np.append(0, np.full(len(counts) - 1, counts[0]))
+
+
+def moved_by_last(counts):
+    """Count those of the part before alone."""
+    return np.append(0, counts[:-1])
+
+
 def first_ends(ends, counts):
     return ends[:len(counts) - 1]
 
@@ -166,13 +176,14 @@ def last_again(counts, j):
     return counts[min(j, len(counts) - 1)]
 
 
-def at_separators(tokens, counts, separator, which=lambda ends: ends, count=last_again):
-    """Put pseudo-tokens behind other separators than the first len(counts) − 1."""
+def at_separators(tokens, counts, separator, which=lambda ends: ends, count=last_again,
+                  behind=1):
+    """Put pseudo-tokens behind, or before, other separators than the first len(counts) − 1."""
     ends = which(np.flatnonzero(tokens == separator))
     places, before = list(range(counts[0])), counts[0]
     for j, end in enumerate(ends, 1):
         n = count(counts, j)
-        places += range(end + 1 + before, end + 1 + before + n)
+        places += range(end + behind + before, end + behind + before + n)
         before += n
     return np.array(places, int)
 
@@ -368,6 +379,13 @@ EXERCISES = (
              partial(placed, shift=unmoved)),
             ("the separator belongs to the part that it ends; the next part begins after it",
              partial(placed, behind=0)),
+            ("these pseudo-tokens stand before the separators, and before every one: a separator "
+             "belongs to the part that it ends, and in the last part it is a token like others",
+             partial(at_separators, behind=0)),
+            *several("all pseudo-tokens placed so far move a part: you counted those of one part "
+                     "alone",
+                     partial(placed, shift=moved_by_first),
+                     partial(placed, shift=moved_by_last)),
             ("a part moves by the number of all pseudo-tokens before it, "
              "not by the number of parts",
              partial(placed, shift=lambda counts: np.arange(len(counts)))),

@@ -74,11 +74,12 @@ WORDS = {                                                # name → (sentence, d
         "layer.",
         "In a head, the prefix takes the share λ of the softmax, and what the text says counts 1 "
         "− λ.",
-        "Top left: a trained prompt of three vectors beside four tokens at the input; in the "
-        "layers above, its columns are what the frozen layers make of it. Top right: trained keys "
-        "and values in each layer, nothing at the input. Below, one query q times the keys of "
-        "prefix and text gives shares, λ for the prefix and 1 − λ for the text, which weigh their "
-        "values."),
+        "Top left: a trained prompt of three vectors beside four tokens at the input, at the "
+        "positions 0 to 6; in the layers above, its columns are what the frozen layers make of "
+        "it. Top right: trained keys and values in each layer, nothing at the input, where the "
+        "tokens have the positions 3 to 6; every token sees all of the prefix. Below, one query q "
+        "times the keys of prefix and text gives shares, λ for the prefix and 1 − λ for the text, "
+        "which weigh their values."),
     "lora": (
         "LoRA adds a detour of two thin matrices to a frozen matrix.",
         "Drawn in proportion for r = d/8: A and B together have 2dr numbers, a quarter of d².",
@@ -90,9 +91,9 @@ WORDS = {                                                # name → (sentence, d
         "Each triplet can be set aside alone, because P has orthogonal columns and Q has "
         "orthogonal rows.",
         "Left: a frozen d × d matrix plus P, d × r, times a diagonal r × r matrix Λ, times Q, r × "
-        "d; two of the six λ are zero, with their columns of P and rows of Q. Right: the number "
-        "of triplets over the steps of training. It stays at b₀ until t_i, falls along a cubic "
-        "curve to b_T at T − t_f, and stays there until T."),
+        "d; two of the six λ are zero, with their columns of P and rows of Q; few come back. "
+        "Right: the number of triplets over the steps of training. It stays at b₀ until t_i, falls "
+        "along a cubic curve to b_T at T − t_f, and stays there until T."),
     "dylora": (
         "One pair of matrices holds LoRAs of every rank, one inside the other.",
         "The first row takes part in every step and the last in one of R, so the first rows learn "

@@ -41,8 +41,8 @@ def rank(results: Path) -> plot.Drawing:
         f"In a small model a higher rank helps, and more matrices help more: on query and value rank {ranks[0]} reaches "
         f"{gain(mean[0]):.0%} of full fine-tuning's gain and rank {ranks[-1]} reaches {gain(mean[-1]):.0%}; rank 4 on all six "
         f"matrices reaches {gain(every):.0%}.",
-        f"LoRA on query and value, α = 16, {r.record['settings']['steps']} steps on *domain*. Squares: the scale α/√r, which "
-        f"equals α/r at r = 8. {len(r.seeds)} seeds.",
+        f"LoRA on query and value, α = 16, {r.record['settings']['steps']} steps on *domain*. Squares: the scale α/√r with "
+        f"α = 16/√8 = {16 / 8 ** 0.5:.2f}, so that both scales are 2 at r = 8. {len(r.seeds)} seeds.",
         f"Test loss over rank between the frozen base, {frozen:.3f}, and full fine-tuning, {full:.3f}; rank 4 on all six "
         f"{every:.3f}; on two: " + ", ".join(
             f"r = {b} {m:.3f} ± {r.interval(str(b), 'loss'):.3f}" for b, m in zip(ranks, mean, strict=True)) + "; with α/√r: "

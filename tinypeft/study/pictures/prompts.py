@@ -51,7 +51,11 @@ def prefix_attention(results: Path) -> plot.Drawing:
 
 def soft_prompts(results: Path) -> plot.Drawing:
     r = load(results, "virtual_tokens")
-    one = r.record["runs"]["prompt"]["0"]
+    stays = {seed: np.mean([a == b for a, b in zip(run["words"], run["started"], strict=True)])
+             for seed, run in r.record["runs"]["prompt"].items()}
+    still = np.mean(list(stays.values()))
+    typical = min(stays, key=lambda seed: abs(stays[seed] - still))
+    one = r.record["runs"]["prompt"][typical]
     order = np.argsort(one["cosine"])[::-1]
     fig, ax = plot.figure(height=4.6)
     same = np.array([a == b for a, b in zip(one["words"], one["started"], strict=True)])
@@ -63,15 +67,13 @@ def soft_prompts(results: Path) -> plot.Drawing:
     ax.set_yticks(range(len(order)), names)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.02), xlabel="cosine with the nearest token's embedding")
-    still = [np.mean([a == b for a, b in zip(run["words"], run["started"], strict=True)]) for run in
-             r.record["runs"]["prompt"].values()]
     cosine, moved = r.values("prompt", "cosine"), r.values("prompt", "moved")
     return plot.Drawing(
         fig,
         f"Trained prompt vectors are not a readable text: over {len(r.seeds)} seeds they move by {100 * moved.mean():.0f} % of "
-        f"their length, yet {np.mean(still):.0%} of them stay nearest to the word from which they started.",
-        f"The {len(order)} vectors of one prompt (seed 0) with the token nearest to each; a star marks a vector whose nearest "
-        f"token is the word from which it started. The mean cosine over all seeds is {cosine.mean():.2f}.",
+        f"their length, yet {still:.0%} of them stay nearest to the word from which they started.",
+        f"The {len(order)} vectors of one prompt (seed {typical}) with the token nearest to each; a star marks a vector whose "
+        f"nearest token is the word from which it started. The mean cosine over all seeds is {cosine.mean():.2f}.",
         f"Dots, one for each of {len(order)} prompt vectors: cosine with the nearest token's embedding, from "
         f"{min(one['cosine']):.2f} to {max(one['cosine']):.2f}. {int(same.sum())} vectors are still nearest to the word from "
         "which they started.")
