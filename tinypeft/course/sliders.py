@@ -78,7 +78,8 @@ def rank(matrix: Array, ranks: Iterable[int] = (1, 2, 4, 6, 8, 12, 16, 24, 32), 
     """
     U, S, Vt = np.linalg.svd(np.asarray(matrix, float), full_matrices=False)
     every = -(-max(matrix.shape) // most)
-    ranks = [r for r in ranks if r < len(S)] + [len(S)]
+    ranks = [r for r in ranks if r < len(S)]
+    if not ranks or (S[max(ranks):] ** 2).sum() > 1e-9 * (S ** 2).sum(): ranks.append(len(S))
     frames = {r: ((U[:, :r] * S[:r]) @ Vt[:r])[::every, ::every] for r in ranks}
     captions = {r: f"{100 * (S[:r] ** 2).sum() / (S ** 2).sum():.1f} % of the square, "
                    f"{r * sum(matrix.shape):,} numbers; the matrix has {matrix.size:,}"
@@ -151,7 +152,7 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
 
 
 def valley(step: Callable, w: Iterable[float] = (0.45, 0.45),
-           correlations: Iterable[float] = np.arange(0, 0.9, 0.1)) -> Slider:
+           correlations: Iterable[float] = (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95)) -> Slider:
     """Two weights, rounded to integers to nearest, and by `step`, a step of OBQ: (w, H⁻¹, number,
     value) → (w, H⁻¹). H is 2 [[1, c], [c, 1]], with the correlation c. The loss of the points on
     the ellipse is that of the better end."""
@@ -170,7 +171,7 @@ def valley(step: Callable, w: Iterable[float] = (0.45, 0.45),
     low, high = np.floor(w), np.ceil(w)
     cell = np.array([low, (high[0], low[1]), high, (low[0], high[1]), low]).T
     return slider("correlation", frames, captions=captions, behind={"the cell": tuple(cell)},
-                  xlabel="ŵ₁", ylabel="ŵ₂")
+                  xlabel="ŵ₁", ylabel="ŵ₂", equal=True)
 
 
 def levels(make: Callable, W: Array, deltas: Iterable[float] = (0.9, 0.92, 0.94, 0.955, 0.9677083,
