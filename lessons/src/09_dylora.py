@@ -263,8 +263,9 @@ row_five.beside(sum(b >= 5 for b in drawn))
 # The cuts of section 1 took the *first* rows, although a LoRA's rows have no order. There is a
 # better choice. Among all matrices of rank $b$ one is nearest to $\Delta W$, in the sum of squares:
 # keep the $b$ largest singular values and their vectors (Eckart and Young). Move the handle: this is
-# the change of one matrix, as far as each rank holds it. (By hand: if $B A = \mathrm{diag}(3, 5)$, the
-# first row keeps $3^2$ of $3^2 + 5^2 = 34$, which is 26 %. The largest singular value, 5, keeps 74 %.)
+# the change of one matrix, as far as each rank holds it. (By hand: if $B A = \mathrm{diag}(3, 5)$,
+# the first row keeps $3^2$ of $3^2 + 5^2 = 34$, which is 26 %. The largest singular value, 5, keeps
+# 74 %.)
 
 # %%
 layer = lora.wrappers["blocks.2.attention.query"]
@@ -515,8 +516,8 @@ print("row 3 was trained in", sum(b >= 3 for b in drawn), "of", STEPS, "steps")
 #
 # arXiv 2210.07558, section 3: the draw of $b$, truncation, and the frozen variant. Its abstract
 # claims training "at least 4 to 7 times (depending to the task) faster than LoRA" without a loss of
-# quality that matters, and good results over a wider range of ranks than LoRA's. This lesson tries the second claim. The
-# study tests both, at toy size.
+# quality that matters, and good results over a wider range of ranks than LoRA's. This lesson tries
+# the second claim. The study tests both, at toy size.
 #
 # ## Where implementations differ
 #

@@ -33,6 +33,29 @@ tokens = next(iter(task.batches("test", 4)))[0]                           # (4, 
 calibration = task.batch("train", 16, np.random.default_rng(0))[0]        # (16, 128)
 perplexity = lambda m, **few: tp.evaluate(m, task, "test", **few)["perplexity"]
 
+
+def inputs_of(m, path, text=tokens):
+    """The inputs of the layer at `path` while the model reads `text`, (number of tokens, d_in)."""
+    seen, layer = [], m.get(path)
+    class Spy(tp.Module):
+        def forward(self, x):
+            seen.append(x.data)
+            return layer(x)
+    tp.engine.nn.replace_modules(m, {path: Spy()})
+    with tp.no_grad(): m(text)
+    tp.engine.nn.replace_modules(m, {path: layer})
+    return seen[0].reshape(-1, seen[0].shape[-1])
+
+
+def error(Y_hat, X, W):
+    """‖Ŷ − XWᵀ‖/‖XWᵀ‖ in per cent."""
+    Y = X @ W.T
+    return 100 * float(np.linalg.norm(Y_hat - Y) / np.linalg.norm(Y))
+
+
+path = "blocks.2.mlp.up"
+X, W = inputs_of(model, path), model.get(path).weight.data
+
 # %% [markdown]
 # ## 1. A product of integers
 #
@@ -59,27 +82,6 @@ def careless_product(q_x, q_w):
     return q_x @ q_w.T
 
 
-def inputs_of(m, path, text=tokens):
-    """The inputs of the layer at `path` while the model reads `text`, (number of tokens, d_in)."""
-    seen, layer = [], m.get(path)
-    class Spy(tp.Module):
-        def forward(self, x):
-            seen.append(x.data)
-            return layer(x)
-    tp.engine.nn.replace_modules(m, {path: Spy()})
-    with tp.no_grad(): m(text)
-    tp.engine.nn.replace_modules(m, {path: layer})
-    return seen[0].reshape(-1, seen[0].shape[-1])
-
-
-def error(Y_hat, X, W):
-    """‖Ŷ − XWᵀ‖/‖XWᵀ‖ in per cent."""
-    Y = X @ W.T
-    return 100 * float(np.linalg.norm(Y_hat - Y) / np.linalg.norm(Y))
-
-
-path = "blocks.2.mlp.up"
-X, W = inputs_of(model, path), model.get(path).weight.data
 rng = np.random.default_rng(0)
 q_x, q_w = (rng.integers(-127, 128, (rows, 128)).astype(np.int8) for rows in (2, 4))
 as_floats = q_x.astype(float) @ q_w.T.astype(float)
@@ -361,13 +363,13 @@ for (e, n), t in list(zip(curve, thresholds, strict=True))[::4]:
 ax.axvline(6, color=plot.COLOURS["grey"], lw=1, ls="--")
 ax.set_title("the numbers count columns in floating point", loc="left", fontsize=10)
 fig.set_label("The error against the threshold: flat from 6 to the size of the outliers, then a "
-              "jump to ten times as much.")
+              "jump to eleven times as much.")
 fig
 
 # %% [markdown]
 # *What to see: between 6 (dashed, the paper's choice) and the size of the outliers the error is
 # flat, at the level of a model that has none. Lower thresholds put more and more columns into
-# floating point. Above the outliers everything is quantized, and the error jumps by ten.*
+# floating point. Above the outliers everything is quantized, and the error is eleven times as large.*
 #
 # What is stored? $O$ depends on the input, so taken literally the method needs all of $W$ in 16
 # bits as well. The package keeps the columns that were outliers in calibration, and for each of
@@ -539,7 +541,8 @@ for (kind, values), colour in zip(sweep.items(), ("blue", "orange"), strict=True
     ax.annotate(f"inputs per {kind}", (alphas[3], values[3]), xytext=(4, 4), fontsize=8,
                 textcoords="offset points", color=plot.COLOURS[colour])
 ax.set(yscale="log", xlabel="α", ylabel="error of the product (%)")
-ax.set_title("differences move: all from W (0) to all from X (1)", loc="left", fontsize=10)
+ax.set_title("α = 0: all columns of W have one maximum; α = 1: all columns of X", loc="left",
+             fontsize=10)
 ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
 fig.set_label("The error of the product against α, two valleys. Both are high at α = 0 and at "
               "α = 1, and lowest in between.")

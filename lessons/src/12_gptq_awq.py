@@ -12,7 +12,7 @@
 #
 # **What you need.** Lesson 10 (grids and groups), and lesson 11 for one idea: a scale can be
 # folded into the layer before.
-# You should know what a positive definite matrix and its Cholesky factor are.
+# You should know what a Cholesky factor is.
 #
 # **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
 # This lesson adds: $X$, the inputs of a layer, one column for each token; $n$, the number of
@@ -126,7 +126,7 @@ for name, direction in (("weakest", weak), ("strongest", strong)):
 guess.beside(cost)
 
 # %% [markdown]
-# So a better rounding puts the error where the inputs are not.
+# A better rounding puts the error where the inputs are not.
 #
 # ## 2. Two weights, one grid
 #
@@ -262,7 +262,7 @@ for name, w_hat in (("nearest", grid.round(W[:1])), ("your OBQ", obq_row[None]))
 # ## 3. GPTQ: the same for a whole matrix
 #
 # OBQ chooses an order for each row, so it keeps an inverse for each row.
-# GPTQ begins with two observations.
+# GPTQ's two observations:
 #
 # 1. *The order matters little.* With one order for all rows there is one sequence of inverses.
 # 2. *Of each inverse, one row is needed, and all these rows are in one Cholesky factor:*
@@ -645,9 +645,9 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
           f"weight error {tp.weight_error(model, m):.1%}")
 
 # %% [markdown]
-# In this one run AWQ and GPTQ are level. AWQ stores a few more bits, for the $s$ of `mlp.down`: a GELU stands
-# before this layer, into which no scale can be folded. The study's picture, at 4, 3 and 2 bits and
-# over seeds:
+# In this one run AWQ and GPTQ are level. AWQ stores a few more bits, for the $s$ of `mlp.down`: a
+# GELU stands before this layer, into which no scale can be folded. The study's picture, at 4, 3 and
+# 2 bits and over seeds:
 
 # %%
 show("gptq")
@@ -737,10 +737,10 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # and at both widths.
 # They gained least in `mlp.up`, and more in `mlp.down` and in `attention.value`.
 # Three texts and three layers are few, so only the sign may be claimed. Act-order
-# also stores more: in `mlp.down`, 4 bits, the error is 0.0709 in the columns' order (4.625 bits per weight),
-# 0.0660 in act-order (4.875 bits) and 0.0705 with static groups (4.625 bits). In `attention.value`
-# static groups keep the whole gain: 0.0538, 0.0470 and 0.0470.
-# To compare: {claim GPTQ loses less than round to nearest}
+# also stores more: in `mlp.down`, 4 bits, the error is 0.0709 in the columns' order (4.625 bits per
+# weight), 0.0660 in act-order (4.875 bits) and 0.0705 with static groups (4.625 bits). In
+# `attention.value` static groups keep the whole gain: 0.0538, 0.0470 and 0.0470. To compare: {claim
+# GPTQ loses less than round to nearest}
 
 # %% [markdown]
 # ## The real call

@@ -217,8 +217,10 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
     between nbgrader's marks, which makes the notebook the source for nbgrader's own commands."""
     stub = re.compile(rf"( *){BEGIN}\n.*?{END}", re.S)
 
-    def source(cell):                                    # the glossary is in the folder above
-        if cell.kind == "markdown": return cell.source.replace("](GLOSSARY.md", "](../GLOSSARY.md")
+    def source(cell):                                    # a folder further down than the lesson
+        if cell.kind == "markdown":
+            text = cell.source.replace("](GLOSSARY.md", "](../GLOSSARY.md")
+            return text.replace("](../tinypeft/", "](../../tinypeft/")
         if not cell.exercise: return unguessed(cell.source)
         if solved: return cell.source
         empty = f'raise NotImplementedError("{cell.exercise}")'

@@ -102,7 +102,7 @@ def smoothing(X: Array, W: Array, alphas: Iterable[float] = np.arange(0, 1.05, 0
         s = largest(X) ** alpha / largest(W) ** (1 - alpha)
         frames[float(alpha)] = {"inputs ÷ s": (place, (largest(X) / s)[order]),
                                 "weights × s": (place, (largest(W) * s)[order])}
-        error = _percent(int8(X / s) @ int8(W * s).T, X @ W.T)
+        error = _percent(int8(X / s) @ int8(W * s).T, X @ W.T, digits=2)
         captions[float(alpha)] = f"the error is {error} of the product"
     return slider("α", frames, captions=captions, xlabel="channel, by its largest input",
                   ylabel="largest magnitude", ylog=True)
@@ -242,5 +242,5 @@ def turning(rotary: Callable, d: int = 64, positions: int = 400,
                   ylabel="q·k ÷ d")
 
 
-def _percent(near, exact):
-    return f"{100 * np.linalg.norm(near - exact) / np.linalg.norm(exact):.1f} %"
+def _percent(near, exact, digits=1):
+    return f"{100 * np.linalg.norm(near - exact) / np.linalg.norm(exact):.{digits}f} %"
