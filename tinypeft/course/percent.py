@@ -217,15 +217,14 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
     between nbgrader's marks, which makes the notebook the source for nbgrader's own commands."""
     stub = re.compile(rf"( *){BEGIN}\n.*?{END}", re.S)
 
-    def source(cell):                                    # a folder further down than the lesson
-        if cell.kind == "markdown":
-            text = cell.source.replace("](GLOSSARY.md", "](../GLOSSARY.md")
-            return text.replace("](../tinypeft/", "](../../tinypeft/")
+    def source(cell):                                    # the glossary is in the folder above
+        if cell.kind == "markdown": return cell.source.replace("](GLOSSARY.md", "](../GLOSSARY.md")
         if not cell.exercise: return unguessed(cell.source)
         if solved: return cell.source
         empty = f'raise NotImplementedError("{cell.exercise}")'
         return stub.sub(lambda m: f"{m[1]}# write your solution here\n{m[1]}{empty}", cell.source)
-    return _notebook(cells, source, graded=True)
+    deeper = lambda cell: source(cell).replace("](../tinypeft/", "](../../tinypeft/")
+    return _notebook(cells, deeper, graded=True)
 
 
 def unguessed(code: str, where: str = "a cell") -> str:

@@ -505,7 +505,8 @@ EXERCISES = (
              normal_weights),
             ("numbers that both grids have, such as 1 and −1, have no error in either",
              lambda levels: np.resize([1.0, -1.0], 64)),
-            ("the number that you repeat is a level of some tables: use many, or look into `levels`",
+            ("the number that you repeat is a level of some tables: use many, or look into "
+             "`levels`",
              one_number)),
         symptoms=(
             ("the largest magnitude must be 1, as after the division by a", not_scaled),),
