@@ -22,6 +22,7 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.engine import functional as F
 from tinypeft.course import show, sliders, use
+from tinypeft.course.slider import slider
 from tinypeft.peft.dylora import DyLoRALinear
 from tinypeft.study import plot
 
@@ -278,7 +279,8 @@ sliders.rank(layer.B.data @ layer.A.data, range(1, R + 1))
 #
 # Return `(A_b, B_b)`, of shapes $(b, d_\text{in})$ and $(d_\text{out}, b)$, such that `B_b @ A_b`
 # is the matrix of rank $b$ that is nearest to `B @ A`. You may split the singular values between
-# the two as you like: the check compares the product and the shapes. No scale is involved.
+# the two as you like: the check compares the product (its "result 1") and the two ranks. No scale
+# is involved.
 
 # %% exercise=dylora.cut points=3 minutes=12 bonus=yes
 def dylora_cut(A, B, b):
@@ -422,7 +424,19 @@ my_draw = result.function
 result
 
 # %% [markdown]
-# Yours, at work: rows 1 and 2 are to learn in nearly every step, and the others in a fifth of them.
+# Yours, at work. Let each row be trained in a fixed part of the steps of the row before it:
+
+# %%
+frames, told = {}, {}
+for part in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
+    p_B = np.asarray(my_draw({row: part**(row - 1) for row in range(1, R + 1)}))
+    frames[part] = {"p_B": (np.arange(1, R + 1), p_B)}
+    told[part] = f"rank 1 is drawn in {p_B[0]:.0%} of the steps, rank {R} in {p_B[-1]:.0%}"
+slider("part", frames, captions=told, xlabel="rank b", ylabel="probability")
+
+# %% [markdown]
+# *What to see: at 1 only the largest rank is drawn, and a part well below 1 leaves the large ranks
+# nothing.* Now rows 1 and 2 are to learn in nearly every step, and the others in a fifth of them.
 
 # %%
 wanted = {1: 1.0, 2: 0.95} | {row: 0.2 for row in range(3, R + 1)}

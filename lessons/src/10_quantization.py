@@ -110,9 +110,9 @@ for name, scheme in (("float32", None), ("8 bits", tp.Uniform(8, granularity="gr
 #
 # ## 2. A grid, and the nearest point on it
 #
-# $b$ bits can name $2^b$ things. *Uniform quantization* lets them name the points of an equally spaced grid. The
-# *step* or *scale* $s$ says how far apart the points are. The *zero point* $z$ says which code
-# stands for 0. For a number $x$, with round to nearest,
+# $b$ bits can name $2^b$ things. *Uniform quantization* lets them name the points of an equally
+# spaced grid. The *step* or *scale* $s$ says how far apart the points are. The *zero point* $z$
+# says which code stands for 0. For a number $x$, with round to nearest,
 #
 # $$q = \mathrm{clip}\left(\mathrm{round}(x/s) + z,\ 0,\ 2^b - 1\right), \qquad
 # \hat x = s\,(q - z) \tag{1}$$

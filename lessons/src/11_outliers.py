@@ -23,6 +23,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import show, sliders, use
+from tinypeft.course.slider import slider
 from tinypeft.quant import folding, int8, llm_int8, plain, smoothquant, zeroquant
 from tinypeft.quant.calibration import block_by_block
 from tinypeft.study import plot
@@ -346,7 +347,21 @@ show(plain.llm_int8)
 show(llm_int8.LLMInt8Linear.product)
 
 # %% [markdown]
-# Now your product over many thresholds.
+# Now your product over many thresholds. Move τ: what lies above the line is computed in floats.
+
+# %%
+largest = np.sort(np.abs(X_hard).max(0))[::-1]
+frames, told = {}, {}
+for tau in (1.0, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0, 40.0, 80.0, 160.0):
+    Y, O = my_llm_int8(X_hard, W_hard, tau)
+    frames[tau] = {"τ": ([0, len(largest)], [tau, tau])}
+    off = error(np.asarray(Y), X_hard, W_hard)
+    told[tau] = f"{len(O)} columns in floats, the error is {off:.2f} %"
+slider("τ", frames, captions=told, behind={"largest |x|": (np.arange(len(largest)), largest)},
+       xlabel="column, the largest first", ylabel="largest magnitude", ylog=True)
+
+# %% [markdown]
+# And as a curve:
 
 # %%
 thresholds = np.geomspace(2, 200, 25)
@@ -449,22 +464,20 @@ print(f"difference of the outputs, relative: {error((X / s) @ (W * s).T, X, W):.
 # $X = \gamma \odot \hat h + \beta$, where $\hat h$ is the normalized hidden state. So γ, β and $W$
 # can be changed once and for all.
 #
-# How much should be moved? A number α between 0 and 1 shares the difficulty between the two sides:
-#
-# $$s_j = \frac{\max|X_j|^{\alpha}}{\max|W_j|^{1-\alpha}} \tag{6}$$
-#
-# where $X_j$ and $W_j$ are columns. With α = 0 all columns of $W$ get the same maximum, with α = 1
-# all columns of $X$. At α = ½ both sides get the same maximum in every column. By hand: two columns
-# with $\max|X_j| = (2, 32)$ and $\max|W_j| = (2, 0.5)$. At α = ½ it is $s = (1, 8)$, and both sides
-# become $(2, 4)$.
+# How much should be moved? A number α between 0 and 1 shares the difficulty between the two sides.
+# With the columns $X_j$ and $W_j$, $s_j$ is a power of $\max|X_j|$ times a power of $\max|W_j|$. The
+# exponents grow evenly with α, so two demands settle them: with α = 0 all columns of $W$ get the
+# maximum 1, with α = 1 all columns of $X$. At α = ½ both sides then get the same maximum in every
+# column. By hand: two columns with $\max|X_j| = (2, 32)$ and $\max|W_j| = (2, 0.5)$. At α = ½ it is
+# $s = (1, 8)$, and both sides become $(2, 4)$.
 #
 # ### {exercise}
 #
 # A norm with `gamma (d,)` and `beta (d,)` feeds several layers. `weights` is the list of their
 # `(d_out, d)`. `max_abs (d,)` is $\max|X_j|$ in calibration. Return `(gamma, beta, weights)` after
 # smoothing, as new arrays, so that every layer computes what it did. All layers that read the norm
-# share one $s$, so $\max|W_j|$ runs over all of them. Derive from $X = \gamma \odot \hat h + \beta$
-# what becomes of γ and β. No maximum is zero here.
+# share one $s$, so $\max|W_j|$ runs over all of them. Derive $s_j$ from the two demands, and from
+# $X = \gamma \odot \hat h + \beta$ what becomes of γ and β. No maximum is zero here.
 
 # %% exercise=outliers.smooth points=4 minutes=15
 def outliers_smooth(gamma, beta, weights, max_abs, alpha=0.5):
@@ -481,6 +494,12 @@ my_smooth = result.function
 result
 
 # %% [markdown]
+# <details><summary>The scale as an equation</summary>
+#
+# $$s_j = \frac{\max|X_j|^{\alpha}}{\max|W_j|^{1-\alpha}} \tag{6}$$
+#
+# </details>
+#
 # **Your smoothing, in the model.** It smooths every norm of the model with outliers. Then weights
 # and inputs, the *activations*, are rounded to 8 bits. That is called *W8A8*.
 
@@ -739,7 +758,7 @@ print(f"inputs from {X_down.min():.2f} to {X_down.max():.2f}; error of the produ
 # * DeepSpeed released ZeroQuant's quantization, but not the distillation. Its symmetric step is
 #   $\max/2^{b-1}$, with the last code clipped.
 # * Speed: the gain of int8 is in hardware units that NumPy does not reach. Nothing here is faster
-#   than float32.
+#   than float32. SmoothQuant's abstract has up to 1.56 times the speed of FP16.
 #
 # ## What you can do now
 #

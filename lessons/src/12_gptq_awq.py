@@ -33,6 +33,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import show, sliders
+from tinypeft.course.slider import slider
 from tinypeft.quant import awq, calibration, gptq, obq, plain
 from tinypeft.quant.measure import output_error
 from tinypeft.study import plot
@@ -539,7 +540,21 @@ show("awq")
 # - $s = 6$: it becomes 4.2 and is now the largest, $\Delta = 1.4$. It is exact, but the other three
 #   become $-2.8$, $1.4$ and $1.4$: off by 0.2, 0.6 and 0.4.
 #
-# The same, on average:
+# Move $s$:
+
+# %%
+by_hand, reads = np.array([0.7, -3, 2, 1]), np.array([10.0, 1, 1, 1])
+frames, told = {}, {}
+for s in (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0):
+    scale = np.array([s, 1, 1, 1])
+    step = np.abs(by_hand * scale).max() / 3
+    off = np.abs(np.rint(by_hand * scale / step) * step / scale - by_hand) * reads
+    frames[s] = {"off at the output": (np.arange(1, 5), off)}
+    told[s] = f"the step is {step:.2f}, the output is off by " + ", ".join(f"{e:.2f}" for e in off)
+slider("s", frames, captions=told, xlabel="weight", ylabel="|error| × input")
+
+# %% [markdown]
+# On average:
 
 # %%
 rng, trials = np.random.default_rng(0), 4000

@@ -435,16 +435,6 @@ show("qlora_flow")
 # The weight is given as it is stored. `codes (d_out, d_in)` are integers into `levels (L,)`.
 # `scales (d_out, d_in/g)` has one number for each group of $g$ consecutive weights in a row.
 # `x (n, d_in)`, `A (r, d_in)`, `B (d_out, r)`, `dy (n, d_out)`, and `s` is LoRA's $\alpha/r$.
-#
-# <details><summary>The gradients as equations, if you want to check your derivation</summary>
-#
-# $$\mathrm{d}x = \mathrm{d}y\, \hat W + s\,(\mathrm{d}y\, B) A$$
-#
-# $$\mathrm{d}B = s\, \mathrm{d}y^\top (x A^\top)$$
-#
-# $$\mathrm{d}A = s\,(\mathrm{d}y\, B)^\top x$$
-#
-# </details>
 
 # %% exercise=nf4.backward points=4 minutes=17
 def nf4_backward(x, codes, scales, levels, A, B, s, dy):
@@ -462,6 +452,16 @@ result = tp.check("nf4.backward", nf4_backward)
 result
 
 # %% [markdown]
+# <details><summary>The gradients as equations</summary>
+#
+# $$\mathrm{d}x = \mathrm{d}y\, \hat W + s\,(\mathrm{d}y\, B) A$$
+#
+# $$\mathrm{d}B = s\, \mathrm{d}y^\top (x A^\top)$$
+#
+# $$\mathrm{d}A = s\,(\mathrm{d}y\, B)^\top x$$
+#
+# </details>
+#
 # Compare yours with the package's. It has the part of the frozen weight.
 # The two products of the LoRA are ordinary products, which autograd differentiates.
 
