@@ -436,7 +436,8 @@ slider("part", frames, captions=told, xlabel="rank b", ylabel="probability")
 
 # %% [markdown]
 # *What to see: at 1 only rank 8 is drawn, at 0.8 ranks 1 and 8 about equally often, and at 0.3 hardly
-# any but the first.* Now rows 1 and 2 are to learn in nearly every step, and the others in a fifth of them.
+# any but the first.* Now rows 1 and 2 are to learn in nearly every step, and the others in a fifth
+# of them.
 
 # %%
 wanted = {1: 1.0, 2: 0.95} | {row: 0.2 for row in range(3, R + 1)}
