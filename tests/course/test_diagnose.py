@@ -115,6 +115,7 @@ def test_a_check_says_where(e):
     (np.arange(8.0)[::-1] ** 2, np.arange(8.0) ** 2, "the order along axis 0 is the opposite one"),
     (np.roll(np.arange(8.0) ** 2, 1), np.arange(8.0) ** 2, "shifted by one place along axis 0"),
     (np.arange(1.0, 9) ** 2, np.arange(8.0) ** 2, "shifted by one place along axis 0"),
+    (np.arange(3), np.arange(1, 4), "differs by -1 everywhere"),                   # shifted as well; one cause at a time
     (np.roll(np.arange(8.0) ** 2, 2), np.arange(8.0) ** 2, ""), (np.array([1.0, 2]), np.array([2.0, 1]), ""),
     (np.tile([1.0, 2, 4], (4, 1))[:, ::-1], np.tile([1.0, 2, 4], (4, 1)), "along axis 1 is the opposite"),
     (np.array([1.0, np.nan]), np.array([1.0, 2.0]), "division by zero")])

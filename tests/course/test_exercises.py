@@ -157,8 +157,9 @@ CHECKS = {
     "outliers.drown": (2, 0, 0), "outliers.vector_wise": (2, 0, 0), "outliers.llm_int8": (6, 0, 0),
     "outliers.smooth": (1, 1, 0),
     "calibrated.directions": (3, 0, 0), "calibrated.compensate": (1, 2, 0), "calibrated.gptq": (1, 0, 0),
-    "calibrated.bug": (2, 0, 0), "calibrated.order": (2, 0, 0),
+    "calibrated.bug": (2, 0, 0), "calibrated.order": (2, 0, 0), "calibrated.scale": (2, 0, 0),
     "nf4.levels": (2, 0, 0), "nf4.encode": (1, 0, 0), "nf4.backward": (1, 0, 0), "nf4.bug": (1, 0, 0), "nf4.better": (1, 0, 0),
+    "nf4.loses": (2, 0, 0),
     "loftq.vanish": (1, 0, 0), "loftq.rounds": (1, 0, 0), "loftq.bug": (1, 1, 0),
     "qat.ste": (2, 0, 0), "qat.lsq": (2, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (5, 0, 0),
     "qat.bug": (2, 0, 0), "qat.zero": (2, 0, 0),
@@ -248,6 +249,11 @@ def test_the_activations_of_lesson_03_are_those_that_are_traced():
     tracemalloc.stop()
     counted = of_topic("full")["full.activations"].reference(B, T, c.d_model, c.n_heads, c.n_layers, c.vocab_size)
     assert loss.requires_grad and abs(held / (4 * counted) - 1) < 0.02
+
+
+@pytest.mark.parametrize("seed", [0, 1, 17])
+def test_no_rule_without_the_weights_makes_good_scales(seed):
+    for i, rule in enumerate(SOLUTIONS["calibrated"].FIXED): assert not tp.check("calibrated.scale", rule, seed=seed), i
 
 
 def test_a_missing_factor_is_named():

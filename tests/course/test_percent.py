@@ -196,3 +196,13 @@ def test_pieces_of_a_stream_are_joined():
     shown = new_output("display_data", data={"text/plain": "x"})
     joined = _joined([out("a"), out("b"), err("c"), out("d"), shown, out("e"), out("f")])
     assert [o.get("text", "shown") for o in joined] == ["ab", "c", "d", "shown", "ef"]
+
+
+@pytest.mark.parametrize("path", percent.sources(), ids=lambda path: path.stem)
+def test_links_of_lessons_and_assignments_lead_to_files(path):
+    """A lesson stands in lessons/, its assignment one folder further down."""
+    cells, folder = percent.read(path), path.parents[1]
+    for notebook, home in ((percent.lesson(cells), folder), (percent.assignment(cells), folder / "assignments")):
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        linked = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose) if link.endswith(".md") and ":" not in link]
+        assert [link for link in linked if not (home / link).exists()] == []

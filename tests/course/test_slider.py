@@ -285,3 +285,17 @@ def test_texts_side_by_side():
     assert rows._repr_html_().count("<tr>") == 3 and "overflow-wrap:anywhere" in rows._repr_html_()
     assert repr(rows).endswith("told:\n    c\n\n    d")
     with pytest.raises(ValueError, match="2 for 'a', 1 for 'b'"): beside({"a": ["x", "y"], "b": "z"})
+
+
+def test_a_unit_is_as_long_on_both_axes():
+    """A square of side 1 has sides of the same number of pixels."""
+    square = {"": ([0, 1, 1, 0], [0, 0, 1, 1])}
+    points = re.search(r"points='([^']+)'", slider("a", {1: square}, equal=True).drawn[0])[1]
+    (x0, y0), (x1, _), (_, y1), _ = (map(float, point.split(",")) for point in points.split())
+    assert abs((x1 - x0) - (y0 - y1)) < 0.3
+
+
+def test_the_slider_of_ranks_ends_where_nothing_is_left():
+    product = RNG.normal(size=(20, 3)) @ RNG.normal(size=(3, 30))
+    assert sliders.rank(product, range(1, 4)).values == ["1", "2", "3"]
+    assert sliders.rank(product, (1, 2)).values == ["1", "2", "20"]

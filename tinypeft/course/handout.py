@@ -74,6 +74,7 @@ def hand_out(folder: str | Path) -> Path:
         raise ValueError(f"assign: {folder} is not empty; give a new folder")
     for path in watched(sources(), "writing the assignments"):
         made = nbformat.writes(assignment(read(path)))
+        made = made.replace("](../../tinypeft/", "](../tinypeft/")
         write_atomically(folder / "lessons" / f"{path.stem}.ipynb", made + "\n")
     for path in projects.sources():
         made = nbformat.writes(projects.skeleton(path))

@@ -246,7 +246,8 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
         if solved: return cell.source
         empty = f'raise NotImplementedError("{cell.exercise}")'
         return stub.sub(lambda m: f"{m[1]}# write your solution here\n{m[1]}{empty}", cell.source)
-    return _notebook(cells, source, graded=True)
+    deeper = lambda cell: source(cell).replace("](../tinypeft/", "](../../tinypeft/")
+    return _notebook(cells, deeper, graded=True)
 
 
 def unguessed(code: str, where: str = "a cell") -> str:

@@ -49,29 +49,30 @@ start(); setTimeout(start);
 
 def slider(label: str, frames: Mapping[Any, Any], *, captions: Mapping[Any, str] | None = None,
            behind: Mapping[str, tuple] | None = None, xlabel: str = "", ylabel: str = "",
-           xlog: bool = False, ylog: bool = False) -> Slider:
+           xlog: bool = False, ylog: bool = False, equal: bool = False) -> Slider:
     """A slider over the values of one parameter; as a cell's last line it is displayed.
 
     label: the parameter's name. frames: value → what is drawn there: (x, y), a line; {name: (x,
     y)}, several lines; an array (rows, columns), a picture in greys, black for the least number of
     all pictures; or the text of an SVG of 600 × 300. captions: value → a sentence. behind: name →
-    line, drawn in grey behind every frame. Lines keep only the points that can be seen. Raises
-    ValueError if there are no frames.
+    line, drawn in grey behind every frame. equal: a unit is as long on both axes. Lines keep only
+    the points that can be seen. Raises ValueError if there are no frames.
     """
     if not frames: raise ValueError("slider: give at least one frame, {value: (x, y)}")
     return Slider(label, dict(frames), dict(captions or {}), dict(behind or {}), xlabel, ylabel,
-                  xlog, ylog)
+                  xlog, ylog, equal)
 
 
 class Slider:
     """A parameter's values, each with its picture. A notebook shows it; `html` is its text."""
 
     def __init__(self, label: str, frames: dict, captions: dict, behind: dict, xlabel: str,
-                 ylabel: str, xlog: bool, ylog: bool):
+                 ylabel: str, xlog: bool, ylog: bool, equal: bool = False):
         self.label, self.words = label, [captions.get(value, "") for value in frames]
         self.values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in frames]
         self.start = len(frames) // 2
-        self.back, self.drawn = _draw(list(frames.values()), behind, xlabel, ylabel, xlog, ylog)
+        self.back, self.drawn = _draw(list(frames.values()), behind, xlabel, ylabel, xlog, ylog,
+                                      equal)
 
     @property
     def html(self) -> str:
@@ -104,7 +105,7 @@ class Slider:
 
 
 # -- drawing -------------------------------------------------------------------------------------
-def _draw(frames, behind, xlabel, ylabel, xlog, ylog):
+def _draw(frames, behind, xlabel, ylabel, xlog, ylog, equal):
     """(parts that all frames share, the parts of each frame)."""
     if isinstance(frames[0], str): return [], frames
     if isinstance(frames[0], np.ndarray) and frames[0].ndim == 2:
@@ -113,6 +114,10 @@ def _draw(frames, behind, xlabel, ylabel, xlog, ylog):
     frames = [f if isinstance(f, Mapping) else {"": f} for f in frames]
     across = _Axis(_all(frames, behind, 0), LEFT, RIGHT, xlog)
     up = _Axis(_all(frames, behind, 1), BOTTOM, TOP, ylog)
+    if equal:
+        unit = max(across.unit, up.unit)
+        across.widen(unit)
+        up.widen(unit)
     sheet = Sheet(WIDTH, HEIGHT)
     for axis, label in ((across, xlabel), (up, ylabel)): _axis(sheet, axis, label, axis is up)
     names = list(dict.fromkeys(name for frame in frames for name in frame))
@@ -139,6 +144,16 @@ class _Axis:
         a = np.log10(numbers) if log else numbers
         low, high = (a.min(), a.max()) if a.size else (0.0, 1.0)
         self.low, self.high = (low, high) if high > low else (low - 0.5, high + 0.5)
+
+    @property
+    def unit(self):
+        """How much of the numbers' range one pixel shows."""
+        return (self.high - self.low) / abs(self.end - self.start)
+
+    def widen(self, unit):
+        """Let one pixel show `unit`, with the same number in the middle."""
+        middle, half = (self.low + self.high) / 2, unit * abs(self.end - self.start) / 2
+        self.low, self.high = middle - half, middle + half
 
     def __call__(self, numbers):
         with np.errstate(divide="ignore", invalid="ignore"):

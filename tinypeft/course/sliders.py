@@ -79,7 +79,8 @@ def rank(matrix: Array, ranks: Iterable[int] = (1, 2, 4, 6, 8, 12, 16, 24, 32), 
     """
     U, S, Vt = np.linalg.svd(np.asarray(matrix, float), full_matrices=False)
     every = -(-max(matrix.shape) // most)
-    ranks = [r for r in ranks if r < len(S)] + [len(S)]
+    ranks = [r for r in ranks if r < len(S)]
+    if not ranks or (S[max(ranks):] ** 2).sum() > 1e-9 * (S ** 2).sum(): ranks.append(len(S))
     frames = {r: ((U[:, :r] * S[:r]) @ Vt[:r])[::every, ::every] for r in ranks}
     if beside:
         whole = frames[len(S)]
@@ -106,7 +107,7 @@ def smoothing(X: Array, W: Array, alphas: Iterable[float] = np.arange(0, 1.05, 0
         s = largest(X) ** alpha / largest(W) ** (1 - alpha)
         frames[float(alpha)] = {"inputs ÷ s": (place, (largest(X) / s)[order]),
                                 "weights × s": (place, (largest(W) * s)[order])}
-        error = _percent(int8(X / s) @ int8(W * s).T, X @ W.T)
+        error = _percent(int8(X / s) @ int8(W * s).T, X @ W.T, digits=2)
         captions[float(alpha)] = f"the error is {error} of the product"
     return slider("α", frames, captions=captions, xlabel="channel, by its largest input",
                   ylabel="largest magnitude", ylog=True)
@@ -159,7 +160,7 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
 
 
 def valley(step: Callable, w: Iterable[float] = (0.45, 0.45),
-           correlations: Iterable[float] = np.arange(0, 0.9, 0.1)) -> Slider:
+           correlations: Iterable[float] = (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95)) -> Slider:
     """Two weights, rounded to integers to nearest, and by `step`, a step of OBQ: (w, H⁻¹, number,
     value) → (w, H⁻¹). H is 2 [[1, c], [c, 1]], with the correlation c. The loss of the points on
     the ellipse is that of the better end."""
@@ -178,7 +179,7 @@ def valley(step: Callable, w: Iterable[float] = (0.45, 0.45),
     low, high = np.floor(w), np.ceil(w)
     cell = np.array([low, (high[0], low[1]), high, (low[0], high[1]), low]).T
     return slider("correlation", frames, captions=captions, behind={"the cell": tuple(cell)},
-                  xlabel="ŵ₁", ylabel="ŵ₂")
+                  xlabel="ŵ₁", ylabel="ŵ₂", equal=True)
 
 
 def levels(make: Callable, W: Array, deltas: Iterable[float] = (0.9, 0.92, 0.94, 0.955, 0.9677083,
@@ -249,5 +250,5 @@ def turning(rotary: Callable, d: int = 64, positions: int = 400,
                   ylabel="q·k ÷ d")
 
 
-def _percent(near, exact):
-    return f"{100 * np.linalg.norm(near - exact) / np.linalg.norm(exact):.1f} %"
+def _percent(near, exact, digits=1):
+    return f"{100 * np.linalg.norm(near - exact) / np.linalg.norm(exact):.{digits}f} %"

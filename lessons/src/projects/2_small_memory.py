@@ -98,7 +98,7 @@ project
 # ## 6. Merged, and rounded again
 #
 # Merge the adapter of one seed into the base (`tuned.merge()`) and quantize the result again. Measure the loss of all three:
-# beside the quantized base, merged, and merged and rounded. Lesson 13 says what to expect. Does your model agree?
+# beside the quantized base, merged, and merged and rounded. Lesson 13b says what to expect. Does your model agree?
 
 # %% project
 ### BEGIN SOLUTION

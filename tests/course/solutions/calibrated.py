@@ -46,10 +46,10 @@ def fine_search(W, H, mean_abs, quant):
 
 
 def column_by_column(W, H, mean_abs, quant):
-    """No power at all: each column, the largest input first, gets the best of some factors."""
+    """No power at all: each column, the largest input first, gets the best of some factors, twice."""
     s = np.ones(len(H))
-    for j in np.argsort(-mean_abs)[:6]:
-        tried = [np.where(np.arange(len(s)) == j, factor, s) for factor in (1, 1.25, 1.5, 2, 2.5, 3, 4)]
+    for j in np.tile(np.argsort(-mean_abs), 2):
+        tried = [np.where(np.arange(len(s)) == j, factor * s, s) for factor in (0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4, 6)]
         s = min(tried, key=lambda s: output_loss(W, H, s, quant))
     return s
 
@@ -182,6 +182,13 @@ def step_undivided(w, Hinv, q, value):
     return new, M
 
 
+def step_untidy(w, Hinv, q, value):
+    """Nothing is divided, and what is left of row and column q stays."""
+    new = w + (value - w[q]) * Hinv[:, q]
+    new[q] = value
+    return new, Hinv - np.outer(Hinv[:, q], Hinv[q])
+
+
 def gptq_steps(sign, result):
     def calibrated_gptq(W, U, quant):
         W, out = W.copy(), np.empty_like(W)
@@ -232,6 +239,12 @@ def permuted_factor(W, H, quant, damping):
     return gptq_rows(W[:, order], factor_by_inverse(H, damping)[order][:, order], quant)[:, np.argsort(order)]
 
 
+# Rules for calibrated.scale that read neither W nor H.
+FIXED = [
+    lambda W, H, mean_abs, quant: np.maximum(np.sqrt(mean_abs / mean_abs.mean()), 1),
+    lambda W, H, mean_abs, quant: np.where(mean_abs >= np.quantile(mean_abs, 0.9), 2.0, 1.0),
+    lambda W, H, mean_abs, quant: np.log1p(mean_abs),
+    *(lambda W, H, mean_abs, quant, a=a: mean_abs**a for a in (0.2, 0.35, 0.5, 0.7))]
 WRONG = {
     "calibrated.bug": [
         (factor_of(inverse=False), "UᵀU is H; it should"),
@@ -268,6 +281,7 @@ WRONG = {
         (step_alone, "must move"),
         (step_in_place, "writes into its argument"),
         (step_undivided, "diagonal entry"),
+        (step_untidy, "its entry [H⁻¹]_qq"),
         (step_of(in_w=False), "only the one that changes H⁻¹"),
         (step_of(in_H=False), "only the column that moves w"),
         (step_of(delta=True), "this is δ"),
@@ -294,5 +308,8 @@ WRONG = {
         (lambda W, H, mean_abs, quant: max((mean_abs**a for a in np.arange(20) / 20),
                                            key=lambda s: output_loss(W, H, s, quant)), "the worst of the powers"),
         (lambda W, H, mean_abs, quant: min((mean_abs**a for a in np.arange(20) / 20),
-                                           key=lambda s: np.sum((quant(W * s) / s - W)**2)), "error of the weights")],
+                                           key=lambda s: np.sum((quant(W * s) / s - W)**2)), "the least error of the weights"),
+        (lambda W, H, mean_abs, quant: min(((mean_abs / mean_abs.mean())**a for a in np.linspace(0, 1, 21)),
+                                           key=lambda s: np.linalg.norm(quant(W * s) / s - W)), "weights smaller"),
+        (lambda W, H, mean_abs, quant: np.maximum(np.sqrt(mean_abs / mean_abs.mean()), 1), "no fixed rule")],
 }

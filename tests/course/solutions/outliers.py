@@ -330,6 +330,7 @@ WRONG = {
         (split_named(lambda X, t, O: O[::-1]), "ascending")],
     "outliers.smooth": [
         (smooth_exchanged, "exchanged"),
+        (lambda g, b, Ws, m, a: (g / m, b / m, [W * m for W in Ws]), "max|X_j| alone"),
         (smooth_no_beta, "β"),
         (smooth_each, "you gave each layer its own"),
         (smooth_by_mean, "the mean of theirs"),

@@ -261,6 +261,13 @@ def float_integers(x, e, m):
     return np.rint(x / 2**(E - m)) * 2**(E - m)
 
 
+def survey_both(x, bits):
+    """No stretching, and the libraries' sign."""
+    S = (x.max() - x.min()) / (2**bits - 1) or 1.0
+    z = int(np.rint(-x.min() / S))
+    return np.clip(np.rint(x / S) + z, 0, 2**bits - 1).astype(int), S, z
+
+
 def survey_with(round_x=np.rint, round_z=np.rint, more=0):
     def quantization_survey(x, bits):
         low, high = min(0, x.min()), max(0, x.max())
@@ -324,6 +331,7 @@ WRONG = {
     "quantization.survey": [
         (survey_sign, "libraries' sign"),
         (survey_min_max, "does not contain 0"),
+        (survey_both, "two things"),
         (survey_unclipped, "not clipped"),
         (survey_middle, "Z of a symmetric grid"),
         (survey_late, "before you subtract Z"),
@@ -363,6 +371,7 @@ WRONG = {
         (float_endless, "±V"),
         (float_too_fine, "goes down to −bias"),
         (float_with(half_up), "rounds it up"),
+        (float_with(lambda v: np.sign(v) * np.ceil(np.abs(v) - 0.5)), "nearer to 0"),
         (float_with(half_away), "away from 0"),
         (float_integers, "2.0**(E - m)"),
         (float_with(np.trunc), "you cut off"),

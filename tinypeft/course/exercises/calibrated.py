@@ -123,6 +123,17 @@ def delta_of_others(w, Hinv, q, value):
     return np.where(np.arange(len(w)) == q, value, new - w), M
 
 
+def change_of_w(got, args, divisor):
+    """Is this w, moved by a column of H⁻¹ over `divisor`? The entry q may be anything."""
+    w, Hinv, q, value = args
+    expected = w + (value - w[q]) * Hinv[:, q] / divisor(Hinv[q, q])
+    return np.shape(got) == w.shape and np.allclose(np.delete(got - expected, q), 0)
+
+
+def undivided(got, expected, args):
+    return change_of_w(got, args, one)
+
+
 def two_weights(rng):
     H = np.array([[2.0, 1], [1, 2]])
     return np.array([0.4, 0.4]), np.linalg.inv(H), 0, 0.0
@@ -296,9 +307,9 @@ def ordered_case(rng):
 
 
 # -- scales of the inputs --------------------------------------------------------------------------
-def nearest3(W):
-    """Round to nearest, 3 bits, one asymmetric grid per row."""
-    u = Uniform(3, symmetric=False)
+def by_rows(bits, W):
+    """Round to nearest, one asymmetric grid per row."""
+    u = Uniform(bits, symmetric=False)
     return u.fit(W).round(W)
 
 
@@ -324,13 +335,33 @@ def error_of_scaled_weights(s, W, H, quant):
     return loss_of_scale(s, W, np.eye(len(H)), quant)
 
 
-def below_rounding(result, args):
-    """Is the loss with these scales at most 0.8 of that of rounding alone?"""
-    W, H, _, quant = args
+def nearly_as_good(result, args):
+    """Does s take off four fifths of what the search over POWERS takes off rounding's loss?"""
+    W, H, mean_abs, quant = args
     s = np.asarray(result, float)
     if not (np.isfinite(s).all() and (s > 0).all()):
         return False
-    return bool(loss_of_scale(s, W, H, quant) <= 0.8 * loss_of_scale(np.ones(len(H)), W, H, quant))
+    return bool(gain(s, W, H, quant) >= 0.8 * gain(by_power(*args), W, H, quant))
+
+
+def gain(s, W, H, quant):
+    """What the scales take off the loss of rounding alone."""
+    return loss_of_scale(np.ones(len(H)), W, H, quant) - loss_of_scale(s, W, H, quant)
+
+
+def spares_the_weights(got, expected, args):
+    """Have these scales about the least error of the weights?"""
+    W, H, _, quant = args
+    least = by_power(*args, loss=error_of_scaled_weights)
+    error, bound = (error_of_scaled_weights(s, W, H, quant) for s in (np.asarray(got), least))
+    return error <= 1.001 * bound
+
+
+def follows_the_inputs(got, expected, args):
+    """Do the scales grow with mean_abs, whatever the weights are?"""
+    _, _, mean_abs, _ = args
+    s = np.asarray(got)[mean_abs.argsort()]
+    return s[-1] > s[0] and (np.diff(s) >= 0).all()
 
 
 def sizes_of_weights(W, H, mean_abs, quant):
@@ -341,13 +372,25 @@ def not_positive(got, expected, args):
     return not (np.asarray(got) > 0).all()
 
 
-def scale_case(rng):
-    """Draw a layer two of whose inputs are large, as in lesson 11."""
+def layer(rng, weights):
+    """Draw a layer two of whose inputs are large, as in lesson 11. The weights that meet these are
+    `weights` times as large as the others. Scales help, and a search in steps of 0.1 finds them."""
     d = 24
-    X = rng.normal(0, 1, (d, 8 * d)) * np.exp(rng.normal(0, 0.3, (d, 1)))
-    X[rng.choice(d, 2, replace=False)] *= rng.uniform(6, 12, (2, 1))
-    W, H = rng.normal(0, 1, (16, d)), 2 / X.shape[1] * X @ X.T
-    return W, H, np.abs(X).mean(1), nearest3
+    while True:
+        X = rng.normal(0, 1, (d, 8 * d)) * np.exp(rng.normal(0, 0.3, (d, 1)))
+        W, large = rng.normal(0, 1, (32, d)), rng.choice(d, 2, replace=False)
+        X[large] *= rng.uniform(4, 12, (2, 1))
+        W[:, large] *= weights
+        H, mean_abs = 2 / X.shape[1] * X @ X.T, np.abs(X).mean(1)
+        quant = partial(by_rows, int(rng.choice([3, 4])))
+        best, coarse = (gain(by_power(W, H, mean_abs, quant, powers), W, H, quant)
+                        for powers in (POWERS, POWERS[::2]))
+        if coarse > 0.9 * best and best > 0.22 * loss_of_scale(np.ones(d), W, H, quant):
+            return W, H, mean_abs, quant
+
+
+def scale_case(rng):
+    return layer(rng, float(rng.choice([0.1, 1, 2])))
 
 
 def _optimal(fn, rng):
@@ -433,6 +476,9 @@ EXERCISES = (
              "enough to clear row and column",
              compensate_variant(eliminate=False)),
             ("the other weights must move too", unmoved_others)),
+        symptoms=(
+            ("the column that moves w must be divided by its entry [H⁻¹]_qq, so that w_q moves by "
+             "value − w_q and not by a part of it", undivided),),
         tolerance=1e-9,
         hints=("Weight q moves by value - w[q]. By how much do the others move to make up for it?",
                "Hinv[:, q] is (d,). What is subtracted from Hinv is an outer product, (d, d).",
@@ -549,8 +595,11 @@ EXERCISES = (
         name="calibrated.scale", title="Scales that protect what matters", stars=2,
         kind="design",
         reference=scale, cases=scale_case,
-        goal=("the loss with these scales is at most 0.8 of that of rounding alone, s = 1",
-              below_rounding),
+        goal=("of what a search over twenty scales takes off the loss of rounding, these take off "
+              "four fifths", nearly_as_good),
+        special=(
+            ("the weights that meet large inputs are small", partial(layer, weights=0.1)),
+            ("the weights that meet large inputs are the largest", partial(layer, weights=2))),
         mistakes=(
             ("s = 1 is rounding itself: nothing is scaled",
              lambda W, H, mean_abs, quant: np.ones_like(mean_abs)),
@@ -576,7 +625,12 @@ EXERCISES = (
              partial(by_power, loss=error_of_scaled_weights))),
         symptoms=(
             ("all scales must be positive: W is multiplied by them, and divided again",
-             not_positive),),
+             not_positive),
+            ("these scales make the error of the weights smaller; the loss is that of the outputs, "
+             "with H", spares_the_weights),
+            ("how far a column may be scaled before it stretches the step of its rows depends on "
+             "the weights, so no fixed rule does: compute the loss of many scales, small and large "
+             "ones, and keep the best", follows_the_inputs)),
         hints=("Which columns of W may not be rounded badly? What happens to a row's step if one "
                "of its columns is scaled up too much?",
                "s is (d_in,): one number for each column of W. D = quant(W * s) / s - W is "

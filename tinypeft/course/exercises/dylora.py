@@ -106,6 +106,22 @@ def _by_gradient(alone):
     return wrong
 
 
+def _outside(got, args):
+    """Compare the M that came back, in rows after row b: (it, what it was, β times that)."""
+    _, M, _, b, beta, _, _ = args
+    return got[b:], M[b:], beta * M[b:]
+
+
+def _fades(got, expected, args):
+    after, was, faded = _outside(got, args)
+    return was.any() and np.allclose(after, faded)
+
+
+def _gone(got, expected, args):
+    after, was, _ = _outside(got, args)
+    return was.any() and not after.any()
+
+
 def _everywhere(A, M, dA, b, beta, lr, frozen):
     """Move all rows, as the code of the lesson does."""
     M = beta * M + dA
@@ -114,7 +130,8 @@ def _everywhere(A, M, dA, b, beta, lr, frozen):
 
 # -- dylora.draw -----------------------------------------------------------------------------------
 def draw(shares):
-    return -np.diff([*_in_order(shares), 0])
+    t = np.array([*_in_order(shares), 0])
+    return t[:-1] - t[1:]
 
 
 def _in_order(shares):
@@ -335,6 +352,9 @@ EXERCISES = (
              _moved(move=lambda A, M, dA, lr: A - lr * dA)),
             ("gradient descent moves against the gradient: subtract",
              _moved(move=lambda A, M, dA, lr: A + lr * M))),
+        symptoms=(
+            ("M fades in the rows that are not trained; leave it as it was there", _fades),
+            ("M is 0 now in the rows that are not trained; leave it as it was there", _gone)),
         tolerance=1e-9,
         hints=("In a row whose gradient is zero, what is M after the step? What does it do to A? "
                "Which row of the array is row b, if rows are counted from 1?",
@@ -361,8 +381,9 @@ EXERCISES = (
             ("row i takes part at every rank b ≥ i, so its share is a sum of probabilities; you "
              "returned the shares",
              lambda shares: np.array(_in_order(shares))),
-            ("row i takes part at every rank b ≥ i; you divided the shares by their sum",
-             lambda shares: _normed(np.array(_in_order(shares)))),
+            *several("row i takes part at every rank b ≥ i; you divided the shares by their sum",
+                     lambda shares: _normed(np.array(_in_order(shares))),
+                     lambda shares: _normed(np.array(list(shares.values())))),
             ("the rows stand in any order in the dict: sort them",
              _as_found),
             ("the largest rank is missing: row R takes part at rank R alone", _without_last),

@@ -1,4 +1,6 @@
 """Lesson 13: NF4's table and code, quantized scales, QLoRA's gradient, and better levels."""
+from functools import partial
+
 import numpy as np
 from scipy.special import ndtri
 
@@ -38,6 +40,10 @@ def levels_variant(points=lambda n: n + 1, keep=lambda p: p[:-1], scale=scaled,
             return quantile(keep(np.linspace(delta, 0.5, points(n))))
         return scale(order(np.concatenate([side(positive), zeros, -side(negative)])))
     return wrong
+
+
+def unsorted_levels(got, expected, args):
+    return np.allclose(np.sort(got), expected)
 
 
 def sides_exchanged(delta, positive, negative):
@@ -254,6 +260,10 @@ def evenly_spaced(x):
     return values
 
 
+def equal_steps(got, expected, args):
+    return np.ptp(np.diff(got)) < 1e-6
+
+
 def without_zero(got, expected, args):
     return not (np.asarray(got) == 0).any()
 
@@ -308,9 +318,20 @@ def normal_weights(levels):
     return x / np.abs(x).max()
 
 
+def one_number(levels):
+    """Return a largest magnitude of 1 and one number that NF4 and E2M1 lack."""
+    return np.array([1] + 63 * [3 / 7])
+
+
 def tables(rng):
     e2m1 = codebook("E2M1").astype(float)
     return (np.unique((NF4, e2m1 / e2m1.max())[rng.integers(2)]),)
+
+
+def some_sevenths(rng, inside=(3,)):
+    """Draw a table with numbers k/7: those of `inside`, four others, and ±1."""
+    others = rng.choice([k for k in range(-6, 7) if k not in inside], 4, replace=False)
+    return (np.array(sorted([-7, *inside, *others, 7])) / 7,)
 
 
 EXERCISES = (
@@ -344,6 +365,8 @@ EXERCISES = (
             ("0 is missing", levels_variant(zeros=())),
             ("the levels are evenly spaced: the quantile function Φ⁻¹ is not applied",
              levels_variant(quantile=lambda p: p - 0.5))),
+        symptoms=(
+            ("these are the right levels, but they are not sorted", unsorted_levels),),
         hints=("The last point of each side is ½, whose quantile is 0, and it is dropped. How "
                "many points does a side of n levels need?",
                "One side is (n,). The table is (positive + 1 + negative,), ascending, with "
@@ -367,7 +390,9 @@ EXERCISES = (
             ("you took the next level below or above, not the nearest", encode_variant(code=below)),
             ("you took the next level below or above, not the nearest", encode_variant(code=above)),
             ("the levels are not evenly spaced: compare with each of them",
-             encode_variant(code=even))),
+             encode_variant(code=even)),
+            ("the levels have both signs, so keep the sign of x: these are the codes of |x|",
+             encode_variant(divide=lambda x, a: np.abs(x) / a))),
         tolerance=1e-9,
         hints=("The levels are not evenly spaced. How do you find the nearest one all the same?",
                "x[:, None] / a is (n, 1) and levels (L,), so their difference is (n, L). The "
@@ -452,6 +477,7 @@ EXERCISES = (
              equally_used),
             ("these levels are evenly spaced, which suits uniform weights alone", evenly_spaced)),
         symptoms=(
+            ("these levels are evenly spaced, which suits uniform weights alone", equal_steps),
             ("0 must be one of the levels, exactly: padding and pruned weights are 0",
              without_zero),
             ("the levels must ascend", not_ascending)),
@@ -467,6 +493,10 @@ EXERCISES = (
         reference=loses, cases=tables,
         goal=("the largest magnitude is 1, and with the levels −7/7 … 7/7 the squared error is at "
               "most half of that with the given levels", prefers_integers),
+        special=(
+            ("a table that has some of the numbers k/7, 3/7 among them", some_sevenths),
+            ("a table that has 1/7, 2/7, 5/7 and some others",
+             partial(some_sevenths, inside=(1, 2, 5)))),
         mistakes=(
             ("these numbers are the given levels, which have no error on them", suits_the_levels),
             ("evenly spread numbers are not enough: most of them lie on neither grid",
@@ -474,7 +504,10 @@ EXERCISES = (
             ("on normal numbers the given levels are the better ones, or nearly so",
              normal_weights),
             ("numbers that both grids have, such as 1 and −1, have no error in either",
-             lambda levels: np.resize([1.0, -1.0], 64))),
+             lambda levels: np.resize([1.0, -1.0], 64)),
+            ("the number that you repeat is a level of some tables: use many, or look into "
+             "`levels`",
+             one_number)),
         symptoms=(
             ("the largest magnitude must be 1, as after the division by a", not_scaled),),
         hints=("On which numbers has the grid −7/7 … 7/7 no error at all?",

@@ -597,6 +597,8 @@ EXERCISES = (
             ("max|X_j| has the exponent α and max|W_j| has 1 − α; yours have the same",
              smooth_by(lambda m, largest, alpha: (m / largest)**alpha)),
             ("max|W_j| is missing in s", smooth_by(lambda m, largest, alpha: m**alpha)),
+            ("s is max|X_j| alone, which moves everything, whatever alpha is",
+             smooth_by(lambda m, largest, alpha: m)),
             ("max|X_j| is missing in s",
              smooth_by(lambda m, largest, alpha: 1 / largest**(1 - alpha))),
             ("alpha is an argument, and you took ½",

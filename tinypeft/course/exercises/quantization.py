@@ -19,6 +19,14 @@ def half_away(v):
     return np.sign(v) * np.floor(np.abs(v) + 0.5)
 
 
+def half_down(v):
+    return np.ceil(v - 0.5)
+
+
+def half_to_zero(v):
+    return np.sign(v) * np.ceil(np.abs(v) - 0.5)
+
+
 # -- absmax ----------------------------------------------------------------------------------------
 def absmax(x, bits):
     row = x.reshape(1, -1)
@@ -381,6 +389,9 @@ EXERCISES = (
              survey_variant(sign=-1)),
             ("the range does not contain 0 here; stretch it: l = min(l, 0), h = max(h, 0)",
              survey_variant(ends=lambda x: (x.min(), x.max()))),
+            ("two things: the range must be stretched to contain 0, and the survey subtracts Z, "
+             "which is round(l/S), when it encodes",
+             survey_variant(ends=lambda x: (x.min(), x.max()), sign=-1)),
             ("the codes are not clipped to 0 … 2**bits - 1", survey_variant(clip=False)),
             ("S is (h − l)/(2**bits - 1): there is one step fewer than there are points",
              survey_variant(lambda l, h, bits: (h - l) / 2**bits)),
@@ -552,6 +563,10 @@ EXERCISES = (
              to_float_variant(round=half_up)),
             ("np.rint rounds a half to the even n; yours rounds it away from 0",
              to_float_variant(round=half_away)),
+            *several("midway between two values the even multiple is taken; yours is the lower "
+                     "one, or the one nearer to 0",
+                     to_float_variant(round=half_down),
+                     to_float_variant(round=half_to_zero)),
             ("the bias is 2**(e - 1) - 1", to_float_variant(bias=lambda e: 2**(e - 1))),
             ("you cut off; round to the nearest value", to_float_variant(round=np.trunc)),
             ("you rounded down; round to the nearest value", to_float_variant(round=np.floor)),
