@@ -205,6 +205,13 @@ def test_a_wrong_answer_is_shown_on_the_example_first():
     assert "infinite" not in large.message and "the scale is α/r, not α" in large.cause
 
 
+def test_a_missed_goal_does_not_show_an_answer():
+    """A design has many right answers, and the reference's is one of them."""
+    told = tp.check("loftq.vanish", lambda W_hat, s: (0.3 * s[:, None], np.ones((1, W_hat.shape[1]))))
+    assert "the goal is missed" in told.message and "0.3" in told.got and told.expected == ""
+    assert "expected" not in repr(told)
+
+
 KINDS = {"design", "fault", "gradient", "count", "formula"}
 MOST = 11                                                # counts and formulas, without bonus exercises
 

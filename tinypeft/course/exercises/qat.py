@@ -340,6 +340,10 @@ def zero_variant(slope=lambda s: -s, inside=strictly, where=np.logical_not, gath
     return wrong
 
 
+def itself(inside):
+    return inside
+
+
 def of_each(got, expected, args):
     return np.shape(got) == np.shape(args[0])
 
@@ -570,8 +574,12 @@ EXERCISES = (
             *shared(zero_variant,
                     ),
             ("a larger z moves a clipped number down: the slope is −s", zero_variant(lambda s: s)),
-            ("inside the range z is added and subtracted again; only clipped numbers have a slope",
-             zero_variant(where=lambda inside: inside)),
+            *several("inside the range z is added and subtracted again; only clipped numbers have "
+                     "a slope",
+                     zero_variant(where=itself),
+                     zero_variant(where=itself, inside=closed),
+                     zero_variant(lambda s: s, where=itself),
+                     zero_variant(lambda s: s, where=itself, inside=closed)),
             ("inside the range z is added and subtracted again, so that its "
              "slope there is 0, not −s",
              zero_variant(where=np.ones_like)),
