@@ -217,8 +217,9 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
     between nbgrader's marks, which makes the notebook the source for nbgrader's own commands."""
     stub = re.compile(rf"( *){BEGIN}\n.*?{END}", re.S)
 
-    def source(cell):                                    # the glossary is in the folder above
-        if cell.kind == "markdown": return cell.source.replace("](GLOSSARY.md", "](../GLOSSARY.md")
+    def source(cell):                                    # an assignment lies a folder deeper
+        if cell.kind == "markdown":
+            return cell.source.replace("](../", "](../../").replace("](GLOSSARY", "](../GLOSSARY")
         if not cell.exercise: return unguessed(cell.source)
         if solved: return cell.source
         empty = f'raise NotImplementedError("{cell.exercise}")'
