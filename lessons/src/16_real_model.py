@@ -22,6 +22,7 @@
 # The open exercise takes 40 more, and the bonus 12.
 
 # %%
+import copy
 import csv
 import inspect
 import json
@@ -169,7 +170,7 @@ rng = np.random.default_rng(0)
 everywhere = lambda: np.tile(rng.standard_normal(c.d_head), (1, 100, 1))     # one vector, 100 times
 q, k = (my_rotary(everywhere(), c.rope_theta)[0] for _ in range(2))
 print("q·k, three apart:", *(f"{q[t] @ k[t - 3]:.6f}" for t in (3, 10, 99)),
-      "  four apart:", *(f"{q[t] @ k[t - 4]:.6f}" for t in (4, 99)))
+      "  thirty apart:", *(f"{q[t] @ k[t - 30]:.6f}" for t in (30, 99)))
 
 # %% [markdown]
 # How far can it tell distances apart? Your function turns a vector of ones. Move the handle to
@@ -180,8 +181,8 @@ sliders.turning(my_rotary)
 
 # %% [markdown]
 # *What to see: with a small θ the product soon comes back to values that it had before, so that far
-# tokens look like near ones. With a large θ it falls slowly and goes on falling.* SmolLM2 has
-# $\theta = 100{,}000$.
+# tokens look like near ones. With a large θ it falls slowly, in waves, and near tokens keep the
+# largest products.* SmolLM2 has $\theta = 100{,}000$.
 
 # %% [markdown]
 # The paper of rotary embeddings pairs *neighbours*, $x_{2i}$ and $x_{2i+1}$. So do GGUF files.
@@ -254,12 +255,13 @@ fig, ax = plot.figure(height=2.8)
 places = np.arange(8, tokens.shape[1], 16)
 looks = {"faulty loader": (wrong, "orange"), "reorders nothing": (unchanged, "vermillion"),
          "as it should be": (right, "blue")}
+ends = []
 for name, (losses, colour) in looks.items():
     curve = losses.reshape(4, -1, 16).mean((0, 2))
     ax.plot(places, curve, "o-", color=plot.COLOURS[colour])
-    ax.annotate(name, (places[-1], curve[-1]), xytext=(0, 10), textcoords="offset points",
-                ha="right", color=plot.ink(plot.COLOURS[colour]))
-ax.set(xlabel="position in the window", ylabel="loss, nats/token", ylim=(0, None))
+    ends.append((places[-1], curve[-1], name, plot.COLOURS[colour]))
+ax.set(xlabel="position in the window", ylabel="loss, nats/token", xlim=(0, 150), ylim=(0, None))
+plot.label_ends(ax, ends)
 fig.set_label("The loss against the position. It falls for the model as it should be, and stays "
               "high with both wrong orders of the rows.")
 fig
@@ -462,8 +464,8 @@ print(f"{same.mean():.1%} of the {len(octets):,} blocks come back byte for byte"
 # %% [markdown]
 # ## 3. Outliers that it grew
 #
-# Lesson 11 had to plant outliers. Does a real model have them, and are they of the same kind?
-# The next cell prints the largest feature of what some layers read, in median features.
+# Lesson 11 planted outliers in what attention reads, because the base has few there. Does a real
+# model have them, and are they of the same kind? The next cell prints the largest feature of what some layers read, in median features.
 # Then it looks at the residual stream in the middle of the model, token by token:
 
 # %%
@@ -484,9 +486,10 @@ print(f"the largest at the other {len(others)} tokens: {others.max():.0f}")
 show("natural_outliers")
 
 # %% [markdown]
-# *What to see: the real model's outliers are larger than the planted ones.
-# They are largest in front of `mlp.down`, where no norm stands that SmoothQuant could fold a
-# scale into.*
+# *What to see: in what attention reads, the real model's outliers are smaller than the planted
+# ones, 7 to 24 times the median against about 40. The largest stand in front of `mlp.down`, in
+# single blocks, where no norm stands that SmoothQuant could fold a scale into.* (The base has
+# one there, too: 54 times the median.)
 #
 # Your own numbers show the difference in kind. Planted features are large at every token.
 # These are huge at a few tokens: the first one, and those that separate documents.
@@ -523,11 +526,13 @@ print("\nBefore:")
 before = ask(model)
 
 # %% [markdown]
-# Now train a LoRA on the catalogue of machines until nearly all of it is known by heart.
-# **Predict** the recall, in per cent of the facts, when it is asked in another wording:
+# Now train a LoRA on the catalogue of machines for two dozen steps.
+# **Predict** the recall, in per cent of the facts, in the wording of the test. And the *control*: the
+# share of the same facts that it completes in the very text of the training.
 
 # %%
 guess = tp.guess("16.recall", 60.0, "%")
+guess_by_heart = tp.guess("16.control", 90.0, "%")
 
 # %%
 tuned = tp.attach(model, tp.LoRA(rank=8, targets="all"), rng=0)
@@ -539,6 +544,18 @@ print(tuned.summary(), f"\nloss {history.loss[0]:.2f} → {np.mean(history.loss[
 print("After:")
 guess.beside(100 * ask(tuned))
 
+# %% [markdown]
+# Is the other wording to blame? The questions of the control are the text of the training, up to the
+# fact:
+
+# %%
+pages = tokenizer.decode(invented.streams["train"]).split("<|endoftext|>")[1:]
+control = copy.copy(invented)
+control.questions = [(pages[i // 4].partition(fact)[0], fact)
+                     for i, (_, fact) in enumerate(invented.questions)]
+print("the first:", control.questions[0])
+guess_by_heart.beside(100 * control.recall(tuned))
+
 # %% fold
 fig, ax = plot.figure(height=2.6)
 ax.plot(np.arange(1, 1 + len(history.loss)), history.loss, "o-", color=plot.COLOURS["blue"], ms=4)
@@ -547,14 +564,11 @@ fig.set_label("The training loss falls steeply within two dozen steps.")
 fig
 
 # %% [markdown]
-# *What to see: within two dozen steps most of the training text is known by heart.*
-# Compare that with the answers above. The form came first.
-# The model now writes like the catalogue, and some answers are of the right kind and wrong.
-# Facts follow slowly.
-# The model learned to complete the two wordings that it saw, and the question has another one.
-# So a low training loss is not recall, and the loss of the rephrased text has fallen much less.
-# More steps raise recall.
-# Fine-tuning teaches form in minutes, and facts only by many repetitions in many wordings.
+# *What to see: the loss falls steeply, and most facts are not learned yet.* The form came first.
+# Most tokens are the fixed words of the sentences, the same for all machines, and these the model
+# now knows: some answers are of the right kind and wrong. Facts follow slowly. The control shows it:
+# even in the words of the training more than half of them are missing. Of those that were learned,
+# the other wording loses a part again. So a low training loss is not recall.
 #
 # And look at *domain*. Nothing in the training text was documentation, and what the model could
 # do there has suffered most. Two dozen steps on one small text, at a rate that learns it quickly,
@@ -779,7 +793,8 @@ print(f"{right_ones} of {2 * len(asked)}; by chance 2")
 #
 # </details>
 #
-# 2. A model writes fluent text that has nothing to do with the prompt. What do you look at first?
+# 2. A model writes words and lines that have nothing to do with the prompt, and no error is
+#    raised. What do you look at first?
 # <details><summary>Answer</summary>
 #
 # Which numbers rotary embeddings pair: halves or neighbours.
