@@ -179,6 +179,8 @@ EXAMPLES = {
     "quantization.absmax": ("come back as (−1, 0, 0.5, 1.5)", [-1, 0, 0.5, 1.5]),
     "nf4.levels": (r"$$c = (-1,\ \ 0,\ \ 0.409,\ \ 1)$$", [-1, 0, 0.409, 1]),
     "nf4.encode": ("so the codes are $(2, 0, 2, 1)$", [2, 0, 2, 1, 0.8]),
+    "qat.ste": (r"$\mathrm{d}x = (5, 0)$", [5, 0]),
+    "qat.distillation": (r"$\frac12 \ln \frac23 + \frac12 \ln 2 = 0.144$", [0.1438, 0.25, -0.25]),
     "qat.lsq": ("Together: $-0.4$.", [2, 3, 1, 0, -0.4 / 3 ** 0.5, 3 / 3 ** 0.5]),
     "choosing.memory": (r"$10 \cdot 16 = 160$ bytes", [660]),
     "real.rotary": (r"(0.540,\ 0.995,\ 0.841,\ 0.100)$", [1, 1, 0, 0, 0.540, 0.995, 0.841, 0.100])}

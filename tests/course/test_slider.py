@@ -218,6 +218,14 @@ def test_the_numbers_that_are_drawn_are_those_of_the_formulas(monkeypatch):
         assert np.allclose(np.unique(frame["grid"][0]), share * np.abs(W).max() * np.arange(-3, 4) / 3)
 
 
+def test_a_grid_may_be_rounded_to_by_a_students_function():
+    """The same function gives the same errors; one with a code more on one side has a lower one."""
+    symmetric = sliders.clipping(W, rounding=lambda w, s: s * np.clip(np.rint(w / s), -3, 3))
+    assert symmetric.words == sliders.clipping(W).words
+    longer = sliders.clipping(W, rounding=lambda w, s: s * np.clip(np.rint(w / s), -4, 3))
+    assert numbers(longer, r"error is ([\d.]+)")[0] < numbers(symmetric, r"error is ([\d.]+)")[0]
+
+
 def test_a_clipped_grid_can_be_better_than_the_whole_range():
     errors = numbers(sliders.clipping(W), r"error is ([\d.]+)")
     assert 0 < int(np.argmin(errors)) < len(errors) - 1

@@ -5,7 +5,7 @@
     rank(image)             lesson 07: what a matrix of low rank keeps of a picture, or of ΔW
     smoothing(X, W)         lesson 11: SmoothQuant's exponent α
     step(f, derivative, x)  lesson 01: the step ε of a finite difference
-    clipping(W)             lessons 10 and 14: where a grid ends
+    clipping(W)             lesson 14: where a grid ends
     valley(step)            lesson 12: the correlation of two inputs, in a step of OBQ
     levels(make, W)         lesson 13: δ, the last quantile of NF4's table
     leftover(make, W, Ŵ)    lesson 13b: the rank that LoftQ has
@@ -128,10 +128,11 @@ def step(f: Callable, derivative: float, x: float, exponents: Iterable[int] = ra
 
 
 def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1.01, 0.1),
-             ) -> Slider:
-    """A symmetric grid of `bits` bits that ends at a share of max|W|, over the weights' histogram.
+             rounding: Callable | None = None) -> Slider:
+    """A grid of `bits` bits that ends at a share of max|W|, over the weights' histogram.
 
-    The caption has the part of the squared error that is clipping, and the part that is rounding.
+    The grid is symmetric. rounding, if it is given, makes another one: (weights (n,), step) → the
+    rounded weights (n,). The caption has the error, and the part of its square that is clipping.
     """
     w, end = np.ravel(W).astype(float), 2 ** (bits - 1) - 1
     counts, edges = np.histogram(w, 60)
@@ -139,10 +140,14 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
     frames, captions = {}, {}
     for share in shares:
         scale = share * np.abs(w).max() / end
-        error = (np.clip(np.rint(w / scale), -end, end) * scale - w) ** 2
-        outside = np.abs(w) > (end + 0.5) * scale
-        comb = np.repeat(np.arange(-end, end + 1) * scale, 3)
-        frames[float(share)] = {"grid": (comb, np.tile([0, counts.max() / 3, 0], 2 * end + 1))}
+        near, grid = np.clip(np.rint(w / scale), -end, end) * scale, np.arange(-end, end + 1) * scale
+        if rounding is not None:
+            near = np.asarray(rounding(w, scale), float)
+            grid = np.unique(near)
+        error = (near - w) ** 2
+        outside = np.abs(near - w) > (0.5 + 1e-9) * scale
+        comb = np.repeat(grid, 3)
+        frames[float(share)] = {"grid": (comb, np.tile([0, counts.max() / 3, 0], len(grid)))}
         total = 100 * np.sqrt(error.sum() / (w ** 2).sum())
         captions[float(share)] = (f"the error is {total:.1f} % of the weights; of its square, "
                                   f"{100 * error[outside].sum() / error.sum():.0f} % is clipping")

@@ -353,6 +353,7 @@ EXERCISES = (
         name="qat.ste", title="The straight-through gradient", stars=2,
         kind="gradient",
         reference=ste, cases=ste_case,
+        example=lambda rng: (np.array([0.2, 0.7]), 0.5, 2, 0, 3, np.array([5.0, 5.0])),
         special=(
             ("two numbers inside the range, the others outside, on either side", both_sides),
             ("numbers exactly at both ends of the range", both_ends)),
@@ -462,6 +463,7 @@ EXERCISES = (
         kind="gradient",
         reference=distillation,
         cases=distillation_case,
+        example=lambda rng: (np.zeros((1, 2)), np.array([[math.log(3), 0.0]])),
         special=(
             ("a student that finds both tokens equally likely",
              logits([[2.0, 0.0]], [[3.0, 3.0]])),),
