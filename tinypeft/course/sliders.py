@@ -217,7 +217,7 @@ def leftover(make: Callable, W: Array, W_hat: Array,
 
 def budget(needed: Callable, n: int, per_rank: int, card: float = 16,
            widths: Iterable[float] = (16, 8, 4.5, 4.127, 3.25, 2.5),
-           ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256)) -> Slider:
+           ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)) -> Slider:
     """The GiB that needed(n, bits, trained) tells in bytes, against the rank, for bases of `n`
     weights in each width. A rank trains `per_rank` numbers. card: its GiB, drawn behind."""
     ranks = np.array(list(ranks))
@@ -225,8 +225,8 @@ def budget(needed: Callable, n: int, per_rank: int, card: float = 16,
     for width in widths:
         GiB = np.array([needed(n, width, int(r) * per_rank) for r in ranks]) / 2**30
         frames[width] = {"needed": (ranks, GiB)}
-        fitting = ranks[GiB <= card]
-        reach = f"ranks up to {fitting.max()} fit" if len(fitting) else "no rank fits"
+        most = sum(needed(n, width, r * per_rank) <= card * 2**30 for r in range(1, 1025))
+        reach = f"ranks up to {most} fit" if most else "no rank fits"
         captions[width] = f"at rank 8 it is {GiB[list(ranks).index(8)]:.1f} GiB; {reach}"
     return slider("bits of the base", frames, captions=captions, xlabel="rank", ylabel="GiB",
                   behind={f"{card} GiB": (ranks, np.full(len(ranks), float(card)))}, xlog=True)
