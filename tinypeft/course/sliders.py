@@ -140,7 +140,8 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
     frames, captions = {}, {}
     for share in shares:
         scale = share * np.abs(w).max() / end
-        near, grid = np.clip(np.rint(w / scale), -end, end) * scale, np.arange(-end, end + 1) * scale
+        near = np.clip(np.rint(w / scale), -end, end) * scale
+        grid = np.arange(-end, end + 1) * scale
         if rounding is not None:
             near = np.asarray(rounding(w, scale), float)
             grid = np.unique(near)

@@ -133,7 +133,8 @@ def merging() -> Drawing:
         change_of(2, y, change, "way 1")
         s.text(440, y, said, "start", size=11)
     s.line((20, 158), (620, 158), colour="#CCC")
-    s.text(320, 176, "The same changes of w = 1.7, the weight before it was rounded to ŵ", bold=True)
+    s.text(320, 176, "The same changes of w = 1.7, the weight before it was rounded to ŵ",
+           bold=True)
     for y, change in ((214, 0.3), (274, 0.6)):
         axis(y)
         s.box(place(1.7) - 5, y - 5, 10, 10, fill=PALE)
