@@ -7,7 +7,8 @@
 # Then you start a LoRA at the error that quantization left (LoftQ), find out how much of it a low
 # rank can hold, and mend a fault that is in use.
 #
-# **What you need.** Lesson 13. What a singular value decomposition is (lesson 08).
+# **What you need.** [Lesson 13](13_nf4_qlora.ipynb). What a singular value decomposition is
+# ([lesson 08](08_adalora.ipynb)).
 #
 # **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
 # $W$ is the pretrained weight, $\hat W$ the rounded one, and $M$ the merged one. $Q$ is a rounded
@@ -24,6 +25,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import show, sliders
+from tinypeft.course.slider import slider
 from tinypeft.quant.loftq import loftq_rounds as package_rounds
 from tinypeft.study import plot
 
@@ -35,6 +37,9 @@ size = np.linalg.norm
 
 # %% [markdown]
 # ## 1. What merging does
+#
+# Whoever serves many adapters beside one base keeps them apart. Who serves a single one merges: the
+# layer is one product again, and any program can run the model.
 #
 # We train four LoRAs for 30 steps on documentation that the base never saw: on the base itself,
 # on NF4, and two on 2 bits. The second of these is started by LoftQ, which is section 2.
@@ -110,21 +115,48 @@ for name, D in (("your change", B @ A), ("the LoRA's change", change)):
           f"{np.mean(~np.isclose(again, W_hat, atol=1e-6)):.1%} of the codes")
 
 # %% [markdown]
+# How large must a change be? Move the handle. Drawn are the codes of 48 weights, with a multiple of
+# the LoRA's change:
+
+# %%
+def codes(D): return np.rint((W_hat + D) / steps[:, None])
+def moved(D): return f"{np.mean(codes(D) != codes(0)):.1%}"
+place, multiples = np.arange(48), (0.5, 1, 2, 4, 8, 16, 32)
+slider("change times", {c: {"codes after": (place, codes(c * change)[0, :48])} for c in multiples},
+       captions={c: f"the LoRA's change moves {moved(c * change)} of all codes, "
+                    f"yours {moved(c * B @ A)}" for c in multiples},
+       behind={"codes before": (place, codes(0)[0, :48])}, xlabel="weight", ylabel="code")
+
+# %% [markdown]
 # `requantize_error` measures the third way of merging on a whole model. $M$ is the merged weight.
-# **Predict** its error on NF4, in per cent of ‖ΔW‖. (After 30 steps the change is still small. Your
-# number may be above 100.)
+# **Predict** its error on NF4, in per cent of ‖ΔW‖. (After 30 steps the change is still small.)
 
 # %%
 guess = tp.guess("13b.lost", 60.0, "%")
 
 # %%
+def survives(m, again):
+    """The part of ΔW that is left along ΔW itself, over all layers: 1 is all of it, 0 is none."""
+    left = total = 0
+    for path, layer in m.wrappers.items():
+        change = layer.scale * layer.B.data @ layer.A.data
+        left += np.sum((again.get(path).dense_weight() - layer.base.dense_weight()) * change)
+        total += np.sum(change**2)
+    return left / total
+
 for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_bits)):
     of_weights, of_change = tp.requantize_error(tuned[name], scheme)
     again = tp.quantize(tuned[name].merge(), scheme)
     if scheme is not two_bits: measured = 100 * of_change
     print(f"{name:12} error ÷ ‖M‖ {of_weights:5.1%}   ÷ ‖ΔW‖ {of_change:5.1%}   perplexity: "
-          f"kept apart {perplexity(tuned[name]):.2f}, quantized again {perplexity(again):.2f}")
+          f"kept apart {perplexity(tuned[name]):.2f}, quantized again {perplexity(again):.2f}; "
+          f"survives: {survives(tuned[name], again):.0%}")
 guess.beside(measured)
+
+# %% [markdown]
+# Both errors are about as large as ΔW, and they cost differently. The norm does not say where an
+# error points. On NF4 a good part of ΔW survives in its own direction, and the rest of the error is
+# noise beside it. At 2 bits nearly all of ΔW is gone.
 
 # %%
 show("qlora")
@@ -180,8 +212,8 @@ show("qlora")
 #
 # ### {exercise}
 #
-# Write `loftq_rounds(W, quant, r, T)`: exactly $T$ rounds, which begin with $B A = 0$.
-# Each round first finds $Q$, then $B$ and $A$.
+# Write `loftq_rounds(W, quant, r, T)`: exactly $T$ rounds, which begin with $B A = 0$. (Which of the
+# two steps has to come first, then?)
 # Return `(Q, B, A)` of the **last** round (as in the paper; the package keeps the best round).
 # `quant` takes a matrix and returns the rounded matrix.
 # `B (d_out, r)` and `A (r, d_in)` share the singular values evenly: each gets $\sqrt{\Sigma_r}$.
@@ -228,34 +260,36 @@ for scheme, name in ((tp.NF4(), "NF4"), (two_bits, "2 bits")):
 # %% fold
 fig, (left, right) = plot.figure(1, 2, height=3.4, width=9)
 share = lambda M: np.cumsum(np.linalg.svd(M, compute_uv=False)**2) / size(M)**2 * 100
+ends = []
 for scheme, name, colour in ((tp.NF4(), "NF4", "blue"), (two_bits, "2 bits", "vermillion")):
     left.plot(range(1, 129), share(W - scheme.quantize(W).dequantize()), color=plot.COLOURS[colour])
     for r, style in ((4, ":"), (16, "-")):
         right.plot([0, 1, 2, 4, 8], [1, *errors[name, r]], style, marker="o", ms=3,
                    color=plot.COLOURS[colour])
-        right.annotate(f"{name}, r = {r}", (8, errors[name, r][-1]), xytext=(4, 0), fontsize=8,
-                       textcoords="offset points", va="center",
-                       color=plot.ink(plot.COLOURS[colour]))
+        ends.append((8, errors[name, r][-1], f"{name}, r = {r}", plot.COLOURS[colour]))
 left.plot(range(1, 129), share(W), color=plot.COLOURS["grey"])
 for M, name in ((W - tp.NF4().quantize(W).dequantize(), "W − Ŵ, NF4"),
                 (W - quant(W), "W − Ŵ, 2 bits"), (W, "W itself"),
                 (np.random.default_rng(0).normal(size=W.shape), "a random matrix")):
-    print(f"16 of 128 ranks hold {share(M)[15]:.0f} % of {name}")
+    print(f"16 of 128 ranks hold {share(M)[15]:.0f} % of {name}, half of it needs "
+          f"{np.searchsorted(share(M), 50) + 1} ranks")
 left.annotate("W itself", (5, 62), fontsize=8, color="#606060")
 left.annotate("W − Ŵ, NF4 and 2 bits", (60, 52), fontsize=8, color=plot.ink(plot.COLOURS["blue"]))
 left.set(xlabel="rank", ylabel="share of the squared norm (%)")
 left.set_title("How much of W − Ŵ a low rank can hold", loc="left", fontsize=10)
 right.set(xlabel="rounds T", ylabel="‖W − Q − BA‖ ÷ ‖W − Ŵ‖", xlim=(-0.3, 11), ylim=(0, 1.05))
 right.set_title("What alternating achieves", loc="left", fontsize=10)
-fig.set_label("Left: the share of the squared norm that a rank can hold, almost a straight line "
-              "for W − Ŵ, far above it for W itself. Right: the distance after T rounds, which "
+plot.label_ends(right, ends, size=8)
+fig.set_label("Left: the share of the squared norm that a rank can hold, a bent curve for W − Ŵ, "
+              "as for a random matrix, and far above it for W itself. Right: the distance after T "
+              "rounds, which "
               "falls most in the first round.")
 fig
 
 # %% [markdown]
 # *What to see: the error of quantization is nearly noise, so a small rank can hold little of it.*
-# Left: 16 of 128 ranks hold as little of it as of a random matrix, and much more of $W$ itself
-# (printed above).
+# Left: 16 of 128 ranks, an eighth, hold a quarter of its square, as of a random matrix, and much more
+# of $W$ itself (printed above).
 # Right: more rounds help beyond the first one, because the low-rank part also lets $Q$ choose
 # better.
 
@@ -381,7 +415,8 @@ for r in (4, 16):
 #
 # - (a) NF4 with float32 scales, and a LoRA of rank 8 that starts at zero;
 # - (b) NF4 with double quantization, and the bits saved are spent on a LoRA of a higher rank;
-# - (c) 3 bits in groups of 32, and a LoRA of rank 8 that LoftQ starts.
+# - (c) 3 bits in groups of 32, and a LoRA of rank 8 that LoftQ starts. (This takes about 3.6 bits, or
+#   4.1 if its scales are float32. The rest of the budget stays unused.)
 #
 # Say how large a rank (b) can afford on `mlp.up` if LoRA's numbers are kept in float16.
 # Train two of the three for 30 steps with two seeds each, and recommend one.
@@ -508,4 +543,4 @@ for r in (4, 16):
 #
 # **Now you can** say what may be merged into what, and start a LoRA where quantization left off.
 # The codes themselves have stayed frozen all along.
-# **Lesson 14** trains through the rounding itself.
+# [Lesson 14](14_qat.ipynb) trains through the rounding itself.

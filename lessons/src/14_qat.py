@@ -9,8 +9,10 @@
 # At 2 bits rounding alone breaks the model.
 # STE, LSQ, PEQA and QLoRA are put to the test there, and the study adds LLM-QAT.
 #
-# **What you need.** Grids and clipping (lesson 10), autograd's backward functions (lesson 01),
-# cross-entropy and softmax (lesson 02).
+# **What you need.** Grids and clipping ([lesson 10](10_quantization.ipynb)), autograd's backward
+# functions ([lesson 01](01_autograd.ipynb)), cross-entropy and softmax
+# ([lesson 02](02_transformer.ipynb)), and for the last comparison
+# [lesson 13](13_nf4_qlora.ipynb).
 #
 # **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
 # In this lesson $\lfloor v \rceil$ is $v$ rounded to the nearest integer, $s$ the step, $z$ the
@@ -38,8 +40,13 @@ model = tp.load_pretrained()
 task = tp.tasks.domain(model.tokenizer, context=128)
 def perplexity(m): return tp.evaluate(m, task, "test", max_batches=2)["perplexity"]
 W = model.get("blocks.2.mlp.up").weight.data                      # (512, 128)
+groups = dict(symmetric=False, granularity="group", group_size=32)
+rounded = tp.quantize(copy.deepcopy(model), tp.Uniform(bits=2, **groups))
+print(f"test perplexity {perplexity(model):.1f}; rounded to 2 bits, {perplexity(rounded):.1f}")
 
 # %% [markdown]
+# That is what this lesson repairs.
+#
 # ## 1. A gradient where there is none
 #
 # Quantization-aware training computes the loss with rounded weights and changes the floats behind
@@ -63,6 +70,10 @@ show("schematic:straight_through")
 # Then write `qat_ste(x, s, z, low, high, dy)`: $\mathrm{d}x$, given
 # $\mathrm{d}y = \partial L/\partial \hat x$. Exactly at an end of the range the gradient is 0.
 # `x` and `dy` have one shape, the others are numbers.
+#
+# *By hand*, for the codes 0 … 3, $s = 0.5$ and $z = 2$: at $x = 0.2$ the ramp is at
+# $0.2/0.5 + 2 = 2.4$, at $x = 0.7$ it would be at $3.4$. So for $\mathrm{d}y = (5, 5)$ it is
+# $\mathrm{d}x = (5, 0)$.
 
 # %% exercise=qat.ste points=2 minutes=9
 def qat_ste(x, s, z, low, high, dy):
@@ -181,13 +192,6 @@ for steps in (0, 10, 100, 1000):
 # $s \cdot \partial u/\partial s = -x/s = -2.4$. Together: $-0.4$.
 # At $x = 7$ the number is clipped to the code 3, and $u$ contributes nothing. So it is 3.
 #
-# <details><summary>The general result</summary>
-#
-# $$\frac{\partial \hat x}{\partial s} = \begin{cases} \lfloor u \rceil - u & \text{inside} \\
-# -Q_N \text{ or } Q_P & \text{outside} \end{cases}$$
-#
-# </details>
-#
 # The step starts at $2\langle|x|\rangle/\sqrt{Q_P}$, where $\langle|x|\rangle$ is the mean
 # magnitude. All $n$ weights that share a step add to its gradient, so LSQ multiplies this sum by
 #
@@ -233,11 +237,12 @@ show(rounding.fake_quantize)
 # Outside, a clipped number moves with the end of the range.
 # So the step finds the balance between rounding and clipping (lesson 10, section 4) by descent.
 # It finds it for the *loss*, not for the weights.
-# Find it yourself first: move the end of the grid until the error is least.
-# The slider's grid has 3 bits. It is symmetric, so it uses seven of the eight codes, −3 … 3.
+# Find it yourself first: move the end of the grid until the error is least. Your function rounds one
+# row of weights to 3 bits, the codes −4 … 3:
 
 # %%
-sliders.clipping(W[:1])
+def by_lsq(w, s): return my_lsq(w[None], np.array([s]), 3, w[None])[0][0]
+sliders.clipping(W[:1], shares=np.arange(0.4, 1.45, 0.1), rounding=by_lsq)
 
 # %% [markdown]
 # Your function at work where the answer can be seen: descend on $\|\hat x - x\|^2$ for one row of
@@ -245,8 +250,8 @@ sliders.clipping(W[:1])
 
 # %%
 row = W[:1].astype(float)
-square = lambda s, bits: float(np.sum((my_lsq(row, np.array([s]), bits, row)[0] - row)**2)
-                               / np.sum(row**2))
+size = np.linalg.norm
+error = lambda s, bits: size(my_lsq(row, np.array([s]), bits, row)[0] - row) / size(row)
 found = {}
 for bits in (2, 3, 4):
     start = s = 2 * np.abs(row).mean() / math.sqrt(2**(bits - 1) - 1)
@@ -255,16 +260,16 @@ for bits in (2, 3, 4):
         s -= 0.02 * my_lsq(row, np.array([s]), bits, 2 * (x_hat - row))[2][0]
     found[bits] = start, s
     print(f"{bits} bits: the step starts at {start:.3f}, {start / s:.2f} times where it ends; "
-          f"error {square(start, bits):.4f} → {square(s, bits):.4f}")
+          f"error {error(start, bits):.1%} → {error(s, bits):.1%}")
 
 # %% fold
 fig, ax = plot.figure(height=3.4, width=6.8)
 for (bits, (start, s)), colour in zip(found.items(), ("vermillion", "green", "blue"), strict=True):
     steps = np.geomspace(start / 4, start * 4, 200)
-    ax.plot(steps, [square(v, bits) for v in steps], color=plot.COLOURS[colour], lw=1)
-    ax.plot(start, square(start, bits), "o", mfc="none", color=plot.COLOURS[colour])
-    ax.plot(s, square(s, bits), "o", color=plot.COLOURS[colour], label=f"{bits} bits")
-ax.set(xscale="log", yscale="log", xlabel="step s", ylabel="‖x̂ − x‖²/‖x‖²")
+    ax.plot(steps, [error(v, bits) for v in steps], color=plot.COLOURS[colour], lw=1)
+    ax.plot(start, error(start, bits), "o", mfc="none", color=plot.COLOURS[colour])
+    ax.plot(s, error(s, bits), "o", color=plot.COLOURS[colour], label=f"{bits} bits")
+ax.set(xscale="log", yscale="log", xlabel="step s", ylabel="‖x̂ − x‖/‖x‖")
 ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], [0.02, 0.05, 0.1, 0.2, 0.5])
 ax.minorticks_off()
 ax.set_title("LSQ's start (ring), and where its gradient leads (dot)", loc="left", fontsize=10)
@@ -347,15 +352,6 @@ for step in range(31):
 # Write `qat_peqa(x, dy, q, z, g)`: the gradient, `(d_out, d_in/g)`.
 # Each group of `g` consecutive weights of a row has a scale and a zero point `z (d_out, d_in/g)`.
 # `x (n, d_in)`, `dy (n, d_out)`, and `q (d_out, d_in)` are the codes.
-#
-# <details><summary>The gradient as an equation, if you want to check your derivation</summary>
-#
-# $$G = \mathrm{d}y^\top x, \qquad
-# \frac{\partial L}{\partial s_i} = \sum_j G_{ij}\,(q_{ij} - z_{0,i})$$
-#
-# $j$ runs over the weights that share the scale $s_i$.
-#
-# </details>
 
 # %% exercise=qat.peqa points=3 minutes=13
 def qat_peqa(x, dy, q, z, g):
@@ -371,7 +367,9 @@ result = tp.check("qat.peqa", qat_peqa)
 result
 
 # %% [markdown]
-# Compare yours with the package's:
+# Compare yours with the package's. It also serves other schemes: $c[q]$ looks a code up in a codebook
+# (lesson 13), $o$ is an offset for each block, and `q.order` another order of the columns (GPTQ). In
+# PEQA, $c[q]$ is $q$, $o$ is 0, and there is no order.
 
 # %%
 my_peqa = result.function
@@ -407,6 +405,8 @@ with use(peqa, scaled_linear=my_scaled_linear): print("yours        ", np.round(
 # There are 30 steps of 4 × 128 tokens of Matplotlib's documentation.
 # `convert` puts integers in place of the floats afterwards. The function stays the same.
 # Beside STE, LSQ and PEQA stands a LoRA on frozen 2-bit codes (lesson 13).
+# The grids are asymmetric, and `FakeQuant` trains their zero points with the steps. So the row LSQ is
+# really LSQ+ (the bonus above): a step and a zero point for each group.
 #
 # How should we judge? The text is new, so a model also learns from it.
 # The mark is therefore the float model that is *trained on the same text for as long*.
@@ -419,7 +419,6 @@ with use(peqa, scaled_linear=my_scaled_linear): print("yours        ", np.round(
 guess = tp.guess("14.repaired", 80.0, "%")
 
 # %%
-groups = dict(symmetric=False, granularity="group", group_size=32)
 runs = {"float32": (None, 3e-4), "STE": (tp.FakeQuant(bits=2, **groups), 1e-3),
         "LSQ": (tp.FakeQuant(bits=2, learn_step=True, **groups), 1e-3),
         "PEQA": (tp.PEQA(bits=2, group_size=32), 3e-3),
@@ -473,8 +472,9 @@ show("qat")
 # grows as the bits get fewer.*
 # (LLM-QAT is the subject of section 5.)
 # The study's grids have one scale for each output channel, yours had one for 32 weights, so its
-# losses are higher. The picture counts from the float model that was trained as long.
-# The verdicts below count from the base as it was, and name that float model's own loss.
+# losses are higher. The picture counts from the float model that was trained as long, the verdicts
+# below from the base as it was. Here both are the same: the text is the base's own, and the float
+# model gains nothing from more of it.
 #
 # - {claim Training with rounded weights beats}
 # - {claim PEQA, which trains the scales alone}
@@ -508,6 +508,10 @@ show("qat")
 # Large logits must not overflow: subtract the row's maximum before you exponentiate.
 # A small probability may become 0, so do not take its logarithm.
 # For a row $a$ of logits, $\log p = a - \max a - \log \sum \exp(a - \max a)$.
+#
+# *By hand*, with $V = 2$: logits $(0, 0)$ of the teacher are $p = (\frac12, \frac12)$, and
+# $(\ln 3, 0)$ of the student are $(\frac34, \frac14)$. The divergence is
+# $\frac12 \ln \frac23 + \frac12 \ln 2 = 0.144$ nats.
 
 # %% exercise=qat.distillation points=3 minutes=14
 def qat_distillation(teacher, student):
@@ -581,8 +585,8 @@ print(f"float32: on real text, perplexity {perplexity(model):.2f}")
 # %% [markdown]
 # *What to see: a student that has seen only made-up text predicts real text better than the
 # merely rounded one.* The text has the manner of the documentation that the base was trained on.
-# As the student saw no new text, the gain can only be repair.
-# What remains to the float model's perplexity is the price of 4-bit weights and a 4-bit cache.
+# What remains to the float model's perplexity is the price of 4-bit weights, 8-bit inputs and a 4-bit
+# cache, and of a training that has not ended: after 24 steps the divergence is still large.
 # With the weights alone rounded, the study cannot tell LLM-QAT from GPTQ at 3 bits and finds it ahead
 # at 2 bits (above), although its symmetric grid has one level less.
 #

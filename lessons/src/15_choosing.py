@@ -7,7 +7,8 @@
 # You find out how a method wins by luck. Then you train on a file of your own, and take an
 # adapter that you trained here to Hugging Face's PEFT, where the work goes on on a GPU.
 #
-# **What you need.** Lessons 03, 07 and 13. The others explain what the names mean.
+# **What you need.** Lessons [03](03_full_finetuning.ipynb), [07](07_lora.ipynb),
+# [13](13_nf4_qlora.ipynb) and [13b](13b_merging_loftq.ipynb). The others explain what the names mean.
 #
 # **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
 # This lesson adds: $n$, the number of seeds; $d_k$, the difference of two runs with the seed $k$;
@@ -89,7 +90,7 @@ per_rank = memory.FORMULAS["lora"](llama, rank=1, targets="all").n
 sliders.budget(needed, llama.parameters, per_rank)
 
 # %% [markdown]
-# *What to see: fewer bits of the base pay for much rank.*
+# *What to see: fewer bits of the base pay for much rank,* and below 4 bits for little more.
 
 # %% [markdown]
 # Activations come on top.
@@ -98,7 +99,8 @@ sliders.budget(needed, llama.parameters, per_rank)
 # At our sizes it agrees with traced bytes within ten per cent, and then it can be asked about
 # seven billion (`python -m tinypeft memory --help`).
 # **Predict** the peak of QLoRA with one row of 512 tokens, in GiB.
-# The LoRA is the one above: rank 8, on query and value.
+# The LoRA is the one above: rank 8, on query and value. One of the 32 layers keeps about 45 MiB of
+# activations.
 
 # %%
 guess = tp.guess("15.qlora", 8.0, "GiB")
@@ -125,7 +127,8 @@ show("memory")
 # %% [markdown]
 # *What to see: a card with 24 GiB holds LoRA on a 16-bit base of this size if rows are short,
 # QLoRA with room to spare, and full fine-tuning not at all.*
-# In the panel of the small base, QLoRA on all matrices takes more than LoRA, because that LoRA is
+# In the panel of the small base, *full* shows no gradients: its peak comes at the end of the forward
+# pass, before there are any. QLoRA on all matrices takes more than LoRA, because that LoRA is
 # on query and value alone. What quantization saves is little where activations are most of it.
 #
 # ## 2. Is it good?
@@ -179,13 +182,12 @@ for i in sorted(np.flatnonzero(frontier), key=lambda i: trained[i]):
 show("pareto")
 
 # %% [markdown]
-# Look at the last digits. A method may owe its place to a few ten-thousandths of a nat, and another
-# draw of the seeds would take the place away. Section 3 says when a difference is one.
+# A method may owe its place to a few ten-thousandths of a nat. Section 3 says when a difference is
+# one.
 #
 # *What to see: the frontier moves when the price is memory instead of parameters.*
 # A method that trains little may still need all activations.
-# (The caption divides by all parameters, the added ones included.
-# Divided by those of the base alone, the shares are a little larger.)
+# (The caption divides by all parameters, the added ones included.)
 #
 # The quality on the new text is not all. What has become of the old text?
 
@@ -361,7 +363,7 @@ show("schemes")
 # Two schemes train at 3 bits: QAT (STE) costs {study schemes: QAT 3 bit *, excess} and
 # PEQA {study schemes: PEQA 3 bit *, excess}, but their scales have 32 bits, so they store half a bit
 # more per weight. In this picture training and calibration can hardly be told apart at 3 bits.
-# At 2 bits it is far ahead (lesson 14).
+# At 2 bits training is far ahead (lesson 14).
 #
 # For a fixed number of bytes: a small model in many bits, or a large one in few?
 
@@ -400,8 +402,8 @@ show("bits_vs_parameters")
 # - *A base that hardly fits:* QLoRA, which is NF4 with double quantization and LoRA on all
 #   matrices. The weights take a quarter of 16 bits, and in the study a LoRA on NF4 ends
 #   {study qlora: NF4 - 16 bits, after} nats from a LoRA on 16 bits.
-# - *No idea which rank:* train one LoRA of a large rank, and cut it by SVD (lesson 09). DyLoRA or
-#   AdaLoRA if training is cheap: see the verdicts below.
+# - *No idea which rank:* train one LoRA of a large rank, and cut it by SVD (lesson 09). Neither
+#   DyLoRA nor AdaLoRA was better here: see the verdicts below.
 # - *A model behind an interface that takes vectors, or many tasks in one batch:* prompt or prefix
 #   tuning. Nothing in the model is touched.
 # - *Little memory at inference, and no training:* GPTQ or AWQ at 4 bits. Calibration takes
@@ -410,8 +412,7 @@ show("bits_vs_parameters")
 # - *2 bits:* training with quantization, or LoftQ before a LoRA. Rounding alone breaks the model:
 #   in groups of 32 it costs {study gptq: round to nearest, 2 bits, group 32, excess} nats.
 #
-# Each line is a starting point, and each can be checked with a command of this package.
-# Three verdicts of the study belong to them:
+# Each line is a starting point. Three verdicts of the study belong to them:
 #
 # - {claim DyLoRA works at every rank}
 # - {claim AdaLoRA is better}
@@ -579,9 +580,9 @@ config = json.loads((folder / "adapter_config.json").read_text())
 print({k: config[k] for k in ("peft_type", "r", "lora_alpha", "target_modules", "fan_in_fan_out")})
 
 # %%
-stored = read_safetensors(folder / "adapter_model.safetensors")
+tensors = read_safetensors(folder / "adapter_model.safetensors")
 name = "base_model.model.transformer.h.0.attn.c_attn"
-A, B = (np.array(stored[f"{name}.lora_{x}.weight"]) for x in "AB")
+A, B = (np.array(tensors[f"{name}.lora_{x}.weight"]) for x in "AB")
 layers = [tuned.wrappers[f"blocks.0.attention.{x}"] for x in ("query", "value")]
 mine = result.function(layers[0].A.data, layers[0].B.data, layers[1].A.data, layers[1].B.data)
 scale = config["lora_alpha"] / config["r"]
@@ -688,7 +689,7 @@ print(again.method, "; the same logits:", same)
 # <details><summary>Answer</summary>
 #
 # It was trained on top of the quantized weights, and may have learned to make up for their
-# errors. Whether the result is worse must be measured: the 16-bit base is better (lesson 13).
+# errors. Whether the result is worse must be measured: the 16-bit base is better (lesson 13b).
 #
 # </details>
 

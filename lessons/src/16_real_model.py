@@ -22,6 +22,7 @@
 # The open exercise takes 40 more, and the bonus 12.
 
 # %%
+import copy
 import csv
 import inspect
 import json
@@ -85,11 +86,11 @@ show("schematic:llama")
 # By hand, with $\varepsilon = 0$ and $\gamma = 1$: for $x = (3, 3, 3, -3)$ the mean of the
 # squares is 9, so $y = (1, 1, 1, -1)$.
 #
-# Let $r$ be the root in (1). It depends on every number of the row, so a change of one $x_j$ changes
-# all of $y$. In the example let the loss grow with the first number of $y$ alone,
-# $\mathrm{d}y = (1, 0, 0, 0)$. The gradient is then $\frac13 (1, 0, 0, 0)$, less the part that lies
-# along $x$: $\mathrm{d}x = (\frac14, -\frac1{12}, -\frac1{12}, \frac1{12})$. Multiply it by $x$ and
-# add up: 0. If $x$ gets longer, $y$ stays as it is.
+# Let $r$ be the root in (1). It depends on every number of the row, so a change of one $x_j$
+# changes all of $y$. In the example let the loss grow with the first number of $y$ alone,
+# $\mathrm{d}y = (1, 0, 0, 0)$. The gradient is then $\frac13 (1, 0, 0, 0)$, less the part that
+# lies along $x$: $\mathrm{d}x = (\frac14, -\frac1{12}, -\frac1{12}, \frac1{12})$. Multiply it by
+# $x$ and add up: 0. If $x$ gets longer, $y$ stays as it is.
 #
 # ### {exercise}
 #
@@ -140,8 +141,7 @@ print("as autograd's:", np.allclose(dx, x.grad), np.allclose(dgamma, gamma.grad,
 #
 # Two turned arrows meet at an angle that depends on the difference of their turns.
 # So $q \cdot k$ depends on the distance of the two positions only.
-# The model can say "three words ago" at any place of a text, and there is no table of positions
-# that could come to its end.
+# The model can say "three words ago" at any place of a text, without a table of positions.
 #
 # ### {exercise}
 #
@@ -169,7 +169,7 @@ rng = np.random.default_rng(0)
 everywhere = lambda: np.tile(rng.standard_normal(c.d_head), (1, 100, 1))     # one vector, 100 times
 q, k = (my_rotary(everywhere(), c.rope_theta)[0] for _ in range(2))
 print("q·k, three apart:", *(f"{q[t] @ k[t - 3]:.6f}" for t in (3, 10, 99)),
-      "  four apart:", *(f"{q[t] @ k[t - 4]:.6f}" for t in (4, 99)))
+      "  thirty apart:", *(f"{q[t] @ k[t - 30]:.6f}" for t in (30, 99)))
 
 # %% [markdown]
 # How far can it tell distances apart? Your function turns a vector of ones. Move the handle to
@@ -180,8 +180,8 @@ sliders.turning(my_rotary)
 
 # %% [markdown]
 # *What to see: with a small θ the product soon comes back to values that it had before, so that far
-# tokens look like near ones. With a large θ it falls slowly and goes on falling.* SmolLM2 has
-# $\theta = 100{,}000$.
+# tokens look like near ones. With a large θ it falls slowly, in waves, and near tokens keep the
+# largest products.* SmolLM2 has $\theta = 100{,}000$.
 
 # %% [markdown]
 # The paper of rotary embeddings pairs *neighbours*, $x_{2i}$ and $x_{2i+1}$. So do GGUF files.
@@ -254,12 +254,13 @@ fig, ax = plot.figure(height=2.8)
 places = np.arange(8, tokens.shape[1], 16)
 looks = {"faulty loader": (wrong, "orange"), "reorders nothing": (unchanged, "vermillion"),
          "as it should be": (right, "blue")}
+ends = []
 for name, (losses, colour) in looks.items():
     curve = losses.reshape(4, -1, 16).mean((0, 2))
     ax.plot(places, curve, "o-", color=plot.COLOURS[colour])
-    ax.annotate(name, (places[-1], curve[-1]), xytext=(0, 10), textcoords="offset points",
-                ha="right", color=plot.ink(plot.COLOURS[colour]))
-ax.set(xlabel="position in the window", ylabel="loss, nats/token", ylim=(0, None))
+    ends.append((places[-1], curve[-1], name, plot.COLOURS[colour]))
+ax.set(xlabel="position in the window", ylabel="loss, nats/token", xlim=(0, 150), ylim=(0, None))
+plot.label_ends(ax, ends)
 fig.set_label("The loss against the position. It falls for the model as it should be, and stays "
               "high with both wrong orders of the rows.")
 fig
@@ -280,21 +281,21 @@ fig
 #
 # ($\lfloor v \rfloor$ is the largest integer that is not above $v$.) *By hand*, with $H = 9$ and
 # $G = 3$: heads 0, 1 and 2 read group 0, heads 3 to 5 group 1, heads 6 to 8 group 2. For each token
-# and layer the cache holds $2 \cdot 3 \cdot 64 = 384$ numbers instead of $1152$. For 1,000 tokens, in
-# 30 layers and 16 bits, that is 23 MB instead of 69.
+# and layer the cache holds $2 \cdot 3 \cdot 64 = 384$ numbers instead of $1152$. For 1,000 tokens,
+# in 30 layers and 16 bits, that is 23 MB instead of 69.
 
 # %%
 show(plain.grouped_attention)
 
 # %% [markdown]
-# Can a trained model get fewer heads of keys? Ainslie et al. replace some neighbouring heads by one,
-# and train on. The new head should be as near as possible to those that it replaces.
+# Can a trained model get fewer heads of keys? Ainslie et al. replace some neighbouring heads by
+# one, and train on. The new head should be as near as possible to those that it replaces.
 #
 # ### {exercise}
 #
 # `W (G d_head, d_in)` is $W_k$ or $W_v$ of $G$ heads. Write `real_fewer(W, d_head, n)`: the matrix
-# `(n d_head, d_in)` of $n$ heads, each in the place of $G/n$ consecutive ones, with the least sum of
-# squared differences from them.
+# `(n d_head, d_in)` of $n$ heads, each in the place of $G/n$ consecutive ones, with the least sum
+# of squared differences from them.
 
 # %% exercise=real.fewer points=2 minutes=9
 def real_fewer(W, d_head, n):
@@ -355,10 +356,10 @@ print("the same as the package's:", np.allclose(y, mlp(tp.Tensor(x)).data, atol=
 # %% [markdown]
 # ## 2. In the file
 #
-# The file holds each matrix of a block of the model in blocks of 32 weights, in llama.cpp's format
-# Q4_1. (The table of embeddings, a fifth of all parameters, has 8 bits, in Q8_0.)
-# A block has a step $\Delta$ and an offset $m$ in float16, and 16 bytes with two codes of four
-# bits each:
+# Section 5 asks what four bits cost. For that you must know what is there. The file holds each
+# matrix of a block of the model in blocks of 32 weights, in llama.cpp's format Q4_1. (The table of
+# embeddings, a fifth of all parameters, has 8 bits, in Q8_0.) A block has a step $\Delta$ and an
+# offset $m$ in float16, and 16 bytes with two codes of four bits each:
 #
 # $$\hat w_j = \Delta\, q_j + m, \qquad
 # \text{byte } j \text{ holds } q_j \text{ (low half) and } q_{j+16} \text{ (high half)}, \quad
@@ -462,9 +463,10 @@ print(f"{same.mean():.1%} of the {len(octets):,} blocks come back byte for byte"
 # %% [markdown]
 # ## 3. Outliers that it grew
 #
-# Lesson 11 had to plant outliers. Does a real model have them, and are they of the same kind?
-# The next cell prints the largest feature of what some layers read, in median features.
-# Then it looks at the residual stream in the middle of the model, token by token:
+# Lesson 11 planted outliers in what attention reads, because the base has few there. Does a real
+# model have them, and are they of the same kind? The next cell prints the largest feature of what
+# some layers read, in median features. Then it looks at the residual stream in the middle of the
+# model, token by token:
 
 # %%
 paths = [f"blocks.{i}.{name}" for i in (1, 11, 21) for name in ("attention.query", "mlp.down")]
@@ -484,9 +486,10 @@ print(f"the largest at the other {len(others)} tokens: {others.max():.0f}")
 show("natural_outliers")
 
 # %% [markdown]
-# *What to see: the real model's outliers are larger than the planted ones.
-# They are largest in front of `mlp.down`, where no norm stands that SmoothQuant could fold a
-# scale into.*
+# *What to see: in what attention reads, the real model's outliers are smaller than the planted
+# ones, 7 to 24 times the median against about 40. The largest stand in front of `mlp.down`, in
+# single blocks, where no norm stands that SmoothQuant could fold a scale into.* (The base has
+# one there, too: 54 times the median.)
 #
 # Your own numbers show the difference in kind. Planted features are large at every token.
 # These are huge at a few tokens: the first one, and those that separate documents.
@@ -523,11 +526,13 @@ print("\nBefore:")
 before = ask(model)
 
 # %% [markdown]
-# Now train a LoRA on the catalogue of machines until nearly all of it is known by heart.
-# **Predict** the recall, in per cent of the facts, when it is asked in another wording:
+# Now train a LoRA on the catalogue of machines for two dozen steps.
+# **Predict** the recall, in per cent of the facts, in the wording of the test. And the *control*:
+# the share of the same facts that it completes in the very text of the training.
 
 # %%
 guess = tp.guess("16.recall", 60.0, "%")
+guess_by_heart = tp.guess("16.control", 90.0, "%")
 
 # %%
 tuned = tp.attach(model, tp.LoRA(rank=8, targets="all"), rng=0)
@@ -539,6 +544,18 @@ print(tuned.summary(), f"\nloss {history.loss[0]:.2f} → {np.mean(history.loss[
 print("After:")
 guess.beside(100 * ask(tuned))
 
+# %% [markdown]
+# Is the other wording to blame? The questions of the control are the text of the training, up to
+# the fact:
+
+# %%
+pages = tokenizer.decode(invented.streams["train"]).split("<|endoftext|>")[1:]
+control = copy.copy(invented)
+control.questions = [(pages[i // 4].partition(fact)[0], fact)
+                     for i, (_, fact) in enumerate(invented.questions)]
+print("the first:", control.questions[0])
+guess_by_heart.beside(100 * control.recall(tuned))
+
 # %% fold
 fig, ax = plot.figure(height=2.6)
 ax.plot(np.arange(1, 1 + len(history.loss)), history.loss, "o-", color=plot.COLOURS["blue"], ms=4)
@@ -547,28 +564,25 @@ fig.set_label("The training loss falls steeply within two dozen steps.")
 fig
 
 # %% [markdown]
-# *What to see: within two dozen steps most of the training text is known by heart.*
-# Compare that with the answers above. The form came first.
-# The model now writes like the catalogue, and some answers are of the right kind and wrong.
-# Facts follow slowly.
-# The model learned to complete the two wordings that it saw, and the question has another one.
-# So a low training loss is not recall, and the loss of the rephrased text has fallen much less.
-# More steps raise recall.
-# Fine-tuning teaches form in minutes, and facts only by many repetitions in many wordings.
+# *What to see: the loss falls steeply, and most facts are not learned yet.* The form came first.
+# Most tokens are the fixed words of the sentences, the same for all machines, and these the model
+# now knows: some answers are of the right kind and wrong. Facts follow slowly. Even in the words of
+# the training 19 of 32 are missing. Of the 13 that were learned, the other wording finds 5. So
+# recall is low first because facts were not learned, and then because of the wording. A low
+# training loss is not recall. More steps help both: after 8, 16 and 24 steps of this run the
+# control is 19, 31 and 41 %, and the test 3, 16 and 19 %.
 #
 # And look at *domain*. Nothing in the training text was documentation, and what the model could
-# do there has suffered most. Two dozen steps on one small text, at a rate that learns it quickly,
-# pull the whole model that way.
-# A part of the old text in each batch, a smaller rank or a smaller rate would help (lesson 03).
+# do there has suffered most.
+# Old text in each batch, a smaller rank or a smaller rate would help (lesson 03).
 # `detach` gives the old model back, to the last bit.
 #
 # The learning rate was chosen among 1e-3, 3e-3 and 1e-2, by recall.
 # The loss on the *validation* text, whose wording is again another one, would have chosen the
 # smallest rate, which recalled nothing.
-# A model that has memorized is sometimes sure and wrong, and that costs much likelihood.
 # So decide what you want before you choose a rate.
 # The recall above is a little too good, because these same facts chose the rate (lesson 15).
-# Another `rng` of `tp.tasks.invented` gives fresh facts. Longer runs need a smaller rate.
+# Another `rng` of `tp.tasks.invented` gives fresh facts.
 #
 # ## 5. What four bits cost, and who paid
 #
@@ -595,7 +609,6 @@ for scheme in (tp.Uniform(bits=4, symmetric=False, granularity="group", group_si
 # It cannot be measured here, because the original is not in the file.
 # `Uniform`, whose zero point is an integer, moves the grid by up to half a step, and NF4 has
 # another grid. So no comparison of 4-bit schemes on this model is fair.
-# It would measure how much a scheme resembles llama.cpp's.
 # Fewer bits, and eight bits of activations, can be compared. (The loss is on two rows of text.
 # Section 1 read four, so that number was another one.)
 
@@ -626,10 +639,11 @@ fig
 
 # %% [markdown]
 # *What to see: one scale for all tokens breaks the model, and a scale per token is enough to cure
-# it.* A huge token keeps its huge scale to itself.
+# it.* A huge token keeps its huge scale to itself. Three bits cost about as much, and have no such
+# cure: they want training (lesson 14).
 # (W8A8 means weights and activations in 8 bits.)
 # LLM.int8() takes columns out, which is no better here: outliers of a few tokens need less than
-# outliers of whole columns did in lesson 11. Look at the data before you choose the cure.
+# outliers of whole columns did in lesson 11.
 #
 # **QLoRA on the file's own blocks.** The weights may also stay as they are in the file.
 # Then nothing is rounded, the numbers are the same, and the linear layers take a sixth:
@@ -675,7 +689,7 @@ for name in sorted(stored)[:2]: print(name, stored[name].shape)
 # ## 7. A table, sorted after one look
 #
 # Often nothing need be trained at all. Here is a real table: what functions of SciPy say of
-# themselves, and to which part each belongs. Imagine letters to an office and its departments.
+# themselves, and to which part each belongs.
 # `fit_probe` lets the frozen model read each row once, and solves for the head that tells the
 # classes apart from the last hidden state.
 
@@ -716,8 +730,8 @@ for label, texts in asked.items():
 print(f"{right_ones} of {2 * len(asked)}; by chance 2")
 
 # %% [markdown]
-# *What to see: where the words are new, it knows what some of them mean, and not all.* It is the
-# smallest of its family. In a terminal it is one command, and another one sorts the next letter:
+# *What to see: where the words are new, it knows what some of them mean, and not all.* In a
+# terminal it is one command, and another one sorts the next letter:
 #
 # ```bash
 # python -m tinypeft finetune probe --csv letters.csv --model smollm2 --out judge
@@ -779,7 +793,8 @@ print(f"{right_ones} of {2 * len(asked)}; by chance 2")
 #
 # </details>
 #
-# 2. A model writes fluent text that has nothing to do with the prompt. What do you look at first?
+# 2. A model writes words and lines that have nothing to do with the prompt, and no error is
+#    raised. What do you look at first?
 # <details><summary>Answer</summary>
 #
 # Which numbers rotary embeddings pair: halves or neighbours.
@@ -827,8 +842,6 @@ print(f"{right_ones} of {2 * len(asked)}; by chance 2")
 # - *Pairs.* Hugging Face's files pair halves. GGUF files of this family, Meta's own code and the
 #   paper pair neighbours.
 # - *Norm.* ε is 1e-5 here and 1e-6 in other families. Gemma's norm multiplies by 1 + γ.
-# - *Angles.* transformers computes them in float32, this package in float64. Far into a long text
-#   the logits differ in the last digits.
 # - *Special tokens.* A message that contains the text `<|im_end|>` stays text here. In
 #   transformers it ends the turn.
 #

@@ -180,6 +180,8 @@ EXAMPLES = {
     "quantization.absmax": ("come back as (−1, 0, 0.5, 1.5)", [-1, 0, 0.5, 1.5]),
     "nf4.levels": (r"$$c = (-1,\ \ 0,\ \ 0.409,\ \ 1)$$", [-1, 0, 0.409, 1]),
     "nf4.encode": ("so the codes are $(2, 0, 2, 1)$", [2, 0, 2, 1, 0.8]),
+    "qat.ste": (r"$\mathrm{d}x = (5, 0)$", [5, 0]),
+    "qat.distillation": (r"$\frac12 \ln \frac23 + \frac12 \ln 2 = 0.144$", [0.1438, 0.25, -0.25]),
     "qat.lsq": ("Together: $-0.4$.", [2, 3, 1, 0, -0.4 / 3 ** 0.5, 3 / 3 ** 0.5]),
     "choosing.memory": (r"$10 \cdot 16 = 160$ bytes", [660]),
     "real.rotary": (r"(0.540,\ 0.995,\ 0.841,\ 0.100)$", [1, 1, 0, 0, 0.540, 0.995, 0.841, 0.100])}
@@ -204,6 +206,13 @@ def test_a_wrong_answer_is_shown_on_the_example_first():
     assert "in the example of the lesson" in twice.message and twice.expected.startswith("[6. 0.]")
     large = tp.check("lora.forward", lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * alpha)
     assert "infinite" not in large.message and "the scale is α/r, not α" in large.cause
+
+
+def test_a_missed_goal_does_not_show_an_answer():
+    """A design has many right answers, and the reference's is one of them."""
+    told = tp.check("loftq.vanish", lambda W_hat, s: (0.3 * s[:, None], np.ones((1, W_hat.shape[1]))))
+    assert "the goal is missed" in told.message and "0.3" in told.got and told.expected == ""
+    assert "expected" not in repr(told)
 
 
 KINDS = {"design", "fault", "gradient", "count", "formula"}

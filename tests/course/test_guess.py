@@ -35,6 +35,7 @@ def test_large_and_whole_numbers_are_written_out(value, words):
 
 def test_text():
     guess = tp.guess("03.peak", 31.0, "MiB")
+    assert tp.guess("p2.qlora", 5, "MiB").name == "p2.qlora"                 # of a project
     assert repr(guess) == "? 03.peak: your guess is 31 MiB" and guess.stars is None
     assert repr(guess.beside(28.4)).split("\n") == [
         "? 03.peak: your guess is 31 MiB", "  measured     28.4 MiB", "  how far off  9 % too large  ★★★"]

@@ -186,6 +186,15 @@ def test_each_source_has_both_notebooks():
                                f"{sorted(there - expected) or 'nothing'}; run: python -m tinypeft lessons build")
 
 
+@each(EACH)
+def test_every_link_leads_somewhere(kind, path):
+    """From the folder of the notebook: an assignment lies a folder deeper than its lesson."""
+    cells = MADE[kind](percent.parsed(path)).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\(([^)#:\s]+\.(?:ipynb|md))", text)
+    assert links and [link for link in links if not (KINDS[kind] / link).exists()] == []
+
+
 @each(COMMITTED)
 def test_a_committed_notebook_was_made_of_its_source(kind, path):
     file = KINDS[kind] / f"{path.stem}.ipynb"

@@ -97,6 +97,23 @@ def test_no_difference_may_be_the_conclusion(task):
     assert project.finished
 
 
+def test_a_conclusion_before_the_runs_has_no_numbers(task):
+    project = whole(task)
+    project.arm("b", tp.IA3())
+    assert "A conclusion needs two arms that ran (missing: b)." in unmet(project)
+    assert "nan" not in repr(project) and "inf" not in repr(project)
+
+
+@pytest.mark.parametrize("loss, said", [(5.0, "has 5.000, and a 2.053."), (1.0, "has 1.000, and a 2.053, which is no better.")])
+def test_the_best_baseline_stands_beside_the_best_arm(task, loss, said):
+    """A method that a count of words beats has not solved the task."""
+    project = whole(task)
+    name, described, _ = project.task
+    project.task = name, described, {"majority": {"accuracy": 0.9}, "words": {"loss": loss}, "rare": {"loss": 6.0}}
+    assert f"the baselines are measured: the best, words, {said}" in repr(project)
+    assert f"| words | – | – | – | {loss:.3f} | – |" in project.markdown()
+
+
 def test_the_difference_is_paired(task):
     from scipy.stats import ttest_rel
     project = whole(task)

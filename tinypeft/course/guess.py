@@ -19,7 +19,7 @@ from ..engine.tensor import Tensor
 
 __all__ = ["Guess", "guess"]
 
-NAME = re.compile(r"\d\db?\.[a-z][a-z0-9_]*")
+NAME = re.compile(r"(\d\db?|p\d)\.[a-z][a-z0-9_]*")
 STARS = (3, 0.9, 1.1), (2, 0.75, 1.25), (1, 0.5, 2.0)    # stars, for guess/measured from … to …
 NO_GUESS = "no guess yet: write a number in place of ... and run the cell again"
 
@@ -28,7 +28,7 @@ NO_GUESS = "no guess yet: write a number in place of ... and run the cell again"
 class Guess:
     """A guess, and what was measured. Either is None as long as it is missing.
 
-    name: "NN.word", the lesson and what is guessed. unit: of both numbers.
+    name: "NN.word", the lesson and what is guessed ("p2.word" in project 2). unit: of both numbers.
     """
     name: str
     guess: float | None
@@ -93,15 +93,16 @@ class Guess:
 def guess(name: str, guess: float | EllipsisType, unit: str = "") -> Guess:
     """Note a guess, to compare it with what is measured later: `guess(…).beside(measured)`.
 
-    name: "NN.word": the lesson's two digits, and what is guessed. guess: a number; `...` says that
-    there is no guess yet. unit: of the guess, such as "MiB".
+    name: "NN.word": the lesson's two digits, or p1 or p2 in a project, and what is guessed.
+    guess: a number; `...` says that there is no guess yet. unit: of the guess, such as "MiB".
 
     Raises ValueError for another name and for a guess that is not finite, TypeError for a guess
     that is no number.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(f'guess: the name is {name!r}; expected "NN.word", for example '
-                         '"03.peak": two digits of the lesson, and a word in small letters')
+                         '"03.peak" or, in project 2, "p2.peak": two digits of the lesson, and '
+                         'a word in small letters')
     if guess is ...: return Guess(name, None, unit)
     return Guess(name, _number(guess, f"{name}: the guess"), unit)
 

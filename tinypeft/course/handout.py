@@ -73,8 +73,7 @@ def hand_out(folder: str | Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"assign: {folder} is not empty; give a new folder")
     for path in watched(sources(), "writing the assignments"):
-        made = nbformat.writes(assignment(read(path)))
-        made = made.replace("](../../tinypeft/", "](../tinypeft/")
+        made = nbformat.writes(assignment(read(path))).replace("](../../", "](../")
         write_atomically(folder / "lessons" / f"{path.stem}.ipynb", made + "\n")
     for path in projects.sources():
         made = nbformat.writes(projects.skeleton(path))

@@ -239,15 +239,15 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
     between nbgrader's marks, which makes the notebook the source for nbgrader's own commands."""
     stub = re.compile(rf"( *){BEGIN}\n.*?{END}", re.S)
 
-    def source(cell):                                    # the glossary is in the folder above
+    def source(cell):                                    # an assignment lies a folder deeper
         if cell.kind == "markdown":
-            return linked(cell.source).replace("](GLOSSARY.md", "](../GLOSSARY.md")
+            text = linked(cell.source).replace("](../", "](../../")
+            return text.replace("](GLOSSARY", "](../GLOSSARY")
         if not cell.exercise: return unguessed(cell.source)
         if solved: return cell.source
         empty = f'raise NotImplementedError("{cell.exercise}")'
         return stub.sub(lambda m: f"{m[1]}# write your solution here\n{m[1]}{empty}", cell.source)
-    deeper = lambda cell: source(cell).replace("](../tinypeft/", "](../../tinypeft/")
-    return _notebook(cells, deeper, graded=True)
+    return _notebook(cells, source, graded=True)
 
 
 def unguessed(code: str, where: str = "a cell") -> str:

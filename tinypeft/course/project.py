@@ -124,12 +124,19 @@ class Project:
         ran = [name for name, arm in self.arms.items() if arm.runs]
         return sorted(ran, key=lambda name: np.mean(list(self.arms[name].runs.values())))
 
+    def baseline(self) -> tuple[str, float] | None:
+        """The baseline of the task with the lowest test loss, and the loss; None without any."""
+        measured = self.task[2] if self.task else {}
+        losses = {name: values["loss"] for name, values in measured.items() if "loss" in values}
+        return min(losses.items(), key=lambda item: item[1]) if losses else None
+
     def criteria(self) -> Iterator[tuple[bool, str]]:
         """(met, sentence) for each criterion; a sentence of one that is not met says what to do."""
         arms, lacks = self.arms, lambda holds: [n for n, arm in self.arms.items() if not holds(arm)]
         all_ = lambda absent: bool(arms) and not absent
         say = lambda absent, met, do: met if all_(absent) else f"{do}{_of(absent)}"
-        yield self.task is not None, ("The data are split, and the baselines are measured."
+        yield self.task is not None, (f"The data are split, and the baselines are measured"
+                                      f"{self._beside_the_baseline()}."
                                       if self.task else "Call data(task) with your task.")
         yield self.base is not None, ("The base's test loss is known." if self.base is not None
                                       else "Call frozen(loss) with the base's test loss.")
@@ -157,6 +164,14 @@ class Project:
                                        f"{_of(no)}")
         yield self._supported()
 
+    def _beside_the_baseline(self):
+        if not (best := self.baseline()): return ""
+        said = f": the best, {best[0]}, has {best[1]:.3f}"
+        if not (order := self.best()): return said
+        mean = np.mean(list(self.arms[order[0]].runs.values()))
+        worse = ", which is no better" * bool(mean >= best[1])
+        return f"{said}, and {order[0]} {mean:.3f}{worse}"
+
     def _supported(self):
         if self.conclusion is None: return False, "Call concludes(…) with what the numbers say."
         (better, than), order = self.conclusion, self.best()
@@ -169,6 +184,8 @@ class Project:
                          f"{mean:+.3f} ± {half:.3f}." if met else
                          f"You say that there is no difference, but {better} is better than "
                          f"{than} by {-mean:.3f} ± {half:.3f}.")
+        if missing := [name for name in (better, than) if name not in order]:
+            return False, f"A conclusion needs two arms that ran{_of(missing, 'missing')}"
         mean, half = self.difference(better, than)
         met = mean + half < 0
         return met, (f"{better} is better than {than}: {mean:+.3f} ± {half:.3f}." if met else
@@ -201,6 +218,7 @@ class Project:
                 for name, arm in self.arms.items()]
         frozen = "–" if self.base is None else f"{self.base:.3f}"
         rows.insert(0, ["the frozen base", "–", "32", "–", frozen, "–"])
+        if best := self.baseline(): rows.insert(0, [best[0], "–", "–", "–", f"{best[1]:.3f}", "–"])
         parts = [f"# {self.question}"]
         if self.task:
             name, described, baselines = self.task
@@ -230,8 +248,8 @@ def _number(where, name, value):
     return float(value)
 
 
-def _of(names):
-    return f" (now: {', '.join(names)})." if names else "."
+def _of(names, what="now"):
+    return f" ({what}: {', '.join(names)})." if names else "."
 
 
 def _pm(losses):

@@ -5,7 +5,7 @@
     rank(image)             lesson 07: what a matrix of low rank keeps of a picture, or of ΔW
     smoothing(X, W)         lesson 11: SmoothQuant's exponent α
     step(f, derivative, x)  lesson 01: the step ε of a finite difference
-    clipping(W)             lessons 10 and 14: where a grid ends
+    clipping(W)             lesson 14: where a grid ends
     valley(step)            lesson 12: the correlation of two inputs, in a step of OBQ
     levels(make, W)         lesson 13: δ, the last quantile of NF4's table
     leftover(make, W, Ŵ)    lesson 13b: the rank that LoftQ has
@@ -137,10 +137,11 @@ def step(f: Callable, derivative: float, x: float, exponents: Iterable[int] = ra
 
 
 def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1.01, 0.1),
-             ) -> Slider:
-    """A symmetric grid of `bits` bits that ends at a share of max|W|, over the weights' histogram.
+             rounding: Callable | None = None) -> Slider:
+    """A grid of `bits` bits that ends at a share of max|W|, over the weights' histogram.
 
-    The caption has the part of the squared error that is clipping, and the part that is rounding.
+    The grid is symmetric. rounding, if it is given, makes another one: (weights (n,), step) → the
+    rounded weights (n,). The caption has the error, and the part of its square that is clipping.
     """
     w, end = np.ravel(W).astype(float), 2 ** (bits - 1) - 1
     counts, edges = np.histogram(w, 60)
@@ -148,10 +149,15 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
     frames, captions = {}, {}
     for share in shares:
         scale = share * np.abs(w).max() / end
-        error = (np.clip(np.rint(w / scale), -end, end) * scale - w) ** 2
-        outside = np.abs(w) > (end + 0.5) * scale
-        comb = np.repeat(np.arange(-end, end + 1) * scale, 3)
-        frames[float(share)] = {"grid": (comb, np.tile([0, counts.max() / 3, 0], 2 * end + 1))}
+        near = np.clip(np.rint(w / scale), -end, end) * scale
+        grid = np.arange(-end, end + 1) * scale
+        if rounding is not None:
+            near = np.asarray(rounding(w, scale), float)
+            grid = np.unique(near)
+        error = (near - w) ** 2
+        outside = np.abs(near - w) > (0.5 + 1e-9) * scale
+        comb = np.repeat(grid, 3)
+        frames[float(share)] = {"grid": (comb, np.tile([0, counts.max() / 3, 0], len(grid)))}
         total = 100 * np.sqrt(error.sum() / (w ** 2).sum())
         captions[float(share)] = (f"the error is {total:.1f} % of the weights; of its square, "
                                   f"{100 * error[outside].sum() / error.sum():.0f} % is clipping")
@@ -221,7 +227,7 @@ def leftover(make: Callable, W: Array, W_hat: Array,
 
 def budget(needed: Callable, n: int, per_rank: int, card: float = 16,
            widths: Iterable[float] = (16, 8, 4.5, 4.127, 3.25, 2.5),
-           ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256)) -> Slider:
+           ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)) -> Slider:
     """The GiB that needed(n, bits, trained) tells in bytes, against the rank, for bases of `n`
     weights in each width. A rank trains `per_rank` numbers. card: its GiB, drawn behind."""
     ranks = np.array(list(ranks))
@@ -229,8 +235,8 @@ def budget(needed: Callable, n: int, per_rank: int, card: float = 16,
     for width in widths:
         GiB = np.array([needed(n, width, int(r) * per_rank) for r in ranks]) / 2**30
         frames[width] = {"needed": (ranks, GiB)}
-        fitting = ranks[GiB <= card]
-        reach = f"ranks up to {fitting.max()} fit" if len(fitting) else "no rank fits"
+        most = sum(needed(n, width, r * per_rank) <= card * 2**30 for r in range(1, 1025))
+        reach = f"ranks up to {most} fit" if most else "no rank fits"
         captions[width] = f"at rank 8 it is {GiB[list(ranks).index(8)]:.1f} GiB; {reach}"
     return slider("bits of the base", frames, captions=captions, xlabel="rank", ylabel="GiB",
                   behind={f"{card} GiB": (ranks, np.full(len(ranks), float(card)))}, xlog=True)

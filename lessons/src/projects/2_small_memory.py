@@ -33,8 +33,8 @@ from tinypeft.study.compared import traced_peak
 #
 # Choose the budget first. It counts the bytes that the base's weights are stored in, and all bytes that one training step
 # allocates. A base in float32 must not fit, so that there is something to solve. On the toy most bytes are activations, unless
-# the rows are few. With one row of 128 tokens, a step and the weights take about 10 MiB for a LoRA on the float32 base, and
-# about 6.6 for one on 4 bits. So 8 MiB tell them apart. A real model is more interesting:
+# the rows are few. With one row of 128 tokens, a step and the weights take 9.0 MiB for a LoRA of rank 8 on query and value beside
+# the float32 base, and 5.7 beside NF4 with double quantization (on all matrices 10.9 and 7.6). So 8 MiB tell them apart. A real model is more interesting:
 # `tp.load_pretrained("smollm2", quantized=True)`, whose linear layers take 66 MB instead of 425.
 
 # %% project
@@ -60,7 +60,7 @@ project
 #
 # Predict the bytes of each arm before you measure: the base's weights at their bits (`tp.quant.bits_per_weight` counts them), what
 # is trained with its gradient and AdamW's two moments, and the activations (lesson 03 counts them). Keep each prediction with
-# `tp.guess`. One arm on the float32 base shows what quantizing costs. It is the *reference*, and the only arm that may be above
+# `tp.guess("p2.qlora", …, "MiB")`. One arm on the float32 base shows what quantizing costs. It is the *reference*, and the only arm that may be above
 # the budget. Train the same rows in each arm: one at a time, four for each step of the optimizer (`batch_size=4,
 # accumulate=4` in `tp.train`).
 
@@ -85,8 +85,9 @@ project
 # %% [markdown]
 # ## 5. The runs
 #
-# Run every arm at its own rate with the same three seeds or more. Measure on the test part, once, and state the bytes
-# (`traced_peak` measures those of a step).
+# Run every arm at its own rate with the same three seeds or more. Measure on the test part, once, and state the bytes:
+# `traced_peak` measures those of a step, `sum(a.nbytes for a in base.state_dict().values())` those of the base, before anything is
+# attached, and the same sum of `tuned` those of the adapter. (`parameters()` leaves out all codes.)
 
 # %% project
 ### BEGIN SOLUTION
@@ -97,8 +98,9 @@ project
 # %% [markdown]
 # ## 6. Merged, and rounded again
 #
-# Merge the adapter of one seed into the base (`tuned.merge()`) and quantize the result again. Measure the loss of all three:
-# beside the quantized base, merged, and merged and rounded. Lesson 13b says what to expect. Does your model agree?
+# Merge the adapter of one seed into the base, `merged = tuned.merge()`, and quantize the result again, `tp.quantize(merged, scheme,
+# skip_quantized=True)`: a layer that no LoRA was on has its codes still. Measure the loss of all three: beside the quantized base,
+# merged, and merged and rounded. Lesson 13b says what to expect. Does your model agree?
 
 # %% project
 ### BEGIN SOLUTION

@@ -135,6 +135,9 @@ WRONG = {
     "loftq.vanish": [
         (share_of(0.75), "some codes change"),
         (share_of(0.5), "a tie"),
+        (share_of(0.3), "the change is too small"),
+        (share_of(1, np.min), "may reach half a step"),
+        (share_of(0.3, np.min), "no code changes"),
         (share_of(0.49, np.max), "the largest for all rows"),
         (share_of(0.49, np.min), "the smallest for all rows"),
         (lambda W_hat, s: (np.zeros((len(s), 1)), np.ones((1, W_hat.shape[1]))), "nothing is added"),
@@ -146,6 +149,7 @@ WRONG = {
         (principal_of(parts=lambda r: slice(-r, None)), "smallest singular values"),
         (lambda W, quant, r: alternate(W, quant, r, 1), "LoftQ's first round"),
         (principal_of(root=lambda S: S), "each factor gets"),
+        (lambda W, quant, r: (quant(W) - np.matmul(*by_parts(W, quant, r)[1:]), *by_parts(W, quant, r)[1:]), "have rounded W"),
         (principal_of(lambda W, BA: W + BA), "not added"),
         (lambda *a: (lambda Q, B, A: (Q, A, B))(*principal_of()(*a)), "in this order"),
         (lambda *a: by_parts(*a)[1:], "3 results")],

@@ -220,6 +220,8 @@ WRONG = {
     "qat.zero": [
         (zero_of(lambda s: s), "moves a clipped number down"),
         (zero_of(where="inside"), "only clipped numbers"),
+        (zero_of(where="inside", ends=False), "have a slope"),
+        (zero_of(lambda s: s, where="inside"), "added and subtracted again"),
         (zero_of(where="all"), "not −s"),
         (zero_of(lambda s: -1), "not −1"),
         (zero_of(mean=True), "not the mean"),

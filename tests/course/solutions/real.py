@@ -245,6 +245,7 @@ WRONG = {
     "real.norm_backward": [
         (lambda *a: norm_gradient(*a, of_dx=lambda dx, g, y, r: g / r), "taken as a constant"),
         (of_layer_norm, "of a layer norm"),
+        (lambda *a: norm_gradient(*a, of_dx=lambda dx, g, y, r: dx - g.mean() / r), "subtracts no mean"),
         (lambda x, gamma, eps, dy: (norm_gradient(x, np.ones_like(gamma), eps, dy)[0], norm_gradient(x, gamma, eps, dy)[1]), "γ is missing in dx"),
         (late_gain, "inside the mean"),
         (lambda *a: norm_gradient(*a, of_dgamma=lambda dgamma, x, y, dy: (dy * x).sum(0)), "you took x"),

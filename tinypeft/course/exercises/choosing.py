@@ -1,5 +1,6 @@
 """Lesson 15: memory, quality, the interval of a difference, an honest choice, export to PEFT."""
 import math
+from functools import partial
 
 import numpy as np
 
@@ -87,6 +88,11 @@ def _told_apart(b, args):
     d = a - b
     varied = d.std(ddof=1) > 0.01 * a.std(ddof=1)
     return bool(np.isfinite(b).all() and overlap and varied and abs(d.mean()) > half_width(d))
+
+
+def _equal_differences(got, expected, args):
+    d = args[0] - got
+    return bool(np.ptp(d) <= 1e-6 * np.abs(d).max())
 
 
 def _do_not_vary(got, expected, args):
@@ -211,9 +217,17 @@ def _other_axis(validation, test):
     return honest(validation.T, test.T)
 
 
-def _rate_of_each_seed(validation, test):
-    i, _ = honest(validation, test)
-    return i, float(test[validation.argmin(0), np.arange(test.shape[1])].mean())
+def _rate_of_each_seed(validation, test, index=lambda validation: validation.mean(1).argmin()):
+    loss = test[validation.argmin(0), np.arange(test.shape[1])].mean()
+    return int(index(validation)), float(loss)
+
+
+def _of_first_seed(validation):
+    return validation[:, 0].argmin()
+
+
+def _of_best_seed(validation):
+    return validation.min(1).argmin()
 
 
 def _three_rates(rng):
@@ -234,6 +248,10 @@ def _rates(rng):
 
 def _of_each_seed(got, expected, args):
     return np.shape(got) == args[1].shape[1:]
+
+
+def _places_of_each_seed(got, expected, args):
+    return _of_each_seed(got, expected, args) and np.asarray(got).dtype.kind in "iu"
 
 
 # -- choosing.seeds --------------------------------------------------------------------------------
@@ -370,6 +388,8 @@ EXERCISES = (
              _beside(0.5, _all_alike, 0))),
         symptoms=(
             ("the differences are all equal, which no two trainings are: let them vary a little",
+             _equal_differences),
+            ("the differences vary by less than 1 % of what a varies: let each seed vary a little",
              _do_not_vary),
             ("the two intervals do not overlap: the means are too far apart", _do_not_overlap),
             ("the interval of a − b contains 0: the differences vary too much for their mean",
@@ -439,10 +459,14 @@ EXERCISES = (
              honest_variant(reported=lambda validation, test, i: test[i].min())),
             ("of the losses, the least is best, not the largest",
              honest_variant(lambda validation, test: validation.mean(1).argmax())),
-            ("one rate is chosen for all seeds; yours chooses one for each seed",
-             _rate_of_each_seed)),
+            *several("one rate is chosen for all seeds; yours chooses one for each seed",
+                     _rate_of_each_seed,
+                     partial(_rate_of_each_seed, index=_of_first_seed),
+                     partial(_rate_of_each_seed, index=_of_best_seed))),
         symptoms=(
-            ("this is the loss of each seed; return one number, their mean", _of_each_seed),),
+            ("one rate is chosen for all seeds; yours chooses one for each seed",
+             _places_of_each_seed),
+            ("this is the loss of each seed; return one number, their mean", _of_each_seed)),
         tolerance=1e-9,
         hints=("Which numbers may decide which rate is taken, and which number may "
                "only be read at the end?",

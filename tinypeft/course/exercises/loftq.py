@@ -57,6 +57,10 @@ def not_vanished(got, expected, args):
     return changed_codes(got, args)[1].any()
 
 
+def too_small(got, expected, args):
+    return not not_vanished(got, expected, args)
+
+
 def vanishing_case(rng):
     shape = int(rng.integers(4, 8)), int(rng.integers(9, 13))
     s = rng.uniform(0.05, 0.5, shape[0])
@@ -230,6 +234,11 @@ def principal_variant(parts=largest_parts, target=np.subtract, root=np.sqrt, of=
     return wrong
 
 
+def rounded_first(W, quant, r):
+    _, B, A = principal(W, quant, r)
+    return quant(W) - B @ A, B, A
+
+
 def principal_case(rng):
     return weight(rng), asymmetric2, int(rng.integers(2, 4))
 
@@ -256,7 +265,10 @@ EXERCISES = (
             ("only one weight of each row is changed; all of them can be", one_weight),
             ("return (B, A), in this order", in_order(vanishing, 1, 0))),
         symptoms=(
-            ("some codes change: no entry of B A may reach half a step of its row", not_vanished),),
+            ("some codes change: no entry of B A may reach half a step of its row", not_vanished),
+            ("no code changes, but the change is too small: each weight may move by nearly half a "
+             "step of its row",
+             too_small)),
         hints=("By how much may one weight move before its code changes?",
                "B is (d_out, 1) and A (1, d_in), so B A has d_out · d_in entries. s is (d_out,).",
                "B = 0.49 * s[:, None], and A = np.ones((1, d_in)).")),
@@ -344,6 +356,8 @@ EXERCISES = (
             ("Σ must be split: each factor gets √Σ",
              principal_variant(root=lambda S: S)),
             ("B A is taken away from W, not added", principal_variant(target=np.add)),
+            ("take B A away first, then round; you have rounded W and then taken B A away",
+             rounded_first),
             ("return (Q, B, A), in this order", in_order(principal, 0, 2, 1)),
             ("return (Q, B, A), in this order", in_order(principal, 1, 2, 0))),
         hints=("Which part of W may stay in floating point? What is then left to be rounded?",

@@ -340,6 +340,10 @@ def zero_variant(slope=lambda s: -s, inside=strictly, where=np.logical_not, gath
     return wrong
 
 
+def itself(inside):
+    return inside
+
+
 def of_each(got, expected, args):
     return np.shape(got) == np.shape(args[0])
 
@@ -349,6 +353,7 @@ EXERCISES = (
         name="qat.ste", title="The straight-through gradient", stars=2,
         kind="gradient",
         reference=ste, cases=ste_case,
+        example=lambda rng: (np.array([0.2, 0.7]), 0.5, 2, 0, 3, np.array([5.0, 5.0])),
         special=(
             ("two numbers inside the range, the others outside, on either side", both_sides),
             ("numbers exactly at both ends of the range", both_ends)),
@@ -458,6 +463,7 @@ EXERCISES = (
         kind="gradient",
         reference=distillation,
         cases=distillation_case,
+        example=lambda rng: (np.zeros((1, 2)), np.array([[math.log(3), 0.0]])),
         special=(
             ("a student that finds both tokens equally likely",
              logits([[2.0, 0.0]], [[3.0, 3.0]])),),
@@ -570,8 +576,12 @@ EXERCISES = (
             *shared(zero_variant,
                     ),
             ("a larger z moves a clipped number down: the slope is −s", zero_variant(lambda s: s)),
-            ("inside the range z is added and subtracted again; only clipped numbers have a slope",
-             zero_variant(where=lambda inside: inside)),
+            *several("inside the range z is added and subtracted again; only clipped numbers have "
+                     "a slope",
+                     zero_variant(where=itself),
+                     zero_variant(where=itself, inside=closed),
+                     zero_variant(lambda s: s, where=itself),
+                     zero_variant(lambda s: s, where=itself, inside=closed)),
             ("inside the range z is added and subtracted again, so that its "
              "slope there is 0, not −s",
              zero_variant(where=np.ones_like)),

@@ -38,18 +38,19 @@ def _itself(x):
 
 
 def _norm_variant(centre=_itself, root=_root, gain=lambda gamma: gamma, mean=_mean, sign=1, late=1,
-                  divided=lambda dx, r: dx / r, of_gamma=lambda x, y: y, over=_summed):
+                  divided=lambda dx, r: dx / r, of_gamma=lambda x, y: y, over=_summed,
+                  also=lambda g: 0):
     """Make the gradients with a mistake, in one of their steps.
 
     centre: of x. root: by which x is divided. gain: in dx. mean, sign: of what is subtracted.
-    late: γ, if it is multiplied last. of_gamma, over: dγ is dy times the first, summed by the
-    second.
+    also: what else of γ dy is subtracted. late: γ, if it is multiplied last. of_gamma, over: dγ
+    is dy times the first, summed by the second.
     """
     def wrong(x, gamma, eps, dy):
         x = centre(x)
         r = root(x, eps)
         y, g = x / r, dy * gain(gamma)
-        dx = divided(g - sign * y * mean(g * y), r)
+        dx = divided(g - also(g) - sign * y * mean(g * y), r)
         return dx * (gamma if late is None else late), over(dy * of_gamma(x, y))
     return wrong
 
@@ -387,6 +388,8 @@ EXERCISES = (
              _norm_variant(mean=_nothing)),
             ("RMSNorm subtracts no mean; this is the gradient of a layer norm",
              _of_a_layer_norm),
+            ("RMSNorm subtracts no mean; you subtract that of γ dy as well, as in a layer norm",
+             _norm_variant(also=_mean)),
             ("γ is missing in dx: the gradient of x / r is γ times dy", _norm_variant(gain=_one)),
             ("γ belongs inside the mean: first γ dy, then what r takes away",
              _norm_variant(gain=_one, late=None)),

@@ -110,28 +110,43 @@ def nf4() -> Drawing:
 def merging() -> Drawing:
     def place(v):
         return 60 + 110 * v
-    s = Sheet(640, 250)
-    s.text(320, 16, "One weight of a QLoRA, ŵ = 2 on the grid of the integers, and two changes",
-           bold=True)
-    for y, change, said in ((70, 0.3, "rounded again: 2, nothing is left of the change"),
-                            (150, 0.6, "rounded again: 3, the change has become 1")):
+
+    def axis(y):
         s.line((40, y), (420, y))
         for v in range(4):
             s.line((place(v), y - 5), (place(v), y + 5))
             s.text(place(v), y + 18, str(v), size=11)
+
+    def change_of(start, y, change, way):
+        s.arrow((place(start), y - 16), (place(start + change), y - 16), colour=TRAINED)
+        s.text(place(start) - 14, y - 16, f"+ {change}", "end", size=11)
+        s.text(place(start + change) + 8, y - 16, f"{way}: {start + change:g}", "start", size=11)
+        s.box(place(start + change) - 5, y - 5, 10, 10, fill=TRAINED)
+
+    s = Sheet(640, 304)
+    s.text(320, 16, "One weight of a QLoRA, ŵ = 2 on the grid of the integers, and two changes",
+           bold=True)
+    for y, change, said in ((62, 0.3, "way 3: rounded again: 2,\nnothing is left of the change"),
+                            (122, 0.6, "way 3: rounded again: 3,\nthe change has become 1")):
+        axis(y)
         s.box(place(2) - 5, y - 5, 10, 10, fill=DATA)
-        s.arrow((place(2), y - 16), (place(2 + change), y - 16), colour=TRAINED)
-        s.text(place(2) - 14, y - 16, f"+ {change}", "end", size=11)
-        s.box(place(2 + change) - 5, y - 5, 10, 10, fill=TRAINED)
-        s.text(440, y, said.replace(": ", ":\n"), "start", size=11)
-    s.line((20, 190), (620, 190), colour="#CCC")
-    s.text(320, 208, "kept in floating point: 2.3 and 2.6, exactly", size=11)
-    s.text(320, 230, "added to w before it was rounded, 1.7: 2.0 and 2.3, another sum", size=11)
+        change_of(2, y, change, "way 1")
+        s.text(440, y, said, "start", size=11)
+    s.line((20, 158), (620, 158), colour="#CCC")
+    s.text(320, 176, "The same changes of w = 1.7, the weight before it was rounded to ŵ",
+           bold=True)
+    for y, change in ((214, 0.3), (274, 0.6)):
+        axis(y)
+        s.box(place(1.7) - 5, y - 5, 10, 10, fill=PALE)
+        change_of(1.7, y, change, "way 2")
+        s.text(440, y, f"way 1 has {2 + change}", "start", size=11)
     return Drawing(
         s.svg, "Half a step decides whether a change survives.",
-        "Blue: the weight as it is stored. Orange: with the change that a LoRA has learned.",
-        "Two number lines from 0 to 3, each with a weight at 2. The change 0.3 leads to 2.3, which "
-        "is rounded to 2 again; the change 0.6 leads to 2.6, which is rounded to 3.")
+        "Blue: the weight as it is stored; pale: before it was rounded. Orange: with the change "
+        "that a LoRA has learned.",
+        "Four number lines from 0 to 3. On two of them a weight stands at 2. The change 0.3 leads "
+        "to 2.3, which is rounded to 2 again; the change 0.6 leads to 2.6, which is rounded to 3. "
+        "On the other two the weight stands at 1.7, and the changes lead to 2 and 2.3.")
 
 
 def choosing() -> Drawing:
@@ -143,15 +158,15 @@ def choosing() -> Drawing:
     rows = [("16 bytes", "weights, gradients, moments", size(16), "Full fine-tuning", "03"),
             ("2 bytes", "weights in 16 bits, and 16 bytes\nfor each trained number", size(2),
              "LoRA, adapters, prompts", "04–09"),
-            (f"{bits / 8:.2f} bytes", "weights in 4 bits, and 16 bytes\nfor each trained number",
+            (f"{bits / 8:.3f} bytes", "weights in 4 bits, and 16 bytes\nfor each trained number",
              size(bits / 8), "QLoRA", "13")]
     for i, (cost, words, total, method, lesson) in enumerate(rows):
         y = 36 + 84 * i
         s.box(20, y, 330, 56, round=6, fill=PALE)
-        s.text(34, y + 18, f"Do {cost} per weight fit?", "start", bold=True)
-        s.text(34, y + 34, words.split("\n")[0], "start", size=11)
-        if "\n" in words: s.text(34, y + 48, words.split("\n")[1], "start", size=11)
-        s.text(336, y + 18, total, "end")
+        s.text(34, y + 15, f"Do {cost} per weight fit?", "start", bold=True)
+        s.text(34, y + 30, words.split("\n")[0], "start", size=11)
+        if "\n" in words: s.text(34, y + 43, words.split("\n")[1], "start", size=11)
+        s.text(336, y + 15, total, "end")
         s.arrow((350, y + 28), (414, y + 28))
         s.text(380, y + 18, "yes", size=11)
         s.box(414, y, 206, 56, round=6, fill=TRAINED)
@@ -168,5 +183,5 @@ def choosing() -> Drawing:
         "gradient and Adam's two moments in float32.",
         f"Three questions below one another. Do 16 bytes per weight fit, {size(16)} for "
         f"{N / 1e9:.2f} billion? Yes: full fine-tuning. Do 2 bytes fit, {size(2)}? Yes: LoRA, "
-        f"adapters, prompts. Do {bits / 8:.2f} bytes fit, {size(bits / 8)}? Yes: QLoRA. No: a "
+        f"adapters, prompts. Do {bits / 8:.3f} bytes fit, {size(bits / 8)}? Yes: QLoRA. No: a "
         "smaller model or fewer bits.")
