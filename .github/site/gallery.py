@@ -84,7 +84,7 @@ def gallery_page(links):
 
 def marked(text):
     """Mark the tables of claims and the pictures' sections, for the filter; say how to read them, and where the rule is."""
-    read_so = re.sub(r"\]\((?!#)", "](../", how_to_read(judgements()))
+    read_so = how_to_read(judgements()).replace("href='", "href='../")
     text = text.replace("\n| claim | paper", f"\n{read_so}\n\n| claim | paper", 1)
     tables = r"^\| claim \|(?:.*\n\|)+.*\n"
     text = re.sub(tables, lambda match: BOX.format("claims", with_claims(match[0].strip())) + "\n", text, flags=re.M)

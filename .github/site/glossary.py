@@ -18,14 +18,17 @@ def entries():
 
 
 def anchor(word):
-    return "word-" + re.sub(r"\W+", "-", word.lower()).strip("-")
+    return "word-" + re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
 
 
 def link(word, shown="", root=""):
-    """Return a link to a word of the glossary. root: the way from the page to the root of the checkout."""
+    """Return a link to a word of the glossary, as HTML: MyST knows no anchors but those of headings.
+
+    root: the way from the page to the root of the checkout.
+    """
     if word not in entries():
         raise KeyError(f"the glossary has no {word!r}")
-    return f"[{shown or word.lower()}]({root}{GLOSSARY}#{anchor(word)})"
+    return f"<a href='{root}{GLOSSARY}#{anchor(word)}'>{shown or word.lower()}</a>"
 
 
 def with_anchors(text):
@@ -33,8 +36,8 @@ def with_anchors(text):
     first = {}
     for word in entries():
         first.setdefault(word[0], anchor(word))
-    letters = " · ".join(f"[{letter}](#{target})" for letter, target in first.items())
-    text = text.replace("## Words\n", f"## Words\n\n<div class='letters'>\n\n{letters}\n\n</div>\n", 1)
+    letters = " · ".join(f"<a href='#{target}'>{letter}</a>" for letter, target in first.items())
+    text = text.replace("## Words\n", f"## Words\n\n<div class='letters'>{letters}</div>\n", 1)
     return ENTRY.sub(lambda match: f"* <span id='{anchor(match[1])}'></span>**{match[1]}.** {match[2]}", text)
 
 

@@ -92,7 +92,7 @@ def owners(claim):
 
 def anchor_of(claim):
     """Return the anchor of a claim, on the page of its method and on that of the study."""
-    return "claim-" + slug(claim.text)
+    return "claim-" + re.sub(r"[^a-z0-9]+", "-", claim.text.lower()).strip("-")
 
 
 def verdicts(judgements, page=""):
@@ -131,7 +131,7 @@ def how_to_read(judgements):
     return (f"Unit: {link('Nats', 'nats/token')} unless another stands beside the number. Sign: plus supports the claim, "
             "whether it says *less* or *more*; a share of the gain supports *as good as* above 90 %. "
             f"± is half of the 95 % {link('Confidence interval')}. {link('Delta (δ)', 'δ')} is the difference that matters. "
-            f"[The rule](figures/README.md#rule) makes these verdicts:\n\n{meanings}")
+            f"<a href='figures/README.md#rule'>The rule</a> makes these verdicts:\n\n{meanings}")
 
 
 def tables_with(name, page):
@@ -276,7 +276,7 @@ class Page:
         """List the claims on other papers that name one of the page's methods, with links to the study."""
         named = [j for j in judgements() if j not in own and any(
             re.search(rf"(?<!\w){re.escape(ABOUT[name].title)}(?!\w)", j.claim.text) for name in self.names)]
-        lines = [f"* [{j.claim.text}](figures/README.md#{anchor_of(j.claim)}): {j.verdict}" for j in named]
+        lines = [f"* <a href='figures/README.md#{anchor_of(j.claim)}'>{j.claim.text}</a>: {j.verdict}" for j in named]
         return self.lead("Claims on other papers name it, too:\n\n" + "\n".join(lines)) if named else ""
 
     def lesson(self):
