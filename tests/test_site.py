@@ -161,6 +161,11 @@ def test_the_equation_leads_to_the_lines_that_calculate_with_its_symbols(name, p
     assert all(f"href='#{line}'" in pages[name] for line in marked)
 
 
+def test_the_plain_twin_has_its_lines_marked_too(pages):
+    marked = re.findall(r'<span class="symbolic" id="plain-\d+">(.*)', pages["gptq"])
+    assert any("W[:, end:] -= E[:, i:end] @ U[i:end, end:]" in html.unescape(line) for line in marked)
+
+
 def test_a_line_is_marked_only_if_it_calculates_with_two_symbols():
     annotate, docstring = module("annotate"), "    y = A B\n\n    paper   here\n    A       a\n    B       b\n"
     source = "a = 1\nb = f(a, b)\ny = a * b\nz = a * c\nreturned = a[b]\n"

@@ -243,8 +243,10 @@ class Page:
         """Write the plain twins' code, which stands above the file's own."""
         _, plain = twins(self.path)
         file = f"tinypeft/{self.path.split('/')[1]}/plain.py"
-        parts = [shown(file, (line, line + text.count("\n"))) + annotate.code(text + "\n", line, prefix="plain")
-                 for text, line in ((text, line) for line, text in plain.values())]
+        docstring, *_ = annotate.pieces(self.source)
+        marked = annotate.marked_lines(annotate.split(docstring)[0], read(file))
+        parts = [shown(file, (line, line + text.count("\n"))) + annotate.code(text + "\n", line, marked, "plain")
+                 for line, text in plain.values()]
         return f"<div class='plain'><p>First the plain form, in the paper's order:</p>{''.join(parts)}" \
                "<p>Then the form that the package uses:</p></div>" if parts else ""
 

@@ -15,7 +15,7 @@ def get():
     """Return the command that brings one into the checkout."""
     if address():
         return f"git clone {address()} tinypeft && cd tinypeft"
-    return "cd tinypeft                                # your copy of the repository"
+    return "cd tinypeft    # your copy of the repository"
 
 
 def commands(last):

@@ -27,7 +27,7 @@ addEventListener("DOMContentLoaded", () => {
     const words = Search.htmlToText;
     Search.htmlToText = (html, anchor) => {
       const page = new DOMParser().parseFromString(html, "text/html");
-      for (const one of page.querySelectorAll("pre, .math, table, form, details, nav")) one.remove();
+      for (const one of page.querySelectorAll("pre, .math, table, form, details, nav, .jumps, .file, .lines")) one.remove();
       return words(page.documentElement.outerHTML, anchor);
     };
   }
