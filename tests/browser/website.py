@@ -61,6 +61,7 @@ NOTES = """() => {
 }"""
 SEARCHES = {"desc_act": "tinypeft/quant/gptq.html", "rank stabilized": "lessons/07_lora.html",
             "perplexity": "lessons/GLOSSARY.html"}
+CLAIMS = ".claims tbody tr:not(details *):visible"
 FIRST = {"nats": "lessons/GLOSSARY.html", "GPTQ": "tinypeft/quant/gptq.html", "DoRA": "tinypeft/peft/dora.html"}
 PRESENT = """() => {
   const list = document.querySelector('.sidebar-scroll');
@@ -200,7 +201,7 @@ class Site:
 
         for choice in page.locator(".filter input").all()[1:]:
             choice.check()
-            label, count = choice.locator("xpath=..").text_content(), page.locator(".claims tbody tr:visible").count()
+            label, count = choice.locator("xpath=..").text_content(), page.locator(CLAIMS).count()
             if f"({count})" not in label:
                 self.fault("filter", name, f"{label}: {count}")
             verdict = page.locator(f"[data-verdict='{choice.get_attribute('value')}']")
@@ -224,7 +225,7 @@ class Site:
 
     def ids_of(self, path):
         if path not in self.ids:
-            self.ids[path] = {*re.findall(r'\bid="([^"]+)"', (self.folder / path).read_text("utf-8"))}
+            self.ids[path] = {*re.findall(r"""\bid=["']([^"']+)["']""", (self.folder / path).read_text("utf-8"))}
         return self.ids[path]
 
     def shoot(self, folder):

@@ -8,7 +8,10 @@ addEventListener("DOMContentLoaded", () => {
 
   // The list of all pages shows the present one.
   const list = document.querySelector(".sidebar-scroll"), present = all(".sidebar-tree .current-page").at(-1);
-  if (list && present) list.scrollTop += present.getBoundingClientRect().top - list.getBoundingClientRect().top - list.clientHeight / 3;
+  if (list && present) {
+    const top = present.getBoundingClientRect().top - list.getBoundingClientRect().top - list.clientHeight / 3;
+    list.scrollBy({top, behavior: "instant"});
+  }
 
   // A link to a place in something folded opens it.
   const unfold = () => {
