@@ -80,7 +80,7 @@ def page_text(path):
     if path == GLOSSARY:
         return with_anchors(text)
     if path == "README.md":
-        return text.replace("```bash\n", f"```bash\n{get()}\n```\n\n```bash\n", 1)
+        return text.replace("```bash\n", f"Get it first:\n\n```bash\n{get()}\n```\n\nThe two commands:\n\n```bash\n", 1)
     return text
 
 
