@@ -311,6 +311,9 @@ def test_the_front_page_says_what_it_is_and_has_three_doors(site):
     assert re.search(r"```python.*?```", readme, re.S).group() in text and text.count("<img ") == 1
     assert re.findall(r"^\* \*\*\[(.*?)\]", text, re.M) == ["Learn", "Read the maths", "Use it"]
     assert f"{len(METHODS)} methods, {len(SCHEMES)} schemes" in text
+    study = (ROOT / "figures/README.md").read_text("utf-8")
+    for words in (r"^Every claim has one contrast,.*?\.", r"Above: \*domain\*.*?seeds\.", r"Grey bars: .*?$"):
+        assert re.search(words, study, re.M | re.S).group() in text
 
 
 def test_pages_say_how_to_get_the_repository(site, monkeypatch):

@@ -22,6 +22,8 @@ ORPHAN = "orphan: true\nnosearch: true\n"                # a page in no list of 
 TEMPLATE = ".github/site/front_page.txt"
 FROM_README = {"what": r"^(tinypeft is .*?)\n\n", "picture": r"(<img [^>]*>)", "snippet": r"(^```python.*?^```)",
                "claims": r"<!-- claims -->(.*?)<!--", "commands": r"^```bash\n(.*?)\n```"}
+FROM_STUDY = {"fixed": r"^(Every claim has one contrast,.*?) An effect",
+              "caption": r"\]\(compare\.svg\)\n\n\*\*.*?\*\* (.*?)\n\n"}
 EXAMPLE = "lessons/projects/example/"
 FRONT, MAP, GALLERY = "index.md", "map.md", "figures/README.md"
 
@@ -86,9 +88,9 @@ def page_text(path):
 
 # -- pages that the site makes ---------------------------------------------------------------------
 def front_page(links):
-    """Write the front page from README: what it is, the picture, the snippet, the count of claims. Last, the contents."""
-    readme = read("README.md")
-    excerpts = {name: re.search(pattern, readme, re.M | re.S).group(1) for name, pattern in FROM_README.items()}
+    """Write the front page from README and the study: what it is, the picture, the snippet, the claims. Last, the contents."""
+    excerpts = {name: re.search(pattern, read(page), re.M | re.S).group(1)
+                for page, patterns in (("README.md", FROM_README), (GALLERY, FROM_STUDY)) for name, pattern in patterns.items()}
     main_job, tests = excerpts.pop("commands").split("\n")
     shared = [", ".join(ABOUT[name].title for name in names) for names in files().values() if len(names) > 1]
     text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES), shared="; ".join(shared),
