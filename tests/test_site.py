@@ -33,7 +33,8 @@ def module(name):
 def plain_lines(source, lexer, style):
     """Lines with numbers as Pygments writes them, without colours: these take most of the time."""
     lines = enumerate(source.split("\n")[:-1], style.linenostart)
-    return "<pre>" + "".join(f'<span id="L-{n}">{html.escape(line)}\n</span>' for n, line in lines) + "</pre>"
+    prefix = style.linespans
+    return "<pre>" + "".join(f'<span id="{prefix}-{n}">{html.escape(line)}\n</span>' for n, line in lines) + "</pre>"
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +141,50 @@ TWINS = {"gptq": {"gptq", "gptq_step"}, "awq": {"awq"}, "nf4": {"nf4", "double_q
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_page_has_its_plain_twin(name, pages):
-    """Those of tests/README.md, and none on the page of a method that is plain already."""
-    section = re.search(r"^## The plain twin\n.*?(?=^## )", pages[name], re.S | re.M)
-    assert {*re.findall(r"\bdef (\w+)\(", section.group() if section else "")} == TWINS.get(name, set())
+    """Those of tests/README.md, above the file's own code, and none on the page of a method that is plain already."""
+    plain = re.search(r"<div class='plain'>.*?</div>", pages[name], re.S)
+    assert {*re.findall(r"\bdef (\w+)\(", plain.group() if plain else "")} == TWINS.get(name, set())
+    assert ("\n## The plain twin\n" in pages[name]) == (name in TWINS)
+    assert pages[name].find("<div class='plain'>") < pages[name].find('<span id="L-')
+
+
+LINES = {"dora": "self.scale * self.B @ self.A", "gptq": "E[i] = (W[i] - grid.decode(q[i])) / U[i, i]",
+         "lora": "return self.base(x) + F.linear(Ax, self.B)", "hira": "return self.B @ self.A * W0",
+         "smoothquant": "max_abs**alpha", "parallel_adapter": "F.linear(y, self.W_up, self.b_up) * self.scale"}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_equation_leads_to_the_lines_that_calculate_with_its_symbols(name, pages):
+    marked = dict(re.findall(r'<span class="symbolic" id="(L-\d+)">(.*)', pages[name]))
+    assert any(LINES[name] in html.unescape(line) for line in marked.values())
+    assert re.search(r"<p class='lines'>.*", pages[name]).group().count("href='#L-") == len(marked)
+    assert all(f"href='#{line}'" in pages[name] for line in marked)
+
+
+def test_the_plain_twin_has_its_lines_marked_too(pages):
+    marked = re.findall(r'<span class="symbolic" id="plain-\d+">(.*)', pages["gptq"])
+    assert any("W[:, end:] -= E[:, i:end] @ U[i:end, end:]" in html.unescape(line) for line in marked)
+
+
+def test_a_line_is_marked_only_if_it_calculates_with_two_symbols():
+    annotate, docstring = module("annotate"), "    y = A B\n\n    paper   here\n    A       a\n    B       b\n"
+    source = "a = 1\nb = f(a, b)\ny = a * b\nz = a * c\nreturned = a[b]\n"
+    assert annotate.marked_lines(docstring, source) == [3]
+
+
+def test_the_name_and_the_lines_of_the_file_stand_above_the_code(pages):
+    path = "tinypeft/quant/gptq.py"
+    first, last = re.search(rf"<p class='file'>.*?{path}<.*?, lines (\d+) to (\d+)", pages["gptq"]).groups()
+    lines = (ROOT / path).read_text("utf-8").split("\n")
+    assert lines[int(first) - 1] == "@dataclass(frozen=True)" and int(last) == len(lines) - 1
+    assert re.findall(r'id="(L-\d+)"', pages["gptq"])[-1] == f"L-{last}"
+
+
+@pytest.mark.parametrize("name, heading", [("dora", "10-bonus-dora-and-two-rates"), ("lora", None),
+                                           ("gptq", "3-gptq-the-same-for-a-whole-matrix")])
+def test_a_page_leads_to_the_section_of_its_lesson(name, heading, pages):
+    links = re.findall(r"\]\(\S*lessons/\w+\.ipynb(?:#(\S+))?\)", pages[name])
+    assert (heading in links) if heading else not any(links)
 
 
 def test_a_docstring_becomes_paragraphs_equations_tables_and_bullets():
@@ -151,9 +193,10 @@ def test_a_docstring_becomes_paragraphs_equations_tables_and_bullets():
             "                   weight\n\nDifferences:\n * one\n    goes on\n * two\n")
     assert module("annotate").prose(text, "w = 1").split("\n") == [
         "<p>One <code>two</code>.</p>",
-        "<pre class='equation'><span>y = W x,   <span>a &lt; b</span>   <span>for all</span>",
+        "<pre class='equation whole'><span>y = W x,   <span>a &lt; b</span>   <span>for all</span>",
         "</span><span>  + b", "</span></pre>",
-        "<div class='scroll'><table class='symbols'><thead><tr><th scope='col'>paper</th><th scope='col'>here</th>"
+        "<div class='scroll'><table class='symbols'><caption>Press a framed name to mark it in the code.</caption>"
+        "<thead><tr><th scope='col'>paper</th><th scope='col'>here</th>"
         "<th scope='col'>meaning</th></tr></thead><tbody><tr><th scope='row'>W</th>"
         "<td><button type='button' class='find'>w</button></td><td>the weight</td></tr></tbody></table></div>",
         "<p>Differences:</p>", "<ul><li>one goes on</li></ul>", "<ul><li>two</li></ul>"]
@@ -162,7 +205,8 @@ def test_a_docstring_becomes_paragraphs_equations_tables_and_bullets():
 # -- verdicts --------------------------------------------------------------------------------------
 def claims_in(text):
     """Claim → verdict, of the tables of a page. A table of claims that hold by construction has no column for it."""
-    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in text.split("\n") if line.startswith("| ")]
+    text = re.sub(r"</?(?:span|a)\b[^>]*>", "", text)
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in text.split("\n") if not line.startswith("|--")]
     verdicts, heads = {}, None
     for row in rows:
         if row[:2] == ["claim", "paper"]: heads = row
@@ -183,6 +227,43 @@ def test_verdicts_are_those_of_the_gallery(pages):
     papers = {paper for about in ABOUT.values() for paper in about.papers}
     texts = {text for claims in claims_of.values() for text in claims}
     assert {claim.text for claim in ALL_CLAIMS if claim.paper in papers} <= texts
+
+
+def test_a_verdict_leads_to_its_claim(site, pages):
+    """On a method's page, on the page of all, and on the study's, where each claim has one anchor."""
+    study = (site[0] / "figures/README.md").read_text("utf-8")
+    texts = {site[0] / f"{FILES[name]}.md": page for name, page in pages.items()} | {site[0] / "figures/README.md": study}
+    anchors = {path: re.findall(r"<span class='claim' id='([^']+)'", text) for path, text in texts.items()}
+    assert len(anchors[site[0] / "figures/README.md"]) == len(ALL_CLAIMS) and all(len(a) == len({*a}) for a in anchors.values())
+    counts = 0
+    for path, text in [*texts.items(), (site[0] / "map.md", (site[0] / "map.md").read_text("utf-8"))]:
+        for file, anchor in re.findall(r"<a class='verdict' href='([^'#]*)#([^']+)'", text):
+            target = (path.parent / file).with_suffix(".md").resolve() if file else path
+            assert anchor in anchors[target], (path, anchor)
+            counts += 1
+    assert counts > 100
+
+
+def test_a_table_of_claims_says_its_unit_its_sign_and_delta(site, pages):
+    """And what each of its verdicts means, with a link to the rule."""
+    study = (site[0] / "figures/README.md").read_text("utf-8")
+    assert study.count("<summary id='rule'>") == 1
+    for text in [study, *(page for page in pages.values() if "| claim | paper" in page)]:
+        before = text.partition("| claim | paper")[0]
+        wanted = "#word-nats", "plus supports the claim", "#word-delta'", "#rule'"
+        assert [words for words in wanted if words not in before] == []
+        table = text[len(before):].partition("\n\n")[0]
+        words = {"word-" + re.sub(r"\W+", "-", verdict) for verdict in re.findall(r"data-verdicts='([^']+)'", table)}
+        assert words and all(f"#{word}'" in before for word in words)
+
+
+def test_links_to_words_of_the_glossary_find_them(site):
+    text = (site[0] / "lessons/GLOSSARY.md").read_text("utf-8")
+    anchors = re.findall(r"<span id='(word-[^']+)'></span>\*\*", text)
+    assert len(anchors) == len({*anchors}) == len(re.findall(r"^\* .*\*\*[A-Z]", text.partition("\n## Letters")[0], re.M))
+    links = {link for path in site[0].rglob("*.md") for link in re.findall(r"#(word-[^']+)'", path.read_text("utf-8"))}
+    assert links <= {*anchors} and len(links) > 30
+    assert "#word-nats" in (site[0] / "README.md").read_text("utf-8")
 
 
 def test_the_map_places_every_method_and_scheme_once(site):
@@ -230,13 +311,43 @@ def test_the_front_page_says_what_it_is_and_has_three_doors(site):
     assert re.search(r"```python.*?```", readme, re.S).group() in text and text.count("<img ") == 1
     assert re.findall(r"^\* \*\*\[(.*?)\]", text, re.M) == ["Learn", "Read the maths", "Use it"]
     assert f"{len(METHODS)} methods, {len(SCHEMES)} schemes" in text
+    study = (ROOT / "figures/README.md").read_text("utf-8")
+    for words in (r"^Every claim has one contrast,.*?\.", r"Above: \*domain\*.*?seeds\.", r"Grey bars: .*?$"):
+        assert re.search(words, study, re.M | re.S).group() in text
+
+
+def test_pages_say_how_to_get_the_repository(site, monkeypatch):
+    """With the address that the workflow knows, and without one in words."""
+    repository = module("repository")
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.delenv("TINYPEFT_REPOSITORY", raising=False)
+    assert "your copy of the repository" in repository.get() and repository.linked() == "your copy of the repository"
+    monkeypatch.setenv("TINYPEFT_REPOSITORY", "https://example.org/a/")
+    assert repository.get() == "git clone https://example.org/a tinypeft && cd tinypeft"
+    monkeypatch.setenv("GITHUB_REPOSITORY", "b/c")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    assert repository.commands("d") == \
+        f"```bash\ngit clone https://github.com/b/c tinypeft && cd tinypeft\n{repository.INSTALL}\nd\n```"
+    assert "blob/HEAD/e.py'" in repository.shown("e.py", (1, 2))
+    install = (ROOT / "README.md").read_text("utf-8")
+    assert repository.INSTALL in install
+    for name in ("index.md", "README.md", "lessons/07_lora.ipynb"):
+        assert "cd tinypeft" in (site[0] / name).read_text("utf-8"), name
+
+
+def test_the_search_leaves_out_sources_and_puts_the_glossary_first(site):
+    sources = [path for path in site[0].rglob("*.md") if "orphan: true" in path.read_text("utf-8")]
+    assert sources and all("nosearch: true" in path.read_text("utf-8") for path in sources)
+    scores = dict(re.findall(r"(lessons/GLOSSARY|tests)\b.* \? (-?\d+)", (HOME / "scorer.js").read_text("utf-8")))
+    assert int(scores["lessons/GLOSSARY"]) > 0 > int(scores["tests"])
 
 
 def test_the_list_of_pages_has_each_page_once(site):
     """A page in no list is one that nobody finds, and Sphinx refuses it."""
     text = (site[0] / "index.md").read_text("utf-8")
     trees = re.findall(r"^```\{toctree\}\n.*?\n\n(.*?)\n```", text, re.S | re.M)
-    entries = [line for tree in trees for line in tree.split("\n")]
+    entries = [re.sub(r".*<(.*)>", r"\1", line) for tree in trees for line in tree.split("\n")]
+    entries = [entry for entry in entries if not entry.startswith("http")]               # the repository's address
     pages = [path for path in site[0].rglob("*.*") if path.suffix in {".md", ".ipynb"} and "assignments" not in path.parts]
     pages = [path for path in pages if "orphan: true" not in path.read_text("utf-8")]
     names = {path.relative_to(site[0]).with_suffix("").as_posix() for path in pages}

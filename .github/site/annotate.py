@@ -20,8 +20,26 @@ def split(docstring):
 
 
 def prose(docstring, source=""):
-    """Write a docstring as HTML: paragraphs, bullets, equations and tables of symbols, which look for names in the source."""
-    return "\n".join(block(kind, lines, source) for kind, lines in blocks(docstring))
+    """Write a docstring as HTML: paragraphs, bullets, equations and tables of symbols, which look for names in the source.
+
+    Below the last equation before a table stands where the code computes with these symbols.
+    """
+    parts = list(blocks(docstring))
+    html = [block(kind, lines, source) for kind, lines in parts]
+    places = marked_lines(docstring, source)
+    equations = [i for i, text in enumerate(html) if text.startswith("<pre class='equation")]
+    tables = [i for i, text in enumerate(html) if "class='symbols'" in text]
+    if places and equations:
+        last = max([i for i in equations if i < tables[0]], default=equations[0])
+        html[last] += jumps(places)
+    return "\n".join(html)
+
+
+def jumps(places):
+    """Write links to the marked lines."""
+    links = ", ".join(f"<a href='#L-{line}'>{line}</a>" for line in places)
+    return ("<p class='lines'>In the code: " + ("line " if len(places) == 1 else "lines ") + links +
+            ". They have a bar at the left, because they calculate with two or more symbols of the table below.</p>")
 
 
 def blocks(docstring):
@@ -55,7 +73,8 @@ def block(kind, lines, source):
     if lines[0].split()[0] in TABLES:
         return symbols(lines, names_in(source))
     equation = "".join(f"<span>{terms(line.removeprefix('    '))}\n</span>" for line in lines)
-    return f"<pre class='equation'>{equation}</pre>"
+    kind = "equation whole" if len(lines) > 1 else "equation"        # lines below each other are aligned: they do not break
+    return f"<pre class='{kind}'>{equation}</pre>"
 
 
 def terms(line):
@@ -93,7 +112,8 @@ def symbols(lines, names):
     for paper, here, *rest in ([cell.replace("`", "") for cell in row] for row in rows):
         cells = [re.sub(r"[^\W\d]\w*", lambda match: button(match[0], names), escape(here, quote=False)), *map(escape, rest)]
         body += f"<tr><th scope='row'>{escape(paper)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    return (f"<div class='scroll'><table class='symbols'><thead><tr>{top}</tr></thead>"
+    pressed = "<caption>Press a framed name to mark it in the code.</caption>" if "<button" in body else ""
+    return (f"<div class='scroll'><table class='symbols'>{pressed}<thead><tr>{top}</tr></thead>"
             f"<tbody>{body}</tbody></table></div>")
 
 
@@ -102,14 +122,21 @@ def button(word, names):
 
 
 # -- code ------------------------------------------------------------------------------------------
-def code(source, first=1):
-    """Write code as HTML, each line with its number and an anchor such as L-12. first: the number of its first line."""
+def code(source, first=1, marked=(), prefix="L"):
+    """Write code as HTML, each line with its number and an anchor such as L-12. first: the number of its first line.
+
+    marked: the numbers of lines that get a bar. prefix: of the anchors.
+    """
     start = f"counter-reset: line {first - 1}"
-    style = HtmlFormatter(linespans="L", linenostart=first, cssclass="highlight numbered", prestyles=start)
-    return highlight(source, PythonLexer(stripnl=False), style)
+    style = HtmlFormatter(linespans=prefix, linenostart=first, cssclass="highlight numbered", prestyles=start)
+    html = highlight(source, PythonLexer(stripnl=False), style)
+    for line in marked:
+        html = html.replace(f'<span id="{prefix}-{line}">', f'<span class="symbolic" id="{prefix}-{line}">')
+    return html
 
 
 parsed = functools.cache(ast.parse)
+SIGNS = ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.MatMult
 
 
 def pieces(source):
@@ -145,10 +172,35 @@ def names_in(source):
     return {getattr(node, field, None) for node in ast.walk(parsed(source)) for field in fields} - {None}
 
 
-def side_by_side(docstring, source):
-    """Write a docstring beside the code of its file, whose imports are folded."""
+def symbols_of(docstring, source):
+    """Return the names that the docstring's tables of symbols give and that stand in the code."""
+    tables = [lines for kind, lines in blocks(docstring) if kind == "indented" and lines[0].split()[0] in TABLES]
+    words = {word for lines in tables for _, here, *_ in rows_of(lines)[1:] for word in re.findall(r"[^\W\d]\w*", here)}
+    return words & names_in(source)
+
+
+def marked_lines(docstring, source):
+    """Return the numbers of the lines that calculate with two or more symbols of the docstring's tables, in order."""
+    symbols, lines = symbols_of(docstring, source), []
+    for node in ast.walk(parsed(source)):
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.Return) and calculates(node):
+            names = {getattr(part, field, None) for part in ast.walk(node) for field in ("id", "attr")}
+            if len(names & symbols) > 1:
+                lines.append(node.lineno)
+    return sorted(set(lines))
+
+
+def calculates(statement):
+    """Return whether a statement has a sum, difference, product, quotient or power, or a linear map."""
+    return any(isinstance(getattr(node, "op", None), SIGNS) or getattr(node, "attr", None) == "linear"
+               for node in ast.walk(statement))
+
+
+def side_by_side(docstring, source, name="", above=""):
+    """Write a docstring beside the code of its file, whose imports are folded. name, above: HTML that stands over the code."""
     _, (top, imports), (first, rest) = pieces(source)
     side = f"<div class='words'>{prose(docstring, source)}</div>" if docstring else ""
     folded = f"<summary>Imports</summary>{code(imports, top)}" if imports.strip() else ""
     folded = folded and f"<details class='imports'>{folded}</details>"
-    return f"<div class='annotated'>{side}<div class='code'>{folded}{code(rest, first)}</div></div>"
+    listing = code(rest, first, marked_lines(docstring, source))
+    return f"<div class='annotated'>{side}<div class='code'>{above}{name}{folded}{listing}</div></div>"

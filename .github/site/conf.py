@@ -11,7 +11,8 @@ exclude_patterns = ["lessons/assignments/**"]            # to download
 nitpicky = True
 language = "en"
 
-html_theme, html_title = "furo", "tinypeft"
+html_theme, html_title, html_favicon = "furo", "tinypeft", "_static/favicon.svg"
+html_extra_path, html_search_scorer = ["404.html"], str(Path(__file__).with_name("scorer.js"))
 html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["site.js"]
 html_show_sourcelink = html_copy_source = False
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"

@@ -1,6 +1,7 @@
 """The two pages that place everything: the map of all methods and schemes, and the gallery with its filter."""
 import re
 
+from glossary import with_words
 from page import (
     ABOUT,
     BOX,
@@ -10,12 +11,15 @@ from page import (
     claims_of,
     files,
     gallery,
+    how_to_read,
     judgements,
     lesson_of,
     read,
+    section_of,
     slug,
     title_of,
     verdicts,
+    with_claims,
 )
 
 from tinypeft.peft.methods import FAMILIES
@@ -25,15 +29,18 @@ FILTER = """<fieldset class="filter"><legend>Show</legend>
 </fieldset>"""
 CHOICE = '<label><input type="radio" name="verdict" value="{value}"{checked}> {label}</label>'
 ALL = "all"
-INTRO = ("What papers claim, what was measured with this code, and every picture of the study. Choose a verdict, and only its "
-         "claims and small pictures stay.")
+INTRO = ("What papers claim, what was measured with this code, and every picture. Choose a verdict, and only the claims with "
+         "it and the pictures whose numbers judge them stay. A coloured verdict leads to its claim.")
+TITLE, MAP_TITLE = "The study: claims and pictures", "Methods and schemes"
+RULE = "<summary>The rule</summary>"
 
 
 # -- the map ---------------------------------------------------------------------------------------
 def map_page(links):
     """Write every method by what it changes, and every scheme by its lesson: each with its equation and its verdicts."""
-    first = "What each method changes, and what each scheme rounds. A name leads to its paper and code, side by side."
-    blocks = [WIDE, "# The map", first, "## Methods", section(PICTURES["methods_in_a_block"].title, level="")]
+    first = ("What each method changes, and what each scheme rounds. A name leads to its paper and code, side by side. Each "
+             "coloured verdict is on one claim of the paper, and leads to it. The picture has a selection; the cards have all.")
+    blocks = [WIDE, f"# {MAP_TITLE}", first, "## Methods", section(PICTURES["methods_in_a_block"].title, level="")]
     blocks += [f"### {family.capitalize()}\n\n{cards(names)}" for family, names in FAMILIES.items()]
     blocks += ["## Schemes"]
     for lesson in sorted({*map(lesson_of, SCHEMES)}):
@@ -46,7 +53,8 @@ def cards(names):
     """Write a list of methods: name, equation, lesson, verdicts."""
     holder = {name: file for file, names in files().items() for name in names}
     lines = [f"* **[{ABOUT[name].title}]({holder[name]})** `{ABOUT[name].equation}` "
-             f"[lesson {ABOUT[name].lesson}]({lesson_of(name)}) {verdicts(claims_of(name))}" for name in names]
+             f"[lesson {ABOUT[name].lesson}]({section_of(name)[1]}) {verdicts(claims_of(name), holder[name])}"
+             for name in names]
     return BOX.format("cards", "\n".join(line.rstrip() for line in lines))
 
 
@@ -68,16 +76,23 @@ def gallery_page(links):
              f"{verdicts(judged_by(picture))}".rstrip()
              for name, picture in sorted(PICTURES.items(), key=lambda item: item[1].lesson)
              for _, _, sentence in [gallery()[picture.title]]]
-    text = "\n\n".join([WIDE, title.strip(), INTRO, FILTER.format("\n".join(choices)), "## All pictures, small",
+    text = "\n\n".join([WIDE, f"# {TITLE}", INTRO, FILTER.format("\n".join(choices)), "## All pictures, small",
                         BOX.format("small", "\n".join(small)), marked(rest).strip(),
                         "## How this page is made", how.strip()])
-    return links.lead(text, "figures/README.md")
+    return links.lead(with_words(text, "figures/README.md"), "figures/README.md")
 
 
 def marked(text):
-    """Mark the tables of claims and verdicts, for the filter."""
-    claims = r"^\| claim \| paper(?:.*\n\|)+.*\n"
-    return re.sub(claims, lambda match: BOX.format("claims", match[0].strip()) + "\n", text, flags=re.M)
+    """Mark the tables of claims and the pictures' sections, for the filter; say how to read them, and where the rule is."""
+    read_so = how_to_read(judgements()).replace("href='", "href='../")
+    text = text.replace("\n| claim | paper", f"\n{read_so}\n\n| claim | paper", 1)
+    tables = r"^\| claim \|(?:.*\n\|)+.*\n"
+    text = re.sub(tables, lambda match: BOX.format("claims", with_claims(match[0].strip())) + "\n", text, flags=re.M)
+    for picture in PICTURES.values():
+        pills = verdicts(judged_by(picture))
+        judges = f"Its numbers judge: {pills}" if pills else "No claim is judged by it."
+        text = text.replace(f"\n## {picture.title}\n", f"\n## {picture.title}\n\n<div class='judges'>{judges}</div>\n", 1)
+    return text.replace(RULE, "<summary id='rule'>The rule</summary>", 1)
 
 
 def judged_by(picture):

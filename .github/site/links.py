@@ -38,7 +38,8 @@ class Links:
         """
         text = MARKS.sub("", BADGES.sub("", text))
         def to(match):
-            return match[1] + self.to(match[2], here, on or here, ending)
+            html = ".html" if match[1].startswith("href") else None                # Sphinx leaves HTML as it is
+            return match[1] + self.to(match[2], here, on or here, ending or html)
         codes = [match[0] for match in CODE.finditer(text)]
         pieces = [LINK.sub(to, piece) for piece in CODE.sub("\0", text).split("\0")]
         return "".join(piece + code for piece, code in zip(pieces, [*codes, ""], strict=True))

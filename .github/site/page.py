@@ -8,7 +8,9 @@ from html import escape
 from pathlib import Path
 
 import annotate
+from glossary import entries, link, with_words
 from links import ROOT
+from repository import shown
 
 sys.path.insert(0, str(ROOT))
 from tinypeft.peft import METHODS  # noqa: E402
@@ -52,6 +54,18 @@ def title_of(notebook):
     return re.search(r'"# (.+?)\\n"', read(notebook)).group(1)
 
 
+def section_of(name):
+    """Return (the heading, the address) of the first section whose heading names the method, else of its whole lesson.
+
+    A lesson that is called like the method is about nothing else.
+    """
+    notebook, title = lesson_of(name), ABOUT[name].title
+    heading = re.search(rf'"## ((?:[^"\\]*\W)?{re.escape(title)}(?!\w)[^"\\]*)(?:\\n)?"', read(notebook))
+    if not heading or title_of(notebook).endswith(f" · {title}"):
+        return title_of(notebook), notebook
+    return heading[1], f"{notebook}#{slug(heading[1])}"
+
+
 # -- what was measured -----------------------------------------------------------------------------
 @functools.cache
 def judgements():
@@ -76,26 +90,58 @@ def owners(claim):
     return [name for name in citing if name in named] or citing or named
 
 
-def verdicts(judgements):
-    """Return the verdicts, each once, as text between blanks: a page shows them in colours."""
-    distinct = dict.fromkeys(j.verdict for j in judgements)
-    return " ".join(f"<span class='verdict' data-verdict='{verdict}'>{verdict}</span>" for verdict in distinct)
+def anchor_of(claim):
+    """Return the anchor of a claim, on the page of its method and on that of the study."""
+    return "claim-" + re.sub(r"[^a-z0-9]+", "-", claim.text.lower()).strip("-")
+
+
+def verdicts(judgements, page=""):
+    """Return the verdict on each claim as a link to the claim: a page shows them in colours. page: which has the claims."""
+    return " ".join(f"<a class='verdict' href='{page}#{anchor_of(j.claim)}' data-verdict='{j.verdict}' "
+                    f"title='{escape(j.claim.text)}'>{j.verdict}</a>" for j in judgements)
+
+
+def with_claims(text):
+    """Mark the rows of claims in tables: with the verdict, for the filter, and where the claims are judged with an anchor."""
+    judged = {j.claim.text.replace("|", "\\|"): j for j in judgements()}
+    lines, head = [], ""
+    for line in text.split("\n"):
+        cell = line[2:].partition(" | ")[0]
+        head = (head or line) if line.startswith("|") else ""
+        if line.startswith("| ") and cell in judged:
+            j = judged[cell]
+            place = f" id='{anchor_of(j.claim)}'" if head.startswith("| claim | paper") else ""
+            line = line.replace("| ", f"| <span class='claim'{place} data-verdicts='{j.verdict}'></span>", 1)
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def claims_table(judgements):
-    """Write claims with their papers' numbers, what was measured, the verdict and the reason, as a Markdown table."""
-    rows = [(j.claim.text, source(j.claim), means(j) if j.claim.by_construction else effects(j), said(j), j.why)
+    """Write claims with their papers' numbers, what was measured, δ, the verdict and the reason, as a Markdown table."""
+    rows = [(j.claim.text, source(j.claim), means(j) if j.claim.by_construction else effects(j),
+             "" if j.claim.by_construction else f"{j.claim.delta}", said(j), j.why)
             for j in judgements]
-    return table(("claim", "paper", "effect ± 95 % interval", "verdict", "why"), rows)
+    return with_claims(table(("claim", "paper", "effect ± 95 % interval", "δ", "verdict", "why"), rows))
+
+
+def how_to_read(judgements):
+    """Say what a table of claims has for numbers, and what its verdicts mean, by the glossary. Links start at the root."""
+    distinct = [word[0].upper() + word[1:] for word in dict.fromkeys(j.verdict for j in judgements)]
+    meanings = "\n".join(f"* {link(word)}: {entries()[word]}" for word in distinct if word in entries())
+    return (f"Unit: {link('Nats', 'nats/token')} unless another stands beside the number. Sign: plus supports the claim, "
+            "whether it says *less* or *more*; a share of the gain supports *as good as* above 90 %. "
+            f"± is half of the 95 % {link('Confidence interval')}. {link('Delta (δ)', 'δ')} is the difference that matters. "
+            f"<a href='figures/README.md#rule'>The rule</a> makes these verdicts:\n\n{meanings}")
 
 
 def tables_with(name, page):
-    """Yield the tables of a page with a row of the method, cut down to the heading and this row."""
-    for block in re.findall(r"(?:^\|.*\n)+", read(page), re.M):
+    """Yield the tables of a page with a row of the method, cut down to the heading and this row, below what the page says
+    before the table."""
+    for words, block in re.findall(r"((?:^(?![|#<]).+\n)*)\n?((?:^\|.*\n)+)", read(page), re.M):
         head, rule, *rows = block.splitlines()
         matches = [row for row in rows if row.startswith(f"| `{name}`: ")]
         if matches:
-            yield "\n".join((head, rule, *matches))
+            yield "\n".join((*words.splitlines(), "", head, rule, *matches))
 
 
 def pictures_of(names):
@@ -141,8 +187,10 @@ def tests_of(path, name):
 
 def oracles(text):
     """Return (the packages that tests compare with, the files in tests/oracles that they use)."""
-    packages = re.findall(r"importorskip\(\"(\w+)", text)
     files = re.findall(r"from tests\.oracles\.(\w+) import", text)
+    sources = [text, *(read(f"tests/oracles/{name}.py") for name in files)]
+    packages = [name for source in sources for name in re.findall(r"importorskip\(\"(\w+)", source)]
+    packages += ["torch" for source in sources if re.search(r"^import torch$", source, re.M)]
     return sorted({*packages} - {"hypothesis"}), sorted({*files})
 
 
@@ -162,9 +210,10 @@ class Page:
 
     @property
     def text(self):
-        docstring, *_ = annotate.pieces(self.source)
+        docstring, _, (first, rest) = annotate.pieces(self.source)
         text, differences = annotate.split(docstring)
-        sections = {SIDE_BY_SIDE: raw(annotate.side_by_side(text, self.source)),
+        name = shown(self.path, (first, first + rest.count("\n") - 1))
+        sections = {SIDE_BY_SIDE: raw(annotate.side_by_side(text, self.source, name, self.plain_code())),
                     TWIN: self.twin(),
                     MEASURED: self.measured(),
                     annotate.DIFFERENCES: raw(differences and f"<div class='prose'>{annotate.prose(differences)}</div>"),
@@ -184,40 +233,65 @@ class Page:
         """Write what is known of each name in one row: its equation, papers, class, lesson and verdicts."""
         rows = []
         for name in self.names:
-            about, spans, lesson = ABOUT[name], verdicts(claims_of(name)), lesson_of(name)
+            about, pills, (heading, section) = ABOUT[name], verdicts(claims_of(name)), section_of(name)
             rows.append((code(about.equation), arxiv(about.papers) or "–", f"`tp.{CLASSES[name].__name__}`",
-                         self.lead(f"[{title_of(lesson)}]({lesson})"),
-                         f"{spans} [numbers](#{slug(MEASURED)})" if spans else "no claim"))
-        return table(("equation", "paper (arXiv)", "in Python", "lesson", "verdicts"), rows)
+                         self.lead(f"[{about.lesson} · {heading.removeprefix(about.lesson + ' · ')}]({section})"),
+                         pills or f"no claim judged; [numbers](#{slug(MEASURED)})"))
+        return table(("equation", "paper (arXiv)", "in Python", "lesson", "verdicts on the paper's claims"), rows)
+
+    def plain_code(self):
+        """Write the plain twins' code, which stands above the file's own."""
+        _, plain = twins(self.path)
+        file = f"tinypeft/{self.path.split('/')[1]}/plain.py"
+        docstring, *_ = annotate.pieces(self.source)
+        marked = annotate.marked_lines(annotate.split(docstring)[0], read(file))
+        parts = [shown(file, (line, line + text.count("\n"))) + annotate.code(text + "\n", line, marked, "plain")
+                 for line, text in plain.values()]
+        return f"<div class='plain'><p>First the plain form, in the paper's order:</p>{''.join(parts)}" \
+               "<p>Then the form that the package uses:</p></div>" if parts else ""
 
     def twin(self):
-        rows, plain = twins(self.path)
+        rows, _ = twins(self.path)
         if not rows:
             return ""
         folder = self.path.split("/")[1]
-        intro = self.lead(f"The same in the paper's order, from [`plain.py`](tinypeft/{folder}/plain.py). Read it first.")
-        functions = [raw(annotate.code(text + "\n", line)) for line, text in plain.values()]
-        return "\n\n".join([intro, *functions, self.lead(table(("fast", "plain", "held equal by"), rows), "tests/README.md")])
+        intro = self.lead(f"It stands above the file's own code, and comes from [`plain.py`](tinypeft/{folder}/plain.py).")
+        return "\n\n".join([intro, self.lead(table(("fast", "plain", "held equal by"), rows), "tests/README.md")])
 
     def measured(self):
         judged = [j for j in judgements() if {*self.names} & {*owners(j.claim)}]
-        sections = [self.lead(claims_table(judged), "figures/README.md")] if judged else []
+        sections = [self.lead(how_to_read(judged)), self.lead(claims_table(judged), "figures/README.md")] if judged else []
+        sections += [self.elsewhere(judged)] if self.elsewhere(judged) else []
         readme = f"tinypeft/{self.path.split('/')[1]}/README.md"
-        rows = [self.lead(cut, readme) for name in self.names for cut in tables_with(name, readme)]
+        rows = [self.lead(with_words(cut, readme), readme) for name in self.names for cut in tables_with(name, readme)]
         if rows:
-            sections += [self.lead(f"Its rows in the [tables of all]({readme}):"), *rows]
+            sections += [self.lead(f"### Its rows in the tables of all\n\nThe [whole tables]({readme}) compare it with the "
+                                   "others. Two tables may use other settings."), *rows]
         for picture in map(PICTURES.get, pictures_of(self.names)):
-            sections += [f"### {picture.title}", self.lead(gallery()[picture.title][0], "figures/README.md")]
-        return "\n\n".join([*sections, self.lead("The [gallery](figures/README.md) has every claim, every picture, and the "
-                                                 "rule that judges.")])
+            same = [j for j in judged if picture.needs and picture.needs[0] == j.claim.needs[0]]
+            pills = f"Its numbers judge: {verdicts(same)}" if same else ""
+            sections += [f"### {picture.title}", pills, self.lead(gallery()[picture.title][0], "figures/README.md")]
+        return "\n\n".join([*filter(None, sections), self.lead("[The study](figures/README.md) has every claim, every picture, "
+                                                               "and the rule that judges.")])
+
+    def elsewhere(self, own):
+        """List the claims on other papers that name one of the page's methods, with links to the study."""
+        named = [j for j in judgements() if j not in own and any(
+            re.search(rf"(?<!\w){re.escape(ABOUT[name].title)}(?!\w)", j.claim.text) for name in self.names)]
+        lines = [f"* <a href='figures/README.md#{anchor_of(j.claim)}'>{j.claim.text}</a>: {j.verdict}" for j in named]
+        return self.lead("Claims on other papers name it, too:\n\n" + "\n".join(lines)) if named else ""
 
     def lesson(self):
         lines = []
+        for name in self.names:
+            notebook, (heading, section) = lesson_of(name), section_of(name)
+            where = f": [{heading}]({section})" if section != notebook else ""
+            lines.append(self.lead(f"* Read [{title_of(notebook)}]({notebook}){where}."))
         for notebook in dict.fromkeys(map(lesson_of, self.names)):
             assignment = notebook.replace("lessons/", "lessons/assignments/")
-            lines.append(self.lead(f"* Read [{title_of(notebook)}]({notebook}).\n* Work on [its assignment]({assignment}), a "
+            lines.append(self.lead(f"* Work on [its assignment]({assignment}), a "
                                    "notebook to download, with stubs for your code and checks."))
-        return "\n".join(lines)
+        return "\n".join(dict.fromkeys(lines))
 
     def tests(self):
         return "\n\n".join(map(self.tests_in, dict.fromkeys(tests_of(self.path, name) for name in self.names)))

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import annotate
 from gallery import gallery_page, map_page
+from glossary import GLOSSARY, with_anchors, with_words
 from links import ROOT, Links, page_of, place
-from page import HEAD, METHODS, SCHEMES, Page, files, raw, read
+from page import ABOUT, HEAD, METHODS, SCHEMES, Page, files, raw, read, title_of
+from repository import address, get, linked
 from staged_notebook import staged_notebook
 
 HERE = Path(__file__).parent
-ORPHAN = "orphan: true\n"                                # a page that is in no list of pages
+ORPHAN = "orphan: true\nnosearch: true\n"                # a page in no list of pages, which the search leaves out
 TEMPLATE = ".github/site/front_page.txt"
 FROM_README = {"what": r"^(tinypeft is .*?)\n\n", "picture": r"(<img [^>]*>)", "snippet": r"(^```python.*?^```)",
-               "claims": r"<!-- claims -->(.*?)<!--"}
+               "claims": r"<!-- claims -->(.*?)<!--", "commands": r"^```bash\n(.*?)\n```"}
+FROM_STUDY = {"fixed": r"^(Every claim has one contrast,.*?) An effect",
+              "caption": r"\]\(compare\.svg\)\n\n\*\*.*?\*\* (.*?)\n\n"}
+EXAMPLE = "lessons/projects/example/"
 FRONT, MAP, GALLERY = "index.md", "map.md", "figures/README.md"
 
 
@@ -38,7 +43,7 @@ def stage(folder):
     for path in notebooks():
         write(path, staged_notebook(path, links))
     for path in pages():
-        write(path, gallery_page(links) if path == GALLERY else links.lead(read(path), path))
+        write(path, gallery_page(links) if path == GALLERY else links.lead(with_words(page_text(path), path), path))
     for path in files():
         write(path, Page(path, links).text)
     write(MAP, map_page(links))
@@ -52,7 +57,8 @@ def stage(folder):
             (folder / place(path)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, folder / place(path))
     shutil.copytree(HERE / "static", folder / "_static")
-    shutil.copyfile(HERE / "conf.py", folder / "conf.py")
+    for name in ("conf.py", "404.html", "scorer.js"):
+        shutil.copyfile(HERE / name, folder / name)
     return links
 
 
@@ -70,12 +76,25 @@ def notebooks():
     return [path.relative_to(ROOT).as_posix() for path in sum(folders, [])]
 
 
+def page_text(path):
+    """Return a Markdown page with what the site adds: the glossary's anchors, and how to get the checkout in README."""
+    text = read(path)
+    if path == GLOSSARY:
+        return with_anchors(text)
+    if path == "README.md":
+        return text.replace("```bash\n", f"Get it first:\n\n```bash\n{get()}\n```\n\nThe two commands:\n\n```bash\n", 1)
+    return text
+
+
 # -- pages that the site makes ---------------------------------------------------------------------
 def front_page(links):
-    """Write the front page from README: what it is, the picture, the snippet, the count of claims. Last, the contents."""
-    readme = read("README.md")
-    excerpts = {name: re.search(pattern, readme, re.M | re.S).group(1) for name, pattern in FROM_README.items()}
-    text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES))
+    """Write the front page from README and the study: what it is, the picture, the snippet, the claims. Last, the contents."""
+    excerpts = {name: re.search(pattern, read(page), re.M | re.S).group(1)
+                for page, patterns in (("README.md", FROM_README), (GALLERY, FROM_STUDY)) for name, pattern in patterns.items()}
+    main_job, tests = excerpts.pop("commands").split("\n")
+    shared = [", ".join(ABOUT[name].title for name in names) for names in files().values() if len(names) > 1]
+    text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES), shared="; ".join(shared),
+                                 repository=linked(), get=get(), main_job=main_job, tests=tests)
     kinds = {kind: [path for path, names in files().items() if names[0] in classes]
              for kind, classes in (("Methods", METHODS), ("Schemes", SCHEMES))}
     contents = {"Course": ["lessons/README.md", *notebooks(), "lessons/GLOSSARY.md", "lessons/INSTRUCTORS.md",
@@ -83,14 +102,24 @@ def front_page(links):
                 "Paper and code": [MAP], "Methods": ["tinypeft/peft/README.md", *kinds["Methods"]],
                 "Schemes": ["tinypeft/quant/README.md", *kinds["Schemes"], "tinypeft/quant/K_QUANTS.md"],
                 "The study": [GALLERY], "The project": ["README.md"]}
+    titles = {path: f"{title_of(path)}: an example" for path in notebooks() if path.startswith(EXAMPLE)}
     listed = {path for paths in contents.values() for path in paths}
     contents["The project"] += [path for path in pages() if path not in listed]
-    trees = [toctree(caption, [links.pages[path] for path in paths]) for caption, paths in contents.items()]
+    trees = [toctree(caption, [entry(links.pages[path], titles.get(path)) for path in paths])
+             for caption, paths in contents.items()]
+    if address():
+        trees.append(toctree("The repository", [f"{address().split('//')[-1]} <{address()}>"]))
     return "\n\n".join([links.lead(text, FRONT), *trees])
 
 
-def toctree(caption, names):
-    entries = "\n".join(re.sub(r"\.(md|ipynb)$", "", name) for name in names)
+def entry(name, title=""):
+    """Return the line of a list of pages, with a title if the page's own will not do."""
+    name = re.sub(r"\.(md|ipynb)$", "", name)
+    return f"{title} <{name}>" if title else name
+
+
+def toctree(caption, entries):
+    entries = "\n".join(entries)
     return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 1\n\n{entries}\n```\n"
 
 

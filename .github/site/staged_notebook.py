@@ -5,6 +5,7 @@ import re
 
 from links import ROOT
 from page import CLASSES, files, lesson_of
+from repository import commands
 
 CHECK = re.compile(r"tp\.check\(\"")
 GUESS = re.compile(r"^guess = tp\.guess\(\"([\w.]+)\", [^,)]+(?:, \"([^\"]*)\")?\)", re.M)
@@ -53,8 +54,9 @@ def assignment_and_pages(path):
     pages = [f"[{CLASSES[name].__name__}]({file})" for file, names in files().items() for name in names
              if lesson_of(name) == path]
     read = f" **Papers and code, side by side.** {', '.join(pages)}." if pages else ""
-    return (f"**To work on it.** Download [the assignment]({assignment}): the same lesson with stubs for your code, and checks "
-            f"that say what is wrong.{read}")
+    return ("**To work on it.** The assignment is the same lesson with stubs for your code, and checks that say what is "
+            f"wrong. It runs in JupyterLab on your computer:\n\n{commands(f'.venv/bin/jupyter lab {assignment}')}\n\n"
+            f"If you have installed tinypeft, the last line will do; or [download the assignment]({assignment}) alone.{read}")
 
 
 def fold(cell, kind):

@@ -45,6 +45,7 @@ NOTES = """() => {
     formula: [...all('[data-mml-node=merror]').map(start), ...all('article :is(p, li, td, th)').filter(
       e => !e.closest('pre') && !e.querySelector('code, pre, p') && /\\$[^$ ][^$]*\\$|\\\\\\[/.test(e.innerText)).map(start)],
     cut: [...all('article :is(img, svg, input, table)').filter(outside).map(e => e.alt || e.outerHTML.slice(0, 60)),
+          ...all('.highlight-bash pre').filter(e => e.scrollWidth > e.clientWidth + 1).map(e => 'a command: ' + start(e)),
           ...root.scrollWidth > innerWidth ? [`the page is ${root.scrollWidth} wide`] : []],
     description: [...all('article img').filter(e => !e.alt.trim() || /^\\S+\\.(png|svg)$/.test(e.alt)),
                   ...all('article svg').filter(e => !e.closest(drawn) && !e.getAttribute('aria-label'))]
@@ -60,6 +61,15 @@ NOTES = """() => {
 }"""
 SEARCHES = {"desc_act": "tinypeft/quant/gptq.html", "rank stabilized": "lessons/07_lora.html",
             "perplexity": "lessons/GLOSSARY.html"}
+CLAIMS = ".claims tbody tr:not(details *):visible"
+FIRST = {"nats": "lessons/GLOSSARY.html", "GPTQ": "tinypeft/quant/gptq.html", "DoRA": "tinypeft/peft/dora.html"}
+PRESENT = """() => {
+  const list = document.querySelector('.sidebar-scroll');
+  const page = [...document.querySelectorAll('.sidebar-tree .current-page')].at(-1);
+  if (!page) return true;
+  const [inner, outer] = [page, list].map(e => e.getBoundingClientRect());
+  return inner.top >= outer.top && inner.top < outer.bottom;
+}"""
 SHOTS = ("index", "map", "tinypeft/peft/lora", "tinypeft/peft/dora", "tinypeft/quant/gptq", "lessons/07_lora",
          "lessons/11_outliers", "figures/README", "lessons/GLOSSARY", "lessons/README")
 # axe-core takes a minute for the nodes of all formulas. They are MathJax's, which gives readers of screens its MathML. Code
@@ -141,6 +151,8 @@ class Site:
             with self.tab(WIDE, "dark") as page:
                 for name in (name for name in names if name in self.listed):
                     self.go(page, name)
+                    if not page.evaluate(PRESENT):
+                        self.fault("access", name, "the list of pages does not show the present one")
                     self.accessible(page, name, {"runOnly": ["color-contrast"], "resultTypes": ["violations"]})
             self.follow()
 
@@ -189,7 +201,7 @@ class Site:
 
         for choice in page.locator(".filter input").all()[1:]:
             choice.check()
-            label, count = choice.locator("xpath=..").text_content(), page.locator(".claims tbody tr:visible").count()
+            label, count = choice.locator("xpath=..").text_content(), page.locator(CLAIMS).count()
             if f"({count})" not in label:
                 self.fault("filter", name, f"{label}: {count}")
             verdict = page.locator(f"[data-verdict='{choice.get_attribute('value')}']")
@@ -213,7 +225,7 @@ class Site:
 
     def ids_of(self, path):
         if path not in self.ids:
-            self.ids[path] = {*re.findall(r'\bid="([^"]+)"', (self.folder / path).read_text("utf-8"))}
+            self.ids[path] = {*re.findall(r"""\bid=["']([^"']+)["']""", (self.folder / path).read_text("utf-8"))}
         return self.ids[path]
 
     def shoot(self, folder):
@@ -236,6 +248,15 @@ class Site:
                     page.wait_for_selector(f"#search-results a[href*='{name}']", timeout=15_000)
                 except Late:
                     self.fault("search", "search.html", f"{words} does not find {name}")
+            for words, name in FIRST.items():
+                page.goto(f"{self.base}search.html?q={words}")
+                first = page.locator("#search-results li a").first
+                try:
+                    address = first.get_attribute("href", timeout=15_000)
+                except Late:
+                    address = "nothing"
+                if name not in address:
+                    self.fault("search", "search.html", f"{words} finds {address} before {name}")
 
 
 @contextlib.contextmanager

@@ -1,10 +1,39 @@
-// Seven small things that a page does by itself. Nothing is sent anywhere, and nothing is kept.
+// Small things that a page does by itself. Nothing is sent anywhere, and nothing is kept.
 addEventListener("DOMContentLoaded", () => {
   const all = selector => [...document.querySelectorAll(selector)];
 
   // The two columns at the sides have names.
   for (const [side, name] of [[".sidebar-drawer", "All pages"], [".toc-drawer", "On this page"]])
     document.querySelector(side)?.setAttribute("aria-label", name);
+
+  // The list of all pages shows the present one.
+  const list = document.querySelector(".sidebar-scroll"), present = all(".sidebar-tree .current-page").at(-1);
+  if (list && present) {
+    const top = present.getBoundingClientRect().top - list.getBoundingClientRect().top - list.clientHeight / 3;
+    list.scrollBy({top, behavior: "instant"});
+  }
+
+  // A link to a place in something folded opens it.
+  const unfold = () => {
+    const place = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const folded = place && place.closest("details");
+    if (folded && !folded.open) {
+      folded.open = true;
+      place.scrollIntoView();
+    }
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
+  // An excerpt of the search is of the page's words: no code, no formulas, no tables.
+  if (typeof Search != "undefined") {
+    const words = Search.htmlToText;
+    Search.htmlToText = (html, anchor) => {
+      const page = new DOMParser().parseFromString(html, "text/html");
+      for (const one of page.querySelectorAll("pre, .math, table, form, details, nav, .jumps, .file, .lines")) one.remove();
+      return words(page.documentElement.outerHTML, anchor);
+    };
+  }
 
   // The page of the search has a heading.
   if (!document.querySelector("h1"))
@@ -13,6 +42,20 @@ addEventListener("DOMContentLoaded", () => {
   // What scrolls can be reached by the keyboard.
   for (const one of all("article pre, .table-wrapper, .scroll, .words, .cell_output .output"))
     if (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight) one.tabIndex = 0;
+  for (const one of all("article pre, .table-wrapper, .scroll")) {
+    const mark = () => one.classList.toggle("more", one.scrollLeft + one.clientWidth < one.scrollWidth - 4);
+    one.addEventListener("scroll", mark);
+    mark();
+  }
+
+  // A block of code can be copied.
+  if (navigator.clipboard)
+    for (const block of all("article div.highlight:not(.numbered):not(.cell_output *)")) {
+      if (/highlight-(text|default|none|output)/.test(block.parentElement.className)) continue;
+      const text = block.textContent.trimEnd();
+      block.insertAdjacentHTML("beforeend", "<button type='button' class='copy'>Copy</button>");
+      block.lastChild.onclick = event => navigator.clipboard.writeText(text).then(() => event.target.textContent = "Copied");
+    }
 
   // A row of a wide table becomes a card on a phone: a cell says which column it is of.
   for (const table of all("article table.docutils")) {
@@ -22,15 +65,27 @@ addEventListener("DOMContentLoaded", () => {
       [...row.cells].forEach((cell, i) => { if (cell.textContent.trim() && heads[i]) cell.dataset.head = heads[i]; });
   }
 
-  // The gallery's filter: rows of claims and small pictures of one verdict.
-  const filtered = [...all(".claims tbody tr"), ...all(".small li")];
-  for (const row of all(".claims tbody tr"))
-    row.dataset.verdicts = row.cells[3]?.querySelector("strong")?.textContent ?? (row.cells.length == 4 ? "by construction" : "");
-  for (const item of all(".small li"))
-    item.dataset.verdicts = [...item.querySelectorAll(".verdict")].map(verdict => verdict.textContent).join(";");
-  for (const choice of all(".filter input"))
-    choice.onchange = () => filtered.forEach(one => one.toggleAttribute("data-hidden", choice.value != "all" &&
-      !one.dataset.verdicts.split(";").includes(choice.value)));
+  // The study's filter: rows of claims, small pictures, and the sections of pictures that have one verdict. Its choice stands in
+  // the address; a link to a place that it hides ends it.
+  const filtered = [...all(".claims tbody tr"), ...all(".small li"), ...all(".judges").map(one => one.parentElement)];
+  const verdictsOf = one => [...one.querySelectorAll(".claim, .verdict")].map(mark => mark.dataset.verdicts ?? mark.dataset.verdict);
+  const choices = all(".filter input");
+  const choose = value => {
+    for (const one of filtered) one.toggleAttribute("data-hidden", value != "all" && !verdictsOf(one).includes(value));
+    for (const box of all(".claims")) box.toggleAttribute("data-hidden", !box.querySelector("tbody tr:not([data-hidden])"));
+    for (const choice of choices) choice.checked = choice.value == value;
+    const address = value == "all" ? location.pathname : "?verdict=" + encodeURIComponent(value);
+    if (location.protocol != "file:") history.replaceState(null, "", address + location.hash);
+  };
+  for (const choice of choices) choice.onchange = () => choose(choice.value);
+  if (choices.length) {
+    const asked = new URLSearchParams(location.search).get("verdict");
+    if (choices.some(choice => choice.value == asked)) choose(asked);
+    addEventListener("hashchange", () => {
+      const place = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+      if (place?.closest("[data-hidden]")) choose("all"), place.scrollIntoView();
+    });
+  }
 
   // A name of the table of symbols marks itself in the code.
   for (const button of all(".find")) {
