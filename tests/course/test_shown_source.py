@@ -27,9 +27,15 @@ def imported(cells):
 def asked_for(cell, names):
     """The sources that the cell asks for: those of its calls of `show` with something else than a picture's name."""
     calls = [node for node in ast.walk(ast.parse("".join(cell["source"]))) if isinstance(node, ast.Call)]
-    shown = [node.args for node in calls if isinstance(node.func, ast.Name) and node.func.id == "show"]
-    shown = [[eval(ast.unparse(argument), names) for argument in arguments] for arguments in shown]
-    return [source(*arguments) for arguments in shown if not isinstance(arguments[0], str)]
+    shown = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "show"]
+    sources = [eval(ast.unparse(ast.Call(ast.Name("source_of"), node.args, node.keywords)), names | {"source_of": source_of})
+               for node in shown]
+    return [text for text in sources if text is not None]
+
+
+def source_of(shown, *more, **options):
+    """What `show` writes of a function; None for a picture, which has a name."""
+    return None if isinstance(shown, str) else source(shown, *more, **options)
 
 
 def displayed(cell):
