@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tinypeft.commands import probing
 from tinypeft.commands.arguments import is_of_smollm2, model_of
 from tinypeft.commands.cli import main
 from tinypeft.commands.finetuning import worse_than
@@ -179,15 +180,16 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     assert len(scores) == 2
     for precision, recall, f1 in (map(float, row) for row in scores):
         assert f1 == pytest.approx(2 * precision * recall / (precision + recall), abs=0.011)
-    end = f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
-    saved = lines.index(f"saved in {tmp_path}, with confusions.svg; {end}")
+    assert lines[-1] == f"saved in {tmp_path}, with confusions.svg"
     assert "seed 0 draws the folds" in out
     picture = (tmp_path / "confusions.svg").read_text("utf-8")
     assert all(f">{name}<" in picture for name in ("bad", "good", "called", "Confusions by cross-validation"))
-    says, *code = lines[saved + 1:]                      # these classes are words
-    assert re.fullmatch("the probe is not better than (words|letters) here: give more rows, or use .*", says)
-    assert len(code) == 4 and "TfidfVectorizer(" in code[1] and "LogisticRegression(C=" in code[2]
+    n = next(n for n, line in enumerate(lines) if "the probe" in line and n > lines.index("the probe, class by class:"))
+    says, step, _ = lines[n:]                            # the verdict comes first; these classes are words
+    assert says == "the probe and words are level: their intervals overlap, so the difference may be chance"
+    assert step == f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
     card = (tmp_path / "README.md").read_text("utf-8")
+    assert says in card.split("##")[0]
     assert "By five-fold cross-validation: each row was measured once" in card and "test split" not in card
     _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)
     assert len(out.splitlines()) == 2 and {line.split("\t")[0] for line in out.splitlines()} <= {"bad", "good"}
@@ -195,6 +197,21 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     record = json.loads(out)
     low, high = record["measured"]["the probe"]["interval"]
     assert low < record["measured"]["the probe"]["accuracy"] < high and np.sum(record["confusions"]) == record["rows"]
+
+
+@pytest.mark.parametrize("loss, interval, words, letters, says, step", [
+    (0.6, (0.64, 0.73), (0.60, 0.70), (0.67, 0.76), "the probe and letters are level: their intervals overlap", "classify"),
+    (0.6, (0.70, 0.80), (0.72, 0.82), (0.60, 0.70), "the probe and words are level: their intervals overlap", "classify"),
+    (0.6, (0.64, 0.73), (0.50, 0.60), (0.74, 0.80), "letters are better than the probe",
+     "or use letters, which scikit-learn has (`pip install scikit-learn`) and no command here:\nTfidfVectorizer"),
+    (0.6, (0.84, 0.93), (0.50, 0.60), (0.74, 0.80), "the probe is better than words and letters", "classify"),
+    (0.7, (0.64, 0.73), (0.50, 0.60), (0.54, 0.60), "the probe is worse than guessing", "next: give more rows; an adapter")])
+def test_accuracies_whose_intervals_overlap_are_level(monkeypatch, loss, interval, words, letters, says, step):
+    monkeypatch.setattr("tinypeft.commands.probing.pasted", lambda *_: "TfidfVectorizer")
+    measured = {name: Namespace(loss=loss, interval=ends, accuracy=sum(ends) / 2)
+                for name, ends in (("the probe", interval), ("words", words), ("letters", letters))}
+    assert probing.verdict(measured, 2).startswith(says)
+    assert step in probing.next_step(Namespace(out="judge", model=None), measured, 2)
 
 
 @pytest.mark.parametrize("name, terms, n_classes", [("words", bags.words, 2), ("letters", bags.letters, 3)])
@@ -234,7 +251,7 @@ def test_a_probe_that_is_worse_than_guessing_replaces_no_adapter(capsys, monkeyp
     before, new = contents(adapter), adapter.with_name("judge.new")
     argv = "finetune", "probe", "--csv", own / "reviews.csv", "--out", adapter
     status, out, _ = run(capsys, *argv)
-    assert status == 1 and f"saved in {new}, with confusions.svg;" in out and "worse than guessing" in out.splitlines()[-1]
+    assert status == 1 and f"saved in {new}, with confusions.svg" in out and "worse than guessing" in out.splitlines()[-3]
     assert contents(adapter) == before and "confusions.svg" in contents(new)
     run(capsys, *argv, "--keep")
     assert contents(adapter) == contents(new) != before
@@ -261,6 +278,8 @@ def test_rows_are_read_once_and_no_cache_reads_them_again(capsys, monkeypatch, t
     assert len(read) == 2                                # the first and the last
     for record in records: del record["seconds"]
     assert records[0] == records[1] == records[3] != records[2]
+    out = [run(capsys, *argv[:-1], *more)[1] for more in ([], ["--no-cache"])]
+    assert "20 rows were read by an earlier run and came from the cache" in out[0] and "the cache" not in out[1]
 
 
 # -- the data first --------------------------------------------------------------------------------

@@ -219,7 +219,8 @@ def describe(args: Namespace, folder: Path, tuned: PeftModel, task: Task, record
              history: History | None = None) -> None:
     """Write the model card with the results, and run.json."""
     from ..interop.card import write_card
-    write_card(folder, tuned, args.format, task, history, results_in(record))
+    notes = [record["verdict"]] if "verdict" in record else []
+    write_card(folder, tuned, args.format, task, history, results_in(record), notes)
     write_run(args, folder, record)
 
 
