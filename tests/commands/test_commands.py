@@ -407,6 +407,12 @@ def test_columns_are_named_once(capsys, own, tmp_path):
     run(capsys, "finetune", "lora", *named, "--quick", "--steps", "1", "--out", tmp_path / "a")
     status, out, _ = run(capsys, "evaluate", "--adapter", tmp_path / "a", "--csv", tmp_path / "b.csv", "--json")
     assert status == 0 and json.loads(out)["on"] == "the test split"
+    asked = "classify", "--adapter", tmp_path / "a", "--csv"
+    status, _, err = run(capsys, *asked, tmp_path / "b.csv", "--out", tmp_path / "labelled.csv")
+    assert status == 0 and " by the table's labels" in err
+    (tmp_path / "c.csv").write_text("words,stars\nA dull coat,bad\n")
+    status, _, err = run(capsys, *asked, tmp_path / "c.csv")
+    assert status == 2 and "no column 'review' or 'text'" in err and err.endswith(" Say which by --text-column\n")
 
 
 @pytest.mark.parametrize("task", ["domain", "classify", "summarize"])
@@ -745,7 +751,7 @@ def test_a_table_with_labels_says_how_many_are_right(capsys, own, classifier, tm
     assert "the adapter learned from rows of reviews.csv, so this accuracy is too high" in warned and "learned" not in err
     argv = "classify", "--csv", tmp_path / "b.csv", "--adapter", classifier
     assert run(capsys, *argv) == (0, out, "") and run(capsys, *argv, "--label-column", "stars") == (0, out, err)
-    for wrong, says in ((*argv, "--label-column", "x"), "no column 'text' and 'x'"), (("classify", "a", "--label-column", "x",
+    for wrong, says in ((*argv, "--label-column", "x"), "no column 'x'"), (("classify", "a", "--label-column", "x",
                         "--adapter", classifier), "--label-column needs --csv FILE"):
         status, _, err = run(capsys, *wrong)
         assert status == 2 and says in err

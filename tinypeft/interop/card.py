@@ -31,7 +31,7 @@ KINDS = {
     "peft": ("peft", "An adapter", "tuned = tp.load_adapter(BASE, folder)"),
     "hf": ("transformers", "A model, with its training merged into its weights",
            "model = tp.load_model(folder)\n\n"
-           "from transformers import AutoModelForCausalLM\n"
+           "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
            "theirs = AutoModelForCausalLM.from_pretrained(folder)"),
     "gguf": ("gguf", "A model for llama.cpp", "model = tp.load_model(folder)"),
     "quantized": ("tinypeft", "A model in codes of few bits", "model = tp.load_model(folder)")}
