@@ -122,7 +122,8 @@ def test_exact_answers_are_counted_and_wrong_ones_shown(capsys, monkeypatch, own
     assert re.fullmatch(rf"exactly right: {right} of {len(prompts)} answers \(95 %: 0.\d{{3}} to 0.\d{{3}}\)", lines[start - 1])
     names = "  asked     ", "  expected  ", "  answered  "
     shown = ["".join(pair) for row in wrong[:2] for pair in zip(names, row, strict=True)]
-    assert lines[start + 1:start + 4] + lines[start + 5:] == shown
+    assert lines[start + 1:start + 4] + lines[start + 5:-1] == shown
+    assert lines[-1] == f"all {len(wrong)} wrong ones: the same command with --json"
     exact = json.loads(run(capsys, *argv, "--exact", "--json")[1])["exact"]
     assert exact["right"] == right and [(*row.values(),) for row in exact["wrong"]] == wrong
     assert run(capsys, *argv, "--quick")[1].splitlines()[-1] == "--exact counts the answers that are exactly right"

@@ -219,7 +219,11 @@ def describe(args: Namespace, folder: Path, tuned: PeftModel, task: Task, record
              history: History | None = None) -> None:
     """Write the model card with the results, and run.json."""
     from ..interop.card import write_card
-    notes = [record["verdict"]] if "verdict" in record else []
+    notes = []
+    if "verdict" in record:                              # of a probe, on all rows
+        notes = [record["verdict"]]
+    elif args.quick:
+        notes = ["Tested on two batches only, without baselines: --quick asks for that."]
     write_card(folder, tuned, args.format, task, history, results_in(record), notes)
     write_run(args, folder, record)
 
@@ -254,7 +258,8 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     steps = counted(record["steps"], "step")
     n_rows = sum(map(len, task.splits.values()))
     of_all = f", {record['rows']} of {counted(n_rows, 'row')}" if record["rows"] else ""
-    print(f"{task.name}, {steps} in {record['seconds']} s; on the test split{of_all}:")
+    part = "two batches (--quick) of " if args.quick else ""
+    print(f"{task.name}, {steps} in {record['seconds']} s; on {part}the test split{of_all}:")
     print(compared(record["before"], record["after"], record["baselines"], record["rows"]))
     if starts_at_probe(args):
         print(f"`finetune probe` measures all {n_rows} rows, by cross-validation, so its numbers "

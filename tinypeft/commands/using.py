@@ -124,25 +124,31 @@ def run_evaluate(args: Namespace) -> None:
         raise ValueError("--exact needs prompts with answers: --pairs FILE")
     show_data(args, task)
     most = 2 if args.quick else None
-    measured = lambda: evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
-                                label="testing")
-    before, after = None, measured()
+    measured = lambda label: evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
+                                      label=label)
+    before, after = None, measured("testing the adapter" if args.adapter else "testing")
     if args.adapter and not hasattr(task, "classes"):
-        with tuned.disabled(): before = measured()
+        with tuned.disabled(): before = measured("testing the base alone")
     n = n_measured(task, args.quick)
+    if not args.json:
+        show_losses(before, after, rows, n)
     exact = exact_answers(tuned, task, args.quick) if args.exact else None
     record = {"task": task.name, "data": data_facts(task), "on": rows, "rows": n,
               "interval": interval_of(after, n), "before": before, "after": after, "exact": exact,
               "adapter": args.adapter and str(args.adapter)}
     if args.json: return show_json(record)
-    sides = ", the base alone → with the adapter" if before else ""
-    print(f"on {rows}{sides}:\n{compared(before, after, n=n)}")
-    if before:
-        print(what_changed(before["loss"], after["loss"]))
     if exact:
         print(exact_lines(exact))
     elif hasattr(task, "chat"):
         print("--exact counts the answers that are exactly right")
+
+
+def show_losses(before: dict | None, after: dict, rows: str, n: int | None) -> None:
+    """Print what was measured at once: the answers that --exact writes take longer."""
+    sides = ", the base alone → with the adapter" if before else ""
+    print(f"on {rows}{sides}:\n{compared(before, after, n=n)}", flush=True)
+    if before:
+        print(what_changed(before["loss"], after["loss"]), flush=True)
 
 
 def what_changed(before: float, after: float) -> str:

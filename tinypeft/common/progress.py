@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 from .threads import threads_start
@@ -31,10 +32,12 @@ def in_lines() -> Iterator[None]:
         _lines.reset(token)
 
 
-def watched(items: Sequence, label: str) -> Iterator[Any]:
-    """Yield the items. A command shows how many are done."""
-    with Progress(len(items), label, None if _lines.get() else False) as bar:
-        for done, item in enumerate(items, 1):
+def watched(items: Sequence, label: str, sizes: Sequence[int] | None = None) -> Iterator[Any]:
+    """Yield the items. A command shows how many are done. sizes: of items that count as several."""
+    ends = list(accumulate(sizes or [1] * len(items)))
+    total = ends[-1] if ends else 0
+    with Progress(total, label, None if _lines.get() else False) as bar:
+        for done, item in zip(ends, items, strict=True):
             yield item
             bar(done)
 
