@@ -127,6 +127,9 @@ def test_exact_answers_are_counted_and_wrong_ones_shown(capsys, monkeypatch, own
     exact = json.loads(run(capsys, *argv, "--exact", "--json")[1])["exact"]
     assert exact["right"] == right and [(*row.values(),) for row in exact["wrong"]] == wrong
     assert run(capsys, *argv, "--quick")[1].splitlines()[-1] == "--exact counts the answers that are exactly right"
+    monkeypatch.setattr("tinypeft.commands.using.exact_answers", lambda *_: ctrl_c())
+    status, out, _ = run(capsys, *argv, "--exact", "--quick")
+    assert status == 130 and "  loss " in out            # was shown before the answers are written
 
 
 def test_what_was_forgotten_is_measured_on_other_text(capsys, own, answering, tmp_path):
@@ -156,6 +159,7 @@ def test_ones_own_text(capsys, own, tmp_path):
     asked = "generate", "The kettle", "--adapter", tmp_path, "--max-new-tokens", "9"
     texts = [run(capsys, *asked, "--seed", seed)[1] for seed in (1, 1, 2)]
     assert texts[0].startswith("The kettle") and texts[0] == texts[1] != texts[2]           # drawn, as of any other text
+    assert "Tested on two batches only" in (tmp_path / "README.md").read_text("utf-8")
     _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--text", own / "notes" / "1.md", "--quick", "--json")
     other = json.loads(out)
     assert other["on"] == "all of it" and other["data"][0].endswith("tokens (test) in windows of 128")

@@ -12,6 +12,7 @@ import pytest
 import tinypeft as tp
 from tests.commands.test_commands import own, run  # noqa: F401 (own is a fixture)
 from tests.families import make as family_of
+from tinypeft.commands.cli import main
 from tinypeft.commands.messages import with_flags
 from tinypeft.engine.nn import Dropout
 from tinypeft.interop import read_safetensors
@@ -232,6 +233,15 @@ def test_what_a_gguf_was_trained_to_be_asked_is_said_if_it_cannot_say_it(capsys,
     assert out.endswith(" --temp 0\n")                  # of pairs, in a template or not
     if place == "folder":
         assert "```bash\nllama-cli -m model.gguf --temp 0\n```" in (tmp_path / place / "README.md").read_text("utf-8")
+
+
+def test_the_help_of_export_says_what_belongs_to_a_training(capsys):
+    with pytest.raises(SystemExit): main(["export", "--help"])
+    shared, _, training = capsys.readouterr().out.partition("for --to training:\n")
+    for option in "METHOD", "--steps STEPS", "--lr LR", "--csv FILE", "--checkpoint FILE":
+        assert f"  {option}" in training and f"  {option}" not in shared
+    for option in "--type TYPE", "--adapter FOLDER", "--out FOLDER", "--activations {kept,exact}":
+        assert f"  {option}" in shared and f"  {option}" not in training
 
 
 def test_export_to_peft_is_what_save_writes(capsys, tmp_path):

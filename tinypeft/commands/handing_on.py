@@ -417,9 +417,8 @@ def quantized(args: Namespace, job: Job, model: Decoder, scheme: Any, size: Any,
     from ..interop.loading import QUANTIZED
     from ..quant import save_quantized
     from ..study.compare import described, quantized_at_cost
-    with Progress(None, f"quantizing by {args.scheme} and measuring"):
-        calibration = calibration_in(task, args.seed)
-        result, record = quantized_at_cost(model, scheme, size, task, calibration, args.seed)
+    calibration = calibration_in(task, args.seed)
+    result, record = quantized_at_cost(model, scheme, size, task, calibration, args.seed)
     record |= {"method": job.method, "saved": args.out and str(args.out)}
     job.card += f"\n## Quantized\n\n```text\n{described(record)}\n```\n"
     if args.out:
