@@ -220,15 +220,17 @@ def test_accuracies_whose_intervals_overlap_are_level(monkeypatch, loss, interva
 
 
 @pytest.mark.parametrize("name, terms, n_classes", [("words", bags.words, 2), ("letters", bags.letters, 3)])
-def test_the_lines_to_paste_make_the_bag_that_was_measured(name, terms, n_classes):
+def test_the_lines_to_paste_make_the_bag_that_was_measured(tmp_path, name, terms, n_classes):
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     labels = rng.integers(0, n_classes, 60)
     texts = [f"{rng.choice(GOOD)} {rng.choice(THINGS)} {GOOD[label] if rng.random() < 0.7 else ''}" for label in labels]
     result = bags.validated_bag(texts, labels, n_classes, terms)
-    lines = pasted(name, result).replace("…", texts[0])
-    pasted_here = {"texts": texts, "labels": labels}
-    exec(textwrap.dedent(lines), pasted_here)
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([("review", "label"), *zip(texts, labels, strict=True)])
+    args = Namespace(csv=tmp_path / "a.csv", encoding="utf-8", text_column="review", label_column=None)
+    pasted_here = {}
+    exec(textwrap.dedent(pasted(args, name, result).replace("…", texts[0])), pasted_here)
     bag = bags.Bag(texts, terms)
     W = logistic.fit(bag.design(texts), labels, n_classes, result.strength)
     ours = np.exp(logistic.log_probabilities(W, bag.design(texts)))

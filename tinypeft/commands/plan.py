@@ -74,7 +74,8 @@ def passes_over(task: Task, steps: int, rows: int) -> str:
     whole = len(task.data("train"))
     passes = steps * size_of_step(task, rows) / whole
     shown = f"{passes:.1f}" if passes >= 0.1 else f"{passes:.1g}"
-    return f"{counted(steps, 'step')} of {step}: {shown} passes over {counted(whole, noun_of(task))}"
+    return (f"{counted(steps, 'step')} of {step}: {shown} passes over "
+            f"{counted(whole, noun_of(task))}")
 
 
 def size_of_step(task: Task, rows: int) -> int:

@@ -78,18 +78,22 @@ def run_probe(args: Namespace) -> int:
     return int(args.out != asked)
 
 
-def pasted(name: str, result: Validated) -> str:
-    """Return lines of Python in which scikit-learn makes the classifier that was measured under
-    this name. texts and labels are lists of the user's."""
+def pasted(args: Namespace, name: str, result: Validated) -> str:
+    """Return lines of Python that read the user's table, and in which scikit-learn makes the
+    classifier that was measured under this name."""
     terms = {"words": r'token_pattern=r"\w+"', "letters": 'analyzer="char_wb", ngram_range=(2, 5)'}
     # Of two classes scikit-learn has one vector, the difference of the two here: half the penalty.
     n_vectors = 2 if result.log_p.shape[1] == 2 else 1
     C = n_vectors / (result.strength * len(result.labels))
-    return ("    from sklearn import feature_extraction, linear_model, pipeline\n"
+    text, label = args.text_column or "text", args.label_column or "label"
+    return ("    from tinypeft.text.tasks.own_files import read_table\n"
+            "    from sklearn import feature_extraction, linear_model, pipeline\n"
+            f"    table = read_table({str(args.csv)!r}, {args.encoding!r})\n"
+            f"    texts, labels = table.texts({text!r}), table.texts({label!r})\n"
             f"    bag = feature_extraction.text.TfidfVectorizer({terms[name]}, binary=True)\n"
             f"    model = pipeline.make_pipeline(bag, "
             f"linear_model.LogisticRegression(C={C:.3g}, max_iter=1000))\n"
-            '    model.fit(texts, labels).predict(["…"])  # two lists: columns of your table')
+            '    model.fit(texts, labels).predict(["…"])')
 
 
 def as_record(result: Validated) -> dict:
@@ -156,7 +160,7 @@ def next_step(args: Namespace, measured: dict, n_classes: int) -> str:
     if bag_is_better(measured):
         bag = best_bag(measured)
         return (f"next: give more rows, or use {bag}, which scikit-learn has (`pip install "
-                f"scikit-learn`) and no command here:\n{pasted(bag, measured[bag])}")
+                f"scikit-learn`) and no command here:\n{pasted(args, bag, measured[bag])}")
     if args.out:
         base = f" --model {args.model}" if args.model else ""
         return f'next: python -m tinypeft classify "…"{base} --adapter {args.out}'

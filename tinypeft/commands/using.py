@@ -313,7 +313,8 @@ def texts_of(args: Namespace) -> tuple[Table | None, list[str], list[str]]:
     table = read_table(args.csv, args.encoding)
     with errors_with_flags("--text-column"):
         text, = table.chosen(*dict.fromkeys((name,) for name in texts))
-    label = args.label_column or next((n for n in (learned[1], "label") if n in table.columns), None)
+    there = [name for name in (learned[1], "label") if name in table.columns]
+    label = args.label_column or next(iter(there), None)
     if label is None:
         return table, table.texts(text), []
     with errors_with_flags("--label-column"):

@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from .threads import threads_start
 
 __all__ = ["Progress", "in_lines", "watched"]
@@ -32,9 +34,9 @@ def in_lines() -> Iterator[None]:
         _lines.reset(token)
 
 
-def watched(items: Sequence, label: str, sizes: Sequence[int] | None = None) -> Iterator[Any]:
-    """Yield the items. A command shows how many are done. sizes: of items that count as several."""
-    ends = list(accumulate(sizes or [1] * len(items)))
+def watched(items: Sequence, label: str) -> Iterator[Any]:
+    """Yield the items. A command shows how many are done. An array of places counts as many."""
+    ends = list(accumulate(map(np.size, items)))
     total = ends[-1] if ends else 0
     with Progress(total, label, None if _lines.get() else False) as bar:
         for done, item in zip(ends, items, strict=True):

@@ -20,7 +20,7 @@ from ..files import read_text, write_atomically
 from ..models.decoder import SHIPPED, Decoder
 from ..peft import PeftModel
 from ..text.tasks import Task
-from ..training.history import RECENT, History
+from ..training.history import History
 from .adapters import base_address
 
 __all__ = ["FILE", "MARK", "VALIDATED", "card_of", "licence_of", "temperature_option",
@@ -52,6 +52,7 @@ WRITES = ("\n\nfrom transformers import AutoTokenizer\n"
           "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
           "%snew = theirs.generate(**inputs, max_new_tokens=64, do_sample=False)[0]\n"
           'print(tokenizer.decode(new[inputs["input_ids"].shape[1]:], skip_special_tokens=True))')
+RECENT = 50                  # steps of the mean loss that training shows on its way
 VALIDATED = ", by cross-validation"                      # ends the name of what a probe reaches
 Results = Mapping[str, Mapping[str, float]]
 
@@ -183,7 +184,8 @@ def use_in_llama_cpp(model: PeftModel | Decoder, kind: str) -> list[str]:
     """Return the command that loads a GGUF file. What learned answers gives the likeliest."""
     if kind != "gguf":
         return []
-    return ["", "```bash", f"llama-cli -m model.gguf{temperature_option(getattr(model, 'task', None))}", "```"]
+    option = temperature_option(getattr(model, "task", None))
+    return ["", "```bash", f"llama-cli -m model.gguf{option}", "```"]
 
 
 def temperature_option(task: Task | None) -> str:
@@ -202,8 +204,8 @@ def about_training(history: History | None) -> list[str]:
         return []
     recent = history.loss[-RECENT:]
     text = (f"{counted(len(history.loss), 'step')}, loss {history.loss[0]:.3f} of the first batch, "
-            f"{history.loss[-1]:.3f} of the last, and {np.mean(recent):.3f} in the mean of the last "
-            f"{len(recent)}. `losses.csv` has the loss of every step.")
+            f"{history.loss[-1]:.3f} of the last, and {np.mean(recent):.3f} in the mean of the "
+            f"last {len(recent)}. `losses.csv` has the loss of every step.")
     if history.best:
         step, metrics = history.best
         text += f" The lowest validation loss, {metrics['loss']:.4f}, came after step {step}."

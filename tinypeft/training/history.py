@@ -12,9 +12,7 @@ from ..engine.nn import Module
 from ..files import write_atomically
 from .curves import draw_history, svg
 
-__all__ = ["RECENT", "History", "Step"]
-
-RECENT = 50                  # steps whose mean loss is shown: one batch is easier than another
+__all__ = ["History", "Step"]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from ..engine.optim import Optimizer
 from .checkpoints import resume, save_checkpoint
 from .diagnosis import check_finite
 from .evaluation import evaluate
-from .history import RECENT, History, Step
+from .history import History, Step
 from .options import TrainOptions
 from .rates import peak_rate
 
@@ -85,7 +85,7 @@ class Run:
         done, history, options = s + 1, self.history, self.options
         history.loss.append(loss)
         history.seconds += time.perf_counter() - self.started
-        self.show(done, f"loss {np.mean(history.loss[-RECENT:]):.3f}", history.seconds)
+        self.show(done, f"loss {np.mean(history.loss[-50:]):.3f}", history.seconds)
         metrics = self.evaluated(done)
         reason = self.called(Step(done, options.steps, loss, metrics, self.model, history))
         if done < options.steps:

@@ -28,8 +28,7 @@ def written(model: Module, tokenizer: Tokenizer, prompts: Sequence[Array], stop:
         if n >= most:
             raise ValueError(f"text {i} has {n} tokens and the model takes {most}, "
                              "continuation included; shorten it")
-    parts = [*_batches(lengths, most - max_new_tokens)]
-    for rows in watched(parts, "writing", [*map(len, parts)]):
+    for rows in watched([*_batches(lengths, most - max_new_tokens)], "writing"):
         n = lengths[rows].max()
         out = model.generate([prompts[i] for i in rows], min(max_new_tokens, most - n), stop=stop)
         for i, ids in zip(rows, out, strict=True):
