@@ -17,7 +17,7 @@ import tinypeft as tp
 from tinypeft.commands import probing
 from tinypeft.commands.arguments import is_of_smollm2, model_of
 from tinypeft.commands.cli import main
-from tinypeft.commands.finetuning import worse_than
+from tinypeft.commands.finetuning import stopped_in_test, worse_than
 from tinypeft.commands.probing import pasted
 from tinypeft.commands.using import what_changed
 from tinypeft.interop.adapters import HUB_NAME
@@ -289,6 +289,15 @@ def test_rows_are_read_once_and_no_cache_reads_them_again(capsys, monkeypatch, t
     assert "20 rows were read by an earlier run and came from the cache" in out[0] and "the cache" not in out[1]
 
 
+@pytest.mark.parametrize("given, words", [
+    ({"text": ["a.txt", "my notes"]}, "--text a.txt 'my notes' --adapter judge"),
+    ({"pairs": "qa.jsonl", "model": "smollm2"}, "--model smollm2 --pairs qa.jsonl --adapter judge")])
+def test_a_stop_in_the_test_names_the_command_that_measures(given, words):
+    names = "csv text pairs text_column label_column prompt_column answer_column context checkpoint model".split()
+    said = stopped_in_test(Namespace(**dict.fromkeys(names) | given), "judge")
+    assert said == f"stopped in the test; the adapter is saved in judge; to measure it: python -m tinypeft evaluate {words}"
+
+
 # -- the data first --------------------------------------------------------------------------------
 @pytest.mark.parametrize("method, argv", [("probe", "--csv reviews.csv"), ("lora", "--csv reviews.csv"),
                                           ("lora", "--text notes"), ("lora+prefix", "--pairs answers.jsonl")])
@@ -487,11 +496,13 @@ def test_a_stop_in_the_test_loses_no_training(capsys, monkeypatch, adapter, act,
     whole, out = contents(adapter), adapter.with_name("other")
     page = whole["README.md"].decode()
     assert "## Results" in page                          # which a run that is stopped before does not have
+    page = re.sub(r"\nTested on two batches only[^\n]*", "", page)
     whole["README.md"] = re.sub(r"\n## Results\n.*?(?=\n## )", "", page, flags=re.S).encode()
     for seed, saved in (0, out), (1, adapter.with_name("other.new")):
         with monkeypatch.context() as m:
             at_call(m, "evaluate", 2, act)
-            told = f"tinypeft: {says}; the adapter is saved in {saved}\n"
+            told = (f"tinypeft: {says}; the adapter is saved in {saved}; to measure it: python -m tinypeft evaluate "
+                    f"--adapter {saved}\n")
             assert run(capsys, *FEW, "--out", out, "--seed", seed) == (status, "", told)
         assert contents(out) == whole
     assert contents(saved).keys() == whole.keys() and contents(saved) != whole
