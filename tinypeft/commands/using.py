@@ -159,7 +159,8 @@ def what_changed(before: float, after: float) -> str:
     if change < 0:
         return f"the adapter lowers the loss here by {-change:.2f} nats a token"
     return (f"the adapter raises the loss here by {change:.2f} nats a token: the model forgot some "
-            "of this, or learned another form for it")
+            "of this, or learned another form for it; `generate` with the beginning of a line of "
+            "it, with and without --adapter, shows which")
 
 
 def folder_of_task(args: Namespace) -> Path | None:
