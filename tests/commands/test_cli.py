@@ -137,6 +137,7 @@ def test_a_model_of_ones_own(capsys, tmp_path):
     ("('mlp', '!up')", ("mlp", "!up")), ("['mlp']", ["mlp"]), ("*.mlp", ("*.mlp",))])
 def test_names_of_layers_are_separated_by_commas(text, value):
     assert build("method", tp.METHODS, "lora", [f"targets={text}", "rank=3"]) == tp.LoRA(3, targets=value)
+    assert build("scheme", tp.SCHEMES, "gguf", ["embeddings=true"]) == tp.GGUF(embeddings=True)
     assert build("method", tp.METHODS, "ia3", ["feedforward=down", f"targets={text}"]).feedforward == ("down",)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tinypeft.commands import probing
 from tinypeft.commands.arguments import is_of_smollm2, model_of
 from tinypeft.commands.cli import main
-from tinypeft.commands.finetuning import worse_than
+from tinypeft.commands.finetuning import stopped_in_test, worse_than
 from tinypeft.commands.probing import pasted
 from tinypeft.commands.using import what_changed
 from tinypeft.interop.adapters import HUB_NAME
@@ -121,10 +122,14 @@ def test_exact_answers_are_counted_and_wrong_ones_shown(capsys, monkeypatch, own
     assert re.fullmatch(rf"exactly right: {right} of {len(prompts)} answers \(95 %: 0.\d{{3}} to 0.\d{{3}}\)", lines[start - 1])
     names = "  asked     ", "  expected  ", "  answered  "
     shown = ["".join(pair) for row in wrong[:2] for pair in zip(names, row, strict=True)]
-    assert lines[start + 1:start + 4] + lines[start + 5:] == shown
+    assert lines[start + 1:start + 4] + lines[start + 5:-1] == shown
+    assert lines[-1] == f"all {len(wrong)} wrong ones: the same command with --json"
     exact = json.loads(run(capsys, *argv, "--exact", "--json")[1])["exact"]
     assert exact["right"] == right and [(*row.values(),) for row in exact["wrong"]] == wrong
     assert run(capsys, *argv, "--quick")[1].splitlines()[-1] == "--exact counts the answers that are exactly right"
+    monkeypatch.setattr("tinypeft.commands.using.exact_answers", lambda *_: ctrl_c())
+    status, out, _ = run(capsys, *argv, "--exact", "--quick")
+    assert status == 130 and "  loss " in out            # was shown before the answers are written
 
 
 def test_what_was_forgotten_is_measured_on_other_text(capsys, own, answering, tmp_path):
@@ -144,7 +149,7 @@ def test_what_was_forgotten_is_measured_on_other_text(capsys, own, answering, tm
     (2.0, 1.5, "lowers the loss here by 0.50"), (2.0, 2.005, "changes the loss here by less than 0.01"),
     (2.0, 2.5, "raises the loss here by 0.50")])
 def test_a_change_of_a_loss_is_a_sentence(before, after, says):
-    assert says in what_changed(before, after)
+    assert says in what_changed(before, after) and ("`generate`" in what_changed(before, after)) == ("raises" in says)
 
 
 def test_ones_own_text(capsys, own, tmp_path):
@@ -154,6 +159,7 @@ def test_ones_own_text(capsys, own, tmp_path):
     asked = "generate", "The kettle", "--adapter", tmp_path, "--max-new-tokens", "9"
     texts = [run(capsys, *asked, "--seed", seed)[1] for seed in (1, 1, 2)]
     assert texts[0].startswith("The kettle") and texts[0] == texts[1] != texts[2]           # drawn, as of any other text
+    assert "Tested on two batches only" in (tmp_path / "README.md").read_text("utf-8")
     _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--text", own / "notes" / "1.md", "--quick", "--json")
     other = json.loads(out)
     assert other["on"] == "all of it" and other["data"][0].endswith("tokens (test) in windows of 128")
@@ -179,15 +185,16 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     assert len(scores) == 2
     for precision, recall, f1 in (map(float, row) for row in scores):
         assert f1 == pytest.approx(2 * precision * recall / (precision + recall), abs=0.011)
-    end = f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
-    saved = lines.index(f"saved in {tmp_path}, with confusions.svg; {end}")
+    assert lines[-1] == f"saved in {tmp_path}, with confusions.svg"
     assert "seed 0 draws the folds" in out
     picture = (tmp_path / "confusions.svg").read_text("utf-8")
     assert all(f">{name}<" in picture for name in ("bad", "good", "called", "Confusions by cross-validation"))
-    says, *code = lines[saved + 1:]                      # these classes are words
-    assert re.fullmatch("the probe is not better than (words|letters) here: give more rows, or use .*", says)
-    assert len(code) == 4 and "TfidfVectorizer(" in code[1] and "LogisticRegression(C=" in code[2]
+    n = next(n for n, line in enumerate(lines) if "the probe" in line and n > lines.index("the probe, class by class:"))
+    says, step, _ = lines[n:]                            # the verdict comes first; these classes are words
+    assert says == "the probe and words are level: their intervals overlap, so the difference may be chance"
+    assert step == f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
     card = (tmp_path / "README.md").read_text("utf-8")
+    assert says in card.split("##")[0]
     assert "By five-fold cross-validation: each row was measured once" in card and "test split" not in card
     _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)
     assert len(out.splitlines()) == 2 and {line.split("\t")[0] for line in out.splitlines()} <= {"bad", "good"}
@@ -197,16 +204,33 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     assert low < record["measured"]["the probe"]["accuracy"] < high and np.sum(record["confusions"]) == record["rows"]
 
 
+@pytest.mark.parametrize("loss, interval, words, letters, says, step", [
+    (0.6, (0.64, 0.73), (0.60, 0.70), (0.67, 0.76), "the probe and letters are level: their intervals overlap", "classify"),
+    (0.6, (0.70, 0.80), (0.72, 0.82), (0.60, 0.70), "the probe and words are level: their intervals overlap", "classify"),
+    (0.6, (0.64, 0.73), (0.50, 0.60), (0.74, 0.80), "letters are better than the probe",
+     "or use letters, which scikit-learn has (`pip install scikit-learn`) and no command here:\nTfidfVectorizer"),
+    (0.6, (0.84, 0.93), (0.50, 0.60), (0.74, 0.80), "the probe is better than words and letters", "classify"),
+    (0.7, (0.64, 0.73), (0.50, 0.60), (0.54, 0.60), "the probe is worse than guessing", "next: give more rows; an adapter")])
+def test_accuracies_whose_intervals_overlap_are_level(monkeypatch, loss, interval, words, letters, says, step):
+    monkeypatch.setattr("tinypeft.commands.probing.pasted", lambda *_: "TfidfVectorizer")
+    measured = {name: Namespace(loss=loss, interval=ends, accuracy=sum(ends) / 2)
+                for name, ends in (("the probe", interval), ("words", words), ("letters", letters))}
+    assert probing.verdict(measured, 2).startswith(says)
+    assert step in probing.next_step(Namespace(out="judge", model=None), measured, 2)
+
+
 @pytest.mark.parametrize("name, terms, n_classes", [("words", bags.words, 2), ("letters", bags.letters, 3)])
-def test_the_lines_to_paste_make_the_bag_that_was_measured(name, terms, n_classes):
+def test_the_lines_to_paste_make_the_bag_that_was_measured(tmp_path, name, terms, n_classes):
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     labels = rng.integers(0, n_classes, 60)
     texts = [f"{rng.choice(GOOD)} {rng.choice(THINGS)} {GOOD[label] if rng.random() < 0.7 else ''}" for label in labels]
     result = bags.validated_bag(texts, labels, n_classes, terms)
-    lines = pasted(name, result).replace("…", texts[0])
-    pasted_here = {"texts": texts, "labels": labels}
-    exec(textwrap.dedent(lines), pasted_here)
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([("review", "label"), *zip(texts, labels, strict=True)])
+    args = Namespace(csv=tmp_path / "a.csv", encoding="utf-8", text_column="review", label_column=None)
+    pasted_here = {}
+    exec(textwrap.dedent(pasted(args, name, result).replace("…", texts[0])), pasted_here)
     bag = bags.Bag(texts, terms)
     W = logistic.fit(bag.design(texts), labels, n_classes, result.strength)
     ours = np.exp(logistic.log_probabilities(W, bag.design(texts)))
@@ -234,7 +258,7 @@ def test_a_probe_that_is_worse_than_guessing_replaces_no_adapter(capsys, monkeyp
     before, new = contents(adapter), adapter.with_name("judge.new")
     argv = "finetune", "probe", "--csv", own / "reviews.csv", "--out", adapter
     status, out, _ = run(capsys, *argv)
-    assert status == 1 and f"saved in {new}, with confusions.svg;" in out and "worse than guessing" in out.splitlines()[-1]
+    assert status == 1 and f"saved in {new}, with confusions.svg" in out and "worse than guessing" in out.splitlines()[-3]
     assert contents(adapter) == before and "confusions.svg" in contents(new)
     run(capsys, *argv, "--keep")
     assert contents(adapter) == contents(new) != before
@@ -261,6 +285,17 @@ def test_rows_are_read_once_and_no_cache_reads_them_again(capsys, monkeypatch, t
     assert len(read) == 2                                # the first and the last
     for record in records: del record["seconds"]
     assert records[0] == records[1] == records[3] != records[2]
+    out = [run(capsys, *argv[:-1], *more)[1] for more in ([], ["--no-cache"])]
+    assert "20 rows were read by an earlier run and came from the cache" in out[0] and "the cache" not in out[1]
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"text": ["a.txt", "my notes"]}, "--text a.txt 'my notes' --adapter judge"),
+    ({"pairs": "qa.jsonl", "model": "smollm2"}, "--model smollm2 --pairs qa.jsonl --adapter judge")])
+def test_a_stop_in_the_test_names_the_command_that_measures(given, words):
+    names = "csv text pairs text_column label_column prompt_column answer_column context checkpoint model".split()
+    said = stopped_in_test(Namespace(**dict.fromkeys(names) | given), "judge")
+    assert said == f"stopped in the test; the adapter is saved in judge; to measure it: python -m tinypeft evaluate {words}"
 
 
 # -- the data first --------------------------------------------------------------------------------
@@ -388,6 +423,12 @@ def test_columns_are_named_once(capsys, own, tmp_path):
     run(capsys, "finetune", "lora", *named, "--quick", "--steps", "1", "--out", tmp_path / "a")
     status, out, _ = run(capsys, "evaluate", "--adapter", tmp_path / "a", "--csv", tmp_path / "b.csv", "--json")
     assert status == 0 and json.loads(out)["on"] == "the test split"
+    asked = "classify", "--adapter", tmp_path / "a", "--csv"
+    status, _, err = run(capsys, *asked, tmp_path / "b.csv", "--out", tmp_path / "labelled.csv")
+    assert status == 0 and " by the table's labels" in err
+    (tmp_path / "c.csv").write_text("words,stars\nA dull coat,bad\n")
+    status, _, err = run(capsys, *asked, tmp_path / "c.csv")
+    assert status == 2 and "no column 'review' or 'text'" in err and err.endswith(" Say which by --text-column\n")
 
 
 @pytest.mark.parametrize("task", ["domain", "classify", "summarize"])
@@ -455,11 +496,13 @@ def test_a_stop_in_the_test_loses_no_training(capsys, monkeypatch, adapter, act,
     whole, out = contents(adapter), adapter.with_name("other")
     page = whole["README.md"].decode()
     assert "## Results" in page                          # which a run that is stopped before does not have
+    page = re.sub(r"\nTested on two batches only[^\n]*", "", page)
     whole["README.md"] = re.sub(r"\n## Results\n.*?(?=\n## )", "", page, flags=re.S).encode()
     for seed, saved in (0, out), (1, adapter.with_name("other.new")):
         with monkeypatch.context() as m:
             at_call(m, "evaluate", 2, act)
-            told = f"tinypeft: {says}; the adapter is saved in {saved}\n"
+            told = (f"tinypeft: {says}; the adapter is saved in {saved}; to measure it: python -m tinypeft evaluate "
+                    f"--adapter {saved}\n")
             assert run(capsys, *FEW, "--out", out, "--seed", seed) == (status, "", told)
         assert contents(out) == whole
     assert contents(saved).keys() == whole.keys() and contents(saved) != whole
@@ -726,7 +769,7 @@ def test_a_table_with_labels_says_how_many_are_right(capsys, own, classifier, tm
     assert "the adapter learned from rows of reviews.csv, so this accuracy is too high" in warned and "learned" not in err
     argv = "classify", "--csv", tmp_path / "b.csv", "--adapter", classifier
     assert run(capsys, *argv) == (0, out, "") and run(capsys, *argv, "--label-column", "stars") == (0, out, err)
-    for wrong, says in ((*argv, "--label-column", "x"), "no column 'text' and 'x'"), (("classify", "a", "--label-column", "x",
+    for wrong, says in ((*argv, "--label-column", "x"), "no column 'x'"), (("classify", "a", "--label-column", "x",
                         "--adapter", classifier), "--label-column needs --csv FILE"):
         status, _, err = run(capsys, *wrong)
         assert status == 2 and says in err

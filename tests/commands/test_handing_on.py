@@ -12,6 +12,7 @@ import pytest
 import tinypeft as tp
 from tests.commands.test_commands import own, run  # noqa: F401 (own is a fixture)
 from tests.families import make as family_of
+from tinypeft.commands.cli import main
 from tinypeft.commands.messages import with_flags
 from tinypeft.engine.nn import Dropout
 from tinypeft.interop import read_safetensors
@@ -228,7 +229,19 @@ def test_what_a_gguf_was_trained_to_be_asked_is_said_if_it_cannot_say_it(capsys,
     tp.tasks.save_task(tp.tasks.pairs(rows, tuned.model), tmp_path / "a")
     monkeypatch.setattr(Answering, "chat", property(lambda task: chat, lambda task, value: None), raising=False)
     status, out, _ = run(capsys, "export", "--to", "gguf", "--adapter", "a", "--out", place)
-    assert status == 0 and f'next: python -m tinypeft generate "…" --model {use}, or llama-cli' in out
+    assert status == 0 and f'next: python -m tinypeft generate "…" --model {use}, or llama-cli -m ' in out
+    assert out.endswith(" --temp 0\n")                  # of pairs, in a template or not
+    if place == "folder":
+        assert "```bash\nllama-cli -m model.gguf --temp 0\n```" in (tmp_path / place / "README.md").read_text("utf-8")
+
+
+def test_the_help_of_export_says_what_belongs_to_a_training(capsys):
+    with pytest.raises(SystemExit): main(["export", "--help"])
+    shared, _, training = capsys.readouterr().out.partition("for --to training:\n")
+    for option in "METHOD", "--steps STEPS", "--lr LR", "--csv FILE", "--checkpoint FILE":
+        assert f"  {option}" in training and f"  {option}" not in shared
+    for option in "--type TYPE", "--adapter FOLDER", "--out FOLDER", "--activations {kept,exact}":
+        assert f"  {option}" in shared and f"  {option}" not in training
 
 
 def test_export_to_peft_is_what_save_writes(capsys, tmp_path):
@@ -278,7 +291,8 @@ def test_a_tuned_model_is_quantized_and_measured_on_its_own_data(capsys, own, tm
     answer = run(capsys, "generate", "Describe 3 dull coats.", "--max-new-tokens", "4", "--model", tmp_path / "q")[1]
     assert answer and not answer.startswith("Describe")
     page = (tmp_path / "q" / "README.md").read_text("utf-8")
-    assert "| after training |" in page and "## Quantized" in page and " on the test split of answers.jsonl" in page
+    assert "| after training, before the weights were rounded |" in page and "stored in nf4." in page
+    assert "## Quantized" in page and " on the test split of answers.jsonl" in page
     out = run(capsys, *quantize)[1]
     assert out.splitlines()[0].startswith("answers.jsonl: prompt → answer") and " on the test split of answers.jsonl" in out
 

@@ -41,6 +41,7 @@ def test_finetune_says_what_it_will_do_first(capsys, pairs, monkeypatch):
     model, *_, size = out.partition(" of tests")[0].splitlines()
     assert model.endswith("--model smollm2 takes a better one")
     assert size.startswith("3 steps of 4 rows: 0.4 passes over 28 rows; about ")
+    assert " of tests; --steps 7 would read every row once, --steps 14 twice\n" in out
     assert main(["finetune", "lora", "--pairs", str(pairs), "--find-rate", "--steps", "2"]) == 0
     assert re.search(r"^2 steps of 2 rows: 0\.1 passes over 28 rows; about \d+ s of search$", capsys.readouterr().out, re.M)
 

@@ -5,6 +5,7 @@ import threading
 import time
 import types
 
+import numpy as np
 import pytest
 
 import tinypeft as tp
@@ -115,9 +116,12 @@ def test_evaluation_and_prediction_of_a_command_show_how_far_they_are(terminal):
     with in_lines():
         tp.evaluate(small(), Noise(), label="testing", workers=2)
         assert list(watched("abc", "classifying")) == ["a", "b", "c"]
+        classified = states(terminal)[-1]
+        assert len(list(watched([np.arange(n) for n in (16, 16, 5)], "writing"))) == 3 and not list(watched([], "writing"))
     found = states(terminal)
     assert found[0].startswith("testing 0/4") and any(line.startswith("testing 4/4") for line in found)
-    assert found[-1].startswith("classifying 3/3")
+    assert classified.startswith("classifying 3/3")
+    assert any(state.startswith("writing 37/37") for state in found)     # answers, not batches of them
 
 
 def test_a_library_call_says_nothing_of_an_evaluation(terminal):

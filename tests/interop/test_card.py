@@ -1,4 +1,5 @@
 """card.py: the page beside an adapter or a model, and that its lines of code run."""
+import copy
 import re
 
 import numpy as np
@@ -20,7 +21,10 @@ def moved(tuned):
 @pytest.fixture
 def base(tmp_path):
     """A folder of a Llama, whose page names its licence."""
-    tp.save_model(family_of("Llama", np.float32), tmp_path / "base")
+    model = family_of("Llama", np.float32, vocab_size=1024, context_length=128)
+    model.tokenizer = copy.copy(tp.load_pretrained().tokenizer)
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}\n"
+    tp.save_model(model, tmp_path / "base")
     (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- x\n---\n# Base\n", "utf-8")
     return tp.load_model(tmp_path / "base")
 
@@ -37,7 +41,8 @@ def test_the_page_says_what_was_made_of_what_and_how_well(base, tmp_path):
     head = page.split("---\n")[1].splitlines()
     assert head == ['library_name: "tinypeft"', f'base_model: "{tmp_path / "base"}"', 'license: "apache-2.0"', "tags:",
                     "- tinypeft"]
-    for part in ("Method: `LoRA(rank=2)`.", "Seed 3.", "* 140 rows", "2 steps, loss 3.000 at the first and 2.000 at the last.",
+    for part in ("Method: `LoRA(rank=2)`.", "Seed 3.", "* 140 rows",
+                 "2 steps, loss 3.000 of the first batch, 2.000 of the last, and 2.500 in the mean of the last 2.",
                  "The lowest validation loss, 2.5000, came after step 1.", "![The loss of each step](curve.svg)",
                  "| the frozen model | 3.2500 |  |", "| after training | 1.5000 | 0.7500 |", "The base is under `apache-2.0`."):
         assert part in page, part
@@ -65,12 +70,22 @@ def test_its_code_runs(base, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(folder)
     names = {}
     exec(code_of(page), names)
+    assert ("messages" in names) == (kind == "hf")       # the base has a template, and no task says another form
     ours = names.get("tuned") or names["model"]
     np.testing.assert_allclose(ours(TOKENS).data, expected, rtol=0, atol=1e-4)
     assert ("theirs" in names) == (kind in ("peft", "hf"))
     if "theirs" in names:
         with torch.no_grad(): logits = names["theirs"](torch.as_tensor(TOKENS)).logits
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("pairs, lines", [(True, r'tokenizer("How do I clean a lamp?\n", return'), (False, 'a lamp?", return')])
+def test_a_merged_model_is_asked_as_it_was_trained(base, pairs, lines):
+    rows = [(f"Question {n}", f"Answer {n}") for n in range(12)]
+    tuned = tp.attach(base, tp.LoRA(rank=2))
+    tuned.task = tp.tasks.pairs(rows, base, chat=False) if pairs else tp.tasks.text({"a": "A lamp. " * 400}, base)
+    code = code_of(card_of(tuned, "hf"))
+    assert lines in code and "theirs.generate(" in code and "messages" not in code
 
 
 def test_peft_loads_a_classifier_by_the_line_of_its_page(base, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ def test_each_fact_names_a_row():
     assert task.notes[0] == "rows of each class: bad 4, good 3, Good 3, none 3"
     assert task.notes[2:] == (
         "look: 1 row left out as repeating another: item 6",
-        "look: 1 text with more than one label, such as items 1 ('good') and 2 ('bad')",
+        "look: 1 text with more than one label, such as 'it works' in items 1 ('good') and 2 ('bad'); "
+        "keep one label of each",
         "look: classes with nearly the same name: 'good' (3 rows, first in item 1), 'Good' (3 rows, first in item 3)",
         "look: NaN, none as a value of 'text' in item 4 and 'label' in items 10, 11, 12; it is taken as a word",
         "look: 1 row cut to 24 tokens, the context: item 14")
@@ -32,7 +33,8 @@ def test_prompts_with_two_answers():
     rows = [("Why?", "Because."), ("why? ", "For no reason."), ("How?", "null")]
     rows += [(f"Question {i}", f"A {i}") for i in range(9)]
     assert tp.tasks.pairs(rows, tp.load_pretrained()).notes[1:] == (
-        "look: 1 text with more than one answer, such as items 1 ('Because.') and 2 ('For no reason.')",
+        "look: 1 prompt with more than one answer, such as 'why?' in items 1 ('Because.') and 2 ('For no reason.'); "
+        "keep one answer of each",
         "look: null as a value of 'answer' in item 3; it is taken as a word")
 
 

@@ -162,4 +162,5 @@ def parsed(text: str) -> tuple[str, Any]:
     try:
         return field, ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return field, value                              # all of them mean: this is no literal
+        switches = {"true": True, "false": False}        # all of them mean: this is no literal
+        return field, switches.get(value, value)

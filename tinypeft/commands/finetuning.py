@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import math
 import operator
+import shlex
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from ..common.progress import Progress
 from ..common.signals import HeldSignals
 from ..common.wording import counted
-from .data import data_facts, kind_of
+from .data import OWN, data_facts, kind_of
 from .kept import kept, noted
 from .plan import rows_in_test
 from .results import results_in, write_run
@@ -73,7 +74,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
                 baselines = {}
         if args.out:
             with HeldSignals(): folder = save_first(args, tuned, task, history)
-    with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
+    with noted(BaseException, lambda: stopped_in_test(args, folder)):
         try:
             after = evaluate(tuned, task, "test", rows_in_test(tuned, task), most, label="testing")
         except OverflowError:                            # of a perplexity beyond all floats
@@ -99,6 +100,19 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
         if folder:
             describe(args, folder, tuned, task, record, history)
     return tuned, record
+
+
+def stopped_in_test(args: Namespace, folder: Path | None) -> str:
+    """Return what a stop in the test leaves, and the command that measures it."""
+    text = f"stopped in the test; {kept(args.checkpoint, folder)}"
+    if folder is None:
+        return text
+    own = kind_of(args)
+    files = vars(args)[OWN[own][2:]] if own else []
+    paths = files if isinstance(files, list) else [files]
+    words = [*(["--model", args.model] if args.model else []), *([OWN[own], *paths] if own else []),
+             "--adapter", folder]
+    return f"{text}; to measure it: python -m tinypeft evaluate {shlex.join(map(str, words))}"
 
 
 # -- the probe that training starts at -------------------------------------------------------------
@@ -219,7 +233,12 @@ def describe(args: Namespace, folder: Path, tuned: PeftModel, task: Task, record
              history: History | None = None) -> None:
     """Write the model card with the results, and run.json."""
     from ..interop.card import write_card
-    write_card(folder, tuned, args.format, task, history, results_in(record))
+    notes = []
+    if "verdict" in record:                              # of a probe, on all rows
+        notes = [record["verdict"]]
+    elif args.quick:
+        notes = ["Tested on two batches only, without baselines: --quick asks for that."]
+    write_card(folder, tuned, args.format, task, history, results_in(record), notes)
     write_run(args, folder, record)
 
 
@@ -253,7 +272,8 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     steps = counted(record["steps"], "step")
     n_rows = sum(map(len, task.splits.values()))
     of_all = f", {record['rows']} of {counted(n_rows, 'row')}" if record["rows"] else ""
-    print(f"{task.name}, {steps} in {record['seconds']} s; on the test split{of_all}:")
+    part = "two batches (--quick) of " if args.quick else ""
+    print(f"{task.name}, {steps} in {record['seconds']} s; on {part}the test split{of_all}:")
     print(compared(record["before"], record["after"], record["baselines"], record["rows"]))
     if starts_at_probe(args):
         print(f"`finetune probe` measures all {n_rows} rows, by cross-validation, so its numbers "

@@ -98,7 +98,7 @@ def gguf_types() -> list[str]:
 
 
 def export_options(p: ArgumentParser) -> None:
-    training_options(p, optional=True)
+    training_options(p.add_argument_group("for --to training"), optional=True)
     adapter_option(p)
     p.add_argument("--to", required=True, choices=EXPORTS,
                    help="hf: a folder of Hugging Face; gguf: a file for llama.cpp; peft: an "
@@ -123,11 +123,12 @@ def quantize_options(p: ArgumentParser) -> None:
 # -- what the commands share -----------------------------------------------------------------------
 class Job:
     """A model to hand on, with what its folder says beside it: the task that it learned, by the
-    adapter that was merged into it or before, and the model card."""
+    adapter that was merged into it or before, and the model card. stored: the type or scheme of
+    its weights, if they are rounded."""
 
-    def __init__(self, args: Namespace, kind: str):
+    def __init__(self, args: Namespace, kind: str, stored: str | None = None):
         from ..peft import load_adapter
-        self.args = args
+        self.args, self.stored = args, stored
         self.model = model_of(args)
         self.method = None
         self.task = self.model.task
@@ -145,7 +146,12 @@ class Job:
     def card_for(self, what: PeftModel | Decoder, kind: str) -> str:
         """Return the model card, with the facts and results that the folder's run.json holds."""
         from ..interop.card import card_of
-        return card_of(what, kind, facts_in(self.learned), results=results_in(self.learned))
+        results, notes = results_in(self.learned), []
+        if self.stored:
+            notes = [f"Its weights are stored in {self.stored}."]
+            rounded = {"after training": "after training, before the weights were rounded"}
+            results = {rounded.get(name, name): row for name, row in results.items()}
+        return card_of(what, kind, facts_in(self.learned), results=results, notes=notes)
 
     def finish(self, folder: Path, record: dict) -> None:
         """Write the task, the card and run.json to the folder that holds the model. What the
@@ -286,11 +292,12 @@ def export_hf(args: Namespace) -> None:
 
 def export_gguf(args: Namespace) -> None:
     """Write a model as a file of llama.cpp, alone or in a folder with its card."""
+    from ..interop.card import temperature_option
     from ..interop.gguf import write_gguf
     from ..interop.loading import GGUF_FILE
     from ..quant import GGUF, quantize
-    job = Job(args, "gguf")
     kind = args.type or "F32"
+    job = Job(args, "gguf", None if kind == "F32" else kind)
     if job.model.head is not None:
         raise ValueError("export --to gguf: llama.cpp has no place for a classifier; "
                          "`export --to hf` has one")
@@ -315,7 +322,8 @@ def export_gguf(args: Namespace) -> None:
         use += " --chat --temperature 0"
     shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB, "
                         f"{record['bits for each weight']:.1f} bits for each weight\n"
-                        f"next: python -m tinypeft {use}, or llama-cli -m {path}")
+                        f"next: python -m tinypeft {use}, or llama-cli -m {path}"
+                        f"{temperature_option(job.task)}")
 
 
 def export_peft(args: Namespace) -> None:
@@ -387,7 +395,7 @@ def run_quantize(args: Namespace) -> None:
         with Progress(None, f"quantizing by {args.scheme} and measuring"):
             record = cost_of_scheme(model, scheme, size)
         return shown(args, record, described(record))
-    job = Job(args, "quantized")
+    job = Job(args, "quantized", args.scheme)
     model = plain(job.model, args.activations)
     if model.head is None and (own == "labelled" or args.task == "classify"):
         raise ValueError("quantize: this model has no classes; --adapter FOLDER of a classifier "
@@ -409,9 +417,8 @@ def quantized(args: Namespace, job: Job, model: Decoder, scheme: Any, size: Any,
     from ..interop.loading import QUANTIZED
     from ..quant import save_quantized
     from ..study.compare import described, quantized_at_cost
-    with Progress(None, f"quantizing by {args.scheme} and measuring"):
-        calibration = calibration_in(task, args.seed)
-        result, record = quantized_at_cost(model, scheme, size, task, calibration, args.seed)
+    calibration = calibration_in(task, args.seed)
+    result, record = quantized_at_cost(model, scheme, size, task, calibration, args.seed)
     record |= {"method": job.method, "saved": args.out and str(args.out)}
     job.card += f"\n## Quantized\n\n```text\n{described(record)}\n```\n"
     if args.out:

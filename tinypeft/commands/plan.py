@@ -56,21 +56,36 @@ def planned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
     """Return one line: steps, passes over the rows, and the seconds to expect."""
     training, testing = expected_seconds(args, tuned, task, steps, options)
     tests = f" and {duration(testing)} of tests" if testing else ""
-    return (f"{passes_over(task, steps, options['batch_size'])}; about {duration(training)} of "
+    rows = options["batch_size"]
+    text = (f"{passes_over(task, steps, rows)}; about {duration(training)} of "
             f"{'search' if args.find_rate else 'training'}{tests}")
+    one = math.ceil(len(task.data("train")) / size_of_step(task, rows))
+    if steps < one and not args.find_rate:
+        text += f"; --steps {one} would read every {noun_of(task)} once, --steps {2 * one} twice"
+    return text
 
 
 def passes_over(task: Task, steps: int, rows: int) -> str:
     """Return how often training sees its rows, such as "30 steps of 2 rows: 0.2 passes over 279
     rows". The rows of a text are windows."""
-    step, n, noun = counted(rows, "row"), rows, "row"
+    step = counted(rows, "row")
     if hasattr(task, "streams"):
         step = f"{counted(rows, 'window')} of {task.context} tokens"
-        n, noun = rows * task.context, "token"
     whole = len(task.data("train"))
-    passes = steps * n / whole
+    passes = steps * size_of_step(task, rows) / whole
     shown = f"{passes:.1f}" if passes >= 0.1 else f"{passes:.1g}"
-    return f"{counted(steps, 'step')} of {step}: {shown} passes over {counted(whole, noun)}"
+    return (f"{counted(steps, 'step')} of {step}: {shown} passes over "
+            f"{counted(whole, noun_of(task))}")
+
+
+def size_of_step(task: Task, rows: int) -> int:
+    """Return how many rows a step reads, or tokens of a text."""
+    return rows * task.context if hasattr(task, "streams") else rows
+
+
+def noun_of(task: Task) -> str:
+    """Return the word for what `size_of_step` counts."""
+    return "token" if hasattr(task, "streams") else "row"
 
 
 def duration(seconds: float) -> str:

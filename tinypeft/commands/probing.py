@@ -54,7 +54,7 @@ def run_probe(args: Namespace) -> int:
                       cache=not args.no_cache)
     texts, labels = learned_rows(task)
     n_classes = len(task.classes)
-    worse = tuned.validated.loss >= math.log(n_classes)
+    worse = is_worse_than_guessing(tuned.validated, n_classes)
     asked = args.out
     if args.out:
         with HeldSignals():
@@ -66,29 +66,34 @@ def run_probe(args: Namespace) -> int:
     record = {"model": reason, "task": task.name, "data": data_facts(task),
               "rows": len(labels), "seconds": seconds, "saved": args.out and str(args.out),
               "measured": {name: as_record(result) for name, result in measured.items()},
-              "confusions": tuned.validated.confusions().tolist()}
+              "confusions": tuned.validated.confusions().tolist(),
+              "verdict": verdict(measured, n_classes)}
     if args.out:
         describe(args, args.out, tuned, task, record)
         write_confusions(args.out, tuned.validated.confusions(), task.classes)
     if args.json:
         show_json(record)
     else:
-        show(args, task.classes, measured, seconds)
+        show(args, task.classes, measured, seconds, tuned.n_read)
     return int(args.out != asked)
 
 
-def pasted(name: str, result: Validated) -> str:
-    """Return lines of Python in which scikit-learn makes the classifier that was measured under
-    this name. texts and labels are lists of the user's."""
+def pasted(args: Namespace, name: str, result: Validated) -> str:
+    """Return lines of Python that read the user's table, and in which scikit-learn makes the
+    classifier that was measured under this name."""
     terms = {"words": r'token_pattern=r"\w+"', "letters": 'analyzer="char_wb", ngram_range=(2, 5)'}
     # Of two classes scikit-learn has one vector, the difference of the two here: half the penalty.
     n_vectors = 2 if result.log_p.shape[1] == 2 else 1
     C = n_vectors / (result.strength * len(result.labels))
-    return ("    from sklearn import feature_extraction, linear_model, pipeline\n"
+    text, label = args.text_column or "text", args.label_column or "label"
+    return ("    from tinypeft.text.tasks.own_files import read_table\n"
+            "    from sklearn import feature_extraction, linear_model, pipeline\n"
+            f"    table = read_table({str(args.csv)!r}, {args.encoding!r})\n"
+            f"    texts, labels = table.texts({text!r}), table.texts({label!r})\n"
             f"    bag = feature_extraction.text.TfidfVectorizer({terms[name]}, binary=True)\n"
             f"    model = pipeline.make_pipeline(bag, "
             f"linear_model.LogisticRegression(C={C:.3g}, max_iter=1000))\n"
-            '    model.fit(texts, labels).predict(["…"])  # two lists: columns of your table')
+            '    model.fit(texts, labels).predict(["…"])')
 
 
 def as_record(result: Validated) -> dict:
@@ -96,11 +101,15 @@ def as_record(result: Validated) -> dict:
     return {"accuracy": result.accuracy, "interval": list(result.interval), "loss": result.loss}
 
 
-def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: float) -> None:
-    """Print what was measured, each class, and which to use."""
+def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: float,
+         n_read: int) -> None:
+    """Print what was measured, each class, and which to use. n_read: rows that the model read."""
     labels = measured["the probe"].labels
     print(f"\nfive-fold cross-validation on all {len(labels)} rows, seed {args.seed} draws the "
           f"folds; {seconds} s in all:")
+    if n_read < len(labels):
+        print(f"  {len(labels) - n_read} rows were read by an earlier run and came from the cache, "
+              "which saved time (--no-cache reads all again; `doctor` says where the cache is)")
     for name, result in measured.items():
         print(f"  {name:<10} accuracy {accuracy_text(result.accuracy, len(labels))}, "
               f"loss {result.loss:.3f}")
@@ -108,22 +117,51 @@ def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: flo
     print(f"  {'guessing':<10} accuracy {accuracy_text(majority, len(labels))}, the most frequent "
           "class")
     print("\nthe probe, class by class:")
-    print("\n".join(class_lines(measured["the probe"].confusions(), classes)))
+    print("\n".join(class_lines(measured["the probe"].confusions(), classes)) + "\n")
+    print(verdict(measured, len(classes)))
+    print(next_step(args, measured, len(classes)))
+    if args.out:
+        print(f"saved in {args.out}, with confusions.svg")
+
+
+def best_bag(measured: dict) -> str:
+    """Return the name of the bag with the higher accuracy."""
+    return max(("words", "letters"), key=lambda name: measured[name].accuracy)
+
+
+def is_worse_than_guessing(probe: Validated, n_classes: int) -> bool:
+    return probe.loss >= math.log(n_classes)
+
+
+def bag_is_better(measured: dict) -> bool:
+    """Tell if the interval of the better bag lies above the probe's."""
+    return measured[best_bag(measured)].interval[0] > measured["the probe"].interval[1]
+
+
+def verdict(measured: dict, n_classes: int) -> str:
+    """Return a sentence that compares the probe with guessing, words and letters. Two accuracies
+    whose intervals overlap are level."""
+    probe, bag = measured["the probe"], best_bag(measured)
+    if is_worse_than_guessing(probe, n_classes):
+        return "the probe is worse than guessing"
+    if bag_is_better(measured):
+        return f"{bag} are better than the probe"
+    if probe.interval[0] > measured[bag].interval[1]:
+        return "the probe is better than words and letters"
+    return (f"the probe and {bag} are level: their intervals overlap, so the difference may be "
+            "chance")
+
+
+def next_step(args: Namespace, measured: dict, n_classes: int) -> str:
+    """Return what to do after this verdict."""
+    if is_worse_than_guessing(measured["the probe"], n_classes):
+        return ("next: give more rows; an adapter that lay in the folder stays there, unless "
+                "--keep is given")
+    if bag_is_better(measured):
+        bag = best_bag(measured)
+        return (f"next: give more rows, or use {bag}, which scikit-learn has (`pip install "
+                f"scikit-learn`) and no command here:\n{pasted(args, bag, measured[bag])}")
     if args.out:
         base = f" --model {args.model}" if args.model else ""
-        print(f'\nsaved in {args.out}, with confusions.svg; next: python -m tinypeft classify "…"'
-              f"{base} --adapter {args.out}")
-    best = max(measured, key=lambda name: measured[name].accuracy)
-    low = measured["the probe"].interval[0]
-    others = max(measured[name].accuracy for name in ("words", "letters"))
-    if measured["the probe"].loss >= math.log(len(classes)):
-        print("the probe is worse than guessing; an adapter that lay in the folder stays there, "
-              "unless --keep is given")
-    elif best != "the probe":
-        print(f"the probe is not better than {best} here: give more rows, or use {best}, which "
-              "scikit-learn has and no command here:")
-        print(pasted(best, measured[best]))
-    elif low > others:
-        print("use the probe: it is better than words and letters")
-    else:
-        print("use the probe; its lead over words and letters may be chance")
+        return f'next: python -m tinypeft classify "…"{base} --adapter {args.out}'
+    return "next: the same command with --out FOLDER, which saves the probe"

@@ -79,6 +79,8 @@ def exact_lines(exact: dict) -> str:
         lines.append("a wrong one:")
         lines += [f"  {name:<10}{shortened(' '.join(text.split()), LONGEST)}"
                   for name, text in row.items()]
+    if len(exact["wrong"]) > EXAMPLES:
+        lines.append(f"all {len(exact['wrong'])} wrong ones: the same command with --json")
     return "\n".join(lines)
 
 

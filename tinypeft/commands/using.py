@@ -5,6 +5,7 @@ names, the form of the prompts, and how one's own files were split.
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -69,11 +70,11 @@ def add_commands(command: Callable) -> None:
                    "standard input")
     p.add_argument("--csv", type=Path, metavar="FILE", help="the texts of a table: CSV or TSV with "
                    "a header, or JSONL")
-    p.add_argument("--text-column", metavar="NAME", default="text",
-                   help="of --csv: the column of the text (default text)")
+    p.add_argument("--text-column", metavar="NAME",
+                   help="of --csv: the column of the text (default: as the adapter's, or text)")
     p.add_argument("--label-column", metavar="NAME",
                    help="of --csv: the column of the right label, which gives an accuracy "
-                        "(default: label, if there is one)")
+                        "(default: as the adapter's, or label, if there is one)")
     p.add_argument("--encoding", default="utf-8", help="of --csv (default utf-8)")
     p.add_argument("--out", type=Path, metavar="FILE", help="of --csv: a new CSV file with the "
                    "table's rows, and beside each the label and its probability")
@@ -123,25 +124,31 @@ def run_evaluate(args: Namespace) -> None:
         raise ValueError("--exact needs prompts with answers: --pairs FILE")
     show_data(args, task)
     most = 2 if args.quick else None
-    measured = lambda: evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
-                                label="testing")
-    before, after = None, measured()
+    measured = lambda label: evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
+                                      label=label)
+    before, after = None, measured("testing the adapter" if args.adapter else "testing")
     if args.adapter and not hasattr(task, "classes"):
-        with tuned.disabled(): before = measured()
+        with tuned.disabled(): before = measured("testing the base alone")
     n = n_measured(task, args.quick)
+    if not args.json:
+        show_losses(before, after, rows, n)
     exact = exact_answers(tuned, task, args.quick) if args.exact else None
     record = {"task": task.name, "data": data_facts(task), "on": rows, "rows": n,
               "interval": interval_of(after, n), "before": before, "after": after, "exact": exact,
               "adapter": args.adapter and str(args.adapter)}
     if args.json: return show_json(record)
-    sides = ", the base alone → with the adapter" if before else ""
-    print(f"on {rows}{sides}:\n{compared(before, after, n=n)}")
-    if before:
-        print(what_changed(before["loss"], after["loss"]))
     if exact:
         print(exact_lines(exact))
     elif hasattr(task, "chat"):
         print("--exact counts the answers that are exactly right")
+
+
+def show_losses(before: dict | None, after: dict, rows: str, n: int | None) -> None:
+    """Print what was measured at once: the answers that --exact writes take longer."""
+    sides = ", the base alone → with the adapter" if before else ""
+    print(f"on {rows}{sides}:\n{compared(before, after, n=n)}", flush=True)
+    if before:
+        print(what_changed(before["loss"], after["loss"]), flush=True)
 
 
 def what_changed(before: float, after: float) -> str:
@@ -152,7 +159,8 @@ def what_changed(before: float, after: float) -> str:
     if change < 0:
         return f"the adapter lowers the loss here by {-change:.2f} nats a token"
     return (f"the adapter raises the loss here by {change:.2f} nats a token: the model forgot some "
-            "of this, or learned another form for it")
+            "of this, or learned another form for it; `generate` with the beginning of a line of "
+            "it, with and without --adapter, shows which")
 
 
 def folder_of_task(args: Namespace) -> Path | None:
@@ -301,14 +309,29 @@ def texts_of(args: Namespace) -> tuple[Table | None, list[str], list[str]]:
         return None, texts, []
     if args.texts:
         raise ValueError("classify: give texts or --csv FILE, not both")
-    with errors_with_flags("--text-column", "--label-column"):
-        table = read_table(args.csv, args.encoding)
-        label = args.label_column or "label"
-        if args.label_column or label in table.columns:
-            table.chosen((args.text_column, label))
-            return table, table.texts(args.text_column), table.texts(label, is_optional=True)
-        table.chosen((args.text_column,))
-        return table, table.texts(args.text_column), []
+    learned = learned_columns(args)
+    texts = [args.text_column] if args.text_column else [learned[0], "text"]
+    table = read_table(args.csv, args.encoding)
+    with errors_with_flags("--text-column"):
+        text, = table.chosen(*dict.fromkeys((name,) for name in texts))
+    there = [name for name in (learned[1], "label") if name in table.columns]
+    label = args.label_column or next(iter(there), None)
+    if label is None:
+        return table, table.texts(text), []
+    with errors_with_flags("--label-column"):
+        table.chosen((label,))
+    return table, table.texts(text), table.texts(label, is_optional=True)
+
+
+def learned_columns(args: Namespace) -> list[str]:
+    """Return the columns of text and label that the adapter was trained on, as far as it knows."""
+    from ..text.tasks.saved import read_content
+    folder, content = folder_of_task(args), {}
+    if folder:
+        with contextlib.suppress(OSError, ValueError):   # the task's loading says what is wrong
+            content = read_content(folder)
+    columns = content.get("columns", ()) if content.get("kind") == "labelled" else ()
+    return columns if len(columns) == 2 else ["text", "label"]
 
 
 def lines() -> list[str]:

@@ -11,7 +11,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
+
+import numpy as np
 
 from .threads import threads_start
 
@@ -32,9 +35,11 @@ def in_lines() -> Iterator[None]:
 
 
 def watched(items: Sequence, label: str) -> Iterator[Any]:
-    """Yield the items. A command shows how many are done."""
-    with Progress(len(items), label, None if _lines.get() else False) as bar:
-        for done, item in enumerate(items, 1):
+    """Yield the items. A command shows how many are done. An array of places counts as many."""
+    ends = list(accumulate(map(np.size, items)))
+    total = ends[-1] if ends else 0
+    with Progress(total, label, None if _lines.get() else False) as bar:
+        for done, item in zip(ends, items, strict=True):
             yield item
             bar(done)
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..common.wording import counted, shortened
 from ..files import read_text, write_atomically
 from ..models.decoder import SHIPPED, Decoder
@@ -21,7 +23,8 @@ from ..text.tasks import Task
 from ..training.history import History
 from .adapters import base_address
 
-__all__ = ["FILE", "MARK", "VALIDATED", "card_of", "licence_of", "write_card", "write_page"]
+__all__ = ["FILE", "MARK", "VALIDATED", "card_of", "licence_of", "temperature_option",
+           "write_card", "write_page"]
 
 FILE = "README.md"
 MARK = "<!-- tinypeft wrote this page. Without this line, it does not replace it. -->"
@@ -40,6 +43,16 @@ AUTO = ("\n\nfrom peft import AutoPeftModelForCausalLM     # fetches the base by
         "# peft.PeftModel.from_pretrained(base, folder), after `export --to hf --out base`")
 FOR_CLASSES = {"AutoPeftModelForCausalLM": "AutoPeftModelForSequenceClassification",
                "AutoModelForCausalLM": "AutoModelForSequenceClassification"}
+# transformers' lines after that: how a model that writes is asked, in a chat template or without
+IN_TEMPLATE = ('messages = [{"role": "user", "content": "How do I clean a lamp?"}]\n'
+               "inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True,\n"
+               '                                       return_dict=True, return_tensors="pt")\n')
+PLAIN = 'inputs = tokenizer("How do I clean a lamp?%s", return_tensors="pt")\n'
+WRITES = ("\n\nfrom transformers import AutoTokenizer\n"
+          "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+          "%snew = theirs.generate(**inputs, max_new_tokens=64, do_sample=False)[0]\n"
+          'print(tokenizer.decode(new[inputs["input_ids"].shape[1]:], skip_special_tokens=True))')
+RECENT = 50                  # steps of the mean loss that training shows on its way
 VALIDATED = ", by cross-validation"                      # ends the name of what a probe reaches
 Results = Mapping[str, Mapping[str, float]]
 
@@ -151,10 +164,33 @@ def use(model: PeftModel | Decoder, kind: str) -> list[str]:
         if kind == "peft":                               # PEFT makes a base of two classes else
             number = f"from_pretrained(folder, num_labels={len(task.classes)})"
             code = code.replace("from_pretrained(folder)", number)
+    elif kind == "hf" and base_of(model).tokenizer is not None:
+        code += WRITES % prompt_lines(model)
     loads = "tp.load_pretrained()" if base in (None, SHIPPED) else f"tp.load_model({base!r})"
     return ["", "## Use", "", "```python", "import tinypeft as tp",
             'folder = "."                                    # where this page is',
-            *code.replace("BASE", loads).split("\n"), "```"]
+            *code.replace("BASE", loads).split("\n"), "```", *use_in_llama_cpp(model, kind)]
+
+
+def prompt_lines(model: PeftModel | Decoder) -> str:
+    """Return the lines of Python that make a model's input as it was trained to be asked."""
+    task = getattr(model, "task", None)
+    is_pairs = hasattr(task, "chat")
+    in_template = task.chat if is_pairs else task is None and base_of(model).tokenizer.chat_template
+    return IN_TEMPLATE if in_template else PLAIN % (r"\n" if is_pairs else "")
+
+
+def use_in_llama_cpp(model: PeftModel | Decoder, kind: str) -> list[str]:
+    """Return the command that loads a GGUF file. What learned answers gives the likeliest."""
+    if kind != "gguf":
+        return []
+    option = temperature_option(getattr(model, "task", None))
+    return ["", "```bash", f"llama-cli -m model.gguf{option}", "```"]
+
+
+def temperature_option(task: Task | None) -> str:
+    """Return llama-cli's option for a model that learned a task."""
+    return " --temp 0" if hasattr(task, "chat") else ""
 
 
 def about_data(data: Task | Sequence[str]) -> list[str]:
@@ -166,8 +202,10 @@ def about_data(data: Task | Sequence[str]) -> list[str]:
 def about_training(history: History | None) -> list[str]:
     if history is None or not history.loss:
         return []
-    text = (f"{counted(len(history.loss), 'step')}, loss {history.loss[0]:.3f} at the first and "
-            f"{history.loss[-1]:.3f} at the last. `losses.csv` has the loss of every step.")
+    recent = history.loss[-RECENT:]
+    text = (f"{counted(len(history.loss), 'step')}, loss {history.loss[0]:.3f} of the first batch, "
+            f"{history.loss[-1]:.3f} of the last, and {np.mean(recent):.3f} in the mean of the "
+            f"last {len(recent)}. `losses.csv` has the loss of every step.")
     if history.best:
         step, metrics = history.best
         text += f" The lowest validation loss, {metrics['loss']:.4f}, came after step {step}."

@@ -52,11 +52,12 @@ def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[s
     """Attach a head to the frozen `model` and solve it for the rows of `task`.
 
     It learns from the splits `splits`. `.validated` of the result says what cross-validation
-    measured on these rows. methods, rng, calibration: as of `attach`, for a head that a method
-    starts with; by default `LinearProbe()`, the head alone. head_bias: with an offset for each
-    class, which transformers' heads lack. An error or a Ctrl-C leaves the model free. progress:
-    show one line (default: on a terminal and in a notebook). seed: draws the folds. cache: keep
-    what the head alone reads of each row in the user's cache, and take it from there.
+    measured on these rows, and `.n_read` how many the model read. methods, rng, calibration: as of
+    `attach`, for a head that a method starts with; by default `LinearProbe()`, the head alone.
+    head_bias: with an offset for each class, which transformers' heads lack. An error or a Ctrl-C
+    leaves the model free. progress: show one line (default: on a terminal and in a notebook).
+    seed: draws the folds. cache: keep what the head alone reads of each row in the user's cache,
+    and take it from there.
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
     require_free(model, "fit_probe")
@@ -74,9 +75,9 @@ def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[s
         tuned = attach(model, *(methods or [LinearProbe()]), rng=rng, head=len(task.classes),
                        head_bias=head_bias, calibration=calibration)
         if cache and not methods:                        # a method may change what the head reads
-            h = cached_states(model, task, rows, batch_size, progress)
+            h, tuned.n_read = cached_states(model, task, rows, batch_size, progress)
         else:
-            h = hidden_states(tuned, task, rows, batch_size, progress)
+            h, tuned.n_read = hidden_states(tuned, task, rows, batch_size, progress), len(rows)
         solve(tuned, h, labels, n_folds, seed)
     except BaseException:
         if model.attached is not None:
@@ -142,17 +143,20 @@ def hidden_states(model: Decoder | PeftModel, task: Classification, rows: list,
 
 
 def cached_states(model: Decoder, task: Classification, rows: list, batch_size: int = 16,
-                  progress: bool | None = None) -> Array:
-    """Return what `hidden_states` does; rows that this model has read before come from the cache.
-    Their last digits may be others, because they stood in another batch."""
-    dtype = model.dtype
+                  progress: bool | None = None) -> tuple[Array, int]:
+    """Return what `hidden_states` does, and how many rows were read: those that this model has read
+    before come from the cache. Their last digits may be others, because they stood in another
+    batch."""
+    dtype, read = model.dtype, []
 
     def compute(places):
         missing = [rows[i] for i in places]
+        read.extend(missing)
         return hidden_states(model, task, missing, batch_size, progress).astype(dtype)
 
     keys = [hashlib.sha256(ids.astype("<i4")).digest() for ids, _ in rows]   # the last one is read
-    return cached_rows(identity(model), keys, model.config.d_model, compute).astype(float)
+    h = cached_rows(identity(model), keys, model.config.d_model, compute)
+    return h.astype(float), len(read)
 
 
 def identity(model: Decoder) -> str:

@@ -298,9 +298,12 @@ def quantized_at_cost(model: Decoder, scheme: q.Scheme, size: Size, task: tasks.
                       seed: int = 0) -> tuple[Decoder, dict]:
     """Return a quantized copy of `model`, and what that costs on a task of one's own: "exact" and "quantized" are the metrics
     on its test split."""
-    quantized = rounded_by(model, scheme, task, size, calibration, seed)
-    exact, rounded = (evaluate(m, task, "test", max_batches=size.test_batches) for m in (model, quantized))
-    cost = with_shares(costs(model, quantized, scheme, task), model)
+    with Progress(None, f"quantizing by {name_of(scheme)}"):
+        quantized = rounded_by(model, scheme, task, size, calibration, seed)
+    exact, rounded = (evaluate(m, task, "test", max_batches=size.test_batches, label=f"testing the {which} model")
+                      for m, which in ((model, "exact"), (quantized, "quantized")))
+    with Progress(None, "measuring errors and sizes"):
+        cost = with_shares(costs(model, quantized, scheme, task), model)
     return quantized, {**cost, "task": task.name, "exact": exact, "quantized": rounded}
 
 

@@ -52,16 +52,20 @@ def affected(table: Table, places: Sequence[int], what: str) -> str | None:
 
 
 def contradictions(table: Table, rows: Sequence[tuple[str, str]], what: str) -> str | None:
-    """Name a text that has several labels. rows: (text, label). what: the word for a label."""
+    """Name a text that has several labels, or a prompt that has several answers. rows: (text,
+    label). what: the word for a label."""
+    noun = "prompt" if what == "answer" else "text"
     lines = defaultdict(dict)                                # text → label → its first line
     for (line, _), (text, label) in zip(table.rows, rows, strict=True):
         lines[" ".join(text.lower().split())].setdefault(label, line)
-    several = [found for found in lines.values() if len(found) > 1]
+    several = {text: found for text, found in lines.items() if len(found) > 1}
     if not several:
         return None
-    (a, line_a), (b, line_b), *_ = several[0].items()
-    return (f"{counted(len(several), 'text')} with more than one {what}, such as {table.unit}s "
-            f"{line_a} ({brief(a)}) and {line_b} ({brief(b)})")
+    text, found = next(iter(several.items()))
+    (a, line_a), (b, line_b), *_ = found.items()
+    return (f"{counted(len(several), noun)} with more than one {what}, such as {brief(text)} in "
+            f"{table.unit}s {line_a} ({brief(a)}) and {line_b} ({brief(b)}); keep one {what} of "
+            "each")
 
 
 def near_names(table: Table, labels: Sequence[str]) -> str | None:
