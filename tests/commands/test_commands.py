@@ -119,7 +119,9 @@ def test_exact_answers_are_counted_and_wrong_ones_shown(capsys, monkeypatch, own
     assert 0 < right < len(prompts) - 2
     lines = out.splitlines()
     start = lines.index("a wrong one:")
-    assert re.fullmatch(rf"exactly right: {right} of {len(prompts)} answers \(95 %: 0.\d{{3}} to 0.\d{{3}}\)", lines[start - 1])
+    assert re.fullmatch(rf"exactly right: {right} of {len(prompts)} answers \(95 %: 0.\d{{3}} to 0.\d{{3}}\)", lines[start - 2])
+    longest = max(len(ids) for _, ids in task.data("test"))
+    assert lines[start - 1] == f"an answer is cut after {longest} tokens, as many as the longest expected one has"
     names = "  asked     ", "  expected  ", "  answered  "
     shown = ["".join(pair) for row in wrong[:2] for pair in zip(names, row, strict=True)]
     assert lines[start + 1:start + 4] + lines[start + 5:-1] == shown
@@ -537,7 +539,7 @@ def test_a_stop_in_training_says_what_was_kept(capsys, monkeypatch, tmp_path):
     assert run(capsys, *argv) == (130, "", f"tinypeft: stopped; the same command goes on from {tmp_path / 'c'}\n")
     at_call(monkeypatch, "evaluate", 2, ctrl_c)
     assert run(capsys, *argv[:-4], *argv[-2:]) == (
-        130, f"going on from {tmp_path / 'c'}, after step 2 of 3\n",
+        130, f"{tmp_path / 'c'} is there: the training goes on from it\ngoing on from {tmp_path / 'c'}, after step 2 of 3\n",
         f"tinypeft: stopped in the test; the same command goes on from {tmp_path / 'c'}\n")
     assert run(capsys, *argv)[0] == 0 and (tmp_path / "a").is_dir()
 

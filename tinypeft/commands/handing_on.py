@@ -6,6 +6,7 @@ folder: what was made, the adapter's task.json, a model card, and run.json.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
@@ -241,8 +242,13 @@ def run_combine(args: Namespace) -> None:
               "method": str(tuned.method), "saved": str(args.out)}
     parts = " + ".join(f"{w:g} × {folder}" for folder, w in weights.items())
     save_adapter(args, tuned, args.format, record, [f"Combined by {args.how}: {parts}."])
-    shown(args, record, f"{tuned.method}\nsaved in {args.out}\nnext: python -m tinypeft "
-                        f"{next_command(tuned.task)}{base_option(args)} --adapter {args.out}")
+    rest = f"{base_option(args)} --adapter {args.out}"
+    lines = [str(tuned.method), f"saved in {args.out}",
+             f"next: python -m tinypeft {next_command(tuned.task)}{rest}"]
+    if tuned.task:
+        lines += [f"to measure it: python -m tinypeft evaluate {OWN[tuned.task.form['kind']]} "
+                  f"{shlex.quote(name)}{rest}" for name in tuned.task.sha256 or ()]
+    shown(args, record, "\n".join(lines))
 
 
 def tell_if_no_task(folders: Iterable[Path]) -> None:

@@ -67,7 +67,7 @@ def exact_answers(model: Decoder | PeftModel, task: Answering, quick: bool) -> d
              if answer != expected.strip()]
     right = len(rows) - len(wrong)
     return {"right": right, "rows": len(rows), "interval": list(interval(right, len(rows))),
-            "wrong": wrong}
+            "wrong": wrong, "tokens": longest}
 
 
 def exact_lines(exact: dict) -> str:
@@ -75,6 +75,9 @@ def exact_lines(exact: dict) -> str:
     low, high = exact["interval"]
     lines = [f"exactly right: {exact['right']} of {counted(exact['rows'], 'answer')} "
              f"(95 %: {low:.3f} to {high:.3f})"]
+    if exact["wrong"]:
+        lines.append(f"an answer is cut after {counted(exact['tokens'], 'token')}, as many as the "
+                     "longest expected one has")
     for row in exact["wrong"][:EXAMPLES]:
         lines.append("a wrong one:")
         lines += [f"  {name:<10}{shortened(' '.join(text.split()), LONGEST)}"
