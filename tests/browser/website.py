@@ -48,7 +48,7 @@ NOTES = """() => {
           ...all('.highlight-bash pre').filter(e => e.scrollWidth > e.clientWidth + 1).map(e => 'a command: ' + start(e)),
           ...root.scrollWidth > innerWidth ? [`the page is ${root.scrollWidth} wide`] : []],
     description: [...all('article img').filter(e => !e.alt.trim() || /^\\S+\\.(png|svg)$/.test(e.alt)),
-                  ...all('article svg').filter(e => !e.closest(drawn) && !e.getAttribute('aria-label'))]
+                  ...all('article svg').filter(e => !e.closest(drawn) && !e.closest('[role=img]')?.getAttribute('aria-label'))]
       .map(e => (e.getAttribute('src') ?? 'svg').split('/').at(-1).slice(0, 60)),
     answer: all('article details[open]').map(start),
     script: [...document.images].filter(e => e.complete && !e.naturalWidth && e.src.startsWith(location.origin))
