@@ -150,10 +150,12 @@ def test_pairs_take_it_where_the_wheel_is_installed(model, tmp_path, capsys):
     (tmp_path / "qa.csv").write_text("\n".join(["prompt,answer", *rows]) + "\n")
     asked = "finetune", "lora", "--pairs", str(tmp_path / "qa.csv"), "--steps", "4", "--out", str(tmp_path / "helper")
     assert main(list(asked)) == 0
-    chosen, *_, following, _ = said = capsys.readouterr().out.splitlines()
+    chosen, *_ = said = capsys.readouterr().out.splitlines()
     assert chosen.startswith("model: SmolLM2-135M-Instruct, because its wheel is installed (--model shipped")
     assert any(line.startswith("4 steps of 2 rows: 0.6 passes over 14 rows; about ") for line in said)
-    assert following == f'next: python -m tinypeft generate "…" --model smollm2 --adapter {tmp_path / "helper"}'
+    use = f'--model smollm2 --adapter {tmp_path / "helper"}'
+    assert f'next: python -m tinypeft generate "…" {use}' in said
+    assert f"to count exact answers: python -m tinypeft evaluate --pairs {tmp_path / 'qa.csv'} {use} --exact" in said
     before, after = map(float, next(line for line in said if line.startswith("  loss")).split()[1::2])
     assert after < before
 
