@@ -539,7 +539,7 @@ def test_a_stop_in_training_says_what_was_kept(capsys, monkeypatch, tmp_path):
     assert run(capsys, *argv) == (130, "", f"tinypeft: stopped; the same command goes on from {tmp_path / 'c'}\n")
     at_call(monkeypatch, "evaluate", 2, ctrl_c)
     assert run(capsys, *argv[:-4], *argv[-2:]) == (
-        130, f"{tmp_path / 'c'} is there: the training goes on from it\ngoing on from {tmp_path / 'c'}, after step 2 of 3\n",
+        130, f"going on from {tmp_path / 'c'}, after step 2 of 3\n",
         f"tinypeft: stopped in the test; the same command goes on from {tmp_path / 'c'}\n")
     assert run(capsys, *argv)[0] == 0 and (tmp_path / "a").is_dir()
 
@@ -807,6 +807,14 @@ def test_a_probe_is_not_measured_on_the_rows_that_it_learned_from(capsys, monkey
     status, _, err = run(capsys, *argv, tmp_path / "a.csv")
     assert status == 2 and "learned from all rows of a.csv, so none is left to measure it on; give other rows by --csv" in err
     assert run(capsys, *argv, own / "reviews.csv")[0] == 0
+
+
+def test_a_run_on_ones_own_text_names_its_checkpoint_before_it_measures(capsys, own, tmp_path):
+    argv = ("finetune", "lora", "--model", "shipped", "--quick", "--steps", "1",
+            "--text", own / "notes", "--checkpoint", tmp_path / "c")
+    first, second = (run(capsys, *argv)[1].splitlines() for _ in range(2))
+    line = f"{tmp_path / 'c'} is there: the training goes on from it"
+    assert line not in first and second.index(line) < next(i for i, text in enumerate(second) if text.startswith("1 step of "))
 
 
 def test_a_run_that_goes_on_says_from_where(capsys, tmp_path):

@@ -276,9 +276,9 @@ def run_finetune(args: Namespace) -> int | None:
     if starts_at_probe(args) and not args.find_rate:
         options["keep_best"] = True
         options["eval_every"] = args.validate_every or math.ceil(steps / 2)
-    if args.checkpoint and args.checkpoint.exists() and not args.json:
-        print(f"{args.checkpoint} is there: the training goes on from it", flush=True)
     if own and not args.json:
+        if args.checkpoint and args.checkpoint.exists():
+            print(f"{args.checkpoint} is there: the training goes on from it", flush=True)
         print(planned(args, tuned, task, steps, both | options), flush=True)
     if args.find_rate:
         return show_rates(find_rate(tuned, task, steps=steps, **both), args)
