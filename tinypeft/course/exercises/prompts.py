@@ -311,7 +311,8 @@ EXERCISES = (
         reference=reference_longest, cases=budget_cases,
         special=(
             ("nothing more is allowed: no prompt", lambda rng: (64, 32, 0.0)),
-            ("a long text, and half of the work again", lambda rng: (512, 128, 0.5))),
+            ("a long text, and half of the work again", lambda rng: (512, 128, 0.5)),
+            ("a narrow model, and twice the work", lambda rng: (512, 16, 1.0))),
         mistakes=(
             ("P + 1 vectors would be too many; this is one more than fits", longest(offset=1)),
             ("one vector more still fits", longest(offset=-1)),
