@@ -141,7 +141,7 @@ CHECKS = {
     "full.adamw": (1, 0, 0), "full.states": (4, 0, 0), "full.activations": (1, 0, 0),
     "full.bug": (1, 0, 0), "full.recompute": (2, 0, 0), "adapters.forward": (1, 0, 5), "adapters.backward": (1, 0, 0),
     "adapters.widen": (0, 1, 0), "adapters.bug": (6, 0, 0), "adapters.linear": (0, 1, 0),
-    "prompts.input": (0, 0, 1), "prompts.longest": (2, 0, 0), "prompts.gradient": (2, 0, 0), "prompts.places": (2, 0, 0),
+    "prompts.input": (0, 0, 1), "prompts.longest": (3, 0, 0), "prompts.gradient": (2, 0, 0), "prompts.places": (2, 0, 0),
     "prompts.bug": (4, 0, 0), "prompts.lstm": (1, 0, 0),
     "prefix.backward": (2, 0, 0), "prefix.share": (4, 1, 0), "prefix.bug": (1, 0, 0),
     "prefix.copies": (3, 0, 0),
