@@ -288,7 +288,7 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
         print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
         if kind_of(args) == "pairs":
             print("to count exact answers: python -m tinypeft evaluate --pairs "
-                  f"{args.pairs}{base} --adapter {saved} --exact")
+                  f"{shlex.quote(str(args.pairs))}{base} --adapter {saved} --exact")
         print(f"saved in {saved}; "
               + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
     if record["worse_than"]:

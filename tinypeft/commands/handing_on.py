@@ -6,7 +6,6 @@ folder: what was made, the adapter's task.json, a model card, and run.json.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
@@ -245,9 +244,10 @@ def run_combine(args: Namespace) -> None:
     rest = f"{base_option(args)} --adapter {args.out}"
     lines = [str(tuned.method), f"saved in {args.out}",
              f"next: python -m tinypeft {next_command(tuned.task)}{rest}"]
-    if tuned.task:
-        lines += [f"to measure it: python -m tinypeft evaluate {OWN[tuned.task.form['kind']]} "
-                  f"{shlex.quote(name)}{rest}" for name in tuned.task.sha256 or ()]
+    if tuned.task and tuned.task.sha256:
+        option = OWN[tuned.task.form["kind"]]
+        lines.append(f"to measure it, with each of {', '.join(tuned.task.sha256)} as FILE: "
+                     f"python -m tinypeft evaluate {option} FILE{rest}")
     shown(args, record, "\n".join(lines))
 
 
