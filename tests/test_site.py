@@ -155,21 +155,23 @@ LINES = {"dora": "self.scale * self.B @ self.A", "gptq": "E[i] = (W[i] - grid.de
 
 @pytest.mark.parametrize("name", LINES)
 def test_the_equation_leads_to_the_lines_that_calculate_with_its_symbols(name, pages):
-    marked = dict(re.findall(r'<span class="symbolic" id="(L-\d+)">(.*)', pages[name]))
+    marked = dict(re.findall(r'<span class="symbolic" id="([A-Za-z]+-\d+)">(.*)', pages[name]))
     assert any(LINES[name] in html.unescape(line) for line in marked.values())
-    assert re.search(r"<p class='lines'>.*", pages[name]).group().count("href='#L-") == len(marked)
-    assert all(f"href='#{line}'" in pages[name] for line in marked)
+    listed = re.findall("href='#([^']+)'", re.search(r"<div class='lines'>.*?</div>", pages[name]).group())
+    assert sorted(listed) == sorted(marked)
 
 
-def test_the_plain_twin_has_its_lines_marked_too(pages):
-    marked = re.findall(r'<span class="symbolic" id="plain-\d+">(.*)', pages["gptq"])
-    assert any("W[:, end:] -= E[:, i:end] @ U[i:end, end:]" in html.unescape(line) for line in marked)
+def test_the_plain_form_has_its_lines_marked_and_listed_first(pages):
+    marked = dict(re.findall(r'<span class="symbolic" id="(plain-\d+)">(.*)', pages["gptq"]))
+    assert any("W[:, end:] -= E[:, i:end] @ U[i:end, end:]" in html.unescape(line) for line in marked.values())
+    assert re.search("<code>plain.gptq</code>: line.*<code>GPTQ</code>: line", pages["gptq"])
 
 
-def test_a_line_is_marked_only_if_it_calculates_with_two_symbols():
-    annotate, docstring = module("annotate"), "    y = A B\n\n    paper   here\n    A       a\n    B       b\n"
-    source = "a = 1\nb = f(a, b)\ny = a * b\nz = a * c\nreturned = a[b]\n"
-    assert annotate.marked_lines(docstring, source) == [3]
+def test_a_line_is_marked_only_if_it_calculates_with_two_symbols_or_what_they_gave():
+    docstring = "    y = A B\n\n    paper   here\n    A       a\n    B       b\n    r       rank\n"
+    source = ("def f(a, b, r):\n    b = g(a, b)\n    y = a * b\n    z = a * c\n    v = y + a\n    q = b / r\n    return a[b]\n"
+              "def g(y, a):\n    return y + a\n")
+    assert module("annotate").marked_lines(docstring, source) == [3, 5, 6]
 
 
 def test_the_name_and_the_lines_of_the_file_stand_above_the_code(pages):

@@ -10,6 +10,7 @@ from pygments.lexers import PythonLexer
 
 DIFFERENCES = "Where implementations differ"
 TABLES = "paper", "symbol"                               # the first word of a table of symbols
+PLAIN = "plain"                                          # what the anchors of plain forms begin with
 
 
 # -- a docstring -----------------------------------------------------------------------------------
@@ -19,14 +20,16 @@ def split(docstring):
     return before, re.sub(r"\A[.:]\s", "", differences)
 
 
-def prose(docstring, source=""):
+def prose(docstring, source="", plain=None):
     """Write a docstring as HTML: paragraphs, bullets, equations and tables of symbols, which look for names in the source.
 
-    Below the last equation before a table stands where the code computes with these symbols.
+    Below the last equation before a table stands where the code computes with these symbols, its plain form first. plain: the
+    file of plain forms, and the functions of it that count.
     """
     parts = list(blocks(docstring))
     html = [block(kind, lines, source) for kind, lines in parts]
-    places = marked_lines(docstring, source)
+    places = [(name, PLAIN, lines) for name, lines in marked_in(docstring, *plain).items()] if plain else []
+    places += [(name, "L", lines) for name, lines in marked_in(docstring, source, functions(source)).items()]
     equations = [i for i, text in enumerate(html) if text.startswith("<pre class='equation")]
     tables = [i for i, text in enumerate(html) if "class='symbols'" in text]
     if places and equations:
@@ -35,11 +38,25 @@ def prose(docstring, source=""):
     return "\n".join(html)
 
 
+def marked_in(docstring, source, names):
+    """Return name → the numbers of its marked lines, of those functions and classes that have any."""
+    lines = marked_lines(docstring, source)
+    found = {}
+    for name in names:
+        first, text = functions(source)[name]
+        found[name] = [line for line in lines if first <= line <= first + text.count("\n")]
+    return {name: lines for name, lines in found.items() if lines}
+
+
 def jumps(places):
-    """Write links to the marked lines."""
-    links = ", ".join(f"<a href='#L-{line}'>{line}</a>" for line in places)
-    return ("<p class='lines'>In the code: " + ("line " if len(places) == 1 else "lines ") + links +
-            ". They have a bar at the left, because they calculate with two or more symbols of the table below.</p>")
+    """Write links to the marked lines. places: (the function or class, the prefix of the anchors, the numbers)."""
+    items = ""
+    for name, prefix, lines in places:
+        links = ", ".join(f"<a href='#{prefix}-{line}'>{line}</a>" for line in lines)
+        owner = f"plain.{name}" if prefix == PLAIN else name
+        items += f"<li><code>{owner}</code>: line{'s' * (len(lines) > 1)} {links}</li>"
+    return ("<div class='lines'>The lines with a bar at the left calculate with two or more symbols of the table below, or "
+            f"with what they made of these:<ul>{items}</ul></div>")
 
 
 def blocks(docstring):
@@ -175,31 +192,56 @@ def names_in(source):
 def symbols_of(docstring, source):
     """Return the names that the docstring's tables of symbols give and that stand in the code."""
     tables = [lines for kind, lines in blocks(docstring) if kind == "indented" and lines[0].split()[0] in TABLES]
-    words = {word for lines in tables for _, here, *_ in rows_of(lines)[1:] for word in re.findall(r"[^\W\d]\w*", here)}
+    words = {word for lines in tables for paper, here, *_ in rows_of(lines)[1:]
+             for word in re.findall(r"[^\W\d]\w*", f"{paper} {here}")}
     return words & names_in(source)
 
 
 def marked_lines(docstring, source):
-    """Return the numbers of the lines that calculate with two or more symbols of the docstring's tables, in order."""
-    symbols, lines = symbols_of(docstring, source), []
-    for node in ast.walk(parsed(source)):
-        if isinstance(node, ast.Assign | ast.AugAssign | ast.Return) and calculates(node):
+    """Return the numbers of the lines that calculate with two or more symbols of the docstring's tables, in order.
+
+    What such a line gives a name to is a symbol, too, to the end of its function.
+    """
+    symbols, lines = symbols_of(docstring, source), set()
+    for scope in scopes(parsed(source)):
+        known = set(symbols)
+        for node in statements(scope):
             names = {getattr(part, field, None) for part in ast.walk(node) for field in ("id", "attr")}
-            if len(names & symbols) > 1:
-                lines.append(node.lineno)
-    return sorted(set(lines))
+            if calculates(node.value) and len(names & known) > 1:
+                lines.add(node.lineno)
+                known |= {target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)}
+    return sorted(lines)
 
 
-def calculates(statement):
-    """Return whether a statement has a sum, difference, product, quotient or power, or a linear map."""
+def scopes(tree):
+    """Yield the functions of a file that stand in no other function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node
+        else:
+            yield from scopes(node)
+
+
+def statements(function):
+    """Return the statements of a function that give a value, in their order."""
+    kinds = ast.Assign | ast.AugAssign | ast.Return
+    nodes = [node for node in ast.walk(function) if isinstance(node, kinds) and node.value]
+    return sorted(nodes, key=lambda node: node.lineno)
+
+
+def calculates(value):
+    """Return whether an expression has a sum, difference, product, quotient or power, or a linear map."""
     return any(isinstance(getattr(node, "op", None), SIGNS) or getattr(node, "attr", None) == "linear"
-               for node in ast.walk(statement))
+               for node in ast.walk(value))
 
 
-def side_by_side(docstring, source, name="", above=""):
-    """Write a docstring beside the code of its file, whose imports are folded. name, above: HTML that stands over the code."""
+def side_by_side(docstring, source, name="", above="", plain=None):
+    """Write a docstring beside the code of its file, whose imports are folded. name, above: HTML that stands over the code.
+
+    plain: as in `prose`.
+    """
     _, (top, imports), (first, rest) = pieces(source)
-    side = f"<div class='words'>{prose(docstring, source)}</div>" if docstring else ""
+    side = f"<div class='words'>{prose(docstring, source, plain)}</div>" if docstring else ""
     folded = f"<summary>Imports</summary>{code(imports, top)}" if imports.strip() else ""
     folded = folded and f"<details class='imports'>{folded}</details>"
     listing = code(rest, first, marked_lines(docstring, source))

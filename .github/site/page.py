@@ -213,7 +213,7 @@ class Page:
         docstring, _, (first, rest) = annotate.pieces(self.source)
         text, differences = annotate.split(docstring)
         name = shown(self.path, (first, first + rest.count("\n") - 1))
-        sections = {SIDE_BY_SIDE: raw(annotate.side_by_side(text, self.source, name, self.plain_code())),
+        sections = {SIDE_BY_SIDE: raw(annotate.side_by_side(text, self.source, name, self.plain_code(), self.plain_forms())),
                     TWIN: self.twin(),
                     MEASURED: self.measured(),
                     annotate.DIFFERENCES: raw(differences and f"<div class='prose'>{annotate.prose(differences)}</div>"),
@@ -245,10 +245,15 @@ class Page:
         file = f"tinypeft/{self.path.split('/')[1]}/plain.py"
         docstring, *_ = annotate.pieces(self.source)
         marked = annotate.marked_lines(annotate.split(docstring)[0], read(file))
-        parts = [shown(file, (line, line + text.count("\n"))) + annotate.code(text + "\n", line, marked, "plain")
+        parts = [shown(file, (line, line + text.count("\n"))) + annotate.code(text + "\n", line, marked, annotate.PLAIN)
                  for line, text in plain.values()]
         return f"<div class='plain'><p>First the plain form, in the paper's order:</p>{''.join(parts)}" \
                "<p>Then the form that the package uses:</p></div>" if parts else ""
+
+    def plain_forms(self):
+        """Return the text of the file of plain forms, and the names of those of this page."""
+        _, plain = twins(self.path)
+        return (read(f"tinypeft/{self.path.split('/')[1]}/plain.py"), plain) if plain else None
 
     def twin(self):
         rows, _ = twins(self.path)
