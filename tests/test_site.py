@@ -346,9 +346,9 @@ def test_the_search_leaves_out_sources_and_puts_the_glossary_first(site):
 
 def test_the_list_of_pages_has_each_page_once(site):
     """A page in no list is one that nobody finds, and Sphinx refuses it."""
-    text = (site[0] / "index.md").read_text("utf-8")
-    trees = re.findall(r"^```\{toctree\}\n.*?\n\n(.*?)\n```", text, re.S | re.M)
-    entries = [re.sub(r".*<(.*)>", r"\1", line) for tree in trees for line in tree.split("\n")]
+    texts = [path.read_text("utf-8") for path in site[0].rglob("*.md")]
+    trees = [tree for text in texts for tree in re.findall(r"^```\{toctree\}\n.*?\n\n(.*?)\n```", text, re.S | re.M)]
+    entries = [re.sub(r".*<(.*)>", r"\1", line).removeprefix("/") for tree in trees for line in tree.split("\n")]
     entries = [entry for entry in entries if not entry.startswith("http")]               # the repository's address
     pages = [path for path in site[0].rglob("*.*") if path.suffix in {".md", ".ipynb"} and "assignments" not in path.parts]
     pages = [path for path in pages if "orphan: true" not in path.read_text("utf-8")]

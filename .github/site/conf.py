@@ -15,7 +15,7 @@ html_theme, html_title, html_favicon = "furo", "tinypeft", "_static/favicon.svg"
 html_extra_path, html_search_scorer = ["404.html"], str(Path(__file__).with_name("scorer.js"))
 html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["site.js"]
 html_show_sourcelink = html_copy_source = False
-pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "github-dark"
 suppress_warnings = ["misc.highlighting_failure"]        # outputs and equations in blocks of code
 
 nb_execution_mode, nb_merge_streams = "off", True        # the checkout holds the notebooks with their outputs

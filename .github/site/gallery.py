@@ -46,6 +46,7 @@ def map_page(links):
     for lesson in sorted({*map(lesson_of, SCHEMES)}):
         heading = title_of(lesson).split(" · ")[1]
         blocks.append(f"### {heading}\n\n{cards([name for name in SCHEMES if lesson_of(name) == lesson])}")
+    blocks.append("The K-quants of `gguf` have [a page of their own](tinypeft/quant/K_QUANTS.md).")
     return links.lead("\n\n".join(blocks), "", on="map.md") + "\n"
 
 

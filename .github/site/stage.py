@@ -5,6 +5,7 @@
 
 Everything on the site stands elsewhere in the checkout, but for the front page's words and a page on JupyterLite.
 """
+import functools
 import re
 import shutil
 from pathlib import Path
@@ -26,6 +27,9 @@ FROM_STUDY = {"fixed": r"^(Every claim has one contrast,.*?) An effect",
               "caption": r"\]\(compare\.svg\)\n\n\*\*.*?\*\* (.*?)\n\n"}
 EXAMPLE = "lessons/projects/example/"
 FRONT, MAP, GALLERY = "index.md", "map.md", "figures/README.md"
+CONTENTS = {"Learn": ["lessons/README.md"],
+            "Read the maths": [MAP, "tinypeft/peft/README.md", "tinypeft/quant/README.md", GALLERY],
+            "Use it": ["tinypeft/commands/README.md", "tinypeft/interop/README.md", "README.md"]}
 
 
 def stage(folder):
@@ -43,7 +47,8 @@ def stage(folder):
     for path in notebooks():
         write(path, staged_notebook(path, links))
     for path in pages():
-        write(path, gallery_page(links) if path == GALLERY else links.lead(with_words(page_text(path), path), path))
+        text = gallery_page(links) if path == GALLERY else links.lead(with_words(page_text(path), path), path)
+        write(path, f"{text}\n\n{toctree(below()[path], links)}" if path in below() else text)
     for path in files():
         write(path, Page(path, links).text)
     write(MAP, map_page(links))
@@ -95,32 +100,31 @@ def front_page(links):
     shared = [", ".join(ABOUT[name].title for name in names) for names in files().values() if len(names) > 1]
     text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES), shared="; ".join(shared),
                                  repository=linked(), get=get(), main_job=main_job, tests=tests)
-    kinds = {kind: [path for path, names in files().items() if names[0] in classes]
-             for kind, classes in (("Methods", METHODS), ("Schemes", SCHEMES))}
-    contents = {"Course": ["lessons/README.md", *notebooks(), "lessons/GLOSSARY.md", "lessons/INSTRUCTORS.md",
-                           ".github/site/jupyterlite.md"],
-                "Paper and code": [MAP], "Methods": ["tinypeft/peft/README.md", *kinds["Methods"]],
-                "Schemes": ["tinypeft/quant/README.md", *kinds["Schemes"], "tinypeft/quant/K_QUANTS.md"],
-                "The study": [GALLERY], "The project": ["README.md"]}
-    titles = {path: f"{title_of(path)}: an example" for path in notebooks() if path.startswith(EXAMPLE)}
-    listed = {path for paths in contents.values() for path in paths}
-    contents["The project"] += [path for path in pages() if path not in listed]
-    trees = [toctree(caption, [entry(links.pages[path], titles.get(path)) for path in paths])
-             for caption, paths in contents.items()]
+    trees = [toctree(paths, links, caption) for caption, paths in CONTENTS.items()]
     if address():
-        trees.append(toctree("The repository", [f"{address().split('//')[-1]} <{address()}>"]))
+        trees.append(toctree([], links, "The repository", f"{address().split('//')[-1]} <{address()}>"))
     return "\n\n".join([links.lead(text, FRONT), *trees])
 
 
-def entry(name, title=""):
-    """Return the line of a list of pages, with a title if the page's own will not do."""
-    name = re.sub(r"\.(md|ipynb)$", "", name)
-    return f"{title} <{name}>" if title else name
+@functools.cache
+def below():
+    """Return path → the paths of the pages that the list of pages has below it."""
+    kinds = [[path for path, names in files().items() if names[0] in classes] for classes in (METHODS, SCHEMES)]
+    lists = {"lessons/README.md": [*notebooks(), "lessons/GLOSSARY.md", "lessons/INSTRUCTORS.md"],
+             "tinypeft/peft/README.md": kinds[0], "tinypeft/quant/README.md": [*kinds[1], "tinypeft/quant/K_QUANTS.md"]}
+    listed = {path for paths in (*CONTENTS.values(), *lists.values()) for path in paths}
+    return lists | {"README.md": [path for path in pages() if path not in listed]}
 
 
-def toctree(caption, entries):
-    entries = "\n".join(entries)
-    return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 1\n\n{entries}\n```\n"
+def toctree(paths, links, caption="", last=""):
+    """Write a list of pages. The title of an example says that it is one. last: an entry of another kind."""
+    entries = []
+    for path in paths:
+        name = "/" + re.sub(r"\.(md|ipynb)$", "", links.pages[path])
+        entries.append(f"{title_of(path)}: an example <{name}>" if path.startswith(EXAMPLE) else name)
+    option = f":caption: {caption}\n" if caption else ""
+    entries = "\n".join([*entries, last]).rstrip()
+    return f"```{{toctree}}\n{option}:hidden:\n\n{entries}\n```\n"
 
 
 def code_page(path):

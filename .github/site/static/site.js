@@ -39,14 +39,18 @@ addEventListener("DOMContentLoaded", () => {
   if (!document.querySelector("h1"))
     document.querySelector("article")?.insertAdjacentHTML("afterbegin", "<h1>Search</h1>");
 
-  // What scrolls can be reached by the keyboard.
+  // What scrolls can be reached by the keyboard, and fades where it goes on.
   for (const one of all("article pre, .table-wrapper, .scroll, .words, .cell_output .output"))
     if (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight) one.tabIndex = 0;
   for (const one of all("article pre, .table-wrapper, .scroll")) {
     const mark = () => one.classList.toggle("more", one.scrollLeft + one.clientWidth < one.scrollWidth - 4);
     one.addEventListener("scroll", mark);
-    mark();
+    new ResizeObserver(mark).observe(one.firstElementChild ?? one);            // a table that becomes cards scrolls no more
   }
+
+  // On a phone the drawers close behind what was chosen in them.
+  for (const link of all(".toc-drawer a"))
+    link.addEventListener("click", () => document.getElementById("__toc").checked = false);
 
   // A block of code can be copied.
   if (navigator.clipboard)
