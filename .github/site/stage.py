@@ -118,10 +118,12 @@ def below():
 
 def toctree(paths, links, caption="", last=""):
     """Write a list of pages. The title of an example says that it is one. last: an entry of another kind."""
+    titles = {path: f"{title_of(path)}: an example" for path in paths if path.startswith(EXAMPLE)}
+    titles["README.md"] = "All that it does"
     entries = []
     for path in paths:
         name = "/" + re.sub(r"\.(md|ipynb)$", "", links.pages[path])
-        entries.append(f"{title_of(path)}: an example <{name}>" if path.startswith(EXAMPLE) else name)
+        entries.append(f"{titles[path]} <{name}>" if path in titles else name)
     option = f":caption: {caption}\n" if caption else ""
     entries = "\n".join([*entries, last]).rstrip()
     return f"```{{toctree}}\n{option}:hidden:\n\n{entries}\n```\n"

@@ -56,7 +56,8 @@ def assignment_and_pages(path):
     read = f" **Papers and code, side by side.** {', '.join(pages)}." if pages else ""
     return ("**To work on it.** The assignment is the same lesson with stubs for your code, and checks that say what is "
             f"wrong. It runs in JupyterLab on your computer:\n\n{commands(f'.venv/bin/jupyter lab {assignment}')}\n\n"
-            f"If you have installed tinypeft, the last line will do; or [download the assignment]({assignment}) alone.{read}")
+            f"If you have installed tinypeft, the last line will do; or [download the assignment]({assignment}) alone. "
+            f"The outputs on this page are those of the authors' run: \"✔ right\" is said of their solutions.{read}")
 
 
 def fold(cell, kind):

@@ -69,6 +69,27 @@ addEventListener("DOMContentLoaded", () => {
       [...row.cells].forEach((cell, i) => { if (cell.textContent.trim() && heads[i]) cell.dataset.head = heads[i]; });
   }
 
+  // A column sorts a long table, once upwards, once downwards. Rows that only head others go away.
+  const valueIn = (row, i) => {
+    const text = row.cells[i]?.textContent.replace(/,/g, "") ?? "";
+    return parseFloat(text.replace("−", "-")) || (/\d/.test(text) ? 0 : text.trim());
+  };
+  const before = (a, b) => typeof a == typeof b ? (a > b) - (a < b) : typeof a == "number" ? -1 : 1;
+  for (const table of all("article table.docutils")) {
+    const body = table.tBodies[0];
+    if (body.rows.length < 15) continue;
+    [...table.tHead.rows[0].cells].forEach((cell, i) => {
+      const name = cell.textContent;
+      cell.insertAdjacentHTML("beforeend", `<button type='button' class='sort' aria-label='sort by ${name}'>↕</button>`);
+      let sign = -1;
+      cell.lastChild.onclick = () => {
+        sign = -sign;
+        for (const row of [...body.rows]) if (![...row.cells].slice(1).some(one => one.textContent.trim())) row.remove();
+        body.append(...[...body.rows].sort((a, b) => sign * before(valueIn(a, i), valueIn(b, i))));
+      };
+    });
+  }
+
   // The study's filter: rows of claims, small pictures, and the sections of pictures that have one verdict. Its choice stands in
   // the address; a link to a place that it hides ends it.
   const filtered = [...all(".claims tbody tr"), ...all(".small li"), ...all(".judges").map(one => one.parentElement)];
