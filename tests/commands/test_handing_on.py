@@ -180,7 +180,7 @@ def test_adapters_of_different_tasks_say_so_before_any_work(capsys, monkeypatch,
     assert "a learned pairs (answers.jsonl), d has no task.json. So " in said["d"][1]
     assert run(capsys, "combine", "b", "nosuch", "--out", "x")[2].count("\n") == 1
     with monkeypatch.context() as m:
-        m.setattr("tinypeft.commands.handing_on.model_of", lambda args: exec("raise ValueError('work')"))
+        m.setattr("tinypeft.commands.combining.model_of", lambda args: exec("raise ValueError('work')"))
         assert run(capsys, "combine", "a", "b", "--out", "x")[2].splitlines()[0] + "\n" == said["b"][1]
 
 
@@ -366,7 +366,8 @@ def test_a_full_disk_is_said_of_the_place_that_was_asked_for(capsys, monkeypatch
 def test_what_is_there_already_is_not_touched(capsys, monkeypatch, place, name):
     """It is said before any work: no model is loaded."""
     def never(*args): raise AssertionError
-    for module in ("handing_on", "training"): monkeypatch.setattr(f"tinypeft.commands.{module}.model_of", never)
+    for module in ("handing_on", "combining", "exporting", "quantizing", "training"):
+        monkeypatch.setattr(f"tinypeft.commands.{module}.model_of", never)
     (place / "made").mkdir()
     (place / "made" / "file").write_text("mine")
     status, out, err = run(capsys, *COMMANDS[name], "--out", "made")

@@ -11,7 +11,10 @@
     scores.py      how well a classifier does: intervals, classes, a picture of confusions
     using.py       evaluate, classify
     writing.py     generate, chat
-    handing_on.py  merge, combine, export, quantize: what is left when training is over
+    handing_on.py  merge, and what the next three share with it
+    combining.py   combine: one adapter of several
+    exporting.py   export: for llama.cpp, transformers, PEFT, and runs in PyTorch
+    quantizing.py  quantize: measured on one's own data, and saved
     results.py     folders that are new and whole, and --repeat
     messages.py    errors and warnings of the library, with options in place of arguments
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own

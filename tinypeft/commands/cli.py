@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..common.progress import in_lines
-from . import handing_on, study, training, using, writing
+from . import combining, exporting, handing_on, quantizing, study, training, using, writing
 from .arguments import SHARED, number, output, shared, show_json
 from .messages import plain_warnings, with_flags
 from .results import repeated
@@ -148,7 +148,8 @@ def parser() -> ArgumentParser:
         sub.set_defaults(run=run, takes=takes, parser=sub)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
-    for commands_of in (study, training, using, writing, handing_on):
+    for commands_of in (study, training, using, writing, handing_on, combining, exporting,
+                        quantizing):
         commands_of.add_commands(command)
     add_base_commands(command)
     add_course_commands(command)

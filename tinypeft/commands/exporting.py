@@ -1,0 +1,134 @@
+"""The command export: a model or an adapter for other programs."""
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+
+from ..common.progress import Progress
+from .arguments import model_of, output
+from .data import kind_of, own_task, task_of
+from .handing_on import Job, activations_option, plain, save_adapter, shown, write_model
+from .results import check_new, new_folder
+from .training import export_attached, run_export, training_options
+from .using import adapter_option
+
+__all__ = ["add_commands"]
+
+
+def add_commands(command: Callable) -> None:
+    """Add the command to the command line: see `handing_on.add_commands`."""
+    command("export", run_export_to, "write a model or an adapter for other programs",
+            options=export_options)
+
+
+def gguf_types() -> list[str]:
+    """Return the types that --type takes."""
+    from ..quant.gguf import BITS, LAYOUTS, MIXTURES
+    return ["F32", *LAYOUTS, *BITS, *MIXTURES]
+
+
+def export_options(p: ArgumentParser) -> None:
+    training_options(p.add_argument_group("for --to training"), optional=True)
+    adapter_option(p)
+    p.add_argument("--to", required=True, choices=EXPORTS,
+                   help="hf: a folder of Hugging Face; gguf: a file for llama.cpp; peft: an "
+                        "adapter for PEFT; training: a run that goes on in PyTorch, of METHOD or "
+                        "of the adapter, on your data")
+    p.add_argument("--type", choices=gguf_types(), metavar="TYPE",
+                   help="of gguf: how weights are stored (default F32; Q8_0 and Q4_K_M are common)")
+    activations_option(p)
+    output(p, "the result; for gguf also the name of a file that ends in .gguf", required=True)
+
+
+def export_hf(args: Namespace) -> None:
+    write_model(args, "merged")
+
+
+def export_gguf(args: Namespace) -> None:
+    """Write a model as a file of llama.cpp, alone or in a folder with its card."""
+    from ..interop.card import temperature_option
+    from ..interop.gguf import write_gguf
+    from ..interop.loading import GGUF_FILE
+    from ..quant import GGUF, quantize
+    kind = args.type or "F32"
+    job = Job(args, "gguf", None if kind == "F32" else kind)
+    if job.model.head is not None:
+        raise ValueError("export --to gguf: llama.cpp has no place for a classifier; "
+                         "`export --to hf` has one")
+    model = plain(job.model, args.activations)
+    if kind != "F32":
+        model = quantize(model, GGUF(kind, embeddings=True))
+    record = {"base": str(args.model or "shipped"), "method": job.method, "type": kind,
+              "saved": str(args.out)}
+    is_file = args.out.suffix == ".gguf"
+    path = args.out if is_file else args.out / GGUF_FILE
+    with Progress(None, "writing"):
+        if is_file:
+            write_gguf(path, model)
+        else:
+            with new_folder(args.out) as folder:
+                write_gguf(folder / GGUF_FILE, model)
+                job.finish(folder, record)
+    record["bytes"] = path.stat().st_size
+    record["bits for each weight"] = round(8 * record["bytes"] / model.n_parameters(), 2)
+    use = f'generate "…" --model {path if is_file else args.out}'
+    if is_file and getattr(job.task, "chat", None):      # a file alone does not hold the task
+        use += " --chat --temperature 0"
+    shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB, "
+                        f"{record['bits for each weight']:.1f} bits for each weight\n"
+                        f"next: python -m tinypeft {use}, or llama-cli -m {path}"
+                        f"{temperature_option(job.task)}")
+
+
+def export_peft(args: Namespace) -> None:
+    """Write an adapter in PEFT's format."""
+    from ..peft import load_adapter
+    if not args.adapter:
+        raise ValueError("export --to peft needs --adapter FOLDER")
+    tuned = load_adapter(model_of(args), args.adapter)
+    record = {"base": str(args.model or "shipped"), "method": str(tuned.method),
+              "saved": str(args.out)}
+    save_adapter(args, tuned, "peft", record)
+    shown(args, record, f"saved in {args.out}; peft.PeftModel.from_pretrained(model, "
+                        f"{str(args.out)!r}) loads it")
+
+
+def export_training(args: Namespace) -> None:
+    """Write a run of METHOD, or of an adapter that goes on, for PyTorch."""
+    from ..peft import load_adapter
+    if bool(args.method) == bool(args.adapter):
+        raise ValueError("export --to training: give METHOD, such as lora, or --adapter FOLDER")
+    if args.method:
+        return run_export(args)
+    model = model_of(args)
+    tuned = load_adapter(model, args.adapter)
+    own = kind_of(args)
+    form = tuned.task.form if tuned.task else {}
+    task = own_task(args, model, own, form) if own else task_of(args, model)
+    return export_attached(args, tuned, task)
+
+
+EXPORTS = {"hf": export_hf, "gguf": export_gguf, "peft": export_peft, "training": export_training}
+
+
+def run_export_to(args: Namespace) -> None:
+    """Check that the options belong to what --to names, and do it."""
+    if args.to != "training":
+        given = training_names(args)
+        if args.method:
+            given.insert(0, "METHOD")
+        if given:
+            raise ValueError(f"export --to {args.to} does not train; leave out {', '.join(given)}")
+    if args.type and args.to != "gguf":
+        raise ValueError("--type needs --to gguf")
+    check_new(args)
+    EXPORTS[args.to](args)
+
+
+def training_names(args: Namespace) -> list[str]:
+    """Return the options that were given and that only a training has."""
+    parser = ArgumentParser()
+    training_options(parser, optional=True)
+    defaults = vars(parser.parse_args([])) | {"quick": False, "seed": 0}
+    return [f"--{name.replace('_', '-')}" for name, value in defaults.items()
+            if name != "method" and vars(args)[name] != value]
