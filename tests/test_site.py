@@ -294,6 +294,11 @@ def test_a_lesson_has_its_answers_folded_its_guesses_open_and_its_assignment(les
     assert f"](path:assignments/{lesson.name})" in texts[0].partition("\n## ")[0]
 
 
+def test_numbers_of_lessons_become_links_once():
+    text = "**What you need.** Lesson 07, and [lesson 10](10_quantization.ipynb): codes.\n\nLesson 08 comes next."
+    assert module("staged_notebook").with_lessons(text) == text.replace("Lesson 07", "Lesson [07](07_lora.ipynb)")
+
+
 def test_pictures_of_lessons_keep_their_descriptions(site):
     undescribed = 0
     for lesson in lessons():
@@ -314,7 +319,7 @@ def test_the_front_page_says_what_it_is_and_has_three_doors(site):
     assert re.findall(r"^\* \*\*\[(.*?)\]", text, re.M) == ["Learn", "Read the maths", "Use it"]
     assert f"{len(METHODS)} methods, {len(SCHEMES)} schemes" in text
     study = (ROOT / "figures/README.md").read_text("utf-8")
-    for words in (r"^Every claim has one contrast,.*?\.", r"Above: \*domain\*.*?seeds\.", r"Grey bars: .*?$"):
+    for words in (r"After \d+ steps the best share.*?;", r"Above: \*domain\*.*?seeds\.", r"Grey bars: .*?$"):
         assert re.search(words, study, re.M | re.S).group() in text
 
 

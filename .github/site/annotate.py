@@ -2,6 +2,7 @@
 import ast
 import functools
 import re
+import unicodedata
 from html import escape
 
 from pygments import highlight
@@ -190,24 +191,25 @@ def names_in(source):
 
 
 def symbols_of(docstring, source):
-    """Return the names that the docstring's tables of symbols give and that stand in the code."""
+    """Return the names that the docstring's tables of symbols give and that stand in the code. There W₀ is W0."""
     tables = [lines for kind, lines in blocks(docstring) if kind == "indented" and lines[0].split()[0] in TABLES]
     words = {word for lines in tables for paper, here, *_ in rows_of(lines)[1:]
-             for word in re.findall(r"[^\W\d]\w*", f"{paper} {here}")}
+             for word in re.findall(r"[^\W\d]\w*", unicodedata.normalize("NFKC", f"{paper} {here}"))}
     return words & names_in(source)
 
 
 def marked_lines(docstring, source):
     """Return the numbers of the lines that calculate with two or more symbols of the docstring's tables, in order.
 
-    What such a line gives a name to is a symbol, too, to the end of its function.
+    What such a line gives a name to is a symbol, too, to the end of its function. Of a function that the docstring names, as in
+    norm(), each statement counts.
     """
     symbols, lines = symbols_of(docstring, source), set()
     for scope in scopes(parsed(source)):
         known = set(symbols)
         for node in statements(scope):
             names = {getattr(part, field, None) for part in ast.walk(node) for field in ("id", "attr")}
-            if calculates(node.value) and len(names & known) > 1:
+            if calculates(node.value) and len(names & known) > 1 or f"{scope.name}()" in docstring:
                 lines.add(node.lineno)
                 known |= {target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)}
     return sorted(lines)

@@ -9,6 +9,7 @@ from page import (
     SCHEMES,
     WIDE,
     claims_of,
+    counted,
     files,
     gallery,
     how_to_read,
@@ -38,8 +39,9 @@ RULE = "<summary>The rule</summary>"
 # -- the map ---------------------------------------------------------------------------------------
 def map_page(links):
     """Write every method by what it changes, and every scheme by its lesson: each with its equation and its verdicts."""
-    first = ("What each method changes, and what each scheme rounds. A name leads to its paper and code, side by side. Each "
-             "coloured verdict is on one claim of the paper, and leads to it. The picture has a selection; the cards have all.")
+    first = ("What each method changes, and what each scheme rounds. A name leads to its paper and code, side by side. A "
+             "coloured verdict says how many claims of the paper have it, and leads to them. The picture has a selection; the "
+             "cards have all. [The table of methods](tinypeft/peft/README.md) says what merges, and how much each trains.")
     blocks = [WIDE, f"# {MAP_TITLE}", first, "## Methods", section(PICTURES["methods_in_a_block"].title, level="")]
     blocks += [f"### {family.capitalize()}\n\n{cards(names)}" for family, names in FAMILIES.items()]
     blocks += ["## Schemes"]
@@ -54,7 +56,7 @@ def cards(names):
     """Write a list of methods: name, equation, lesson, verdicts."""
     holder = {name: file for file, names in files().items() for name in names}
     lines = [f"* **[{ABOUT[name].title}]({holder[name]})** `{ABOUT[name].equation}` "
-             f"[lesson {ABOUT[name].lesson}]({section_of(name)[1]}) {verdicts(claims_of(name), holder[name])}"
+             f"[lesson {ABOUT[name].lesson}]({section_of(name)[1]}) {counted(claims_of(name), holder[name])}"
              for name in names]
     return BOX.format("cards", "\n".join(line.rstrip() for line in lines))
 

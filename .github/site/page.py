@@ -101,6 +101,14 @@ def verdicts(judgements, page=""):
                     f"title='{escape(j.claim.text)}'>{j.verdict}</a>" for j in judgements)
 
 
+def counted(judgements, page):
+    """Return how often each verdict was reached, as links to the first claim with it, on the page that has the claims."""
+    first = {j.verdict: j for j in reversed(judgements)}
+    count = [j.verdict for j in judgements].count
+    return " ".join(f"<a class='verdict' href='{page}#{anchor_of(first[verdict].claim)}' data-verdict='{verdict}'>"
+                    f"{count(verdict)} {verdict}</a>" for verdict in dict.fromkeys(j.verdict for j in judgements))
+
+
 def with_claims(text):
     """Mark the rows of claims in tables: with the verdict, for the filter, and where the claims are judged with an anchor."""
     judged = {j.claim.text.replace("|", "\\|"): j for j in judgements()}
@@ -230,14 +238,16 @@ class Page:
         return self.links.lead(text, here, on=self.path)
 
     def facts(self):
-        """Write what is known of each name in one row: its equation, papers, class, lesson and verdicts."""
-        rows = []
+        """Write what is known of each name in one row: its equation, papers, class and lesson; then the claims, each with its
+        verdict."""
+        rows, judged = [], [j for j in judgements() if {*self.names} & {*owners(j.claim)}]
         for name in self.names:
-            about, pills, (heading, section) = ABOUT[name], verdicts(claims_of(name)), section_of(name)
+            about, (heading, section) = ABOUT[name], section_of(name)
             rows.append((code(about.equation), arxiv(about.papers) or "–", f"`tp.{CLASSES[name].__name__}`",
-                         self.lead(f"[{about.lesson} · {heading.removeprefix(about.lesson + ' · ')}]({section})"),
-                         pills or f"no claim judged; [numbers](#{slug(MEASURED)})"))
-        return table(("equation", "paper (arXiv)", "in Python", "lesson", "verdicts on the paper's claims"), rows)
+                         self.lead(f"[{about.lesson} · {heading.removeprefix(about.lesson + ' · ')}]({section})")))
+        claims = [f"* {verdicts([j])} {escape(j.claim.text)}" for j in judged] or \
+            [f"* No claim of the paper was judged here. [What was measured](#{slug(MEASURED)})"]
+        return "\n\n".join([table(("equation", "paper (arXiv)", "in Python", "lesson"), rows), "\n".join(claims)])
 
     def plain_code(self):
         """Write the plain twins' code, which stands above the file's own."""
@@ -270,8 +280,8 @@ class Page:
         readme = f"tinypeft/{self.path.split('/')[1]}/README.md"
         rows = [self.lead(with_words(cut, readme), readme) for name in self.names for cut in tables_with(name, readme)]
         if rows:
-            sections += [self.lead(f"### Its rows in the tables of all\n\nThe [whole tables]({readme}) compare it with the "
-                                   "others. Two tables may use other settings."), *rows]
+            sections += [self.lead(f"### Beside the others\n\nThe [whole tables]({readme}) compare it with the "
+                                   "others. The words before a table say its settings."), *rows]
         for picture in map(PICTURES.get, pictures_of(self.names)):
             same = [j for j in judged if picture.needs and picture.needs[0] == j.claim.needs[0]]
             pills = f"Its numbers judge: {verdicts(same)}" if same else ""

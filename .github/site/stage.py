@@ -14,7 +14,7 @@ import annotate
 from gallery import gallery_page, map_page
 from glossary import GLOSSARY, with_anchors, with_words
 from links import ROOT, Links, page_of, place
-from page import ABOUT, HEAD, METHODS, SCHEMES, Page, files, raw, read, title_of
+from page import HEAD, METHODS, SCHEMES, Page, files, raw, read, title_of
 from repository import address, get, linked
 from staged_notebook import staged_notebook
 
@@ -23,13 +23,14 @@ ORPHAN = "orphan: true\nnosearch: true\n"                # a page in no list of 
 TEMPLATE = ".github/site/front_page.txt"
 FROM_README = {"what": r"^(tinypeft is .*?)\n\n", "picture": r"(<img [^>]*>)", "snippet": r"(^```python.*?^```)",
                "claims": r"<!-- claims -->(.*?)<!--", "commands": r"^```bash\n(.*?)\n```"}
-FROM_STUDY = {"fixed": r"^(Every claim has one contrast,.*?) An effect",
-              "caption": r"\]\(compare\.svg\)\n\n\*\*.*?\*\* (.*?)\n\n"}
+FROM_STUDY = {"sentence": r"\]\(compare\.svg\)\n\n\*\*(.*?)\*\*", "caption": r"\]\(compare\.svg\)\n\n\*\*.*?\*\* (.*?)\n\n"}
 EXAMPLE = "lessons/projects/example/"
 FRONT, MAP, GALLERY = "index.md", "map.md", "figures/README.md"
 CONTENTS = {"Learn": ["lessons/README.md"],
             "Read the maths": [MAP, "tinypeft/peft/README.md", "tinypeft/quant/README.md", GALLERY],
             "Use it": ["tinypeft/commands/README.md", "tinypeft/interop/README.md", "README.md"]}
+NAMES = {"README.md": "All that it does", "tinypeft/peft/README.md": "All methods in a table",
+         "tinypeft/quant/README.md": "All schemes in a table"}     # where a page's title says too little in the list of pages
 
 
 def stage(folder):
@@ -97,9 +98,8 @@ def front_page(links):
     excerpts = {name: re.search(pattern, read(page), re.M | re.S).group(1)
                 for page, patterns in (("README.md", FROM_README), (GALLERY, FROM_STUDY)) for name, pattern in patterns.items()}
     main_job, tests = excerpts.pop("commands").split("\n")
-    shared = [", ".join(ABOUT[name].title for name in names) for names in files().values() if len(names) > 1]
-    text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES), shared="; ".join(shared),
-                                 repository=linked(), get=get(), main_job=main_job, tests=tests)
+    text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES), repository=linked(), get=get(),
+                                 main_job=main_job, tests=tests)
     trees = [toctree(paths, links, caption) for caption, paths in CONTENTS.items()]
     if address():
         trees.append(toctree([], links, "The repository", f"{address().split('//')[-1]} <{address()}>"))
@@ -119,7 +119,7 @@ def below():
 def toctree(paths, links, caption="", last=""):
     """Write a list of pages. The title of an example says that it is one. last: an entry of another kind."""
     titles = {path: f"{title_of(path)}: an example" for path in paths if path.startswith(EXAMPLE)}
-    titles["README.md"] = "All that it does"
+    titles |= NAMES
     entries = []
     for path in paths:
         name = "/" + re.sub(r"\.(md|ipynb)$", "", links.pages[path])

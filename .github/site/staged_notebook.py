@@ -40,12 +40,12 @@ def markdown(text, name):
 
 
 def with_lessons(text):
-    """Link the numbers of lessons in what a lesson needs."""
+    """Link the numbers of lessons in what a lesson needs, but for those that are in a link."""
     def linked(match):
         lessons = sorted((ROOT / "lessons").glob(f"{match[0]}_*.ipynb"))
         return f"[{match[0]}]({lessons[0].name})" if lessons else match[0]
-    needs = r"\*\*What you need\.\*\*.*?(?=\n\n)"
-    return re.sub(needs, lambda match: re.sub(r"\b\d\d[a-z]?\b", linked, match[0]), text, flags=re.S)
+    needs, link_or_number = r"\*\*What you need\.\*\*.*?(?=\n\n)", r"\[[^]]*\]\([^)]*\)|\b\d\d[a-z]?\b"
+    return re.sub(needs, lambda match: re.sub(link_or_number, linked, match[0]), text, flags=re.S)
 
 
 def assignment_and_pages(path):
@@ -53,7 +53,7 @@ def assignment_and_pages(path):
     assignment = posixpath.join("lessons", "assignments", posixpath.basename(path))
     pages = [f"[{CLASSES[name].__name__}]({file})" for file, names in files().items() for name in names
              if lesson_of(name) == path]
-    read = f" **Papers and code, side by side.** {', '.join(pages)}." if pages else ""
+    read = f"\n\n**Papers and code, side by side.** {', '.join(pages)}." if pages else ""
     return ("**To work on it.** The assignment is the same lesson with stubs for your code, and checks that say what is "
             f"wrong. It runs in JupyterLab on your computer:\n\n{commands(f'.venv/bin/jupyter lab {assignment}')}\n\n"
             f"If you have installed tinypeft, the last line will do; or [download the assignment]({assignment}) alone. "

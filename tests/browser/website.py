@@ -26,7 +26,7 @@ from playwright.sync_api import sync_playwright
 
 PAGES = Path(__file__).parents[2] / "build" / "site" / "html"
 KINDS = {"formula": "MathJax refused it, or it was not typeset", "link": "it leads to no file",
-         "anchor": "it leads to no place on its page",
+         "anchor": "it leads to no place on its page", "markup": "Markdown stands there as it was written",
          "cut": "it reaches over the edge of a phone", "description": "a picture has none, or the name of a file",
          "host": "a page asks another computer for something", "answer": "it is open before one asks for it",
          "script": "an error, or a file that does not come", "contrast": "letters are too faint", "slider": "it does not move",
@@ -44,6 +44,8 @@ NOTES = """() => {
     formulas: all('mjx-container').length,
     formula: [...all('[data-mml-node=merror]').map(start), ...all('article :is(p, li, td, th)').filter(
       e => !e.closest('pre') && !e.querySelector('code, pre, p') && /\\$[^$ ][^$]*\\$|\\\\\\[/.test(e.innerText)).map(start)],
+    markup: all('article :is(p, li, td, figcaption)').filter(
+      e => !e.querySelector('code, pre, p') && /\\]\\(|\\*\\*|\\| \\w+ \\|/.test(e.innerText)).map(start),
     cut: [...all('article :is(img, svg, input, table)').filter(outside).map(e => e.alt || e.outerHTML.slice(0, 60)),
           ...all('.highlight-bash pre').filter(e => e.scrollWidth > e.clientWidth + 1).map(e => 'a command: ' + start(e)),
           ...root.scrollWidth > innerWidth ? [`the page is ${root.scrollWidth} wide`] : []],
@@ -283,6 +285,7 @@ PLANTED = {
     "host": ("index.html", WORD, WORD + '<img src="https://img.shields.io/badge/a-b-blue" alt="a badge">'),
     "answer": ("lessons/09_dylora.html", "<details>", "<details open>"),
     "script": ("lessons/04_adapters.html", WORD, WORD + '<script>throw Error("planted")</script>'),
+    "markup": ("lessons/06_prefix.html", WORD, WORD + "<p>[a page](b.html)</p>"),
     "contrast": ("lessons/05_prompt_tuning.html", WORD, WORD + '<p style="color: #999; background: #fff">faint</p>'),
 }
 

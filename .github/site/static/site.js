@@ -42,11 +42,13 @@ addEventListener("DOMContentLoaded", () => {
   // What scrolls can be reached by the keyboard, and fades where it goes on.
   for (const one of all("article pre, .table-wrapper, .scroll, .words, .cell_output .output"))
     if (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight) one.tabIndex = 0;
-  for (const one of all("article pre, .table-wrapper, .scroll")) {
+  const fade = one => {
     const mark = () => one.classList.toggle("more", one.scrollLeft + one.clientWidth < one.scrollWidth - 4);
     one.addEventListener("scroll", mark);
     new ResizeObserver(mark).observe(one.firstElementChild ?? one);            // a table that becomes cards scrolls no more
-  }
+  };
+  all("article pre, .table-wrapper, .scroll").forEach(fade);
+  window.MathJax?.startup?.promise?.then(() => all("mjx-container[display='true']").forEach(fade));
 
   // On a phone the drawers close behind what was chosen in them.
   for (const link of all(".toc-drawer a"))
@@ -61,12 +63,24 @@ addEventListener("DOMContentLoaded", () => {
       block.lastChild.onclick = event => navigator.clipboard.writeText(text).then(() => event.target.textContent = "Copied");
     }
 
-  // A row of a wide table becomes a card on a phone: a cell says which column it is of.
+  // An option of a command does not break at its hyphens.
+  for (const block of all(":is(.highlight-bash, .highlight-shell, .highlight-console) pre"))
+    block.innerHTML = block.innerHTML.replace(/(?<=[ \n>])--?[a-z][\w-]*/g, "<span class='flag'>$&</span>");
+
+  // A row of a wide table becomes a card on a phone: a cell says which column it is of. A row with nothing but its first cell
+  // heads the next ones.
+  const groups = row => row.cells.length > 2 && ![...row.cells].slice(1).some(cell => cell.textContent.trim());
   for (const table of all("article table.docutils")) {
     const heads = [...table.querySelectorAll("thead th")].map(cell => cell.textContent);
     table.classList.toggle("rows", heads.length > 3);
-    for (const row of table.querySelectorAll("tbody tr"))
+    for (const row of table.querySelectorAll("tbody tr")) {
+      if (groups(row)) {
+        row.cells[0].colSpan = heads.length;
+        for (const cell of [...row.cells].slice(1)) cell.remove();
+        continue;
+      }
       [...row.cells].forEach((cell, i) => { if (cell.textContent.trim() && heads[i]) cell.dataset.head = heads[i]; });
+    }
   }
 
   // A column sorts a long table, once upwards, once downwards. Rows that only head others go away.
@@ -80,11 +94,12 @@ addEventListener("DOMContentLoaded", () => {
     if (body.rows.length < 15) continue;
     [...table.tHead.rows[0].cells].forEach((cell, i) => {
       const name = cell.textContent;
-      cell.insertAdjacentHTML("beforeend", `<button type='button' class='sort' aria-label='sort by ${name}'>↕</button>`);
-      let sign = -1;
-      cell.lastChild.onclick = () => {
-        sign = -sign;
-        for (const row of [...body.rows]) if (![...row.cells].slice(1).some(one => one.textContent.trim())) row.remove();
+      cell.insertAdjacentHTML("beforeend", `<button type='button' class='sort' aria-label='sort by ${name}'></button>`);
+      cell.onclick = event => {
+        if (event.target.closest("a")) return;
+        const sign = cell.ariaSort == "ascending" ? -1 : 1;
+        for (const one of table.tHead.rows[0].cells) one.ariaSort = one == cell ? (sign > 0 ? "ascending" : "descending") : "none";
+        for (const row of [...body.rows]) if (row.cells.length == 1) row.remove();
         body.append(...[...body.rows].sort((a, b) => sign * before(valueIn(a, i), valueIn(b, i))));
       };
     });
