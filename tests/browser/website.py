@@ -45,7 +45,7 @@ NOTES = """() => {
     formula: [...all('[data-mml-node=merror]').map(start), ...all('article :is(p, li, td, th)').filter(
       e => !e.closest('pre') && !e.querySelector('code, pre, p') && /\\$[^$ ][^$]*\\$|\\\\\\[/.test(e.innerText)).map(start)],
     markup: all('article :is(p, li, td, figcaption)').filter(
-      e => !e.querySelector('code, pre, p') && /\\]\\(|\\*\\*|\\| \\w+ \\|/.test(e.innerText)).map(start),
+      e => !e.querySelector('code, pre, p') && /\\]\\(|\\*\\*/.test(e.innerText)).map(start),
     cut: [...all('article :is(img, svg, input, table)').filter(outside).map(e => e.alt || e.outerHTML.slice(0, 60)),
           ...all('.highlight-bash pre').filter(e => e.scrollWidth > e.clientWidth + 1).map(e => 'a command: ' + start(e)),
           ...root.scrollWidth > innerWidth ? [`the page is ${root.scrollWidth} wide`] : []],
@@ -55,7 +55,7 @@ NOTES = """() => {
     answer: all('article details[open]').map(start),
     script: [...document.images].filter(e => e.complete && !e.naturalWidth && e.src.startsWith(location.origin))
       .map(e => `${e.src} is no picture`),
-    access: all('table.rows td').filter(e => e.textContent.trim() && !e.dataset.head &&
+    access: all('table.rows td:not([colspan])').filter(e => e.textContent.trim() && !e.dataset.head &&
       e.closest('table').tHead.rows[0].cells[e.cellIndex]?.textContent).map(e => `a cell without its column: ${start(e)}`),
     slider: all('[data-slider]').map(() => 'it has not started'),
     sliders: all('input[type=range]').length, details: all('article details').length, pictures: all('article img').length,
