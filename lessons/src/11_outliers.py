@@ -480,6 +480,12 @@ result
 #
 # </details>
 #
+# The example from above:
+
+# %%
+show("schematic:smoothing")
+
+# %% [markdown]
 # **Your smoothing, in the model.** It smooths every norm of the model with outliers. Then weights
 # and inputs, the *activations*, are rounded to 8 bits. That is called *W8A8*.
 

@@ -288,7 +288,7 @@ show("formats")
 # - *On uniform weights* integers win by far. NF4's lead over integers is widest where tails are
 #   heavy.
 #
-# How large should a block be? Move it. The grey curve is the same in every frame: NF4's levels.
+# How large should a block be? Move it. (The grey lines are NF4's levels.)
 
 # %%
 frames, told = {}, {}
@@ -301,7 +301,7 @@ for block in (16, 32, 64, 128):
     told[block] = (f"the error is {100 * relative(Q, W):.2f} %, "
                    f"at {Q.bits_per_weight:.2f} bits per weight")
 slider("block size", frames, captions=told, behind={"levels": comb},
-       xlabel="weight ÷ largest of its block", ylabel="how many")
+       xlabel="weight ÷ largest of its block", ylabel="how many ÷ the most")
 
 # %% [markdown]
 # *What to see: the smaller the block, the wider its weights spread over the levels, and the more

@@ -283,8 +283,8 @@ EXERCISES = (
              _masked(lambda i, b, R: i >= R - b)),
             ("these are the rows after row b; at rank b those up to row b are used",
              _masked(lambda i, b, R: i >= b)),
-            ("two faults: one row too many is used, since the index of a row must be below b, and the "
-             "scale is α/b, not α/R",
+            ("two faults: one row too many is used, since the index of a row must be below b, and "
+             "the scale is α/b, not α/R",
              _masked(lambda i, b, R: i <= b, lambda alpha, b, R: alpha / R)),
             ("row b alone is used; at rank b all rows up to b are",
              _masked(lambda i, b, R: i == b - 1)),

@@ -549,8 +549,8 @@ EXERCISES = (
              to_float_variant(shift=0)),
             ("numbers below 2**(1 - bias) are subnormal: their exponent stops at 1 − bias",
              to_float_variant(least=-np.inf)),
-            *several("two faults: the exponent is one less than np.frexp's second result, and below "
-                     "2**(1 - bias) it stops at 1 − bias",
+            *several("two faults: the exponent is one less than np.frexp's second result, and "
+                     "below 2**(1 - bias) it stops at 1 − bias",
                      to_float_variant(shift=0, least=-np.inf),
                      to_float_variant(shift=0, least=-np.inf, saturate=False)),
             ("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; "
