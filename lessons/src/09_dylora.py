@@ -481,7 +481,8 @@ print(f"of {STEPS} steps, {drawn.count(1)} were at rank 1 (uniform: {drawn_befor
 # pay for it: they are no better than rank 2.*
 #
 # Rank 1 gains although it was drawn *less* often. So how often it is drawn is not all that counts.
-# Here is the loss at rank 1 of other distributions, with the seeds 0, 1 and 2:
+# Here is the loss at rank 1 of other distributions, each the cell above with other `probabilities`
+# and with the seeds 0, 1 and 2:
 #
 # | ranks that are drawn | steps at rank 1 | loss at rank 1 |
 # |---|---|---|
@@ -495,9 +496,9 @@ print(f"of {STEPS} steps, {drawn.count(1)} were at rank 1 (uniform: {drawn_befor
 #
 # *What to see: both count, how often rank 1 is drawn (the first three lines) and what is drawn
 # beside it (the last two: with the same steps at rank 1 the loss differs by 0.07 to 0.17 nats).*
-# Training at rank 2 alone is as good for rank 1 as the uniform distribution. Steps at rank 8 help
-# it least. There the scale of row 1 is α/8, and seven rows stand beside it. Which of the two does
-# it, these runs do not tell.
+# Training at rank 2 alone is about as good for rank 1 as the uniform distribution. Steps at rank 8
+# help it less than those at rank 2. There the scale of row 1 is α/8 and not α/2, and seven rows
+# stand beside it and not one. Which of the two does it, these runs do not tell.
 #
 # ### {exercise} · Which distribution? (open, 4 points, 35 minutes)
 #
