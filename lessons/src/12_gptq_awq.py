@@ -266,8 +266,8 @@ sliders.valley(my_step)
 #
 # $$U = \begin{bmatrix} 0.816 & -0.408 \\ 0 & 0.707 \end{bmatrix}$$
 #
-# $U_{12}/U_{11} = -\frac12$ is the ratio in the first row of $H^{-1}$. Without this row
-# $U_{22}^2 = \frac12$ is left, and that is $1/H_{22}$.
+# $U_{01}/U_{00} = -\frac12$ is the ratio in the first row of $H^{-1}$. Without this row
+# $U_{11}^2 = \frac12$ is left, and that is $1/H_{11}$.
 #
 # Put that into the step that you derived in section 2, and you have GPTQ: no inverse changes any
 # more.
