@@ -21,7 +21,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.engine import functional as F
-from tinypeft.course import show, sliders, use
+from tinypeft.course import show, use
 from tinypeft.course.slider import slider
 from tinypeft.peft.dylora import DyLoRALinear
 from tinypeft.study import plot
@@ -36,9 +36,9 @@ print(f"frozen base on {task.name}: {base_loss:.3f} nats/token")
 # %% [markdown]
 # ## 1. Cut a LoRA
 #
-# The rank of a LoRA is chosen before training. To know which one was right you train again with
-# another rank. And whoever sends one adapter to a server and to a telephone wants two. Why not
-# train at the largest rank $R$ once, and cut afterwards? Write
+# The rank of a LoRA is chosen before training. To know which of five ranks is right you train five
+# times. And whoever sends one adapter to a server and to a telephone wants two. Why not pay for one
+# training, at the largest rank $R$, and cut afterwards? Write
 # $A_{\downarrow b}$ for the first $b$ rows of $A$ $(R, d_\text{in})$, and $B_{\downarrow b}$ for
 # the first $b$ columns of $B$ $(d_\text{out}, R)$. LoRA of rank $b$ has the scale $\alpha/b$, so
 # the change of the weights after the cut is
@@ -100,8 +100,8 @@ print("mean size of the parts 1 … 8 of LoRA:", sizes(lora).round(2))
 # ## 2. Draw the rank
 #
 # DyLoRA (Valipour et al., arXiv 2210.07558) gives the rows an order. In every training step it
-# draws one rank $b$ for all layers, from a distribution $p_B$ on $1, \dots, R$ ($p_B$ has nothing to
-# do with the matrix $B$; here it is uniform),
+# draws one rank $b$ for all layers, from a distribution $p_B$ on $1, \dots, R$ ($p_B$ has nothing
+# to do with the matrix $B$; here it is uniform),
 #
 # $$b \sim p_B \tag{2}$$
 #
@@ -118,19 +118,20 @@ print("mean size of the parts 1 … 8 of LoRA:", sizes(lora).round(2))
 show("schematic:dylora")
 
 # %% [markdown]
-# *What to see: row 1 is part of every rank, row $R$ of the largest rank alone.*
+# *What to see: row 1 is part of every rank, row $R$ of the largest rank alone. The scale of row 1
+# depends on how many stand beside it: alone it counts eight times as much as among eight.*
 #
 # So row 1 must be useful without the others, and each further row may only add to the rows before
 # it. This is *nested dropout* (Rippel et al., arXiv 1402.0915), applied to ranks.
 #
 # ### {exercise}
 #
-# Write equation (3). All arguments but `b` and `alpha` are Tensors, `x` $(\dots, d_\text{in})$, `W`
-# $(d_\text{out}, d_\text{in})$. Gradients must reach `A` and `B`, and must be zero in the rows of
-# `A` after row $b$, and in the columns of `B` after column $b$. Before you cut the matrices, think:
-# is there a vector $m$ of $R$ numbers with which $B\,(m \odot A x)$ gives the same, so that $A$ and
-# $B$ stay whole? ($\odot$ multiplies number by number. For $R = 4$, $b = 2$ and $\alpha = 16$ it is
-# $m = (8, 8, 0, 0)$.) Both ways are right.
+# Write equation (3) as `dylora_forward(x, W, A, B, b, alpha)`. All arguments but `b` and `alpha`
+# are Tensors, `x` $(\dots, d_\text{in})$, `W` $(d_\text{out}, d_\text{in})$. Gradients must reach
+# `A` and `B`, and must be zero in the rows of `A` after row $b$, and in the columns of `B` after
+# column $b$. Before you cut the matrices, think: is there a vector $m$ of $R$ numbers with which
+# $B\,(m \odot A x)$ gives the same, so that $A$ and $B$ stay whole? ($\odot$ multiplies number by
+# number.) Both ways are right.
 
 # %% exercise=dylora.forward points=2 minutes=10
 def dylora_forward(x, W, A, B, b, alpha):
@@ -161,6 +162,10 @@ show(DyLoRALinear.forward)
 # along $M$ with the learning rate $\eta$ (`lr`),
 #
 # $$M \leftarrow \beta M + \frac{\partial L}{\partial A}, \qquad A \leftarrow A - \eta M \tag{4}$$
+#
+# By hand, for one row with $\beta = 0.9$ and $\eta = 0.1$: in a step with the gradient 1 it becomes
+# $M = 1$, and the row moves by $-0.1$. In the next step the gradient is 0. But $M = 0.9$, and the
+# row moves by $-0.09$.
 
 # %%
 def careless_step(A, M, dA, b, beta, lr, frozen):
@@ -179,9 +184,9 @@ for b in (4, 1, 1, 1):                                           # the ranks tha
 # %% [markdown]
 # *What to see: the last three steps are at rank 1, and all four rows move.*
 #
-# Find the bug and write the mended step. Rows that are not trained in this step keep their place
-# *and* their momentum, as if the step had not been. There are two versions of DyLoRA. With
-# `frozen=False` a step at rank $b$ trains rows $1, \dots, b$. With `frozen=True`, the paper's
+# Find the bug and write `dylora_bug`, the mended step. Rows that are not trained in this step keep
+# their place *and* their momentum, as if the step had not been. There are two versions of DyLoRA.
+# With `frozen=False` a step at rank $b$ trains rows $1, \dots, b$. With `frozen=True`, the paper's
 # second version, it trains row $b$ alone, and rows $1, \dots, b-1$ serve as constants, which
 # protects what they have learned. `dA` is zero in the rows after row $b$. In the other rows it may
 # be any number, also with `frozen=True`, and it may happen to be zero in a row that is trained.
@@ -211,9 +216,9 @@ for b in (4, 1, 1, 1):
 
 # %% [markdown]
 # Before, the rows 2 to 4 were moved by what other ranks wanted some steps ago. AdamW does the same
-# with its *moments*, its running averages of each gradient and of its square. Its weight decay moves
-# such rows, too. Compare your rows with the package's: it gives the mask to the parameters, and the
-# optimizer leaves alone what is outside.
+# with its *moments*, its running averages of each gradient and of its square. Its weight decay
+# moves such rows, too. Compare your rows with the package's: it gives the mask to the parameters,
+# and the optimizer leaves alone what is outside.
 
 # %%
 show(DyLoRALinear.start_step)
@@ -263,24 +268,16 @@ row_five.beside(sum(b >= 5 for b in drawn))
 #
 # The cuts of section 1 took the *first* rows, although a LoRA's rows have no order. There is a
 # better choice. Among all matrices of rank $b$ one is nearest to $\Delta W$, in the sum of squares:
-# keep the $b$ largest singular values and their vectors (Eckart and Young). Move the handle: this is
-# the change of one matrix, as far as each rank holds it. (By hand: if $B A = \mathrm{diag}(3, 5)$,
-# the first row keeps $3^2$ of $3^2 + 5^2 = 34$, which is 26 %. The largest singular value, 5, keeps
-# 74 %.)
-
-# %%
-layer = lora.wrappers["blocks.2.attention.query"]
-sliders.rank(layer.B.data @ layer.A.data, range(1, R + 1))
-
-# %% [markdown]
-# *What to see: at half of the rank nine tenths of the square are left.*
+# keep the $b$ largest singular values and their vectors (Eckart and Young). By hand: if
+# $B A = \mathrm{diag}(3, 5)$, the first row keeps $3^2$ of $3^2 + 5^2 = 34$, which is 26 %. The
+# largest singular value, 5, keeps 74 %.
 #
 # ### {exercise}
 #
-# Return `(A_b, B_b)`, of shapes $(b, d_\text{in})$ and $(d_\text{out}, b)$, such that `B_b @ A_b`
-# is the matrix of rank $b$ that is nearest to `B @ A`. You may split the singular values between
-# the two as you like: the check compares the product (its "result 1") and the two ranks. No scale
-# is involved.
+# Write `dylora_cut(A, B, b)`. Return `(A_b, B_b)`, of shapes $(b, d_\text{in})$ and
+# $(d_\text{out}, b)$, such that `B_b @ A_b` is the matrix of rank $b$ that is nearest to `B @ A`.
+# You may split the singular values between the two as you like: the check compares the product (its
+# "result 1") and the two ranks. No scale is involved.
 
 # %% exercise=dylora.cut points=3 minutes=12 bonus=yes
 def dylora_cut(A, B, b):
@@ -306,6 +303,23 @@ def nearest(A, B, b):
 by_svd = [loss_with(lambda A, B, b=b: nearest(A, B, b)) for b in ranks]
 print("LoRA, cut by its singular values:", *(f"{loss:6.3f}" for loss in by_svd))
 
+# %% [markdown]
+# Move the handle: your cut of the change of one matrix, and the loss with all matrices cut.
+
+# %%
+layer = lora.wrappers["blocks.2.attention.query"]
+whole, frames, told = layer.B.data @ layer.A.data, {}, {}
+for b, loss in zip(ranks, by_svd, strict=True):
+    A_b, B_b = my_cut(layer.A.data, layer.B.data, b)
+    near = np.asarray(B_b) @ np.asarray(A_b)
+    frames[b] = near[::3, ::3]                                   # every third row and column
+    share = np.sum(near**2) / np.sum(whole**2)
+    told[b] = f"{share:.0%} of the square of this matrix is left, the test loss is {loss:.3f}"
+slider("rank b", frames, captions=told)
+
+# %% [markdown]
+# *What to see: at half of the rank nine tenths of the square are left, and most of the gain.*
+
 # %% fold
 fig, ax = plot.figure()
 lines = [("LoRA cut, scale α/b", ranks, rescaled, "orange", "^", "-"),
@@ -328,8 +342,8 @@ fig
 # *What to see: the cut by singular values is the lowest curve at small ranks. It needs no other
 # training than an ordinary LoRA. DyLoRA is above it, and at the full rank DyLoRA is above LoRA,
 # because each of its rows but the first was trained in a part of the steps only. At rank 1 DyLoRA
-# is hardly below the frozen base, and worse than the plain cut at the scale α/R: only about one
-# step in eight was at rank 1.*
+# is hardly below the frozen base, and worse than the plain cut at the scale α/R. Section 6 asks
+# why.*
 #
 # Do DyLoRA's rows have an order?
 
@@ -340,7 +354,7 @@ for name, tuned, colour, marker in (("LoRA", lora, "vermillion", "o"),
     ax.plot(np.arange(1, R + 1), sizes(tuned), color=plot.COLOURS[colour], marker=marker)
     ax.text(R + 0.12, sizes(tuned)[-1], name, color=plot.COLOURS[colour], va="center")
 ax.set(xlabel="row i of A, column i of B", ylabel="mean size ‖B[:, i]‖ ‖A[i]‖", xlim=(0.7, R + 1),
-       ylim=(0, None))
+       ylim=(0, None), xticks=range(1, R + 1))
 fig.set_label("The size of each row's part: about equal for LoRA's eight rows; DyLoRA's are "
               "smaller and fall from row 3 to row 8.")
 fig
@@ -360,10 +374,10 @@ show("dylora")
 
 # %% [markdown]
 # *What to see: the black line is what one training for each rank reaches. What lies above it is the
-# price of training only once. Two lines reach it from rank 4 on, and at rank 8 DyLoRA × 3 passes
-# below it. Neither is a fair match: DyLoRA × 3 was trained for three times as many steps, and what
-# the cut by SVD keeps comes from a LoRA that had 16 directions to learn with. At rank 16 nothing is
-# cut, so that all three cuts are the LoRA of the black line.*
+# price of training only once. Two lines reach it from rank 4 on, and at rank 8 both pass below it,
+# the cut by SVD only just. Neither is a fair match: DyLoRA × 3 was trained for three times as many
+# steps, and what the cut by SVD keeps comes from a LoRA that had 16 directions to learn with. At
+# rank 16 nothing is cut, so that all three cuts are the LoRA of the black line.*
 #
 # <details><summary>Does DyLoRA pay here?</summary>
 #
@@ -405,10 +419,10 @@ for tolerance in (0.0, 0.02, 0.05):
 # ### {exercise}
 #
 # `shares` is a dict row → in which share of all steps this row is to be trained (`frozen=False`).
-# No row has more than the one before it, and row 1 takes part in every step. Return $p_B$, the
-# probabilities of the ranks $1, \dots, R$, an array `(R,)`. For example, `{1: 1.0, 2: 0.5, 3: 0.25,
-# 4: 0.25}` becomes `(0.5, 0.25, 0, 0.25)`: row 2 takes part at the ranks 2, 3 and 4, in
-# $0.25 + 0 + 0.25 = 0.5$ of the steps.
+# No row has more than the one before it, and row 1 takes part in every step. Write
+# `dylora_draw(shares)`, which returns $p_B$, the probabilities of the ranks $1, \dots, R$, an array
+# `(R,)`. For example, `{1: 1.0, 2: 0.5, 3: 0.25, 4: 0.25}` becomes `(0.5, 0.25, 0, 0.25)`: row 2
+# takes part at the ranks 2, 3 and 4, in $0.25 + 0 + 0.25 = 0.5$ of the steps.
 
 # %% exercise=dylora.draw points=2 minutes=9
 def dylora_draw(shares):
@@ -435,9 +449,9 @@ for part in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
 slider("part", frames, captions=told, xlabel="rank b", ylabel="probability")
 
 # %% [markdown]
-# *What to see: at 1 only rank 8 is drawn, at 0.8 ranks 1 and 8 about equally often, and at 0.3 hardly
-# any but the first.* Now rows 1 and 2 are to learn in nearly every step, and the others in a fifth
-# of them.
+# *What to see: at 1 only rank 8 is drawn, at 0.8 ranks 1 and 8 about equally often, and at 0.3 rank
+# 1 in seven steps of ten.* Now rows 1 and 2 are to learn in nearly every step, and the others in a
+# fifth of them.
 
 # %%
 wanted = {1: 1.0, 2: 0.95} | {row: 0.2 for row in range(3, R + 1)}
@@ -450,6 +464,7 @@ class Chosen(Noting):
         return np.asarray(my_draw(wanted))
 
 
+drawn_before = drawn.copy()
 drawn.clear()
 chosen = tp.attach(copy.deepcopy(model), Chosen(rank=R, alpha=ALPHA), rng=0)
 tp.train(chosen, task, STEPS, batch_size=4, seed=0, progress=False)
@@ -458,11 +473,32 @@ print("p_B    ", *(f"{p:6.2f}" for p in my_draw(wanted)))
 print("rank b ", *(f"{b:6}" for b in range(1, R + 1)))
 print("uniform", *(f"{loss:6.3f}" for loss in by_rank))
 print("chosen ", *(f"{tests[b]['loss']:6.3f}" for b in range(1, R + 1)))
-print("row 3 was trained in", sum(b >= 3 for b in drawn), "of", STEPS, "steps")
+print(f"of {STEPS} steps, {drawn.count(1)} were at rank 1 (uniform: {drawn_before.count(1)}), "
+      f"and {sum(b >= 3 for b in drawn)} trained row 3")
 
 # %% [markdown]
 # *What to see: ranks 1 and 2 come out better than under the uniform distribution. The larger ranks
 # pay for it: they are no better than rank 2.*
+#
+# Rank 1 gains although it was drawn *less* often. So how often it is drawn is not all that counts.
+# Here is the loss at rank 1 of other distributions, each the cell above with other `probabilities`
+# and with the seeds 0, 1 and 2:
+#
+# | ranks that are drawn | steps at rank 1 | loss at rank 1 |
+# |---|---|---|
+# | 2 … 8, equally often | 0, 0, 0 | 3.202, 3.105, 3.105 |
+# | 1 … 8, equally often: uniform | 9, 8, 13 | 2.978, 2.951, 2.942 |
+# | 1 in half of the steps, else 2 … 8 | 40, 40, 39 | 2.874, 2.861, 2.871 |
+# | yours | 5, 3, 7 | 2.948, 2.919, 2.930 |
+# | 2 in all steps | 0, 0, 0 | 2.948, 2.935, 2.965 |
+# | 1 in an eighth of the steps, else 2 | 9, 8, 13 | 2.897, 2.900, 2.890 |
+# | 1 in an eighth of the steps, else 8 | 9, 8, 13 | 2.990, 3.073, 2.962 |
+#
+# *What to see: both count, how often rank 1 is drawn (the first three lines) and what is drawn
+# beside it (the last two: with the same steps at rank 1 the loss differs by 0.07 to 0.17 nats).*
+# Training at rank 2 alone is about as good for rank 1 as the uniform distribution. Steps at rank 8
+# help it less than those at rank 2. There the scale of row 1 is α/8 and not α/2, and seven rows
+# stand beside it and not one. Which of the two does it, these runs do not tell.
 #
 # ### {exercise} · Which distribution? (open, 4 points, 35 minutes)
 #
@@ -492,15 +528,17 @@ print("row 3 was trained in", sum(b >= 3 for b in drawn), "of", STEPS, "steps")
 # %% [markdown]
 # ## The real call
 #
-# PEFT has no DyLoRA. It has the cut that did better here. For a LoRA in a folder, by singular
-# values, and with its scale:
+# PEFT has no DyLoRA. It has the cut that did better here, by singular values and with the LoRA's
+# scale, but only for a sum of several: given one adapter it leaves the rank as it was, without a
+# word. So add two halves of the same:
 #
 # ```python
 # from peft import PeftModel
 # from transformers import AutoModelForCausalLM
 # base = AutoModelForCausalLM.from_pretrained("folder-of-the-model")
 # model = PeftModel.from_pretrained(base, "folder-of-the-adapter")
-# model.add_weighted_adapter(["default"], [1.0], "cut", combination_type="svd", svd_rank=2)
+# model.add_weighted_adapter(
+#     ["default", "default"], [0.5, 0.5], "cut", combination_type="svd", svd_rank=2)
 # model.set_adapter("cut")
 # ```
 #

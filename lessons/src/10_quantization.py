@@ -71,9 +71,9 @@ for name, (bits, size, speed) in measured.items():
 
 # %% [markdown]
 # *What to see: half the bytes (0.53) give 1.75 times the tokens. With fewer bits the gain shrinks.*
-# F16 and Q8_0 fit 1.95 ms for each GB and 3.0 ms for the rest, such as attention. For Q2_K that makes
-# 9.2 ms. It takes 12.5: decoding its codes is work, too.
-# (The [page on K-quants](../tinypeft/quant/K_QUANTS.md) explains the types with a K byte by byte.)
+# F16 and Q8_0 fit 1.95 ms for each GB and 3.0 ms for the rest, such as attention. For Q2_K that
+# makes 9.2 ms. It takes 12.5: decoding its codes is work, too. (The [page on
+# K-quants](../tinypeft/quant/K_QUANTS.md) explains the types with a K byte by byte.)
 #
 # Is it the same in this package? Here is the base in three forms: its file, its linear layers in
 # memory, and the time of one token.
@@ -123,17 +123,18 @@ for name, scheme in (("float32", None), ("8 bits", tp.Uniform(8, granularity="gr
 show("schematic:grid")
 
 # %% [markdown]
-# By hand, with three bits, $s = 0.25$ and $z = 4$: eight points from −1 to 0.75.
+# By hand, with a number of the picture: $-0.63$ has the code $\mathrm{round}(-1.26) + 2 = 1$, and
+# comes back as $0.5 \cdot (1 - 2) = -0.5$. And all of them:
 
 # %%
-grid = uniform.Grid(scale=np.float32([[0.25]]), zero=4, bits=3)
-x = np.float32([[-2.0, -1.0, -0.4, 0.0, 0.1, 0.13, 0.75, 0.9]])
+grid = uniform.Grid(scale=np.float32([[0.5]]), zero=2, bits=3)
+x = np.float32([[-1.55, -0.63, 0.1, 0.42, 1.31, 1.9, 2.9]])
 q = grid.encode(x)
 for name, row in (("x", x), ("q", q), ("x̂", grid.decode(q)), ("x̂ − x", grid.decode(q) - x)):
     print(f"{name:>6}", *(f"{v:6.2f}" if name != "q" else f"{v:6d}" for v in row[0]))
 
 # %% [markdown]
-# Inside the range no error exceeds half a step, 0.125. Outside, −2 and 0.9 are **clipped** to the
+# Inside the range no error exceeds half a step, 0.25. Outside, −1.55 and 2.9 are **clipped** to the
 # ends, and the error can be as large as you like. Every choice in this lesson weighs these two
 # kinds of error. (If $x$ falls anywhere within a step with equal probability, the root mean square
 # of the rounding error is $s/\sqrt{12}$. One bit more about halves the step, and so the error.)
@@ -152,9 +153,9 @@ for name, row in (("x", x), ("q", q), ("x̂", grid.decode(q)), ("x̂ − x", gri
 #
 # ### {exercise}
 #
-# Quantize the array `x` (any shape, one scale for all of it) symmetrically, and return the
-# *dequantized* array $\hat x$ of the same shape. Round with `np.rint`. An array of zeros must come
-# back as zeros.
+# Write `quantization_absmax(x, bits)`: quantize the array `x` (any shape, one scale for all of it)
+# symmetrically, and return the *dequantized* array $\hat x$ of the same shape. Round with
+# `np.rint`. An array of zeros must come back as zeros.
 
 # %% exercise=quantization.absmax points=2 minutes=6
 def quantization_absmax(x, bits):
@@ -198,13 +199,13 @@ four_bits.beside(relative(my_absmax(W, 4)))
 # libraries do the opposite, and so does (1): $z = -Z$. Neither is wrong, but a formula of one side
 # and a file of the other give weights that are off by $2 z s$.
 #
-# Return `(x_q, S, Z)` for one grid over all of `x`, whose range $[l, h]$ is stretched to contain 0:
-# $x_q$ as an integer array with values $0 \dots 2^b - 1$, $S$ as a positive number, $Z$ as an
-# integer. Derive first how many steps lie between $2^b$ points, and which $Z$ makes the code of $l$
-# equal to 0. Round $x/S$ before you subtract $Z$. Clip the codes: if $l/S$ and $h/S$ both end in ½,
-# both are rounded to the even neighbour, and the largest code can become $2^b$. Do not add an ε to
-# $S$: it would push ties to one side. If all numbers are zero, any $S > 0$ is right, and zeros must
-# come back as zeros.
+# Write `quantization_survey(x, bits)`. Return `(x_q, S, Z)` for one grid over all of `x`, whose
+# range $[l, h]$ is stretched to contain 0: $x_q$ as an integer array with values $0 \dots 2^b - 1$,
+# $S$ as a positive number, $Z$ as an integer. Derive first how many steps lie between $2^b$ points,
+# and which $Z$ makes the code of $l$ equal to 0. Round $x/S$ before you subtract $Z$. Clip the
+# codes: if $l/S$ and $h/S$ both end in ½, both are rounded to the even neighbour, and the largest
+# code can become $2^b$. Do not add an ε to $S$: it would push ties to one side. If all numbers are
+# zero, any $S > 0$ is right, and zeros must come back as zeros.
 
 # %% exercise=quantization.survey points=3 minutes=12
 def quantization_survey(x, bits):
@@ -254,8 +255,9 @@ show(uniform.make_grid)
 show("staircase")
 
 # %% [markdown]
-# *What to see: the error is a sawtooth inside the range and a slope outside it. With a zero point
-# the steps are smaller, since none are spent where there are no numbers.*
+# *What to see: the error is a sawtooth on the grid and a slope beyond its ends. The symmetric grid
+# goes on to −1.4. With a zero point the steps are smaller, since none are spent where there are no
+# numbers.*
 #
 # ## 4. What shares a scale
 #
@@ -273,8 +275,7 @@ tp.Uniform(bits=4, granularity="group", group_size=64).quantize(W)
 
 # %% [markdown]
 # Such a `QTensor` is what every scheme of the package makes: packed codes, and a scale per block.
-# Its size counts all that is stored. This grid is symmetric, so the codes in use are
-# $z - n = 1$ to $z + n = 15$, and 0 stays unused.
+# This grid is symmetric, so the codes in use are $z - n = 1$ to $z + n = 15$, and 0 stays unused.
 
 # %% [markdown]
 # Move the handles: the first changes the bits, in groups of 32, and the second the group, at 3
@@ -340,7 +341,8 @@ print(f"relative error {relative(W_hat):.0f} %, the package's {relative(Q.dequan
 # *What to see: positive weights come back as they should. Negative weights come back positive and
 # far too large.*
 #
-# Find the bug and write the mended function. It must also be right for codes of 8 bits.
+# Find the bug and write `quantization_bug(q, s, z, group)`, the mended function. It must also be
+# right for codes of 8 bits.
 
 # %% exercise=quantization.bug points=2 minutes=8
 def quantization_bug(q, s, z, group):
@@ -424,14 +426,19 @@ fig
 
 # %% [markdown]
 # *What to see: with fewer bits it is best to give up more of the range. The fewer points there are,
-# the more a single far number costs the rest.*
-#
+# the more a single far number costs the rest.* Move $p$ (3 bits, one grid for all of `W`):
+
+# %%
+sliders.clipping(W)
+
+# %% [markdown]
 # ### {exercise}
 #
-# For each row of `x (n, g)`, find the fraction $p$ of `fractions` whose symmetric grid over
-# $[-p\,m, p\,m]$ gives the least squared error, with $m = \max|x|$ of the row. Return an array
-# `(n,)`; of equally good fractions, the first. A row may be all zeros. The unused code stays
-# unused: with 3 bits the integers are −3 … 3, and what lies beyond is clipped to these.
+# Write `quantization_best_clip(x, bits, fractions)`. For each row of `x (n, g)`, find the fraction
+# $p$ of `fractions` whose symmetric grid over $[-p\,m, p\,m]$ gives the least squared error, with
+# $m = \max|x|$ of the row. Return an array `(n,)`; of equally good fractions, the first. A row may
+# be all zeros. The unused code stays unused: with 3 bits the integers are −3 … 3, and what lies
+# beyond is clipped to these.
 
 # %% exercise=quantization.best_clip points=4 minutes=15
 def quantization_best_clip(x, bits, fractions):
@@ -506,7 +513,8 @@ fig
 #
 # ### {exercise}
 #
-# For formats in which all bit patterns are finite numbers, such as E2M1: return the nearest value
+# Write `quantization_to_float(x, e, m)`. For formats in which all bit patterns are finite numbers,
+# such as E2M1, return the nearest value
 # for every element of `x`. An element midway between two values becomes the one that is an even
 # multiple of their distance. What lies beyond the largest value
 # $V = 2^{2^e - 1 - \mathrm{bias}}(2 - 2^{-m})$ becomes $\pm V$. No table is needed: derive from (5)
@@ -592,7 +600,7 @@ two_bits.beside(rows[2, "group"])
 # model, a scale per channel leaves little (counting single tokens has perplexity 297), and one per
 # tensor is worse than a guess among the 1,024 tokens.* These grids are asymmetric. Your own in
 # section 4 were symmetric, so one scale per matrix at 4 bits added more nats there than here. The
-# study asks the same of the loss, with several draws of the text:
+# study, with several draws of the text:
 
 # %%
 show("granularity")
@@ -603,13 +611,13 @@ show("granularity")
 # scale per tensor to one per channel, costs hardly any bits and gains most.*
 #
 # One question remains: *when* is the range measured? That of activations is found at run time
-# (*dynamic*) or estimated beforehand (*static*). The next lesson is about them.
+# (*dynamic*) or estimated beforehand (*static*).
 #
 # ### {exercise}
 #
-# A byte holds two codes of 4 bits. Pack the codes `q` (`uint8`, an even number of them, each 0 …
-# 15): two neighbours share a byte, and the first of them is in its high half. Return `uint8`. Your
-# bytes are those of the package's `QTensor`.
+# A byte holds two codes of 4 bits. Write `quantization_pack(q)`: pack the codes `q` (`uint8`, an
+# even number, each 0 … 15). Two neighbours share a byte, and the first is in its high half. Return
+# `uint8`. Your bytes are those of the package's `QTensor`.
 
 # %% exercise=quantization.pack points=2 minutes=6 bonus=yes
 def quantization_pack(q):
@@ -665,8 +673,9 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # %% [markdown]
 # ## The real call
 #
-# llama.cpp quantizes a file with one command. This package writes such files, too. `Q4_0` is 4 bits
-# in symmetric groups of 32, with a scale in float16:
+# llama.cpp quantizes a file with one command. `Q4_0` is 4 bits
+# in groups of 32, with a scale in float16. Its codes are −8 … 7, and −8 is the weight of the
+# largest magnitude, so the scale has a sign:
 
 # %%
 write_gguf(folder / "base.gguf", model)
@@ -738,8 +747,8 @@ for file in sorted(folder.glob("*.gguf")): print(f"{file.name:15} {file.stat().s
 #   Zhao et al. (arXiv 2303.18223), §5.4.
 # * The affine mapping with an integer zero point: Jacob et al. (arXiv 1712.05877).
 # * Operations and bandwidth of the A100 with 80 GB: NVIDIA's data sheet.
-# * FP8, E4M3 and E5M2: Micikevicius et al. (arXiv 2209.05433). Microscaling: Rouhani et al. (arXiv
-#   2310.10537).
+# * FP8, E4M3 and E5M2: Micikevicius et al. (arXiv 2209.05433).
+# * Microscaling: Rouhani et al. (arXiv 2310.10537).
 #
 # ## Where implementations differ
 #
@@ -747,7 +756,7 @@ for file in sorted(folder.glob("*.gguf")): print(f"{file.name:15} {file.stat().s
 #   (1) has $2^{b-1}$). In GPTQ's code and torchao $-m$ has a code of its own, $s = 2m/(2^b - 1)$:
 #   `Uniform(convention="full")`.
 # * *Ties.* NumPy and PyTorch round a half to the even neighbour. PyTorch multiplies by $1/s$, which
-#   can put a tie on the other side. Code that adds ½ and cuts off rounds every half up.
+#   can put a tie on the other side.
 # * *Scales in 16 bits.* Rounded to nearest, a scale may become smaller, and the largest weight is
 #   then clipped by more than half a step. Here such scales are rounded up.
 # * *Overflow of E4M3.* Above 448 PyTorch (2.12 and later) saturates, ml_dtypes gives NaN:
@@ -758,5 +767,5 @@ for file in sorted(folder.glob("*.gguf")): print(f"{file.name:15} {file.stat().s
 # ## What you can do now
 #
 # Quantize any matrix to any width, say how many bits that really stores, and predict which of two
-# choices has the smaller error. So far only weights were rounded. **Lesson 11** rounds what they
+# choices has the smaller error. **Lesson 11** rounds what they
 # are multiplied with as well, and meets the outliers that made 8-bit models fail.

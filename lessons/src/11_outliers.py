@@ -4,7 +4,7 @@
 # **What you will do.** You multiply matrices of integers instead of floats. You give a small model
 # the outliers that large ones grow by themselves, and see 8 bits fail because of three columns.
 # Then you build two cures and put them into the model: taking the columns out (LLM.int8()), and
-# moving their size into the weights (SmoothQuant). ZeroQuant comes in between, with a repair by
+# moving their size into the weights (SmoothQuant). ZeroQuant comes last, with a repair by
 # training, block by block.
 #
 # **What you need.** Lesson 10: codes, scales, what shares a scale. What a layer norm's γ and β do
@@ -93,8 +93,9 @@ print("by the program:            ", careless_product(q_x, q_w)[0])
 # *What to see: both lines should be the same. The second is wrong altogether.* No error and no
 # warning was raised.
 #
-# Find the bug and write the mended product. It must be exact, also for long sums: the check goes up
-# to $K = 2001$. Which integers can a float32 hold?
+# Find the bug and write `outliers_bug(q_x, q_w)`, the mended product of codes int8 `(n, K)` and
+# `(d_out, K)`. It must be exact, also for long sums: the check goes up to $K = 2001$. Which
+# integers can a float32 hold?
 
 # %% exercise=outliers.bug points=2 minutes=8
 def outliers_bug(q_x, q_w):
@@ -151,8 +152,8 @@ fig
 
 # %% [markdown]
 # *What to see: on the left all features are of about the same size, except two that are almost
-# zero. On the right three columns are bright from top to bottom. Outliers belong to features, not to
-# tokens.*
+# zero. On the right three columns are bright from top to bottom. Outliers belong to features, not
+# to tokens.*
 #
 # ## 3. Why three columns spoil the rest
 #
@@ -214,9 +215,9 @@ for size in (m, m / 2, m / 10):
 #
 # ### {exercise}
 #
-# Write the vector-wise product: symmetric 8-bit codes from −127 to 127, one scale per row of
-# `X (n, d_in)` and one per row of `W (d_out, d_in)`. Return `(n, d_out)`. No row is all zeros. Find
-# out first which axis of the result each of the two scales belongs to.
+# Write the vector-wise product `outliers_vector_wise(X, W)`: symmetric 8-bit codes from −127 to
+# 127, one scale per row of `X (n, d_in)` and one per row of `W (d_out, d_in)`. Return `(n, d_out)`.
+# No row is all zeros. Find out first which axis of the result each of the two scales belongs to.
 
 # %% exercise=outliers.vector_wise points=3 minutes=10
 def outliers_vector_wise(X, W):
@@ -250,9 +251,26 @@ for name, product in products.items():
 
 # %% [markdown]
 # Finer scales help, but the outliers make every variant many times worse, as the last number of
-# each line says. Every token carries the outliers, so no token's own scale escapes them.
+# each line says. Every token carries the outliers, so no token's own scale escapes them. Make them
+# grow:
+
+# %%
+frames, told = {}, {}
+for factor in (1, 2, 4, 8, 16, 32, 64, 128):
+    grown = np.ones(X.shape[1], np.float32)
+    grown[planted] = factor
+    A, V = X * grown, W / grown
+    codes = np.rint(127 * A[100] / np.abs(A[100]).max())
+    frames[factor] = {"codes of one token": (np.arange(128), codes)}
+    off = error(np.asarray(my_vector_wise(A, V)), A, V)
+    told[factor] = f"the error of your product is {off:.2f} %"
+slider("the three columns times", frames, captions=told, xlabel="feature", ylabel="code")
+
+# %% [markdown]
+# *What to see: the larger the three columns, the fewer codes are left for the rest.*
 #
-# Compare yours with the package's.
+# Compare yours with the package's. In the second function `signed_codes` are $q_w$, `int8_matmul`
+# is that of section 1, and `scaled` multiplies by $s_w$. `kept` remembers what it has computed.
 
 # %%
 show(int8.int8_inputs)
@@ -271,7 +289,7 @@ show("schematic:outliers")
 # Dettmers et al. split the sum over features in two. Columns of $X$ in which any entry reaches a
 # *threshold* $\tau = 6$ are the outlier columns $O$. They are multiplied in floating point, with
 # the weights as they were. All other columns are multiplied as integers, and both results are
-# added. $O$ is found anew in every call. (The paper's letter is α, which is kept for section 6. In
+# added. $O$ is found anew in every call. (The paper's letter is α, which is kept for section 5. In
 # other lessons τ is a temperature.)
 #
 # By hand, for $x = (2, -1, 40)$ and $w = (0.5, 0.25, 1)$, whose product is $40.75$. The scale of
@@ -282,12 +300,12 @@ show("schematic:outliers")
 #
 # ### {exercise}
 #
-# Write the product and return `(Y, O)`, with $Y$ `(n, d_out)` and the outlier columns, ascending.
-# Think about the scales: over which entries must $s_x$ be taken so that the split helps? $s_w$ is
-# taken over whole rows of $W$, because $W$ is quantized before any input is seen. Where a token has
-# nothing but outliers and zeros, its scale must not become 0. All columns may be outlier columns,
-# or none, and the threshold may be any number above 0. Multiply the outlier columns in the dtype of
-# `X`. (The paper takes 16 bits there, which helps a GPU only.)
+# Write `outliers_llm_int8(X, W, threshold)`. Return `(Y, O)`, the product $Y$ `(n, d_out)` and the
+# outlier columns, ascending. Think about the scales: over which entries must $s_x$ be taken so that
+# the split helps? $s_w$ is taken over whole rows of $W$, because $W$ is quantized before any input
+# is seen. Where a token has nothing but outliers and zeros, its scale must not become 0. All
+# columns may be outlier columns, or none, and the threshold may be any number above 0. Multiply the
+# outlier columns in the dtype of `X`. (The paper takes 16 bits there, which helps a GPU only.)
 
 # %% exercise=outliers.llm_int8 points=4 minutes=15
 def outliers_llm_int8(X, W, threshold=6.0):
@@ -339,11 +357,13 @@ for name, product in {**products, "LLM.int8(), yours": lambda X, W: my_llm_int8(
 # *What to see: with outliers the first three are worse than floats, absmax most of all. LLM.int8()
 # is as good as floats.* On 512 tokens a difference of a tenth is chance.
 #
-# Compare yours with the package's. `plain.llm_int8` is equation (8) of the paper, with integers. The
-# layer in the model multiplies the same numbers as floats.
+# Compare yours with the package's. `plain.llm_int8` is equation (8) of the paper and no more. It
+# rounds the outlier columns of $W$ to 16 bits, and it has none of your guards: a token of nothing
+# but outliers makes it divide by 0. The layer in the model has them, in `inputs`.
 
 # %%
 show(plain.llm_int8)
+show(llm_int8.inputs)
 show(llm_int8.LLMInt8Linear.product)
 
 # %% [markdown]
@@ -384,7 +404,8 @@ fig
 # %% [markdown]
 # *What to see: between 6 (dashed, the paper's choice) and the size of the outliers the error is
 # flat, at the level of a model that has none. Lower thresholds put more and more columns into
-# floating point. Above the outliers everything is quantized, and the error is eleven times as large.*
+# floating point. Above the outliers everything is quantized, and the error is eleven times as
+# large.*
 #
 # What is stored? $O$ depends on the input, so taken literally the method needs all of $W$ in 16
 # bits as well. The package keeps the columns that were outliers in calibration, and for each of
@@ -404,54 +425,12 @@ print(layer.columns, f"{8 * layer.nbytes / W.size:.3f} bits/weight;",
 # In a model with $d = 4096$ and seven outlier features this is well under 1 % more. At $d = 128$ it
 # is not nothing.
 #
-# ## 5. ZeroQuant: groups of weights, and a repair
-#
-# ZeroQuant also takes one dynamic scale per token. For weights it takes one scale per *group*: a
-# matrix is cut into 64 groups, which are 2 or 8 rows each in our model. That is finer than one
-# scale for the matrix and coarser than one per row. Against outliers it has no remedy, and it
-# failed on large models: in SmoothQuant's Table 3 OPT-175B keeps an average accuracy of 35.8 %
-# under ZeroQuant, of 66.9 % in FP16.
-#
-# Its second idea has lasted. Where 4 bits are asked for, each block $L_k$ is trained alone. Its
-# rounded copy $\hat L_k$ learns to give the outputs that the block gave before, for the inputs $x$
-# that the rounded blocks before it now produce ($h_0$ is the embedding). To train one network to
-# give the outputs of another is called *distillation*. The one that learns is the *student*:
-#
-# $$\min_{\hat W}\ \mathrm{MSE}\left(L_k(x),\ \hat L_k(x)\right), \qquad x = \hat L_{k-1} \cdots
-# \hat L_1 (h_0) \tag{4}$$
-#
-# MSE is the mean squared error. Only one block is held in memory for training, and no labels are
-# needed. Rounding has derivative 0, so the gradient is passed straight through it. Lesson 14 is
-# about why that works.
-
-# %%
-show(zeroquant.distill)
-
-# %%
-scheme = tp.ZeroQuant(bits=4)      # its student(layer, bits) rounds in each forward pass
-names = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.up",
-         "mlp.down"]
-batches = [calibration[i:i + 4] for i in (0, 4, 8)]                       # 1,536 tokens
-with tp.no_grad():
-    _, block, xs = next(block_by_block(copy.deepcopy(model), batches))    # block 1 and its inputs
-    student = copy.deepcopy(block)                               # its layers will round to 4 bits
-    rounding = {name: scheme.student(student.get(name), 4) for name in names}
-    tp.engine.nn.replace_modules(student, rounding)
-    losses = zeroquant.distill(block, student, xs, steps=40, lr=3e-4)
-
-print(f"MSE of the block's output: {losses[0]:.4f} at first, "
-      f"{np.mean(losses[-3:]):.4f} in the last three of 40 steps")
-
-# %% [markdown]
-# *What to see: the student's error falls to about half. Training repairs a part of what rounding to
-# 4 bits has done to the block.*
-#
-# ## 6. SmoothQuant: move the size into the weights
+# ## 5. SmoothQuant: move the size into the weights
 #
 # Outliers sit in *columns* of $X$. A scale $s_j$ per column $j$ would cure them at once, but it
 # cannot be pulled out of the sum. It can be pulled *into the weight*:
 #
-# $$Y = \left(X\,\mathrm{diag}(s)^{-1}\right) \left(\mathrm{diag}(s)\, W^\top\right) \tag{5}$$
+# $$Y = \left(X\,\mathrm{diag}(s)^{-1}\right) \left(\mathrm{diag}(s)\, W^\top\right) \tag{4}$$
 #
 # Dividing column $j$ of $X$ by $s_j$ and multiplying column $j$ of $W$ by it changes nothing:
 
@@ -465,18 +444,19 @@ print(f"difference of the outputs, relative: {error((X / s) @ (W * s).T, X, W):.
 # can be changed once and for all.
 #
 # How much should be moved? A number α between 0 and 1 shares the difficulty between the two sides.
-# With the columns $X_j$ and $W_j$, $s_j$ is a power of $\max|X_j|$ times a power of $\max|W_j|$. The
-# exponents grow evenly with α, so two demands settle them: with α = 0 all columns of $W$ get the
-# maximum 1, with α = 1 all columns of $X$. At α = ½ both sides then get the same maximum in every
-# column. By hand: two columns with $\max|X_j| = (2, 32)$ and $\max|W_j| = (2, 0.5)$. At α = ½ it is
-# $s = (1, 8)$, and both sides become $(2, 4)$.
+# With the columns $X_j$ and $W_j$, $s_j$ is a power of $\max|X_j|$ times a power of $\max|W_j|$.
+# The exponents grow evenly with α, so two demands settle them: with α = 0 all columns of $W$ get
+# the maximum 1, with α = 1 all columns of $X$. At α = ½ both sides then get the same maximum in
+# every column. By hand: two columns with $\max|X_j| = (2, 32)$ and $\max|W_j| = (2, 0.5)$. At α = ½
+# it is $s = (1, 8)$, and both sides become $(2, 4)$.
 #
 # ### {exercise}
 #
-# A norm with `gamma (d,)` and `beta (d,)` feeds several layers. `weights` is the list of their
-# `(d_out, d)`. `max_abs (d,)` is $\max|X_j|$ in calibration. Return `(gamma, beta, weights)` after
-# smoothing, as new arrays, so that every layer computes what it did. All layers that read the norm
-# share one $s$, so $\max|W_j|$ runs over all of them. Derive $s_j$ from the two demands, and from
+# Write `outliers_smooth(gamma, beta, weights, max_abs, alpha)`. A norm with `gamma (d,)` and
+# `beta (d,)` feeds several layers. `weights` is the list of their `(d_out, d)`. `max_abs (d,)` is
+# $\max|X_j|$ in calibration. Return `(gamma, beta, weights)` after smoothing, as new arrays, so
+# that every layer computes what it did. All layers that read the norm share one $s$, so $\max|W_j|$
+# runs over all of them. Derive $s_j$ from the two demands, and from
 # $X = \gamma \odot \hat h + \beta$ what becomes of γ and β. No maximum is zero here.
 
 # %% exercise=outliers.smooth points=4 minutes=15
@@ -496,10 +476,16 @@ result
 # %% [markdown]
 # <details><summary>The scale as an equation</summary>
 #
-# $$s_j = \frac{\max|X_j|^{\alpha}}{\max|W_j|^{1-\alpha}} \tag{6}$$
+# $$s_j = \frac{\max|X_j|^{\alpha}}{\max|W_j|^{1-\alpha}} \tag{5}$$
 #
 # </details>
 #
+# The example from above:
+
+# %%
+show("schematic:smoothing")
+
+# %% [markdown]
 # **Your smoothing, in the model.** It smooths every norm of the model with outliers. Then weights
 # and inputs, the *activations*, are rounded to 8 bits. That is called *W8A8*.
 
@@ -576,6 +562,55 @@ fig
 # 32, and $s_j$ grows by $32^\alpha \cdot 32^{1-\alpha} = 32$ whatever α is. So smoothing undoes the
 # planting *exactly*. A made-up difficulty can be too kind to the method under test.
 #
+# ## 6. ZeroQuant: groups of weights, and a repair
+#
+# ZeroQuant also takes one dynamic scale per token. For weights it takes one scale per *group*: a
+# matrix is cut into 64 groups, which are 2 or 8 rows each in our model. That is finer than one
+# scale for the matrix and coarser than one per row. Against outliers it has no remedy, and it
+# failed on large models: in SmoothQuant's Table 3 OPT-175B keeps an average accuracy of 35.8 %
+# under ZeroQuant, of 66.9 % in FP16.
+#
+# Its second idea has lasted. Where 4 bits are asked for, each block $L_k$ is trained alone. Its
+# rounded copy $\hat L_k$ learns to give the outputs that the block gave before, for the inputs $x$
+# that the rounded blocks before it now produce ($h_0$ is the embedding). To train one network to
+# give the outputs of another is called *distillation*. The one that learns is the *student*:
+#
+# $$\min_{\hat W}\ \mathrm{MSE}\left(L_k(x),\ \hat L_k(x)\right), \qquad x = \hat L_{k-1} \cdots
+# \hat L_1 (h_0) \tag{6}$$
+#
+# MSE is the mean squared error. Only one block is held in memory for training, and no labels are
+# needed. Rounding has derivative 0, so the gradient is passed straight through it. Lesson 14 is
+# about why that works.
+
+# %%
+show(zeroquant.distill)
+
+# %%
+scheme = tp.ZeroQuant(bits=4)      # its student(layer, bits) rounds in each forward pass
+names = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.up",
+         "mlp.down"]
+batches = [calibration[i:i + 4] for i in (0, 4, 8)]                       # 1,536 tokens
+unseen = task.batch("test", 16, np.random.default_rng(1))[0]              # 2,048 others
+with tp.no_grad():
+    _, block, xs = next(block_by_block(copy.deepcopy(model), batches))    # block 1 and its inputs
+    student = copy.deepcopy(block)                               # its layers will round to 4 bits
+    rounding = {name: scheme.student(student.get(name), 4) for name in names}
+    tp.engine.nn.replace_modules(student, rounding)
+    _, _, others = next(block_by_block(copy.deepcopy(model), [unseen]))
+    mse = lambda xs: np.mean([np.square(student(x).data - block(x).data).mean() for x in xs])
+    before = mse(xs), mse(others)
+    zeroquant.distill(block, student, xs, steps=40, lr=3e-4)
+    after = mse(xs), mse(others)
+
+for i, name in enumerate(("these tokens", "others")):
+    print(f"MSE of the block's output on {name:12}: {before[i]:.4f} before, "
+          f"{after[i]:.4f} after 40 steps")
+
+# %% [markdown]
+# *What to see: on the tokens that it was trained on the student's error falls to half, and on
+# others by a good third.* Training repairs a part of what rounding to 4 bits has done to the block.
+# The rest of what it seems to repair is overfitting: 1,536 tokens are few.
+#
 # ## 7. The whole model
 #
 # SmoothQuant has three levels, all with one
@@ -618,7 +653,8 @@ show("int8_outliers")
 #
 # The inputs of `mlp.down` come out of a GELU, so they are lopsided, and reach much further above 0
 # than below it: none is below −0.17. A zero point $z$ per token spends no codes on numbers that do
-# not occur. But the processor multiplies the codes as they are. Given `product`, which is $q_x
+# not occur. But the processor multiplies the codes as they are. Write
+# `outliers_zero_point(product, z, q_w)`: given `product`, which is $q_x
 # q_w^\top$ `(n, d_out)`, the zero points `z (n,)` of the tokens, and `q_w` int8 `(d_out, K)`,
 # return $\sum_k (q_x - z)\, q_w$, `(n, d_out)`.
 
@@ -744,7 +780,7 @@ print(f"inputs from {X_down.min():.2f} to {X_down.max():.2f}; error of the produ
 #   vector-wise, 12.45 LLM.int8()), §4 the outliers.
 # * ZeroQuant: Yao et al. (arXiv 2206.01861), §4.1 (granularity) and §4.2 (layer-by-layer
 #   distillation).
-# * SmoothQuant: Xiao et al. (arXiv 2211.10438), equations (3) and (4), here (5) and (6); Table 2
+# * SmoothQuant: Xiao et al. (arXiv 2211.10438), equations (3) and (4), here (4) and (5); Table 2
 #   the levels O1 to O3.
 #
 # ## Where implementations differ

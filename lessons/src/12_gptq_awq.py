@@ -4,7 +4,6 @@
 # **What you will do.** A model in 4 bits that you download is in most cases a GGUF file for
 # llama.cpp, or was made by GPTQ or AWQ, whose files vLLM and TensorRT-LLM serve. The `config.json`
 # beside it says for example `"quant_method": "awq", "bits": 4, "group_size": 128`.
-# After this lesson you know what that means.
 # Lesson 10 asked how far a rounded weight is from the original. Here it is the layer's *output*.
 # You derive how one weight can repair the error of another one (OBQ), and turn that into an
 # algorithm for a whole matrix (GPTQ). You design scales that do as well without moving any weight
@@ -14,13 +13,13 @@
 # folded into the layer before.
 # You should know what a Cholesky factor is.
 #
-# **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
-# This lesson adds: $X$, the inputs of a layer, one column for each token; $n$, the number of
-# tokens; $H$, a matrix made of the inputs; $U$, a factor of its inverse; and *calibration*, which
-# means to run some text through the model and to look at what the layers read.
-# $q$ is the number of a weight here, and $v$ its new value. $\delta$ is the change of a row, $E$ the
-# error of a column, and $F$ the free columns. $\lambda$ is a multiplier in section 2, and the
-# damping in section 3. The *loss* is $\delta H \delta^\top$, that of a layer.
+# **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share. This lesson
+# adds: $X$, the inputs of a layer, one column for each token; $n$, the number of tokens; $H$, a
+# matrix made of the inputs; $U$, a factor of its inverse; and *calibration*, which means to run
+# some text through the model and to look at what the layers read. $q$ is the number of a weight
+# here, and $v$ its new value. $\delta$ is the change of a row, $E$ the error of a column, and $F$
+# the free columns. $\lambda$ is a multiplier in section 2, and the damping in section 3. The *loss*
+# is $\delta H \delta^\top$, that of a layer.
 #
 # **Time.** 150 minutes: 58 of reading and running, 92 of exercises.
 # The open exercise takes 20 more, and the bonus 15.
@@ -89,9 +88,9 @@ print(f"round to nearest: error of the weights {moved_by:.1%}, "
 # ### {exercise}
 #
 # The same amount of error can cost much or little. If a row of $W$ moves by $v$ `(d,)`, its output
-# is off by $vX$, and the square of that is $v H v^\top$, up to a factor.
-# Write `calibrated_directions(H)`: two directions of length 1, `(d,)` each. Along the first an error
-# costs the output most, and along the second least. (There may be several. Any of them is right.)
+# is off by $vX$, and the square of that is $v H v^\top$, up to a factor. Write
+# `calibrated_directions(H)`: two directions of length 1, `(d,)` each. Along the first an error
+# costs the output most, and along the second least. (Of several, any is right.)
 
 # %% exercise=calibrated.directions points=2 minutes=10
 def calibrated_directions(H):
@@ -153,7 +152,7 @@ guess.beside(cost)
 #
 # After the step, weight $q$ must not move again.
 # Only the *free* weights take part in the next step, so it needs the inverse of $H$ *without row
-# and column $q$*. Nobody inverts again. One step of Gaussian elimination removes $q$ from the
+# and column $q$*. One step of Gaussian elimination removes $q$ from the
 # inverse that we have: subtract a multiple of row $q$ from every row, so that column $q$ becomes
 # zero. Row $q$ then becomes zero as well.
 #
@@ -236,7 +235,7 @@ fig
 # worse.* The grey lines join points of equal loss.
 # They form a valley from top left to bottom right. Round to nearest walks out of it.
 # The other path first fixes $\hat w_1 = 0$, slides along the valley, and then rounds $\hat w_2$
-# to 1. How much depends on the correlation? Move it. Your function takes every step:
+# to 1. Move the correlation. Your function takes every step:
 
 # %%
 sliders.valley(my_step)
@@ -245,21 +244,8 @@ sliders.valley(my_step)
 # *What to see: without correlation your step moves nothing. From some correlation on, the second
 # weight crosses the middle of its cell.*
 #
-# Then on a whole row of real weights, from left to right.
-# This is OBQ, *Optimal Brain Quantization*, in a fixed order:
-
-# %%
-rows = tp.Uniform(3, symmetric=False)                             # one grid per row
-U = gptq.factor(H, damping=0.01)                                  # UᵀU = H⁻¹; see section 3
-grid = rows.fit(W[:1])
-w, Hinv = W[0].astype(float), U.T @ U
-for j in range(len(w)):
-    w, Hinv = my_step(w, Hinv, j, float(grid.round(np.float32([[w[j]]]))[0, 0]))
-obq_row = w
-for name, w_hat in (("nearest", grid.round(W[:1])), ("your OBQ", obq_row[None])):
-    print(f"{name:9} output error of the row {output_error(W[:1], w_hat, H):.3f}")
-
-# %% [markdown]
+# Your step for all weights of a row, one after the other, is OBQ, *Optimal Brain Quantization*.
+#
 # ## 3. GPTQ: the same for a whole matrix
 #
 # OBQ chooses an order for each row, so it keeps an inverse for each row.
@@ -275,13 +261,17 @@ for name, w_hat in (("nearest", grid.round(W[:1])), ("your OBQ", obq_row[None]))
 #
 # $$\frac{[H_F^{-1}]_{j,k}}{[H_F^{-1}]_{jj}} = \frac{U_{jk}}{U_{jj}} \qquad (k \ge j)$$
 #
+# The reason: eliminating column $j$ takes row $j$ of $U$ away, and the rows below it are the factor
+# of what is left. By hand, for the $H$ of section 2:
+#
+# $$U = \begin{bmatrix} 0.816 & -0.408 \\ 0 & 0.707 \end{bmatrix}$$
+#
+# $U_{01}/U_{00} = -\frac12$ is the ratio in the first row of $H^{-1}$. Without this row
+# $U_{11}^2 = \frac12$ is left, and that is $1/H_{11}$.
+#
 # Put that into the step that you derived in section 2, and you have GPTQ: no inverse changes any
-# more. The picture shows one column on its way:
-
-# %%
-show("schematic:gptq")
-
-# %% [markdown]
+# more.
+#
 # ### {exercise}
 #
 # Write `calibrated_gptq(W, U, quant)`. Take the columns in order.
@@ -307,15 +297,14 @@ result = tp.check("calibrated.gptq", calibrated_gptq)
 result
 
 # %% [markdown]
-# <details><summary>The update as an equation</summary>
-#
-# $$E_{:j} = \frac{W_{:j} - \hat W_{:j}}{U_{jj}}, \qquad W_{:k} \leftarrow W_{:k} - E_{:j}\, U_{jk}
-# \quad (k > j)$$
-#
-# </details>
-#
+# One column on its way:
+
+# %%
+show("schematic:gptq")
+
+# %% [markdown]
 # Compare yours with the package's. `gptq_step` reads as yours does. The faster form below it passes
-# many columns' errors on at once, in one matrix product. The codes are the same.
+# many columns' errors on at once. The codes are the same.
 
 # %%
 my_gptq = result.function
@@ -323,9 +312,19 @@ show(plain.gptq_step)
 show(gptq.GPTQ.round_columns, "E[")
 
 # %% [markdown]
-# Your function at work, on `mlp.up`:
+# Your functions at work on `mlp.up`: the step of section 2 on one row, GPTQ on all.
 
 # %%
+U = gptq.factor(H, damping=0.01)                                  # UᵀU = H⁻¹
+rows = tp.Uniform(3, symmetric=False)                             # one grid per row
+grid = rows.fit(W[:1])
+w, Hinv = W[0].astype(float), U.T @ U
+for j in range(len(w)):
+    w, Hinv = my_step(w, Hinv, j, float(grid.round(np.float32([[w[j]]]))[0, 0]))
+for name, w_hat in (("nearest", grid.round(W[:1])), ("your OBQ", w[None])):
+    print(f"row 0, {name:9} output error {output_error(W[:1], w_hat, H):.3f}")
+
+
 def on_grid(W):
     """The rounding of a column of W to one grid per row, which spans W's range."""
     grid = rows.fit(W)
@@ -336,7 +335,7 @@ for name, W_hat in (("nearest", W_near), ("your GPTQ", W_gptq)):
     print(f"{name:10} weight error {np.linalg.norm(W_hat - W) / np.linalg.norm(W):.3f}   "
           f"output error {output_error(W, W_hat, H):.3f}   "
           f"on unseen text {output_error(W, W_hat, H_unseen):.3f}")
-print("your OBQ and your GPTQ agree on row 0:", np.allclose(W_gptq[0], obq_row, atol=1e-6))
+print("your OBQ and your GPTQ agree on row 0:", np.allclose(W_gptq[0], w, atol=1e-6))
 
 # %% [markdown]
 # The weight error has gone **up** and the output error **down**.
@@ -349,7 +348,6 @@ for name, W_hat in (("nearest", W_near), ("your GPTQ", W_gptq)):
     print(f"{name:20}", *(f"{rms:6.3f}" for rms in np.sqrt(quarters)))
 
 # %% [markdown]
-# Round to nearest errs evenly.
 # The errors of GPTQ grow to the right, since later columns carry what earlier columns left.
 #
 # And on the whole model: each linear layer of the base is rounded by your function, with an $H$
@@ -379,7 +377,7 @@ for name, quantize in (("nearest, 3 bits", lambda W, H: rows.fit(W).round(W)),
 # Before $H$ is inverted, a little is added to its diagonal.
 # This is called *damping*, and one per cent of the diagonal's mean is usual.
 # Without it, directions that the calibration text hardly used would look free of charge.
-# Here is the colleague's code, and what GPTQ achieves with it:
+# This is the code, and what GPTQ achieves with it:
 
 # %%
 def faulty_factor(H, damping):
@@ -478,15 +476,13 @@ fig
 # The curve on other text first rises. With few tokens $H$ is nothing but the damping in most
 # directions, so GPTQ moves the weights little (last column above). With some more tokens it moves
 # them further, in directions that are still badly known.
-# The package warns when there are fewer tokens than inputs.
-# Large models are calibrated on hundreds of thousands of tokens.
 #
 # ## 5. AWQ: only scale
 #
 # Lin et al. start from another observation. Few weights matter much, and one finds them not by
-# their own size but by the size of the *inputs they meet*.
-# Keep one per cent of the input channels in floating point, chosen by the inputs, by the weights, or
-# at random (a mean over all channels), in the base and in a copy with outliers (lesson 11):
+# their own size but by the size of the *inputs they meet*. Keep one per cent of the input channels
+# in floating point, chosen by the inputs, by the weights, or at random (a mean over all channels),
+# in the base and in a copy with outliers (lesson 11):
 
 # %%
 hard = copy.deepcopy(model)
@@ -525,12 +521,13 @@ show("awq")
 #
 # {claim Activations show which 1 % of the weights to keep}
 #
-# Keeping some weights apart is awkward for hardware. So AWQ *scales* instead.
-# Multiply a weight by $s > 1$, and divide its input by $s$. If the step $\Delta$ of the group hardly
-# changes, what arrives of its error at the output is divided by $s$ (the paper's (2) and (3)):
+# Keeping some weights apart is awkward for hardware. So AWQ *scales* instead. Multiply a weight by
+# $s > 1$, and divide its input by $s$. If the step $\Delta$ of the group hardly changes, what
+# arrives of its error at the output is divided by $s$ (the paper's (2) and (3)):
 #
 # $$Q(w \cdot s)\,\frac{x}{s} = \Delta \cdot \mathrm{Round}\left(\frac{w s}{\Delta}\right)
-# \cdot \frac{x}{s}, \qquad \frac{\mathrm{error\ with\ } s}{\mathrm{error\ without}} \approx \frac1s$$
+# \cdot \frac{x}{s}, \qquad \frac{\mathrm{error\ with\ } s}{\mathrm{error\ without}} \approx
+# \frac1s$$
 #
 # *By hand*: the group $w = (0.7, -3, 2, 1)$ with the inputs $(10, 1, 1, 1)$, on the codes −3 … 3,
 # so that $\Delta = 3/3 = 1$. Only 0.7 is rounded, to 1: the output is off by $0.3 \cdot 10 = 3$.
@@ -568,6 +565,10 @@ for s in (1.0, 1.5, 2.0, 4.0):
     print(f"s = {s}: rms error of the scaled weight {one:.3f}, of the 31 others {others:.3f}")
 
 # %% [markdown]
+# *What to see: $s = 4$ divides the error by 2.8. Often the scaled weight is the largest of its
+# group now. So the step has grown, as the others' error shows, by $0.248/0.173 = 1.43$, and
+# $4/1.43 = 2.8$.*
+#
 # ### {exercise}
 #
 # Design the scales. $Q$ is `quant`, which rounds a matrix `(d_out, d_in)`. With a scale for each
@@ -630,20 +631,25 @@ for name, (A, found) in seen_by.items():
           f"yours {loss(mine) / loss(1.0):.2f}")
 
 # %% fold
-fig, ax = plot.figure(height=3.3)
+fig, (left, right) = plot.figure(1, 2, height=3.4, width=9)
 for (name, curve), colour in zip(curves.items(), ("green", "blue", "orange", "purple",
                                                   "vermillion"), strict=True):
+    ax = right if "outliers" in name else left
     ax.plot(alphas, curve, color=plot.COLOURS[colour], label=name)
     ax.plot(alphas[curve.argmin()], curve.min(), "o", color=plot.COLOURS[colour])
-ax.set(xlabel="α", ylabel="squared output error ÷ round to nearest", ylim=(0.5, 1.6))
-ax.legend(loc="upper left", ncols=2, fontsize=8)
-fig.set_label("Five curves over α from 0 to 0.95. Each begins at 1, falls below it, and most rise "
-              "again before the end.")
+for ax, low, high, title in ((left, 0.78, 1.32, "four layers of the base"),
+                             (right, 0.5, 1.1, "the layer with outliers")):
+    ax.set(xlabel="α", ylim=(low, high), title=title)
+left.set_ylabel("squared output error ÷ round to nearest")
+left.legend(loc="upper left", fontsize=8)
+fig.set_label("Two panels with curves over α from 0 to 0.95. Each begins at 1, falls below it, and "
+              "most rise again before the end. The curve of the layer with outliers falls to 0.63.")
 fig
 
 # %% [markdown]
-# *What to see: every curve begins at 1, which is round to nearest, and falls below it, far only where
-# there are outliers.* On the calibration text the search cannot be worse than round to nearest.
+# *What to see: every curve begins at 1, which is round to nearest, and falls below it, far only
+# where there are outliers.* On the calibration text the search cannot be worse than round to
+# nearest.
 #
 # ## 6. The whole model
 #
@@ -661,8 +667,8 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
 
 # %% [markdown]
 # In this one run AWQ and GPTQ are level. AWQ stores a few more bits, for the $s$ of `mlp.down`: a
-# GELU stands before this layer, into which no scale can be folded. The study's picture, at 4, 3 and
-# 2 bits and over seeds:
+# GELU stands before this layer, into which no scale can be folded. The study, over
+# seeds:
 
 # %%
 show("gptq")
@@ -827,8 +833,7 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 #   was before the block. If groups are smaller than the block, the results differ:
 #   `group_scales="lazy"` or `"fresh"`.
 # - *Damping* is 0.01 in the paper's code and 0.05 in GPTQModel.
-# - *Zero points.* Old GPTQ files store $z - 1$. Readers that do not know this are off by one step
-#   everywhere.
+# - *Zero points.* Old GPTQ files store $z - 1$.
 # - *AWQ.* AutoAWQ's `duo_scaling` also divides by a power of the weights' size. Then the search may
 #   end at something worse than rounding.
 #

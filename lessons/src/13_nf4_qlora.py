@@ -29,6 +29,7 @@ from scipy.stats import norm
 
 import tinypeft as tp
 from tinypeft.course import show, sliders
+from tinypeft.course.slider import slider
 from tinypeft.quant import linear, nf4, plain
 from tinypeft.quant.codebooks import codebook
 from tinypeft.study import plot
@@ -47,14 +48,16 @@ def perplexity(m): return tp.evaluate(m, task, "test", max_batches=2)["perplexit
 
 # %%
 base, adapter = 7e9, 20e6                                         # weights, and numbers of a LoRA
+ends = 2 * 32_000 * 4096                # Llama-2-7B's embedding and head, which keep 16 bits
 for name, bits, trained in (("full fine-tuning", 32, base), ("LoRA on 16 bits", 16, adapter),
                             ("QLoRA", 4.127, adapter)):
+    stored = bits / 8 * (base - ends) + max(bits, 16) / 8 * ends
     own = 0 if name == "full fine-tuning" else 4 * trained
-    print(f"{name:16} weights {(bits / 8 * base + own) / 1e9:5.1f} GB, "
+    print(f"{name:16} weights {(stored + own) / 1e9:5.1f} GB, "
           f"gradients and AdamW {12 * trained / 1e9:5.1f} GB")
 
 # %% [markdown]
-# Activations come on top (lesson 15). LoRA on 16 bits does not fit, and QLoRA leaves 8 GB for
+# Activations come on top (lesson 15). LoRA on 16 bits does not fit, and QLoRA leaves 7.7 GB for
 # them. In the libraries of Hugging Face, QLoRA is a configuration:
 #
 # ```python
@@ -165,7 +168,8 @@ result = tp.check("nf4.encode", nf4_encode)
 result
 
 # %% [markdown]
-# Compare yours with the package's: $s$ is your $a$. The faster form counts midpoints below a weight.
+# Compare yours with the package's: $s$ is your $a$. The faster form counts midpoints below a
+# weight.
 
 # %%
 my_encode = result.function
@@ -275,13 +279,33 @@ show("formats")
 #
 # Four things the paper does not show, or shows otherwise:
 #
-# - *E3M0*, whose levels are powers of two, is second in the paper. Here it is by far the worst of
-#   all, in all five columns. Its levels are too sparse where the large weights are.
+# - *E3M0*, whose levels are powers of two, is second in the paper. Here it is the worst of all, in
+#   all five columns of the table: its levels are too sparse where the large weights are. At 3
+#   degrees of freedom (right panel) symmetric integers and bitsandbytes' FP4 are worse still.
 # - *bitsandbytes' own FP4* is worse than symmetric int4 on normal weights.
 # - *Integers with a zero point* are as good as NF4 on normal weights, with 0.06 bits per weight
 #   more for the zero points. On the model NF4 is better: it adds 0.045 nats, and they 0.065.
 # - *On uniform weights* integers win by far. NF4's lead over integers is widest where tails are
 #   heavy.
+#
+# How large should a block be? Move it. (The grey lines are NF4's levels.)
+
+# %%
+frames, told = {}, {}
+comb = np.repeat(codebook("nf4"), 3), np.tile([0, 1, 0], 16)
+for block in (16, 32, 64, 128):
+    Q = tp.NF4(block_size=block).quantize(W)
+    v = W.reshape(-1, block)
+    counts, edges = np.histogram(v / np.abs(v).max(1, keepdims=True), 40, range=(-1, 1))
+    frames[block] = {"weights": (edges[:-1] + 0.025, counts / counts.max())}
+    told[block] = (f"the error is {100 * relative(Q, W):.2f} %, "
+                   f"at {Q.bits_per_weight:.2f} bits per weight")
+slider("block size", frames, captions=told, behind={"levels": comb},
+       xlabel="weight ÷ largest of its block", ylabel="how many ÷ the most")
+
+# %% [markdown]
+# *What to see: the smaller the block, the wider its weights spread over the levels, and the more
+# the scales cost.*
 #
 # ### {exercise}
 #
@@ -294,9 +318,7 @@ show("formats")
 def nf4_better(x):
     """x (N,), from −1 to 1 → 16 levels, ascending, with a 0, that suit x better than NF4."""
     ### BEGIN SOLUTION
-    t = np.linspace(-1, 1, 16)
-    levels = t * np.abs(t)**0.4                                   # denser near 0
-    levels[7] = 0
+    levels = codebook("nf4").astype(float)                        # levels[7] is 0
     for _ in range(20):                                           # Lloyd's algorithm
         codes = np.abs(x[:, None] - levels).argmin(1)
         for i in set(codes):
@@ -313,16 +335,17 @@ size = np.linalg.norm
 x = normed.ravel()[:8192].astype(float)
 other = model.get("blocks.3.mlp.up").weight.data.reshape(-1, 64)
 other = (other / np.abs(other).max(1, keepdims=True)).ravel()[:8192].astype(float)
-tables = {"NF4": my_levels, "yours": np.asarray(result.function(x))}
+tables = {"NF4": my_levels, "yours, made for this layer": np.asarray(result.function(x)),
+          "yours, made for the other": np.asarray(result.function(other))}
 for name, levels in tables.items():
     errors = [size(levels[np.abs(v[:, None] - levels).argmin(1)] - v) / size(v) for v in (x, other)]
-    print(f"{name:5}: error {errors[0]:.2%} on the weights it was made for, "
-          f"{errors[1]:.2%} on another layer")
-print("your levels:", np.round(tables["yours"], 3))
+    print(f"{name:26}: error {errors[0]:.2%} on this layer, {errors[1]:.2%} on the other")
+print("your levels:", np.round(tables["yours, made for this layer"], 3))
 
 # %% [markdown]
-# *What to see: levels that were made for one layer are nearly as good on another.* A table for all
-# models has to be agreed upon once. NF4 has been.
+# *What to see: on another layer, levels that were made for this one keep about two thirds of what a
+# table of its own would gain over NF4.* A table for all models has to be agreed upon once. NF4 has
+# been.
 #
 # ## 4. Double quantization
 #
@@ -350,15 +373,25 @@ for scheme in (tp.NF4(), tp.NF4(double_quant=True)):
     print(f"{Q.bits_per_weight:.3f} bits/weight, error {error:.3f} %   {scheme}")
 print("by the formula:", 4 + 8 / 64 + 32 / (64 * 256))
 
+for factor in (1, 100):                                           # times one block in 256
+    V = kinds["normal"].reshape(-1, 64).astype(np.float32)
+    V[::256] *= factor
+    Q = tp.NF4(double_quant=True).quantize(V)
+    others = np.arange(len(V)) % 256 > 0
+    a, near = np.abs(V).max(1), Q.dequantize()
+    off = np.mean(np.abs(Q.scales().ravel() / a - 1)[others])
+    print(f"one block in 256 times {factor:3}: the scales of the others are off by {off:.2%}, "
+          f"their weights by {size((near - V)[others]) / size(V[others]):.1%}")
+
 # %% [markdown]
-# The error hardly changes, because the scales of 256 neighbouring blocks are much alike.
-# Even if one block in 256 has weights that are a hundred times larger, little is lost: the scales of
-# the others are off by 1.3 % on the average and not by 0.16 %, and their error grows from 9.2 to
-# 9.3 %.
+# The error hardly changes, because the scales of 256 neighbouring blocks are much alike. Even if
+# one block in 256 has weights that are a hundred times larger, little is lost: the scales of the
+# others are off by eight times as much on the average, but their weights hardly.
 #
-# By hand: the scales 0.5 and 0.3 have $o = 0.4$ and $m = 0.1$. $(a - o)/m$ is $(1, -1)$, and $d$ has
-# its 1 at the code 255, and nearest to −1 a level of −0.993 at the code 0. So $\rho = (255, 0)$, and
-# the scales come back as $0.1 \cdot 1 + 0.4 = 0.5$ and $-0.1 \cdot 0.993 + 0.4 = 0.3007$.
+# By hand: the scales 0.5 and 0.3 have $o = 0.4$ and $m = 0.1$. $(a - o)/m$ is $(1, -1)$, and $d$
+# has its 1 at the code 255, and nearest to −1 a level of −0.993 at the code 0. So
+# $\rho = (255, 0)$, and the scales come back as $0.1 \cdot 1 + 0.4 = 0.5$ and
+# $-0.1 \cdot 0.993 + 0.4 = 0.3007$.
 #
 # {claim Double quantization saves}
 #
@@ -491,8 +524,8 @@ for step in range(201):
 print(f"NF4's own error on such inputs: {np.square(Q.dequantize() - W).sum() / 512:.4f}")
 
 # %% [markdown]
-# The error ends below NF4's own. The planted change has rank 4, and the LoRA's other four ranks make
-# up for a part of $W - \hat W$.
+# The error ends below NF4's own. The planted change has rank 4, and the LoRA's other four ranks
+# make up for a part of $W - \hat W$.
 #
 # There is no QLoRA class: quantize the model, then attach a LoRA.
 # We train three LoRAs for 30 steps on documentation that the base never saw: on the base itself, on
@@ -527,9 +560,10 @@ for name, scheme in schemes.items():
 #
 # ### {exercise}
 #
-# No table is best for all weights. Given any levels that are not evenly spaced, write
-# `nf4_loses(levels)`: 64 weights `(64,)`, the largest magnitude 1, whose squared error with the
-# integers' levels $-\frac77, -\frac67, \dots, \frac77$ is at most half of that with `levels`.
+# No table is best for all weights. Given levels that lack at least one of the numbers
+# $-\frac77, -\frac67, \dots, \frac77$, write `nf4_loses(levels)`: 64 weights `(64,)`, the largest
+# magnitude 1, whose squared error with the integers' levels, which are these numbers, is at most
+# half of that with `levels`.
 
 # %% exercise=nf4.loses points=2 minutes=8 bonus=yes
 def nf4_loses(levels):
@@ -565,9 +599,9 @@ for name, scheme in (("NF4", tp.NF4()), ("int4", tp.Uniform(4, True, "group", 64
 # </details>
 
 # %% [answer]
-# *Bits.* NF4 with double quantization: $4 + 8/g + 32/(256 g)$: 4.254 for $g = 32$, which is just too
-# much, 4.127 for 64, 4.063 for 128. NF4 in blocks of 128 with float32 scales: $4 + 32/128 = 4.25$.
-# Integers with a zero point: $4 + (16 + 4)/g$: 4.156 for 128, 4.31 for 64.
+# *Bits.* NF4 with double quantization: $4 + 8/g + 32/(256 g)$: 4.254 for $g = 32$, which is just
+# too much, 4.127 for 64, 4.063 for 128. NF4 in blocks of 128 with float32 scales:
+# $4 + 32/128 = 4.25$. Integers with a zero point: $4 + (16 + 4)/g$: 4.156 for 128, 4.31 for 64.
 #
 # *Errors.* Among those that fit, NF4 in blocks of 64 with double quantization has the least error;
 # in blocks of 128 it is a few per cent larger. The perplexities of the best two differ by less than
@@ -598,8 +632,8 @@ for name, scheme in (("NF4", tp.NF4()), ("int4", tp.Uniform(4, True, "group", 64
 #     r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
 # ```
 #
-# The paper adds a *paged* optimizer, which moves AdamW's numbers out of the card's memory while they
-# are not needed: `bnb.optim.PagedAdamW`, and here `PagedAdamW` (lesson 03).
+# The paper adds a *paged* optimizer, which moves AdamW's numbers out of the card's memory while
+# they are not needed: `bnb.optim.PagedAdamW`, and here `PagedAdamW` (lesson 03).
 
 # %% [markdown]
 # ## Recall

@@ -35,6 +35,24 @@ def is_run(code):
     return there and not ("loftq" in code and libraries)
 
 
+def classes(model):
+    """The names of the classes of a model's layers."""
+    return {type(layer).__name__ for layer in model.modules()}
+
+
+def ranks(model, adapter):
+    """The ranks of the LoRAs of that name."""
+    return {len(p) for name, p in model.named_parameters() if name.endswith(f".lora_A.{adapter}.weight")}
+
+
+DONE = {                                                  # lesson → has the call done what the lesson says?
+    "09_dylora": lambda model: ranks(model, "default") == {4} and ranks(model, "cut") == {2},
+    "11_outliers": lambda model: "Linear8bitLt" in classes(model),
+    "13_nf4_qlora": lambda model: "Linear4bit" in classes(model) and ranks(model, "default") == {16},
+    "13b_merging_loftq": lambda model: not ranks(model, "default") and "Linear4bit" not in classes(model),
+    "14_qat": lambda model: "FakeQuantizedLinear" in classes(model)}
+
+
 RUN_PYTHON, RUN_BASH = ([(stem, code) for stem, code in calls if is_run(code)] for calls in (PYTHON, BASH))
 
 
@@ -79,6 +97,7 @@ def test_a_call_of_python_libraries_runs(stem, code, folder, monkeypatch):
     if trained:
         logits.float().logsumexp(-1).sum().backward()
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    if stem in DONE: assert DONE[stem](model), f"{stem}: the call runs, and does not do what the lesson says"
 
 
 @pytest.mark.long

@@ -270,6 +270,7 @@ WRONG = {
         (lambda H: (np.linalg.eigh(H)[1][:, 0], np.linalg.eigh(H)[1][:, -1]), "exchanged"),
         (lambda H: (np.linalg.eigh(H)[1][-1], np.linalg.eigh(H)[1][0]), "these are rows"),
         (lambda H: (np.eye(len(H))[np.diag(H).argmax()], np.eye(len(H))[np.diag(H).argmin()]), "single inputs"),
+        (lambda H: tuple(np.eye(len(H))[np.argsort(np.diag(H))[[-1, 0]]]), "a mixture of them"),
         (lambda H: (H @ by_svd(H)[0], by_svd(H)[1]), "length 1"),
         (lambda H: (np.linalg.eigh(H)[1][:, -1],) * 2, "the same direction"),
         (lambda H: (np.linalg.eigh(H)[1][:, -1], np.linalg.eigh(H)[1][:, -2]), "both are strong"),

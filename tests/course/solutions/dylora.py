@@ -164,6 +164,7 @@ WRONG = {
         (detached, "no gradient reaches A"),
         (sliced(lambda a, b, R: a), "not α"),
         (sliced(lambda a, b, R: a / b, lambda b, R: b + 1), "must be below b"),
+        (sliced(lambda a, b, R: a / R, lambda b, R: b + 1), "two faults: one row too many"),
         (row_alone, "row b alone is used"),
         (sliced(lambda a, b, R: a // b), "not with //"),
         (sliced(lambda a, b, R: b / a), "yours is b/α"),

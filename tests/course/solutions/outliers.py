@@ -268,6 +268,7 @@ WRONG = {
         (lambda product, z, q_w: product - z * q_w.sum(1), "broadcast"),
         (lambda product, z, q_w: product, "than expected"),
         (lambda product, z, q_w: product - q_w.sum(1), "z is missing"),
+        (lambda product, z, q_w: product - z.reshape(-1, 1), "you subtracted z alone"),
         (lambda product, z, q_w: product - np.outer(z, q_w.mean(1)), "you took their mean")],
     "outliers.drown": [
         (lambda x: 127 * np.abs(x).max(), "leaves the codes"),

@@ -192,6 +192,12 @@ def float_frexp(x, e, m):
     return np.clip(np.rint(x / 2.0**(E - m)) * 2.0**(E - m), -V, V)
 
 
+def float_by_frexp_alone(x, e, m):
+    V = 2.0**(2**e - 2**(e - 1)) * (2 - 2.0**-m)
+    step = 2.0**(np.frexp(x)[1] - m)
+    return np.clip(np.rint(x / step) * step, -V, V)
+
+
 def float_normal_only(x, e, m):
     V = 2.0**(2**e - 2**(e - 1)) * (2 - 2.0**-m)
     E = np.floor(np.log2(np.where(x == 0, 1, np.abs(x))))
@@ -294,6 +300,9 @@ WRONG = {
         (numbers_with(np.uint8), "3 − 8 wraps"),
         (numbers_with(np.int8), "int8 ends at 127"),
         (numbers_with(np.float32, lambda a, g: np.tile(a, (1, g))), "np.tile"),
+        (numbers_with(np.uint8, lambda a, g: np.tile(a, (1, g))), "two faults: uint8 wraps"),
+        (lambda q, s, z, group: np.repeat(s, group, 1) * (q - np.tile(z.astype(float), group)), "a row of zero points"),
+        (lambda q, s, z, group: np.tile(s, group) * (q - np.repeat(z.astype(float), group, 1)), "as you do with the zero"),
         (numbers_with(np.float32, product=lambda s, u: u), "scale is missing"),
         (lambda q, s, z, group: numbers_by_block(q, s, -z.astype(int), group), "z is subtracted"),
         (lambda q, s, z, group: numbers_by_block(q, s, 0 * z, group), "zero point is missing"),
@@ -368,6 +377,7 @@ WRONG = {
     "quantization.to_float": [
         (float_frexp, "frexp"),
         (float_normal_only, "subnormal"),
+        (float_by_frexp_alone, "two faults: the exponent"),
         (float_endless, "±V"),
         (float_too_fine, "goes down to −bias"),
         (float_with(half_up), "rounds it up"),

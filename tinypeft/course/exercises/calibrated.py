@@ -50,6 +50,10 @@ def single_inputs(H):
     return axes[H.diagonal().argmax()], axes[H.diagonal().argmin()]
 
 
+def are_single_inputs(got, expected, args):
+    return all(np.count_nonzero(v) == 1 for v in got)
+
+
 def not_of_length_one(got, expected, args):
     lengths = [np.linalg.norm(v) for v in got]
     return not np.allclose(lengths, 1)
@@ -443,7 +447,10 @@ EXERCISES = (
              other_directions(-1, -2)),
             ("both are the same direction", other_directions(-1, -1))),
         symptoms=(
-            ("a direction has length 1: divide it by its norm", not_of_length_one),),
+            ("these are single inputs; where inputs are correlated, a mixture of them costs more "
+             "or less than any single one",
+             are_single_inputs),
+            ("a direction has length 1: divide it by its norm", not_of_length_one)),
         hints=("An error v of a row costs v H vᵀ. For which v of length 1 is that largest?",
                "np.linalg.eigh(H) returns the eigenvalues (d,), ascending, and the eigenvectors "
                "as the columns of a matrix (d, d).",

@@ -283,6 +283,9 @@ EXERCISES = (
              _masked(lambda i, b, R: i >= R - b)),
             ("these are the rows after row b; at rank b those up to row b are used",
              _masked(lambda i, b, R: i >= b)),
+            ("two faults: one row too many is used, since the index of a row must be below b, and "
+             "the scale is α/b, not α/R",
+             _masked(lambda i, b, R: i <= b, lambda alpha, b, R: alpha / R)),
             ("row b alone is used; at rank b all rows up to b are",
              _masked(lambda i, b, R: i == b - 1)),
             ("the frozen part W₀ x is missing", _without_base),
@@ -290,8 +293,8 @@ EXERCISES = (
         hints=("How can the rows after row b have no effect, and no gradient?",
                "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or "
                "multiply A x by a mask (R,).",
-               "low = F.linear(F.linear(x, A[:b]), B[:, :b]); then "
-               "F.linear(x, W) + low * (alpha / b).")),
+               "F.linear(x, A[:b]) is (…, b). Which part of B fits it? Multiply by the "
+               "scale of rank b, and add the frozen part F.linear(x, W).")),
     Exercise(
         name="dylora.bug", title="Find the bug: rows that move without a gradient", stars=2,
         kind="fault",

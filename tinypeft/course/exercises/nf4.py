@@ -128,18 +128,19 @@ def one(s):
     return 1
 
 
-def backward_variant(base=1, adapter=1, sa=itself, sb=itself, sx=itself, spread=spread,
+def backward_variant(base=1, adapter=1, sa=itself, sb=itself, sx=itself, sw=one, spread=spread,
                      decode=lambda levels, codes: levels[codes]):
     """Make `backward` with a mistake.
 
-    base, adapter: 0 leaves one of them out of dx. sa, sb, sx: what becomes of s in dA, dB and dx.
+    base, adapter: 0 leaves one of them out of dx. sa, sb, sx, sw: what becomes of s in dA, in dB,
+    and in the adapter's and the frozen weight's part of dx.
     spread: of the scales.
     """
     def wrong(x, codes, scales, levels, A, B, s, dy):
         g = codes.shape[1] // scales.shape[1]
         W = decode(levels, codes) * spread(scales, g)
         dyB = dy @ B
-        dx = base * dy @ W + adapter * sx(s) * dyB @ A
+        dx = base * sw(s) * dy @ W + adapter * sx(s) * dyB @ A
         return dx, sa(s) * dyB.T @ x, sb(s) * dy.T @ (x @ A.T)
     return wrong
 
@@ -261,7 +262,9 @@ def evenly_spaced(x):
 
 
 def equal_steps(got, expected, args):
-    return np.ptp(np.diff(got)) < 1e-6
+    """Are the steps between levels of one sign all alike, below 0 and above it?"""
+    got = np.asarray(got, float)
+    return all(np.ptp(np.diff(side)) < 1e-6 for side in (got[got < 0], got[got > 0]))
 
 
 def without_zero(got, expected, args):
@@ -360,6 +363,8 @@ EXERCISES = (
             ("these are evenly spaced probabilities from 1 − δ to δ; each side of ½ has a spacing "
              "of its own, so that 0 is a level",
              even_probabilities),
+            ("these levels are evenly spaced from −1 to 1; take quantiles, and 0 itself as a level",
+             lambda delta, positive, negative: np.linspace(-1, 1, positive + 1 + negative)),
             ("the levels are not sorted", levels_variant(order=itself)),
             ("the levels must ascend; yours fall", lambda *a: levels(*a)[::-1]),
             ("0 is missing", levels_variant(zeros=())),
@@ -412,6 +417,8 @@ EXERCISES = (
             ("the factor s is missing in dA", backward_variant(sa=one)),
             ("the factor s is missing in dB", backward_variant(sb=one)),
             ("the factor s is missing in the adapter's part of dx", backward_variant(sx=one)),
+            ("s belongs to the adapter alone: the frozen weight's part of dx is dy Ŵ, without s",
+             backward_variant(sw=itself)),
             ("s is missing in all three gradients", backward_variant(sa=one, sb=one, sx=one)),
             ("s is missing in dA and in dB", backward_variant(sa=one, sb=one)),
             ("W is made of the levels that the codes stand for, levels[codes], not of the codes",

@@ -641,6 +641,9 @@ EXERCISES = (
             ("q_w is missing: each z was multiplied by a code of W",
              lambda product, z, q_w: product - z[:, None] * q_w.shape[1]),
             ("the sum over the features is missing: this takes one code of W alone", first_code),
+            ("you subtracted z alone: each code q_w is multiplied by z, so subtract z times their "
+             "sum",
+             lambda product, z, q_w: product - z[:, None]),
             ("z is the zero point of the inputs alone; W has none",
              lambda product, z, q_w: zero_point(product, z, q_w - z.mean()))),
         tolerance=0,

@@ -451,6 +451,15 @@ EXERCISES = (
             ("np.tile repeats a row of scales as a whole; neighbours of one group share a "
              "scale, so repeat each of them",
              bug_variant(spread=row_repeated)),
+            ("np.tile repeats a row of zero points as a whole; repeat each of them, as you do with "
+             "the scales",
+             lambda q, s, z, group: each_repeated(s, group) * (q - row_repeated(z * 1.0, group))),
+            ("np.tile repeats a row of scales as a whole; repeat each of them, as you do with the "
+             "zero points",
+             lambda q, s, z, group: row_repeated(s, group) * (q - each_repeated(z * 1.0, group))),
+            ("two faults: uint8 wraps below 0, and np.tile repeats a row of scales as a whole; "
+             "repeat each of them",
+             bug_variant(np.uint8, row_repeated)),
             ("the zero point is missing", bug_variant(sum=lambda s, q, z: s * q)),
             ("the scale is missing", bug_variant(sum=lambda s, q, z: q - z))),
         tolerance=1e-6,
@@ -540,6 +549,10 @@ EXERCISES = (
              to_float_variant(shift=0)),
             ("numbers below 2**(1 - bias) are subnormal: their exponent stops at 1 − bias",
              to_float_variant(least=-np.inf)),
+            *several("two faults: the exponent is one less than np.frexp's second result, and "
+                     "below 2**(1 - bias) it stops at 1 − bias",
+                     to_float_variant(shift=0, least=-np.inf),
+                     to_float_variant(shift=0, least=-np.inf, saturate=False)),
             ("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; "
              "yours goes down to −bias",
              to_float_variant(least=0)),

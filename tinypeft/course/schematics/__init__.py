@@ -11,13 +11,14 @@ from functools import partial
 
 from ...study.plot import Drawing
 from .drawings import read_drawing
-from .rounding import choosing, grid, merging, nf4
+from .rounding import choosing, grid, merging, nf4, smoothing
 
 __all__ = ["SCHEMATICS"]
 
 NAMES = ("map", "autograd", "stack", "road", "transformer", "memory", "adapters", "prompts",
-         "prefix", "lora", "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "merging",
-         "straight_through", "choosing", "llama")
-COMPUTED = {"grid": grid, "nf4": nf4, "merging": merging, "choosing": choosing}
+         "prefix", "lora", "adalora", "dylora", "grid", "outliers", "smoothing", "gptq", "nf4",
+         "merging", "straight_through", "choosing", "llama")
+COMPUTED = {"grid": grid, "nf4": nf4, "merging": merging, "choosing": choosing,
+            "smoothing": smoothing}
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {
     name: COMPUTED.get(name) or partial(read_drawing, name) for name in NAMES}

@@ -99,8 +99,9 @@ WORDS = {                                                # name → (sentence, d
         "The first row takes part in every step and the last in one of R, so the first rows learn "
         "what matters most.",
         "Four drawings of B, d × 8, and A, 8 × d, for the ranks 1, 2, 4 and 8. The first b "
-        "columns of B and rows of A are in colour. Below, bars: row 1 takes part in 8 of 8 steps, "
-        "row 2 in 7 of 8, and so on to row 8, in 1 of 8."),
+        "columns of B and rows of A are in colour. Under each a bar as long as the scale α/b: half "
+        "as long at 2 as at 1. Below, bars: row 1 takes part in 8 of 8 steps, row 2 in 7 of 8, and "
+        "so on to row 8, in 1 of 8."),
     "outliers": (
         "The column with outliers is multiplied in 16 bits, and all the others in 8.",
         "A product of matrices is a sum over columns of X and rows of Wᵀ, so it can be split.",

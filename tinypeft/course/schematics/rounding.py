@@ -4,10 +4,11 @@ import numpy as np
 from ...quant.codebooks import codebook
 from ...study.memory import SHAPES
 from ...study.plot import Drawing
-from .sheet import DATA, INK, PALE, SOFT, TRAINED, WARM, Sheet
+from .sheet import DATA, FROZEN, INK, PALE, SOFT, TRAINED, WARM, Sheet
 
-__all__ = ["choosing", "grid", "merging", "nf4"]
+__all__ = ["choosing", "grid", "merging", "nf4", "smoothing"]
 
+OUTLIER = "#F2B79E"                                      # as in the drawing of LLM.int8()
 GREYS = "#E9F2F9", "#CFE3F3", "#B5D3EA", "#9BC3E0", "#82B3D6"            # larger scales are darker
 
 
@@ -105,6 +106,42 @@ def nf4() -> Drawing:
         "the middle are narrow. Right: 64 codes of 4 bits and one scale, 4.5 bits per weight. "
         "Below: 256 scales less their mean become 256 codes of 8 bits with one scale m, 4.127 bits "
         "per weight.")
+
+
+def smoothing() -> Drawing:
+    largest_x, largest_w = np.array([2.0, 32]), np.array([2, 0.5])
+    scale = np.sqrt(largest_x / largest_w)                                # α = ½
+    s = Sheet(640, 292)
+
+    def bars(x, base, heights, fill, name):
+        for j, height in enumerate(heights):
+            s.box(x + 44 * j, base - 2.5 * height, 28, 2.5 * height, fill=fill)
+            s.text(x + 14 + 44 * j, base - 2.5 * height - 10, f"{height:g}", size=11)
+        s.line((x - 8, base), (x + 80, base))
+        s.text(x + 36, base + 14, name, size=11)
+
+    rows = (("before", 128, "γ, β", largest_x, largest_w, "X", "W"),
+            ("after", 250, "γ ÷ s, β ÷ s", largest_x / scale, largest_w * scale, "X ÷ s", "W × s"))
+    for title, base, norm, of_x, of_w, x, w in rows:
+        s.text(20, base - 30, title, "start", bold=True)
+        s.box(80, base - 44, 104, 28, norm, FROZEN, round=6)
+        s.arrow((184, base - 30), (230, base - 30))
+        bars(250, base, of_x, OUTLIER if title == "before" else DATA, f"max|{x[0]}_j|{x[1:]}")
+        s.text(354, base - 30, "·", size=15)
+        bars(380, base, of_w, FROZEN, f"max|{w[0]}_j|{w[1:]}")
+        s.arrow((476, base - 30), (522, base - 30))
+        s.box(522, base - 44, 98, 28, "Y" if title == "before" else "the same Y", DATA, round=6)
+    s.line((20, 164), (620, 164), colour="#CCC")
+    s.text(320, 180, f"s = ({scale[0]:g}, {scale[1]:g}): column 2 of X is divided by {scale[1]:g}, "
+           "and column 2 of W is multiplied by it.", size=11)
+    s.text(132, 270, "the norm before the layer", size=11)
+    return Drawing(
+        s.svg, "SmoothQuant moves the size of a column of X into the same column of W.",
+        "The norm before the layer divides by s, so nothing is computed in use that was not "
+        "computed before. The bars are the largest magnitudes of two columns.",
+        "Two rows, before and after. Before: a norm with γ and β; the columns of X reach 2 and 32, "
+        "those of W 2 and 0.5. With s = 1 and 8, after: γ and β are divided by s; the columns of X "
+        "reach 2 and 4, and those of W 2 and 4. The output Y is the same.")
 
 
 def merging() -> Drawing:
