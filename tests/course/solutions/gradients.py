@@ -110,6 +110,7 @@ WRONG = {
         (differs(within=3e-4), "no more than 1e-7"),
         (differs(within=1e-5), "a few millionths"),
         (is_close, "nearly blind"),
+        (differs(times=1), "draw eight or more"),
         (differs(of_dx=False), "rounding grows with"),
         (differs(direction="ones"), "draw v at random"),
         (differs(within=1e-14), "that rounding does not exceed"),
