@@ -72,13 +72,15 @@ for name in ("token_embedding.weight", "blocks.2.attention.query.weight", "block
     ratio = np.median(abs(m[g != 0]) / np.sqrt(v[g != 0]))
     print(f"{name:33} typical |g| {np.sqrt((g ** 2).mean()):.0e}   |m|/√v {ratio:.2f}")
 g = parameters["token_embedding.weight"].grad
-times = np.bincount(targets.ravel(), minlength=len(g))    # how often a token is to be predicted
+# a token is read, and then it is to be predicted: it stands in both arrays
+times = (np.bincount(np.append(tokens, targets), minlength=len(g)) + 1) // 2
 for kind, rows in {"10 times and more": times >= 10, "once or twice": (0 < times) & (times <= 2),
                    "never": times == 0}.items():
-    print(f"tokens to be predicted {kind:17}: typical |g| {np.sqrt((g[rows] ** 2).mean()):.0e}")
+    print(f"rows of tokens in the batch {kind:17}  {np.sqrt((g[rows] ** 2).mean()):.0e}")
 
 # %% [markdown]
-# The gradients of these parts differ several-fold, and those of rows of the embedding a hundredfold.
+# The gradients of these parts differ several-fold, and those of rows of the embedding twentyfold and
+# more.
 # The ratio that Adam moves by does not depend on $g$: after one step it is
 # $0.1\,|g| / \sqrt{0.001\,g^2} \approx 3.2$ for each.
 # But it should be 1. $m$ and $v$ start at 0, so after few steps both are too small, and not by the
