@@ -436,7 +436,7 @@ slider("weights in a group", frames, captions=told, behind={"codes alone": (bits
 # second rule gets $0.5\,(6 + 3) = 4.5$, which is $2z = 6$ steps too much.
 #
 # This quantizer can write both. A row's range may end at different distances from 0, so it is
-# called *asymmetric*. It always contains 0, so that 0 has a code of its own, $z$:
+# called *asymmetric*. It always contains 0:
 
 # %%
 def quantized(W, bits, convention):
@@ -477,8 +477,8 @@ for written in decoders:
 # ### {exercise}
 #
 # Somebody has put files of two programs together. Some rows were written with equation (3), others
-# with equation (4), and nobody has noted which rows are which. `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$
-# are float64 arrays. The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
+# with equation (4), and nobody has noted which rows are which.
+# `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$ are float64 arrays. The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
 # Nothing else is in the file. By what do you know a row's convention?
 
 # %% exercise=map.signs points=3 minutes=12

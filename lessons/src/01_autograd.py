@@ -430,8 +430,8 @@ show(F.linear)
 # ($\delta_{ij}$ is 1 if $i = j$ and 0 otherwise. The right side is equation (1) with the left side
 # as $J$.)
 #
-# **By hand**, for $p = (\tfrac12, \tfrac14, \tfrac14)$ and $dp = (4, 0, 8)$. The mean of $dp$ with the
-# weights $p$ is $2 + 0 + 2 = 4$, so $dx = (\tfrac12 \cdot 0,\; \tfrac14 \cdot (-4),\;
+# **By hand**, for $p = (\tfrac12, \tfrac14, \tfrac14)$ and $dp = (4, 0, 8)$. The mean of $dp$ with
+# the weights $p$ is $2 + 0 + 2 = 4$, so $dx = (\tfrac12 \cdot 0,\; \tfrac14 \cdot (-4),\;
 # \tfrac14 \cdot 4) = (0, -1, 1)$. With $J$: its rows are $(\tfrac14, -\tfrac18, -\tfrac18)$,
 # $(-\tfrac18, \tfrac3{16}, -\tfrac1{16})$ and $(-\tfrac18, -\tfrac1{16}, \tfrac3{16})$, and its first
 # column times $dp$ is $1 + 0 - 1 = 0$. The sum of $dx$ is 0, whatever $dp$ is.

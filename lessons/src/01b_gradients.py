@@ -34,8 +34,8 @@ from tinypeft.engine.tensor import topological_order
 # ## 1. Would you notice?
 #
 # Here is a network of two layers, with a layer norm between them. It learns a curve from 64 points.
-# Its layer norm can be given any backward pass. Two authors have written one. The second of them treated
-# the mean and $\sigma$ as constants, as if they did not depend on $x$:
+# Its layer norm can be given any backward pass. Two authors have written one. The second of them
+# treated the mean and $\sigma$ as constants, as if they did not depend on $x$:
 
 # %%
 def of_package(x, gamma, dy):
@@ -331,8 +331,8 @@ for part in ("bias", "blocks.4.", "blocks.2.attention", "final_norm"):
 
 # %% [markdown]
 # Move the handle: the lowest block that is trained, and how many values the walk has reached on its
-# way down, from right to left. (Most weights stand at the beginning of this tape. So the curve is flat
-# below the block's operations, and rises once more at its weights.)
+# way down, from right to left. (Most weights stand at the beginning of this tape. So the curve is
+# flat below the block's operations, and rises once more at its weights.)
 
 # %%
 frames, told = {}, {}
@@ -389,7 +389,8 @@ right.barh(names, [mib for *_, mib in rows][::-1], color=plot.COLOURS["blue"])
 right.set(xlabel="peak of one step, MiB", yticks=[], title="… and what a step allocates")
 fig.set_label("Five choices of what is trained. Left, dots on a logarithmic axis: from a million "
               "numbers to a few hundred. Right, bars of the memory of a step: the biases, a "
-              "hundredth of all numbers, take two thirds of what everything takes; the final norm least.")
+              "hundredth of all numbers, take two thirds of what everything takes; the final norm "
+              "least.")
 fig
 
 # %% [markdown]

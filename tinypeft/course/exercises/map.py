@@ -331,8 +331,8 @@ EXERCISES = (
             *several("a faint curve counts: the limit is a billionth, and np.allclose has it with "
                      "rtol=0, atol=1e-9",
                      partial(merges, same=np_close), partial(merges, same=loosely_close)),
-            *several("try negative inputs, too, and let a faint curve count: the limit is 1e-9, and "
-                     "np.allclose has it with rtol=0, atol=1e-9",
+            *several("try negative inputs, too, and let a faint curve count: the limit is 1e-9, "
+                     "which np.allclose has with rtol=0, atol=1e-9",
                      partial(merges, same=np_close, inputs=np.abs),
                      partial(merges, same=loosely_close, inputs=np.abs)),
             ("this is Wᵀ: row i of f(np.eye(d)) is what input i does, a column of W",
