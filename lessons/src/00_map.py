@@ -478,7 +478,8 @@ for written in decoders:
 #
 # Somebody has put files of two programs together. Some rows were written with equation (3), others
 # with equation (4), and nobody has noted which rows are which.
-# `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$ are float64 arrays. The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
+# `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$ are float64 arrays.
+# The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
 # Nothing else is in the file. By what do you know a row's convention?
 
 # %% exercise=map.signs points=3 minutes=12
