@@ -58,6 +58,7 @@ def answers(model):
 
 
 catalogue = tok.decode(task.streams["train"][:400]).split("<|endoftext|>")
+weights = [p.data.copy() for p in model.parameters()]
 before, loss_before = answers(model), tp.evaluate(model, task, "train")["loss"]
 
 # %% [markdown]
@@ -86,6 +87,8 @@ beside({f"before, loss {loss_before:.2f}": before, f"after, loss {loss_after:.2f
 # %%
 base, c = tuned.detach(), model.config
 print("the base answers as before:", answers(base) == before)
+same = [np.array_equal(p.data, w) for p, w in zip(base.parameters(), weights, strict=True)]
+print(f"{sum(same)} of its {len(same)} arrays are as they were")
 
 # %% [markdown]
 # That is fine-tuning with few parameters, the first half of the course.
@@ -145,6 +148,8 @@ show("schematic:map")
 # Then comes *memory-efficient* adaptation, which stores the others in few bits.
 # The table lists every method and scheme with its lesson and its equation.
 # Letters and their order are mostly the papers' own. You need not understand the equations now.
+# (The paper beside full fine-tuning is BitFit's, which trains the biases alone. HiRA's, Huang et al.
+# at ICLR 2025, is not on arXiv.)
 # Lesson 15 helps to choose.
 
 # %%
@@ -158,8 +163,7 @@ show("methods_in_a_block")
 # fine-tuning and PEQA; everything grey is frozen.*
 # Each picture is read upwards, from the vectors that enter to those that leave; an arrow says what
 # feeds what.
-# Adapters stand behind attention and behind the MLP. In the schematic above, number 2 marks only the
-# first of the two places.
+# Adapters stand behind attention and behind the MLP.
 # The layer norms, which bring each vector to mean 0 and variance 1, are trained with them, as Houlsby
 # et al. do; the counts of section 5 leave the norms out, so its share of the adapters is a little
 # smaller than that of section 9.
@@ -216,9 +220,9 @@ _ = tuned.detach()
 #
 # `f` is a layer with some method on it. It takes an array `x` $(n, d)$ in float64 and returns an
 # array with a row for each row of `x`. If one matrix does the same, $f(x) = x W^\top$ for every `x`,
-# return this $W$. Otherwise return `None`. Call `f` on inputs of your choice. A deviation counts
-# however small it is, as long as it is more than rounding, a billionth.
-# Which inputs show the columns of $W$? Which of the functions would these inputs not give away?
+# return this $W$. Otherwise return `None`. Call `f` on inputs of your choice. A deviation counts if a
+# number of $f(x)$ is off by more than $10^{-9}$, whatever its size. Below that it is rounding.
+# Which inputs show the columns of $W$? Which curves agree with a matrix on just these inputs?
 
 # %% exercise=map.merges points=3 minutes=12
 def map_merges(f, d):
@@ -428,11 +432,11 @@ slider("weights in a group", frames, captions=told, behind={"codes alone": (bits
 #
 # **By hand**, with $s = S = 0.5$, $z = 3$, $Z = -3$ and $x = 1.3$. By (3)
 # $q = \mathrm{round}(2.6) + 3 = 6$ and $\hat x = 0.5\,(6 - 3) = 1.5$. By (4)
-# $x_q = 3 - (-3) = 6$ and $\tilde x = 0.5\,(6 + (-3)) = 1.5$. Who reads the first file by the second
-# rule gets $0.5\,(6 + 3) = 4.5$, which is $2z = 6$ steps too much.
+# $x_q = 3 - (-3) = 6$ and $\tilde x = 0.5\,(6 + (-3)) = 1.5$. Whoever reads the first file by the
+# second rule gets $0.5\,(6 + 3) = 4.5$, which is $2z = 6$ steps too much.
 #
 # This quantizer can write both. A row's range may end at different distances from 0, so it is
-# called *asymmetric*. It always contains 0, so that 0 has a code of its own, $z$:
+# called *asymmetric*. It always contains 0:
 
 # %%
 def quantized(W, bits, convention):
@@ -473,8 +477,9 @@ for written in decoders:
 # ### {exercise}
 #
 # Somebody has put files of two programs together. Some rows were written with equation (3), others
-# with equation (4), and nobody has noted which. `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$
-# are float64 arrays. The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
+# with equation (4), and nobody has noted which rows are which.
+# `codes` $(n, g)$, `scale` $(n)$ and `zero` $(n)$ are float64 arrays.
+# The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
 # Nothing else is in the file. By what do you know a row's convention?
 
 # %% exercise=map.signs points=3 minutes=12
@@ -572,6 +577,9 @@ show("compare")
 # fine-tuning's gain a method reaches.
 # Below: the loss that rounding adds, sorted by bits. At 8 bits nearly nothing is added, and at four
 # the schemes differ.*
+# (The number behind a scheme's name is its bits per weight, as in section 6: codes of 3 bits, with 3
+# more for a zero point and 32 for a scale in groups of 32, make $3 + 35/32 = 4.09$. Those of 4 bits
+# with a float16 scale make $4 + 20/32 = 4.62$.)
 # The hollow mark, of 3-bit codes, belongs to a scheme that also trains the weights.
 # Compare them with the cross at the bottom: the float32 model after the same training.
 # The course ends with a study of the same questions, with more steps and seeds.

@@ -6,6 +6,8 @@
 # derive the backward passes of a linear layer and of layer norm.
 # Your four functions then train a small network. The second half, [01b](01b_gradients.ipynb), tests
 # gradients, and measures what *not* training a parameter saves.
+# LoRA and its relatives live on this: they freeze most weights, and the backward pass decides what a
+# frozen weight still costs.
 #
 # **What you need.** The chain rule, matrix products, NumPy.
 #
@@ -149,7 +151,7 @@ tp.graph(f, x=3.0)
 # value that the last one does not depend on.
 # A tape may be thousands of values long, and $n$ steps may have $2^n$ paths through them: visit
 # each value once.
-# The vjp of a sum returns the array `dy` itself, so do not write into arrays that you get.
+# The vjp of a sum returns the array `dy` itself. What follows from that for your additions?
 #
 # With `three = lambda dy: 3.0 * dy` and `same = lambda dy: dy`, equation (2) at $x = 3$ is
 # `[[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]`.
@@ -403,6 +405,9 @@ linear_vjp = result.function
 result
 
 # %% [markdown]
+# Forwards a linear layer computes one product, backwards two of the same size, $dX$ and $dW$. That is
+# why model and walk together took about three forward passes in section 2.
+#
 # Compare yours with the package's.
 # `Tensor.op` takes one function for each parent, and drops those of frozen parents.
 # Only the function of `W` holds `X`, so the input of a frozen layer is freed while the forward pass
@@ -424,6 +429,12 @@ show(F.linear)
 #
 # ($\delta_{ij}$ is 1 if $i = j$ and 0 otherwise. The right side is equation (1) with the left side
 # as $J$.)
+#
+# **By hand**, for $p = (\tfrac12, \tfrac14, \tfrac14)$ and $dp = (4, 0, 8)$. The mean of $dp$ with
+# the weights $p$ is $2 + 0 + 2 = 4$, so $dx = (\tfrac12 \cdot 0,\; \tfrac14 \cdot (-4),\;
+# \tfrac14 \cdot 4) = (0, -1, 1)$. With $J$: its rows are $(\tfrac14, -\tfrac18, -\tfrac18)$,
+# $(-\tfrac18, \tfrac3{16}, -\tfrac1{16})$ and $(-\tfrac18, -\tfrac1{16}, \tfrac3{16})$, and its first
+# column times $dp$ is $1 + 0 - 1 = 0$. The sum of $dx$ is 0, whatever $dp$ is.
 
 # %% fold
 p = np.exp([1.0, 0.0, 2.0, -1.0, 0.5, 1.5])
@@ -610,7 +621,7 @@ slider("step", frames, captions={step: f"mean square error {mine[step]:.3f}" for
 # Value 0 changes by `dx`, and other leaves do not change.
 # Return the list of the changes of all values, and `None` for a value that does not depend on value
 # 0.
-# The jvp of a sum returns the array `dx` itself, so do not write into arrays that you get.
+# The jvp of a sum returns the array `dx` itself.
 
 # %% exercise=autograd.forward points=2 minutes=8 bonus=yes
 def autograd_forward(tape, dx):

@@ -19,8 +19,9 @@
 # head.
 # $E$ is the table of tokens and $C$ the context, the most tokens that a row may have.
 # In attention $M$ is the mask and $O$ the result.
-# Two letters mean something else in other lessons: here $A$ is attention's weights and not a factor
-# of LoRA, and in equation (1) $P$ is the table of positions and not a number of vectors.
+# Some letters have two meanings: here $A$ is attention's weights and not a factor of LoRA, in
+# equation (1) $P$ is the table of positions and not a number of vectors, and in equation (3) $V$ is
+# the values.
 #
 # **Time.** 105 minutes for reading and the exercises. The open exercise takes 30 more, the bonus
 # 10. Every cell together runs in well under a minute.
@@ -85,7 +86,8 @@ h = tp.Tensor(E.data[tokens] + P.data[:tokens.shape[1]])  # equation (1): (B, T,
 
 # %% [markdown]
 # Then come $L = 5$ blocks.
-# Each adds twice to $h$, and never replaces it (LN is layer norm):
+# Each adds twice to $h$, and never replaces it (LN is layer norm; `prefix` and `cache`, below, wait
+# for section 7):
 #
 # $$h \leftarrow h + \mathrm{Attention}(\mathrm{LN}(h)), \qquad
 # h \leftarrow h + \mathrm{MLP}(\mathrm{LN}(h)) \tag{2}$$
@@ -142,7 +144,7 @@ show(plain.gelu)
 #
 # Scores may be as large as 1,000, and then `np.exp` overflows.
 # The seen ones may also be near −1,000 while the hidden ones are near 1,000.
-# Recall from lesson 01 what softmax depends on, and subtract something first.
+# The example shows what to subtract first.
 # Write it with NumPy, without the package's `attention`, and keep the dtype.
 
 # %% exercise=transformer.attention points=5 minutes=20
@@ -379,12 +381,13 @@ def logits_of(model):
         return np.concatenate([model(rows[i:i + 16]).data for i in range(0, len(rows), 16)])
 
 
-text = "\n\n".join(str(d) for d in corpus.base_corpus().test)[:24_000]
-stream = tok.encode(text)
-rows = stream[:len(stream) // 128 * 128].reshape(-1, 128)
+documents = corpus.base_corpus().test
+n_bytes = sum(len(str(document).encode()) for document in documents)
+stream = tok.encode_documents(documents)
+rows = stream[:len(stream) // 128 * 128].reshape(-1, 128)[::16]   # each sixteenth row of the text
 nothing = loss(logits_of(tp.GPT(model.config, rng=0)), rows)
-report("random weights", nothing, len(stream), len(text.encode()))
-report("the base", loss(logits_of(model), rows), len(stream), len(text.encode()))
+report("random weights", nothing, len(stream), n_bytes)
+report("the base", loss(logits_of(model), rows), len(stream), n_bytes)
 guess.beside(nothing)
 
 # %% [markdown]
@@ -402,11 +405,10 @@ show("pretraining")
 # validation text, the dashed line of the test text; the caption has both of the test text).
 # Its training loss runs ahead of the validation loss, because it sees every training token some
 # twelve times.*
-# The caption gives the base a lower loss than the cell above does.
-# It is measured on the whole test text and in windows of 256 tokens, and the cell took a part of
-# the text in windows of 128.
-# A token near the beginning of a window has little text before it, and a short window has more such
-# tokens.
+# The caption gives the base a lower loss than the cell above does: it is measured in windows of 256
+# tokens, and on all of the text. A token near the beginning of a window has little text before it,
+# and windows of 128 have more such tokens. (In these, all of the text has 2.469. The cell's sixteenth
+# happens to be easier.)
 #
 # ## 4. A loss that is too good
 #

@@ -50,7 +50,8 @@ domain = tp.tasks.domain(base, context=128, held_out=8192)        # Matplotlib's
 # Gradient descent moves every weight $w$ against its gradient $g$:
 # $w \leftarrow w - \eta g$, where the *learning rate* $\eta$ is a small number.
 # Transformers are hardly ever trained like that.
-# The gradients of their parts differ in size, and those of rare tokens' embeddings most of all.
+# The gradients of their parts differ in size, and a token that is not in the batch has next to none
+# in its row of the embedding.
 # Adam divides each gradient by a running average of its size.
 # So every weight moves by about $\eta$ per step, however large $g$ is.
 # For that it remembers two numbers per weight, the running means of $g$ and of $g^2$ ($\beta_1$ and
@@ -61,7 +62,8 @@ domain = tp.tasks.domain(base, context=128, held_out=8192)        # Matplotlib's
 
 # %%
 tuned = tp.attach(copy.deepcopy(base), tp.FullFineTuning())
-domain.loss(tuned, domain.batch("train", 4, np.random.default_rng(0))).backward()
+tokens, targets = domain.batch("train", 4, np.random.default_rng(0))
+domain.loss(tuned, (tokens, targets)).backward()
 parameters = dict(tuned.model.named_parameters())
 for name in ("token_embedding.weight", "blocks.2.attention.query.weight", "blocks.2.mlp.up.weight",
              "final_norm.weight"):
@@ -69,12 +71,20 @@ for name in ("token_embedding.weight", "blocks.2.attention.query.weight", "block
     m, v = 0.9 * 0 + (1 - 0.9) * g, 0.999 * 0 + (1 - 0.999) * g ** 2  # equation (1), from m = v = 0
     ratio = np.median(abs(m[g != 0]) / np.sqrt(v[g != 0]))
     print(f"{name:33} typical |g| {np.sqrt((g ** 2).mean()):.0e}   |m|/√v {ratio:.2f}")
+g = parameters["token_embedding.weight"].grad
+# a token is read, and then it is to be predicted: it stands in both arrays
+times = (np.bincount(np.append(tokens, targets), minlength=len(g)) + 1) // 2
+for kind, rows in {"10 times and more": times >= 10, "once or twice": (0 < times) & (times <= 2),
+                   "never": times == 0}.items():
+    print(f"rows of tokens in the batch {kind:17}  {np.sqrt((g[rows] ** 2).mean()):.0e}")
 
 # %% [markdown]
-# The gradients of these parts differ several-fold.
-# The ratio that Adam moves by is the same for all of them.
-# But it is $0.1/\sqrt{0.001} \approx 3.2$, and it should be 1. The reason is that $m$ and $v$ start
-# at 0, so after few steps both are too small, and not by the same factor.
+# The gradients of these parts differ several-fold, and those of rows of the embedding twentyfold and
+# more.
+# The ratio that Adam moves by does not depend on $g$: after one step it is
+# $0.1\,|g| / \sqrt{0.001\,g^2} \approx 3.2$ for each.
+# But it should be 1. $m$ and $v$ start at 0, so after few steps both are too small, and not by the
+# same factor.
 #
 # **By hand.** One weight, two steps, with $\beta_1 = 0.9$ and $\beta_2 = 0.999$.
 #
@@ -349,7 +359,8 @@ show("forgetting")
 #
 # Large models are trained in *mixed precision*.
 # Weights and gradients are in 16 bits, 2 bytes each.
-# But the updates are too small for 16 bits, so each trained weight has a float32 *master copy*
+# But the updates are too small for 16 bits: bfloat16 has steps of $1/128$ between 1 and 2, and there
+# an update of $\eta = 10^{-4}$ is lost. So each trained weight has a float32 *master copy*
 # besides, and $m$ and $v$ stay in float32.
 #
 # ### {exercise}
@@ -385,8 +396,9 @@ print(f"all frozen:  {states(1, 0, 4, 4)} bytes per weight in float32, "
 # %% [markdown]
 # ## 5. Activations
 #
-# The fourth item is what the forward pass must keep for the backward pass.
-# Lesson 01 said which arrays: whatever a vjp needs.
+# The fourth item is what the forward pass must keep for the backward pass: whatever a vjp needs.
+# From lesson 01: $XW^\top$ keeps $X$ if $W$ is trained, $a \cdot b$ keeps both, and $\tanh x$ one
+# array, of which it computes the slope.
 # For one block:
 #
 # | operation | keeps | numbers |
@@ -405,8 +417,8 @@ print(f"all frozen:  {states(1, 0, 4, 4)} bytes per weight in float32, "
 # In a long text they would be nearly all that is kept.
 # So they are not kept. The backward pass computes them again from $Q$ and $K$, as FlashAttention
 # does, Dao et al., arXiv 2205.14135.
-# Of each query it needs two numbers for that: its largest score $m$, and the sum of
-# $e^{\text{score} - m}$, by which softmax divides.
+# Of each query it needs two numbers for that: its largest score $s$, and the sum of
+# $e^{\text{score} - s}$, by which softmax divides.
 # `plain.flash_attention` shows how.)
 #
 # After the $L$ blocks come three more: the final norm, the head's input ($BTd$), and the
@@ -576,6 +588,8 @@ fig.set_label("Stacked bars of weights, of gradients with m and v, and of activa
 fig
 
 # %% [markdown]
+# With LoRA the inputs of `output` and `up` go, $BTd$ each, and that of `down`, $4\,BTd$. So does the
+# head's. What stays is $5\,(10\,BTd + 2\,BT + 2\,BHT) + BTd + BT + BTV$ numbers, 14.85 MiB.
 # *What to see: dark blue shrinks to little with every method; light blue shrinks far less.*
 # Keep this picture in mind when you read that a method trains 1 % of the parameters: that is about
 # the dark part alone.

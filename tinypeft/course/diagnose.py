@@ -60,7 +60,9 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
         same = got is None if expected is None else \
             type(got) in (type(expected), np.bool_, bool) and got == expected
         if isinstance(got, np.bool_): got = bool(got)    # shown as True, not as np.True_
-        return None if same else ("value", f"{where} is {got!r}, expected {expected!r}", None, None)
+        plain = got is None or isinstance(got, (str, bool, int, float))
+        shown = repr(got) if plain else _kind(got)
+        return None if same else ("value", f"{where} is {shown}, expected {expected!r}", None, None)
 
     listed = isinstance(expected, np.ndarray) and isinstance(got, (tuple, list))
     g, e = _array(got) if listed else got, np.asarray(expected)

@@ -16,6 +16,8 @@ from .tensor import Tensor, no_grad
 
 __all__ = ["gradcheck"]
 
+TINY = np.finfo(np.float64).tiny                         # where the gradient and fn are 0
+
 
 def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
               directions: int = 4, step: float = 1e-3, tolerance: float = 1e-8) -> float:
@@ -23,8 +25,9 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
 
     inputs: float64 Tensors; arrays become Tensors that require gradients. Each is moved along
     `directions` random directions and differenced to fourth order. The error is
-    |analytic − numeric| / max(1, ‖gradient‖·‖direction‖). Raises AssertionError, naming the input,
-    when it exceeds `tolerance`; TypeError for float32, whose rounding would hide the difference.
+    |analytic − numeric| / (‖gradient‖·‖direction‖), so that the unit of `fn` does not matter; a
+    difference that rounding of `fn` explains never exceeds `tolerance`. Raises AssertionError,
+    naming the input, when the error does; TypeError for float32, whose rounding would hide it.
     """
     rng = np.random.default_rng(rng)
     inputs = [x if isinstance(x, Tensor) else Tensor(np.asarray(x, np.float64), requires_grad=True)
@@ -50,18 +53,24 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
         finally:
             x.data = before
 
-    def slope(x, v, h):
-        return (value(x, h * v) - value(x, -h * v)) / (2 * h)
+    def ends(x, move):
+        return value(x, move), value(x, -move)
 
+    rounding = 4 * np.finfo(np.float64).eps / step       # of a slope, for values of size 1
+    y_size = np.linalg.norm(u) * np.linalg.norm(y.data)
     worst = 0.0
     for i, x in checked:
         g = gradients.get(id(x), np.zeros_like(x.data))
         for _ in range(directions):
             v = rng.standard_normal(x.shape)
             analytic = np.vdot(g, v)
-            numeric = (4 * slope(x, v, step / 2) - slope(x, v, step)) / 3    # Richardson: no h²
-            size = np.linalg.norm(g) * np.linalg.norm(v)
-            error = abs(analytic - numeric) / max(1.0, size)
+            high, low = ends(x, step * v)
+            noise = rounding * max(y_size, abs(high), abs(low))
+            slope = (high - low) / (2 * step)
+            high, low = ends(x, step / 2 * v)
+            numeric = (4 * (high - low) / step - slope) / 3    # Richardson: no h²
+            size = max(np.linalg.norm(g) * np.linalg.norm(v), noise / tolerance, TINY)
+            error = abs(analytic - numeric) / size
             if not error <= tolerance:
                 raise AssertionError(
                     f"gradcheck: input {i} of shape {x.shape}: backward says {analytic:.10g}, "

@@ -189,7 +189,7 @@ WRONG = {
         (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - 2 * L * B * H * T, "2 B H T"),
         (off(lambda n, d, L, V: 2 * L * n + n), "and not the mean"),
         (off(lambda n, d, L, V: -L * n * d), "missing in each block"),
-        (off(lambda n, d, L, V: L * n * d), "17 B T d"),
+        (off(lambda n, d, L, V: L * n * d), "and no input is kept twice"),
         (off(lambda n, d, L, V: 3 * L * n * d), "input of `up`"),
         (off(lambda n, d, L, V: -n * d - n), "the final norm is missing"),
         (off(lambda n, d, L, V: -n * d), "after the blocks B T d"),

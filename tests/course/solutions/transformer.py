@@ -86,6 +86,21 @@ def maximum_first(q, k, v):
     return e / e.sum(1, keepdims=True) @ v
 
 
+def of_columns(q, k, v):
+    """The largest score of each key is subtracted, not that of each query."""
+    S, T, scores = len(k), len(q), q @ k.T / math.sqrt(q.shape[1])
+    scores[np.arange(S) > np.arange(T)[:, None] + S - T] = -np.inf
+    e = np.exp(scores - scores.max(0))
+    return e / e.sum(1, keepdims=True) @ v
+
+
+def softmax_of_all(logits, tokens):
+    """A softmax with one maximum, whose logarithm is taken where it is defined."""
+    e = np.exp(logits[:, :-1] - logits.max())
+    p = np.take_along_axis(e / e.sum(-1, keepdims=True), tokens[:, 1:, None], -1)
+    return float(-np.log(p).mean())
+
+
 def one_maximum(logits, tokens):
     """One maximum is subtracted from all logits."""
     z = logits[:, :-1] - logits.max()
@@ -165,6 +180,7 @@ WRONG = {
         (attention(low=0), "e⁰"),
         (attention(low=-100), "not low enough"),
         (attention(more=-1000), "near −1,000, so put"),
+        (of_columns, "it changes the weights"),
         (maximum_first, "0/0 follows")],
     "transformer.loss": [
         (loss(lambda z, t: (z, t)), "are about token t + 1"),
@@ -174,6 +190,7 @@ WRONG = {
         (guarded(lambda p: np.maximum(p, 1e-9)), "a bound for it"),
         (guarded(lambda p: p), "the log of the softmax"),
         (one_maximum, "the maximum of each position"),
+        (softmax_of_all, "not one for all"),
         (loss(lambda z, t: (z, np.roll(t, -1, 1))), "np.roll brings"),
         (loss(lambda z, t: (z, np.roll(t, 1, 1))), "you rolled"),
         (lambda z, t: -np.mean([row[range(len(i) - 1), i[1:]] for row, i in zip(z, t, strict=True)]),
@@ -192,6 +209,7 @@ WRONG = {
         (lambda V, C, d, L: count(V, C, d, L) + V * d, "tied"),
         (lambda V, C, d, L: count(V, C, d, L) - 2 * d, "final norm"),
         (lambda V, C, d, L: count(V, C, d, L) - 9 * d * L, "biases"),
+        (lambda V, C, d, L: (V + C) * d + 12 * L * d * d, "the biases and the norms"),
         (lambda V, C, d, L: count(V, C, d, L) - C * d, "position table"),
         (lambda V, C, d, L: count(V, C, d, L) - 4 * d * L, "4 d numbers are missing"),
         (lambda V, C, d, L: count(V, C, d, L) + V, "the head has no bias"),
@@ -212,6 +230,7 @@ WRONG = {
         (lambda V, C, d, L: count(V, C, d, L) + 1, "another number")],
     "transformer.sees": [
         (sees(lambda row, rng: row + 1), "vanishes in a layer norm"),
+        (sees(lambda row, rng: row + 1, differ=lambda a, b: ~np.isclose(a, b)), "a constant that is added to a row, or"),
         (sees(lambda row, rng: 3 * row), "a multiple of a row"),
         (sees(fresh=False), "a copy of x"),
         (sees(turned=True), "it is transposed"),

@@ -247,6 +247,10 @@ def sum_of_rows(a):
     return a.sum(-1, keepdims=True)
 
 
+def nearly_mean(a):
+    return sum_of_rows(a) / (a.shape[-1] - 1)
+
+
 def sigma_of(x, eps, ddof=0):
     return np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
 
@@ -274,6 +278,13 @@ def of_terms(dx):
 def of_averages(first, second):
     """Return dx with these averages in the second and third term."""
     return of_terms(lambda d, dy, h: d - first(d) - h * second(d * h))
+
+
+def one_less(x, gamma, dy, eps):
+    """Return dx for a variance that divides by d − 1, derived rightly."""
+    sigma, d = sigma_of(x, eps, ddof=1), gamma * dy
+    xhat = centred(x) / sigma
+    return (centred(d) - xhat * nearly_mean(d * xhat)) / sigma
 
 
 def of_whole_array(x, gamma, dy, eps, sigma=sigma_of, average=mean_of_rows):
@@ -480,7 +491,7 @@ EXERCISES = (
             ("db is a sum over rows, not a mean", partial(linear_vjp, db=lambda dY: dY.mean(0))),
             ("dW is averaged over rows; every row adds its part, so it is a sum",
              partial(linear_vjp, dW=lambda X, dY: dY.T @ X / len(X))),
-            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
+            ("dW is transposed: it has the shape of W, (d_out, d_in)",
              partial(linear_vjp, dW=lambda X, dY: X.T @ dY)),
             ("the order is (dX, dW, db)", lambda *a: linear_vjp(*a)[::-1]),
             ("the order is (dX, dW, db)", weight_first)),
@@ -516,7 +527,12 @@ EXERCISES = (
             ("ε is missing: σ is the root of the variance plus ε",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
             ("ε stands under the root: σ = √(var + ε), not √var + ε", eps_outside),
-            ("the variance divides by d, not by d − 1", partial(layer_norm_vjp, ddof=1)),
+            *several("the variance divides by d, not by d − 1, and so does each mean",
+                     partial(layer_norm_vjp, ddof=1),
+                     partial(layer_norm_vjp, average=nearly_mean),
+                     partial(layer_norm_vjp, ddof=1, average=nearly_mean),
+                     of_averages(mean_of_rows, nearly_mean),
+                     of_averages(nearly_mean, mean_of_rows), one_less),
             *several("a sum stands where a mean belongs: divide it by d",
                      partial(layer_norm_vjp, average=sum_of_rows),
                      of_averages(mean_of_rows, sum_of_rows),

@@ -88,6 +88,14 @@ def exchanges_betas(w, g, m, v, t, lr, beta1, beta2, *others):
     return adamw(w, g, m, v, t, lr, beta2, beta1, *others)
 
 
+def exchanges_corrections(w, g, m, v, t, lr, beta1, beta2, *others):
+    def of_m(beta, t):
+        return power(beta2, t)
+    def of_v(beta, t):
+        return power(beta1, t)
+    return adamw(w, g, m, v, t, lr, beta1, beta2, *others, of_m=of_m, of_v=of_v)
+
+
 def adds_the_step(w, g, m, v, t, lr, *others):
     moved = adamw(w, g, m, v, t, lr, *others[:-1], 0.0)[0]
     _, m, v = adamw(w, g, m, v, t, lr, *others)
@@ -269,6 +277,7 @@ EXERCISES = (
              partial(adamw, correct=next_power)),
             ("the corrections are those of step t, not those of the first step",
              partial(adamw, correct=first_power)),
+            ("β₁ belongs to the correction of m, and β₂ to that of v", exchanges_corrections),
             ("divide by 1 − βᵗ, do not multiply with it", partial(adamw, correct=inverse)),
             (REST, partial(adamw, correct=power_of_rest)),
             ("β multiplies the old mean, and 1 − β the new number",
@@ -350,6 +359,8 @@ EXERCISES = (
              lambda N, n, b, f: states(N, n, b, b)),
             ("a gradient takes weight_bytes, as the weight does",
              partial(states, gradient=lambda b: 4)),
+            ("there are two errors: the frozen weights are N − n, and a trained weight has a "
+             "gradient", partial(states, frozen=lambda N, n: N, gradient=lambda b: 0)),
             ("the gradient is missing", partial(states, gradient=lambda b: 0)),
             ("this is in bits; count bytes", lambda *a: 8 * states(*a))),
         symptoms=(
@@ -396,8 +407,8 @@ EXERCISES = (
             ("B T d numbers are missing in each block: an input of query, key and value, of the "
              "output projection or of `up`, or x̂",
              partial(activations, vectors=15)),
-            ("a block has 17 B T d and not 16: no addition keeps anything, "
-             "and no input is kept twice",
+            ("B T d numbers are too many in each block: no addition keeps anything, and no input "
+             "is kept twice",
              partial(activations, vectors=17)),
             ("the input of `up` is d wide, and its result 4 d", partial(activations, vectors=19)),
             ("the final norm is missing: x̂ and 1/σ",
@@ -432,12 +443,15 @@ EXERCISES = (
              lambda B, T, d, H, L, V: L * sum(kept(B, T, d, H, V))),
             ("the probabilities of the cross-entropy are missing: B T V",
              partial(activations, last_rows=0)),
+            ("the probabilities are one for each token of the vocabulary at each place: B T V, "
+             "and not B T + V",
+             lambda B, T, d, H, L, V: activations(B, T, d, H, L, V, last_rows=0) + B * T + V),
             ("the probabilities of the cross-entropy exist once, not in every block",
              partial(activations, rows=1, last_rows=0)),
             ("the final norm and the head's input, which come after the blocks, are missing",
              partial(activations, last_vectors=0, last_norms=0)),
-            ("a block has 18 B T d and not 16: query, key and value share one input, and the "
-             "two additions keep nothing",
+            ("2 B T d numbers are too many in each block: query, key and value share one input, "
+             "and the two additions keep nothing",
              partial(activations, vectors=18)),
             ("this is in bytes; count numbers", lambda *a: 4 * reference_activations(*a)),
             ("this counts one block; there are L",

@@ -93,8 +93,8 @@ VJPS = (Vjps.last_numbers, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjp
 SMALL = Vjps.slightly, Vjps.barely, Vjps.slightly_in_millionths
 STRICT = ("the accepted difference is too large: an error of a few millionths must be caught, in "
           "any unit, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
-ONE = ("a single direction may be nearly blind to a small error: draw several, and let the worst "
-       "of them decide")
+ONE = ("a single direction may be nearly blind to a small error: draw eight or more, and let the "
+       "worst decide")
 
 
 def squashed_sum(x):
@@ -150,6 +150,10 @@ def large_numbers(rng):
     return squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))
 
 
+def rows_of_six(rows):
+    return lambda rng: (squashed_sum, Vjps.barely, rng.standard_normal((rows, 6)))
+
+
 def other_unit(f, vjp):
     return lambda rng: (f, vjp, 1 + rng.standard_normal((3, 4)))
 
@@ -199,6 +203,11 @@ def operations(uses, trained):
 
 def leaves(uses, trained):
     return [n and not uses[k] for k, n in enumerate(reference_needed(uses, trained))]
+
+
+def ends(uses, trained):
+    """Only the trained leaves, and the last value."""
+    return [k in trained or k == len(uses) - 1 for k in range(len(uses))]
 
 
 def direct(uses, trained):
@@ -306,6 +315,8 @@ EXERCISES = (
             ("right near x = 0 alone", partial(catches_cases, vjp=Vjps.at_zero)),
             ("wrong for numbers above 4 alone, and x has such numbers", large_numbers),
             ("wrong by three millionths of one term", partial(catches_cases, vjp=Vjps.barely)),
+            *((f"wrong by three millionths of one term, at an x of {rows} rows", rows_of_six(rows))
+              for rows in range(4, 12)),
             ("wrong in one term, and f is a millionth of what it was",
              other_unit(in_millionths, Vjps.slightly_in_millionths)),
             ("right, and f is a million times what it was",
@@ -372,8 +383,8 @@ EXERCISES = (
              "passes by", lambda uses, trained: used_by_last(uses)),
             ("a value that is above the lowest trained leaf need not depend on it", above_lowest),
             ("a trained leaf needs its own gradient", operations),
-            ("the gradient of a leaf is made of those of all values between it and the last one: "
-             "they are needed, too", leaves),
+            *several("the gradient of a leaf is made of those of all values between it and the "
+                     "last one: they are needed, too", leaves, ends),
             ("what uses a trained leaf is used again: the gradient has to come through all of it",
              direct),
             ("one parent that depends on a trained leaf is enough", every_parent),

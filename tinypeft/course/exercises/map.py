@@ -140,6 +140,14 @@ def nearly_without_bias(f, x, W):
     return np.allclose(f(x) - f(0 * x), x @ W.T)
 
 
+def np_close(f, x, W):
+    return np.allclose(f(x), x @ W.T)
+
+
+def loosely_close(f, x, W):
+    return np.allclose(f(x), x @ W.T, atol=1e-4)
+
+
 def slopes(f, d):
     return (f(np.eye(d)) - f(np.zeros((d, d)))).T
 
@@ -322,12 +330,23 @@ EXERCISES = (
                      partial(merges, same=nearly_without_bias, matrix=slopes)),
             *several("a faint curve counts: the limit is a billionth, and np.allclose has it with "
                      "rtol=0, atol=1e-9",
-                     partial(merges, same=lambda f, x, W: np.allclose(f(x), x @ W.T)),
-                     partial(merges, same=lambda f, x, W: np.allclose(f(x), x @ W.T, atol=1e-4))),
+                     partial(merges, same=np_close), partial(merges, same=loosely_close)),
+            *several("try negative inputs, too, and let a faint curve count: the limit is 1e-9, "
+                     "which np.allclose has with rtol=0, atol=1e-9",
+                     partial(merges, same=np_close, inputs=np.abs),
+                     partial(merges, same=loosely_close, inputs=np.abs)),
             ("this is Wᵀ: row i of f(np.eye(d)) is what input i does, a column of W",
              lambda f, d: None if merges(f, d) is None else merges(f, d).T),
             ("some of the functions are matrices: is your limit above rounding?",
              partial(merges, same=lambda f, x, W: (f(x) == x @ W.T).all() and not x.any()))),
+        symptoms=(
+            ("a limit that is a part of the size of f(x) is 0 for a layer that gives zeros, and "
+             "0 < 0 is False: the limit is 1e-9 itself",
+             lambda got, expected, args: got is None and args[0] is Layers.zero),
+            ("this f is no matrix for negative inputs: does your x have some?",
+             lambda got, expected, args: got is not None and args[0] is Layers.sizes),
+            ("this f is a matrix and 1e-8 of a curve: is your limit 1e-9?",
+             lambda got, expected, args: got is not None and args[0] is Layers.faint)),
         tolerance=1e-9,
         hints=("What does f give for an input that is 1 at one place and 0 elsewhere? And how "
                "would you notice that f is not what these inputs suggest?",
@@ -381,6 +400,8 @@ EXERCISES = (
             ("int8 ends at 127, and codes go to 255: take a wider type",
              partial(decoded, whole=np.int8)),
             ("this adds the zero point; s (q − z) subtracts it", partial(decoded, sign=1)),
+            ("a code below the zero point is a negative weight: the difference keeps its sign",
+             lambda *a: np.abs(decoded(*a))),
             ("the scale is missing", partial(decoded, times=False))),
         symptoms=(
             ("uint16 and uint32 have no negative numbers either: 3 − 8 becomes very large; take "

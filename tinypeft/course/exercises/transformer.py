@@ -7,7 +7,7 @@ import numpy as np
 from ...engine import functional as F
 from ...engine import plain
 from ...engine.tensor import Tensor
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
@@ -19,17 +19,18 @@ def reference_attention(q, k, v):
 
 
 def attention(q, k, v, scale=lambda d, T, S: math.sqrt(d), offset=lambda T, S: S - T,
-              mask=True, axis=-1, late=False, low=-np.inf, divided=True):
+              mask=True, axis=-1, top=None, late=False, low=-np.inf, divided=True):
     """Return what attention gives; the options are for the mistakes.
 
-    offset: of the mask. axis: of the softmax. late: the mask comes after it. low: a hidden score.
+    offset: of the mask. axis: of the softmax. top: of its maximum. late: the mask comes after it.
+    low: a hidden score.
     """
     (T, d), S = q.shape, len(k)
     scores = q @ k.T / scale(d, T, S)
     seen = np.arange(S) <= np.arange(T)[:, None] + offset(T, S)
     if mask and not late:
         scores = np.where(seen, scores, np.array(low, scores.dtype))
-    A = np.exp(scores - scores.max(axis, keepdims=True))
+    A = np.exp(scores - scores.max(axis if top is None else top, keepdims=True))
     if divided:
         A = A / A.sum(axis, keepdims=True)
     if late:
@@ -331,8 +332,13 @@ EXERCISES = (
              partial(attention, offset=lambda T, S: 0)),
             ("the mask is off by one: your query sees the key after its own",
              partial(attention, offset=lambda T, S: S - T + 1)),
+            *several("the mask is off by one: a query must also see its own key",
+                     partial(attention, offset=lambda T, S: S - T - 1),
+                     partial(attention, offset=lambda T, S: S - T - 1, low=-1e30)),
             ("the softmax runs over the queries; it must run over the keys",
              partial(attention, axis=0)),
+            ("the maximum that you subtract runs over the queries, and so it changes the weights: "
+             "each row of scores has its own, over the keys", partial(attention, top=0)),
             ("you masked after the softmax, so the remaining weights no longer sum to one; put −∞ "
              "into the scores before it",
              partial(attention, late=True)),
@@ -401,12 +407,12 @@ EXERCISES = (
              "begin with a fresh copy of x?",
              where(Readers.causal, lambda got, expected: got.all())),
             (EQUAL, where(Readers.normalized, too_many)),
-            ("your function sees no change at all: is f called with the changed array? Note that "
-             "a comparison with NaN is False",
-             lambda got, expected, args: not got.any()),
             ("a layer norm takes away a constant that is added to a row, or a factor, and leaves "
              "a difference of rounding: put random numbers into the row",
              where(Readers.normalized, misses)),
+            ("your function sees no change at all: is f called with the changed array? Note that "
+             "a comparison with NaN is False",
+             lambda got, expected, args: not got.any()),
             ("your accepted difference is too large, or your change of the row too small: any "
              "change counts, also a millionth of it",
              where(Readers.faint, misses)),
@@ -465,7 +471,8 @@ EXERCISES = (
             ("the logarithm of a probability that became 0: do not take the log of the softmax, "
              "compute z − max − log Σ exp(z − max), with the maximum of each position",
              lambda got, expected, args: np.isinf(got)),
-            ("np.exp overflows; subtract the largest logit of each position first",
+            ("np.exp overflows, or makes 0 of all logits of a position, and 0/0 follows: subtract "
+             "the largest logit of each position first, not one for all",
              lambda got, expected, args: np.isnan(got)),
             ("a small number beside p, or a bound for it, makes large losses smaller: compute z − "
              "max − log Σ exp(z − max)",
@@ -505,6 +512,9 @@ EXERCISES = (
             ("the position table is missing", partial(count, position=lambda d: 0)),
             ("the biases are missing: four of attention, 4 d + d of the MLP",
              partial(count, vectors=4)),
+            *several("the biases and the norms are missing: in a block 4 d + 4 d + d and two times "
+                     "2 d, and 2 d after the last one",
+                     partial(count, vectors=0), partial(count, vectors=0, last=0)),
             ("4 d numbers are missing in each block: its two layer norms, the biases of "
              "attention, or the bias of `up`",
              partial(count, vectors=9)),

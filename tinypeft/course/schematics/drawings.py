@@ -11,10 +11,10 @@ WORDS = {                                                # name → (sentence, d
         "A number on the block says where the method of that number puts what it trains; full "
         "fine-tuning trains all.",
         "One transformer block, read upwards, with numbered places: 1 full fine-tuning, all "
-        "weights; 2 adapters, behind attention's output; 3 parallel adapters, beside the MLP; 4 "
-        "LoRA, AdaLoRA, DyLoRA, beside a weight matrix; 5 prefix tuning and P-tuning v2, keys and "
-        "values in attention; 6 prompt tuning and P-tuning, vectors at the input; 7 QLoRA and "
-        "PEQA, weights stored in few bits."),
+        "weights; 2 adapters, behind attention's output and behind the MLP; 3 parallel adapters, "
+        "beside the MLP; 4 LoRA, AdaLoRA, DyLoRA, beside a weight matrix; 5 prefix tuning and "
+        "P-tuning v2, keys and values in attention; 6 prompt tuning and P-tuning, vectors at the "
+        "input; 7 QLoRA and PEQA, weights stored in few bits."),
     "road": (
         "What each lesson needs, and three ways through the course.",
         "An arrow leads from a lesson to one that needs it. The orange boxes take an afternoon, "

@@ -49,7 +49,7 @@ def gradient_check(results: Path) -> plot.Drawing:
     return plot.Drawing(
         fig,
         "A large step has a truncation error and a small step a rounding error. In float32 even the best step is too inexact "
-        "to tell a right gradient from a wrong one.",
+        "to tell a right gradient from a slightly wrong one.",
         "Finite differences through layer norm, linear, GELU and softmax, in random directions; geometric mean over "
         f"{len(r.seeds)} seeds. `gradcheck` uses float64, h = 10⁻³ and the fourth order.",
         f"Relative error against the step h, both logarithmic: V-shaped curves. Smallest error: float32 {best['float32']}, "
