@@ -98,8 +98,7 @@ def by_family(results: Path) -> str:
     """Every method, by what it changes: its equation, its papers, the rank of its change, what it trains and takes, and
     whether it merges.
 
-    What is trained, and the time of a step, are those of the benchmark of methods on the base, where LoRA has r = 8 on query
-    and value."""
+    What is trained, with which settings, and the time of a step, are those of the benchmark of methods on the base."""
     measured = speed.runs(results, "methods")[0]["methods"]
     lora = measured["lora"]["ms"]["tinypeft"]
     rows = []
@@ -107,9 +106,16 @@ def by_family(results: Path) -> str:
         rows.append((f"**{family}**", *[""] * 6))
         for name, cls in classes.items():
             found = measured.get(name)
-            cost = (f"{found['trained']['tinypeft']:,}", f"{found['ms']['tinypeft'] / lora:.2f}") if found else ("–", "–")
+            cost = (trained(found), f"{found['ms']['tinypeft'] / lora:.2f}") if found else ("–", "–")
             rows.append((*known(name, METHODS, "../../", papers=True), about(name).rank, *cost, merges(cls)))
     return table(("method", "equation", "papers (arXiv)", "rank", "trained", "step over LoRA's", "merges"), rows)
+
+
+def trained(measured: dict) -> str:
+    """The count of what is trained, and the settings that it is for."""
+    settings = measured["method"].partition("(")[2].removesuffix(")")
+    shown = settings if len(settings) < 50 else f"{settings[:20]} …"
+    return f"{measured['trained']['tinypeft']:,}" + f" with `{shown}`" * bool(shown)
 
 
 def merges(cls: type[Method]) -> str:
