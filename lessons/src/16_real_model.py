@@ -65,7 +65,7 @@ def continued(model, tokens, n):
     out = tp.generate(model, tokens[None], n, temperature=0, stop=tp.chat_end(tokenizer))
     return tokenizer.decode(out[0, len(tokens):]).removesuffix("<|im_end|>")
 
-def answer(model, question): return continued(model, tp.chat_prompt(tokenizer, question), 24)
+def answer(model, question): return continued(model, tp.chat_prompt(tokenizer, question), 32)
 
 for question in ("What is the capital of France?", "Name three fruits."):
     print(question, "→", repr(answer(model, question)))
@@ -356,8 +356,8 @@ print("the same as the package's:", np.allclose(y, mlp(tp.Tensor(x)).data, atol=
 # %% [markdown]
 # ## 2. In the file
 #
-# Section 5 asks what four bits cost. For that you must know what is there. The file holds each
-# matrix of a block of the model in blocks of 32 weights, in llama.cpp's format Q4_1. (The table of
+# How do 135 million parameters fit into 98 MB, and at what cost (section 5)? The file holds each
+# matrix of a layer in blocks of 32 weights, in llama.cpp's format Q4_1. (The table of
 # embeddings, a fifth of all parameters, has 8 bits, in Q8_0.) A block has a step $\Delta$ and an
 # offset $m$ in float16, and 16 bytes with two codes of four bits each:
 #
@@ -395,7 +395,7 @@ print(f"{8 * octets.nbytes / W.size} bits per weight, embeddings in "
 #
 # Do better. Write `real_block(W)`: for weights `(n, 32)` return `(step, m)`, both `(n,)`. The codes
 # are the nearest ones from 0 to 15. The squared error of all blocks shall be at most 0.93 of what
-# the range gives. Any method is right.
+# the range gives. Any method is right. (No block has equal weights.)
 
 # %% exercise=real.block points=4 minutes=14
 def real_block(W):
@@ -488,8 +488,8 @@ show("natural_outliers")
 # %% [markdown]
 # *What to see: in what attention reads, the real model's outliers are smaller than the planted
 # ones, 7 to 24 times the median against about 40. The largest stand in front of `mlp.down`, in
-# single blocks, where no norm stands that SmoothQuant could fold a scale into.* (The base has
-# one there, too: 54 times the median.)
+# single blocks, where no norm stands that SmoothQuant could fold a scale into.* (The base has one
+# there, too.)
 #
 # Your own numbers show the difference in kind. Planted features are large at every token.
 # These are huge at a few tokens: the first one, and those that separate documents.
@@ -609,8 +609,8 @@ for scheme in (tp.Uniform(bits=4, symmetric=False, granularity="group", group_si
 # It cannot be measured here, because the original is not in the file.
 # `Uniform`, whose zero point is an integer, moves the grid by up to half a step, and NF4 has
 # another grid. So no comparison of 4-bit schemes on this model is fair.
-# Fewer bits, and eight bits of activations, can be compared. (The loss is on two rows of text.
-# Section 1 read four, so that number was another one.)
+# Fewer bits, and eight bits of activations, can be compared. (The loss is on two rows of text, as
+# for the heads in section 1. The loader's was on four.)
 
 # %%
 tuned.detach()
