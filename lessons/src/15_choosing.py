@@ -119,7 +119,7 @@ guess.beside(estimates["qlora"]["peak"] / GiB)
 # (The table keeps embeddings in 16 bits, so its QLoRA has more bytes of weights than your line
 # above.)
 # After that, the weights are still the largest part, and the activations come next.
-# For these there are other remedies: smaller batches, shorter rows, and computing activations
+# For these other remedies exist: smaller batches, shorter rows, and computing activations
 # again in the backward pass.
 
 # %%
@@ -280,8 +280,8 @@ for a, b in [("lora", "yours"), *pairs]:
           f"unpaired ± {apart:.4f}: {verdict}{overlap}")
 
 # %% [markdown]
-# Does a real pair do what yours does? And where does pairing not help? See how the interval of the
-# first one shrinks with the seeds, by `difference`:
+# Does a real pair do what yours does? Where does pairing not help? (AdaLoRA trains three times as
+# many numbers; section 5 compares equal ones.) Move the handle to use more seeds of that pair:
 
 # %%
 A, B = (measured[name] for name in pairs[0])

@@ -62,17 +62,18 @@ SPOILED = {
     "two rates": (lambda p: only({0.1: 2.5, 0.01: 2.2})(p, "a"), "Try 3 rates or more"),
     "a seed for both": (
         lambda p: p.tuned("a", {0.1: 2.5, 0.01: 2.2, 0.001: 2.4}, (0,)), "seeds that you do not report (now: a)"),
-    "another seed": (lambda p: p.ran("b", {0: 2.2, 1: 2.32, 2: 2.24, 3: 2.26}, 900), "the same 3 seeds or more (now: b)"),
+    "another seed": (
+        lambda p: p.ran("b", {0: 2.2, 1: 2.32, 2: 2.24, 3: 2.26}, 900), "the same 3 seeds or more (now: b)"),
     "other seeds": (lambda p: p.ran("b", {0: 2.2, 1: 2.3, 3: 2.26}, 900), "the same 3 seeds or more (now: b)"),
-    "MiB in place of bytes": (lambda p: p.ran("a", p.arms["a"].runs, 20), "contains the base's weights, and has more bytes (now: a)"),
-    "the weights alone": (lambda p: p.ran("b", p.arms["b"].runs, 600), "contains the base's weights, and has more bytes (now: b)"),
+    "MiB in place of bytes": (lambda p: p.ran("a", p.arms["a"].runs, 20), "weights, and has more bytes (now: a)"),
+    "the weights alone": (lambda p: p.ran("b", p.arms["b"].runs, 600), "weights, and has more bytes (now: b)"),
     "the rounded base's loss": (lambda p: p.bases.pop(4.5), "Call frozen(loss, weights, bits) with the test loss and the "
                                                             "bytes of the base (now: 4.5 bits)"),
     "two seeds": (lambda p: [p.ran(n, {0: 2.0 + x, 1: 2.1 + x}, 900) for n, x in (("a", 0), ("b", 1.0))], "3 seeds or more"),
     "other seeds, and no difference": (lambda p: [p.ran("b", {4: 2.0, 5: 2.1, 6: 2.0}, 900), p.concludes(None)],
                                        "that both arms ran with; b and a share 0."),
     "one seed, and no difference": (lambda p: [*(p.ran(n, {0: 2.0 + x}, 900) for n, x in (("a", 0), ("b", 0.1))),
-                                               p.concludes(None)], "needs 3 seeds or more that both arms ran with; a and b share 1."),
+                                               p.concludes(None)], "3 seeds or more that both arms ran with; a and b share 1."),
     "too large": (lambda p: p.ran("a", p.arms["a"].runs, 1001), "stay within 1,000 (now: a)"),
     "the wrong way": (lambda p: p.concludes("b", "a"), "do not show that b is better than a"),
     "no difference": (lambda p: p.concludes(None), "a is better than b by 0.200"),

@@ -252,7 +252,8 @@ def test_all_codes_of_a_rounding_are_drawn(monkeypatch):
 
 
 def test_dots_are_joined_by_no_line():
-    s = slider("n", {1: {"after": (np.arange(3), np.array([0, 2, 1]))}}, behind={"before": (np.arange(3), np.zeros(3))}, dots=True)
+    after, before = (np.arange(3), np.array([0, 2, 1])), (np.arange(3), np.zeros(3))
+    s = slider("n", {1: {"after": after}}, behind={"before": before}, dots=True)
     for drawn in (s.drawn[0], s.back[-1]):
         assert drawn.count("h0") == drawn.count("M") == 3 and "polyline" not in drawn and "L" not in drawn
     assert "stroke-width='9'" in s.back[-1] and "stroke-width='5'" in s.drawn[0]

@@ -178,12 +178,13 @@ class Project:
         yield all_(no), say(no, f"All arms ran with the same {len(first)} seeds{self._again()}.",
                             f"Run all arms with the same {SEEDS} seeds or more")
         bound = [name for name, arm in arms.items() if not arm.reference]
-        less = lacks(lambda arm: arm.peak is None or arm.peak > self._weights(arm))
+        small = lacks(lambda arm: arm.peak is None or arm.peak > self._weights(arm))
         no = lacks(lambda arm: arm.peak is not None and (arm.reference or arm.peak <= self.budget))
         which = "All arms" if len(bound) == len(arms) else "All arms but the reference"
-        within = bool(bound) and not no and not less
+        within = bool(bound) and not no and not small
         yield within, (f"{which} stay within the budget." if within else
-                       f"A peak contains the base's weights, and has more bytes{_of(less)}" if less else
+                       f"A peak contains the base's weights, and has more bytes{_of(small)}"
+                       if small else
                        f"Measure the bytes, and stay within {self.budget:,.0f}{_of(no)}")
         yield self._supported()
 
@@ -197,10 +198,10 @@ class Project:
 
     def _again(self):
         """Name the arms whose test losses were replaced by others."""
-        often = [f"{name} {len(arm.reported)} times" for name, arm in self.arms.items()
-                 if len(arm.reported) > 1]
-        return f"; but the test part was measured anew, and you should say why ({', '.join(often)})" \
-            if often else ""
+        often = ", ".join(f"{name} {len(arm.reported)} times" for name, arm in self.arms.items()
+                          if len(arm.reported) > 1)
+        if not often: return ""
+        return f"; but the test part was measured anew, and you should say why ({often})"
 
     def _weights(self, arm):
         """The bytes of an arm's base; 0 if `frozen` has not told them."""

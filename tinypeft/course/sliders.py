@@ -141,7 +141,8 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
     """A grid of `bits` bits that ends at a share of max|W|, over the weights' histogram.
 
     The grid is symmetric. rounding, if it is given, makes another one: (weights (n,), step) → the
-    rounded weights (n,). All its codes are drawn, those of no weight as well. The caption has the error, and the part of its square that is clipping.
+    rounded weights (n,). All its codes are drawn, those of no weight as well. The caption has the
+    error, and the part of its square that is clipping.
     """
     w, end = np.ravel(W).astype(float), 2 ** (bits - 1) - 1
     counts, edges = np.histogram(w, 60)

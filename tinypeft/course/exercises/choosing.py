@@ -204,8 +204,8 @@ def _other_shape(got, expected, args):
 
 
 # -- choosing.bug ----------------------------------------------------------------------------------
-THROUGH = ("argmin without an axis counts through all rates and seeds; take the mean over the seeds "
-           "first")
+THROUGH = ("argmin without an axis counts through all rates and seeds; take the mean over the "
+           "seeds first")
 
 
 def honest(validation, test):

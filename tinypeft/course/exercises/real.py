@@ -43,8 +43,8 @@ def _norm_variant(centre=_itself, root=_root, gain=lambda gamma: gamma, mean=_me
     """Make the gradients with a mistake, in one of their steps.
 
     centre: of x. root: by which x is divided. gain: in dx. mean, sign: of what is subtracted.
-    also: what else of γ dy is subtracted. second: what stands in the mean in place of γ dy. late: γ, if it is multiplied last. of_gamma, over: dγ
-    is dy times the first, summed by the second.
+    also: what else of γ dy is subtracted. second: what stands in the mean in place of γ dy. late:
+    γ, if it is multiplied last. of_gamma, over: dγ is dy times the first, summed by the second.
     """
     def wrong(x, gamma, eps, dy):
         x = centre(x)
