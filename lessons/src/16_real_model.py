@@ -41,6 +41,7 @@ from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.models import llama
 from tinypeft.course import show, sliders
+from tinypeft.course.slider import slider
 from tinypeft.interop import gguf_reader, read_safetensors
 from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.interop.loading import smollm2_file
@@ -425,6 +426,20 @@ by_range = np.ptp(rows, axis=1)[:, None] / 15, rows.min(1)[:, None]
 for name, (d, o) in (("by the range", by_range), ("yours", (step, m))):
     near = o + d * np.clip(np.rint((rows - o) / d), 0, 15)
     print(f"{name:12}: error {np.linalg.norm(near - rows) / np.linalg.norm(rows):.2%}")
+
+# %% [markdown]
+# Is one share enough for all blocks? (One block is drawn.)
+
+# %%
+place, middle, half = np.arange(32), (rows.max(1) + rows.min(1)) / 2, np.ptp(rows, axis=1) / 2
+frames, told = {}, {}
+for share in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0):
+    d, o = share * half[:, None] / 7.5, (middle - share * half)[:, None]
+    near = o + d * np.clip(np.rint((rows - o) / d), 0, 15)
+    frames[share] = {"rounded": (place, near[0])}
+    told[share] = f"error {np.linalg.norm(near - rows) / np.linalg.norm(rows):.2%}"
+slider("share of the range", frames, captions=told, behind={"weights": (place, rows[0])},
+       xlabel="weight", ylabel="value", dots=True)
 
 # %% [markdown]
 # llama.cpp's newer formats search, too ([K-quants](../tinypeft/quant/K_QUANTS.md)).
@@ -846,4 +861,3 @@ print(f"{right_ones} of {2 * len(asked)}; by chance 2")
 #   transformers it ends the turn.
 #
 # **Now you can** load a real model, see what is in it, teach it something new, and hand it on.
-# Every command that you learned on the small base worked here.
