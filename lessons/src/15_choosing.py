@@ -5,7 +5,7 @@
 # You compute what fits into the memory of a machine, compare what a method costs with what it is
 # worth, and decide whether the difference of two averages is a difference.
 # You find out how a method wins by luck. Then you train on a file of your own, and take an
-# adapter that you trained here to Hugging Face's PEFT, where the work goes on on a GPU.
+# adapter to Hugging Face's PEFT.
 #
 # **What you need.** Lessons [03](03_full_finetuning.ipynb), [07](07_lora.ipynb),
 # [13](13_nf4_qlora.ipynb) and [13b](13b_merging_loftq.ipynb). The others explain what the names mean.
@@ -28,6 +28,7 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.course import show, sliders
 from tinypeft.course.show import FIGURES
+from tinypeft.course.slider import slider
 from tinypeft.interop import read_safetensors
 from tinypeft.study import memory, stored
 from tinypeft.study.experiment import half_width
@@ -118,7 +119,7 @@ guess.beside(estimates["qlora"]["peak"] / GiB)
 # (The table keeps embeddings in 16 bits, so its QLoRA has more bytes of weights than your line
 # above.)
 # After that, the weights are still the largest part, and the activations come next.
-# For these there are other remedies: smaller batches, shorter rows, and computing activations
+# For these other remedies exist: smaller batches, shorter rows, and computing activations
 # again in the backward pass.
 
 # %%
@@ -146,10 +147,16 @@ print(f"{len(r.seeds)} seeds, {r.record['settings']['steps']} steps; "
       f"frozen base {r.mean('frozen', 'loss'):.3f} nats/token")
 for name, t, x in sorted(zip(methods, trained, loss, strict=True), key=lambda row: row[2]):
     print(f"  {name:<18}{int(t):>10,} trained   {x:.3f} ± {r.interval(name, 'loss'):.3f}")
+counts = stored.load(FIGURES / "results", "baselines").mean("domain", "Kneser–Ney 5-gram")
+print(f"  a table of counts (5-gram)              {counts:.3f}")
 
 # %% [markdown]
+# The last row counted which token follows which four in all of the training text, of which a run
+# read a seventh. Look at it before you praise a method (section 6).
+#
 # A method is *dominated* if another one costs no more and is no worse, and is strictly better in
-# one of the two. The methods that are not dominated are the **Pareto frontier**.
+# one of the two. The methods that are not dominated are the **Pareto frontier**. By hand, as (cost,
+# loss): of $(1, 3)$, $(2, 2)$ and $(3, 2.5)$ the second dominates the third, and two remain.
 # Without another price, such as latency, choose a point on it. Which one depends on what is scarce:
 # memory, latency or files.
 #
@@ -157,7 +164,7 @@ for name, t, x in sorted(zip(methods, trained, loss, strict=True), key=lambda ro
 #
 # Given `cost` and `loss`, arrays `(n,)` where less is better in both, return a boolean array
 # `(n,)`, true for the points on the frontier.
-# Two points that are equal do not dominate each other.
+# Equal points do not dominate each other.
 
 # %% exercise=choosing.pareto points=3 minutes=10
 def choosing_pareto(cost, loss):
@@ -237,7 +244,8 @@ print("by hand: {:.2f} ± {:.2f}".format(*difference(np.array([0.1, 0.2, 0.3]), 
 # Two bars in a chart have error bars that overlap. Can the two methods differ? Given `a (n,)`, the
 # losses of one method with $n$ seeds, make up `b (n,)`, those of another one with the same seeds. The
 # 95 % intervals of `a` and of `b`, each by itself, shall overlap, and the interval of $a - b$ shall
-# not contain 0. The differences must vary by more than 1 % of what `a` varies, as those of real runs.
+# not contain 0. The standard deviation of the differences must be at least a quarter of that of `a`.
+# (In real pairs it is more.)
 
 # %% exercise=choosing.apart points=3 minutes=11
 def choosing_apart(a):
@@ -245,8 +253,8 @@ def choosing_apart(a):
     ### BEGIN SOLUTION
     from scipy.stats import t
     half = t.ppf(0.975, len(a) - 1) * a.std(ddof=1) / np.sqrt(len(a))
-    noise = 0.05 * a.std(ddof=1) * np.resize([1, -1], len(a))
-    return a - half / 2 + noise                               # goes up and down with a
+    noise = a.std(ddof=1) / 3 * np.resize([1, -1], len(a))
+    return a - half + noise                                   # goes up and down with a
     ### END SOLUTION
 
 # %%
@@ -254,21 +262,37 @@ result = tp.check("choosing.apart", choosing_apart)
 result
 
 # %% [markdown]
-# Your two methods, beside real ones. *Unpaired* is the half width that one gets without the pairs.
-# Pairing does not make every interval narrower:
+# Your two methods, beside real ones. *Varies* is the standard deviation of the differences, in that
+# of the first method; *unpaired* is the half width that one gets without the pairs:
 
 # %%
-pairs = [("lora", "full"), ("parallel_adapter", "adapter"), ("ptuning_v2", "prompt"),
-         ("lora", "dylora")]
+pairs = [("adalora", "lora_all"), ("parallel_adapter", "adapter"), ("ptuning_v2", "prompt"),
+         ("lora", "full")]
 measured = {name: r.values(name, "loss") for name in methods}
 measured["yours"] = np.asarray(result.function(measured["lora"]))
 for a, b in [("lora", "yours"), *pairs]:
-    mean, half = difference(measured[a], measured[b])
-    apart = np.hypot(half_width(measured[a]), half_width(measured[b]))
-    better = a if mean < 0 else b
-    verdict = "cannot be told apart by seeds" if abs(mean) < half else f"{better} is better"
-    print(f"{a:>17} − {b:<8} {mean:+.3f} ± {half:.3f} nats/token (unpaired ± {apart:.3f})  "
-          f"{verdict}")
+    A, B = measured[a], measured[b]
+    mean, half = difference(A, B)
+    apart = np.hypot(half_width(A), half_width(B))
+    verdict = "cannot be told apart" if abs(mean) < half else f"{a if mean < 0 else b} is better"
+    overlap = "" if abs(mean) > half_width(A) + half_width(B) else ", intervals overlap"
+    print(f"{a:>16} − {b:<8} {mean:+.4f} ± {half:.4f}, varies {np.std(A - B) / np.std(A):.2f}, "
+          f"unpaired ± {apart:.4f}: {verdict}{overlap}")
+
+# %% [markdown]
+# Does a real pair do what yours does? Where does pairing not help? (AdaLoRA trains three times as
+# many numbers; section 5 compares equal ones.) Move the handle to use more seeds of that pair:
+
+# %%
+A, B = (measured[name] for name in pairs[0])
+frames, told, ends = {}, {}, np.array([0, len(A) - 1])
+for n in range(2, len(A) + 1):
+    mean, half = difference(A[:n], B[:n])
+    frames[n] = {"mean": (ends, [mean] * 2), "lower end": (ends, [mean - half] * 2),
+                 "upper end": (ends, [mean + half] * 2)}
+    told[n] = f"{mean:+.4f} ± {half:.4f} nats/token"
+slider("seeds", frames, captions=told, xlabel="seed", ylabel=" − ".join(pairs[0]),
+       behind={"differences": (np.arange(len(A)), A - B)})
 
 # %% [markdown]
 # These intervals say how much *seeds* matter: the start and the batches.
@@ -383,8 +407,7 @@ show("bits_vs_parameters")
 # in 16 bits, and it has {study bits_vs_parameters: medium, 3 bits, loss} nats.
 # With 4 bits each model loses little.
 #
-# At the right the embeddings count, too, in 16 bits. There no two lines share an amount of memory,
-# so the picture cannot say which of two models is better for equal bytes in all.
+# At the right the embeddings count, too, in 16 bits. There no two lines share an amount of memory.
 #
 # {claim More parameters at 2 bits}
 #
@@ -412,7 +435,7 @@ show("bits_vs_parameters")
 # - *2 bits:* training with quantization, or LoftQ before a LoRA. Rounding alone breaks the model:
 #   in groups of 32 it costs {study gptq: round to nearest, 2 bits, group 32, excess} nats.
 #
-# Each line is a starting point. Three verdicts of the study belong to them:
+# Three verdicts of the study belong to these lines:
 #
 # - {claim DyLoRA works at every rank}
 # - {claim AdaLoRA is better}
@@ -429,8 +452,7 @@ show("bits_vs_parameters")
 # | rows with a label, CSV or TSV | `tp.tasks.labelled("rows.csv", model)` | `--csv rows.csv` |
 # | prompts and answers, JSONL or CSV | `tp.tasks.pairs("qa.jsonl", model)` | `--pairs qa.jsonl` |
 #
-# Here is a file of 300 rows as somebody might collect them.
-# (A seed makes it up, so that you see the numbers that are printed below.)
+# Here is a file of 300 rows, which a seed makes up:
 
 # %%
 rng = np.random.default_rng(0)
@@ -469,10 +491,10 @@ tp.find_rate(tuned, task, steps=40, batch_size=16, progress=False)
 # `find_rate` raises the learning rate from step to step and measures the validation loss after
 # each. The model stays as it was.
 #
-# *What to see: at small rates nothing happens, then the loss falls, and at large rates it jumps
-# up and down.* A rate inside the region where it falls is a place to start from.
-# The lowest point of a jagged curve is partly luck, so the suggestion is the lowest point of the
-# smoothed curve: not the last dip before the jump, but the rate before it. A longer training often
+# *What to see: at small rates nothing happens, then the loss falls, and at the last rate, where the
+# search ends, it shoots up.* A rate where it falls is a place to start from.
+# The lowest point is partly luck, so the suggestion is that of the smoothed curve: not the last rate
+# before the jump, but the one before it. A longer training often
 # wants a smaller rate. LoRA's own rate, which the next cell prints, is about the same, so the
 # training keeps it.
 
@@ -501,8 +523,8 @@ print(f"{hits} of 10 right; a coin has 5")
 # *What to see: on words that are in no row the model does not do much better than a coin.*
 # It has learned the words of the file, as a bag of words would.
 # Rows that share words with the training rows hide that, so test on what users will write.
-# The adapter alone does not know the names of the classes.
-# `save` writes `task.json` beside it, which knows them, and it holds no row of your file:
+# `save` writes `task.json` beside the adapter. It has the names of the classes, and no row of your
+# file:
 
 # %%
 place = Path(tempfile.mkdtemp())
@@ -523,12 +545,11 @@ task.predict(tuned, ["My coat is sticky."])
 #
 # `evaluate` recognizes the file by its SHA-256 and measures the test part that training left
 # alone. Another file it measures whole.
-# If a file is broken, the error says in which line, and how to mend it.
 #
 # ## 7. Taking an adapter to PEFT
 #
-# Hugging Face's GPT-2 keeps query, key and value in one layer, `c_attn`, with $3d$ outputs: first
-# the $d$ of the query, then those of the key, then those of the value.
+# PEFT puts one LoRA on each layer that it finds. Hugging Face's GPT-2 keeps query, key and value in
+# one layer, `c_attn`, with $3d$ outputs: those of the query, then of the key, then of the value.
 # Here they are three layers. Two LoRAs, on query (rank $r$) and on value (rank $s$), become *one*
 # LoRA of `c_attn`, of rank $r + s$. For every input $x$ it must add the same numbers:
 #
@@ -538,13 +559,6 @@ task.predict(tuned, ["My coat is sticky."])
 #
 # Find $A$ and $B$, and return `(A, B)`. The rows of $A_q$ come first in $A$.
 # Given are `A_q (r, d)`, `B_q (d, r)`, `A_v (s, d)` and `B_v (d, s)`. The two ranks may differ.
-#
-# <details><summary>The two matrices, if you want to check your idea</summary>
-#
-# $$A = \begin{bmatrix} A_q \\ A_v \end{bmatrix}, \qquad
-# B = \begin{bmatrix} B_q & 0 \\ 0 & 0 \\ 0 & B_v \end{bmatrix}$$
-#
-# </details>
 
 # %% exercise=choosing.fuse points=4 minutes=11
 def choosing_fuse(A_q, B_q, A_v, B_v):

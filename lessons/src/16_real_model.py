@@ -41,6 +41,7 @@ from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.models import llama
 from tinypeft.course import show, sliders
+from tinypeft.course.slider import slider
 from tinypeft.interop import gguf_reader, read_safetensors
 from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.interop.loading import smollm2_file
@@ -65,7 +66,7 @@ def continued(model, tokens, n):
     out = tp.generate(model, tokens[None], n, temperature=0, stop=tp.chat_end(tokenizer))
     return tokenizer.decode(out[0, len(tokens):]).removesuffix("<|im_end|>")
 
-def answer(model, question): return continued(model, tp.chat_prompt(tokenizer, question), 24)
+def answer(model, question): return continued(model, tp.chat_prompt(tokenizer, question), 32)
 
 for question in ("What is the capital of France?", "Name three fruits."):
     print(question, "→", repr(answer(model, question)))
@@ -356,8 +357,8 @@ print("the same as the package's:", np.allclose(y, mlp(tp.Tensor(x)).data, atol=
 # %% [markdown]
 # ## 2. In the file
 #
-# Section 5 asks what four bits cost. For that you must know what is there. The file holds each
-# matrix of a block of the model in blocks of 32 weights, in llama.cpp's format Q4_1. (The table of
+# How do 135 million parameters fit into 98 MB, and at what cost (section 5)? The file holds each
+# matrix of a layer in blocks of 32 weights, in llama.cpp's format Q4_1. (The table of
 # embeddings, a fifth of all parameters, has 8 bits, in Q8_0.) A block has a step $\Delta$ and an
 # offset $m$ in float16, and 16 bytes with two codes of four bits each:
 #
@@ -395,7 +396,7 @@ print(f"{8 * octets.nbytes / W.size} bits per weight, embeddings in "
 #
 # Do better. Write `real_block(W)`: for weights `(n, 32)` return `(step, m)`, both `(n,)`. The codes
 # are the nearest ones from 0 to 15. The squared error of all blocks shall be at most 0.93 of what
-# the range gives. Any method is right.
+# the range gives. Any method is right. (No block has equal weights.)
 
 # %% exercise=real.block points=4 minutes=14
 def real_block(W):
@@ -425,6 +426,20 @@ by_range = np.ptp(rows, axis=1)[:, None] / 15, rows.min(1)[:, None]
 for name, (d, o) in (("by the range", by_range), ("yours", (step, m))):
     near = o + d * np.clip(np.rint((rows - o) / d), 0, 15)
     print(f"{name:12}: error {np.linalg.norm(near - rows) / np.linalg.norm(rows):.2%}")
+
+# %% [markdown]
+# Is one share enough for all blocks? (One block is drawn.)
+
+# %%
+place, middle, half = np.arange(32), (rows.max(1) + rows.min(1)) / 2, np.ptp(rows, axis=1) / 2
+frames, told = {}, {}
+for share in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0):
+    d, o = share * half[:, None] / 7.5, (middle - share * half)[:, None]
+    near = o + d * np.clip(np.rint((rows - o) / d), 0, 15)
+    frames[share] = {"rounded": (place, near[0])}
+    told[share] = f"error {np.linalg.norm(near - rows) / np.linalg.norm(rows):.2%}"
+slider("share of the range", frames, captions=told, behind={"weights": (place, rows[0])},
+       xlabel="weight", ylabel="value", dots=True)
 
 # %% [markdown]
 # llama.cpp's newer formats search, too ([K-quants](../tinypeft/quant/K_QUANTS.md)).
@@ -488,8 +503,8 @@ show("natural_outliers")
 # %% [markdown]
 # *What to see: in what attention reads, the real model's outliers are smaller than the planted
 # ones, 7 to 24 times the median against about 40. The largest stand in front of `mlp.down`, in
-# single blocks, where no norm stands that SmoothQuant could fold a scale into.* (The base has
-# one there, too: 54 times the median.)
+# single blocks, where no norm stands that SmoothQuant could fold a scale into.* (The base has one
+# there, too.)
 #
 # Your own numbers show the difference in kind. Planted features are large at every token.
 # These are huge at a few tokens: the first one, and those that separate documents.
@@ -609,8 +624,8 @@ for scheme in (tp.Uniform(bits=4, symmetric=False, granularity="group", group_si
 # It cannot be measured here, because the original is not in the file.
 # `Uniform`, whose zero point is an integer, moves the grid by up to half a step, and NF4 has
 # another grid. So no comparison of 4-bit schemes on this model is fair.
-# Fewer bits, and eight bits of activations, can be compared. (The loss is on two rows of text.
-# Section 1 read four, so that number was another one.)
+# Fewer bits, and eight bits of activations, can be compared. (The loss is on two rows of text, as
+# for the heads in section 1. The loader's was on four.)
 
 # %%
 tuned.detach()
@@ -846,4 +861,3 @@ print(f"{right_ones} of {2 * len(asked)}; by chance 2")
 #   transformers it ends the turn.
 #
 # **Now you can** load a real model, see what is in it, teach it something new, and hand it on.
-# Every command that you learned on the small base worked here.

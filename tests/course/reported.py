@@ -140,6 +140,26 @@ def damped_by(size):
     return calibrated_bug
 
 
+def best_rate_and_seed(validation, test):
+    i, k = divmod(int(validation.argmin()), validation.shape[1])
+    return i, test[i, k]
+
+
+def strided_peqa(x, dy, q, z, g):
+    """Every (d_in/g)-th weight of a row in one group, with its zero point."""
+    C = q.reshape(len(q), g, -1) - z[:, None]
+    return ((dy.T @ x).reshape(C.shape) * C).sum(1)
+
+
+def gain_left_out(x, gamma, eps, dy):
+    r = np.sqrt((x**2).mean(1, keepdims=True) + eps)
+    return gamma * dy / r - x * (dy * x).mean(1, keepdims=True) / r**3, (dy * x / r).sum(0)
+
+
+def rows_between_heads(W, d_head, n):
+    return W.reshape(n, d_head, len(W) // d_head // n, W.shape[1]).mean(2).reshape(n * d_head, -1)
+
+
 ACCEPTED = [                                             # exercise, wrong answer, words of the message or the cause
     ("gradients.catches", one_direction((0, 0)), "one number"),
     ("gradients.catches", one_direction((-1, -1)), "one number"),
@@ -171,5 +191,11 @@ UNNAMED = [
     ("nf4.levels", levels(lambda n: n, lambda n: -1), "n + 1 points"),
     ("nf4.levels", levels(lambda n: n + 1, lambda n: None), "dropped"),
     ("qat.peqa", wrapping_peqa, "uint8"),
+    ("qat.peqa", strided_peqa, "g neighbouring weights"),
+    ("real.norm_backward", gain_left_out, "inside the mean"),
+    ("real.fewer", rows_between_heads, "rows stay together"),
+    ("choosing.bug", best_rate_and_seed, "best seed is luck"),
+    ("choosing.bug", lambda validation, test: (int(validation.argmin()), float(test[validation.argmin()].mean())),
+     "through all rates and seeds"),
     ("choosing.memory", lambda n, bits, t: 16 * n + 16 * t, "frozen weights"),
     ("choosing.memory", lambda n, bits, t: n * bits / 8 + 4 * t, "gradient")]

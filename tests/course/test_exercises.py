@@ -163,7 +163,7 @@ CHECKS = {
     "loftq.vanish": (1, 0, 0), "loftq.rounds": (1, 0, 0), "loftq.bug": (1, 1, 0),
     "qat.ste": (2, 0, 0), "qat.lsq": (2, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (5, 0, 0),
     "qat.bug": (2, 0, 0), "qat.zero": (2, 0, 0),
-    "choosing.memory": (2, 0, 0), "choosing.pareto": (2, 2, 0), "choosing.fuse": (0, 1, 0),
+    "choosing.memory": (2, 0, 0), "choosing.pareto": (4, 0, 0), "choosing.fuse": (0, 1, 0),
     "choosing.apart": (1, 0, 0), "choosing.bug": (2, 0, 0), "choosing.seeds": (3, 0, 0),
     "real.norm_backward": (1, 1, 0), "real.rotary": (1, 1, 0), "real.fewer": (2, 0, 0), "real.block": (1, 0, 0),
     "real.bug": (2, 0, 0), "real.encode": (2, 0, 0)}
@@ -213,6 +213,30 @@ def test_a_missed_goal_does_not_show_an_answer():
     told = tp.check("loftq.vanish", lambda W_hat, s: (0.3 * s[:, None], np.ones((1, W_hat.shape[1]))))
     assert "the goal is missed" in told.message and "0.3" in told.got and told.expected == ""
     assert "expected" not in repr(told)
+
+
+def result_of_other_kind(kind):
+    """A function that returns nothing, or flat, doubled or truncated parts of some result."""
+    change = {"none": lambda part: None, "flat": np.ravel, "longer": lambda part: np.concatenate([np.atleast_1d(part)] * 2),
+              "text": str}[kind]
+    def of(reference):
+        def wrong(*args):
+            parts = reference(*args)
+            changed = tuple(map(change, parts)) if isinstance(parts, tuple) else change(parts)
+            return None if kind == "none" else changed
+        return wrong
+    return of
+
+
+@pytest.mark.parametrize("kind", ["none", "flat", "longer", "text"])
+@pytest.mark.parametrize("name", [e.name for topic in WRITTEN for e in of_topic(topic).values() if e.goal])
+def test_a_design_of_another_shape_is_not_shown_an_answer_either(name, kind):
+    """Zeros in the reference's place, so that only the check can tell its numbers."""
+    e = of_topic(name.partition(".")[0])[name]
+    zeros = lambda *args: tuple(0 * np.asarray(part) for part in made) \
+        if isinstance(made := e.reference(*args), tuple) else 0 * np.asarray(made)
+    told = tp.check(name, result_of_other_kind(kind)(zeros))
+    assert not told and told.expected == "" and "expected  " not in repr(told), told
 
 
 KINDS = {"design", "fault", "gradient", "count", "formula"}

@@ -74,6 +74,12 @@ def test_papers_and_lessons_are_links_but_not_in_code_or_html():
     assert all("[lesson 07](07_lora.ipynb)" in make(cells).cells[0].source for make in (percent.lesson, percent.assignment))
 
 
+def test_a_paper_of_before_2015_and_one_on_the_next_line_are_links():
+    made = percent.linked("STE (arXiv 1308.3432), Shazeer, arXiv\n  2002.05202.")
+    assert made == ("STE ([arXiv 1308.3432](https://arxiv.org/abs/1308.3432)), Shazeer, "
+                    "[arXiv\n  2002.05202](https://arxiv.org/abs/2002.05202).")
+
+
 def test_headings_are_written_out():
     cells = percent.headed(percent.parse(HEADED))
     assert "### Exercise 1 · The forward pass of LoRA (★, 3 points, 10 minutes)" in cells[0].source.split("\n")

@@ -243,6 +243,22 @@ def test_a_grid_may_be_rounded_to_by_a_students_function():
     assert numbers(longer, r"error is ([\d.]+)")[0] < numbers(symmetric, r"error is ([\d.]+)")[0]
 
 
+def test_all_codes_of_a_rounding_are_drawn(monkeypatch):
+    """A code that no weight has belongs to the grid."""
+    monkeypatch.setattr(sliders, "slider", lambda name, frames, **rest: frames)
+    frames = sliders.clipping(W, shares=(0.4, 1.4, 3.0), rounding=lambda w, s: s * np.clip(np.rint(w / s), -4, 3))
+    for share, frame in frames.items():
+        assert np.allclose(np.unique(frame["grid"][0]), share * np.abs(W).max() * np.arange(-4, 4) / 3)
+
+
+def test_dots_are_joined_by_no_line():
+    after, before = (np.arange(3), np.array([0, 2, 1])), (np.arange(3), np.zeros(3))
+    s = slider("n", {1: {"after": after}}, behind={"before": before}, dots=True)
+    for drawn in (s.drawn[0], s.back[-1]):
+        assert drawn.count("h0") == drawn.count("M") == 3 and "polyline" not in drawn and "L" not in drawn
+    assert "stroke-width='9'" in s.back[-1] and "stroke-width='5'" in s.drawn[0]
+
+
 def test_a_clipped_grid_can_be_better_than_the_whole_range():
     errors = numbers(sliders.clipping(W), r"error is ([\d.]+)")
     assert 0 < int(np.argmin(errors)) < len(errors) - 1
@@ -264,8 +280,17 @@ def test_the_error_of_a_table_has_a_least_delta_and_nf4s_is_the_packages():
 
 
 def test_more_rank_leaves_less_of_the_error():
-    left = numbers(sliders.leftover(two_rounds, W, ROWS.round(W)), r"is ([\d.]+) of")
+    s = sliders.leftover(two_rounds, W, ROWS.round(W))
+    left = numbers(s, r"is ([\d.]+) of")
     assert (np.diff(left) < 0).all() and left[0] < 1
+    assert np.allclose(numbers(s, r"leaves (\d+) %"), 100 * np.square(left), atol=1.6)
+
+
+def test_the_singular_values_that_a_rank_takes_away_come_first(monkeypatch):
+    monkeypatch.setattr(sliders, "slider", lambda name, frames, **rest: frames)
+    for r, frame in sliders.leftover(two_rounds, W, ROWS.round(W), ranks=(1, 4)).items():
+        number, after = frame["after LoftQ"]
+        assert number[0] == 1 and (after[:r] < 1e-4).all() and (after[r:] > 1e-3).all() and (np.diff(after[r:]) <= 0).all()
 
 
 def test_fewer_bits_leave_room_for_more_rank():

@@ -126,10 +126,10 @@ def wrong_result(exercise, call, args, stage, about, others):
         place = place_of(got, want, exercise.tolerance) if kind == "value" and \
             got is not None else ""
         if got is None: got, want = value, expected
-        designed = kind == "value" and exercise.goal     # what is expected is one answer of many
+        # Of a design with a goal, the reference's result would be an answer to hand in.
         return failed(exercise, kind if kind != "value" else stage,
                       f"{sentence}{about}{sizes}.{place and f' {place}.'}",
-                      got=describe(got), expected="" if designed else describe(want),
+                      got=describe(got), expected="" if exercise.goal else describe(want),
                       cause=likely_cause(exercise, value, expected, found, args, out.strained,
                                          ((a, call(a, names)) for a in others)))
     if exercise.quiet and out.strained:

@@ -56,7 +56,7 @@ BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 HEADING = re.compile(r"^(#+ )\{exercise\}( · .+)?$", re.M)
 CODE_OR_HTML = r"```.*?```|`[^`]*`|<details>.*?</details>|<[^>]*>"
 LINK = r"\[[^\]]*\]\([^)]*\)"
-NAMED = r"arXiv\s(?P<paper>\d{4}\.\d{5})|[Ll]esson\s(?P<lesson>\d\db?)"
+NAMED = r"arXiv\s+(?P<paper>\d{4}\.\d{4,5})|[Ll]esson\s(?P<lesson>\d\db?)"
 LINKED = re.compile(f"{CODE_OR_HTML}|{LINK}|{NAMED}", re.S)
 OPEN = re.compile(r" · (?P<bonus>Bonus: )?.+ \(open, \d+ (?P<extra>extra )?points?, \d+ minutes\)")
 

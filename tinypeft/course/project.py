@@ -2,7 +2,8 @@
 
     project = Project("Which method for my notes?", budget=6 * 2**20)           # bytes
     project.data(task)                                        # the splits and the baselines
-    project.frozen(3.21)                                      # the base's test loss
+    project.frozen(3.21, 4_600_000)                           # the base's test loss, and its bytes
+    project.frozen(3.35, 900_000, bits=4.5)                   # the same of the rounded base
     project.arm("LoRA", tp.LoRA(rank=4), bits=4.5)            # a method, on a base of 4.5 bits
     project.tuned("LoRA", {0.003: 2.9, 0.01: 2.8, 0.03: 2.9}, seeds=(100,))      # validation loss
     project.ran("LoRA", {0: 2.81, 1: 2.80, 2: 2.83}, peak=4_100_000)             # test loss by seed
@@ -10,8 +11,9 @@
     project                                                   # the criteria, with ✔ and ○
     project.report("report.md")                               # the page
 
-Every call replaces what an earlier one said, so a cell may run twice. The criteria are those that
-a program can judge. The rubric's other points are for a reader: the question, and what follows.
+A call replaces what an earlier one said, so a cell may run twice. Two things stay: rates that were
+tried with the same seeds, and how often an arm was measured on the test part. The criteria are
+those that a program can judge. The rubric's other points are for a reader.
 """
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ RATES, SEEDS, ARMS = 3, 3, 2                             # at least as many
 @dataclass
 class Arm:
     """A way to solve the task. bits: per weight of the frozen base. tried: learning rate →
-    validation loss. runs: seed → test loss. peak: bytes of the base's weights and of a training
-    step. reference: it shows what the others lose, and need not keep to the budget."""
+    validation loss. runs: seed → test loss. peak: bytes of the base's weights, of what is trained
+    with its two moments, and of a step. reference: it need not keep to the budget."""
     method: Method
     bits: float = 32
     reference: bool = False
@@ -45,6 +47,7 @@ class Arm:
     tuning_seeds: tuple[int, ...] = ()
     runs: dict[int, float] = field(default_factory=dict)
     peak: float | None = None
+    reported: list[dict[int, float]] = field(default_factory=list)   # all that `ran` ever said
 
     @property
     def rate(self) -> float:
@@ -58,14 +61,15 @@ class Arm:
 
 
 class Project:
-    """The record of a project. budget: bytes that the weights and a training step may take.
+    """The record of a project. budget: bytes for the weights, the moments and a training step.
     quantized: whether an arm must stand on a base of fewer than 16 bits."""
 
     def __init__(self, question: str, budget: float, quantized: bool = False) -> None:
         if not question.strip(): raise ValueError("Project: write your question as a sentence")
         self.question, self.budget = question, _number("Project", "budget", budget)
         self.quantized, self.arms = quantized, {}
-        self.task = self.base = self.conclusion = None
+        self.bases = {}                              # bits → (test loss, bytes of the weights)
+        self.task = self.conclusion = None
 
     # -- what was done ---------------------------------------------------------------------------
     def data(self, task: Task) -> None:
@@ -74,29 +78,39 @@ class Project:
             raise TypeError(f"data: expected a task, such as tp.tasks.text(…), got {task!r}")
         self.task = task.name, task.describe(), dict(task.baselines)
 
-    def frozen(self, loss: float) -> None:
-        """The test loss of the base, before anything is trained."""
-        self.base = _number("frozen", "loss", loss)
+    def frozen(self, loss: float, weights: float, bits: float = 32) -> None:
+        """The test loss of the base with `bits` bits per weight, before anything is trained, and
+        the bytes of its weights."""
+        self.bases[_number("frozen", "bits", bits)] = (_number("frozen", "loss", loss),
+                                                       _number("frozen", "weights", weights))
 
     def arm(self, name: str, method: Method, bits: float = 32, reference: bool = False) -> None:
         """A method, on a base with `bits` bits per weight. A reference need not fit the budget."""
         if not isinstance(method, Method):
             raise TypeError(f"arm: expected a method, such as tp.LoRA(rank=4), got {method!r}")
-        self.arms[name] = Arm(method, _number("arm", "bits", bits), reference)
+        reported = self.arms[name].reported if name in self.arms else []
+        self.arms[name] = Arm(method, _number("arm", "bits", bits), reference, reported=reported)
 
     def tuned(self, name: str, tried: Mapping[float, float], seeds: Sequence[int]) -> float:
-        """Learning rate → validation loss, from runs with `seeds`. Returns the best rate."""
-        arm = self._arm("tuned", name)
-        arm.tried = {_number("tuned", "a rate", r): _number("tuned", "a loss", x)
-                     for r, x in sorted(tried.items())}
-        arm.tuning_seeds = tuple(seeds)
+        """Learning rate → validation loss, from runs with `seeds`. Returns the best rate.
+
+        Rates of earlier calls with the same seeds stay. `arm` begins anew."""
+        arm, losses = self._arm("tuned", name), {}
+        for rate, loss in tried.items():
+            losses[_number("tuned", "a rate", rate)] = _number("tuned", "a loss", loss)
+        earlier = arm.tried if arm.tuning_seeds == tuple(seeds) else {}
+        arm.tried, arm.tuning_seeds = dict(sorted({**earlier, **losses}.items())), tuple(seeds)
         return arm.rate
 
     def ran(self, name: str, runs: Mapping[int, float], peak: float) -> None:
-        """Seed → test loss, and the bytes of the base's weights and of a training step."""
+        """Seed → test loss, and the bytes of the weights, of AdamW's moments and of a step.
+
+        Other losses than before count as another look at the test part; the record tells it."""
         arm = self._arm("ran", name)
         arm.runs = {seed: _number("ran", "a loss", x) for seed, x in runs.items()}
         arm.peak = _number("ran", "peak", peak)
+        rounded = {seed: round(loss, 6) for seed, loss in arm.runs.items()}
+        if rounded not in arm.reported: arm.reported.append(rounded)
 
     def concludes(self, better: str | None, than: str | None = None) -> None:
         """What the numbers say: the first arm's loss is lower than the second's. With None for
@@ -114,10 +128,14 @@ class Project:
 
     # -- what it is worth ------------------------------------------------------------------------
     def difference(self, a: str, b: str) -> tuple[float, float]:
-        """(mean of a − b, half width of its 95 % interval), paired over the seeds of both."""
+        """(mean of a − b, half width of its 95 % interval), paired over the seeds of both: (nan,
+        inf) if they share none, and an infinite half width if they share one."""
         one, other = self._arm("difference", a).runs, self._arm("difference", b).runs
-        d = [one[seed] - other[seed] for seed in one if seed in other]
+        d = [one[seed] - other[seed] for seed in self._shared(a, b)]
         return (float(np.mean(d)), float(half_width(d))) if d else (float("nan"), float("inf"))
+
+    def _shared(self, a, b):
+        return [seed for seed in self.arms[a].runs if seed in self.arms[b].runs]
 
     def best(self) -> list[str]:
         """The arms that ran, the lowest mean test loss first."""
@@ -138,8 +156,11 @@ class Project:
         yield self.task is not None, (f"The data are split, and the baselines are measured"
                                       f"{self._beside_the_baseline()}."
                                       if self.task else "Call data(task) with your task.")
-        yield self.base is not None, ("The base's test loss is known." if self.base is not None
-                                      else "Call frozen(loss) with the base's test loss.")
+        bits = {f"{arm.bits:g} bits" for arm in arms.values() if arm.bits not in self.bases}
+        known = bool(self.bases) and not bits
+        yield known, ("The base's test loss is known." if known else
+                      f"Call frozen(loss, weights, bits) with the test loss and the bytes of the "
+                      f"base{_of(sorted(bits))}")
         yield len(arms) >= ARMS, (f"There are {len(arms)} arms." if len(arms) >= ARMS else
                                   f"Add arms until there are {ARMS}: arm(name, method).")
         if self.quantized:
@@ -154,14 +175,17 @@ class Project:
                             "Choose the rates with seeds that you do not report")
         first = set(next(iter(arms.values())).runs) if arms else set()
         no = lacks(lambda arm: len(arm.runs) >= SEEDS and set(arm.runs) == first)
-        yield all_(no), say(no, f"All arms ran with the same {len(first)} seeds.",
+        yield all_(no), say(no, f"All arms ran with the same {len(first)} seeds{self._again()}.",
                             f"Run all arms with the same {SEEDS} seeds or more")
         bound = [name for name, arm in arms.items() if not arm.reference]
+        small = lacks(lambda arm: arm.peak is None or arm.peak > self._weights(arm))
         no = lacks(lambda arm: arm.peak is not None and (arm.reference or arm.peak <= self.budget))
         which = "All arms" if len(bound) == len(arms) else "All arms but the reference"
-        yield bool(bound) and not no, (f"{which} stay within the budget." if bound and not no else
-                                       f"Measure the bytes, and stay within {self.budget:,.0f}"
-                                       f"{_of(no)}")
+        within = bool(bound) and not no and not small
+        yield within, (f"{which} stay within the budget." if within else
+                       f"A peak contains the base's weights, and has more bytes{_of(small)}"
+                       if small else
+                       f"Measure the bytes, and stay within {self.budget:,.0f}{_of(no)}")
         yield self._supported()
 
     def _beside_the_baseline(self):
@@ -172,21 +196,36 @@ class Project:
         worse = ", which is no better" * bool(mean >= best[1])
         return f"{said}, and {order[0]} {mean:.3f}{worse}"
 
+    def _again(self):
+        """Name the arms whose test losses were replaced by others."""
+        often = ", ".join(f"{name} {len(arm.reported)} times" for name, arm in self.arms.items()
+                          if len(arm.reported) > 1)
+        if not often: return ""
+        return f"; but the test part was measured anew, and you should say why ({often})"
+
+    def _weights(self, arm):
+        """The bytes of an arm's base; 0 if `frozen` has not told them."""
+        return self.bases.get(arm.bits, (0, 0))[1]
+
     def _supported(self):
         if self.conclusion is None: return False, "Call concludes(…) with what the numbers say."
         (better, than), order = self.conclusion, self.best()
-        if better is None:
+        none = better is None
+        if none:
             if len(order) < 2: return False, "A conclusion needs two arms that ran."
             better, than = order[:2]
-            mean, half = self.difference(better, than)
+        if missing := [name for name in (better, than) if name not in order]:
+            return False, f"A conclusion needs two arms that ran{_of(missing, 'missing')}"
+        if (n := len(self._shared(better, than))) < SEEDS:
+            return False, (f"A conclusion needs {SEEDS} seeds or more that both arms ran with; "
+                           f"{better} and {than} share {n}.")
+        mean, half = self.difference(better, than)
+        if none:
             met = mean + half >= 0
             return met, (f"{better} and {than} differ by no more than chance explains: "
                          f"{mean:+.3f} ± {half:.3f}." if met else
                          f"You say that there is no difference, but {better} is better than "
                          f"{than} by {-mean:.3f} ± {half:.3f}.")
-        if missing := [name for name in (better, than) if name not in order]:
-            return False, f"A conclusion needs two arms that ran{_of(missing, 'missing')}"
-        mean, half = self.difference(better, than)
         met = mean + half < 0
         return met, (f"{better} is better than {than}: {mean:+.3f} ± {half:.3f}." if met else
                      f"The runs do not show that {better} is better than {than}: "
@@ -216,8 +255,9 @@ class Project:
         rows = [[name, f"`{arm.method}`", f"{arm.bits:.4g}", f"{arm.rate:g}" if arm.tried else "–",
                  _pm(list(arm.runs.values())), "–" if arm.peak is None else f"{arm.peak:,.0f}"]
                 for name, arm in self.arms.items()]
-        frozen = "–" if self.base is None else f"{self.base:.3f}"
-        rows.insert(0, ["the frozen base", "–", "32", "–", frozen, "–"])
+        frozen = [["the frozen base", "–", f"{bits:.4g}", "–", f"{loss:.3f}", f"{weights:,.0f}"]
+                  for bits, (loss, weights) in sorted(self.bases.items(), reverse=True)]
+        rows = frozen + rows
         if best := self.baseline(): rows.insert(0, [best[0], "–", "–", "–", f"{best[1]:.3f}", "–"])
         parts = [f"# {self.question}"]
         if self.task:
@@ -227,11 +267,15 @@ class Project:
             parts += ["## Data", f"{name}. {html.unescape(described)}", f"Baselines: {told}."]
         parts += ["## Arms", _table(head, rows)]
         if len(order := self.best()) > 1:
-            apart = [[f"{b} − {order[0]}", "{:+.3f} ± {:.3f}".format(*self.difference(b, order[0]))]
-                     for b in order[1:]]
+            apart = [[f"{b} − {order[0]}", self._told(b, order[0])] for b in order[1:]]
             parts += ["## Differences, paired over seeds", _table(["arms", "test loss"], apart)]
         met = [f"- {'[x]' if met else '[ ]'} {sentence}" for met, sentence in self.criteria()]
         return "\n\n".join([*parts, "## Criteria", "\n".join(met)]) + "\n"
+
+    def _told(self, a, b):
+        """The difference as text; with fewer than two shared seeds there is none."""
+        if len(self._shared(a, b)) < 2: return "–"
+        return "{:+.3f} ± {:.3f}".format(*self.difference(a, b))
 
     def report(self, path: str | Path, text: str = "") -> Path:
         """Write the page, followed by `text`, your own sentences in Markdown. Returns the path."""

@@ -49,30 +49,31 @@ start(); setTimeout(start);
 
 def slider(label: str, frames: Mapping[Any, Any], *, captions: Mapping[Any, str] | None = None,
            behind: Mapping[str, tuple] | None = None, xlabel: str = "", ylabel: str = "",
-           xlog: bool = False, ylog: bool = False, equal: bool = False) -> Slider:
+           xlog: bool = False, ylog: bool = False, equal: bool = False,
+           dots: bool = False) -> Slider:
     """A slider over the values of one parameter; as a cell's last line it is displayed.
 
     label: the parameter's name. frames: value → what is drawn there: (x, y), a line; {name: (x,
     y)}, several lines; an array (rows, columns), a picture in greys, black for the least number of
     all pictures; or the text of an SVG of 600 × 300. captions: value → a sentence. behind: name →
-    line, drawn in grey behind every frame. equal: a unit is as long on both axes. Lines keep only
-    the points that can be seen. Raises ValueError if there are no frames.
+    line, drawn in grey behind every frame. equal: a unit is as long on both axes. dots: points that
+    no line joins. Lines keep only the points that can be seen. ValueError if there are no frames.
     """
     if not frames: raise ValueError("slider: give at least one frame, {value: (x, y)}")
     return Slider(label, dict(frames), dict(captions or {}), dict(behind or {}), xlabel, ylabel,
-                  xlog, ylog, equal)
+                  xlog, ylog, equal, dots)
 
 
 class Slider:
     """A parameter's values, each with its picture. A notebook shows it; `html` is its text."""
 
     def __init__(self, label: str, frames: dict, captions: dict, behind: dict, xlabel: str,
-                 ylabel: str, xlog: bool, ylog: bool, equal: bool = False):
+                 ylabel: str, xlog: bool, ylog: bool, equal: bool = False, dots: bool = False):
         self.label, self.words = label, [captions.get(value, "") for value in frames]
         self.values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in frames]
         self.start = len(frames) // 2
         self.back, self.drawn = _draw(list(frames.values()), behind, xlabel, ylabel, xlog, ylog,
-                                      equal)
+                                      equal, _dots if dots else _lines)
 
     @property
     def html(self) -> str:
@@ -105,7 +106,7 @@ class Slider:
 
 
 # -- drawing -------------------------------------------------------------------------------------
-def _draw(frames, behind, xlabel, ylabel, xlog, ylog, equal):
+def _draw(frames, behind, xlabel, ylabel, xlog, ylog, equal, drawn):
     """(parts that all frames share, the parts of each frame)."""
     if isinstance(frames[0], str): return [], frames
     if isinstance(frames[0], np.ndarray) and frames[0].ndim == 2:
@@ -122,12 +123,12 @@ def _draw(frames, behind, xlabel, ylabel, xlog, ylog, equal):
     for axis, label in ((across, xlabel), (up, ylabel)): _axis(sheet, axis, label, axis is up)
     names = list(dict.fromkeys(name for frame in frames for name in frame))
     look = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    back = _lines(behind, dict.fromkeys(behind, BEHIND), across, up)
+    back = drawn(behind, dict.fromkeys(behind, BEHIND), across, up)
     place = LEFT
     for name, colour in {**dict.fromkeys(behind, BEHIND), **look}.items():
         if name: sheet.key(place, 12, [(colour, name)], 0)
         place += max(130, 40 + 7 * len(name))
-    return [*sheet.parts, *back], ["".join(_lines(f, look, across, up)) for f in frames]
+    return [*sheet.parts, *back], ["".join(drawn(f, look, across, up)) for f in frames]
 
 
 def _all(frames, behind, axis):
@@ -204,6 +205,18 @@ def _lines(lines, look, across, up):
         path = " ".join(f"{a:.1f},{b:.1f}".replace(".0", "") for a, b in points)
         drawn.append(f"<polyline fill='none' stroke='{look[name]}' stroke-width='{width}' "
                      f"points='{path}'/>")
+    return drawn
+
+
+def _dots(groups, look, across, up):
+    """SVG paths of name → (x, y), a dot for each point. Grey ones are larger, so that they are seen
+    under others in the same place."""
+    drawn = []
+    for name, (x, y) in groups.items():
+        places = " ".join(f"M{a:.1f},{b:.1f}h0" for a, b in zip(across(x), up(y), strict=True))
+        size = 9 if look[name] == BEHIND else 5
+        drawn.append(f"<path fill='none' stroke='{look[name]}' stroke-width='{size}' "
+                     f"stroke-linecap='round' d='{places}'/>")
     return drawn
 
 

@@ -141,7 +141,8 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
     """A grid of `bits` bits that ends at a share of max|W|, over the weights' histogram.
 
     The grid is symmetric. rounding, if it is given, makes another one: (weights (n,), step) → the
-    rounded weights (n,). The caption has the error, and the part of its square that is clipping.
+    rounded weights (n,). All its codes are drawn, those of no weight as well. The caption has the
+    error, and the part of its square that is clipping.
     """
     w, end = np.ravel(W).astype(float), 2 ** (bits - 1) - 1
     counts, edges = np.histogram(w, 60)
@@ -153,7 +154,8 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
         grid = np.arange(-end, end + 1) * scale
         if rounding is not None:
             near = np.asarray(rounding(w, scale), float)
-            grid = np.unique(near)
+            multiples = np.arange(-2 ** bits, 2 ** bits + 1) * scale
+            grid = np.unique(np.asarray(rounding(multiples, scale), float))
         error = (near - w) ** 2
         outside = np.abs(near - w) > (0.5 + 1e-9) * scale
         comb = np.repeat(grid, 3)
@@ -211,16 +213,17 @@ def levels(make: Callable, W: Array, deltas: Iterable[float] = (0.9, 0.92, 0.94,
 def leftover(make: Callable, W: Array, W_hat: Array,
              ranks: Iterable[int] = (1, 2, 4, 8, 16, 32, 64)) -> Slider:
     """The singular values of W − Q − B A, for (Q, B, A) = make(r) of each rank r, before those of
-    W − Ŵ. The caption has the norm that is left."""
+    W − Ŵ. The r that B A takes away come first, as 0. The caption has the norm that is left."""
     values = lambda M: np.linalg.svd(np.asarray(M, float), compute_uv=False)
     before, frames, captions = values(W - W_hat), {}, {}
     number = np.arange(1, len(before) + 1)
     for r in ranks:
         Q, B, A = map(np.asarray, make(r))
         after = values(W - Q - B @ A)
-        frames[r] = {"after LoftQ": (number, after)}
+        frames[r] = {"after LoftQ": (number, np.roll(after, r))}
         share = np.linalg.norm(after) / np.linalg.norm(before)
-        captions[r] = f"‖W − Q − BA‖ is {share:.2f} of ‖W − Ŵ‖"
+        captions[r] = (f"‖W − Q − BA‖ is {share:.2f} of ‖W − Ŵ‖, which leaves "
+                       f"{100 * share ** 2:.0f} % of its square")
     return slider("rank", frames, captions=captions, behind={"W − Ŵ": (number, before)},
                   xlabel="number", ylabel="singular value")
 

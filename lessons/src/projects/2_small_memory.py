@@ -15,9 +15,10 @@
 # |---|---|
 # | 9 | the nine criteria that the record checks, one point each |
 # | 3 | the question and the budget: who has this budget, and what happens with less |
-# | 4 | the bytes: predicted before they were measured, and the difference is explained |
+# | 3 | the bytes: predicted before they were measured, and the difference is explained |
 # | 4 | the arms: scheme and method fit together, and one arm shows what quantizing costs |
-# | 5 | the conclusion: what the numbers carry, what they do not, and what you would trust at seven billion parameters |
+# | 2 | merged, and rounded again: three losses, and what they say about handing the model on |
+# | 4 | the conclusion: what the numbers carry, what they do not, and what you would trust at seven billion parameters |
 #
 # A criterion is met when the record below shows ✔. A reader gives the other points, so write sentences, not keywords.
 
@@ -31,10 +32,10 @@ from tinypeft.study.compared import traced_peak
 # %% [markdown]
 # ## 1. The question and the budget
 #
-# Choose the budget first. It counts the bytes that the base's weights are stored in, and all bytes that one training step
-# allocates. A base in float32 must not fit, so that there is something to solve. On the toy most bytes are activations, unless
-# the rows are few. With one row of 128 tokens, a step and the weights take 9.0 MiB for a LoRA of rank 8 on query and value beside
-# the float32 base, and 5.7 beside NF4 with double quantization (on all matrices 10.9 and 7.6). So 8 MiB tell them apart. A real model is more interesting:
+# Choose the budget first. It counts the bytes that the base's weights are stored in, what is trained with AdamW's two moments, and all
+# bytes that one training step allocates. A base in float32 must not fit, so that there is something to solve. On the toy most bytes are activations, unless
+# the rows are few. With one row of 128 tokens, all this takes 9.1 MiB for a LoRA of rank 8 on query and value beside
+# the float32 base, and 5.8 beside NF4 with double quantization (on all matrices 11.6 and 8.3). So 8 MiB tell them apart. A real model is more interesting:
 # `tp.load_pretrained("smollm2", quantized=True)`, whose linear layers take 66 MB instead of 425.
 
 # %% project
@@ -47,11 +48,12 @@ project
 # ## 2. The data
 #
 # Files of your own, as in project 1, or a task of the package. Say what the base has read before, as far as you know. On text that
-# it knows, fine-tuning has nothing to learn.
+# it knows, fine-tuning has nothing to learn. Tell the record each base that an arm stands on, as it is and rounded: its test loss, and
+# the bytes of its weights. The difference of the losses is what rounding costs before any training.
 
 # %% project
 ### BEGIN SOLUTION
-# model, task, project.data(task), project.frozen(the base's test loss)
+# model, task, project.data(task), project.frozen(loss, weights), project.frozen(loss, weights, bits=…) of the rounded base
 ### END SOLUTION
 project
 
@@ -73,7 +75,8 @@ project
 # %% [markdown]
 # ## 4. The rates
 #
-# Each arm has its own rate: the best of three or more on validation text, with a seed that you do not report. A LoRA on a quantized
+# Each arm has its own rate: the best of three or more on validation text, with a seed that you do not report. (`project.tuned` keeps
+# the rates of earlier calls with the same seeds.) A LoRA on a quantized
 # base may want another rate than a LoRA on float32.
 
 # %% project
@@ -86,8 +89,9 @@ project
 # ## 5. The runs
 #
 # Run every arm at its own rate with the same three seeds or more. Measure on the test part, once, and state the bytes:
-# `traced_peak` measures those of a step, `sum(a.nbytes for a in base.state_dict().values())` those of the base, before anything is
-# attached, and the same sum of `tuned` those of the adapter. (`parameters()` leaves out all codes.)
+# `traced_peak(tuned, task, rows)` measures those of a step, `sum(a.nbytes for a in base.state_dict().values())` those of the base, before anything is
+# attached, and the same sum of `tuned` those of the adapter, whose two moments take twice as much. (`parameters()` leaves out all
+# codes.)
 
 # %% project
 ### BEGIN SOLUTION

@@ -98,6 +98,16 @@ def loftq_of(target, of):
     return loftq_rounds
 
 
+def decomposed_first(W, quant, r, T):
+    Q = 0 * W
+    for _ in range(T):
+        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
+        root = np.sqrt(np.diag(S[:r]))
+        B, A = U[:, :r] @ root, root @ Vt[:r]
+        Q = quant(W - B @ A)
+    return Q, B, A
+
+
 def loftq_nearest(W, quant, r, T):
     """Of all rounds, the one that comes nearest to W."""
     rounds = [alternate(W, quant, r, t + 1) for t in range(T)]
@@ -172,6 +182,7 @@ WRONG = {
         (loftq_of(lambda W, P: W - P, lambda W, Q: W), "leaves, not W itself"),
         (loftq_of(lambda W, P: W + P, lambda W, Q: W - Q), "not W + B A"),
         (loftq_nearest, "return the last one"),
+        (decomposed_first, "rounding comes first"),
         (loftq_one_sided, "split"),
         (loftq_twice, "W − Q"),
         (loftq_stale, "same round"),

@@ -51,14 +51,19 @@ def _equal_points(rng):
     return np.array([1.0, 2.0, 2.0, 4.0]), np.array([3.0, 2.0, 2.5, 2.0])
 
 
-def _equal_stay(fn, rng):
-    kept = fn(np.array([1.0, 1.0, 2.0]), np.array([2.0, 2.0, 3.0]))
-    return np.asarray(kept).tolist() == [True, True, False]
+def _twice_the_same(rng):
+    return np.array([1.0, 1.0, 2.0]), np.array([2.0, 2.0, 3.0])
 
 
-def _dearer_goes(fn, rng):
-    kept = fn(np.array([1.0, 2.0]), np.array([2.0, 2.0]))
-    return np.asarray(kept).tolist() == [True, False]
+def _one_dearer(rng):
+    return np.array([1.0, 2.0]), np.array([2.0, 2.0])
+
+
+def _without_equal_ones(cost, loss):
+    """Let equal points push each other off the frontier."""
+    no_dearer, no_worse = cost[:, None] <= cost, loss[:, None] <= loss
+    another = ~np.eye(len(cost), dtype=bool)
+    return ~(no_dearer & no_worse & another).any(0)
 
 
 def _points(rng):
@@ -69,15 +74,8 @@ def _points(rng):
 
 # -- choosing.apart --------------------------------------------------------------------------------
 def apart(a):
-    return _beside(0.5)(a)
-
-
-def _beside(shift, order=lambda a: a, noise=0.05):
-    """Make losses below those of `a` by `shift` half widths, in another order, with a noise."""
-    def made(a):
-        signs = np.resize([1.0, -1.0], len(a))
-        return order(a) - shift * half_width(a) + noise * a.std(ddof=1) * signs
-    return made
+    signs = np.resize([1.0, -1.0], len(a))
+    return a - half_width(a) + a.std(ddof=1) * signs / 3
 
 
 def _told_apart(b, args):
@@ -86,7 +84,7 @@ def _told_apart(b, args):
     b = np.asarray(b, float)
     overlap = abs(a.mean() - b.mean()) < half_width(a) + half_width(b)
     d = a - b
-    varied = d.std(ddof=1) > 0.01 * a.std(ddof=1)
+    varied = d.std(ddof=1) >= 0.25 * a.std(ddof=1)
     return bool(np.isfinite(b).all() and overlap and varied and abs(d.mean()) > half_width(d))
 
 
@@ -96,7 +94,7 @@ def _equal_differences(got, expected, args):
 
 
 def _do_not_vary(got, expected, args):
-    return bool(np.std(args[0] - got) <= 0.01 * np.std(args[0]))
+    return bool(np.std(args[0] - got) < 0.25 * np.std(args[0]))
 
 
 def _do_not_overlap(got, expected, args):
@@ -109,16 +107,30 @@ def _contain_zero(got, expected, args):
     return bool(abs(d.mean()) <= half_width(d))
 
 
-def _next_one(a):
-    return np.roll(a, 1)
+def _is_a(got, expected, args):
+    return np.array_equal(got, args[0])
 
 
-def _turned_over(a):
-    return 2 * a.mean() - a
+def _alike(x, y):
+    """Do two rows of numbers go up and down together?"""
+    return np.corrcoef(x, y)[0, 1] > 0.8
 
 
-def _all_alike(a):
-    return np.full_like(a, a.mean())
+def _of_another_seed(got, expected, args):
+    return not _alike(got, args[0]) and any(_alike(got, np.roll(args[0], k)) for k in (-1, 1))
+
+
+def _sorted(got, expected, args):
+    return not _alike(got, args[0]) and (_alike(got, np.sort(args[0]))
+                                         or _alike(got, -np.sort(-args[0])))
+
+
+def _turned_over(got, expected, args):
+    return _alike(got, -args[0])
+
+
+def _one_number(got, expected, args):
+    return np.std(got) <= 0.1 * np.std(args[0])
 
 
 def _losses(rng):
@@ -192,6 +204,10 @@ def _other_shape(got, expected, args):
 
 
 # -- choosing.bug ----------------------------------------------------------------------------------
+THROUGH = ("argmin without an axis counts through all rates and seeds; take the mean over the "
+           "seeds first")
+
+
 def honest(validation, test):
     i = int(validation.mean(1).argmin())
     return i, float(test[i].mean())
@@ -220,6 +236,17 @@ def _other_axis(validation, test):
 def _rate_of_each_seed(validation, test, index=lambda validation: validation.mean(1).argmin()):
     loss = test[validation.argmin(0), np.arange(test.shape[1])].mean()
     return int(index(validation)), float(loss)
+
+
+def _best_of_all(validation, test):
+    """Choose a rate and a seed at once."""
+    i, k = np.unravel_index(validation.argmin(), validation.shape)
+    return int(i), float(test[i, k])
+
+
+def _counted_through(validation, test):
+    i = int(validation.argmin())
+    return i, float(test[i].mean())
 
 
 def _of_first_seed(validation):
@@ -331,11 +358,13 @@ EXERCISES = (
         reference=pareto, cases=_points,
         special=(
             ("five points, three on the frontier", _five_points),
-            ("two points of equal cost, and two of equal loss", _equal_points)),
-        invariants=(
-            ("two equal points do not push each other off the frontier", _equal_stay),
-            ("of two equally good points, the dearer is dominated", _dearer_goes)),
+            ("two points of equal cost, and two of equal loss", _equal_points),
+            ("cost 1, 1, 2 and loss 2, 2, 3: the first two points are equal", _twice_the_same),
+            ("cost 1, 2 and loss 2, 2: the second point is as good, and dearer", _one_dearer)),
         mistakes=(
+            ("two equal points do not dominate each other: one of the two comparisons has to be "
+             "strict",
+             _without_equal_ones),
             ("these are the dominated ones; the frontier consists of the others",
              lambda cost, loss: ~pareto(cost, loss)),
             ("a low loss is good: the frontier is where no other point is cheaper and lower",
@@ -372,32 +401,30 @@ EXERCISES = (
         kind="design",
         reference=apart, cases=_losses,
         goal=("the intervals of a and of b overlap, that of a − b does not contain 0, and the "
-              "differences vary", _told_apart),
+              "differences vary by a quarter of what a varies, or by more", _told_apart),
         special=(
             ("five losses", _five),),
-        mistakes=(
-            ("b is the same as a: there is no difference", _beside(0, noise=0)),
+        symptoms=(
+            ("b is the same as a: there is no difference", _is_a),
+            ("all of b is one number, so the differences vary as much as a does", _one_number),
+            ("yours goes down where a goes up, so the differences vary twice as much",
+             _turned_over),
+            ("the seeds are paired: b[k] must go up and down with a[k], and yours is sorted",
+             _sorted),
             ("the seeds are paired: b[k] must go up and down with a[k], and yours goes with "
              "another seed's",
-             _beside(0.5, _next_one)),
-            ("the seeds are paired: b[k] must go up and down with a[k], and yours is sorted",
-             _beside(0.5, np.sort)),
-            ("yours goes down where a goes up, so the differences vary twice as much",
-             _beside(0.5, _turned_over)),
-            ("all of b is one number, so the differences vary as much as a does",
-             _beside(0.5, _all_alike, 0))),
-        symptoms=(
+             _of_another_seed),
             ("the differences are all equal, which no two trainings are: let them vary a little",
              _equal_differences),
-            ("the differences vary by less than 1 % of what a varies: let each seed vary a little",
+            ("the differences vary by less than a quarter of what a varies: real ones vary more",
              _do_not_vary),
             ("the two intervals do not overlap: the means are too far apart", _do_not_overlap),
             ("the interval of a − b contains 0: the differences vary too much for their mean",
              _contain_zero)),
         hints=("What must b do, seed by seed, so that the differences vary much less than a does?",
                "a and b are (n,). half_width(x) is half of the interval of a mean.",
-               "b = a − ½ · half_width(a), plus a twentieth of a's standard deviation with signs "
-               "that change from seed to seed.")),
+               "b = a − half_width(a), plus a third of a's standard deviation with signs that "
+               "change from seed to seed.")),
     Exercise(
         name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,
         kind="design",
@@ -453,8 +480,11 @@ EXERCISES = (
             ("the loss on the validation text is too good, because it chose the rate; return "
              "the loss on the test text",
              honest_variant(reported=lambda validation, test, i: validation[i].mean())),
-            ("the best seed is luck, too: take the mean over seeds before you compare rates",
-             honest_variant(lambda validation, test: validation.min(1).argmin())),
+            *several("the best seed is luck, too: take the mean over seeds before you compare "
+                     "rates",
+                     honest_variant(lambda validation, test: validation.min(1).argmin()),
+                     _best_of_all),
+            (THROUGH, _counted_through),
             ("the test loss is a mean over seeds, not that of the best seed",
              honest_variant(reported=lambda validation, test, i: test[i].min())),
             ("of the losses, the least is best, not the largest",
@@ -467,6 +497,8 @@ EXERCISES = (
             ("one rate is chosen for all seeds; yours chooses one for each seed",
              _places_of_each_seed),
             ("this is the loss of each seed; return one number, their mean", _of_each_seed)),
+        errors=(
+            ("out of bounds", THROUGH),),
         tolerance=1e-9,
         hints=("Which numbers may decide which rate is taken, and which number may "
                "only be read at the end?",

@@ -146,6 +146,16 @@ def loftq_stale(W, quant, r, T):
     return quant(W - B @ A), B, A
 
 
+def loftq_decomposed_first(W, quant, r, T):
+    """Begin each round with the decomposition, the first one with Q = 0."""
+    Q = np.zeros_like(W)
+    for _ in range(T):
+        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
+        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+        Q = quant(W - B @ A)
+    return Q, B, A
+
+
 def loftq_best(W, quant, r, T):
     """Return the round that comes nearest to W."""
     def error(result):
@@ -289,6 +299,8 @@ EXERCISES = (
             *several("decompose W − Q, which quantization leaves, not W itself",
                      loftq_variant(target=weight_alone, of=weight_decomposed),
                      loftq_variant(of=weight_decomposed)),
+            ("rounding comes first, while B A = 0; yours decomposes W before anything is rounded",
+             loftq_decomposed_first),
             ("this is the best of the rounds; return the last one", loftq_best),
             ("decompose W − Q, which quantization leaves, not W − Q − B A",
              loftq_variant(of=lambda W, Q, BA: W - Q - BA)),

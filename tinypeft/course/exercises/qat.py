@@ -447,9 +447,10 @@ EXERCISES = (
             ("q − z is a uint8 here, in which 3 − 8 is 251: take integers with a sign, or floats",
              lambda x, dy, q, z, g: peqa_variant(zero=0)(x, dy, _wrapped(q, z, g), z, g)),
             ("take the sum over the group, not the mean", peqa_variant(gather=lambda G: G.mean(2))),
-            ("a group is g neighbouring weights of a row: the last axis of the reshaped array is "
-             "g, and the sum is over it",
-             peqa_variant(gather=distant_weights)),
+            *several("a group is g neighbouring weights of a row: the last axis of the reshaped "
+                     "array is g, and the sum is over it",
+                     peqa_variant(gather=distant_weights),
+                     peqa_variant(tile=True, gather=distant_weights)),
             ("this is a mean over the tokens; dyᵀ x sums over them",
              lambda x, *others: peqa(x, *others) / len(x))),
         hints=("Ŵ = s (q − z). What is its derivative with respect to s, and "

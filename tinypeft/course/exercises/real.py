@@ -5,7 +5,7 @@ import numpy as np
 
 from ...interop.gguf_types import TYPES, decode
 from ...interop.llama import halves
-from ..exercise import Exercise
+from ..exercise import Exercise, several
 
 __all__ = ["EXERCISES"]
 
@@ -39,18 +39,18 @@ def _itself(x):
 
 def _norm_variant(centre=_itself, root=_root, gain=lambda gamma: gamma, mean=_mean, sign=1, late=1,
                   divided=lambda dx, r: dx / r, of_gamma=lambda x, y: y, over=_summed,
-                  also=lambda g: 0):
+                  also=lambda g: 0, second=lambda g, dy: g):
     """Make the gradients with a mistake, in one of their steps.
 
     centre: of x. root: by which x is divided. gain: in dx. mean, sign: of what is subtracted.
-    also: what else of γ dy is subtracted. late: γ, if it is multiplied last. of_gamma, over: dγ
-    is dy times the first, summed by the second.
+    also: what else of γ dy is subtracted. second: what stands in the mean in place of γ dy. late:
+    γ, if it is multiplied last. of_gamma, over: dγ is dy times the first, summed by the second.
     """
     def wrong(x, gamma, eps, dy):
         x = centre(x)
         r = root(x, eps)
         y, g = x / r, dy * gain(gamma)
-        dx = divided(g - also(g) - sign * y * mean(g * y), r)
+        dx = divided(g - also(g) - sign * y * mean(second(g, dy) * y), r)
         return dx * (gamma if late is None else late), over(dy * of_gamma(x, y))
     return wrong
 
@@ -172,6 +172,11 @@ def _joined(of=_mean_of_members, members=_neighbouring):
 
 def _mean_of_all(heads):
     return np.repeat(heads.mean((0, 1))[None], len(heads), axis=0)
+
+
+def _rows_mixed(W, d_head, n):
+    """Read the rows of a new head as if its old heads were interleaved."""
+    return W.reshape(n, d_head, -1, W.shape[1]).mean(2).reshape(n * d_head, -1)
 
 
 def _keys(rng):
@@ -391,8 +396,9 @@ EXERCISES = (
             ("RMSNorm subtracts no mean; you subtract that of γ dy as well, as in a layer norm",
              _norm_variant(also=_mean)),
             ("γ is missing in dx: the gradient of x / r is γ times dy", _norm_variant(gain=_one)),
-            ("γ belongs inside the mean: first γ dy, then what r takes away",
-             _norm_variant(gain=_one, late=None)),
+            *several("γ belongs inside the mean: first γ dy, then what r takes away",
+                     _norm_variant(gain=_one, late=None),
+                     _norm_variant(second=lambda g, dy: dy)),
             ("dγ is dy times x/r; you took x", _norm_variant(of_gamma=lambda x, y: x)),
             ("r falls out of y for a longer x, so this part is subtracted; you added it",
              _norm_variant(sign=-1)),
@@ -473,6 +479,9 @@ EXERCISES = (
             ("each group has a head of its own; yours has the mean of all", _joined(_mean_of_all)),
             ("the middle of the range makes the largest difference least, not the sum of squares",
              _joined(lambda heads: (heads.max(1) + heads.min(1)) / 2)),
+            ("a head's rows stay together: the second axis is the old heads and the third their "
+             "rows; yours has them the other way round",
+             _rows_mixed),
             ("the mean over a group's heads, row by row; yours is also over the rows of a head",
              _joined(lambda heads: np.repeat(heads.mean((1, 2))[:, None], heads.shape[2], 1)))),
         symptoms=(

@@ -152,7 +152,7 @@ def maxima(results: Path) -> plot.Drawing:
 
 
 NATURAL = {("SmolLM2", "stream"): ("vermillion", "o"), ("SmolLM2", "attention"): ("blue", "s"),
-           ("SmolLM2", "down"): ("green", "v"), ("base", "stream"): ("black", "o"),
+           ("SmolLM2", "down"): ("green", "v"), ("base", "stream"): ("black", "o"), ("base", "down"): ("orange", "v"),
            ("base, planted", "attention"): ("sky", "s")}
 
 
