@@ -231,6 +231,11 @@ def _text_alone(T, P):
     return seen
 
 
+def _prefix_causal(T, P):
+    """Let a token see no more of the prefix than of the text."""
+    return np.concatenate([np.tri(T, P, dtype=bool), np.tri(T, dtype=bool)], axis=1)
+
+
 def _prefix_last(T, P):
     seen = np.ones((T, T + P), bool)
     seen[:, :T] = np.tri(T)
@@ -434,6 +439,10 @@ EXERCISES = (
             ("each token sees one future token: the diagonal is P, not P + 1",
              _placed(diagonal=lambda P: P + 1)),
             ("the prefix is hidden from all tokens: they may see all of it", _seen(_text_alone)),
+            *several("token t sees all P columns of the prefix; you let it see the first t + 1 of "
+                     "them, as of the text",
+                     _seen(_prefix_causal),
+                     lambda T, P: (_prefix_causal(T, P), np.arange(T))),
             ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 1)),
             ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 2)),
             ("the prefix stands before the text: its P columns come first", _seen(_prefix_last)),
