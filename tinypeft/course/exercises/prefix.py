@@ -29,6 +29,12 @@ def _query(rng, seen=1.0):
     return q, k, v, P_K * seen, P_V, do
 
 
+def _of_the_page(rng):
+    """Return the numbers of the lesson's example: q, k, v, P_K, P_V and do."""
+    zero = np.zeros((1, 1))
+    return np.ones(1), zero, zero + 4, zero, zero + 8, np.ones(1)
+
+
 def _unseen(rng):
     """Draw a prefix whose scores are far below those of the text, so that it has no share."""
     q, k, v, P_K, P_V, do = _query(rng)
@@ -287,6 +293,7 @@ EXERCISES = (
     Exercise(
         name="prefix.backward", title="What a prefix learns from", stars=3,
         kind="gradient",
+        example=_of_the_page,
         reference=backward, cases=_query,
         special=(
             ("a prefix that the query does not look at: both gradients are zero", _unseen),

@@ -57,11 +57,12 @@ WORDS = {                                                # name → (sentence, d
     "adapters": (
         "An adapter is a narrow network of width m. Only adapters are trained.",
         "In the path it reads what the layer computed; beside the path it reads what the layer "
-        "reads.",
-        "Two drawings, read upwards. Left: x goes through a frozen layer, then through an adapter "
-        "that narrows d numbers to m, applies GELU and widens them to d again; the adapter has "
-        "its own skip connection, and the residual connection goes around both. Right: the "
-        "adapter stands beside the frozen layer, and both results are added."),
+        "reads, which is behind the norm.",
+        "Two drawings, read upwards. Left: x goes through a norm and a frozen layer, then through "
+        "an adapter that narrows d numbers to m, applies GELU and widens them to d again; the "
+        "adapter has its own skip connection, and the residual connection goes around all. Right: "
+        "behind the norm, the adapter stands beside the frozen layer, with ReLU for GELU, and both "
+        "results are added."),
     "prompts": (
         "A trained prompt is P vectors in front of the embedded text, and the frozen model reads "
         "them as tokens.",
