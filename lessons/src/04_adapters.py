@@ -233,10 +233,10 @@ slider("σ", frames, captions=told, behind={"h": (place, np.sort(abs(h[0])))}, y
        xlabel="number, the least first", ylabel="size")
 
 # %% [markdown]
-# (Nothing is cut off here: $\sigma$ is what you set, and not 0.88 of it.)
-# For a large $\sigma$ more comes out than equation (2) says: GELU is $y/2$ near zero only. For a
-# large $y$ it is $y$ itself or 0, and in line 2 the half becomes $1/\sqrt2$ on average, 1.41 times as
-# much. This one draw, of 64 numbers, is 7 % above equation (2) at 0.01 already, and 1.51 times at 0.3.
+# (Nothing is cut off here: $\sigma$ is what you set, and not 0.88 of it.) For a large $\sigma$ more
+# comes out than equation (2) says: GELU is $y/2$ near zero only. For a large $y$ it is $y$ itself
+# or 0, and in line 2 the half becomes $1/\sqrt2$ on average, 1.41 times as much. This one draw, of
+# 64 numbers, is 7 % above equation (2) at 0.01 already, and 1.51 times at 0.3.
 #
 # ## 3. Why not start at zero?
 #

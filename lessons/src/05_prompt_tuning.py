@@ -150,10 +150,11 @@ fig
 # But the bill has another line.
 # The sequence is longer by $P$, in training and whenever the model is used.
 #
-# For each of its $S$ positions a block does $12 d^2$ multiplications in its six matrices.
-# In causal attention, position $i$ sees $i$ positions before it and itself, $S(S+1)/2$ pairs in all.
-# Each pair takes $d$ multiplications for the score and $d$ for the value. For $d = 2$, two tokens take
-# $96 + 12 = 108$, and three $144 + 24 = 168$: one vector before two tokens is 56 % more work. In general
+# For each of its $S$ positions a block does $12 d^2$ multiplications in its six matrices. In causal
+# attention, position $i$ sees $i$ positions before it and itself, $S(S+1)/2$ pairs in all. Each
+# pair takes $d$ multiplications for the score and $d$ for the value. For $d = 2$, two tokens take
+# $96 + 12 = 108$, and three $144 + 24 = 168$: one vector before two tokens is 56 % more work. In
+# general
 #
 # $$\text{work}(S) = 12\,d^2 S + d\,S(S+1), \qquad
 # \text{extra} = \frac{\text{work}(P+T)}{\text{work}(T)} - 1 \tag{2}$$
@@ -174,10 +175,10 @@ for d, T, P in sizes:
 # %% [markdown]
 # ### {exercise}
 #
-# A server may become slower by a given share, and no more. How long a prompt can you afford?
-# Return the largest whole number $P$ for which the extra work of equation (2) is at most `share`,
-# for texts of `T` tokens and width `d`. A share of 0.25 is a quarter more work. (A loop finds it. It can
-# also be done without one, because equation (2) is a quadratic in $P + T$.)
+# A server may become slower by a given share, and no more. How long a prompt can you afford? Return
+# the largest whole number $P$ for which the extra work of equation (2) is at most `share`, for
+# texts of `T` tokens and width `d`. A share of 0.25 is a quarter more work. (A loop finds it. It
+# can also be done without one, because equation (2) is a quadratic in $P + T$.)
 
 # %% exercise=prompts.longest points=3 minutes=10
 def prompts_longest(T, d, share):
