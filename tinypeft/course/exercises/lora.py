@@ -732,8 +732,8 @@ EXERCISES = (
              _put_on(partial(_started, divisor=lambda r, d_in: d_in))),
             ("make one generator, before the loop: with a new one for each layer every A is the "
              "same", _put_on(again=True)),
-            ("the numbers of A are drawn as (r, d_in); you drew (d_in, r) and transposed them, which "
-             "puts them elsewhere",
+            ("the numbers of A are drawn as (r, d_in); you drew (d_in, r) and transposed them, "
+             "which puts them elsewhere",
              _put_on(_drawn_transposed)),
             ("layer after layer in the order of `parameters`: you went through the targets first, "
              "so the numbers fall to other layers",
