@@ -146,7 +146,7 @@ CHECKS = {
     "prefix.backward": (2, 0, 0), "prefix.share": (4, 1, 0), "prefix.bug": (1, 0, 0),
     "prefix.copies": (3, 0, 0),
     "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.attach": (1, 0, 0),
-    "lora.alike": (12, 0, 0), "lora.swap": (2, 0, 0), "lora.bug": (20, 0, 0),
+    "lora.alike": (14, 0, 0), "lora.swap": (2, 0, 0), "lora.bug": (20, 0, 0),
     "lora.dora": (1, 0, 4),
     "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (5, 0, 0), "adalora.allocate": (3, 1, 0),
     "adalora.export": (2, 1, 0),

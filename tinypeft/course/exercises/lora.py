@@ -326,10 +326,15 @@ def _pair(rng, kind=None, size=1.0):
         more = size * rng.standard_normal((2, A.shape[1]))
         A2, B2 = np.concatenate([A, more]), np.concatenate([B, np.zeros((d_out, 2))], axis=1)
         alpha2 = alpha * (r + 2) / r
-    if kind == "permuted":
+    if kind == "cancelled":                              # the first input is all but ignored
+        a = A[:, 0]
+        B = B - np.outer(B @ a, a) / (a @ a)
+    if kind in ("permuted", "cancelled"):
         A2, B2 = -A[::-1], -B[:, ::-1]
     if kind == "noise":
         B2 = B * (1 + 0.03 * rng.standard_normal(B.shape))
+    if kind == "near":
+        B2 = 1.015 * B
     if kind == "double":
         alpha2 = 2 * alpha
     if kind == "minus":
@@ -936,9 +941,12 @@ EXERCISES = (
              partial(_pair, kind="padded")),
             ("the rows in another order, all signs turned: the same",
              partial(_pair, kind="permuted")),
+            ("the same, and the first column of the change is zero but for rounding",
+             partial(_pair, kind="cancelled")),
             ("two LoRAs that change nothing: the same", partial(_pair, kind="both zero")),
             ("each number of B is off by some per cent: not the same",
              partial(_pair, kind="noise")),
+            ("B is larger by 1.5 per cent: not the same", partial(_pair, kind="near")),
             ("only α differs: not the same", partial(_pair, kind="double")),
             ("the opposite change: not the same", partial(_pair, kind="minus")),
             ("the outputs are exchanged: not the same", partial(_pair, kind="exchanged")),
@@ -967,9 +975,12 @@ EXERCISES = (
                      _judged(_along),
                      _judged(lambda a, b: abs(_cosine(a, b)) > 0.9999)),
             ("the same A, or the same space of its rows, leaves B free", _same_rows),
-            ("a tiny change counts as well: the limit goes with the size of the change, and "
-             "np.allclose has one of its own besides",
-             _judged(_all_close)),
+            *several("np.allclose asks each number by itself: that is too strict where a number is "
+                     "nearly 0, and its own limit of 10⁻⁸ is too lax for a tiny change. Compare "
+                     "the norm of the difference with the norm of the change",
+                     _judged(_all_close),
+                     _judged(partial(_all_close, limit=1e-2)),
+                     _judged(np.allclose)),
             ("two products in float32 differ by rounding: ask for a small distance, not for "
              "equality", _judged(np.array_equal)),
             ("if both changes are zero, the quotient of the norms is 0/0: multiply the limit by "
@@ -978,9 +989,9 @@ EXERCISES = (
             ("compare number by number: two changes may have the same sum",
              _judged(lambda a, b: abs(a.sum() - b.sum()) <= 1e-3 * abs(a.sum())))),
         symptoms=(
-            ("these two differ by rounding alone. np.allclose asks each number to agree to 10⁻⁵ of "
-             "itself, and rounding may be more where a number is nearly 0: ask for a small norm "
-             "of the difference, beside the norm of the change",
+            ("these two differ by rounding alone: your limit is too small, or is asked of each "
+             "number by itself, of which some are nearly 0. Ask for a small norm of the "
+             "difference, beside the norm of the change",
              _rounding_refused),
             ("these two changes differ by some per cent, and a hundredth is a difference: your "
              "limit is too large",
