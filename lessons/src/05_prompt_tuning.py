@@ -115,7 +115,8 @@ for name, method in starts.items():
     if method: tuned.detach()
 
 E = base.token_embedding.weight.data                                           # (V, d)
-print(f"length of an embedding {np.linalg.norm(E[256:], axis=1).mean():.2f}, "
+pieces = E[256:]                       # without the 256 single bytes, of which text contains few
+print(f"length of an embedding {np.linalg.norm(pieces, axis=1).mean():.2f}, "
       f"of a vector from U(−0.5, 0.5) {(c.d_model / 12) ** 0.5:.2f}")
 
 # %% fold
@@ -149,9 +150,11 @@ fig
 # But the bill has another line.
 # The sequence is longer by $P$, in training and whenever the model is used.
 #
-# For each of its $S$ positions a block does $12 d^2$ multiplications in its six matrices.
-# In causal attention, position $i$ sees $i$ positions before it and itself, $S(S+1)/2$ pairs in all.
-# Each pair takes $d$ multiplications for the score and $d$ for the value. So
+# For each of its $S$ positions a block does $12 d^2$ multiplications in its six matrices. In causal
+# attention, position $i$ sees $i$ positions before it and itself, $S(S+1)/2$ pairs in all. Each
+# pair takes $d$ multiplications for the score and $d$ for the value. For $d = 2$, two tokens take
+# $96 + 12 = 108$, and three $144 + 24 = 168$: one vector before two tokens is 56 % more work. In
+# general
 #
 # $$\text{work}(S) = 12\,d^2 S + d\,S(S+1), \qquad
 # \text{extra} = \frac{\text{work}(P+T)}{\text{work}(T)} - 1 \tag{2}$$
@@ -172,10 +175,10 @@ for d, T, P in sizes:
 # %% [markdown]
 # ### {exercise}
 #
-# A server may become slower by a given share, and no more. How long a prompt can you afford?
-# Return the largest whole number $P$ for which the extra work of equation (2) is at most `share`,
-# for texts of `T` tokens and width `d`. A share of 0.25 is a quarter more work. (A loop finds it. Who
-# wants more: equation (2) is a quadratic in $P + T$, so that one line does.)
+# A server may become slower by a given share, and no more. How long a prompt can you afford? Return
+# the largest whole number $P$ for which the extra work of equation (2) is at most `share`, for
+# texts of `T` tokens and width `d`. A share of 0.25 is a quarter more work. (A loop finds it. It
+# can also be done without one, because equation (2) is a quadratic in $P + T$.)
 
 # %% exercise=prompts.longest points=3 minutes=10
 def prompts_longest(T, d, share):
@@ -262,7 +265,10 @@ beside({"signature": [tok.decode(g)[13:].strip() for g, _ in asked],
 # %% [markdown]
 # They are hardly better. So where did the loss go?
 # Sort it by place: the first token of a sentence, the end of text behind it, and everything
-# between.
+# between. Guess: how much of the gain does the end bring, one token of each sentence?
+
+# %%
+guess = tp.guess("05.end", 20, "%")
 
 # %%
 def by_place(model):
@@ -283,9 +289,10 @@ print("base, nats per token  ", places_of(*(part.mean() for part in before)))
 print("prompt, nats per token", places_of(*(part.mean() for part in after)))
 gains = np.array([(a - b).sum() for a, b in zip(before, after, strict=True)])
 print("share of the gain, %  ", places_of(*(100 * gains / gains.sum())))
+guess.beside(100 * gains[2] / gains.sum())
 
 # %% [markdown]
-# The end alone, one token of a sentence, brings most of the gain.
+# The end alone brings most of the gain.
 # The base, which knows whole documents, goes on after the first sentence.
 # The prompt has told it to stop.
 # It has hardly taught the model Matplotlib: all tokens but the last bring a quarter of the gain.
@@ -353,8 +360,8 @@ def nearest(P_e, E, k):
     return np.argsort(-unit(P_e) @ unit(E).T, axis=1)[:, :k]                   # equation (3)
 
 # %% [markdown]
-# The twenty vectors started as twenty words, and then 40 steps moved nearly each by more than
-# its own length. Guess: how many of them are still nearest to the word from which they started?
+# The twenty vectors started as twenty words, and then 40 steps moved nearly each by more than the
+# word's length. Guess: of how many is the word from which it started still the nearest, by (3)?
 
 # %%
 guess = tp.guess("05.stay", 4, "of 20")
@@ -546,8 +553,8 @@ print("P-tuning, 3 + 3:", losses(*between, read_by_colleague))
 # For the last token the answer is $n - 1$.
 # `at` are the places of the trained vectors, ascending, and `n` is the number of all places.
 #
-# Mind vectors between the parts. In the row `p p 7 8 10 p 9`, `at = [0, 1, 5]` and `n = 7`, the
-# token 9 comes after the vector at 5. So the answer is `[2, 3, 5, 6]`.
+# Mind vectors between the parts, as in the row `p p 7 8 10 p 9`, with `at = [0, 1, 5]` and `n = 7`.
+# What has been seen when the token 9 is predicted?
 
 # %% exercise=prompts.bug points=3 minutes=12
 def prompts_bug(at, n):

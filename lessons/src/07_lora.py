@@ -23,6 +23,7 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.engine import functional as F
 from tinypeft.course import beside, show, sliders, use
+from tinypeft.course.slider import slider
 from tinypeft.engine import Parameter
 from tinypeft.engine import AdamW
 from tinypeft.engine.nn import Module, replace_modules
@@ -123,8 +124,8 @@ show(LoRALinear.forward)
 # What stands before `.weight` is the path of a layer. LoRA goes on every layer whose own name, the
 # last part of its path, is one of `targets`, for example `("query", "value")`.
 # Return two dicts with the same names, `(arrays, trained)`. `arrays` has the old arrays and for each
-# layer with LoRA two new ones: `path.A`, and `path.B` with zeros. The numbers of A come from
-# `rng.standard_normal`, divided by $\sqrt{d_\text{in}}$, layer after layer in the order of
+# layer with LoRA two new ones: `path.A`, and `path.B` with zeros. A is drawn in its shape by
+# `rng.standard_normal` and divided by $\sqrt{d_\text{in}}$, layer after layer in the order of
 # `parameters`, with one `rng = np.random.default_rng(seed)`. New arrays have the dtype of their
 # weight. `trained` says for each name whether the optimizer moves it, `True` or `False`.
 
@@ -270,8 +271,6 @@ for step in (0, 4, 9, 14): print(f"{step + 1:4}  {theirs[step]:8.5f}  {mine[step
 print(f"largest difference of the {len(mine)} losses: {abs(mine - theirs).max():.0e}")
 
 # %% [markdown]
-# The two differ by rounding.
-#
 # ## 5. Train it ◆
 #
 # Full fine-tuning has two advantages over this LoRA: no limit of rank, and 30 matrices in place of
@@ -353,7 +352,7 @@ show("rank")
 # ## 6. Five LoRAs, one of them right
 #
 # Five people put LoRA on the model by hand. Each program runs without an error.
-# Read them, and note which one you would trust:
+# Which one would you trust?
 
 # %%
 def trained(model): return [p for p in model.parameters() if p.requires_grad]
@@ -455,7 +454,7 @@ for name, (_, arrays) in seen.items(): print(f"{name:7} {what_is_wrong(*arrays)}
 #
 # Nothing forces full fine-tuning to a low rank. Does it find a change of low rank all the same?
 # The singular values of $\Delta W$ answer that: $\lVert \Delta W \rVert^2$ is the sum of their
-# squares, and the number of large ones is the rank that matters. Guess first.
+# squares, and the number of large ones is the rank that matters.
 # The matrix is 128 × 128. How much of $\lVert \Delta W \rVert^2$ do its 8 largest hold?
 
 # %%
@@ -498,10 +497,11 @@ fig
 
 # %% [markdown]
 # *What to see: full fine-tuning has no gap, but it is concentrated: 8 directions hold more than
-# half, where chance puts a fifth. With query and value alone, at ten times the rate, each change is
-# larger, with a rank or without.*
+# half, where chance puts a fifth. With query and value alone each change is larger: the rate was ten
+# times as large, and twenty times with LoRA.*
 #
 # Move the handle: how many directions make the left picture look like $\Delta W$, on the right?
+# (Every third row and column is drawn.)
 
 # %%
 sliders.rank(delta, beside=True)
@@ -533,6 +533,22 @@ def lora_alike(A1, B1, alpha1, A2, B2, alpha2):
 result = tp.check("lora.alike", lora_alike)
 same_change = result.function
 result
+
+# %% [markdown]
+# Move the handle: noise in $B$ grows, and your function decides.
+
+# %%
+A, B = (p.data for p in (narrow.wrappers[path].A, narrow.wrappers[path].B))
+noise = np.random.default_rng(0).standard_normal(B.shape).astype(np.float32)
+some_of = lambda B: (np.arange(40), (2 * B @ A)[0, :40])
+frames, told_same = {}, {}
+for off in (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3):
+    other = B * (1 + np.float32(off) * noise)
+    frames[off] = {"with noise": some_of(other)}
+    told_same[off] = ("by your function the same change" if same_change(A, B, 16, A, other, 16)
+                      else "by your function another change")
+slider("noise, as a share of each number of B", frames, captions=told_same,
+       behind={"ΔW": some_of(B)}, xlabel="number of ΔW's first row", ylabel="its value")
 
 # %% [markdown]
 # Your function asks: does LoRA find the same change from another random start?
@@ -577,7 +593,7 @@ show("subspace")
 #    With $s = \alpha/\sqrt r$ it does not depend on $r$.
 # 4. This is nearly right. The signs are not quite independent, because each step goes downhill:
 #    for one output, all $r$ terms have a part along the same gradient, one direction of $d$.
-#    That multiplies the change by $\sqrt{1 + 2(r - 1)/(\pi d)}$.
+#    That multiplies the change by $\sqrt{1 + 2(r - 1)/(\pi d)}$ (given, not derived).
 #
 # How many times larger is the first change at $r = 1$ than at $r = 64$, with $\alpha/r$ and
 # $d = 128$?
@@ -652,8 +668,8 @@ for n in (1, 10, 100, 1000):
           f"{np.mean(left != W):.0%} of its numbers have changed")
 
 # %% [markdown]
-# Each sum is rounded to the numbers that its type has near it. A subtraction cannot bring back what
-# was rounded away. In float32 and float64 it wears out later, and at once if a change is large.
+# Each sum is rounded to the nearest number of its type. A subtraction cannot bring back what was
+# rounded away. In float32 and float64 it wears out later, and at once if a change is large.
 #
 # ### {exercise}
 #
@@ -694,7 +710,6 @@ show(LowRankLinear.merge)
 
 # %% [markdown]
 # A merged LoRA takes no extra time when the model is used. Adapters and prefixes cannot do that.
-# Merged and unmerged agree up to rounding.
 # On a quantized base merging is another matter (lesson 13).
 #
 # ## 10. Bonus: DoRA, and two rates

@@ -143,8 +143,9 @@ X = RNG.normal(size=(100, 128)) * np.where(np.arange(128) == 7, 30, 1)
 ROWS = tp.Uniform(2, symmetric=False).fit(W)
 nf4_levels = of_topic("nf4")["nf4.levels"].reference
 two_rounds = lambda r: of_topic("loftq")["loftq.rounds"].reference(W, lambda M: tp.Uniform(2, False).fit(M).round(M), r, 2)
+prefix_share = of_topic("prefix")["prefix.share"].reference
 READY = {"bits": lambda: sliders.bits(W), "groups": lambda: sliders.groups(W),
-         "gate": lambda: sliders.gate(RNG.normal(size=32), RNG.normal(size=(40, 32)), RNG.normal(size=(10, 32))),
+         "gate": lambda: sliders.gate(prefix_share, RNG.normal(size=32), RNG.normal(size=(40, 32)), RNG.normal(size=(10, 32))),
          "rank": lambda: sliders.rank(W), "smoothing": lambda: sliders.smoothing(X, W),
          "step": lambda: sliders.step(np.sin, np.cos(1.0), 1.0), "clipping": lambda: sliders.clipping(W),
          "valley": lambda: sliders.valley(obq_step), "levels": lambda: sliders.levels(nf4_levels, W),
@@ -173,7 +174,12 @@ def test_more_bits_and_smaller_groups_have_a_smaller_error():
 
 def test_the_gate_of_zero_keys_is_their_share_of_equal_scores():
     q, k, P_K = np.zeros(8), RNG.normal(size=(6, 8)), RNG.normal(size=(2, 8))
-    assert numbers(sliders.gate(q, k, P_K), r"λ = ([\d.]+)") == [0.25] * 13
+    assert numbers(sliders.gate(prefix_share, q, k, P_K), r"λ = ([\d.]+)") == [0.25] * 13
+
+
+def test_the_gate_tells_the_students_share():
+    told = sliders.gate(lambda q, k, P_K: P_K.max(), np.zeros(8), np.zeros((6, 8)), np.full((2, 8), 0.1)).words
+    assert told[0] == "λ = 0.000, so the text counts 1.000" and told[-1] == "λ = 0.300, so the text counts 0.700"
 
 
 def test_the_full_rank_keeps_everything():
@@ -213,7 +219,7 @@ def test_the_numbers_that_are_drawn_are_those_of_the_formulas(monkeypatch):
     inputs, weights = ([frame[name][1] for frame in frames.values()] for name in ("inputs ÷ s", "weights × s"))
     assert np.allclose(weights[0], 1) and np.allclose(inputs[-1], 1)         # α = 0 and α = 1
     assert np.allclose(np.multiply(inputs, weights), inputs[0])
-    frames, _, captions = sliders.gate(X[0, :16], W[:7, :16], W[9:12, :16])
+    frames, _, captions = sliders.gate(prefix_share, X[0, :16], W[:7, :16], W[9:12, :16])
     for scale, frame in frames.items():
         prefix, text = frame["prefix"][1], frame["text"][1]
         assert len(prefix) == 3 and len(text) == 7 and np.isclose(prefix.sum() + text.sum(), 1)

@@ -44,7 +44,7 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
         got, expected = got.data, expected.data
     if isinstance(expected, dict):
         if not isinstance(got, dict) or got.keys() != expected.keys():
-            return wrong_type(f"a dict with the keys {', '.join(map(str, expected))}")
+            return wrong_type(f"a dict with the keys {_some(expected)}")
         parts = ((got[k], expected[k], f"{where}[{k!r}]") for k in expected)
         return _first(difference(g, e, tolerance, name, free) for g, e, name in parts)
     if isinstance(expected, (tuple, list)):
@@ -135,6 +135,12 @@ def _distinct(a, b):
 
 def _first(differences):
     return next((d for d in differences if d is not None), None)
+
+
+def _some(names, most=4):
+    """Join the first names; of more than `most`, the last word is their number."""
+    more = f" … ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join([str(name) for name in names][:most]) + more
 
 
 def _kind(value):

@@ -1,7 +1,7 @@
 """Sliders for lessons: each takes the arrays that a lesson has, and is a cell's last line.
 
     bits(W)  groups(W)      lesson 10: bits, and weights that share a scale
-    gate(q, k, P_K)         lesson 06: the share λ of a prefix, against the length of its keys
+    gate(share, q, k, P_K)  lesson 06: the share λ of a prefix, against the length of its keys
     rank(image)             lesson 07: what a matrix of low rank keeps of a picture, or of ΔW
     smoothing(X, W)         lesson 11: SmoothQuant's exponent α
     step(f, derivative, x)  lesson 01: the step ε of a finite difference
@@ -52,10 +52,11 @@ def _rounded(label, W, schemes):
                   xlabel="weight", ylabel="value")
 
 
-def gate(q: Array, k: Array, P_K: Array, scales: Iterable[float] = np.arange(0, 3.25, 0.25),
-         ) -> Slider:
+def gate(share: Callable, q: Array, k: Array, P_K: Array,
+         scales: Iterable[float] = np.arange(0, 3.25, 0.25)) -> Slider:
     """Attention of one query q (d_head,) to a prefix P_K (P, d_head), whose keys are multiplied by
-    each of the scales, and to the keys k (S, d_head) of the text. The caption has λ."""
+    each of the scales, and to the keys k (S, d_head) of the text. The caption has λ, which is
+    share(q, k, P_K)."""
     P, frames, captions = len(P_K), {}, {}
     place = np.arange(P + len(k))
     for scale in scales:
@@ -63,8 +64,8 @@ def gate(q: Array, k: Array, P_K: Array, scales: Iterable[float] = np.arange(0, 
         shares = np.exp(scores - scores.max())
         shares /= shares.sum()
         frames[float(scale)] = {"prefix": (place[:P], shares[:P]), "text": (place[P:], shares[P:])}
-        captions[float(scale)] = (f"λ = {shares[:P].sum():.3f}, so the text counts "
-                                  f"{shares[P:].sum():.3f}")
+        lam = float(share(q, k, scale * P_K))
+        captions[float(scale)] = f"λ = {lam:.3f}, so the text counts {1 - lam:.3f}"
     return slider("the prefix's keys times", frames, captions=captions, xlabel="key",
                   ylabel="share of attention")
 

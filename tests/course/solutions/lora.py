@@ -59,6 +59,16 @@ def attach(start=lambda rng, r, W: (rng.standard_normal((r, W.shape[1])) / W.sha
     return lora_attach
 
 
+def targets_first(parameters, targets, r, seed):
+    arrays, trained = attach()(parameters, targets, r, seed)
+    rng = np.random.default_rng(seed)
+    for target in targets:
+        for name in [n for n in parameters if n.split(".")[-2:] == [target, "weight"]]:
+            d_in = parameters[name].shape[1]
+            arrays[name.replace(".weight", ".A")] = (rng.standard_normal((r, d_in)) / np.sqrt(d_in)).astype(parameters[name].dtype)
+    return arrays, trained
+
+
 def unpacked(parameters, targets, r, seed):
     """A target anywhere in the name, and no look at the number of axes."""
     for name, W in parameters.items():
@@ -177,17 +187,25 @@ WRONG = {
         (attach(base=lambda name: True), "of a layer with LoRA"),
         (attach(base=lambda name: name.endswith("bias")), "the biases and the norms"),
         (attach(keep=False), "arrays of the base are missing"),
+        (attach(lambda rng, r, W: (normal(rng, W.shape[1], r).T / W.shape[1] ** 0.5, np.zeros((len(W), r)))), "and transposed them"),
+        (targets_first, "through the targets first"),
+        (lambda *a: (attach()(*a)[0], {name: on for name, on in attach()(*a)[1].items() if on}), "False for the frozen ones"),
         (attach(parts="B"), "not B alone"),
         (attach(parts="A"), "not A alone")],
     "lora.alike": [
         (lambda A, B, a, C, D, c: A.shape == C.shape and bool(close(A, C) and close(B, D)), "compare B A, not A and B"),
         (alike(close, lambda alpha, r: 1.0), "α/r belongs to the change"),
         (alike(np.allclose, lambda alpha, r: 1.0), "scale α/r belongs"),
+        (alike(lambda a, b: np.allclose(a, b, atol=0)), "of which some are nearly 0"),
+        (alike(lambda a, b: close(a, b, 0.1)), "your limit is too large"),
+        (alike(lambda a, b: close(a, b, 0.02)), "a hundredth is a difference"),
+        (alike(lambda a, b: np.isclose(np.linalg.norm(a), np.linalg.norm(b))), "two changes of the same size"),
+        (alike(lambda a, b: close(abs(a), abs(b))), "signs count"),
         (alike(close, lambda alpha, r: alpha), "α/r, not α"),
         (alike(lambda a, b: close(values(a), values(b))), "by a rotation"),
         (alike(lambda a, b: abs(np.linalg.norm(a) - np.linalg.norm(b)) <= 1e-3 * np.linalg.norm(a)), "of the same size"),
         (alike(lambda a, b: np.vdot(a, b) >= 0.9999 * np.linalg.norm(a) * np.linalg.norm(b)), "a multiple of a change"),
-        (alike(lambda a, b: np.allclose(a, b, rtol=1e-3)), "np.allclose has one of its own"),
+        (alike(lambda a, b: np.allclose(a, b, rtol=1e-3)), "too lax for a tiny change"),
         (alike(lambda a, b: (a == b).all()), "not for equality"),
         (alike(lambda a, b: np.linalg.norm(a - b) / np.maximum(np.linalg.norm(a), 1e-300) < 1e-3 and a.any()), "is 0/0"),
         (alike(lambda a, b: abs(a.sum() - b.sum()) <= 1e-3 * abs(a.sum())), "may have the same sum"),

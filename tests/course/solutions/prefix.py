@@ -159,6 +159,7 @@ WRONG = {
         (seen_where(lambda t, j, P: j <= t + P, lambda P: P + 1), "first token stands at P"),
         (seen_where(lambda t, j, P: j <= t, lambda P: 0), "as it was"),
         (seen_where(lambda t, j, P: j >= 0 * t), "and so the future"),
+        (seen_where(lambda t, j, P: np.where(j < P, j, j - P) <= t), "first t + 1 of them"),
         (lambda T, P: (np.ones((T, P + T), bool), np.arange(T)), "sees every column"),
         (seen_where(lambda t, j, P: j <= t + 1), "whatever P is"),
         (lambda T, P: (np.roll(glued(T, P)[0], T, axis=1), np.arange(P, P + T)), "its P columns come first"),

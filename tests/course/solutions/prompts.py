@@ -42,6 +42,17 @@ def longest(work=lambda S, d: d * S * (12 * d + S + 1), limit=lambda old, share:
     return prompts_longest
 
 
+def root(T, d, share):
+    b, most = 12 * d + 1, (1 + share) * T * (12 * d + T + 1)
+    return (-b + (b * b + 4 * most) ** 0.5) / 2 - T
+
+
+def until_reached(T, d, share):
+    P, extra = 0, lambda P: (T + P) * (12 * d + T + P + 1) / (T * (12 * d + T + 1)) - 1
+    while extra(P) < share: P += 1
+    return P
+
+
 def by_roots(T, d, share):
     """The larger root of d S² + (12 d² + d) S = (1 + share) work(T)."""
     b, most = 12 * d + 1, (1 + share) * T * (12 * d + T + 1)
@@ -164,6 +175,10 @@ WRONG = {
         (built(lambda P, T: slice(T, P + T), lambda P, T: slice(0, T), swapped=True), "not behind it")],
     "prompts.longest": [
         (longest(more=1), "one more than fits"),
+        (longest(limit=lambda old, share: old * (1 + share) - 0.5), "with <=, not with <"),
+        (until_reached, "try P + 1"),
+        (lambda T, d, share: round(root(T, d, share)), "round the root down"),
+        (lambda T, d, share: int(np.ceil(root(T, d, share))), "first P that reaches"),
         (longest(more=-1), "one vector more still fits"),
         (longest(lambda S, d: S), "only the matrices"),
         (longest(lambda S, d: S * (S + 1)), "only attention"),

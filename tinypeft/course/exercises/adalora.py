@@ -471,8 +471,8 @@ EXERCISES = (
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
              _equal_shares),
-            ("place −b is place 0 when b is 0, so that [-b:] takes everything; take the "
-             "first b in descending order",
+            ("b = 0 keeps everything here: [-b:] then begins at place 0, and [b - 1] is the last "
+             "place; mark the first b in descending order",
              lambda scores, b: allocate(scores, b or scores.size)),
             ("these are the least important triplets; keep the largest scores",
              lambda scores, b: allocate(-scores, b)),

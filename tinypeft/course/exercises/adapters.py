@@ -59,6 +59,14 @@ def positive(z):
     return z > 0
 
 
+def not_negative(z):
+    return z >= 0
+
+
+def half_at_zero(z):
+    return np.heaviside(z, 0.5)
+
+
 def backward(h, W_d, W_u, dy, slope=positive, bend=lambda z: np.maximum(z, 0), shortcut=1, detour=1,
              up=1, divisor=1):
     """Derive an adapter with a ReLU. The options are its parts, for the mistakes."""
@@ -333,11 +341,18 @@ EXERCISES = (
         kind="gradient",
         reference=reference_backward, cases=backward_cases,
         special=(
-            ("W_u = 0: dh is dy, and dW_d is zero", partial(backward_cases, up=0.0)),),
+            ("W_u = 0: dh is dy, and dW_d is zero", partial(backward_cases, up=0.0)),
+            ("W_d = 0: the ReLU's slope at 0 is 0, so dh is dy, and both others are zero",
+             partial(backward_cases, down=0.0))),
         mistakes=(
             ("dh lacks the shortcut: h itself is a part of y", partial(backward, shortcut=0)),
             ("dh lacks the way through the detour", partial(backward, detour=0)),
             ("dh is the sum of both ways; you subtracted one", partial(backward, detour=-1)),
+            *several("the slope is 1 where the input is positive, and 0 at 0 as well: ask z > 0",
+                     partial(backward, slope=not_negative),
+                     partial(backward, slope=half_at_zero)),
+            ("dh lacks the shortcut, and besides, the slope of the ReLU is missing",
+             partial(backward, shortcut=0, slope=np.ones_like)),
             ("the slope of the ReLU is missing: it is 0 where W_d h is not positive",
              partial(backward, slope=np.ones_like)),
             ("the slope of the ReLU is 1 or 0; you multiplied by its input or its result",

@@ -252,6 +252,29 @@ def _started(rng, r, W, divisor=lambda r, d_in: d_in ** 0.5, dtype=np.float32):
     return (A / divisor(r, W.shape[1])).astype(dtype), B.astype(dtype)
 
 
+def _by_targets(parameters, targets, r, seed):
+    """Draw A for all layers of one target, then for those of the next."""
+    arrays, trained = attach(parameters, targets, r, seed)
+    rng = np.random.default_rng(seed)
+    for target in targets:
+        for name, array in parameters.items():
+            layer = name.removesuffix(".weight")
+            if name.endswith(f"{target}.weight") and f"{layer}.A" in arrays:
+                arrays[f"{layer}.A"], _ = _fresh(rng, r, array)
+    return arrays, trained
+
+
+def _drawn_transposed(rng, r, W):
+    A = rng.standard_normal((W.shape[1], r)).T / W.shape[1] ** 0.5
+    return A.astype(W.dtype), np.zeros((len(W), r), W.dtype)
+
+
+def _trained_alone(got, expected, args):
+    """Does `trained` lack the names of frozen arrays?"""
+    names = set(got[1])
+    return names < set(expected[1]) and any(name.endswith(".A") for name in names)
+
+
 def _only(part):
     """Train one of the two matrices alone."""
     def wrong(*args):
@@ -303,10 +326,15 @@ def _pair(rng, kind=None, size=1.0):
         more = size * rng.standard_normal((2, A.shape[1]))
         A2, B2 = np.concatenate([A, more]), np.concatenate([B, np.zeros((d_out, 2))], axis=1)
         alpha2 = alpha * (r + 2) / r
-    if kind == "permuted":
+    if kind == "cancelled":                              # the first input is all but ignored
+        a = A[:, 0]
+        B = B - np.outer(B @ a, a) / (a @ a)
+    if kind in ("permuted", "cancelled"):
         A2, B2 = -A[::-1], -B[:, ::-1]
     if kind == "noise":
         B2 = B * (1 + 0.03 * rng.standard_normal(B.shape))
+    if kind == "near":
+        B2 = 1.015 * B
     if kind == "double":
         alpha2 = 2 * alpha
     if kind == "minus":
@@ -332,8 +360,8 @@ def _judged(same, **options):
     return lambda *loras: bool(same(*_changes(*loras, **options)))
 
 
-def _near(first, second):
-    return np.linalg.norm(first - second) <= 1e-3 * np.linalg.norm(first)
+def _near(first, second, limit=1e-3):
+    return np.linalg.norm(first - second) <= limit * np.linalg.norm(first)
 
 
 def _all_close(first, second, limit=1e-3):
@@ -344,8 +372,8 @@ def _near_values(first, second):
     return _near(*(np.linalg.svd(change)[1] for change in (first, second)))
 
 
-def _near_norms(first, second):
-    return _near(*(np.linalg.norm(change, keepdims=True) for change in (first, second)))
+def _near_norms(first, second, near=_near):
+    return near(*(np.linalg.norm(change, keepdims=True) for change in (first, second)))
 
 
 def _cosine(first, second):
@@ -359,6 +387,23 @@ def _along(first, second):
 
 def _same_factors(A1, B1, alpha1, A2, B2, alpha2):
     return A1.shape == A2.shape and bool(_near(A1, A2) and _near(B1, B2))
+
+
+def _rounding_refused(got, expected, args):
+    """Is a False given of two LoRAs that differ by the order of their rows and by two signs?"""
+    A1, _, _, A2, _, _ = args
+    return expected and not got and np.array_equal(A2, -A1[::-1])
+
+
+def _per_cents_passed(got, expected, args):
+    """Is a True given of two changes that differ by some per cent?"""
+    first, second = _changes(*args)
+    return got and not expected and _near(first, second, 0.1)
+
+
+def _opposite_passed(got, expected, args):
+    A1, B1, _, A2, B2, _ = args
+    return got and not expected and np.array_equal(A1, A2) and np.array_equal(B1, -B2)
 
 
 def _same_rows(A1, B1, alpha1, A2, B2, alpha2):
@@ -692,6 +737,12 @@ EXERCISES = (
              _put_on(partial(_started, divisor=lambda r, d_in: d_in))),
             ("make one generator, before the loop: with a new one for each layer every A is the "
              "same", _put_on(again=True)),
+            ("the numbers of A are drawn as (r, d_in); you drew (d_in, r) and transposed them, "
+             "which puts them elsewhere",
+             _put_on(_drawn_transposed)),
+            ("layer after layer in the order of `parameters`: you went through the targets first, "
+             "so the numbers fall to other layers",
+             _by_targets),
             *several("everything of the base is frozen, the biases and the norms as well",
                      _put_on(frozen=lambda name: name.endswith("bias")),
                      _put_on(frozen=lambda name: "norm" in name),
@@ -704,6 +755,7 @@ EXERCISES = (
             ("both A and B are trained, and not A alone", _only("A"))),
         symptoms=(
             ("arrays of the base are missing: the model still has them, frozen", _base_left_out),
+            ("`trained` has a name for each array, with False for the frozen ones", _trained_alone),
             ("there is LoRA on too many arrays: the layer's own name, the last part of the path "
              "before .weight, must be one of the targets", _too_many),
             ("A is (r, d_in), and B is (d_out, r)", _turned)),
@@ -889,9 +941,12 @@ EXERCISES = (
              partial(_pair, kind="padded")),
             ("the rows in another order, all signs turned: the same",
              partial(_pair, kind="permuted")),
+            ("the same, and the first column of the change is zero but for rounding",
+             partial(_pair, kind="cancelled")),
             ("two LoRAs that change nothing: the same", partial(_pair, kind="both zero")),
             ("each number of B is off by some per cent: not the same",
              partial(_pair, kind="noise")),
+            ("B is larger by 1.5 per cent: not the same", partial(_pair, kind="near")),
             ("only α differs: not the same", partial(_pair, kind="double")),
             ("the opposite change: not the same", partial(_pair, kind="minus")),
             ("the outputs are exchanged: not the same", partial(_pair, kind="exchanged")),
@@ -911,15 +966,21 @@ EXERCISES = (
                      _judged(_all_close, scale=_alpha)),
             ("two changes with the same singular values may still differ, by a rotation",
              _judged(_near_values)),
-            ("two changes of the same size may still differ", _judged(_near_norms)),
+            *several("two changes of the same size may still differ",
+                     _judged(_near_norms),
+                     _judged(partial(_near_norms, near=partial(_near, limit=1e-2))),
+                     _judged(partial(_near_norms, near=np.allclose))),
             *several("a multiple of a change has the same direction, and is another change",
                      _judged(lambda a, b: _cosine(a, b) > 0.9999),
                      _judged(_along),
                      _judged(lambda a, b: abs(_cosine(a, b)) > 0.9999)),
             ("the same A, or the same space of its rows, leaves B free", _same_rows),
-            ("a tiny change counts as well: the limit goes with the size of the change, and "
-             "np.allclose has one of its own besides",
-             _judged(_all_close)),
+            *several("np.allclose asks each number by itself: that is too strict where a number is "
+                     "nearly 0, and its own limit of 10⁻⁸ is too lax for a tiny change. Compare "
+                     "the norm of the difference with the norm of the change",
+                     _judged(_all_close),
+                     _judged(partial(_all_close, limit=1e-2)),
+                     _judged(np.allclose)),
             ("two products in float32 differ by rounding: ask for a small distance, not for "
              "equality", _judged(np.array_equal)),
             ("if both changes are zero, the quotient of the norms is 0/0: multiply the limit by "
@@ -927,6 +988,17 @@ EXERCISES = (
              _judged(lambda a, b: _near(a, b) and np.linalg.norm(a) > 0)),
             ("compare number by number: two changes may have the same sum",
              _judged(lambda a, b: abs(a.sum() - b.sum()) <= 1e-3 * abs(a.sum())))),
+        symptoms=(
+            ("these two differ by rounding alone: your limit is too small, or is asked of each "
+             "number by itself, of which some are nearly 0. Ask for a small norm of the "
+             "difference, beside the norm of the change",
+             _rounding_refused),
+            ("these two changes differ by some per cent, and a hundredth is a difference: your "
+             "limit is too large",
+             _per_cents_passed),
+            ("the opposite change has the same size, and is another change: signs count, so take "
+             "the norm of the difference",
+             _opposite_passed)),
         errors=(
             ("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),
             ("broadcast", "the ranks may differ: compare the two products, which have one shape")),

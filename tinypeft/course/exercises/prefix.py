@@ -29,6 +29,12 @@ def _query(rng, seen=1.0):
     return q, k, v, P_K * seen, P_V, do
 
 
+def _of_the_page(rng):
+    """Return the numbers of the lesson's example: q, k, v, P_K, P_V and do."""
+    zero = np.zeros((1, 1))
+    return np.ones(1), zero, zero + 4, zero, zero + 8, np.ones(1)
+
+
 def _unseen(rng):
     """Draw a prefix whose scores are far below those of the text, so that it has no share."""
     q, k, v, P_K, P_V, do = _query(rng)
@@ -231,6 +237,11 @@ def _text_alone(T, P):
     return seen
 
 
+def _prefix_causal(T, P):
+    """Let a token see no more of the prefix than of the text."""
+    return np.concatenate([np.tri(T, P, dtype=bool), np.tri(T, dtype=bool)], axis=1)
+
+
 def _prefix_last(T, P):
     seen = np.ones((T, T + P), bool)
     seen[:, :T] = np.tri(T)
@@ -282,6 +293,7 @@ EXERCISES = (
     Exercise(
         name="prefix.backward", title="What a prefix learns from", stars=3,
         kind="gradient",
+        example=_of_the_page,
         reference=backward, cases=_query,
         special=(
             ("a prefix that the query does not look at: both gradients are zero", _unseen),
@@ -434,6 +446,10 @@ EXERCISES = (
             ("each token sees one future token: the diagonal is P, not P + 1",
              _placed(diagonal=lambda P: P + 1)),
             ("the prefix is hidden from all tokens: they may see all of it", _seen(_text_alone)),
+            *several("token t sees all P columns of the prefix; you let it see the first t + 1 of "
+                     "them, as of the text",
+                     _seen(_prefix_causal),
+                     lambda T, P: (_prefix_causal(T, P), np.arange(T))),
             ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 1)),
             ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 2)),
             ("the prefix stands before the text: its P columns come first", _seen(_prefix_last)),

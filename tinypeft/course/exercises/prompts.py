@@ -1,4 +1,5 @@
 """Lesson 05: a prompt in the input, its length, its gradient, and where pseudo-tokens go."""
+import math
 from functools import partial
 
 import numpy as np
@@ -68,6 +69,29 @@ def longest(work=work_of, limit=lambda work, T, d, share: (1 + share) * work(T, 
             P += 1
         return P + offset
     return wrong
+
+
+def below(T, d, share):
+    """Stop before the share, even if a prompt takes exactly that."""
+    P = 0
+    while work_of(P + 1 + T, d) < (1 + share) * work_of(T, d):
+        P += 1
+    return P
+
+
+def reaching(T, d, share):
+    """Stop at the first prompt that reaches the share."""
+    P = 0
+    while work_of(P + T, d) < (1 + share) * work_of(T, d):
+        P += 1
+    return P
+
+
+def by_root(T, d, share, whole=round):
+    """Solve the quadratic for P + T, and make the root a whole number."""
+    b = 12 * d + 1
+    most = (1 + share) * work_of(T, d) / d
+    return whole(((b * b + 4 * most) ** 0.5 - b) / 2 - T)
 
 
 def of_prompt_alone(T, d, share):
@@ -311,9 +335,17 @@ EXERCISES = (
         reference=reference_longest, cases=budget_cases,
         special=(
             ("nothing more is allowed: no prompt", lambda rng: (64, 32, 0.0)),
+            ("87 vectors take exactly the share, which is allowed", lambda rng: (203, 128, 0.5)),
             ("a long text, and half of the work again", lambda rng: (512, 128, 0.5)),
             ("a narrow model, and twice the work", lambda rng: (512, 16, 1.0))),
         mistakes=(
+            ("“at most” allows exactly the share: compare with <=, not with <", below),
+            *several("the loop ends at the first P that reaches the share; the largest that stays "
+                     "within it is asked for, so try P + 1 before you take it",
+                     reaching,
+                     partial(by_root, whole=math.ceil)),
+            ("round the root down, not to the nearest number: P must stay within the share",
+             by_root),
             ("P + 1 vectors would be too many; this is one more than fits", longest(offset=1)),
             ("one vector more still fits", longest(offset=-1)),
             ("P positions more also see the text: attention's work is not that of P positions "

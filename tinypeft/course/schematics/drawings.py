@@ -57,11 +57,12 @@ WORDS = {                                                # name → (sentence, d
     "adapters": (
         "An adapter is a narrow network of width m. Only adapters are trained.",
         "In the path it reads what the layer computed; beside the path it reads what the layer "
-        "reads.",
-        "Two drawings, read upwards. Left: x goes through a frozen layer, then through an adapter "
-        "that narrows d numbers to m, applies GELU and widens them to d again; the adapter has "
-        "its own skip connection, and the residual connection goes around both. Right: the "
-        "adapter stands beside the frozen layer, and both results are added."),
+        "reads, which is behind the norm.",
+        "Two drawings, read upwards. Left: x goes through a norm and a frozen layer, then through "
+        "an adapter that narrows d numbers to m, applies GELU and widens them to d again; the "
+        "adapter has its own skip connection, and the residual connection goes around all. Right: "
+        "behind the norm, the adapter stands beside the frozen layer, with ReLU for GELU, and both "
+        "results are added."),
     "prompts": (
         "A trained prompt is P vectors in front of the embedded text, and the frozen model reads "
         "them as tokens.",
@@ -83,7 +84,7 @@ WORDS = {                                                # name → (sentence, d
     "lora": (
         "LoRA adds a detour of two thin matrices to a frozen matrix.",
         "Drawn in proportion for r = d/8: A and B together have 2dr numbers, a quarter of d².",
-        "x of shape (B, T, d) goes through the frozen d × d matrix W₀, and beside it through A, r "
+        "x, d numbers a token, goes through the frozen d × d matrix W₀, and beside it through A, r "
         "× d, and B, d × r. The second result is multiplied by α/r and added to the first. On the "
         "right the merged matrix, again d × d."),
     "adalora": (
@@ -91,7 +92,7 @@ WORDS = {                                                # name → (sentence, d
         "Each triplet can be set aside alone, because P has orthogonal columns and Q has "
         "orthogonal rows.",
         "Left: a frozen d × d matrix plus P, d × r, times a diagonal r × r matrix Λ, times Q, r × "
-        "d; two of the six λ are zero, with their columns of P and rows of Q; few come back. "
+        "d; two of the six λ are zero, with their columns of P and rows of Q; they may come back. "
         "Right: the number of triplets over the steps of training. It stays at b₀ until t_i, falls "
         "along a cubic curve to b_T at T − t_f, and stays there until T."),
     "dylora": (
