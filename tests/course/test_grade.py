@@ -149,6 +149,7 @@ NF4 = {cell.exercise: cell.source for cell in percent.read(percent.sources("13")
 MORE = IMPORTS + """
 from types import SimpleNamespace
 from scipy.special import ndtri
+from tinypeft.quant.codebooks import codebook
 norm = SimpleNamespace(ppf=ndtri)                        # scipy.stats takes most of a second to import
 """
 def lesson13(**changed):
