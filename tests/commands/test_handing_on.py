@@ -446,6 +446,7 @@ def test_the_commands_of_the_page_run_one_after_the_other(capsys, own, monkeypat
     monkeypatch.chdir(tmp_path)
     shutil.copy(own / "answers.jsonl", "qa.jsonl")
     shutil.copy(own / "reviews.csv", "reviews.csv")
+    shutil.copytree(own / "notes", "notes")
     page = page.replace(" --model smollm2", "")          # these tests take the shipped base, which is faster
     lines = [shlex.split(line, comments=True)[3:] for block in re.findall(r"```bash\n(.*?)```", page, re.S)
              for line in block.splitlines() if line]
