@@ -94,7 +94,7 @@ class Site:
         self.folder, self.browser, self.axe = folder, browser, Axe()
         self.faults, self.counts, self.ids, self.links = [], Counter(), {}, {}
         front = (folder / "index.html").read_text("utf-8")
-        side = re.findall(r'toctree-l1"><a class="reference internal" href="([^"]+)"', front)
+        side = re.findall(r'toctree-l\d[^"]*"><a class="reference internal" href="([^"]+)"', front)
         self.listed = {"index.html", "search.html", *side}
 
     @contextlib.contextmanager
