@@ -57,7 +57,7 @@ def jumps(places):
         owner = f"plain.{name}" if prefix == PLAIN else name
         items += f"<li><code>{owner}</code>: line{'s' * (len(lines) > 1)} {links}</li>"
     return ("<div class='lines'>The lines with a bar at the left calculate with two or more symbols of the table below, or "
-            f"with what they made of these:<ul>{items}</ul></div>")
+            f"with what they made of these, or stand in a function that it names:<ul>{items}</ul></div>")
 
 
 def blocks(docstring):
@@ -209,7 +209,7 @@ def marked_lines(docstring, source):
         known = set(symbols)
         for node in statements(scope):
             names = {getattr(part, field, None) for part in ast.walk(node) for field in ("id", "attr")}
-            if calculates(node.value) and len(names & known) > 1 or f"{scope.name}()" in docstring:
+            if calculates(node.value) and len(names & known) > 1 or re.search(rf"\b{scope.name}\(\)", docstring):
                 lines.add(node.lineno)
                 known |= {target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)}
     return sorted(lines)

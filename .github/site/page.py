@@ -240,12 +240,12 @@ class Page:
     def facts(self):
         """Write what is known of each name in one row: its equation, papers, class and lesson; then the claims, each with its
         verdict."""
-        rows, judged = [], [j for j in judgements() if {*self.names} & {*owners(j.claim)}]
+        rows = []
         for name in self.names:
             about, (heading, section) = ABOUT[name], section_of(name)
             rows.append((code(about.equation), arxiv(about.papers) or "–", f"`tp.{CLASSES[name].__name__}`",
                          self.lead(f"[{about.lesson} · {heading.removeprefix(about.lesson + ' · ')}]({section})")))
-        claims = [f"* {verdicts([j])} {escape(j.claim.text)}" for j in judged] or \
+        claims = [f"* {verdicts([j])} {escape(j.claim.text)}" for j in self.judged] or \
             [f"* No claim of the paper was judged here. [What was measured](#{slug(MEASURED)})"]
         return "\n\n".join([table(("equation", "paper (arXiv)", "in Python", "lesson"), rows), "\n".join(claims)])
 
@@ -273,8 +273,13 @@ class Page:
         intro = self.lead(f"It stands above the file's own code, and comes from [`plain.py`](tinypeft/{folder}/plain.py).")
         return "\n\n".join([intro, self.lead(table(("fast", "plain", "held equal by"), rows), "tests/README.md")])
 
+    @functools.cached_property
+    def judged(self):
+        """The judged claims that belong to one of the names."""
+        return [j for j in judgements() if {*self.names} & {*owners(j.claim)}]
+
     def measured(self):
-        judged = [j for j in judgements() if {*self.names} & {*owners(j.claim)}]
+        judged = self.judged
         sections = [self.lead(how_to_read(judged)), self.lead(claims_table(judged), "figures/README.md")] if judged else []
         sections += [self.elsewhere(judged)] if self.elsewhere(judged) else []
         readme = f"tinypeft/{self.path.split('/')[1]}/README.md"

@@ -97,3 +97,10 @@ def test_the_error_is_relative_to_the_gradients_size(unit):
     (lambda x: x ** 3, np.zeros(4)), (lambda x: x * 0, X)])
 def test_rounding_is_no_error(f, x):
     tp.gradcheck(f, x)
+
+
+def test_a_tolerance_of_0_leaves_nothing_but_rounding():
+    assert tp.gradcheck(lambda x: x * 0, X, tolerance=0) == 0
+    with pytest.raises(AssertionError): tp.gradcheck(one_element_off, X, tolerance=0)
+    wrong = lambda x: tp.Tensor.fused(x.data ** 2, [x], lambda dy: [0 * dy])          # the gradient is 0, and should not be
+    with pytest.raises(AssertionError): tp.gradcheck(wrong, X)
