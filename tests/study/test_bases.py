@@ -20,12 +20,12 @@ def test_recipe_text_and_tokenizer_are_those_it_was_trained_with(name):
     if training_record()["corpus"]["base"] != base_corpus().sha256:
         pytest.xfail("this installation carries another version of the text")
     _, meta = load_arrays(FOLDER / f"{name}.safetensors")
-    assert meta["key"] == make.smaller_key(name) and meta["config"] == dataclasses.asdict(make.SMALLER[name])
+    assert meta["key"] == make.size_key(name) and meta["config"] == dataclasses.asdict(make.SIZES[name])
 
 
 @pytest.mark.parametrize("change", [{"steps": 3000}, {"lr": 1e-3}])
 def test_another_recipe_has_another_key(change):
-    assert make.smaller_key("small", make.RECIPE | change) != make.smaller_key("small")
+    assert make.size_key("small", make.RECIPE | change) != make.size_key("small")
 
 
 def test_they_are_trained_as_long_as_the_shipped_one():
@@ -55,18 +55,18 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     toy = tp.GPTConfig(vocab_size=1024, context_length=16, d_model=8, n_layers=1, n_heads=2)
     kept = tmp_path / "cache" / "bases"
     monkeypatch.setenv("TINYPEFT_CACHE", str(kept.parent))
-    monkeypatch.setattr(make, "SMALLER", {"toy": toy})
+    monkeypatch.setattr(make, "SIZES", {"toy": toy})
     monkeypatch.setattr(make, "evaluate", lambda *args, **options: {"loss": 1.5})
     whole = trained(tmp_path)
     with monkeypatch.context() as stopping:
         stopping.setattr(make, "train", stopped_after_two_steps)
         with pytest.raises(KeyboardInterrupt): trained(tmp_path)
     assert len(list(kept.iterdir())) == 1 and trained(tmp_path) == whole and not list(kept.iterdir())
-    with pytest.raises(ValueError, match="no smaller model 'huge'; there are toy"): make.pretrain_smaller("huge")
+    with pytest.raises(ValueError, match="no size 'huge'; there are toy"): make.pretrain_size("huge")
 
 
 def trained(folder):
-    assert make.pretrain_smaller("toy", folder, TOY, progress=False) == 1.5
+    assert make.pretrain_size("toy", folder, TOY, progress=False) == 1.5
     return fingerprint(load_arrays(folder / "toy.safetensors")[0])
 
 

@@ -5,6 +5,7 @@ Every number in training.json is measured here, also the n-gram model's.
 
 The study compares models of three sizes. `python -m tinypeft.pretrained.make small` (or medium)
 trains a smaller one by the same recipe, on one core, in about 11 (or 32) minutes; it resumes, too.
+`… small:1` draws another one with seed 1, and puts it in the user's cache: `study/bases.py` reads it.
 """
 import dataclasses
 import hashlib
@@ -31,8 +32,8 @@ CONFIG = GPTConfig(vocab_size=1024, context_length=256, d_model=128, n_layers=5,
 RECIPE = dict(steps=16_000, batch_size=8, lr=2.5e-3, weight_decay=0.1, schedule_kind="cosine",
               warmup=400, lr_floor=0.02, betas=(0.9, 0.98), clip=1.0, seed=0, eval_every=1000,
               eval_batches=8)
-SMALLER = {"small": dataclasses.replace(CONFIG, d_model=32, n_layers=2),
-           "medium": dataclasses.replace(CONFIG, d_model=64, n_layers=3)}
+SIZES = {"small": dataclasses.replace(CONFIG, d_model=32, n_layers=2),
+         "medium": dataclasses.replace(CONFIG, d_model=64, n_layers=3), "base": CONFIG}
 
 
 def tasks(tokenizer: BPETokenizer, context: int) -> tuple[LanguageModelling, LanguageModelling]:
@@ -92,40 +93,58 @@ def curve(losses: Sequence[float], points: int = 240) -> list[list[float]]:
             for i in range(0, len(losses), width)]
 
 
-# -- the two smaller ones ------------------------------------------------------------------------
-def pretrain_smaller(name: str, out: str | Path = FOLDER, recipe: dict[str, Any] = RECIPE,
-                     progress: Any = None) -> float:
-    """Train the model `name` of SMALLER, write it to `out`/name.safetensors; return its validation
-    loss in nats/token.
+# -- other sizes, and other draws of a size --------------------------------------------------------
+def pretrain_size(name: str, out: str | Path = FOLDER, recipe: dict[str, Any] = RECIPE,
+                  progress: Any = None) -> float:
+    """Train a model of size `name` of SIZES, write it to `out`/`drawn_name`.safetensors; return its
+    validation loss in nats/token.
 
-    The tokenizer is the shipped one. The checkpoint lies in the user's cache directory. Training is
-    deterministic: `smaller_key` names all that decides the weights."""
-    if name not in SMALLER:
-        raise ValueError(f"there is no smaller model {name!r}; there are {', '.join(SMALLER)}")
-    config, key = SMALLER[name], smaller_key(name, recipe)
-    checkpoint = cache_directory() / "bases" / f"{name}-{key}.checkpoint.safetensors"
+    The recipe's seed draws the initialisation and the batches. The tokenizer is the shipped one. The
+    checkpoint lies in the user's cache directory. Training is deterministic on one machine:
+    `size_key` names all that decides the weights."""
+    if name not in SIZES: raise ValueError(f"there is no size {name!r}; there are {', '.join(SIZES)}")
+    config, key, seed = SIZES[name], size_key(name, recipe), recipe["seed"]
+    checkpoint = drawn_bases() / f"{name}-{key}.checkpoint.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     text, tokenizer = base_corpus(), load_tokenizer()
     own = LanguageModelling.of_corpus("base", text, tokenizer, config.context_length)
-    model = GPT(config, rng=recipe["seed"])
+    model = GPT(config, rng=seed)
     train(model, own, **recipe | {"eval_every": None}, workers=1, checkpoint=checkpoint,
           checkpoint_every=500, progress=progress)
     half = {name: a.astype(np.float16) for name, a in model.state_dict().items()}
-    model.load_state_dict(half)                               # the shipped weights are measured
+    model.load_state_dict(half)                               # the written weights are measured
     loss = evaluate(model, own, "validation", workers=1)["loss"]
-    save_arrays(Path(out) / f"{name}.safetensors", half,
+    save_arrays(Path(out) / f"{drawn_name(name, seed)}.safetensors", half,
                 {"config": dataclasses.asdict(config), "key": key, "validation": loss})
     checkpoint.unlink(missing_ok=True)
     return loss
 
 
-def smaller_key(name: str, recipe: dict[str, Any] = RECIPE) -> str:
-    """Hash all that decides the weights of a smaller model (16 hex digits): its configuration, the
-    recipe, the text and the tokenizer."""
+def drawn_name(size: str, seed: int) -> str:
+    """Name a base by its size and, unless it is the shipped one (seed 0), its seed."""
+    return f"{size}-{seed}" if seed else size
+
+
+def drawn_bases() -> Path:
+    """Return the folder of the user's cache for bases that the package does not ship."""
+    return cache_directory() / "bases"
+
+
+def size_key(name: str, recipe: dict[str, Any] = RECIPE) -> str:
+    """Hash all that decides the weights of a model of some size (16 hex digits): its configuration,
+    the recipe, the text and the tokenizer."""
     tokenizer = (FOLDER / "tokenizer.json").read_text(encoding="utf-8")
-    decisive = [dataclasses.asdict(SMALLER[name]), recipe, base_corpus().sha256, tokenizer]
+    decisive = [dataclasses.asdict(SIZES[name]), recipe, base_corpus().sha256, tokenizer]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
 
+def pretrain_chosen(chosen: str) -> float:
+    """Train "small", "medium" (which the package ships), or another draw of a size: "base:2"."""
+    name, _, seed = chosen.partition(":")
+    if name == "base" and not seed: raise ValueError("`python -m tinypeft pretrain` trains the shipped base")
+    seed = int(seed or 0)
+    return pretrain_size(name, drawn_bases() if seed else FOLDER, RECIPE | {"seed": seed})
+
+
 if __name__ == "__main__":
-    for chosen in sys.argv[1:]: print(f"{chosen}: {pretrain_smaller(chosen):.4f} nats/token")
+    for each in sys.argv[1:]: print(f"{each}: {pretrain_chosen(each):.4f} nats/token")
