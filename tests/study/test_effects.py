@@ -1,16 +1,20 @@
-"""Effects: the standard error over seeds and windows, its degrees of freedom, intervals and p-values, ratios."""
+"""Effects: the standard error over seeds and documents, its degrees of freedom, intervals and p-values, ratios."""
 import itertools
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from tinypeft.study.claims.effects import (
+from tinypeft.study.effects import (
     Effect,
+    Rows,
+    among,
+    averaged,
     difference,
     effect,
     gains,
     linear,
+    plus,
     read,
     relative,
     satterthwaite,
@@ -23,11 +27,16 @@ RNG = np.random.default_rng(0)
 
 
 def rows(table):
-    return dict(enumerate(np.asarray(table, float)))
+    table = np.asarray(table, float)
+    return Rows(dict(enumerate(table)), np.ones(table.shape[1]))
+
+
+def at(numbers):
+    return Rows({seed: np.array([x]) for seed, x in numbers.items()}, np.ones(1))
 
 
 # -- the error -------------------------------------------------------------------------------------
-def test_without_windows_it_is_students_t():
+def test_without_documents_it_is_students_t():
     d = RNG.normal(0.3, 1, 8)
     e, test = effect(d), stats.ttest_1samp(d, 0, alternative="greater")
     assert (e.mean, e.df, e.half) == pytest.approx((d.mean(), 7, float(half_width(d))))
@@ -35,14 +44,14 @@ def test_without_windows_it_is_students_t():
     assert stats.ttest_1samp(d, 0).confidence_interval(0.95) == pytest.approx((e.low, e.high))
 
 
-def test_the_error_over_seeds_and_windows_by_loops():
+def test_the_error_over_seeds_and_documents_by_loops():
     n, m = 4, 6
     d = RNG.normal(0, 1, (n, m)) + RNG.normal(0, 2, (n, 1)) + RNG.normal(0, 2, (1, m))
     mean = sum(d[i, j] for i in range(n) for j in range(m)) / (n * m)
-    seeds, windows = [sum(row) / m for row in d], [sum(column) / n for column in d.T]
+    seeds, documents = [sum(row) / m for row in d], [sum(column) / n for column in d.T]
     S = sum((x - mean) ** 2 for x in seeds) / (n * (n - 1))
-    W = sum((x - mean) ** 2 for x in windows) / (m * (m - 1))
-    R = sum((d[i, j] - seeds[i] - windows[j] + mean) ** 2 for i in range(n) for j in range(m)) / (n * m * (n - 1) * (m - 1))
+    W = sum((x - mean) ** 2 for x in documents) / (m * (m - 1))
+    R = sum((d[i, j] - seeds[i] - documents[j] + mean) ** 2 for i in range(n) for j in range(m)) / (n * m * (n - 1) * (m - 1))
     total, e = S + W - R, effect(d)
     assert min(S, W) > R and (e.mean, e.error ** 2) == pytest.approx((mean, total))
     assert e.df == pytest.approx(total ** 2 / (S ** 2 / 3 + W ** 2 / 5 + R ** 2 / 15))
@@ -50,15 +59,15 @@ def test_the_error_over_seeds_and_windows_by_loops():
 
 @pytest.mark.parametrize("tables", [(4, 6, 0.0, 3.0), (4, 6, 3.0, 0.0), (4, 40, 0.0, 0.0)])
 def test_it_is_never_smaller_than_one_of_the_two_alone(tables):
-    n, m, by_seed, by_window = tables
-    d = RNG.normal(0, 1, (n, m)) + RNG.normal(0, by_seed, (n, 1)) + RNG.normal(0, by_window, (1, m))
+    n, m, by_seed, by_document = tables
+    d = RNG.normal(0, 1, (n, m)) + RNG.normal(0, by_seed, (n, 1)) + RNG.normal(0, by_document, (1, m))
     alone = effect(d.mean(1)).error, effect(d.mean(0)).error
     assert effect(d).error >= max(alone) * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("spread", [(0.01, 0.05, 0.03), (0.01, 0.0, 0.03), (0.0, 0.05, 0.03)])
 def test_the_interval_covers_as_often_as_it_says(spread):
-    """8 seeds, 111 windows, 1,200 draws: within three standard errors of 95 %."""
+    """8 seeds, 111 documents, 1,200 draws: within three standard errors of 95 %."""
     rng, draws, covered, sizes = np.random.default_rng(1), 1200, 0, ((8, 1), (1, 111), (8, 111))
     for _ in range(draws):
         e = effect(0.02 + sum(s * rng.standard_normal(size) for s, size in zip(spread, sizes, strict=True)))
@@ -72,8 +81,8 @@ def test_where_only_the_rest_varies_it_covers_more():
     assert np.mean(covered) > 0.95
 
 
-def test_seeds_alone_cover_too_little_if_windows_vary():
-    """Why windows count: another text would give another mean, which seeds do not show."""
+def test_seeds_alone_cover_too_little_if_documents_vary():
+    """Why documents count: another text would give another mean, which seeds do not show."""
     rng = np.random.default_rng(3)
     draw = lambda: 0.01 * rng.standard_normal((8, 1)) + 0.1 * rng.standard_normal((1, 60)) + 0.02 * rng.standard_normal((8, 60))
     covered = [abs(e.mean) <= e.half for e in (effect(draw().mean(1)) for _ in range(400))]
@@ -104,32 +113,106 @@ def test_what_does_not_vary_and_what_is_seen_once():
     assert (-always).mean == -0.2
 
 
+# -- documents of unequal length ---------------------------------------------------------------------
+def corpus(rng, seeds=4, documents=60, by_seed=0.01, by_document=0.1, own=0.05, mean=0.02):
+    """(tokens (m,), differences (n, m)): lengths from 20 to 2,000 tokens; within a document all tokens move together, and each
+    adds a little of its own."""
+    tokens = np.exp(rng.uniform(np.log(20), np.log(2000), documents))
+    table = mean + by_seed * rng.standard_normal((seeds, 1)) + by_document * rng.standard_normal(documents)
+    return tokens, table + own * rng.standard_normal((seeds, documents)) + 1.0 / tokens ** 0.5 * rng.standard_normal(documents)
+
+
+@pytest.mark.parametrize("spread", [{}, {"by_seed": 0.03}, {"by_document": 0.02}, {"documents": 400}])
+def test_the_interval_covers_on_simulated_documents(spread):
+    """At least 93 % of 1,500 corpora: documents of unequal length, whose tokens resemble each other."""
+    rng, covered = np.random.default_rng(6), 0
+    for _ in range(1500):
+        tokens, d = corpus(rng, **spread)
+        e = effect(d, tokens / tokens.mean())
+        assert e.mean == pytest.approx(np.average(d.mean(0), weights=tokens))
+        covered += e.low <= 0.02 <= e.high
+    assert covered / 1500 > 0.93
+
+
+def test_windows_of_equal_length_cover_too_little_if_tokens_of_a_document_resemble_each_other():
+    """Why documents count: cut into windows, a long document would count as many numbers."""
+    rng, covered = np.random.default_rng(7), []
+    for _ in range(400):
+        tokens, d = corpus(rng)
+        windows = np.repeat(d, np.ceil(tokens / 128).astype(int), axis=1)
+        e = effect(windows)
+        covered.append(e.low <= 0.02 <= e.high)
+    assert np.mean(covered) < 0.9
+
+
+def test_weights_of_one_change_nothing():
+    d = RNG.normal(0, 1, (4, 9))
+    assert effect(d, np.ones(9)) == effect(d)
+
+
 # -- from results ----------------------------------------------------------------------------------
-def made(runs):
-    return Results({"experiment": "toy", "runs": runs})
+def made(runs, *tokens):
+    return Results({"experiment": "toy", "runs": runs}, tuple(np.array(t) for t in tokens))
 
 
-def test_windows_are_read_if_they_are_there_and_keep_the_mean():
-    """The last window is shorter, so that the loss is not the plain mean of the windows."""
-    r = made({"a": {"0": {"loss": 2.0, "loss_windows": [1.0, 2.0, 3.6]}, "3": {"loss": 2.5, "loss_windows": [2.0, 2.5, 3.0]}},
-              "b": {"0": {"loss": 1.5}, "3": {"loss": 1.4}}})
+def test_documents_are_read_if_they_are_there_and_keep_the_mean():
+    """Stored are sums of nats; tokens count alike, so a long document weighs more."""
+    r = made({"a": {"0": {"loss": 2.0, "loss_documents": [10.0, 20.0, 30.0]},
+                    "3": {"loss": 2.5, "loss_documents": [20, 20, 35]}},
+              "b": {"0": {"loss": 1.5}, "3": {"loss": 1.4}}}, [10, 5, 15], [1, 1])
     a, b = read(r, "a"), read(r, "b")
-    assert list(a) == [0, 3] and a[0].mean() == pytest.approx(2.0) and np.ptp(a[0]) == pytest.approx(2.6)
-    assert [x.shape for x in together(a, a)] == [(2, 3)] * 2 and [x.shape for x in together(a, b)] == [(2, 1)] * 2
-    assert difference(a, b).mean == pytest.approx(0.8)
+    assert list(a.by_seed) == [0, 3]
+    np.testing.assert_allclose(a.by_seed[0], [1, 4, 2])
+    np.testing.assert_allclose(a.weights, [1, 0.5, 1.5])
+    (x, y), weights = together(a, a)
+    assert x.shape == y.shape == (2, 3) and weights is a.weights
+    (x, y), weights = together(a, b)
+    np.testing.assert_allclose(x, [[2.0], [2.5]])
+    assert y.shape == (2, 1) and difference(a, b).mean == pytest.approx(0.8)
     with pytest.raises(KeyError, match="no condition 'c'"): read(r, "c")
     with pytest.raises(KeyError, match="no metric 'gain'"): read(r, "a", "gain")
+    with pytest.raises(KeyError, match="no text of 3 documents"): read(made(r.record["runs"]), "a")
 
 
-def test_an_entry_of_a_list_with_its_windows():
-    r = made({"a": {"0": {"loss": [2.0, 3.0], "loss_windows": [[1.0, 3.0], [2.0, 4.0]]}}})
-    np.testing.assert_allclose(read(r, "a", i=1)[0], [2.0, 4.0])
+def test_an_entry_of_a_list_with_its_documents():
+    r = made({"a": {"0": {"loss": [2.0, 3.0], "loss_documents": [[1.0, 3.0], [2.0, 4.0]]}}}, [1, 1])
+    np.testing.assert_allclose(read(r, "a", i=1).by_seed[0], [2.0, 4.0])
 
 
 def test_differences_are_paired_over_the_seeds_that_both_have():
-    a, b = {0: np.array([1.0]), 1: np.array([2.0]), 2: np.array([9.0])}, {1: np.array([1.5]), 0: np.array([0.5])}
+    a, b = at({0: 1.0, 1: 2.0, 2: 9.0}), at({1: 1.5, 0: 0.5})
     e = difference(a, b)
     assert (e.mean, e.error, e.df) == (0.5, 0.0, 1)
+
+
+def test_the_mean_over_the_seeds_of_several_bases_is_one_row_each():
+    a = Rows({0: np.array([1.0, 2.0]), 1: np.array([3.0, 4.0])}, np.ones(2))
+    b = Rows({0: np.array([0.0, 0.0])}, np.ones(2))
+    both = averaged(a, b)
+    np.testing.assert_allclose(both.by_seed[0], [2, 3])
+    np.testing.assert_allclose(both.by_seed[1], [0, 0])
+    with pytest.raises(KeyError, match="one base"): averaged(a)
+
+
+def test_a_sum_over_two_texts_has_the_error_of_both():
+    """Against a simulation: the same seeds, other documents."""
+    rng, sums, errors = np.random.default_rng(8), [], []
+    for _ in range(500):
+        x, y = (rng.normal(0, 0.02, (4, 1)) + s * rng.standard_normal(m) + 0.02 * rng.standard_normal((4, m))
+                for s, m in ((0.2, 30), (0.1, 90)))
+        e = plus(rows(x), rows(y))
+        assert e.mean == pytest.approx(x.mean() + y.mean())
+        sums.append(e.mean)
+        errors.append(e.error)
+    assert np.std(sums) == pytest.approx(np.mean(errors), rel=0.1)
+
+
+def test_beside_others_what_all_share_is_left_out():
+    """A hard text moves all arms; with two arms the interval is that of half their difference, times √2."""
+    a, b = RNG.normal(0, 1, (4, 20)), RNG.normal(0, 1, (4, 20))
+    shared = 9 * RNG.standard_normal((4, 20))
+    e, alone = among(rows(a + shared), rows(b + shared)), difference(rows(a), rows(b))
+    assert e.error == pytest.approx(alone.error / 2 ** 0.5) and e.df == pytest.approx(alone.df)
 
 
 def test_a_share_and_its_error():
@@ -151,12 +234,11 @@ def test_a_share_and_its_error():
 def test_gains_and_relative_differences():
     frozen, arm, full = rows([[3.0], [3.0]]), rows([[2.5], [2.4]]), rows([[2.0], [2.0]])
     part, whole = gains(frozen, arm, full)
-    assert share(part, whole).mean == pytest.approx(0.55) and effect(together(whole)[0]).mean == 1.0
+    assert share(part, whole).mean == pytest.approx(0.55) and effect(together(whole)[0][0]).mean == 1.0
     assert relative(rows([[3.0], [3.3]]), rows([[2.0], [2.2]])).mean == pytest.approx(0.5)
 
 
 def test_pairing_is_by_seed_and_not_by_place():
     for order in itertools.permutations(range(3)):
-        a = {s: np.array([float(s)]) for s in range(3)}
-        b = {s: np.array([s - 0.5]) for s in order}
+        a, b = at({s: float(s) for s in range(3)}), at({s: s - 0.5 for s in order})
         assert difference(a, b).error == pytest.approx(0, abs=1e-12)

@@ -1,7 +1,7 @@
 """Made-up results of every experiment that a claim reads, in a world where all claims are true or all are false.
 
-Every number is a mean that is stated here, plus noise: what a seed adds to all arms alike, what a test window adds to all arms
-alike, and a little of its own. So arms of one seed move together, as real ones do.
+Every number is a mean that is stated here, plus noise: what a seed adds to all arms alike, what a test document adds to all
+arms alike, and a little of its own. So arms of one seed move together, as real ones do.
 """
 import zlib
 
@@ -9,34 +9,39 @@ import numpy as np
 
 from tinypeft.study.experiment import Results
 
-SEEDS, WINDOWS, OWN = range(8), 12, 0.001
+SEEDS, OWN = range(8), 0.001
 WHERE = "as it is", "planted"
+TOKENS = {n: np.random.default_rng(n).integers(20, 400, n) for n in (12, 15)}       # of two texts; the second one is forgotten
 
 
-def run(label, seed, metrics, windows=()):
-    """metrics: name → mean or list of means. windows: the metrics that are stored by test window as well."""
+def run(label, seed, metrics, documents=()):
+    """metrics: name → mean or list of means. documents: the metrics that are stored by test document as well."""
     rng = np.random.default_rng([zlib.crc32(label.encode()), seed])
-    shared, by_window = 0.01 * np.sin(7 * seed), 0.3 * np.cos(np.arange(WINDOWS))
-    found = {}
+    shared, found = 0.01 * np.sin(7 * seed), {}
     for name, mean in metrics.items():
         mean = np.asarray(mean, float)
         value = mean + shared + OWN * rng.standard_normal(mean.shape)
         if name in EXACT: value = mean
         found[name] = value.tolist()
-        if name in windows:
-            spread = by_window - by_window.mean() + OWN * rng.standard_normal((*mean.shape, WINDOWS))
-            found[f"{name}_windows"] = np.round(value[..., None] + spread, 4).tolist()
+        if name in documents:
+            tokens = TOKENS[15 if name in ("forgetting", "forgotten") else 12]
+            spread = 0.3 * np.cos(np.arange(len(tokens))) + OWN * rng.standard_normal((*mean.shape, len(tokens)))
+            spread -= np.average(spread, axis=-1, weights=tokens)[..., None]
+            found[f"{name}_documents"] = np.round((value[..., None] + spread) * tokens, 3).tolist()
     return found
 
 
 EXACT = {"rate", "parameters", "bits", "matrices", "bytes", "share", "ranks", "worst_scale", "mean_by_kind"}
+SIZES = ("small", 66432), ("medium", 232000), ("base", 1155456)
+BASES = [(size, base, n) for size, n in SIZES for base in (size, f"{size}:1", f"{size}:2")]
 
 
-def results(name, conditions, windows=(), settings=None):
+def results(name, conditions, documents=(), settings=None):
     """conditions: label → metrics, or a function of the seed to metrics."""
-    runs = {label: {str(s): run(label, s, of(s) if callable(of) else of, windows) for s in SEEDS}
+    runs = {label: {str(s): run(label, s, of(s) if callable(of) else of, documents) for s in SEEDS}
             for label, of in conditions.items()}
-    return Results({"experiment": name, "command": "", "settings": settings or {}, "runs": runs})
+    record = {"experiment": name, "command": "", "settings": settings or {}, "runs": runs}
+    return Results(record, tuple(TOKENS.values()))
 
 
 def world(truth: int) -> dict[str, Results]:
@@ -54,38 +59,53 @@ def world(truth: int) -> dict[str, Results]:
     errors = {"NF4": 0.09, "FP4 E2M1": 0.11, "int4 symmetric": 0.13}
     trained = {"round to nearest": 0.5, "GPTQ": 0.3, "PEQA": 0.3, "STE": so(0.2, 0.4), "LSQ": 0.2, "LLM-QAT": so(0.2, 0.4)}
     steady, shaky = [2.4, 2.2, 2.25, 2.6], [2.5, 2.3, 2.5, 2.9]
-    rates = lambda losses: {"rate": [0.01, 0.03, 0.1, 0.3], "loss": losses, "validation": losses}
+    rates = lambda losses: {"rate": [0.01, 0.017, 0.03, 0.052], "loss": losses, "validation": losses}
     frontier = {"full": {"rate": [1e-4, 2e-4, 4e-4], "learned": [0.2, 0.4, 0.6],
                          "forgotten": so([0.2, 0.4, 0.6], [0.02, 0.05, 0.1])},
                 "lora_all": {"rate": [1e-3, 2e-3, 4e-3], "learned": [0.1, 0.3, 0.5], "forgotten": [0.05, 0.1, 0.2]}}
+    ratio, exponent = so(1.0, 2.0), so(0.0, 0.4)
+    best = {f"{name}, {where}": {"log_best": x} for where in ("60 steps", "150 steps", "small", "medium")
+            for name, x in (("full", -3.0), ("LoRA", -3.0 + ratio))}
+    best |= {f"r = {r}": {"log_best": -2 + exponent * np.log10(r)} for r in (1, 8, 64)}
+    gap = {(4, "full"): 2.0, (4, "lora_all"): 2.1, (64, "full"): 2.3, (64, "lora_all"): so(2.6, 2.3)}
+    learns = {(16_384, "full"): 2.8, (16_384, "r = 1"): 2.85, (65_536, "full"): 2.6, (65_536, "r = 1"): 2.7,
+              (262_144, "full"): 2.5, (262_144, "r = 1"): so(2.7, 2.5)}
+    costs = {("16 bits", 2): 2.5, ("16 bits", 32): 2.4, ("3 bits", 2): so(2.7, 2.55), ("3 bits", 32): 2.5, ("2 bits", 2): 3.0,
+             ("2 bits", 32): 2.6}
     prompt = {"small": 0.1, "medium": 0.4, "base": so(0.7, 0.2)}
     deep = {"small": so(0.5, 0.05), "medium": 0.8, "base": 0.9}
-    sizes = ("small", 66432), ("medium", 232000), ("base", 1155456)
+    at_3_bits = {"small": 3.9, "medium": 3.7, "base": so(3.4, 3.6)}
     return {r.record["experiment"]: r for r in (
         results("methods", {
             "frozen": {"loss": 3.0, "accuracy": 0.4, "forgetting": 0.0, "share": 0.0},
             "full": {"loss": 2.0, "accuracy": 0.8, "forgetting": 0.4, "share": 1.0},
-            "lora_all": {"loss": so(2.05, 2.5), "accuracy": 0.79, "forgetting": so(0.1, 0.5), "share": 0.038}}, ("loss",)),
-        results("placement", {"Wq r=36": {"loss": so(2.7, 2.4)}, "Wv r=36": {"loss": 2.6}, "all four r=9": {"loss": 2.5}},
-                ("loss",)),
+            "lora_all": {"loss": so(2.05, 2.5), "accuracy": 0.79, "forgetting": so(0.1, 0.5), "share": 0.038}},
+                ("loss", "forgetting")),
+        results("placement", {"Wq r=36": {"loss": so(2.7, 2.4)}, "Wv r=36": {"loss": 2.6}, "all four r=9": {"loss": 2.5},
+                              "all six r=4": {"loss": so(2.4, 2.6)}, "up and down r=7": {"loss": so(2.4, 2.7)}}, ("loss",)),
+        results("best_rates", best),
+        results("batches", {f"{name}, {rows} rows": {"loss": x} for (rows, name), x in gap.items()}, ("loss",)),
+        results("capacity", {f"{name}, {n:,} tokens": {"loss": x} for (n, name), x in learns.items()}, ("loss",)),
+        results("rounding_rank", {f"{bits}, r = {r}": {"loss": x} for (bits, r), x in costs.items()}, ("loss",)),
         results("rank", {c: {"loss": x} for c, x in (ranks | {"64/sqrt": so(1.9, 2.1)}).items()}, ("loss",)),
-        results("frontier", frontier),
+        results("frontier", frontier, ("learned", "forgotten"), {"factors": [1 / 4, 1 / 2, 1]}),
         results("adalora", {"all six r=2": {"loss": 2.5}, "AdaLoRA 3 → 2": {"loss": so(2.4, 2.6)}, "all six r=8": {"loss": 2.5},
                             "AdaLoRA 12 → 8": lambda s: {"loss": 2.4, "ranks": kept(s)}}, ("loss",)),
         results("adalora_planted", {"attention": {"spearman": so(0.8, -0.5), "of_planted": 0.9, "share_planted": 0.55,
                                                   "mean_by_kind": [1, 2, 3, 2]}}),
         results("dylora", {"DyLoRA": {"loss": [so(x + 0.01, 2.9) for x in (2.05, 2.04, 2.03, 2.02, 2.01)]},
-                           "LoRA r=16, cut": {"loss": [2.5, 2.5, 2.5, 2.5, 2.0], "loss_svd": [2.3, 2.2, 2.2, 2.1, 2.0]}},
-                ("loss",)),
+                           "DyLoRA × 3": {"loss": [2.05, 2.04, 2.03, 2.02, 2.01]},
+                           "LoRA r=16, cut": {"loss": [2.5, 2.5, 2.5, 2.5, 2.0],
+                                              "loss_svd": [so(x + 0.01, 2.6) for x in (2.05, 2.04, 2.03, 2.02, 2.01)]}},
+                ("loss", "loss_svd")),
         results("adapters", {"sequential 16, norms": {"loss": so(2.05, 2.5), "accuracy": 0.79, "share": 0.037},
                              **loss(sequential_16=2.2, parallel_16=so(2.1, 2.3), sequential_64=2.2, parallel_64=2.1)},
                 ("loss",)),
-        results("prompts", {f"{c} {b}": {"gain": x, "parameters": n} for b, n in sizes for c, x in
-                            (("full", 1.0), ("prompt", prompt[b]), ("ptuning_v2", deep[b]))}, ("gain",)),
+        results("prompts", {f"{c} {b}": {"gain": x, "parameters": n} for size, b, n in BASES for c, x in
+                            (("full", 1.0), ("prompt", prompt[size]), ("ptuning_v2", deep[size]))}, ("gain",)),
         results("prefix_length", loss(prompt_100=2.5, prefix_10=2.2), ("loss",)),
         results("prefix_rates", {"reparameterized": rates(so(steady, shaky)), "direct": rates(so(shaky, steady))}, ("loss",)),
-        results("sizes", {f"{c} {b}": {"gain": x} for b, _ in sizes
-                          for c, x in (("full", 1.0), ("lora_all", 0.7), ("adapter", 0.7))}),
+        results("sizes", {f"{c} {b}": {"gain": 0.7} for _, b, _ in BASES for c in ("lora_all", "adapter", "r = 4")}, ("gain",)),
         results("smoothquant", {"token": {"error": so([0.9, 0.5, 0.9], [0.3, 0.5, 0.9]), "error_planted": 0.9}},
                 settings={"alphas": [0, 0.5, 1]}),
         results("gptq", {f"{c}, {g}": {"excess": x, "weight_error": w, "output_error": o} for g in grids for c, x, w, o in
@@ -98,12 +118,14 @@ def world(truth: int) -> dict[str, Results]:
                 settings={"factors": [1, 64]}),
         results("double_quantization", {"one": {"bits": 4.5, "excess": 0.05},
                                         "double": {"bits": 4.127, "excess": 0.0501, "worst_scale": [0.01, 0.1, 0.5, 1.4]}}),
-        results("qlora", {"16 bits": {"before": 3.0, "after": 2.0}, **{
+        results("qlora", {"16 bits": {"before": 3.0, "after": 2.0, "to_NF4": so(2.3, 2.4), "to_int3": 2.7}, **{
             c: {"before": 3.0, "after": so(2.03, 2.4), "merged_into_16_bits": 2.1, "merged_and_rounded": so(2.2, 2.6)}
-            for c in ("NF4", "NF4, double")}}, ("before", "after")),
+            for c in ("NF4", "NF4, double", "int3")}}, ("before", "after", "merged_and_rounded", "to_NF4", "to_int3")),
         results("loftq", {f"{c}, {b}": {"after": x} for b in ("NF4", "3 bits", "2 bits") for c, x in
                           (("QLoRA", 2.5), ("LoftQ", so(2.4, 2.6)))}, ("after",)),
         results("qat", {"float32, trained as long": {"excess": 0.0}, **{f"{c}, {b} bits": {"excess": x} for b in (3, 2)
                                                                         for c, x in trained.items()}}),
-        results("bits_vs_parameters", {c: {"loss": x, "matrices": 4e5, "bytes": 8e5} for c, x in (
-            ("small, 16 bits", 3.9), ("medium, 2 bits", 3.7), ("medium, 16 bits", 3.5), ("base, 2 bits", so(3.4, 3.6)))}))}
+        results("pretrained_for", {"small": {"excess": [0.1, so(0.2, 0.05)]}, "medium": {"excess": [0.1, 0.2]}}),
+        results("bits_vs_parameters", {f"{b}, {bits} bits": {"loss": x, "matrices": 4e5, "bytes": 8e5}
+                                       for size, b, _ in BASES for bits, x in (
+                                           (16, {"small": 3.9, "medium": 3.5, "base": 3.0}[size]), (3, at_3_bits[size]))}))}

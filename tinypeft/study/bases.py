@@ -7,34 +7,59 @@
 
 All three were trained for 16,000 steps of 8 × 256 tokens (`pretrained/make.py`), and the package ships their weights.
 `python -m tinypeft.pretrained.make small` trains one of them again.
+
+What is said of sizes must hold for more than one base of a size. So each is drawn twice more, with seeds 1 and 2 for the
+initialisation and the batches: `python -m tinypeft.pretrained.make small:1`, and `small_base("small:1")` reads it. These
+weights are not shipped; results name them by a hash.
 """
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 
 from ..files import check_fields, load_arrays, made, naming
 from ..models.gpt import GPT, GPTConfig
 from ..pretrained import FOLDER, load_base, load_tokenizer
+from ..pretrained.make import drawn_bases
 from ..text import corpus
 from ..text.tasks import LanguageModelling
 
-__all__ = ["SIZES", "base_text", "small_base"]
+__all__ = ["DRAWS", "SIZES", "base_text", "draws_of", "kept_text", "read_base", "small_base"]
 
 SIZES = "small", "medium", "base"
+DRAWS = {"small": (0, 1, 2), "medium": (0, 1, 2), "base": (0,)}            # seeds of the pretrainings; 0 is the shipped one
 
 
 def small_base(name: str) -> GPT:
-    """A fresh copy of the base `name` of SIZES, in float32, with its tokenizer. Raises ValueError for another name."""
-    if name not in SIZES:
-        raise ValueError(f"small_base: there is no base {name!r}; there are {', '.join(SIZES)}")
+    """A fresh copy of a base, in float32, with its tokenizer. name: a size of SIZES, or a size and a seed of DRAWS: "small:1".
+
+    Raises ValueError for another name, and FileNotFoundError, which names the command that trains it, for a draw that is not in
+    the cache.
+    """
+    size, _, seed = name.partition(":")
+    if size not in SIZES or seed not in ("", *map(str, DRAWS[size][1:])):
+        raise ValueError(f"small_base: there is no base {name!r}; there are {', '.join(SIZES)}, and their draws, as small:1")
     if name == "base": return load_base()
-    arrays, meta = load_arrays(path := FOLDER / f"{name}.safetensors")
+    path = drawn_bases() / f"{size}-{seed}.safetensors" if seed else FOLDER / f"{size}.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; `python -m tinypeft.pretrained.make {name}` trains it")
+    return read_base(path)
+
+
+def read_base(path: Path) -> GPT:
+    """The base that `pretrained.make.pretrain_size` wrote to a file, in float32, with its tokenizer."""
+    arrays, meta = load_arrays(path)
     with naming(path):
         check_fields(meta, {"config": dict, "key": str, "validation": float})
         model = GPT.from_arrays(made(GPTConfig, meta["config"]), {n: a.astype(np.float32) for n, a in arrays.items()})
     model.tokenizer = load_tokenizer()
     return model
+
+
+def draws_of(size: str) -> list[str]:
+    """The names of a size's bases: "small", "small:1", "small:2"."""
+    return [f"{size}:{seed}" if seed else size for seed in DRAWS[size]]
 
 
 @functools.cache
@@ -43,3 +68,8 @@ def base_text(splits: tuple[str, ...] = ("train", "validation"), context: int = 
     text = corpus.base_corpus()
     text = dataclasses.replace(text, **{split: getattr(text, split)[::every] for split in splits})
     return LanguageModelling.of_corpus("base", text, load_tokenizer(), context, splits)
+
+
+def kept_text() -> LanguageModelling:
+    """Test text of the bases' own kind, every fourth document: what fine-tuning forgets is measured on it."""
+    return base_text(("test",), 128, 4)

@@ -34,6 +34,7 @@ import numpy as np
 from ..common.progress import Progress
 from ..common.threads import blas_threads
 from ..files import write_atomically
+from . import effects
 from .freshness import briefly, changes, dated, stamp
 
 __all__ = ["Experiment", "Results", "run"]
@@ -148,8 +149,10 @@ def workers(jobs: int) -> Iterator[Callable[[Callable, Iterable], Iterable]]:
 # -- what was measured ---------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Results:
-    """An experiment's numbers over seeds. A metric that is a list has its shape behind the seeds'."""
+    """An experiment's numbers over seeds. A metric that is a list has its shape behind the seeds'. texts: the tokens of every
+    document, one array for each test text (experiment `texts`)."""
     record: dict
+    texts: tuple[np.ndarray, ...] = ()
 
     @staticmethod
     def read(folder: str | Path, name: str) -> dict:
@@ -185,15 +188,37 @@ class Results:
         """Mean over seeds."""
         return self.values(condition, metric).mean(0)
 
+    def tokens(self, documents: int) -> np.ndarray:
+        """The tokens of the documents of that test text which has so many. Raises KeyError if none has."""
+        found = [tokens for tokens in self.texts if len(tokens) == documents]
+        if not found: raise KeyError(f"{self.record['experiment']}: no text of {documents} documents in texts.json")
+        return found[0]
+
     def interval(self, condition: str, metric: str) -> np.ndarray:
-        """Half the width of the mean's 95 % confidence interval (Student's t over seeds)."""
-        return half_width(self.values(condition, metric))
+        """Half the width of the 95 % interval of a mean: over seeds, or, if its documents are stored, over seeds and documents,
+        of what tells it from the other conditions (`effects.among`)."""
+        values = self.values(condition, metric)
+        if not self.by_document(condition, metric): return half_width(values)
+        beside = [c for c in self.conditions if c != condition and self.by_document(c, metric)]
+        rows = lambda i: [effects.read(self, c, metric, i) for c in (condition, *beside)]
+        return each(values, lambda i: effects.among(*rows(i)).half)
+
+    def by_document(self, condition: str, metric: str) -> bool:
+        """Are the documents of a condition's metric stored?"""
+        return all(f"{metric}_documents" in run for run in self.record["runs"][condition].values())
 
     def difference(self, a: str, b: str, metric: str, of_b: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """a − b, paired over the seeds both have: (mean, half width). of_b: b's metric, if it is another."""
-        shared = [s for s in self.record["runs"].get(a, {}) if s in self.record["runs"].get(b, {})]
-        d = self.values(a, metric, shared) - self.values(b, of_b or metric, shared)
-        return d.mean(0), half_width(d)
+        """a − b, paired over the seeds both have and over documents: (mean, half width). of_b: b's metric, if it is another."""
+        def at(i):
+            e = effects.difference(effects.read(self, a, metric, i), effects.read(self, b, of_b or metric, i))
+            return e.mean, e.half
+        found = each(self.values(a, metric), at)
+        return found[..., 0], found[..., 1]
+
+
+def each(values: np.ndarray, of: Callable[[int | None], float]) -> np.ndarray:
+    """Apply `of` to every entry of a metric that is a list of numbers, (seeds, n), or to None if it is a number, (seeds,)."""
+    return np.array([of(i) for i in range(values.shape[1])] if values.ndim > 1 else of(None))
 
 
 def half_width(values) -> np.ndarray:

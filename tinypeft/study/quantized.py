@@ -2,8 +2,9 @@
 
 Rounding is judged on held-out text of the kind that the base was trained on (Python, NumPy and SciPy documentation). There
 is nothing left to learn there, so gains from quantization-aware training are not mere domain adaptation. A seed draws the
-calibration windows (from the training part) and the test windows, so an interval over seeds says how much other text would
-change the result. Costs are differences to float32 on the same windows:
+calibration windows (from the training part) and the test windows. The test windows of two seeds share no document, so seeds
+are independent, and an interval over seeds says how much other text would change the result. Costs are differences to float32
+on the same windows:
 
     excess    loss of the rounded model − loss of the float32 model                 nats/token
     error     ‖logits of the rounded model − logits of the float32 model‖ / ‖logits of the float32 model‖
@@ -22,9 +23,10 @@ from ..text import corpus
 from ..text.tasks import LanguageModelling
 from .tuning import pretrained
 
-__all__ = ["Sample", "base_model", "costs", "draw", "logits_of", "mean_loss", "own_text", "rounded"]
+__all__ = ["PARTS", "Sample", "base_model", "costs", "draw", "logits_of", "mean_loss", "own_text", "rounded"]
 
 
+PARTS = tuple(range(20, 28))                             # the seeds of what is rounded: 0 to 7 had been seen
 base_model = functools.cache(load_base)            # shared by all: to change one, take `tuning.pretrained()`
 
 
@@ -45,12 +47,29 @@ class Sample:
 
 @functools.lru_cache(maxsize=2)
 def draw(seed: int, calibration: int = 32, test: int = 64, context: int = 128, split: str = "test") -> Sample:
-    """Windows of `context` tokens of the base's own text that `seed` draws, to calibrate on and to test on."""
+    """Windows of `context` tokens of the base's own text that `seed` draws, to calibrate on and to test on. A rate is chosen on
+    windows of split "validation", which are drawn anywhere; two seeds may then share a document."""
     task, rng = own_text(context), np.random.default_rng([seed, 0])
     tokens = task.batch("train", calibration, rng)[0]
-    windows = [task.batch(split, 16, rng) for _ in range(-(-test // 16))]
+    windows = ([task.batch(split, 16, rng) for _ in range(-(-test // 16))] if split == "validation" else
+               apart(seed, test, context))
     logits = [logits_of(base_model(), x) for x, _ in windows]
     return Sample(tokens, windows, logits, mean_loss(logits, windows))
+
+
+def apart(seed: int, test: int, context: int) -> list:
+    """[(tokens, targets)], each (16, T): the part of the test text that belongs to a seed. The documents are shuffled, always
+    in the same way, laid end to end, and cut into parts of `test` windows; seeds that differ by the number of parts (17 of 64
+    windows) share one."""
+    task = own_text(context)
+    ids = task.data("test")
+    documents = np.split(ids, np.flatnonzero(ids[:-1] == task.tokenizer.end_of_text) + 1)[1:]
+    order = np.random.default_rng(0).permutation(len(documents))
+    ids = np.concatenate([documents[i] for i in order])
+    part = seed % ((len(ids) - 1) // (test * context))
+    starts = (part * test + np.arange(test)) * context
+    windows = ids[starts[:, None] + np.arange(context + 1)]                       # (test, T + 1)
+    return [(windows[i:i + 16, :-1], windows[i:i + 16, 1:]) for i in range(0, test, 16)]
 
 
 def rounded(scheme: Scheme, sample: Sample, model: Decoder | None = None) -> Decoder:
@@ -75,4 +94,4 @@ def mean_loss(logits: list, windows: list) -> float:
     """Nats/token of logits [(16, T, V)] on [(tokens, targets)]."""
     targets = [y for _, y in windows]
     losses = [F.cross_entropy(Tensor(a), y).item() for a, y in zip(logits, targets, strict=True)]
-    return float(np.mean(losses))
+    return float(np.average(losses, weights=[y.size for y in targets]))

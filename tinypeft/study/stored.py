@@ -7,6 +7,8 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 from .experiment import Results
 from .experiments import EXPERIMENTS
 from .freshness import StaleWarning, changes, stamp, summary
@@ -23,7 +25,14 @@ def load(folder: str | Path, name: str) -> Results:
     """
     record = Results.read(folder, name)
     warn_if_stale(name, (Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
-    return Results(record)
+    return Results(record, texts(Path(folder)))
+
+
+def texts(folder: Path) -> tuple[np.ndarray, ...]:
+    """Read the tokens of every document of the test texts; () if they were not measured."""
+    path = folder / "texts.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else {}
+    return tuple(np.array(run["tokens"]) for by_seed in runs.values() for run in by_seed.values())
 
 
 @functools.cache                                         # the same numbers are told once

@@ -4,12 +4,14 @@ Each function takes `load`, which gives the results of an experiment by name. Lo
 of the frozen base minus the loss after training. Every arm has its own learning rate (experiment `rates`).
 """
 import functools
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 
+from ..bases import draws_of
+from ..effects import Effect, Rows, averaged, difference, effect, gains, linear, plus, read, share, together
 from ..experiment import Results
-from .effects import Effect, Rows, difference, effect, gains, linear, read, share, together
 from .rule import (
     ACCURACY,
     AS_GOOD,
@@ -20,10 +22,13 @@ from .rule import (
     CORRELATION,
     FAR,
     FINE_TUNING,
+    LOGARITHM,
     NOT_SHOWN,
     REPRODUCED,
     SHARE,
-    SMALL,
+    SIZE_OPEN,
+    SLOPE,
+    WITHIN,
     Claim,
     Contrast,
     Delta,
@@ -41,26 +46,32 @@ SIZES = "small", "medium", "base"
 def of_gain(name: str, frozen: Rows, arm: Rows, whole: Rows, worth: Delta = FINE_TUNING) -> Contrast:
     """The share of `whole`'s gain over the frozen base that `arm` reaches. worth: δ of the metric."""
     part, all_of_it = gains(frozen, arm, whole)
-    return Contrast(name, share(part, all_of_it), effect(together(all_of_it)[0]), worth)
+    (gained,), weights = together(all_of_it)
+    return Contrast(name, share(part, all_of_it), effect(gained, weights), worth)
 
 
 def on_both_tasks(of_arm: Results, of_methods: Results, arm: str) -> tuple[Contrast, Contrast]:
     """The share of full fine-tuning's gain on domain (loss) and on classify (share of wrong answers)."""
     rows = lambda metric: (read(of_methods, "frozen", metric), read(of_arm, arm, metric), read(of_methods, "full", metric))
-    wrong = [{seed: 1 - x for seed, x in of.items()} for of in rows("accuracy")]
+    wrong = [of.mapped(lambda x: 1 - x) for of in rows("accuracy")]
     return of_gain("*domain*", *rows("loss")), of_gain("*classify*", *wrong, ACCURACY)
 
 
-def over_size(condition: str) -> Callable[[Load], Effect]:
-    """A function of `load`: how much more of full fine-tuning's gain is reached in the largest base than in the smallest."""
-    return lambda load: shares_differ(load("sizes"), condition, "small", "base")
+def over_size(*conditions: str) -> Callable[[Load], dict[str, Effect]]:
+    """A function of `load`: how much more of full fine-tuning's gain is reached in the largest bases than in the smallest, by
+    condition of the experiment `sizes`."""
+    name = lambda c: "with r = 4 on every base" if c == "r = 4" else "with an equal share of the parameters"
+    return lambda load: {name(c): shares_differ(load("prompts"), load("sizes"), c, "small", "base") for c in conditions}
 
 
-def shares_differ(results: Results, condition: str, smaller: str, larger: str) -> Effect:
-    """The share of full fine-tuning's gain in the larger base, minus that in the smaller one, paired over seeds."""
-    at = lambda base: [read(results, f"{arm} {base}", "gain") for arm in (condition, "full")]
-    a, b, c, d = together(*at(larger), *at(smaller))
-    return effect(linear(a, b) - linear(c, d))
+def shares_differ(of_full: Results, of_arm: Results, condition: str, smaller: str, larger: str) -> Effect:
+    """The share of full fine-tuning's gain on the larger bases, minus that on the smaller ones. A pair of bases, one of each
+    size, takes the place of a seed; which are paired does not matter, for they were drawn apart."""
+    def at(results, arm, size):
+        return averaged(*(read(results, f"{arm} {base}", "gain") for base in draws_of(size)))
+    (a, b, c, d), weights = together(at(of_arm, condition, larger), at(of_full, "full", larger),
+                                     at(of_arm, condition, smaller), at(of_full, "full", smaller))
+    return effect(linear(a, b, weights) - linear(c, d, weights), weights)
 
 
 def lora_is_full(load: Load) -> Finding:
@@ -76,6 +87,52 @@ def placement(load: Load) -> Finding:
     four = read(r, "all four r=9")
     return Finding(f"{listed(r, r.conditions)} nats/token",
                    tuple(Contrast(one, difference(read(r, one), four)) for one in ("Wq r=36", "Wv r=36")))
+
+
+def attention_alone(load: Load) -> Finding:
+    r, arms = load("placement"), ("all four r=9", "all six r=4")
+    return Finding(f"{listed(r, arms)} nats/token", (Contrast("four − six", difference(*(read(r, c) for c in arms))),))
+
+
+def mlp_alone(load: Load) -> Finding:
+    r, arms = load("placement"), ("up and down r=7", "all six r=4")
+    return Finding(f"{listed(r, arms)} nats/token", (Contrast("MLP − all six", difference(*(read(r, c) for c in arms))),))
+
+
+def ten_times(load: Load) -> Finding:
+    r, where = load("best_rates"), ("60 steps", "150 steps", "small", "medium")
+    best = {w: [read(r, f"{name}, {w}", "log_best") for name in ("LoRA", "full")] for w in where}
+    apart = {w: difference(*pair) for w, pair in best.items()}
+    times = ", ".join(f"{w} {10 ** e.mean:.1f}" for w, e in apart.items())
+    return Finding(f"LoRA's best rate over full fine-tuning's: {times}",
+                   tuple(Contrast(f"{w}, beyond 10 ×", Effect(e.mean - 1, e.error, e.df)) for w, e in apart.items()))
+
+
+def rate_over_rank(load: Load) -> Finding:
+    r, ranks = load("best_rates"), (1, 8, 64)
+    one, *_, last = (read(r, f"r = {b}", "log_best") for b in ranks)
+    e = difference(last, one)
+    said = ", ".join(f"r = {b} {10 ** r.mean(f'r = {b}', 'log_best'):.3g}" for b in ranks)
+    times = np.log10(ranks[-1] / ranks[0])
+    return Finding(f"best rates: {said}", (Contrast("exponent of the rank", Effect(e.mean / times, e.error / times, e.df)),))
+
+
+def large_batches(load: Load) -> Finding:
+    r = load("batches")
+    arms = (read(r, f"{name}, {rows} rows") for rows in (64, 4) for name in ("lora_all", "full"))
+    (l64, f64, l4, f4), weights = together(*arms)
+    return Finding(f"{listed(r, r.conditions)} nats/token",
+                   (Contrast("LoRA − full, 64 rows − 4 rows", effect(l64 - f64 - (l4 - f4), weights)),))
+
+
+def capacity(load: Load) -> Finding:
+    r, tokens = load("capacity"), (16_384, 65_536, 262_144)
+    behind = [difference(*(read(r, f"{name}, {n:,} tokens") for name in ("r = 1", "full"))) for n in tokens]
+    (a, b, c, d), weights = together(*(read(r, f"{name}, {n:,} tokens") for n in (tokens[-1], tokens[0])
+                                       for name in ("r = 1", "full")))
+    return Finding("LoRA with r = 1 behind full fine-tuning: "
+                   + ", ".join(f"{n:,} tokens {e.mean:+.3f}" for n, e in zip(tokens, behind, strict=True)) + " nats/token",
+                   (Contrast(f"{tokens[-1]:,} − {tokens[0]:,} tokens", effect(a - b - (c - d), weights)),))
 
 
 def flat_rank(load: Load) -> Finding:
@@ -102,23 +159,34 @@ def forgets_less(load: Load) -> Finding:
 
 
 def forgets_less_at_equal_learning(load: Load) -> Finding:
-    """Per seed: what full fine-tuning forgets, between its rates, where it learns as much as LoRA does at LoRA's best rate."""
+    """What full fine-tuning forgets, between its rates, where it learns as much as LoRA does at LoRA's best rate."""
     r = load("frontier")
-    of = {c: [r.values(c, m, r.seeds) for m in ("learned", "forgotten")] for c in ("full", "lora_all")}       # (seeds, rates)
-    best = int(of["lora_all"][0].mean(0).argmax())
-    level, lora = (x[:, best] for x in of["lora_all"])
-    full = np.array([between(*one) for one in zip(*of["full"], level, strict=True)])
-    return Finding(f"where both learn {level.mean():.3f} nats/token, LoRA with r = 4 on all matrices forgets {lora.mean():.3f} "
-                   f"and full fine-tuning, at another rate, {full.mean():.3f}",
-                   (Contrast("at equal learning", effect(full - lora)),))
+    curve = {c: [r.mean(c, m) for m in ("learned", "forgotten")] for c in ("full", "lora_all")}
+    best = r.record["settings"]["factors"].index(1)
+    level, lora = (x[best] for x in curve["lora_all"])
+    i, j, t = bracket(curve["full"][0], level)
+    full = (1 - t) * curve["full"][1][i] + t * curve["full"][1][j]
+    at = lambda c, metric, k: read(r, c, metric, k)
+    slope = np.diff(curve["full"][1][[i, j]])[0] / np.diff(curve["full"][0][[i, j]])[0]
+    mixed = lambda metric: mix(at("full", metric, i), at("full", metric, j), t, at("lora_all", metric, best))
+    return Finding(f"where both learn {level:.3f} nats/token, LoRA with r = 4 on all matrices forgets {lora:.3f} "
+                   f"and full fine-tuning, at another rate, {full:.3f}",
+                   (Contrast("at equal learning", plus(mixed("forgotten"), mixed("learned").mapped(lambda x: -slope * x))),))
 
 
-def between(learned: np.ndarray, forgotten: np.ndarray, level: float) -> float:
-    """What is forgotten where `level` is learned: straight lines from (0, 0), the frozen base, through the rates up to the one
-    that learns most. A level above that counts as that. Rates at which nothing is learned are left out."""
-    order = np.argsort(learned)
-    order = order[(order <= learned.argmax()) & (learned[order] > 0)]
-    return float(np.interp(level, [0.0, *learned[order]], [0.0, *forgotten[order]]))
+def bracket(learned: np.ndarray, level: float) -> tuple[int, int, float]:
+    """The two rates between which `level` is learned, and how far it lies from the first to the second. Raises KeyError if
+    there are none."""
+    for i, j in itertools.pairwise(range(int(learned.argmax()) + 1)):
+        if learned[i] <= level <= learned[j]: return i, j, (level - learned[i]) / (learned[j] - learned[i])
+    raise KeyError(f"no two rates have {level:.3f} between them")
+
+
+def mix(a: Rows, b: Rows, t: float, less: Rows) -> Rows:
+    """(1 − t) a + t b − less, by seed and document."""
+    (x, y, z), weights = together(a, b, less)
+    seeds = [s for s in a.by_seed if s in b.by_seed and s in less.by_seed]
+    return Rows(dict(zip(seeds, (1 - t) * x + t * y - z, strict=True)), weights)
 
 
 def adalora(load: Load) -> Finding:
@@ -171,6 +239,15 @@ def dylora_for_all(load: Load) -> Finding:
                    tuple(of_gain(f"b = {b}", frozen, read(r, "DyLoRA", i=i), read(each, str(b))) for i, b in enumerate(ranks)))
 
 
+def cut_by_svd(load: Load) -> Finding:
+    r, frozen, ranks = load("dylora"), read(load("methods"), "frozen"), (1, 2, 4, 8, 16)
+    cut, longer = (r.values(c, metric) for c, metric in (("LoRA r=16, cut", "loss_svd"), ("DyLoRA × 3", "loss")))
+    return Finding(f"at rank b = 1 / 2 / 4 / 8 / 16: one LoRA r = 16, cut by SVD, {slashed(cut)}; DyLoRA, trained three times "
+                   f"as long, {slashed(longer)} nats/token",
+                   tuple(of_gain(f"b = {b}", frozen, read(r, "LoRA r=16, cut", "loss_svd", i), read(r, "DyLoRA × 3", i=i))
+                         for i, b in enumerate(ranks)))
+
+
 def adapters_full(load: Load) -> Finding:
     r, others, c = load("adapters"), load("methods"), "sequential 16, norms"
     return Finding(f"m = 16 with layer norms ({percent(r.values(c, 'share'), 1)} of the parameters) {mean(r, c)}, full "
@@ -186,22 +263,23 @@ def parallel(load: Load) -> Finding:
 
 
 def deep_prompts(load: Load) -> Finding:
-    r, same, bases, pair = load("prompts"), load("prefix_length"), ("small", "medium"), ("prompt 100", "prefix 10")
-    gain = lambda name, base: mean(r, f"{name} {base}", "gain")
-    by_base = "; ".join(f"{b} {gain('prompt', b)} and {gain('ptuning_v2', b)}" for b in bases)
-    more = [Contrast(b, difference(*(read(r, f"{m} {b}", "gain") for m in ("ptuning_v2", "prompt")))) for b in bases]
-    return Finding(f"gain of prompts of 20 at the input, and in every layer: {by_base}; base, 12,800 stored numbers each: "
+    r, same, sizes, pair = load("prompts"), load("prefix_length"), ("small", "medium"), ("prompt 100", "prefix 10")
+    of = lambda method, size: averaged(*(read(r, f"{method} {base}", "gain") for base in draws_of(size)))
+    mean_of = lambda method, size: np.mean([r.mean(f"{method} {base}", "gain") for base in draws_of(size)])
+    by_size = "; ".join(f"{s} {mean_of('prompt', s):.3f} and {mean_of('ptuning_v2', s):.3f}" for s in sizes)
+    more = [Contrast(s, difference(of("ptuning_v2", s), of("prompt", s))) for s in sizes]
+    return Finding(f"gain of prompts of 20 at the input, and in every layer: {by_size}; base, 12,800 stored numbers each: "
                    f"{listed(same, pair)} nats/token",
                    (*more, Contrast("base, as many numbers", difference(*(read(same, c) for c in pair)))))
 
 
 def prompt_gap(load: Load) -> Finding:
     r = load("prompts")
-    of_full = lambda base: r.mean(f"prompt {base}", "gain") / r.mean(f"full {base}", "gain")
-    by_size = "; ".join(f"{r.mean(f'full {b}', 'parameters'):,.0f}: {percent(of_full(b))}" for b in SIZES)
-    steps = zip(SIZES, SIZES[1:], strict=False)
+    gain = lambda method, size: np.mean([r.mean(f"{method} {base}", "gain") for base in draws_of(size)])
+    parameters = {size: r.mean(f"full {size}", "parameters") for size in SIZES}
+    by_size = "; ".join(f"{parameters[s]:,.0f}: {percent(gain('prompt', s) / gain('full', s))}" for s in SIZES)
     return Finding(f"share of full fine-tuning's gain that prompt tuning reaches, by the number of parameters: {by_size}",
-                   tuple(Contrast(f"{a} → {b}", shares_differ(r, "prompt", a, b)) for a, b in steps))
+                   tuple(Contrast(f"{a} → {b}", shares_differ(r, r, "prompt", a, b)) for a, b in itertools.pairwise(SIZES)))
 
 
 def reparameterized(load: Load) -> Finding:
@@ -210,31 +288,32 @@ def reparameterized(load: Load) -> Finding:
     best = {c: int(r.values(c, "validation").mean(0).argmin()) for c in arms}
     rises = {c: rise(r, c, best[c]) for c in arms}
     said = [f"{c} {r.mean(c, 'loss')[best[c]]:.3f} at its best rate, {r.mean(c, 'rate')[best[c]]:.3g}, and "
-            f"{effect(together(rises[c])[0]).mean:+.3f} at three times that rate" for c in arms]
+            f"{r.mean(c, 'loss')[best[c] + 2] - r.mean(c, 'loss')[best[c]]:+.3f} at three times that rate" for c in arms]
     return Finding(f"{'; '.join(said)} (nats/token)",
                    (Contrast("at the best rates", difference(*(read(r, c, i=best[c]) for c in arms))),
                     Contrast("at three times these", difference(*(rises[c] for c in arms)))))
 
 
 def rise(results: Results, condition: str, best: int) -> Rows:
-    """By how much the loss rises from the best rate to three times that rate, on a line in log(rate), per seed. A run that
-    diverged counts as one that guesses among 1,024 tokens. Raises KeyError if no rate is as large."""
-    rates, losses = (results.values(condition, metric) for metric in ("rate", "loss"))        # (seeds, rates)
-    if rates[0, -1] < 3 * rates[0, best]: raise KeyError(f"{condition}: no rate reaches three times {rates[0, best]:g}")
-    at = [np.interp(np.log(3 * row[best]), np.log(row), loss) - loss[best]
-          for row, loss in zip(rates, np.minimum(losses, np.log(1024)), strict=True)]
-    return {int(seed): np.array([x]) for seed, x in zip(results.record["runs"][condition], at, strict=True)}
+    """By how much the loss rises from the best rate to three times that rate, two steps of the grid, by seed and document.
+    Raises KeyError if no rate is as large."""
+    if best + 2 >= results.values(condition, "rate").shape[1]: raise KeyError(f"{condition}: no rate is three times the best")
+    at = lambda i: read(results, condition, "loss", i)
+    (low, high), weights = together(at(best), at(best + 2))
+    return Rows(dict(zip(at(best).by_seed, high - low, strict=True)), weights)
 
 
 better = functools.partial(Claim, kind=BETTER, delta=FINE_TUNING)
 as_good = functools.partial(Claim, kind=AS_GOOD, delta=AT_LEAST)
+within = functools.partial(Claim, kind=WITHIN)
+REGRET = "LoRA Without Regret: https://thinkingmachines.ai/blog/lora/"
 
 METHOD_CLAIMS = (
     as_good("LoRA is as good as full fine-tuning with a few per cent of the parameters", "2106.09685",
             "RoBERTa-base, GLUE: full 86.4, LoRA 87.2 with 0.3 M parameters",
             "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
             "LoRA reaches less than 90 % of the gain on one of the two tasks",
-            ("methods",), lora_is_full, trend=over_size("lora_all"),
+            ("methods",), lora_is_full, trend=over_size("lora_all", "r = 4"),
             why={CONTRADICTED: "With an equal share of the parameters LoRA reaches more of the gain in each larger base. Ten "
                  "times as many steps do not close the gap (experiment `lengths`). Why the share grows is not known: full "
                  "fine-tuning, too, gains more in the larger bases."}),
@@ -244,6 +323,26 @@ METHOD_CLAIMS = (
            "the query or the value matrix alone is ahead", ("placement",), placement,
            why={REPRODUCED: "More rank on the same matrices gains less and less (experiment `rank`). That another matrix "
                 "starts where rank still gains most is a conjecture."}),
+    better("LoRA on the attention alone is worse than on all matrices, with as many parameters", REGRET, "",
+           "test loss of the attention's four matrices with r = 9, minus that of all six with r = 4",
+           "the attention alone is ahead", ("placement",), attention_alone),
+    within("LoRA on the MLP alone is as good as on all matrices, with as many parameters", REGRET, "",
+           "test loss of the MLP's two matrices with r = 7 (3 % fewer parameters), minus that of all six with r = 4",
+           "they differ by δ or more", ("placement",), mlp_alone, delta=FINE_TUNING),
+    within("LoRA's best learning rate is ten times that of full fine-tuning", REGRET, "about 10",
+           "logarithm of the ratio of the best rates, minus 1: after 60 and 150 steps, and on two smaller bases",
+           "the ratio is below 5 or above 20 in one of the four", ("best_rates",), ten_times, delta=LOGARITHM),
+    within("With the scale α/r, LoRA's best learning rate does not depend on the rank", REGRET, "",
+           "x, if the best rate grows as r to the power of x from r = 1 to r = 64",
+           "x is 0.1 or more, or −0.1 or less", ("best_rates",), rate_over_rank, delta=SLOPE),
+    better("A large batch costs LoRA more than full fine-tuning", REGRET, "",
+           "test loss of LoRA minus that of full fine-tuning with 64 rows in a batch, minus the same with 4, as "
+           "many rows in all",
+           "LoRA's gap is smaller with the large batch", ("batches",), large_batches),
+    better("LoRA falls behind where there is more to learn than its capacity", REGRET, "",
+           "test loss of LoRA with r = 1 minus that of full fine-tuning, with 262,144 tokens to learn from, minus "
+           "the same with 16,384, in equal steps",
+           "LoRA's gap is smaller with more text", ("capacity",), capacity),
     as_good("A very small rank suffices", "2106.09685", "GPT-3, WikiSQL, r = 1 … 64: 73.4, 73.3, 73.7, 73.8, 73.5",
             "share of the gain of r = 64 that r = 1 reaches",
             "r = 1 reaches less than 90 % of the gain of r = 64", ("rank", "methods"), flat_rank,
@@ -251,7 +350,7 @@ METHOD_CLAIMS = (
     better("A large rank learns more with the scale α/√r than with α/r", "2312.03732", "",
            "test loss at r = 64 with α/r, minus that with α/√r, each at its own rate",
            "α/r at its own rate is ahead", ("rank",), stabilized,
-           why={SMALL: "A larger learning rate makes up for a smaller scale, and here each scale has its own rate. What is "
+           why={SIZE_OPEN: "A larger learning rate makes up for a smaller scale, and here each scale has its own rate. What is "
                 "left is a third of δ."}),
     better("LoRA learns less than full fine-tuning, and forgets less", "2405.09673", "",
            "what full fine-tuning forgets, and learns, minus the same of LoRA, each at its best rate",
@@ -291,6 +390,11 @@ METHOD_CLAIMS = (
             "DyLoRA reaches less than 90 % of the gain at one of the ranks", ("dylora", "rank", "methods"), dylora_for_all,
             why={CONTRADICTED: "Five ranks share one training. Trained three times as long, DyLoRA is within δ or ahead from "
                  "rank 4 on."}),
+    as_good("One LoRA that is cut by its singular values replaces a DyLoRA that is trained three times as long",
+            "2210.07558", "",
+            "share of the gain of DyLoRA, trained three times as long, at rank 1, 2, 4, 8, 16 that one LoRA of rank 16 reaches "
+            "when it is cut to that rank",
+            "it reaches less than 90 % of the gain at one of the ranks", ("dylora", "methods"), cut_by_svd, own=True),
     as_good("Adapters are as good as full fine-tuning with 3.6 % of the parameters", "1902.00751",
             "BERT-large, GLUE: full 80.4, adapters 80.0",
             "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
@@ -302,20 +406,22 @@ METHOD_CLAIMS = (
            "XSum, ROUGE-2: 19.98 → 20.66",
            "test loss of sequential minus that of parallel adapters, m = 16 and 64",
            "sequential adapters are ahead at one of the two widths", ("adapters",), parallel,
-           why={SMALL: "The lead is about δ at both widths. A parallel adapter reads what the layer norm made even, and its "
-                "result is multiplied by 4 (that this is the reason is a conjecture)."}),
-    Claim("Deep prompts are better by far than prompts at the input alone, in small models and with as many numbers",
+           why={SIZE_OPEN: "The lead is about δ at both widths. A parallel adapter reads what the layer norm made even, "
+                "and its result is multiplied by 4 (that this is the reason is a conjecture)."}),
+    Claim("Deep prompts are better by far than prompts at the input alone, in small models, and on the base with as "
+          "many numbers",
           "2101.00190", "GPT-2 M, E2E BLEU: prefix 69.7, embedding-only 48.1 / 62.2 / 61.9 at length 1 / 10 / 20; small models "
           "are of 2110.07602",
-          "gain of prompts in every layer minus that of prompts at the input, on two small bases; and on the "
-          "base with 12,800 stored numbers each",
+          "gain of prompts in every layer minus that of as long prompts at the input, on three bases of each of two "
+          "small sizes; and on the base with 12,800 stored numbers each",
           "prompts at the input are ahead in one of the three comparisons", ("prompts", "prefix_length"), deep_prompts,
           FAR, FINE_TUNING,
-          why={SMALL: "Prompts in every layer are ahead in each comparison. No interval lies above five δ, which is what "
+          why={SIZE_OPEN: "Prompts in every layer are ahead in each comparison. No interval lies above five δ, which is what "
                "far means here."}),
     Claim("Prompt tuning's gap to full fine-tuning closes as the model grows", "2104.08691",
           "closed at billions of parameters",
-          "share of full fine-tuning's gain that prompt tuning reaches, minus that in the next smaller base",
+          "share of full fine-tuning's gain that prompt tuning reaches, minus that in the next smaller size, three "
+          "bases of each",
           "the share falls from one size to the next", ("prompts",), prompt_gap, BETTER, SHARE,
           why={NOT_SHOWN: "From the smallest base to the next the gap narrows. From there to the largest it widens a little, "
                "and with an equal share of the parameters (experiment `sizes`) it stays."}),

@@ -1,29 +1,31 @@
-"""The rule that judges a claim. It was fixed, with every contrast and every δ, before the runs with new settings.
+"""The rule that judges a claim. It was fixed, with every contrast and every δ, before the runs that it judges.
 
 A claim has one contrast, in one metric, with a δ: the difference that matters. It may have several *parts* (two widths, two
 tasks), and it is right if all of them are. An effect is signed so that more of it supports the claim.
 
-    kind              a part is right if          it is large if                        level
-    better            effect > 0                  its interval lies above δ             its interval lies within ± δ
-    far better        effect > 0                  its interval lies above 5 δ           within ± δ
-    as good as        share of the gain > 90 %    the gain itself lies above δ          within 80 to 100 %
-    nothing lost      −δ < effect < δ             its interval holds zero               within ± δ
-    unlike chance     correlation > 0             its interval lies above δ             within ± δ
+    kind              a part is right if          it is large if                  it is wrong by δ if
+    better            effect > 0                  its interval lies above δ       its interval lies below −δ
+    far better        effect > 0                  its interval lies above 5 δ     below −δ
+    as good as        share of the gain > 90 %    the gain itself lies above δ    below 80 %
+    within δ          −δ < effect < δ             always                          outside of ± 2 δ
+    unlike chance     correlation > 0             its interval lies above δ       below −δ
 
     p_yes = max over parts of the p-value of "this part is not right"        all must be right: intersection–union (Berger 1982)
     p_no  = parts · min over parts of the p-value of "this part is right"    one wrong part suffices: Bonferroni
     p     = 2 · min(p_yes, p_no), then Holm (1979) over all claims that count, at 5 %
 
-    reproduced            p ≤ 5 % and p_yes < p_no, and every part is large
-    reproduced, small     the same, but not every part is shown to be large
-    contradicted here     p ≤ 5 % and p_no < p_yes
-    level                 neither, and every part is level
-    not shown             anything else: these runs cannot tell
+    level                       every interval of a "better" lies within ± δ: a difference, if any, is too small to matter,
+                                whatever p says
+    reproduced                  else, p ≤ 5 % and p_yes < p_no, and every part is large
+    reproduced, size open       the same, but not every part is shown to be large
+    contradicted here           p ≤ 5 % and p_no < p_yes, and a part is wrong by δ
+    contradicted, size open     the same, but no part is shown to be wrong by δ
+    not shown                   anything else: these runs cannot tell
 
-"Nothing lost" is two one-sided parts (Schuirmann 1987). Intervals are of 95 %, each for itself, and come from the same standard
-error as p (`effects.py`). "Not at this size" is printed beside a verdict only if the trend in size was measured and lies above
-zero. A claim that holds *by construction* has a reason in place of a verdict, and does not count. A claim that was not
-measured has p = 1 in Holm's list, so that the list has the same length before and after.
+"Within δ" is two one-sided parts (Schuirmann 1987). Intervals are of 95 %, each for itself, and come from the same standard
+error as p (`effects.py`). "Not at this size" is printed beside a verdict only if trends over size were measured, on several
+bases of each size, and all of them lie above zero. A claim that holds *by construction* has a reason in place of a verdict, and
+does not count. A claim that was not measured has p = 1 in Holm's list, so that the list has the same length before and after.
 """
 from __future__ import annotations
 
@@ -32,19 +34,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..effects import Effect
 from ..experiment import Results
-from .effects import Effect
 from .words import pm
 
 __all__ = ["ACCURACY", "AS_GOOD", "AT_LEAST", "BETTER", "BY_CONSTRUCTION", "CHANCE", "CONTRADICTED", "CORRELATION", "FAR",
-           "FINE_TUNING", "KINDS", "LEVEL", "NOTHING", "NOT_MEASURED", "NOT_SHOWN", "QUANTIZATION", "RELATIVE", "REPRODUCED",
-           "SHARE", "SMALL", "VERDICTS", "Claim", "Contrast", "Delta", "Finding", "Judgement", "Load", "Part", "holm", "judge",
-           "parts", "p_values", "verdict"]
+           "FINE_TUNING", "KINDS", "LEVEL", "LOGARITHM", "NOT_MEASURED", "NOT_SHOWN", "NO_SIZE", "QUANTIZATION", "RELATIVE",
+           "REPRODUCED", "SHARE", "SIZE_OPEN", "SLOPE", "VERDICTS", "WITHIN", "Claim", "Contrast", "Delta", "Finding",
+           "Judgement", "Load", "Part", "holm", "judge", "parts", "p_values", "verdict"]
 
-REPRODUCED, SMALL, LEVEL, CONTRADICTED, NOT_SHOWN = VERDICTS = (
-    "reproduced", "reproduced, small", "level", "contradicted here", "not shown")
+REPRODUCED, SIZE_OPEN, LEVEL, NOT_SHOWN, NO_SIZE, CONTRADICTED = VERDICTS = (
+    "reproduced", "reproduced, size open", "level", "not shown", "contradicted, size open", "contradicted here")
 NOT_MEASURED, BY_CONSTRUCTION = "not measured", "by construction"
-BETTER, FAR, AS_GOOD, NOTHING, CHANCE = KINDS = "better", "far better", "as good as", "nothing lost", "unlike chance"
+BETTER, FAR, AS_GOOD, WITHIN, CHANCE = KINDS = "better", "far better", "as good as", "within δ", "unlike chance"
 
 ALPHA, FAR_TIMES = 0.05, 5
 Load = Callable[[str], Results]                          # the results of an experiment, by its name
@@ -70,6 +72,8 @@ FINE_TUNING, QUANTIZATION = Delta(0.02, "nats/token"), Delta(0.01, "nats/token")
 ACCURACY, SHARE = Delta(0.02, "points", "{:+.1f}", 100), Delta(0.10, "% of the gain", "{:+.0f}", 100)
 RELATIVE, CORRELATION = Delta(0.10, "% of the error", "{:+.0f}", 100), Delta(0.3, "of a correlation", "{:+.2f}")
 AT_LEAST = replace(SHARE, form="{:.0f}")                 # of "as good as": the share itself
+LOGARITHM = Delta(0.3, "of a logarithm to base 10 (a factor of 2)", "{:+.2f}")
+SLOPE = Delta(0.1, "of an exponent", "{:+.2f}")
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. text: as the paper states it, or as the study does. paper: arXiv id. number: the paper's own numbers ("" if
-    it gives a direction only). own: the claim is the study's; the paper is where the method is from.
+    """One claim. text: as the paper states it, or as the study does. paper: arXiv id, or "name: address". number: the paper's
+    own numbers ("" if it gives a direction only). own: the claim is the study's; the paper is where the method is from.
 
     kind: one of KINDS. delta: δ of the metric. contrast: what is compared, in words. refuted: what would refute it.
-    needs: names of the results that `test` reads. test: the function that measures. trend: the effect of the model's size,
-    if one was measured (positive: it is more true of a larger model). by_construction: why it cannot fail here, if so.
+    needs: names of the results that `test` reads. test: the function that measures. trend: the effects of the model's size,
+    by name, if they were measured (positive: it is more true of a larger model). by_construction: why it cannot fail here.
     why: verdict → one sentence that explains it; a sentence is written only for a verdict that was reached.
     """
     text: str
@@ -109,7 +113,7 @@ class Claim:
     kind: str
     delta: Delta
     own: bool = False
-    trend: Callable[[Load], Effect] | None = None
+    trend: Callable[[Load], dict[str, Effect]] | None = None
     by_construction: str = ""
     why: dict[str, str] = field(default_factory=dict, hash=False)
 
@@ -117,21 +121,22 @@ class Claim:
 # -- the rule --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Part:
-    """A part as the rule sees it: it is right if effect > limit. large, level: see the table above."""
+    """A part as the rule sees it: it is right if effect > limit. large, level, wrong: see the table above."""
     effect: Effect
     limit: float
     large: bool
     level: bool
+    wrong: bool
 
 
 def parts(kind: str, delta: Delta, contrast: Contrast) -> list[Part]:
-    """The part, or the two of "nothing lost", by the table above. Raises ValueError for a kind that is not in KINDS."""
+    """The part, or the two of "within δ", by the table above. Raises ValueError for a kind that is not in KINDS."""
     e, d = contrast.effect, delta.size
-    within = lambda middle: middle - d < e.low and e.high < middle + d
-    if kind in (BETTER, CHANCE): return [Part(e, 0.0, e.low >= d, within(0.0))]
-    if kind == FAR: return [Part(e, 0.0, e.low >= FAR_TIMES * d, within(0.0))]
-    if kind == AS_GOOD: return [Part(e, 1 - d, contrast.gain.low >= contrast.worth.size, within(1 - d))]
-    if kind == NOTHING: return [Part(one, -d, e.low <= 0 <= e.high, within(0.0)) for one in (e, -e)]
+    within = -d < e.low and e.high < d
+    if kind in (BETTER, FAR, CHANCE):
+        return [Part(e, 0.0, e.low >= d * (FAR_TIMES if kind == FAR else 1), within, e.high <= -d)]
+    if kind == AS_GOOD: return [Part(e, 1 - d, contrast.gain.low >= contrast.worth.size, False, e.high <= 1 - 2 * d)]
+    if kind == WITHIN: return [Part(one, -d, True, False, one.high <= -2 * d) for one in (e, -e)]
     raise ValueError(f"a claim's kind is one of {', '.join(KINDS)}, not {kind!r}")
 
 
@@ -155,19 +160,20 @@ def holm(p: Sequence[float]) -> list[float]:
 @dataclass(frozen=True)
 class Judgement:
     """A claim with its verdict. finding: None if it was not measured. p_yes, p_no: of its parts. p: two-sided, after Holm; 1
-    for a claim that does not count. trend: the effect of the model's size, if it was measured."""
+    for a claim that does not count. trend: the effects of the model's size, by name, if they were measured."""
     claim: Claim
     verdict: str
     finding: Finding | None = None
     p_yes: float = 1.0
     p_no: float = 1.0
     p: float = 1.0
-    trend: Effect | None = None
+    trend: dict[str, Effect] | None = None
 
     @property
     def not_at_this_size(self) -> bool:
-        """It failed here, and a measured trend says that it is more true of a larger model."""
-        return self.verdict in (LEVEL, CONTRADICTED, NOT_SHOWN) and self.trend is not None and self.trend.low > 0
+        """It failed here, and every trend that was measured says that it is more true of a larger model."""
+        failed = self.verdict in (LEVEL, CONTRADICTED, NO_SIZE, NOT_SHOWN)
+        return failed and bool(self.trend) and all(e.low > 0 for e in self.trend.values())
 
     @property
     def why(self) -> str:
@@ -197,9 +203,10 @@ def judge(claims: Iterable[Claim], load: Load) -> list[Judgement]:
 def verdict(of: Sequence[Part], p_yes: float, p_no: float, p: float) -> str:
     """One of VERDICTS. p: after Holm. Raises ValueError without a part."""
     if not of: raise ValueError("verdict: the claim has no contrast; a finding needs at least one")
-    if p <= ALPHA and p_yes < p_no: return REPRODUCED if all(part.large for part in of) else SMALL
-    if p <= ALPHA and p_no < p_yes: return CONTRADICTED
-    return LEVEL if all(part.level for part in of) else NOT_SHOWN
+    if all(part.level for part in of): return LEVEL
+    if p <= ALPHA and p_yes < p_no: return REPRODUCED if all(part.large for part in of) else SIZE_OPEN
+    if p <= ALPHA and p_no < p_yes: return CONTRADICTED if any(part.wrong for part in of) else NO_SIZE
+    return NOT_SHOWN
 
 
 def measured(test: Callable, load: Load):

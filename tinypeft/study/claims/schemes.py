@@ -6,21 +6,21 @@ calibration and the test windows, so the error over seeds is that of the text as
 """
 import functools
 
+from ..bases import draws_of
+from ..effects import averaged, difference, effect, read, relative, together
 from ..experiment import Results
-from .effects import difference, effect, read, relative
 from .methods import of_gain
 from .rule import (
     AS_GOOD,
     AT_LEAST,
     BETTER,
-    CONTRADICTED,
     FINE_TUNING,
     NOT_SHOWN,
-    NOTHING,
     QUANTIZATION,
     RELATIVE,
     REPRODUCED,
-    SMALL,
+    SIZE_OPEN,
+    WITHIN,
     Claim,
     Contrast,
     Finding,
@@ -169,12 +169,38 @@ def llm_qat(load: Load) -> Finding:
 
 
 def more_parameters(load: Load) -> Finding:
-    r = load("bits_vs_parameters")
+    r, pairs = load("bits_vs_parameters"), (("medium", "small"), ("base", "medium"))
+    of = lambda size, bits: averaged(*(read(r, f"{base}, {bits} bits", "loss") for base in draws_of(size)))
     kib = lambda c, of: f"{r.mean(c, of) / 1024:.0f}"
     show = lambda c: f"{c} {mean(r, c)} in {kib(c, 'matrices')} KiB of matrices ({kib(c, 'bytes')} in all)"
-    pairs = [("medium, 2 bits", "small, 16 bits"), ("base, 2 bits", "medium, 16 bits")]
-    return Finding("; ".join(f"{show(a)}, {show(b)}" for a, b in pairs),
-                   tuple(excess(r, a, b, f"{a}, against {b}", "loss") for a, b in pairs))
+    return Finding("; ".join(f"{show(f'{a}, 3 bits')}, {show(f'{b}, 16 bits')}" for a, b in pairs),
+                   tuple(Contrast(f"{a}, 3 bits, against {b}, 16 bits", difference(of(b, 16), of(a, 3))) for a, b in pairs))
+
+
+def trained_for_longer(load: Load) -> Finding:
+    r, sizes = load("pretrained_for"), ("small", "medium")
+    said = "; ".join(f"{s}: {' and '.join(f'{x:.3f}' for x in r.mean(s, 'excess'))}" for s in sizes)
+    at = lambda s: difference(*(read(r, s, "excess", i) for i in (1, 0)))
+    return Finding(f"excess at 3 bits after 2,000 and 16,000 steps of pretraining: {said}",
+                   tuple(Contrast(s, at(s)) for s in sizes))
+
+
+def rank_repairs(load: Load) -> Finding:
+    r, found = load("rounding_rank"), []
+    for bits in ("3 bits", "2 bits"):
+        arms = (read(r, f"{b}, r = {rank}") for rank in (2, 32) for b in (bits, "16 bits"))
+        (low, low_16, high, high_16), weights = together(*arms)
+        found.append(Contrast(bits, effect(low - low_16 - (high - high_16), weights)))
+    return Finding(f"{listed(r, r.conditions)} nats/token", tuple(found))
+
+
+def round_first(load: Load) -> Finding:
+    r, pairs = load("qlora"), {"NF4": "to_NF4", "int3": "to_int3"}
+    said = "; ".join(f"{c}: {mean(r, '16 bits', metric)} trained on 16 bits, {mean(r, c, 'merged_and_rounded')} on the rounded "
+                     "base" for c, metric in pairs.items())
+    return Finding(f"after merging and rounding, {said} nats/token",
+                   tuple(Contrast(c, difference(read(r, "16 bits", metric), read(r, c, "merged_and_rounded")))
+                         for c, metric in pairs.items()))
 
 
 better = functools.partial(Claim, kind=BETTER, delta=QUANTIZATION)
@@ -186,7 +212,7 @@ SCHEME_CLAIMS = (
            "one of the others is nearer", ("int8_outliers",), llm_int8, by_construction=PLANTED),
     Claim("LLM.int8() costs nothing, however large the outliers", "2208.07339", "12.45 and 12.45",
           "excess of LLM.int8() at the size of outliers that costs most",
-          "the excess is δ or more", ("int8_outliers",), free_of_loss, NOTHING, QUANTIZATION, by_construction=PLANTED),
+          "the excess is δ or more", ("int8_outliers",), free_of_loss, WITHIN, QUANTIZATION, by_construction=PLANTED),
     Claim("SmoothQuant's error over α is a U: too little and too much smoothing are both worse than α = 0.5", "2211.10438", "",
           "error of the logits at α = 0 and at α = 1, relative to that at α = 0.5",
           "the error at one of the ends is smaller than at α = 0.5", ("smoothquant",), smoothquant_u, BETTER, RELATIVE,
@@ -212,8 +238,8 @@ SCHEME_CLAIMS = (
            "excess of round to nearest minus that of AWQ without clipping, on the base as it is and with "
            "planted outliers",
            "round to nearest loses less on one of the two bases", ("awq",), awq_scales,
-           why={SMALL: "On the base as it is few channels stand out, so scales have little to protect (a conjecture). Where "
-                "outliers are planted, the scales gain several δ."}),
+           why={SIZE_OPEN: "On the base as it is few channels stand out, so scales have little to protect (a conjecture). "
+                "Where outliers are planted, the scales gain several δ."}),
     Claim("On normal numbers NF4 has a smaller error than FP4 E2M1, and FP4 E2M1 a smaller one than symmetric int4, in blocks "
           "of 64",
           "2305.14314", "perplexity 27.41 (NF4, double quantization), 31.07 (E2M1), 34.34 (int4)",
@@ -224,11 +250,11 @@ SCHEME_CLAIMS = (
     better("NF4 loses least of the 4-bit formats, on a model", "2305.14314", "as above",
            "excess of each other format minus that of NF4, in blocks of 64",
            "one of the other formats loses less", ("formats",), nf4_model,
-           why={SMALL: "FP4 E2M1 and integers with a zero point lose about δ more, so the order of the best three hardly "
+           why={SIZE_OPEN: "FP4 E2M1 and integers with a zero point lose about δ more, so the order of the best three hardly "
                 "matters on this base."}),
     Claim("Double quantization saves 0.373 bits per weight and costs nothing", "2305.14314", "0.373 bits",
           "excess that quantizing the scales adds",
-          "the excess is δ or more", ("double_quantization",), double_quantization, NOTHING, QUANTIZATION,
+          "the excess is δ or more", ("double_quantization",), double_quantization, WITHIN, QUANTIZATION,
           by_construction="The bits are arithmetic, and eight bits hold the scales of blocks that resemble each other."),
     Claim("QLoRA learns as well as a LoRA on 16 bits", "2305.14314", "",
           "share of the gain of LoRA on 16 bits over the 16-bit base, with NF4 and with double quantization",
@@ -242,7 +268,7 @@ SCHEME_CLAIMS = (
     Claim("LoftQ ends below QLoRA at 3 and 2 bits", "2310.08659", "",
           "test loss of QLoRA minus that of LoftQ after 150 steps, each at its own rate",
           "QLoRA ends lower at one of the two", ("loftq",), loftq, BETTER, FINE_TUNING,
-          why={SMALL: "At 3 bits the lead is about δ. After twice as many steps the mean lead is smaller at both widths "
+          why={SIZE_OPEN: "At 3 bits the lead is about δ. After twice as many steps the mean lead is smaller at both widths "
                "(that a better start only saves steps is a conjecture)."}),
     better("Training with rounded weights beats GPTQ at 3 and 2 bits", "1902.08153", "",
            "excess of GPTQ, which reads fewer rows of text, minus that of STE and of LSQ",
@@ -259,10 +285,18 @@ SCHEME_CLAIMS = (
            "GPTQ loses less at one of the two", ("qat",), llm_qat, own=True,
            why={NOT_SHOWN: "At 3 bits these runs cannot tell the two apart, so nothing is decided for both widths. At 2 bits "
                 "LLM-QAT is ahead, although its grid is symmetric."}),
-    better("More parameters at 2 bits beat fewer at 16 bits, in about as many bytes of matrices", "2212.09720",
+    better("A larger model at 3 bits is better than a smaller one at 16 bits", "2212.09720",
            "4 bits are almost universally best for a given number of bits in all, 19M to 176B",
-           "test loss of a base at 16 bits minus that of the next larger base at 2 bits",
-           "the smaller base at 16 bits is ahead in one of the two pairs", ("bits_vs_parameters",), more_parameters, own=True,
-           why={CONTRADICTED: "At 2 bits the two larger bases lose more than their size had gained them. These pairs do not "
-                "test the paper's best, 4 bits."}),
+           "test loss of a size at 16 bits minus that of the next larger size at 3 bits (GPTQ), three bases of each",
+           "the smaller size is ahead in one of the two pairs", ("bits_vs_parameters",), more_parameters, own=True),
+    better("Rounding costs more if the model was trained for longer", "2411.17691", "",
+           "excess of round to nearest at 3 bits after 16,000 steps of pretraining, minus that after 2,000, three "
+           "bases of each size", "it costs less", ("pretrained_for",), trained_for_longer),
+    better("More rank makes up for fewer bits", "2305.14314", "",
+           "what rounding the base costs a LoRA of rank 2 in test loss, minus what it costs one of rank 32",
+           "it costs the larger rank more, at 3 or at 2 bits", ("rounding_rank",), rank_repairs, delta=FINE_TUNING, own=True),
+    better("If the merged model is rounded in the end, it is better to train on the rounded base", "2305.14314", "",
+           "test loss of a LoRA trained on 16 bits, merged and rounded, minus that of QLoRA, merged and rounded to "
+           "the same format",
+           "training on 16 bits is ahead in one of the two formats", ("qlora",), round_first, delta=FINE_TUNING, own=True),
 )

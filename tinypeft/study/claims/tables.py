@@ -28,7 +28,8 @@ def _judged(folder: Path, claims: tuple[Claim, ...], changed: tuple) -> list[Jud
 def the_rule() -> str:
     """The rule as `rule.py` states it, and every δ."""
     deltas = (f"δ is {rule.FINE_TUNING} for losses after training, {rule.QUANTIZATION} for the excess of rounding, "
-              f"{rule.ACCURACY} of accuracy, {rule.SHARE}, {rule.RELATIVE}, or {rule.CORRELATION}.")
+              f"{rule.ACCURACY} of accuracy, {rule.SHARE}, {rule.RELATIVE}, {rule.CORRELATION}, {rule.LOGARITHM}, or "
+              f"{rule.SLOPE}.")
     return f"```text\n{rule.__doc__.strip()}\n```\n\n{deltas}"
 
 
@@ -85,8 +86,9 @@ def said(j: Judgement) -> str:
     """The verdict, and beside it "not at this size" if a trend in size was measured."""
     if j.verdict in (NOT_MEASURED, BY_CONSTRUCTION): return j.verdict
     if not j.not_at_this_size: return f"**{j.verdict}**"
-    return (f"**{j.verdict}**, not at this size: on *domain* the share rises by {pm(j.trend, '{:.0f}', 100)} points from the "
-            "smallest base to the largest")
+    rises = " and ".join(f"by {pm(e, '{:.0f}', 100)} points {name}" for name, e in j.trend.items())
+    return (f"**{j.verdict}**, not at this size: on *domain* the share rises {rises}, from the smallest bases to the largest, "
+            "three of each")
 
 
 def source(claim: Claim) -> str:
@@ -100,6 +102,7 @@ def command(claim: Claim) -> str:
 
 
 def link(paper: str) -> str:
-    """An arXiv id as a Markdown link."""
-    return f"[{paper}](https://arxiv.org/abs/{paper})"
+    """An arXiv id, or "name: address", as a Markdown link."""
+    name, _, address = paper.partition(": ")
+    return f"[{name}]({address or f'https://arxiv.org/abs/{paper}'})"
 

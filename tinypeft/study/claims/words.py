@@ -3,8 +3,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..effects import Effect, difference, read
 from ..experiment import Results
-from .effects import Effect, difference, read
 
 __all__ = ["beside", "listed", "mean", "percent", "pm", "slashed"]
 

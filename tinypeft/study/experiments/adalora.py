@@ -5,7 +5,7 @@ from ...peft import AdaLoRA
 from ...text.tasks import planted
 from ...training.evaluation import evaluate
 from ..experiment import Experiment
-from ..tuning import WINDOWS, Arm, fine_tune, pretrained, test_loss, tested
+from ..tuning import DOCUMENTS, EIGHT, Arm, fine_tune, pretrained, test_loss, tested
 from .arms import tuned
 
 
@@ -23,11 +23,11 @@ def measure(arm: Arm, seed: int, settings: dict) -> dict:
 ADALORA = Experiment(
     "adalora", "AdaLoRA and LoRA on all six matrices of a block with the same number of singular values in the end, 2 or 8 "
     "per matrix on average, 200 steps, each at its best learning rate (experiment `rates`).",
-    WINDOWS | {"trained": "trained parameters", "seconds": "seconds in training steps",
+    DOCUMENTS | {"trained": "trained parameters", "seconds": "seconds in training steps",
                "ranks": "final rank of every matrix, layer by layer: query, key, value, output, up, down",
                "budget": "singular values in all, after every step (AdaLoRA)"},
     measure, tuned("adalora"), {"steps": 150, "batch_size": 4},
-    {"steps": 15, "seeds": (0, 1), "conditions": ("all six r=2", "AdaLoRA 3 → 2")}, seeds=tuple(range(8)))
+    {"steps": 15, "seeds": (0, 1), "conditions": ("all six r=2", "AdaLoRA 3 → 2")}, seeds=EIGHT)
 
 
 def measure_planted(targets: tuple[str, ...], seed: int, settings: dict) -> dict:
@@ -63,4 +63,4 @@ ADALORA_PLANTED = Experiment(
      "mean_by_kind": "mean rank found in query, key, value, output", "seconds": "seconds in training steps"},
     measure_planted, {"attention": ("query", "key", "value", "output")},
     {"steps": 300, "batch_size": 4, "dealt": [0, 0, 0, 1, 2, 4, 8], "effect": 0.02, "init_rank": 8},
-    {"steps": 30, "seeds": (0, 1)}, seeds=tuple(range(8)))
+    {"steps": 30, "seeds": (0, 1)}, seeds=EIGHT)

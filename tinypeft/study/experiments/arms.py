@@ -53,6 +53,7 @@ def on_all(rank: int) -> LoRA:
 SURVEYED = ("full", "adapter", "parallel_adapter", "prefix", "prompt", "ptuning", "ptuning_v2", "lora", "adalora", "dylora",
             "ia3")                                       # a method that the package gets later is compared elsewhere
 FEW_BITS = {"NF4": NF4(), **{f"{bits} bits": Uniform(bits, False, "group", 32) for bits in (4, 3, 2)}}
+GRID_3_BITS = FEW_BITS["3 bits"]
 SHARES = {"lora_all": {"small": on_all(3), "medium": on_all(3), "base": on_all(5)},               # 5.2, 4.5 and 5.0 %
           "adapter": {"small": sequential(12), "medium": sequential(14), "base": sequential(22)},        # 4.9, 4.8 and 5.0 %
           "prompt": {name: PromptTuning(length=P) for name, P in {"small": 9, "medium": 16, "base": 40}.items()}}      # 0.4 %
@@ -76,14 +77,23 @@ ARMS: dict[str, dict[str, Arm]] = {
         "Wq r=36": Arm(LoRA(rank=36, targets=("query",)), 0.02), "Wv r=36": Arm(LoRA(rank=36, targets=("value",)), 0.02),
         "Wq, Wv r=18": Arm(LoRA(rank=18), 0.013),
         "all four r=9": Arm(LoRA(rank=9, targets=("query", "key", "value", "output")), 8e-3),
-        "all six r=4": Arm(on_all(4), 6e-3)},
+        "all six r=4": Arm(on_all(4), 6e-3), "up and down r=7": Arm(LoRA(rank=7, targets=("up", "down")), 8e-3)},
+    "batches": {f"{name}, {rows} rows": Arm(method, rate * (2 if rows > 4 else 1), rows=None if rows == 4 else rows)
+                for name, method, rate in (("full", FullFineTuning(), 1e-3), ("lora_all", on_all(4), 6e-3))
+                for rows in (4, 64)},
+    "capacity": {f"{name}, {tokens:,} tokens": Arm(method, rate, tokens=tokens)
+                 for name, method, rate in (("full", FullFineTuning(), 1e-3), ("r = 1", on_all(1), 6e-3))
+                 for tokens in (16_384, 65_536, 262_144)},
     "adalora": {label: replace(arm, times=4 / 3) for label, arm in {
         "all six r=2": Arm(on_all(2), 5.5e-3), "AdaLoRA 3 → 2": Arm(AdaLoRA(init_rank=3, target_rank=2), 0.025),
         "all six r=8": Arm(on_all(8), 8e-3), "AdaLoRA 12 → 8": Arm(AdaLoRA(), 0.025)}.items()},
     "dylora": {"DyLoRA": Arm(DyLoRA(rank=16), 0.013), "DyLoRA × 3": Arm(DyLoRA(rank=16), 0.01, times=3),
                "LoRA r=16, cut": Arm(LoRA(rank=16), 0.013)},
     "qlora": {"16 bits": Arm(on_all(8), 8e-3), **{label: OnRounded(on_all(8), 8e-3, scheme=scheme) for label, scheme in {
-        "NF4": NF4(), "NF4, double": NF4(double_quant=True), "int2": Uniform(2, False, "group", 32)}.items()}},
+        "NF4": NF4(), "NF4, double": NF4(double_quant=True), "int3": GRID_3_BITS, "int2": FEW_BITS["2 bits"]}.items()}},
+    "rounding_rank": {**{f"16 bits, r = {r}": Arm(on_all(r), 6e-3) for r in (2, 32)},
+                      **{f"{bits}, r = {r}": OnRounded(on_all(r), 6e-3, scheme=FEW_BITS[bits])
+                         for r in (2, 32) for bits in ("3 bits", "2 bits")}},
     "loftq": {"LoRA, 16 bits": Arm(on_all(8), 8e-3),
               **{f"{name}, {label}": OnRounded(on_all(8), LOFTQ_RATES[label] if by_loftq else 8e-3, scheme=scheme,
                                                by_loftq=by_loftq)
@@ -98,7 +108,9 @@ ARMS: dict[str, dict[str, Arm]] = {
         **{f"prompt {P}": Arm(PromptTuning(length=P), 0.06) for P in (1, 10, 40, 100)},
         **{f"prefix {P}": Arm(PrefixTuning(length=P, reparameterize=False), 0.15) for P in (1, 10, 40)}},
     "sizes": {f"{name} {base}": Arm(method, {"lora_all": 8e-3, "adapter": 0.012, "prompt": 0.05}[name], base)
-              for name, by_base in SHARES.items() for base, method in by_base.items()},
+              for name, by_base in SHARES.items() for base, method in by_base.items()}
+             | {f"r = 4 {base}": Arm(on_all(4), rate, base) for base, rate in
+                {"small": 0.014, "medium": 8e-3, "base": 6e-3}.items()},
     "lengths": {label: replace(arm, times=4) for label, arm in {
         "full 600": Arm(FullFineTuning(), 8e-4), "lora_all 600": Arm(on_all(4), 5e-3),
         "adapter 600": Arm(sequential(16), 0.01)}.items()},

@@ -12,7 +12,7 @@ import numpy as np
 from ...quant import AWQ, capture
 from ...quant.measure import output_error
 from ..experiment import Experiment
-from ..quantized import base_model, costs, draw, rounded
+from ..quantized import PARTS, base_model, costs, draw, rounded
 from .int8_outliers import planted
 
 SCORES = {"activation": lambda W, x, rng: x, "weight": lambda W, x, rng: np.abs(W).mean(0),
@@ -65,7 +65,7 @@ AWQ_KEEPING = Experiment(
      "output_error": "relative, of a layer's outputs on test windows, mean over layers; not for AWQ, which changes inputs too"},
     measure, CONDITIONS, {"bits": 3, "group_size": 32, "channels": 2, "factor": 32, "calibration": 32, "test": 64},
     {"calibration": 8, "test": 16, "conditions": ("round to nearest, planted", "1 % by activation, planted"), "seeds": (0, 1)},
-    seeds=tuple(range(8)))
+    seeds=PARTS)
 
 
 def measure_search(layer: str, seed: int, settings: dict) -> dict:
@@ -86,4 +86,4 @@ AWQ_SEARCH = Experiment(
     {"loss": "L(α)/L(0) for α = 0, 1/20, … 19/20, mean over the five layers of that name",
      "best": "L(α)/L(0) at each layer's best α, mean over these layers"},
     measure_search, {name: name for name in ("attention.query", "attention.output", "mlp.up", "mlp.down")},
-    {"bits": 3, "group_size": 32, "calibration": 32}, {"calibration": 4, "seeds": (0,)})
+    {"bits": 3, "group_size": 32, "calibration": 32}, {"calibration": 4, "seeds": (0,)}, seeds=PARTS)

@@ -45,7 +45,7 @@ BEST = {
         "loftq: LoftQ, NF4": 0.0056,
         "loftq: QLoRA, 4 bits": 0.0044,
         "loftq: LoftQ, 4 bits": 0.0056,
-        "loftq: QLoRA, 3 bits": 0.008,
+        "qlora: int3": 0.008,
         "loftq: LoftQ, 3 bits": 0.0055,
         "loftq: LoftQ, 2 bits": 0.0055,
         "prompts: ptuning_v2 base": 0.18,

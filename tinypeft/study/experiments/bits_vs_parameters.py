@@ -1,34 +1,45 @@
-"""More parameters at fewer bits, or fewer at more (Dettmers & Zettlemoyer, arXiv 2212.09720, who find 4 bits best)?
+"""More parameters at fewer bits, or fewer at more (Dettmers & Zettlemoyer, arXiv 2212.09720, who find 4 bits best)? And does
+rounding cost more if a base was trained for longer (2411.17691)?
 
-Three bases were trained on the same text; their matrices are quantized by GPTQ in groups of 32. Embeddings and norms stay in
-16 bits and count. Small models hold much of their weight there, so the matrices are also counted alone.
+Bases of three sizes were trained on the same text; their matrices are quantized by GPTQ in groups of 32. Embeddings and norms
+stay in 16 bits and count. Small models hold much of their weight there, so the matrices are also counted alone.
 """
 import copy
 import functools
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from ...models.gpt import GPT
-from ...quant import GPTQ, QuantizedLinear, bits_per_weight, quantize
-from ..bases import SIZES, small_base
+from ...pretrained.make import RECIPE, drawn_name, pretrain_size
+from ...quant import GPTQ, QuantizedLinear, Uniform, bits_per_weight, quantize
+from ..bases import DRAWS, SIZES, draws_of, read_base, small_base
 from ..experiment import Experiment
-from ..quantized import draw, logits_of, mean_loss
+from ..quantized import PARTS, Sample, logits_of, mean_loss
+from ..quantized import draw as draw_text
 
-of_size = functools.cache(small_base)
+of_name = functools.cache(small_base)
 
 
 @dataclass(frozen=True)
 class Model:
-    """size: a name in `bases.SIZES`. bits: per weight of its matrices; 16 means that they are not quantized."""
-    size: str
+    """base: a name that `small_base` reads. bits: per weight of its matrices; 16 means that they are not quantized."""
+    base: str
     bits: int
 
 
 def measure(which: Model, seed: int, settings: dict) -> dict:
-    sample, model = draw(seed, settings["calibration"], settings["test"]), copy.deepcopy(of_size(which.size))
+    sample, model = draw_text(seed, settings["calibration"], settings["test"]), copy.deepcopy(of_name(which.base))
     n = model.n_parameters()
     if which.bits < 16: quantize(model, GPTQ(which.bits, settings["group_size"]), sample.calibration, progress=False)
-    return {"loss": mean_loss([logits_of(model, x) for x, _ in sample.windows], sample.windows), "parameters": n,
-            **nbytes(model)}
+    return {"loss": loss_on(model, sample), "parameters": n, **nbytes(model)}
+
+
+def loss_on(model: GPT, sample: Sample) -> float:
+    """Nats/token on the sample's test windows."""
+    return mean_loss([logits_of(model, x) for x, _ in sample.windows], sample.windows)
 
 
 def nbytes(model: GPT) -> dict:
@@ -41,11 +52,44 @@ def nbytes(model: GPT) -> dict:
 
 
 BITS_VS_PARAMETERS = Experiment(
-    "bits_vs_parameters", "Three bases of 66 thousand to 1.2 million parameters, trained on the same text, at 16, 8, 4, 3 and "
-    "2 bits (GPTQ, groups of 32), on held-out text of that kind; a seed draws the calibration and the test windows.",
+    "bits_vs_parameters", "Bases of 66 thousand to 1.2 million parameters, trained on the same text, each size drawn three "
+    "times, at 16, 8, 4, 3 and 2 bits (GPTQ, groups of 32), on held-out text of that kind; a seed draws the calibration and "
+    "the test windows.",
     {"loss": "nats/token", "parameters": "parameters of the base", "bytes": "bytes of all, embeddings in 16 bits",
      "matrices": "bytes of the blocks' matrices", "bits": "bits per weight of these"},
-    measure, {f"{size}, {bits} bits": Model(size, bits) for size in SIZES for bits in (16, 8, 4, 3, 2)},
+    measure, {f"{base}, {bits} bits": Model(base, bits)
+              for size in SIZES for base in draws_of(size) for bits in (16, 8, 4, 3, 2)},
     {"group_size": 32, "calibration": 32, "test": 64},
-    {"calibration": 8, "test": 16, "conditions": ("base, 16 bits", "base, 2 bits"), "seeds": (0,)},
-    seeds=tuple(range(8)))
+    {"calibration": 8, "test": 16, "conditions": ("base, 16 bits", "base, 2 bits"), "seeds": (0,)}, seeds=PARTS)
+
+
+def measure_trained_for(size: str, draw: int, settings: dict) -> dict:
+    """Lists over the lengths of training. draw: the seed of the pretraining. Each length has a schedule of its own."""
+    found = {"loss": [], "excess": []}
+    for steps in settings["pretrained_for"]:
+        model, costs = trained_for(size, draw, steps), []
+        for seed in settings["parts"]:
+            sample, rounded = draw_text(seed, settings["calibration"], settings["test"]), copy.deepcopy(model)
+            quantize(rounded, Uniform(settings["bits"], False, "group", settings["group_size"]), progress=False)
+            costs.append([loss_on(m, sample) for m in (model, rounded)])
+        before, after = np.mean(costs, 0)
+        found["loss"].append(before)
+        found["excess"].append(after - before)
+    return found
+
+
+def trained_for(size: str, draw: int, steps: int) -> GPT:
+    """A base of a size, pretrained for some steps; the whole length is that of `small_base`."""
+    if steps == RECIPE["steps"]: return small_base(draws_of(size)[draw])
+    with tempfile.TemporaryDirectory() as folder:
+        pretrain_size(size, folder, RECIPE | {"steps": steps, "seed": draw}, progress=False)
+        return read_base(Path(folder) / f"{drawn_name(size, draw)}.safetensors")
+
+
+PRETRAINED_FOR = Experiment(
+    "pretrained_for", "Two sizes of bases, each drawn three times (the seed), pretrained for 2,000 or 16,000 steps, and "
+    "rounded to nearest at 3 bits in groups of 32; on eight parts of held-out text of that kind.",
+    {"loss": "nats/token as it is, one per length of the pretraining", "excess": "nats/token that rounding adds, the same"},
+    measure_trained_for, {"small": "small", "medium": "medium"},
+    {"pretrained_for": [2000, 16000], "bits": 3, "group_size": 32, "calibration": 1, "test": 64, "parts": list(PARTS)},
+    {"pretrained_for": [2, 16000], "parts": [20], "test": 16, "seeds": (0,), "conditions": ("small",)}, seeds=DRAWS["small"])

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...quant import NF4, bits_per_weight
 from ..experiment import Experiment
-from ..quantized import costs, draw, rounded
+from ..quantized import PARTS, costs, draw, rounded
 from .formats import rmse
 
 
@@ -37,4 +37,4 @@ DOUBLE_QUANTIZATION = Experiment(
      "error": "relative error of the logits, of the base"},
     measure, {"one": NF4(), "double": NF4(double_quant=True)},
     {"side": 1024, "sigmas": [0, 0.25, 0.5, 1, 1.5, 2], "test": 64}, {"side": 256, "test": 16, "seeds": (0, 1)},
-    seeds=tuple(range(8)))
+    seeds=PARTS)

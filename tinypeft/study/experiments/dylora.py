@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..experiment import Experiment
-from ..tuning import Arm, test_loss, tested
+from ..tuning import SEEDS, Arm, test_loss, tested
 from .arms import tuned
 
 RANKS = 1, 2, 4, 8, 16
@@ -30,8 +30,9 @@ def measure(at: AtRanks, seed: int, settings: dict) -> dict:
             if svd: layer.B.data, layer.A.data, layer.scale = U[:, :b] * S[:b], Vt[:b], 1.0
             else:   layer.B.data, layer.A.data, layer.scale = B[:, :b], A[:b], scale * rescale
         return model
-    return metrics | over_ranks(lambda b: tested(cut(b))) | {"loss_rescaled": [test_loss(cut(b, R / b)) for b in RANKS],
-                                                             "loss_svd": [test_loss(cut(b, svd=True)) for b in RANKS]}
+    return metrics | over_ranks(lambda b: tested(cut(b))) | (
+        over_ranks(lambda b: tested(cut(b, svd=True), "loss_svd"))) | {
+            "loss_rescaled": [test_loss(cut(b, R / b)) for b in RANKS]}
 
 
 def over_ranks(tested_at: Callable[[int], dict]) -> dict:
@@ -45,9 +46,10 @@ DYLORA = Experiment(
     "LoRA or three times as long, and LoRA of rank 16 cut after training, each at its best learning rate (experiment `rates`); "
     "one LoRA for each rank is experiment `rank`.",
     {"loss": "nats/token, domain test, one per rank; LoRA cut to its first b rows and columns, scale α/16",
-     "loss_windows": "the same, one per rank and window of the test text",
-     "loss_rescaled": "the same with scale α/b", "loss_svd": "the same, cut to the b largest singular values",
+     "loss_documents": "nats, one sum per rank and document of the test text",
+     "loss_rescaled": "loss with scale α/b", "loss_svd": "loss, cut to the b largest singular values",
+     "loss_svd_documents": "the same by document",
      "steps": "training steps", "seconds": "seconds in training steps"},
     measure, {label: AtRanks(arm, cut=label.endswith("cut")) for label, arm in tuned("dylora").items()},
     {"steps": 150, "batch_size": 4}, {"steps": 5, "seeds": (0,), "conditions": ("DyLoRA", "LoRA r=16, cut")},
-    seeds=tuple(range(8)))
+    seeds=SEEDS)

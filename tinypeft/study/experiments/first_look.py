@@ -4,7 +4,7 @@ The rows on schemes are those of experiment `schemes`; "float32, trained as long
 """
 from ...peft import LinearProbe
 from ..experiment import Experiment
-from ..tuning import WINDOWS, Arm, pretrained, tested
+from ..tuning import DOCUMENTS, EIGHT, Arm, domain, pretrained, tested
 from .arms import tuned
 
 COMPARED = {"frozen": Arm(LinearProbe()), **tuned("first_look")}
@@ -12,15 +12,15 @@ COMPARED = {"frozen": Arm(LinearProbe()), **tuned("first_look")}
 
 def measure(arm: Arm, seed: int, settings: dict) -> dict:
     """A linear probe changes nothing of the model: on domain it is the frozen base."""
-    if isinstance(arm.method, LinearProbe): return tested(pretrained()) | {"trained": 0, "share": 0.0}
+    if isinstance(arm.method, LinearProbe): return tested(pretrained(), task=domain()) | {"trained": 0, "share": 0.0}
     model, _ = arm.train(seed, settings)
     counts = model.summary()
-    return tested(model) | {"trained": counts.trained, "share": counts.share}
+    return tested(model, task=domain()) | {"trained": counts.trained, "share": counts.share}
 
 
 FIRST_LOOK = Experiment(
     "first_look", "The frozen base, full fine-tuning, LoRA with r = 4 on all matrices, the same on a base in NF4 (QLoRA), "
     "adapters and a prompt after 60 steps on domain, each at its best learning rate for 60 steps (experiment `rates`).",
-    WINDOWS | {"trained": "trained parameters", "share": "trained parameters over all"},
+    DOCUMENTS | {"trained": "trained parameters", "share": "trained parameters over all"},
     measure, COMPARED, {"steps": 150, "batch_size": 4},
-    {"steps": 5, "seeds": (0, 1), "conditions": ("frozen", "full", "qlora_all")}, seeds=tuple(range(8)))
+    {"steps": 5, "seeds": (0, 1), "conditions": ("frozen", "full", "qlora_all")}, seeds=EIGHT)

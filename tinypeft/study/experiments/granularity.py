@@ -1,7 +1,7 @@
 """What shares a scale: the finer, the smaller the error, and the more bits the scales take."""
 from ...quant import Uniform, bits_per_weight, weight_error
 from ..experiment import Experiment
-from ..quantized import base_model, costs, draw, rounded
+from ..quantized import PARTS, base_model, costs, draw, rounded
 
 SHARED = {"tensor": ("tensor", None), "channel": ("channel", None),
           **{f"group {g}": ("group", g) for g in (128, 64, 32, 16, 8)}}
@@ -19,4 +19,4 @@ GRANULARITY = Experiment(
     {"bits": "bits per weight, scales and zero points included", "weight_error": "relative Frobenius norm",
      "excess": "nats/token over float32", "error": "relative error of the logits"},
     measure, {f"{bits} bits, {name}": Uniform(bits, False, *shared, scale_dtype="float16")
-              for bits in (4, 3) for name, shared in SHARED.items()}, {"test": 64}, {"test": 16, "seeds": (0,)})
+              for bits in (4, 3) for name, shared in SHARED.items()}, {"test": 64}, {"test": 16, "seeds": (0,)}, seeds=PARTS)

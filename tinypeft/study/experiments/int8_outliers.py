@@ -12,7 +12,7 @@ from ...models.gpt import GPT
 from ...quant import W8A8, FakeQuantLinear, LLMInt8, Scheme, Uniform, plant_outliers
 from ...quant.rounding import MinMax
 from ..experiment import Experiment
-from ..quantized import costs, draw, rounded
+from ..quantized import PARTS, costs, draw, rounded
 from ..tuning import pretrained
 
 
@@ -50,7 +50,7 @@ INT8_OUTLIERS = Experiment(
     measure, {"absmax": W8A8("tensor", "tensor"), "zero-point": ZeroPoint(), "row-wise": W8A8("tensor", "token"),
               "vector-wise": W8A8("channel", "token"), "LLM.int8()": LLMInt8()},
     SETTINGS | {"factors": [1, 4, 8, 16, 32, 64, 128]}, {"factors": [1, 64], "calibration": 4, "test": 16},
-    seeds=tuple(range(8)))
+    seeds=PARTS)
 
 
 def measure_threshold(outliers: bool, seed: int, settings: dict) -> dict:
@@ -72,7 +72,7 @@ INT8_THRESHOLD = Experiment(
      "columns": "share of the columns that stay in float16, one per threshold"},
     measure_threshold, {"as it is": False, "planted": True},
     SETTINGS | {"factor": 64, "thresholds": [1, 2, 3, 4.5, 6, 9, 12, 24, 48, 96, 192, 1000]},
-    {"thresholds": [6, 1000], "calibration": 4, "test": 16})
+    {"thresholds": [6, 1000], "calibration": 4, "test": 16}, seeds=PARTS)
 
 
 def measure_activations(outliers: bool, seed: int, settings: dict) -> dict:

@@ -1,9 +1,11 @@
 """Every method on two tasks, at its best learning rate on each: quality, forgetting, and cost."""
+import numpy as np
+
 from ...peft import LinearProbe
-from ..bases import base_text
+from ..bases import kept_text
 from ..compared import traced_peak
 from ..experiment import Experiment, Results
-from ..tuning import WINDOWS, OnBoth, domain, pretrained, test_loss, tested
+from ..tuning import DOCUMENTS, SEEDS, OnBoth, domain, pretrained, tested
 from .adapters import accuracy, on_both
 
 COMPARED = {"frozen": OnBoth(LinearProbe()), **on_both("methods")}
@@ -13,16 +15,17 @@ def measure(arm: OnBoth, seed: int, settings: dict) -> dict:
     """A linear probe changes nothing of the model, so that on domain it is the frozen base."""
     metrics, history = accuracy(arm, seed, settings)
     metrics["classify_curve"] = curve(history)
-    kept = base_text(("test",), 128, 8)
-    before = test_loss(pretrained(), kept)
+    before = tested(pretrained(), "forgetting", kept_text())
     if isinstance(arm.method, LinearProbe):
-        return metrics | tested(pretrained()) | {"base_loss": before, "forgetting": 0.0, "trained": 0,
-                                                 "stored": 0, "share": 0.0}
+        nothing = {"forgetting": 0.0, "forgetting_documents": [0.0] * len(before["forgetting_documents"])}
+        return metrics | tested(pretrained()) | nothing | {"base_loss": before["forgetting"], "trained": 0, "stored": 0,
+                                                           "share": 0.0}
     peak = traced_peak(arm.start(seed), domain(), settings["batch_size"])
     tuned, history = arm.train(seed, settings)
-    counts, after = tuned.summary(), test_loss(tuned, kept)
+    counts, after = tuned.summary(), tested(tuned, "forgetting", kept_text())
+    forgotten = {name: np.round(np.subtract(after[name], before[name]), 6) for name in after}
     return metrics | tested(tuned) | {
-        "base_loss": after, "forgetting": after - before, "trained": counts.trained, "stored": counts.stored,
+        **forgotten, "base_loss": after["forgetting"], "trained": counts.trained, "stored": counts.stored,
         "share": counts.share, "peak_bytes": peak, "seconds_per_step": history.seconds / settings["steps"],
         "curve": curve(history)}
 
@@ -35,16 +38,18 @@ def curve(history) -> list[float]:
 EVERY_METHOD = Experiment(
     "methods", "Every method on domain and on classify, at its best learning rate on each (experiments `rates`, "
     "`classify_rates`); also what it forgets and what it costs.",
-    WINDOWS | {"curve": "nats/token, domain training loss per step", "trained": "trained parameters",
+    DOCUMENTS | {"curve": "nats/token, domain training loss per step", "trained": "trained parameters",
                "stored": "stored parameters", "share": "trained parameters over all",
                "peak_bytes": "bytes that a training step allocates beyond the model",
                "seconds_per_step": "seconds of a clock, on a machine busy with other work: not to be compared",
                "base_loss": "nats/token on test text of the base's own kind, after training on domain",
                "forgetting": "nats/token, base_loss minus the same before training",
+               "forgetting_documents": "nats, one sum per document of that text",
                "accuracy": "share of classify's test set that is classified correctly",
+               "accuracy_documents": "1 or 0 for every sentence of that set",
                "classify_curve": "nats, classify training loss per step"},
     measure, COMPARED, {"steps": 150, "batch_size": 4, "classify_steps": 200},
-    {"steps": 10, "classify_steps": 5, "seeds": (0, 1), "conditions": ("frozen", "full", "lora")}, seeds=tuple(range(8)))
+    {"steps": 10, "classify_steps": 5, "seeds": (0, 1), "conditions": ("frozen", "full", "lora")}, seeds=SEEDS)
 
 
 def table(results: Results) -> str:

@@ -1,6 +1,6 @@
 """Does LoRA need its rank? The loss over r, and what the scale does at the extremes (arXiv 2106.09685, table 6; 2312.03732)."""
 from ..experiment import Experiment
-from ..tuning import WINDOWS, Arm, tested
+from ..tuning import DOCUMENTS, SEEDS, Arm, tested
 from .arms import tuned
 
 
@@ -11,11 +11,11 @@ def measure(arm: Arm, seed: int, settings: dict) -> dict:
                             "seconds": history.seconds}
 
 
-METRICS = WINDOWS | {"trained": "trained parameters", "stored": "stored parameters",
+METRICS = DOCUMENTS | {"trained": "trained parameters", "stored": "stored parameters",
                      "seconds": "seconds in training steps"}
 
 RANK = Experiment(
     "rank", "LoRA on query and value at rank r, scale α/r (α = 16) or, with /sqrt, α/√r (α = 16/√8, equal at r = 8), each at "
     "its best learning rate (experiment `rates`).",
     METRICS, measure, tuned("rank"), {"steps": 150, "batch_size": 4},
-    {"steps": 5, "seeds": (0, 1), "conditions": ("1", "8")}, seeds=tuple(range(8)))
+    {"steps": 5, "seeds": (0, 1), "conditions": ("1", "8")}, seeds=SEEDS)

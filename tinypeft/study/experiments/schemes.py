@@ -2,7 +2,7 @@
 from ...quant import Scheme, bits_per_weight, weight_error
 from ..compared import COMPARED_SCHEMES
 from ..experiment import Experiment
-from ..quantized import base_model, costs, draw, rounded
+from ..quantized import PARTS, base_model, costs, draw, rounded
 from .qat import SETTINGS, Trained, at_best, trained
 
 
@@ -23,4 +23,4 @@ SCHEMES_OVER_SEEDS = Experiment(
      "excess": "nats/token over float32", "error": "relative error of the logits"},
     measure, {label: at_best(label) if scheme.trains else scheme for label, scheme in COMPARED_SCHEMES.items()}, SETTINGS,
     {"calibration": 8, "test": 16, "steps": 2, "rows": 4, "conditions": ("NF4", "PEQA 3 bit *"), "seeds": (0,)},
-    seeds=tuple(range(8)))
+    seeds=PARTS)

@@ -9,7 +9,7 @@ import numpy as np
 from ...quant import W8A8, SmoothQuant, capture
 from ...quant.folding import followers
 from ..experiment import Experiment
-from ..quantized import costs, draw, rounded
+from ..quantized import PARTS, costs, draw, rounded
 from .int8_outliers import planted
 
 
@@ -34,7 +34,7 @@ SMOOTHQUANT = Experiment(
      **{f"error_{name}": "relative error of the logits, without smoothing" for name in ("as_it_is", "planted")}},
     measure, {name: name for name in ("token", "tensor", "static")},
     {"channels": 3, "factor": 64, "alphas": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1], "calibration": 16, "test": 64},
-    {"alphas": [0, 0.5, 1], "calibration": 4, "test": 16}, seeds=tuple(range(8)))
+    {"alphas": [0, 0.5, 1], "calibration": 4, "test": 16}, seeds=PARTS)
 
 
 def measure_maxima(smoothed: bool, seed: int, settings: dict) -> dict:

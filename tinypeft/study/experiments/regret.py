@@ -1,0 +1,62 @@
+"""What is said of LoRA's learning rate, of where to put it, of batches and of capacity ("LoRA Without Regret", Schulman et al.,
+Thinking Machines Lab, 2025), on the base.
+
+The best rate is estimated by a parabola in log(rate) through the three points around the least loss, with seeds that choose
+nothing else.
+"""
+from dataclasses import replace
+
+import numpy as np
+
+from ..experiment import Experiment
+from ..tuning import SEEDS, Arm, test_loss
+from .arms import tuned
+from .rank import METRICS, measure
+from .rates import FACTOR, attempt
+
+
+def measure_rate(arm: Arm, seed: int, settings: dict) -> dict:
+    """The loss at five rates around the arm's, and the logarithm (base 10) of the rate where a parabola has its least loss."""
+    rates = [float(f"{arm.lr * FACTOR ** k:.3g}") for k in settings["steps_of_rate"]]
+    loss = [attempt(lambda rate, s: test_loss(replace(arm, lr=rate).train(s, settings)[0], split="validation"), rate, seed)
+            for rate in rates]
+    return {"rate": rates, "loss": loss, "log_best": least(np.log10(rates), np.array(loss))}
+
+
+def least(x: np.ndarray, y: np.ndarray) -> float:
+    """Where the parabola through the least of the points (x, y) and its two neighbours is least. x are equally far apart.
+    An end is not taken for the least."""
+    i = int(np.clip(np.argmin(y), 1, len(y) - 2))
+    left, middle, right = y[i - 1:i + 2]
+    return float(x[i] + (x[1] - x[0]) / 2 * (left - right) / (left - 2 * middle + right))
+
+
+OF_RATES = {"full, 60 steps": tuned("first_look")["full"], "LoRA, 60 steps": tuned("first_look")["lora_all"],
+            "full, 150 steps": tuned("methods")["full"], "LoRA, 150 steps": tuned("methods")["lora_all"],
+            **{f"{name}, {size}": arm for size in ("small", "medium") for name, arm in
+               (("full", tuned("prompts")[f"full {size}"]), ("LoRA", tuned("sizes")[f"lora_all {size}"]))},
+            **{f"r = {r}": tuned("rank")[str(r)] for r in (1, 8, 64)}}
+BEST_RATES = Experiment(
+    "best_rates", "Full fine-tuning and LoRA on domain at five rates, each 1.8 times the one before, and the best rate by a "
+    "parabola: after 60 and 150 steps, on smaller bases, and at ranks 1, 8 and 64 of query and value with the scale α/r.",
+    {"rate": "the learning rates, ascending", "loss": "nats/token, domain validation, one per rate",
+     "log_best": "logarithm (base 10) of the best rate"},
+    measure_rate, OF_RATES, {"steps": 150, "batch_size": 4, "steps_of_rate": [-2, -1, 0, 1, 2]},
+    {"steps": 2, "steps_of_rate": [-1, 0, 1], "seeds": (0,), "conditions": ("full, small", "LoRA, small")},
+    seeds=(102, 103, 104, 105))
+
+BATCHES = Experiment(
+    "batches", "Full fine-tuning and LoRA with r = 4 on all matrices on domain, 600 rows of 128 tokens read in batches of 4 or "
+    "64, each at its best learning rate (experiment `rates`).",
+    METRICS, measure, tuned("batches"), {"steps": 150, "batch_size": 4},
+    {"steps": 16, "seeds": (0,), "conditions": ("full, 64 rows",)}, seeds=SEEDS)
+CAPACITY = Experiment(
+    "capacity", "Full fine-tuning and LoRA with r = 1 on all matrices after 150 steps of 4 × 128 tokens, drawn from the first "
+    "16,384, 65,536 or 262,144 tokens of domain's training text, each at its best learning rate (experiment `rates`).",
+    METRICS, measure, tuned("capacity"), {"steps": 150, "batch_size": 4},
+    {"steps": 2, "seeds": (0,), "conditions": ("r = 1, 16,384 tokens",)}, seeds=SEEDS)
+ROUNDING_RANK = Experiment(
+    "rounding_rank", "LoRA of rank 2 and 32 on all layers of bases of 16, 3 and 2 bits (round to nearest in groups of 32), "
+    "each at its best learning rate (experiment `rates`).",
+    METRICS, measure, tuned("rounding_rank"), {"steps": 150, "batch_size": 4},
+    {"steps": 2, "seeds": (0,), "conditions": ("2 bits, r = 2",)}, seeds=SEEDS)
