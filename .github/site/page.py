@@ -137,7 +137,8 @@ def how_to_read(judgements):
     distinct = [word[0].upper() + word[1:] for word in dict.fromkeys(j.verdict for j in judgements)]
     meanings = "\n".join(f"* {link(word)}: {entries()[word]}" for word in distinct if word in entries())
     return (f"Unit: {link('Nats', 'nats/token')} unless another stands beside the number. Sign: plus supports the claim, "
-            "whether it says *less* or *more*; a share of the gain supports *as good as* above 90 %. "
+            "whether it says *less* or *more*; a share of the gain supports *as good as* above 90 %, and *within δ* an effect "
+            "between −δ and δ. "
             f"± is half of the 95 % {link('Confidence interval')}. {link('Delta (δ)', 'δ')} is the difference that matters. "
             f"<a href='figures/README.md#rule'>The rule</a> makes these verdicts:\n\n{meanings}")
 

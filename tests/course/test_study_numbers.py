@@ -40,7 +40,7 @@ def pm(*values, form=".3f"): return f"{np.mean(values):{form}} ± {half_width(va
     ("{study rank: a - b, wide, loss}", "+" + pm(1.0, 1.1)), ("{study rank: b, wide - a, loss}", "−1.050 ± 0.635"),
     ("{study rank: b, wide - a, loss, mean, as %}", "−105 points"),
     ("{study rank: a - b, loss}", "7.250"), ("{study rank: a - b - a, loss, mean}", "+5.250"),
-    ("{study rank: c - a, loss}", "+1"), ("{study rank: a, list[0]}", "2 ± 13"), ("{study rank: a, list[-1], mean}", "5"),
+    ("{study rank: c - a, loss}", "+1.000"), ("{study rank: a, list[0]}", "2 ± 13"), ("{study rank: a, list[-1], mean}", "5"),
     ("{study rank: a, loss, of full over frozen}", "50 %"), ("{study rank: a, loss, of b, wide over c, as .1%}", "50.0 %"),
     ("{study rank: a, loss, of full over frozen, mean}", "50 %"),
     ("It is {study\nrank: a,\nloss, mean}, $x$.", "It is 2.100, $x$."),
@@ -63,7 +63,7 @@ def test_what_stands_for_what(planted, text, expected):
     ("{study rank: a, loss, as y}", "Unknown format code 'y'"), ("{study qlora: NF4, after}", "--rerun` measures it"),
     ("{claim There is no such claim}", "no claims of the study begin so; there are\n  LoRA is as good"),
     ("{claim L}", r"\d+ claims of the study begin so; there are\n  L"),
-    ("{picture none}", "there is no picture 'none'; there are pareto")])
+    ("{picture none}", "there is no picture 'none'; there are forest")])
 def test_what_does_not_exist_is_told_with_lesson_and_line(planted, text, says):
     with pytest.raises(ValueError, match=says) as e: filled(f"One.\nTwo: {text}", "07_lora.py", 5)
     assert str(e.value).startswith("07_lora.py, line 6: " + text.replace("\n", " ")[:12])
@@ -73,8 +73,8 @@ def test_a_claim_has_its_numbers_and_its_verdict():
     judged = tables.judged(RESULTS, claims.ALL_CLAIMS)[0]
     start = " ".join(judged.claim.text.split()[:6])
     text = filled(f"{{claim {start}}}", "x.py")
-    assert text.startswith(f"The study, on the claim *{judged.claim.text}*: {judged.finding.measured}. ")
-    assert text.endswith(f"Verdict: {judged.verdict}.")
+    assert text.startswith(f"The study, on the claim *{judged.claim.text}*: **{judged.verdict}**. In favour of the claim ")
+    assert text.endswith(f"Measured: {judged.finding.measured}.")
 
 
 def test_numbers_follow_the_results(planted):

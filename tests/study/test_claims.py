@@ -153,9 +153,10 @@ def test_the_tables(folder):
     page, more = tables.table(folder, claims), tables.details(folder, claims)
     assert page.startswith("2 claims: 1 reproduced; 1 not measured; 1 more hold by construction.\n")
     paper = "[2106.09685](https://arxiv.org/abs/2106.09685)"
-    assert f"| One of there | {paper}: 70.1 | b: +0.050 ± 0.009 | **reproduced** | Because. |" in page.splitlines()
+    measured = "b: +0.050 ± 0.009 | 0.02 nats/token | **reproduced** | Because. |"
+    assert f"| One of there | {paper}: 70.1 | {measured}" in page.splitlines()
     gone = "not measured: `python -m tinypeft figures gone --rerun`"
-    assert f"| One of gone | the study's own, on {paper}: 70.1 | {gone} | not measured |  |" in page
+    assert f"| One of gone | the study's own, on {paper}: 70.1 | {gone} | 0.02 nats/token | not measured |  |" in page
     assert f"| One of there | {paper}: 70.1 | a 1.000, b 1.050 | It must. |" in page
     row = "| One of there | b minus a | better, 0.02 nats/token | b is ahead | a 1.000, b 1.050 | "
     assert f"{row}{tables.judged(folder, claims)[0].p:.2g} |" in more
@@ -164,7 +165,8 @@ def test_the_tables(folder):
 
 def test_a_claim_in_words(folder):
     there, gone, must = tables.judged(folder, (small(), small("gone"), small(by_construction="It must.")))
-    assert tables.in_words(there) == "a 1.000, b 1.050. In favour of the claim: b: +0.050 ± 0.009. Verdict: reproduced"
+    assert tables.in_words(there) == ("**reproduced**. In favour of the claim +0.050 ± 0.009 (b); δ is 0.02 nats/token. "
+                                      "Measured: a 1.000, b 1.050")
     assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
     assert tables.in_words(must) == "a 1.000, b 1.050. It holds by construction"
 
@@ -206,7 +208,7 @@ def test_only_verdicts_that_were_reached_are_explained(stored):
 def test_the_tables_have_a_row_for_every_claim(stored):
     page = tables.table(RESULTS, ALL_CLAIMS)
     for claim in ALL_CLAIMS: assert f"| {claim.text} |" in page
-    assert all(line.count("|") in (5, 6) for line in page.splitlines() if line.startswith("|"))
+    assert all(line.count("|") in (5, 7) for line in page.splitlines() if line.startswith("|"))
     assert tables.count(stored) in page
 def numbers(metrics):
     flat = []

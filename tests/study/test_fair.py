@@ -1,11 +1,14 @@
 """Pictures at equal terms: legible, described, and each sentence follows the numbers, whatever they are."""
 import json
+import re
 
 import numpy as np
 import pytest
 
 from tests.legible import faults
 from tinypeft.study import plot, stored
+from tinypeft.study.bases import DRAWS, draws_of
+from tinypeft.study.effects import components, effect, half_of
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.pictures import PICTURES, fair
 
@@ -41,29 +44,20 @@ class Made:
         self.write("frontier", runs | of)
 
     def sizes(self, prompt=(0.5, 0.3, 0.1)):
-        share = {"full": (1, 1, 1), "lora_all": (0.34, 0.6, 0.73), "adapter": (0.5, 0.5, 0.5), "prompt": prompt}
+        share = {"lora_all": (0.34, 0.6, 0.73), "r = 4": (0.4, 0.6, 0.7), "adapter": (0.5, 0.5, 0.5), "prompt": prompt}
         n = {"small": 66_432, "medium": 232_000, "base": 1_155_456}
-        self.write("sizes", {f"{m} {b}": {"gain": 0.4 * s, "parameters": n[b], "share_trained": 0.05}
-                             for m, by_base in share.items() for b, s in zip(n, by_base, strict=True)})
+        over = lambda of: {f"{m} {b}": {"gain": 0.4 * s, "parameters": n[size], "share_trained": 0.05}
+                           for m, by_size in of.items() for size, s in zip(n, by_size, strict=True) for b in draws_of(size)}
+        self.write("sizes", over(share))
+        self.write("prompts", over({"full": (1, 1, 1)}))
 
     def lengths(self, closes=False):
         share = {60: 0.7, 150: 0.72, 600: 0.72, 1500: 0.95 if closes else 0.71}
         gain = {60: 0.35, 150: 0.57, 600: 0.9, 1500: 1.05}
         at = lambda m, s: {"loss": FROZEN - gain[s] * (1 if m == "full" else share[s] * (0.95 if m == "adapter" else 1))}
-        self.write("first_look", {"frozen": {"loss": FROZEN}, **{m: at(m, 60) for m in ("full", "lora_all")}})
         self.write("methods", {"frozen": {"loss": FROZEN}, **{m: at(m, 150) for m in ("full", "lora_all")}})
         self.write("adapters", {"sequential 16": at("adapter", 150)})
         self.write("lengths", {f"{m} {s}": at(m, s) for s in (600, 1500) for m in ("full", "lora_all", "adapter")}, seeds=3)
-
-    def rates(self):
-        runs = {}
-        for i, name in enumerate(EXPERIMENTS["methods"].conditions):
-            rate = 1e-3 * (1 + i) * 1.8 ** np.arange(-2, 3)
-            loss = 2.5 + (0.01 + 0.004 * i) * np.arange(-2, 3) ** 2
-            if name == "full": loss[-1] = np.inf
-            runs[name] = {"rate": rate, "by_seed": [[x, x] for x in loss], "loss": loss}
-        runs.pop("frozen", None)
-        self.write("rates", runs, seeds=1)
 
     def methods(self):
         runs = {"frozen": {"loss": FROZEN}}
@@ -112,32 +106,54 @@ def test_forgotten_at_equal_learning_lies_between_two_rates():
     assert np.isnan(fair.forgotten_at(curve, 0.05)) and np.isnan(fair.forgotten_at(curve, 0.5))
 
 
-def test_sizes_names_a_trend_only_where_it_is_measured(made):
+def test_sizes_shows_every_base(made):
     made.sizes()
-    sentence = drawn(made, "sizes").sentence
-    assert "66,432 and of 1,155,456 parameters" in sentence and sentence.count("it rises") == 1
-    assert "(no measurable trend)" in sentence and "(it falls)" in sentence
+    drawing = drawn(made, "sizes")
+    assert "66,432 and of 1,155,456 parameters" in drawing.sentence and "LoRA, r = 4 everywhere 41%" in drawing.sentence
+    assert f"{len(DRAWS['small'])} of 66,432" in drawing.detail and "66,432 parameters 52% / 50% / 48%" in drawing.alt
 
 
 def test_lengths_says_whether_the_gap_closes(made):
     made.lengths()
     drawing = drawn(made, "lengths")
-    assert drawing.sentence.startswith("Longer training does not close the gap") and "1,500 steps" in drawing.alt
+    assert "gap to full fine-tuning does not close with longer training" in drawing.sentence and "1,500 steps" in drawing.alt
     made.lengths(closes=True)
-    assert drawn(made, "lengths").sentence.startswith("The gap to full fine-tuning closes")
+    assert drawn(made, "lengths").sentence.startswith("The gap to full fine-tuning closes with longer training")
 
 
-def test_rates_shows_how_wide_the_good_region_is(made):
-    made.rates()
-    sentence = drawn(made, "rates").sentence             # it ends where a training diverges: at 1.8 × the best rate
-    assert f"a factor of 1.5 for LoRA on all, and of {1.8 ** (1 + 8 / 7):.1f} for full" in sentence
+def test_the_cheapest_within_delta_is_named(made):
+    loss, memory = {"a": 2.50, "b": 2.51, "c": 2.6}, {"a": 9, "b": 5, "c": 1}
+    assert fair.cheapest(["a", "b", "c"], loss, memory) == "b" and fair.cheapest(["a", "c"], loss, memory) == "a"
 
 
-@pytest.mark.parametrize("above, factor, is_open", [
-    ([0.04, 0.0, 0.04], 2.0, False), ([0.01, 0.0, 0.04], 2 * 2 ** 0.5, True), ([np.inf, 0.0, np.inf], 1.0, False)])
-def test_the_width_of_the_good_region(above, factor, is_open):
-    width, opened = fair.good_width(np.array([1.0, 2.0, 4.0]), np.array(above))
-    assert width == pytest.approx(factor) and opened == is_open
+def test_the_best_rates_are_told(made):
+    runs = {f"{name}, {w}": {"log_best": x} for w in ("60 steps", "150 steps", "small", "medium")
+            for name, x in (("full", -3), ("LoRA", -2.1))} | {f"r = {r}": {"log_best": -2} for r in (1, 8, 64)}
+    made.write("best_rates", runs, seeds=4)
+    drawing = drawn(made, "best_rates")
+    assert "7.9 times (60 steps)" in drawing.sentence and "goes from 0.01 to 0.01" in drawing.sentence
+
+
+def test_half_widths_fall_with_documents_where_they_vary(made):
+    tokens = np.full(40, 100.0)
+    (made.folder / "texts.json").write_text(json.dumps({"runs": {"toy": {"0": {"tokens": tokens.tolist()}}}}), "utf-8")
+    rng, spread = np.random.default_rng(0), np.random.default_rng(1).normal(0, 0.1, 40)
+    def arm(mean, size):
+        return {str(s): {"loss": mean, "loss_documents": ((mean + size * spread + rng.normal(0, 0.02, 40)) * tokens).tolist()}
+                for s in range(4)}
+    for name, (worse, better) in {"methods": ("lora_all", "full"), "rank": ("1", "64")}.items():
+        arms = {worse: arm(2.6, 2), better: arm(2.5, 1)}
+        record = {"experiment": name, "command": "", "settings": {}, "runs": arms}
+        (made.folder / f"{name}.json").write_text(json.dumps(record), "utf-8")
+    words = drawn(made, "half_widths").sentence
+    now, more_seeds, more_text = (float(x) for x in re.findall(r"± ([0-9.]+[0-9])", words))
+    assert now / more_seeds < 1.05 and now / more_text > 1.3
+
+
+def test_half_of_the_interval_at_the_study_s_own_choice_is_the_effect_s():
+    rng = np.random.default_rng(3)
+    d = rng.normal(0, 1, (4, 30)) + rng.normal(0, 2, 30) + rng.normal(0, 1, (4, 1))
+    assert half_of(components(d, np.ones(30)), 4, 30, 4, 30) == pytest.approx(effect(d).half)
 
 
 def test_memory_counts_weights_gradients_optimizer_and_activations(made):

@@ -2,7 +2,7 @@
 
     {study rank: 8, loss}                       mean over seeds ± half of its 95 % interval
     {study rank: 8, loss, mean}                 without the interval
-    {study rank: 1 - 64, loss}                  a difference, paired over seeds, with its interval
+    {study rank: 1 - 64, loss}                  a difference, paired, with its interval
     {study rank: 1, loss, of 64 over frozen}    the share of what 64 gains over frozen, in per cent
     {study dylora: DyLoRA, loss[0]}             the first entry of a metric that is a list
     {claim A very small rank}                   numbers and verdict of the claim that begins so
@@ -10,7 +10,8 @@
 
 Behind the metric may stand `mean`; `bits`, for a loss in nats that is shown in bits; and a form,
 `as .2f`, `as %` or `as .1%`. A share names conditions of the experiment or of `methods`. What a
-placeholder names must exist, or the lesson is not built.
+placeholder names must exist, or the lesson is not built. Intervals are the study's: over seeds and
+the documents of the test text; that of a mean leaves out what all arms of its experiment share.
 """
 from __future__ import annotations
 
@@ -21,9 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..common.hints import Array
+from ..study import effects
 
 if TYPE_CHECKING:
     from ..study.experiment import Results
@@ -69,17 +68,26 @@ def number(body: str) -> str:
     match = METRIC.match(rest)
     if not match: raise ValueError("expected CONDITION, METRIC behind the experiment's name")
     condition, metric = match[1], match.group(2, 3)
+    parts = None if share else difference(condition, results.conditions)
     if share:
         ends = [(results if c in results.conditions else load(ELSEWHERE), c)
                 for c in share.group(2, 3)]
-        loss, full, frozen = paired([(results, condition), *ends], metric)
-        values = (frozen - loss) / (frozen - full)
-    elif parts := difference(condition, results.conditions):
-        a, b = paired([(results, part) for part in parts], metric)
-        values = a - b
+        arm, full, frozen = paired([(results, condition), *ends], metric)
+        e = effects.share(*effects.gains(frozen, arm, full))
+    elif parts:
+        e = effects.difference(*paired([(results, part) for part in parts], metric))
     else:
-        (values,) = paired([(results, condition)], metric)
-    return words(values, options, share=bool(share), signed=bool(not share and parts))
+        paired([(results, condition)], metric)           # says what does not exist
+        place = () if metric[1] is None else int(metric[1])
+        mean, half = (float(of(condition, metric[0])[place]) for of in (results.mean, results.interval))
+        return words(mean, half, options, whole=whole(results, [condition], metric[0]))
+    return words(e.mean, e.half, options, share=bool(share), signed=bool(parts),
+                 whole=bool(parts) and whole(results, parts, metric[0]))
+
+
+def whole(results: Results, conditions: Iterable[str], metric: str) -> bool:
+    """Are all stored numbers of a metric whole ones?"""
+    return all((v == v.round()).all() for v in (results.values(c, metric) for c in conditions))
 
 
 def load(name: str) -> Results:
@@ -97,7 +105,8 @@ def load(name: str) -> Results:
 def _loaded(file, changed):
     """Read once, and again when the file has changed."""
     from ..study.experiment import Results
-    return Results(Results.read(file.parent, file.stem))
+    from ..study.stored import texts
+    return Results(Results.read(file.parent, file.stem), texts(file.parent))
 
 
 def difference(condition: str, labels: Iterable[str]) -> tuple[str, str] | None:
@@ -109,38 +118,33 @@ def difference(condition: str, labels: Iterable[str]) -> tuple[str, str] | None:
     return next((cut for cut in cuts if labels.issuperset(cut)), None)
 
 
-def paired(of: list[tuple[Results, str]], metric: tuple[str, str | None]) -> list[Array]:
-    """The metric of each (results, condition): one number for each seed that all of them have."""
+def paired(of: list[tuple[Results, str]], metric: tuple[str, str | None]) -> list[effects.Rows]:
+    """The metric of each (results, condition), by seed and document. They must share a seed."""
     name, entry = metric
-    for results, label in of: results.values(label, name)        # KeyError names what exists
-    seeds = [s for s in of[0][0].record["runs"][of[0][1]]
-             if all(s in results.record["runs"][label] for results, label in of)]
-    if not seeds: raise ValueError("no seed was measured for all of these conditions")
-    values = [results.values(label, name, seeds) for results, label in of]
-    if entry is not None:
-        if values[0].ndim != 2 or not -len(values[0][0]) <= int(entry) < len(values[0][0]):
-            raise ValueError(f"{name} has shape {values[0].shape[1:]}, and so no entry [{entry}]")
-        values = [v[:, int(entry)] for v in values]
-    if any(v.ndim != 1 for v in values):
-        raise ValueError(f"{name} is a list of shape {values[0].shape[1:]}; write {name}[0] for "
-                         "its first entry")
-    return values
+    values = [results.values(label, name) for results, label in of]       # KeyError names what exists
+    seeds = [set(results.record["runs"][label]) for results, label in of]
+    if not set.intersection(*seeds): raise ValueError("no seed was measured for all of these conditions")
+    shape = values[0].shape[1:]
+    if entry is not None and (len(shape) != 1 or not -shape[0] <= int(entry) < shape[0]):
+        raise ValueError(f"{name} has shape {shape}, and so no entry [{entry}]")
+    if entry is None and shape:
+        raise ValueError(f"{name} is a list of shape {shape}; write {name}[0] for its first entry")
+    i = None if entry is None else int(entry)
+    return [effects.read(results, label, name, i) for results, label in of]
 
 
-def words(values: Array, options: Iterable[str], share: bool = False, signed: bool = False) -> str:
-    """"mean ± half width" of one number per seed, in the form that the options ask for."""
-    from ..study.experiment import half_width
-    whole = bool(np.all(values == np.round(values)))
-    form, interval = "%" if share else ",.0f" if whole else ".3f", True
+def words(mean: float, half: float, options: Iterable[str], share: bool = False,
+          signed: bool = False, whole: bool = False) -> str:
+    """"mean ± half width", in the form that the options ask for. whole: without decimals."""
+    form, interval, unit = "%" if share else ",.0f" if whole else ".3f", True, ""
     for option in options:
         if option == "mean": interval = False
-        elif option == "bits": values = values / math.log(2)
+        elif option == "bits": mean, half = mean / math.log(2), half / math.log(2)
         else: form = option.removeprefix("as ")
-    unit = ""
     if form.endswith("%"):
-        values, form, unit = 100 * values, (form[:-1] or ".0") + "f", " points" if signed else " %"
-    half = half_width(values)
-    text = format(values.mean(), ("+" if signed else "") + form).replace("-", "−")
+        mean, half, form = 100 * mean, 100 * half, (form[:-1] or ".0") + "f"
+        unit = " points" if signed else " %"
+    text = format(mean, ("+" if signed else "") + form).replace("-", "−")
     if interval and 0 < half < math.inf: text += f" ± {format(half, form)}"
     return text + unit
 

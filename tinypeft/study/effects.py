@@ -31,8 +31,8 @@ from scipy.stats import t
 if TYPE_CHECKING:
     from .experiment import Results
 
-__all__ = ["Effect", "Rows", "among", "averaged", "difference", "effect", "gains", "linear", "plus", "read", "relative",
-           "satterthwaite", "share", "together"]
+__all__ = ["Effect", "Rows", "among", "averaged", "components", "difference", "effect", "gains", "half_of", "linear", "plus",
+           "read", "relative", "satterthwaite", "share", "together"]
 
 LEVEL = 0.95
 
@@ -82,6 +82,29 @@ class Effect:
     def __neg__(self) -> Effect: return Effect(-self.mean, self.error, self.df)
 
 
+def components(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
+    """(S, D, R) of the table above, for (n, m) numbers, n and m at least 2."""
+    d, (n, m) = np.asarray(values, float), values.shape
+    mean = (weights * d).mean()
+    z = mean + weights * (d - mean)
+    by_seed, by_document = z.mean(1), z.mean(0)
+    rest = z - by_seed[:, None] - by_document + mean
+    return (float(by_seed.var(ddof=1) / n), float(by_document.var(ddof=1) / m),
+            float((rest ** 2).sum() / (n * m * (n - 1) * (m - 1))))
+
+
+def half_of(parts: tuple[float, float, float], n: int, m: int, seeds: float, documents: float) -> float:
+    """Half of the 95 % interval that other numbers of seeds and documents would give, by the components (S, D, R) of n × m
+    numbers. A component of seeds or documents that comes out below its share of the rest counts as zero."""
+    S, D, R = parts
+    of_seed, of_document, of_rest = max(S - R, 0) * n, max(D - R, 0) * m, R * n * m
+    rest = of_rest / (seeds * documents)
+    S, D = of_seed / seeds + rest, of_document / documents + rest
+    total = S + D - min(S, D, rest)
+    df = satterthwaite(total, (S, D, rest), (seeds - 1, documents - 1, (seeds - 1) * (documents - 1)))
+    return float(t.ppf((1 + LEVEL) / 2, df)) * total ** 0.5
+
+
 def effect(values: np.ndarray, weights: np.ndarray | None = None) -> Effect:
     """The mean of (n,) or (n, m) numbers, one per seed and document, with the error above. One seed has no error: inf.
 
@@ -93,12 +116,8 @@ def effect(values: np.ndarray, weights: np.ndarray | None = None) -> Effect:
     w = np.ones(m) if weights is None else weights
     mean = (w * d).mean()
     if n < 2: return Effect(float(mean), np.inf, 1)
-    z = mean + w * (d - mean)
-    by_seed, by_document = z.mean(1), z.mean(0)
-    S = by_seed.var(ddof=1) / n
-    if m < 2: return Effect(float(mean), float(S) ** 0.5, n - 1)
-    rest = z - by_seed[:, None] - by_document + mean
-    D, R = by_document.var(ddof=1) / m, (rest ** 2).sum() / (n * m * (n - 1) * (m - 1))
+    if m < 2: return Effect(float(mean), float(d.var(ddof=1) / n) ** 0.5, n - 1)
+    S, D, R = components(d, w)
     total = S + D - min(S, D, R)
     df = satterthwaite(total, (S, D, R), (n - 1, m - 1, (n - 1) * (m - 1)))
     return Effect(float(mean), float(total) ** 0.5, df)

@@ -14,26 +14,29 @@ __all__ = ["figures", "page"]
 MADE_BY = {"compare": "python -m tinypeft --out figures",        # results that no experiment measures
            "compare_all": "python -m tinypeft compare --all --out figures",
            "benchmark_scaling": "python -m tests.benchmarks scaling"}
+FIXED = "8f9ba69d"                                       # the commit of the contrasts, before any run with these seeds
 HEAD = """# Figures
 
 `python -m tinypeft figures` makes the pictures and this page from the numbers in [`results/`](results); do not edit the page
 by hand. `python -m tinypeft figures NAME` draws one picture. `python -m tinypeft figures NAME --rerun` measures the
 conditions of an experiment that are missing or stale; `--status` lists them. A condition is stale if its value, its settings,
 the text, the base or code that decides its numbers has changed. After a change of the code that should move no number,
-`--accept` measures a few runs again and keeps the stored results if they agree. Bands and bars are 95 % confidence intervals
-of the mean over seeds (Student's t).
+`--accept` measures a few runs again and keeps the stored results if they agree. Bands and bars are 95 % intervals over
+seeds and, where losses were tested on one text, over its documents. Of several means beside each other they leave out what
+all share, because all were tested on the same text (Cousineau, 2005; Morey, 2008).
 
 ## What the papers claim, and what was measured
 
-Every claim has one contrast, the difference that matters in it (δ), and a rule that judges it. All three were fixed before the
-runs with new settings. Six claims kept their settings (SmoothQuant, GPTQ, two on AWQ, NF4 on a model, planted ranks): five of
-their eight seeds had been seen before. An effect is positive where it supports the claim, and is in nats/token unless a unit
-stands beside it. ± is half of the 95 % interval over seeds and test windows, paired, because all arms saw the same seeds and
-windows.
+Every claim has one contrast, the difference that matters in it (δ), and a rule that judges it. All three, and the seeds, were
+committed before the runs that judge them (commit {fixed}); no seed had been used before. An effect is positive where it
+supports the claim, and is in nats/token unless a unit stands beside it. ± is half of the 95 % interval, paired, because all
+arms saw the same seeds and texts: over seeds and the documents of the test text; of rounding over eight draws of calibration
+and test text that share no document; of sizes over bases that were pretrained with seeds of their own, and documents.
 
 *domain* is to continue Matplotlib's documentation, which the base never saw, and *classify* asks which package a sentence
 documents. Excess is the loss that rounding adds. Where outliers are planted, some channels were made larger on purpose. What is
 called a conjecture was not measured.
+
 
 {claims}
 
@@ -87,7 +90,7 @@ def command(results: str) -> str:
 
 def page(drawn: dict[str, Drawing], results: str | Path) -> str:
     """The text of the page: the claims, then the pictures `drawn` in the order of their lessons."""
-    parts = [HEAD.format(claims=table(results, ALL_CLAIMS), details=details(results, ALL_CLAIMS), rule=the_rule())]
+    parts = [HEAD.format(claims=table(results, ALL_CLAIMS), details=details(results, ALL_CLAIMS), rule=the_rule(), fixed=FIXED)]
     for title, (section, needs) in TABLES.items():
         if all((results / f"{name}.json").exists() for name in needs): parts.append(f"## {title}\n\n{section(results)}")
     for name in sorted(drawn, key=lambda n: PICTURES[n].lesson):

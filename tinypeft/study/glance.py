@@ -135,7 +135,7 @@ def picture_of(record: dict) -> plot.Drawing:
         f"{100 * best['share']:.1f} % of the parameters); at four bits the least loss added is {four['excess']:.3f} nats "
         f"({four['label']}).",
         f"Above: *domain*, {record['test_tokens']:,} test tokens; " + (f"mean and 95 % interval over {n} seeds." if n > 1 else
-        "one seed.") + f" Below: {record['judged_on']}, with one draw of calibration and test windows.{check}",
+        "one seed.") + f" Below: {record['judged_on']}, with one draw of calibration and test text.{check}",
         "Dots with intervals. Test loss in nats per token: " + ", ".join(
             f"{r['label']} {pm(r['loss'], r['interval'])}" for r in methods)
         + f". Below, the loss that rounding adds to that of float32, {exact['loss']:.3f}: " + ", ".join(

@@ -176,7 +176,7 @@ def over_seeds(results: Path) -> str:
                  for c in r.conditions if c != "frozen")
     return (f"The same two tasks with {settings['steps']} and {settings['classify_steps']} steps and {len(r.seeds)} seeds, "
             "every method at its best learning rate on each task: means, and in brackets the difference to full fine-tuning ± "
-            "half of its 95 % interval over seeds and test windows, paired. "
+            "half of its 95 % interval over seeds and test documents, paired. "
             "`LinearProbe` is the frozen base, with a trained head on *classify*. "
             + "Every other method beats it on both tasks. " * better + "Forgetting is the loss on test text of the base's "
             "own kind after training on *domain*, minus that loss before. AdaLoRA adapts all six matrices of a block; LoRA "

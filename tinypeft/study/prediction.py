@@ -6,7 +6,7 @@ x̄ and s are the mean and the standard deviation over the stored seeds. If old 
 distribution, 95 % of all new means lie inside: both means are uncertain, so the interval is wider than that of x̄ alone. A
 frozen base has s = 0; half of the last digit that is shown is added, because machines round differently.
 
-The rows of a run share batches, calibration and test windows. So several can lie outside together, for one reason.
+The rows of a run share batches, calibration and test text. So several can lie outside together, for one reason.
 """
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def beside(record: dict, folder: Path) -> list[str]:
         for label, values in there.items():
             r, value, m = rows[label]
             if len(values) > 1: r["study"] = verdict(value, values, m)
-        if name == "schemes" and there:                  # all rows have the same test windows
+        if name == "schemes" and there:                  # all rows have the same test text
             label = next(iter(there))
             exact, float32 = stored.values(label, "loss") - there[label], record["schemes"][0]
             if len(exact) > 1: float32["study"] = verdict(float32["loss"], exact, 1)

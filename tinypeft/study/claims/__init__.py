@@ -1,7 +1,6 @@
 """What the papers claim, beside what was measured here, and a rule that was fixed before the runs.
 
     rule.py      what a claim is, and the rule: parts, p for yes and for no, Holm over all claims, the verdicts
-    effects.py   an effect and its error over seeds and test windows: intervals and p-values from one standard error
     methods.py   METHOD_CLAIMS: fine-tuning methods
     schemes.py   SCHEME_CLAIMS: quantization
     words.py     numbers in words; a mean beside its paired difference to another

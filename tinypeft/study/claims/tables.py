@@ -37,9 +37,9 @@ def table(folder: str | Path, claims: Iterable[Claim]) -> str:
     """The count, the claims that count with effects, verdicts and reasons, and those that hold by construction."""
     judgements = judged(folder, claims)
     row = lambda j, measured: (j.claim.text, source(j.claim), *measured, j.why)
-    counted = [row(j, (effects(j), said(j))) for j in judgements if not j.claim.by_construction]
+    counted = [row(j, (effects(j), f"{j.claim.delta}", said(j))) for j in judgements if not j.claim.by_construction]
     others = [row(j, [means(j)]) for j in judgements if j.claim.by_construction]
-    parts = [count(judgements), markdown.table(("claim", "paper", "effect ± 95 % interval", "verdict", "why"), counted)]
+    parts = [count(judgements), markdown.table(("claim", "paper", "effect ± 95 % interval", "δ", "verdict", "why"), counted)]
     if others:
         parts += ["These hold by construction, and do not count:",
                   markdown.table(("claim", "paper", "measured here", "why it cannot fail here"), others)]
@@ -65,10 +65,17 @@ def count(judgements: Iterable[Judgement]) -> str:
 
 # -- one claim -------------------------------------------------------------------------------------
 def in_words(j: Judgement) -> str:
-    """What was measured for a claim and its verdict, in one line; or how to measure it."""
+    """The verdict on a claim, its effects (of more than two the least and the greatest), and what was measured, in one line; or
+    how to measure it."""
     if j.finding is None: return command(j.claim)
     if j.claim.by_construction: return f"{j.finding.measured}. It holds by construction"
-    return f"{j.finding.measured}. In favour of the claim: {effects(j)}. Verdict: {j.verdict}"
+    shown = sorted(j.finding.contrasts, key=lambda c: c.effect.mean)
+    if len(shown) > 2: shown = shown[0], shown[-1]
+    between = ", and at most " if len(j.finding.contrasts) > 2 else "; "
+    least = "at least " if len(j.finding.contrasts) > 2 else ""
+    of = [f"{j.claim.delta.show(c.effect)} ({c.name})" for c in shown]
+    return (f"**{j.verdict}**. In favour of the claim {least}{between.join(of)}; δ is {j.claim.delta}. Measured: "
+            f"{j.finding.measured}")
 
 
 def means(j: Judgement) -> str:

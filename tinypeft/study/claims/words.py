@@ -20,8 +20,8 @@ def listed(results: Results, conditions: Iterable[str], metric: str = "loss") ->
 
 
 def beside(results: Results, condition: str, reference: str, metric: str = "loss", decimals: int = 3, times: float = 1) -> str:
-    """"mean (difference ± half width)", the difference to `reference` paired over seeds and windows. Seeds share their batches
-    and windows, so that conditions can be compared by differences only."""
+    """"mean (difference ± half width)", the difference to `reference` paired over seeds and documents. Seeds share their
+    batches and texts, so that conditions can be compared by differences only."""
     plain = f"{times * results.mean(condition, metric):.{decimals}f}"
     if condition == reference: return plain
     apart = difference(read(results, condition, metric), read(results, reference, metric))

@@ -3,7 +3,7 @@
     draw("figures", "rank")          # figures/rank.svg from figures/results/rank.json → its `Drawing`
 
     fair.py         all methods at equal terms                   few_bits.py    QLoRA, LoftQ, trained roundings, all schemes
-    tuning.py       adapters
+    whole.py        all claims, best rates, what narrows an interval
     low_rank.py     LoRA, AdaLoRA, DyLoRA                        weights.py     granularity, formats, GPTQ, AWQ
     prompts.py      prompts and prefixes                         outliers.py    LLM.int8(), SmoothQuant
     memory.py       memory of fine-tuning                        quantizers.py  rounding, clipping, levels
@@ -31,8 +31,8 @@ from . import (
     quantizers,
     schematics,
     speed,
-    tuning,
     weights,
+    whole,
 )
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
@@ -53,11 +53,13 @@ class Picture:
 
 
 PICTURES = {
+    "forest": Picture(whole.forest, "All claims, in units of δ", "15"),
+    "best_rates": Picture(whole.best_rates, "The best learning rates", "15", ("best_rates",)),
+    "half_widths": Picture(whole.half_widths, "What makes an interval narrow", "15", ("rank", "methods")),
     "pareto": Picture(fair.pareto, "Quality over parameters and memory", "15", ("methods",)),
     "forgetting": Picture(fair.forgetting, "Learning and forgetting", "03", ("frontier",)),
-    "lengths": Picture(fair.lengths, "Longer training", "03", ("lengths", "methods", "adapters", "first_look")),
-    "rates": Picture(fair.rates, "Loss over the learning rate", "15", ("rates",)),
-    "sizes": Picture(fair.sizes, "Methods and the size of the model", "15", ("sizes",)),
+    "lengths": Picture(fair.lengths, "Longer training", "03", ("lengths", "methods", "adapters")),
+    "sizes": Picture(fair.sizes, "Methods and the size of the model", "15", ("sizes", "prompts")),
     "compare": Picture(glance.picture, "The main job at a glance", "15", ("compare",)),
     "compare_all": Picture(glance.everything, "Every method and every scheme", "15", ("compare_all",)),
     "pretraining": Picture(pretraining.picture, "How the base was trained", "02"),
@@ -73,7 +75,6 @@ PICTURES = {
     "staircase": Picture(quantizers.staircase, "What rounding does", "10"),
     "clipping": Picture(quantizers.clipping, "Clipping against rounding", "10"),
     "levels": Picture(quantizers.levels, "Sixteen levels on a bell curve", "13"),
-    "adapters": Picture(tuning.adapters, "Adapters: width and place", "04", ("adapters", "methods")),
     "rank": Picture(low_rank.rank, "LoRA's rank", "07", ("rank", "methods")),
     "placement": Picture(low_rank.placement, "Where LoRA's parameters go", "07", ("placement",)),
     "subspace": Picture(low_rank.subspace, "What an update looks like", "07", ("subspace",), "png"),

@@ -1,17 +1,20 @@
-"""Lessons 03 and 15: methods at equal terms: over learning rates, sizes of the model, steps, and all that they store."""
+"""Lessons 03 and 15: methods at equal terms: what they forget, over sizes of the model, steps, and all that they store."""
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
+from ...peft import LoRA, Method, PromptTuning
 from .. import plot
 from ..about import about
+from ..bases import SIZES, draws_of
 from ..claims.rule import FINE_TUNING
-from ..experiment import Results, half_width
+from ..effects import Effect, gains, read, share
+from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
-__all__ = ["forgetting", "lengths", "pareto", "rates", "sizes"]
+__all__ = ["forgetting", "lengths", "pareto", "sizes"]
 
 MARGIN = FINE_TUNING.size                                # nats/token, the δ of the claims
 
@@ -75,9 +78,10 @@ def points(r: Results, method: str, best: float) -> tuple[np.ndarray, np.ndarray
 
 def spread(r: Results, method: str) -> tuple[np.ndarray, np.ndarray]:
     """Half of the 95 % intervals of what `points` returns."""
-    x, y = (r.values(method, metric) for metric in ("learned", "forgotten"))
-    there = np.isfinite(x.mean(0)) & np.isfinite(y.mean(0))
-    return half_width(x[:, there]), half_width(y[:, there])
+    x, y = (r.mean(method, metric) for metric in ("learned", "forgotten"))
+    there = np.isfinite(x) & np.isfinite(y)
+    with np.errstate(invalid="ignore"):                  # of a rate that diverged
+        return r.interval(method, "learned")[there], r.interval(method, "forgotten")[there]
 
 
 def forgotten_at(curve: tuple[np.ndarray, np.ndarray, int], learned: float) -> float:
@@ -93,20 +97,27 @@ def forgotten_at(curve: tuple[np.ndarray, np.ndarray, int], learned: float) -> f
 
 
 # -- over the size of the model, and over steps --------------------------------------------------
+ARMS = {"lora_all": ("equal share", "-"), "r = 4": ("r = 4 everywhere", ":"), "adapter": ("equal share", "-"),
+        "prompt": ("equal share", "-")}                  # experiment `sizes`: what is equal over the bases, and its line
+
+
 def sizes(results: Path) -> plot.Drawing:
-    """The share of full fine-tuning's gain over the number of the base's parameters."""
-    r = load(results, "sizes")
-    bases = [c.removeprefix("full ") for c in r.conditions if c.startswith("full ")]
-    bases.sort(key=lambda b: float(r.mean(f"full {b}", "parameters")))
-    methods = [m for m in ("lora_all", "adapter", "prompt") if all(f"{m} {b}" in r.conditions for b in bases)]
-    n = np.array([float(r.mean(f"full {b}", "parameters")) for b in bases])
-    share = {m: [shares(r, f"{m} {b}", r, f"full {b}", "gain") for b in bases] for m in methods}
-    fig, ax = plot.figure(height=3.4)
+    """The share of full fine-tuning's gain over the number of the base's parameters: a pale mark for each base, a line through
+    the means of the sizes."""
+    r, full = load(results, "sizes"), load(results, "prompts")
+    bases = {size: [b for b in draws_of(size) if f"full {b}" in full.conditions] for size in SIZES}
+    n = np.array([float(full.mean(f"full {size}", "parameters")) for size in SIZES])
+    share = {m: [np.array([of_full(r, f"{m} {b}", full, f"full {b}").mean for b in bases[size]]) for size in SIZES]
+             for m in ARMS}
+    fig, ax = plot.figure(height=3.6)
     ends = []
-    for i, m in enumerate(methods):
-        mean, half = (np.array([f(s) for s in share[m]]) for f in (np.mean, half_width))
-        ax.errorbar(n * 1.04 ** (i - 1), 100 * mean, yerr=100 * half, ms=7, **plot.line(about(m).look))
-        ends.append((n[-1] * 1.04 ** (i - 1), 100 * np.mean(share[m][-1]), about(m).short, plot.mark(m)["color"]))
+    for i, (m, (_, style)) in enumerate(ARMS.items()):
+        colour, marker, *_ = about("lora_all" if m == "r = 4" else m).look
+        x = n * 1.04 ** (i - 1.5)
+        for at, each in zip(x, share[m], strict=True):
+            ax.plot([at] * len(each), 100 * each, marker, color=plot.COLOURS[colour], ms=4, alpha=0.45)
+        ax.plot(x, [100 * each.mean() for each in share[m]], marker=marker, color=plot.COLOURS[colour], ls=style, ms=7)
+        ends.append((x[-1], 100 * share[m][-1].mean(), name_of_arm(m), plot.COLOURS[colour]))
     ax.axhline(100, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.set_xscale("log")
@@ -114,135 +125,84 @@ def sizes(results: Path) -> plot.Drawing:
     ax.minorticks_off()
     ax.set(xlabel="parameters of the base", ylabel="share of full fine-tuning's gain (%)")
     plot.label_ends(ax, ends, gap=4)
+    counts = " and ".join(f"{len(bases[size])} of {x:,.0f}" for size, x in zip(SIZES, n, strict=True))
+    said = [f"{name_of_arm(m)} {share[m][0].mean():.0%} and {share[m][-1].mean():.0%}" for m in ARMS]
 
-    def said(m: str) -> str:
-        step = share[m][-1] - share[m][0]
-        how = "no measurable trend" if abs(step.mean()) <= half_width(step) else "it rises" if step.mean() > 0 else "it falls"
-        return f"{about(m).short} {share[m][0].mean():.0%} and {share[m][-1].mean():.0%} ({how})"
-    def size(m: str) -> str:
-        least, most = (f"{100 * f(r.mean(f'{m} {b}', 'share_trained') for b in bases):.1f}" for f in (min, max))
-        share = f"{about(m).short} {least}{f' to {most}' * (least != most)} %"
-        of_each = [EXPERIMENTS["sizes"].conditions[f"{m} {b}"].method for b in bases]
-        if m == "adapter": return f"{share} (m = {', '.join(str(method.bottleneck) for method in of_each)}, frozen layer norms)"
-        if m == "prompt": return f"{share} ({', '.join(str(method.length) for method in of_each)} vectors)"
-        return share
+    def trained(m: str) -> str:
+        shares = [100 * r.mean(f"{m} {size}", "share_trained") for size in SIZES]
+        methods = [EXPERIMENTS["sizes"].conditions[f"{m} {size}"].method for size in SIZES]
+        return f"{name_of_arm(m)} {', '.join(f'{s:.1f} % ({size_of(x)})' for s, x in zip(shares, methods, strict=True))}"
     return plot.Drawing(
         fig,
-        f"Share of full fine-tuning's gain on bases of {n[0]:,.0f} and of {n[-1]:,.0f} parameters, with an equal share of them "
-        f"trained: {'; '.join(map(said, methods))}.",
-        f"Trained parameters, of the base's: {'; '.join(map(size, methods))}. All bases were trained on the same text for the "
-        "same number of steps; each method at its best "
-        f"learning rate on each, {r.record['settings']['steps']} steps. Mean and 95 % interval over {len(r.seeds)} seeds, "
-        "paired with full fine-tuning.",
-        "Lines over the size of the base. " + " ".join(
-            f"{about(m).short}: " + ", ".join(f"{x:,.0f} parameters {np.mean(s):.0%} ± {half_width(s):.0%}"
-                                              for x, s in zip(n, share[m], strict=True)) + "." for m in methods))
+        f"Share of full fine-tuning's gain on bases of {n[0]:,.0f} and of {n[-1]:,.0f} parameters: {'; '.join(said)}.",
+        f"Each pale mark is one base ({counts} parameters), all trained on the same text for the same number of steps with "
+        f"seeds of their own; {len(r.seeds)} seeds of fine-tuning each, {r.record['settings']['steps']} steps, at the "
+        "learning rate "
+        f"that is best on the shipped base of that size. Trained parameters, of the base's: {'; '.join(map(trained, ARMS))}. "
+        "Whether a rise can be told from the bases' own spread is said beside the claims on LoRA, adapters and prompts.",
+        "Lines over the size of the base, with a mark for each base. " + " ".join(
+            f"{name_of_arm(m)}: " + ", ".join(f"{x:,.0f} parameters {' / '.join(f'{s:.0%}' for s in each)}"
+                                              for x, each in zip(n, share[m], strict=True)) + "." for m in ARMS))
 
 
-def shares(r: Results, condition: str, of_full: Results, full: str, metric: str, frozen: float | None = None) -> np.ndarray:
-    """(seeds,) gain of a condition over full fine-tuning's, seed by seed. frozen: the base's loss, if the metric is a loss."""
-    seeds = [s for s in r.record["runs"][condition] if s in of_full.record["runs"][full]]
-    a, b = r.values(condition, metric, seeds), of_full.values(full, metric, seeds)
-    return a / b if frozen is None else (frozen - a) / (frozen - b)
+def size_of(method: Method) -> str:
+    """"r = 3", "m = 12" or "9 vectors"."""
+    if isinstance(method, LoRA): return f"r = {method.rank}"
+    return f"{method.length} vectors" if isinstance(method, PromptTuning) else f"m = {method.bottleneck}"
+
+
+def name_of_arm(m: str) -> str:
+    """"LoRA, r = 4 everywhere" or "adapters"."""
+    return "LoRA, r = 4 everywhere" if m == "r = 4" else about(m).short
+
+
+def of_full(r: Results, condition: str, of: Results, full: str) -> Effect:
+    """The share of full fine-tuning's gain that a condition reaches."""
+    return share(read(r, condition, "gain"), read(of, full, "gain"))
 
 
 def lengths(results: Path) -> plot.Drawing:
-    """The gain over training steps, at three or four lengths of training."""
-    r, short, adapters, look = (load(results, n) for n in ("lengths", "methods", "adapters", "first_look"))
-    frozen, base_steps = float(short.mean("frozen", "loss")), short.record["settings"]["steps"]
-    at = {"full": {60: (look, "full"), base_steps: (short, "full")},
-          "lora_all": {60: (look, "lora_all"), base_steps: (short, "lora_all")},
+    """The share of full fine-tuning's gain over training steps."""
+    r, short, adapters = (load(results, n) for n in ("lengths", "methods", "adapters"))
+    frozen, base_steps = read(short, "frozen"), short.record["settings"]["steps"]
+    at = {"full": {base_steps: (short, "full")}, "lora_all": {base_steps: (short, "lora_all")},
           "adapter": {base_steps: (adapters, "sequential 16")}}
     for c in r.conditions:
         name, steps = c.split(" ")
         at[name][int(steps)] = r, c
-    fig, ax = plot.figure(height=3.6)
-    ends, share = [], {}
-    for m, by_steps in at.items():
-        steps = sorted(by_steps)
-        gains = [frozen - by_steps[s][0].values(by_steps[s][1], "loss") for s in steps]
-        mean, half = (np.array([f(g) for g in gains]) for f in (np.mean, half_width))
-        ax.errorbar(steps, mean, yerr=half, ms=7, **plot.line(about(m).look))
-        ends.append((steps[-1], mean[-1], about(m).short, plot.mark(m)["color"]))
-        if m != "full": share[m] = {s: shares(*by_steps[s], *at["full"][s], "loss", frozen) for s in steps if s in at["full"]}
-    every = sorted({s for by_steps in at.values() for s in by_steps})
+    steps = sorted(at["full"])
+    fig, ax = plot.figure(height=3.4)
+    ends, found = [], {}
+    for m in ("lora_all", "adapter"):
+        found[m] = [share(*gains(frozen, read(*at[m][s]), read(*at["full"][s]))) for s in steps]
+        ax.errorbar(steps, [100 * e.mean for e in found[m]], yerr=[100 * e.half for e in found[m]], ms=7,
+                    **plot.line(about(m).look))
+        ends.append((steps[-1], 100 * found[m][-1].mean, about(m).short, plot.mark(m)["color"]))
+    ax.axhline(100, color=plot.COLOURS["grey"], lw=1, ls="--")
+    ax.axhline(90, color=plot.COLOURS["grey"], lw=1, ls=":")
     ax.set_xscale("log")
-    ax.set_xticks(every, [f"{s:,}" for s in every])
+    ax.set_xticks(steps, [f"{s:,}" for s in steps])
     ax.minorticks_off()
     ax.margins(y=0.12)
-    ax.set(xlabel="training steps", ylabel="test loss falls by (nats/token)")
+    ax.set(xlabel="training steps", ylabel="share of full fine-tuning's gain (%)")
     plot.label_ends(ax, ends)
-    first = base_steps
-    said = [f"{about(m).short} from {np.mean(s[first]):.0%} to {np.mean(s[max(s)]):.0%}" for m, s in share.items()]
-    change = {m: np.mean(s[max(s)]) - np.mean(s[first]) for m, s in share.items()}
-    how = ("The gap to full fine-tuning closes with longer training" if all(c > 0.05 for c in change.values()) else
-           "Longer training does not close the gap to full fine-tuning" if all(c < 0.05 for c in change.values()) else
-           "Longer training closes the gap to full fine-tuning for some methods")
+    said = [f"{about(m).short} from {e[0].mean:.0%} to {e[-1].mean:.0%}" for m, e in found.items()]
+    change = [e[-1].mean - e[0].mean for e in found.values()]
+    how = ("closes with longer training" if min(change) > 0.05 else "does not close with longer training" if max(change) < 0.05
+           else "closes with longer training for some methods only")
+    gain = {s: float(short.mean("frozen", "loss") - at["full"][s][0].mean(at["full"][s][1], "loss")) for s in steps}
     return plot.Drawing(
         fig,
-        f"{how}: from {first} to {every[-1]:,} steps its share of full fine-tuning's gain goes, for " + " and for ".join(said)
-        + ".",
-        f"Fall of the test loss on *domain* from the frozen base's {frozen:.3f}. The learning rate is the best one for 60, "
-        f"{first} and 600 steps; 1,500 steps use that for 600. {len(look.seeds)} seeds up to {first} steps and {len(r.seeds)} "
-        "beyond; bars are 95 % intervals. Adapters have m = 16, and frozen layer norms.",
-        "Rising lines over steps. " + " ".join(
+        f"The gap to full fine-tuning {how}: from {steps[0]} to {steps[-1]:,} steps the share of its gain goes, for "
+        + " and for ".join(said) + ".",
+        "Share of the gain over the frozen base on *domain*, with 95 % intervals over seeds and documents; full fine-tuning "
+        "gains " + ", ".join(f"{x:.3f} nats at {s:,} steps" for s, x in gain.items()) + ". The learning rate is the best one "
+        f"for {base_steps} and for 600 steps; 1,500 steps use that for 600. {len(r.seeds)} seeds. Adapters have m = 16, and "
+        "frozen layer norms.",
+        "Lines over steps. " + " ".join(
             f"{about(m).short}: " + ", ".join(
-                f"{s:,} steps {frozen - np.mean(x.values(c, 'loss')):.3f}" for s, (x, c) in sorted(by_steps.items())) + "."
-            for m, by_steps in at.items()))
-
-
-# -- over the learning rate ----------------------------------------------------------------------
-def rates(results: Path) -> plot.Drawing:
-    """One small panel a method: validation loss above its best, over the rate in units of the best."""
-    r = load(results, "rates")
-    methods = [c for c in EXPERIMENTS["methods"].conditions if c in r.conditions]
-    found = {}
-    for m in methods:
-        rate, loss = (r.values(m, metric)[0] for metric in ("rate", "loss"))
-        found[m] = rate, loss - loss.min(), rate[loss.argmin()]
-    rows, top = -(-len(methods) // 4), 0.1
-    fig, axes = plot.figure(rows, 4, height=0.5 + 1.35 * rows, sharex=True, sharey=True)
-    for ax, m in zip(axes.flat, methods, strict=False):
-        rate, above, best = found[m]
-        colour, marker, *_ = about(m).look
-        ax.axhspan(0, MARGIN, color="#EEEEEE", lw=0)
-        ax.plot(rate / best, np.minimum(above, 10 * top), color=plot.COLOURS[colour], marker=marker, ms=5)
-        ax.set_title(f"{about(m).short}\n{best:g}", fontsize=9)
-    for ax in axes.flat[len(methods):]: ax.set_axis_off()
-    axes.flat[0].set(xscale="log", xlim=(1 / 8, 8), ylim=(-0.006, top))
-    for ax in axes.flat:
-        ax.set_xticks([1 / 4, 1, 4], ["1/4", "1", "4"])
-        ax.minorticks_off()
-    fig.supxlabel("learning rate over the best one, which is written above", fontsize=9)
-    fig.supylabel("loss above the best (nats/token)", fontsize=9)
-    width = {m: good_width(*found[m][:2]) for m in methods}
-    order = sorted(methods, key=lambda m: width[m][0])
-    often = lambda m: f"{'more than ' if width[m][1] else ''}{width[m][0]:.1f}"
-    return plot.Drawing(
-        fig,
-        f"The best learning rates lie between {min(f[2] for f in found.values()):g} and {max(f[2] for f in found.values()):g}, "
-        f"and the region that costs less than {MARGIN} nats spans a factor of {often(order[0])} for {about(order[0]).short}, "
-        f"and of {often(order[-1])} for {about(order[-1]).short}.",
-        f"Validation loss on *domain* after {r.record['settings']['steps']} steps, above the best of the same method. Grey: "
-        f"within {MARGIN} nats. Mean over {len(r.record['settings']['tuning_seeds'])} seeds that no other experiment uses.",
-        "Small panels, one for each method; each is a valley over the learning rate. Best rate, and the factor between the "
-        f"rates that cost less than {MARGIN} nats: " + ", ".join(
-            f"{about(m).short} {found[m][2]:g}, {often(m)}" for m in methods) + ".")
-
-
-def good_width(rate: np.ndarray, above: np.ndarray) -> tuple[float, bool]:
-    """The largest over the smallest rate whose loss lies less than MARGIN above the best, on straight lines over log rate, and
-    whether the good region reaches the end of what was tried."""
-    x, best = np.log(rate), int(above.argmin())
-
-    def edge(order: range) -> tuple[float, bool]:
-        for i, j in zip(order, order[1:], strict=False):
-            if above[j] > MARGIN:
-                part = (MARGIN - above[i]) / (above[j] - above[i]) if np.isfinite(above[j]) else 0.0
-                return x[i] + part * (x[j] - x[i]), False
-        return x[order[-1]], True
-    (low, open_below), (high, open_above) = edge(range(best, -1, -1)), edge(range(best, len(x)))
-    return float(np.exp(high - low)), open_below or open_above
+                f"{s:,} steps {e.mean:.1%} ± {e.half:.1%}" for s, e in zip(steps, of, strict=True)) + "."
+            for m, of in found.items()))
 
 
 # -- over parameters and memory ------------------------------------------------------------------
@@ -252,6 +212,12 @@ def bytes_of(r: Results, method: str) -> dict[str, float]:
     trained = float(r.mean(method, "trained"))
     return {"weights": 4 * trained / float(r.mean(method, "share")), "optimizer": 8 * trained,
             "step": float(r.mean(method, "peak_bytes"))}
+
+
+def cheapest(methods: list[str], loss: dict[str, float], memory: dict[str, float]) -> str:
+    """Of the methods whose loss lies within δ of the least, the one that takes the least memory."""
+    best = min(loss[m] for m in methods)
+    return min((m for m in methods if loss[m] < best + MARGIN), key=memory.get)
 
 
 def pareto(results: Path) -> plot.Drawing:
@@ -264,7 +230,7 @@ def pareto(results: Path) -> plot.Drawing:
     front = {}
     for ax, x, label in ((axes[0], {m: float(r.mean(m, "trained")) for m in methods}, "trained parameters"),
                          (axes[1], memory, "memory: weights, optimizer, gradients and activations (MiB)")):
-        front[label] = [m for m in methods if not any(x[o] <= x[m] and y[o] < y[m] for o in methods)]
+        front[label] = [m for m in methods if all(x[o] >= x[m] or y[o] > y[m] + MARGIN for o in methods if o != m)]
         ladder = sorted((x[m], y[m]) for m in front[label])
         ax.step(*zip(*ladder, strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
         for m in methods: ax.errorbar(x[m], y[m], yerr=r.interval(m, "loss"), ms=7, ls="none", **plot.mark(m))
@@ -279,11 +245,10 @@ def pareto(results: Path) -> plot.Drawing:
                           avoid=[base.get_window_extent()])
     by_parameters, by_memory = front.values()
     gain = lambda m: (frozen - y[m]) / (frozen - y["full"])
-    share = lambda m: 100 * float(r.mean(m, "share"))
-    few = max((m for m in methods if share(m) < 15), key=gain)
-    fewer = max((m for m in methods if share(m) < 5), key=gain)
+    percent = lambda m: 100 * float(r.mean(m, "share"))
+    few, fewer = (cheapest([m for m in methods if percent(m) < most], y, memory) for most in (15, 5))
     s = r.record["settings"]
-    said = lambda m: (f"{share(m):.1f} % of the parameters and {memory[m] / memory['full']:.0%} of full fine-tuning's memory "
+    said = lambda m: (f"{percent(m):.1f} % of the parameters and {memory[m] / memory['full']:.0%} of full fine-tuning's memory "
                       f"buy {gain(m):.0%} of its gain ({methods[m]})")
     return plot.Drawing(
         fig,
@@ -291,9 +256,10 @@ def pareto(results: Path) -> plot.Drawing:
         f"Test loss on *domain* after {s['steps']} steps of {s['batch_size']} × 128 tokens, each method at its best learning "
         f"rate; mean and 95 % interval over {len(r.seeds)} seeds. Memory: 4 bytes for each weight and 8 for each trained one "
         "(AdamW's two moments), and the peak of a training step, traced (activations and gradients). Grey steps: methods that "
-        "no other method beats in both.",
+        f"are better by more than {MARGIN} nats than every cheaper one. The sentence names the cheapest within {MARGIN} "
+        "nats of the best.",
         f"Two scatter plots of test loss, over trained parameters and over memory. The frozen base is at {frozen:.3f}. "
-        + ", ".join(f"{methods[m]} {y[m]:.3f} ± {r.interval(m, 'loss'):.3f} ({share(m):.2f} %, {memory[m]:.1f} MiB)"
+        + ", ".join(f"{methods[m]} {y[m]:.3f} ± {r.interval(m, 'loss'):.3f} ({percent(m):.2f} %, {memory[m]:.1f} MiB)"
                     for m in sorted(methods, key=gain, reverse=True))
-        + f". Unbeaten over parameters: {', '.join(methods[m] for m in by_parameters)}; over memory: "
+        + f". On the steps over parameters: {', '.join(methods[m] for m in by_parameters)}; over memory: "
         f"{', '.join(methods[m] for m in by_memory)}.")

@@ -1,8 +1,11 @@
 """Lessons 13 to 15: QLoRA, LoftQ, training with rounded weights, and all schemes side by side."""
 from pathlib import Path
 
+import numpy as np
+
 from .. import plot
 from ..about import about, name_of
+from ..bases import SIZES, draws_of
 from ..compared import COMPARED_SCHEMES
 from ..experiments import EXPERIMENTS
 from ..stored import load
@@ -17,7 +20,7 @@ def qlora(results: Path) -> plot.Drawing:
              "merged_and_rounded": ("vermillion", "s", "merged, then rounded again")}
     fig, ax = plot.figure(height=3.6)
     for y, base in enumerate(r.conditions):
-        there = [m for m in looks if m in r.record["runs"][base]["0"]]
+        there = [m for m in looks if m in next(iter(r.record["runs"][base].values()))]
         means = [r.mean(base, m) for m in there]
         ax.plot([min(means), max(means)], [y, y], color="#CCCCCC", lw=1, zorder=1)
         for metric, mean in zip(there, means, strict=True):
@@ -86,31 +89,33 @@ QAT = {"round to nearest": about("uniform").look, "GPTQ": about("gptq").look, "P
 
 
 def qat(results: Path) -> plot.Drawing:
-    r = load(results, "qat")
-    floor = "float32, trained as long"
-    bits = [b for b in (4, 3, 2) if f"GPTQ, {b} bits" in r.conditions]
-    fig, ax = plot.figure(height=3.8)
-    ends, mean = [], {}
-    for name, look in QAT.items():
-        found = [r.difference(f"{name}, {b} bits", floor, "excess") for b in bits]
-        mean[name] = [m for m, _ in found]
-        ax.errorbar(bits, mean[name], yerr=[h for _, h in found], ms=6, **plot.line(look))
-        ends.append((2, mean[name][-1], name, plot.COLOURS[look[0]]))
-    ax.set(yscale="log", xlim=(bits[0] + 0.1, 1.95), xlabel="bits", ylabel="loss above float32 (nats/token)")
-    ax.set_xticks(bits)
-    plot.plain_log(ax.yaxis)
-    plot.label_ends(ax, ends)
-    best = min(QAT, key=lambda n: mean[n][-1])
+    """A row for each way, a panel for each width; both panels have an axis of their own."""
+    r, floor = load(results, "qat"), "float32, trained as long"
+    bits = [b for b in (3, 2) if f"GPTQ, {b} bits" in r.conditions]
+    found = {b: {name: r.difference(f"{name}, {b} bits", floor, "excess") for name in QAT} for b in bits}
+    fig, axes = plot.figure(1, len(bits), height=2.8, sharey=True)
+    order = sorted(QAT, key=lambda name: -found[bits[-1]][name][0])
+    for ax, b in zip(axes, bits, strict=True):
+        for y, name in enumerate(order):
+            mean, half = found[b][name]
+            ax.errorbar(mean, y, xerr=half, ms=7, ls="none", color=plot.COLOURS[QAT[name][0]], marker=QAT[name][1])
+        ax.axvline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
+        ax.set_title(f"{b} bits", fontsize=9)
+        ax.margins(x=0.08, y=0.12)
+    axes[0].set_yticks(range(len(order)), order)
+    axes[0].invert_yaxis()
+    fig.supxlabel("loss above float32 (nats/token)", fontsize=9)
+    best, (at, *_) = order[-1], bits[-1:]
     return plot.Drawing(
         fig,
-        "Training moves rounded weights to better places: at 2 bits round to nearest costs "
-        f"{mean['round to nearest'][-1]:.2f} nats, GPTQ, without training, {mean['GPTQ'][-1]:.2f}, and {best} "
-        f"{mean[best][-1]:.2f}.",
+        f"Training moves rounded weights to better places: at {at} bits round to nearest costs "
+        f"{found[at]['round to nearest'][0]:.2f} nats, GPTQ, without training, {found[at]['GPTQ'][0]:.2f}, and {best} "
+        f"{found[at][best][0]:.2f}.",
         "All use one kind of grid, with a scale and a zero point per output channel (LLM-QAT's is symmetric). Training takes "
         f"{r.record['settings']['steps']} steps on the base's own text, or on text that the base writes (LLM-QAT). The loss is "
-        f"that above a float32 model trained as long; {len(r.seeds)} seeds.",
-        f"Lines over {', '.join(map(str, bits))} bits: " + "; ".join(
-            f"{name} {', '.join(f'{m:.3f}' for m in mean[name])}" for name in QAT) + " nats per token.")
+        f"that above a float32 model trained as long, with 95 % intervals; {len(r.seeds)} seeds. The two axes differ.",
+        "Dots with intervals. " + " ".join(
+            f"{b} bits: " + ", ".join(f"{name} {m:.3f} ± {h:.3f}" for name, (m, h) in found[b].items()) + "." for b in bits))
 
 
 def schemes(results: Path) -> plot.Drawing:
@@ -140,44 +145,47 @@ def schemes(results: Path) -> plot.Drawing:
         "or training.",
         f"Loss added to the base on held-out text of the kind it was trained on. Hollow: trained for "
         f"{r.record['settings']['steps']} steps. Grey steps: schemes that no other scheme beats in both bits and loss. "
-        f"{len(r.seeds)} seeds draw calibration, batches and test windows.",
+        f"{len(r.seeds)} seeds draw calibration, batches and test text.",
         "Scatter plot of loss added over bits per weight: " + ", ".join(
             f"{c} {x[c]:.2f} bits {y[c]:+.3f}" for c in sorted(x, key=x.get, reverse=True)) + ".")
 
 
 def bits_vs_parameters(results: Path) -> plot.Drawing:
+    """A thin line for each base, a thick one for the mean of its size."""
     r = load(results, "bits_vs_parameters")
-    models = {c: EXPERIMENTS["bits_vs_parameters"].conditions[c] for c in r.conditions}
-    sizes, bits = (list(dict.fromkeys(getattr(m, name) for m in models.values())) for name in ("size", "bits"))
-    label = {(m.size, m.bits): c for c, m in models.items()}
-    looks = dict(zip(sizes, (("orange", "^"), ("sky", "s"), ("blue", "o")), strict=True))
+    bits = list(dict.fromkeys(EXPERIMENTS["bits_vs_parameters"].conditions[c].bits for c in r.conditions))
+    bases = {size: [b for b in draws_of(size) if f"{b}, {bits[0]} bits" in r.conditions] for size in SIZES}
+    looks = dict(zip(SIZES, (("orange", "^"), ("sky", "s"), ("blue", "o")), strict=True))
     fig, (left, right) = plot.figure(1, 2, height=3.8, sharey=True)
+    loss = {size: np.array([[r.mean(f"{base}, {b} bits", "loss") for b in bits] for base in bases[size]]) for size in SIZES}
+    of_size = lambda size, metric: np.array([float(r.mean(f"{size}, {b} bits", metric)) for b in bits])
     for ax, metric in ((left, "matrices"), (right, "bytes")):
         for size, look in looks.items():
-            conditions = [label[size, b] for b in bits]
-            y = plot.band(ax, [r.mean(c, metric) / 1024 for c in conditions], r, conditions, "loss", look, ms=6)
-            if ax is left:
-                for b, c, value in zip(bits, conditions, y, strict=True):
-                    if size == sizes[-1]:
-                        ax.annotate(str(b), (r.mean(c, metric) / 1024, value), xytext=(-3, -3), textcoords="offset points",
-                                    ha="right", va="top", color="#606060")
+            x = of_size(size, metric) / 1024
+            for each in loss[size]: ax.plot(x, each, color=plot.COLOURS[look[0]], lw=0.8, alpha=0.5)
+            ax.plot(x, loss[size].mean(0), ms=6, **plot.line(look))
+            if ax is right or size != SIZES[-1]: continue
+            for b, at, y in zip(bits, x, loss[size].mean(0), strict=True):
+                ax.annotate(str(b), (at, y), xytext=(-3, -3), textcoords="offset points", ha="right", va="top", color="#606060")
         ax.set(xscale="log")
         plot.count_axis(ax.xaxis)
     left.set(xlabel="KiB of the matrices", ylabel="loss (nats/token)")
     right.set(xlabel="KiB in all, embeddings in 16 bits")
     left.margins(y=0.12)
-    parameters = {s: r.mean(label[s, bits[0]], "parameters") for s in sizes}
+    parameters = {s: r.mean(f"{s}, {bits[0]} bits", "parameters") for s in SIZES}
     plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
-    few, many = label[sizes[-2], 2], label[sizes[-3], 16]
-    at = lambda c: f"{r.mean(c, 'loss'):.3f} nats in {r.mean(c, 'matrices') / 1024:.0f} KiB"
-    better = r.mean(few, "loss") < r.mean(many, "loss")
+    small, large = SIZES[-2:]
+    at = lambda s, b: (f"{loss[s].mean(0)[bits.index(b)]:.3f} nats with {parameters[s]:,.0f} parameters at {b} bits "
+                       f"({of_size(s, 'matrices')[bits.index(b)] / 1024:.0f} KiB of matrices)")
+    counts = ", ".join(f"{len(bases[s])} of {parameters[s]:,.0f}" for s in SIZES)
+    better = loss[large].mean(0)[bits.index(3)] < loss[small].mean(0)[bits.index(16)]
     return plot.Drawing(
         fig,
-        f"{'More parameters at fewer bits beat fewer parameters at more bits' if better else 'Two bits are too few'}: "
-        f"{parameters[sizes[-2]]:,.0f} parameters at 2 bits reach {at(few)} of matrices, {parameters[sizes[-3]]:,.0f} at 16 "
-        f"bits reach {at(many)}.",
-        f"Three bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, "
-        f"groups of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
+        f"Three bits of the larger base are {'better' if better else 'no better'} than sixteen of the smaller one: "
+        f"{at(large, 3)}, {at(small, 16)}.",
+        f"Bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, "
+        f"groups of {r.record['settings']['group_size']}); {counts} "
+        f"parameters. Thin lines are single bases, thick ones their mean; {len(r.seeds)} seeds draw calibration and test text.",
         "Loss over memory, one line for each size. " + " ".join(
-            f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} bits {r.mean(label[s, b], 'loss'):.3f}" for b in bits) + "."
-            for s in sizes))
+            f"{parameters[s]:,.0f} parameters: "
+            + ", ".join(f"{b} bits {x:.3f}" for b, x in zip(bits, loss[s].mean(0), strict=True)) + "." for s in SIZES))

@@ -5,9 +5,10 @@ import numpy as np
 
 from .. import plot
 from ..about import about
-from ..experiment import half_width
+from ..bases import SIZES, draws_of
 from ..experiments import EXPERIMENTS
 from ..stored import load
+from .fair import of_full
 
 __all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
 
@@ -80,22 +81,23 @@ def soft_prompts(results: Path) -> plot.Drawing:
 
 
 def prompt_sizes(results: Path) -> plot.Drawing:
+    """Losses on the shipped bases at the left, shares of full fine-tuning's gain on all bases at the right."""
     r = load(results, "prompts")
-    sizes = list(dict.fromkeys(EXPERIMENTS["prompts"].conditions[c].base for c in r.conditions))
+    bases = {size: [b for b in draws_of(size) if f"full {b}" in r.conditions] for size in SIZES}
     looks = {"full": (*about("full").look, "full fine-tuning"),
              **{name: (*about(name).look, about(name).short) for name in ("ptuning_v2", "prompt")}}
     fig, (left, right) = plot.figure(1, 2, height=3.5)
-    x = [r.mean(f"full {s}", "parameters") for s in sizes]
-    left.plot(x, [r.mean(f"full {s}", "before") for s in sizes], color=plot.COLOURS["grey"], ls="--", lw=1)
-    share = {}
+    x = [r.mean(f"full {s}", "parameters") for s in SIZES]
+    left.plot(x, [r.mean(f"full {s}", "before") for s in SIZES], color=plot.COLOURS["grey"], ls="--", lw=1)
+    shares = {}
     for name, (colour, marker, _) in looks.items():
-        plot.band(left, x, r, [f"{name} {s}" for s in sizes], "loss", (colour, marker), ms=7)
-        each = np.array([r.values(f"{name} {s}", "gain", r.seeds) / r.mean(f"full {s}", "gain") for s in sizes]).T
-        share[name] = each.mean(0)
-        if name != "full":
-            right.errorbar(x, 100 * share[name], yerr=100 * half_width(each), color=plot.COLOURS[colour],
-                           marker=marker, ms=7)
-    left.annotate("frozen", (x[0], r.mean(f"full {sizes[0]}", "before")), xytext=(2, 5), textcoords="offset points",
+        left.plot(x, [r.mean(f"{name} {s}", "loss") for s in SIZES], color=plot.COLOURS[colour], marker=marker, ms=7)
+        if name == "full": continue
+        shares[name] = [np.array([of_full(r, f"{name} {b}", r, f"full {b}").mean for b in bases[s]]) for s in SIZES]
+        for at, each in zip(x, shares[name], strict=True):
+            right.plot([at] * len(each), 100 * each, marker, color=plot.COLOURS[colour], ms=4, alpha=0.45)
+        right.plot(x, [100 * each.mean() for each in shares[name]], color=plot.COLOURS[colour], marker=marker, ms=7)
+    left.annotate("frozen", (x[0], r.mean(f"full {SIZES[0]}", "before")), xytext=(2, 5), textcoords="offset points",
                   color="#606060")
     for ax in (left, right):
         ax.set(xscale="log", xlabel="parameters of the base")
@@ -105,17 +107,20 @@ def prompt_sizes(results: Path) -> plot.Drawing:
     right.set(ylim=(0, None))
     right.set_title("% of full fine-tuning's gain", fontsize=9)
     plot.key(fig, {text: look for *look, text in looks.values()})
-    shallow, deep = (", ".join(f"{100 * s:.0f} %" for s in share[name]) for name in ("prompt", "ptuning_v2"))
+    shallow, deep = (", ".join(f"{100 * each.mean():.0f} %" for each in shares[name]) for name in ("prompt", "ptuning_v2"))
+    counts = ", ".join(f"{len(bases[s])} of {n:,.0f}" for s, n in zip(SIZES, x, strict=True))
     return plot.Drawing(
         fig,
-        f"From the smallest base to the largest, a prompt at the input reaches {shallow} of full fine-tuning's gain, and "
+        f"From the smallest bases to the largest, a prompt at the input reaches {shallow} of full fine-tuning's gain, and "
         f"prompts in every layer reach {deep}.",
-        f"Three bases trained on the same text, {r.record['settings']['steps']} steps on *domain*, prompts of length 20, "
-        f"P-tuning v2 without dropout; {len(r.seeds)} seeds.",
+        f"Left: the shipped base of each size. Right: a pale mark for each base ({counts} parameters), a line through their "
+        f"means. All bases were trained on the same text; {r.record['settings']['steps']} steps on *domain*, prompts of length "
+        f"20, P-tuning v2 without dropout; {len(r.seeds)} seeds each.",
         "Test loss and share of the gain over the base's size. " + " ".join(
             f"{n:,.0f} parameters: before {r.mean(f'full {s}', 'before'):.2f}, " + ", ".join(
-                f"{text} {r.mean(f'{name} {s}', 'loss'):.2f}" for name, (*_, text) in looks.items()) + "."
-            for n, s in zip(x, sizes, strict=True)))
+                f"{text} {r.mean(f'{name} {s}', 'loss'):.2f}" for name, (*_, text) in looks.items()) + "; "
+            + ", ".join(f"{looks[name][-1]} {' / '.join(f'{e:.0%}' for e in shares[name][i])}" for name in shares) + "."
+            for i, (n, s) in enumerate(zip(x, SIZES, strict=True))))
 
 
 def prefix_rates(results: Path) -> plot.Drawing:

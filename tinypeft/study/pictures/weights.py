@@ -36,7 +36,7 @@ def granularity(results: Path) -> plot.Drawing:
         fig,
         "A scale for fewer weights costs bits and gives accuracy: large groups are cheap, small groups are not.",
         "Round to nearest with zero points and 16-bit scales. On each line, from left to right, one scale serves the whole "
-        f"tensor, a channel, and groups of 128, 64, 32, 16 and 8 weights. {len(r.seeds)} seeds draw the test windows.",
+        f"tensor, a channel, and groups of 128, 64, 32, 16 and 8 weights. {len(r.seeds)} seeds draw the test text.",
         f"Error of the weights, and loss added, over bits per weight for {', '.join(map(str, looks))} bits. 4 bits: tensor "
         f"{error('4 bits, tensor')}, channel {error('4 bits, channel')}, groups of 32 {error('4 bits, group 32')}, of 8 "
         f"{error('4 bits, group 8')}.")
@@ -134,7 +134,7 @@ def gptq(results: Path) -> plot.Drawing:
         "GPTQ makes the error of the weights larger and the error of the outputs smaller: at 3 bits the former goes from "
         f"{both(3, 'weight_error')}, the latter from {both(3, 'output_error')}.",
         "A scale and zero point per output channel or per group of 32, with the same grids for both. Errors are means over the "
-        f"base's layers, on test text. {len(r.seeds)} seeds draw calibration and test windows. At 3 bits in groups the loss "
+        f"base's layers, on test text. {len(r.seeds)} seeds draw calibration and test text. At 3 bits in groups the loss "
         f"added is {added('round to nearest')} for round to nearest, {added('GPTQ')} for GPTQ and {added('GPTQ, act-order')} "
         "for GPTQ in act-order.",
         "Three panels over 4, 3 and 2 bits; round to nearest to GPTQ, per channel. Weights: " + ", ".join(
