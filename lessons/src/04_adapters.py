@@ -437,7 +437,7 @@ beside({"question": [task.taught[i][0].partition("\n")[2] + " …" for i in ask]
 # with materials and uses, and mostly with those of the right machine.
 #
 # For an order more than one seed is needed. The study trains on documentation, longer, at two widths
-# and over eight seeds, in nats per token:
+# and over four seeds, in nats per token:
 #
 # | $m$ | sequential | parallel | difference |
 # |---|---|---|---|

@@ -337,7 +337,7 @@ beside({"question": [task.taught[i][0].partition("\n")[2] + " …" for i in ask]
 #
 # So the rank is one limit here, and the choice of matrices another. Rank 8 on all six removes both,
 # with fewer numbers than query and value have. The paper's claim, as good as full fine-tuning,
-# depends on such choices. The study trained longer, on documentation, over eight seeds:
+# depends on such choices. The study trained longer, on documentation, over four seeds:
 
 # %%
 show("rank")

@@ -220,7 +220,7 @@ show("forgetting")
 #
 # Its middle is the mean $\bar d$. Its half width is the standard error of the mean, times the
 # 97.5 % quantile of Student's t distribution with $n - 1$ degrees of freedom.
-# For eight seeds the quantile is 2.36.
+# For four seeds the quantile is 3.18.
 # With 1.96, the quantile of the normal distribution, the interval would be too narrow.
 # The standard error is the standard deviation of the differences (with $n - 1$), divided by
 # $\sqrt n$.
@@ -296,7 +296,9 @@ slider("seeds", frames, captions=told, xlabel="seed", ylabel=" − ".join(pairs[
 
 # %% [markdown]
 # These intervals say how much *seeds* matter: the start and the batches.
-# They do not say that another text, another size of model or another number of steps would give
+# Another test text would give another mean, too. So the study also asks how much the difference
+# varies from document to document, and adds both errors (`study/effects.py`).
+# No interval says that another size of model or another number of steps would give
 # the same order. The page `figures/README.md` lists every claim of the papers that the study
 # could test, each with its verdict, and with the rule by which it was judged.
 #

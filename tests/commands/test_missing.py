@@ -108,13 +108,13 @@ def results(tmp_path, monkeypatch):
 
 
 def test_results(results):
-    results("methods", lambda record: record["runs"]["lora"].pop("4"))
+    results("methods", lambda record: record["runs"]["lora"].pop("21"))
     (line,) = said("lora")
-    assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 8 seeds" in line
+    assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 4 seeds" in line
 
 
 def test_results_of_an_experiment(results):
-    results("rank", lambda record: record["runs"]["8"].pop("3"))
+    results("rank", lambda record: record["runs"]["8"].pop("23"))
     assert any(line.startswith("step 4  figures/results/rank.json: it has no measurement of '8'") for line in said("rank"))
 
 

@@ -147,7 +147,7 @@ def read(results: Results, condition: str, metric: str = "loss", i: int | None =
     if i is not None: sums = sums[:, i]
     tokens = results.tokens(sums.shape[1])
     rows = {}
-    for seed, value, row in zip(runs, whole, sums / tokens, strict=True):        # stored sums have three decimals
+    for seed, value, row in zip(runs, whole, sums / tokens, strict=True):        # stored sums have two decimals
         rows[int(seed)] = row + (value - np.average(row, weights=tokens))
     return Rows(rows, tokens / tokens.mean())
 

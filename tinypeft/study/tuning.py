@@ -111,7 +111,7 @@ def test_loss(model: GPT | PeftModel, task: Task | None = None, split: str = "te
 def tested(model: GPT | PeftModel, name: str = "loss", task: Task | None = None) -> dict:
     """{name: nats/token on the test text of `task` (default: all of domain's), name_documents: nats of every document}."""
     nats, documents = by_document(model, task or domain(held_out=None))
-    return {name: float(nats.sum() / len(documents)), f"{name}_documents": np.round(nats, 3).tolist()}
+    return {name: float(nats.sum() / len(documents)), f"{name}_documents": np.round(nats, 2).tolist()}
 
 
 def by_document(model: GPT | PeftModel, task: Task) -> tuple[np.ndarray, np.ndarray]:

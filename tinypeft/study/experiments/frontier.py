@@ -28,7 +28,7 @@ def measure(arm: Arm, seed: int, settings: dict) -> dict:
             before, after = untrained(name), tested(model, name, text())
             for metric in before:
                 change = sign * np.subtract(after[metric], before[metric])
-                found.setdefault(metric, []).append(np.round(change, 6).tolist())
+                found.setdefault(metric, []).append(np.round(change, 2 if change.ndim else 9).tolist())
     return found
 
 

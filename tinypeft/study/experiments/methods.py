@@ -23,7 +23,8 @@ def measure(arm: OnBoth, seed: int, settings: dict) -> dict:
     peak = traced_peak(arm.start(seed), domain(), settings["batch_size"])
     tuned, history = arm.train(seed, settings)
     counts, after = tuned.summary(), tested(tuned, "forgetting", kept_text())
-    forgotten = {name: np.round(np.subtract(after[name], before[name]), 6) for name in after}
+    forgotten = {name: np.round(np.subtract(after[name], before[name]), 2 if name.endswith("documents") else 9)
+                 for name in after}
     return metrics | tested(tuned) | {
         **forgotten, "base_loss": after["forgetting"], "trained": counts.trained, "stored": counts.stored,
         "share": counts.share, "peak_bytes": peak, "seconds_per_step": history.seconds / settings["steps"],

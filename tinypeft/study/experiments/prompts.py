@@ -26,7 +26,7 @@ def measure_gain(arm: Arm, seed: int, settings: dict) -> dict:
     model, history = arm.train(seed, settings)
     after, trained = tested(model), model.summary().trained
     gained = {"gain": before["loss"] - after["loss"],
-              "gain_documents": np.round(np.subtract(before["loss_documents"], after["loss_documents"]), 3)}
+              "gain_documents": np.round(np.subtract(before["loss_documents"], after["loss_documents"]), 2)}
     return gained | {"before": before["loss"], "loss": after["loss"], "weights": fingerprint(base.state_dict())[:16],
                      "parameters": parameters, "trained": trained, "share_trained": trained / parameters,
                      "seconds": history.seconds}
