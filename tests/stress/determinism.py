@@ -27,7 +27,7 @@ import tinypeft as tp
 from tests.stress import record
 from tests.toys import Noise
 from tinypeft.files import fingerprint
-from tinypeft.study.experiment import Results, rounding
+from tinypeft.study.experiment import Results, half_width, rounding
 
 __all__ = ["KERNELS", "SAME", "compare", "run"]
 

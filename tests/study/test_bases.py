@@ -9,6 +9,7 @@ import tinypeft as tp
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.pretrained import FOLDER, make, training_record
 from tinypeft.study.bases import SIZES, small_base
+from tinypeft.study.quantized import PARTS, draw, own_text
 from tinypeft.text import base_corpus
 
 SMALLER = [name for name in SIZES if name != "base"]
@@ -42,7 +43,34 @@ def test_a_smaller_base_is_loaded_in_float32_with_its_tokenizer(name):
 
 
 def test_an_unknown_base_is_refused():
-    with pytest.raises(ValueError, match="there is no base 'huge'; there are small, medium, base"): small_base("huge")
+    for name in ("huge", "small:9", "base:x"):
+        with pytest.raises(ValueError, match=f"there is no base '{name}'; there are small, medium, base"): small_base(name)
+
+
+def test_a_base_that_is_not_drawn_says_how_to_draw_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYPEFT_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"python -m tinypeft.pretrained.make small:1` trains it"): small_base("small:1")
+
+
+def test_a_drawn_base_is_read_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYPEFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(make, "RECIPE", TOY | {"steps": 1})
+    (tmp_path / "bases").mkdir()
+    monkeypatch.setattr(make, "evaluate", lambda *args, **options: {"loss": 1.5})
+    make.pretrain_chosen("small:1")
+    a, b = small_base("small:1"), small_base("small")
+    assert a.config == b.config and np.any(a.blocks[0].mlp.up.weight.data != b.blocks[0].mlp.up.weight.data)
+    with pytest.raises(ValueError, match="python -m tinypeft pretrain"): make.pretrain_chosen("base")
+
+
+def test_the_parts_of_the_test_text_share_no_token():
+    """Seeds of the study, and those of the main job."""
+    n, seen, parts = len(own_text().data("test")), set(), [*PARTS, 1000, 1001, 1002]
+    assert len({seed % ((n - 1) // (64 * 128)) for seed in parts}) == len(parts)
+    for seed in parts:
+        text = [tuple(row) for x, _ in draw(seed).windows for row in x]
+        assert len(text) == 64 and not seen.intersection(text)
+        seen.update(text)
 
 
 def test_larger_bases_predict_better():

@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tinypeft as tp
+from tinypeft.engine import functional as F
 from tinypeft.study import tuning
 from tinypeft.study.experiment import Results
-from tinypeft.study.experiments import EXPERIMENTS, arms, qat, rates
+from tinypeft.study.experiments import EXPERIMENTS, arms, qat, rates, regret, texts
 from tinypeft.study.experiments.best import BEST
 from tinypeft.study.stored import load
+from tinypeft.text.tasks import LanguageModelling
 from tinypeft.training.diagnosis import DivergedError
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
@@ -73,7 +76,7 @@ def test_the_file_has_the_best_rates_that_were_measured(tmp_path):
 
 
 def test_tuning_uses_seeds_that_nothing_else_does():
-    used = {seed for e in EXPERIMENTS.values() if e not in MEASURED for seed in e.seeds} - {100}
+    used = {seed for e in EXPERIMENTS.values() if e not in MEASURED for seed in e.seeds}
     assert not used & {100, 101} and all(e.settings["tuning_seeds"] == [100, 101] for e in MEASURED)
 
 
@@ -82,6 +85,7 @@ def test_an_arm_that_stands_twice_has_one_label():
     labels = arms.LABELS["domain"]
     assert labels["methods", "lora"] == labels["rank", "8"] == "lora"
     assert labels["placement", "all six r=4"] == "lora_all" and labels["qlora", "int2"] == labels["loftq", "QLoRA, 2 bits"]
+    assert labels["batches", "full, 4 rows"] == "full" and labels["batches", "full, 64 rows"] == "batches: full, 64 rows"
     assert labels["prompts", "prompt base"] == "prompt" and labels["prompts", "prompt small"] == "prompts: prompt small"
     assert labels["adalora", "AdaLoRA 12 → 8"] == "adalora: AdaLoRA 12 → 8"                     # it is trained for longer
     assert set(labels.values()) == set(arms.TRIED["domain"]) == set(rates.RATES.conditions)
@@ -115,14 +119,43 @@ def test_sizes_compare_equal_shares(method, share):
 
 
 # -- one run -------------------------------------------------------------------------------------
-def test_the_windows_make_up_the_loss():
-    model = tuning.pretrained()
-    found = tuning.tested(model, "before")
-    assert found["before"] == pytest.approx(tuning.test_loss(model), abs=1e-5)
-    tokens = len(tuning.domain().data("test")) - 1
-    weights = np.full(-(-tokens // 128), 128.0)
-    weights[-1] -= weights.sum() - tokens
-    assert np.average(found["before_windows"], weights=weights) == pytest.approx(found["before"], abs=1e-4)
+def test_the_documents_make_up_the_loss():
+    model, text = tuning.pretrained(), tuning.domain()
+    found = tuning.tested(model, "before", text)
+    assert found["before"] == pytest.approx(tuning.test_loss(model, text), abs=1e-5)
+    tokens = texts.measure("domain, every fourth", 0, {})["tokens"]
+    assert len(found["before_documents"]) == len(tokens) and sum(tokens) == len(text.data("test")) - 1
+    assert sum(found["before_documents"]) / sum(tokens) == pytest.approx(found["before"], abs=1e-4)
+
+
+def test_a_document_s_nats_are_those_of_its_tokens():
+    """Two short documents in one window; the end of text belongs to the document that it ends."""
+    model, tokenizer = tuning.pretrained(), tuning.domain().tokenizer
+    ids = tokenizer.encode_documents(["An array of floats.", "Draw a line from x to y, in points."])
+    task = LanguageModelling("toy", {"test": ids}, {"test": 1}, len(ids) - 1, tokenizer=tokenizer)
+    with tp.no_grad(): log_p = F.log_softmax(model.eval()(ids[None, :-1])).data[0]
+    nats = -log_p[np.arange(len(ids) - 1), ids[1:]]
+    end = int(np.flatnonzero(ids[1:] == tokenizer.end_of_text)[0]) + 1
+    np.testing.assert_allclose(tuning.by_document(model, task)[0], [nats[:end].sum(), nats[end:].sum()], rtol=1e-5)
+
+
+def test_an_arm_may_read_less_text_and_larger_batches():
+    settings = {"steps": 8, "batch_size": 2}
+    arm = tuning.Arm(arms.on_all(1), 1e-3, rows=8, tokens=1000)
+    _, history = arm.train(0, settings)
+    assert len(history.loss) == 2 and len(tuning.less_text(1000).data("train")) == 1000
+    assert len(tuning.domain().data("train")) > 100_000
+
+
+def test_the_test_texts_are_told_apart_by_their_documents():
+    counts = [len(texts.measure(name, 0, {})["tokens"]) for name in texts.TEXTS.conditions]
+    assert len(set(counts)) == len(counts)
+
+
+def test_the_lowest_point_of_a_parabola():
+    x = np.log10([1, 2, 4, 8, 16])
+    assert regret.least(x, (x - 0.5) ** 2) == pytest.approx(0.5)
+    assert regret.least(x, 3.0 ** x) < x[1] and np.isfinite(regret.least(x, 3.0 ** -x))      # at an end it is a guess
 
 
 def test_an_arm_trains_as_fine_tune_does():
