@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
+from ..common.threads import blas_threads
 from ..files import cache_directory, save_arrays, write_atomically
 from ..models.gpt import GPT, GPTConfig
 from ..text import BPETokenizer, KneserNey, base_corpus, domain_corpus
@@ -109,8 +110,9 @@ def pretrain_size(name: str, out: str | Path = FOLDER, recipe: dict[str, Any] = 
     text, tokenizer = base_corpus(), load_tokenizer()
     own = LanguageModelling.of_corpus("base", text, tokenizer, config.context_length)
     model = GPT(config, rng=seed)
-    train(model, own, **recipe | {"eval_every": None}, workers=1, checkpoint=checkpoint,
-          checkpoint_every=500, progress=progress)
+    with blas_threads(1):                                     # the weights depend on the number
+        train(model, own, **recipe | {"eval_every": None}, workers=1, checkpoint=checkpoint,
+              checkpoint_every=500, progress=progress)
     half = {name: a.astype(np.float16) for name, a in model.state_dict().items()}
     model.load_state_dict(half)                               # the written weights are measured
     loss = evaluate(model, own, "validation", workers=1)["loss"]
