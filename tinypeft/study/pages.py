@@ -217,6 +217,17 @@ def base(results: Path) -> str:
               f"({record['loss_curve'][-1][1]:.1f} nats per token at the end) than text it did not see.")
 
 
+def draws(results: Path) -> str:
+    """The bases of the study: how each is trained again, its hash, and its loss on domain."""
+    r = load(results, "prompts")
+    bases = [c.removeprefix("full ") for c in r.conditions if c.startswith("full ")]
+    of = lambda base: next(iter(r.record["runs"][f"full {base}"].values()))
+    command = lambda base: "python -m tinypeft" + (" pretrain" if base == "base" else f".pretrained.make {base}")
+    rows = [(f"`{base}`", code(command(base)), f"{of(base)['parameters']:,}",
+             f"`{of(base)['weights']}`", f"{of(base)['before']:.3f}") for base in bases]
+    return table(("base", "command", "parameters", "hash of the weights", "nats/token on Matplotlib's documentation"), rows)
+
+
 SECTIONS = {
     "README.md": {"picture": picture, "claims": claims,
                   "methods": lambda results: first_page(results, "methods", "peft", METHODS, methods),
@@ -227,6 +238,6 @@ SECTIONS = {
     "tinypeft/quant/K_QUANTS.md": k_quants.SECTIONS,
     "tests/benchmarks/README.md": speed.SECTIONS,
     "tinypeft/interop/README.md": {"smollm2": smollm2},
-    "tinypeft/pretrained/README.md": {"base": base},
+    "tinypeft/pretrained/README.md": {"base": base, "draws": draws},
     "lessons/GLOSSARY.md": {"map": lambda results: lesson_map()},
 }

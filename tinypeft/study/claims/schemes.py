@@ -168,6 +168,19 @@ def llm_qat(load: Load) -> Finding:
                    tuple(excess(r, f"LLM-QAT, {b} bits", f"GPTQ, {b} bits", f"{b} bits") for b in (3, 2)))
 
 
+def k_quants(load: Load) -> Finding:
+    r, others = load("k_quants"), ("Q4_0", "NF4", "int4 asymmetric")
+    bits = ", ".join(f"{c} {r.mean(c, 'bits'):.2f}" for c in ("Q4_K", *others, "GPTQ"))
+    return Finding(f"excess {listed(r, ('Q4_K', *others, 'GPTQ', 'Q5_K', 'Q6_K'), 'excess')}; bits per weight {bits}",
+                   tuple(excess(r, "Q4_K", c) for c in others))
+
+
+def importance(load: Load) -> Finding:
+    r, arms = load("k_quants"), ("Q4_K, importance", "Q4_K")
+    return Finding(f"excess {listed(r, (*arms, 'Q4_K, importance from other text'), 'excess')}",
+                   (excess(r, *arms, "from text of its kind"),))
+
+
 def more_parameters(load: Load) -> Finding:
     r, pairs = load("bits_vs_parameters"), (("medium", "small"), ("base", "medium"))
     of = lambda size, bits: averaged(*(read(r, f"{base}, {bits} bits", "loss") for base in draws_of(size)))
@@ -204,6 +217,7 @@ def round_first(load: Load) -> Finding:
 
 
 better = functools.partial(Claim, kind=BETTER, delta=QUANTIZATION)
+LLAMA_CPP = "llama.cpp, k-quants: https://github.com/ggml-org/llama.cpp/pull/1684"
 
 SCHEME_CLAIMS = (
     better("With outlier features, LLM.int8() is nearer float32 than absmax, zero-point, row-wise and vector-wise quantization",
@@ -293,6 +307,12 @@ SCHEME_CLAIMS = (
     better("Rounding costs more if the model was trained for longer", "2411.17691", "",
            "excess of round to nearest at 3 bits after 16,000 steps of pretraining, minus that after 2,000, three "
            "bases of each size", "it costs less", ("pretrained_for",), trained_for_longer),
+    better("Q4_K loses less than round to nearest with as many bits", LLAMA_CPP, "",
+           "excess of Q4_0, of NF4 and of int4 with zero points in groups of 32, minus that of Q4_K",
+           "one of the three loses less", ("k_quants",), k_quants, own=True),
+    better("With the importance of inputs Q4_K loses less", LLAMA_CPP, "",
+           "excess of Q4_K minus that of Q4_K with importance from text of the model's kind",
+           "it loses more", ("k_quants",), importance, own=True),
     better("More rank makes up for fewer bits", "2305.14314", "",
            "what rounding the base costs a LoRA of rank 2 in test loss, minus what it costs one of rank 32",
            "it costs the larger rank more, at 3 or at 2 bits", ("rounding_rank",), rank_repairs, delta=FINE_TUNING, own=True),

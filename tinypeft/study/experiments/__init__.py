@@ -7,8 +7,8 @@ learning rate is tuned stands in `arms.py`; `rates.py` measures the rate, and `b
 # ruff: noqa: I001
 from . import adalora, adapters, baselines, dylora, first_look, frontier, gradient_check, lengths, methods, natural_outliers
 from . import placement, prompts, rank, rates, regret, subspace
-from . import awq, bits_vs_parameters, double_quantization, formats, gptq, granularity, int8_outliers, loftq, memory, qat, qlora
-from . import schemes, smollm2, smoothquant, texts, virtual_tokens
+from . import awq, bits_vs_parameters, double_quantization, formats, gptq, granularity, int8_outliers, k_quants, loftq, memory
+from . import qat, qlora, schemes, smollm2, smoothquant, texts, virtual_tokens
 
 EXPERIMENTS = {e.name: e for e in (
     gradient_check.GRADIENT_CHECK, texts.TEXTS, virtual_tokens.VIRTUAL_TOKENS,
@@ -19,9 +19,8 @@ EXPERIMENTS = {e.name: e for e in (
     int8_outliers.INT8_OUTLIERS, int8_outliers.INT8_THRESHOLD, int8_outliers.INT8_ACTIVATIONS,
     smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
     awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qlora.QLORA,
-    loftq.LOFTQ, qat.QAT, schemes.SCHEMES_OVER_SEEDS, bits_vs_parameters.BITS_VS_PARAMETERS, bits_vs_parameters.PRETRAINED_FOR,
-    memory.MEMORY,
-    smollm2.SMOLLM2_RATES, smollm2.SMOLLM2, natural_outliers.NATURAL_OUTLIERS,
+    loftq.LOFTQ, qat.QAT, schemes.SCHEMES_OVER_SEEDS, k_quants.K_QUANTS, bits_vs_parameters.BITS_VS_PARAMETERS,
+    bits_vs_parameters.PRETRAINED_FOR, memory.MEMORY, smollm2.SMOLLM2_RATES, smollm2.SMOLLM2, natural_outliers.NATURAL_OUTLIERS,
 )}
 
 __all__ = ["EXPERIMENTS"]
