@@ -8,9 +8,9 @@
 All three were trained for 16,000 steps of 8 × 256 tokens (`pretrained/make.py`), and the package ships their weights.
 `python -m tinypeft.pretrained.make small` trains one of them again.
 
-What is said of sizes must hold for more than one base of a size. So each is drawn twice more, with seeds 1 and 2 for the
-initialisation and the batches: `python -m tinypeft.pretrained.make small:1`, and `small_base("small:1")` reads it. These
-weights are not shipped; results name them by a hash.
+What is said of sizes must hold for more than one base of a size. Others are drawn with other seeds for the initialisation and
+the batches: `python -m tinypeft.pretrained.make small:1`, and `small_base("small:1")` reads it. Such weights are not shipped;
+results name them by a hash. DRAWS lists the seeds that the study has measured.
 """
 import dataclasses
 import functools
@@ -21,27 +21,27 @@ import numpy as np
 from ..files import check_fields, load_arrays, made, naming
 from ..models.gpt import GPT, GPTConfig
 from ..pretrained import FOLDER, load_base, load_tokenizer
-from ..pretrained.make import drawn_bases
+from ..pretrained.make import drawn_bases, drawn_name
 from ..text import corpus
 from ..text.tasks import LanguageModelling
 
 __all__ = ["DRAWS", "SIZES", "base_text", "draws_of", "kept_text", "read_base", "small_base"]
 
 SIZES = "small", "medium", "base"
-DRAWS = {"small": (0, 1, 2), "medium": (0, 1, 2), "base": (0,)}            # seeds of the pretrainings; 0 is the shipped one
+DRAWS = {"small": (0,), "medium": (0,), "base": (0,)}    # seeds of the pretrainings; 0 is the shipped one
 
 
 def small_base(name: str) -> GPT:
-    """A fresh copy of a base, in float32, with its tokenizer. name: a size of SIZES, or a size and a seed of DRAWS: "small:1".
+    """A fresh copy of a base, in float32, with its tokenizer. name: a size of SIZES, or a size and a seed: "small:1".
 
     Raises ValueError for another name, and FileNotFoundError, which names the command that trains it, for a draw that is not in
     the cache.
     """
     size, _, seed = name.partition(":")
-    if size not in SIZES or seed not in ("", *map(str, DRAWS[size][1:])):
+    if size not in SIZES or not (seed or "0").isdigit():
         raise ValueError(f"small_base: there is no base {name!r}; there are {', '.join(SIZES)}, and their draws, as small:1")
     if name == "base": return load_base()
-    path = drawn_bases() / f"{size}-{seed}.safetensors" if seed else FOLDER / f"{size}.safetensors"
+    path = (drawn_bases() if seed else FOLDER) / f"{drawn_name(size, int(seed or 0))}.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; `python -m tinypeft.pretrained.make {name}` trains it")
     return read_base(path)
@@ -58,7 +58,7 @@ def read_base(path: Path) -> GPT:
 
 
 def draws_of(size: str) -> list[str]:
-    """The names of a size's bases: "small", "small:1", "small:2"."""
+    """The names of a size's bases in the study: "small", "small:1", …"""
     return [f"{size}:{seed}" if seed else size for seed in DRAWS[size]]
 
 
