@@ -126,6 +126,13 @@ def world(truth: int) -> dict[str, Results]:
             for c in ("NF4", "NF4, double", "int3")}}, ("before", "after", "merged_and_rounded", "to_NF4", "to_int3")),
         results("loftq", {f"{c}, {b}": {"after": x} for b in ("NF4", "3 bits", "2 bits") for c, x in
                           (("QLoRA", 2.5), ("LoftQ", so(2.4, 2.6)))}, ("after",)),
+        results("successors", {
+            **{c: {"loss": x, "trained": 1e4, "norms": 0.1} for c, x in {
+                "LoRA, small": so(2.5, 2.4), "DoRA, r = 1": so(2.4, 2.5), "LoRA, middle": 2.4, "DoRA, middle": 2.3,
+                "LoRA on NF4": 2.5, "DoRA on NF4": 2.4, "LoRA, 60 steps": 2.6, "LoRA from pissa, 60 steps": so(2.5, 2.7),
+                "LoRA from pissa": 2.4, "VeRA, small": so(2.41, 2.7), "full": 2.2, "full by Muon": so(2.1, 2.3),
+                "full by AdamW8bit": so(2.2, 2.3), "full by GaLore": so(2.22, 2.6)}.items()},
+            "OFT, middle": {"loss": 2.3, "trained": 1e4, "norms": 0.0}}, ("loss",)),
         results("qat", {"float32, trained as long": {"excess": 0.0}, **{f"{c}, {b} bits": {"excess": x} for b in (3, 2)
                                                                         for c, x in trained.items()}}),
         results("pretrained_for", {"small": {"excess": [0.1, so(0.2, 0.05)]}, "medium": {"excess": [0.1, 0.2]}}),

@@ -22,6 +22,7 @@ from .rule import (
     CORRELATION,
     FAR,
     FINE_TUNING,
+    LENGTH,
     LOGARITHM,
     NOT_SHOWN,
     REPRODUCED,
@@ -273,6 +274,51 @@ def deep_prompts(load: Load) -> Finding:
                    (*more, Contrast("base, as many numbers", difference(*(read(same, c) for c in pair)))))
 
 
+def dora(load: Load) -> Finding:
+    r, pairs = load("successors"), {"r = 1": ("LoRA, small", "DoRA, r = 1"), "r = 4": ("LoRA, middle", "DoRA, middle"),
+                                    "r = 4 on NF4": ("LoRA on NF4", "DoRA on NF4")}
+    return Finding(f"{'; '.join(listed(r, pair) for pair in pairs.values())} nats/token",
+                   tuple(Contrast(name, difference(*(read(r, c) for c in pair))) for name, pair in pairs.items()))
+
+
+def pissa(load: Load) -> Finding:
+    r, early, late = load("successors"), ("LoRA, 60 steps", "LoRA from pissa, 60 steps"), ("LoRA, middle", "LoRA from pissa")
+    return Finding(f"{listed(r, early)}; after 150 steps {listed(r, late)} nats/token",
+                   (Contrast("after 60 steps", difference(*(read(r, c) for c in early))),))
+
+
+def vera(load: Load) -> Finding:
+    r, pair = load("successors"), ("VeRA, small", "LoRA, middle")
+    said = ", ".join(f"{c} {r.mean(c, 'trained'):,.0f} parameters {mean(r, c)}" for c in pair)
+    return Finding(f"{said} nats/token", (of_gain("a quarter of the parameters", read(load("methods"), "frozen"),
+                                                  *(read(r, c) for c in pair)),))
+
+
+def kept_norms(load: Load) -> Finding:
+    r, arms = load("successors"), ("OFT, middle", "LoRA, middle", "DoRA, middle", "full")
+    said = ", ".join(f"{c} {100 * r.mean(c, 'norms'):.2f} %" for c in arms)
+    return Finding(f"mean change of the length of a neuron's weights: {said}",
+                   (Contrast("LoRA − OFT", difference(read(r, "LoRA, middle", "norms"), read(r, "OFT, middle", "norms"))),))
+
+
+def muon(load: Load) -> Finding:
+    r, arms = load("successors"), ("full", "full by Muon")
+    return Finding(f"{listed(r, arms)} nats/token, each at its own rate",
+                   (Contrast("AdamW − Muon", difference(*(read(r, c) for c in arms))),))
+
+
+def eight_bits(load: Load) -> Finding:
+    r, arms = load("successors"), ("full by AdamW8bit", "full")
+    return Finding(f"{listed(r, arms)} nats/token, each at its own rate",
+                   (Contrast("8 bits − 32", difference(*(read(r, c) for c in arms))),))
+
+
+def galore(load: Load) -> Finding:
+    r, arms = load("successors"), ("full by GaLore", "full")
+    return Finding(f"{listed(r, arms)} nats/token, each at its own rate",
+                   (of_gain("of AdamW's gain", read(load("methods"), "frozen"), *(read(r, c) for c in arms)),))
+
+
 def prompt_gap(load: Load) -> Finding:
     r = load("prompts")
     gain = lambda method, size: np.mean([r.mean(f"{method} {base}", "gain") for base in draws_of(size)])
@@ -425,6 +471,30 @@ METHOD_CLAIMS = (
           "the share falls from one size to the next", ("prompts",), prompt_gap, BETTER, SHARE,
           why={NOT_SHOWN: "From the smallest base to the next the gap narrows. From there to the largest it widens a little, "
                "and with an equal share of the parameters (experiment `sizes`) it stays."}),
+    better("DoRA is better than LoRA of the same rank, on a rounded base as well", "2402.09353",
+           "LLaMA-7B, commonsense reasoning: LoRA r = 32 74.7, DoRA 78.4",
+           "test loss of LoRA minus that of DoRA on all matrices, r = 1 and 4, and r = 4 on the base in NF4",
+           "LoRA is ahead in one of the three", ("successors",), dora),
+    better("LoRA from PiSSA's start has a lead early in training", "2404.02948", "",
+           "test loss of LoRA minus that of LoRA from PiSSA's start, r = 4 on all matrices, after 60 steps, each at its own "
+           "rate",
+           "the usual start is ahead", ("successors",), pissa),
+    as_good("VeRA is as good as LoRA with far fewer parameters", "2310.11454",
+            "RoBERTa-base, GLUE: 85.2 with 0.043 M, LoRA 86.6 with 0.3 M",
+            "share of the gain of LoRA with r = 4 on all matrices that VeRA with a quarter of its parameters reaches",
+            "VeRA reaches less than 90 % of the gain", ("successors", "methods"), vera),
+    Claim("OFT keeps the lengths of the neurons' weights", "2306.07280", "",
+          "mean change of these lengths by LoRA minus that by OFT", "OFT changes them more", ("successors",), kept_norms,
+          BETTER, LENGTH, by_construction="A rotation keeps lengths; what is left is rounding."),
+    better("Muon fine-tunes better than AdamW a model that AdamW pretrained", "2502.16982", "",
+           "test loss of full fine-tuning by AdamW minus that by Muon, each at its own rate",
+           "AdamW is ahead", ("successors",), muon, own=True),
+    within("AdamW with states of 8 bits learns what AdamW learns", "2110.02861", "",
+           "test loss of full fine-tuning by AdamW with states of 8 bits minus that by AdamW, each at its own rate",
+           "they differ by δ or more", ("successors",), eight_bits, delta=FINE_TUNING),
+    as_good("GaLore is as good as AdamW with a fraction of its states", "2403.03507", "",
+            "share of the gain of full fine-tuning by AdamW that GaLore reaches, each at its own rate",
+            "GaLore reaches less than 90 % of the gain", ("successors", "methods"), galore),
     better("Reparameterized prefixes train more stably than direct prefixes, and end slightly better", "2101.00190", "",
            "test loss of direct minus that of reparameterized prefixes, at the best rates; and what "
            "three times these rates cost",

@@ -39,9 +39,9 @@ from ..experiment import Results
 from .words import pm
 
 __all__ = ["ACCURACY", "AS_GOOD", "AT_LEAST", "BETTER", "BY_CONSTRUCTION", "CHANCE", "CONTRADICTED", "CORRELATION", "FAR",
-           "FINE_TUNING", "KINDS", "LEVEL", "LOGARITHM", "NOT_MEASURED", "NOT_SHOWN", "NO_SIZE", "QUANTIZATION", "RELATIVE",
-           "REPRODUCED", "SHARE", "SIZE_OPEN", "SLOPE", "VERDICTS", "WITHIN", "Claim", "Contrast", "Delta", "Finding",
-           "Judgement", "Load", "Part", "holm", "judge", "parts", "p_values", "verdict"]
+           "FINE_TUNING", "KINDS", "LENGTH", "LEVEL", "LOGARITHM", "NOT_MEASURED", "NOT_SHOWN", "NO_SIZE", "QUANTIZATION",
+           "RELATIVE", "REPRODUCED", "SHARE", "SIZE_OPEN", "SLOPE", "VERDICTS", "WITHIN", "Claim", "Contrast", "Delta",
+           "Finding", "Judgement", "Load", "Part", "holm", "judge", "parts", "p_values", "verdict"]
 
 REPRODUCED, SIZE_OPEN, LEVEL, NOT_SHOWN, NO_SIZE, CONTRADICTED = VERDICTS = (
     "reproduced", "reproduced, size open", "level", "not shown", "contradicted, size open", "contradicted here")
@@ -73,6 +73,7 @@ ACCURACY, SHARE = Delta(0.02, "points", "{:+.1f}", 100), Delta(0.10, "% of the g
 RELATIVE, CORRELATION = Delta(0.10, "% of the error", "{:+.0f}", 100), Delta(0.3, "of a correlation", "{:+.2f}")
 AT_LEAST = replace(SHARE, form="{:.0f}")                 # of "as good as": the share itself
 LOGARITHM = Delta(0.3, "of a logarithm to base 10 (a factor of 2)", "{:+.2f}")
+LENGTH = Delta(0.01, "% of a length", "{:+.1f}", 100)
 SLOPE = Delta(0.1, "of an exponent", "{:+.2f}")
 
 

@@ -26,6 +26,7 @@ from ...quant import NF4, Scheme, Uniform, loftq, quantize
 from ..bases import small_base
 from ..tuning import Arm
 from .best import BEST
+from .successor_arms import SUCCESSORS
 
 __all__ = ["ARMS", "TRIED", "OnRounded", "best_rate", "tuned"]
 
@@ -117,7 +118,8 @@ ARMS: dict[str, dict[str, Arm]] = {
     "first_look": {label: replace(arm, times=0.4) for label, arm in {
         "full": Arm(FullFineTuning(), 1e-3), "lora_all": Arm(on_all(4), 0.01),
         "qlora_all": OnRounded(on_all(4), 0.01, scheme=NF4()), "adapter": Arm(BottleneckAdapter(), 0.01),
-        "prompt": Arm(PromptTuning(), 0.1)}.items()}}
+        "prompt": Arm(PromptTuning(), 0.1)}.items()},
+    "successors": SUCCESSORS}
 ON_CLASSIFY = {
     "methods": {**{name: replace(arm, lr=arm.method.learning_rate) for name, arm in ARMS["methods"].items()},
                 "lora_all": Arm(on_all(4), 5e-3)},
