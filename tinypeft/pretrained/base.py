@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..files import check_fields, load_arrays, made, naming
+from ..files import cache_directory, check_fields, load_arrays, made, naming
 from ..models.gpt import GPT, GPTConfig
 from ..text.tokenizer import BPETokenizer
 
-__all__ = ["WEIGHTS", "load_base", "load_tokenizer", "read_weights", "training_record"]
+__all__ = ["WEIGHTS", "drawn_bases", "drawn_name", "load_base", "load_tokenizer", "read_weights", "training_record"]
 
 FOLDER = Path(__file__).parent
 WEIGHTS = "weights.safetensors"
@@ -53,6 +53,16 @@ def read_weights(path: Path) -> GPT:
 def load_tokenizer(folder: Path = FOLDER) -> BPETokenizer:
     """Load the base's tokenizer. Calls share one object."""
     return BPETokenizer.load(folder / "tokenizer.json")
+
+
+def drawn_name(size: str, seed: int) -> str:
+    """Name a base by its size and, unless it is the shipped one (seed 0), its seed."""
+    return f"{size}-{seed}" if seed else size
+
+
+def drawn_bases() -> Path:
+    """Return the folder of the user's cache for bases that the package does not ship."""
+    return cache_directory() / "bases"
 
 
 def training_record() -> dict[str, Any]:

@@ -21,13 +21,14 @@ import numpy as np
 
 from ..common.hints import Array
 from ..common.threads import blas_threads
-from ..files import cache_directory, save_arrays, write_atomically
+from ..files import save_arrays, write_atomically
 from ..models.gpt import GPT, GPTConfig
 from ..text import BPETokenizer, KneserNey, base_corpus, domain_corpus
 from ..text.tasks import LanguageModelling, domain
 from ..training.evaluation import evaluate
 from ..training.loop import train
 from . import FOLDER, WEIGHTS, load_tokenizer
+from .base import drawn_bases, drawn_name
 
 CONFIG = GPTConfig(vocab_size=1024, context_length=256, d_model=128, n_layers=5, n_heads=4)
 RECIPE = dict(steps=16_000, batch_size=8, lr=2.5e-3, weight_decay=0.1, schedule_kind="cosine",
@@ -120,16 +121,6 @@ def pretrain_size(name: str, out: str | Path = FOLDER, recipe: dict[str, Any] = 
                 {"config": dataclasses.asdict(config), "key": key, "validation": loss})
     checkpoint.unlink(missing_ok=True)
     return loss
-
-
-def drawn_name(size: str, seed: int) -> str:
-    """Name a base by its size and, unless it is the shipped one (seed 0), its seed."""
-    return f"{size}-{seed}" if seed else size
-
-
-def drawn_bases() -> Path:
-    """Return the folder of the user's cache for bases that the package does not ship."""
-    return cache_directory() / "bases"
 
 
 def size_key(name: str, recipe: dict[str, Any] = RECIPE) -> str:

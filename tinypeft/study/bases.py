@@ -21,7 +21,7 @@ import numpy as np
 from ..files import check_fields, load_arrays, made, naming
 from ..models.gpt import GPT, GPTConfig
 from ..pretrained import FOLDER, load_base, load_tokenizer
-from ..pretrained.make import drawn_bases, drawn_name
+from ..pretrained.base import drawn_bases, drawn_name
 from ..text import corpus
 from ..text.tasks import LanguageModelling
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ...models.gpt import GPT
-from ...pretrained.make import RECIPE, drawn_name, pretrain_size
+from ...pretrained.base import drawn_name
+from ...pretrained.make import RECIPE, pretrain_size
 from ...quant import GPTQ, QuantizedLinear, Uniform, bits_per_weight, quantize
 from ..bases import DRAWS, SIZES, draws_of, read_base, small_base
 from ..experiment import Experiment
