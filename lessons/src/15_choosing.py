@@ -300,7 +300,15 @@ slider("seeds", frames, captions=told, xlabel="seed", ylabel=" − ".join(pairs[
 # varies from document to document, and adds both errors (`study/effects.py`).
 # No interval says that another size of model or another number of steps would give
 # the same order. The page `figures/README.md` lists every claim of the papers that the study
-# could test, each with its verdict, and with the rule by which it was judged.
+# could test, each with its verdict, and with the rule by which it was judged. This is all of it:
+
+# %%
+show("forest")
+
+# %% [markdown]
+# *What to see: an effect counts only in comparison with δ, the difference that matters in it.* Marks
+# inside the grey band are too small to matter, wherever zero lies. A claim with several marks is
+# right only if all of them are.
 #
 # ### {exercise}
 #
