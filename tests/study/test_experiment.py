@@ -11,7 +11,7 @@ from scipy import stats
 from tests.study.test_dependencies import edited
 from tests.study.toy import MEASURED, METRICS, TOY, Length
 from tinypeft.commands.cli import main
-from tinypeft.study import acceptance, experiment, freshness
+from tinypeft.study import acceptance, effects, experiment, freshness
 from tinypeft.study.acceptance import status
 from tinypeft.study.experiment import Results, run
 from tinypeft.study.experiments import EXPERIMENTS
@@ -356,3 +356,27 @@ def test_the_command_shows_what_is_fresh_and_accepts_the_others(tmp_path, capsys
     moved(folder, "n", lambda n: 3)
     assert main(["figures", "toy", "--accept", "--out", str(tmp_path), "--jobs", "1"]) == 0
     assert main(["figures", "toy", "--status", "--out", str(tmp_path)]) == 0
+
+
+def test_intervals_of_documents_are_those_of_effects():
+    """A difference is paired over both; a mean's interval leaves out what the conditions share."""
+    rng, tokens = np.random.default_rng(1), np.array([30, 5, 10, 20])
+    def runs(mean):
+        made = {}
+        for seed in range(3):
+            sums = (mean + rng.normal(0, 0.1, 4)) * tokens
+            made[str(seed)] = {"loss": sums.sum() / tokens.sum(), "loss_documents": sums.tolist()}
+        return made
+    r = Results({"experiment": "toy", "runs": {"a": runs(2.0), "b": runs(2.5)}}, (tokens,))
+    a, b = (effects.read(r, c) for c in "ab")
+    e = effects.difference(a, b)
+    assert tuple(map(float, r.difference("a", "b", "loss"))) == pytest.approx((e.mean, e.half))
+    assert r.interval("a", "loss") == pytest.approx(effects.among(a, b).half)
+    assert r.mean("a", "loss") == pytest.approx(np.average(np.mean(list(a.by_seed.values()), 0), weights=tokens))
+
+
+def test_intervals_of_a_list_with_documents_have_its_length():
+    tokens = np.array([3, 7])
+    run = lambda seed: {"loss": [2.0 + seed, 3.0], "loss_documents": [[6.0 + 3 * seed, 14.0 + 7 * seed], [9.0, 21.0]]}
+    r = Results({"experiment": "toy", "runs": {c: {str(s): run(s) for s in range(2)} for c in "ab"}}, (tokens,))
+    assert r.interval("a", "loss").shape == (2,) and [x.shape for x in r.difference("a", "b", "loss")] == [(2,), (2,)]

@@ -65,17 +65,17 @@ BITS_VS_PARAMETERS = Experiment(
 
 
 def measure_trained_for(size: str, draw: int, settings: dict) -> dict:
-    """Lists over the lengths of training. draw: the seed of the pretraining. Each length has a schedule of its own."""
-    found = {"loss": [], "excess": []}
+    """Lists over the lengths of training; "parts" also over the parts of the text. draw: the seed of the pretraining. Each length
+    has a schedule of its own."""
+    found = {"loss": [], "excess": [], "parts": []}
     for steps in settings["pretrained_for"]:
-        model, costs = trained_for(size, draw, steps), []
-        for seed in settings["parts"]:
-            sample, rounded = draw_text(seed, settings["calibration"], settings["test"]), copy.deepcopy(model)
-            quantize(rounded, Uniform(settings["bits"], False, "group", settings["group_size"]), progress=False)
-            costs.append([loss_on(m, sample) for m in (model, rounded)])
-        before, after = np.mean(costs, 0)
-        found["loss"].append(before)
-        found["excess"].append(after - before)
+        model = trained_for(size, draw, steps)
+        rounded = quantize(copy.deepcopy(model), Uniform(settings["bits"], False, "group", settings["group_size"]), progress=False)
+        samples = [draw_text(seed, settings["calibration"], settings["test"]) for seed in settings["parts"]]
+        before, after = (np.array([loss_on(m, sample) for sample in samples]) for m in (model, rounded))
+        found["loss"].append(before.mean())
+        found["excess"].append((after - before).mean())
+        found["parts"].append((after - before).tolist())
     return found
 
 
@@ -90,7 +90,8 @@ def trained_for(size: str, draw: int, steps: int) -> GPT:
 PRETRAINED_FOR = Experiment(
     "pretrained_for", "Two sizes of bases, each drawn three times (the seed), pretrained for 2,000 or 16,000 steps, and "
     "rounded to nearest at 3 bits in groups of 32; on eight parts of held-out text of that kind.",
-    {"loss": "nats/token as it is, one per length of the pretraining", "excess": "nats/token that rounding adds, the same"},
+    {"loss": "nats/token as it is, one per length of the pretraining", "excess": "nats/token that rounding adds, the same",
+     "parts": "the same on each part of the text"},
     measure_trained_for, {"small": "small", "medium": "medium"},
     {"pretrained_for": [2000, 16000], "bits": 3, "group_size": 32, "calibration": 1, "test": 64, "parts": list(PARTS)},
     {"pretrained_for": [2, 16000], "parts": [20], "test": 16, "seeds": (0,), "conditions": ("small",)}, seeds=DRAWS["small"])

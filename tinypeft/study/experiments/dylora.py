@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..experiment import Experiment
-from ..tuning import SEEDS, Arm, test_loss, tested
+from ..tuning import SEEDS, Arm, tested
 from .arms import tuned
 
 RANKS = 1, 2, 4, 8, 16
@@ -30,9 +30,8 @@ def measure(at: AtRanks, seed: int, settings: dict) -> dict:
             if svd: layer.B.data, layer.A.data, layer.scale = U[:, :b] * S[:b], Vt[:b], 1.0
             else:   layer.B.data, layer.A.data, layer.scale = B[:, :b], A[:b], scale * rescale
         return model
-    return metrics | over_ranks(lambda b: tested(cut(b))) | (
-        over_ranks(lambda b: tested(cut(b, svd=True), "loss_svd"))) | {
-            "loss_rescaled": [test_loss(cut(b, R / b)) for b in RANKS]}
+    return (metrics | over_ranks(lambda b: tested(cut(b))) | over_ranks(lambda b: tested(cut(b, svd=True), "loss_svd"))
+            | over_ranks(lambda b: tested(cut(b, R / b), "loss_rescaled")))
 
 
 def over_ranks(tested_at: Callable[[int], dict]) -> dict:
@@ -48,7 +47,7 @@ DYLORA = Experiment(
     {"loss": "nats/token, domain test, one per rank; LoRA cut to its first b rows and columns, scale α/16",
      "loss_documents": "nats, one sum per rank and document of the test text",
      "loss_rescaled": "loss with scale α/b", "loss_svd": "loss, cut to the b largest singular values",
-     "loss_svd_documents": "the same by document",
+     "loss_svd_documents": "the same by document", "loss_rescaled_documents": "the same",
      "steps": "training steps", "seconds": "seconds in training steps"},
     measure, {label: AtRanks(arm, cut=label.endswith("cut")) for label, arm in tuned("dylora").items()},
     {"steps": 150, "batch_size": 4}, {"steps": 5, "seeds": (0,), "conditions": ("DyLoRA", "LoRA r=16, cut")},

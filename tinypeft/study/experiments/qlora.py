@@ -23,8 +23,8 @@ def measure(arm: Arm, seed: int, settings: dict) -> dict:
     exact = pretrained()
     for path, wrapper in model.wrappers.items(): exact.get(path).weight.data += wrapper.delta()
     of_change = requantize_error(model, arm.scheme)[1]
-    return found | tested(quantize(merged, arm.scheme), "merged_and_rounded") | {
-        "merged_into_16_bits": test_loss(exact), "rounding_of_change": of_change}
+    return found | tested(exact, "merged_into_16_bits") | tested(quantize(merged, arm.scheme), "merged_and_rounded") | {
+        "rounding_of_change": of_change}
 
 
 QLORA = Experiment(
@@ -34,6 +34,7 @@ QLORA = Experiment(
      "after": "nats/token, domain test, after training", "after_documents": "the same, by document",
      "merged": "nats/token, merged into the weights it was trained on",
      "merged_into_16_bits": "nats/token, merged into the weights before rounding",
+     "merged_into_16_bits_documents": "the same, by document",
      "merged_and_rounded": "nats/token, merged and rounded to the same format again",
      "merged_and_rounded_documents": "the same, by document",
      **{f"to_{name}": f"nats/token, trained on 16 bits, merged and rounded to {name}" for name in ("NF4", "int3")},
