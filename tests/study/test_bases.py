@@ -63,14 +63,15 @@ def test_a_drawn_base_is_read_from_the_cache(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="python -m tinypeft pretrain"): make.pretrain_chosen("base")
 
 
-def test_the_parts_of_the_test_text_share_no_token():
-    """Seeds of the study, and those of the main job."""
-    n, seen, parts = len(own_text().data("test")), set(), [*PARTS, 1000, 1001, 1002]
-    assert len({seed % ((n - 1) // (64 * 128)) for seed in parts}) == len(parts)
-    for seed in parts:
-        text = [tuple(row) for x, _ in draw(seed).windows for row in x]
-        assert len(text) == 64 and not seen.intersection(text)
-        seen.update(text)
+def test_the_parts_of_the_test_text_share_no_document():
+    """Seeds of the study, and those of the main job. A part's tokens lie between two cuts, and begin with a document."""
+    seen, end = set(), own_text().tokenizer.end_of_text
+    for seed in (*PARTS, 1000, 1001, 1002):
+        windows = [row for x, _ in draw(seed).windows for row in x]
+        text = np.concatenate(windows)
+        documents = {tuple(d[:60]) for d in np.split(text, np.flatnonzero(text == end) + 1) if len(d) >= 60}
+        assert 45 <= len(windows) <= 64 and not seen & documents, seed
+        seen |= documents
 
 
 def test_larger_bases_predict_better():

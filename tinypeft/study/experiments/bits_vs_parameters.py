@@ -65,12 +65,13 @@ BITS_VS_PARAMETERS = Experiment(
 
 
 def measure_trained_for(size: str, draw: int, settings: dict) -> dict:
-    """Lists over the lengths of training; "parts" also over the parts of the text. draw: the seed of the pretraining. Each length
-    has a schedule of its own."""
+    """Lists over the lengths of training; "parts" also over the parts of the text. draw: the seed of the pretraining. Each
+    length has a schedule of its own."""
     found = {"loss": [], "excess": [], "parts": []}
     for steps in settings["pretrained_for"]:
         model = trained_for(size, draw, steps)
-        rounded = quantize(copy.deepcopy(model), Uniform(settings["bits"], False, "group", settings["group_size"]), progress=False)
+        grid = Uniform(settings["bits"], False, "group", settings["group_size"])
+        rounded = quantize(copy.deepcopy(model), grid, progress=False)
         samples = [draw_text(seed, settings["calibration"], settings["test"]) for seed in settings["parts"]]
         before, after = (np.array([loss_on(m, sample) for sample in samples]) for m in (model, rounded))
         found["loss"].append(before.mean())
@@ -94,4 +95,4 @@ PRETRAINED_FOR = Experiment(
      "parts": "the same on each part of the text"},
     measure_trained_for, {"small": "small", "medium": "medium"},
     {"pretrained_for": [2000, 16000], "bits": 3, "group_size": 32, "calibration": 1, "test": 64, "parts": list(PARTS)},
-    {"pretrained_for": [2, 16000], "parts": [20], "test": 16, "seeds": (0,), "conditions": ("small",)}, seeds=DRAWS["small"])
+    {"pretrained_for": [2, 16000], "parts": [23], "test": 16, "seeds": (0,), "conditions": ("small",)}, seeds=DRAWS["small"])

@@ -16,10 +16,11 @@ from .rates import search
 
 
 def measure_rate(arm: Arm, seed: int, settings: dict) -> dict:
-    """The loss at rates around the arm's, at least five, and the logarithm (base 10) of the rate where a parabola has its least loss."""
+    """The loss at rates around the arm's, five or more, and the logarithm (base 10) of the rate where a parabola is least."""
     loss = lambda rate, s: test_loss(replace(arm, lr=rate).train(s, settings)[0], split="validation")
     found = search(loss, arm.lr, settings | {"tuning_seeds": [seed]})
-    return {"rate": found["rate"], "loss": found["loss"], "log_best": least(np.log10(found["rate"]), np.array(found["loss"]))}
+    best = least(np.log10(found["rate"]), np.array(found["loss"]))
+    return {"rate": found["rate"], "loss": found["loss"], "log_best": best}
 
 
 def least(x: np.ndarray, y: np.ndarray) -> float:
