@@ -87,7 +87,7 @@ def test_within_is_refuted_on_both_sides():
 
 @pytest.mark.parametrize("effects, says", [
     ([(0.05, 0.005), (0.06, 0.005)], REPRODUCED), ([(0.05, 0.005), (0.012, 0.002)], SIZE_OPEN),
-    ([(0.05, 0.005), (-0.015, 0.002)], NO_SIZE),
+    ([(0.05, 0.005), (-0.02, 0.003)], NO_SIZE), ([(0.05, 0.005), (-0.012, 0.002)], NOT_SHOWN),
     ([(0.05, 0.005), (-0.05, 0.005)], CONTRADICTED), ([(0.05, 0.005), (0.0, 0.004)], NOT_SHOWN),
     ([(0.0, 0.004), (0.001, 0.004)], LEVEL), ([(0.05, 0.005), (0.01, 0.01)], NOT_SHOWN)])
 def test_all_parts_must_hold_and_one_that_fails_refutes(effects, says):
@@ -101,6 +101,8 @@ def test_p_of_parts_by_hand():
     each = [part.effect.p_above() for part in of]
     assert yes == max(each) and no == pytest.approx(3 * min(1 - p for p in each))
     assert p_values(of[:1] * 40)[1] == 1.0                              # a probability
+    (level,) = parts(BETTER, FINE_TUNING, Contrast("", Effect(-0.01, 0.001, 7)))
+    assert level.level and p_values([*of, level])[1] == no              # what is level refutes nothing
 
 
 def test_the_edges_of_the_rule():

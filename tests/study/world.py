@@ -135,7 +135,8 @@ def world(truth: int) -> dict[str, Results]:
             "OFT, middle": {"loss": 2.3, "trained": 1e4, "norms": 0.0}}, ("loss",)),
         results("qat", {"float32, trained as long": {"excess": 0.0}, **{f"{c}, {b} bits": {"excess": x} for b in (3, 2)
                                                                         for c, x in trained.items()}}),
-        results("pretrained_for", {"small": {"excess": [0.1, so(0.2, 0.05)]}, "medium": {"excess": [0.1, 0.2]}}),
+        results("pretrained_for", {size: {"excess": [0.1, so(0.2, 0.05)], "parts": [[0.1] * 8, [so(0.2, 0.05)] * 8]}
+                                   for size in ("small", "medium")}),
         results("bits_vs_parameters", {f"{b}, {bits} bits": {"loss": x, "matrices": 4e5, "bytes": 8e5}
                                        for size, b, _ in BASES for bits, x in (
                                            (16, {"small": 3.9, "medium": 3.5, "base": 3.0}[size]), (3, at_3_bits[size]))}))}

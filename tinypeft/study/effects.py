@@ -10,31 +10,34 @@ count. Tokens of one document resemble each other, so a document counts as one n
     mean z_ij = μ + seed_i + document_j + rest_ij
 
     seeds     S = Σ_i (z̄_i. − d̄)² / (n (n − 1))                                        with n − 1 degrees of freedom
-    documents D = Σ_j (z̄_.j − d̄)² / (m (m − 1))                                        with m − 1
-    rest      R = Σ_ij (z_ij − z̄_i. − z̄_.j + d̄)² / (n m (n − 1) (m − 1))              with (n − 1)(m − 1)
+    documents D = Σ_j (z̄_.j − d̄)² / (m² c_j)                                           with m² / Σ_j w_j² − 1
+    rest      R = Σ_ij (z_ij − z̄_i. − z̄_.j + d̄)² / (n m (n − 1) (m − 1))
     error     SE² = S + D − min(S, D, R)
 
 S and D both contain the rest, so it is taken off once, but SE is never smaller than the error of the seeds alone or of the
-documents alone (two-way clusters as of Cameron, Gelbach & Miller, 2011; the minimum is ours). The degrees of freedom of a sum
-of such variances are Satterthwaite's (1946). A metric without documents has SE² = S: its seeds draw the text themselves.
-Where bases are drawn, a base takes the place of a seed.
+documents alone (two-way clusters as of Cameron, Gelbach & Miller, 2011; the minimum is ours). c_j = 1 − 2 p_j + Σ p² with
+p = w/m makes up for the part that a document has in the mean itself; for equal documents it is (m − 1)/m. The quantile of
+such a sum is that of Cochran and Cox (1957, Experimental Designs, §4.14), the mean of the components' Student quantiles,
+weighted by their variances: with three or four seeds, degrees of freedom by Satterthwaite would make small p far too small.
+A metric without documents has SE² = S. Where bases are drawn, a base takes the place of a seed.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import t
 
 if TYPE_CHECKING:
     from .experiment import Results
 
-__all__ = ["Effect", "Rows", "among", "averaged", "components", "difference", "effect", "gains", "half_of", "linear", "plus",
-           "read", "relative", "satterthwaite", "share", "together"]
+__all__ = ["Effect", "Rows", "among", "averaged", "between", "components", "difference", "effect", "gains", "half_of",
+           "linear", "plus", "read", "relative", "share", "together"]
 
-LEVEL = 0.95
+LEVEL, TINY = 0.95, -600.0                               # of intervals; the logarithm of a p that counts as 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +53,22 @@ class Rows:
 
 @dataclass(frozen=True)
 class Effect:
-    """An estimate, its standard error, and the degrees of freedom of that error (Student's t)."""
+    """An estimate, its standard error, and how surely that is known: its degrees of freedom, or (variance, degrees of freedom)
+    of each of its components."""
     mean: float
     error: float
-    df: float
+    df: float | tuple[tuple[float, float], ...]
+
+    def quantile(self, p: float) -> float:
+        """The p-quantile of (estimate − truth)/error, see above."""
+        if not isinstance(self.df, tuple): return float(t.ppf(p, self.df))
+        variances, dfs = np.array(self.df).T
+        return float(t.ppf(p, dfs) @ variances / variances.sum()) if variances.any() else float(t.ppf(p, dfs.min()))
 
     @property
     def half(self) -> float:
-        """Half the width of the 95 % interval: t(0.975; df) · error."""
-        return float(t.ppf((1 + LEVEL) / 2, self.df)) * self.error if self.error else 0.0
+        """Half the width of the 95 % interval: the 97.5 % quantile times the error."""
+        return self.quantile((1 + LEVEL) / 2) * self.error if self.error else 0.0
 
     @property
     def low(self) -> float: return self.mean - self.half
@@ -67,42 +77,61 @@ class Effect:
     def high(self) -> float: return self.mean + self.half
 
     def p_above(self, limit: float = 0.0) -> float:
-        """One-sided p of "the effect is at most `limit`": P(T > (mean − limit)/error). Below 0.025 just when low > limit."""
-        return float(t.sf(self.distance(limit), self.df))
+        """One-sided p of "the effect is at most `limit`". Below 0.025 just when low > limit."""
+        off = self.mean - limit
+        if not self.error: return 0.5 - 0.5 * float(np.sign(off))
+        if not np.isfinite(self.error): return 0.5
+        least = self.tail(abs(off) / self.error)
+        return least if off > 0 else 1 - least
 
     def p_below(self, limit: float = 0.0) -> float:
         """One-sided p of "the effect is at least `limit`"."""
-        return float(t.cdf(self.distance(limit), self.df))
+        return (-self).p_above(-limit)
 
-    def distance(self, limit: float) -> float:
-        """(mean − limit) in standard errors; ±inf for a number that does not vary, and 0 if it equals the limit."""
-        off = self.mean - limit
-        return off / self.error if self.error else float(np.copysign(np.inf, off)) if off else 0.0
+    def tail(self, distance: float) -> float:
+        """The p at which the (1 − p)-quantile is `distance`, at least 0 and at most 1/2."""
+        beyond = lambda log_p: -self.quantile(np.exp(log_p)) - distance
+        if beyond(TINY) < 0: return 0.0
+        return float(np.exp(brentq(beyond, TINY, np.log(0.5)))) if distance else 0.5
 
-    def __neg__(self) -> Effect: return Effect(-self.mean, self.error, self.df)
+    def shifted(self, by: float) -> Effect: return replace(self, mean=self.mean + by)
+
+    def scaled(self, by: float) -> Effect: return replace(self, mean=by * self.mean, error=abs(by) * self.error)
+
+    def __neg__(self) -> Effect: return self.scaled(-1)
 
 
 def components(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
     """(S, D, R) of the table above, for (n, m) numbers, n and m at least 2."""
-    d, (n, m) = np.asarray(values, float), values.shape
+    d, (n, m) = np.asarray(values, float), np.shape(values)
     mean = (weights * d).mean()
     z = mean + weights * (d - mean)
     by_seed, by_document = z.mean(1), z.mean(0)
     rest = z - by_seed[:, None] - by_document + mean
-    return (float(by_seed.var(ddof=1) / n), float(by_document.var(ddof=1) / m),
+    return (float(by_seed.var(ddof=1) / n), of_documents(by_document - mean, weights),
             float((rest ** 2).sum() / (n * m * (n - 1) * (m - 1))))
 
 
-def half_of(parts: tuple[float, float, float], n: int, m: int, seeds: float, documents: float) -> float:
+def of_documents(off: np.ndarray, weights: np.ndarray) -> float:
+    """D of the table above. off: (m,), the weighted documents' distances from the mean."""
+    p = weights / len(weights)
+    return float((off ** 2 / (1 - 2 * p + (p ** 2).sum())).sum() / len(off) ** 2)
+
+
+def documents_df(weights: np.ndarray) -> float:
+    """The degrees of freedom of D: as many equal documents as would weigh alike, less one."""
+    return float(len(weights) ** 2 / (weights ** 2).sum() - 1)
+
+
+def half_of(parts: tuple[float, float, float], n: int, m: int, seeds: float, documents: float, weights: np.ndarray) -> float:
     """Half of the 95 % interval that other numbers of seeds and documents would give, by the components (S, D, R) of n × m
     numbers. A component of seeds or documents that comes out below its share of the rest counts as zero."""
     S, D, R = parts
     of_seed, of_document, of_rest = max(S - R, 0) * n, max(D - R, 0) * m, R * n * m
     rest = of_rest / (seeds * documents)
     S, D = of_seed / seeds + rest, of_document / documents + rest
-    total = S + D - min(S, D, rest)
-    df = satterthwaite(total, (S, D, rest), (seeds - 1, documents - 1, (seeds - 1) * (documents - 1)))
-    return float(t.ppf((1 + LEVEL) / 2, df)) * total ** 0.5
+    df = (documents_df(weights) + 1) * documents / m - 1
+    return Effect(0.0, (S + D - min(S, D, rest)) ** 0.5, ((S, seeds - 1), (D, df))).half
 
 
 def effect(values: np.ndarray, weights: np.ndarray | None = None) -> Effect:
@@ -114,22 +143,11 @@ def effect(values: np.ndarray, weights: np.ndarray | None = None) -> Effect:
     d = d.reshape(len(d), -1)
     n, m = d.shape
     w = np.ones(m) if weights is None else weights
-    mean = (w * d).mean()
-    if n < 2: return Effect(float(mean), np.inf, 1)
-    if m < 2: return Effect(float(mean), float(d.var(ddof=1) / n) ** 0.5, n - 1)
+    mean = float((w * d).mean())
+    if n < 2: return Effect(mean, np.inf, 1)
+    if m < 2: return Effect(mean, float(d.var(ddof=1) / n) ** 0.5, n - 1)
     S, D, R = components(d, w)
-    total = S + D - min(S, D, R)
-    df = satterthwaite(total, (S, D, R), (n - 1, m - 1, (n - 1) * (m - 1)))
-    return Effect(float(mean), float(total) ** 0.5, df)
-
-
-def satterthwaite(total: float, variances: Sequence[float], dfs: Sequence[float]) -> float:
-    """Degrees of freedom of a total variance that is a sum or difference of estimated ones: total² / Σ_k variance_k² / df_k.
-
-    Satterthwaite (1946), Biometrics Bulletin 2(6), 110–114. With two groups' variances of the mean it is Welch's.
-    """
-    spread = sum(v ** 2 / df for v, df in zip(variances, dfs, strict=True))
-    return float(total ** 2 / spread) if spread else float(min(dfs))
+    return Effect(mean, (S + D - min(S, D, R)) ** 0.5, ((S, n - 1), (D, documents_df(w))))
 
 
 # -- from results ----------------------------------------------------------------------------------
@@ -186,14 +204,29 @@ def among(arm: Rows, *others: Rows) -> Effect:
     if not rest: return effect(first, weights)
     K = 1 + len(rest)
     apart = effect(first - (first + sum(rest)) / K, weights)
-    return Effect(apart.mean, apart.error * (K / (K - 1)) ** 0.5, apart.df)
+    return replace(apart, error=apart.error * (K / (K - 1)) ** 0.5)
 
 
 def averaged(*arms: Rows) -> Rows:
-    """Several arms, such as one method on several bases, as the rows of one: row k is the mean over the seeds of arm k. Raises
-    KeyError for a single one, which cannot say how much others would differ."""
+    """Several arms, such as one method on several bases, as the rows of one: row k is the mean over the seeds of arm k. Of arms
+    without documents each seed is a part of the text, and so a column. Raises KeyError for a single arm, which cannot say how
+    much others would differ."""
     if len(arms) < 2: raise KeyError("one base says nothing of others")
-    return Rows({k: np.mean(list(arm.by_seed.values()), axis=0) for k, arm in enumerate(arms)}, arms[0].weights)
+    rows = [np.array(list(arm.by_seed.values())) for arm in arms]
+    whole = len(arms[0].weights) == 1
+    rows = [x[:, 0] if whole else x.mean(0) for x in rows]
+    return Rows(dict(enumerate(rows)), np.ones(len(rows[0])) if whole else arms[0].weights)
+
+
+def between(a: Rows, b: Rows) -> Effect:
+    """a − b of two groups of rows that were drawn apart, such as bases of two sizes, on the same documents."""
+    x, y = (np.array(list(group.by_seed.values())) for group in (a, b))
+    rows = [np.average(group, axis=1, weights=a.weights) for group in (x, y)]
+    off = x.mean(0) - y.mean(0)
+    mean = float((a.weights * off).mean())
+    D = of_documents(a.weights * (off - mean), a.weights) if len(off) > 1 else 0.0
+    parts = [(float(r.var(ddof=1) / len(r)), len(r) - 1) for r in rows] + [(D, max(documents_df(a.weights), 1))]
+    return Effect(mean, sum(v for v, _ in parts) ** 0.5, tuple(parts))
 
 
 def linear(a: np.ndarray, b: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
@@ -214,8 +247,7 @@ def share(part: Rows, whole: Rows) -> Effect:
 
 def relative(more: Rows, less: Rows) -> Effect:
     """By which share of itself `less` is smaller than `more`: the ratio of means minus one."""
-    ratio = share(more, less)
-    return Effect(ratio.mean - 1, ratio.error, ratio.df)
+    return share(more, less).shifted(-1)
 
 
 def plus(a: Rows, b: Rows) -> Effect:

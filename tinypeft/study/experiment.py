@@ -194,13 +194,17 @@ class Results:
         if not found: raise KeyError(f"{self.record['experiment']}: no text of {documents} documents in texts.json")
         return found[0]
 
-    def interval(self, condition: str, metric: str) -> np.ndarray:
+    def interval(self, condition: str, metric: str, beside: Iterable[tuple[str, str]] | None = None) -> np.ndarray:
         """Half the width of the 95 % interval of a mean: over seeds, or, if its documents are stored, over seeds and documents,
-        of what tells it from the other conditions (`effects.among`)."""
+        of what tells it from the means that are shown beside it (`effects.among`).
+
+        beside: these, as (condition, metric); None: the metric in all other conditions.
+        """
         values = self.values(condition, metric)
         if not self.by_document(condition, metric): return half_width(values)
-        beside = [c for c in self.conditions if c != condition and self.by_document(c, metric)]
-        rows = lambda i: [effects.read(self, c, metric, i) for c in (condition, *beside)]
+        others = [(c, metric) for c in self.conditions] if beside is None else beside
+        others = [(c, m) for c, m in others if (c, m) != (condition, metric) and self.by_document(c, m)]
+        rows = lambda i: [effects.read(self, c, m, i) for c, m in ((condition, metric), *others)]
         return each(values, lambda i: effects.among(*rows(i)).half)
 
     def by_document(self, condition: str, metric: str) -> bool:

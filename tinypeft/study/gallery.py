@@ -28,10 +28,12 @@ all share, because all were tested on the same text (Cousineau, 2005; Morey, 200
 ## What the papers claim, and what was measured
 
 Every claim has one contrast, the difference that matters in it (δ), and a rule that judges it. All three, and the seeds, were
-committed before the runs that judge them (commit {fixed}); no seed had been used before. An effect is positive where it
-supports the claim, and is in nats/token unless a unit stands beside it. ± is half of the 95 % interval, paired, because all
-arms saw the same seeds and texts: over seeds and the documents of the test text; of rounding over eight draws of calibration
-and test text that share no document; of sizes over bases that were pretrained with seeds of their own, and documents.
+committed before the runs that judge them (commit {fixed}). The seeds of training and rounding had not been used before; the
+shipped bases, and every fourth document of the test text, had. An effect is positive where it supports the claim, and is in
+nats/token unless a unit stands beside it. ± is half of the 95 % interval, paired, because all arms saw the same seeds and
+texts. It is over seeds and, where a loss was tested, the documents of the test text; of ranks, best rates and lengths over
+seeds alone; of rounding over eight draws of calibration and test text, the latter without a document in common; of sizes over
+bases that were pretrained with seeds of their own, and over the text.
 
 *domain* is to continue Matplotlib's documentation, which the base never saw, and *classify* asks which package a sentence
 documents. Excess is the loss that rounding adds. Where outliers are planted, some channels were made larger on purpose. What is

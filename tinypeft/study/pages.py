@@ -24,6 +24,8 @@ from .claims import ALL_CLAIMS
 from .claims.tables import count, judged
 from .claims.words import beside
 from .compared import COMPARED_SCHEMES
+from .effects import difference
+from .effects import read as read_rows
 from .experiment import Results
 from .experiments import methods as every_method
 from .experiments import smollm2 as real_model
@@ -172,13 +174,17 @@ def over_seeds(results: Path) -> str:
     settings = r.record["settings"]
     said = [f"{name} {loss:.3f} nats/token" for name, loss in baselines["domain"]["0"].items()]
     said += [f"{name} {accuracy:.1%}" for name, accuracy in baselines["classify"]["0"].items()]
-    better = all(r.mean(c, "loss") < r.mean("frozen", "loss") and r.mean(c, "accuracy") > r.mean("frozen", "accuracy")
-                 for c in r.conditions if c != "frozen")
+    above = lambda c: difference(*(read_rows(r, x, "accuracy") for x in (c, "frozen"))).low > 0
+    below = lambda c: difference(*(read_rows(r, x) for x in ("frozen", c))).low > 0
+    others = [c for c in r.conditions if c != "frozen"]
+    lacks = {task: [f"`{c}`" for c in others if not beats(c)] for task, beats in (("domain", below), ("classify", above))}
+    shown = " and ".join(f"on *{task}* every other method is shown to beat it"
+                         + f", but for {', '.join(methods)}" * bool(methods) for task, methods in lacks.items())
     return (f"The same two tasks with {settings['steps']} and {settings['classify_steps']} steps and {len(r.seeds)} seeds, "
-            "every method at its best learning rate on each task: means, and in brackets the difference to full fine-tuning ± "
-            "half of its 95 % interval over seeds and test documents, paired. "
+            "every method at its best learning rate on each task, by the loss on validation text: means, and in brackets the "
+            "difference to full fine-tuning ± half of its 95 % interval over seeds and test documents, paired. "
             "`LinearProbe` is the frozen base, with a trained head on *classify*. "
-            + "Every other method beats it on both tasks. " * better + "Forgetting is the loss on test text of the base's "
+            + f"{shown[0].upper()}{shown[1:]}. Forgetting is the loss on test text of the base's "
             "own kind after training on *domain*, minus that loss before. AdaLoRA adapts all six matrices of a block; LoRA "
             "and DyLoRA adapt two by default. `python -m tinypeft figures methods baselines --rerun` measures them again.\n\n"
             f"{every_method.table(r)}\n\n"

@@ -11,11 +11,12 @@ tasks), and it is right if all of them are. An effect is signed so that more of 
     unlike chance     correlation > 0             its interval lies above δ       below −δ
 
     p_yes = max over parts of the p-value of "this part is not right"        all must be right: intersection–union (Berger 1982)
-    p_no  = parts · min over parts of the p-value of "this part is right"    one wrong part suffices: Bonferroni
+    p_no  = parts · min over parts of the p-value of "this part is right"    one wrong part suffices: Bonferroni; a part
+                                                                             whose interval lies within ± δ refutes nothing
     p     = 2 · min(p_yes, p_no), then Holm (1979) over all claims that count, at 5 %
 
-    level                       every interval of a "better" lies within ± δ: a difference, if any, is too small to matter,
-                                whatever p says
+    level                       every part's interval lies within ± δ (not of the kinds "as good as" and "within δ"): a
+                                difference, if any, is too small to matter, whatever p says
     reproduced                  else, p ≤ 5 % and p_yes < p_no, and every part is large
     reproduced, size open       the same, but not every part is shown to be large
     contradicted here           p ≤ 5 % and p_no < p_yes, and a part is wrong by δ
@@ -142,10 +143,11 @@ def parts(kind: str, delta: Delta, contrast: Contrast) -> list[Part]:
 
 
 def p_values(of: Sequence[Part]) -> tuple[float, float]:
-    """(p_yes, p_no) of a claim with these parts: small if the data say that it is right, and that it is wrong."""
+    """(p_yes, p_no) of a claim with these parts: small if the data say that it is right, and that it is wrong. A part that is
+    level refutes nothing."""
     yes = max(part.effect.p_above(part.limit) for part in of)
-    no = len(of) * min(part.effect.p_below(part.limit) for part in of)
-    return yes, min(no, 1.0)
+    wrong = [part.effect.p_below(part.limit) for part in of if not part.level]
+    return yes, min(1.0, len(wrong) * min(wrong, default=1.0))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -172,8 +174,8 @@ class Judgement:
 
     @property
     def not_at_this_size(self) -> bool:
-        """It failed here, and every trend that was measured says that it is more true of a larger model."""
-        failed = self.verdict in (LEVEL, CONTRADICTED, NO_SIZE, NOT_SHOWN)
+        """It is contradicted here, and every trend that was measured says that it is more true of a larger model."""
+        failed = self.verdict in (CONTRADICTED, NO_SIZE)
         return failed and bool(self.trend) and all(e.low > 0 for e in self.trend.values())
 
     @property

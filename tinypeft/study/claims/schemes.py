@@ -6,8 +6,10 @@ calibration and the test text, of which no two seeds share a document, so the er
 """
 import functools
 
+import numpy as np
+
 from ..bases import draws_of
-from ..effects import averaged, difference, effect, read, relative, together
+from ..effects import averaged, between, difference, effect, read, relative, together
 from ..experiment import Results
 from .methods import of_gain
 from .rule import (
@@ -187,15 +189,17 @@ def more_parameters(load: Load) -> Finding:
     kib = lambda c, of: f"{r.mean(c, of) / 1024:.0f}"
     show = lambda c: f"{c} {mean(r, c)} in {kib(c, 'matrices')} KiB of matrices ({kib(c, 'bytes')} in all)"
     return Finding("; ".join(f"{show(f'{a}, 3 bits')}, {show(f'{b}, 16 bits')}" for a, b in pairs),
-                   tuple(Contrast(f"{a}, 3 bits, against {b}, 16 bits", difference(of(b, 16), of(a, 3))) for a, b in pairs))
+                   tuple(Contrast(f"{a}, 3 bits, against {b}, 16 bits", between(of(b, 16), of(a, 3))) for a, b in pairs))
 
 
 def trained_for_longer(load: Load) -> Finding:
+    """The bases of both sizes together: three of each are too few for a claim of their own."""
     r, sizes = load("pretrained_for"), ("small", "medium")
     said = "; ".join(f"{s}: {' and '.join(f'{x:.3f}' for x in r.mean(s, 'excess'))}" for s in sizes)
-    at = lambda s: difference(*(read(r, s, "excess", i) for i in (1, 0)))
+    parts = np.concatenate([r.values(s, "parts") for s in sizes])                 # (bases, 2 lengths, parts of the text)
+    if len(parts) < 2 * len(sizes): raise KeyError("one base of a size says nothing of others")
     return Finding(f"excess at 3 bits after 2,000 and 16,000 steps of pretraining: {said}",
-                   tuple(Contrast(s, at(s)) for s in sizes))
+                   (Contrast("six bases, two sizes", effect(parts[:, 1] - parts[:, 0])),))
 
 
 def rank_repairs(load: Load) -> Finding:
@@ -305,8 +309,8 @@ SCHEME_CLAIMS = (
            "test loss of a size at 16 bits minus that of the next larger size at 3 bits (GPTQ), three bases of each",
            "the smaller size is ahead in one of the two pairs", ("bits_vs_parameters",), more_parameters, own=True),
     better("Rounding costs more if the model was trained for longer", "2411.17691", "",
-           "excess of round to nearest at 3 bits after 16,000 steps of pretraining, minus that after 2,000, three "
-           "bases of each size", "it costs less", ("pretrained_for",), trained_for_longer),
+           "excess of round to nearest at 3 bits after 16,000 steps of pretraining, minus that after 2,000, over "
+           "three bases of each of two sizes", "it costs less", ("pretrained_for",), trained_for_longer),
     better("Q4_K loses less than round to nearest with as many bits", LLAMA_CPP, "",
            "excess of Q4_0, of NF4 and of int4 with zero points in groups of 32, minus that of Q4_K",
            "one of the three loses less", ("k_quants",), k_quants, own=True),

@@ -9,7 +9,7 @@ from .. import plot
 from ..about import about
 from ..bases import SIZES, draws_of
 from ..claims.rule import FINE_TUNING
-from ..effects import Effect, gains, read, share
+from ..effects import Effect, effect, gains, read, share
 from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..stored import load
@@ -31,7 +31,8 @@ def forgetting(results: Path) -> plot.Drawing:
     for m, (x, y, at) in curve.items():
         for part, alpha in ((slice(at + 1), 1), (slice(at, None), 0.4)):                      # pale: rates above the best
             ax.plot(x[part], y[part], ms=4, lw=1.2, alpha=alpha, **plot.line(about(m).look))
-        halves = {f"{axis}err": interval[at] for axis, interval in zip("xy", spread(r, m), strict=True)}
+        rate = int(np.abs(np.log(r.mean(m, "rate") / best[m])).argmin())
+        halves = {f"{axis}err": half for axis, half in zip("xy", spread(r, m, rate), strict=True)}
         ax.errorbar(x[at], y[at], ms=8, ls="none", **plot.mark(m), **halves)
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.margins(0.14, 0.08)
@@ -76,12 +77,12 @@ def points(r: Results, method: str, best: float) -> tuple[np.ndarray, np.ndarray
     return x[there], y[there], int(np.abs(np.log(rate[there] / best)).argmin())
 
 
-def spread(r: Results, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """Half of the 95 % intervals of what `points` returns."""
-    x, y = (r.mean(method, metric) for metric in ("learned", "forgotten"))
-    there = np.isfinite(x) & np.isfinite(y)
-    with np.errstate(invalid="ignore"):                  # of a rate that diverged
-        return r.interval(method, "learned")[there], r.interval(method, "forgotten")[there]
+def spread(r: Results, method: str, at: int) -> tuple[float, float]:
+    """Half of the 95 % intervals of what a method learns and forgets at one of its rates: differences to the frozen base."""
+    def half(metric):
+        rows = read(r, method, metric, at)
+        return effect(np.array(list(rows.by_seed.values())), rows.weights).half
+    return half("learned"), half("forgotten")
 
 
 def forgotten_at(curve: tuple[np.ndarray, np.ndarray, int], learned: float) -> float:
@@ -188,7 +189,9 @@ def lengths(results: Path) -> plot.Drawing:
     plot.label_ends(ax, ends)
     said = [f"{about(m).short} from {e[0].mean:.0%} to {e[-1].mean:.0%}" for m, e in found.items()]
     change = [e[-1].mean - e[0].mean for e in found.values()]
-    how = ("closes with longer training" if min(change) > 0.05 else "does not close with longer training" if max(change) < 0.05
+    half = [e[0].half + e[-1].half for e in found.values()]
+    closes = [c > h for c, h in zip(change, half, strict=True)]
+    how = ("closes with longer training" if all(closes) else "does not close measurably with longer training" if not any(closes)
            else "closes with longer training for some methods only")
     gain = {s: float(short.mean("frozen", "loss") - at["full"][s][0].mean(at["full"][s][1], "loss")) for s in steps}
     return plot.Drawing(
@@ -197,8 +200,8 @@ def lengths(results: Path) -> plot.Drawing:
         + " and for ".join(said) + ".",
         "Share of the gain over the frozen base on *domain*, with 95 % intervals over seeds and documents; full fine-tuning "
         "gains " + ", ".join(f"{x:.3f} nats at {s:,} steps" for s, x in gain.items()) + ". The learning rate is the best one "
-        f"for {base_steps} and for 600 steps; 1,500 steps use that for 600. {len(r.seeds)} seeds. Adapters have m = 16, and "
-        "frozen layer norms.",
+        f"for {base_steps} and for 600 steps; 1,500 steps use that for 600. {len(short.seeds)} seeds at "
+        f"{base_steps} steps and {len(r.seeds)} beyond. Adapters have m = 16, and frozen layer norms.",
         "Lines over steps. " + " ".join(
             f"{about(m).short}: " + ", ".join(
                 f"{s:,} steps {e.mean:.1%} ± {e.half:.1%}" for s, e in zip(steps, of, strict=True)) + "."
@@ -254,7 +257,8 @@ def pareto(results: Path) -> plot.Drawing:
         fig,
         "; ".join(map(said, dict.fromkeys((few, fewer)))) + ".",
         f"Test loss on *domain* after {s['steps']} steps of {s['batch_size']} × 128 tokens, each method at its best learning "
-        f"rate; mean and 95 % interval over {len(r.seeds)} seeds. Memory: 4 bytes for each weight and 8 for each trained one "
+        f"rate; bars are 95 % intervals over {len(r.seeds)} seeds and the documents, of what tells a method from the others. "
+        "Memory: 4 bytes for each weight and 8 for each trained one "
         "(AdamW's two moments), and the peak of a training step, traced (activations and gradients). Grey steps: methods that "
         f"are better by more than {MARGIN} nats than every cheaper one. The sentence names the cheapest within {MARGIN} "
         "nats of the best.",

@@ -19,14 +19,16 @@ def qlora(results: Path) -> plot.Drawing:
              "merged_into_16_bits": ("orange", "^", "merged into the weights before rounding"),
              "merged_and_rounded": ("vermillion", "s", "merged, then rounded again")}
     fig, ax = plot.figure(height=3.6)
+    has = lambda base, metric: all(metric in run for run in r.record["runs"][base].values())
+    shown = [(base, m) for base in r.conditions for m in looks if has(base, m)]
     for y, base in enumerate(r.conditions):
-        there = [m for m in looks if m in next(iter(r.record["runs"][base].values()))]
+        there = [m for m in looks if has(base, m)]
         means = [r.mean(base, m) for m in there]
         ax.plot([min(means), max(means)], [y, y], color="#CCCCCC", lw=1, zorder=1)
         for metric, mean in zip(there, means, strict=True):
             colour, marker, _ = looks[metric]
             face = {"markerfacecolor": "white"} if metric == "before" else {}
-            ax.errorbar(mean, y, xerr=r.interval(base, metric), ls="none", ms=7, color=plot.COLOURS[colour],
+            ax.errorbar(mean, y, xerr=r.interval(base, metric, shown), ls="none", ms=7, color=plot.COLOURS[colour],
                         marker=marker, **face)
     ax.axvline(r.mean("16 bits", "after"), color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.set_yticks(range(len(r.conditions)), r.conditions)

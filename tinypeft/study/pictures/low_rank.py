@@ -182,7 +182,9 @@ def dylora(results: Path) -> plot.Drawing:
              "LoRA cut, scale α/b": (r, "LoRA r=16, cut", "loss_rescaled", ("orange", "^")),
              "LoRA cut": (r, "LoRA r=16, cut", "loss", ("vermillion", "o"))}
     fig, ax = plot.figure(height=4.0)
-    mean = {name: plot.band(ax, ranks, results_, c, metric, look) for name, (results_, c, metric, look) in lines.items()}
+    shown = [(c, metric) for of, c, metric, _ in lines.values() if of is r]
+    half = {name: of.interval(c, metric, shown) if of is r else None for name, (of, c, metric, _) in lines.items()}
+    mean = {name: plot.band(ax, ranks, of, c, metric, look, half[name]) for name, (of, c, metric, look) in lines.items()}
     ax.set_xscale("log", base=2)
     ax.set_xticks(ranks, map(str, ranks))
     off = mean["LoRA cut, scale α/b"]

@@ -6,6 +6,7 @@ import numpy as np
 from .. import plot
 from ..about import about
 from ..bases import SIZES, draws_of
+from ..effects import difference, read
 from ..experiments import EXPERIMENTS
 from ..stored import load
 from .fair import of_full
@@ -130,8 +131,9 @@ def prefix_rates(results: Path) -> plot.Drawing:
     ax.axhline(frozen, color=plot.COLOURS["grey"], lw=1, ls="--")
     best, last, calm = {}, {}, {}
     for condition, look in looks.items():
-        rates, mean = r.mean(condition, "rate"), plot.band(ax, r.mean(condition, "rate"), r, condition, "loss", look)
-        at = int(r.mean(condition, "validation").argmin())
+        rates, at = r.mean(condition, "rate"), int(r.mean(condition, "validation").argmin())
+        rows = [read(r, condition, "loss", i) for i in range(len(rates))]
+        mean = plot.band(ax, rates, r, condition, "loss", look, half=np.array([difference(x, rows[at]).half for x in rows]))
         best[condition], last[condition] = (mean[at], rates[at]), (mean[-1], rates[-1])
         calm[condition] = r.mean(condition, "roughness")[at]
         if mean[-1] > top:
@@ -148,7 +150,8 @@ def prefix_rates(results: Path) -> plot.Drawing:
         f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "
         f"these rates the losses are {a:.3f} and {b:.3f} nats. At {wt / at:.0f} times the best rate the loss is {wild:.2f} "
         f"with the MLP, and at {tt / bt:.0f} times {tame:.2f} without it.",
-        f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds. From step to "
+        f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds. Bands are "
+        "95 % intervals of the difference to the arm's own best rate on validation text. From step to "
         f"step the training loss changes by {calm['reparameterized']:.2f} and {calm['direct']:.2f} nats at the best rates.",
         f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {wt:g}. Direct: best "
         f"{b:.3f} at {bt:g}, {tame:.3f} at {tt:g}.")

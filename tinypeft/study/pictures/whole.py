@@ -5,7 +5,18 @@ import numpy as np
 
 from .. import plot
 from ..claims import ALL_CLAIMS
-from ..claims.rule import AS_GOOD, CONTRADICTED, FINE_TUNING, LEVEL, NO_SIZE, NOT_SHOWN, REPRODUCED, SIZE_OPEN, Judgement
+from ..claims.rule import (
+    AS_GOOD,
+    CONTRADICTED,
+    FINE_TUNING,
+    LEVEL,
+    NO_SIZE,
+    NOT_SHOWN,
+    REPRODUCED,
+    SIZE_OPEN,
+    WITHIN,
+    Judgement,
+)
 from ..claims.tables import judged
 from ..effects import components, half_of, read, together
 from ..stored import load
@@ -32,8 +43,10 @@ def forest(results: Path) -> plot.Drawing:
             at = y + 0.6 * ((k + 0.5) / len(parts) - 0.5)
             beyond += abs(mean) > FARTHEST
             shown = float(np.clip(mean, -FARTHEST, FARTHEST))
-            ax.errorbar(shown, at, xerr=half if shown == mean else None, ms=4, lw=1, ls="none", color=plot.COLOURS[colour],
-                        marker=marker if shown == mean else "<>"[mean > 0], capsize=0)
+            above = min(half, 1 - mean) if j.claim.kind == WITHIN else half      # of δ less a distance, at most δ is left
+            bar = [[half], [above]] if shown == mean else None
+            ax.errorbar(shown, at, xerr=bar, ms=4, lw=1, ls="none", color=plot.COLOURS[colour], capsize=0,
+                        marker=marker if shown == mean else "<>"[mean > 0])
     ax.set_yticks(range(len(found)), [shortened(j.claim.text) for j in found], fontsize=7)
     ax.invert_yaxis()
     ax.margins(y=0.01)
@@ -53,7 +66,7 @@ def forest(results: Path) -> plot.Drawing:
 
 def in_deltas(j: Judgement) -> list[tuple[float, float]]:
     """(effect, half of its interval) of each part in units of δ, positive where the part is right."""
-    shifts = {AS_GOOD: lambda x, d: x - (1 - d), "within δ": lambda x, d: d - abs(x)}
+    shifts = {AS_GOOD: lambda x, d: x - (1 - d), WITHIN: lambda x, d: d - abs(x)}
     shift, d = shifts.get(j.claim.kind, lambda x, d: x), j.claim.delta.size
     return [(shift(c.effect.mean, d) / d, c.effect.half / d) for c in j.finding.contrasts]
 
@@ -113,21 +126,21 @@ def half_widths(results: Path) -> plot.Drawing:
         (n, m), parts = x.shape, components(x - y, weights)
         documents = np.geomspace(25, 1600, 40)
         for k, style in seeds.items():
-            ax.plot(documents, [half_of(parts, n, m, k, d) for d in documents], color=plot.COLOURS["blue"], ls=style)
-        ax.plot(m, half_of(parts, n, m, n, m), "o", color=plot.COLOURS["vermillion"], ms=8)
+            ax.plot(documents, [half_of(parts, n, m, k, d, weights) for d in documents], color=plot.COLOURS["blue"], ls=style)
+        ax.plot(m, half_of(parts, n, m, n, m, weights), "o", color=plot.COLOURS["vermillion"], ms=8)
         ax.axhline(FINE_TUNING.size / 2, color=plot.COLOURS["grey"], lw=1, ls="--")
         ax.set_title(name, fontsize=9)
         ax.set(xscale="log", yscale="log", xlabel="documents of the test text")
         ax.set_xticks([25, 100, 400, 1600], ["25", "100", "400", "1,600"])
         ax.minorticks_off()
-        said.append(f"{name}: ± {half_of(parts, n, m, n, m):.4f}; with twice the seeds ± "
-                    f"{half_of(parts, n, m, 2 * n, m):.4f}, with twice the documents ± {half_of(parts, n, m, n, 2 * m):.4f}")
+        now, seeds_2, documents_2 = (half_of(parts, n, m, *by, weights) for by in ((n, m), (2 * n, m), (n, 2 * m)))
+        said.append(f"{name}: ± {now:.4f}; with twice the seeds ± {seeds_2:.4f}, with twice the documents ± {documents_2:.4f}")
     axes[0].set_ylabel("half of the 95 % interval (nats/token)")
     axes[0].set_yticks([0.002, 0.005, 0.01, 0.02, 0.05], ["0.002", "0.005", "0.01", "0.02", "0.05"])
     plot.key(fig, {f"{k} seeds": ("blue", "", style) for k, style in seeds.items()}, 3)
     return plot.Drawing(
         fig,
-        f"More test text makes an interval narrower where more seeds hardly do. {said[0]}.",
+        f"What another {n} seeds and what twice the test text would do to an interval. {said[0]}.",
         f"Half of the 95 % interval by the variances that were measured over seeds, documents and their rest; the dot is "
         f"the study's choice, {n} seeds and {m} documents. Grey: half of δ = {FINE_TUNING.size} nats/token.",
         "Falling curves over the number of documents, one for each number of seeds. " + ". ".join(said) + ".")
