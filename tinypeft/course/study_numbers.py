@@ -119,11 +119,9 @@ def difference(condition: str, labels: Iterable[str]) -> tuple[str, str] | None:
 
 
 def paired(of: list[tuple[Results, str]], metric: tuple[str, str | None]) -> list[effects.Rows]:
-    """The metric of each (results, condition), by seed and document. They must share a seed."""
+    """The metric of each (results, condition), by seed and document."""
     name, entry = metric
     values = [results.values(label, name) for results, label in of]       # KeyError names what exists
-    seeds = [set(results.record["runs"][label]) for results, label in of]
-    if not set.intersection(*seeds): raise ValueError("no seed was measured for all of these conditions")
     shape = values[0].shape[1:]
     if entry is not None and (len(shape) != 1 or not -shape[0] <= int(entry) < shape[0]):
         raise ValueError(f"{name} has shape {shape}, and so no entry [{entry}]")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Effect", "Rows", "among", "averaged", "between", "components", "difference", "effect", "gains", "half_of",
            "linear", "plus", "read", "relative", "share", "together"]
 
-LEVEL, TINY = 0.95, -600.0                               # of intervals; the logarithm of a p that counts as 0
+LEVEL, TINY = 0.95, -230.0                               # of intervals; the logarithm of a p that counts as 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +172,9 @@ def read(results: Results, condition: str, metric: str = "loss", i: int | None =
 
 def together(*arms: Rows) -> tuple[list[np.ndarray], np.ndarray]:
     """Arms as arrays (n, m) over the seeds that all of them have, and the documents' weights (m,); arms that were not tested
-    on the same documents are (n, 1)."""
+    on the same documents are (n, 1). Raises KeyError if they share no seed."""
     seeds = [s for s in arms[0].by_seed if all(s in arm.by_seed for arm in arms)]
+    if not seeds: raise KeyError("no seed was measured for all of these conditions")
     tables = [np.array([arm.by_seed[s] for s in seeds]) for arm in arms]
     weights = arms[0].weights
     if len({x.shape[1] for x in tables}) > 1:
