@@ -13,7 +13,7 @@ from .experiment import Results
 from .experiments import EXPERIMENTS
 from .freshness import StaleWarning, changes, stamp, summary
 
-__all__ = ["load"]
+__all__ = ["load", "load_whole"]
 
 
 def load(folder: str | Path, name: str) -> Results:
@@ -26,6 +26,21 @@ def load(folder: str | Path, name: str) -> Results:
     record = Results.read(folder, name)
     warn_if_stale(name, (Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
     return Results(record, texts(Path(folder)))
+
+
+def load_whole(folder: str | Path, name: str) -> Results:
+    """Like `load`, for a verdict: raises KeyError unless every condition of today was measured, with
+    today's value, settings and seeds."""
+    results, e = load(folder, name), EXPERIMENTS.get(name)
+    if e is None: return results
+    record = results.record
+    values = {label: of["value"] for label, of in record.get("conditions", {}).items()}
+    today = {label: repr(value) for label, value in e.conditions.items()}
+    same = values == today and record["settings"] == json.loads(json.dumps(e.settings))
+    runs = record["runs"]
+    if not same or any(str(s) not in runs.get(c, {}) for c in e.conditions for s in e.seeds):
+        raise KeyError(f"{name} was measured in part, or with other values, settings or seeds")
+    return results
 
 
 def texts(folder: Path) -> tuple[np.ndarray, ...]:

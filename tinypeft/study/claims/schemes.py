@@ -17,6 +17,7 @@ from .rule import (
     AT_LEAST,
     BETTER,
     FINE_TUNING,
+    LEVEL,
     NOT_SHOWN,
     QUANTIZATION,
     RELATIVE,
@@ -323,5 +324,7 @@ SCHEME_CLAIMS = (
     better("If the merged model is rounded in the end, it is better to train on the rounded base", "2305.14314", "",
            "test loss of a LoRA trained on 16 bits, merged and rounded, minus that of QLoRA, merged and rounded to "
            "the same format",
-           "training on 16 bits is ahead in one of the two formats", ("qlora",), round_first, delta=FINE_TUNING, own=True),
+           "training on 16 bits is ahead in one of the two formats", ("qlora",), round_first, delta=FINE_TUNING, own=True,
+           why={LEVEL: "QLoRA makes up for the rounding errors of its base, and rounding the merged weights makes new ones (a "
+                "conjecture)."}),
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import markdown
-from ..stored import load
+from ..stored import load_whole
 from . import rule
 from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
 from .words import pm
@@ -21,7 +21,7 @@ def judged(folder: str | Path, claims: Iterable[Claim]) -> list[Judgement]:
 
 @functools.lru_cache(maxsize=8)
 def _judged(folder: Path, claims: tuple[Claim, ...], changed: tuple) -> list[Judgement]:
-    return judge(claims, functools.cache(lambda name: load(folder, name)))
+    return judge(claims, functools.cache(lambda name: load_whole(folder, name)))
 
 
 # -- the page of claims ----------------------------------------------------------------------------

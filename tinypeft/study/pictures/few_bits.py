@@ -86,8 +86,7 @@ def loftq(results: Path) -> plot.Drawing:
             f"{m} {r.mean(f'{m}, {b}, {2 * steps} steps', 'after'):.3f}" for m in looks) for b in longer) + ".")
 
 
-QAT = {"round to nearest": about("uniform").look, "GPTQ": about("gptq").look, "PEQA": about("peqa").look,
-       "LLM-QAT": ("purple", *about("llm_qat").look[1:]), "STE": ("green", "s"), "LSQ": ("blue", "v")}
+QAT = "round to nearest", "GPTQ", "PEQA", "LLM-QAT", "STE", "LSQ"
 
 
 def qat(results: Path) -> plot.Drawing:
@@ -100,7 +99,7 @@ def qat(results: Path) -> plot.Drawing:
     for ax, b in zip(axes, bits, strict=True):
         for y, name in enumerate(order):
             mean, half = found[b][name]
-            ax.errorbar(mean, y, xerr=half, ms=7, ls="none", color=plot.COLOURS[QAT[name][0]], marker=QAT[name][1])
+            ax.errorbar(mean, y, xerr=half, ms=7, ls="none", color=plot.COLOURS["blue"], marker="o")
         ax.axvline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
         ax.set_title(f"{b} bits", fontsize=9)
         ax.margins(x=0.08, y=0.12)

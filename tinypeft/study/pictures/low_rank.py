@@ -60,12 +60,13 @@ def placement(results: Path) -> plot.Drawing:
     ax.invert_yaxis()
     ax.margins(x=0.1, y=0.15)
     ax.set(xlabel="test loss (nats/token)")
+    trained = [r.mean(c, "trained") for c in order]
     said = ", ".join(f"{c} {r.mean(c, 'loss'):.3f} ± {r.interval(c, 'loss'):.3f}" for c in order)
     return plot.Drawing(
         fig,
-        f"The same number of parameters helps more in more matrices at a lower rank: {order[-1]} has the lowest loss and "
+        f"About the same number of parameters helps more in more matrices at a lower rank: {order[-1]} has the lowest loss and "
         f"{order[0]} the highest.",
-        f"LoRA with {r.mean(order[0], 'trained'):,.0f} parameters in all, each placement at its best learning rate; "
+        f"LoRA with {min(trained):,.0f} to {max(trained):,.0f} parameters in all, each placement at its best learning rate; "
         f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
         f"Dots with intervals, test loss in nats per token: {said}.")
 

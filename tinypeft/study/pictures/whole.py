@@ -32,7 +32,7 @@ def forest(results: Path) -> plot.Drawing:
     """A row for each claim that counts, a mark with its interval for each of its parts."""
     found = [j for j in judged(results, ALL_CLAIMS) if j.finding and not j.claim.by_construction]
     found.sort(key=lambda j: (list(LOOKS).index(j.verdict), -min(mean for mean, _ in in_deltas(j))))
-    fig, ax = plot.figure(height=0.8 + 0.235 * len(found))
+    fig, ax = plot.figure(height=1.2 + 0.25 * len(found))
     ax.axvspan(-1, 1, color="#EEEEEE", lw=0)
     ax.axvline(0, color=plot.COLOURS["grey"], lw=1)
     beyond = 0
@@ -45,20 +45,24 @@ def forest(results: Path) -> plot.Drawing:
             shown = float(np.clip(mean, -FARTHEST, FARTHEST))
             above = min(half, 1 - mean) if j.claim.kind == WITHIN else half      # of δ less a distance, at most δ is left
             bar = [[half], [above]] if shown == mean else None
-            ax.errorbar(shown, at, xerr=bar, ms=4, lw=1, ls="none", color=plot.COLOURS[colour], capsize=0,
+            ax.errorbar(shown, at, xerr=bar, ms=4, ls="none", ecolor="#9A9A9A", elinewidth=1,
+                        color=plot.COLOURS[colour] if shown == mean else "#000000",
+                        capsize=0,
                         marker=marker if shown == mean else "<>"[mean > 0])
-    ax.set_yticks(range(len(found)), [shortened(j.claim.text) for j in found], fontsize=7)
+    ax.set_yticks(range(len(found)), [shortened(j.claim.text) for j in found])
     ax.invert_yaxis()
     ax.margins(y=0.01)
-    ax.set(xlim=(-FARTHEST - 0.5, FARTHEST + 0.5), xlabel="effect in units of δ; to the right it supports the claim")
+    ax.set(xlim=(-FARTHEST - 0.5, FARTHEST + 0.5), xlabel="effect in units of δ")
     counts = {verdict: sum(j.verdict == verdict for j in found) for verdict in LOOKS}
     plot.key(fig, {verdict: (*LOOKS[verdict], "none") for verdict, n in counts.items() if n}, 3)
     said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
     return plot.Drawing(
         fig,
         f"All claims at a glance, each effect over the difference that matters in it: {said}.",
-        "Each mark is one part of a claim with its 95 % interval; grey: smaller than δ. Of \"as good as\" the distance "
-        "from 90 % of the gain is drawn, and of \"within δ\" δ less the distance from zero"
+        "Each mark is one part of a claim with its 95 % interval; to the right it supports the claim. Grey: smaller than δ, "
+        "which matters to claims that something is better. Of \"as good as\" the distance from 90 % of the gain is drawn, and of "
+        "\"within δ\" δ less the distance from zero: there 1 is the most that can be, and a claim holds where its marks lie right "
+        "of zero"
         + f"; {beyond} marks at the edges lie beyond {FARTHEST} δ" * bool(beyond) + ".",
         "Rows of marks with intervals, in units of δ. " + " ".join(
             f"{j.claim.text}: {j.verdict}, {', '.join(f'{m:+.1f} ± {h:.1f}' for m, h in in_deltas(j))}." for j in found))
@@ -71,7 +75,7 @@ def in_deltas(j: Judgement) -> list[tuple[float, float]]:
     return [(shift(c.effect.mean, d) / d, c.effect.half / d) for c in j.finding.contrasts]
 
 
-def shortened(text: str, most: int = 62) -> str:
+def shortened(text: str, most: int = 46) -> str:
     """The claim, cut at a word where it is long."""
     return text if len(text) <= most else f"{text[:most].rsplit(' ', 1)[0]} …"
 
