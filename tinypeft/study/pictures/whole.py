@@ -60,9 +60,9 @@ def forest(results: Path) -> plot.Drawing:
         fig,
         f"All claims at a glance, each effect over the difference that matters in it: {said}.",
         "Each mark is one part of a claim with its 95 % interval; to the right it supports the claim. Grey: smaller than δ, "
-        "which matters to claims that something is better. Of \"as good as\" the distance from 90 % of the gain is drawn, and of "
-        "\"within δ\" δ less the distance from zero: there 1 is the most that can be, and a claim holds where its marks lie right "
-        "of zero"
+        "which matters to claims that something is better. Of \"as good as\" the distance from 90 % of the gain is drawn, and "
+        "of \"within δ\" δ less the distance from zero: there 1 is the most that can be, and a claim holds where its marks lie "
+        "right of zero"
         + f"; {beyond} marks at the edges lie beyond {FARTHEST} δ" * bool(beyond) + ".",
         "Rows of marks with intervals, in units of δ. " + " ".join(
             f"{j.claim.text}: {j.verdict}, {', '.join(f'{m:+.1f} ± {h:.1f}' for m, h in in_deltas(j))}." for j in found))
