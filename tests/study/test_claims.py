@@ -209,7 +209,9 @@ def test_the_stored_claims_are_judged(stored):
 
 def test_only_verdicts_that_were_reached_are_explained(stored):
     """A claim that ends elsewhere after a new measurement needs a new sentence: nobody has seen the reason before."""
-    for j in stored: assert set(j.claim.why) <= {j.verdict}, f"{j.claim.text!r} is {j.verdict}; remove the sentences for others"
+    for j in stored:
+        if j.verdict == NOT_MEASURED: continue           # its sentences are of an older measurement, and not shown
+        assert set(j.claim.why) <= {j.verdict}, f"{j.claim.text!r} is {j.verdict}; remove the sentences for others"
 
 
 def test_the_tables_have_a_row_for_every_claim(stored):
