@@ -806,6 +806,7 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(with_dora[-5
 # matrices at a lower rank are better, and the query alone is worst.
 # Part of the gap is the MLP, which the paper's table does not adapt.
 # {claim With the same number of parameters}
+# {claim LoRA on the attention alone} {claim LoRA on the MLP alone}
 
 # %% [markdown]
 # ## Recall

@@ -535,7 +535,7 @@ show("adalora")
 #
 # A difference above zero means that the same rank for all was better. If its interval contains
 # zero, nothing is decided. The verdict below reverses the sign: there a positive number supports
-# the claim. Its intervals are wider, because they count the choice of the test text as well.
+# the claim.
 #
 # {claim AdaLoRA is better than LoRA}
 #

@@ -179,6 +179,11 @@ show("qlora")
 #
 # {claim Rounding a merged QLoRA}
 #
+# Then, is it worth the trouble to train on the rounded base at all, if the merged model is rounded
+# in the end?
+#
+# {claim If the merged model is rounded in the end}
+#
 # (Of your own LoRA above, less survives: after 30 steps its change is still smaller.)
 #
 # *Merging into $W$* is often called a mistake: the LoRA has learned to make up for the errors of

@@ -405,21 +405,19 @@ show("schemes")
 show("bits_vs_parameters")
 
 # %% [markdown]
-# *What to see: where two lines come near each other at the left, the smaller model in 16 bits is
-# below the larger one in 2 bits.* Each of the two pairs takes about as many bytes of matrices:
-# {study bits_vs_parameters: small, 16 bits, loss} nats for the small model in 16 bits and
-# {study bits_vs_parameters: medium, 2 bits, loss} for the middle one in 2 bits, and
-# {study bits_vs_parameters: medium, 16 bits, loss} nats for the middle model in 16 bits and
-# {study bits_vs_parameters: base, 2 bits, loss} for the large one in 2 bits.
-# All three were trained for as long.
+# *What to see: the larger model in 3 bits is far below the smaller one in 16 bits, and in 2 bits it is
+# above it.* The middle model has {study bits_vs_parameters: medium, 3 bits, loss, mean} nats in 3 bits
+# and {study bits_vs_parameters: medium, 2 bits, loss, mean} in 2, the small one
+# {study bits_vs_parameters: small, 16 bits, loss, mean} in 16. The large model has
+# {study bits_vs_parameters: base, 3 bits, loss, mean} and
+# {study bits_vs_parameters: base, 2 bits, loss, mean}, the middle one
+# {study bits_vs_parameters: medium, 16 bits, loss, mean} in 16. All were trained for as long.
 #
-# Two bits are too few here. With 3 bits the middle model takes a third more bytes than the small one
-# in 16 bits, and it has {study bits_vs_parameters: medium, 3 bits, loss} nats.
-# With 4 bits each model loses little.
+# In 2 bits the larger model takes about as many bytes of matrices as the smaller one in 16, in 3 bits
+# a third more. With 4 bits each model loses little. At the right the embeddings count, too, in 16
+# bits. There no two lines share an amount of memory.
 #
-# At the right the embeddings count, too, in 16 bits. There no two lines share an amount of memory.
-#
-# {claim More parameters at 2 bits}
+# {claim A larger model at 3 bits}
 #
 # For large language models the answer was four bits (Dettmers & Zettlemoyer, arXiv 2212.09720).
 # Three sizes so far apart cannot test that.
