@@ -250,9 +250,9 @@ SCHEME_CLAIMS = (
            "excess with 1 % kept by weight, and at random, minus that by activation, on the base as it "
            "is and with planted outliers",
            "the weights' size or chance loses less on one of the two bases", ("awq",), salient,
-           why={NOT_SHOWN: "All eight draws agree on both bases, and on the base as it is the lead is twice δ. But one draw of "
-                "the planted channels costs all but the first rule five times as much as the others, and so wide a spread leaves "
-                "the mean open."}),
+           why={NOT_SHOWN: "All eight draws agree on both bases, and on the base as it is the lead is twice δ. But with one "
+                "draw of the planted channels the other rules cost four times as much as with the rest, and so wide a spread "
+                "leaves the mean open."}),
     better("AWQ's scales lose less than round to nearest at 3 bits, without clipping, and keep no weight in 16 bits",
            "2306.00978", "",
            "excess of round to nearest minus that of AWQ without clipping, on the base as it is and with "
