@@ -5,6 +5,7 @@ import numpy as np
 
 from .. import plot
 from ..about import about
+from ..effects import difference, read
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
@@ -183,8 +184,9 @@ def dylora(results: Path) -> plot.Drawing:
              "LoRA cut, scale α/b": (r, "LoRA r=16, cut", "loss_rescaled", ("orange", "^")),
              "LoRA cut": (r, "LoRA r=16, cut", "loss", ("vermillion", "o"))}
     fig, ax = plot.figure(height=4.0)
-    shown = [(c, metric) for of, c, metric, _ in lines.values() if of is r]
-    half = {name: of.interval(c, metric, shown) if of is r else None for name, (of, c, metric, _) in lines.items()}
+    each = [read(one, str(b)) for b in ranks]
+    half = {name: np.array([difference(read(r, c, metric, i), each[i]).half for i in range(len(ranks))]) if of is r else
+            np.zeros(len(ranks)) for name, (of, c, metric, _) in lines.items()}
     mean = {name: plot.band(ax, ranks, of, c, metric, look, half[name]) for name, (of, c, metric, look) in lines.items()}
     ax.set_xscale("log", base=2)
     ax.set_xticks(ranks, map(str, ranks))
@@ -200,6 +202,7 @@ def dylora(results: Path) -> plot.Drawing:
         f"for that rank. A LoRA of rank 16 that is cut to its first columns and keeps its scale is up to "
         f"{above('LoRA cut')} nats above that, and one cut by SVD up to {above('LoRA cut, by SVD')}.",
         f"Query and value, {r.record['settings']['steps']} steps on *domain* (DyLoRA also three times as many). A LoRA of "
-        f"rank 16 is cut to its first b rows and columns, or to its b largest singular values. {len(r.seeds)} seeds.",
+        f"rank 16 is cut to its first b rows and columns, or to its b largest singular values. Bands are "
+        f"95 % intervals of the difference to a LoRA for that rank; {len(r.seeds)} seeds.",
         "Test loss over the rank in use, 1 to 16: " + "; ".join(
             f"{name} {', '.join(f'{x:.3f}' for x in y)}" for name, y in mean.items()) + ".")
