@@ -316,10 +316,14 @@ SCHEME_CLAIMS = (
            "three bases of each of two sizes", "it costs less", ("pretrained_for",), trained_for_longer),
     better("Q4_K loses less than round to nearest with as many bits", LLAMA_CPP, "",
            "excess of Q4_0, of NF4 and of int4 with zero points in groups of 32, minus that of Q4_K",
-           "one of the three loses less", ("k_quants",), k_quants, own=True),
+           "one of the three loses less", ("k_quants",), k_quants, own=True,
+           why={NOT_SHOWN: "Q4_0 and NF4 lose more than δ more. Integers with a zero point, which take an eighth of a bit "
+                "more, lose more on average, and their draws differ too much to tell."}),
     better("With the importance of inputs Q4_K loses less", LLAMA_CPP, "",
            "excess of Q4_K minus that of Q4_K with importance from text of the model's kind",
-           "it loses more", ("k_quants",), importance, own=True),
+           "it loses more", ("k_quants",), importance, own=True,
+           why={SIZE_OPEN: "The lead is about δ. Importance from another kind of text gains as much, and with either Q4_K "
+                "loses as little as GPTQ."}),
     better("More rank makes up for fewer bits", "2305.14314", "",
            "what rounding the base costs a LoRA of rank 2 in test loss, minus what it costs one of rank 32",
            "it costs the larger rank more, at 3 or at 2 bits", ("rounding_rank",), rank_repairs, delta=FINE_TUNING, own=True),

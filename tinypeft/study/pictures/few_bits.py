@@ -163,7 +163,8 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
     for ax, metric in ((left, "matrices"), (right, "bytes")):
         for size, look in looks.items():
             x = of_size(size, metric) / 1024
-            for each in loss[size]: ax.plot(x, each, color=plot.COLOURS[look[0]], lw=0.8, alpha=0.5)
+            several = loss[size] if len(loss[size]) > 1 else ()
+            for each in several: ax.plot(x, each, color=plot.COLOURS[look[0]], lw=0.8, alpha=0.5)
             ax.plot(x, loss[size].mean(0), ms=6, **plot.line(look))
             if ax is right or size != SIZES[-1]: continue
             for b, at, y in zip(bits, x, loss[size].mean(0), strict=True):
@@ -185,8 +186,8 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
         f"Three bits of the larger base are {'better' if better else 'no better'} than sixteen of the smaller one: "
         f"{at(large, 3)}, {at(small, 16)}.",
         f"Bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, "
-        f"groups of {r.record['settings']['group_size']}); {counts} "
-        f"parameters. Thin lines are single bases, thick ones their mean; {len(r.seeds)} seeds draw calibration and test text.",
+        f"groups of {r.record['settings']['group_size']}); {counts} parameters. Thin lines, where there are several, are single "
+        f"bases, thick ones their mean; {len(r.seeds)} seeds draw calibration and test text.",
         "Loss over memory, one line for each size. " + " ".join(
             f"{parameters[s]:,.0f} parameters: "
             + ", ".join(f"{b} bits {x:.3f}" for b, x in zip(bits, loss[s].mean(0), strict=True)) + "." for s in SIZES))
