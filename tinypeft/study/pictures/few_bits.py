@@ -186,7 +186,7 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
         f"Three bits of the larger base are {'better' if better else 'no better'} than sixteen of the smaller one: "
         f"{at(large, 3)}, {at(small, 16)}.",
         f"Bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, "
-        f"groups of {r.record['settings']['group_size']}); {counts} parameters. Thin lines, where there are several, are single "
+        f"groups of {r.record['settings']['group_size']}); {counts} parameters. Thin lines, if there are several, are single "
         f"bases, thick ones their mean; {len(r.seeds)} seeds draw calibration and test text.",
         "Loss over memory, one line for each size. " + " ".join(
             f"{parameters[s]:,.0f} parameters: "
