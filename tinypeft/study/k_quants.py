@@ -14,7 +14,9 @@ from ..interop.loading import load_pretrained
 from ..quant.gguf import GGUF
 from ..quant.k_quants import LINE_TRIALS, steps
 from . import plot
+from .claims.words import beside
 from .markdown import table
+from .stored import load
 
 __all__ = ["SECTIONS", "picture"]
 
@@ -97,7 +99,14 @@ def search_end(results: Path) -> str:
             f"and at {fixed:.0f} % if *low* is fixed. The picture shows both, below on the left.")
 
 
-SECTIONS = {"example": example, "search": search_end, "types": types, "mixture": mixture}
+def losses(results: Path) -> str:
+    """What the types cost the base, beside other formats of about as many bits."""
+    r = load(results, "k_quants")
+    rows = [(c, f"{r.mean(c, 'bits'):.2f}", beside(r, c, "Q4_K", "excess")) for c in r.conditions]
+    return table(("format", "bits per weight", "loss above float32, nats/token (difference to Q4_K)"), rows)
+
+
+SECTIONS = {"example": example, "search": search_end, "types": types, "mixture": mixture, "losses": losses}
 
 
 # -- the picture ---------------------------------------------------------------------------------
