@@ -91,15 +91,15 @@ def ink(colour: str) -> str:
 
 
 def band(ax: Axes, x, results: Results, conditions: str | Iterable[str], metric: str, look: tuple[str, ...],
-         half: np.ndarray | None = None, **options) -> np.ndarray:
+         scale: float = 1, half: np.ndarray | None = None, **options) -> np.ndarray:
     """Draw a metric of `Results` over x: the mean over seeds as a line, its 95 % interval as a band. Returns the mean.
 
-    conditions: one condition whose metric is a list as long as x, or one condition for each x. look: as for `line`. half: of
-    the intervals, if not `Results.interval`.
+    conditions: one condition whose metric is a list as long as x, or one condition for each x. look: as for `line`. scale: a
+    factor, such as 100 for per cent. half: of the intervals, if not `Results.interval`.
     """
     single = isinstance(conditions, str)
     over = lambda f: f(conditions, metric) if single else np.array([f(c, metric) for c in conditions])
-    mean, half = over(results.mean), over(results.interval) if half is None else half
+    mean, half = (scale * x for x in (over(results.mean), over(results.interval) if half is None else half))
     ax.plot(x, mean, **line(look) | {"ms": 5} | options)
     if np.isfinite(half).all() and np.any(half > 0):
         ax.fill_between(x, mean - half, mean + half, color=COLOURS[look[0]], alpha=0.18, lw=0)

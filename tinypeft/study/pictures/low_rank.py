@@ -187,7 +187,7 @@ def dylora(results: Path) -> plot.Drawing:
     each = [read(one, str(b)) for b in ranks]
     half = {name: np.array([difference(read(r, c, metric, i), each[i]).half for i in range(len(ranks))]) if of is r else
             np.zeros(len(ranks)) for name, (of, c, metric, _) in lines.items()}
-    mean = {name: plot.band(ax, ranks, of, c, metric, look, half[name]) for name, (of, c, metric, look) in lines.items()}
+    mean = {name: plot.band(ax, ranks, of, c, metric, look, half=half[name]) for name, (of, c, metric, look) in lines.items()}
     ax.set_xscale("log", base=2)
     ax.set_xticks(ranks, map(str, ranks))
     off = mean["LoRA cut, scale α/b"]
