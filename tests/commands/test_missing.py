@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 import tinypeft as tp
+from tests.study.waiting import WAITING
 from tinypeft.commands import missing as m
 from tinypeft.commands.cli import main
 from tinypeft.commands.missing import missing
@@ -18,7 +19,8 @@ def said(name):
 
 def test_nothing_is_missing():
     found = missing()
-    assert {of: list(map(str, lacks)) for of, lacks in found.items() if lacks} == {}
+    assert {of: list(map(str, lacks)) for of, lacks in found.items()
+            if lacks and of.removeprefix("experiment ") not in WAITING} == {}
     assert {"method lora", "scheme nf4", "experiment rank"} <= found.keys()
     assert sum(of.startswith("method ") for of in found) == len(tp.METHODS)
 

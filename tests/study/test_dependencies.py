@@ -80,7 +80,7 @@ def test_words_and_layout_make_nothing_stale(old, new):
 
 @pytest.mark.parametrize("module", [
     "course.check", "course.exercises.lora", "commands.cli", "commands.training", "study.pages", "study.claims.methods",
-    "study.pictures.tuning", "interop.adapters", "peft", "peft.prefix", "quant", "quant.awq", "text.tasks", "text.tasks.own",
+    "study.pictures.fair", "interop.adapters", "peft", "peft.prefix", "quant", "quant.awq", "text.tasks", "text.tasks.own",
     "common.hyper", "files.arrays", "training.checkpoints"])
 def test_an_unrelated_module_makes_nothing_stale(module):
     assert stale("rank", module) == set()
