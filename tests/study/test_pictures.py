@@ -84,7 +84,8 @@ def test_what_the_page_shows_is_there():
 
 
 def test_all_figures_are_small_enough_for_a_repository():
-    assert sum(f.stat().st_size for f in FIGURES.rglob("*") if f.is_file()) < 5_000_000
+    """Most of it are the losses of 399 test documents for each seed of each arm."""
+    assert sum(f.stat().st_size for f in FIGURES.rglob("*") if f.is_file()) < 8_000_000
 
 
 @pytest.mark.parametrize("name", [*dict.fromkeys([THERE[0], *(n for n in THERE if PICTURES[n].ending == "png")][:2])])
