@@ -196,9 +196,9 @@ fig
 
 # %% [markdown]
 # *What to see: seven fall well, whatever shape they allow, and HiRA a little. The rank of the change
-# does not sort them: HiRA's is full.* (Its change is multiplied by the small numbers of $W$, so that a
-# step of its factors moves less.) One seed, few steps and untuned rates are no ranking; lesson 15 says
-# what a ranking takes.
+# does not sort them: HiRA's is full.* (Its change is multiplied by the small numbers of $W$, so that
+# a step of its factors moves less.) One seed, few steps and untuned rates are no ranking; lesson 15
+# says what a ranking takes.
 #
 # MiSS, VeRA and RandLoRA ask why both factors should be trained. MiSS fixes $A$ to zeros and
 # ones. The other two draw $A$ and $B$ at random, once for all layers, and train diagonals between
@@ -346,9 +346,9 @@ fig
 # %% [markdown]
 # *What to see: OFT's rows keep their lengths up to rounding. With LoRA and with every number trained,
 # weights whose directions change more mostly change their lengths more, too. DoRA's lengths hardly
-# depend on it.* Nearly all of full fine-tuning's change is direction. DoRA puts more into the lengths,
-# since it has an $m$ for them. (OFT's share along the rows is not 0: a step on a circle ends a little
-# nearer to the middle than its tangent.)
+# depend on it.* Nearly all of full fine-tuning's change is direction. DoRA puts more into the
+# lengths, since it has an $m$ for them. (OFT's share along the rows is not 0: a step on a circle
+# ends a little nearer to the middle than its tangent.)
 #
 # DoRA's paper (figure 2) finds that the two rise together with LoRA, and that with DoRA and full
 # fine-tuning one rises where the other falls. Do ten weights after 20 steps show that? The open
@@ -549,8 +549,8 @@ for n in (1024, 2048, 4096):
 # %% [markdown]
 # A low rank holds the most of what full fine-tuning did, for as many numbers. That is LoRA's
 # assumption, and here it is a measurement. C³A holds what any fixed pattern would: $n$ numbers of
-# $d^2$. Yet C³A and SHiRA learned: there are many changes that do, and a method needs only one that its
-# shape holds.
+# $d^2$. Yet C³A and SHiRA learned: there are many changes that do, and a method needs only one that
+# its shape holds.
 #
 # ### {exercise} · Does the pattern of lengths hold? (open, 4 points, 30 minutes)
 #
