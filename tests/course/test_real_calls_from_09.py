@@ -50,7 +50,8 @@ DONE = {                                                  # lesson → has the c
     "11_outliers": lambda model: "Linear8bitLt" in classes(model),
     "13_nf4_qlora": lambda model: "Linear4bit" in classes(model) and ranks(model, "default") == {16},
     "13b_merging_loftq": lambda model: not ranks(model, "default") and "Linear4bit" not in classes(model),
-    "14_qat": lambda model: "FakeQuantizedLinear" in classes(model)}
+    "14_qat": lambda model: "FakeQuantizedLinear" in classes(model),
+    "17_children": lambda model: any(name in str(classes(model)) for name in ("DoraLinearLayer", "OFTRotationModule"))}
 
 
 RUN_PYTHON, RUN_BASH = ([(stem, code) for stem, code in calls if is_run(code)] for calls in (PYTHON, BASH))

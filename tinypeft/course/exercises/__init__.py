@@ -21,7 +21,7 @@ TOPICS = {                                               # topic → the lesson 
     "adalora": "08_adalora", "dylora": "09_dylora",
     "quantization": "10_quantization", "outliers": "11_outliers", "calibrated": "12_gptq_awq",
     "nf4": "13_nf4_qlora", "loftq": "13b_merging_loftq", "qat": "14_qat",
-    "choosing": "15_choosing", "real": "16_real_model",
+    "choosing": "15_choosing", "real": "16_real_model", "children": "17_children",
 }
 
 

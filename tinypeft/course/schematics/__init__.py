@@ -17,7 +17,7 @@ __all__ = ["SCHEMATICS"]
 
 NAMES = ("map", "autograd", "stack", "road", "transformer", "memory", "adapters", "prompts",
          "prefix", "lora", "adalora", "dylora", "grid", "outliers", "smoothing", "gptq", "nf4",
-         "merging", "straight_through", "choosing", "llama")
+         "merging", "straight_through", "choosing", "children", "llama")
 COMPUTED = {"grid": grid, "nf4": nf4, "merging": merging, "choosing": choosing,
             "smoothing": smoothing}
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {

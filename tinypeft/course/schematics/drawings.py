@@ -20,8 +20,8 @@ WORDS = {                                                # name → (sentence, d
         "An arrow leads from a lesson to one that needs it. The orange boxes take an afternoon, "
         "with the blue ones a week, and all of them a term.",
         "A graph of the lessons. 01 leads to 01b and 02; 02 to 03 and 10; 03 to 04, 05 and 07; 05 "
-        "to 06; 07 to 08 and 09; 07 and 10 to 13; 10 to 11 and 14; 11 to 12; 13 to 13b and 15; "
-        "11 and 13 to 16. 00 and 07 are orange; 01, 02, 03, 10, 13 and 15 are blue."),
+        "to 06; 07 to 08, 09 and 17; 07 and 10 to 13; 10 to 11 and 14; 11 to 12; 13 to 13b and "
+        "15; 11 and 13 to 16. 00 and 07 are orange; 01, 02, 03, 10, 13 and 15 are blue."),
     "autograd": (
         "Each use of a value is an edge, and each edge brings a part of its gradient: the slope "
         "times the gradient at its end.",
@@ -132,6 +132,14 @@ WORDS = {                                                # name → (sentence, d
         "and up, each d_mlp × d; silu of the gate times up; down, d × d_mlp; addition. Right: "
         "nine heads of queries, of which three each share one head of keys and values; and an "
         "arrow that is turned by an angle that grows with the position."),
+    "children": (
+        "Each child of LoRA asks one question about it.",
+        "What is asked stands in grey, and who answers it in orange.",
+        "A tree: LoRA, W₀ plus s B A, on the left; seven questions in the middle, each with the "
+        "methods that answer it on the right. Why so low a rank: LoHa, LoKr, HiRA. Why begin at B = "
+        "0: PiSSA, OLoRA, EVA, LoRA-GA. Why length with direction: DoRA. Why add, and not turn: "
+        "OFT. Why train both factors: MiSS, VeRA, RandLoRA. Why everywhere, in this basis: SHiRA, "
+        "FourierFT, C³A. Why the weight at all: LoReFT, trainable tokens."),
 }
 
 

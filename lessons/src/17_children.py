@@ -1,0 +1,650 @@
+# %% [markdown]
+# # 17 · LoRA's children
+#
+# **What you will do.** A dozen methods came after LoRA. Each asks one question about it: why this
+# rank, why this start, why a sum, why trained factors, why the weight at all? You do not learn
+# their equations by heart. You learn the experiment that tells the answers apart: you name a
+# method by what it did to a weight, design a change that DoRA makes and LoRA misses, and write a
+# test that catches a wrong start.
+#
+# **What you need.** [Lesson 07](07_lora.ipynb), and singular values. Its bonus introduces DoRA;
+# if you left it out, section 3 says what is needed.
+#
+# **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share. $W$ is the
+# frozen weight and $W'$ what training made of it. $\odot$ multiplies number by number, $\otimes$
+# is Kronecker's product. $R$ is a rotation, $g$ a factor for each row.
+#
+# **Time.** 95 minutes: 50 of reading and running, 45 of exercises. The open exercise takes 30
+# more, the bonus 10.
+
+# %%
+import numpy as np
+
+import tinypeft as tp
+from tinypeft.course import show
+from tinypeft.course.slider import slider
+from tinypeft.engine import AdamW
+from tinypeft.peft import starts
+from tinypeft.peft.changed import linear_of
+from tinypeft.peft.dora import DoRALinear
+from tinypeft.peft.lora import LoRALinear
+from tinypeft.study import plot
+
+base = tp.load_pretrained()
+task = tp.tasks.invented(base, context=64, things=8)          # the catalogue of lesson 07
+size = np.linalg.norm
+STEPS = 20
+
+
+def learn(method, **options):
+    """A fresh copy of the base with `method`, trained; its training losses."""
+    tuned = tp.attach(tp.load_pretrained(), method, rng=0)
+    history = tp.train(tuned, task, STEPS, batch_size=4, seed=0, progress=False, **options)
+    return tuned, np.array(history.loss)
+
+
+print(f"on the catalogue the frozen base has {tp.evaluate(base, task, 'train')['loss']:.2f} nats "
+      "per token")
+
+# %% [markdown]
+# ## 1. Seven questions
+#
+# LoRA computes with $W' = W + s B A$. Somebody chose a sum, a low rank, two trained factors and a
+# start at $B = 0$. None of these is a law:
+
+# %%
+show("schematic:children")
+
+# %% [markdown]
+# Five answers, each in one line:
+#
+# $$\underbrace{W + [D, D, \dots, D]}_{\text{MiSS}} \qquad \underbrace{W + W \odot B
+# A}_{\text{HiRA}} \qquad \underbrace{W + s\,(B_1 A_1) \odot (B_2 A_2)}_{\text{LoHa}} \qquad
+# \underbrace{W + s\, C \otimes B A}_{\text{LoKr}} \qquad
+# \underbrace{W R^\top}_{\text{OFT}} \tag{1}$$
+#
+# **By hand.** Let $W = \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}$ and
+# $BA = \begin{pmatrix} 1 & 2 \\ 2 & 4 \end{pmatrix}$, which has rank 1.
+#
+# 1. HiRA's change is $\begin{pmatrix} 1 \cdot 1 & 2 \cdot 2 \\ 3 \cdot 2 & 4 \cdot 4
+#    \end{pmatrix} = \begin{pmatrix} 1 & 4 \\ 6 & 16 \end{pmatrix}$. Its determinant is $16 - 24 =
+#    -8$, so it has rank 2, with the four numbers of a LoRA of rank 1.
+# 2. OFT turns. Its rotation is made of a number $q$ by Cayley's formula:
+#
+# $$R = (I + Q)(I - Q)^{-1}, \qquad Q = \begin{pmatrix} 0 & q \\ -q & 0 \end{pmatrix} \tag{2}$$
+#
+# For $q = 1/2$ it is $R = \begin{pmatrix} 0.6 & 0.8 \\ -0.8 & 0.6 \end{pmatrix}$. A row $(3, 4)$
+# becomes $(0.6 \cdot 3 + 0.8 \cdot 4,\ -0.8 \cdot 3 + 0.6 \cdot 4) = (5, 0)$. It had the length 5,
+# and keeps it.
+
+# %%
+W2x2, BA = np.array([[1., 2], [3, 4]]), np.array([[1., 2], [2, 4]])
+print("HiRA:", (W2x2 * BA).tolist(), "has rank", np.linalg.matrix_rank(W2x2 * BA))
+I, Q = np.eye(2), np.array([[0, 0.5], [-0.5, 0]])
+R = (I + Q) @ np.linalg.inv(I - Q)                                                       # (2)
+print("OFT: (3, 4) becomes", np.round(np.array([[3., 4]]) @ R.T, 6).tolist())
+
+# %% [markdown]
+# What does such a change look like in a larger weight? Here the trained numbers are random:
+
+# %%
+show("changes_of_a_weight")
+
+# %% [markdown]
+# *What to see: rank is one limit among others. MiSS repeats its columns, C³A goes round in
+# circles, SHiRA leaves most places alone, FourierFT is made of waves. DoRA, OFT and SHiRA have
+# full rank, and train few numbers.*
+#
+# ## 2. Name it by its marks
+#
+# Somebody hands you a weight before and after, and has forgotten the method. What do you measure?
+# A picture helps little once $\Delta W = W' - W$ has real numbers in it. A mark is a sentence
+# that can be tested:
+#
+# | word | what is true of $W'$ and $\Delta W = W' - W$ |
+# |---|---|
+# | `"MiSS"` | for some $r$, at most a quarter of $d_\text{in}$, column $j + r$ of $\Delta W$ is column $j$, for all $j$ |
+# | `"C3A"` | for some $b \ge 2$ that divides both sides, $\Delta W$ consists of $b \times b$ blocks in which each row is the row above, moved one place to the right; what leaves at the right comes in at the left |
+# | `"SHiRA"` | at least nine of ten numbers of $\Delta W$ are 0 |
+# | `"OFT"` | $W' = W R^\top$ with a rotation $R$: the lengths of all rows stay, and the angles between them |
+# | `"LoRA"` | the rank of $\Delta W$ is at most a quarter of its smaller side |
+# | `"HiRA"` | $\Delta W = W \odot M$, and $M$ has such a rank |
+# | `"none"` | nothing of this |
+#
+# ### {exercise}
+#
+# Return the word. If several marks hold, the first one in the table counts. `W` and `W2`
+# $(d_\text{out}, d_\text{in})$ are float32, so their difference carries rounding: of two numbers
+# that should be equal, a difference below $10^{-4}$ of the largest number is none. No number of
+# `W` is 0. You do not know $r$ or $b$, and the change may be a thousandth of the weight.
+
+# %% exercise=children.which points=4 minutes=20
+def children_which(W, W2):
+    """The word for what training made of W, (d_out, d_in): W2."""
+    ### BEGIN SOLUTION
+    W, W2 = W.astype(float), W2.astype(float)
+    D = W2 - W
+    d_out, d_in = D.shape
+    small = lambda E, of=D: abs(E).max() <= 1e-4 * abs(of).max()
+    def low(M):
+        S = np.linalg.svd(M, compute_uv=False)
+        return (S > 1e-4 * S[0]).sum() <= min(M.shape) // 4
+    def circular(b):
+        blocks = D.reshape(d_out // b, b, d_in // b, b)
+        return small(np.roll(blocks, (1, 1), (1, 3)) - blocks)
+
+    if any(small(D[:, r:] - D[:, :-r]) for r in range(1, d_in // 4 + 1)): return "MiSS"
+    if any(circular(b) for b in range(2, d_in + 1) if d_out % b == d_in % b == 0): return "C3A"
+    if np.mean(D == 0) >= 0.9: return "SHiRA"
+    if small(W2 @ W2.T - W @ W.T, W @ D.T): return "OFT"
+    if low(D): return "LoRA"
+    return "HiRA" if low(D / W) else "none"
+    ### END SOLUTION
+
+# %%
+result = tp.check("children.which", children_which)
+my_which = result.function
+result
+
+# %% [markdown]
+# Now on weights that were really trained. Eight methods learn the catalogue for 20 steps, on query
+# and value, each at its own default rate. Your function looks at all ten weights of each:
+
+# %%
+methods = {
+    "LoRA": tp.LoRA(rank=8), "DoRA": tp.DoRA(rank=8), "MiSS": tp.MiSS(rank=16),
+    "HiRA": tp.HiRA(rank=8), "C³A": tp.C3A(block_size=16),
+    "SHiRA": tp.SHiRA(rank=4), "OFT": tp.OFT(block_size=16),
+    "every number": tp.FullFineTuning(targets=("query.weight", "value.weight"))}
+arms = {name: learn(m, **({"lr": 1e-2} if name == "every number" else {}))
+        for name, m in methods.items()}
+paths = [f"blocks.{i}.attention.{part}" for i in range(5) for part in ("query", "value")]
+
+
+def before_after(tuned, path):
+    return base.get(path).weight.data, tuned.model.get(path).dense_weight()
+
+
+def rank_of(D):
+    S = np.linalg.svd(D, compute_uv=False)
+    return int((S > 1e-4 * S[0]).sum())
+
+
+print(f"{'method':13}{'trained':>8}  rank of ΔW   loss after   your word, for ten weights")
+for name, (tuned, losses) in arms.items():
+    pairs = [before_after(tuned, path) for path in paths]
+    named = [my_which(W, W2) for W, W2 in pairs]
+    said = ", ".join(f"{word} {named.count(word)}" for word in dict.fromkeys(named))
+    print(f"{name:13}{tuned.summary().trained:8,}{rank_of(np.subtract(*pairs[4])):10}"
+          f"{losses[-5:].mean():13.2f}   {said}")
+
+# %% fold
+fig, ax = plot.figure(height=3.2)
+ends = []
+looks = ("blue", "-"), ("sky", "--"), ("orange", "-"), ("black", ":"), ("purple", "-"), \
+        ("green", "--"), ("vermillion", "-."), ("black", "-")
+for (name, (_, losses)), (colour, style) in zip(arms.items(), looks, strict=True):
+    y = np.convolve(losses, np.ones(5) / 5, "valid")
+    ax.plot(np.arange(5, STEPS + 1), y, color=plot.COLOURS[colour], ls=style)
+    ends.append((STEPS, y[-1], name, plot.COLOURS[colour]))
+ax.set(xlabel="step (4 × 64 tokens each)", xlim=(4, STEPS + 6), xticks=range(5, STEPS + 1, 5),
+       ylabel="loss on the catalogue,\nmean of 5 steps (nats/token)")
+plot.label_ends(ax, ends, size=8)
+fig.set_label("Eight falling curves of the loss over 20 steps, one for each method. They begin "
+              "together and end apart; the table above has the numbers of their ends.")
+fig
+
+# %% [markdown]
+# *What to see: seven fall well, whatever shape they allow, and HiRA a little. The rank of the change
+# does not sort them: HiRA's is full.* (Its change is multiplied by the small numbers of $W$, so that
+# a step of its factors moves less.) One seed, few steps and untuned rates are no ranking; lesson 15
+# says what a ranking takes.
+#
+# MiSS, VeRA and RandLoRA ask why both factors should be trained. MiSS fixes $A$ to zeros and
+# ones. The other two draw $A$ and $B$ at random, once for all layers, and train diagonals between
+# them:
+#
+# $$\underbrace{\Lambda_b\, B\, \Lambda_d\, A}_{\text{VeRA}} \qquad
+# \underbrace{s \sum_j B_j\, \Lambda_j\, A\, \Gamma_j}_{\text{RandLoRA, full rank}} \tag{3}$$
+#
+# No single weight shows this, but two do. The rows of each change of VeRA are made of the rows of
+# one $A$; two LoRAs have nothing in common:
+
+# %%
+def shared(method, steps=2):
+    """How much of one layer's row space lies in another's: the mean of cos² of their angles."""
+    tuned = tp.attach(tp.load_pretrained(), method, rng=0)
+    tp.train(tuned, task, steps, batch_size=2, seed=0, progress=False)
+    V = [np.linalg.svd(tuned.wrappers[p].delta())[2][:8] for p in (paths[0], paths[8])]
+    return (V[0] @ V[1].T).ravel() @ (V[0] @ V[1].T).ravel() / 8
+
+
+for name, method in (("VeRA", tp.VeRA(rank=8)), ("LoRA", tp.LoRA(rank=8))):
+    print(f"{name}: layers share {shared(method):.0%} of their row spaces; by chance {8 / 128:.0%}")
+
+# %% [markdown]
+# ## 3. Length and direction
+#
+# DoRA (arXiv 2402.09353) takes each row $w$ of the weight apart, as you would an arrow:
+#
+# $$w' = m\, \frac{w + s\,(BA)_\text{row}}{\lVert w + s\,(BA)_\text{row} \rVert} \tag{4}$$
+#
+# A LoRA changes both at once. Is there a change that DoRA makes and a LoRA of the same rank does
+# not? Take one in which no direction changes: row $i$ becomes $g_i w_i$. DoRA makes it with $m$
+# alone. A LoRA of rank $r$ makes at best what the $r$ largest singular values of $\Delta W$ hold.
+#
+# ### {exercise}
+#
+# `W` $(d_\text{out}, d_\text{in})$ has `r` rows that are about ten times as long as the others, at
+# unknown places. Return $g$ $(d_\text{out},)$, each factor from 0.5 to 2, such that no matrix of rank
+# $r$ comes nearer to $\Delta W$, with the rows $(g_i - 1) w_i$, than 0.8 of its norm.
+
+# %% exercise=children.lengths points=3 minutes=12
+def children_lengths(W, r):
+    """Factors g (d_out,) of the rows of W (d_out, d_in), beyond a LoRA of rank r."""
+    ### BEGIN SOLUTION
+    rows = np.linalg.norm(W, axis=1)
+    return 1 + rows.min() / rows                     # each row changes by the same length
+    ### END SOLUTION
+
+# %%
+result = tp.check("children.lengths", children_lengths)
+my_lengths = result.function
+result
+
+# %% [markdown]
+# How much rank would a LoRA need? A real weight with eight rows made long, and two changes of it:
+# by your factors, and by one factor for all rows.
+
+# %%
+W = base.get("blocks.2.attention.value").weight.data.astype(float)
+W[::16] *= 10
+g = np.asarray(my_lengths(W, 8))
+changes = {"your factors": (g - 1)[:, None] * W, "one factor": 0.1 * W}
+values = {name: np.linalg.svd(D, compute_uv=False) for name, D in changes.items()}
+number = np.arange(1, 129)
+def missed(S, r): return np.sqrt((S[r:] ** 2).sum() / (S ** 2).sum())
+slider("rank of the LoRA",
+       {r: {name: (number, np.where(number > r, S / S[0], 0)) for name, S in values.items()}
+        for r in (1, 2, 4, 8, 16, 32, 64)},
+       captions={r: ", ".join(f"{name}: {missed(S, r):.0%} is missed" for name, S in values.items())
+                 for r in (1, 2, 4, 8, 16, 32, 64)},
+       xlabel="number", ylabel="singular value that is left")
+
+# %% [markdown]
+# *What to see: at rank 8 most of the change by one factor is made, since eight long rows are most
+# of it. Most of yours is missed.* A bound is no experiment, so train both toward your change:
+
+# %%
+W0, target = W.astype(np.float32), (g[:, None] * W).astype(np.float32)
+inputs = tp.Tensor(np.eye(128, dtype=np.float32))              # so the output is the weight itself
+A = np.random.default_rng(0).uniform(-0.1, 0.1, (8, 128)).astype(np.float32)
+
+
+def fit(layer, lr, steps=300):
+    """What is left of ΔW after training the layer to be the target."""
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    optimizer = AdamW(trained, lr, weight_decay=0.0)
+    for _ in range(steps):
+        for p in trained: p.grad = None
+        gap = layer(inputs) - tp.Tensor(np.ascontiguousarray(target.T))
+        (gap * gap).sum().backward()
+        optimizer.step()
+    return size(layer.dense_weight() - target) / size(target - W0)
+
+
+def frozen():
+    layer = linear_of(W0.copy(), None)
+    layer.weight.requires_grad = False
+    return layer
+
+
+print(f"LoRA of rank 8 misses {fit(LoRALinear(frozen(), A, 2.0, 0.0, 0), 1e-2):.0%}, at best "
+      f"{missed(values['your factors'], 8):.0%}; "
+      f"DoRA misses {fit(DoRALinear(frozen(), A, 2.0, 0.0, 0), 1e-2):.0%}")
+
+# %% [markdown]
+# So there are such changes. Does training want them? Take the change that training *every number*
+# made in section 2. Part of each row's change lies along the row and alters its length; the rest
+# is at right angles to it. In 128 dimensions a change without a preference has $1/128 = 0.8$ per
+# cent of its square along the row. **Predict** the share, in per cent.
+
+# %%
+guess = tp.guess("17.length", 3.0, "%")
+
+# %%
+def length_and_direction(W, W2):
+    """(change of the length, change of the direction 1 − cos, share of ‖ΔW‖² along the rows)."""
+    before, after = size(W, axis=1), size(W2, axis=1)
+    cosine = (W * W2).sum(1) / (before * after)
+    along = ((W2 - W) * W).sum(1) / before
+    return np.mean(abs(after - before)), np.mean(1 - cosine), (along ** 2).sum() / size(W2 - W) ** 2
+
+
+moved = {name: np.array([length_and_direction(*before_after(arms[name][0], path))
+                         for path in paths])
+         for name in ("every number", "LoRA", "DoRA", "OFT")}
+for name, rows in moved.items():
+    print(f"{name:13} length {rows[:, 0].mean():.4f}, direction {rows[:, 1].mean():.4f}, "
+          f"{100 * rows[:, 2].mean():.1f} % of the square along the rows")
+guess.beside(100 * moved["every number"][:, 2].mean())
+
+# %% fold
+fig, ax = plot.figure(height=3.2)
+for (name, rows), (colour, marker) in zip(moved.items(), (("black", "s"), ("blue", "o"),
+                                                          ("sky", "p"), ("orange", "D")),
+                                          strict=True):
+    ax.loglog(rows[:, 1], np.maximum(rows[:, 0], 1e-5), marker, color=plot.COLOURS[colour], ms=5,
+              label=name)
+ax.set(xlabel="change of direction, mean of 1 − cos", ylabel="change of length, mean")
+ax.legend(fontsize=8)
+fig.set_label("Change of length against change of direction, both axes logarithmic, a point for "
+              "each of ten weights and each of four methods. OFT is drawn at the bottom: its rows "
+              "keep their lengths. The other three lie more than a thousand times higher.")
+fig
+
+# %% [markdown]
+# *What to see: OFT's rows keep their lengths up to rounding. With LoRA and with every number trained,
+# weights whose directions change more mostly change their lengths more, too. DoRA's lengths hardly
+# depend on it.* Nearly all of full fine-tuning's change is direction. DoRA puts more into the
+# lengths, since it has an $m$ for them. (OFT's share along the rows is not 0: a step on a circle
+# ends a little nearer to the middle than its tangent.)
+#
+# DoRA's paper (figure 2) finds that the two rise together with LoRA, and that with DoRA and full
+# fine-tuning one rises where the other falls. Do ten weights after 20 steps show that? The open
+# exercise asks for more.
+#
+# ## 4. Where it begins
+#
+# LoRA begins at $B = 0$, so in its first step only $B$ moves, along the random rows of $A$. PiSSA
+# (arXiv 2404.02948) begins with the largest part of $W$. That would move the model, so the
+# base gives up what $B$ and $A$ begin with:
+#
+# $$y = (W - s B_0 A_0)\, x + s B A\, x, \qquad s B_0 A_0 = U_r\, S_r\, V_r^\top
+# \quad\text{of } W = U S V^\top \tag{5}$$
+#
+# A colleague has written PiSSA, tried it with $\alpha = r$, and was content:
+
+# %%
+def faulty_pissa(W, r, s):
+    """WRONG for some s: (base, B, A) of a layer that computes base x + s B A x."""
+    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+    return W - B @ A, B, A
+
+
+value = base.get("blocks.2.attention.value").weight.data.astype(float)
+for alpha in (8, 16, 64):
+    at, B, A = faulty_pissa(value, 8, alpha / 8)
+    print(f"r = 8, α = {alpha:2}: at the start the layer is off by "
+          f"{size(at + alpha / 8 * B @ A - value) / size(value):.0%} of W")
+
+# %% [markdown]
+# ### {exercise}
+#
+# Write the test that the colleague lacks. `start(W, r, s)` returns `(base, B, A)`; you choose the
+# `W`, `r` and `s` with which you call it. Return
+#
+# - `"moves"`, if the layer $\text{base} + s B A$ is not $W$;
+# - `"other"`, if it is, but $s B A$ is not the $r$ largest terms of $W$'s singular value
+# decomposition;
+# - `"PiSSA"`, if both hold, up to $10^{-6}$ of the norm.
+#
+# You get twelve starts, one at a time, and do not see their code. One is wrong only for $s \ne 1$,
+# another only for $r > 1$, one is right for a diagonal $W$ whose numbers fall, and one has a base
+# that was rounded to 16 bits. Signs, and how $B$ and $A$ share the singular values, are free.
+
+# %% exercise=children.bug points=3 minutes=13
+def children_bug(start):
+    """Is start(W, r, s) → base, B, A a PiSSA: "moves", "other" or "PiSSA"?"""
+    ### BEGIN SOLUTION
+    r, s = 3, 2.5
+    W = np.random.default_rng(0).standard_normal((8, 12))
+    base, B, A = start(W, r, s)
+    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    largest = U[:, :r] * S[:r] @ Vt[:r]
+    far = lambda M, right: np.linalg.norm(M - right) > 1e-6 * np.linalg.norm(right)
+    if far(base + s * B @ A, W): return "moves"
+    return "other" if far(s * B @ A, largest) else "PiSSA"
+    ### END SOLUTION
+
+# %%
+result = tp.check("children.bug", children_bug)
+my_test = result.function
+result
+
+# %% [markdown]
+# Your test on the colleague's start, and on the package's, from which the base is made as in (5):
+
+# %%
+def of_package(name):
+    def start(W, r, s):
+        B, A = starts.BY_WEIGHT[name](W, r, s)
+        return W - s * B @ A, B, A                                                       # (5)
+    return start
+
+
+for name, start in (("the colleague's", faulty_pissa),
+                    *((name, of_package(name)) for name in ("pissa", "milora", "olora"))):
+    print(f"{name:16} {my_test(start)}")
+show(starts.pissa)
+
+# %% [markdown]
+# What is a start good for? Look at one step. Full fine-tuning would go along $-G$, the gradient
+# of the weight. With a small rate, plain descent on $A$ and $B$ goes along
+#
+# $$\Delta W \propto -\left(G\, A_0^\top A_0 + B_0 B_0^\top G\right) \tag{6}$$
+#
+# What of $-G$ is in it depends on the start alone. LoRA-GA chooses singular vectors of $G$ so
+# that it is as much as possible. EVA takes the directions in which the layer's inputs vary most,
+# CorDA weighs $W$ by the inputs. OLoRA takes the first columns of a QR decomposition, MiLoRA the
+# smallest singular values, and MiCA trains $A$ alone, behind the smallest singular vectors. The
+# cosine of (6) and $-G$, mean of ten weights:
+
+# %%
+batch = task.batch("train", 16, np.random.default_rng(0))
+full = tp.attach(tp.load_pretrained(), methods["every number"])
+task.loss(full, batch).backward()
+G = {path: full.model.get(path).weight.grad for path in paths}
+logits = base(batch[0][:1]).data
+cosines = {}
+for init in ("kaiming", "pissa", "milora", "olora", "mica", "eva", "corda", "lora_ga"):
+    data = {"calibration": [batch[0]]} if init in starts.NEEDS_DATA else {}
+    tuned = tp.attach(tp.load_pretrained(), tp.LoRA(rank=8, init=init), rng=0, **data)
+    same = abs(tuned(batch[0][:1]).data - logits).max()
+    row = []
+    for path in paths:
+        w = tuned.wrappers[path]
+        A0, B0 = w.A.data, w.B.data
+        step = G[path] @ A0.T @ A0                                                       # (6)
+        if w.B.requires_grad is False: step = 0 * step                 # MiCA: B is frozen
+        step = step + B0 @ B0.T @ G[path]
+        row.append((step * G[path]).sum() / (size(step) * size(G[path])))
+    cosines[init] = np.mean(row)
+    print(f"{init:8} moves the logits by {same:.0e}; cosine with −G {cosines[init]:.2f}")
+
+# %% fold
+fig, ax = plot.figure(height=2.6)
+order = sorted(cosines, key=cosines.get)
+ax.barh(order, [cosines[name] for name in order], color=plot.COLOURS["blue"])
+ax.set(xlabel="cosine of the first step with that of full fine-tuning", xlim=(0, 1))
+fig.set_label("Bars for eight starts, sorted by the cosine of their first step with that of full "
+              "fine-tuning. LoRA-GA's is the longest.")
+fig
+
+# %% [markdown]
+# *What to see: LoRA-GA's first step is by far the nearest to full fine-tuning's, as it was made to
+# be. The directions of the inputs, EVA's, help as well. Starts by the weight alone come no nearer
+# than that: a weight does not know the gradient.* No start here moves the model. A first step is
+# one of many, so this is no ranking after training.
+#
+# ## 5. Not the weight at all
+#
+# Two methods leave every weight of the blocks alone. LoReFT (arXiv 2404.03592) changes what flows
+# *between* blocks, at a few positions, in $r$ directions, the rows of $R$:
+#
+# $$h \leftarrow h + R^\top (W h + b - R h), \qquad R R^\top = I \tag{7}$$
+#
+# Trainable tokens change some rows of the embedding. The same experiment as before, "which arrays
+# are different?", tells them from all others:
+
+# %%
+marker = int(batch[0][0, 5])
+tokens = np.array([[t for t in batch[0][0] if t != marker]])
+for name, method in (("LoReFT", tp.LoReFT(rank=4, first=2, last=2)),
+                     ("one token", tp.TrainableTokens(tokens=(marker,)))):
+    tuned = tp.attach(tp.load_pretrained(), method, rng=0)
+    tp.train(tuned, task, 2, batch_size=4, seed=0, progress=False)
+    differ = abs(tuned(tokens).data - base(tokens).data).max((0, 1)) > 1e-4
+    try:
+        merged, into = tuned.merge(), "a plain model"
+        arrays = [key for key, value in base.state_dict().items()
+                  if not np.array_equal(value, merged.state_dict()[key])]
+    except tp.peft.MethodError as e:
+        into, arrays = f"nothing ({type(e).__name__})", []
+    print(f"{name:9} merges into {into}, other arrays: {arrays or 'none'};\n{'':9} in a text "
+          f"without the token, {differ.sum()} of {differ.size} logits are others")
+
+# %% [markdown]
+# LoReFT acts on every text, and cannot be merged: (7) depends on the position. The token's row
+# acts only where it is read, and, because the head is the same table, on its own logit everywhere.
+#
+# ## 6. Bonus: which shape holds most?
+#
+# The points of this section are extra. Training every number gave a $\Delta W$. How much of it
+# could a child hold at all, with as many numbers? For LoRA the best is a cut of the singular
+# values, for SHiRA the largest numbers. And for C³A?
+#
+# ### {exercise}
+#
+# `D` $(d_\text{out}, d_\text{in})$ is a change, and $b$ divides both sides. Return the matrix
+# nearest to `D` whose $b \times b$ blocks are circular, as in the table of section 2.
+
+# %% exercise=children.nearest points=2 minutes=10 bonus=yes
+def children_nearest(D, b):
+    """The nearest matrix to D (d_out, d_in) with circular b × b blocks."""
+    ### BEGIN SOLUTION
+    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
+    turns = [np.roll(blocks, (k, k), (1, 3)) for k in range(b)]
+    return np.mean(turns, axis=0).reshape(D.shape)
+    ### END SOLUTION
+
+# %%
+result = tp.check("children.nearest", children_nearest)
+my_nearest = result.function
+result
+
+# %%
+made = [np.subtract(*before_after(arms["every number"][0], path)) for path in paths]
+print("numbers   LoRA  SHiRA   C³A    (share of ‖ΔW‖² that is held, mean of ten weights)")
+for n in (1024, 2048, 4096):
+    held = []
+    for D in made:
+        S, largest = np.linalg.svd(D, compute_uv=False), np.sort(D.ravel() ** 2)[::-1]
+        circle = my_nearest(D, 128 * 128 // n)
+        held.append([(S[:n // 256] ** 2).sum(), largest[:n].sum(), (circle ** 2).sum()]
+                    / (D ** 2).sum())
+    print(f"{n:7}", *(f"{100 * share:5.0f}%" for share in np.mean(held, 0)))
+
+# %% [markdown]
+# A low rank holds the most of what full fine-tuning did, for as many numbers. That is LoRA's
+# assumption, and here it is a measurement. C³A holds what any fixed pattern would: $n$ numbers of
+# $d^2$. Yet C³A and SHiRA learned: there are many changes that do, and a method needs only one that
+# its shape holds.
+#
+# ### {exercise} · Does the pattern of lengths hold? (open, 4 points, 30 minutes)
+#
+# Figure 2 of DoRA's paper: over layers and checkpoints, the changes of length and direction rise
+# together with LoRA, and go against each other with full fine-tuning and DoRA. Find out whether
+# this holds here. `length_and_direction` measures both. Choose how to average, how often to look,
+# and which learning rates are fair. Say beforehand what would speak against the paper.
+#
+# *Rubric: 1 point for a prediction that could fail, written before the numbers; 1 for rates
+# chosen on the loss, for each method; 1 for several checkpoints and three seeds, with the spread
+# of the correlation; 1 for a conclusion that says what the rate, the rank or the length of
+# training might have done to it.*
+
+# %% [answer]
+# *Prediction.* With LoRA the correlation of both changes, over layers and checkpoints, is clearly
+# above 0; with DoRA and full fine-tuning below 0. A positive one with all three speaks against
+# the paper.
+#
+# *What to expect.* Over checkpoints both changes grow with the steps, from 0, for every method.
+# So a correlation over checkpoints is positive unless one of them stops growing. The paper looks
+# at checkpoints of a long training, with a decayed rate. Over layers at one checkpoint a layer
+# with larger gradients changes more in both, which is positive, too. Whoever finds it positive
+# for all three has not refuted the paper: another model, short training, AdamW at a rate that
+# hides the difference. An honest conclusion names the two ways of averaging and gives both
+# numbers.
+
+# %% [markdown]
+# ## Recall
+#
+# <details><summary>1. Which two marks need W, and not the change alone?</summary>
+# OFT's, because lengths and angles are those of the rows before and after, and HiRA's, because its
+# change is a multiple of W number by number.
+# </details>
+#
+# <details><summary>2. MiSS trains one thin matrix. Why is it a LoRA all the same?</summary>
+# Its change is D times a fixed A of zeros and ones, so it has rank r. Only half as much is
+# trained.
+# </details>
+#
+# <details><summary>3. What can DoRA do with m alone that costs LoRA a full rank?</summary>
+# Give every row another length, and keep all directions. If all rows change alike much, that
+# change needs as many singular values as there are rows.
+# </details>
+#
+# <details><summary>4. What must every start leave unchanged, and how is that achieved if B₀ A₀ is
+# not 0?</summary> The function of the model. s B₀ A₀ is taken off: from the weight in the papers,
+# in the layer's sum in this package.
+# </details>
+#
+# <details><summary>5. Why can a method with little of full fine-tuning's change in reach still
+# learn the task?</summary> Many changes of a weight give nearly the same outputs on the task. A
+# method needs one of them.
+# </details>
+#
+# ## Where the papers say this
+#
+# OFT 2306.07280, section 3; LoHa 2108.06098 (FedPara), proposition 1: rank up to $r^2$; LoKr
+# 2309.14859; MiSS 2409.15371, equations 4 to 7; VeRA 2310.11454, equation 2; RandLoRA 2502.00987,
+# equation 4; SHiRA 2406.13175; FourierFT 2405.03003; C³A 2407.19342; DoRA 2402.09353, figure 2;
+# PiSSA 2404.02948; MiLoRA 2406.09044; OLoRA 2406.01775; MiCA 2604.01694; EVA 2410.07170; CorDA
+# 2406.05223; LoRA-GA 2407.05000. HiRA is from ICLR 2025.
+#
+# ## Where implementations differ
+#
+# * *Starts.* The papers and PEFT change $W$. Here the layer subtracts $s B_0 A_0$, so that
+#   `detach` gives the base back bit for bit. OLoRA's own code does not divide by $s$.
+# * *OFT.* In PEFT the inverse and the series of (2) turn in opposite directions.
+# * *C³A.* PEFT and this package divide by $d_\text{in}$, the paper does not.
+# * *SHiRA.* PEFT gives all layers of one shape the same places; here each layer draws its own.
+# * *FourierFT.* The paper begins with random heights, here with 0.
+#
+# The docstring of each file in `tinypeft/peft` has the rest.
+#
+# ## The real call
+#
+# Most children are an option, or a class, of Hugging Face's PEFT:
+#
+# ```python
+# from peft import LoraConfig, get_peft_model
+# from transformers import AutoModelForCausalLM
+# base = AutoModelForCausalLM.from_pretrained("folder-of-the-model")
+# settings = LoraConfig(
+#     r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM",
+#     use_dora=True)                          # or init_lora_weights="pissa", "olora", "eva", …
+# model = get_peft_model(base, settings)
+# ```
+#
+# ```python
+# from peft import OFTConfig, get_peft_model
+# from transformers import AutoModelForCausalLM
+# base = AutoModelForCausalLM.from_pretrained("folder-of-the-model")
+# settings = OFTConfig(oft_block_size=16, target_modules=["q_proj", "v_proj"])
+# model = get_peft_model(base, settings)      # HiraConfig, LoHaConfig, MissConfig, VeraConfig, …
+# ```
+#
+# **Now you can** ask of a new method which question it answers, and design the experiment that
+# shows its answer. [Lesson 15](15_choosing.ipynb) says how to find out whether the answer pays.

@@ -1,0 +1,156 @@
+"""Solutions of lesson 17's exercises, right and wrong."""
+import numpy as np
+
+
+# -- children.which --------------------------------------------------------------------------------
+def by_columns(D, within=1e-4):
+    n = D.shape[1]
+    return any(np.abs(np.diff(D[:, i::r], axis=1)).max() <= within * np.abs(D).max() for r in range(1, n // 4 + 1) for i in [0]
+               if all(np.ptp(D[:, i::r], axis=1).max() <= within * np.abs(D).max() for i in range(r)))
+
+
+def in_circles(D, close=True, only=()):
+    """Number after number: place (i, j) of a block has what place (0, j − i) has."""
+    rows, columns = D.shape
+    for b in only or range(2, min(D.shape) + 1):
+        if rows % b or columns % b: continue
+        block = lambda i, j: D[i * b:(i + 1) * b, j * b:(j + 1) * b]
+        def goes(M):
+            if not close: return all(np.ptp(np.diag(M, k)) <= 1e-4 * np.abs(D).max() for k in range(1 - b, b))
+            return all(np.abs(np.roll(M[0], i) - M[i]).max() <= 1e-4 * np.abs(D).max() for i in range(b))
+        if all(goes(block(i, j)) for i in range(rows // b) for j in range(columns // b)): return True
+    return False
+
+
+def angles(W):
+    """Lengths of the rows, and cosines between them."""
+    n = np.linalg.norm(W, axis=1)
+    return n, W @ W.T / n / n[:, None]
+
+
+def of_rank(M, tol=1e-4):
+    s = np.linalg.svd(M)[1]
+    return np.count_nonzero(s / s[0] > tol)
+
+
+def ask(order="MCSOLH", **other):
+    def children_which(W, W2):
+        W, W2 = np.asarray(W, np.float64), np.asarray(W2, np.float64)
+        D = W2 - W
+        size = lambda a, b: all(np.allclose(x, y, rtol=1e-4, atol=1e-5 * np.abs(D).max()) for x, y in zip(a, b, strict=True))
+        yes = {"M": lambda: by_columns(D), "C": lambda: in_circles(D), "S": lambda: np.count_nonzero(D) <= D.size / 10,
+               "O": lambda: size(angles(W), angles(W2)), "L": lambda: 4 * of_rank(D) <= min(D.shape),
+               "H": lambda: 4 * of_rank(D / W) <= min(D.shape)}
+        yes |= {letter: (lambda f=f: f(W, W2, D)) for letter, f in other.items()}
+        names = {"M": "MiSS", "C": "C3A", "S": "SHiRA", "O": "OFT", "L": "LoRA", "H": "HiRA"}
+        return next((names[letter] for letter in order if yes[letter]()), "none")
+    return children_which
+
+
+# -- children.lengths ------------------------------------------------------------------------------
+def length_of(W): return np.sqrt(np.sum(W * W, axis=1))
+def all_but_long(W, r): return np.where(length_of(W) > np.sort(length_of(W))[-r - 1], 1.0, 1.9)
+def shorter(W, r): return 1 - 0.4 * length_of(W).min() / length_of(W)
+
+
+# -- children.bug ----------------------------------------------------------------------------------
+def terms(W, r): return np.sum([s * np.outer(u, v) for u, s, v in list(zip(*(lambda U, S, V: (U.T, S, V))(
+    *np.linalg.svd(W, full_matrices=False)), strict=True))[:r]], axis=0)
+
+
+def tried(shapes=((7, 12), (12, 7)), ranks=(2, 4), scales=(0.5, 3.0), within=1e-6, make=None, say=("moves", "other", "PiSSA"),
+          base_counts=True, start_counts=True, s_counts=True):
+    """Several weights, ranks and scales, and the worst decides."""
+    def children_bug(start):
+        rng, moved, other = np.random.default_rng(11), False, False
+        for shape in shapes:
+            for r in ranks:
+                for s in scales:
+                    W = make(shape) if make else rng.normal(0, 2, shape)
+                    base, B, A = start(W, r, s)
+                    moved |= np.abs(base + (s if s_counts else 1) * B @ A - W).max() > within * np.abs(W).max()
+                    other |= np.abs(s * B @ A - terms(W, r)).max() > within * np.abs(W).max()
+        if moved and base_counts: return say[0]
+        return say[1] if other and start_counts else say[2]
+    return children_bug
+
+
+# -- children.nearest ------------------------------------------------------------------------------
+def along(mean=np.mean, way=1, each=True, close=True, first=False):
+    """Place by place: the mean of all places of a block with the same j − i."""
+    def children_nearest(D, b):
+        out, i, j = np.zeros(D.shape), *np.indices(D.shape)
+        k = (j - way * i) % b if close else j % b - i % b
+        block = i // b * 1000 + j // b if each else 0 * i
+        for one in np.unique(block):
+            for place in np.unique(k):
+                at = (block == one) & (k == place)
+                if at.any(): out[at] = D[at][0] if first else mean(D[at])
+        return out
+    return children_nearest
+
+
+def by_fourier(D, b):
+    """What the transform of the moves leaves at frequency 0: a projection."""
+    blocks = D.reshape(len(D) // b, b, -1, b)
+    shears = np.stack([[np.roll(blocks[:, i], -i, axis=-1)] for i in range(b)])[:, 0].mean(0)
+    return np.stack([np.roll(shears, i, axis=-1) for i in range(b)], 1).reshape(D.shape)
+
+
+WRONG = {
+    "children.which": [
+        (ask("LMCSOH"), "low rank, too"),
+        (ask("MCSLOH"), "a rotation of few inputs"),
+        (ask(O=lambda W, W2, D: np.allclose(length_of(W), length_of(W2), 1e-5)), "equal lengths are not enough"),
+        (ask(O=lambda W, W2, D: np.allclose(W.T @ W, W2.T @ W2, atol=1e-3 * np.abs(D).max())), "those of the columns"),
+        (ask(C=lambda W, W2, D: in_circles(D, close=False)), "the circle closes"),
+        (ask(C=lambda W, W2, D: in_circles(D, only=(4,))), "every divisor of both sides"),
+        (ask(M=lambda W, W2, D: D.shape[1] % 6 == 0 and np.ptp(D.reshape(len(D), -1, 6), 1).max() < 1e-4), "whether it divides"),
+        (ask(L=lambda W, W2, D: np.linalg.matrix_rank(D) < 7), "carries rounding"),
+        (ask(S=lambda W, W2, D: np.mean(D != 0) < 0.6), "half of the numbers"),
+        (ask("MCSOL"), "do not multiply"),
+        (ask("MCSLH"), "OFT is not recognised"),
+        (ask("MSOLH"), "C3A is not recognised"),
+        (ask("MCOLH"), "SHiRA is not recognised"),
+        (lambda W, W2: ask()(W, W2).lower(), "one of the seven words"),
+        (ask(H=lambda W, W2, D: True), "asks for too little"),
+        (lambda W, W2: None, "None")],
+    "children.lengths": [
+        (lambda W, r: np.full(len(W), 2.0), "one factor for all"),
+        (lambda W, r: np.ones(len(W)), "nothing changes"),
+        (lambda W, r: 1 + length_of(W) / length_of(W).max(), "the long rows most"),
+        (lambda W, r: np.r_[2.0, np.ones(len(W) - 1)], "one row has rank 1"),
+        (lambda W, r: length_of(W).mean() / length_of(W), "all rows get the same length"),
+        (lambda W, r: length_of(W) + length_of(W).min(), "these are the new lengths"),
+        (lambda W, r: length_of(W).min() / length_of(W), "return g itself"),
+        (lambda W, r: -shorter(W, r), "below 0.5 or above 2"),
+        (lambda W, r: np.linspace(0.6, 1.9, len(W)), "look at the lengths of the rows"),
+        (lambda W, r: shorter(W, r)[:, None] * W, "shape")],
+    "children.bug": [
+        (tried(scales=(1.0,)), "with s = 1"),
+        (tried(ranks=(1,)), "at r = 1"),
+        (tried(shapes=((8, 8),), make=lambda shape: np.diag(np.arange(8.0, 0, -1))), "its own decomposition"),
+        (tried(within=2e-2), "the fourth digit on"),
+        (tried(within=0), "not for equality"),
+        (tried(within=1e-12), "the eighth digit"),
+        (tried(s_counts=False), "left out s"),
+        (tried(start_counts=False), "still not be PiSSA"),
+        (tried(base_counts=False), "while the base is not"),
+        (tried(say=("PiSSA", "other", "moves")), "words are exchanged"),
+        (lambda start: "right", "one of the three words"),
+        (lambda start: "moves" if start(np.eye(4), 2, 1.0)[0].shape else 0, "up to rounding, signs"),
+        (lambda start: start(np.ones((3, 5)), 2, 2.0)[0] @ np.ones((3, 5)), "matmul")],
+    "children.nearest": [
+        (along(first=True), "the first row of each block"),
+        (along(np.sum), "the sum along a diagonal"),
+        (along(way=-1), "run the other way"),
+        (along(each=False), "the mean over all blocks"),
+        (along(close=False), "a circle closes"),
+        (lambda D, b: np.kron(D.reshape(len(D) // b, b, -1, b).mean((1, 3)), np.ones((b, b))), "b numbers, not one"),
+        (lambda D, b: along()(D, b)[:b], "shape")],
+}
+RIGHT = {
+    "children.which": [ask(), lambda W, W2: np.str_(ask()(W, W2)).item()],
+    "children.lengths": [all_but_long, shorter, lambda W, r: list(1 + length_of(W).min() / length_of(W))],
+    "children.bug": [tried(), tried(shapes=((6, 6),), ranks=(3,), scales=(4.0,))],
+    "children.nearest": [along(), by_fourier]}

@@ -1,0 +1,575 @@
+"""Lesson 17: changes told by measurements, lengths beyond LoRA's rank, and a test of starts."""
+from functools import partial
+from math import gcd
+
+import numpy as np
+
+from ..exercise import Exercise, several
+
+__all__ = ["EXERCISES"]
+
+TINY = 1e-4                                              # beside the largest number, this is 0
+
+
+# -- which of LoRA's children made a change? -------------------------------------------------------
+def small(E, D, limit=TINY):
+    return abs(E).max() <= limit * abs(D).max()
+
+
+def rank(M, limit=TINY):
+    S = np.linalg.svd(M, compute_uv=False)
+    return int((S > limit * S[0]).sum())
+
+
+def repeats(W, D, periods=lambda d_in: range(1, d_in // 4 + 1)):
+    """Is column j the same as column j + r, for some r?"""
+    return any(small(D[:, r:] - D[:, :-r], D) for r in periods(D.shape[1]))
+
+
+def as_neighbours(W, D):
+    """Is column j the same as its neighbour, in groups of equal size?"""
+    d_in = D.shape[1]
+    def equal(n):
+        groups = D.reshape(len(D), d_in // n, n)
+        return small(groups - groups[:, :, :1], D)
+    return any(equal(n) for n in range(4, d_in + 1) if d_in % n == 0)
+
+
+def is_circular(W, D, sizes=lambda n: [b for b in range(2, n + 1) if n % b == 0], wrap=True):
+    """Is each row of a block the row above it, moved by one place?"""
+    d_out, d_in = D.shape
+    def circular(b):
+        blocks = D.reshape(d_out // b, b, d_in // b, b)
+        moved = np.roll(blocks, (1, 1), (1, 3)) - blocks
+        return small(moved if wrap else moved[:, 1:, :, 1:], D)
+    return any(circular(b) for b in sizes(gcd(d_out, d_in)))
+
+
+def is_sparse(W, D, share=0.9):
+    return np.mean(D == 0) >= share
+
+
+def is_turned(W, D, of=lambda W: W @ W.T):
+    """Do the lengths of the rows and the angles between them stay?"""
+    return small(of(W + D) - of(W), W @ D.T)
+
+
+def row_lengths(W):
+    return np.linalg.norm(W, axis=1)
+
+
+def is_low(W, D, most=lambda shape: min(shape) // 4, limit=TINY):
+    return rank(D, limit) <= most(D.shape)
+
+
+def is_low_share(W, D):
+    return is_low(W, D / W)
+
+
+MARKS = {"MiSS": repeats, "C3A": is_circular, "SHiRA": is_sparse, "OFT": is_turned,
+         "LoRA": is_low, "HiRA": is_low_share}
+
+
+def which(W, W2):
+    return named()(W, W2)
+
+
+def named(order=tuple(MARKS), **marks):
+    """Make `which` with its questions in another order, or with other marks in place of some."""
+    marks = {**MARKS, **marks}
+    def wrong(W, W2):
+        W, D = W.astype(float), W2.astype(float) - W.astype(float)
+        return next((word for word in order if marks[word](W, D)), "none")
+    return wrong
+
+
+def never(W, D):
+    return False
+
+
+CHILDREN = ("LoRA", "MiSS", "MiSS, cut off", "C3A", "one circle", "SHiRA", "OFT", "one rotation",
+            "HiRA", "lengths", "DoRA", "LoHa", "rows turned", "outputs turned", "Toeplitz",
+            "neighbours", "half", "full")
+
+
+def trained(rng, kind=None, size=0.3):
+    """Draw a weight and what training made of it, both in float32."""
+    kind = kind or str(rng.choice(CHILDREN))
+    d_out, d_in = shape = ((24, 36), (36, 24))[rng.integers(2)]
+    r = int(rng.integers(2, 5))
+    def draw(*shape):
+        return rng.standard_normal(shape)
+    def low(r):
+        return draw(d_out, r) @ draw(r, d_in) / r ** 0.5
+    W = draw(*shape)
+    if kind in ("LoRA", "DoRA"): D = low(r)
+    if kind == "MiSS": D = draw(d_out, 6)[:, np.arange(d_in) % 6]
+    if kind == "MiSS, cut off": D = draw(d_out, 5)[:, np.arange(d_in) % 5]
+    if kind in ("C3A", "one circle"):
+        b = 4 if kind == "C3A" else 12
+        place = (np.arange(b) - np.arange(b)[:, None]) % b
+        first = draw(d_out // b, d_in // b, b)
+        D = first[..., place].swapaxes(1, 2).reshape(shape)
+    if kind in ("SHiRA", "half"):
+        n = d_out * d_in
+        D = np.zeros(n)
+        places = rng.permutation(n)[:n // (12 if kind == "SHiRA" else 2)]
+        D[places] = draw(len(places))
+        D = D.reshape(shape)
+    if kind in ("OFT", "one rotation"): D = (W @ rotation(rng, d_in, kind == "OFT") - W) / size
+    if kind == "outputs turned": D = (rotation(rng, d_out, True) @ W - W) / size
+    if kind == "HiRA": D = W * low(r)
+    if kind == "lengths": D = W * draw(d_out, 1)
+    if kind == "LoHa": D = low(4) * low(4)
+    if kind == "rows turned":
+        V = W + size * draw(*shape)
+        D = (V * (row_lengths(W) / row_lengths(V))[:, None] - W) / size
+    if kind == "Toeplitz":
+        D = draw(d_out + d_in)[np.arange(d_in) - np.arange(d_out)[:, None] + d_out]
+    if kind == "neighbours": D = np.repeat(draw(d_out, 3), d_in // 3, 1)
+    if kind == "full": D = draw(*shape)
+    W2 = W + size * D
+    if kind == "DoRA": W2 = W2 * (1 + size * draw(d_out, 1))
+    return W.astype(np.float32), W2.astype(np.float32)
+
+
+def rotation(rng, d, everywhere):
+    """Draw a rotation of blocks of 4; only the first block turns unless it is everywhere."""
+    R = np.eye(d)
+    for i in range(0, d if everywhere else 4, 4):
+        Q = np.triu(0.5 * rng.standard_normal((4, 4)), 1)
+        Q = Q - Q.T
+        R[i:i + 4, i:i + 4] = np.linalg.solve(np.eye(4) - Q, np.eye(4) + Q)
+    return R
+
+
+def was(kind):
+    return lambda got, expected, args: expected == kind
+
+
+# -- lengths ---------------------------------------------------------------------------------------
+def lengths(W, r):
+    rows = np.linalg.norm(W, axis=1)
+    return 1 + rows.min() / rows
+
+
+def left_of(g, W, r):
+    """Compute the part of the change that the nearest matrix of rank r leaves; 0 of none."""
+    S = np.linalg.svd((g - 1)[:, None] * W, compute_uv=False)
+    return np.linalg.norm(S[r:]) / (np.linalg.norm(S) or 1)
+
+
+def in_range(g):
+    return bool(np.all((g >= 0.5) & (g <= 2)))
+
+
+def beyond(g, args):
+    g = np.asarray(g, float)
+    return in_range(g) and left_of(g, *args) >= 0.8
+
+
+def long_rows(rng):
+    """Draw a weight of which r rows are ten times as long as the others."""
+    n, d, r = rng.integers(32, 41), rng.integers(90, 111), int(rng.integers(2, 5))
+    W = rng.standard_normal((n, d))
+    W[rng.permutation(n)[:r]] *= 10
+    return W, r
+
+
+def factors(of_rows):
+    """Make factors of the rows' lengths."""
+    def wrong(W, r):
+        rows = np.linalg.norm(W, axis=1)
+        return of_rows(rows)
+    return wrong
+
+
+def of_columns(W, r):
+    columns = np.linalg.norm(W, axis=0)
+    return 1 + columns.min() / columns
+
+
+def only_long(W, r):
+    rows = np.linalg.norm(W, axis=1)
+    return np.where(rows >= np.sort(rows)[-r], 2.0, 1.0)
+
+
+# -- a test of starts ------------------------------------------------------------------------------
+def halves(W, r, s=1.0):
+    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    root = np.sqrt(S[:r] / s)
+    return U[:, :r] * root, root[:, None] * Vt[:r]
+
+
+class Starts:
+    """Starts (W, r, s) → base, B, A of a layer that computes base x + s B A x."""
+
+    @staticmethod
+    def pissa(W, r, s):
+        B, A = halves(W, r, s)
+        return W - s * B @ A, B, A
+
+    @staticmethod
+    def on_one_side(W, r, s):
+        """PiSSA, with all of the singular values in B, and other signs."""
+        U, S, Vt = np.linalg.svd(W, full_matrices=False)
+        B, A = -U[:, :r] * S[:r] / s, -Vt[:r]
+        return W - s * B @ A, B, A
+
+    @staticmethod
+    def in_float32(W, r, s):
+        """PiSSA, with a base in float32."""
+        base, B, A = Starts.pissa(W, r, s)
+        return base.astype(np.float32), B, A
+
+    @staticmethod
+    def unscaled(W, r, s):
+        """Right if s = 1."""
+        B, A = halves(W, r)
+        return W - B @ A, B, A
+
+    @staticmethod
+    def too_large(W, r, s):
+        """Right if s = 1: s times the largest terms is taken off, and put on again."""
+        B, A = halves(W, r)
+        return W - s * B @ A, B, A
+
+    @staticmethod
+    def not_taken_off(W, r, s):
+        _, B, A = Starts.pissa(W, r, s)
+        return W, B, A
+
+    @staticmethod
+    def in_float16(W, r, s):
+        base, B, A = Starts.pissa(W, r, s)
+        return base.astype(np.float16).astype(float), B, A
+
+    @staticmethod
+    def one_value(W, r, s):
+        """Right if r = 1: the largest singular value stands for all."""
+        U, S, Vt = np.linalg.svd(W, full_matrices=False)
+        B, A = U[:, :r] * S[0] / s, Vt[:r]
+        return W - s * B @ A, B, A
+
+    @staticmethod
+    def olora(W, r, s):
+        """The first r columns of Q and rows of R; right if W is diagonal, and its numbers fall."""
+        Q, R = np.linalg.qr(W)
+        B, A = Q[:, :r] / s, R[:r]
+        return W - s * B @ A, B, A
+
+    @staticmethod
+    def milora(W, r, s):
+        U, S, Vt = np.linalg.svd(W, full_matrices=False)
+        B, A = U[:, -r:] * S[-r:] / s, Vt[-r:]
+        return W - s * B @ A, B, A
+
+    @staticmethod
+    def lora(W, r, s):
+        A = np.random.default_rng(7).standard_normal((r, W.shape[1]))
+        return W, np.zeros((len(W), r)), A
+
+    @staticmethod
+    def added(W, r, s):
+        _, B, A = Starts.pissa(W, r, s)
+        return W + s * B @ A, B, A
+
+
+STARTS = {
+    "PiSSA": Starts.pissa, "PiSSA, with all of the singular values in B": Starts.on_one_side,
+    "PiSSA, with a base in float32": Starts.in_float32,
+    "the scale is forgotten": Starts.unscaled,
+    "s times too large, and taken off": Starts.too_large,
+    "nothing is taken off": Starts.not_taken_off, "a base in float16": Starts.in_float16,
+    "the largest singular value for all": Starts.one_value,
+    "the first columns of Q and rows of R": Starts.olora,
+    "the smallest singular values": Starts.milora, "LoRA's own start": Starts.lora,
+    "added in place of taken off": Starts.added}
+
+
+def one_start(rng):
+    names = list(STARTS)
+    return (STARTS[names[rng.integers(len(names))]],)
+
+
+def bug(start):
+    return judged()(start)
+
+
+def falling(rng, shape):
+    return np.diag(np.arange(9.0, 0, -1))
+
+
+def normal(rng, shape):
+    return rng.standard_normal(shape)
+
+
+def judged(r=3, s=2.5, draw=normal, limit=1e-6, layer=lambda base, B, A, s: base + s * B @ A,
+           words=("moves", "other", "PiSSA"), asked="both", factors=False):
+    """Make a test of starts. asked: which of the two questions. factors: B and A are compared."""
+    def test(start):
+        W = draw(np.random.default_rng(5), (9, 13))
+        base, B, A = start(W, r, s)
+        def far(M, other):
+            return np.linalg.norm(M - other) > limit * np.linalg.norm(other)
+        if asked != "start" and far(layer(base, B, A, s), W): return words[0]
+        right_B, right_A = halves(W, r, s)
+        apart = far(B, right_B) if factors else far(s * B @ A, s * right_B @ right_A)
+        return words[1] if asked != "base" and apart else words[2]
+    return test
+
+
+# -- the nearest change with circles ---------------------------------------------------------------
+def nearest(D, b):
+    return averaged()(D, b)
+
+
+def averaged(steps=lambda b: range(b), way=1, share=lambda blocks: blocks):
+    """Make `nearest` with other places that share a number."""
+    def wrong(D, b):
+        blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
+        moved = [np.roll(blocks, (k, way * k), (1, 3)) for k in steps(b)]
+        return share(np.mean(moved, axis=0)).reshape(D.shape)
+    return wrong
+
+
+def first_rows(D, b):
+    """Copy the first row of each block."""
+    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
+    place = (np.arange(b) - np.arange(b)[:, None]) % b
+    return blocks[:, 0][..., place].swapaxes(1, 2).reshape(D.shape)
+
+
+def constant(D, b):
+    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
+    return (0 * blocks + blocks.mean((1, 3), keepdims=True)).reshape(D.shape)
+
+
+def one_block(blocks):
+    return 0 * blocks + blocks.mean((0, 2), keepdims=True)
+
+
+def summed(D, b):
+    return b * nearest(D, b)
+
+
+def toeplitz(D, b):
+    """The mean of each diagonal of a block, which ends at the edge."""
+    near, d = np.empty_like(D), np.arange(b) - np.arange(b)[:, None]
+    for i in range(0, len(D), b):
+        for j in range(0, D.shape[1], b):
+            block = D[i:i + b, j:j + b]
+            for k in range(1 - b, b): near[i:i + b, j:j + b][d == k] = block[d == k].mean()
+    return near
+
+
+def blocks_case(rng):
+    b = int(rng.integers(3, 6))
+    return rng.standard_normal((2 * b, 3 * b)), b
+
+
+def circular_case(rng):
+    D, b = blocks_case(rng)
+    return nearest(D, b), b
+
+
+EXERCISES = (
+    Exercise(
+        name="children.which", title="Name the method by its change", stars=2,
+        kind="design",
+        reference=which, cases=trained,
+        special=(
+            ("LoRA", partial(trained, kind="LoRA")),
+            ("LoRA, and the change is a thousandth of the weight",
+             partial(trained, kind="LoRA", size=1e-3)),
+            ("MiSS: low rank, too, but its columns repeat", partial(trained, kind="MiSS")),
+            ("MiSS, with a last copy that is cut off", partial(trained, kind="MiSS, cut off")),
+            ("C3A", partial(trained, kind="C3A")),
+            ("C3A with blocks of 12", partial(trained, kind="one circle")),
+            ("SHiRA", partial(trained, kind="SHiRA")),
+            ("OFT", partial(trained, kind="OFT")),
+            ("OFT, and only one block of 4 inputs turns", partial(trained, kind="one rotation")),
+            ("HiRA", partial(trained, kind="HiRA")),
+            ("each row times a number of its own: HiRA", partial(trained, kind="lengths")),
+            ("DoRA: none of the six", partial(trained, kind="DoRA")),
+            ("LoHa: none", partial(trained, kind="LoHa")),
+            ("each row turned in its own way: none", partial(trained, kind="rows turned")),
+            ("the outputs turned, R W in place of W Rᵀ: none",
+             partial(trained, kind="outputs turned")),
+            ("equal along diagonals that end at the edge: none", partial(trained, kind="Toeplitz")),
+            ("neighbours have the same column: LoRA", partial(trained, kind="neighbours")),
+            ("half of all numbers stay: none", partial(trained, kind="half")),
+            ("all numbers trained: none", partial(trained, kind="full"))),
+        mistakes=(
+            *several("MiSS has a low rank, too: ask for the narrower mark first, in the order of "
+                     "the table",
+                     named(("LoRA", "MiSS", "C3A", "SHiRA", "OFT", "HiRA")),
+                     named(("C3A", "SHiRA", "LoRA", "MiSS", "OFT", "HiRA")),
+                     named(MiSS=never)),
+            ("a rotation of few inputs changes the weight by a low rank: ask for OFT before LoRA",
+             named(("MiSS", "C3A", "SHiRA", "LoRA", "OFT", "HiRA"))),
+            *several("equal lengths are not enough for OFT: the angles between the rows stay as "
+                     "well. W Wᵀ has both",
+                     named(OFT=partial(is_turned, of=row_lengths)),
+                     named(OFT=partial(is_turned, of=lambda W: np.diag(W @ W.T)))),
+            ("OFT keeps the rows' lengths and angles, which are in W Wᵀ; Wᵀ W has those of the "
+             "columns",
+             named(OFT=lambda W, D: small((W + D).T @ (W + D) - W.T @ W, W.T @ D))),
+            ("the circle closes: the first number of a row is the last one of the row above it",
+             named(C3A=partial(is_circular, wrap=False))),
+            *several("the size of C3A's blocks is not known: try every divisor of both sides",
+                     named(C3A=partial(is_circular, sizes=lambda n: [4])),
+                     named(C3A=partial(is_circular, sizes=lambda n: [n]))),
+            *several("nobody knows MiSS's r: try every r up to a quarter of the inputs, whether it "
+                     "divides them or not",
+                     named(MiSS=partial(repeats, periods=lambda d_in: [
+                         r for r in range(1, d_in // 4 + 1) if d_in % r == 0])),
+                     named(MiSS=partial(repeats, periods=lambda d_in: [6]))),
+            ("in MiSS every r-th input has the same column, not the neighbours",
+             named(MiSS=as_neighbours)),
+            *several("the weights are in float32, so that their difference carries rounding, which "
+                     "has full rank: count singular values above 10⁻⁴ of the largest",
+                     named(LoRA=partial(is_low, limit=1e-12)),
+                     named(LoRA=partial(is_low, limit=1e-7)),
+                     named(LoRA=lambda W, D: np.linalg.matrix_rank(D) <= min(D.shape) // 4)),
+            *several("half of the numbers are not nine tenths of them",
+                     named(SHiRA=partial(is_sparse, share=0.4)),
+                     named(SHiRA=lambda W, D: (D == 0).any() and np.mean(D == 0) > 0.1)),
+            *several("HiRA's change is W times a matrix of low rank, number by number: divide by "
+                     "W, do not multiply, and ask for the rank of the quotient",
+                     named(HiRA=never), named(HiRA=lambda W, D: is_low(W, D * W))),
+            ("OFT is not recognised: W Wᵀ before and after is the same", named(OFT=never)),
+            ("C3A is not recognised: a block moved by one row and one column is itself",
+             named(C3A=never)),
+            ("SHiRA is not recognised: count the numbers that are exactly 0",
+             named(SHiRA=never))),
+        symptoms=(
+            ("return one of the seven words, as they stand in the table",
+             lambda got, expected, args: got not in (*MARKS, "none")),
+            ("the lengths and the angles of the rows stayed here, and you do not say OFT",
+             was("OFT")),
+            ("here the columns repeat, and you do not say MiSS", was("MiSS")),
+            ("here each block goes round in a circle, and you do not say C3A", was("C3A")),
+            ("here nearly all numbers stayed, and you do not say SHiRA", was("SHiRA")),
+            ("the change over W, number by number, has a low rank here, and you do not say HiRA",
+             was("HiRA")),
+            ("none of the six marks holds here: one of your questions asks for too little",
+             was("none"))),
+        hints=("Which array shows each mark? W2 − W shows four of them. Which two need W as well?",
+               "W2 − W is (d_out, d_in), W Wᵀ is (d_out, d_out). A block of C3A moved by one row "
+               "and one column is np.roll(block, (1, 1), (0, 1)).",
+               "D = W2 - W in float64. MiSS: D[:, r:] equals D[:, :-r] for an r. C3A: blocks = "
+               "D.reshape(d_out // b, b, d_in // b, b) equals np.roll(blocks, (1, 1), (1, 3)) for "
+               "a b. SHiRA: np.mean(D == 0) >= 0.9. OFT: W2 @ W2.T is close to W @ W.T. LoRA: few "
+               "singular values of D above 1e-4 of the first. HiRA: the same for D / W.")),
+    Exercise(
+        name="children.lengths", title="A change that DoRA makes and LoRA misses", stars=2,
+        kind="design",
+        reference=lengths, cases=long_rows,
+        goal=("each factor is from 0.5 to 2, and what a matrix of rank r leaves of the change has "
+              "at least 0.8 of its norm", beyond),
+        mistakes=(
+            *several("with one factor for all, the change is as W is: its few long rows are nearly "
+                     "all of it, and r directions hold them",
+                     factors(lambda rows: np.full_like(rows, 2.0)),
+                     factors(lambda rows: np.full_like(rows, 1.5)),
+                     factors(lambda rows: np.full_like(rows, 0.5))),
+            ("nothing changes: a factor of 1 leaves its row as it is", factors(np.ones_like)),
+            *several("you change the long rows most, and these are few: let the short ones change "
+                     "as much",
+                     factors(lambda rows: 1 + rows / rows.max()), only_long),
+            ("one row has rank 1: LoRA makes that change exactly",
+             factors(lambda rows: np.where(np.arange(len(rows)) == 0, 2.0, 1.0))),
+            ("these are the new lengths; return the factors, new length over old length",
+             lambda W, r: np.linalg.norm(W, axis=1) * lengths(W, r)),
+            ("all rows get the same length; that takes factors far below 0.5, or above 2",
+             factors(lambda rows: rows.mean() / rows)),
+            ("a factor multiplies a row, one for each output; these are factors of the columns",
+             of_columns),
+            ("the change is (g − 1) W: return g itself, which is 1 where a row stays",
+             lambda W, r: lengths(W, r) - 1)),
+        symptoms=(
+            ("a factor is below 0.5 or above 2",
+             lambda got, expected, args: not in_range(np.asarray(got, float))),
+            ("a matrix of rank r comes too near to your change: look at the lengths of the rows of "
+             "(g − 1) W, and make them alike",
+             lambda got, expected, args: not beyond(got, args))),
+        hints=("The change of row i is (g_i − 1) w_i. When do few rows hold nearly all of it?",
+               "g is (d_out,), like the lengths of the rows. (g − 1)[:, None] * W is the change.",
+               "rows = np.linalg.norm(W, axis=1); return 1 + rows.min() / rows: then each row "
+               "changes by the same length.")),
+    Exercise(
+        name="children.bug", title="Find the bug: a PiSSA that is right if α = r", stars=2,
+        kind="fault",
+        reference=bug, cases=one_start,
+        special=tuple((name, lambda rng, start=start: (start,)) for name, start in STARTS.items()),
+        mistakes=(
+            ("with s = 1 a forgotten scale does no harm, so nobody sees it: choose another s",
+             judged(s=1.0)),
+            ("at r = 1 one singular value is all of them: choose a larger r", judged(r=1)),
+            ("a diagonal W with falling numbers is its own decomposition, and hides a wrong one: "
+             "draw W at random",
+             judged(draw=falling)),
+            *several("a base in float16 is wrong from the fourth digit on: your limit is too large",
+                     judged(limit=1e-2), judged(limit=1e-3)),
+            *several("a sound start differs from W by rounding: ask for a small distance, not for "
+                     "equality",
+                     judged(limit=0.0), judged(limit=1e-17)),
+            ("float32 rounds in the eighth digit, and that is no fault: your limit is too small",
+             judged(limit=1e-10)),
+            ("the layer computes with base + s B A; you have left out s",
+             judged(layer=lambda base, B, A, s: base + B @ A)),
+            ("base alone is not what the layer computes with: add s B A",
+             judged(layer=lambda base, B, A, s: base)),
+            ("a start may leave the model as it is and still not be PiSSA: compare s B A with the "
+             "r largest terms of the SVD",
+             judged(asked="base")),
+            ("s B A may be right while the base is not: compare base + s B A with W",
+             judged(asked="start")),
+            ("B and A may share the singular values in another way, and have other signs: compare "
+             "the product", judged(factors=True)),
+            *several("your words are exchanged",
+                     judged(words=("PiSSA", "other", "moves")),
+                     judged(words=("other", "moves", "PiSSA")))),
+        symptoms=(
+            ("return one of the three words", lambda got, expected, args:
+             got not in ("moves", "other", "PiSSA")),
+            ("this one is right, up to rounding, signs and the share of the singular values",
+             was("PiSSA")),
+            ("the layer does not compute what W computes here: base + s B A is not W",
+             was("moves")),
+            ("the model stays here, but s B A is not the r largest terms of W's SVD",
+             was("other"))),
+        hints=("Which two matrices must be equal in every sound start? Which two in PiSSA's alone?",
+               "base and s B A are (d_out, d_in), like W. You choose W, r and s: with what choice "
+               "can no fault hide?",
+               "W = np.random.default_rng(0).standard_normal((8, 12)); base, B, A = start(W, 3, "
+               "2.5). If ‖base + 2.5 B A − W‖ is above 1e-6 ‖W‖: “moves”. U, S, Vt = "
+               "np.linalg.svd(W); compare 2.5 B A with (U[:, :3] * S[:3]) @ Vt[:3]: “other” or "
+               "“PiSSA”.")),
+    Exercise(
+        name="children.nearest", title="The nearest change that goes in circles", stars=2,
+        kind="design",
+        reference=nearest, cases=blocks_case,
+        special=(
+            ("a change that goes in circles is its own nearest one", circular_case),),
+        mistakes=(
+            ("the nearest number to several is their mean; you took the first row of each block",
+             first_rows),
+            ("each block keeps b numbers, not one: take the mean along each diagonal", constant),
+            ("this is the sum along a diagonal; the nearest number is the mean", summed),
+            ("the diagonals run the other way: one row down and one column to the right",
+             averaged(way=-1)),
+            ("each block has numbers of its own; you took the mean over all blocks",
+             averaged(share=one_block)),
+            ("a circle closes: a diagonal that leaves the block at the right comes in at the left",
+             toeplitz),
+            ("the mean is over all b places, not over two",
+             averaged(steps=lambda b: range(2)))),
+        hints=("Which places of a block must have the same number? Which single number is nearest "
+               "to several given ones?",
+               "blocks = D.reshape(d_out // b, b, d_in // b, b). Moved by k rows and k columns, a "
+               "number stays on its own diagonal.",
+               "Take the mean of np.roll(blocks, (k, k), (1, 3)) over k = 0 … b − 1, and reshape "
+               "it to D.shape.")),
+)
