@@ -469,7 +469,8 @@ def k_quants_mixture(weights, inputs, budget):
     def error(W, X, kind):
         return np.sum(((tp.GGUF(kind).quantize(W).dequantize() - W) @ X.T)**2)
     sizes = np.array([W.size for W in weights])
-    gains = [error(W, X, "Q4_K") - error(W, X, "Q6_K") for W, X in zip(weights, inputs)]
+    pairs = zip(weights, inputs, strict=True)
+    gains = [error(W, X, "Q4_K") - error(W, X, "Q6_K") for W, X in pairs]
     better, left = np.zeros(len(sizes), bool), budget - 4.5 * sizes.sum()
     for i in np.argsort(-np.array(gains) / sizes):
         if 2.0625 * sizes[i] <= left:
@@ -508,7 +509,7 @@ def by_order(order):
             left -= 2.0625 * size[path]
     return chosen
 
-choices = {"llama.cpp's rule": rule, "your choice": [p for p, yes in zip(paths, mine) if yes]}
+choices = {"llama.cpp's rule": rule, "your choice": [paths[i] for i in np.flatnonzero(mine)]}
 choices |= {f"random choice {i}": by_order(np.random.default_rng(i).permutation(paths))
             for i in range(3)}
 for name, chosen in choices.items(): compare(name, dict.fromkeys(chosen, "Q6_K"), h)
@@ -562,7 +563,7 @@ print("yours minus the rule, batch by batch:", *(f"{each:+.1f}" for each in diff
 fig, ax = plot.figure(height=2.2)
 tables = {"Q4_0": np.arange(-8, 8) / 8, "NF4": codebook("nf4"), "IQ4_NL": codebook("IQ4_NL") / 127,
           "MXFP4": codebook("E2M1") / 6}
-for i, (name, levels) in enumerate(tables.items()):
+for i, levels in enumerate(tables.values()):
     ax.plot(levels, np.full(16, -i), "|", color=plot.COLOURS["blue"], ms=13)
 ax.set(yticks=[0, -1, -2, -3], yticklabels=list(tables), xlabel="level ÷ largest magnitude")
 ax.set_ylim(-3.6, 0.6)
