@@ -141,8 +141,8 @@ print("\nin a Q4_K_M of the base:", {kind: list(found.values()).count(kind)
 
 # %% [markdown]
 # `Q4_K_M` of the base holds few K-quants. 256 does not divide the 128 inputs of most layers, and
-# llama.cpp takes a larger plain type there, `Q5_0` for `Q4_K` and `Q8_0` for `Q6_K`. To compare the
-# types themselves, we let two rows of 128 lie side by side in a superblock:
+# llama.cpp takes a larger plain type there: `Q5_0` for `Q4_K`, `Q5_1` for `Q5_K`, and `Q8_0` for
+# `Q6_K`. To compare the types themselves, we let two rows of 128 lie side by side in a superblock:
 
 # %%
 def rounded(kinds, h=None):
@@ -485,12 +485,13 @@ result
 
 # %% [markdown]
 # On the base, within the bits that llama.cpp's rule takes. $X$ is a factor of $H$: with
-# $X^\top X = H$ it gives the same errors as all tokens of the text. Two rows of 128 lie in one of
-# 256, so $X$ stands there twice.
+# $X^\top X = H$ it gives the errors of all tokens of the text, up to a factor that is the same for
+# all layers. Two rows of 128 lie in one of 256, so $X$ stands there twice.
 
 # %%
 def inputs_of(path):
-    factor = np.linalg.cholesky(seen[path].H.astype(float) + 1e-9 * np.eye(len(seen[path].H))).T
+    H = seen[path].H.astype(float)
+    factor = np.linalg.cholesky(H + 1e-5 * np.trace(H) / len(H) * np.eye(len(H))).T
     return factor if len(factor) >= 256 else np.kron(np.eye(2), factor)
 
 size = {path: model.get(path).weight.data.size for path in paths}
