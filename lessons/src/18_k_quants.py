@@ -290,8 +290,9 @@ compare("Q4_K, llama.cpp's search", "Q4_K")
 for name, search in (("Q4_K, max–min", max_min), ("Q4_K, your search", my_search)):
     with use(k_quants, fit_line=in_the_package(search)):
         compare(name, "Q4_K")
-difference = added["Q4_K, your search"] - added["Q4_K, llama.cpp's search"]
-print("yours minus llama.cpp's, batch by batch:", *(f"{each:+.1f}" for each in difference))
+for name in ("max–min", "your search"):
+    difference = added[f"Q4_K, {name}"] - added["Q4_K, llama.cpp's search"]
+    print(f"{name} minus llama.cpp's, batch by batch:", *(f"{each:+.1f}" for each in difference))
 
 # %% [markdown]
 # A smaller $E$ is not yet a smaller loss. If the differences have both signs, these batches do not
@@ -352,8 +353,9 @@ for name, x in (("a superblock of the base", even), ("its last sub-block made sm
           *(f"{each:.0%}" for each in relative(x, result.function(x, *max_min(x, 1)))))
 
 # %% [markdown]
-# What is left in the small sub-block is the price of six bits: its scale has few whole numbers to
-# choose from. So sub-blocks of very different size do not belong into one superblock.
+# The scale of the small sub-block has few whole numbers to choose from. Codes that know which one
+# was taken make up for most of that. (GPTQ in lesson 12 works by the same idea: what comes later
+# repairs what was rounded before.)
 #
 # ## 4. Whose error counts
 #
@@ -398,20 +400,23 @@ names = ["Q4_0", "Q4_1", "Q4_K, max–min", "Q4_K, llama.cpp's search", "Q4_K, y
          "Q4_K, h of text, your search"]
 fig, ax = plot.figure(height=3.4)
 for i, name in enumerate(names[::-1]):
-    colour = plot.COLOURS["blue" if "h of text" in name else "grey"]
+    right = "h of text" in name or "h of random" in name
+    colour = plot.COLOURS["blue" if right else "grey"]
     ax.plot(added[name], np.full(len(batches), i), ".", color=colour, ms=5)
     ax.plot(added[name].mean(), i, "|", color="black", ms=14)
 ax.set(yticks=range(len(names)), yticklabels=names[::-1], xlabel="added loss, 0.001 nats per token")
 ax.set_xlim(left=0)
 fig.set_label("Nine ways to round the base to 4.5 bits, or 5 in Q4_1, with six dots each, one for "
-              "each batch, and a stroke at their mean. Across: the added loss. The two ways with "
-              "the importance of text lie furthest left.")
+              "each batch, and a stroke at their mean. Across: the added loss. The three ways with "
+              "the importance of these inputs lie furthest left.")
 fig
 
 # %% [markdown]
-# *What to see: the same bits cost the least loss where $h$ comes from text (blue), whatever the
-# search.* An $h$ that belongs to other inputs, shuffled, shows that it is the right inputs which
-# count, not the longer search.
+# *What to see: the ways with the $h$ of these inputs (blue) lie furthest left, at the same bits.*
+# An $h$ that belongs to other inputs, shuffled, gains nothing. So it is the right inputs that count,
+# not the longer search. Random tokens give an $h$ that serves about as well as that of text, as far
+# as six batches can tell: which inputs are large depends on the layer more than on the text. And the
+# search with the smaller $E$ need not have the smaller loss.
 #
 # ### {exercise}
 #
@@ -642,7 +647,7 @@ for name, scheme in (("Q4_0", tp.GGUF("Q4_0")), ("Q4_K", tp.GGUF("Q4_K")),
 # <details><summary>Answer</summary>
 #
 # When inputs are related, so that errors of different weights add up or cancel. $h$ does not see
-# this. Or when it was measured on text of another kind.
+# this. Or when it belongs to inputs of another kind.
 #
 # </details>
 
