@@ -413,10 +413,10 @@ fig
 
 # %% [markdown]
 # *What to see: the ways with the $h$ of these inputs (blue) lie furthest left, at the same bits.*
-# An $h$ that belongs to other inputs, shuffled, gains nothing. So it is the right inputs that count,
-# not the longer search. Random tokens give an $h$ that serves about as well as that of text, as far
-# as six batches can tell: which inputs are large depends on the layer more than on the text. And the
-# search with the smaller $E$ need not have the smaller loss.
+# An $h$ that belongs to other inputs, shuffled, gains nothing. So it is the right inputs that
+# count, not the longer search. Random tokens give an $h$ that serves about as well as that of text,
+# as far as six batches can tell: which inputs are large depends on the layer more than on the text.
+# And the search with the smaller $E$ need not have the smaller loss.
 #
 # ### {exercise}
 #
