@@ -290,9 +290,8 @@ compare("Q4_K, llama.cpp's search", "Q4_K")
 for name, search in (("Q4_K, max–min", max_min), ("Q4_K, your search", my_search)):
     with use(k_quants, fit_line=in_the_package(search)):
         compare(name, "Q4_K")
-for name in ("max–min", "your search"):
-    difference = added[f"Q4_K, {name}"] - added["Q4_K, llama.cpp's search"]
-    print(f"{name} minus llama.cpp's, batch by batch:", *(f"{each:+.1f}" for each in difference))
+difference = added["Q4_K, your search"] - added["Q4_K, llama.cpp's search"]
+print("yours minus llama.cpp's, batch by batch:", *(f"{each:+.1f}" for each in difference))
 
 # %% [markdown]
 # A smaller $E$ is not yet a smaller loss. If the differences have both signs, these batches do not
@@ -400,8 +399,7 @@ names = ["Q4_0", "Q4_1", "Q4_K, max–min", "Q4_K, llama.cpp's search", "Q4_K, y
          "Q4_K, h of text, your search"]
 fig, ax = plot.figure(height=3.4)
 for i, name in enumerate(names[::-1]):
-    right = "h of text" in name or "h of random" in name
-    colour = plot.COLOURS["blue" if right else "grey"]
+    colour = plot.COLOURS["blue" if "h of text" in name else "grey"]
     ax.plot(added[name], np.full(len(batches), i), ".", color=colour, ms=5)
     ax.plot(added[name].mean(), i, "|", color="black", ms=14)
 ax.set(yticks=range(len(names)), yticklabels=names[::-1], xlabel="added loss, 0.001 nats per token")
@@ -412,7 +410,8 @@ fig.set_label("Nine ways to round the base to 4.5 bits, or 5 in Q4_1, with six d
 fig
 
 # %% [markdown]
-# *What to see: the ways with the $h$ of these inputs (blue) lie furthest left, at the same bits.*
+# *What to see: the three ways with the $h$ of these inputs, the last ones, lie furthest left, at the
+# same bits.*
 # An $h$ that belongs to other inputs, shuffled, gains nothing. So it is the right inputs that
 # count, not the longer search. Random tokens give an $h$ that serves about as well as that of text,
 # as far as six batches can tell: which inputs are large depends on the layer more than on the text.
