@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 import tinypeft as tp
@@ -24,6 +25,7 @@ def calls(path):
 CALLS = {path.stem: calls(path) for path in percent.sources() if path.stem >= "09" and calls(path)}
 PYTHON = [(stem, code) for stem, found in CALLS.items() for language, code in found if language == "python"]
 BASH = [(stem, code) for stem, found in CALLS.items() for language, code in found if language == "bash"]
+READS_A_FILE = "18_k_quants"                              # its call reads a GGUF file, and leaves no model
 ELSEWHERE = {"gptqmodel", "llama-quantize", "loftq"}     # a graphics card, or a program of llama.cpp's
 
 
@@ -54,11 +56,16 @@ DONE = {                                                  # lesson → has the c
     "17_children": lambda model: any(name in str(classes(model)) for name in ("DoraLinearLayer", "OFTRotationModule"))}
 
 
+READS = [code for stem, code in PYTHON if stem == READS_A_FILE and is_run(code)]
 RUN_PYTHON, RUN_BASH = ([(stem, code) for stem, code in calls if is_run(code)] for calls in (PYTHON, BASH))
 
 
+RUN_PYTHON = [(stem, code) for stem, code in RUN_PYTHON if stem != READS_A_FILE]
+
+
 def test_what_is_not_run_is_known():
-    for _, code in {*PYTHON, *BASH} - {*RUN_PYTHON, *RUN_BASH}: assert any(name in code for name in ELSEWHERE), code
+    read = {(READS_A_FILE, code) for code in READS}
+    for _, code in {*PYTHON, *BASH} - {*RUN_PYTHON, *RUN_BASH} - read: assert any(name in code for name in ELSEWHERE), code
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,20 @@ def test_the_command_lines_run(tmp_path):
     write_gguf(tmp_path / "base.gguf", tp.load_pretrained())
     for _, code in RUN_BASH:
         for line in code.strip().split("\n"): subprocess.run(line, shell=True, check=True, cwd=tmp_path, timeout=300)
+
+
+@pytest.mark.parametrize("code", READS, ids=[READS_A_FILE] * len(READS))
+def test_a_call_that_reads_a_file_finds_what_was_written(code, tmp_path, monkeypatch):
+    """The mixture of llama.cpp's rule, in its own types, and every weight as the package decodes it."""
+    model = tp.quantize(tp.load_pretrained(), tp.GGUF("Q4_K_M"))
+    write_gguf(tmp_path / "base.gguf", model)
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(compile(code, READS_A_FILE, "exec"), namespace)
+    down = {i: f"blk.{i}.ffn_down.weight" for i in range(model.config.n_layers)}
+    assert {namespace["kinds"][name] for name in down.values()} == {"Q4_K", "Q6_K"}
+    for i, name in down.items():
+        assert np.array_equal(namespace["weights"][name], model.get(f"blocks.{i}.mlp.down").dense_weight())
 
 
 def test_every_lesson_from_09_on_ends_with_a_real_call():

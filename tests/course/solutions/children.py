@@ -14,8 +14,8 @@ def in_circles(D, close=True, only=()):
     rows, columns = D.shape
     for b in only or range(2, min(D.shape) + 1):
         if rows % b or columns % b: continue
-        block = lambda i, j: D[i * b:(i + 1) * b, j * b:(j + 1) * b]
-        def goes(M):
+        block = lambda i, j, b=b: D[i * b:(i + 1) * b, j * b:(j + 1) * b]
+        def goes(M, b=b):
             if not close: return all(np.ptp(np.diag(M, k)) <= 1e-4 * np.abs(D).max() for k in range(1 - b, b))
             return all(np.abs(np.roll(M[0], i) - M[i]).max() <= 1e-4 * np.abs(D).max() for i in range(b))
         if all(goes(block(i, j)) for i in range(rows // b) for j in range(columns // b)): return True

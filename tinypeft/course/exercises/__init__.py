@@ -22,6 +22,7 @@ TOPICS = {                                               # topic → the lesson 
     "quantization": "10_quantization", "outliers": "11_outliers", "calibrated": "12_gptq_awq",
     "nf4": "13_nf4_qlora", "loftq": "13b_merging_loftq", "qat": "14_qat",
     "choosing": "15_choosing", "real": "16_real_model", "children": "17_children",
+    "k_quants": "18_k_quants",
 }
 
 

@@ -21,7 +21,8 @@ WORDS = {                                                # name → (sentence, d
         "with the blue ones a week, and all of them a term.",
         "A graph of the lessons. 01 leads to 01b and 02; 02 to 03 and 10; 03 to 04, 05 and 07; 05 "
         "to 06; 07 to 08, 09 and 17; 07 and 10 to 13; 10 to 11 and 14; 11 to 12; 13 to 13b and "
-        "15; 11 and 13 to 16. 00 and 07 are orange; 01, 02, 03, 10, 13 and 15 are blue."),
+        "15; 11 and 13 to 16; 12 to 18. 00 and 07 are orange; 01, 02, 03, 10, 13 and 15 are "
+        "blue."),
     "autograd": (
         "Each use of a value is an edge, and each edge brings a part of its gradient: the slope "
         "times the gradient at its end.",

@@ -94,7 +94,7 @@ PICTURES = {
     "granularity": Picture(weights.granularity, "What shares a scale", "10", ("granularity",)),
     "formats": Picture(weights.formats, "Four-bit formats", "13", ("formats",)),
     "double_quantization": Picture(weights.double_quantization, "Double quantization", "13", ("double_quantization",)),
-    "k_quants": Picture(k_quants.picture, "K-quants", "13"),
+    "k_quants": Picture(k_quants.picture, "K-quants", "18"),
     "gptq": Picture(weights.gptq, "GPTQ against round to nearest", "12", ("gptq",)),
     "gptq_columns": Picture(weights.gptq_columns, "GPTQ, column after column", "12", ("gptq_columns",), "png"),
     "awq": Picture(weights.awq, "Which weights matter", "12", ("awq",)),

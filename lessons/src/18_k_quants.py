@@ -1,0 +1,672 @@
+# %% [markdown]
+# # 18 · Rounding after 2023
+#
+# **What you will do.** A model that people download for their own machine is most often a file of
+# llama.cpp with a name such as `Q4_K_M`. There is no paper on it. You take its decisions apart and
+# try each one on real weights: what a scale costs, what is worth searching for, whose error counts,
+# and which layer deserves more bits. You find out from numbers alone which type made them, design a
+# search of your own, put it into the package, and share out bits among layers.
+#
+# **What you need.** Lesson 10 (grids, groups, bits per weight), lesson 12 (the error of an output),
+# and lesson 13 (scales that are rounded themselves).
+#
+# **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
+# $x$ is a weight here, $q$ its code, and $w$ how much its error counts. $s$ and $m$ are the scale
+# and the minimum of a sub-block. $d$ and $e$ are the two scales of a superblock, $sc$ and $mn$ its
+# whole numbers. $h$ is the importance of an input.
+#
+# **Time.** 95 minutes: 45 of reading and running, 50 of exercises.
+# The open exercise takes 25 more, and the bonus 15.
+
+# %%
+import copy
+
+import numpy as np
+
+import tinypeft as tp
+from tinypeft.course import show, use
+from tinypeft.course.slider import slider
+from tinypeft.models.targets import match_targets
+from tinypeft.quant import calibration, gguf, k_quants
+from tinypeft.quant.codebooks import codebook
+from tinypeft.study import plot
+
+model = tp.load_pretrained()
+task = tp.tasks.domain(model.tokenizer, context=128)
+paths = [path for path, _ in match_targets(model, "all")]         # 30 layers of 5 blocks
+W = model.get("blocks.1.mlp.down").weight.data                    # (128, 512)
+batches = [task.batch("test", 8, np.random.default_rng(i)) for i in range(6)]
+
+def losses(m):
+    """The loss on each of six batches, which are the same for all models."""
+    with tp.no_grad():
+        return np.array([task.loss(m, batch).data.item() for batch in batches])
+
+exact = losses(model)
+
+# %% [markdown]
+# ## 1. What a scale costs
+#
+# In lesson 10 a scale of 16 bits for 32 weights cost half a bit per weight. A zero point or a
+# minimum beside it costs as much again. llama.cpp's first types pay that: `Q4_0` has a scale,
+# `Q4_1` a scale and a minimum. Its types of 2023, the *K-quants*, round scales and minima to whole
+# numbers of six bits. In `Q4_K`, 256 weights of a row are a *superblock* of eight *sub-blocks* $j$:
+
+# %%
+show("schematic:superblock")
+
+# %% [markdown]
+# A weight is read as
+#
+# $$\hat x = d\, sc_j\, q - e\, mn_j$$
+#
+# and a superblock has
+#
+# $$256 \cdot 4 + 8 \cdot (6 + 6) + 2 \cdot 16 = 1152 \text{ bits}$$
+#
+# These are 4.5 bits for each weight, as in `Q4_0`, and there are minima besides.
+
+# %%
+q = tp.GGUF("Q4_K").quantize(W)
+d, sc = q.scale.scale.astype(float), q.scale.unpack().reshape(-1, 8)
+e, mn = -q.offset.scale.astype(float), q.offset.unpack().reshape(-1, 8)
+codes = q.unpack().reshape(-1, 8, 32)
+x_hat = (d[:, None] * sc)[..., None] * codes - (e[:, None] * mn)[..., None]
+print("computed by hand and by the package:", np.allclose(x_hat.ravel(), q.dequantize().ravel()))
+print(f"{(256 * 4 + 8 * (6 + 6) + 2 * 16) / 256} bits per weight; the package says "
+      f"{q.bits_per_weight}; sc of the first superblock: {sc[0]}")
+
+# %%
+show("k_quants")
+
+# %% [markdown]
+# *What to see: above, each sub-block has a ladder of its own height. Left below, a search lowers
+# the error of one sub-block; that is section 2. Right below, `Q4_K` lies below `Q4_0` at equal
+# bits.*
+#
+# ### {exercise}
+#
+# A file has lost its header, and only the decoded weights are left. Which type made them?
+#
+# | | weights that share a step | levels | a minimum? | steps |
+# |---|---|---|---|---|
+# | `Q4_0`, `Q5_0`, `Q8_0` | 32 | 16, 32, 256 | no, 0 is a level | each its own |
+# | `Q4_1`, `Q5_1` | 32 | 16, 32 | yes | each its own |
+# | `Q4_K`, `Q5_K` | 32 | 16, 32 | yes | eight have a common measure |
+# | `Q6_K` | 16 | 64 | no | sixteen have a common measure |
+#
+# Write `k_quants_which(W_hat)`, which returns one of these eight names as text. The original
+# weights are unknown, so no error can be computed: measure. In a K type the largest of the eight
+# steps is
+# $63\,d$. A sub-block need not use all of its levels, and decoded numbers are float32, so a step is
+# known to about six digits.
+
+# %% exercise=k_quants.which points=4 minutes=16
+def k_quants_which(W_hat):
+    """W_hat (rows, d_in), decoded, float32; 256 divides d_in → "Q4_0", "Q4_1", "Q4_K", …"""
+    ### BEGIN SOLUTION
+    x = np.sort(W_hat.reshape(-1, 32).astype(float), axis=1)
+    span = x[:, -1] - x[:, 0]
+    gaps = np.diff(x, axis=1)
+    step = np.where(gaps > 1e-4 * span[:, None], gaps, np.inf).min(axis=1)
+    whole = lambda v: np.abs(v - np.rint(v)).max(axis=1) < 0.05
+    on_a_grid = whole((x - x[:, :1]) / step[:, None])
+    if on_a_grid.mean() < 0.5:                                    # 32 weights share no step
+        return "Q6_K"
+    n = np.rint(span / step)[on_a_grid].max()
+    if n > 31:
+        return "Q8_0"
+    bits = "Q4" if n <= 15 else "Q5"
+    if whole(x / step[:, None]).mean() > 0.5:                     # 0 is one of the levels
+        return bits + "_0"
+    eight = step.reshape(-1, 8)
+    common = whole(63 * eight / eight.max(axis=1, keepdims=True)).mean() > 0.5
+    return bits + ("_K" if common else "_1")
+    ### END SOLUTION
+
+# %%
+result = tp.check("k_quants.which", k_quants_which)
+result
+
+# %% [markdown]
+# Yours on real weights, and on those of a mixture, layer after layer:
+
+# %%
+for kind in ("Q4_0", "Q4_1", "Q4_K", "Q6_K"):
+    print(f"{kind} is named {result.function(tp.GGUF(kind).quantize(W).dequantize())}", end="; ")
+mixed = tp.quantize(copy.deepcopy(model), tp.GGUF("Q4_K_M"))
+found = {path: result.function(mixed.get(path).dense_weight().reshape(-1, 256)) for path in paths}
+print("\nin a Q4_K_M of the base:", {kind: list(found.values()).count(kind)
+                                     for kind in sorted({*found.values()})})
+
+# %% [markdown]
+# `Q4_K_M` of the base holds few K-quants. 256 does not divide the 128 inputs of most layers, and
+# llama.cpp takes a larger plain type there: `Q5_0` for `Q4_K`, `Q5_1` for `Q5_K`, and `Q8_0` for
+# `Q6_K`. To compare the types themselves, we let two rows of 128 lie side by side in a superblock:
+
+# %%
+def rounded(kinds, h=None):
+    """A rounded copy of the model, and its bits per weight. kinds: a type, or path → type, where
+    Q4_K is usual. h: path → importance of its inputs."""
+    m, bits, n = copy.deepcopy(model), 0, 0
+    for path in paths:
+        kind = kinds if isinstance(kinds, str) else kinds.get(path, "Q4_K")
+        weight = m.get(path).weight
+        rows = weight.data.reshape(-1, max(256, weight.shape[1]))
+        of_rows = None if h is None else np.resize(h[path], rows.shape[1])
+        q = gguf.quantize_as(kind, rows, of_rows)
+        weight.data = q.dequantize().reshape(weight.shape)
+        bits, n = bits + q.bits_per_weight * rows.size, n + rows.size
+    return m, bits / n
+
+added = {}
+def compare(name, kinds, h=None):
+    """Print how much loss rounding adds, in 0.001 nats per token, with its standard error."""
+    m, bits = rounded(kinds, h)
+    added[name] = 1000 * (losses(m) - exact)
+    error = added[name].std(ddof=1) / np.sqrt(len(batches))
+    print(f"{name:32} {bits:.3f} bits, adds {added[name].mean():5.1f} ± {error:.1f}")
+
+for kind in ("Q4_0", "Q4_1", "Q5_K", "Q6_K"): compare(kind, kind)
+
+# %% [markdown]
+# All rounded models see the same six batches, so compare them batch by batch, as `added` holds
+# them.
+#
+# ## 2. What is worth searching for
+#
+# The simplest $s$ and $m$ put the lowest level on the smallest weight and the highest on the
+# largest: *max–min*. Two weights then decide for 32. What should be small is
+#
+# $$E = \sum w\,(s\,q - m - x)^2$$
+#
+# If the codes are fixed, the best $s$ and $m$ solve two linear equations, with
+# $D = \sum w \sum w q^2 - (\sum w q)^2$:
+#
+# $$s = \frac{\sum w \sum w q x - \sum w x \sum w q}{D}, \qquad
+# m = \frac{\sum w q \sum w q x - \sum w q^2 \sum w x}{D}$$
+#
+# $m$ is stored without a sign. If it comes out negative, $m = 0$ and $s = \sum w q x / \sum w q^2$.
+#
+# *By hand*, with two bits and $w = 1$: the weights are $-0.3,\ 0.1,\ 0.5,\ 1.2$. Max–min gives
+# $s = 0.5$, $m = 0.3$ and the levels $-0.3,\ 0.2,\ 0.7,\ 1.2$. The codes are $0, 1, 2, 3$, and
+# $E = 0.1^2 + 0.2^2 = 0.05$. The fit to these codes gives $s = 0.49$ and $m = 0.36$, so the levels
+# are $-0.36,\ 0.13,\ 0.62,\ 1.11$, and $E = 0.06^2 + 0.03^2 + 0.12^2 + 0.09^2 = 0.027$.
+# If the largest $s$ of the superblock is $0.63$, then $d = 0.01$, and this scale is stored as
+# $sc = 49$.
+
+# %%
+x, codes_by_hand, w = np.array([-0.3, 0.1, 0.5, 1.2]), np.arange(4), np.ones(4)
+S, Sq, Sqq, Sx, Sqx = (np.sum(w * part) for part in (
+    1, codes_by_hand, codes_by_hand**2, x, codes_by_hand * x))
+D = S * Sqq - Sq**2
+s, m = (S * Sqx - Sx * Sq) / D, (Sq * Sqx - Sqq * Sx) / D
+print(f"s = {s:.2f}, m = {m:.2f}, E = {np.sum(w * (s * codes_by_hand - m - x)**2):.3f}")
+
+# %% [markdown]
+# New $s$ and $m$ may call for new codes, and these for another fit. But that ends in the valley in
+# which it began (compare lesson 10's search for a clipping point).
+#
+# ### {exercise}
+#
+# Write `k_quants_search(x, w)`. A row of `x` is a sub-block, a row of `w` says how much its errors
+# count. Return $s > 0$ and $m \ge 0$ of each. They are judged with the best codes 0 … 15 for them.
+# The sum of all $E$ must be at most 0.72 of that of max–min (with $m_0 = -\min(0, \min x)$ and
+# $s_0 = (\max x + m_0)/15$). Where no weight is negative, 0.85 is enough. No sub-block may be worse
+# than with max–min. `fit_line` of the package does not count.
+
+# %% exercise=k_quants.search points=4 minutes=18
+def k_quants_search(x, w):
+    """x, w (n, 32) → s, m (n,)."""
+    ### BEGIN SOLUTION
+    m0 = -np.minimum(x.min(axis=1), 0)
+    high = x.max(axis=1)
+    total = lambda terms: np.sum(w * terms, axis=1)
+    best_s, best_m, least = (high + m0) / 15, m0, np.full(len(x), np.inf)
+    starts = [((high + m0) / 15, m0)]
+    for a in (0.5, 0.65, 0.8, 0.95, 1.05):
+        starts += [((b * high + a * m0) / 15, a * m0) for b in (0.5, 0.65, 0.8, 0.95, 1.05)]
+    for s, m in starts:
+        for _ in range(4):
+            q = np.clip(np.rint((x + m[:, None]) / s[:, None]), 0, 15)
+            E = total((s[:, None] * q - m[:, None] - x)**2)
+            better = E < least
+            best_s, best_m, least = (np.where(better, new, old) for new, old in (
+                (s, best_s), (m, best_m), (E, least)))
+            S, Sq, Sqq, Sx, Sqx = (total(part) for part in (1, q, q * q, x, q * x))
+            D = np.maximum(S * Sqq - Sq**2, 1e-12)
+            s, m = (S * Sqx - Sx * Sq) / D, (Sq * Sqx - Sqq * Sx) / D
+            s = np.where(m < 0, Sqx / np.maximum(Sqq, 1e-12), s)
+            s, m = np.where(s > 0, s, best_s), np.maximum(m, 0)
+    return best_s, best_m
+    ### END SOLUTION
+
+# %%
+result = tp.check("k_quants.search", k_quants_search)
+result
+
+# %% [markdown]
+# llama.cpp's own search takes one way through all sub-blocks. It makes 21 trials, and a trial that
+# is kept moves the *origin* `low`, from which later trials count:
+
+# %%
+my_search = result.function
+show(k_quants.fit_line)
+
+# %% [markdown]
+# Move the handle: it says how much more one weight counts than the 31 others of its sub-block. Your
+# search lays the levels anew.
+
+# %%
+block, place = W[0, 96:128].astype(float), np.arange(32)
+frames, captions, k = {}, {}, int(np.argsort(W[0, 96:128])[24])
+for times in (1, 3, 10, 30, 100, 1000):
+    w = np.where(place == k, float(times), 1.0)
+    s, m = (np.asarray(part, float) for part in my_search(block[None], w[None]))
+    near = s * np.clip(np.rint((block + m) / s), 0, 15) - m
+    off = np.abs(near - block)
+    frames[times] = {"rounded": (place, near)}
+    captions[times] = (f"weight {k} is off by {off[k]:.5f}, the others by "
+                       f"{np.sqrt(np.mean(np.delete(off, k)**2)):.5f} (rms)")
+slider(f"weight {k} counts times", frames, captions=captions,
+       behind={"weights": (place, block)}, xlabel="weight", ylabel="value", dots=True)
+
+# %% [markdown]
+# Which search is worth its time? `use` puts yours into `Q4_K` in place of llama.cpp's, and max–min
+# as well. Everything else stays: scales of six bits, and 4.5 bits per weight.
+
+# %%
+def in_the_package(search):
+    def fit_line(x, w, most, trials):                             # x, w (32, n), float32
+        s, m = (np.float32(part) for part in search(x.T.astype(float), w.T.astype(float)))
+        return s, m, np.clip(np.rint((x + m) / np.where(s > 0, s, 1)), 0, most)
+    return fit_line
+
+def max_min(x, w):
+    low = np.minimum(x.min(axis=1), 0)
+    return (x.max(axis=1) - low) / 15, -low
+
+compare("Q4_K, llama.cpp's search", "Q4_K")
+for name, search in (("Q4_K, max–min", max_min), ("Q4_K, your search", my_search)):
+    with use(k_quants, fit_line=in_the_package(search)):
+        compare(name, "Q4_K")
+difference = added["Q4_K, your search"] - added["Q4_K, llama.cpp's search"]
+print("yours minus llama.cpp's, batch by batch:", *(f"{each:+.1f}" for each in difference))
+
+# %% [markdown]
+# A smaller $E$ is not yet a smaller loss. If the differences have both signs, these batches do not
+# say which search is better. Section 4 changes $w$, and that counts more.
+#
+# ## 3. Scales that are rounded
+#
+# ### {exercise}
+#
+# A colleague stores a superblock so:
+
+# %%
+def faulty_store(x, s, m):
+    """x (8, 32), and s, m (8,) of its sub-blocks → d, sc, e, mn, codes"""
+    q = np.clip(np.rint((x + m[:, None]) / s[:, None]), 0, 15)
+    d, e = s.max() / 63, m.max() / 63
+    return d, np.rint(s / d), e, np.rint(m / e), q
+
+def read(d, sc, e, mn, q):
+    return (d * np.asarray(sc))[:, None] * q - (e * np.asarray(mn))[:, None]
+
+def relative(x, stored):
+    return np.linalg.norm(read(*stored) - x, axis=1) / np.linalg.norm(x, axis=1)
+
+superblocks = W.reshape(-1, 8, 32).astype(float)
+even = superblocks[0]
+uneven = even * np.array([1, 1, 1, 1, 1, 1, 1, 0.06])[:, None]
+for name, x in (("a superblock of the base", even), ("its last sub-block made small", uneven)):
+    print(f"{name:30} error of the sub-blocks",
+          *(f"{each:.0%}" for each in relative(x, faulty_store(x, *max_min(x, 1)))))
+
+# %% [markdown]
+# On most superblocks nobody notices. Where a sub-block is much smaller than its neighbours, its
+# error is far too large. Write `k_quants_bug(x, s, m)`, mended, which keeps $d$, $sc$, $e$ and
+# $mn$. It also takes superblocks in which all $m$ are 0 (then $e$ and all $mn$ are 0), or in which
+# a step
+# $d\,sc_j$ becomes 0 (then its codes are 0). Nothing may be divided by 0.
+
+# %% exercise=k_quants.bug points=2 minutes=8
+def k_quants_bug(x, s, m):
+    """x (8, 32), s, m (8,) → d, sc (8,), e, mn (8,), codes (8, 32)."""
+    ### BEGIN SOLUTION
+    d, e = s.max() / 63, m.max() / 63
+    sc = np.rint(s / d)
+    mn = np.rint(m / e) if e > 0 else np.zeros(8)
+    step = (d * sc)[:, None]
+    q = np.rint((x + (e * mn)[:, None]) / np.where(step > 0, step, 1))
+    return d, sc, e, mn, np.where(step > 0, np.clip(q, 0, 15), 0)
+    ### END SOLUTION
+
+# %%
+result = tp.check("k_quants.bug", k_quants_bug)
+result
+
+# %%
+for name, x in (("a superblock of the base", even), ("its last sub-block made small", uneven)):
+    print(f"{name:30} error of the sub-blocks",
+          *(f"{each:.0%}" for each in relative(x, result.function(x, *max_min(x, 1)))))
+
+# %% [markdown]
+# The scale of the small sub-block has few whole numbers to choose from. Codes that know which one
+# was taken make up for most of that. (GPTQ in lesson 12 works by the same idea: what comes later
+# repairs what was rounded before.)
+#
+# ## 4. Whose error counts
+#
+# A weight multiplies an input. Let $h_i$ be the mean square of input $i$ over some text. If the
+# errors of weights are unrelated, or the inputs are, the squared error of an output is
+#
+# $$\sum_i h_i\,(\hat x_i - x_i)^2$$
+#
+# In lesson 12 this was the diagonal of $H$, up to a factor. llama.cpp stores $h$ of each layer in a
+# file, the importance matrix, and the search takes
+# $w_i = h_i \sqrt{2\,\mathrm{mean}(x^2) + x_i^2}$. The file of the model looks the same afterwards,
+# and takes as many bits. **Predict**: how much of the loss that `Q4_K` adds is left with
+# importance, in per cent?
+
+# %%
+guess = tp.guess("18.importance", 75.0, "%")
+
+# %%
+def importance(tokens):
+    seen = calibration.capture(model, tokens, paths, hessian=True)
+    return seen, {path: seen[path].mean_square for path in paths}
+
+rng = np.random.default_rng(0)
+tokens = task.batch("train", 32, rng)[0]
+seen, h = importance(tokens)
+first_error = W[0] - rounded("Q4_K")[0].get("blocks.1.mlp.down").weight.data[0]
+print(f"mean square of an output's error by h: "
+      f"{np.sum(h['blocks.1.mlp.down'] * first_error**2):.2e}")
+_, of_noise = importance(rng.integers(0, model.config.vocab_size, tokens.shape))
+shuffled = {path: rng.permutation(h[path]) for path in paths}
+compare("Q4_K, h of text", "Q4_K", h)
+compare("Q4_K, h of random tokens", "Q4_K", of_noise)
+compare("Q4_K, h of other inputs", "Q4_K", shuffled)
+with use(k_quants, fit_line=in_the_package(my_search)):
+    compare("Q4_K, h of text, your search", "Q4_K", h)
+left = 100 * added["Q4_K, h of text"].mean() / added["Q4_K, llama.cpp's search"].mean()
+guess.beside(left)
+
+# %% fold
+names = ["Q4_0", "Q4_1", "Q4_K, max–min", "Q4_K, llama.cpp's search", "Q4_K, your search",
+         "Q4_K, h of other inputs", "Q4_K, h of random tokens", "Q4_K, h of text",
+         "Q4_K, h of text, your search"]
+fig, ax = plot.figure(height=3.4)
+for i, name in enumerate(names[::-1]):
+    colour = plot.COLOURS["blue" if "h of text" in name else "grey"]
+    ax.plot(added[name], np.full(len(batches), i), ".", color=colour, ms=5)
+    ax.plot(added[name].mean(), i, "|", color="black", ms=14)
+ax.set(yticks=range(len(names)), yticklabels=names[::-1], xlabel="added loss, 0.001 nats per token")
+ax.set_xlim(left=0)
+fig.set_label("Nine ways to round the base to 4.5 bits, or 5 in Q4_1, with six dots each, one for "
+              "each batch, and a stroke at their mean. Across: the added loss. The three ways with "
+              "the importance of these inputs lie furthest left.")
+fig
+
+# %% [markdown]
+# *What to see: the three ways with the $h$ of these inputs, the last ones, lie furthest left, at the
+# same bits.*
+# An $h$ that belongs to other inputs, shuffled, gains nothing. So it is the right inputs that
+# count, not the longer search. Random tokens give an $h$ that serves about as well as that of text,
+# as far as six batches can tell: which inputs are large depends on the layer more than on the text.
+# And the search with the smaller $E$ need not have the smaller loss.
+#
+# ### {exercise}
+#
+# $h$ looks at each input alone. Find inputs on which it misleads. Write `k_quants_misled(W)`: 16
+# tokens `X (16, d_in)`. Round $W$ to `Q4_K` twice, with the $h$ of your own $X$ and without
+# importance, and compare the squared errors of the output, $\|(\hat W - W) X^\top\|^2$. With
+# importance it must be at least twice as large. $W$ has fewer rows than columns.
+# (`tp.GGUF("Q4_K").quantize(W).dequantize()` is a tool here. `gguf.quantize_as("Q4_K", W, h)` takes
+# an $h$ of float32.)
+
+# %% exercise=k_quants.misled points=3 minutes=15 bonus=yes
+def k_quants_misled(W):
+    """W (rows, d_in), float32, rows < d_in → X (16, d_in)."""
+    ### BEGIN SOLUTION
+    error = tp.GGUF("Q4_K").quantize(W).dequantize().astype(float) - W
+    X = np.random.default_rng(0).standard_normal((16, W.shape[1]))
+    return X - X @ np.linalg.pinv(error) @ error                  # error @ X.T is 0
+    ### END SOLUTION
+
+# %%
+result = tp.check("k_quants.misled", k_quants_misled)
+result
+
+# %%
+few = W[:16, :256]
+X = np.asarray(result.function(few), float)
+h_of_X = np.float32(np.mean(X**2, axis=0))
+for name, of in (("without importance", None), ("with that of X", h_of_X)):
+    D = gguf.quantize_as("Q4_K", few, of).dequantize() - few
+    print(f"{name:20} ‖D Xᵀ‖² {np.sum((D @ X.T)**2):.2e}, ‖D‖² {np.sum(D**2):.2e}")
+
+# %% [markdown]
+# GPTQ (lesson 12) sees relations between inputs, since it has all of $H$. It costs more to run, and
+# more text to measure.
+#
+# ## 5. Which layer deserves more bits
+#
+# A name such as `Q4_K_M` is a *mixture*. llama.cpp's rule gives `Q6_K` to `attention.value` and
+# `mlp.down` in about half of the blocks, and `Q4_K` to all else. It looks at names, not at numbers.
+#
+# ### {exercise}
+#
+# Measure instead. Write `k_quants_mixture(weights, inputs, budget)`: which layers get `Q6_K`
+# (6.5625 bits per weight), if all others get `Q4_K` (4.5) and `budget` is the number of bits in
+# all? Layer $l$ has `weights[l] (d_out, d_in)` and `inputs[l] (tokens, d_in)`. The sum over layers
+#
+# $$\sum_l \|(\hat W_l - W_l)\, X_l^\top\|^2$$
+#
+# must be at most 1.05 of the least that any choice within the budget reaches.
+
+# %% exercise=k_quants.mixture points=3 minutes=8
+def k_quants_mixture(weights, inputs, budget):
+    """lists of W (d_out, d_in), float32, and of X (tokens, d_in); bits → (n,), True for Q6_K."""
+    ### BEGIN SOLUTION
+    def error(W, X, kind):
+        return np.sum(((tp.GGUF(kind).quantize(W).dequantize() - W) @ X.T)**2)
+    sizes = np.array([W.size for W in weights])
+    pairs = zip(weights, inputs, strict=True)
+    gains = [error(W, X, "Q4_K") - error(W, X, "Q6_K") for W, X in pairs]
+    better, left = np.zeros(len(sizes), bool), budget - 4.5 * sizes.sum()
+    for i in np.argsort(-np.array(gains) / sizes):
+        if 2.0625 * sizes[i] <= left:
+            better[i] = True
+            left -= 2.0625 * sizes[i]
+    return better
+    ### END SOLUTION
+
+# %%
+result = tp.check("k_quants.mixture", k_quants_mixture)
+result
+
+# %% [markdown]
+# On the base, within the bits that llama.cpp's rule takes. $X$ is a factor of $H$: with
+# $X^\top X = H$ it gives the errors of all tokens of the text, up to a factor that is the same for
+# all layers. Two rows of 128 lie in one of 256, so $X$ stands there twice.
+
+# %%
+def inputs_of(path):
+    H = seen[path].H.astype(float)
+    factor = np.linalg.cholesky(H + 1e-5 * np.trace(H) / len(H) * np.eye(len(H))).T
+    return factor if len(factor) >= 256 else np.kron(np.eye(2), factor)
+
+size = {path: model.get(path).weight.data.size for path in paths}
+rule = [path for path in paths if gguf.is_better("Q4_K_M", path, model)]
+budget = 4.5 * sum(size.values()) + 2.0625 * sum(size[path] for path in rule)
+weights = [model.get(path).weight.data for path in paths]
+weights = [each.reshape(-1, max(256, each.shape[1])) for each in weights]
+mine = np.asarray(result.function(weights, list(map(inputs_of, paths)), budget), bool)
+
+def by_order(order):
+    """As many layers as fit into the budget, in an order."""
+    chosen, left = [], budget - 4.5 * sum(size.values())
+    for path in order:
+        if 2.0625 * size[path] <= left:
+            chosen.append(path)
+            left -= 2.0625 * size[path]
+    return chosen
+
+choices = {"llama.cpp's rule": rule, "your choice": [paths[i] for i in np.flatnonzero(mine)]}
+choices |= {f"random choice {i}": by_order(np.random.default_rng(i).permutation(paths))
+            for i in range(3)}
+for name, chosen in choices.items(): compare(name, dict.fromkeys(chosen, "Q6_K"), h)
+for name in ("llama.cpp's rule", "your choice"): print(f"{name}: {', '.join(choices[name])}")
+difference = added["your choice"] - added["llama.cpp's rule"]
+print("yours minus the rule, batch by batch:", *(f"{each:+.1f}" for each in difference))
+
+# %% [markdown]
+# *What to see: the sum of output errors is least by construction, and the loss need not be.* An
+# error of one layer's output is not worth as much as that of another one's. The open exercise asks
+# the loss itself.
+#
+# ### {exercise} · Ask the loss (open, 4 points, 25 minutes)
+#
+# Find a mixture of `Q4_K` and `Q6_K` within the same budget that loses less than llama.cpp's rule.
+# Measure what single layers, or kinds of layers, gain *in loss* per bit, on text of
+# `task.batch("train", …)`. Choose, and only then compare with the rule and with three random
+# choices on `batches`. Say whether your choice may be used for another model.
+#
+# *Rubric: 1 point for gains in loss per bit, on other text than that of the comparison; 1 for a
+# choice within the budget; 1 for the comparison batch by batch, with its spread, against the rule
+# and the random choices; 1 for what carries over to another model, and how you would find out.*
+
+# %% [answer]
+# *Gains.* Round everything to `Q4_K` with importance, then give `Q6_K` to one kind of layers, or
+# to one block, and measure on 3 batches of training text. `attention.value` of all blocks is small,
+# 0.17 bits on the average, and gains about as much as `mlp.down`, which takes 0.69. Block 0 gains
+# more than the other blocks.
+#
+# *Choice.* By gain per bit: `attention.value` everywhere, and what fits of block 0. Single layers
+# gain a few thousandths of a nat at most, so that with few batches their order is partly chance.
+# Kinds and blocks are measured more safely than 30 single layers.
+#
+# *Comparison.* Expect a lead of a few thousandths of a nat per token over the rule, of one sign in
+# most batches, and over random choices as well. The same batches for all make that visible: losses
+# of single batches differ by a tenth of a nat.
+#
+# *Another model.* The order depends on the model: in a larger one the first and last blocks, or
+# layers with outliers, may lead. The method carries over, not the list. Measure again, with text of
+# the model's use, and keep text aside for the comparison.
+
+# %% [markdown]
+# ## 6. What else such files hold
+#
+# Not all levels are evenly spaced. `IQ4_NL` has a table of 16 levels and a scale for 32 weights, as
+# NF4 (lesson 13). `MXFP4` stores small floating-point numbers, and a power of two as the scale of
+# 32 weights: 4.25 bits, and nothing to search for. `Q2_K` and `Q3_K` are superblocks of 16 × 16
+# weights with 2 and 3 bits. The package reads these types.
+
+# %% fold
+fig, ax = plot.figure(height=2.2)
+tables = {"Q4_0": np.arange(-8, 8) / 8, "NF4": codebook("nf4"), "IQ4_NL": codebook("IQ4_NL") / 127,
+          "MXFP4": codebook("E2M1") / 6}
+for i, levels in enumerate(tables.values()):
+    ax.plot(levels, np.full(16, -i), "|", color=plot.COLOURS["blue"], ms=13)
+ax.set(yticks=[0, -1, -2, -3], yticklabels=list(tables), xlabel="level ÷ largest magnitude")
+ax.set_ylim(-3.6, 0.6)
+fig.set_label("Four rows of strokes between −1 and 1: the levels of Q4_0 are evenly spaced; those "
+              "of NF4 and IQ4_NL are denser around 0; those of MXFP4 are densest there, with wide "
+              "gaps at the ends.")
+fig
+
+# %%
+for name, scheme in (("Q4_0", tp.GGUF("Q4_0")), ("Q4_K", tp.GGUF("Q4_K")),
+                     ("MXFP4", tp.FloatFormat("E2M1", block_size=32, scale_format="E8M0"))):
+    q = scheme.quantize(W)
+    error = np.linalg.norm(q.dequantize() - W) / np.linalg.norm(W)
+    print(f"{name:6} {q.bits_per_weight:.2f} bits, error of the weights {error:.1%}")
+
+# %% [markdown]
+# *What to see: levels that are dense around 0 serve the many small weights.*
+#
+# ## The real call
+#
+# llama.cpp's two programs, for a file of full precision. The first one measures $h$, the second one
+# rounds by it. (`python -m tinypeft export --to gguf --type Q4_K_M` writes such a file here, and
+# `tp.GGUF("Q4_K_M", importance="imatrix.gguf")` takes llama.cpp's $h$.)
+#
+# ```bash
+# llama-imatrix -m full.gguf -f text.txt -o imatrix.gguf
+# llama-quantize --imatrix imatrix.gguf full.gguf base.gguf Q4_K_M
+# ```
+#
+# llama.cpp's own package for Python reads the file:
+#
+# ```python
+# from gguf import GGUFReader
+# from gguf.quants import dequantize
+# weights, kinds = {}, {}
+# for tensor in GGUFReader("base.gguf").tensors:
+#     weights[tensor.name] = dequantize(tensor.data, tensor.tensor_type)
+#     kinds[tensor.name] = tensor.tensor_type.name
+# ```
+
+# %% [markdown]
+# ## Recall
+#
+# 1. `Q4_0` and `Q4_K` take 4.5 bits each. Where do the minima of `Q4_K` come from?
+# <details><summary>Answer</summary>
+#
+# From cheaper scales: six bits for a scale and six for a minimum, in place of 16 for a scale. The
+# two numbers $d$ and $e$ of 16 bits are shared by 256 weights.
+#
+# </details>
+#
+# 2. Why does a fit of $s$ and $m$, repeated until nothing changes, not find the best ones?
+# <details><summary>Answer</summary>
+#
+# Each fit is best for its codes, and the codes for their $s$ and $m$. Other codes with a smaller
+# error may lie beyond a hill.
+#
+# </details>
+#
+# 3. What must happen after scales and minima were rounded?
+# <details><summary>Answer</summary>
+#
+# The weights are rounded once more, to the levels that a reader of the file computes.
+#
+# </details>
+#
+# 4. Importance changes the weights. Can a reader of the file tell?
+# <details><summary>Answer</summary>
+#
+# No. The format and the bits are the same; other codes and scales are stored.
+#
+# </details>
+#
+# 5. When can importance make an output worse?
+# <details><summary>Answer</summary>
+#
+# When inputs are related, so that errors of different weights add up or cancel. $h$ does not see
+# this. Or when it belongs to inputs of another kind.
+#
+# </details>
+
+# %% [markdown]
+# ## Where the papers say this
+#
+# - There is no paper on K-quants. Sources are llama.cpp's pull requests 1684 (the types) and 4861
+#   (importance), and its `ggml-quants.c`. The page
+#   [K-quants](../tinypeft/quant/K_QUANTS.md) tells all of it, byte by byte.
+# - The diagonal of $H$ as a weight: AWQ (arXiv 2306.00978) scales by the inputs' size, and GPTQ
+#   (arXiv 2210.17323) has all of $H$. MXFP4's blocks: Rouhani et al. (arXiv 2310.10537).
+#
+# ## Where implementations differ
+#
+# - *Bytes.* The package writes llama.cpp's bytes for `Q4_K`, `Q5_K` and `Q6_K`, with importance or
+#   without; a test compares them. In `MXFP4` ties are broken in another way.
+# - *Layers without importance.* llama.cpp rounds a layer that the file lacks without it, and says
+#   nothing. The package refuses.
+# - *Rows of 128.* No file has two rows in a superblock, as here. llama.cpp falls back to a larger
+#   type.
+#
+# **Now you can** read a type's name, say what its bits buy, and decide by experiment which of them
+# your model needs.
