@@ -501,6 +501,6 @@ METHOD_CLAIMS = (
            "test loss of direct minus that of reparameterized prefixes, at the best rates; and what "
            "three times these rates cost",
            "direct prefixes end lower, or lose less at too large a rate", ("prefix_rates",), reparameterized,
-           why={NOT_SHOWN: "At three times its best rate the direct prefix loses a little more, and at the best rates it ends a "
-                "little lower. The parts point in opposite directions, and neither is shown to be as large as δ."}),
+           why={NOT_SHOWN: "At three times its best rate the direct prefix loses a little more, and at the best rates it ends "
+                "a little lower. The parts point in opposite directions, and neither is shown to be as large as δ."}),
 )
