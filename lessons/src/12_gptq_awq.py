@@ -719,7 +719,7 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 
 # %% [markdown]
 # On this layer the order changes little.
-# Over all layers and seeds, in groups of 32, it helps: the study's GPTQ costs
+# Over all layers, in groups of 32, it helps: the study's GPTQ costs
 # {study gptq: GPTQ, 3 bits, group 32, excess} nats in the columns' own order, and
 # {study gptq: GPTQ, act-order, 3 bits, group 32, excess} in *act-order*. That is not the same size:
 # act-order stores 0.06 to 0.25 bits per weight more in our layers. *Static groups*, which store

@@ -405,9 +405,9 @@ show("schemes")
 show("bits_vs_parameters")
 
 # %% [markdown]
-# *What to see: the larger model in 3 bits is far below the smaller one in 16 bits, and in 2 bits it is
-# above it.* The middle model has {study bits_vs_parameters: medium, 3 bits, loss, mean} nats in 3 bits
-# and {study bits_vs_parameters: medium, 2 bits, loss, mean} in 2, the small one
+# *What to see: the larger model in 3 bits is far below the smaller one in 16 bits, and in 2 bits it
+# is above it.* The middle model has {study bits_vs_parameters: medium, 3 bits, loss, mean} nats in 3
+# bits and {study bits_vs_parameters: medium, 2 bits, loss, mean} in 2, the small one
 # {study bits_vs_parameters: small, 16 bits, loss, mean} in 16. The large model has
 # {study bits_vs_parameters: base, 3 bits, loss, mean} and
 # {study bits_vs_parameters: base, 2 bits, loss, mean}, the middle one

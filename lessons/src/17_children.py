@@ -369,7 +369,8 @@ fig
 def faulty_pissa(W, r, s):
     """WRONG for some s: (base, B, A) of a layer that computes base x + s B A x."""
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
-    B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+    root = np.sqrt(S[:r])
+    B, A = U[:, :r] * root, root[:, None] * Vt[:r]
     return W - B @ A, B, A
 
 

@@ -39,7 +39,7 @@ RESULTS = ROOT / "figures" / "results"
 TEXTBOOK = {"full", "probe", "uniform", "gguf"}          # without a paper's letters to translate
 # there for other experiments, for the main job or for a page
 SERVING = {"rates", "classify_rates", "quant_rates", "first_look", "baselines", "smollm2_rates",
-           "smollm2"}
+           "smollm2", "texts"}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import inspect
 import io
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,11 @@ def _picture(name):
         print("not measured in this checkout; to measure it, run: "
               f"python -m tinypeft figures {' '.join(absent)} --rerun")
         return
-    _present(pictures.drawing(FIGURES, name))
+    from ..study.freshness import StaleWarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StaleWarning)    # for those who measure, not for readers
+        drawn = pictures.drawing(FIGURES, name)
+    _present(drawn)
 
 
 def _schematic(name):

@@ -79,7 +79,8 @@ def number(body: str) -> str:
     else:
         paired([(results, condition)], metric)           # says what does not exist
         place = () if metric[1] is None else int(metric[1])
-        mean, half = (float(of(condition, metric[0])[place]) for of in (results.mean, results.interval))
+        both = results.mean, results.interval
+        mean, half = (float(of(condition, metric[0])[place]) for of in both)
         return words(mean, half, options, whole=whole(results, [condition], metric[0]))
     return words(e.mean, e.half, options, share=bool(share), signed=bool(parts),
                  whole=bool(parts) and whole(results, parts, metric[0]))
@@ -121,7 +122,7 @@ def difference(condition: str, labels: Iterable[str]) -> tuple[str, str] | None:
 def paired(of: list[tuple[Results, str]], metric: tuple[str, str | None]) -> list[effects.Rows]:
     """The metric of each (results, condition), by seed and document."""
     name, entry = metric
-    values = [results.values(label, name) for results, label in of]       # KeyError names what exists
+    values = [results.values(label, name) for results, label in of]      # KeyError names what is
     shape = values[0].shape[1:]
     if entry is not None and (len(shape) != 1 or not -shape[0] <= int(entry) < shape[0]):
         raise ValueError(f"{name} has shape {shape}, and so no entry [{entry}]")

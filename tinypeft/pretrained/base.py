@@ -15,7 +15,8 @@ from ..files import cache_directory, check_fields, load_arrays, made, naming
 from ..models.gpt import GPT, GPTConfig
 from ..text.tokenizer import BPETokenizer
 
-__all__ = ["WEIGHTS", "drawn_bases", "drawn_name", "load_base", "load_tokenizer", "read_weights", "training_record"]
+__all__ = ["WEIGHTS", "drawn_bases", "drawn_name", "load_base", "load_tokenizer", "read_weights",
+           "training_record"]
 
 FOLDER = Path(__file__).parent
 WEIGHTS = "weights.safetensors"

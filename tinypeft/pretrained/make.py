@@ -5,7 +5,8 @@ Every number in training.json is measured here, also the n-gram model's.
 
 The study compares models of three sizes. `python -m tinypeft.pretrained.make small` (or medium)
 trains a smaller one by the same recipe, on one core, in about 11 (or 32) minutes; it resumes, too.
-`… small:1` draws another one with seed 1, and puts it in the user's cache: `study/bases.py` reads it.
+`… small:1` draws another one with seed 1, and puts it in the user's cache: `study/bases.py` reads
+it.
 """
 import dataclasses
 import hashlib
@@ -101,10 +102,11 @@ def pretrain_size(name: str, out: str | Path = FOLDER, recipe: dict[str, Any] = 
     """Train a model of size `name` of SIZES, write it to `out`/`drawn_name`.safetensors; return its
     validation loss in nats/token.
 
-    The recipe's seed draws the initialisation and the batches. The tokenizer is the shipped one. The
-    checkpoint lies in the user's cache directory. Training is deterministic on one machine:
+    The recipe's seed draws the initialisation and the batches. The tokenizer is the shipped one.
+    The checkpoint lies in the user's cache directory. Training is deterministic on one machine:
     `size_key` names all that decides the weights."""
-    if name not in SIZES: raise ValueError(f"there is no size {name!r}; there are {', '.join(SIZES)}")
+    if name not in SIZES:
+        raise ValueError(f"there is no size {name!r}; there are {', '.join(SIZES)}")
     config, key, seed = SIZES[name], size_key(name, recipe), recipe["seed"]
     checkpoint = drawn_bases() / f"{name}-{key}.checkpoint.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,8 @@ def size_key(name: str, recipe: dict[str, Any] = RECIPE) -> str:
 def pretrain_chosen(chosen: str) -> float:
     """Train "small", "medium" (which the package ships), or another draw of a size: "base:2"."""
     name, _, seed = chosen.partition(":")
-    if name == "base" and not seed: raise ValueError("`python -m tinypeft pretrain` trains the shipped base")
+    if name == "base" and not seed:
+        raise ValueError("`python -m tinypeft pretrain` trains the shipped base")
     seed = int(seed or 0)
     return pretrain_size(name, drawn_bases() if seed else FOLDER, RECIPE | {"seed": seed})
 

@@ -7,6 +7,7 @@
     glance.py        the main job's record as tables and a picture
 
     experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
+    effects.py       an effect and its error over seeds and documents: one for every interval and p
     experiments/     the experiments, one file per question
     stored.py        reading what a file stores, with a warning if it is stale
     freshness.py     is a stored number still true?  what each condition depends on, and the changes since

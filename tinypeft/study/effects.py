@@ -25,14 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import t
-
-if TYPE_CHECKING:
-    from .experiment import Results
 
 __all__ = ["Effect", "Rows", "among", "averaged", "between", "components", "difference", "effect", "gains", "half_of",
            "linear", "plus", "read", "relative", "share", "together"]
@@ -61,6 +56,7 @@ class Effect:
 
     def quantile(self, p: float) -> float:
         """The p-quantile of (estimate − truth)/error, see above."""
+        from scipy.stats import t
         if not isinstance(self.df, tuple): return float(t.ppf(p, self.df))
         variances, dfs = np.array(self.df).T
         return float(t.ppf(p, dfs) @ variances / variances.sum()) if variances.any() else float(t.ppf(p, dfs.min()))
@@ -90,6 +86,7 @@ class Effect:
 
     def tail(self, distance: float) -> float:
         """The p at which the (1 − p)-quantile is `distance`, at least 0 and at most 1/2."""
+        from scipy.optimize import brentq
         beyond = lambda log_p: -self.quantile(np.exp(log_p)) - distance
         if beyond(TINY) < 0: return 0.0
         return float(np.exp(brentq(beyond, TINY, np.log(0.5)))) if distance else 0.5
@@ -151,9 +148,9 @@ def effect(values: np.ndarray, weights: np.ndarray | None = None) -> Effect:
 
 
 # -- from results ----------------------------------------------------------------------------------
-def read(results: Results, condition: str, metric: str = "loss", i: int | None = None) -> Rows:
-    """The metric per document if the runs stored METRIC_documents (sums of nats), else the metric alone. i: which entry of a
-    list.
+def read(results: Any, condition: str, metric: str = "loss", i: int | None = None) -> Rows:
+    """The metric of `Results` per document if the runs stored METRIC_documents (sums of nats), else the metric alone. i: which
+    entry of a list.
 
     Raises KeyError for a condition or a metric that was not measured.
     """

@@ -224,14 +224,13 @@ def base(results: Path) -> str:
 
 
 def draws(results: Path) -> str:
-    """The bases of the study: how each is trained again, its hash, and its loss on domain."""
+    """The bases of the study, their hashes, and their losses on domain."""
     r = load(results, "prompts")
     bases = [c.removeprefix("full ") for c in r.conditions if c.startswith("full ")]
     of = lambda base: next(iter(r.record["runs"][f"full {base}"].values()))
-    command = lambda base: "python -m tinypeft" + (" pretrain" if base == "base" else f".pretrained.make {base}")
-    rows = [(f"`{base}`", code(command(base)), f"{of(base)['parameters']:,}",
-             f"`{of(base)['weights']}`", f"{of(base)['before']:.3f}") for base in bases]
-    return table(("base", "command", "parameters", "hash of the weights", "nats/token on Matplotlib's documentation"), rows)
+    rows = [(f"`{base}`", f"{of(base)['parameters']:,}", f"`{of(base)['weights']}`", f"{of(base)['before']:.3f}")
+            for base in bases]
+    return table(("base", "parameters", "hash of the weights", "nats/token on Matplotlib's documentation"), rows)
 
 
 SECTIONS = {

@@ -1,5 +1,5 @@
-"""Lesson 18: which type made these weights, a search for scales and minima, codes for stored scales,
-bits for layers, and inputs that mislead importance."""
+"""Lesson 18: which type made these weights, a search for scales and minima, codes for stored
+scales, bits for layers, and inputs that mislead importance."""
 from functools import lru_cache
 from itertools import product
 
@@ -150,7 +150,8 @@ def search_variant(shares=(0.5, 0.65, 0.8, 0.95, 1.05), rounds=3, seen=lambda w:
             s, m = fitted(x, of, (top * high + m) / 15, m, rounds)
             error = errors(x, of, s, m)
             better = error < best[2]
-            best = [np.where(better, new, old) for new, old in zip((s, m, error), best, strict=True)]
+            pairs = zip((s, m, error), best, strict=True)
+            best = [np.where(better, new, old) for new, old in pairs]
         return best[0], best[1]
     return found
 
@@ -404,7 +405,8 @@ def mixture_case(rng):
 def small_ones_first(rng):
     """The largest layer gains most, and four small ones together gain more for the same bits."""
     rows, sizes = (8, 2, 2, 2, 2, 8), (1, 1.5, 1.5, 1.5, 1.5, 0.3)
-    weights = [np.float32(s * rng.standard_normal((n, 256))) for n, s in zip(rows, sizes, strict=True)]
+    weights = [np.float32(s * rng.standard_normal((n, 256)))
+               for n, s in zip(rows, sizes, strict=True)]
     inputs = [rng.standard_normal((16, 256)) for _ in rows]
     return weights, inputs, 256 * (24 * 4.5 + 8 * 2.0625)
 
@@ -608,8 +610,8 @@ EXERCISES = (
         goal=("on these inputs, the squared output error of Q4_K with their importance is at least "
               "twice that without importance", misleads),
         mistakes=(
-            ("on inputs that are drawn one by one h says all there is to know: importance helps, or "
-             "makes no difference",
+            ("on inputs that are drawn one by one h says all there is to know: importance helps, "
+             "or makes no difference",
              inputs_of(lambda rng, shape, W: rng.standard_normal(shape))),
             ("these inputs lie along the error without importance, where it is largest; you need "
              "the opposite", inputs_of(along_the_error)),
@@ -621,8 +623,8 @@ EXERCISES = (
             ("importance helps on these inputs", helps),
             ("importance makes little difference on these inputs: they need a relation to each "
              "other that h, which looks at each alone, does not see", hardly)),
-        hints=("Which inputs make an error D of the weights vanish? Does h, the mean square of each "
-               "input, show it?",
+        hints=("Which inputs make an error D of the weights vanish? Does h, the mean square of "
+               "each input, show it?",
                "D = Ŵ − W without importance is (rows, d_in), with fewer rows than columns. X is "
                "(16, d_in), and D Xᵀ should be 0.",
                "Draw X, and take away its part along the rows of D: X − X Dᵀ (D Dᵀ)⁻¹ D.")),

@@ -16,8 +16,8 @@ def superblock() -> Drawing:
         s.box(x, 38, 68, 28, f"{width} codes", DATA, size=11)
         s.box(x, 76, 33, 20, f"sc{chr(0x2080 + j)}", TRAINED, size=11)
         s.box(x + 35, 76, 33, 20, f"mn{chr(0x2080 + j)}", "#FBE2BF", size=11)
-    s.text(320, 112, f"8 sub-blocks of {width} codes of {bits} bits, each with two whole numbers of "
-           f"{whole} bits, 0 … 63", size=11)
+    s.text(320, 112, f"8 sub-blocks of {width} codes of {bits} bits, each with two whole numbers "
+           f"of {whole} bits, 0 … 63", size=11)
     s.box(226, 128, 40, 22, "d", FROZEN)
     s.box(376, 128, 40, 22, "e", FROZEN)
     s.text(214, 139, "float16, for all sc:", "end", size=11)
@@ -48,6 +48,6 @@ def superblock() -> Drawing:
         s.svg, "Scales and minima of a superblock are whole numbers, with one scale for each kind.",
         "The lowest level of a sub-block is −e mn, and neighbouring levels lie d sc apart.",
         f"Above, eight sub-blocks of 32 codes, each with a number sc and a number mn under it; d "
-        f"serves all sc, and e all mn; {total} bits in all, {total / 256:g} for each weight. Below, a "
-        "line with the levels −0.36, 0.13, 0.62 and 1.11, and arrows from the weights −0.3, 0.1, "
+        f"serves all sc, and e all mn; {total} bits in all, {total / 256:g} for each weight. "
+        "Below, a line with the levels −0.36, 0.13, 0.62 and 1.11, and arrows from the weights −0.3, 0.1, "
         "0.5 and 1.2.")

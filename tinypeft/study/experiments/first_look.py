@@ -3,8 +3,9 @@
 The rows on schemes are those of experiment `schemes`; "float32, trained as long" is in experiment `qat`.
 """
 from ...peft import LinearProbe
+from .. import tuning
 from ..experiment import Experiment
-from ..tuning import DOCUMENTS, EIGHT, Arm, domain, pretrained, tested
+from ..tuning import DOCUMENTS, EIGHT, Arm, pretrained, tested
 from .arms import tuned
 
 COMPARED = {"frozen": Arm(LinearProbe()), **tuned("first_look")}
@@ -12,10 +13,10 @@ COMPARED = {"frozen": Arm(LinearProbe()), **tuned("first_look")}
 
 def measure(arm: Arm, seed: int, settings: dict) -> dict:
     """A linear probe changes nothing of the model: on domain it is the frozen base."""
-    if isinstance(arm.method, LinearProbe): return tested(pretrained(), task=domain()) | {"trained": 0, "share": 0.0}
+    if isinstance(arm.method, LinearProbe): return tested(pretrained(), task=tuning.domain()) | {"trained": 0, "share": 0.0}
     model, _ = arm.train(seed, settings)
     counts = model.summary()
-    return tested(model, task=domain()) | {"trained": counts.trained, "share": counts.share}
+    return tested(model, task=tuning.domain()) | {"trained": counts.trained, "share": counts.share}
 
 
 FIRST_LOOK = Experiment(
