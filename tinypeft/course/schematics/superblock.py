@@ -49,5 +49,6 @@ def superblock() -> Drawing:
         "The lowest level of a sub-block is −e mn, and neighbouring levels lie d sc apart.",
         f"Above, eight sub-blocks of 32 codes, each with a number sc and a number mn under it; d "
         f"serves all sc, and e all mn; {total} bits in all, {total / 256:g} for each weight. "
-        "Below, a line with the levels −0.36, 0.13, 0.62 and 1.11, and arrows from the weights −0.3, 0.1, "
+        "Below, a line with the levels −0.36, 0.13, 0.62 and 1.11, and arrows from the weights "
+        "−0.3, 0.1, "
         "0.5 and 1.2.")
