@@ -15,15 +15,16 @@ from repository import shown
 sys.path.insert(0, str(ROOT))
 from tinypeft.peft import METHODS  # noqa: E402
 from tinypeft.quant import SCHEMES  # noqa: E402
+from tinypeft.study import pictures  # noqa: E402
 from tinypeft.study.about import ABOUT, arxiv, code  # noqa: E402
 from tinypeft.study.claims import ALL_CLAIMS  # noqa: E402
 from tinypeft.study.claims.tables import effects, judged, means, said, source  # noqa: E402
 from tinypeft.study.freshness import StaleWarning  # noqa: E402
 from tinypeft.study.markdown import table  # noqa: E402
-from tinypeft.study.pictures import PICTURES  # noqa: E402
 
 CLASSES = METHODS | SCHEMES
 RESULTS = ROOT / "figures" / "results"
+PICTURES = {name: of for name, of in pictures.PICTURES.items() if not pictures.missing(ROOT / "figures", name)}     # drawn
 EVERYTHING = "compare_all"                               # the picture of those that have none of their own
 SIDE_BY_SIDE, TWIN, MEASURED, LESSON, TESTS = ("Paper and code, side by side", "The plain twin", "What was measured",
                                                "Lesson and exercises", "Tests and oracles")

@@ -195,8 +195,8 @@ def judge(claims: Iterable[Claim], load: Load) -> list[Judgement]:
     adjusted = dict(zip(counted, holm([min(1.0, 2 * min(p[i])) for i in counted]), strict=True))
     judged = []
     for i, claim in enumerate(claims):
-        if not found[i]: said = NOT_MEASURED
-        elif claim.by_construction: said = BY_CONSTRUCTION
+        if claim.by_construction: said = BY_CONSTRUCTION
+        elif not found[i]: said = NOT_MEASURED
         else: said = verdict(of[i], *p[i], adjusted[i])
         trend = measured(claim.trend, load) if claim.trend else None
         judged.append(Judgement(claim, said, found[i], *p[i], adjusted.get(i, 1.0), trend))
