@@ -214,7 +214,7 @@ def claims_in(text):
         if row[:2] == ["claim", "paper"]: heads = row
         elif heads and len(row) == len(heads):
             verdict = dict(zip(heads, row, strict=True)).get("verdict", "by construction")
-            verdicts[row[0]] = re.match(r"\**([^*,]+(?:, small)?)", verdict).group(1)
+            verdicts[row[0]] = re.match(r"\**([^*,]+(?:, size open)?)", verdict).group(1)
         else: heads = None
     return verdicts
 
