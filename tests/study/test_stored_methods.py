@@ -44,5 +44,5 @@ def test_measuring_again_gives_the_stored_numbers():
     if stored.record["text"]["domain"] != tp.tasks.domain().sha256["domain"]:
         pytest.xfail("this installation carries other versions of the text")
     again = measure_rank(RANK.conditions["8"], RANK.seeds[0], stored.record["settings"])
-    assert again["loss"] == pytest.approx(stored.values("8", "loss")[0], abs=stored.interval("8", "loss"))
+    assert again["loss"] == pytest.approx(stored.values("8", "loss")[0], abs=float(stored.interval("8", "loss")))
     assert again["trained"] == stored.mean("8", "trained")
