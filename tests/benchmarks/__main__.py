@@ -22,7 +22,7 @@ from tinypeft.study.speed import make
 
 __all__ = ["ORDER", "file_of", "filed"]
 
-ORDER = "step", "operations", "tricks", "methods", "generation", "scaling", "quant", "smollm2", "gpt2"
+ORDER = "step", "operations", "tricks", "methods", "generation", "scaling", "cores", "quant", "smollm2", "gpt2"
 
 
 def file_of(name, root=ROOT):

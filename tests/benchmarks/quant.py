@@ -15,6 +15,7 @@ import copy
 import statistics
 import time
 
+import libgguf
 import numpy as np
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -91,6 +92,21 @@ def generated():
     return rows
 
 
+def llama_cpps(W):
+    """Rounding to GGUF's types and decoding them, against llama.cpp's own C code: [(name, f, against, g, target)]."""
+    h, rows = np.float32(np.random.default_rng(3).standard_normal(SHAPE[1])**2 + 1e-3), []
+    for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"):
+        scheme, kind = GGUF(name), libgguf.GGMLQuantizationType[name]
+        q, octets = scheme.quantize(W), libgguf.quantize_rows(W, kind)
+        assert np.array_equal(q.dequantize(), libgguf.dequantize_rows(octets, kind))
+        rows += [(f"{name} quantize", lambda s=scheme: s.quantize(W), "libgguf", lambda k=kind: libgguf.quantize_rows(W, k)),
+                 (f"{name} decode", q.dequantize, "libgguf", lambda o=octets, k=kind: libgguf.dequantize_rows(o, k))]
+        if name == "Q4_K":
+            rows.append((f"{name} quantize, with importance", lambda s=scheme: s.quantize(W, h),
+                         "libgguf", lambda k=kind: libgguf.quantize_rows(W, k, h)))
+    return [(*row, None) for row in rows]
+
+
 def main(argv=None):
     args = parser(__doc__, 25).parse_args(argv)
 
@@ -129,7 +145,8 @@ def main(argv=None):
     rows = []
     print(f"{'4,194,304 weights':<54}{'ms':>8}   {'against':<20}{'ms':>8}{'ratio':>8}{'target':>8}")
     few = -(-args.rounds // 5)
-    cases = [(*case, args.rounds, 0) for case in cases] + [(*case, few, REST) for case in calibrated() + generated()]
+    cases = [(*case, args.rounds, 0) for case in cases]
+    cases += [(*case, few, REST) for case in [*llama_cpps(W), *calibrated(), *generated()]]
     for name, f, against, g, target, rounds, rest in cases:
         with no_grad():
             a, b, ratio = pairs(f, g, rounds, rest)

@@ -230,7 +230,7 @@ DEFAULTS = """
     PEQA(bits=4, symmetric=False, group_size=None, targets='all')
     GPTConfig(vocab_size=1024, context_length=256, d_model=128, n_layers=6, n_heads=4, dropout=0.0, norm_eps=1e-05)
     TrainOptions(batch_size=8, seed=0, lr=None, head_lr=None, rates=None, schedule_kind='linear', warmup=None,
-        lr_floor=0.0, accumulate=1, workers=2, checkpoint_activations=False, clip=1.0, optimizer=AdamW,
+        lr_floor=0.0, accumulate=1, workers=None, checkpoint_activations=False, clip=1.0, optimizer=AdamW,
         betas=(0.9, 0.999), weight_decay=0.0, eval_every=None, eval_batches=None, patience=None, keep_best=False,
         callbacks=(), checkpoint=None, checkpoint_every=None, stop_after=None, progress=None)
 """
@@ -239,7 +239,7 @@ FUNCTIONS = """
     'scipy.interpolate', 'scipy.io', 'scipy.optimize', 'scipy.signal', 'scipy.sparse', 'scipy.special', 'scipy.stats',
     'matplotlib.axes', 'matplotlib.backends', 'matplotlib.patches'), per_class=160, held_out=40) combine(how='cat',
     sign='total', factors=False, rng=0) concatenate(axis=0) dequantize(activations='kept') evaluate(split='test',
-    batch_size=16, workers=2) find_rate(lowest=1e-05, highest=1.0, steps=60) fit_probe(rng=0, splits=('train',
+    batch_size=16) find_rate(lowest=1e-05, highest=1.0, steps=60) fit_probe(rng=0, splits=('train',
     'validation'), n_folds=5, head_bias=True, batch_size=16, seed=0, cache=False) fuse(regularization=0.01, head_bias=True,
     rng=0) generate(max_new_tokens=64, temperature=0.0, rng=0, use_cache=True, prompt_lookup=0) gradcheck(rng=0,
     directions=4, step=0.001, tolerance=1e-08) guess(unit='') invented(things=32, rng=0) labelled(text='text',

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -287,3 +288,30 @@ def test_slices_hold_every_row_once_and_about_the_budget(shape, budget):
     row = int(np.prod(shape[1:]))
     if shape[0] * row > budget >= row: assert budget / 2 <= sizes[0] * row <= 1.5 * budget + row
     elif shape[0] * row <= budget: assert len(cut) == (shape[0] > 0)
+
+
+# -- how many workers ------------------------------------------------------------------------------
+def test_workers_are_never_slower_than_one_by_the_rules_own_sum(monkeypatch):
+    for n in range(1, 65):
+        monkeypatch.setattr(threads, "cores", lambda n=n: n)
+        for parts in range(100):
+            workers = threads.workers_for(parts)
+            assert workers in (1, min(parts, n))
+            assert 1 / workers <= 0.2 + 0.8 / n or workers == 1
+            assert parts < n or workers == n             # as many parts as cores keep all of them busy
+
+
+def test_cores_are_those_of_this_process():
+    program = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" \
+              "from tinypeft.common.threads import cores, workers_for; print(cores(), workers_for(8))"
+    if hasattr(os, "sched_setaffinity"):
+        assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "1 1\n"
+    assert threads.cores() >= 1
+
+
+def test_four_parts_meet_on_four_cores(monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: 4)
+    meet = threading.Barrier(4, timeout=10)
+    assert sorted(parallel_map(lambda i: meet.wait(), range(4))) == [0, 1, 2, 3]
+    here = threading.get_ident()
+    assert parallel_map(lambda _: threading.get_ident(), range(2)) == [here] * 2         # two of four would idle

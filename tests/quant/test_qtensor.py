@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.common.test_threads import forks, in_child
+from tinypeft.common import threads
 from tinypeft.common.threads import parallel_map
 from tinypeft.quant import NF4, FloatFormat, QTensor, Scheme, Uniform, decoding
 from tinypeft.quant.codebooks import codebook
@@ -85,8 +86,13 @@ def test_exact_across_the_real_chunk():
     assert np.array_equal(q.dequantize(), x)
 
 
+def on_cores(monkeypatch, n):
+    for module in (threads, decoding): monkeypatch.setattr(module, "cores", lambda: n)
+
+
 def test_exact_in_two_threads_even_inside_workers(monkeypatch):
-    """Large arrays are decoded by two threads. A worker decodes alone: it waits for no other."""
+    """On two cores large arrays are decoded by two threads. A worker decodes alone: it waits for no other."""
+    on_cores(monkeypatch, 2)
     monkeypatch.setattr(decoding, "SHARED", 1)
     monkeypatch.setattr(decoding, "CHUNK", 64)
     names, original, meet = set(), QTensor.look_up, Barrier(2, timeout=10)
@@ -102,6 +108,16 @@ def test_exact_in_two_threads_even_inside_workers(monkeypatch):
         assert np.array_equal(q.dequantize(), x) and len(names) == 2
     for y in parallel_map(lambda _: q.dequantize(), range(20), workers=2):
         assert np.array_equal(y, x)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 7, 16])
+def test_exact_on_any_number_of_cores(n, monkeypatch):
+    on_cores(monkeypatch, n)
+    monkeypatch.setattr(decoding, "SHARED", 1)
+    monkeypatch.setattr(decoding, "CHUNK", 64)
+    for shape in ((37, 24), (1, 70), (8, 32)):           # 14, 2 and 4 chunks
+        q, x = random_qtensor(np.random.default_rng(0), 4, shape, 16, book=True)
+        assert np.array_equal(q.dequantize(), x)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])

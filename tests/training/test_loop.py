@@ -12,6 +12,7 @@ import pytest
 import tinypeft as tp
 from tests.oracles import assert_close
 from tests.toys import Distil, Noise, same, small
+from tinypeft.common import threads
 from tinypeft.common.progress import Progress
 from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Linear
@@ -313,6 +314,22 @@ def test_workers_change_rounding_only(task):
         assert_close(loss, runs[0][0], 1e-10)
         for name in state:
             if "key.bias" not in name: assert_close(state[name], runs[0][1][name], 1e-8, name)
+
+
+@pytest.mark.parametrize("cores", [1, 4, 16])
+def test_the_machines_cores_change_rounding_only(cores, monkeypatch):
+    """Five rows: a worker for each, four workers, or one."""
+    expected = small().to(np.float64)
+    tp.train(expected, Noise(), 4, batch_size=5, workers=1, progress=False)
+    monkeypatch.setattr(threads, "cores", lambda: cores)
+    runs = []
+    for _ in range(2):
+        model = small().to(np.float64)
+        tp.train(model, Noise(), 4, batch_size=5, progress=False)
+        runs.append(model.state_dict())
+    for name, w in expected.state_dict().items():
+        assert np.array_equal(runs[0][name], runs[1][name]), name
+        if "key.bias" not in name: assert_close(runs[0][name], w, 1e-8, name)
 
 
 def test_parts_are_weighted_by_what_counts_in_them():

@@ -47,7 +47,7 @@ def search_steps(model: Decoder | PeftModel) -> int:
 
 def rows_in_test(model: Decoder | PeftModel, task: Task) -> int:
     """Return the rows of a batch in a test. The logits of 16 windows are 0.4 GB for the vocabulary
-    of SmolLM2, and two workers hold some of them at a time."""
+    of SmolLM2, and each worker holds some of them at a time."""
     return 4 if is_large(model) and not hasattr(task, "classes") else 16
 
 

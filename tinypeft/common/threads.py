@@ -1,9 +1,11 @@
-"""Two cores, used well: one thread per part of a batch, and one BLAS thread in each.
+"""All cores, used well: one thread per part of a batch, and one BLAS thread in each.
 
 NumPy spreads only large matrix products over cores. Everything between them (GELU, softmax, layer
 norm) stays on one core, and small products lose more to the hand-over than they gain. Splitting the
 batch keeps every core busy, because NumPy releases Python's lock while it computes. A step of the
-base takes a third longer with BLAS threads alone (`tests/benchmarks/README.md`).
+base takes a third longer with BLAS threads alone (`tests/benchmarks/README.md`). Only where a batch
+has too few parts for many cores, one thread takes all of it, and NumPy spreads its products
+(`workers_for`).
 
 Both functions may be used from several threads at once, one inside the other, and in a process made
 by `os.fork`. Only the forking thread lives on in that process, so that it starts new workers. Where
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["blas_threads", "parallel_map", "slices", "threads_start"]
+__all__ = ["blas_threads", "cores", "parallel_map", "slices", "threads_start", "workers_for"]
 
 
 # -- threads of the BLAS --------------------------------------------------------------------------
@@ -96,6 +98,25 @@ def blas_threads(n: int) -> Iterator[None]:
 
 
 # -- workers --------------------------------------------------------------------------------------
+def cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def workers_for(parts: int) -> int:
+    """Choose how many threads share `parts` equal pieces of work: one per core as far as there are
+    pieces, or a single one if that is quicker.
+
+    w workers take 1/w of the time. A single one spreads its matrix products over all cores. What is
+    no product stays on one core, and that is at least a fifth of a step (`tests/benchmarks/
+    cores.py` measures both)."""
+    workers, rest = max(1, min(parts, cores())), 1 / 5
+    single = rest + (1 - rest) / cores()
+    return workers if 1 / workers <= single else 1
+
+
 @functools.cache
 def _pool(workers):
     return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
@@ -116,14 +137,17 @@ def threads_start() -> bool:
     return True
 
 
-def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> list:
-    """Return [fn(item) for item in items], computed by `workers` threads; 1 is a plain loop.
+def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int | None = None) -> list:
+    """Return [fn(item) for item in items], computed by `workers` threads; 1 is a plain loop, None
+    is as many as `workers_for` says.
 
     A worker has the caller's `no_grad`, `tape` and NumPy error state. In a worker this is a plain
     loop, too: the pool's threads would wait for each other. When an item fails, the items that have
     begun are finished before its error is raised, so that nothing is computed after the call.
     """
     items = list(items)
+    if workers is None:
+        workers = workers_for(len(items))
     one_by_one = workers <= 1 or len(items) <= 1 or _in_worker.get()
     if one_by_one or not threads_start():
         return [fn(item) for item in items]

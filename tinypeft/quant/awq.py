@@ -100,7 +100,7 @@ class AWQ(CalibratedWeights):
         for i in range(self.n_ratios):
             s = self.scale(i / self.n_ratios, mean_abs, W, columns)
             candidates.append(s if columns is None else s[columns])
-        losses = np.array(parallel_map(loss, candidates, workers=2))
+        losses = np.array(parallel_map(loss, candidates))
         return candidates[losses.argmin()], losses
 
     def rounding(self, W: Array) -> Callable:
@@ -166,7 +166,7 @@ class AWQ(CalibratedWeights):
             return np.einsum("gij,gij->ig", D @ H, D).reshape(-1)
         steps = max(1, int(self.clip_steps * self.max_shrink))
         shares = np.float32(1 - np.arange(steps) / self.clip_steps)
-        errors = parallel_map(error, shares, workers=2)
+        errors = parallel_map(error, shares)
         best = np.argmin(errors, axis=0)                                  # of equals, the widest
         return nearest.quantize(W, grid(shares[best]))
 

@@ -3,7 +3,7 @@
 The first pass over a chunk looks up c[q] − z for all codes of a byte at once, in a table of 256
 rows. A large array is read two bytes at a time, in a table of 65,536 rows: a look-up costs about
 the same whether it brings two numbers or four. The second pass multiplies every block by its scale;
-the third adds the offset, if any. Two threads share a large array, because NumPy releases Python's
+the third adds the offset, if any. Threads share a large array, because NumPy releases Python's
 lock in these passes. In a worker of `parallel_map` one thread decodes: the others are busy anyway.
 Chunks that fit in a core's cache would be smaller, but then the threads wait for the lock.
 
@@ -17,11 +17,11 @@ from functools import lru_cache
 import numpy as np
 
 from ..common.hints import Array
-from ..common.threads import parallel_map
+from ..common.threads import cores, parallel_map
 from .codebooks import codebook
 from .packing import unpack
 
-CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on use two threads
+CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on use threads
 
 
 def decode(flat: Array, look_up: Callable[[int, Array], None], block_size: int,
@@ -58,8 +58,8 @@ def decode(flat: Array, look_up: Callable[[int, Array], None], block_size: int,
     if len(flat) < SHARED:
         decode_chunks(starts)
         return
-    half = -(-len(starts) // 2)
-    parallel_map(decode_chunks, (starts[:half], starts[half:]), workers=2)
+    share = -(-len(starts) // cores())
+    parallel_map(decode_chunks, [starts[i:i + share] for i in range(0, len(starts), share)])
 
 
 def expand(packed: Array, bits: int, x: Array, name: str | None = None, zero: int = 0,

@@ -61,7 +61,7 @@ def k_quantize(W: Array, name: str, importance: Array | None = None) -> QTensor:
         encode = encode_q6 if name == "Q6_K" else encode_with_minimum
         with np.errstate(over="ignore"):
             return encode(x[chunk], h_chunk, BITS[name])
-    chunks = parallel_map(of_chunk, range(0, len(x), AT_ONCE), workers=2)
+    chunks = parallel_map(of_chunk, range(0, len(x), AT_ONCE))
     arrays = [np.concatenate(parts, axis=-1) for parts in zip(*chunks, strict=True)]
     for array in arrays:
         if not np.isfinite(array).all():

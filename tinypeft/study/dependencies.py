@@ -8,7 +8,8 @@ too. A hash changes with every edit but those of docstrings, comments and layout
 1. An imported name leads to the module that defines it, not to all that a package lists. METHODS and SCHEMES
    lead nowhere, because the value says which classes are needed.
 2. A file of the study holds tables and many conditions. What counts of it is what `measure` uses, by name.
-3. The modules of SILENT do not count. They check hyperparameters, show, save or load, or hold rates that stand in the values.
+3. The modules of SILENT do not count. They check hyperparameters, show, save or load, hold rates that stand in the values, or
+   share work among threads: an experiment runs in one.
 """
 import ast
 import dataclasses
@@ -24,7 +25,7 @@ __all__ = ["dependencies", "starts"]
 PACKAGE = __name__.split(".")[0]
 SILENT = tuple(f"{PACKAGE}.{name}." for name in (
     "common.heap", "common.hints", "common.hyper", "common.lazy", "common.markup", "common.progress", "common.signals",
-    "common.wording", "files", "peft.formats", "training.checkpoints", "training.curves", "study.experiment",
+    "common.threads", "common.wording", "files", "peft.formats", "training.checkpoints", "training.curves", "study.experiment",
     "study.experiments.best"))
 Place = tuple[str, str | None]                           # a module, and a name in it; None: all of it
 

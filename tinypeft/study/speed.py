@@ -214,7 +214,18 @@ def scaling(results: Path) -> str:
               f"tokens.\n\n{origins(found)}")
 
 
+def cores(results: Path) -> str:
+    """A step as the workers share it, beside one worker's; from one core's times, and run where the machine has the cores."""
+    found = runs(results, "cores")
+    rows = {(r["model"], r["rows"], r["cores"]): (
+        r["model"], str(r["rows"]), str(r["cores"]), str(r["workers"]), f"{1e3 * r['seconds']:.0f}", f"{1e3 * r['one worker']:.0f}",
+        number(r["seconds"] / r["one worker"]), number(r["run"])) for r in found[0]["rows"]}
+    return beside(("model", "rows", "cores", "workers", "ms", "ms of one worker", "ratio", "run here"), rows, found,
+                  lambda run: {(r["model"], r["rows"], r["cores"]): r["seconds"] / r["one worker"] for r in run["rows"]})
+
+
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "step": step, "lora": lora, "operations": operations, "tricks": tricks, "methods": methods, "generation": generation,
     "smollm2": functools.partial(whole, name="smollm2"), "gpt2": functools.partial(whole, name="gpt2"), "scaling": scaling,
+    "cores": cores,
     "quant": quant}

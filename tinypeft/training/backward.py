@@ -10,24 +10,27 @@ import numpy as np
 
 from ..common.heap import keep_freed_memory
 from ..common.hints import Array
-from ..common.threads import parallel_map
+from ..common.threads import parallel_map, workers_for
 from ..engine.nn import Dropout, Module, Parameter
 
 __all__ = ["backward"]
 
 
-def backward(model: Module, task: Any, batch: tuple, workers: int = 1,
+def backward(model: Module, task: Any, batch: tuple, workers: int | None = 1,
              accumulate: int = 1) -> float:
     """Add the gradients of the batch's mean loss and the penalty to the parameters; return the sum.
 
     The batch is cut into one part per worker, or `accumulate` times as many, of which the workers
-    take one each at a time. Each part is weighted by its share of what counts. One worker takes all
-    if dropout draws, because threads would draw in no fixed order. The first call asks the C
-    library to keep freed memory for the next step (`common/heap.py`).
+    take one each at a time. Each part is weighted by its share of what counts. workers=None: as
+    many as suit the rows and the cores. One worker takes all if dropout draws, because threads
+    would draw in no fixed order. The first call asks the C library to keep freed memory for the
+    next step (`common/heap.py`).
     """
     keep_freed_memory()
     if draws_dropout(model):
         workers = 1
+    elif workers is None:
+        workers = workers_for(len(batch[0]) // accumulate)
     parts = cut(task, batch, workers * accumulate)
     total = sum(task.count(part) for part in parts)
     losses = []

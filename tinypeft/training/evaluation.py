@@ -11,11 +11,13 @@ __all__ = ["batches_of", "evaluate", "require_task"]
 
 
 def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16,
-             max_batches: int | None = None, workers: int = 2, label: str | None = None) -> dict:
+             max_batches: int | None = None, workers: int | None = None,
+             label: str | None = None) -> dict:
     """Return the metrics of `model` on a split: means over what counts, tokens or examples.
 
-    max_batches: measure only the first rows, this many batches of them. label: a name; shows a line
-    of progress that begins with it."""
+    max_batches: measure only the first rows, this many batches of them. workers: threads that take
+    a batch each (default: one per core). label: a name; shows a line of progress that begins with
+    it."""
     def measure(batch):
         measured = task.count(batch), task.metrics(model, batch)
         bar(next(numbers))

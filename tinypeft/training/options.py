@@ -34,7 +34,9 @@ class TrainOptions(Checked):
         batch_size: rows per step. seed: with the step's number it draws everything.
         accumulate: each worker takes its share of a batch in this many parts, one after another,
             so that a step takes the memory of a part. It changes only rounding.
-        workers: threads that share a batch; one if dropout draws. They change only rounding.
+        workers: threads that share a batch; one if dropout draws. Default: one per core, or a
+            single one if the rows are too few for the cores (`common/threads.py`). Their number
+            changes only rounding.
         checkpoint_activations: compute each block again in backward (`engine/recompute.py`): less
             memory, more time, and the same numbers.
         clip: bound on the global norm of the gradients, None for none.
@@ -67,7 +69,7 @@ class TrainOptions(Checked):
     lr_floor: float = real(0.0, least=0)
 
     accumulate: int = whole(1, least=1)
-    workers: int = whole(2, least=1)
+    workers: int | None = whole(None, least=1, or_none=True)
     checkpoint_activations: bool = flag(False)
     clip: float | None = real(1.0, above=0, or_none=True)
     optimizer: Callable[..., Optimizer] = declared(

@@ -21,7 +21,7 @@ class Optimizer:
 
     parameters: Parameters, or dicts {"params": [...], "lr": …, …} that override the defaults.
     """
-    workers: ClassVar[int] = 2                   # threads that share the parameters
+    workers: ClassVar[int | None] = None         # threads that share the parameters; one per core
     slots: ClassVar[tuple[str, ...]] = ()        # names of the state arrays that are shaped as p
     squares: ClassVar[tuple[str, ...]] = ()      # names of those that hold no number below 0
 
@@ -77,7 +77,7 @@ class Optimizer:
         """Update every parameter that has a gradient, in place."""
         self.t += 1
         jobs = [(p, g) for g in self.groups for p in g["params"] if p.grad is not None]
-        large = sum(p.size for p, _ in jobs) > 1 << 21        # worth two threads; same arithmetic
+        large = sum(p.size for p, _ in jobs) > 1 << 21        # worth threads; same arithmetic
         parallel_map(lambda job: self._step_one(*job), jobs, self.workers if large else 1)
 
     def _step_one(self, p, group):
