@@ -73,7 +73,7 @@ def test_the_quantizers_benchmark_runs(monkeypatch, tmp_path):
     for oracle in ("torch", "bitsandbytes"): pytest.importorskip(oracle)
     from tests.benchmarks import quant
     monkeypatch.setattr(quant, "pairs", lambda f, g, rounds, rest: (f(), g(), (1.0, 1.0, 1.0))[-1])
-    monkeypatch.setattr(quant, "LENGTHS", (40, 50))
+    monkeypatch.setattr(quant, "LENGTHS", {40: 1.5, 50: None})
     quant.main(["--json", str(tmp_path / "record.json")])
     record = json.loads((tmp_path / "record.json").read_text("utf-8"))
     every.filed(every.file_of("quant", tmp_path), record)
