@@ -156,7 +156,7 @@ def planted(results: Path) -> plot.Drawing:
     ax.plot(range(len(ranks)), ranks, color="#999999", lw=1, ls="--")
     ax.annotate("as planted", (len(ranks) - 1, ranks[-1]), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
                 color="#606060")
-    ax.annotate("mean found", (len(ranks) - 1, every[-1]), xytext=(-10, -10), textcoords="offset points", ha="right", va="top",
+    ax.annotate("mean found", (len(ranks) - 1, every[-1]), xytext=(8, 0), textcoords="offset points", va="center",
                 color="#606060")
     ax.set_xticks(range(len(ranks)), ranks)
     ax.set(xlabel="planted rank", ylabel="rank found")
