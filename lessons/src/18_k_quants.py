@@ -326,16 +326,16 @@ for name, x in (("a superblock of the base", even), ("its last sub-block made sm
 # %% [markdown]
 # On most superblocks nobody notices. Where a sub-block is much smaller than its neighbours, its
 # error is far too large. Write `k_quants_bug(x, s, m)`, mended, which keeps $d$, $sc$, $e$ and
-# $mn$. It also takes superblocks in which all $m$ are 0 (then $e$ and all $mn$ are 0), or in which
-# a step
-# $d\,sc_j$ becomes 0 (then its codes are 0). Nothing may be divided by 0.
+# $mn$. It also takes superblocks in which all $s$ are 0 (then $d$ and all $sc$ are 0), or all $m$
+# (then $e$ and all $mn$), or in which a step $d\,sc_j$ becomes 0 (then its codes are 0). Nothing may
+# be divided by 0.
 
 # %% exercise=k_quants.bug points=2 minutes=8
 def k_quants_bug(x, s, m):
     """x (8, 32), s, m (8,) → d, sc (8,), e, mn (8,), codes (8, 32)."""
     ### BEGIN SOLUTION
     d, e = s.max() / 63, m.max() / 63
-    sc = np.rint(s / d)
+    sc = np.rint(s / d) if d > 0 else np.zeros(8)
     mn = np.rint(m / e) if e > 0 else np.zeros(8)
     step = (d * sc)[:, None]
     q = np.rint((x + (e * mn)[:, None]) / np.where(step > 0, step, 1))
