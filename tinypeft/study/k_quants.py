@@ -170,6 +170,6 @@ def picture(results: Path | None = None) -> plot.Drawing:
         f"ends at {best[True]:.0f} % of max–min's weighted error, and at {best[False]:.0f} % if the origin stays. Right below: "
         "mlp.down of all blocks.",
         f"Above, 256 weights as dots over eight ladders of 16 levels, each as high as its 32 weights need. Left below, the "
-        f"error of 21 trials, and a mark at 100 % for max–min: the origin that moves leads to {best[True]:.0f} %, the fixed one "
-        f"to {best[False]:.0f} %. Right below, error over bits: "
+        f"error of 21 trials, and a mark at 100 % for max–min: the origin that moves leads to {best[True]:.0f} %, the fixed "
+        f"one to {best[False]:.0f} %. Right below, error over bits: "
         + ", ".join(f"{name} {rms:.1f} % at {bits:g}" for name, (bits, rms) in points.items()) + ".")

@@ -8,6 +8,14 @@ from tinypeft.course.exercises import k_quants as reference
 from tinypeft.quant.k_quants import WEIGHED_TRIALS, fit_line, steps
 
 
+# -- reading a superblock --------------------------------------------------------------------------
+def read_by_rows(d, sc, e, mn, q):
+    return np.stack([d * sc[j] * q[j] - e * mn[j] for j in range(8)])
+
+
+def with_steps(f): return lambda d, sc, e, mn, q: f(np.outer(d * sc, np.ones(32)), np.outer(e * mn, np.ones(32)), d, mn[:, None], q)
+
+
 # -- which type ------------------------------------------------------------------------------------
 def measured(block):
     """The step of a block, the steps between its ends, whether 0 is a level; None off a grid."""
@@ -259,13 +267,22 @@ def of_the_other(W):
     return X - X @ np.linalg.pinv(D) @ D
 
 
-RIGHT = {"k_quants.which": [by_votes, lambda W_hat: np.str_(by_votes(W_hat))],
+RIGHT = {"k_quants.read": [read_by_rows, lambda *a: read_by_rows(*a).tolist()],
+         "k_quants.which": [by_votes, lambda W_hat: np.str_(by_votes(W_hat))],
          "k_quants.search": [tenfold, lambda x, w: [part.tolist() for part in tenfold(x, w)]],
          "k_quants.bug": [stored_with(), lambda *a: [np.asarray(part).tolist() for part in stored_with()(*a)]],
          "k_quants.mixture": [best_of_all, lambda *a: np.array(best_of_all(*a)), by(gain)],
          "k_quants.misled": [in_the_null_space, lambda W: (2 * in_the_null_space(W)).tolist()]}
 
 WRONG = {
+    "k_quants.read": [
+        (with_steps(lambda s, m, d, mn, q: s * q + m), "the minimum e·mn is subtracted"),
+        (with_steps(lambda s, m, d, mn, q: s * q), "the minima are missing"),
+        (with_steps(lambda s, m, d, mn, q: s * q - d * mn), "a scale of their own, e"),
+        (with_steps(lambda s, m, d, mn, q: s * q - mn), "mn is a whole number"),
+        (with_steps(lambda s, m, d, mn, q: s * (q - m)), "the step multiplies the code alone"),
+        (lambda d, sc, e, mn, q: d * sc * q - e * mn, "would be one for each column"),
+        (lambda *a: read_by_rows(*a).ravel(), "look at .reshape")],
     "k_quants.which": [
         (named(values=True), "count the steps between"),
         (named(minimum=False), "this type has a minimum"),
@@ -291,7 +308,7 @@ WRONG = {
         (alike, "the same factor"),
         (lambda x, w: tuple(0.9 * part for part in start(x, w)), "choose for each block by its own"),
         (refitted(2), "and in the worst block"),
-        (refitted(1), "nearest valley"),
+        (refitted(1), "a fit from one start stops"),
         (llama_cpp, "uses fit_line"),
         (lambda x, w: tenfold(x, w)[0], "2 results")],
     "k_quants.bug": [

@@ -1,5 +1,5 @@
-"""Lesson 18: which type made these weights, a search for scales and minima, codes for stored
-scales, bits for layers, and inputs that mislead importance."""
+"""Lesson 18: a superblock is read, the type of decoded weights, a search for scales and minima,
+codes for stored scales, bits for layers, and inputs that mislead importance."""
 from functools import lru_cache
 from itertools import product
 
@@ -25,6 +25,47 @@ def rounded(W, kind, h=None):
     W = np.ascontiguousarray(W, np.float32)
     importance = None if h is None else np.float32(h).tobytes()
     return rounded_bytes(W.tobytes(), W.shape, kind, importance)
+
+
+# -- reading a superblock --------------------------------------------------------------------------
+def read(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q - (e * mn)[:, None]
+
+
+def read_with_one_scale(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q - (d * mn)[:, None]
+
+
+def read_without_e(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q - mn[:, None]
+
+
+def read_shifted_codes(d, sc, e, mn, q):
+    return (d * sc)[:, None] * (q - mn[:, None])
+
+
+def read_shifted_levels(d, sc, e, mn, q):
+    return (d * sc)[:, None] * (q - (e * mn)[:, None])
+
+
+def read_with_minima_added(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q + (e * mn)[:, None]
+
+
+def read_without_minima(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q
+
+
+def codes_case(rng):
+    """Draw what a superblock of Q4_K stores."""
+    d, e = (float(np.float16(top)) for top in rng.uniform(0.001, 0.01, 2))
+    sc, mn = rng.integers(1, 64, (2, 8))
+    return d, sc, e, mn, rng.integers(0, 16, (8, 32))
+
+
+def without_minima(rng):
+    d, sc, _, mn, q = codes_case(rng)
+    return d, sc, 0.0, 0 * mn, q
 
 
 # -- which type ------------------------------------------------------------------------------------
@@ -628,6 +669,27 @@ def misled_case(rng):
 
 EXERCISES = (
     Exercise(
+        name="k_quants.read", title="Read a superblock", stars=1,
+        kind="formula",
+        reference=read, cases=codes_case,
+        special=(
+            ("e and all mn are 0", without_minima),),
+        mistakes=(
+            ("the minimum e·mn is subtracted", read_with_minima_added),
+            ("the minima are missing: subtract e·mn from each row", read_without_minima),
+            ("minima have a scale of their own, e", read_with_one_scale),
+            ("mn is a whole number; the minimum is e·mn", read_without_e),
+            *several("the step multiplies the code alone, and e·mn is subtracted from the product",
+                     read_shifted_codes, read_shifted_levels)),
+        errors=(
+            ("broadcast", "sc has a number for each row of q: (d * sc)[:, None] is (8, 1), and "
+             "(8,) would be one for each column"),),
+        hints=("Which two numbers does a sub-block share, and what makes of them a step and a "
+               "minimum?",
+               "q is (8, 32), sc and mn are (8,). (d * sc)[:, None] is (8, 1), the step of each "
+               "row.",
+               "return (d * sc)[:, None] * q - (e * mn)[:, None].")),
+    Exercise(
         name="k_quants.which", title="Which type made these weights?", stars=2,
         kind="design",
         reference=which, cases=unknown,
@@ -668,7 +730,8 @@ EXERCISES = (
         kind="design",
         reference=search, cases=search_case, avoids=("fit_line", "searched"),
         goal=("s > 0, m ≥ 0, the weighted error in all is at most 0.72 of max–min's (0.85 where no "
-              "weight is negative), and in no block it is larger than max–min's", is_found, reached),
+              "weight is negative), and in no block it is larger than max–min's", is_found,
+              reached),
         special=(
             ("each block has a far weight that hardly counts", unimportant_outliers),),
         extremes=(
@@ -689,8 +752,9 @@ EXERCISES = (
              ignores_w),
             ("in some block the error is larger than max–min's: keep the start until something "
              "better comes", worse_block),
-            ("a fit from one start ends in the nearest valley: begin at several lowest and highest "
-             "levels, some of them within the weights, and keep the best for each block",
+            ("a fit from one start stops where neither the codes nor s and m change any more: "
+             "begin at several lowest and highest levels, some of them within the weights, and "
+             "keep the best for each block",
              not_enough)),
         hints=("With fixed codes, which s and m are best? And with fixed s and m, which codes? "
                "Where does this end, and does it depend on the start?",
