@@ -51,7 +51,8 @@ exact = losses(model)
 # In lesson 10 a scale of 16 bits for 32 weights cost half a bit per weight. A zero point or a
 # minimum beside it costs as much again. llama.cpp's first types pay that: `Q4_0` has a scale,
 # `Q4_1` a scale and a minimum. Its types of 2023, the *K-quants*, round scales and minima to whole
-# numbers of six bits. In `Q4_K`, 256 weights of a row are a *superblock* of eight *sub-blocks* $j$:
+# numbers. In `Q4_K` these have six bits, and 256 weights of a row are a *superblock* of eight
+# *sub-blocks* $j$:
 
 # %%
 show("schematic:superblock")
@@ -405,7 +406,8 @@ guess.beside(100 * relative(uneven, result.function(uneven, *max_min(uneven, 1))
 show("schematic:stored")
 
 # %% [markdown]
-# (GPTQ in lesson 12 works by the same idea: what comes later repairs what was rounded before.)
+# *What to see: the colleague's codes belong to a step that no file holds.* (GPTQ in lesson 12 works
+# by the same idea: what comes later repairs what was rounded before.)
 #
 # ## 4. Whose error counts
 #
