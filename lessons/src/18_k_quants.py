@@ -4,8 +4,9 @@
 # **What you will do.** A model that people download for their own machine is most often a file of
 # llama.cpp with a name such as `Q4_K_M`. There is no paper on it. You take its decisions apart and
 # try each one on real weights: what a scale costs, what is worth searching for, whose error counts,
-# and which layer deserves more bits. You find out from numbers alone which type made them, design a
-# search of your own, put it into the package, and share out bits among layers.
+# and which layer deserves more bits. You find out from decoded weights alone in which type they
+# were stored, design a search of your own, put it into the package, and share out bits among
+# layers.
 #
 # **What you need.** Lesson 10 (grids, groups, bits per weight), lesson 12 (the error of an output),
 # and lesson 13 (scales that are rounded themselves).
@@ -15,7 +16,7 @@
 # and the minimum of a sub-block. $d$ and $e$ are the two scales of a superblock, $sc$ and $mn$ its
 # whole numbers. $h$ is the importance of an input.
 #
-# **Time.** 95 minutes: 45 of reading and running, 50 of exercises.
+# **Time.** 100 minutes: 45 of reading and running, 55 of exercises.
 # The open exercise takes 25 more, and the bonus 15.
 
 # %%
@@ -35,10 +36,10 @@ model = tp.load_pretrained()
 task = tp.tasks.domain(model.tokenizer, context=128)
 paths = [path for path, _ in match_targets(model, "all")]         # 30 layers of 5 blocks
 W = model.get("blocks.1.mlp.down").weight.data                    # (128, 512)
-batches = [task.batch("test", 8, np.random.default_rng(i)) for i in range(6)]
+batches = [task.batch("test", 8, np.random.default_rng(i)) for i in range(16)]
 
 def losses(m):
-    """The loss on each of six batches, which are the same for all models."""
+    """The loss on each of 16 batches, which are the same for all models."""
     with tp.no_grad():
         return np.array([task.loss(m, batch).data.item() for batch in batches])
 
@@ -50,7 +51,8 @@ exact = losses(model)
 # In lesson 10 a scale of 16 bits for 32 weights cost half a bit per weight. A zero point or a
 # minimum beside it costs as much again. llama.cpp's first types pay that: `Q4_0` has a scale,
 # `Q4_1` a scale and a minimum. Its types of 2023, the *K-quants*, round scales and minima to whole
-# numbers of six bits. In `Q4_K`, 256 weights of a row are a *superblock* of eight *sub-blocks* $j$:
+# numbers. In `Q4_K` these have six bits, and 256 weights of a row are a *superblock* of eight
+# *sub-blocks* $j$:
 
 # %%
 show("schematic:superblock")
@@ -65,39 +67,52 @@ show("schematic:superblock")
 # $$256 \cdot 4 + 8 \cdot (6 + 6) + 2 \cdot 16 = 1152 \text{ bits}$$
 #
 # These are 4.5 bits for each weight, as in `Q4_0`, and there are minima besides.
-
-# %%
-q = tp.GGUF("Q4_K").quantize(W)
-d, sc = q.scale.scale.astype(float), q.scale.unpack().reshape(-1, 8)
-e, mn = -q.offset.scale.astype(float), q.offset.unpack().reshape(-1, 8)
-codes = q.unpack().reshape(-1, 8, 32)
-x_hat = (d[:, None] * sc)[..., None] * codes - (e[:, None] * mn)[..., None]
-print("computed by hand and by the package:", np.allclose(x_hat.ravel(), q.dequantize().ravel()))
-print(f"{(256 * 4 + 8 * (6 + 6) + 2 * 16) / 256} bits per weight; the package says "
-      f"{q.bits_per_weight}; sc of the first superblock: {sc[0]}")
-
-# %%
-show("k_quants")
-
-# %% [markdown]
-# *What to see: above, each sub-block has a ladder of its own height. Left below, a search lowers
-# the error of one sub-block; that is section 2. Right below, `Q4_K` lies below `Q4_0` at equal
-# bits.*
+# ([K-quants](../tinypeft/quant/K_QUANTS.md) shows the 144 bytes of a superblock.)
 #
 # ### {exercise}
 #
-# A file has lost its header, and only the decoded weights are left. Which type made them?
+# Write `k_quants_read(d, sc, e, mn, q)`, which reads a superblock. `q` has a row for each
+# sub-block.
+
+# %% exercise=k_quants.read points=1 minutes=5
+def k_quants_read(d, sc, e, mn, q):
+    """d, e; sc, mn (8,), q (8, 32), whole numbers → the weights (8, 32)."""
+    ### BEGIN SOLUTION
+    return (d * sc)[:, None] * q - (e * mn)[:, None]
+    ### END SOLUTION
+
+# %%
+result = tp.check("k_quants.read", k_quants_read)
+result
+
+# %% [markdown]
+# Yours reads the first superblock of a layer:
+
+# %%
+read = result.function
+q = tp.GGUF("Q4_K").quantize(W)
+d, sc = float(q.scale.scale[0]), q.scale.unpack()[:8].astype(int)
+e, mn = -float(q.offset.scale[0]), q.offset.unpack()[:8].astype(int)
+mine = read(d, sc, e, mn, q.unpack().reshape(-1, 32)[:8].astype(int))
+print("computed by you and by the package:", np.allclose(mine.ravel(), q.dequantize()[0, :256]))
+print(f"{(256 * 4 + 8 * (6 + 6) + 2 * 16) / 256} bits per weight; the package says "
+      f"{q.bits_per_weight}; sc of the first superblock: {sc}")
+
+# %% [markdown]
+# ### {exercise}
+#
+# A file has lost its header, and only the decoded weights are left. In which type were they stored?
 #
 # | | weights that share a step | levels | a minimum? | steps |
 # |---|---|---|---|---|
 # | `Q4_0`, `Q5_0`, `Q8_0` | 32 | 16, 32, 256 | no, 0 is a level | each its own |
 # | `Q4_1`, `Q5_1` | 32 | 16, 32 | yes | each its own |
-# | `Q4_K`, `Q5_K` | 32 | 16, 32 | yes | eight have a common measure |
-# | `Q6_K` | 16 | 64 | no | sixteen have a common measure |
+# | `Q4_K`, `Q5_K` | 32 | 16, 32 | yes | eight are whole multiples of one number |
+# | `Q6_K` | 16 | 64 | no | sixteen are whole multiples of one number |
 #
 # Write `k_quants_which(W_hat)`, which returns one of these eight names as text. The original
-# weights are unknown, so no error can be computed: measure. In a K type the largest of the eight
-# steps is
+# weights are unknown, so look at the decoded numbers alone: how far apart are they? These were
+# rounded without importance (section 4), so the largest of the eight steps in `Q4_K` and `Q5_K` is
 # $63\,d$. A sub-block need not use all of its levels, and decoded numbers are float32, so a step is
 # known to about six digits.
 
@@ -142,7 +157,9 @@ print("\nin a Q4_K_M of the base:", {kind: list(found.values()).count(kind)
 # %% [markdown]
 # `Q4_K_M` of the base holds few K-quants. 256 does not divide the 128 inputs of most layers, and
 # llama.cpp takes a larger plain type there: `Q5_0` for `Q4_K`, `Q5_1` for `Q5_K`, and `Q8_0` for
-# `Q6_K`. To compare the types themselves, we let two rows of 128 lie side by side in a superblock:
+# `Q6_K`. Query, key and value of a GPT-2, such as the base, are one tensor for llama.cpp, which
+# gets `Q5_K`: these are the fifteen `Q5_1`. To compare the types themselves, we let two rows of 128
+# lie side by side in a superblock:
 
 # %%
 def rounded(kinds, h=None):
@@ -167,11 +184,21 @@ def compare(name, kinds, h=None):
     error = added[name].std(ddof=1) / np.sqrt(len(batches))
     print(f"{name:32} {bits:.3f} bits, adds {added[name].mean():5.1f} ± {error:.1f}")
 
-for kind in ("Q4_0", "Q4_1", "Q5_K", "Q6_K"): compare(kind, kind)
+def minus(name, other):
+    """Print the difference of two, batch by batch, with its standard error."""
+    difference = added[name] - added[other]
+    error = difference.std(ddof=1) / np.sqrt(len(batches))
+    print(f"{name} − {other}: {difference.mean():+.1f} ± {error:.1f}")
+
+for kind in ("Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"): compare(kind, kind)
+for kind in ("Q4_1", "Q4_K"): minus(kind, "Q4_0")
 
 # %% [markdown]
-# All rounded models see the same six batches, so compare them batch by batch, as `added` holds
-# them.
+# All rounded models see the same batches, so a difference batch by batch is surer than either loss.
+# These batches decide neither of the two: a difference below about twice its ± may be chance. And ±
+# tells of batches only, but each way of rounding is one draw as well. The study draws calibration
+# and test text eight times, of the base's own kind. There the loss of `Q4_0` minus that of `Q4_K`
+# is {study k_quants: Q4_0 - Q4_K, excess} nats per token.
 #
 # ## 2. What is worth searching for
 #
@@ -180,7 +207,8 @@ for kind in ("Q4_0", "Q4_1", "Q5_K", "Q6_K"): compare(kind, kind)
 #
 # $$E = \sum w\,(s\,q - m - x)^2$$
 #
-# If the codes are fixed, the best $s$ and $m$ solve two linear equations, with
+# llama.cpp takes $w = \sqrt{\mathrm{mean}(x^2)} + |x|$: large weights count more. If the codes are
+# fixed, the best $s$ and $m$ solve two linear equations, with
 # $D = \sum w \sum w q^2 - (\sum w q)^2$:
 #
 # $$s = \frac{\sum w \sum w q x - \sum w x \sum w q}{D}, \qquad
@@ -196,16 +224,21 @@ for kind in ("Q4_0", "Q4_1", "Q5_K", "Q6_K"): compare(kind, kind)
 # $sc = 49$.
 
 # %%
-x, codes_by_hand, w = np.array([-0.3, 0.1, 0.5, 1.2]), np.arange(4), np.ones(4)
-S, Sq, Sqq, Sx, Sqx = (np.sum(w * part) for part in (
-    1, codes_by_hand, codes_by_hand**2, x, codes_by_hand * x))
-D = S * Sqq - Sq**2
-s, m = (S * Sqx - Sx * Sq) / D, (Sq * Sqx - Sqq * Sx) / D
-print(f"s = {s:.2f}, m = {m:.2f}, E = {np.sum(w * (s * codes_by_hand - m - x)**2):.3f}")
+four, four_codes = np.array([-0.3, 0.1, 0.5, 1.2]), np.arange(4)
+
+def fit(x, q, w):
+    S, Sq, Sqq, Sx, Sqx = (np.sum(w * part) for part in (1, q, q**2, x, q * x))
+    D = S * Sqq - Sq**2
+    s, m = (S * Sqx - Sx * Sq) / D, (Sq * Sqx - Sqq * Sx) / D
+    print(f"s = {s:.3f}, m = {m:.3f}, levels {np.round(s * q - m, 3)}, "
+          f"E = {np.sum(w * (s * q - m - x)**2):.3f}")
+
+fit(four, four_codes, np.ones(4))
 
 # %% [markdown]
-# New $s$ and $m$ may call for new codes, and these for another fit. But that ends in the valley in
-# which it began (compare lesson 10's search for a clipping point).
+# New $s$ and $m$ may call for new codes, and these for another fit. This stops where neither
+# changes any more, and another start may stop at a smaller $E$ (compare lesson 10's search for a
+# clipping point).
 #
 # ### {exercise}
 #
@@ -213,7 +246,7 @@ print(f"s = {s:.2f}, m = {m:.2f}, E = {np.sum(w * (s * codes_by_hand - m - x)**2
 # count. Return $s > 0$ and $m \ge 0$ of each. They are judged with the best codes 0 … 15 for them.
 # The sum of all $E$ must be at most 0.72 of that of max–min (with $m_0 = -\min(0, \min x)$ and
 # $s_0 = (\max x + m_0)/15$). Where no weight is negative, 0.85 is enough. No sub-block may be worse
-# than with max–min. `fit_line` of the package does not count.
+# than with max–min. Calling the package's own search, `k_quants.fit_line`, is no solution.
 
 # %% exercise=k_quants.search points=4 minutes=18
 def k_quants_search(x, w):
@@ -246,16 +279,27 @@ result = tp.check("k_quants.search", k_quants_search)
 result
 
 # %% [markdown]
-# llama.cpp's own search takes one way through all sub-blocks. It makes 21 trials, and a trial that
-# is kept moves the *origin* `low`, from which later trials count:
+# llama.cpp's own search begins with max–min, in its first lines. Then it makes 21 *trials*. A trial
+# lays $n$ steps, 14 to 16, between `low` and `high`, `levels` gives the codes (0 … `most`),
+# and your fit follows. A trial with a smaller $E$ is kept. It also moves the *origin* `low` to its
+# $-m$, and later trials count from there. ([K-quants](../tinypeft/quant/K_QUANTS.md) tells every
+# step.)
 
 # %%
 my_search = result.function
 show(k_quants.fit_line)
 
+# %%
+show("k_quants")
+
 # %% [markdown]
+# *What to see: above, each sub-block has a ladder of its own height. Left below, an origin that
+# moves leads to a smaller error in this sub-block. Right below, the weights' error of `Q4_K` lies
+# below that of `Q4_0` at equal bits.*
+#
 # Move the handle: it says how much more one weight counts than the 31 others of its sub-block. Your
-# search lays the levels anew.
+# search lays the levels anew. An error beyond half a step means that the weight lies outside the
+# levels.
 
 # %%
 block, place = W[0, 96:128].astype(float), np.arange(32)
@@ -263,13 +307,15 @@ frames, captions, k = {}, {}, int(np.argsort(W[0, 96:128])[24])
 for times in (1, 3, 10, 30, 100, 1000):
     w = np.where(place == k, float(times), 1.0)
     s, m = (np.asarray(part, float) for part in my_search(block[None], w[None]))
-    near = s * np.clip(np.rint((block + m) / s), 0, 15) - m
-    off = np.abs(near - block)
-    frames[times] = {"rounded": (place, near)}
-    captions[times] = (f"weight {k} is off by {off[k]:.5f}, the others by "
-                       f"{np.sqrt(np.mean(np.delete(off, k)**2)):.5f} (rms)")
-slider(f"weight {k} counts times", frames, captions=captions,
-       behind={"weights": (place, block)}, xlabel="weight", ylabel="value", dots=True)
+    off = s * np.clip(np.rint((block + m) / s), 0, 15) - m - block
+    others = place != k
+    half = np.full(32, s.item() / 2)
+    frames[times] = {"31 others": (place[others], off[others]), f"weight {k}": ([k], off[[k]]),
+                     "half a step": (np.tile(place, 2), np.concatenate([half, -half]))}
+    captions[times] = (f"weight {k} is off by {abs(off[k]):.5f}, the others by "
+                       f"{np.sqrt(np.mean(off[others]**2)):.5f} (rms)")
+slider(f"weight {k} counts times", frames, captions=captions, xlabel="weight",
+       ylabel="rounded − weight", dots=True)
 
 # %% [markdown]
 # Which search is worth its time? `use` puts yours into `Q4_K` in place of llama.cpp's, and max–min
@@ -286,16 +332,14 @@ def max_min(x, w):
     low = np.minimum(x.min(axis=1), 0)
     return (x.max(axis=1) - low) / 15, -low
 
-compare("Q4_K, llama.cpp's search", "Q4_K")
 for name, search in (("Q4_K, max–min", max_min), ("Q4_K, your search", my_search)):
     with use(k_quants, fit_line=in_the_package(search)):
         compare(name, "Q4_K")
-difference = added["Q4_K, your search"] - added["Q4_K, llama.cpp's search"]
-print("yours minus llama.cpp's, batch by batch:", *(f"{each:+.1f}" for each in difference))
+    minus(name, "Q4_K")
 
 # %% [markdown]
-# A smaller $E$ is not yet a smaller loss. If the differences have both signs, these batches do not
-# say which search is better. Section 4 changes $w$, and that counts more.
+# A search changes the loss by chance as well: each way of rounding is one draw. To judge a search,
+# take several models, not more batches alone. Section 4 changes $w$, and that counts more.
 #
 # ## 3. Scales that are rounded
 #
@@ -310,9 +354,6 @@ def faulty_store(x, s, m):
     d, e = s.max() / 63, m.max() / 63
     return d, np.rint(s / d), e, np.rint(m / e), q
 
-def read(d, sc, e, mn, q):
-    return (d * np.asarray(sc))[:, None] * q - (e * np.asarray(mn))[:, None]
-
 def relative(x, stored):
     return np.linalg.norm(read(*stored) - x, axis=1) / np.linalg.norm(x, axis=1)
 
@@ -325,17 +366,22 @@ for name, x in (("a superblock of the base", even), ("its last sub-block made sm
 
 # %% [markdown]
 # On most superblocks nobody notices. Where a sub-block is much smaller than its neighbours, its
-# error is far too large. Write `k_quants_bug(x, s, m)`, mended, which keeps $d$, $sc$, $e$ and
-# $mn$. It also takes superblocks in which all $m$ are 0 (then $e$ and all $mn$ are 0), or in which
-# a step
-# $d\,sc_j$ becomes 0 (then its codes are 0). Nothing may be divided by 0.
+# error is far too large. **Predict**: it is 39 % above. How much is left with the right codes?
+
+# %%
+guess = tp.guess("18.small", 20.0, "%")
+
+# %% [markdown]
+# Write `k_quants_bug(x, s, m)`, mended, which keeps $d$, $sc$, $e$ and $mn$. It also takes
+# superblocks in which all $s$ are 0 (then $d$ and all $sc$ are 0), or all $m$ (then $e$ and all
+# $mn$), or in which a step $d\,sc_j$ becomes 0 (then its codes are 0). Nothing may be divided by 0.
 
 # %% exercise=k_quants.bug points=2 minutes=8
 def k_quants_bug(x, s, m):
     """x (8, 32), s, m (8,) → d, sc (8,), e, mn (8,), codes (8, 32)."""
     ### BEGIN SOLUTION
     d, e = s.max() / 63, m.max() / 63
-    sc = np.rint(s / d)
+    sc = np.rint(s / d) if d > 0 else np.zeros(8)
     mn = np.rint(m / e) if e > 0 else np.zeros(8)
     step = (d * sc)[:, None]
     q = np.rint((x + (e * mn)[:, None]) / np.where(step > 0, step, 1))
@@ -350,24 +396,42 @@ result
 for name, x in (("a superblock of the base", even), ("its last sub-block made small", uneven)):
     print(f"{name:30} error of the sub-blocks",
           *(f"{each:.0%}" for each in relative(x, result.function(x, *max_min(x, 1)))))
+guess.beside(100 * relative(uneven, result.function(uneven, *max_min(uneven, 1)))[-1])
 
 # %% [markdown]
 # The scale of the small sub-block has few whole numbers to choose from. Codes that know which one
-# was taken make up for most of that. (GPTQ in lesson 12 works by the same idea: what comes later
-# repairs what was rounded before.)
+# was taken make up for most of that:
+
+# %%
+show("schematic:stored")
+
+# %% [markdown]
+# *What to see: the colleague's codes belong to a step that no file holds.* (GPTQ in lesson 12 works
+# by the same idea: what comes later repairs what was rounded before.)
 #
 # ## 4. Whose error counts
 #
-# A weight multiplies an input. Let $h_i$ be the mean square of input $i$ over some text. If the
-# errors of weights are unrelated, or the inputs are, the squared error of an output is
+# A weight multiplies an input. Let $h_i$ be the mean square of input $i$ over some text. In
+# `blocks.1.mlp.down`, input 446 has $h = 0.0038$ on the text below, and input 117 has $0.328$: the
+# same error of a weight costs 85 times as much there. If the errors of weights are unrelated, or
+# the inputs are, the mean squared error of an output over the text is
 #
 # $$\sum_i h_i\,(\hat x_i - x_i)^2$$
 #
-# In lesson 12 this was the diagonal of $H$, up to a factor. llama.cpp stores $h$ of each layer in a
-# file, the importance matrix, and the search takes
-# $w_i = h_i \sqrt{2\,\mathrm{mean}(x^2) + x_i^2}$. The file of the model looks the same afterwards,
-# and takes as many bits. **Predict**: how much of the loss that `Q4_K` adds is left with
-# importance, in per cent?
+# *By hand*, with the four weights of section 2 and $w = (1, 1, 4, 1)$: the fit gives $s = 0.471$,
+# $m = 0.379$ and the levels $-0.379,\ 0.092,\ 0.563,\ 1.034$. The third weight's error falls from
+# $0.12$ to $0.063$. $E$ is $0.050$, and was $0.070$ with $s$ and $m$ of before.
+
+# %%
+fit(four, four_codes, np.array([1, 1, 4, 1]))
+
+# %% [markdown]
+# In lesson 12 $h$ was the diagonal of $H$, up to a factor. llama.cpp stores $h$ of each layer in a
+# file, the importance matrix. In `Q4_K` the search takes $w_i = h_i \sqrt{2\,\mathrm{mean}(x^2) +
+# x_i^2}$, with the mean over the superblock. It makes 37 trials in place of 21, and searches for
+# $d$ and $e$ as well. (In `Q6_K`, $w = h$.) The file of the model looks the same afterwards, and
+# takes as many bits. **Predict**: how much of the loss that `Q4_K` adds is left with importance, in
+# per cent, as a mean over three draws of the text?
 
 # %%
 guess = tp.guess("18.importance", 75.0, "%")
@@ -380,42 +444,48 @@ def importance(tokens):
 rng = np.random.default_rng(0)
 tokens = task.batch("train", 32, rng)[0]
 seen, h = importance(tokens)
-first_error = W[0] - rounded("Q4_K")[0].get("blocks.1.mlp.down").weight.data[0]
-print(f"mean square of an output's error by h: "
-      f"{np.sum(h['blocks.1.mlp.down'] * first_error**2):.2e}")
+path, error = "blocks.1.mlp.down", q.dequantize().astype(float) - W
+print(f"h from {h[path].min():.4f} (input {h[path].argmin()}) to {h[path].max():.4f} (input "
+      f"{h[path].argmax()}); error of the outputs: by h {np.sum(h[path] * error**2):.4f}, "
+      f"measured with H {np.sum(error @ seen[path].H * error) / 2:.4f}")
 _, of_noise = importance(rng.integers(0, model.config.vocab_size, tokens.shape))
 shuffled = {path: rng.permutation(h[path]) for path in paths}
-compare("Q4_K, h of text", "Q4_K", h)
+draws = [h] + [importance(task.batch("train", 32, np.random.default_rng(i))[0])[1] for i in (1, 2)]
+of_text = [f"Q4_K, h of text, draw {i}" for i in range(3)]
+for name, drawn in zip(of_text, draws, strict=True): compare(name, "Q4_K", drawn)
 compare("Q4_K, h of random tokens", "Q4_K", of_noise)
 compare("Q4_K, h of other inputs", "Q4_K", shuffled)
 with use(k_quants, fit_line=in_the_package(my_search)):
     compare("Q4_K, h of text, your search", "Q4_K", h)
-left = 100 * added["Q4_K, h of text"].mean() / added["Q4_K, llama.cpp's search"].mean()
-guess.beside(left)
+minus("Q4_K, h of other inputs", "Q4_K")
+minus("Q4_K, h of text, your search", of_text[0])
+for name in of_text: minus("Q4_K, h of random tokens", name)
+guess.beside(100 * np.mean([added[name] for name in of_text]) / added["Q4_K"].mean())
 
 # %% fold
-names = ["Q4_0", "Q4_1", "Q4_K, max–min", "Q4_K, llama.cpp's search", "Q4_K, your search",
-         "Q4_K, h of other inputs", "Q4_K, h of random tokens", "Q4_K, h of text",
-         "Q4_K, h of text, your search"]
-fig, ax = plot.figure(height=3.4)
+names = ["Q4_0", "Q4_1", "Q4_K, max–min", "Q4_K", "Q4_K, your search", "Q4_K, h of other inputs",
+         "Q4_K, h of random tokens", *of_text, "Q4_K, h of text, your search"]
+fig, ax = plot.figure(height=3.8)
 for i, name in enumerate(names[::-1]):
-    colour = plot.COLOURS["blue" if "h of text" in name else "grey"]
+    colour = plot.COLOURS["blue" if "h of text" in name or "random" in name else "grey"]
     ax.plot(added[name], np.full(len(batches), i), ".", color=colour, ms=5)
     ax.plot(added[name].mean(), i, "|", color="black", ms=14)
-ax.set(yticks=range(len(names)), yticklabels=names[::-1], xlabel="added loss, 0.001 nats per token")
-ax.set_xlim(left=0)
-fig.set_label("Nine ways to round the base to 4.5 bits, or 5 in Q4_1, with six dots each, one for "
-              "each batch, and a stroke at their mean. Across: the added loss. The three ways with "
-              "the importance of these inputs lie furthest left.")
+labels = ["Q4_1 (5 bits)" if name == "Q4_1" else name for name in names]
+ax.set(yticks=range(len(names)), yticklabels=labels[::-1],
+       xlabel="added loss, 0.001 nats per token")
+fig.set_label("Eleven ways to round the base to 4.5 bits, or 5 in Q4_1, with 16 dots each, one for "
+              "each batch, and a stroke at their mean. Across: the added loss. The five ways with "
+              "the importance of these inputs, in blue, lie furthest left.")
 fig
 
 # %% [markdown]
-# *What to see: the three ways with the $h$ of these inputs, the last ones, lie furthest left, at the
-# same bits.*
-# An $h$ that belongs to other inputs, shuffled, gains nothing. So it is the right inputs that
-# count, not the longer search. Random tokens give an $h$ that serves about as well as that of text,
-# as far as six batches can tell: which inputs are large depends on the layer more than on the text.
-# And the search with the smaller $E$ need not have the smaller loss.
+# *What to see: the five ways with the $h$ of these inputs, in blue, lie furthest left, at the same
+# bits.* An $h$ that belongs to other inputs, shuffled, gains nothing. So it is the right inputs
+# that count, not the 37 trials. Draws of the text differ from each other by as much as random
+# tokens differ from them. In the study `Q4_K` adds {study k_quants: Q4_K, excess, mean} nats per
+# token, {study k_quants: Q4_K, importance, excess, mean} with $h$ of the model's kind of text, and
+# {study k_quants: Q4_K, importance from other text, excess, mean} with $h$ of another kind. Which
+# inputs are large depends on the layer more than on the text.
 #
 # ### {exercise}
 #
@@ -453,8 +523,9 @@ for name, of in (("without importance", None), ("with that of X", h_of_X)):
 #
 # ## 5. Which layer deserves more bits
 #
-# A name such as `Q4_K_M` is a *mixture*. llama.cpp's rule gives `Q6_K` to `attention.value` and
-# `mlp.down` in about half of the blocks, and `Q4_K` to all else. It looks at names, not at numbers.
+# A name such as `Q4_K_M` is a *mixture*. In a Llama, llama.cpp's rule gives `Q6_K` to
+# `attention.value` and `mlp.down` in about half of the blocks, and `Q4_K` to all else. It looks at
+# names, not at numbers. Here we use this rule for the base, too.
 #
 # ### {exercise}
 #
@@ -464,7 +535,12 @@ for name, of in (("without importance", None), ("with that of X", h_of_X)):
 #
 # $$\sum_l \|(\hat W_l - W_l)\, X_l^\top\|^2$$
 #
-# must be at most 1.05 of the least that any choice within the budget reaches.
+# must be at most 1.05 of the least that any choice within the budget reaches. $\hat W$ is rounded
+# without importance.
+#
+# *By hand*: a layer of 4,000 weights gains 8, that is, `Q6_K` lowers its error by 8, and costs
+# $2.0625 \cdot 4{,}000 = 8{,}250$ bits. One of 1,000 weights gains 4 and costs 2,062.5. Per 1,000
+# bits these gain 0.97 and 1.94, so the small one comes first.
 
 # %% exercise=k_quants.mixture points=3 minutes=8
 def k_quants_mixture(weights, inputs, budget):
@@ -488,9 +564,11 @@ result = tp.check("k_quants.mixture", k_quants_mixture)
 result
 
 # %% [markdown]
-# On the base, within the bits that llama.cpp's rule takes. $X$ is a factor of $H$: with
-# $X^\top X = H$ it gives the errors of all tokens of the text, up to a factor that is the same for
-# all layers. Two rows of 128 lie in one of 256, so $X$ stands there twice.
+# On the base, within the bits that llama.cpp's rule takes. All tokens of the text would be many. So
+# $X$ is the *Cholesky factor* of $H$, a triangular matrix with $X^\top X = H$: its few rows give
+# the same errors, up to a factor that all layers share. 1e-5 of its mean is added to the diagonal
+# first, since there is no such factor if rounding makes $H$ negative in some direction. Where two
+# rows of 128 lie in one of 256, each half of the row meets $X$ by itself.
 
 # %%
 def inputs_of(path):
@@ -519,13 +597,13 @@ choices |= {f"random choice {i}": by_order(np.random.default_rng(i).permutation(
             for i in range(3)}
 for name, chosen in choices.items(): compare(name, dict.fromkeys(chosen, "Q6_K"), h)
 for name in ("llama.cpp's rule", "your choice"): print(f"{name}: {', '.join(choices[name])}")
-difference = added["your choice"] - added["llama.cpp's rule"]
-print("yours minus the rule, batch by batch:", *(f"{each:+.1f}" for each in difference))
+for name in [*choices][1:]: minus(name, "llama.cpp's rule")
 
 # %% [markdown]
-# *What to see: the sum of output errors is least by construction, and the loss need not be.* An
-# error of one layer's output is not worth as much as that of another one's. The open exercise asks
-# the loss itself.
+# *What to see: the sum of output errors is least by construction, and the loss need not be.* Most
+# of the four differences are below twice their ±: these batches do not tell such choices from the
+# rule. An error of one layer's output is not worth as much as that of another one's. The open
+# exercise asks the loss itself.
 #
 # ### {exercise} · Ask the loss (open, 4 points, 25 minutes)
 #
@@ -541,16 +619,18 @@ print("yours minus the rule, batch by batch:", *(f"{each:+.1f}" for each in diff
 # %% [answer]
 # *Gains.* Round everything to `Q4_K` with importance, then give `Q6_K` to one kind of layers, or
 # to one block, and measure on 3 batches of training text. `attention.value` of all blocks is small,
-# 0.17 bits on the average, and gains about as much as `mlp.down`, which takes 0.69. Block 0 gains
-# more than the other blocks.
+# 0.17 bits on the average, and gains 8 to 10 thousandths of a nat; `mlp.down`, which takes 0.69,
+# gains 6 to 9. Block 0 gains 10 to 12 ± 7, block 2 7 to 11 ± 2, the others less. (Three draws of
+# the calibration text.)
 #
 # *Choice.* By gain per bit: `attention.value` everywhere, and what fits of block 0. Single layers
 # gain a few thousandths of a nat at most, so that with few batches their order is partly chance.
 # Kinds and blocks are measured more safely than 30 single layers.
 #
-# *Comparison.* Expect a lead of a few thousandths of a nat per token over the rule, of one sign in
-# most batches, and over random choices as well. The same batches for all make that visible: losses
-# of single batches differ by a tenth of a nat.
+# *Comparison.* Expect a lead of 2 to 4 thousandths of a nat per token over the rule, with ± 1 in 24
+# batches, and of one sign in two to four of five batches. The lead over random choices is 2 to 7
+# thousandths. The same batches for all make that visible: losses of single batches differ by a
+# tenth of a nat.
 #
 # *Another model.* The order depends on the model: in a larger one the first and last blocks, or
 # layers with outliers, may lead. The method carries over, not the list. Measure again, with text of
@@ -561,8 +641,9 @@ print("yours minus the rule, batch by batch:", *(f"{each:+.1f}" for each in diff
 #
 # Not all levels are evenly spaced. `IQ4_NL` has a table of 16 levels and a scale for 32 weights, as
 # NF4 (lesson 13). `MXFP4` stores small floating-point numbers, and a power of two as the scale of
-# 32 weights: 4.25 bits, and nothing to search for. `Q2_K` and `Q3_K` are superblocks of 16 × 16
-# weights with 2 and 3 bits. The package reads these types.
+# 32 weights: 4.25 bits, and nothing to search for. `Q2_K` and `Q3_K` are superblocks of 16
+# sub-blocks of 16 weights, with 2 and 3 bits. The package reads these types from files, and
+# `tp.GGUF` rounds to none of them.
 
 # %% fold
 fig, ax = plot.figure(height=2.2)
@@ -578,14 +659,24 @@ fig.set_label("Four rows of strokes between −1 and 1: the levels of Q4_0 are e
 fig
 
 # %%
+def show_error(name, bits, W_hat):
+    error = np.linalg.norm(W_hat - W) / np.linalg.norm(W)
+    print(f"{name:6} {bits:.2f} bits, error of the weights {error:.1%}")
+
 for name, scheme in (("Q4_0", tp.GGUF("Q4_0")), ("Q4_K", tp.GGUF("Q4_K")),
+                     ("NF4", tp.NF4(block_size=32)),
                      ("MXFP4", tp.FloatFormat("E2M1", block_size=32, scale_format="E8M0"))):
     q = scheme.quantize(W)
-    error = np.linalg.norm(q.dequantize() - W) / np.linalg.norm(W)
-    print(f"{name:6} {q.bits_per_weight:.2f} bits, error of the weights {error:.1%}")
+    show_error(name, q.bits_per_weight, q.dequantize())
+levels, x = codebook("IQ4_NL").astype(float), W.reshape(-1, 32)
+s = np.take_along_axis(x, abs(x).argmax(axis=1, keepdims=True), axis=1) / levels[0]
+nearest = abs(x[..., None] / s[..., None] - levels).argmin(axis=-1)
+show_error("IQ4_NL", 4 + 16 / 32, (s * levels[nearest]).reshape(W.shape))
 
 # %% [markdown]
-# *What to see: levels that are dense around 0 serve the many small weights.*
+# *What to see: levels that are denser around 0 help only if the ends are not too far apart.*
+# `IQ4_NL` beats `Q4_0` at equal bits. `MXFP4` has wide gaps at its ends and a scale that is a power
+# of two, and loses. It has two zeros, so its 16 codes draw 15 strokes.
 #
 # ## The real call
 #
@@ -598,7 +689,8 @@ for name, scheme in (("Q4_0", tp.GGUF("Q4_0")), ("Q4_K", tp.GGUF("Q4_K")),
 # llama-quantize --imatrix imatrix.gguf full.gguf base.gguf Q4_K_M
 # ```
 #
-# llama.cpp's own package for Python reads the file:
+# llama.cpp's own package for Python reads the file, and your function of section 1 names its types,
+# for the base's file all of them rightly:
 #
 # ```python
 # from gguf import GGUFReader
@@ -607,6 +699,9 @@ for name, scheme in (("Q4_0", tp.GGUF("Q4_0")), ("Q4_K", tp.GGUF("Q4_K")),
 # for tensor in GGUFReader("base.gguf").tensors:
 #     weights[tensor.name] = dequantize(tensor.data, tensor.tensor_type)
 #     kinds[tensor.name] = tensor.tensor_type.name
+# coded = [name for name in kinds if kinds[name] != "F32"]
+# named = {name: k_quants_which(weights[name]) for name in coded}
+# print(sum(named[name] == kinds[name] for name in coded), "of", len(coded), "named rightly")
 # ```
 
 # %% [markdown]
@@ -623,8 +718,8 @@ for name, scheme in (("Q4_0", tp.GGUF("Q4_0")), ("Q4_K", tp.GGUF("Q4_K")),
 # 2. Why does a fit of $s$ and $m$, repeated until nothing changes, not find the best ones?
 # <details><summary>Answer</summary>
 #
-# Each fit is best for its codes, and the codes for their $s$ and $m$. Other codes with a smaller
-# error may lie beyond a hill.
+# Each fit is best for its codes, and the codes for their $s$ and $m$. Other codes may have a
+# smaller error, and single steps from these do not lead there.
 #
 # </details>
 #
@@ -653,9 +748,11 @@ for name, scheme in (("Q4_0", tp.GGUF("Q4_0")), ("Q4_K", tp.GGUF("Q4_K")),
 # %% [markdown]
 # ## Where the papers say this
 #
-# - There is no paper on K-quants. Sources are llama.cpp's pull requests 1684 (the types) and 4861
-#   (importance), and its `ggml-quants.c`. The page
-#   [K-quants](../tinypeft/quant/K_QUANTS.md) tells all of it, byte by byte.
+# - There is no paper on K-quants. Sources are llama.cpp's pull requests
+#   [1684](https://github.com/ggml-org/llama.cpp/pull/1684) (the types) and
+#   [4861](https://github.com/ggml-org/llama.cpp/pull/4861) (importance), and its
+#   [`ggml-quants.c`](https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c).
+#   The page [K-quants](../tinypeft/quant/K_QUANTS.md) tells all of it, byte by byte.
 # - The diagonal of $H$ as a weight: AWQ (arXiv 2306.00978) scales by the inputs' size, and GPTQ
 #   (arXiv 2210.17323) has all of $H$. MXFP4's blocks: Rouhani et al. (arXiv 2310.10537).
 #

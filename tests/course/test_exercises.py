@@ -168,7 +168,8 @@ CHECKS = {
     "real.norm_backward": (1, 1, 0), "real.rotary": (1, 1, 0), "real.fewer": (2, 0, 0), "real.block": (1, 0, 0),
     "real.bug": (2, 0, 0), "real.encode": (2, 0, 0),
     "children.which": (19, 0, 0), "children.bug": (12, 0, 0), "children.nearest": (1, 0, 0),
-    "k_quants.which": (8, 0, 0), "k_quants.search": (2, 0, 0), "k_quants.bug": (2, 0, 0), "k_quants.mixture": (3, 0, 0)}
+    "k_quants.read": (1, 0, 0), "k_quants.which": (12, 0, 0), "k_quants.search": (2, 0, 0),
+    "k_quants.bug": (4, 0, 0), "k_quants.mixture": (3, 0, 0)}
 
 
 # The example on the page of each exercise that has one: words of the page, and numbers that the reference makes of it.

@@ -10,6 +10,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.course import percent
 from tinypeft.course.build import prose
+from tinypeft.course.exercises import find
 from tinypeft.interop import write_gguf
 
 SECTION = re.compile(r"^## The real call\n(.*?)(?=^## |\Z)", re.M | re.S)
@@ -117,12 +118,14 @@ def test_the_command_lines_run(tmp_path):
 
 @pytest.mark.parametrize("code", READS, ids=[READS_A_FILE] * len(READS))
 def test_a_call_that_reads_a_file_finds_what_was_written(code, tmp_path, monkeypatch):
-    """The mixture of llama.cpp's rule, in its own types, and every weight as the package decodes it."""
+    """The mixture of llama.cpp's rule, in its own types, and every weight as the package decodes it. The lesson's own
+    function names the type of each tensor."""
     model = tp.quantize(tp.load_pretrained(), tp.GGUF("Q4_K_M"))
     write_gguf(tmp_path / "base.gguf", model)
     monkeypatch.chdir(tmp_path)
-    namespace = {}
+    namespace = {"k_quants_which": find("k_quants.which").reference}
     exec(compile(code, READS_A_FILE, "exec"), namespace)
+    assert namespace["named"] == {name: kind for name, kind in namespace["kinds"].items() if kind != "F32"}
     down = {i: f"blk.{i}.ffn_down.weight" for i in range(model.config.n_layers)}
     assert {namespace["kinds"][name] for name in down.values()} == {"Q4_K", "Q6_K"}
     for i, name in down.items():

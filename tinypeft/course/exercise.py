@@ -40,7 +40,8 @@ class Exercise:
     avoids: names that the student's function may not use, because the package has the answer there.
     goal: (sentence, predicate), for a design, where many results are right: any of the expected
         type and shape for which `predicate(result, arguments)` is true. The reference is one of
-        them. Of a result that misses the goal, mistakes and symptoms tell the cause.
+        them. Of a result that misses the goal, mistakes and symptoms tell the cause. A third part,
+        `reached(result, arguments)`, says how near the result came, such as "; yours is 0.8".
     normalize: result → result, with a choice settled that is left to the student, such as the sign
         of a singular vector. Both results are compared in this form.
     quiet: a right result is refused if NumPy noted a division by zero or an invalid operation on

@@ -146,8 +146,10 @@ def wrong_result(exercise, call, args, stage, about, others):
 
 def missed(goal, value, args):
     """None if a design meets its goal, or how it differs from what is asked for."""
-    sentence, met = goal
-    return None if met(value, args) else ("value", f"the goal is missed: {sentence}", None, None)
+    sentence, met, *more = goal
+    if met(value, args): return None
+    came = more[0](value, args) if more else ""
+    return "value", f"the goal is missed: {sentence}{came}", None, None
 
 
 def wrong_gradient(exercise, call, args):

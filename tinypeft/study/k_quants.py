@@ -111,7 +111,7 @@ SECTIONS = {"example": example, "search": search_end, "types": types, "mixture":
 
 # -- the picture ---------------------------------------------------------------------------------
 def search(x: np.ndarray, moving: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The weighted error of each trial for a sub-block x, divided by that of the first fit, and whether it was kept.
+    """The weighted error of each trial for a sub-block x, divided by that of max–min, and whether it was kept.
     moving: does a kept trial move the origin of those after it?"""
     x = np.float64(x)
     w, low, high = np.sqrt((x * x).mean()) + np.abs(x), min(x.min(), 0), x.max()
@@ -150,7 +150,8 @@ def picture(results: Path | None = None) -> plot.Drawing:
         left.plot(at, 100 * errors, color=plot.COLOURS[colour], lw=1, marker=marker, ms=3, mfc="white")
         left.plot(at[kept], 100 * errors[kept], ls="none", color=plot.COLOURS[colour], marker=marker, ms=5, label=text)
     left.axhline(100, color=plot.COLOURS["grey"], lw=1, ls="--")
-    left.set(xlabel="steps between low and high", ylabel="weighted error, % of first fit")
+    left.plot(15, 100, ls="none", color="black", marker="D", ms=5, label="start: max–min")
+    left.set(xlabel="steps between low and high", ylabel="error, % of max–min’s")
     left.set_title(f"The search in sub-block {SEARCHED}", fontsize=9)
     left.set_ylim(top=150)
     left.legend(loc="upper left", fontsize=9)
@@ -166,8 +167,9 @@ def picture(results: Path | None = None) -> plot.Drawing:
         fig,
         "A scale and a minimum of 6 bits for 32 weights cost no more than one scale of 16 bits; a search chooses them.",
         f"Weights of {LAYER} of the shipped base in Q4_K. Left below: 21 trials; those that were kept are filled. The search "
-        f"ends at {best[True]:.0f} % of the first fit's error, and at {best[False]:.0f} % if the origin stays. Right below: "
+        f"ends at {best[True]:.0f} % of max–min's weighted error, and at {best[False]:.0f} % if the origin stays. Right below: "
         "mlp.down of all blocks.",
         f"Above, 256 weights as dots over eight ladders of 16 levels, each as high as its 32 weights need. Left below, the "
-        f"error of 21 trials: the origin that moves leads to {best[True]:.0f} %, the fixed one to {best[False]:.0f} %. Right "
-        "below, error over bits: " + ", ".join(f"{name} {rms:.1f} % at {bits:g}" for name, (bits, rms) in points.items()) + ".")
+        f"error of 21 trials, and a mark at 100 % for max–min: the origin that moves leads to {best[True]:.0f} %, the fixed "
+        f"one to {best[False]:.0f} %. Right below, error over bits: "
+        + ", ".join(f"{name} {rms:.1f} % at {bits:g}" for name, (bits, rms) in points.items()) + ".")

@@ -1,5 +1,5 @@
-"""Lesson 18: which type made these weights, a search for scales and minima, codes for stored
-scales, bits for layers, and inputs that mislead importance."""
+"""Lesson 18: a superblock is read, the type of decoded weights, a search for scales and minima,
+codes for stored scales, bits for layers, and inputs that mislead importance."""
 from functools import lru_cache
 from itertools import product
 
@@ -27,6 +27,47 @@ def rounded(W, kind, h=None):
     return rounded_bytes(W.tobytes(), W.shape, kind, importance)
 
 
+# -- reading a superblock --------------------------------------------------------------------------
+def read(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q - (e * mn)[:, None]
+
+
+def read_with_one_scale(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q - (d * mn)[:, None]
+
+
+def read_without_e(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q - mn[:, None]
+
+
+def read_shifted_codes(d, sc, e, mn, q):
+    return (d * sc)[:, None] * (q - mn[:, None])
+
+
+def read_shifted_levels(d, sc, e, mn, q):
+    return (d * sc)[:, None] * (q - (e * mn)[:, None])
+
+
+def read_with_minima_added(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q + (e * mn)[:, None]
+
+
+def read_without_minima(d, sc, e, mn, q):
+    return (d * sc)[:, None] * q
+
+
+def codes_case(rng):
+    """Draw what a superblock of Q4_K stores."""
+    d, e = (float(np.float16(top)) for top in rng.uniform(0.001, 0.01, 2))
+    sc, mn = rng.integers(1, 64, (2, 8))
+    return d, sc, e, mn, rng.integers(0, 16, (8, 32))
+
+
+def without_minima(rng):
+    d, sc, _, mn, q = codes_case(rng)
+    return d, sc, 0.0, 0 * mn, q
+
+
 # -- which type ------------------------------------------------------------------------------------
 def grids(W_hat, width):
     """For blocks of `width` weights: the step of each, how many steps lie between its ends, and
@@ -38,10 +79,6 @@ def grids(W_hat, width):
     codes = (x - x[:, :1]) / step[:, None]
     fits = np.abs(codes - np.rint(codes)).max(axis=1) < 0.05
     return step, np.rint(span / step), fits
-
-
-def which(W_hat):
-    return which_variant()(W_hat)
 
 
 def has_zero(W_hat, step):
@@ -57,29 +94,28 @@ def in_superblocks(step):
     return np.mean(np.abs(multiples - np.rint(multiples)).max(axis=1) < 0.1) > 0.5
 
 
-def span_of(W_hat, spans, fits):
-    return spans[fits].max()
+def which(W_hat):
+    return by_levels(lambda spans, fits: spans[fits].max())(W_hat)
 
 
-def which_variant(sixteen=lambda fits: np.mean(fits) <= 0.5, most=span_of, zero=has_zero,
-                  superblocks=in_superblocks):
-    """Make the function, with another answer to one of its questions."""
+def by_levels(most):
+    """Make the function. most: how many steps lie between the ends of a block, of all blocks."""
     def named(W_hat):
         step, spans, fits = grids(W_hat, 32)
-        if sixteen(fits):
+        if np.mean(fits) <= 0.5:
             return "Q6_K"
-        steps = most(W_hat, spans, fits if fits.any() else ~fits)
+        steps = most(spans, fits)
         if steps > 31:
             return "Q8_0"
         bits = "Q4" if steps <= 15 else "Q5"
-        if zero(W_hat, step):
+        if has_zero(W_hat, step):
             return f"{bits}_0"
-        return f"{bits}_K" if superblocks(step) else f"{bits}_1"
+        return f"{bits}_K" if in_superblocks(step) else f"{bits}_1"
     return named
 
 
-def different_values(W_hat, spans, fits):
-    return max(len(np.unique(block)) for block in np.reshape(W_hat, (-1, 32))) - 1
+def of_first_superblock(W_hat):
+    return which(np.reshape(W_hat, -1)[:256])
 
 
 def weights_of(rng):
@@ -101,8 +137,45 @@ def of_type(kind):
     return lambda rng: (rounded(weights_of(rng), kind),)
 
 
+def few_levels(kind):
+    """The first superblock has positive weights of about the same size, which need few levels."""
+    def case(rng):
+        W = weights_of(rng)
+        W.reshape(-1)[:256] = rng.uniform(0.08, 0.1, 256)
+        return (rounded(W, kind),)
+    return case
+
+
+def equal_ones(rng):
+    """Half of the weights of a block are equal, so a block of Q8_0 has at most 17 values."""
+    W = weights_of(rng)
+    blocks = W.reshape(-1, 32)
+    blocks[:, 1:16] = blocks[:, :1]
+    return (rounded(W, "Q8_0"),)
+
+
 def no_name(got, expected, args):
     return not isinstance(got, str) or got not in NAMES
+
+
+def of_sixteen(got, expected, args):
+    return "Q6_K" in (got, expected)
+
+
+def other_levels(got, expected, args):
+    return got[:2] != expected[:2]
+
+
+def no_minimum(got, expected, args):
+    return got.endswith("_0") and not expected.endswith("_0")
+
+
+def a_minimum(got, expected, args):
+    return expected.endswith("_0") and not got.endswith("_0")
+
+
+def no_superblock(got, expected, args):
+    return expected.endswith("_K")
 
 
 # -- a search --------------------------------------------------------------------------------------
@@ -196,6 +269,28 @@ def all_positive(rng):
     return np.abs(x), w
 
 
+def reached(result, args):
+    """Say how far a search came."""
+    if bad_scale(result, None, args):
+        return ""
+    whole, worst = ratios(result, args)
+    return f"; your sum is {whole:.2f} of max–min's, and in the worst block {worst:.2f}"
+
+
+def ignores_w(got, expected, args):
+    """Is no block worse than max–min if all weights count alike, and some as they are counted?"""
+    x, w = args
+    alike, worst = ratios(got, (x, ones(w)))
+    return worst <= 1 + 1e-9 and alike < 0.97 and ratios(got, args)[1] > 1 + 1e-9
+
+
+def one_factor(got, expected, args):
+    """Are s and m of all blocks the same multiples of max–min's?"""
+    factors = [np.asarray(part, float)[start > 0] / start[start > 0]
+               for part, start in zip(got, max_min(*args), strict=True)]
+    return all(np.ptp(factor) < 1e-6 for factor in factors if factor.size)
+
+
 def bad_scale(got, expected, args):
     s, m = (np.asarray(part, float) for part in got)
     return not (np.isfinite(s).all() and (s > 0).all() and np.isfinite(m).all())
@@ -241,15 +336,23 @@ def itself(s, d, sc):
     return s
 
 
+def at_least_1(numbers):
+    return np.maximum(np.rint(numbers), 1)
+
+
 def stored_variant(step=steps_of_codes, minimum=steps_of_codes, least=0, largest=15,
-                   whole=np.rint, most=63):
-    """Make the function that rounds scales and weights, with a mistake."""
+                   whole=np.rint, of_minima=np.rint, most=63, sign=1, empty=steps_of_codes):
+    """Make the function that rounds scales and weights, with a mistake. empty: the steps of which
+    those that are 0 have the codes 0; None for no such rule."""
     def wrong(x, s, m):
         d, e = s.max() / most, m.max() / most
-        sc, mn = (whole(v / c) if c > 0 else 0 * v for v, c in ((s, d), (m, e)))
+        sc = whole(s / d) if d > 0 else 0 * s
+        mn = of_minima(m / e) if e > 0 else 0 * m
         steps, minima = step(s, d, sc)[:, None], minimum(m, e, mn)[:, None]
-        q = np.clip(np.rint((x + minima) / np.where(steps > 0, steps, 1)), least, largest)
-        return d, sc, e, mn, np.where(steps > 0, q, 0)
+        q = np.rint((x + sign * minima) / np.where(steps > 0, steps, 1))
+        q = np.clip(q, least, largest)
+        there = True if empty is None else empty(s, d, sc)[:, None] > 0
+        return d, sc, e, mn, np.where(there, q, 0)
     return wrong
 
 
@@ -283,10 +386,29 @@ def no_minima(rng):
     return x, *max_min(x, None)
 
 
-def zero_divided(got, expected, args):
-    """Are there numbers that are not finite, or codes in a sub-block whose step is 0?"""
-    empty = ~np.any(expected, axis=-1)
-    return not np.isfinite(got).all() or np.any(got[empty])
+def a_large_one(rng):
+    """Numbers above 0.5 in the sub-block whose step becomes 0."""
+    x, *_ = a_small_one(rng)
+    return x * 1e5, *max_min(x * 1e5, None)
+
+
+def no_steps(rng):
+    """The weights of each sub-block are equal and negative: minima and no steps."""
+    x = -np.ones((8, 32)) * rng.uniform(0.5, 2, (8, 1))
+    return x, *max_min(x, None)
+
+
+def not_finite(got, expected, args):
+    return not np.isfinite(got).all()
+
+
+def codes_of_nothing(got, expected, args):
+    """Are there codes in a sub-block whose step is 0?"""
+    return np.shape(got) == (8, 32) and np.any(got[~np.any(expected, axis=1)])
+
+
+def other_whole_numbers(got, expected, args):
+    return np.shape(got) == (8,)
 
 
 # -- bits for layers -------------------------------------------------------------------------------
@@ -314,8 +436,9 @@ def output_gain(weights, inputs):
     return before - after
 
 
-def greedy(gain=output_gain, per_bit=True, over=False):
-    """Make a function that gives the better type in the order of a gain, as long as it fits."""
+def greedy(gain=output_gain, per_bit=True, over=False, price=None):
+    """Make a function that gives the better type in the order of a gain, as long as it fits. price:
+    what a weight in the better type is thought to take beyond the usual bits of all weights."""
     def chosen(weights, inputs, budget):
         sizes = np.array([W.size for W in weights])
         order = np.argsort(-gain(weights, inputs) / (sizes if per_bit else 1), kind="stable")
@@ -323,12 +446,24 @@ def greedy(gain=output_gain, per_bit=True, over=False):
         for i in order:
             before = bits_of(weights, better)
             better[i] = True
+            bits = bits_of(weights, better)
+            if price is not None:
+                bits = BITS[USUAL] * sizes.sum() + price * sizes[better].sum()
             if over:
                 if before >= budget: better[i] = False
-            elif bits_of(weights, better) > budget:
+            elif bits > budget:
                 better[i] = False
         return better
     return chosen
+
+
+def of_token(token):
+    """The gain on one token alone."""
+    return lambda weights, inputs: output_gain(weights, [X[[token]] for X in inputs])
+
+
+def of_mean_token(weights, inputs):
+    return output_gain(weights, [X.mean(axis=0, keepdims=True) for X in inputs])
 
 
 def weight_gain(weights, inputs):
@@ -378,6 +513,18 @@ def over_budget(got, expected, args):
     return np.shape(got) == np.shape(expected) and bits_of(args[0], np.asarray(got, bool)) > args[2]
 
 
+def nothing_chosen(got, expected, args):
+    return np.shape(got) == np.shape(expected) and not np.any(got)
+
+
+def mixture_reached(result, args):
+    """Say how good a choice is."""
+    weights, inputs, budget = args
+    share = bits_of(weights, np.asarray(result, bool)) / budget
+    ratio = error_of(result, weights, inputs) / least_error(*args)
+    return f"; yours takes {share:.3f} of the budget, and its sum is {ratio:.2f} of the least"
+
+
 def layers(rng):
     """Six small layers, in which sizes, weights and inputs are uneven."""
     weights, inputs = [], []
@@ -403,11 +550,14 @@ def mixture_case(rng):
 
 
 def small_ones_first(rng):
-    """The largest layer gains most, and four small ones together gain more for the same bits."""
+    """The first layer gains most, and four small ones together gain more for the same bits. On the
+    first and the last token the sixth layer gains most."""
     rows, sizes = (8, 2, 2, 2, 2, 8), (1, 1.5, 1.5, 1.5, 1.5, 0.3)
     weights = [np.float32(s * rng.standard_normal((n, 256)))
                for n, s in zip(rows, sizes, strict=True)]
     inputs = [rng.standard_normal((16, 256)) for _ in rows]
+    for X in inputs[1:5]: X[[0, -1]] *= 0.01
+    inputs[5][[0, -1]] *= 5
     return weights, inputs, 256 * (24 * 4.5 + 8 * 2.0625)
 
 
@@ -433,9 +583,14 @@ def misled(W):
 
 
 def output_with_and_without(W, X):
-    """The squared output errors on X, with importance measured on X and without it."""
-    h = np.mean(np.asarray(X, float)**2, axis=0)
-    return [np.sum(((rounded(W, USUAL, of).astype(float) - W) @ X.T)**2) for of in (h, None)]
+    """The squared output errors on X, with importance measured on X and without it; NaN where the
+    package cannot round by an importance that is 0 nearly everywhere."""
+    X = np.asarray(X, float)
+    h = np.mean(X**2, axis=0)
+    try:
+        return [np.sum(((rounded(W, USUAL, of).astype(float) - W) @ X.T)**2) for of in (h, None)]
+    except ValueError:
+        return np.nan, np.nan
 
 
 def misleads(result, args):
@@ -447,14 +602,15 @@ def misleads(result, args):
     return bool(with_h >= 2 * without)
 
 
+def misled_reached(result, args):
+    """Say how many times as large the error is with importance."""
+    with_h, without = output_with_and_without(args[0], result)
+    return f"; on yours it is {with_h / without:.3g} times as large" if without > 0 else ""
+
+
 def inputs_of(make):
     """Make a function that draws inputs (TOKENS, d_in) without looking at the rounding."""
     return lambda W: make(np.random.default_rng(1), (TOKENS, W.shape[1]), W)
-
-
-def along_the_error(rng, shape, W):
-    D = rounded(W, USUAL).astype(float) - W
-    return rng.standard_normal((shape[0], len(D))) @ D
 
 
 def against_importance(rng, shape, W):
@@ -464,14 +620,46 @@ def against_importance(rng, shape, W):
     return X - X @ D.T @ np.linalg.solve(D @ D.T, D)
 
 
-def helps(got, expected, args):
-    with_h, without = output_with_and_without(args[0], got)
-    return np.any(got) and with_h < 0.95 * without
+def of_tokens(predicate):
+    """Make a symptom of a predicate (X, W), for inputs X of the right shape."""
+    def symptom(got, expected, args):
+        (W,) = args
+        X = np.asarray(got, float)
+        return X.shape == (TOKENS, W.shape[1]) and predicate(X, W.astype(float))
+    return symptom
 
 
-def hardly(got, expected, args):
-    with_h, without = output_with_and_without(args[0], got)
-    return np.any(got) and 0.95 * without <= with_h < 2 * without
+def unrelated(X, W):
+    """Has no token two inputs that are not 0?"""
+    return (np.count_nonzero(X, axis=1) <= 1).all()
+
+
+def in_the_rows(X, rows):
+    """The share of X, by its norm, that lies in the space of some rows."""
+    return np.linalg.norm(X @ np.linalg.pinv(rows) @ rows) / np.linalg.norm(X)
+
+
+def along_the_error(X, W):
+    return in_the_rows(X, rounded(W, USUAL) - W) > 0.99
+
+
+def away_from_weights(X, W):
+    return in_the_rows(X, W) < 0.01
+
+
+def equal_importance(X, W):
+    h = np.mean(X**2, axis=0)
+    return np.ptp(h) <= 1e-6 * h.max()
+
+
+def helps(X, W):
+    with_h, without = output_with_and_without(W, X)
+    return with_h < 0.95 * without
+
+
+def hardly(X, W):
+    with_h, without = output_with_and_without(W, X)
+    return 0.95 * without <= with_h < 2 * without
 
 
 def misled_case(rng):
@@ -481,28 +669,54 @@ def misled_case(rng):
 
 EXERCISES = (
     Exercise(
+        name="k_quants.read", title="Read a superblock", stars=1,
+        kind="formula",
+        reference=read, cases=codes_case,
+        special=(
+            ("e and all mn are 0", without_minima),),
+        mistakes=(
+            ("the minimum e·mn is subtracted", read_with_minima_added),
+            ("the minima are missing: subtract e·mn from each row", read_without_minima),
+            ("minima have a scale of their own, e", read_with_one_scale),
+            ("mn is a whole number; the minimum is e·mn", read_without_e),
+            *several("the step multiplies the code alone, and e·mn is subtracted from the product",
+                     read_shifted_codes, read_shifted_levels)),
+        errors=(
+            ("broadcast", "sc has a number for each row of q: (d * sc)[:, None] is (8, 1), and "
+             "(8,) would be one for each column"),),
+        hints=("Which two numbers does a sub-block share, and what makes of them a step and a "
+               "minimum?",
+               "q is (8, 32), sc and mn are (8,). (d * sc)[:, None] is (8, 1), the step of each "
+               "row.",
+               "return (d * sc)[:, None] * q - (e * mn)[:, None].")),
+    Exercise(
         name="k_quants.which", title="Which type made these weights?", stars=2,
         kind="design",
         reference=which, cases=unknown,
-        special=tuple(("one matrix of each type", of_type(kind)) for kind in NAMES),
+        special=(
+            *(("one matrix of each type", of_type(kind)) for kind in NAMES),
+            *(("the first superblock uses few of the levels", few_levels(kind))
+              for kind in ("Q5_0", "Q5_K", "Q8_0")),
+            ("half of the weights of a block are equal", equal_ones)),
         mistakes=(
-            ("some levels of a block are not in use: count the steps between its lowest and its "
-             "highest weight, not its different values",
-             which_variant(most=different_values)),
-            ("a type with a minimum is missing: see whether 0 is one of the levels of a block",
-             which_variant(zero=lambda W_hat, step: True)),
-            ("a type without a minimum is missing: its levels are multiples of the step, so 0 is "
-             "one of them",
-             which_variant(zero=lambda W_hat, step: False)),
-            ("a K type is missing: its eight steps of a superblock are whole multiples of one "
-             "number",
-             which_variant(superblocks=lambda step: False)),
-            ("you find superblocks where each block has a step of its own",
-             which_variant(superblocks=lambda step: True)),
-            ("in one of the types 16 weights share a step, and 32 do not lie on one grid",
-             which_variant(sixteen=lambda fits: False))),
+            ("only the first superblock is read: take them all", of_first_superblock),
+            ("the levels are counted in the first block alone, which need not use all of them",
+             by_levels(lambda spans, fits: spans[0]))),
         symptoms=(
-            ("return one of the eight names, as text", no_name),),
+            ("return one of the eight names, as text", no_name),
+            ("in Q6_K, and in no other type, 16 weights share a step: then 32 do not lie on one "
+             "grid in most blocks", of_sixteen),
+            ("the levels are counted wrong: count the steps between the lowest and the highest "
+             "weight of each block, since some levels in between are not in use, and take the "
+             "largest number of all blocks", other_levels),
+            ("this type has a minimum: 0 lies on the grid of some blocks by chance, and with a "
+             "wide tolerance of many; call whole what is within 0.05, and let most blocks decide",
+             no_minimum),
+            ("this type has no minimum: in most blocks x/step is whole", a_minimum),
+            ("the eight steps of most superblocks are whole multiples of one number: 63·step/(the "
+             "largest) is whole", no_superblock),
+            ("each block has a step of its own: eight steps are whole multiples of one number by "
+             "chance only", lambda got, expected, args: got.endswith("_K"))),
         hints=("How many weights share a step? How many steps lie between the lowest and the "
                "highest of them? Is 0 one of the levels? Have the steps of eight blocks a common "
                "measure?",
@@ -516,7 +730,8 @@ EXERCISES = (
         kind="design",
         reference=search, cases=search_case, avoids=("fit_line", "searched"),
         goal=("s > 0, m ≥ 0, the weighted error in all is at most 0.72 of max–min's (0.85 where no "
-              "weight is negative), and in no block it is larger than max–min's", is_found),
+              "weight is negative), and in no block it is larger than max–min's", is_found,
+              reached),
         special=(
             ("each block has a far weight that hardly counts", unimportant_outliers),),
         extremes=(
@@ -531,10 +746,15 @@ EXERCISES = (
             ("s and m are exchanged", exchanged),
             ("a scale is 0, negative or not finite", bad_scale),
             ("m is stored without a sign, so it must not be negative", negative_minimum),
+            ("all blocks get max–min's s and m times the same factor: choose for each block by its "
+             "own error", one_factor),
+            ("w is not used: each square counts w times, in the fit and where the best is chosen",
+             ignores_w),
             ("in some block the error is larger than max–min's: keep the start until something "
              "better comes", worse_block),
-            ("a fit from one start ends in the nearest valley: begin at several lowest and highest "
-             "levels, some of them within the weights, and keep the best for each block",
+            ("a fit from one start stops where neither the codes nor s and m change any more: "
+             "begin at several lowest and highest levels, some of them within the weights, and "
+             "keep the best for each block",
              not_enough)),
         hints=("With fixed codes, which s and m are best? And with fixed s and m, which codes? "
                "Where does this end, and does it depend on the start?",
@@ -549,24 +769,36 @@ EXERCISES = (
         reference=stored, cases=superblock, normalize=in_floats, quiet=True,
         special=(
             ("a sub-block that is much smaller than the others", a_small_one),
-            ("no weight is negative, so all minima are 0", no_minima)),
+            ("the same with weights of thousands", a_large_one),
+            ("no weight is negative, so all minima are 0", no_minima),
+            ("all weights of a sub-block are equal, so all s are 0", no_steps)),
         mistakes=(
-            ("the codes belong to s and m, which are not stored: this is the fault of the code "
-             "above", stored_variant(step=itself, minimum=itself)),
+            *several("the codes belong to s and m, which are not stored: this is the fault of the "
+                     "code above", stored_variant(step=itself, minimum=itself),
+                     stored_variant(step=itself, minimum=itself, empty=None)),
             ("the steps are the stored ones; take the stored minima e·mn as well",
              stored_variant(minimum=itself)),
-            ("the minima are the stored ones; take the stored steps d·sc as well",
-             stored_variant(step=itself)),
+            *several("the minima are the stored ones; take the stored steps d·sc as well",
+                     stored_variant(step=itself), stored_variant(step=itself, empty=None)),
+            ("x̂ = d·sc·q − e·mn, so the code is that of x + e·mn, not of x − e·mn",
+             stored_variant(sign=-1)),
             *several("codes have four bits: 0 … 15",
                      stored_variant(least=-np.inf, largest=np.inf),
                      stored_variant(largest=np.inf)),
-            ("sc and mn are the nearest whole numbers", stored_variant(whole=np.floor)),
-            ("sc and mn are the nearest whole numbers", stored_variant(whole=np.ceil)),
+            *several("sc and mn stay as in the code above, the nearest whole numbers, also where "
+                     "these are 0",
+                     *(stored_variant(whole=of_s, of_minima=of_m)
+                       for way in (np.floor, np.ceil, at_least_1)
+                       for of_s, of_m in ((way, way), (way, np.rint), (np.rint, way)))),
             ("the largest of sc is 63: six bits hold 0 … 63", stored_variant(most=64)),
             ("minima have a scale e of their own", one_scale)),
         symptoms=(
-            ("where all minima are 0, or a step became 0, nothing may be divided by it; the codes "
-             "are 0 there", zero_divided),),
+            ("where all s or all m are 0, or a step became 0, nothing may be divided by it",
+             not_finite),
+            ("where the step d·sc is 0, the codes are 0, and nothing is divided by it",
+             codes_of_nothing),
+            ("sc and mn stay as in the code above, the nearest whole numbers of s/d and m/e, also "
+             "where these are 0", other_whole_numbers)),
         hints=("From which numbers will a reader of the file compute the weights?",
                "sc and mn are (8,), q is (8, 32). (d * sc)[:, None] is the step of each row.",
                "q = np.clip(np.rint((x + (e * mn)[:, None]) / step), 0, 15) with step = (d * "
@@ -576,7 +808,7 @@ EXERCISES = (
         kind="design",
         reference=by_gain_per_bit, cases=mixture_case,
         goal=("the bits are within the budget, and the sum of the squared output errors is at most "
-              "1.05 of the least that fits", is_good_mixture),
+              "1.05 of the least that fits", is_good_mixture, mixture_reached),
         special=(
             ("a large layer gains most, and four small ones gain more for the same bits",
              small_ones_first),
@@ -594,9 +826,14 @@ EXERCISES = (
              greedy(largest_layers, per_bit=False)),
             ("layers are taken in their order; measure what each gains",
              greedy(in_order, per_bit=False)),
-            ("the last choice goes beyond the budget", greedy(over=True))),
+            ("the last choice goes beyond the budget", greedy(over=True)),
+            ("Q6_K costs 2.0625 bits more than Q4_K, and the 4.5 are paid already",
+             greedy(price=BITS[BETTER])),
+            *several("the errors of all tokens count, not those of one", greedy(of_token(0)),
+                     greedy(of_token(-1)), greedy(of_mean_token))),
         symptoms=(
-            ("these bits are more than the budget", over_budget),),
+            ("these bits are more than the budget", over_budget),
+            ("nothing was chosen, and the budget is enough for some layer", nothing_chosen)),
         hints=("By how much does the error of a layer's output fall if it gets Q6_K, and how many "
                "bits does that cost?",
                "For each layer two numbers: the squared error of (Ŵ − W) Xᵀ in Q4_K and in Q6_K. "
@@ -608,21 +845,27 @@ EXERCISES = (
         kind="design",
         reference=misled, cases=misled_case,
         goal=("on these inputs, the squared output error of Q4_K with their importance is at least "
-              "twice that without importance", misleads),
+              "twice that without importance", misleads, misled_reached),
         mistakes=(
             ("on inputs that are drawn one by one h says all there is to know: importance helps, "
              "or makes no difference",
              inputs_of(lambda rng, shape, W: rng.standard_normal(shape))),
-            ("these inputs lie along the error without importance, where it is largest; you need "
-             "the opposite", inputs_of(along_the_error)),
             ("these are at right angles to the error with importance; take that without it",
              inputs_of(against_importance))),
         symptoms=(
             ("all inputs are 0, so nothing can be measured",
              lambda got, expected, args: not np.any(got)),
-            ("importance helps on these inputs", helps),
+            ("no token has two inputs that are not 0, so h says all there is to know; let inputs "
+             "be related", of_tokens(unrelated)),
+            ("these inputs lie along the error without importance, where it is largest; you need "
+             "the opposite", of_tokens(along_the_error)),
+            ("these are at right angles to W; take what rounding changes, D = Ŵ − W",
+             of_tokens(away_from_weights)),
+            ("all inputs are equally important here, so h says nothing; choose X by the error "
+             "D = Ŵ − W", of_tokens(equal_importance)),
+            ("importance helps on these inputs", of_tokens(helps)),
             ("importance makes little difference on these inputs: they need a relation to each "
-             "other that h, which looks at each alone, does not see", hardly)),
+             "other that h, which looks at each alone, does not see", of_tokens(hardly))),
         hints=("Which inputs make an error D of the weights vanish? Does h, the mean square of "
                "each input, show it?",
                "D = Ŵ − W without importance is (rows, d_in), with fewer rows than columns. X is "

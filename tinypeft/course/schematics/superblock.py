@@ -1,8 +1,8 @@
-"""The schematic of a superblock of Q4_K, which computes its bits and the levels that it shows."""
+"""Schematics of a superblock of Q4_K and of how it is stored, which compute what they show."""
 from ...study.plot import Drawing
-from .sheet import DATA, FROZEN, INK, TRAINED, Sheet
+from .sheet import DATA, FROZEN, INK, TRAINED, WARM, WHITE, Sheet
 
-__all__ = ["superblock"]
+__all__ = ["stored", "superblock"]
 
 
 def superblock() -> Drawing:
@@ -52,3 +52,40 @@ def superblock() -> Drawing:
         "Below, a line with the levels −0.36, 0.13, 0.62 and 1.11, and arrows from the weights "
         "−0.3, 0.1, "
         "0.5 and 1.2.")
+
+
+def stored() -> Drawing:
+    x, step, d = 0.55, 0.037, 0.01
+    sc = round(step / d)
+    wrong, right = round(x / step), round(x / (d * sc))
+    s = Sheet(640, 290)
+    s.text(320, 16, "From weights to what a file holds", bold=True)
+    boxes = (("weights x", DATA), ("s and m", WHITE), ("sc and mn", TRAINED),
+             ("d·sc and e·mn", FROZEN))
+    for i, (name, fill) in enumerate(boxes):
+        s.box(20 + 156 * i, 52, 132, 34, name, fill)
+        if i: s.arrow((156 * i - 4, 69), (20 + 156 * i, 69))
+    for middle, words in ((242, "a search"), (398, "whole numbers, 0 … 63"),
+                          (554, "what a reader computes")):
+        s.text(middle, 40, words, size=11)
+    s.box(488, 150, 132, 34, "codes q", DATA)
+    s.arrow((554, 86), (554, 150))
+    s.text(546, 116, "right", "end", size=11)
+    s.arrow((242, 86), (242, 160), (488, 160), colour=WARM)
+    s.text(360, 148, "the colleague's way", size=11, colour=WARM)
+    s.arrow((86, 86), (86, 176), (488, 176))
+    s.line((20, 204), (620, 204), colour="#CCC")
+    s.text(320, 222, f"A sub-block with s = {step}, m = 0, in a superblock with d = {d}, and its "
+           f"weight {x}", bold=True)
+    s.text(320, 246, f"s ÷ d = {step / d:.1f} becomes sc = {sc}, so a reader has the step "
+           f"{d * sc:.2f}.", size=11)
+    s.text(320, 266, f"Code {wrong}, from {x} ÷ {step}, is read as {wrong * d * sc:.2f}. Code "
+           f"{right}, from {x} ÷ {d * sc:.2f}, is read as {right * d * sc:.2f}.", size=11)
+    return Drawing(
+        s.svg, "Codes belong to the scales that the file holds, so these are rounded first.",
+        "The file holds d and e, sc and mn, and the codes. It does not hold s and m.",
+        "Four boxes in a row with arrows: weights x; s and m, by a search; sc and mn, whole "
+        "numbers; d sc and e mn, what a reader computes. Codes q come from the weights and, by a "
+        "black arrow, from d sc and e mn; an orange arrow, the colleague's way, leads there from s "
+        f"and m. Below: s = {step} becomes the step {d * sc:.2f}; code {wrong} is read as "
+        f"{wrong * d * sc:.2f}, code {right} as {right * d * sc:.2f}, for the weight {x}.")
