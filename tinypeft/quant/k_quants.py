@@ -27,7 +27,9 @@ e are searched for, too (`fit_codes`).
 
 There is no paper. Source: llama.cpp's ggml-quants.c, and its pull request 1684 (k-quants) and 4861
 (importance). The bytes are llama.cpp's, because sums are float32 here and are added in its order.
-They differ in sub-blocks whose scale is below 1e-36.
+They differ in sub-blocks whose scale is below 1e-36, and where the importance of nearly all inputs
+is 0: a fit may then give a scale below 0, which llama.cpp writes into a byte without a sign and so
+spoils its neighbours. Here it becomes 0.
 """
 import numpy as np
 
@@ -157,8 +159,12 @@ def levels(x: Array, low: Array, per_unit: Array, most: int) -> Array:
 
 
 def six_bits(s: Array, w: Array | None) -> tuple[Array, Array]:
-    """Round the numbers s ≥ 0, (8, n), to d·sc in each column: d, float16 (n,), sc, 0 … 63."""
-    top = np.maximum(s.max(0), 0)
+    """Round the numbers s, (8, n), to d·sc in each column: d, float16 (n,), sc, 0 … 63.
+
+    A number below 0 becomes 0. `fit_line` finds such a slope where w is 0 but for one number of a
+    block, so that D is a rounding error."""
+    s = np.maximum(s, 0)
+    top = s.max(0)
     if w is not None:
         d, sc = fit_codes(s, w, top)
     else:

@@ -218,7 +218,8 @@ def cores(results: Path) -> str:
     """A step as the workers share it, beside one worker's; from one core's times, and run where the machine has the cores."""
     found = runs(results, "cores")
     rows = {(r["model"], r["rows"], r["cores"]): (
-        r["model"], str(r["rows"]), str(r["cores"]), str(r["workers"]), f"{1e3 * r['seconds']:.0f}", f"{1e3 * r['one worker']:.0f}",
+        r["model"], *(str(r[k]) for k in ("rows", "cores", "workers")),
+        *(f"{1e3 * r[k]:.0f}" for k in ("seconds", "one worker")),
         number(r["seconds"] / r["one worker"]), number(r["run"])) for r in found[0]["rows"]}
     return beside(("model", "rows", "cores", "workers", "ms", "ms of one worker", "ratio", "run here"), rows, found,
                   lambda run: {(r["model"], r["rows"], r["cores"]): r["seconds"] / r["one worker"] for r in run["rows"]})
