@@ -82,7 +82,7 @@ def test_more_trials_never_fit_worse(rng):
 
 @pytest.mark.parametrize("name, others", {"Q4_K": 8, "Q5_K": 9, "Q6_K": 0}.items())
 def test_importance_of_a_few_inputs_alone(name, others):
-    """A slope below 0 overflows in llama.cpp's bytes. In all other cases the bytes are equal; in these the error is no larger."""
+    """A slope below 0 overflows in llama.cpp's bytes. Elsewhere the bytes are equal, and there the error is as small."""
     libgguf, gguf = pytest.importorskip("libgguf"), pytest.importorskip("gguf")
     kind, different = gguf.GGMLQuantizationType[name], 0
     for seed in range(60):
