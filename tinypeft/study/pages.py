@@ -199,8 +199,8 @@ def smollm2(results: Path) -> str:
     r = load(results, "smollm2")
     s = r.record["settings"]
     return (f"{real_model.table(r)}\n\nThe test text after {s['steps']} steps of {s['batch_size']} × 128 tokens, over "
-            f"{len(r.seeds)} seeds: mean ± half of the 95 % confidence interval. `python -m tinypeft figures smollm2_rates "
-            "smollm2 --rerun` measures it again.")
+            f"{len(r.seeds)} seeds. In brackets: the difference to full fine-tuning, paired over seeds and documents, ± half "
+            "of its 95 % interval. `python -m tinypeft figures smollm2_rates smollm2 --rerun` measures it again.")
 
 
 # -- the base ------------------------------------------------------------------------------------
