@@ -40,7 +40,8 @@ class Exercise:
     avoids: names that the student's function may not use, because the package has the answer there.
     goal: (sentence, predicate), for a design, where many results are right: any of the expected
         type and shape for which `predicate(result, arguments)` is true. The reference is one of
-        them. Of a result that misses the goal, mistakes and symptoms tell the cause.
+        them. Of a result that misses the goal, mistakes and symptoms tell the cause. The sentence
+        may be a function (result, arguments) → sentence, which says how far the result comes.
     normalize: result → result, with a choice settled that is left to the student, such as the sign
         of a singular vector. Both results are compared in this form.
     quiet: a right result is refused if NumPy noted a division by zero or an invalid operation on
@@ -66,7 +67,7 @@ class Exercise:
     symptoms: tuple = ()
     errors: tuple = ()
     avoids: tuple[str, ...] = ()
-    goal: tuple[str, Callable] | None = None
+    goal: tuple[str | Callable, Callable] | None = None
     normalize: Callable | None = None
     quiet: bool = False
     tolerance: float = 1e-5

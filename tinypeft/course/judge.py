@@ -147,7 +147,9 @@ def wrong_result(exercise, call, args, stage, about, others):
 def missed(goal, value, args):
     """None if a design meets its goal, or how it differs from what is asked for."""
     sentence, met = goal
-    return None if met(value, args) else ("value", f"the goal is missed: {sentence}", None, None)
+    if met(value, args): return None
+    sentence = sentence(value, args) if callable(sentence) else sentence
+    return "value", f"the goal is missed: {sentence}", None, None
 
 
 def wrong_gradient(exercise, call, args):
