@@ -145,6 +145,14 @@ WRONG = {
         (lambda W, W2: ask()(W, W2).lower(), "one of the seven words"),
         (ask(H=lambda W, W2, D: True), "asks for too little"),
         (lambda W, W2: None, "None")],
+    "children.stretch": [
+        (lambda W, g: (g[:, None], np.ones((1, W.shape[1]))), "added to W"),
+        (lambda W, g: (1 - g[:, None], np.ones((1, W.shape[1]))), "the sign is wrong"),
+        (lambda W, g: (g[:, None] - 1, W.mean(0)[None]), "the goal is missed"),
+        (lambda W, g: (g[:, None] - 1, np.zeros((1, W.shape[1]))), "the goal is missed"),
+        (lambda W, g: (g - 1, np.ones(W.shape[1])), "shape"),
+        (lambda W, g: (np.ones((1, W.shape[1])), (g - 1)[:, None]), "exchanged"),
+        (lambda W, g: np.outer(g - 1, np.ones(W.shape[1])), "2 results")],
     "children.lengths": [
         (lambda W, r: np.full(len(W), 2.0), "one factor for all"),
         (lambda W, r: np.ones(len(W)), "nothing changes"),
@@ -194,6 +202,8 @@ WRONG = {
 }
 RIGHT = {
     "children.which": [ask(), lambda W, W2: np.str_(ask()(W, W2)).item()],
+    "children.stretch": [lambda W, g: (-7 * (g - 1).reshape(-1, 1), np.full((1, W.shape[1]), -1 / 7)),
+                         lambda W, g: [(g / 2 - 0.5)[:, np.newaxis], [[2.0] * W.shape[1]]]],
     "children.lengths": [all_but_long, shorter, lambda W, r: list(1 + length_of(W).min() / length_of(W))],
     "children.bug": [tried(), tried(shapes=((6, 6),), ranks=(3,), scales=(4.0,))],
     "children.nearest": [along(), by_fourier]}

@@ -181,6 +181,32 @@ def said(word):
     return lambda got, expected, args: got == word
 
 
+# -- rows made longer by a HiRA --------------------------------------------------------------------
+def stretch(W, g):
+    return (g - 1)[:, None], np.ones((1, W.shape[1]))
+
+
+def change_of(result, W):
+    """Compute HiRA's change W ⊙ B A, of columns B and rows A in whatever number."""
+    B, A = (np.asarray(part, float) for part in result)
+    return W * (B @ A)
+
+
+def is_stretched(result, args):
+    W, g = args
+    return small(change_of(result, W) - (g - 1)[:, None] * W, (g - 1)[:, None] * W, 1e-9)
+
+
+def is_change(of):
+    """Is HiRA's change what `of` makes of the arguments?"""
+    return lambda got, expected, args: small(change_of(got, args[0]) - of(*args), of(*args), 1e-9)
+
+
+def some_factors(rng):
+    shape = rng.permutation([rng.integers(4, 7), rng.integers(7, 10)])
+    return rng.standard_normal(shape), rng.uniform(0.3, 3, shape[0])
+
+
 # -- lengths ---------------------------------------------------------------------------------------
 def lengths(W, r):
     rows = np.linalg.norm(W, axis=1)
@@ -333,7 +359,8 @@ STARTS = {
     "the largest singular value for all": Starts.one_value,
     "the first columns of Q and rows of R": Starts.olora,
     "the smallest singular values": Starts.milora,
-    "the largest values of U with the last rows of V": Starts.crossed, "LoRA's own start": Starts.lora,
+    "the largest values of U with the last rows of V": Starts.crossed,
+    "LoRA's own start": Starts.lora,
     "added in place of taken off": Starts.added}
 
 
@@ -586,6 +613,9 @@ EXERCISES = (
              "full rank", was("LoRA")),
             ("the change over W, number by number, has a low rank here, and you do not say HiRA",
              was("HiRA")),
+            ("one of your questions asks for too little: here the rank, of ΔW and of ΔW / W, is "
+             "more than a quarter of the smaller side",
+             lambda got, expected, args: expected == "none" and got in ("LoRA", "HiRA")),
             ("none of the six marks holds here: one of your questions asks for too little",
              was("none"))),
         hints=("Which array shows each mark? W2 − W shows four of them. Which two need W as well?",
@@ -595,6 +625,22 @@ EXERCISES = (
                "D.reshape(d_out // b, b, d_in // b, b) equals np.roll(blocks, (1, 1), (1, 3)) for "
                "a b. SHiRA: np.mean(D == 0) >= 0.9. OFT: W2 @ W2.T is close to W @ W.T. LoRA: few "
                "singular values of D above 1e-4 of the first. HiRA: the same for D / W.")),
+    Exercise(
+        name="children.stretch", title="A HiRA that makes rows longer", stars=1, kind="design",
+        reference=stretch, cases=some_factors,
+        goal=("row i of W + W ⊙ B A is g_i times row i of W", is_stretched),
+        symptoms=(
+            ("the change is added to W: row i changes by g_i − 1 times itself",
+             is_change(lambda W, g: g[:, None] * W)),
+            ("the sign is wrong: the change is (g_i − 1) times the row",
+             is_change(lambda W, g: (1 - g)[:, None] * W)),
+            ("HiRA multiplies W number by number, so that B A must not have W in it",
+             is_change(lambda W, g: W * ((g - 1)[:, None] * W))),
+            ("B is (d_out, 1) and A is (1, d_in): row i of B A is B's number i times A",
+             lambda got, expected, args: change_of(got, args[0]).shape != args[0].shape)),
+        hints=("What must B A be so that W ⊙ B A is the change of the rows?",
+               "B A is (d_out, d_in). All its columns are alike: g_i − 1 in row i.",
+               "return (g - 1)[:, None], np.ones((1, W.shape[1]))")),
     Exercise(
         name="children.lengths", title="A change that DoRA makes and LoRA misses", stars=2,
         kind="design",
@@ -641,8 +687,8 @@ EXERCISES = (
             ("with s = 1 a forgotten scale does no harm, so nobody sees it: choose another s",
              judged(s=1.0)),
             ("at r = 1 one singular value is all of them: choose a larger r", judged(r=1)),
-            ("with r = all singular values nothing is left for the base, and the smallest are among "
-             "the largest: choose a smaller r", judged(r=9)),
+            ("with r = all singular values nothing is left for the base, and the smallest are "
+             "among the largest: choose a smaller r", judged(r=9)),
             ("this W hides a fault: a diagonal one with falling numbers is its own decomposition, "
              "and of one of low rank (np.arange, or an outer product) nothing is left for the "
              "base. Draw W at random",
