@@ -148,7 +148,7 @@ show("changes_of_a_weight")
 #
 # Somebody hands you a weight before and after, and has forgotten the method. In a picture of a
 # trained $\Delta W = W' - W$ you see little. So test sentences that are true or false of its
-# numbers. These are the method's marks:
+# numbers. Each method has such a mark:
 #
 # | word | what is true of $W'$ and $\Delta W = W' - W$ |
 # |---|---|
@@ -253,9 +253,9 @@ fig
 # *What to see: seven fall well, whatever shape they allow, and HiRA hardly at all. The rank of the
 # change does not sort them: HiRA's is full.*
 #
-# Is HiRA bad? Its change is $W$ times the factors. The numbers of $W$ are small, about 1/12, so at
-# the same rate HiRA changes the weight twelve times less. **Predict** its loss after 20 steps at
-# twelve times its rate, 0.12.
+# Is HiRA bad? Its change is $W$ times the factors. The numbers of $W$ are about 1/12, so at LoRA's
+# rate, 0.01, HiRA's steps change the weight by a twelfth of LoRA's. **Predict** its loss after 20
+# steps at twelve times its rate, 0.12.
 
 # %%
 guess = tp.guess("17.hira", 3.0, "nats/token")
@@ -391,9 +391,10 @@ print(f"the HiRA of rank 1 of your first exercise misses {left:.0%}; "
 #
 # **By hand.** A row $(1, 0)$ changed by $(0, 0.5)$ becomes $(1, 0.5)$, of length 1.118. Its angle
 # to the old row has $\cos\theta = 1/1.118 = 0.894$. Nothing lay along the row, and yet it is 12 %
-# longer: a change at right angles makes a row $1/\cos\theta$ times as long. LoRA cannot avoid that.
-# DoRA divides by $\lVert w + s(BA)_\text{row} \rVert$, which removes it. **Predict** how many per
-# cent of the rows are longer after training every number.
+# longer: a change at right angles makes a row $1/\cos\theta$ times as long. LoRA trains no number
+# for the length alone that could take this back. DoRA divides by $\lVert w + s(BA)_\text{row}
+# \rVert$, which removes it. **Predict** how many per cent of the rows are longer after training
+# every number.
 
 # %%
 guess = tp.guess("17.longer", 60.0, "%")
@@ -443,7 +444,8 @@ fig
 # lengths.* Full fine-tuning and LoRA change hardly anything along the rows: a change without a
 # preference has $1/128 = 0.8$ per cent of its square there. A pure turn has $(1 - \cos\theta)/2$,
 # since a step on a circle ends a little nearer to the middle than its tangent. That is all of OFT's
-# share, and about half of DoRA's.
+# share, and about half of DoRA's. Full fine-tuning and LoRA have less: their rows do not turn, they
+# step straight to the side.
 #
 # DoRA's paper (figure 2) finds that the two rise together with LoRA, and that with DoRA and full
 # fine-tuning one rises where the other falls. Here both rise with full fine-tuning, too. The open
@@ -486,8 +488,8 @@ for alpha in (8, 16, 64):
 # decomposition;
 # - `"PiSSA"`, if both hold, up to $10^{-6}$ of the norm.
 #
-# You get thirteen starts, one at a time, and do not see their code. Most are wrong only for some
-# `W`, `r` and `s`. Signs, and how $B$ and $A$ share the singular values, are free.
+# You get thirteen starts, one at a time, and do not see their code. Most wrong ones are wrong only
+# for some `W`, `r` and `s`. Signs, and how $B$ and $A$ share the singular values, are free.
 
 # %% exercise=children.bug points=3 minutes=13
 def children_bug(start):
@@ -595,8 +597,8 @@ fig
 # usual start, and ends worse.* With three seeds the means are LoRA-GA 2.08, OLoRA 2.37, EVA 2.38,
 # CorDA 2.40, PiSSA 2.41, kaiming 2.93, MiLoRA 3.12, MiCA 3.86. The four in the middle differ by
 # less than their seeds do. The course trains with AdamW, whose step is not along the gradient, and
-# a first step is one of twenty. Knowing the inputs does not help by itself: CorDA's cosine is below
-# PiSSA's. No start here moves the model.
+# a first step is one of twenty. Nor is it enough to know the inputs: EVA's cosine is 0.62,
+# and CorDA's, 0.31, is below PiSSA's, 0.37. No start here moves the model.
 #
 # ## 5. Not the weight at all
 #

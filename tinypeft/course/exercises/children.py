@@ -623,8 +623,9 @@ EXERCISES = (
                "and one column is np.roll(block, (1, 1), (0, 1)).",
                "D = W2 - W in float64. MiSS: D[:, r:] equals D[:, :-r] for an r. C3A: blocks = "
                "D.reshape(d_out // b, b, d_in // b, b) equals np.roll(blocks, (1, 1), (1, 3)) for "
-               "a b. SHiRA: np.mean(D == 0) >= 0.9. OFT: W2 @ W2.T is close to W @ W.T. LoRA: few "
-               "singular values of D above 1e-4 of the first. HiRA: the same for D / W.")),
+               "a b. SHiRA: np.mean(D == 0) >= 0.9. OFT: W2 @ W2.T - W @ W.T is small beside "
+               "W @ D.T. LoRA: few singular values of D above 1e-4 of the first. HiRA: the same "
+               "for D / W.")),
     Exercise(
         name="children.stretch", title="A HiRA that makes rows longer", stars=1, kind="design",
         reference=stretch, cases=some_factors,
