@@ -887,5 +887,5 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(with_dora[-5
 #
 # `target_modules="all-linear"` is what helped most in section 5.
 #
-# **Now you can** write LoRA, derive its gradients, find out why one does not learn, and merge it
-# away. Next: [08 · AdaLoRA](08_adalora.ipynb) gives each matrix a rank of its own.
+# **Now you can** write LoRA, derive its gradients, find why one does not learn, and merge it. Next:
+# [08 · AdaLoRA](08_adalora.ipynb) gives each matrix its own rank. Lesson 17 changes the rest.

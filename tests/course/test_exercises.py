@@ -167,7 +167,7 @@ CHECKS = {
     "choosing.apart": (1, 0, 0), "choosing.bug": (2, 0, 0), "choosing.seeds": (3, 0, 0),
     "real.norm_backward": (1, 1, 0), "real.rotary": (1, 1, 0), "real.fewer": (2, 0, 0), "real.block": (1, 0, 0),
     "real.bug": (2, 0, 0), "real.encode": (2, 0, 0),
-    "children.which": (19, 0, 0), "children.bug": (12, 0, 0), "children.nearest": (1, 0, 0),
+    "children.which": (26, 0, 0), "children.bug": (13, 0, 0), "children.nearest": (1, 0, 0),
     "k_quants.read": (1, 0, 0), "k_quants.which": (12, 0, 0), "k_quants.search": (2, 0, 0),
     "k_quants.bug": (4, 0, 0), "k_quants.mixture": (3, 0, 0)}
 

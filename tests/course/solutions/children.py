@@ -9,6 +9,10 @@ def by_columns(D, within=1e-4):
                if all(np.ptp(D[:, i::r], axis=1).max() <= within * np.abs(D).max() for i in range(r)))
 
 
+def repeats_with(D, r):
+    return np.allclose(D[:, r:], D[:, :-r], rtol=0, atol=1e-4 * np.abs(D).max())
+
+
 def in_circles(D, close=True, only=()):
     """Number after number: place (i, j) of a block has what place (0, j − i) has."""
     rows, columns = D.shape
@@ -59,7 +63,7 @@ def terms(W, r): return np.sum([s * np.outer(u, v) for u, s, v in list(zip(*(lam
 
 
 def tried(shapes=((7, 12), (12, 7)), ranks=(2, 4), scales=(0.5, 3.0), within=1e-6, make=None, say=("moves", "other", "PiSSA"),
-          base_counts=True, start_counts=True, s_counts=True):
+          base_counts=True, start_counts=True, s_counts=True, s_again=True, of=lambda M: M):
     """Several weights, ranks and scales, and the worst decides."""
     def children_bug(start):
         rng, moved, other = np.random.default_rng(11), False, False
@@ -69,7 +73,7 @@ def tried(shapes=((7, 12), (12, 7)), ranks=(2, 4), scales=(0.5, 3.0), within=1e-
                     W = make(shape) if make else rng.normal(0, 2, shape)
                     base, B, A = start(W, r, s)
                     moved |= np.abs(base + (s if s_counts else 1) * B @ A - W).max() > within * np.abs(W).max()
-                    other |= np.abs(s * B @ A - terms(W, r)).max() > within * np.abs(W).max()
+                    other |= np.abs(of((s if s_again else 1) * B @ A) - of(terms(W, r))).max() > within * np.abs(W).max()
         if moved and base_counts: return say[0]
         return say[1] if other and start_counts else say[2]
     return children_bug
@@ -97,16 +101,42 @@ def by_fourier(D, b):
     return np.stack([np.roll(shears, i, axis=-1) for i in range(b)], 1).reshape(D.shape)
 
 
+def sliced(D, b):
+    """Move D's pieces of b × b in number, not in size, onto each other."""
+    pieces = D.reshape(b, len(D) // b, b, D.shape[1] // b)
+    return sum(np.roll(pieces, (k, k), (1, 3)) for k in range(b)).reshape(D.shape) / b
+
+
 WRONG = {
     "children.which": [
         (ask("LMCSOH"), "low rank, too"),
         (ask("MCSLOH"), "a rotation of few inputs"),
         (ask(O=lambda W, W2, D: np.allclose(length_of(W), length_of(W2), 1e-5)), "equal lengths are not enough"),
         (ask(O=lambda W, W2, D: np.allclose(W.T @ W, W2.T @ W2, atol=1e-3 * np.abs(D).max())), "those of the columns"),
+        (ask(O=lambda W, W2, D: np.abs(W2 @ W2.T - W @ W.T).max() < 1e-2 * np.abs(W @ W.T).max()), "a small change hardly moves"),
+        (ask(O=lambda W, W2, D: np.allclose(W @ W.T, W2 @ W2.T)), "rounding, which is some"),
         (ask(C=lambda W, W2, D: in_circles(D, close=False)), "the circle closes"),
+        (ask(C=lambda W, W2, D: any(in_circles(D[:b, :b], only=(b,)) for b in range(2, 13) if not (D.shape[0] % b or D.shape[1] % b))),
+         "some of the blocks only"),
+        (ask(C=lambda W, W2, D: any(in_circles(D[:b], only=(b,)) for b in range(2, 13) if not (D.shape[0] % b or D.shape[1] % b))),
+         "you look at some"),
+        (ask(C=lambda W, W2, D: any(np.array_equal(np.roll(D[i:i + 1], 1, 1), D[i + 1:i + 2]) for i in range(9))), "moved by one row"),
         (ask(C=lambda W, W2, D: in_circles(D, only=(4,))), "every divisor of both sides"),
         (ask(M=lambda W, W2, D: D.shape[1] % 6 == 0 and np.ptp(D.reshape(len(D), -1, 6), 1).max() < 1e-4), "whether it divides"),
+        (ask(M=lambda W, W2, D: any(repeats_with(D, r) for r in (1, 2, 4, 8))), "no power of 2"),
+        (ask(M=lambda W, W2, D: repeats_with(D, 4)), "up to rounding, column j + r"),
+        (ask(M=lambda W, W2, D: any((D[:, r:] == D[:, :-r]).all() for r in range(1, 10))), "MiSS is not recognised: up to rounding"),
+        (ask(M=lambda W, W2, D: any(repeats_with(D, r) for r in range(1, D.shape[1] // 4))), "ends one before it"),
+        (ask(M=lambda W, W2, D: any(repeats_with(D, r) for r in range(1, D.shape[1] // 2 + 1))), "at most a quarter of the inputs"),
+        (ask(M=lambda W, W2, D: any(repeats_with(D[:, :2 * r], r) for r in range(1, D.shape[1] // 4 + 1))), "two copies"),
         (ask(L=lambda W, W2, D: np.linalg.matrix_rank(D) < 7), "carries rounding"),
+        (ask(L=lambda W, W2, D: np.linalg.matrix_rank(D.astype(np.float32)) < 7), "which has full rank"),
+        (ask(L=lambda W, W2, D: np.linalg.matrix_rank(D) < 7, H=lambda W, W2, D: np.linalg.matrix_rank(D / W) < 7), "above 10⁻⁴"),
+        (ask(H=lambda W, W2, D: np.linalg.matrix_rank(D / W) < 7), "since float32's rounding"),
+        (ask(L=lambda W, W2, D: 4 * of_rank(D) <= max(D.shape)), "not of the larger one"),
+        (ask(L=lambda W, W2, D: 2 * of_rank(D) <= min(D.shape)), "not a half of it"),
+        (ask(L=lambda W, W2, D: of_rank(D) <= 8, H=lambda W, W2, D: of_rank(D / W) <= 8), "smaller side"),
+        (ask(S=lambda W, W2, D: np.mean(abs(D) < 1e-2) >= 0.9), "exactly 0"),
         (ask(S=lambda W, W2, D: np.mean(D != 0) < 0.6), "half of the numbers"),
         (ask("MCSOL"), "do not multiply"),
         (ask("MCSLH"), "OFT is not recognised"),
@@ -115,6 +145,16 @@ WRONG = {
         (lambda W, W2: ask()(W, W2).lower(), "one of the seven words"),
         (ask(H=lambda W, W2, D: True), "asks for too little"),
         (lambda W, W2: None, "None")],
+    "children.stretch": [
+        (lambda W, g: (g[:, None], np.ones((1, W.shape[1]))), "added to W"),
+        (lambda W, g: (1 - g[:, None], np.ones((1, W.shape[1]))), "the sign is wrong"),
+        (lambda W, g: (g[:, None] - 1, W.mean(0)[None]), "keeps its direction only"),
+        (lambda W, g: (g[:, None] - 1, np.zeros((1, W.shape[1]))), "nothing changes"),
+        (lambda W, g: (1 / g[:, None] - 1, np.ones((1, W.shape[1]))), "not 1/g"),
+        (lambda W, g: (np.sqrt(g)[:, None], np.ones((1, W.shape[1]))), "the goal is missed"),
+        (lambda W, g: (g - 1, np.ones(W.shape[1])), "shape"),
+        (lambda W, g: (np.ones((1, W.shape[1])), (g - 1)[:, None]), "exchanged"),
+        (lambda W, g: np.outer(g - 1, np.ones(W.shape[1])), "2 results")],
     "children.lengths": [
         (lambda W, r: np.full(len(W), 2.0), "one factor for all"),
         (lambda W, r: np.ones(len(W)), "nothing changes"),
@@ -125,11 +165,20 @@ WRONG = {
         (lambda W, r: length_of(W).min() / length_of(W), "return g itself"),
         (lambda W, r: -shorter(W, r), "below 0.5 or above 2"),
         (lambda W, r: np.linspace(0.6, 1.9, len(W)), "look at the lengths of the rows"),
-        (lambda W, r: shorter(W, r)[:, None] * W, "shape")],
+        (lambda W, r: np.linspace(0.6, 1.9, len(W)), "it leaves 0."),
+        (lambda W, r: shorter(W, r)[:, None] * W, "not the rows themselves"),
+        (lambda W, r: shorter(W, r)[None] + 0 * W[:, :1], "shape")],
     "children.bug": [
         (tried(scales=(1.0,)), "with s = 1"),
         (tried(ranks=(1,)), "at r = 1"),
         (tried(shapes=((8, 8),), make=lambda shape: np.diag(np.arange(8.0, 0, -1))), "its own decomposition"),
+        (tried(ranks=(7,)), "nothing is left for the base"),
+        (tried(make=lambda shape: np.arange(84.0).reshape(shape)), "of one of low rank"),
+        (tried(make=np.ones), "an outer product"),
+        (tried(of=np.linalg.norm), "equal norms"),
+        (tried(of=lambda M: np.linalg.svd(M)[1]), "equal singular values"),
+        (tried(s_counts=False, s_again=False), "you have left out"),
+        (tried(s_again=False), "the layer computes with base + s B A"),
         (tried(within=2e-2), "the fourth digit on"),
         (tried(within=0), "not for equality"),
         (tried(within=1e-12), "the eighth digit"),
@@ -146,11 +195,17 @@ WRONG = {
         (along(way=-1), "run the other way"),
         (along(each=False), "the mean over all blocks"),
         (along(close=False), "a circle closes"),
+        (along(np.median), "least sum of squares"),
+        (lambda D, b: D, "D itself"),
+        (lambda D, b: np.repeat(D.reshape(len(D), -1, b).mean(2), b, axis=1), "those of a diagonal"),
+        (lambda D, b: by_fourier(D, b) if len(D) == b * b else sliced(D, b), "you cut D into b × b"),
         (lambda D, b: np.kron(D.reshape(len(D) // b, b, -1, b).mean((1, 3)), np.ones((b, b))), "b numbers, not one"),
         (lambda D, b: along()(D, b)[:b], "shape")],
 }
 RIGHT = {
     "children.which": [ask(), lambda W, W2: np.str_(ask()(W, W2)).item()],
+    "children.stretch": [lambda W, g: (-7 * (g - 1).reshape(-1, 1), np.full((1, W.shape[1]), -1 / 7)),
+                         lambda W, g: [(g / 2 - 0.5)[:, np.newaxis], [[2.0] * W.shape[1]]]],
     "children.lengths": [all_but_long, shorter, lambda W, r: list(1 + length_of(W).min() / length_of(W))],
     "children.bug": [tried(), tried(shapes=((6, 6),), ranks=(3,), scales=(4.0,))],
     "children.nearest": [along(), by_fourier]}

@@ -45,6 +45,17 @@ def is_circular(W, D, sizes=lambda n: [b for b in range(2, n + 1) if n % b == 0]
     return any(circular(b) for b in sizes(gcd(d_out, d_in)))
 
 
+def repeats_once(W, D):
+    """Are columns r to 2r those from 0 to r, for some r?"""
+    return any(small(D[:, r:2 * r] - D[:, :r], D) for r in range(1, D.shape[1] // 4 + 1))
+
+
+def starts_circular(W, D, rows=None):
+    """Does the first block go round in a circle, or do all blocks of the first row of blocks?"""
+    return any(is_circular(W[:b], D[:b, :b if rows is None else None], sizes=lambda n, b=b: [b])
+               for b in range(2, min(D.shape) + 1) if gcd(*D.shape) % b == 0)
+
+
 def is_sparse(W, D, share=0.9):
     return np.mean(D == 0) >= share
 
@@ -62,8 +73,18 @@ def is_low(W, D, most=lambda shape: min(shape) // 4, limit=TINY):
     return rank(D, limit) <= most(D.shape)
 
 
-def is_low_share(W, D):
-    return is_low(W, D / W)
+def is_low_share(W, D, **limits):
+    return is_low(W, D / W, **limits)
+
+
+def is_low_for_numpy(W, D, dtype=float):
+    """Ask for the rank with NumPy's own limit, which is that of rounding in `dtype`."""
+    return np.linalg.matrix_rank(D.astype(dtype)) <= min(D.shape) // 4
+
+
+def both_ranks(of):
+    """Make LoRA's mark and HiRA's of one question about a matrix's rank."""
+    return {"LoRA": of, "HiRA": lambda W, D: of(W, D / W)}
 
 
 MARKS = {"MiSS": repeats, "C3A": is_circular, "SHiRA": is_sparse, "OFT": is_turned,
@@ -89,13 +110,15 @@ def never(W, D):
 
 CHILDREN = ("LoRA", "MiSS", "MiSS, cut off", "C3A", "one circle", "SHiRA", "OFT", "one rotation",
             "HiRA", "lengths", "DoRA", "LoHa", "rows turned", "outputs turned", "Toeplitz",
-            "neighbours", "half", "full")
+            "neighbours", "half", "full", "larger rank", "larger share", "wide MiSS",
+            "quarter MiSS", "circles at the edge")
+WIDE, TALL = (24, 36), (36, 24)
 
 
-def trained(rng, kind=None, size=0.3):
+def trained(rng, kind=None, size=0.3, shape=None):
     """Draw a weight and what training made of it, both in float32."""
     kind = kind or str(rng.choice(CHILDREN))
-    d_out, d_in = shape = ((24, 36), (36, 24))[rng.integers(2)]
+    d_out, d_in = shape = shape or (WIDE, TALL)[rng.integers(2)]
     r = int(rng.integers(2, 5))
     def draw(*shape):
         return rng.standard_normal(shape)
@@ -105,11 +128,18 @@ def trained(rng, kind=None, size=0.3):
     if kind in ("LoRA", "DoRA"): D = low(r)
     if kind == "MiSS": D = draw(d_out, 6)[:, np.arange(d_in) % 6]
     if kind == "MiSS, cut off": D = draw(d_out, 5)[:, np.arange(d_in) % 5]
+    if kind == "quarter MiSS": D = draw(d_out, d_in // 4)[:, np.arange(d_in) % (d_in // 4)]
+    if kind == "wide MiSS": D = draw(d_out, 3 * d_in // 8)[:, np.arange(d_in) % (3 * d_in // 8)]
+    if kind == "larger rank": D = low(8)
+    if kind == "larger share": D = W * low(8)
     if kind in ("C3A", "one circle"):
         b = 4 if kind == "C3A" else 12
         place = (np.arange(b) - np.arange(b)[:, None]) % b
         first = draw(d_out // b, d_in // b, b)
         D = first[..., place].swapaxes(1, 2).reshape(shape)
+    if kind == "circles at the edge":
+        D = draw(*shape)
+        D[:4], D[:, :4] = nearest(D[:4], 4), nearest(D[:, :4], 4)
     if kind in ("SHiRA", "half"):
         n = d_out * d_in
         D = np.zeros(n)
@@ -147,6 +177,36 @@ def was(kind):
     return lambda got, expected, args: expected == kind
 
 
+def said(word):
+    return lambda got, expected, args: got == word
+
+
+# -- rows made longer by a HiRA --------------------------------------------------------------------
+def stretch(W, g):
+    return (g - 1)[:, None], np.ones((1, W.shape[1]))
+
+
+def change_of(result, W):
+    """Compute HiRA's change W ⊙ B A, of columns B and rows A in whatever number."""
+    B, A = (np.asarray(part, float) for part in result)
+    return W * (B @ A)
+
+
+def is_stretched(result, args):
+    W, g = args
+    return small(change_of(result, W) - (g - 1)[:, None] * W, (g - 1)[:, None] * W, 1e-9)
+
+
+def is_change(of):
+    """Is HiRA's change what `of` makes of the arguments?"""
+    return lambda got, expected, args: small(change_of(got, args[0]) - of(*args), of(*args), 1e-9)
+
+
+def some_factors(rng):
+    shape = rng.permutation([rng.integers(4, 7), rng.integers(7, 10)])
+    return rng.standard_normal(shape), rng.uniform(0.3, 3, shape[0])
+
+
 # -- lengths ---------------------------------------------------------------------------------------
 def lengths(W, r):
     rows = np.linalg.norm(W, axis=1)
@@ -166,6 +226,11 @@ def in_range(g):
 def beyond(g, args):
     g = np.asarray(g, float)
     return in_range(g) and left_of(g, *args) >= 0.8
+
+
+def reached(g, args):
+    """Say how much of the goal the factors reach."""
+    return f"; of yours, with r = {args[1]}, it leaves {left_of(np.asarray(g, float), *args):.2f}"
 
 
 def long_rows(rng):
@@ -265,6 +330,13 @@ class Starts:
         return W - s * B @ A, B, A
 
     @staticmethod
+    def crossed(W, r, s):
+        """The largest singular values and their U, with the last rows of Vᵀ."""
+        U, S, Vt = np.linalg.svd(W, full_matrices=False)
+        B, A = U[:, :r] * S[:r] / s, Vt[-r:]
+        return W - s * B @ A, B, A
+
+    @staticmethod
     def lora(W, r, s):
         A = np.random.default_rng(7).standard_normal((r, W.shape[1]))
         return W, np.zeros((len(W), r)), A
@@ -283,7 +355,9 @@ STARTS = {
     "nothing is taken off": Starts.not_taken_off, "a base in float16": Starts.in_float16,
     "the largest singular value for all": Starts.one_value,
     "the first columns of Q and rows of R": Starts.olora,
-    "the smallest singular values": Starts.milora, "LoRA's own start": Starts.lora,
+    "the smallest singular values": Starts.milora,
+    "the largest values of U with the last rows of V": Starts.crossed,
+    "LoRA's own start": Starts.lora,
     "added in place of taken off": Starts.added}
 
 
@@ -305,8 +379,10 @@ def normal(rng, shape):
 
 
 def judged(r=3, s=2.5, draw=normal, limit=1e-6, layer=lambda base, B, A, s: base + s * B @ A,
-           words=("moves", "other", "PiSSA"), asked="both", factors=False):
-    """Make a test of starts. asked: which of the two questions. factors: B and A are compared."""
+           words=("moves", "other", "PiSSA"), asked="both", factors=False,
+           start_of=lambda B, A, s: s * B @ A, seen=lambda M: M):
+    """Make a test of starts. asked: which of the two questions. factors: B and A are compared.
+    start_of: what is held against the largest terms. seen: what of it is compared."""
     def test(start):
         W = draw(np.random.default_rng(5), (9, 13))
         base, B, A = start(W, r, s)
@@ -314,9 +390,14 @@ def judged(r=3, s=2.5, draw=normal, limit=1e-6, layer=lambda base, B, A, s: base
             return np.linalg.norm(M - other) > limit * np.linalg.norm(other)
         if asked != "start" and far(layer(base, B, A, s), W): return words[0]
         right_B, right_A = halves(W, r, s)
-        apart = far(B, right_B) if factors else far(s * B @ A, s * right_B @ right_A)
+        apart = far(B, right_B) if factors else far(seen(start_of(B, A, s)),
+                                                    seen(s * right_B @ right_A))
         return words[1] if asked != "base" and apart else words[2]
     return test
+
+
+def singular_values(M):
+    return np.linalg.svd(M, compute_uv=False)
 
 
 # -- the nearest change with circles ---------------------------------------------------------------
@@ -338,6 +419,23 @@ def first_rows(D, b):
     blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
     place = (np.arange(b) - np.arange(b)[:, None]) % b
     return blocks[:, 0][..., place].swapaxes(1, 2).reshape(D.shape)
+
+
+def median(D, b):
+    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
+    return np.median([np.roll(blocks, (k, k), (1, 3)) for k in range(b)], axis=0).reshape(D.shape)
+
+
+def b_times_b(D, b):
+    """Move by k rows and k columns inside b × b blocks of other sizes."""
+    blocks = D.reshape(b, len(D) // b, b, D.shape[1] // b)
+    return np.mean([np.roll(blocks, (k, k), (1, 3)) for k in range(b)], axis=0).reshape(D.shape)
+
+
+def of_lines(D, b, axis):
+    """The mean of each row or column of a block."""
+    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
+    return (0 * blocks + blocks.mean(axis, keepdims=True)).reshape(D.shape)
 
 
 def constant(D, b):
@@ -382,10 +480,17 @@ EXERCISES = (
             ("LoRA", partial(trained, kind="LoRA")),
             ("LoRA, and the change is a thousandth of the weight",
              partial(trained, kind="LoRA", size=1e-3)),
-            ("MiSS: low rank, too, but its columns repeat", partial(trained, kind="MiSS")),
+            ("MiSS: low rank, too, but its columns repeat",
+             partial(trained, kind="MiSS", shape=WIDE)),
             ("MiSS, with a last copy that is cut off", partial(trained, kind="MiSS, cut off")),
+            ("MiSS, and r is a quarter of the inputs",
+             partial(trained, kind="quarter MiSS", shape=WIDE)),
+            ("columns repeat, but r is 3/8 of the inputs: none",
+             partial(trained, kind="wide MiSS", shape=TALL)),
             ("C3A", partial(trained, kind="C3A")),
             ("C3A with blocks of 12", partial(trained, kind="one circle")),
+            ("the blocks at the top and at the left go round, the others do not: none",
+             partial(trained, kind="circles at the edge")),
             ("SHiRA", partial(trained, kind="SHiRA")),
             ("OFT", partial(trained, kind="OFT")),
             ("OFT, and only one block of 4 inputs turns", partial(trained, kind="one rotation")),
@@ -393,6 +498,14 @@ EXERCISES = (
             ("each row times a number of its own: HiRA", partial(trained, kind="lengths")),
             ("DoRA: none of the six", partial(trained, kind="DoRA")),
             ("LoHa: none", partial(trained, kind="LoHa")),
+            ("rank 8 of 24, which is more than a quarter: none",
+             partial(trained, kind="larger rank", shape=WIDE)),
+            ("rank 8 of 24 in a tall weight: none",
+             partial(trained, kind="larger rank", shape=TALL)),
+            ("W times a matrix of rank 8, number by number: none",
+             partial(trained, kind="larger share", shape=WIDE)),
+            ("the same in a tall weight: none",
+             partial(trained, kind="larger share", shape=TALL)),
             ("each row turned in its own way: none", partial(trained, kind="rows turned")),
             ("the outputs turned, R W in place of W Rᵀ: none",
              partial(trained, kind="outputs turned")),
@@ -404,8 +517,10 @@ EXERCISES = (
             *several("MiSS has a low rank, too: ask for the narrower mark first, in the order of "
                      "the table",
                      named(("LoRA", "MiSS", "C3A", "SHiRA", "OFT", "HiRA")),
-                     named(("C3A", "SHiRA", "LoRA", "MiSS", "OFT", "HiRA")),
-                     named(MiSS=never)),
+                     named(("C3A", "SHiRA", "LoRA", "MiSS", "OFT", "HiRA"))),
+            ("MiSS is not recognised: up to rounding, column j + r is column j; try every r from 1 "
+             "to a quarter of the inputs, also those that are no power of 2",
+             named(MiSS=never)),
             ("a rotation of few inputs changes the weight by a low rank: ask for OFT before LoRA",
              named(("MiSS", "C3A", "SHiRA", "LoRA", "OFT", "HiRA"))),
             *several("equal lengths are not enough for OFT: the angles between the rows stay as "
@@ -415,44 +530,89 @@ EXERCISES = (
             ("OFT keeps the rows' lengths and angles, which are in W Wᵀ; Wᵀ W has those of the "
              "columns",
              named(OFT=lambda W, D: small((W + D).T @ (W + D) - W.T @ W, W.T @ D))),
+            ("a small change hardly moves W Wᵀ, whatever it is: compare with W ΔWᵀ, not with W Wᵀ",
+             named(OFT=lambda W, D: small((W + D) @ (W + D).T - W @ W.T, W @ W.T, 1e-2))),
             ("the circle closes: the first number of a row is the last one of the row above it",
              named(C3A=partial(is_circular, wrap=False))),
             *several("the size of C3A's blocks is not known: try every divisor of both sides",
                      named(C3A=partial(is_circular, sizes=lambda n: [4])),
                      named(C3A=partial(is_circular, sizes=lambda n: [n]))),
+            *several("every block of C3A goes round: you look at some of the blocks only",
+                     named(C3A=starts_circular),
+                     named(C3A=partial(starts_circular, rows="all"))),
+            ("blocks of 1 × 1 go round whatever is in them: b is at least 2",
+             named(C3A=partial(is_circular, sizes=lambda n: [1]))),
+            ("r may be a quarter of the inputs: range(1, n // 4) ends one before it",
+             named(MiSS=partial(repeats, periods=lambda d_in: range(1, d_in // 4)))),
             *several("nobody knows MiSS's r: try every r up to a quarter of the inputs, whether it "
                      "divides them or not",
                      named(MiSS=partial(repeats, periods=lambda d_in: [
                          r for r in range(1, d_in // 4 + 1) if d_in % r == 0])),
-                     named(MiSS=partial(repeats, periods=lambda d_in: [6]))),
+                     named(MiSS=partial(repeats, periods=lambda d_in: [6])),
+                     named(MiSS=partial(repeats, periods=lambda d_in: [5]))),
+            *several("MiSS's r is at most a quarter of the inputs: your r goes further",
+                     named(MiSS=partial(repeats, periods=lambda d_in: range(1, d_in // 2 + 1))),
+                     named(MiSS=partial(repeats, periods=lambda d_in: range(1, d_in)))),
+            ("you compare two copies; in MiSS all columns repeat, up to the last",
+             named(MiSS=repeats_once)),
             ("in MiSS every r-th input has the same column, not the neighbours",
              named(MiSS=as_neighbours)),
             *several("the weights are in float32, so that their difference carries rounding, which "
-                     "has full rank: count singular values above 10⁻⁴ of the largest",
+                     "has full rank: count singular values above 10⁻⁴ of the largest. Their number "
+                     "may be up to a quarter of the smaller side",
                      named(LoRA=partial(is_low, limit=1e-12)),
                      named(LoRA=partial(is_low, limit=1e-7)),
-                     named(LoRA=lambda W, D: np.linalg.matrix_rank(D) <= min(D.shape) // 4)),
+                     *(named(**marks) for kind in (float, np.float32)
+                       for of in [partial(is_low_for_numpy, dtype=kind)]
+                       for marks in ({"LoRA": of}, both_ranks(of)))),
+            *several("the rank is at most a quarter of the smaller side of the weight: not of the "
+                     "larger one, and not a half of it",
+                     *(named(**marks)
+                       for most in (lambda shape: max(shape) // 4, lambda shape: shape[1] // 4,
+                                    lambda shape: shape[0] // 4, lambda shape: min(shape) // 2)
+                       for of in [partial(is_low, most=most)]
+                       for marks in ({"LoRA": of}, {"HiRA": both_ranks(of)["HiRA"]},
+                                     both_ranks(of)))),
             *several("half of the numbers are not nine tenths of them",
                      named(SHiRA=partial(is_sparse, share=0.4)),
                      named(SHiRA=lambda W, D: (D == 0).any() and np.mean(D == 0) > 0.1)),
             *several("HiRA's change is W times a matrix of low rank, number by number: divide by "
-                     "W, do not multiply, and ask for the rank of the quotient",
+                     "W, do not multiply, and count the quotient's singular values above 10⁻⁴ of "
+                     "the largest, since float32's rounding has full rank",
+                     named(HiRA=both_ranks(is_low_for_numpy)["HiRA"]),
                      named(HiRA=never), named(HiRA=lambda W, D: is_low(W, D * W))),
-            ("OFT is not recognised: W Wᵀ before and after is the same", named(OFT=never)),
-            ("C3A is not recognised: a block moved by one row and one column is itself",
+            ("OFT is not recognised: W Wᵀ before and after is the same, up to rounding",
+             named(OFT=never)),
+            ("C3A is not recognised: up to rounding, a block moved by one row and one column, to "
+             "the right, is itself",
              named(C3A=never)),
             ("SHiRA is not recognised: count the numbers that are exactly 0",
              named(SHiRA=never))),
         symptoms=(
             ("return one of the seven words, as they stand in the table",
              lambda got, expected, args: got not in (*MARKS, "none")),
-            ("the lengths and the angles of the rows stayed here, and you do not say OFT",
+            ("here W Wᵀ is the same before and after, up to rounding, which is some 10⁻⁴ of the "
+             "largest number of W ΔWᵀ, and you do not say OFT",
              was("OFT")),
-            ("here the columns repeat, and you do not say MiSS", was("MiSS")),
+            ("here the columns repeat up to rounding, and you do not say MiSS", was("MiSS")),
             ("here each block goes round in a circle, and you do not say C3A", was("C3A")),
             ("here nearly all numbers stayed, and you do not say SHiRA", was("SHiRA")),
+            ("you say MiSS, but here column j + r is not column j up to the last one, for any r up "
+             "to a quarter of the inputs", said("MiSS")),
+            ("you say C3A, but here it is not true that all b × b blocks go round, for one b from "
+             "2 on", said("C3A")),
+            ("you say SHiRA, but here more than a tenth of the numbers differ, if only by little: "
+             "count those that are exactly 0", said("SHiRA")),
+            ("you say OFT, but this is no rotation; a small change hardly moves W Wᵀ: compare with "
+             "W ΔWᵀ", said("OFT")),
+            ("the rank of ΔW is at most a quarter of the smaller side here, and you do not say "
+             "LoRA: count singular values above 10⁻⁴ of the largest, since float32's rounding has "
+             "full rank", was("LoRA")),
             ("the change over W, number by number, has a low rank here, and you do not say HiRA",
              was("HiRA")),
+            ("one of your questions asks for too little: here the rank, of ΔW and of ΔW / W, is "
+             "more than a quarter of the smaller side",
+             lambda got, expected, args: expected == "none" and got in ("LoRA", "HiRA")),
             ("none of the six marks holds here: one of your questions asks for too little",
              was("none"))),
         hints=("Which array shows each mark? W2 − W shows four of them. Which two need W as well?",
@@ -460,14 +620,33 @@ EXERCISES = (
                "and one column is np.roll(block, (1, 1), (0, 1)).",
                "D = W2 - W in float64. MiSS: D[:, r:] equals D[:, :-r] for an r. C3A: blocks = "
                "D.reshape(d_out // b, b, d_in // b, b) equals np.roll(blocks, (1, 1), (1, 3)) for "
-               "a b. SHiRA: np.mean(D == 0) >= 0.9. OFT: W2 @ W2.T is close to W @ W.T. LoRA: few "
-               "singular values of D above 1e-4 of the first. HiRA: the same for D / W.")),
+               "a b. SHiRA: np.mean(D == 0) >= 0.9. OFT: W2 @ W2.T - W @ W.T is small beside "
+               "W @ D.T. LoRA: few singular values of D above 1e-4 of the first. HiRA: the same "
+               "for D / W.")),
+    Exercise(
+        name="children.stretch", title="A HiRA that makes rows longer", stars=1, kind="design",
+        reference=stretch, cases=some_factors,
+        goal=("row i of W + W ⊙ B A is g_i times row i of W", is_stretched),
+        symptoms=(
+            ("the change is added to W: row i changes by g_i − 1 times itself",
+             is_change(lambda W, g: g[:, None] * W)),
+            ("the sign is wrong: the change is (g_i − 1) times the row",
+             is_change(lambda W, g: (1 - g)[:, None] * W)),
+            ("g is the new length over the old one: the change is g − 1 times the row, not 1/g − 1",
+             is_change(lambda W, g: (1 / g - 1)[:, None] * W)),
+            ("nothing changes: B A is 0 here", lambda got, expected, args:
+             not change_of(got, args[0]).any()),
+            ("A scales the columns, and a row keeps its direction only if A's numbers are equal",
+             lambda got, expected, args: np.ptp(np.asarray(got[1], float)) > 1e-9)),
+        hints=("What must B A be so that W ⊙ B A is the change of the rows?",
+               "B A is (d_out, d_in). All its columns are alike: g_i − 1 in row i.",
+               "return (g - 1)[:, None], np.ones((1, W.shape[1]))")),
     Exercise(
         name="children.lengths", title="A change that DoRA makes and LoRA misses", stars=2,
         kind="design",
         reference=lengths, cases=long_rows,
         goal=("each factor is from 0.5 to 2, and what a matrix of rank r leaves of the change has "
-              "at least 0.8 of its norm", beyond),
+              "at least 0.8 of its norm", beyond, reached),
         mistakes=(
             *several("with one factor for all, the change is as W is: its few long rows are nearly "
                      "all of it, and r directions hold them",
@@ -489,6 +668,8 @@ EXERCISES = (
             ("the change is (g − 1) W: return g itself, which is 1 where a row stays",
              lambda W, r: lengths(W, r) - 1)),
         symptoms=(
+            ("return the factors, one for each row, not the rows themselves",
+             lambda got, expected, args: np.shape(got) == args[0].shape),
             ("a factor is below 0.5 or above 2",
              lambda got, expected, args: not in_range(np.asarray(got, float))),
             ("a matrix of rank r comes too near to your change: look at the lengths of the rows of "
@@ -507,8 +688,11 @@ EXERCISES = (
             ("with s = 1 a forgotten scale does no harm, so nobody sees it: choose another s",
              judged(s=1.0)),
             ("at r = 1 one singular value is all of them: choose a larger r", judged(r=1)),
-            ("a diagonal W with falling numbers is its own decomposition, and hides a wrong one: "
-             "draw W at random",
+            ("with r = all singular values nothing is left for the base, and the smallest are "
+             "among the largest: choose a smaller r", judged(r=9)),
+            ("this W hides a fault: a diagonal one with falling numbers is its own decomposition, "
+             "and of one of low rank (np.arange, or an outer product) nothing is left for the "
+             "base. Draw W at random",
              judged(draw=falling)),
             *several("a base in float16 is wrong from the fourth digit on: your limit is too large",
                      judged(limit=1e-2), judged(limit=1e-3)),
@@ -517,8 +701,14 @@ EXERCISES = (
                      judged(limit=0.0), judged(limit=1e-17)),
             ("float32 rounds in the eighth digit, and that is no fault: your limit is too small",
              judged(limit=1e-10)),
-            ("the layer computes with base + s B A; you have left out s",
-             judged(layer=lambda base, B, A, s: base + B @ A)),
+            *several("the layer computes with base + s B A; you have left out s",
+                     judged(layer=lambda base, B, A, s: base + B @ A),
+                     judged(start_of=lambda B, A, s: B @ A),
+                     judged(layer=lambda base, B, A, s: base + B @ A,
+                            start_of=lambda B, A, s: B @ A)),
+            *several("equal norms or equal singular values do not make matrices equal: compare "
+                     "s B A itself, number by number",
+                     judged(seen=np.linalg.norm), judged(seen=singular_values)),
             ("base alone is not what the layer computes with: add s B A",
              judged(layer=lambda base, B, A, s: base)),
             ("a start may leave the model as it is and still not be PiSSA: compare s B A with the "
@@ -534,15 +724,19 @@ EXERCISES = (
         symptoms=(
             ("return one of the three words", lambda got, expected, args:
              got not in ("moves", "other", "PiSSA")),
-            ("this one is right, up to rounding, signs and the share of the singular values",
+            ("this one is right, up to rounding, signs and the share of the singular values; do "
+             "you multiply B A by s wherever you use it?",
              was("PiSSA")),
-            ("the layer does not compute what W computes here: base + s B A is not W",
+            ("base + s B A is not W here, for most choices of W, r and s: draw W at random",
              was("moves")),
-            ("the model stays here, but s B A is not the r largest terms of W's SVD",
+            ("the model stays here, but s B A is not the r largest terms of W's SVD, for most "
+             "choices of W, r and s",
              was("other"))),
         hints=("Which two matrices must be equal in every sound start? Which two in PiSSA's alone?",
-               "base and s B A are (d_out, d_in), like W. You choose W, r and s: with what choice "
-               "can no fault hide?",
+               "base and s B A are (d_out, d_in), like W. You choose W, r and s so that no fault "
+               "can hide: one start is wrong only for s ≠ 1, another only for r > 1, one is right "
+               "for a diagonal W whose numbers fall, one if r is as large as it can be, and one "
+               "has a base that was rounded to 16 bits.",
                "W = np.random.default_rng(0).standard_normal((8, 12)); base, B, A = start(W, 3, "
                "2.5). If ‖base + 2.5 B A − W‖ is above 1e-6 ‖W‖: “moves”. U, S, Vt = "
                "np.linalg.svd(W); compare 2.5 B A with (U[:, :3] * S[:3]) @ Vt[:3]: “other” or "
@@ -564,6 +758,13 @@ EXERCISES = (
              averaged(share=one_block)),
             ("a circle closes: a diagonal that leaves the block at the right comes in at the left",
              toeplitz),
+            ("the median makes the sum of distances least; the nearest matrix has the least sum of "
+             "squares, which the mean makes", median),
+            ("this is D itself, whose blocks are not circular", lambda D, b: D.copy()),
+            ("the blocks have b rows and b columns; you cut D into b × b of them",
+             b_times_b),
+            *several("the numbers of a row are not equal in a circular block: those of a diagonal "
+                     "are", partial(of_lines, axis=3), partial(of_lines, axis=1)),
             ("the mean is over all b places, not over two",
              averaged(steps=lambda b: range(2)))),
         hints=("Which places of a block must have the same number? Which single number is nearest "

@@ -139,7 +139,7 @@ WORDS = {                                                # name → (sentence, d
         "A tree: LoRA, W₀ plus s B A, on the left; seven questions in the middle, each with the "
         "methods that answer it on the right. Why so low a rank: LoHa, LoKr, HiRA. Why begin at B "
         "= 0: PiSSA, OLoRA, EVA, LoRA-GA. Why length with direction: DoRA. Why add, and not turn: "
-        "OFT. Why train both factors: MiSS, VeRA, RandLoRA. Why everywhere, in this basis: SHiRA, "
+        "OFT. Why train both factors: MiSS, VeRA, RandLoRA. Why rank, and not a pattern: SHiRA, "
         "FourierFT, C³A. Why the weight at all: LoReFT, trainable tokens."),
 }
 

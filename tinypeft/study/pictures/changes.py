@@ -35,8 +35,8 @@ def changes_of_a_weight(results: Path) -> plot.Drawing:
         "What is trained decides what a change of a weight can look like: the rank is one limit among others.",
         f"The change ΔW of one weight of {D} × {D} = {D * D:,} numbers by the methods that change weights, at small settings, "
         "with what is trained drawn at random. Above each map stand how many numbers are trained, and the rank of ΔW. Red is "
-        "negative and blue is positive, each map in its own scale. AdaLoRA and DyLoRA look like LoRA, and (IA)³ scales the "
-        "rows of the weight.",
+        "negative and blue is positive, each map in its own scale. AdaLoRA and DyLoRA look like LoRA, and (IA)³, a "
+        "factor for each output, scales the rows of the weight.",
         f"Maps of ΔW. {'; '.join(said)}.")
 
 
