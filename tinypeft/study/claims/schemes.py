@@ -313,7 +313,9 @@ SCHEME_CLAIMS = (
            "the smaller size is ahead in one of the two pairs", ("bits_vs_parameters",), more_parameters, own=True),
     better("Rounding costs more if the model was trained for longer", "2411.17691", "",
            "excess of round to nearest at 3 bits after 16,000 steps of pretraining, minus that after 2,000, over "
-           "three bases of each of two sizes", "it costs less", ("pretrained_for",), trained_for_longer),
+           "three bases of each of two sizes", "it costs less", ("pretrained_for",), trained_for_longer,
+           why={REPRODUCED: "After eight times as many steps rounding costs nine times as much, on each of the six bases. That "
+                "longer training makes use of a weight's finer digits is a conjecture."}),
     better("Q4_K loses less than round to nearest with as many bits", LLAMA_CPP, "",
            "excess of Q4_0, of NF4 and of int4 with zero points in groups of 32, minus that of Q4_K",
            "one of the three loses less", ("k_quants",), k_quants, own=True,
@@ -326,7 +328,8 @@ SCHEME_CLAIMS = (
                 "loses as little as GPTQ."}),
     better("More rank makes up for fewer bits", "2305.14314", "",
            "what rounding the base costs a LoRA of rank 2 in test loss, minus what it costs one of rank 32",
-           "it costs the larger rank more, at 3 or at 2 bits", ("rounding_rank",), rank_repairs, delta=FINE_TUNING, own=True),
+           "it costs the larger rank more, at 3 or at 2 bits", ("rounding_rank",), rank_repairs, delta=FINE_TUNING, own=True,
+           why={REPRODUCED: "With more directions a LoRA makes up for more of what rounding did to its base (a conjecture)."}),
     better("If the merged model is rounded in the end, it is better to train on the rounded base", "2305.14314", "",
            "test loss of a LoRA trained on 16 bits, merged and rounded, minus that of QLoRA, merged and rounded to "
            "the same format",
