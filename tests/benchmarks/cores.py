@@ -20,7 +20,7 @@ from tinypeft.common.threads import blas_threads
 from tinypeft.training import backward
 
 CORES = 2, 4, 8, 16
-ROWS = ("base", 8), ("base", 2), ("base", 1), ("middle", 4), ("large", 2)
+ROWS = ("base", 8), ("base", 4), ("base", 2), ("middle", 4), ("large", 2)
 
 
 def chosen(rows, cores):

@@ -17,6 +17,7 @@ from tinypeft.common.progress import Progress
 from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Linear
 from tinypeft.engine.optim import AdamW, clip_grad_norm, schedule
+from tinypeft.training import backward as backward_of_a_batch
 from tinypeft.training import plain
 from tinypeft.training.backward import backward
 from tinypeft.training.rates import HEAD_LR
@@ -322,6 +323,7 @@ def test_the_machines_cores_change_rounding_only(cores, monkeypatch):
     expected = small().to(np.float64)
     tp.train(expected, Noise(), 4, batch_size=5, workers=1, progress=False)
     monkeypatch.setattr(threads, "cores", lambda: cores)
+    monkeypatch.setattr(backward_of_a_batch, "ENOUGH", 1)
     runs = []
     for _ in range(2):
         model = small().to(np.float64)
@@ -330,6 +332,21 @@ def test_the_machines_cores_change_rounding_only(cores, monkeypatch):
     for name, w in expected.state_dict().items():
         assert np.array_equal(runs[0][name], runs[1][name]), name
         if "key.bias" not in name: assert_close(runs[0][name], w, 1e-8, name)
+
+
+@pytest.mark.parametrize("cores, rows, length, workers", [
+    (2, 8, 16, 1), (2, 4, 128, 1), (2, 8, 128, 2), (2, 1, 256, 1), (4, 8, 128, 1), (4, 8, 256, 4), (16, 64, 256, 16),
+    (16, 8, 256, 1)])
+def test_workers_have_enough_to_do(cores, rows, length, workers, monkeypatch):
+    """A part has 512 tokens 128 wide or more, or one worker takes the batch."""
+    parts = []
+    monkeypatch.setattr(threads, "cores", lambda: cores)
+    monkeypatch.setattr(backward_of_a_batch, "cut", lambda task, batch, n: parts.append(n) or [batch])
+    monkeypatch.setattr(backward_of_a_batch, "add_parts", lambda *args: [0.0])
+    model = tp.GPT(tp.GPTConfig(8, 256, 128, 1, 4))
+    backward(model, Noise(), (np.zeros((rows, length), int),) * 2, workers=None)
+    backward(model, Noise(), (np.zeros((rows, length), int),) * 2, workers=None, accumulate=rows)
+    assert parts == [workers, rows]
 
 
 def test_parts_are_weighted_by_what_counts_in_them():

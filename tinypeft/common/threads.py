@@ -109,12 +109,13 @@ def workers_for(parts: int) -> int:
     """Choose how many threads share `parts` equal pieces of work: one per core as far as there are
     pieces, or a single one if that is quicker.
 
-    w workers take 1/w of the time. A single one spreads its matrix products over all cores. What is
-    no product stays on one core, and that is at least a fifth of a step (`tests/benchmarks/
-    cores.py` measures both)."""
-    workers, rest = max(1, min(parts, cores())), 1 / 5
-    single = rest + (1 - rest) / cores()
-    return workers if 1 / workers <= single else 1
+    w workers take 1/w of the time, and a seventh of that more for parts that are small. A single
+    one spreads its matrix products over all cores. What is no product stays on one core, and that
+    is about a fifth of a step (`tests/benchmarks/cores.py` measures both)."""
+    workers = max(1, min(parts, cores()))
+    shared = 8 / 7 / workers
+    single = 1 / 5 + 4 / 5 / cores()
+    return workers if shared <= single else 1
 
 
 @functools.cache

@@ -13,7 +13,9 @@ from ..common.hints import Array
 from ..common.threads import parallel_map, workers_for
 from ..engine.nn import Dropout, Module, Parameter
 
-__all__ = ["backward"]
+__all__ = ["backward", "most_workers"]
+
+ENOUGH = 1 << 16            # numbers in a layer's input; below that threads wait for Python's lock
 
 
 def backward(model: Module, task: Any, batch: tuple, workers: int | None = 1,
@@ -22,7 +24,7 @@ def backward(model: Module, task: Any, batch: tuple, workers: int | None = 1,
 
     The batch is cut into one part per worker, or `accumulate` times as many, of which the workers
     take one each at a time. Each part is weighted by its share of what counts. workers=None: as
-    many as suit the rows and the cores. One worker takes all if dropout draws, because threads
+    many as suit the cores, the rows and their length. One worker takes all if dropout draws, because threads
     would draw in no fixed order. The first call asks the C library to keep freed memory for the
     next step (`common/heap.py`).
     """
@@ -30,7 +32,8 @@ def backward(model: Module, task: Any, batch: tuple, workers: int | None = 1,
     if draws_dropout(model):
         workers = 1
     elif workers is None:
-        workers = workers_for(len(batch[0]) // accumulate)
+        parts = min(len(batch[0]), most_workers(model, batch))
+        workers = workers_for(parts // accumulate)
     parts = cut(task, batch, workers * accumulate)
     total = sum(task.count(part) for part in parts)
     losses = []
@@ -41,6 +44,15 @@ def backward(model: Module, task: Any, batch: tuple, workers: int | None = 1,
         losses.append(penalty.item())
         add(penalty.gradients())
     return sum(losses)
+
+
+def most_workers(model: Module, batch: tuple) -> int:
+    """Return how many threads have enough to do at once with a batch.
+
+    NumPy releases Python's lock while it computes. On two cores, two workers take 1.5 times one
+    worker's time where a part has 128 tokens 128 wide, 1.2 times with 256 tokens, and 0.8 times
+    with 512 (`tests/benchmarks/cores.py`)."""
+    return batch[0].size * model.config.d_model // ENOUGH
 
 
 def add_parts(model: Module, task: Any, parts: list[tuple], total: int,

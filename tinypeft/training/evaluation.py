@@ -6,6 +6,7 @@ from ..common.progress import Progress
 from ..common.threads import parallel_map
 from ..engine.nn import Module
 from ..engine.tensor import no_grad
+from .backward import most_workers
 
 __all__ = ["batches_of", "evaluate", "require_task"]
 
@@ -16,8 +17,8 @@ def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16
     """Return the metrics of `model` on a split: means over what counts, tokens or examples.
 
     max_batches: measure only the first rows, this many batches of them. workers: threads that take
-    a batch each (default: one per core). label: a name; shows a line of progress that begins with
-    it."""
+    a batch each (default: one per core, or one if the batches are small). label: a name; shows a
+    line of progress that begins with it."""
     def measure(batch):
         measured = task.count(batch), task.metrics(model, batch)
         bar(next(numbers))
@@ -28,6 +29,8 @@ def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16
     batches = batches_of(task, split, batch_size, max_batches)
     numbers = itertools.count(1)
     with no_grad(), Progress(len(batches), label, None if label else False) as bar:
+        if workers is None and batches and not most_workers(model, batches[0]):
+            workers = 1
         results = parallel_map(measure, batches, workers)
     total = sum(count for count, _ in results)
     if not total:

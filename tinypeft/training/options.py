@@ -35,8 +35,8 @@ class TrainOptions(Checked):
         accumulate: each worker takes its share of a batch in this many parts, one after another,
             so that a step takes the memory of a part. It changes only rounding.
         workers: threads that share a batch; one if dropout draws. Default: one per core, or a
-            single one if the rows are too few for the cores (`common/threads.py`). Their number
-            changes only rounding.
+            single one if the rows are few or short (`training/backward.py`). Their number changes
+            only rounding.
         checkpoint_activations: compute each block again in backward (`engine/recompute.py`): less
             memory, more time, and the same numbers.
         clip: bound on the global norm of the gradients, None for none.

@@ -314,8 +314,8 @@ SCHEME_CLAIMS = (
     better("Rounding costs more if the model was trained for longer", "2411.17691", "",
            "excess of round to nearest at 3 bits after 16,000 steps of pretraining, minus that after 2,000, over "
            "three bases of each of two sizes", "it costs less", ("pretrained_for",), trained_for_longer,
-           why={REPRODUCED: "After eight times as many steps rounding costs about nine times as much on each of the six bases. That "
-                "longer training makes use of a weight's finer digits is a conjecture."}),
+           why={REPRODUCED: "After eight times as many steps rounding costs about nine times as much on each of the six bases. "
+                "That longer training makes use of a weight's finer digits is a conjecture."}),
     better("Q4_K loses less than round to nearest with as many bits", LLAMA_CPP, "",
            "excess of Q4_0, of NF4 and of int4 with zero points in groups of 32, minus that of Q4_K",
            "one of the three loses less", ("k_quants",), k_quants, own=True,
