@@ -24,9 +24,9 @@ def backward(model: Module, task: Any, batch: tuple, workers: int | None = 1,
 
     The batch is cut into one part per worker, or `accumulate` times as many, of which the workers
     take one each at a time. Each part is weighted by its share of what counts. workers=None: as
-    many as suit the cores, the rows and their length. One worker takes all if dropout draws, because threads
-    would draw in no fixed order. The first call asks the C library to keep freed memory for the
-    next step (`common/heap.py`).
+    many as suit the cores, the rows and their length. One worker takes all if dropout draws,
+    because threads would draw in no fixed order. The first call asks the C library to keep freed
+    memory for the next step (`common/heap.py`).
     """
     keep_freed_memory()
     if draws_dropout(model):
