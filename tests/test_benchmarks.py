@@ -49,7 +49,7 @@ SMALLER = {                                              # name → what its mod
     "methods": lambda folder: {"CONFIG": TINY["base"][0], "ROWS": 2}, "generation": lambda folder: {"NEW": 4},
     "scaling": lambda folder: {"SERIES": {name: scaling.Series((1, 2, 3), lambda n: (TINY["base"][0], 2, 8 * n, None, n), "")
                                           for name in scaling.SERIES}},
-    "cores": lambda folder: {"SIZES": TINY, "ROWS": (("base", 2), ("base", 1))},
+    "cores": lambda folder: {"SIZES": TINY, "ROWS": (("base", 2, 96), ("base", 1, 8))},
     "gpt2": lambda folder: {"SIZES": {"n_layer": 1, "n_embd": 128, "n_head": 2, "vocab_size": 64}, "LENGTH": 8},
     "smollm2": lambda folder: {"smollm2_file": lambda: small_llama(folder), "LENGTH": 8, "LONG": (8, 16)}}
 

@@ -1,11 +1,11 @@
-"""Workers on 2, 4, 8 and 16 cores: a step as `workers_for` (`tinypeft/common/threads.py`) shares it, beside one worker's.
+"""Workers on 2, 4, 8 and 16 cores: a step as `tinypeft/training/backward.py` shares it, beside one worker's.
 
     python -m tests.benchmarks.cores [--rounds 5] [--json FILE]
 
 Cores that this machine lacks are computed from one core's times. With a worker for each core, a step takes as long as its
 longest part, and what lies between the parts. With one worker, the matrix products are spread over all cores without a loss,
 which no BLAS reaches, and the rest stays on one core. Neither counts that cores share the memory. Where the machine has the
-cores, both are run as well.
+cores, both are run as well, and two workers where the rule takes one.
 """
 import statistics
 import time
@@ -20,13 +20,13 @@ from tinypeft.common.threads import blas_threads
 from tinypeft.training import backward
 
 CORES = 2, 4, 8, 16
-ROWS = ("base", 8), ("base", 4), ("base", 2), ("middle", 4), ("large", 2)
+ROWS = ("base", 8, 256), ("base", 8, 128), ("base", 8, 32), ("middle", 4, 256), ("large", 2, 256)   # rows, tokens in each
 
 
-def chosen(rows, cores):
-    """How many workers share so many rows on so many cores."""
+def chosen(model, batch, cores):
+    """How many workers share a batch on so many cores."""
     with mock.patch.object(threads, "cores", lambda: cores):
-        return threads.workers_for(rows)
+        return threads.workers_for(min(len(batch[0]), backward.most_workers(model, batch)))
 
 
 def shared(step):
@@ -52,9 +52,8 @@ def alone(run):
 
 def computed(model, batch, rounds):
     """[{cores, workers, seconds, one worker}] of a step, medians."""
-    rows = len(batch[0])
     step, multiply = ours(model, batch, 1), runner(products(model, *batch[0].shape))
-    counts = {cores: chosen(rows, cores) for cores in CORES}
+    counts = {cores: chosen(model, batch, cores) for cores in CORES}
     several = {n: ours(model, batch, n) for n in set(counts.values()) - {1}}
     times = {"step": [], "products": [], **{n: [] for n in several}}
     for number in range(rounds + 1):                     # the first one warms up
@@ -70,24 +69,23 @@ def computed(model, batch, rounds):
 
 
 def run(model, batch, rounds):
-    """The time of a step as the rule shares it over that of one worker, on this machine's cores."""
-    sides = {n: ours(model, batch, n) for n in (threads.workers_for(len(batch[0])), 1)}
-    times = in_turn(sides, rounds, warmup=1)
-    return ratio(*times.values()) if len(sides) > 1 else 1.0
+    """The time of a step with a worker for each core of this machine over that of one worker."""
+    sides = {n: ours(model, batch, n) for n in (threads.cores(), 1)}
+    return ratio(*in_turn(sides, rounds, warmup=1).values())
 
 
 def main(argv=None):
     args = parser(__doc__, 5).parse_args(argv)
     rows_of_table = []
-    print(f"{'model':<10}{'rows':>6}{'cores':>7}{'workers':>9}{'ms':>9}{'one worker':>12}{'ratio':>8}{'run':>8}")
-    for name, rows in ROWS:
+    print(f"{'model':<10}{'rows':>6}{'tokens':>8}{'cores':>7}{'workers':>9}{'ms':>9}{'one worker':>12}{'ratio':>8}{'run':>8}")
+    for name, rows, length in ROWS:
         config, _ = SIZES[name]
-        model, batch = tp.GPT(config), batch_of(config, rows)
+        model, batch = tp.GPT(config), batch_of(config, rows, length)
         for row in computed(model, batch, args.rounds):
             here = row["cores"] == threads.cores()
-            row |= {"model": name, "rows": rows, "run": run(model, batch, args.rounds) if here else None}
+            row |= {"model": name, "rows": rows, "tokens": length, "run": run(model, batch, args.rounds) if here else None}
             rows_of_table.append(row)
-            print(f"{name:<10}{rows:>6}{row['cores']:>7}{row['workers']:>9}{1e3 * row['seconds']:>9.1f}"
+            print(f"{name:<10}{rows:>6}{length:>8}{row['cores']:>7}{row['workers']:>9}{1e3 * row['seconds']:>9.1f}"
                   f"{1e3 * row['one worker']:>12.1f}{row['seconds'] / row['one worker']:>8.2f}"
                   f"{'' if row['run'] is None else row['run']:>8}", flush=True)
     write("cores", args, {"rows": rows_of_table})

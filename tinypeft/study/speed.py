@@ -215,14 +215,15 @@ def scaling(results: Path) -> str:
 
 
 def cores(results: Path) -> str:
-    """A step as the workers share it, beside one worker's; from one core's times, and run where the machine has the cores."""
+    """A step as the workers share it, beside one worker's; from one core's times. Two workers are run where the machine can."""
     found = runs(results, "cores")
-    rows = {(r["model"], r["rows"], r["cores"]): (
-        r["model"], *(str(r[k]) for k in ("rows", "cores", "workers")),
+    of = lambda r: (r["model"], r["rows"], r["tokens"], r["cores"])
+    rows = {of(r): (
+        r["model"], f"{r['rows']} × {r['tokens']}", *(str(r[k]) for k in ("cores", "workers")),
         *(f"{1e3 * r[k]:.0f}" for k in ("seconds", "one worker")),
         number(r["seconds"] / r["one worker"]), number(r["run"])) for r in found[0]["rows"]}
-    return beside(("model", "rows", "cores", "workers", "ms", "ms of one worker", "ratio", "run here"), rows, found,
-                  lambda run: {(r["model"], r["rows"], r["cores"]): r["seconds"] / r["one worker"] for r in run["rows"]})
+    return beside(("model", "batch", "cores", "workers", "ms", "ms of one worker", "ratio", "two workers, run"), rows, found,
+                  lambda run: {of(r): r["seconds"] / r["one worker"] for r in run["rows"]})
 
 
 SECTIONS: dict[str, Callable[[Path], str]] = {

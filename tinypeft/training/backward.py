@@ -32,8 +32,8 @@ def backward(model: Module, task: Any, batch: tuple, workers: int | None = 1,
     if draws_dropout(model):
         workers = 1
     elif workers is None:
-        parts = min(len(batch[0]), most_workers(model, batch))
-        workers = workers_for(parts // accumulate)
+        most = min(len(batch[0]), most_workers(model, batch))
+        workers = workers_for(most // accumulate)
     parts = cut(task, batch, workers * accumulate)
     total = sum(task.count(part) for part in parts)
     losses = []
