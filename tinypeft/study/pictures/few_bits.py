@@ -164,7 +164,7 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
         for size, look in looks.items():
             x = of_size(size, metric) / 1024
             several = loss[size] if len(loss[size]) > 1 else ()
-            for each in several: ax.plot(x, each, color=plot.COLOURS[look[0]], lw=0.8, alpha=0.5)
+            for each in several: ax.plot(x, each, color=plot.COLOURS[look[0]], marker=look[1], ms=2, lw=0.8, alpha=0.5)
             ax.plot(x, loss[size].mean(0), ms=6, **plot.line(look))
             if ax is right or size != SIZES[-1]: continue
             for b, at, y in zip(bits, x, loss[size].mean(0), strict=True):
