@@ -46,7 +46,7 @@ ABOUT: dict[str, About] = {
     "miss": About("MiSS", "W ← W + [D, D, …, D]: D stands beside itself until it is as wide as W",
                   ("2409.15371",), "17", ("orange", "<"), "MiSS", "r"),
     "dora": About("DoRA", "W ← m (W + s B A)/‖W + s B A‖, the length of each row, m, apart from its direction",
-                  ("2402.09353",), "17", ("sky", "p"), "DoRA", "all"),
+                  ("2402.09353",), "07", ("sky", "p"), "DoRA", "all"),
     "vera": About("VeRA", "W ← W + Λ_b B Λ_d A, A and B random and the same for all layers",
                   ("2310.11454",), "17", ("sky", "v"), "VeRA", "r"),
     "randlora": About("RandLoRA", "W ← W + (α/r) Σ_j B_j Λ_j A Γ_j, A and B_j random and the same for all layers",
