@@ -411,7 +411,7 @@ METHOD_CLAIMS = (
            "what full fine-tuning forgets at a rate at which it learns as much, minus what LoRA forgets",
            "full fine-tuning forgets less at equal learning", ("frontier",), forgets_less_at_equal_learning, own=True,
            why={CONTRADICTED: "At an eighth of its best rate full fine-tuning learns as much as LoRA, and at so small a rate "
-                "it hardly forgets. LoRA at half its best rate learns nearly as much, and still forgets more than three "
+                "it hardly forgets. LoRA at half its best rate learns nearly as much, and still forgets more than four "
                 "times as much."}),
     better("AdaLoRA is better than LoRA with the same final budget", "2303.10512",
            "DeBERTaV3-base, GLUE: r = 2 88.15 → 88.86, r = 8 88.34 → 89.31",

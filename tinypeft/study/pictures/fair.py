@@ -28,18 +28,21 @@ def forgetting(results: Path) -> plot.Drawing:
     best = {m: EXPERIMENTS["frontier"].conditions[m].lr for m in methods}
     curve = {m: points(r, m, best[m]) for m in methods}
     fig, ax = plot.figure(height=4.6)
+    bars = []                                            # ends of the intervals
     for m, (x, y, at) in curve.items():
         for part, alpha in ((slice(at + 1), 1), (slice(at, None), 0.4)):                      # pale: rates above the best
             ax.plot(x[part], y[part], ms=4, lw=1.2, alpha=alpha, **plot.line(about(m).look))
         rate = int(np.abs(np.log(r.mean(m, "rate") / best[m])).argmin())
-        halves = {f"{axis}err": half for axis, half in zip("xy", spread(r, m, rate), strict=True)}
-        ax.errorbar(x[at], y[at], ms=8, ls="none", **plot.mark(m), **halves)
+        wide, high = spread(r, m, rate)
+        ax.errorbar(x[at], y[at], high, wide, ms=8, ls="none", **plot.mark(m))
+        bars += [((x[at] - wide, y[at]), (x[at] + wide, y[at])), ((x[at], y[at] - high), (x[at], y[at] + high))]
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.margins(0.14, 0.08)
     ax.set(xlabel="learned: loss on the new text falls by (nats/token)", ylabel="forgotten: loss on the old rises by")
     fig.draw_without_rendering()
     small = [Bbox.from_bounds(*(ax.transData.transform(p) - 5), 10, 10)
              for x, y, _ in curve.values() for p in zip(x, y, strict=True)]
+    small += [Bbox(ax.transData.transform(ends)).padded(2) for ends in bars]
     plot.label_points(ax, [(x[at], y[at], about(m).short, plot.mark(m)["color"]) for m, (x, y, at) in curve.items()],
                       avoid=small)
     at_best = {m: (x[at], y[at]) for m, (x, y, at) in curve.items()}
