@@ -202,10 +202,9 @@ show("pareto")
 show("forgetting")
 
 # %% [markdown]
-# *What to see: at its best learning rate, the large mark, full fine-tuning learns most and forgets
-# most. At an eighth of this rate it learns as much as LoRA on all matrices does at best, and forgets
-# far less.*
-# Whoever fears forgetting should lower the rate before changing the method.
+# *What to see: at its best learning rate, the large mark, full fine-tuning learns and forgets most. At
+# an eighth of it, it learns as much as LoRA on all matrices does at best, and forgets far less.*
+# Who fears forgetting should lower the rate before changing the method.
 #
 # {claim Where LoRA and full fine-tuning learn as much}
 #
@@ -215,8 +214,7 @@ show("forgetting")
 # study's runs are *paired*: with the same seed, two methods see the same batches
 # in the same order. So take the difference for each seed, $d_k = a_k - b_k$.
 # That helps when the two methods react alike to a seed.
-# What you want is the interval that covers the true mean of the differences with a probability of
-# 95 %.
+# You want the interval that covers the true mean of the differences with a probability of 95 %.
 #
 # Its middle is the mean $\bar d$. Its half width is the standard error of the mean, times the
 # 97.5 % quantile of Student's t distribution with $n - 1$ degrees of freedom.
