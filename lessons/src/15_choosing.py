@@ -189,8 +189,7 @@ for i in sorted(np.flatnonzero(frontier), key=lambda i: trained[i]):
 show("pareto")
 
 # %% [markdown]
-# A method may owe its place to a few ten-thousandths of a nat. Section 3 says when a difference is
-# one.
+# A method may owe its place to a few ten-thousandths of a nat (section 3).
 #
 # *What to see: the frontier moves when the price is memory instead of parameters.*
 # A method that trains little may still need all activations.
@@ -202,8 +201,8 @@ show("pareto")
 show("forgetting")
 
 # %% [markdown]
-# *What to see: at its best learning rate, the large mark, full fine-tuning learns and forgets most. At
-# an eighth of it, it learns as much as LoRA on all matrices does at best, and forgets far less.*
+# *What to see: at its best learning rate, the large mark, full fine-tuning learns and forgets most.
+# At an eighth of it, it learns as much as LoRA does at best, and forgets far less.*
 # Who fears forgetting should lower the rate before changing the method.
 #
 # {claim Where LoRA and full fine-tuning learn as much}
