@@ -31,14 +31,14 @@ def gpt(vocab=1024, context=128, width=128, layers=5, heads=4):
 
 
 SERIES = {
-    "parameters": Series(SHAPES, lambda s: (gpt(1024, 128, *s), 2, 128, None, 2), "2 rows of 128 tokens"),
-    "batch": Series((2, 4, 8, 16, 32, 64), lambda n: (gpt(), n, 128, None, 2), "the base's size, rows of 128 tokens"),
-    "context": Series((64, 128, 256, 512, 1024, 2048, 4096, 8192), lambda n: (gpt(context=n), 2, n, None, 2),
+    "parameters": Series(SHAPES, lambda s: (gpt(1024, 128, *s), 2, 128, None, None), "2 rows of 128 tokens"),
+    "batch": Series((2, 4, 8, 16, 32, 64), lambda n: (gpt(), n, 128, None, None), "the base's size, rows of 128 tokens"),
+    "context": Series((64, 128, 256, 512, 1024, 2048, 4096, 8192), lambda n: (gpt(context=n), 2, n, None, None),
                       "the base's size, 2 rows"),
     "rank": Series((1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
-                   lambda n: (gpt(width=512, layers=4, heads=8), 4, 128, tp.LoRA(rank=n, targets="all"), 2),
+                   lambda n: (gpt(width=512, layers=4, heads=8), 4, 128, tp.LoRA(rank=n, targets="all"), None),
                    "512 wide, 4 layers, LoRA on all six matrices, 4 rows of 128 tokens"),
-    "vocabulary": Series((256, 1024, 4096, 16384, 65536), lambda n: (gpt(vocab=n), 2, 128, None, 2),
+    "vocabulary": Series((256, 1024, 4096, 16384, 65536), lambda n: (gpt(vocab=n), 2, 128, None, None),
                          "the base's size, 2 rows of 128 tokens"),
     "cores": Series((1, 2), lambda n: (SIZES["large"][0], 2, 256, None, n), "29.5 M parameters, 2 rows of 256 tokens")}
 
@@ -52,7 +52,7 @@ def steps_of(series):
         tuned = model if method is None else tp.attach(model, method)
         kept = sum(p.data.nbytes * (3 if p.requires_grad else 1) for p in tuned.parameters())
         step = ours(tuned, batch_of(config, rows, length), workers)
-        yield x, step if workers > 1 else on_one_core(step), kept
+        yield x, step if workers != 1 else on_one_core(step), kept
 
 
 def on_one_core(step):

@@ -1,6 +1,6 @@
 """A training step (forward, backward, AdamW) on either side: the same model, the same tokens, both cores.
 
-tinypeft takes one worker per half of the batch (`common/threads.py`), PyTorch its own threads.
+tinypeft takes the workers that its rule says (`training/backward.py`), PyTorch its own threads.
 """
 import itertools
 
@@ -30,8 +30,8 @@ def batch_of(config, rows, length=None):
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def ours(model, batch, workers=2):
-    """A training step of a GPT or a PeftModel, as `tinypeft.train` does it."""
+def ours(model, batch, workers=None):
+    """A training step of a GPT or a PeftModel, as `tinypeft.train` does it. workers: None for those of the rule."""
     optimizer = tp.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     optimizer.workers = workers
 
