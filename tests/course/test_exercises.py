@@ -212,6 +212,13 @@ def test_a_wrong_answer_is_shown_on_the_example_first():
     assert "infinite" not in large.message and "the scale is α/r, not α" in large.cause
 
 
+@pytest.mark.parametrize("nothing", [np.nan, np.inf])
+def test_a_goal_that_is_missed_by_numbers_that_are_not_finite(nothing):
+    """How near they came cannot be said."""
+    told = tp.check("children.lengths", lambda W, r: np.full(len(W), nothing))
+    assert not told and "the goal is missed" in told.message and "it leaves" not in told.message
+
+
 def test_a_missed_goal_does_not_show_an_answer():
     """A design has many right answers, and the reference's is one of them."""
     told = tp.check("loftq.vanish", lambda W_hat, s: (0.3 * s[:, None], np.ones((1, W_hat.shape[1]))))

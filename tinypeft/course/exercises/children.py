@@ -229,8 +229,9 @@ def beyond(g, args):
 
 
 def reached(g, args):
-    """Say how much of the goal the factors reach."""
-    return f"; of yours, with r = {args[1]}, it leaves {left_of(np.asarray(g, float), *args):.2f}"
+    """Say how much of the goal the factors reach, if they lie in its range."""
+    g = np.asarray(g, float)
+    return f"; of yours, with r = {args[1]}, it leaves {left_of(g, *args):.2f}" * in_range(g)
 
 
 def long_rows(rng):
