@@ -231,7 +231,8 @@ def beyond(g, args):
 def reached(g, args):
     """Say how much of the goal the factors reach, if they lie in its range."""
     g = np.asarray(g, float)
-    return f"; of yours, with r = {args[1]}, it leaves {left_of(g, *args):.2f}" * in_range(g)
+    if not in_range(g): return ""
+    return f"; of yours, with r = {args[1]}, it leaves {left_of(g, *args):.2f}"
 
 
 def long_rows(rng):
