@@ -67,7 +67,7 @@ class Exercise:
     symptoms: tuple = ()
     errors: tuple = ()
     avoids: tuple[str, ...] = ()
-    goal: tuple[str | Callable, Callable] | None = None
+    goal: tuple[str, Callable] | tuple[str, Callable, Callable] | None = None
     normalize: Callable | None = None
     quiet: bool = False
     tolerance: float = 1e-5
