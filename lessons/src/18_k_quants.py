@@ -71,8 +71,22 @@ show("schematic:superblock")
 #
 # ### {exercise}
 #
-# Write `k_quants_read(d, sc, e, mn, q)`, which reads a superblock. `q` has a row for each
-# sub-block.
+# Somebody reads the first superblock of a layer. `q` has a row for each sub-block.
+
+# %%
+stored = tp.GGUF("Q4_K").quantize(W)
+d, sc = float(stored.scale.scale[0]), stored.scale.unpack()[:8].astype(int)
+e, mn = -float(stored.offset.scale[0]), stored.offset.unpack()[:8].astype(int)
+q = stored.unpack().reshape(-1, 32)[:8].astype(int)
+
+def faulty_read(d, sc, e, mn, q):
+    return (d * sc)[:, None] * (q - (e * mn)[:, None])
+
+print("the weights lie between", W[0, :256].min(), "and", W[0, :256].max())
+print("it reads", *faulty_read(d, sc, e, mn, q)[0, :5].round(3), "… for", *W[0, :5].round(3), "…")
+
+# %% [markdown]
+# Find the bug, and write `k_quants_read(d, sc, e, mn, q)`, mended.
 
 # %% exercise=k_quants.read points=1 minutes=5
 def k_quants_read(d, sc, e, mn, q):
@@ -86,17 +100,15 @@ result = tp.check("k_quants.read", k_quants_read)
 result
 
 # %% [markdown]
-# Yours reads the first superblock of a layer:
+# Yours, beside the package's:
 
 # %%
 read = result.function
-q = tp.GGUF("Q4_K").quantize(W)
-d, sc = float(q.scale.scale[0]), q.scale.unpack()[:8].astype(int)
-e, mn = -float(q.offset.scale[0]), q.offset.unpack()[:8].astype(int)
-mine = read(d, sc, e, mn, q.unpack().reshape(-1, 32)[:8].astype(int))
-print("computed by you and by the package:", np.allclose(mine.ravel(), q.dequantize()[0, :256]))
+mine = read(d, sc, e, mn, q)
+print("computed by you and by the package:",
+      np.allclose(mine.ravel(), stored.dequantize()[0, :256]))
 print(f"{(256 * 4 + 8 * (6 + 6) + 2 * 16) / 256} bits per weight; the package says "
-      f"{q.bits_per_weight}; sc of the first superblock: {sc}")
+      f"{stored.bits_per_weight}; sc of the superblock: {sc}")
 
 # %% [markdown]
 # ### {exercise}
@@ -444,7 +456,7 @@ def importance(tokens):
 rng = np.random.default_rng(0)
 tokens = task.batch("train", 32, rng)[0]
 seen, h = importance(tokens)
-path, error = "blocks.1.mlp.down", q.dequantize().astype(float) - W
+path, error = "blocks.1.mlp.down", stored.dequantize().astype(float) - W
 print(f"h from {h[path].min():.4f} (input {h[path].argmin()}) to {h[path].max():.4f} (input "
       f"{h[path].argmax()}); error of the outputs: by h {np.sum(h[path] * error**2):.4f}, "
       f"measured with H {np.sum(error @ seen[path].H * error) / 2:.4f}")

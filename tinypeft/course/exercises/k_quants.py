@@ -669,8 +669,8 @@ def misled_case(rng):
 
 EXERCISES = (
     Exercise(
-        name="k_quants.read", title="Read a superblock", stars=1,
-        kind="formula",
+        name="k_quants.read", title="Find the bug: a superblock is read", stars=2,
+        kind="fault",
         reference=read, cases=codes_case,
         special=(
             ("e and all mn are 0", without_minima),),
@@ -679,8 +679,8 @@ EXERCISES = (
             ("the minima are missing: subtract e·mn from each row", read_without_minima),
             ("minima have a scale of their own, e", read_with_one_scale),
             ("mn is a whole number; the minimum is e·mn", read_without_e),
-            *several("the step multiplies the code alone, and e·mn is subtracted from the product",
-                     read_shifted_codes, read_shifted_levels)),
+            *several("a minimum is no zero point: the step multiplies the code alone, and e·mn is "
+                     "subtracted from the product", read_shifted_codes, read_shifted_levels)),
         errors=(
             ("broadcast", "sc has a number for each row of q: (d * sc)[:, None] is (8, 1), and "
              "(8,) would be one for each column"),),
