@@ -1,4 +1,5 @@
 """Lessons 03 and 15: methods at equal terms: what they forget, over sizes of the model, steps, and all that they store."""
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -228,6 +229,7 @@ def cheapest(methods: list[str], loss: dict[str, float], memory: dict[str, float
 
 def pareto(results: Path) -> plot.Drawing:
     """Test loss over trained parameters, and over all memory."""
+    from matplotlib.transforms import Bbox
     r = load(results, "methods")
     methods, frozen = {m: about(m).short for m in r.conditions if m != "frozen"}, float(r.mean("frozen", "loss"))
     y = {m: float(r.mean(m, "loss")) for m in methods}
@@ -238,7 +240,9 @@ def pareto(results: Path) -> plot.Drawing:
                          (axes[1], memory, "memory: weights, optimizer, gradients and activations (MiB)")):
         front[label] = [m for m in methods if all(x[o] >= x[m] or y[o] > y[m] + MARGIN for o in methods if o != m)]
         ladder = sorted((x[m], y[m]) for m in front[label])
-        ax.step(*zip(*ladder, strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
+        corners = np.repeat(ladder, 2, axis=0)
+        corners = np.stack([corners[1:, 0], corners[:-1, 1]], axis=1)
+        ax.plot(*corners.T, color="#BBBBBB", lw=1, zorder=1)
         for m in methods: ax.errorbar(x[m], y[m], yerr=r.interval(m, "loss"), ms=7, ls="none", **plot.mark(m))
         base = plot.reference_line(ax, frozen, about("frozen").short)
         ax.margins(x=0.12, y=0.1)
@@ -247,8 +251,10 @@ def pareto(results: Path) -> plot.Drawing:
             plot.count_axis(ax.xaxis)
         ax.set(xlabel=label, ylabel="test loss (nats/token)")
         fig.draw_without_rendering()
+        ends = ax.transData.transform(corners)
+        steps = [Bbox.from_extents(*start, *end) for start, end in itertools.pairwise(ends)]
         plot.label_points(ax, [(x[m], y[m], methods[m], plot.mark(m)["color"]) for m in methods],
-                          avoid=[base.get_window_extent()])
+                          avoid=[base.get_window_extent(), *steps])
     by_parameters, by_memory = front.values()
     gain = lambda m: (frozen - y[m]) / (frozen - y["full"])
     percent = lambda m: 100 * float(r.mean(m, "share"))

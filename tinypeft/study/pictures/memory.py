@@ -36,13 +36,14 @@ def memory(results: Path) -> plot.Drawing:
     fig, axes = plot.figure(2, 1, height=5.2, height_ratios=(len(ours), len(large) + 0.4))
     for ax, rows, unit, layers in ((axes[0], ours, 2**20, SHAPES["base"].layers),
                                    (axes[1], large, 2**30, SHAPES["llama-7b"].layers)):
-        for y, found in enumerate(rows.values()):
+        for y, (n, found) in enumerate(rows.items()):
             left = 0
             for part, size in at_peak(found, layers).items():
                 ax.barh(y, size / unit, left=left, color=PARTS[part], height=0.7, edgecolor="white", lw=0.5,
                         label=part if part not in ax.get_legend_handles_labels()[1] else None)
                 left += size / unit
-            ax.annotate(f"{left:.0f}", (left, y), xytext=(9, 0), textcoords="offset points", va="center")
+            end = max(left, traced[n] / unit) if rows is ours else left
+            ax.annotate(f"{left:.0f}", (end, y), xytext=(7, 0), textcoords="offset points", va="center")
         ax.set_yticks(range(len(rows)), [SHORT[n] for n in rows])
         ax.grid(False)
         ax.invert_yaxis()
