@@ -9,6 +9,7 @@ from tests.oracles import relative_error as error
 from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_saves, hold_norm, learned, shift
 from tests.toys import Noise
 from tinypeft.engine import functional as F
+from tinypeft.peft import plain
 from tinypeft.peft.changed import ChangedLinear
 from tinypeft.peft.dora import DoRALinear
 from tinypeft.peft.lora import LoRALinear
@@ -30,6 +31,7 @@ def test_lengths_are_m_and_directions_those_of_w0_and_the_lora(gpt, tokens):
     tuned = learned(gpt(), ALL)
     for layer in tuned.wrappers.values():
         W = layer.dense_weight()
+        assert_close(W, plain.dora(layer), 1e-14)
         V = layer.base.weight.data + 4 / 3 * layer.B.data @ layer.A.data
         assert_close(np.linalg.norm(W, axis=1), np.abs(layer.m.data), 1e-12)
         assert_close(W / layer.m.data[:, None], V / np.linalg.norm(V, axis=1, keepdims=True), 1e-12)

@@ -66,6 +66,8 @@ def test_c3a_multiplies_as_the_transforms_of_the_paper(gpt, rng):
     for path, layer in learned(gpt(), METHODS["c3a"]).wrappers.items():
         x = rng.standard_normal((5, layer.d_in))
         assert_close(plain.circular(layer.w.data, x), x @ layer.delta().T, 1e-14, path)
+        dz = rng.standard_normal((5, layer.d_out))
+        assert_close(plain.circular_dx(layer.w.data, dz), dz @ layer.delta(), 1e-14, path)
 
 
 # -- the promises --------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ them, and the rank may still be b. C³A trains a change that consists of circula
     b         b          the side of a block, a divisor of d₁ and d₂
     Δw        w          (d₁/b, d₂/b, b), the first row of each block
 
-This file writes the blocks out and multiplies by them. `plain.circular` is equation (1), which pays
-where blocks are wide. Trained: Σ d₁ d₂/b over the targets. By default b is the greatest common
-divisor of d₁ and d₂, as in section 3.5.
+This file writes the blocks out and multiplies by them, so its gradient for x is that of any linear
+layer. `plain.circular` is equation (1), which pays where blocks are wide, and `plain.circular_dx`
+is its gradient. Trained: Σ d₁ d₂/b over the targets. By default b is the greatest common divisor of
+d₁ and d₂, as in section 3.5.
 
 Where implementations differ. The paper divides by nothing, PEFT by d₂, and so does this file.
 Section 3.3 has ∂L/∂x = C(Δw) ∂L/∂z, where the transpose of C(Δw) belongs, and its Algorithm A1,
@@ -70,7 +71,7 @@ class CircularLinear(ChangedLinear):
         super().__init__(base, 0.0, rng)
         d1, d2 = base.d_out, base.d_in
         b = method.block_size or math.gcd(d1, d2)
-        most = 0.0
+        most = 0.0                                       # Xavier's bound, or a start at 0
         if method.init == "xavier":
             most = math.sqrt(6 / (d1 + d2))
         w = rng.uniform(-most, most, (d1 // b, d2 // b, b))

@@ -4,25 +4,28 @@ A weight has a length and a direction for each of its outputs. LoRA changes both
 training they move together. DoRA takes the weight apart: a vector m is trained as the lengths, and
 a LoRA changes the direction. Section 4.1, equation (5):
 
-    W′ = m V/‖V‖,      V = W₀ + ΔV = W₀ + s B A
+    W′ = m V′/‖V′‖,      V′ = W₀ + ΔV = W₀ + s B A
 
     paper     here     shape
     W₀        base     (d_out, d_in), frozen, quantized or not
     A, B      A, B     (r, d_in), (d_out, r), as in LoRA: B starts at 0
     m         m        (d_out,), starts at ‖W₀‖, so that W′ = W₀
-    ‖V‖       norm()   (d_out,), the length of each row
-    s         scale    α/r, as in LoRA
+    ‖V′‖      norm()   (d_out,), the length of each row
+    m/‖V′‖    g        (d_out,)
+    s         scale    α/r, as in LoRA; the paper writes none
 
-The gradient takes ‖V‖ as a constant (section 4.3), which saves memory. So it is not the gradient of
-the function: that of V is m/‖V‖ times that of W′. Trained parameters:
-Σ r (d_in + d_out) + d_out over the targets.
+The gradient takes ‖V′‖ as a constant (section 4.3, equation (11)), which saves memory. So it is not
+the gradient of the function: that of V′ is m/‖V′‖ times that of W′. Each step forms V′ once for its
+lengths, r d_out d_in products, and decodes a quantized W₀ for it. `plain.dora` is equation (5)
+alone. Trained parameters: Σ r (d_in + d_out) + d_out over the targets.
 
 Where implementations differ. The paper speaks of the columns of W, because there W has its inputs
-as rows; the authors' code and PEFT have one m for each output, a row here. The bias is not scaled.
-With dropout, which makes z of x, both codes compute W₀x + (m/‖V‖ − 1) W₀z + m/‖V‖ sBAz, and so does
-this file. The defaults are those of LoRA here, so that the two can be compared. The paper's for
-LLaMA-7B are r = 32, α = 64 and a dropout of 0.05, on query, key, value, up and down. PEFT divides
-by 0 where a row of W₀ is 0; here such a row stays 0.
+as rows, as its author says (issue 1 of its repository); the authors' code and PEFT have one m for
+each output, a row here. The bias is not scaled. With dropout, which makes z of x, both codes
+compute W₀x + (m/‖V′‖ − 1) W₀z + m/‖V′‖ sBAz, and so does this file. The defaults are those of LoRA
+here, so that the two can be compared. The paper's for LLaMA-7B are r = 32, α = 64 and a dropout of
+0.05, on query, key, value, up and down. PEFT divides by 0 where a row of W₀ is 0; here such a row
+stays 0.
 """
 from __future__ import annotations
 
@@ -64,11 +67,12 @@ class DoRALinear(ChangedLinear):
         self.scale = scale
         self.A = Parameter(np.array(A))
         self.B = Parameter(np.zeros((base.d_out, len(A)), A.dtype))
-        W0 = base.dense_weight().astype(A.dtype, copy=False)      # as exactly as `norm` has it
+        # In the type of A, as `norm` computes it, so that m/‖V′‖ is exactly 1 at the start.
+        W0 = base.dense_weight().astype(A.dtype, copy=False)
         self.m = Parameter(lengths(W0))
 
     def norm(self) -> Array:
-        """Compute ‖V‖, (d_out,), which has no gradient."""
+        """Compute ‖V′‖, (d_out,), by (11) a constant: `.data` keeps the gradient out."""
         V = self.base.dense_weight() + self.scale * self.B.data @ self.A.data
         norm = lengths(V)
         return np.where(norm > 0, norm, 1)
@@ -88,6 +92,7 @@ class DoRALinear(ChangedLinear):
         if self.base.bias is not None:
             W0z = W0z - self.base.bias
         Az = F.linear(z, self.A) * self.scale
+        # g V′z = W₀z + (g − 1) W₀z + g sBAz, and y, which no dropout touches, is its first term.
         return y + (g - 1) * W0z + g * F.linear(Az, self.B)
 
     def describe(self) -> str:

@@ -15,8 +15,8 @@ Section 3.1, equations (2) to (4):
     α         alpha
 
 Re(S) is a sum of cosines: `plain.waves` writes them out. So p, q and −p, −q (modulo d₁, d₂) always
-have the same number in it, and half of all matrices are out of reach. The map from c to Re(S) is
-linear, and its transpose is the same transform, read at E. Trained: n for each target.
+have the same number in it: the changes in reach span half of the d₁ d₂ dimensions. The map from c
+to Re(S) is linear, and its transpose is the same transform, read at E. Trained: n for each target.
 
 Where implementations differ. Equation (3) in the paper lacks the factor 1/(d₁ d₂), which its
 pseudocode, the authors' code and PEFT have, and which makes α so large. Pseudocode and code compute
@@ -110,8 +110,9 @@ def inverse_transform(c: Tensor, E: Array, shape: tuple[int, int]) -> Tensor:
 def draw(n: int, size: int, seed: int) -> Array:
     """Draw n of the numbers 0 … size − 1, each at most once: the first n of torch.randperm(size).
 
-    Of the cards that are left, one changes places with the next one. `moved` has the cards that
-    are not where they were. (Above 2³²/20 cards PyTorch draws in another way.)
+    This is Fisher and Yates's shuffle: step i swaps entry i of 0 … size − 1 with a random one of
+    the entries i … size − 1. `moved` holds those entries alone that differ from their index. (Above
+    size 2³²/20 PyTorch draws in another way.)
     """
     generator = np.random.RandomState(seed)                       # PyTorch's numbers, MT19937
     numbers = generator.randint(0, 2**32, n, np.uint64)

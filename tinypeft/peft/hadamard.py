@@ -2,9 +2,12 @@
 
 LoRA's s B A has rank r and no more. A product of another kind has a larger rank at the same size:
 
-    LoHa    ΔW = s (B₁ A₁) ⊙ (B₂ A₂)     rank up to r² (FedPara: Hyeon-Woo et al., arXiv 2108.06098)
-    LoKr    ΔW = s C ⊗ (B A)             rank C times rank BA (Yeh et al., arXiv 2309.14859)
+    LoHa    ΔW = s (B₁ A₁) ⊙ (B₂ A₂)     rank up to r² (LyCORIS: Yeh et al., arXiv 2309.14859)
+    LoKr    ΔW = s C ⊗ (B A)             rank C times rank BA (the same)
     HiRA    ΔW = W₀ ⊙ B A                rank up to r rank W₀ (Huang et al., ICLR 2025)
+
+FedPara (Hyeon-Woo et al., arXiv 2108.06098) writes a whole W as LoHa writes ΔW, and KronA (Edalati
+et al., arXiv 2212.10650) is LoKr with one matrix in place of B A.
 
     paper            here             shape
     B₁, B₂, A₁, A₂   B1, B2, A1, A2   (d_out, r) and (r, d_in) of LoHa; A₂ starts at 0
@@ -15,12 +18,15 @@ LoRA's s B A has rank r and no more. A product of another kind has a larger rank
 ⊙ multiplies number by number, and ⊗ is Kronecker's product: block (i, j) of C ⊗ M is C_ij M. The
 numbers u and v are the divisors of d_out and d_in that are nearest to their roots, from below. HiRA
 leaves what is 0 in W₀ at 0, and its B starts at 0. What does not start at 0 is drawn from Kaiming's
-uniform, as in PEFT. Trained parameters over the targets: LoHa Σ 2 r (d_in + d_out), LoKr
-Σ u v + r (d_out/u + d_in/v), HiRA Σ r (d_in + d_out).
+uniform, as in PEFT. So in LoKr's first step C moves alone, and in LoHa's A₂. Trained parameters
+over the targets: LoHa Σ 2 r (d_in + d_out), LoKr Σ u v + r (d_out/u + d_in/v), HiRA Σ r (d_in +
+d_out).
 
-Where implementations differ. LyCORIS starts LoHa at normal numbers. Where r is at least half of the
-larger side of B A, PEFT and LyCORIS store LoKr's B A as one matrix, and LyCORIS then takes s = 1;
-here it stays a product. HiRA's paper takes r = 32; here all three start from r = 8, as LoRA does.
+Where implementations differ. LyCORIS starts LoHa at normal numbers, with B₂ = 0 in place of A₂, and
+LoKr with A = 0 in place of C. Where r is at least half of the larger side of B A, PEFT and LyCORIS
+store LoKr's B A as one matrix, and LyCORIS then takes s = 1; here it stays a product. (It is so for
+r = 8 on the shipped base, whose B A is 16 × 16.) HiRA's paper takes r = 32; here all three start
+from r = 8, as LoRA does.
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -131,7 +137,7 @@ class HiRALinear(ChangedLinear):
 
     def change(self) -> Tensor:
         W0 = self.base.dense_weight().astype(self.A.dtype, copy=False)
-        return self.B @ self.A * W0
+        return self.B @ self.A * W0                       # (B A) ⊙ W₀
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Behind a block each position of the text has a state. LoReFT changes the states of a few positions
 of the prompt, and each only in a subspace of r dimensions. What follows reads the changed states.
-Section 3.2, equation (2), and section 3.3, equation (7):
+Section 3.2, equation (2), and section 3.3, equation (7), with the P of section 4.1:
 
     Φ(h) = h + Rᵀ (W h + b − R h)
     h_t ← Φ(h_t) for t ∈ P,      P = {1, …, p} ∪ {n − s + 1, …, n}

@@ -68,6 +68,6 @@ def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
 
 
 def halves(U: Array, S: Array, Vt: Array, r: int) -> tuple[Array, Array]:
-    """Split U S Vᵀ at its r largest singular values, or all: B = U √S and A = √S Vᵀ."""
+    """Split the first r terms of U S Vᵀ, or all of them: B = U √S and A = √S Vᵀ."""
     root = np.sqrt(S[:r])
     return U[:, :r] * root, root[:, None] * Vt[:r]

@@ -14,8 +14,9 @@ and section 3.3:
     r, d/r  k, b: block_size   k blocks of b inputs, k b = d_in
 
 R is the Cayley transform of Q. It has determinant 1: it turns and does not mirror. OFTv2 turns the
-input in place of the weight, W₀ (x R) for a row x, and so does this file: no product of W₀ and R is
-made, and a quantized base stays so. Merged, W = W₀ Rᵀ. Trained: Σ d_in (b − 1)/2 over the targets.
+input in place of the weight, y = (x R) W₀ᵀ for a row x, and so does this file: no product of W₀ and
+R is made, and a quantized base stays so. Merged, W = W₀ Rᵀ. Trained: Σ d_in (b − 1)/2 over the
+targets.
 
 `neumann_terms=n` takes OFTv2's series (its section 3.3) in place of the inverse:
 
@@ -23,7 +24,9 @@ made, and a quantized base stays so. Merged, W = W₀ Rᵀ. Trained: Σ d_in (b 
 
 That is R (I − Qⁿ⁻¹), so for n = 5, OFTv2's and PEFT's choice, rows shrink by at most the share
 ‖Q‖⁴. On the shipped base ‖Q‖ is 0.7 after 60 steps at the default rate, and rows are up to 5 % too
-short. So the default here is the exact R. If ‖Q‖ is 1 or more, the series does not come near R.
+short. So the default here is the exact R. (OFTv2 writes the sum from 1 to k, so its k is n − 2; it
+says "five terms" and not how it counts. PEFT's five are n = 5.) If ‖Q‖ is 1 or more, the series
+does not come near R.
 
 Where implementations differ. In PEFT the series (`use_cayley_neumann=True`, its default, with 5
 terms) and the inverse (`False`) turn in opposite directions: its inverse is (I − Q)(I + Q)⁻¹, that
@@ -76,7 +79,7 @@ class OFT(Method):
 
 
 class OFTLinear(ChangedLinear):
-    """y = W₀ (x R) + b for rows x."""
+    """y = (x R) W₀ᵀ + b for rows x."""
 
     def __init__(self, base: Module, b: int, neumann_terms: int | None, rng: Rng):
         super().__init__(base, 0.0, rng)
@@ -120,6 +123,8 @@ def skew(q: Tensor, b: int) -> Tensor:
 
 def cayley(Q: Tensor) -> Tensor:
     """R = (I − Q)⁻¹ (I + Q) of each block.    dQ = (I − Q)⁻ᵀ dR (I + R)ᵀ, and (I − Q)ᵀ = I + Q.
+
+    For the gradient: (I − Q) R = I + Q, and so (I − Q) δR = δQ (I + R).
 
     The two factors commute, so this is the paper's R. A solver takes the place of the inverse;
     `plain.cayley` is the paper's form."""

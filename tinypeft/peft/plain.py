@@ -11,14 +11,15 @@ from ..common.hints import Array
 from ..engine import functional as F
 from ..engine.tensor import Tensor, concatenate, stack
 from .adalora import AdaLoRALinear
+from .dora import DoRALinear
 from .fusion import FusedAdapters
 from .loreft import Phi
 from .miss import MiSSLinear
 from .model import PeftModel
 from .randlora import RandLoRALinear
 
-__all__ = ["allocate", "cayley", "circular", "fusion", "loreft", "lstm", "miss", "mixed_batch",
-           "orthonormal", "places", "randlora", "waves"]
+__all__ = ["allocate", "cayley", "circular", "circular_dx", "dora", "fusion", "loreft", "lstm",
+           "miss", "mixed_batch", "orthonormal", "places", "randlora", "waves"]
 
 
 def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str, int]]:
@@ -47,6 +48,15 @@ def fusion(layer: FusedAdapters, h: Tensor) -> Tensor:
     for n, zn in enumerate(z):
         h = h + alpha[..., n:n + 1] * (zn @ layer.V.T)
     return h
+
+
+def dora(layer: DoRALinear) -> Array:
+    """DoRA, (5): W′ = m V′/‖V′‖ with V′ = W₀ + s B A, row by row."""
+    V = layer.base.dense_weight() + layer.scale * layer.B.data @ layer.A.data
+    W = np.zeros_like(V)
+    for i, row in enumerate(V):
+        W[i] = layer.m.data[i] * row / np.linalg.norm(row)
+    return W
 
 
 def randlora(layer: RandLoRALinear) -> Tensor:
@@ -168,3 +178,14 @@ def circular(w: Array, x: Array) -> Array:
     sums = products.sum(2)
     z = np.fft.fft(sums).real                                                 # (N, m, b)
     return z.reshape(N, m * b) / (n * b)
+
+
+def circular_dx(w: Array, dz: Array) -> Array:
+    """The gradient of `circular` for x: ΔWᵀ dz. w (m, n, b), dz (N, m b) → (N, n b)."""
+    m, n, b = w.shape
+    N = len(dz)
+    pieces = dz.reshape(N, m, 1, b)
+    products = np.fft.fft(w) * np.fft.fft(pieces)                             # (N, m, n, b)
+    sums = products.sum(1)
+    dx = np.fft.ifft(sums).real                                               # (N, n, b)
+    return dx.reshape(N, n * b) / (n * b)

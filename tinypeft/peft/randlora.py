@@ -18,10 +18,11 @@ once, r d + n r D numbers for the largest layer (`Method.shared`). All else abou
 `vera.py`: a smaller layer reads a slice, and they depend on all targets.
 
 Where implementations differ. The paper scales by 10/r for CLIP and by 2/√n for language models;
-its authors' later code in PEFT by α/r with α = 20 r, as here. Both divide A and B, drawn from a
-uniform distribution, by their standard deviation. In PEFT B_j is every n-th column of B, as here;
-in the authors' code for vision it is a matrix of its own. The paper's sparse matrices are left out.
-To form ΔW takes d² D products, so `forward` does it for many tokens only; PEFT never does.
+its authors' later code in PEFT by α/r with α = 640 = 20 · 32, as here, so that another r has
+another s unless α is set to 20 r. Both divide A and B, drawn from a uniform distribution, by their
+standard deviation. In PEFT B_j is every n-th column of B, as here; in the authors' code for vision
+it is a matrix of its own. The paper's sparse matrices are left out. To form ΔW takes d² D products,
+so `forward` does it for many tokens only; PEFT never does.
 """
 import math
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class RandLoRALinear(ChangedLinear):
         A, B = self.bases()
         r, n = self.Lam.shape
         sLam = self.scale * self.Lam
+        # Row i, j: s (Λ_j)_ii A_i Γ_j. It meets column i n + j of B, which is column i of B_j.
         rows = sLam.reshape(r, n, 1) * A.reshape(r, 1, -1)
         rows = rows * self.Gam                                                # (r, n, d)
         rows = rows.reshape(r * n, -1)

@@ -1,7 +1,8 @@
 """SHiRA: Sparse High Rank Adapters (Bhardwaj et al., arXiv 2406.13175).
 
-SHiRA trains one or two in a hundred numbers of a weight, where they stand, and leaves the others as
-they are. So few numbers make a change of any rank: to train little, low rank is not needed. Section
+SHiRA trains a few numbers of a weight, where they stand, and leaves the others as they are: the
+paper one or two in a hundred, as r = 8 does in a wide weight; of one that is 128 wide r = 8 is an
+eighth. So few numbers make a change of any rank: to train little, low rank is not needed. Section
 3.1 and appendix I (with α = 1):
 
     W = W₀ + S,      S = 0 but at the n places of a mask M

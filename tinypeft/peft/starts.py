@@ -1,19 +1,21 @@
 """Starts of LoRA: where A and B begin, by the weight, by the layer's inputs or by its gradient.
 
-LoRA draws A and starts B at 0. These starts take A and B from singular vectors instead. Where their
-product is not 0, it is taken off the weight, so that the model starts unchanged:
+LoRA draws A and starts B at 0. These starts take A and B from a decomposition instead: of the
+weight, of the inputs or of the gradient. Where their product is not 0, it is taken off the weight,
+so that the model starts unchanged:
 
     h = (W₀ − s B₀ A₀) x + s B A x,      trained: A and B, from A₀ and B₀;      s = α/r
 
     start    B₀, (d_out, r)            A₀, (r, d_in)      of                     arXiv
-    pissa    U_r √(S_r/s)              √(S_r/s) V_rᵀ      W₀ = U S Vᵀ            2404.02948
+    pissa    U[:r] √(S[:r]/s)          √(S[:r]/s) V[:r]ᵀ  W₀ = U S Vᵀ            2404.02948
     milora   the same with the last r of U, S and V       W₀ = U S Vᵀ            2406.09044
-    olora    Q_r                       R_r                W₀ = Q R               2406.01775
+    olora    Q[:r]                     R[:r]              W₀ = Q R               2406.01775
     mica     the last r of U, frozen   0                  W₀ = U S Vᵀ            2604.01694
-    eva      0                         V_rᵀ               X − μ = U S Vᵀ         2410.07170
-    corda    U_r √(S_r/s)              √(S_r/s) V_rᵀ C⁻¹  W₀ C = U S Vᵀ          2406.05223
-    lora_ga  ζ U_{r+1 … 2r}            ζ V_rᵀ             G = U S Vᵀ             2407.05000
+    eva      0                         V[:r]ᵀ             X − μ = U S Vᵀ         2410.07170
+    corda    U[:r] √(S[:r]/s)          √(S[:r]/s) V[:r]ᵀ C⁻¹   W₀ C = U S Vᵀ     2406.05223
+    lora_ga  ζ U[r:2r]                 ζ V[:r]ᵀ           G = U S Vᵀ             2407.05000
 
+    [:r]   the first r columns of U, V and Q, rows of R, and singular values, the largest first
     X, μ   the layer's n inputs (n, d_in), and their mean
     C      (1/n) Σ x xᵀ + 0.01 c I (d_in, d_in), where c is the mean of the diagonal of the sum
     G      the gradient of W₀ (d_out, d_in): of the mean loss of the next token
@@ -21,14 +23,15 @@ product is not 0, it is taken off the weight, so that the model starts unchanged
 
 eva, corda and lora_ga need text: `attach(model, method, calibration=batches)`.
 
-Where implementations differ. The papers and PEFT change W₀. Here W₀ stays: the layer computes
-W₀ x + s (B A − B₀ A₀) x, so `detach` gives the base back as it was, two adapters can be on one
-base, and ΔW is a LoRA of rank 2r for any base: B′ = [B, −B₀], A′ = [A; A₀]. The price is a second
-thin product. A quantized base stays as it was, too, and is dequantized for the start. There QPiSSA,
-of PiSSA's authors, and PEFT's olora quantize W₀ − s B₀ A₀ anew, and PEFT's pissa, mica, corda and
-lora_ga refuse it.
+Where implementations differ. The papers and PEFT change W₀. Here W₀ stays: `StartedLinear` in
+`lora.py` computes W₀ x + s (B A − B₀ A₀) x, so `detach` gives the base back as it was, two adapters
+can be on one base, and ΔW is a LoRA of rank 2r for any base: B′ = [B, −B₀], A′ = [A; A₀]. The price
+is a second thin product. A quantized base stays as it was, too, and is dequantized for the start.
+There QPiSSA, of PiSSA's authors, and PEFT's olora quantize W₀ − s B₀ A₀ anew, and PEFT's pissa,
+mica, corda and lora_ga refuse it.
 
-    pissa    The paper has no s. PEFT divides S by it, as here.
+    pissa    The paper writes y = x W: its W, A and B are W₀ᵀ, A₀ᵀ and B₀ᵀ, so its U is V here. It
+             has no s; PEFT divides S by it, as here.
     milora   PEFT does not have it. The authors' code divides S by s, as here.
     olora    The author's code, which is PEFT's, does not divide by s: s Q_r R_r is taken off.
     eva      The authors' code and PEFT centre the inputs, and update a truncated SVD batch by
@@ -37,7 +40,7 @@ lora_ga refuse it.
              knowledge-preserved mode, the last r on other text, is left out. The authors' code
              and PEFT sum x xᵀ of a batch and divide x by its largest number. B₀ A₀ is the same for
              one batch, but a sum, unlike a mean, makes B₀ larger and A₀ smaller with more tokens.
-             PEFT doubles the damping until ‖C C⁻¹ − I‖ < 0.05.
+             Both double the damping until ‖C C⁻¹ − I‖ < 0.05; here it stays at 0.01.
     lora_ga  The authors' code scales A₀ and B₀ by ζ. PEFT scales B₀ alone, and by S_{r+1 … 2r},
              too. Signs of singular vectors are arbitrary; the first step does not depend on them.
 """
@@ -88,6 +91,7 @@ def eva(W: Array, r: int, s: float, inputs: Inputs) -> Pair:
     """Return B = 0 and the r directions in which the inputs vary most."""
     if inputs.n <= r:
         raise MethodError(f"eva: {inputs.n} tokens do not vary in {r} directions; give more")
+    # (X − μ)ᵀ (X − μ)/n = V S²/n Vᵀ, so its eigenvectors are V.
     variances, V = np.linalg.eigh(inputs.covariance)         # the largest last
     A = V.T[::-1][:r]
     B = np.zeros((len(W), r))

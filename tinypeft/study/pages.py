@@ -116,7 +116,7 @@ def by_family(results: Path) -> str:
 def trained(measured: dict) -> str:
     """The count of what is trained, and the settings that it is for."""
     settings = measured["method"].partition("(")[2].removesuffix(")")
-    shown = settings if len(settings) < 50 else f"{settings[:20]} …"
+    shown = re.sub(r"\((\d+), (?:\d+, ){2,}(\d+)\)", r"(\1, …, \2)", settings)              # of many tokens the first and last
     return f"{measured['trained']['tinypeft']:,}" + f" with `{shown}`" * bool(shown)
 
 

@@ -4,8 +4,9 @@
     m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²
     w ← w − lr m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),   v̂ = v/(1 − β₂ᵗ)
 
-`plain.adamw` is one step of it as one reads it; read it first. The other optimizers of this folder
-take this step, too: with moments of 8 bits, with a projected gradient, and for what is no matrix.
+`engine/plain.py`'s `adamw` is one step of it as one reads it; read it first. The other optimizers
+of this folder take this step, too: with moments of 8 bits, with a projected gradient, and for what
+is no matrix.
 """
 import math
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """AdamW whose two moments have 8 bits for each number: a quarter of the memory.
 
-Dettmers et al. (arXiv 2110.02861) keep m and v in codes of 8 bits, and for each block of 256 of
-them its largest magnitude in float32 (`dynamic.py`). A step, for a part of a parameter at a time:
+Dettmers et al. (arXiv 2110.02861) keep m and v in codes of 8 bits, and for each block of them its
+largest magnitude in float32 (`dynamic.py`). A step, for a part of a parameter at a time:
 
     m, v ← the numbers that codes and maxima stand for
     w, m, v ← AdamW's step, in full precision
@@ -9,8 +9,9 @@ them its largest magnitude in float32 (`dynamic.py`). A step, for a part of a pa
 
     2 + 2 · 4/256 = 2.03 bytes for each number; AdamW has 8
 
-As in bitsandbytes and torchao, a small parameter, such as a bias or a LoRA's factor, has moments in
-its own type.
+A block has 256 numbers, as in today's bitsandbytes and in torchao; the paper's had 2,048. As there,
+a small parameter, such as a bias or a LoRA's factor, has moments in its own type. The paper's
+stable embedding layer, which normalizes embeddings, is left out.
 """
 from collections.abc import Iterable
 
@@ -49,7 +50,7 @@ class AdamW8bit(Optimizer):
         flat_g = g.reshape(-1)
         if mask is not None:
             mask = np.broadcast_to(mask, w.shape).reshape(-1)
-        for i in range(0, len(state["m_codes"]), 256):
+        for i in range(0, len(state["m_codes"]), 256):   # blocks; as it happens, BLOCK is 256, too
             arrays = {name: array[i:i + 256] for name, array in state.items()}
             s = slice(i * BLOCK, (i + 256) * BLOCK)
             moments = unpacked(arrays, flat_w[s])

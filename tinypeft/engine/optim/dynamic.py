@@ -6,6 +6,12 @@ is nearest to its share of it. One large number spoils its own block alone.
 
     a = max |x|,   code_i = argmin_j |x_i / a − q_j|,   x̂_i = a q[code_i]
 
+    paper   here           shape
+    T       x              (n,), padded to blocks of 256
+    N_b     absmax, a      (⌈n/256⌉, 1), one maximum for each block
+    T^Q     codes          (⌈n/256⌉, 256), uint8
+    Q^map   q              (256,), the table, `dynamic_map()`
+
 The table's values lie close where numbers are small, over seven powers of ten. Numbers without a
 sign, such as Adam's v, have a table of twice as many positive values.
 
@@ -32,7 +38,7 @@ def pack(x: Array, signed: bool) -> tuple[Array, Array]:
     table = dynamic_map(signed)
     edges = (table[:-1] + table[1:]) / 2                 # code: how many of these are at most x
     codes = np.zeros(x.shape, np.intp)
-    for half in 128, 64, 32, 16, 8, 4, 2, 1:             # a search in all places at once
+    for half in 128, 64, 32, 16, 8, 4, 2, 1:             # halve the range, for all x at once
         codes += half * (x >= edges.take(codes + (half - 1)))
     return codes.astype(np.uint8), absmax
 

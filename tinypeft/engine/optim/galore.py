@@ -14,8 +14,9 @@ value decomposition.
 
 After T steps M and V stay, although the basis is another one, as in the authors' code (galore-torch
 1.0). The signs of singular vectors are arbitrary: with another LAPACK, a run goes another way from
-there on. The authors' code differs in three points: it adds ε to √V before the bias correction,
-decays the weights after the step, and projects a square matrix on the right.
+there on. The authors' code differs in four points: it adds ε to √V before the bias correction,
+decays the weights after the step, projects a square matrix on the right, and takes ε = 1e-6 where
+nothing else is asked for.
 
 A gradient of zeros has no directions. LoRA's A has one in the first step, because B is zero. P then
 waits for the next step; the authors' code would take any basis for T steps.
@@ -65,12 +66,12 @@ class GaLore(Optimizer):
         if w.shape[0] > w.shape[1]:
             w, g = w.T, g.T                              # views: the shorter side comes first
         P = state["P"]
-        is_due = (self.t - 1) % group["every"] == 0 or not P.any()
+        is_due = (self.t - 1) % group["every"] == 0 or not P.any()               # t = 1, T + 1, …
         if is_due and g.any():
             U, _, _ = np.linalg.svd(g, full_matrices=False)
             P[...] = U[:, :P.shape[1]]
         R = P.T @ g
-        step = np.zeros_like(R)
-        adamw_step(step, R, state["M"], state["V"], self.t, group)                 # it is −lr N
+        step = np.zeros_like(R)                          # a weight at 0, which AdamW takes to −lr N
+        adamw_step(step, R, state["M"], state["V"], self.t, group)
         w *= 1 - group["lr"] * group["weight_decay"]
-        w += group["scale"] * (P @ step)
+        w += group["scale"] * (P @ step)                 # W ← W − lr α P N

@@ -11,8 +11,9 @@ code, github.com/KellerJordan/Muon; `torch.optim.Muon` computes the same):
     w ← w − lr √max(1, d_out/d_in) O
 
 NS₅ is five steps of X ← a X + (b A + c A²) X, A = X Xᵀ, which start from X = G/‖G‖. Each maps a
-singular value σ to a σ + b σ³ + c σ⁵. The numbers a, b, c raise a small σ fast rather than settle
-at 1: after five steps, those that were above 0.003 lie between 0.68 and 1.21.
+singular value σ to a σ + b σ³ + c σ⁵. The numbers a, b, c = 3.4445, −4.7750, 2.0315 raise a small σ
+fast rather than settle at 1: after five steps, those that were above 0.003 lie between 0.68 and
+1.21.
 
 Muon keeps one number for each trained number, AdamW two. A step takes 10 to 15 min(d_out, d_in)
 multiplications for each number of the matrix. Jordan trains vectors, embeddings and heads by AdamW:
