@@ -198,5 +198,8 @@ def test_exponents_of_known_laws():
     x = [1, 2, 4, 8, 16, 32, 64]
     assert speed.exponent(x, [3 * n ** 1.5 for n in x]) == pytest.approx(1.5)
     low, high = speed.halves(x, [max(4, n) for n in x])
-    assert low < 0.4 and high > 0.8
+    assert low < 0.4 and high == pytest.approx(1)
+    assert speed.halves(x[:6], [max(4, n) for n in x[:6]])[1] == pytest.approx(1)      # three of six
     assert speed.crossover(x, [10 * n + 0.5 * n * n for n in x]) == pytest.approx(20)
+    meet = speed.crossover(x, [90 + 10 * n + 0.5 * n * n for n in x])
+    assert 0.5 * meet ** 2 == pytest.approx(90 + 10 * meet)            # half of the whole, with what does not grow

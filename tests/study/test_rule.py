@@ -103,6 +103,15 @@ def test_p_of_parts_by_hand():
     assert p_values(of[:1] * 40)[1] == 1.0                              # a probability
     (level,) = parts(BETTER, FINE_TUNING, Contrast("", Effect(-0.01, 0.001, 7)))
     assert level.level and p_values([*of, level])[1] == no              # what is level refutes nothing
+    assert p_values([level]) == (level.effect.p_above(), 1.0)
+
+
+def test_a_level_claim_takes_no_factor_from_the_others():
+    """Its p is no proof, so Holm's list is as long for the other claims as if it were open."""
+    level, clear = claim(BETTER, (-0.003, 0.001)), claim(BETTER, (0.05, 0.015), text="clear")
+    first, second = judge([level, clear], lambda name: None)
+    assert first.verdict == LEVEL and first.p == 1.0
+    assert second.p == pytest.approx(2 * 2 * min(second.p_yes, second.p_no))
 
 
 def test_the_edges_of_the_rule():

@@ -29,7 +29,7 @@ def picture(results: Path | None = None) -> plot.Drawing:
     (_, first), (_, last) = record["validation"][0], record["validation"][-1]
     return plot.Drawing(
         fig,
-        "A million parameters trained for an hour beat a strong n-gram model (Kneser–Ney) of the same text.",
+        "A million parameters trained in under an hour beat a strong n-gram model (Kneser–Ney) of the same text.",
         f"Loss in nats per token over {recipe['steps']:,} steps; one seed. On the test split the base reaches {base:.3f} and "
         f"the 5-gram model {ngram:.3f}.",
         f"Loss of the base over {recipe['steps']:,} steps: validation falls from {first['loss']:.2f} to "

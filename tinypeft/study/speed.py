@@ -185,17 +185,17 @@ def exponent(x: list[float], y: list[float]) -> float:
 
 
 def halves(x: list[float], y: list[float]) -> tuple[float, float]:
-    """The exponents over the lower and the upper half of x; they share the point in the middle."""
-    lower, upper = slice(len(x) // 2 + 1), slice((len(x) - 1) // 2, None)
-    return exponent(x[lower], y[lower]), exponent(x[upper], y[upper])
+    """The exponents over the lower and the upper half of x; of an odd number they share the point in the middle."""
+    n = max(2, -(-len(x) // 2))
+    return exponent(x[:n], y[:n]), exponent(x[-n:], y[-n:])
 
 
 def crossover(x: list[float], y: list[float]) -> float:
-    """Where the parts of y ≈ a x + b x² are equal: a/b, by least squares of the relative error."""
+    """Where c x² is half of y ≈ a + b x + c x², fitted by least squares of the relative error."""
     x, y = np.array(x, float), np.array(y)
-    powers = np.stack([x, x * x], 1) / y[:, None]
-    a, b = np.linalg.lstsq(powers, np.ones(len(x)), rcond=None)[0]
-    return float(a / b)
+    powers = np.stack([np.ones(len(x)), x, x * x], 1) / y[:, None]
+    a, b, c = np.linalg.lstsq(powers, np.ones(len(x)), rcond=None)[0]
+    return float((b + (b * b + 4 * a * c) ** 0.5) / (2 * c))
 
 
 def scaling(results: Path) -> str:
@@ -209,7 +209,7 @@ def scaling(results: Path) -> str:
                      THEORY[name][1]))
     context = found[0]["series"]["context"]
     return (table(("what grows", "what stays", "from, to", "time", "in theory", "memory", "in theory"), rows)
-            + f"\n\nThe two parts of a step that are linear and quadratic in the context take the same time at "
+            + f"\n\nThe part of a step that is quadratic in the context takes half of its time at "
               f"{crossover(context['x'], context['seconds']):,.0f} tokens. By flops that would be at {context['even flops']:,} "
               f"tokens.\n\n{origins(found)}")
 

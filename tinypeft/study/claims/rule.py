@@ -1,4 +1,4 @@
-"""The rule that judges a claim. It was fixed, with every contrast and every δ, before the runs that it judges.
+"""The rule that judges a claim.
 
 A claim has one contrast, in one metric, with a δ: the difference that matters. It may have several *parts* (two widths, two
 tasks), and it is right if all of them are. An effect is signed so that more of it supports the claim.
@@ -147,7 +147,7 @@ def p_values(of: Sequence[Part]) -> tuple[float, float]:
     level refutes nothing."""
     yes = max(part.effect.p_above(part.limit) for part in of)
     wrong = [part.effect.p_below(part.limit) for part in of if not part.level]
-    return yes, min(1.0, len(wrong) * min(wrong, default=1.0))
+    return yes, min(1.0, len(wrong) * min(wrong)) if wrong else 1.0
 
 
 def holm(p: Sequence[float]) -> list[float]:

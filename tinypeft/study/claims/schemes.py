@@ -233,10 +233,11 @@ SCHEME_CLAIMS = (
           "excess of LLM.int8() at the size of outliers that costs most",
           "the excess is δ or more", ("int8_outliers",), free_of_loss, WITHIN, QUANTIZATION, by_construction=PLANTED),
     Claim("SmoothQuant's error over α is a U: too little and too much smoothing are both worse than α = 0.5", "2211.10438", "",
-          "error of the logits at α = 0 and at α = 1, relative to that at α = 0.5",
+          "error of the logits at α = 0 and at α = 1, relative to that at α = 0.5, with a scale for each token",
           "the error at one of the ends is smaller than at α = 0.5", ("smoothquant",), smoothquant_u, BETTER, RELATIVE,
           why={REPRODUCED: "At every α the planted outliers are gone. At α = 0 the inputs have all of the base's own "
-               "unevenness, and at α = 1 the weights have it (that this makes the U is a conjecture)."}),
+               "unevenness, and at α = 1 the weights have it (that this makes the U is a conjecture). With one scale for all "
+               "tokens the bottom of the U lies further to the right."}),
     better("GPTQ loses less than round to nearest on the same grid, at 4, 3 and 2 bits", "2210.17323", "",
            "excess of round to nearest minus that of GPTQ, with a scale per channel and per 32 weights",
            "round to nearest loses less on one of the six grids", ("gptq",), gptq,
@@ -247,20 +248,20 @@ SCHEME_CLAIMS = (
           by_construction="Round to nearest has the least error of weights by definition; GPTQ minimizes that of outputs."),
     better("Activations show which 1 % of the weights to keep; the weights' own size and chance do not", "2306.00978",
            "OPT-6.7B, 3 bits: round to nearest 23.54; kept by activation 11.39, by weight 22.37, at random 24.23",
-           "excess with 1 % kept by weight, and at random, minus that by activation, on the base as it "
-           "is and with planted outliers",
+           "excess with 1 % of the channels kept (2 of 128, 6 of 512) by weight, and at random, minus that by activation, on "
+           "the base as it is and with planted outliers",
            "the weights' size or chance loses less on one of the two bases", ("awq",), salient,
            why={NOT_SHOWN: "All eight draws agree on both bases, and on the base as it is the lead is twice δ. But with one "
-                "draw of the planted channels the other rules cost four times as much as with the rest, and so wide a spread "
-                "leaves the mean open."}),
+                "draw of the planted channels the other rules cost over three times as much as with the rest, and so wide a "
+                "spread leaves the mean open."}),
     better("AWQ's scales lose less than round to nearest at 3 bits, without clipping, and keep no weight in 16 bits",
            "2306.00978", "",
            "excess of round to nearest minus that of AWQ without clipping, on the base as it is and with "
            "planted outliers",
            "round to nearest loses less on one of the two bases", ("awq",), awq_scales,
            why={NOT_SHOWN: "All eight draws agree on both bases. But one draw of the planted channels costs round to nearest "
-                "four times as much as the others, and so wide a spread leaves the mean open. On the base as it is the lead is "
-                "about δ."}),
+                "over three times as much as the others, and so wide a spread leaves the mean open. On the base as it is the "
+                "lead is about δ."}),
     Claim("On normal numbers NF4 has a smaller error than FP4 E2M1, and FP4 E2M1 a smaller one than symmetric int4, in blocks "
           "of 64",
           "2305.14314", "perplexity 27.41 (NF4, double quantization), 31.07 (E2M1), 34.34 (int4)",
@@ -268,9 +269,9 @@ SCHEME_CLAIMS = (
           "the order is another", ("formats",), nf4_on_numbers, BETTER, RELATIVE,
           by_construction="This is a fact about levels and normal numbers, without a model. In blocks of 16 and 32 symmetric "
           "int4 is ahead of FP4 E2M1."),
-    better("NF4 loses least of the 4-bit formats, on a model", "2305.14314",
+    better("NF4 loses least of the 4-bit formats in blocks of 64, on a model", "2305.14314",
            "perplexity 27.41 (NF4, double quantization), 31.07 (E2M1), 34.34 (int4)",
-           "excess of each other format minus that of NF4, in blocks of 64",
+           "excess of each other format minus that of NF4",
            "one of the other formats loses less", ("formats",), nf4_model,
            why={SIZE_OPEN: "FP4 E2M1 and integers with a zero point lose about δ more, so the order of the best three hardly "
                 "matters on this base."}),
@@ -314,13 +315,13 @@ SCHEME_CLAIMS = (
     better("Rounding costs more if the model was trained for longer", "2411.17691", "",
            "excess of round to nearest at 3 bits after 16,000 steps of pretraining, minus that after 2,000, over "
            "three bases of each of two sizes", "it costs less", ("pretrained_for",), trained_for_longer,
-           why={REPRODUCED: "After eight times as many steps rounding costs about nine times as much on each of the six bases. "
+           why={REPRODUCED: "After eight times as many steps rounding costs seven to eleven times as much, by base. "
                 "That longer training makes use of a weight's finer digits is a conjecture."}),
     better("Q4_K loses less than round to nearest with as many bits", LLAMA_CPP, "",
            "excess of Q4_0, of NF4 and of int4 with zero points in groups of 32, minus that of Q4_K",
            "one of the three loses less", ("k_quants",), k_quants, own=True,
-           why={NOT_SHOWN: "Q4_0 and NF4 lose more than δ more. Integers with a zero point, which take an eighth of a bit "
-                "more, lose more on average, and their draws differ too much to tell."}),
+           why={NOT_SHOWN: "Q4_0 loses more than δ more, NF4 about δ. Integers with a zero point, which take an eighth of a "
+                "bit more, lose more in most draws, but not by enough after Holm's correction for all claims."}),
     better("With the importance of inputs Q4_K loses less", LLAMA_CPP, "",
            "excess of Q4_K minus that of Q4_K with importance from text of the model's kind",
            "it loses more", ("k_quants",), importance, own=True,

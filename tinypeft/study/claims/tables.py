@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import markdown
+from ..effects import __doc__ as effects_text
 from ..stored import load_whole
 from . import rule
 from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
@@ -26,11 +27,11 @@ def _judged(folder: Path, claims: tuple[Claim, ...], changed: tuple) -> list[Jud
 
 # -- the page of claims ----------------------------------------------------------------------------
 def the_rule() -> str:
-    """The rule as `rule.py` states it, and every δ."""
+    """The rule as `rule.py` states it, every δ, and the error as `effects.py` states it."""
     deltas = (f"δ is {rule.FINE_TUNING} for losses after training, {rule.QUANTIZATION} for the excess of rounding, "
               f"{rule.ACCURACY} of accuracy, {rule.SHARE}, {rule.RELATIVE}, {rule.CORRELATION}, {rule.LOGARITHM}, or "
               f"{rule.SLOPE}.")
-    return f"```text\n{rule.__doc__.strip()}\n```\n\n{deltas}"
+    return f"```text\n{rule.__doc__.strip()}\n```\n\n{deltas}\n\n```text\n{effects_text.strip()}\n```"
 
 
 def table(folder: str | Path, claims: Iterable[Claim]) -> str:

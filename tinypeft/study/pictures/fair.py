@@ -143,8 +143,7 @@ def sizes(results: Path) -> plot.Drawing:
         f"Each pale mark is one base ({counts} parameters), all trained on the same text for the same number of steps with "
         f"seeds of their own; {len(r.seeds)} seeds of fine-tuning each, {r.record['settings']['steps']} steps, at the "
         "learning rate "
-        f"that is best on the shipped base of that size. Trained parameters, of the base's: {'; '.join(map(trained, ARMS))}. "
-        "Whether a rise can be told from the bases' own spread is said beside the claims on LoRA, adapters and prompts.",
+        f"that is best on the shipped base of that size. Trained parameters, of the base's: {'; '.join(map(trained, ARMS))}.",
         "Lines over the size of the base, with a mark for each base. " + " ".join(
             f"{name_of_arm(m)}: " + ", ".join(f"{x:,.0f} parameters {' / '.join(f'{s:.0%}' for s in each)}"
                                               for x, each in zip(n, share[m], strict=True)) + "." for m in ARMS))
@@ -269,8 +268,8 @@ def pareto(results: Path) -> plot.Drawing:
         f"rate; bars are 95 % intervals over {len(r.seeds)} seeds and the documents, of what tells a method from the others. "
         "Memory: 4 bytes for each weight and 8 for each trained one "
         "(AdamW's two moments), and the peak of a training step, traced (activations and gradients). Grey steps: methods that "
-        f"are better by more than {MARGIN} nats than every cheaper one. The sentence names the cheapest within {MARGIN} "
-        "nats of the best.",
+        f"are better by more than {MARGIN} nats than every cheaper one. The sentence names, of the methods with at "
+        f"most 15 % and at most 5 % of the parameters, the one that takes the least memory within {MARGIN} nats of the best.",
         f"Two scatter plots of test loss, over trained parameters and over memory. The frozen base is at {frozen:.3f}. "
         + ", ".join(f"{methods[m]} {y[m]:.3f} ± {r.interval(m, 'loss'):.3f} ({percent(m):.2f} %, {memory[m]:.1f} MiB)"
                     for m in sorted(methods, key=gain, reverse=True))

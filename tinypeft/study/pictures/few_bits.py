@@ -142,11 +142,11 @@ def schemes(results: Path) -> plot.Drawing:
     four = min((c for c in x if 4 <= x[c] < 5 and not c.endswith("*")), key=y.get)
     return plot.Drawing(
         fig,
-        f"Eight bits cost almost nothing, four bits cost {y[four]:.3f} nats at best ({four}), and three bits need calibration "
-        "or training.",
+        f"Eight bits cost almost nothing, four bits cost {y[four]:.3f} nats at best ({four}), and the schemes "
+        "at three bits calibrate or train.",
         f"Loss added to the base on held-out text of the kind it was trained on. Hollow: trained for "
-        f"{r.record['settings']['steps']} steps. Grey steps: schemes that no other scheme beats in both bits and loss. "
-        f"{len(r.seeds)} seeds draw calibration, batches and test text.",
+        f"{r.record['settings']['steps']} steps. Grey steps, on the left: schemes that no other scheme beats in both "
+        f"bits and loss. {len(r.seeds)} seeds draw calibration, batches and test text.",
         "Scatter plot of loss added over bits per weight: " + ", ".join(
             f"{c} {x[c]:.2f} bits {y[c]:+.3f}" for c in sorted(x, key=x.get, reverse=True)) + ".")
 
@@ -180,11 +180,16 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
     at = lambda s, b: (f"{loss[s].mean(0)[bits.index(b)]:.3f} nats with {parameters[s]:,.0f} parameters at {b} bits "
                        f"({of_size(s, 'matrices')[bits.index(b)] / 1024:.0f} KiB of matrices)")
     counts = ", ".join(f"{len(bases[s])} of {parameters[s]:,.0f}" for s in SIZES)
-    better = loss[large].mean(0)[bits.index(3)] < loss[small].mean(0)[bits.index(16)]
+    of_small = loss[small].mean(0)[bits.index(16)]
+    better = loss[large].mean(0)[bits.index(3)] < of_small
+    room = of_size(small, "matrices")[bits.index(16)]
+    as_large = min(bits, key=lambda b: abs(of_size(large, "matrices")[bits.index(b)] - room))
+    ahead = loss[large].mean(0)[bits.index(as_large)] < of_small
     return plot.Drawing(
         fig,
         f"Three bits of the larger base are {'better' if better else 'no better'} than sixteen of the smaller one: "
-        f"{at(large, 3)}, {at(small, 16)}.",
+        f"{at(large, 3)}, {at(small, 16)}. In about the same memory the larger is {'ahead' if ahead else 'behind'}: "
+        f"{at(large, as_large)}.",
         f"Bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, "
         f"groups of {r.record['settings']['group_size']}); {counts} parameters. Thin lines, if there are several, are single "
         f"bases, thick ones their mean; {len(r.seeds)} seeds draw calibration and test text.",

@@ -65,8 +65,7 @@ def placement(results: Path) -> plot.Drawing:
     said = ", ".join(f"{c} {r.mean(c, 'loss'):.3f} ± {r.interval(c, 'loss'):.3f}" for c in order)
     return plot.Drawing(
         fig,
-        f"About the same number of parameters helps more in more matrices at a lower rank: {order[-1]} has the lowest loss and "
-        f"{order[0]} the highest.",
+        f"About the same number of parameters helps most in {order[-1]} and least in {order[0]}.",
         f"LoRA with {min(trained):,.0f} to {max(trained):,.0f} parameters in all, each placement at its best learning rate; "
         f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
         f"Dots with intervals, test loss in nats per token: {said}.")
@@ -99,8 +98,8 @@ def subspace(results: Path) -> plot.Drawing:
         fig,
         f"For values the 8 largest directions of full fine-tuning's update hold {energy['value']:.0%} of its squared norm, and "
         f"the first directions of LoRA at rank 8 and at rank 64 have a similarity of φ = {at['value'][0]:.2f}.",
-        "Above: the singular values of the update ΔW. Below: how much of the space of the first i directions at r = 8 lies in "
-        f"the space of the first j directions at r = 64. Means over 5 layers and {len(r.seeds)} seeds.",
+        "Above: the singular values of the update ΔW. Below: of the first i directions at r = 8 and the first j at r = 64, how "
+        f"much of the smaller space lies in the larger. Means over 5 layers and {len(r.seeds)} seeds.",
         "Singular values fall slowly for full fine-tuning and stop at the rank for LoRA. " + " ".join(
             f"{m.capitalize()}: φ(1, 1) = {a:.2f}, φ(8, 8) = {b:.2f}; φ(8, 8) is {c:.2f} between two seeds of r = 64 and "
             f"{d:.2f} for random directions; the 8 largest directions of full fine-tuning hold {energy[m]:.0%} of its squared "
@@ -168,7 +167,8 @@ def planted(results: Path) -> plot.Drawing:
         f"AdaLoRA finds planted ranks, with exceptions: {share:.0%} of the rank lies where rank was planted, and chance would "
         f"put {chance:.0%} there (Spearman's correlation {rho:.2f} ± {half:.2f}).",
         f"Ranks {', '.join(map(str, ranks))} were planted in the {dealt.shape[1]} matrices of the attention. AdaLoRA ends with "
-        f"as many singular values as were planted. Means by kind of matrix over {len(r.seeds)} seeds.",
+        f"{found.sum(1).mean():.0f} singular values, where {dealt.sum(1).mean():.0f} were planted: its budget is a whole "
+        f"number for each matrix. Means by kind of matrix over {len(r.seeds)} seeds.",
         "Rank found over rank planted: on average " + ", ".join(
             f"{e:.1f} where {b} was planted" for b, e in zip(ranks, every, strict=True)) + ". By kind: " + ", ".join(
             f"{k} {x:.1f}" for k, x in zip(kinds, r.mean("attention", "mean_by_kind"), strict=True)) + ".")
@@ -198,9 +198,9 @@ def dylora(results: Path) -> plot.Drawing:
     above = lambda name: f"{max(mean[name] - mean['a LoRA for each rank']):.3f}"
     return plot.Drawing(
         fig,
-        f"A DyLoRA trained three times as long stays, at every rank, within {above('DyLoRA × 3 steps')} nats of a LoRA trained "
-        f"for that rank. A LoRA of rank 16 that is cut to its first columns and keeps its scale is up to "
-        f"{above('LoRA cut')} nats above that, and one cut by SVD up to {above('LoRA cut, by SVD')}.",
+        f"A DyLoRA trained three times as long is at most {above('DyLoRA × 3 steps')} nats above a LoRA trained for the rank "
+        f"in use. A LoRA of rank 16 that is cut to its first columns and keeps its scale is up to "
+        f"{above('LoRA cut')} nats above a LoRA for that rank, and one cut by SVD up to {above('LoRA cut, by SVD')}.",
         f"Query and value, {r.record['settings']['steps']} steps on *domain* (DyLoRA also three times as many). A LoRA of "
         f"rank 16 is cut to its first b rows and columns, or to its b largest singular values. Bands are "
         f"95 % intervals of the difference to a LoRA for that rank; {len(r.seeds)} seeds.",

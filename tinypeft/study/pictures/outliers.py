@@ -63,21 +63,23 @@ def int8_threshold(results: Path) -> plot.Drawing:
         fig,
         f"With outliers the threshold hardly matters over a wide range: at 6, {said['planted'][1][i]:.1f} % of the columns are "
         f"kept in float16, and the error falls from {said['planted'][0][-1]:.1f} % to {said['planted'][0][i]:.1f} %.",
-        f"LLM.int8() on the base as it is and with {r.record['settings']['channels']} features planted at "
-        f"{r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
+        f"LLM.int8() on the base as it is and with {r.record['settings']['channels']} features of every norm's output planted "
+        f"at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
         "Above: the error of the logits over the threshold. Below: the share of columns kept in float16. " + " ".join(
             f"{c.capitalize()}: at a threshold of 6 the error is {e[i]:.2f} % with {k[i]:.1f} % of the columns in float16; "
-            f"with no column in float16 it is {e[-1]:.2f} %." for c, (e, k) in said.items()))
+            f"at the largest threshold it is {e[-1]:.2f} %." for c, (e, k) in said.items()))
 
 
 def activations(results: Path) -> plot.Drawing:
     from matplotlib.colors import LogNorm
     r = load(results, "int8_activations")
     fig, axes = plot.figure(2, 1, height=4.4, sharex=True)
-    largest = {}
+    largest, of_few = {}, {}
     for ax, (condition, title) in zip(axes, (("as it is", "as it is"), ("planted", "three features planted")), strict=True):
         x = np.maximum(np.abs(r.values(condition, "activations")[0]), 0.03)
         largest[condition] = x.max(), np.median(x.max(0))
+        few = np.argsort(x.max(0))[-3:]
+        of_few[condition] = np.isin(x.argmax(1), few).sum()
         image = ax.imshow(x, cmap="cividis", norm=LogNorm(0.03, 100), aspect="auto", interpolation="nearest")
         ax.grid(False)
         ax.set_title(title, fontsize=9)
@@ -86,7 +88,8 @@ def activations(results: Path) -> plot.Drawing:
     fig.colorbar(image, ax=axes, label="|x|", pad=0.01)
     return plot.Drawing(
         fig,
-        "Outliers are whole columns: a few features are large for every token, so they set the scale of every row.",
+        "Outliers are whole columns: three planted features are large for most tokens, and one of them sets the scale of "
+        f"{of_few['planted']} of {len(x)} rows.",
         f"Inputs of the second block's attention for {len(x)} tokens of test text, |x| on a logarithmic scale; one seed.",
         f"Heat maps of activations, tokens by features. As it is, there are faint stripes: the largest is "
         f"{largest['as it is'][0]:.1f} and the median feature's maximum {largest['as it is'][1]:.1f}. Planted, three bright "
@@ -173,8 +176,8 @@ def natural(results: Path) -> plot.Drawing:
     return plot.Drawing(
         fig,
         "A real model grows outlier features by itself. One feature of SmolLM2's residual stream is "
-        f"{top['SmolLM2', 'stream']:.0f} times the median feature, and one that mlp.down reads is "
-        f"{top['SmolLM2', 'down']:,.0f} times it.",
+        f"{top['SmolLM2', 'stream']:.0f} times the median of that stream, and one that mlp.down reads is "
+        f"{top['SmolLM2', 'down']:,.0f} times the median of what it reads ({top['base', 'down']:.0f} times in the base).",
         f"The size of a feature is its largest |x| over {s['rows']} × {s['context']} tokens. SmolLM2 has {largest.size} "
         f"blocks, the base has 5. In the planted base, {s['channels']} features of every norm's output are {s['factor']} times "
         f"as large. Means over {len(r.seeds)} draws of text.",

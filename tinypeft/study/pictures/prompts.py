@@ -171,10 +171,12 @@ def prefix_length(results: Path) -> plot.Drawing:
     plot.label_ends(ax, [(by_kind["prompt"][-1], mean["prompt"][-1], "prompt: embeddings only", plot.COLOURS["purple"]),
                          (by_kind["prefix"][-1], mean["prefix"][-1], "prefix: every layer", plot.COLOURS["green"])])
     gap, half = r.difference(f"prompt {lengths[1]}", f"prefix {lengths[1]}", "loss")
+    long, short = 100, 10                                # with as many numbers: a prefix has 2 vectors for each of 5 layers
+    equal, of_equal = r.difference(f"prompt {long}", f"prefix {short}", "loss")
     return plot.Drawing(
         fig,
         f"Virtual tokens in every layer help more than at the input alone: with {lengths[1]} of them by {gap:.3f} ± {half:.3f} "
-        "nats.",
+        f"nats. With as many numbers, {long} at the input and {short} in every layer, by {equal:.3f} ± {of_equal:.3f}.",
         f"Test loss on *domain* after {r.record['settings']['steps']} steps, each at its best learning rate; "
         f"{len(r.seeds)} seeds.",
         "Two lines over the number of virtual tokens. " + " ".join(

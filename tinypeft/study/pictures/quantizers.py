@@ -36,8 +36,8 @@ def staircase(results: Path) -> plot.Drawing:
     return plot.Drawing(
         fig,
         "Inside the range no error exceeds half a step. With a zero point all levels serve a lopsided range.",
-        f"Numbers between {low:g} and {high:g} (shaded) rounded to {bits} bits; numbers outside are clipped. A symmetric grid "
-        "must reach as far to the left as to the right.",
+        f"Numbers between {low:g} and {high:g} (shaded) rounded to {bits} bits; numbers beyond the ends of a grid are "
+        "clipped. A symmetric grid must reach as far to the left as to the right.",
         f"Staircases and their sawtooth errors. Symmetric: step {steps[0]:.3f}, {worst[0][0]} of {2**bits} levels used, "
         f"largest error {worst[0][1]:.3f}. Asymmetric: step {steps[1]:.3f}, {worst[1][0]} levels, largest error "
         f"{worst[1][1]:.3f}.")

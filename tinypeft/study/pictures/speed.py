@@ -40,8 +40,8 @@ def scaling(results: Path) -> plot.Drawing:
         f"The time of a training step grows as the number of parameters to the power {of('parameters'):.2f}, as the batch to "
         f"the power {of('batch'):.2f}, and as the context, where attention is quadratic, to the power {of('context'):.2f}.",
         "Time and peak memory of a step as one thing grows, both as multiples of the smallest; under each name the exponents "
-        "of time and of memory over the upper half of the sizes. Attention's quadratic part takes half of a step at "
-        f"{meet:,.0f} tokens. A rank and a vocabulary cost nothing until their products outweigh the rest. "
+        "of time and of memory over the upper half of the sizes. The part that is quadratic in the context takes half "
+        f"of a step at {meet:,.0f} tokens. A rank and a vocabulary cost nothing until their products outweigh the rest. "
         f"Measured on {newest['machine']}; the numbers are in "
         "[the page on speed](../tests/benchmarks/README.md#cost-as-work-grows).",
         f"Six panels with logarithmic axes, time and peak memory as multiples of the smallest: {ends}.")

@@ -97,8 +97,8 @@ def double_quantization(results: Path) -> plot.Drawing:
     excess, rmse = ([r.mean(c, metric) for c in bits] for metric in ("excess", "rmse"))
     return plot.Drawing(
         fig,
-        f"Rounding the scales saves {bits['one'] - bits['double']:.3f} bits per weight; it works if blocks resemble each "
-        "other.",
+        f"Rounding the scales saves {bits['one'] - bits['double']:.3f} bits per weight; the scales keep their values if "
+        "blocks resemble each other.",
         f"NF4 in blocks of 64. On the base, the loss added is {excess[0]:.4f} nats/token with 32-bit scales and "
         f"{excess[1]:.4f} with 8-bit scales. Right: rows of a normal matrix multiplied by e^(σz); {len(r.seeds)} seeds.",
         f"Left, bars: {bits['one']:.3f} and {bits['double']:.3f} bits per weight. Right, the error of the 8-bit scales over "
@@ -197,14 +197,16 @@ def awq(results: Path) -> plot.Drawing:
     axes[0].set_yticks(range(len(AWQ)), AWQ)
     axes[0].invert_yaxis()
     at = lambda name, where="as it is": f"{r.mean(f'{name}, {where}', 'excess'):.3f}"
+    nearest = r.values("round to nearest, planted", "excess")
     return plot.Drawing(
         fig,
-        "The inputs show which weights matter. With outliers round to nearest costs "
-        f"{at('round to nearest', 'planted')} nats; keeping 1 % of the channels leaves {at('1 % by activation', 'planted')} if "
+        f"With planted outliers round to nearest costs {at('round to nearest', 'planted')} nats on average "
+        f"({np.median(nearest):.2f} in the median draw, {nearest.max():.2f} in the worst); keeping 1 % of the channels leaves "
+        f"{at('1 % by activation', 'planted')} if "
         f"they are chosen by activation and {at('1 % by weight', 'planted')} if by weight; AWQ keeps none and leaves "
         f"{at('AWQ', 'planted')}.",
-        f"3 bits in groups of 32, asymmetric; the base as it is, and with {r.record['settings']['channels']} features planted "
-        f"at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
+        f"3 bits in groups of 32, asymmetric; the base as it is, and with {r.record['settings']['channels']} features of every "
+        f"norm's output planted at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
         "Loss added, in nats per token. " + " ".join(f"{where.capitalize()}: " + ", ".join(
             f"{name} {at(name, where)}" for name in AWQ) + "." for where in ("as it is", "planted")))
 
@@ -225,7 +227,7 @@ def awq_search(results: Path) -> plot.Drawing:
     best = ", ".join(f"{name} {r.mean(name, 'best'):.2f}" for name in looks)
     return plot.Drawing(
         fig,
-        "Some scaling helps nearly every layer and full scaling hurts; AWQ's search finds the amount in between.",
+        "Some scaling helps on average, and nearly full scaling hurts; AWQ's search finds the amount in between.",
         "Squared error of a layer's outputs at 3 bits in groups of 32, over the 20 values of α that AWQ tries, relative to no "
         f"scaling; mean over the five layers of a name; {len(r.seeds)} seeds.",
         f"Relative error over α for four kinds of layers. With the best α of each layer it is on average: {best}.")

@@ -58,7 +58,7 @@ def forest(results: Path) -> plot.Drawing:
     said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
     return plot.Drawing(
         fig,
-        f"All claims at a glance, each effect over the difference that matters in it: {said}.",
+        f"All measured claims at a glance, each effect over the difference that matters in it: {said}.",
         "Each mark is one part of a claim with its 95 % interval; to the right it supports the claim. Grey: smaller than δ, "
         "which matters to claims that something is better. Of \"as good as\" the distance from 90 % of the gain is drawn, and "
         "of \"within δ\" δ less the distance from zero: there 1 is the most that can be, and a claim holds where its marks lie "
