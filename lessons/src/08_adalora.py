@@ -599,7 +599,7 @@ print(f"trained {sum(p.size for p in tuned.parameters() if p.requires_grad):,} n
 #
 # *Conclusion.* Three seeds make three pairs, which share runs and are not independent. They show
 # that the map is not luck. They do not give an interval for a single cell.
-# {claim AdaLoRA's ranks are uneven}
+# {claim In AdaLoRA the same matrices keep more rank}
 
 # %% [markdown]
 # ## Recall
