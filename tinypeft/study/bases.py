@@ -28,7 +28,7 @@ from ..text.tasks import LanguageModelling
 __all__ = ["DRAWS", "SIZES", "base_text", "draws_of", "kept_text", "read_base", "small_base"]
 
 SIZES = "small", "medium", "base"
-DRAWS = {"small": (0, 1, 2), "medium": (0, 1, 2), "base": (0,)}    # seeds of the pretrainings; 0 is the shipped one
+DRAWS = {"small": (0, 1, 2), "medium": (0, 1, 2), "base": (0, 1, 2)}    # seeds of the pretrainings; 0 is the shipped one
 
 
 def small_base(name: str) -> GPT:

@@ -129,12 +129,13 @@ def prefix_rates(results: Path) -> plot.Drawing:
     looks, top = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}, frozen + 0.1
     fig, ax = plot.figure(height=3.4)
     ax.axhline(frozen, color=plot.COLOURS["grey"], lw=1, ls="--")
-    best, last, calm = {}, {}, {}
+    best, wild, calm = {}, {}, {}
     for condition, look in looks.items():
         rates, at = r.mean(condition, "rate"), int(r.mean(condition, "validation").argmin())
         rows = [read(r, condition, "loss", i) for i in range(len(rates))]
         mean = plot.band(ax, rates, r, condition, "loss", look, half=np.array([difference(x, rows[at]).half for x in rows]))
-        best[condition], last[condition] = (mean[at], rates[at]), (mean[-1], rates[-1])
+        third = int(np.abs(np.log(rates / (3 * rates[at]))).argmin())
+        best[condition], wild[condition] = (mean[at], rates[at]), (mean[third], rates[third])
         calm[condition] = r.mean(condition, "roughness")[at]
         if mean[-1] > top:
             ax.annotate(f"{mean[-1]:.2f} at {rates[-1]:g} ↑", (rates[-1], top), xytext=(4, -4), textcoords="offset points",
@@ -144,17 +145,17 @@ def prefix_rates(results: Path) -> plot.Drawing:
     ax.text(rates[0], frozen, "frozen base", va="bottom", fontsize=9, color=plot.ink(plot.COLOURS["grey"]))
     plot.key(fig, looks)
     (a, at), (b, bt) = best["reparameterized"], best["direct"]
-    (wild, wt), (tame, tt) = last["reparameterized"], last["direct"]
+    (c, ct), (d, dt) = wild["reparameterized"], wild["direct"]
     return plot.Drawing(
         fig,
         f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "
-        f"these rates the losses are {a:.3f} and {b:.3f} nats. At {wt / at:.0f} times the best rate the loss is {wild:.2f} "
-        f"with the MLP, and at {tt / bt:.0f} times {tame:.2f} without it.",
+        f"these rates the losses are {a:.3f} and {b:.3f} nats. At {ct / at:.0f} times the best rate the loss is {c:.3f} "
+        f"with the MLP, and at {dt / bt:.0f} times {d:.3f} without it.",
         f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds. Bands are "
         "95 % intervals of the difference to the arm's own best rate on validation text. From step to "
         f"step the training loss changes by {calm['reparameterized']:.2f} and {calm['direct']:.2f} nats at the best rates.",
-        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {wt:g}. Direct: best "
-        f"{b:.3f} at {bt:g}, {tame:.3f} at {tt:g}.")
+        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {c:.3f} at {ct:g}. Direct: best "
+        f"{b:.3f} at {bt:g}, {d:.3f} at {dt:g}.")
 
 
 def prefix_length(results: Path) -> plot.Drawing:
