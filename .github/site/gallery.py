@@ -33,7 +33,7 @@ ALL = "all"
 INTRO = ("What papers claim, what was measured with this code, and every picture. Choose a verdict, and only the claims with "
          "it and the pictures whose numbers judge them stay. A coloured verdict leads to its claim.")
 TITLE, MAP_TITLE = "The study: claims and pictures", "Methods and schemes"
-RULE = "<summary>The rule</summary>"
+RULE = "<summary>The rule, and the error</summary>"
 
 
 # -- the map ---------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def marked(text):
         pills = verdicts(judged_by(picture))
         judges = f"Its numbers judge: {pills}" if pills else "No claim is judged by it."
         text = text.replace(f"\n## {picture.title}\n", f"\n## {picture.title}\n\n<div class='judges'>{judges}</div>\n", 1)
-    return text.replace(RULE, "<summary id='rule'>The rule</summary>", 1)
+    return text.replace(RULE, RULE.replace("<summary>", "<summary id='rule'>"), 1)
 
 
 def judged_by(picture):
