@@ -56,8 +56,8 @@ def jumps(places):
         links = ", ".join(f"<a href='#{prefix}-{line}'>{line}</a>" for line in lines)
         owner = f"plain.{name}" if prefix == PLAIN else name
         items += f"<li><code>{owner}</code>: line{'s' * (len(lines) > 1)} {links}</li>"
-    return ("<div class='lines'>The lines with a bar at the left calculate with two or more symbols of the table below, or "
-            f"with what they made of these, or stand in a function that it names:<ul>{items}</ul></div>")
+    return ("<div class='lines'>A bar at the left marks the lines that compute the equation: they use two or more symbols of "
+            f"the table below, or what was made of these, or are all of a function that it names.<ul>{items}</ul></div>")
 
 
 def blocks(docstring):

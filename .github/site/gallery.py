@@ -69,7 +69,7 @@ def section(title, level="### "):
 
 # -- the gallery -----------------------------------------------------------------------------------
 def gallery_page(links):
-    """Write the gallery: small pictures first, then the claims, then every picture; last, how all this is made."""
+    """Write the gallery: the claims first, then small pictures, then every picture; last, how all this is made."""
     title, how, rest = re.match(r"(# .*?\n)(.*?)(?=\n## )(.*)", read("figures/README.md"), re.S).groups()
     counts = [j.verdict for j in judgements()]
     choices = [CHOICE.format(value=ALL, label="all", checked=" checked")]
@@ -79,8 +79,9 @@ def gallery_page(links):
              f"{verdicts(judged_by(picture))}".rstrip()
              for name, picture in sorted(PICTURES.items(), key=lambda item: item[1].lesson)
              for _, _, sentence in [gallery()[picture.title]]]
-    text = "\n\n".join([WIDE, f"# {TITLE}", INTRO, FILTER.format("\n".join(choices)), "## All pictures, small",
-                        BOX.format("small", "\n".join(small)), marked(rest).strip(),
+    claims, heading, pictures = marked(rest).strip().partition("\n## The main job")
+    text = "\n\n".join([WIDE, f"# {TITLE}", INTRO, FILTER.format("\n".join(choices)), claims, "## All pictures, small",
+                        BOX.format("small", "\n".join(small)), heading + pictures,
                         "## How this page is made", how.strip()])
     return links.lead(with_words(text, "figures/README.md"), "figures/README.md")
 
@@ -93,11 +94,11 @@ def marked(text):
     text = re.sub(tables, lambda match: BOX.format("claims", with_claims(match[0].strip())) + "\n", text, flags=re.M)
     for picture in PICTURES.values():
         pills = verdicts(judged_by(picture))
-        judges = f"Its numbers judge: {pills}" if pills else "No claim is judged by it."
-        text = text.replace(f"\n## {picture.title}\n", f"\n## {picture.title}\n\n<div class='judges'>{judges}</div>\n", 1)
+        judges = f"<div class='judges'>Claims judged by these numbers: {pills}</div>\n" if pills else ""
+        text = text.replace(f"\n## {picture.title}\n", f"\n## {picture.title}\n\n{judges}", 1)
     return text.replace(RULE, RULE.replace("<summary>", "<summary id='rule'>"), 1)
 
 
 def judged_by(picture):
     """Return the judged claims whose results a picture shows."""
-    return [j for j in judgements() if picture.needs and picture.needs[0] == j.claim.needs[0]]
+    return [j for j in judgements() if picture.needs and picture.needs[0] in (j.claim.needs[0], *["sizes"] * bool(j.trend))]

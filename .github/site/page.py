@@ -291,7 +291,7 @@ class Page:
                                    "others. The words before a table say its settings."), *rows]
         for picture in map(PICTURES.get, pictures_of(self.names)):
             same = [j for j in judged if picture.needs and picture.needs[0] == j.claim.needs[0]]
-            pills = f"Its numbers judge: {verdicts(same)}" if same else ""
+            pills = f"Claims judged by these numbers: {verdicts(same)}" if same else ""
             sections += [f"### {picture.title}", pills, self.lead(gallery()[picture.title][0], "figures/README.md")]
         return "\n\n".join([*filter(None, sections), self.lead("[The study](figures/README.md) has every claim, every picture, "
                                                                "and the rule that judges.")])

@@ -68,6 +68,12 @@ def fold(cell, kind):
     metadata["mystnb"] = {"code_prompt_show": f"Show the {kind}", "code_prompt_hide": f"Hide the {kind}"}
 
 
+def of_the_authors(output):
+    """Say in the outputs of checks and guesses whose they are: the reader has done nothing yet."""
+    output = re.sub(r"(✔ [\w.]+</b>) right", r"\1 the authors' solution is right", output)
+    return output.replace(">your guess<", ">the authors' guess<")
+
+
 def describe(cell, links, path):
     """Hand on the descriptions of pictures, which the notebook's format keeps beside them, and lead links in outputs."""
     for output in cell["outputs"]:
@@ -75,4 +81,4 @@ def describe(cell, links, path):
         if description:
             cell["metadata"]["mystnb"]["image"] = {"alt": description}
         for kind in {"text/markdown", "text/html"} & data.keys():
-            data[kind] = links.lead("".join(data[kind]), path, ending=".html")
+            data[kind] = links.lead(of_the_authors("".join(data[kind])), path, ending=".html")

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 17 · LoRA's children
 #
-# **What you will do.** You get two checkpoints and no README. Which method made one of the other,
+# **What you will do.** You get two checkpoints and no README. Which method made one from the other,
 # and can it be merged? Some twenty methods came after LoRA, and each asks one question about it.
 # You do not learn their equations by heart. You learn the experiments that tell the answers apart:
 # you name a method by what it did to a weight, design a change that DoRA makes and LoRA misses,

@@ -82,14 +82,14 @@ def test_one_part_that_fails_refutes_the_claim():
 
 
 @pytest.mark.parametrize("grows, says", [(("lora_all", "r = 4"), True), (("lora_all",), False)])
-def test_not_at_this_size_where_the_share_grows_in_both_ways(grows, says):
+def test_larger_bases_come_nearer_where_the_share_grows_in_both_ways(grows, says):
     results = world(truth=-1)
     for condition, runs in results["sizes"].record["runs"].items():
         more = {"small": -0.4, "medium": -0.2, "base": 0.1}[condition.split(":")[0].split()[-1]] * condition.startswith(grows)
         for run in runs.values(): run["gain"] += more
     lora = of(verdicts(results), "LoRA is as good as full")
-    assert lora.not_at_this_size == says
-    if says: assert "not at this size: on *domain* the share rises by 50 ± " in tables.said(lora)
+    assert lora.larger_come_nearer == says
+    if says: assert "the share of full fine-tuning's gain on *domain* rises by 50 ± " in tables.said(lora)
 
 
 # -- the claims ------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_the_tables(folder):
 
 def test_a_claim_in_words(folder):
     there, gone, must = tables.judged(folder, (small(), small("gone"), small(by_construction="It must.")))
-    assert tables.in_words(there) == ("**reproduced**. In favour of the claim +0.050 ± 0.009 (b); δ is 0.02 nats/token. "
+    assert tables.in_words(there) == ("**reproduced**. Effect (plus supports the claim): +0.050 ± 0.009 (b); δ is 0.02 nats/token. "
                                       "Measured: a 1.000, b 1.050")
     assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
     assert tables.in_words(must) == "a 1.000, b 1.050. It holds by construction"

@@ -174,12 +174,12 @@ def test_what_is_not_measured_counts_and_what_holds_by_construction_does_not():
 @pytest.mark.parametrize("mean, trends, says", [
     (0.73, [(0.3, 0.02)], True), (0.73, [(0.3, 0.02), (0.2, 0.02)], True), (0.73, [(0.3, 0.02), (0.02, 0.05)], False),
     (0.73, [(-0.3, 0.02)], False), (0.97, [(0.3, 0.02)], False)])
-def test_not_at_this_size_needs_measured_trends_that_agree(mean, trends, says):
+def test_larger_bases_come_nearer_needs_measured_trends_that_agree(mean, trends, says):
     named = {f"way {i}": Effect(*trend, 7) for i, trend in enumerate(trends)}
     (found,) = judge([claim(AS_GOOD, (mean, 0.01), trend=lambda load: named)], lambda name: None)
-    assert found.not_at_this_size == says == ("not at this size" in tables.said(found))
+    assert found.larger_come_nearer == says == ("Larger bases come nearer" in tables.said(found))
     (untold,) = judge([claim(AS_GOOD, (mean, 0.01), trend=missing)], lambda name: None)
-    assert not untold.not_at_this_size and untold.trend is None
+    assert not untold.larger_come_nearer and untold.trend is None
 
 
 # -- the page --------------------------------------------------------------------------------------

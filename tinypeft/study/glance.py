@@ -111,7 +111,7 @@ def picture_of(record: dict) -> plot.Drawing:
     for y, r in enumerate(methods): dot(above, r, "loss", y, xerr=r["interval"])
     above.set_yticks(range(len(methods)), [f"{r['label']}\u2003{share(r)}%" for r in methods])
     above.set(xlabel="test loss (nats/token)", ylim=(-0.6, len(methods) - 0.4))
-    above.set_title(f"Fine-tuning for {record['steps']} steps; in %: of full's gain")
+    above.set_title(f"Fine-tuning for {record['steps']} steps; % of full fine-tuning's gain")
     below.axvline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     for y, r in enumerate(rows):
         if r: dot(below, r, "excess", y, mfc="white" if trains(r["label"]) else None)
@@ -126,7 +126,7 @@ def picture_of(record: dict) -> plot.Drawing:
     loss, n = {r["name"]: r for r in methods}, len(record["seeds"])
     best = max((r for r in methods if r["name"] not in ("frozen", "full")), key=lambda r: r["gain"])
     four = min((r for r in at_once if 4 <= r["bits"] < 5), key=lambda r: r["excess"])
-    checked = [r["study"] for r in (*methods, *record["schemes"]) if "study" in r]
+    checked = [r["study"] for r in (*methods, *record["schemes"]) if "study" in r and r["label"] != "float32"]
     check = (f" Grey bars: where the study's {checked[0]['seeds']} seeds say that a new mean should lie; "
              f"{sum(s['inside'] for s in checked)} of {len(checked)} do." if checked else "")
     return plot.Drawing(

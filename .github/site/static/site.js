@@ -13,6 +13,13 @@ addEventListener("DOMContentLoaded", () => {
     list.scrollBy({top, behavior: "instant"});
   }
 
+  // Words beside code stay in sight: short ones from their first line, long ones once their last line has come.
+  const stick = () => {
+    for (const words of all(".words")) words.style.top = `${Math.min(16, innerHeight - words.offsetHeight - 16)}px`;
+  };
+  addEventListener("resize", stick);
+  stick();
+
   // A link to a place in something folded opens it.
   const unfold = () => {
     const place = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
@@ -48,7 +55,7 @@ addEventListener("DOMContentLoaded", () => {
     new ResizeObserver(mark).observe(one.firstElementChild ?? one);            // a table that becomes cards scrolls no more
   };
   all("article pre, .table-wrapper, .scroll").forEach(fade);
-  window.MathJax?.startup?.promise?.then(() => all("mjx-container[display='true']").forEach(fade));
+  window.MathJax?.startup?.promise?.then(() => all("mjx-container[display='true'], .math-wrapper").forEach(fade));
 
   // On a phone the drawers close behind what was chosen in them.
   for (const link of all(".toc-drawer a"))
@@ -149,6 +156,7 @@ addEventListener("DOMContentLoaded", () => {
       const guess = +form.querySelector("input").value, value = parseFloat(measured.textContent.replace(/,/g, "").replace("−", "-"));
       const ratio = value ? guess / value : +(guess == value);
       const stars = [[.9, 1.1], [.75, 1.25], [.5, 2]].filter(([low, high]) => ratio >= low && ratio <= high).length;
+      mine.previousElementSibling.textContent = "your guess";
       mine.textContent = guess + measured.textContent.replace(/^[^ ]*/, "");
       const far = ratio >= .5 && ratio <= 2 ? `${Math.round(100 * Math.abs(ratio - 1))} %` :
         `${+Math.max(ratio, 1 / ratio).toPrecision(3)} times`;

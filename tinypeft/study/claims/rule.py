@@ -24,9 +24,10 @@ tasks), and it is right if all of them are. An effect is signed so that more of 
     not shown                   anything else: these runs cannot tell
 
 "Within δ" is two one-sided parts (Schuirmann 1987). Intervals are of 95 %, each for itself, and come from the same standard
-error as p (`effects.py`). "Not at this size" is printed beside a verdict only if trends over size were measured, on several
-bases of each size, and all of them lie above zero. A claim that holds *by construction* has a reason in place of a verdict, and
-does not count. A claim that was not measured has p = 1 in Holm's list, so that the list has the same length before and after.
+error as p (`effects.py`). "Larger bases come nearer" is printed beside "contradicted" only if trends over size were measured,
+on several bases of each size, and all of them lie above zero. A claim that holds *by construction* has a reason in place of a
+verdict, and does not count. A claim that was not measured has p = 1 in Holm's list, so that the list has the same length before
+and after.
 """
 from __future__ import annotations
 
@@ -173,7 +174,7 @@ class Judgement:
     trend: dict[str, Effect] | None = None
 
     @property
-    def not_at_this_size(self) -> bool:
+    def larger_come_nearer(self) -> bool:
         """It is contradicted here, and every trend that was measured says that it is more true of a larger model."""
         failed = self.verdict in (CONTRADICTED, NO_SIZE)
         return failed and bool(self.trend) and all(e.low > 0 for e in self.trend.values())

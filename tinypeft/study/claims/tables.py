@@ -75,7 +75,7 @@ def in_words(j: Judgement) -> str:
     between = ", and at most " if len(j.finding.contrasts) > 2 else "; "
     least = "at least " if len(j.finding.contrasts) > 2 else ""
     of = [f"{j.claim.delta.show(c.effect)} ({c.name})" for c in shown]
-    return (f"**{j.verdict}**. In favour of the claim {least}{between.join(of)}; δ is {j.claim.delta}. Measured: "
+    return (f"**{j.verdict}**. Effect (plus supports the claim): {least}{between.join(of)}; δ is {j.claim.delta}. Measured: "
             f"{j.finding.measured}")
 
 
@@ -91,12 +91,12 @@ def effects(j: Judgement) -> str:
 
 
 def said(j: Judgement) -> str:
-    """The verdict, and beside it "not at this size" if a trend in size was measured."""
+    """The verdict, and beside it "larger bases come nearer" if a trend in size was measured."""
     if j.verdict in (NOT_MEASURED, BY_CONSTRUCTION): return j.verdict
-    if not j.not_at_this_size: return f"**{j.verdict}**"
+    if not j.larger_come_nearer: return f"**{j.verdict}**"
     rises = " and ".join(f"by {pm(e, '{:.0f}', 100)} points {name}" for name, e in j.trend.items())
-    return (f"**{j.verdict}**, not at this size: on *domain* the share rises {rises}, from the smallest bases to the largest, "
-            "three of each")
+    return (f"**{j.verdict}**. Larger bases come nearer: from the smallest to the largest, three of each, the share of full "
+            f"fine-tuning's gain on *domain* rises {rises}")
 
 
 def source(claim: Claim) -> str:
