@@ -94,8 +94,8 @@ def marked(text):
     text = re.sub(tables, lambda match: BOX.format("claims", with_claims(match[0].strip())) + "\n", text, flags=re.M)
     for picture in PICTURES.values():
         pills = verdicts(judged_by(picture))
-        judges = f"<div class='judges'>Claims judged by these numbers: {pills}</div>\n" if pills else ""
-        text = text.replace(f"\n## {picture.title}\n", f"\n## {picture.title}\n\n{judges}", 1)
+        judges = f"Claims judged by these numbers: {pills}" if pills else ""
+        text = text.replace(f"\n## {picture.title}\n", f"\n## {picture.title}\n\n<div class='judges'>{judges}</div>\n", 1)
     return text.replace(RULE, RULE.replace("<summary>", "<summary id='rule'>"), 1)
 
 

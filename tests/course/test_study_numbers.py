@@ -73,7 +73,7 @@ def test_a_claim_has_its_numbers_and_its_verdict():
     judged = tables.judged(RESULTS, claims.ALL_CLAIMS)[0]
     start = " ".join(judged.claim.text.split()[:6])
     text = filled(f"{{claim {start}}}", "x.py")
-    assert text.startswith(f"The study, on the claim *{judged.claim.text}*: **{judged.verdict}**. Effect (plus supports the claim): ")
+    assert text.startswith(f"The study, on the claim *{judged.claim.text}*: **{judged.verdict}**. Effect (plus ")
     assert text.endswith(f"Measured: {judged.finding.measured}.")
 
 

@@ -172,8 +172,8 @@ def test_the_tables(folder):
 
 def test_a_claim_in_words(folder):
     there, gone, must = tables.judged(folder, (small(), small("gone"), small(by_construction="It must.")))
-    assert tables.in_words(there) == ("**reproduced**. Effect (plus supports the claim): +0.050 ± 0.009 (b); δ is 0.02 nats/token. "
-                                      "Measured: a 1.000, b 1.050")
+    assert tables.in_words(there) == ("**reproduced**. Effect (plus supports the claim): +0.050 ± 0.009 (b); δ is 0.02 "
+                                      "nats/token. Measured: a 1.000, b 1.050")
     assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
     assert tables.in_words(must) == "a 1.000, b 1.050. It holds by construction"
 
