@@ -193,7 +193,6 @@ show("pareto")
 #
 # *What to see: the frontier moves when the price is memory instead of parameters.*
 # A method that trains little may still need all activations.
-# (The caption divides by all parameters, the added ones included.)
 #
 # The quality on the new text is not all. What has become of the old text?
 
@@ -403,16 +402,17 @@ show("bits_vs_parameters")
 
 # %% [markdown]
 # *What to see: the larger model in 3 bits is far below the smaller one in 16 bits, and in 2 bits it
-# is above it.* The middle model has {study bits_vs_parameters: medium, 3 bits, loss, mean} nats in 3
+# is above it.* The shipped middle model has {study bits_vs_parameters: medium, 3 bits, loss, mean} nats in 3
 # bits and {study bits_vs_parameters: medium, 2 bits, loss, mean} in 2, the small one
 # {study bits_vs_parameters: small, 16 bits, loss, mean} in 16. The large model has
 # {study bits_vs_parameters: base, 3 bits, loss, mean} and
 # {study bits_vs_parameters: base, 2 bits, loss, mean}, the middle one
-# {study bits_vs_parameters: medium, 16 bits, loss, mean} in 16. All were trained for as long.
+# {study bits_vs_parameters: medium, 16 bits, loss, mean} in 16. All were trained for as long;
+# the picture shows the means of three bases of each size.
 #
 # In 2 bits the larger model takes about as many bytes of matrices as the smaller one in 16, in 3 bits
-# a third more. With 4 bits each model loses little. At the right the embeddings count, too, in 16
-# bits. There no two lines share an amount of memory.
+# a third to a half more. With 4 bits each model loses little. At the right the embeddings count,
+# too, in 16 bits.
 #
 # {claim A larger model at 3 bits}
 #
