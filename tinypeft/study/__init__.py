@@ -25,6 +25,7 @@
     pages.py         the sections of the other pages that hold measured numbers
     pretraining.py   the picture of how the base was trained
     k_quants.py      the picture and the tables of tinypeft/quant/K_QUANTS.md
+    successors.py    the tables of what came after LoRA, on tinypeft/peft/README.md
     memory.py        the memory of fine-tuning, by formula
     markdown.py      what the makers of pages share
     speed.py         the tables of tests/benchmarks/README.md

@@ -33,6 +33,7 @@ from .experiments.arms import SURVEYED
 from .markdown import read, table
 from .pictures import drawing
 from .stored import load
+from .successors import successors
 
 __all__ = ["ROOT", "SECTIONS", "filled", "main_job", "over_seeds", "write"]
 
@@ -242,7 +243,8 @@ SECTIONS = {
                   "methods": lambda results: first_page(results, "methods", "peft", METHODS, methods),
                   "schemes": lambda results: first_page(results, "schemes", "quant", SCHEMES, schemes)},
     "tinypeft/peft/README.md": {"methods": by_family,
-                                "survey": lambda results: methods(results, list(SURVEYED), "../../", papers=True)},
+                                "survey": lambda results: methods(results, list(SURVEYED), "../../", papers=True),
+                                "successors": successors},
     "tinypeft/quant/README.md": {"schemes": lambda results: schemes(results, list(SCHEMES), "../../", papers=True)},
     "tinypeft/quant/K_QUANTS.md": k_quants.SECTIONS,
     "tests/benchmarks/README.md": speed.SECTIONS,
