@@ -136,7 +136,8 @@ def test_a_page_has_its_paper_lesson_tests_and_differences(name, pages):
 
 TWINS = {"gptq": {"gptq", "gptq_step"}, "awq": {"awq"}, "nf4": {"nf4", "double_quantize"}, "llm_int8": {"llm_int8"},
          "w8a8": {"llm_int8"}, "adalora": {"allocate"}, "oft": {"cayley"}, "loreft": {"loreft"}, "miss": {"miss"},
-         "fourierft": {"waves"}, "c3a": {"circular"}, "randlora": {"randlora"}, "ptuning": {"places"}}
+         "fourierft": {"waves"}, "c3a": {"circular", "circular_dx"}, "randlora": {"randlora"}, "ptuning": {"places"},
+         "dora": {"dora"}}
 
 
 @pytest.mark.parametrize("name", FILES)
