@@ -379,7 +379,7 @@ for a, b in pairs:
 # %% [markdown]
 # ## 4. How many bits?
 #
-# For the weights that do not train, the choice is between bits. Again there is a frontier:
+# For weights that do not train, the choice is between bits:
 
 # %%
 show("schemes")
@@ -392,8 +392,7 @@ show("schemes")
 # {study schemes: int3 asymmetric, excess} and GPTQ {study schemes: GPTQ 3 bit, excess}.
 # Two schemes train at 3 bits: QAT (STE) costs {study schemes: QAT 3 bit *, excess} and
 # PEQA {study schemes: PEQA 3 bit *, excess}, but their scales have 32 bits, so they store half a bit
-# more per weight. In this picture training and calibration can hardly be told apart at 3 bits.
-# At 2 bits training is far ahead (lesson 14).
+# more per weight. At 2 bits training is far ahead (lesson 14).
 #
 # For a fixed number of bytes: a small model in many bits, or a large one in few?
 
@@ -402,13 +401,7 @@ show("bits_vs_parameters")
 
 # %% [markdown]
 # *What to see: the larger model in 3 bits is far below the smaller one in 16 bits, and in 2 bits it
-# is above it.* The shipped middle model has {study bits_vs_parameters: medium, 3 bits, loss, mean} nats in 3
-# bits and {study bits_vs_parameters: medium, 2 bits, loss, mean} in 2, the small one
-# {study bits_vs_parameters: small, 16 bits, loss, mean} in 16. The large model has
-# {study bits_vs_parameters: base, 3 bits, loss, mean} and
-# {study bits_vs_parameters: base, 2 bits, loss, mean}, the middle one
-# {study bits_vs_parameters: medium, 16 bits, loss, mean} in 16. All were trained for as long;
-# the picture shows the means of three bases of each size.
+# is above it.* All were trained for as long; the lines are means of three bases of each size.
 #
 # In 2 bits the larger model takes about as many bytes of matrices as the smaller one in 16, in 3 bits
 # a third to a half more. With 4 bits each model loses little. At the right the embeddings count,
@@ -433,7 +426,7 @@ show("bits_vs_parameters")
 # - *No idea which rank:* train one LoRA of a large rank, and cut it by SVD (lesson 09). Neither
 #   DyLoRA nor AdaLoRA was better here: see the verdicts below.
 # - *A model behind an interface that takes vectors, or many tasks in one batch:* prompt or prefix
-#   tuning. Nothing in the model is touched.
+#   tuning.
 # - *Little memory at inference, and no training:* GPTQ or AWQ at 4 bits. Calibration takes
 #   minutes.
 # - *3 bits:* GPTQ or AWQ in groups, if there is no training.
