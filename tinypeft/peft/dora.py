@@ -92,7 +92,7 @@ class DoRALinear(ChangedLinear):
         if self.base.bias is not None:
             W0z = W0z - self.base.bias
         Az = F.linear(z, self.A) * self.scale
-        # g V′z = W₀z + (g − 1) W₀z + g sBAz, and y, which no dropout touches, is its first term.
+        # g V′z = W₀z + (g − 1) W₀z + g sBAz; the first W₀z is W₀x here, as in both codes.
         return y + (g - 1) * W0z + g * F.linear(Az, self.B)
 
     def describe(self) -> str:
