@@ -35,7 +35,9 @@ def test_no_measured_number_is_written_by_hand(path):
 
 
 @pytest.mark.parametrize("part", [main_job, over_seeds, lambda results: tables.table(results, ALL_CLAIMS),
-                                  lambda results: tables.details(results, ALL_CLAIMS), lambda results: tables.the_rule()],
+
+                                  lambda results: tables.details(tables.judged(results, ALL_CLAIMS)),
+                                  lambda results: tables.the_rule()],
                          ids=["main job", "over seeds", "claims", "details", "rule"])
 def test_the_gallery_has_the_tables_of_the_main_job_and_of_the_study(part):
     assert part(RESULTS) in GALLERY, "run `python -m tinypeft figures`"

@@ -13,7 +13,7 @@ import pytest
 from tinypeft.peft import METHODS
 from tinypeft.peft.methods import FAMILIES
 from tinypeft.quant import SCHEMES
-from tinypeft.study.about import ABOUT
+from tinypeft.study.about import ABOUT, linked
 from tinypeft.study.claims import ALL_CLAIMS
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +126,7 @@ def test_a_page_has_every_word_of_the_docstring_and_every_line_of_the_code(name,
 @pytest.mark.parametrize("name", FILES)
 def test_a_page_has_its_paper_lesson_tests_and_differences(name, pages):
     page, about = pages[name], ABOUT[name]
-    assert about.equation.replace("|", "\\|") in page and all(f"arxiv.org/abs/{paper}" in page for paper in about.papers)
+    assert about.equation.replace("|", "\\|") in page and linked(*about.papers) in page
     assert f"lessons/{about.lesson}_" in page and f"lessons/assignments/{about.lesson}_" in page
     assert re.search(r"\[`tests/\w+/test_\w+\.py`\]\(", page) and "<ul class='promises'><li>" in page
     assert re.search(r"!\[.{20,}\]\(.*\.(?:svg|png)\)", page)
@@ -150,7 +150,7 @@ def test_a_page_has_its_plain_twin(name, pages):
 
 
 LINES = {"dora": "self.scale * self.B @ self.A", "gptq": "E[i] = (W[i] - grid.decode(q[i])) / U[i, i]",
-         "lora": "return self.base(x) + F.linear(Ax, self.B)", "hira": "return self.B @ self.A * W0",
+         "lora": "return self.base(x) + F.linear(Ax, self.B)", "hira": "return W0 * (self.B @ self.A)",
          "smoothquant": "max_abs**alpha", "parallel_adapter": "F.linear(y, self.W_up, self.b_up) * self.scale"}
 
 

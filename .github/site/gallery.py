@@ -13,6 +13,7 @@ from page import (
     files,
     gallery,
     how_to_read,
+    judged_by,
     judgements,
     lesson_of,
     read,
@@ -99,6 +100,3 @@ def marked(text):
     return text.replace(RULE, RULE.replace("<summary>", "<summary id='rule'>"), 1)
 
 
-def judged_by(picture):
-    """Return the judged claims whose results a picture shows."""
-    return [j for j in judgements() if picture.needs and picture.needs[0] in (j.claim.needs[0], *["sizes"] * bool(j.trend))]

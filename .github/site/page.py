@@ -16,9 +16,9 @@ sys.path.insert(0, str(ROOT))
 from tinypeft.peft import METHODS  # noqa: E402
 from tinypeft.quant import SCHEMES  # noqa: E402
 from tinypeft.study import pictures  # noqa: E402
-from tinypeft.study.about import ABOUT, arxiv, code  # noqa: E402
+from tinypeft.study.about import ABOUT, code, linked  # noqa: E402
 from tinypeft.study.claims import ALL_CLAIMS  # noqa: E402
-from tinypeft.study.claims.tables import effects, judged, means, said, source  # noqa: E402
+from tinypeft.study.claims.tables import details, effects, judged, means, said, source  # noqa: E402
 from tinypeft.study.freshness import StaleWarning  # noqa: E402
 from tinypeft.study.markdown import table  # noqa: E402
 
@@ -30,6 +30,7 @@ SIDE_BY_SIDE, TWIN, MEASURED, LESSON, TESTS = ("Paper and code, side by side", "
                                                "Lesson and exercises", "Tests and oracles")
 HEAD = "---\nhide-toc: true\n{}---\n\n<div class='wide'></div>"
 WIDE = HEAD.format("")                                   # of a page that takes the whole width (site.css)
+FOLDED = "<details><summary>What was fixed before the runs, the means behind the effects, and p</summary>\n\n{}\n\n</details>"
 BOX = "<div class='{}'>\n\n{}\n\n</div>"
 
 
@@ -125,6 +126,11 @@ def with_claims(text):
     return "\n".join(lines)
 
 
+def judged_by(picture, among=None):
+    """Return those of the judged claims (None: of all) that read the results which a picture shows first."""
+    return [j for j in (judgements() if among is None else among) if picture.needs and picture.needs[0] in j.claim.needs]
+
+
 def claims_table(judgements):
     """Write claims with their papers' numbers, what was measured, δ, the verdict and the reason, as a Markdown table."""
     rows = [(j.claim.text, source(j.claim), means(j) if j.claim.by_construction else effects(j),
@@ -155,9 +161,11 @@ def tables_with(name, page):
 
 
 def pictures_of(names):
-    """Return the names of pictures: those that show the results of the claims, else the schematics of the lesson, else all."""
-    results = {j.claim.needs[0] for name in names for j in claims_of(name)}
-    measured = [key for key, picture in PICTURES.items() if picture.needs and picture.needs[0] in results]
+    """Return the names of pictures: of the claims' results, the main ones first, else the lesson's schematics, else all."""
+    own = [j for name in names for j in claims_of(name)]
+    main = {j.claim.needs[0] for j in own}
+    measured = sorted((key for key, picture in PICTURES.items() if judged_by(picture, own)),
+                      key=lambda key: PICTURES[key].needs[0] not in main)
     schematics = [key for key, picture in PICTURES.items() if not picture.needs and picture.lesson == ABOUT[names[0]].lesson]
     return (measured or schematics or [EVERYTHING])[:3]
 
@@ -245,11 +253,11 @@ class Page:
         rows = []
         for name in self.names:
             about, (heading, section) = ABOUT[name], section_of(name)
-            rows.append((code(about.equation), arxiv(about.papers) or "–", f"`tp.{CLASSES[name].__name__}`",
+            rows.append((code(about.equation), linked(*about.papers) or "–", f"`tp.{CLASSES[name].__name__}`",
                          self.lead(f"[{about.lesson} · {heading.removeprefix(about.lesson + ' · ')}]({section})")))
         claims = [f"* {verdicts([j])} {escape(j.claim.text)}" for j in self.judged] or \
             [f"* No claim of the paper was judged here. [What was measured](#{slug(MEASURED)})"]
-        return "\n\n".join([table(("equation", "paper (arXiv)", "in Python", "lesson"), rows), "\n".join(claims)])
+        return "\n\n".join([table(("equation", "paper", "in Python", "lesson"), rows), "\n".join(claims)])
 
     def plain_code(self):
         """Write the plain twins' code, which stands above the file's own."""
@@ -283,6 +291,8 @@ class Page:
     def measured(self):
         judged = self.judged
         sections = [self.lead(how_to_read(judged)), self.lead(claims_table(judged), "figures/README.md")] if judged else []
+        if details(judged).count("\n") > 1:                                       # a claim by construction has none
+            sections.append(FOLDED.format(self.lead(details(judged), "figures/README.md")))
         sections += [self.elsewhere(judged)] if self.elsewhere(judged) else []
         readme = f"tinypeft/{self.path.split('/')[1]}/README.md"
         rows = [self.lead(with_words(cut, readme), readme) for name in self.names for cut in tables_with(name, readme)]
@@ -290,8 +300,8 @@ class Page:
             sections += [self.lead(f"### Beside the others\n\nThe [whole tables]({readme}) compare it with the "
                                    "others. The words before a table say its settings."), *rows]
         for picture in map(PICTURES.get, pictures_of(self.names)):
-            same = [j for j in judged if picture.needs and picture.needs[0] == j.claim.needs[0]]
-            pills = f"Claims judged by these numbers: {verdicts(same)}" if same else ""
+            same = verdicts(judged_by(picture, judged))
+            pills = same and f"Claims judged by these numbers: {same}"
             sections += [f"### {picture.title}", pills, self.lead(gallery()[picture.title][0], "figures/README.md")]
         return "\n\n".join([*filter(None, sections), self.lead("[The study](figures/README.md) has every claim, every picture, "
                                                                "and the rule that judges.")])

@@ -9,7 +9,7 @@ import tinypeft as tp
 from tests.legible import DISTINCT, grey
 from tinypeft.peft.methods import FAMILIES
 from tinypeft.study import about, compare, pages, plot
-from tinypeft.study.about import ABOUT, ARMS, arxiv, class_link, code, lesson_map, name_of
+from tinypeft.study.about import ABOUT, ARMS, class_link, code, lesson_map, linked, name_of
 from tinypeft.study.compared import COMPARED_SCHEMES
 from tinypeft.study.tuning import Arm
 
@@ -27,7 +27,7 @@ def test_every_method_and_scheme_is_in_the_table_and_nothing_else():
 def test_an_entry_is_well_formed(name):
     known = about.about(name)
     assert known.title and known.short and known.equation and "\n" not in known.equation and len(known.equation) <= 90
-    assert all(re.fullmatch(r"\d{4}\.\d{4,5}", paper) for paper in known.papers)
+    assert all(re.fullmatch(r"\d{4}\.\d{4,5}|.+: https://\S+", paper) for paper in known.papers)
     assert len(list((ROOT / "lessons" / "src").glob(f"{known.lesson}_*.py"))) == 1
     colour, marker, *style = known.look
     assert colour in plot.COLOURS and len(style) <= 1
@@ -71,8 +71,8 @@ def test_cells_of_tables_link_files_and_papers_and_keep_bars():
     for cls in EVERYTHING.values():
         name, file = re.fullmatch(r"\[`(\w+)`\]\(\.\./(.*)\)", class_link(cls, "../")).groups()
         assert f"class {name}(" in (ROOT / file).read_text("utf-8")
-    assert arxiv(("2106.09685", "2312.03732")) == ("[2106.09685](https://arxiv.org/abs/2106.09685), "
-                                                   "[2312.03732](https://arxiv.org/abs/2312.03732)")
+    assert linked("2106.09685", "PEFT: https://a.b/c") == ("[2106.09685](https://arxiv.org/abs/2106.09685), "
+                                                   "[PEFT](https://a.b/c)")
     assert code("s = max|x|") == r"`s = max\|x\|`"
 
 

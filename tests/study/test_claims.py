@@ -107,7 +107,7 @@ def test_the_claims_state_what_was_fixed():
 def test_the_claims_read_what_experiments_measure():
     """The made-up results have what claims read; the experiments have it as well."""
     made = world(truth=1)
-    assert {name for c in ALL_CLAIMS for name in c.needs} | {"sizes"} == set(made)
+    assert {name for c in ALL_CLAIMS for name in c.needs} == set(made)
     lacking = set(made) - set(EXPERIMENTS)
     for name, results in made.items():
         if name not in EXPERIMENTS: continue
@@ -157,7 +157,7 @@ def folder(tmp_path):
 
 def test_the_tables(folder):
     claims = (small(why={REPRODUCED: "Because."}), small("gone", own=True), small(by_construction="It must."))
-    page, more = tables.table(folder, claims), tables.details(folder, claims)
+    page, more = tables.table(folder, claims), tables.details(tables.judged(folder, claims))
     assert page.startswith("2 claims: 1 reproduced; 1 not measured; 1 more hold by construction.\n")
     paper = "[2106.09685](https://arxiv.org/abs/2106.09685)"
     measured = "b: +0.050 ± 0.009 | 0.02 nats/token | **reproduced** | Because. |"

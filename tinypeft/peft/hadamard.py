@@ -137,7 +137,7 @@ class HiRALinear(ChangedLinear):
 
     def change(self) -> Tensor:
         W0 = self.base.dense_weight().astype(self.A.dtype, copy=False)
-        return self.B @ self.A * W0                       # (B A) ⊙ W₀
+        return W0 * (self.B @ self.A)                     # W₀ ⊙ B A
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from pathlib import Path
 from ..peft import METHODS
 from ..quant import SCHEMES
 
-__all__ = ["ABOUT", "ARMS", "About", "about", "arxiv", "class_link", "code", "lesson_map", "name_of"]
+__all__ = ["ABOUT", "ARMS", "About", "about", "class_link", "code", "lesson_map", "linked", "name_of"]
 
 
 @dataclass(frozen=True)
 class About:
     """What is known of a method or scheme.
 
-    title: its name in a heading. equation: one line of plain text, in the letters of its file. papers: arXiv ids, the paper
-    that introduced it first. lesson: two digits. look: (colour of `plot.COLOURS`, marker) and, if not solid, a line style.
-    short: its label in pictures. rank: how large the rank of ΔW can be; "all", if nothing bounds it but the sides of W.
+    title: its name in a heading. equation: one line of plain text, in the letters of its file. papers: the one that introduced
+    it first, each an arXiv id, or "name: address" of what is not there. lesson: two digits. look: (colour of `plot.COLOURS`,
+    marker) and, if not solid, a line style. short: its label in pictures. rank: how large the rank of ΔW can be; "all", if
+    nothing bounds it but the sides of W.
     """
     title: str
     equation: str
@@ -56,7 +57,8 @@ ABOUT: dict[str, About] = {
     "loha": About("LoHa", "W ← W + (α/r) (B₁ A₁) ⊙ (B₂ A₂)", ("2309.14859", "2108.06098"), "17", ("sky", "H"), "LoHa", "r²"),
     "lokr": About("LoKr", "W ← W + (α/r) C ⊗ (B A)", ("2309.14859", "2212.10650"), "17", ("orange", "8"), "LoKr",
                   "rank C · rank BA"),
-    "hira": About("HiRA", "W ← W + W ⊙ B A", (), "17", ("black", "8"), "HiRA", "r · rank W"),
+    "hira": About("HiRA", "W ← W + W ⊙ B A", ("ICLR 2025: https://openreview.net/forum?id=TwJrTz9cRS",), "17",
+                  ("black", "8"), "HiRA", "r · rank W"),
     "c3a": About("C³A", "W ← W + C_blk(Δw)/d_in, blocks whose rows are one row, turned", ("2407.19342",), "17", ("purple", "2"),
                  "C³A", "all"),
     "shira": About("SHiRA", "W ← W + S, S is 0 but at r (d_in + d_out) places drawn at random",
@@ -72,7 +74,8 @@ ABOUT: dict[str, About] = {
     "loreft": About("LoReFT", "h ← h + Rᵀ (W h + b − R h) at the first and last positions of the prompt, R Rᵀ = I",
                     ("2404.03592",), "17", ("purple", "3"), "LoReFT"),
     "trainable_tokens": About("Trainable tokens", "E_t ← a trained row, for a few tokens t",
-                              (), "05", ("green", "3"), "tokens", "tokens"),
+                              ("PEFT: https://huggingface.co/docs/peft/package_reference/trainable_tokens",),
+                              "05", ("green", "3"), "tokens", "tokens"),
     "prefix": About("Prefix tuning", "K ← [P_K; K], V ← [P_V; V] in every layer, P = MLP(P′)",
                     ("2101.00190",), "06", ("green", "v"), "prefix"),
     "prompt": About("Prompt tuning", "X ← [P_e; X], P vectors before the embedded input",
@@ -91,7 +94,7 @@ ABOUT: dict[str, About] = {
     "nf4": About("NF4", "x̂ = s c[q], s = max|x| of 64 weights, c: quantiles of N(0, 1)",
                  ("2305.14314",), "13", ("blue", "D"), "NF4"),
     "gguf": About("GGUF blocks", "x̂ = d (q − z) + m, d in float16, or an integer times it: Q4_0, Q4_K, … of llama.cpp",
-                  (), "18", ("orange", "d"), "GGUF"),
+                  ("llama.cpp: https://github.com/ggml-org/llama.cpp",), "18", ("orange", "d"), "GGUF"),
     "gptq": About("GPTQ", "W_k ← W_k − (W_j − quant(W_j)) U_jk / U_jj for every later column k",
                   ("2210.17323", "2208.11580"), "12", ("vermillion", "^"), "GPTQ"),
     "awq": About("AWQ", "Q(W diag(s)) diag(s)⁻¹ X, s = mean|x|^α, α by search",
@@ -144,9 +147,9 @@ def lesson_map(prefix: str = "") -> str:
     """Methods and schemes in the order of their lessons, as a Markdown table: lesson, title, equation, papers.
     Lessons are linked where the notebooks are (a checkout). prefix: path to the folder `lessons`."""
     known = [about(name) for name in (*METHODS, *SCHEMES, "qlora", "loftq")]
-    rows = [f"| {lesson(a.lesson, prefix)} | {a.title} | {code(a.equation)} | {arxiv(a.papers)} |"
+    rows = [f"| {lesson(a.lesson, prefix)} | {a.title} | {code(a.equation)} | {linked(*a.papers)} |"
             for a in sorted(known, key=lambda a: a.lesson)]
-    return "\n".join(["| lesson | method or scheme | equation | papers (arXiv) |", "|---|---|---|---|", *rows])
+    return "\n".join(["| lesson | method or scheme | equation | papers |", "|---|---|---|---|", *rows])
 
 
 def lesson(number: str, prefix: str) -> str:
@@ -165,6 +168,7 @@ def code(equation: str) -> str:
     return f"`{equation}`".replace("|", r"\|")
 
 
-def arxiv(papers: tuple[str, ...]) -> str:
-    """Links to papers."""
-    return ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers)
+def linked(*papers: str) -> str:
+    """Links to papers, each an arXiv id, or "name: address"."""
+    parts = [paper.partition(": ") for paper in papers]
+    return ", ".join(f"[{name}]({address or f'https://arxiv.org/abs/{name}'})" for name, _, address in parts)

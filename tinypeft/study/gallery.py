@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from .claims import ALL_CLAIMS
-from .claims.tables import details, table, the_rule
+from .claims.tables import details, judged, table, the_rule
 from .pages import ROOT, main_job, over_seeds, write
 from .pictures import PICTURES, draw, missing
 from .plot import Drawing
@@ -98,7 +98,7 @@ def command(results: str) -> str:
 
 def page(drawn: dict[str, Drawing], results: str | Path) -> str:
     """The text of the page: the claims, then the pictures `drawn` in the order of their lessons."""
-    parts = [HEAD.format(claims=table(results, ALL_CLAIMS), details=details(results, ALL_CLAIMS), rule=the_rule(),
+    parts = [HEAD.format(claims=table(results, ALL_CLAIMS), details=details(judged(results, ALL_CLAIMS)), rule=the_rule(),
                          fixed=FIXED, changed=CHANGED)]
     for title, (section, needs) in TABLES.items():
         if all((results / f"{name}.json").exists() for name in needs): parts.append(f"## {title}\n\n{section(results)}")

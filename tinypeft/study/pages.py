@@ -19,7 +19,7 @@ from ..peft.methods import FAMILIES
 from ..pretrained import load_base, training_record
 from ..quant import SCHEMES
 from . import glance, k_quants, speed
-from .about import about, arxiv, class_link, code, lesson_map, name_of
+from .about import about, class_link, code, lesson_map, linked, name_of
 from .claims import ALL_CLAIMS
 from .claims.tables import count, judged
 from .claims.words import beside
@@ -94,7 +94,7 @@ def methods(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
             f"{len(r.seeds)} seeds"
             + "; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired" * papers + ". LoRA is on "
             "two matrices of a block here and AdaLoRA on six, so do not compare these two.\n\n"
-            + table(("method", "equation", *["papers (arXiv)"] * papers, "trained", "nats/token"), rows))
+            + table(("method", "equation", *["papers"] * papers, "trained", "nats/token"), rows))
 
 
 def by_family(results: Path) -> str:
@@ -111,7 +111,7 @@ def by_family(results: Path) -> str:
             found = measured.get(name)
             cost = (trained(found), f"{found['ms']['tinypeft'] / lora:.2f}") if found else ("–", "–")
             rows.append((*known(name, METHODS, "../../", papers=True), about(name).rank, *cost, merges(cls)))
-    return table(("method", "equation", "papers (arXiv)", "rank", "trained", "step over LoRA's", "merges"), rows)
+    return table(("method", "equation", "papers", "rank", "trained", "step over LoRA's", "merges"), rows)
 
 
 def trained(measured: dict) -> str:
@@ -140,13 +140,13 @@ def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
         measured = (label.removesuffix(" *"), f"{r.mean(label, 'bits'):.2f}", pm(r, label, "excess")) if label else [""] * 3
         rows.append((*known(name, SCHEMES, prefix, papers), *measured))
     return (f"Loss that quantizing adds to the same model's test loss, over {len(r.seeds)} calibration sets.\n\n"
-            + table(("scheme", "equation", *["papers (arXiv)"] * papers, "measured", "bits/weight", "nats/token"), rows))
+            + table(("scheme", "equation", *["papers"] * papers, "measured", "bits/weight", "nats/token"), rows))
 
 
 def known(name: str, classes: dict[str, type], prefix: str, papers: bool) -> tuple[str, ...]:
     """The cells that say what a method or scheme is: its class, linked to its file, its equation, and its papers."""
     link, equation = class_link(classes[name], prefix), code(about(name).equation)
-    return (f"`{name}`: {link}", equation, arxiv(about(name).papers)) if papers else (link, equation)
+    return (f"`{name}`: {link}", equation, linked(*about(name).papers)) if papers else (link, equation)
 
 
 def pm(r: Results, condition: str, metric: str) -> str:

@@ -362,7 +362,7 @@ METHOD_CLAIMS = (
             "RoBERTa-base, GLUE: full 86.4, LoRA 87.2 with 0.3 M parameters",
             "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
             "LoRA reaches less than 90 % of the gain on one of the two tasks",
-            ("methods",), lora_is_full, trend=over_size("lora_all", "r = 4"),
+            ("methods", "prompts", "sizes"), lora_is_full, trend=over_size("lora_all", "r = 4"),
             why={CONTRADICTED: "Ten times as many steps do not close the gap (experiment `lengths`); on all matrices more rank "
                  "narrows it (experiment `rounding_rank`)."}),
     better("With the same number of parameters, more matrices at a lower rank beat one matrix at a high rank", "2106.09685",
@@ -453,7 +453,7 @@ METHOD_CLAIMS = (
             "BERT-large, GLUE: full 80.4, adapters 80.0",
             "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
             "adapters reach less than 90 % of the gain on one of the two tasks",
-            ("adapters", "methods"), adapters_full, trend=over_size("adapter"),
+            ("adapters", "methods", "prompts", "sizes"), adapters_full, trend=over_size("adapter"),
             why={CONTRADICTED: "With as many parameters adapters reach less than LoRA on *classify*. On SmolLM2, a real and "
                  "larger model, adapters end as low as full fine-tuning (experiment `smollm2`)."}),
     better("Parallel adapters are better than sequential adapters with as many parameters", "2110.04366",

@@ -102,7 +102,7 @@ class Claim:
     own numbers ("" if it gives a direction only). own: the claim is the study's; the paper is where the method is from.
 
     kind: one of KINDS. delta: δ of the metric. contrast: what is compared, in words. refuted: what would refute it.
-    needs: names of the results that `test` reads. test: the function that measures. trend: the effects of the model's size,
+    needs: names of the results that `test` and `trend` read. test: the function that measures. trend: the effects of the size,
     by name, if they were measured (positive: it is more true of a larger model). by_construction: why it cannot fail here.
     why: verdict → one sentence that explains it; a sentence is written only for a verdict that was reached.
     """

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import markdown
+from ..about import linked
 from ..effects import __doc__ as effects_text
 from ..stored import load_whole
 from . import rule
@@ -47,11 +48,11 @@ def table(folder: str | Path, claims: Iterable[Claim]) -> str:
     return "\n\n".join(parts)
 
 
-def details(folder: str | Path, claims: Iterable[Claim]) -> str:
+def details(judgements: Iterable[Judgement]) -> str:
     """What was fixed before the runs (contrast, kind, δ, what would refute it), the means behind the effects, and p."""
     rows = [(j.claim.text, j.claim.contrast, f"{j.claim.kind}, {j.claim.delta}", j.claim.refuted, means(j),
              f"{j.p:.2g}" if j.finding else "")
-            for j in judged(folder, claims) if not j.claim.by_construction]
+            for j in judgements if not j.claim.by_construction]
     return markdown.table(("claim", "contrast", "kind, δ", "refuted if", "means", "p (Holm)"), rows)
 
 
@@ -101,16 +102,10 @@ def said(j: Judgement) -> str:
 
 def source(claim: Claim) -> str:
     """The paper with its own numbers; for a claim of the study, the paper whose method it is about."""
-    return "the study's own, on " * claim.own + link(claim.paper) + f": {claim.number}" * bool(claim.number)
+    return "the study's own, on " * claim.own + linked(claim.paper) + f": {claim.number}" * bool(claim.number)
 
 
 def command(claim: Claim) -> str:
     """How to measure what a claim lacks."""
     return f"not measured: `python -m tinypeft figures {' '.join(claim.needs)} --rerun`"
-
-
-def link(paper: str) -> str:
-    """An arXiv id, or "name: address", as a Markdown link."""
-    name, _, address = paper.partition(": ")
-    return f"[{name}]({address or f'https://arxiv.org/abs/{paper}'})"
 
