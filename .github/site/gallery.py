@@ -33,6 +33,8 @@ CHOICE = '<label><input type="radio" name="verdict" value="{value}"{checked}> {l
 ALL = "all"
 INTRO = ("What papers claim, what was measured with this code, and every picture. Choose a verdict, and only the claims with "
          "it and the pictures whose numbers judge them stay. A coloured verdict leads to its claim.")
+JUMPS = ["What the papers claim, and what was measured", "All pictures, small", "The main job", "Every method over seeds",
+         "How this page is made"]
 TITLE, MAP_TITLE = "The study: claims and pictures", "Methods and schemes"
 RULE = "<summary>The rule, and the error</summary>"
 
@@ -81,7 +83,9 @@ def gallery_page(links):
              for name, picture in sorted(PICTURES.items(), key=lambda item: item[1].lesson)
              for _, _, sentence in [gallery()[picture.title]]]
     claims, heading, pictures = marked(rest).strip().partition("\n## The main job")
-    text = "\n\n".join([WIDE, f"# {TITLE}", INTRO, FILTER.format("\n".join(choices)), claims, "## All pictures, small",
+    text = "\n\n".join([WIDE, f"# {TITLE}", INTRO, FILTER.format("\n".join(choices)),
+                        BOX.format("jumps", "Below: " + " · ".join(f"[{jump}](#{slug(jump)})" for jump in JUMPS)),
+                        claims, "## All pictures, small",
                         BOX.format("small", "\n".join(small)), heading + pictures,
                         "## How this page is made", how.strip()])
     return links.lead(with_words(text, "figures/README.md"), "figures/README.md")

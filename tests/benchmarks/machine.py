@@ -1,14 +1,17 @@
 """The machine that a benchmark ran on, for its record."""
 import os
 import platform
+import re
 from pathlib import Path
 
 __all__ = ["machine"]
 
 
 def machine() -> str:
-    """The processor's name and the number of its cores, such as "AMD EPYC 7763, 2 cores"."""
+    """The processor's name, its generation if Linux says it, and the number of cores, such as "AMD EPYC (family 25, model 17),
+    2 cores"."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
+    first = cpuinfo.read_text("utf-8").partition("\n\n")[0] if cpuinfo.exists() else ""
+    of = dict(re.findall(r"(.+?)\s*: (.*)", first))
+    generation = f" (family {of['cpu family']}, model {of['model']})" if "cpu family" in of else ""
+    return f"{of.get('model name') or platform.processor() or platform.machine()}{generation}, {os.cpu_count()} cores"

@@ -47,6 +47,7 @@ from .scheme import Scheme, checked
 from .uniform import Uniform
 
 MOST_TOKENS = 1024                                       # that a model sees without calibration
+NONE = np.empty(0, int)                                  # outlier columns
 
 
 def is_positive(x: Any) -> bool:
@@ -180,9 +181,11 @@ def half(W: Array) -> Array:
 def inputs(X: Array, threshold: float) -> tuple[Array, Array, Array]:
     """X (M, d) → Q, integers float32 (M, d), 0 in outlier columns; s_x (M, 1); O, these columns."""
     A = np.abs(X)
-    O = np.empty(0, int)
-    if A.max() >= threshold:
-        O = np.flatnonzero(A.max(0) >= threshold)
+    m = row_max(A)
+    if m.max(initial=0) < threshold:                     # no outlier: nothing to look for
+        s = scale_of(m)
+        return rounded(X, s), s, NONE
+    O = np.flatnonzero(A.max(0) >= threshold)
     A[:, O] = 0
     s = scale_of(row_max(A))
     Q = rounded(X, s)
