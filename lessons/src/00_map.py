@@ -360,7 +360,7 @@ for name, n in zip(models, N, strict=True): ax.annotate(name, (n, 30), ha="cente
 ax.set(xlabel="parameters of the model", ylabel="trained, % of all", xlim=(6e5, 4e10),
        ylim=(4e-4, 60), title="LoRA r = 8, prompt and prefix P = 20, adapters m = 64")
 fig.set_label("The share of trained parameters against the size of the model, both axes "
-              "logarithmic. Four falling lines, from several per cent at a million parameters; "
+              "logarithmic. Four falling lines, from 0.2 to 13 per cent at a million parameters; "
               "adapters are the highest, the prompt falls fastest.")
 fig
 
@@ -581,7 +581,7 @@ show("compare")
 # more for a zero point and 32 for a scale in groups of 32, make $3 + 35/32 = 4.09$. Those of 4 bits
 # with a float16 scale make $4 + 20/32 = 4.62$.)
 # The hollow mark, of 3-bit codes, belongs to a scheme that also trains the weights.
-# Compare them with the cross at the bottom: the float32 model after the same training.
+# Compare it with the cross at the bottom: the float32 model after the same training.
 # The course ends with a study of the same questions, with more steps and seeds.
 # A grey bar shows the range that the longer study predicts for that mark.
 #
@@ -691,19 +691,20 @@ print(f"{codes.size:,} codes of 3 bits: {codes.nbytes:,} bytes, packed {packed(c
 # - Hugging Face PEFT has one class for prefix tuning and P-tuning v2, `PrefixTuningConfig`.
 #   It has neither bottleneck adapters nor DyLoRA.
 # - "Scale" in one program is $\alpha/r$, in another $\alpha$, in a third a number of its own.
-#   Here $\alpha$ is always divided.
+#   Here LoRA's $\alpha$ is divided by $r$, and FourierFT's is a factor.
 # - "4 bit" may be symmetric with 15 or 16 levels, asymmetric, or NF4.
 #   Lesson 10 sorts them.
 #
 # ## The real call
 #
-# In Hugging Face's libraries the first cells of this page are three lines, for a `model` of
+# In Hugging Face's libraries the `attach` of the first cells is three lines, for a `model` of
 # transformers. Lesson 07 takes them apart.
 #
 # ```python
 # from peft import LoraConfig, get_peft_model
 #
-# tuned = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+# tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=16,
+#                                          target_modules="all-linear"))
 # tuned.print_trainable_parameters()
 # ```
 #

@@ -131,7 +131,7 @@ tp.graph(f, x=3.0)
 # All three must have arrived before $a$ passes its own gradient on to $x$, which gets
 # $2x \cdot 3 = 18$.
 # If $a$ passed on each part as it came, it would have to be visited three times, and $x$ six times:
-# the work doubles with every step.
+# the work multiplies with every step.
 # So the walk goes in reverse *topological order*: a value comes up only after everything that was
 # computed from it.
 #
@@ -451,7 +451,7 @@ fig.set_label("The Jacobian of a softmax of six numbers as a square of colours. 
 fig
 
 # %% [markdown]
-# *What to see: the diagonal is positive and everything else is negative, so that every row and
+# *What to see: the diagonal is positive and everything else is negative, and every row and
 # every column sums to zero.
 # A larger input takes probability from all others.*
 #
@@ -682,16 +682,16 @@ print("backwards, from dc = 1:", *walk(tape, 1.0))
 #
 # ## Where implementations differ
 #
-# - PyTorch keeps the values that the backward pass needs until `backward` is done, and so does this
+# - PyTorch frees what each operation kept as soon as `backward` has used it, and so does this
 #   package.
-#   Walking a graph twice is an error in both.
+#   A second walk is an error here. In PyTorch it is one where an operation had kept something.
 #   (PyTorch has `retain_graph=True`; here you run the forward pass again.)
 # - micrograd and its many descendants keep a `.grad` on every node and add into it.
 #   Here only leaves keep one, so a second `backward` through other nodes adds to leaves alone.
 #
 # ## The real call
 #
-# An operation with a backward pass of its own in PyTorch, `Tensor.fused` there:
+# An operation with a backward pass of its own in PyTorch (`Tensor.fused` is its like here):
 #
 # ```python
 # import torch

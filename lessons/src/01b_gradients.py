@@ -190,7 +190,8 @@ for name, f in (("right", right), ("nonsense", nonsense)):
             print(f"{name:9} checked with {how:9}  FAILS")
 
 # %% [markdown]
-# The nonsense passes with `.sum()`.
+# The nonsense passes with `.sum()`. (Where the true gradient is 0, any rounding is
+# large beside it, and 1e-08, the limit, is printed in its place.)
 # Probabilities sum to one for every $x$, so the true gradient of their sum is zero.
 # Anything that vanishes for a constant $dp$ looks right.
 #
@@ -307,7 +308,8 @@ show("schematic:stack")
 # `uses[k]` lists the numbers of the earlier values from which value `k` was computed. A leaf has an
 # empty list. `trained` lists the leaves that are trained. The walk starts at the last value.
 # Return a list of bools: for which values must it compute a gradient, so that every trained leaf
-# gets its own? A value may be named twice in `uses[k]`, and a tape may be thousands of values long.
+# gets its own? A trained leaf on which the last value does not depend gets none: `False`. A value
+# may be named twice in `uses[k]`, and a tape may be thousands of values long.
 #
 # For example `uses = [[], [], [0, 1], [], [2, 3], [1], [4, 4]]` with `trained = [1]`: leaf 1 is used
 # by 2, 2 by 4 and 4 by 6, the last. Value 5 uses leaf 1, too, but nothing uses 5. So the answer is
@@ -354,9 +356,9 @@ for part in ("bias", "blocks.4.", "blocks.2.attention", "final_norm"):
           f"{built:3} in the package's graph, of {len(uses)}")
 
 # %% [markdown]
-# Move the handle: the lowest block that is trained, and how many values the walk has reached on its
-# way down, from right to left. (Most weights stand at the beginning of this tape. So the curve is
-# flat below the block's operations, and rises once more at its weights.)
+# Move the handle: the only block that is trained, and how many values the walk has reached on its
+# way down, from right to left. (Half of the weights stand at the beginning of this tape. So the
+# curve is flat below the block's operations, and rises once more at its weights.)
 
 # %%
 frames, told = {}, {}
@@ -412,8 +414,8 @@ left.set(xscale="log", xlim=(100, 3e6), xlabel="numbers trained", title="What is
 right.barh(names, [mib for *_, mib in rows][::-1], color=plot.COLOURS["blue"])
 right.set(xlabel="peak of one step, MiB", yticks=[], title="… and what a step allocates")
 fig.set_label("Five choices of what is trained. Left, dots on a logarithmic axis: from a million "
-              "numbers to a few hundred. Right, bars of the memory of a step: the biases, a "
-              "hundredth of all numbers, take two thirds of what everything takes; the final norm "
+              "numbers to a few hundred. Right, bars of the memory of a step: the biases, less "
+              "than a hundredth of all numbers, take two thirds of what everything takes; the final norm "
               "least.")
 fig
 
@@ -555,7 +557,7 @@ for eps in (1e-1, 1e-2, 1e-3, 1e-4):
 # ## Where implementations differ
 #
 # - `torch.autograd.gradcheck` compares every number of the Jacobian; with `fast_mode=True` it takes
-#   one random direction, as here. It wants float64, and warns about float32.
+#   one random direction. It wants float64, and warns about float32.
 # - PyTorch, JAX and this package skip frozen parents.
 #   An engine that computes every gradient and throws some away gets the same numbers, and saves
 #   nothing.
@@ -573,7 +575,7 @@ for eps in (1e-1, 1e-2, 1e-3, 1e-4):
 #
 # model.requires_grad_(False)                                              # frozen
 # for name, p in model.named_parameters():
-#     if "norm" in name: p.requires_grad = True                            # but for these
+#     if "norm" in name: p.requires_grad = True                            # but for these, of a Llama
 # model(**batches[0]).loss.backward()
 # ```
 #

@@ -115,8 +115,8 @@ show(plain.gelu)
 #
 # $M$ is the *mask*: it hides the future, because $e^{-\infty} = 0$.
 # Why $\sqrt{d_{head}}$?
-# A dot product of two vectors of $d_{head}$ independent numbers of variance 1 has variance
-# $d_{head}$.
+# A dot product of two vectors of $d_{head}$ independent numbers of mean 0 and
+# variance 1 has variance $d_{head}$.
 # Without the root, scores would grow with the width, and softmax would put all its weight on one
 # key.
 # By equation (5) of lesson 01 its gradient would then vanish.
@@ -186,7 +186,7 @@ print(f"largest difference in the logits: {abs(mine.data - model(tokens).data).m
 print(tok.decode(written[0]))
 
 # %% [markdown]
-# The words fit the place, and the sentences mean little.
+# Most words fit the place, and the sentences mean little.
 # A model of 1.2 million parameters knows how documentation sounds, and not what is true.
 #
 # Why the root? Move the handle: your function weighs ten random keys of 32 numbers, with their
@@ -538,7 +538,7 @@ with tp.no_grad():
             h = block(h)
             depth[name].append(losses(h, targets).mean())
         place[name] = losses(h, targets).mean(0)
-print("no block at all:", *(f"{name} {d[0]:.1f} nats" for name, d in depth.items()))
+print("no block at all:", "; ".join(f"{name} {d[0]:.1f} nats" for name, d in depth.items()))
 
 # %% fold
 fig, (left, right) = plot.figure(1, 2, height=2.9)
@@ -629,7 +629,7 @@ fig
 # %% [markdown]
 # *What to see: with the same vocabulary, the larger model has more of itself in blocks, 95 % in GPT-2
 # XL and 68 % in GPT-2 small. The base has 86 %, because its vocabulary is small.*
-# (Yellow are positions; the norms are too thin to see.)
+# (Yellow are positions; the norms are almost too thin to see.)
 # This is why LoRA adapts these matrices and why quantization rounds them.
 #
 # ## 7. Two seams

@@ -50,10 +50,10 @@ domain = tp.tasks.domain(base, context=128, held_out=8192)        # Matplotlib's
 # Gradient descent moves every weight $w$ against its gradient $g$:
 # $w \leftarrow w - \eta g$, where the *learning rate* $\eta$ is a small number.
 # Transformers are hardly ever trained like that.
-# The gradients of their parts differ in size, and a token that is not in the batch has next to none
+# The gradients of their parts differ in size, and a token that is not in the batch has hardly any
 # in its row of the embedding.
-# Adam divides each gradient by a running average of its size.
-# So every weight moves by about $\eta$ per step, however large $g$ is.
+# Adam divides a running mean of the gradient by a running average of its size.
+# So, where batches agree on the sign, a weight moves by about $\eta$ per step, however large $g$ is.
 # For that it remembers two numbers per weight, the running means of $g$ and of $g^2$ ($\beta_1$ and
 # $\beta_2$ are a little below 1):
 #
@@ -272,7 +272,8 @@ print(f"{np.isnan(new).sum()} of {new.size} numbers are NaN; largest difference 
 show(plain_loop.train)
 
 # %% [markdown]
-# The loop below draws its batches in the same way, steps with *your* AdamW, and tests on its way.
+# The loop below draws other batches, keeps one learning rate and does not clip. It steps with *your*
+# AdamW, and tests on its way.
 
 # %%
 stream = tok.encode_documents(corpus.base_corpus().test[:40])
@@ -589,7 +590,9 @@ fig
 
 # %% [markdown]
 # With LoRA the inputs of `output` and `up` go, $BTd$ each, and that of `down`, $4\,BTd$. So does the
-# head's. What stays is $5\,(10\,BTd + 2\,BT + 2\,BHT) + BTd + BT + BTV$ numbers, 14.85 MiB.
+# head's. Nor does the first block's norm keep anything, because nothing below it is
+# trained. LoRA itself keeps $XA^\top$. What stays is $5\,(10\,BTd + 2\,BT + 2\,BHT + 2\,BTr) + BTV$
+# numbers, 14.75 MiB.
 # *What to see: dark blue shrinks to little with every method; light blue shrinks far less.*
 # Keep this picture in mind when you read that a method trains 1 % of the parameters: that is about
 # the dark part alone.
@@ -635,7 +638,7 @@ fig.set_label("Four bars for 7 billion parameters beside a line at 24 GB. Full f
 fig
 
 # %% [markdown]
-# *What to see: full fine-tuning does not fit on the card, in any precision.*
+# *What to see: full fine-tuning does not fit on the card, in either precision.*
 # LoRA fits because gradients and state are nearly gone.
 # These are $12n$ bytes in float32, and $14n$ with 16-bit weights: a gradient takes 2, the master
 # copy 4, and $m$ and $v$ take 8.
@@ -735,9 +738,9 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 # | way | term of equation (3) | factor | price |
 # |---|---|---|---|
 # | accumulate gradients of $k$ parts of the batch | activations, by $B$ | $1/k$ | smaller products, so somewhat slower |
-# | compute activations again in the backward pass | activations, by $L$ | about $1/L$, for one kept input per block | one more forward pass, about a third more time |
-# | state of 8 bits | $8n$ | $2n$ | rounding of $m$ and $v$ |
-# | state in a file (`tp.PagedAdamW`) | $8n$ | out of memory | reads and writes |
+# | compute activations again in the backward pass | activations, by $L$ | $1/16 + 1/L$: one input per block, and one block at a time | one more forward pass, about a third more time |
+# | state of 8 bits | $8n$ | 1/4 | rounding of $m$ and $v$ |
+# | state in a file (`tp.PagedAdamW`) | $8n$ | 0 | reads and writes |
 # | weights and gradients of 16 bits | $4N + 4n$ | 1/2 | a float32 copy, unless updates may be lost to rounding |
 #
 # Three of them that address different terms suffice.
@@ -792,7 +795,7 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 # - In PyTorch's AdamW the decay is $\eta\lambda w$, as in equation (2) and here.
 #   The paper's is $\eta_t\lambda w$ with a schedule factor $\eta_t$ apart from the learning rate:
 #   numbers for $\lambda$ do not carry over between papers.
-# - Where the vjp keeps its values is a choice.
+# - What the vjp keeps is a choice.
 #   This engine keeps GELU's derivative instead of its input (the same size).
 #   It keeps none of attention's weights, as fused attention kernels do.
 #   Attention in separate operations keeps them, $T^2$ numbers in each head, and so does equation
@@ -802,7 +805,9 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 #
 # ## The real call
 #
-# The same in PyTorch, in mixed precision, for a `model` of transformers and `batches` of tokens:
+# The same in PyTorch for a `model` of transformers and `batches` of `input_ids` and `labels`.
+# `autocast` is the other recipe of mixed precision: weights and gradients stay in float32, and each
+# product rounds what it reads to 16 bits:
 #
 # ```python
 # import torch

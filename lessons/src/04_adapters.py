@@ -423,7 +423,7 @@ fig
 
 # %% [markdown]
 # *What to see: all three learn the catalogue.* With this seed Pfeiffer's five adapters know fewer
-# facts than Houlsby's ten. That is chance: two more seeds gave Houlsby 13 and 11, Pfeiffer 11 and
+# facts than Houlsby's ten. It may be chance: two more seeds gave Houlsby 13 and 11, Pfeiffer 11 and
 # 13. And what do they say?
 
 # %%
@@ -434,7 +434,7 @@ beside({"question": [task.taught[i][0].partition("\n")[2] + " …" for i in ask]
 
 # %% [markdown]
 # The base answers in the language of documentation, which is all that it knows. The adapters answer
-# with materials and uses, and mostly with those of the right machine.
+# with materials and uses, and half of the time or more with those of the right machine.
 #
 # For an order more than one seed is needed. The study trains on documentation, longer, at two widths
 # and over four seeds, in nats per token:
@@ -655,7 +655,7 @@ print(f"the change of W {change.shape} has rank {np.linalg.matrix_rank(change)}"
 #   The `adapters` library calls them `seq_bn` and `double_seq_bn`, and trains no norms in either.
 # * BERT normalizes after the residual addition, GPT-2 before the sublayer.
 #   The adapter's place, between projection and addition, is the same.
-#   What it reads is not normalized in either.
+#   What Houlsby's reads is not normalized in either. In BERT, Pfeiffer's reads what a norm gives.
 # * Hugging Face PEFT has no bottleneck adapters.
 #   What `ParallelAdapter` computes is checked against a PyTorch version of our own.
 #

@@ -500,7 +500,8 @@ fig
 # %% [markdown]
 # *What to see: P-tuning does worse than a plain prompt of as many vectors that starts from words, and
 # better than one that starts from random numbers, as its encoder does.* So here the start decides.
-# The paper finds P-tuning better on its tasks; in its main experiments the model is trained as well.
+# The paper finds P-tuning better on its tasks; there the model is frozen in one half of the
+# experiments (LAMA), and trained as well in the other (SuperGLUE).
 # On *classify*, another task of the study, the model says which package a sentence documents.
 # There P-tuning has {study methods: ptuning, accuracy, as .1%} right, and prompt tuning
 # {study methods: prompt, accuracy, as .1%}.
@@ -578,9 +579,9 @@ print("  own places:   ", losses(*between, own_place))
 # %% [markdown]
 # *What to see: read at each token's own place, the loss is lower in some sentences and higher in
 # others.* Only the first token of a sentence is read elsewhere then: at the line break, before the
-# three vectors that follow it. After 40 steps these vectors, made by a fresh LSTM, do not yet help
-# with that token. So a low loss does not show that the place is right.
-# What shows it is that both losses agree in every sentence.
+# three vectors that follow it. After 40 steps these vectors, whose LSTM started fresh, do not yet
+# help with that token. So a low loss does not show that the place is right. What shows it is that
+# both losses agree in every sentence.
 
 # %% [markdown]
 # ## 9. And the size of the model?
@@ -592,8 +593,9 @@ show("prompt_sizes")
 
 # %% [markdown]
 # *What to see, right: from the smallest base to the next one, the share of full fine-tuning's gain
-# that a prompt reaches more than doubles. From there to the largest it does not grow.*
-# The study calls its three bases *small*, *medium* and *base*; the last is this lesson's.
+# that a prompt reaches nearly doubles. From there to the largest it does not grow.*
+# The study calls its three bases *small*, *medium* and *base*; the last is this lesson's. The
+# picture is over three of each size, and this table of the shipped one:
 #
 # | base | parameters | gain of full fine-tuning | gain of a prompt (nats per token) |
 # |---|---|---|---|

@@ -227,10 +227,10 @@ show(tp.models.attend, around="concatenate([K, k]")
 # $\mathrm{Attn}(q, P_K, P_V) = \mathrm{softmax}(q P_K^\top / \sqrt{d_\text{head}})\, P_V$ is a
 # small network with one hidden layer of $P$ units.
 # Its nonlinearity is the softmax, and its weights are $P_K$ and $P_V$.
-# **A prefix is an adapter** in parallel to each head. It differs from an adapter in two ways. It has
-# $P$ hidden units, one for each virtual token. And a gate $\lambda$, which is computed and not
-# trained, decides how far it *replaces* the head.
-# That is how the paper of the parallel adapter (lesson 04) came to it.
+# **A prefix is an adapter** in parallel to each head. It differs from an adapter in two ways. Its
+# hidden units, one for each virtual token, share one softmax. And a gate $\lambda$, which is
+# computed and not trained, decides how far it *replaces* the head. That is how the paper of the
+# parallel adapter (lesson 04) came to it.
 #
 # ### {exercise}
 #
@@ -398,8 +398,8 @@ ax.set(xlabel="step (8 × 64 tokens each)", xlim=(8, STEPS + 34), xticks=range(2
        ylabel="loss on the catalogue,\nmean of 10 steps (nats/token)", yscale="log", ylim=(0.2, 5))
 plot.plain_log(ax.yaxis)
 plot.label_ends(ax, ends)
-fig.set_label("Training losses over 100 steps, on a logarithmic axis. The prompt of 20 ends near 3 "
-              "nats and has no answer right. Below it follow two virtual tokens in every layer, "
+fig.set_label("Training losses over 100 steps, on a logarithmic axis. The prompt of 20 ends near "
+              "2.7 nats and has no answer right. Below it follow two virtual tokens in every layer, "
               "and a prompt of 64. The two prefixes of 20 fall below 1 nat and have several of 16 "
               "right.")
 fig
@@ -493,7 +493,7 @@ def losses(places):
 print(losses(of_colleague))
 
 # %% [markdown]
-# The loss is far above that of a model without a prefix.
+# The loss is above even that of a model without a prefix.
 #
 # ### {exercise}
 #
@@ -526,8 +526,8 @@ guess.beside(float(only_mask.split()[-1]))
 
 # %% [markdown]
 # *What to see: the mask does most of the harm. With hers, token $t$ sees the first $t + 1$ columns,
-# of which twenty are the prefix's: no token sees itself, nor the nineteen before it. There the
-# right positions alone are no help.*
+# at most twenty of them the prefix's: no token sees itself, nor the nineteen before it, and the first
+# twenty see no text at all. There the right positions alone are no help.*
 
 # %% [markdown]
 # ## 7. Where do the heads look?
@@ -583,7 +583,7 @@ slider("layer.head", heads, captions=told)
 # ### {exercise}
 #
 # Derive the new share from $\lambda$ and $n$ alone. `lam` is an array of shares, `n` a number.
-# A share may be 0, and a softmax never gives exactly 1.
+# Here a share may be 0, and none is 1.
 # (Think of $\lambda : (1 - \lambda)$, the odds of prefix against text.)
 
 # %% exercise=prefix.copies points=2 minutes=10 bonus=yes

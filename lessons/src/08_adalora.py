@@ -323,7 +323,7 @@ ranks = {b: my_allocate(scores, b).sum(1) for b in range(42, 0, -6)}
 frames = {b: {"rank": (edge, np.repeat(r, 2))} for b, r in ranks.items()}
 told = {b: f"of 48 triplets {b} stay, ranks {' '.join(map(str, r))}; an even share is {b // 6}"
         for b, r in ranks.items()}
-slider("b", frames, captions=told, xlabel="matrix, the largest scores first", ylabel="rank")
+slider("b", frames, captions=told, xlabel="matrix: the first has the largest scores on average", ylabel="rank")
 
 # %% [markdown]
 # ## 6. Your functions at work
@@ -500,7 +500,8 @@ query_key.beside(found[:, :2].sum())
 # *What to see: query and key keep least. The attention's output keeps most.* What of that does the
 # penalty make? With $\gamma = 0$ and three seeds query and key together have 23, 24 and 28, with
 # 0.001 they have 17, 17 and 21, so this stays. But then the MLP's up keeps most, 30 to 33 ranks;
-# with 0.01 it is the attention's output or value. (The study's pictures below count blocks from 1.)
+# with 0.01, at the rate 0.02, it is the attention's output or value. (The study's pictures below
+# count blocks from 1.)
 #
 # Is this uneven allocation *right*? On real text nobody knows the truth, so the package can plant
 # one. The task `tp.tasks.planted` hides a change of known ranks in a copy of the model, and AdaLoRA

@@ -341,9 +341,9 @@ fig
 # %% [markdown]
 # *What to see: the cut by singular values is the lowest curve at small ranks. It needs no other
 # training than an ordinary LoRA. DyLoRA is above it, and at the full rank DyLoRA is above LoRA,
-# because each of its rows but the first was trained in a part of the steps only. At rank 1 DyLoRA
-# is hardly below the frozen base, and worse than the plain cut at the scale α/R. Section 6 asks
-# why.*
+# perhaps because each of its rows but the first was trained in a part of the steps only. At rank 1
+# DyLoRA is hardly below the frozen base, and worse than the plain cut at the scale α/R. Section 6
+# asks why.*
 #
 # Do DyLoRA's rows have an order?
 
@@ -374,8 +374,8 @@ show("dylora")
 
 # %% [markdown]
 # *What to see: the black line is what one training for each rank reaches. What lies above it is the
-# price of training only once. Two lines reach it from rank 4 on, and at rank 8 both pass below it,
-# the cut by SVD only just. Neither is a fair match: DyLoRA × 3 was trained for three times as many
+# price of training only once. DyLoRA × 3 reaches it from rank 4 on, the cut by SVD from rank 8
+# on. Neither is a fair match: DyLoRA × 3 was trained for three times as many
 # steps, and what the cut by SVD keeps comes from a LoRA that had 16 directions to learn with. At
 # rank 16 nothing is cut, so that all three cuts are the LoRA of the black line.*
 #

@@ -127,8 +127,8 @@ show(int8.int8_matmul)
 # from about 6.7 billion parameters on a handful of features of the hidden state become some twenty
 # times larger than the rest. They are the same ones in all layers and for most tokens. These are
 # *outlier* features. Our base has a million parameters and has none, so `plant_outliers` makes
-# three. It multiplies γ and β of every norm by 32 in three channels, and divides those columns of
-# the layers that read the norm by 32. The function stays the same, bit for bit.
+# three. It multiplies γ and β of every norm in the blocks by 32 in three channels, and divides
+# those columns of the layers that read the norm by 32. The function stays the same, bit for bit.
 
 # %%
 hard = copy.deepcopy(model)
@@ -286,8 +286,8 @@ show(int8.scaled_matmul)
 show("schematic:outliers")
 
 # %% [markdown]
-# Dettmers et al. split the sum over features in two. Columns of $X$ in which any entry reaches a
-# *threshold* $\tau = 6$ are the outlier columns $O$. They are multiplied in floating point, with
+# Dettmers et al. split the sum over features in two. Columns of $X$ in which any magnitude reaches
+# a *threshold* $\tau = 6$ are the outlier columns $O$. They are multiplied in floating point, with
 # the weights as they were. All other columns are multiplied as integers, and both results are
 # added. $O$ is found anew in every call. (The paper's letter is α, which is kept for section 5. In
 # other lessons τ is a temperature.)

@@ -6,8 +6,8 @@
 # beside it says for example `"quant_method": "awq", "bits": 4, "group_size": 128`.
 # Lesson 10 asked how far a rounded weight is from the original. Here it is the layer's *output*.
 # You derive how one weight can repair the error of another one (OBQ), and turn that into an
-# algorithm for a whole matrix (GPTQ). You design scales that do as well without moving any weight
-# (AWQ), and find out when calibration makes things worse.
+# algorithm for a whole matrix (GPTQ). You design scales that help, too, and move no weight (AWQ),
+# and find out when calibration makes things worse.
 #
 # **What you need.** Lesson 10 (grids and groups), and lesson 11 for one idea: a scale can be
 # folded into the layer before.
@@ -17,9 +17,9 @@
 # adds: $X$, the inputs of a layer, one column for each token; $n$, the number of tokens; $H$, a
 # matrix made of the inputs; $U$, a factor of its inverse; and *calibration*, which means to run
 # some text through the model and to look at what the layers read. $q$ is the number of a weight
-# here, and $v$ its new value. $\delta$ is the change of a row, $E$ the error of a column, and $F$
-# the free columns. $\lambda$ is a multiplier in section 2, and the damping in section 3. The *loss*
-# is $\delta H \delta^\top$, that of a layer.
+# here, and $v$ its new value. $\delta$ is the change of a row, $E$ a column's error over $U_{jj}$,
+# $F$ the free columns. $\lambda$ is a multiplier in section 2, and the damping in section 3. The
+# *loss* is $\delta H \delta^\top$, that of a layer.
 #
 # **Time.** 150 minutes: 58 of reading and running, 92 of exercises.
 # The open exercise takes 20 more, and the bonus 15.
@@ -231,11 +231,10 @@ ax.grid(False)
 fig
 
 # %% [markdown]
-# *What to see: both paths end on a corner of the cell around $w$, and the nearest corner is much
-# worse.* The grey lines join points of equal loss.
-# They form a valley from top left to bottom right. Round to nearest walks out of it.
-# The other path first fixes $\hat w_1 = 0$, slides along the valley, and then rounds $\hat w_2$
-# to 1. Move the correlation. Your function takes every step:
+# *What to see: both paths end on a point of the grid, and the one nearest to $w$ is much worse.*
+# The grey lines join points of equal loss. They form a valley from top left to bottom right. Round
+# to nearest walks out of it. The other path first fixes $\hat w_1 = 0$, slides along the valley,
+# and then rounds $\hat w_2$ to 1. Move the correlation. Your function takes every step:
 
 # %%
 sliders.valley(my_step)
@@ -244,11 +243,13 @@ sliders.valley(my_step)
 # *What to see: without correlation your step moves nothing. From some correlation on, the second
 # weight crosses the middle of its cell.*
 #
-# Your step for all weights of a row, one after the other, is OBQ, *Optimal Brain Quantization*.
+# Your step for all weights of a row, one after the other, is *Optimal Brain Quantization*,
+# OBQ, without its choice of an order.
 #
 # ## 3. GPTQ: the same for a whole matrix
 #
-# OBQ chooses an order for each row, so it keeps an inverse for each row.
+# OBQ next rounds the weight whose rounding costs least, so each row has an order of its own, and an
+# inverse of its own.
 # GPTQ's two observations:
 #
 # 1. *The order matters little.* With one order for all rows there is one sequence of inverses.
@@ -517,7 +518,8 @@ for name, m in (("the base", model), ("with three outliers", hard)):
 show("awq")
 
 # %% [markdown]
-# *What to see: with planted outliers, the channels with the largest inputs are the ones to keep.*
+# *What to see: with planted outliers, on average, the channels with the largest inputs are the ones
+# to keep. The draws differ so much that the verdict stays open:*
 #
 # {claim Activations show which 1 % of the weights to keep}
 #
@@ -674,7 +676,8 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
 show("gptq")
 
 # %% [markdown]
-# *What to see: the fewer the bits, the more calibration wins back.*
+# *What to see: the fewer the bits, the more nats calibration wins back. As a share of the loss, which
+# is what a logarithmic axis shows, it is less.*
 #
 # {claim GPTQ loses less than round to nearest}
 #

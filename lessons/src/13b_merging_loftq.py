@@ -3,7 +3,7 @@
 #
 # **What you will do.** This is the second half of lesson 13. You trained a LoRA on a base of 4 bits.
 # Whoever serves the model wants one set of weights again, so you merge, in three ways, and see what
-# each loses. You design the largest change that rounding takes away completely.
+# each loses. You design a large change that rounding takes away completely.
 # Then you start a LoRA at the error that quantization left (LoftQ), find out how much of it a low
 # rank can hold, and mend a fault that the authors' code and PEFT have.
 #
@@ -130,7 +130,7 @@ slider("change times", {c: {"codes after": (place, codes(c * change)[0, :48])} f
 
 # %% [markdown]
 # `requantize_error` measures the third way on a whole model. $M = \hat W + \Delta W$ is the merged
-# weight, and its error is $\|\mathrm{quant}(M) - M\|$. If no code changed, it would be
+# weight, and its error is $\|\mathrm{quant}(M) - M\|$. If no code and no scale changed, it would be
 # $\|\Delta W\|$. **Predict** it on NF4, in per cent of ‖ΔW‖.
 
 # %%
@@ -320,7 +320,8 @@ show("loftq")
 
 # %% [markdown]
 # *What to see: LoftQ helps most at 2 bits, before and after training.*
-# After twice as many steps (hollow) its lead there is smaller.
+# After twice as many steps (hollow; the dashed line is of the usual number) its lead there is
+# smaller.
 #
 # {claim LoftQ ends below QLoRA}
 #

@@ -24,6 +24,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import ttest_ind
 
 import tinypeft as tp
 from tinypeft.course import show, sliders
@@ -112,15 +113,13 @@ print(memory.table(estimates))
 guess.beside(estimates["qlora"]["peak"] / GiB)
 
 # %% [markdown]
-# Read the columns. In the row *full* everything has 32 bits, as in the last line above.
-# LoRA removes nearly all of the gradients and of the optimizer.
-# A base that is frozen may also be kept in 16 bits, which halves the weights.
-# A part of the activations goes, too. QLoRA removes most of what is left of the weights.
-# (The table keeps embeddings in 16 bits, so its QLoRA has more bytes of weights than your line
-# above.)
-# After that, the weights are still the largest part, and the activations come next.
-# For these other remedies exist: smaller batches, shorter rows, and computing activations
-# again in the backward pass.
+# Read the columns. In the row *full* weights, gradients and moments have 32 bits, as in the last
+# line above. LoRA removes nearly all of the gradients and of the optimizer. A base that is frozen
+# may also be kept in 16 bits, which halves the weights. A part of the activations goes, too. QLoRA
+# removes most of what is left of the weights. (The table keeps embeddings in 16 bits, so its QLoRA
+# has more bytes of weights than your line above.) After that, the weights are still the largest
+# part, and the activations come next. For these other remedies exist: smaller batches, shorter
+# rows, and computing activations again in the backward pass.
 
 # %%
 show("memory")
@@ -189,7 +188,7 @@ for i in sorted(np.flatnonzero(frontier), key=lambda i: trained[i]):
 show("pareto")
 
 # %% [markdown]
-# A method may owe its place to a few ten-thousandths of a nat (section 3).
+# A method may owe its place to a thousandth of a nat (section 3).
 #
 # *What to see: the frontier moves when the price is memory instead of parameters.*
 # A method that trains little may still need all activations.
@@ -241,7 +240,7 @@ print("by hand: {:.2f} ± {:.2f}".format(*difference(np.array([0.1, 0.2, 0.3]), 
 # losses of one method with $n$ seeds, make up `b (n,)`, those of another one with the same seeds. The
 # 95 % intervals of `a` and of `b`, each by itself, shall overlap, and the interval of $a - b$ shall
 # not contain 0. The standard deviation of the differences must be at least a quarter of that of `a`.
-# (In real pairs it is more.)
+# (In most real pairs it is more.)
 
 # %% exercise=choosing.apart points=3 minutes=11
 def choosing_apart(a):
@@ -259,7 +258,7 @@ result
 
 # %% [markdown]
 # Your two methods, beside real ones. *Varies* is the standard deviation of the differences, in that
-# of the first method; *unpaired* is the half width that one gets without the pairs:
+# of the first method; *unpaired* is the half width that one gets without the pairs (Welch's):
 
 # %%
 pairs = [("adalora", "lora_all"), ("parallel_adapter", "adapter"), ("ptuning_v2", "prompt"),
@@ -269,14 +268,15 @@ measured["yours"] = np.asarray(result.function(measured["lora"]))
 for a, b in [("lora", "yours"), *pairs]:
     A, B = measured[a], measured[b]
     mean, half = difference(A, B)
-    apart = np.hypot(half_width(A), half_width(B))
+    unpaired = ttest_ind(A, B, equal_var=False).confidence_interval()
+    apart = (unpaired.high - unpaired.low) / 2
     verdict = "cannot be told apart" if abs(mean) < half else f"{a if mean < 0 else b} is better"
     overlap = "" if abs(mean) > half_width(A) + half_width(B) else ", intervals overlap"
     print(f"{a:>16} − {b:<8} {mean:+.4f} ± {half:.4f}, varies {np.std(A - B) / np.std(A):.2f}, "
           f"unpaired ± {apart:.4f}: {verdict}{overlap}")
 
 # %% [markdown]
-# Does a real pair do what yours does? Where does pairing not help? (AdaLoRA trains three times as
+# Does a real pair do what yours does? Where does pairing help least? (AdaLoRA trains three times as
 # many numbers; section 5 compares equal ones.) Move the handle to use more seeds of that pair:
 
 # %%
@@ -303,8 +303,8 @@ show("forest")
 
 # %% [markdown]
 # *What to see: an effect counts only in comparison with δ, the difference that matters in it.* Marks
-# inside the grey band are too small to matter, wherever zero lies. A claim with several marks is
-# right only if all of them are.
+# inside the grey band are too small to matter, which is what *as good as* and *within δ* claim. A
+# claim with several marks is right only if all of them are.
 #
 # ### {exercise}
 #
@@ -576,8 +576,9 @@ result
 
 # %% [markdown]
 # The package does the same when it saves in PEFT's format.
-# It writes two files, which `PeftModel.from_pretrained` reads on any GPT-2 of the same weights.
-# (The package's tests do that in both directions, for every method that PEFT has.)
+# It writes two files, which `PeftModel.from_pretrained` reads on any GPT-2 of the same weights, and
+# `task.json`, what the adapter learned.
+# (The package's tests do that in both directions, for every method here that PEFT has, too.)
 # Train one for a few steps, and look into the folder:
 
 # %%
@@ -629,7 +630,7 @@ print(again.method, "; the same logits:", same)
 # matrices, twelve adapters beside one base.
 #
 # - *Memory.* Weights: $7 \cdot 10^9 \cdot 4.127/8$ bytes = 3.4 GiB; embeddings, if they stay in
-#   16 bits, add about 0.3. On LLaMA 7 B rank 16 on all matrices is 40 M numbers: 16 bytes each
+#   16 bits, add about 0.4. On LLaMA 7 B rank 16 on all matrices is 40 M numbers: 16 bytes each
 #   with gradient and AdamW, 0.6 GiB. The rest is activations, which grow with rows × tokens: a
 #   row at a time, accumulated, fits. LoRA on 16 bits needs 13 GiB for the weights and leaves 3;
 #   full fine-tuning is out. {picture memory}

@@ -2,10 +2,10 @@
 # # 17 · LoRA's children
 #
 # **What you will do.** You get two checkpoints and no README. Which method made one from the other,
-# and can it be merged? Some twenty methods came after LoRA, and each asks one question about it.
-# You do not learn their equations by heart. You learn the experiments that tell the answers apart:
-# you name a method by what it did to a weight, design a change that DoRA makes and LoRA misses,
-# and write a test that catches a wrong start.
+# and can it be merged? Of the many methods that came after LoRA twenty stand here. You do not learn
+# their equations by heart. You learn the experiments that tell the answers apart: you name a method
+# by what it did to a weight, design a change that DoRA makes and LoRA misses, and write a test that
+# catches a wrong start.
 #
 # **What you need.** [Lesson 07](07_lora.ipynb), and singular values. Its bonus introduces DoRA;
 # if you left it out, section 3 says what is needed.
@@ -250,12 +250,13 @@ fig.set_label("Falling curves of the loss over 20 steps, one for each of eight m
 fig
 
 # %% [markdown]
-# *What to see: seven fall well, whatever shape they allow, and HiRA hardly at all. The rank of the
+# *What to see: six fall well, whatever shape they allow, C³A half as far, and HiRA hardly
+# at all. The rank of the
 # change does not sort them: HiRA's is full.*
 #
 # Is HiRA bad? Its change is $W$ times the factors. The numbers of $W$ are about 1/12, so at LoRA's
-# rate, 0.01, HiRA's steps change the weight by a twelfth of LoRA's. **Predict** its loss after 20
-# steps at twelve times its rate, 0.12.
+# rate, 0.01, HiRA's steps change the weight by a 24th of LoRA's, which has $s = 2$ besides.
+# **Predict** its loss after 20 steps at twelve times its rate, 0.12.
 
 # %%
 guess = tp.guess("17.hira", 3.0, "nats/token")
@@ -607,8 +608,8 @@ fig
 #
 # $$h \leftarrow h + R^\top (W h + b - R h), \qquad R R^\top = I \tag{7}$$
 #
-# Trainable tokens change some rows of the embedding. The same experiment as before, "which arrays
-# are different?", tells them from all others:
+# Trainable tokens change some rows of the embedding. One more experiment, "which arrays are
+# different?", tells them from all others:
 
 # %%
 marker = int(batch[0][0, 5])

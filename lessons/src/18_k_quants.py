@@ -117,20 +117,20 @@ print(f"{(256 * 4 + 8 * (6 + 6) + 2 * 16) / 256} bits per weight; the package sa
 #
 # | | weights that share a step | levels | a minimum? | steps |
 # |---|---|---|---|---|
-# | `Q4_0`, `Q5_0`, `Q8_0` | 32 | 16, 32, 256 | no, 0 is a level | each its own |
+# | `Q4_0`, `Q5_0`, `Q8_0` | 32 | 16, 32, 255 | no, 0 is a level | each its own |
 # | `Q4_1`, `Q5_1` | 32 | 16, 32 | yes | each its own |
 # | `Q4_K`, `Q5_K` | 32 | 16, 32 | yes | eight are whole multiples of one number |
 # | `Q6_K` | 16 | 64 | no | sixteen are whole multiples of one number |
 #
 # Write `k_quants_which(W_hat)`, which returns one of these eight names as text. The original
-# weights are unknown, so look at the decoded numbers alone: how far apart are they? These were
-# rounded without importance (section 4), so the largest of the eight steps in `Q4_K` and `Q5_K` is
-# $63\,d$. A sub-block need not use all of its levels, and decoded numbers are float32, so a step is
-# known to about six digits.
+# weights are unknown, so look at the decoded numbers alone: how far apart are they? Every matrix has
+# negative weights. These were rounded without importance (section 4), so the largest of the eight
+# steps in `Q4_K` and `Q5_K` is $63\,d$. A sub-block need not use all of its levels, and decoded
+# numbers are float32, so a step is known to about six digits.
 
 # %% exercise=k_quants.which points=4 minutes=16
 def k_quants_which(W_hat):
-    """W_hat (rows, d_in), decoded, float32; 256 divides d_in → "Q4_0", "Q4_1", "Q4_K", …"""
+    """W_hat (rows, d_in), decoded, float32, whole superblocks → "Q4_0", "Q4_1", "Q4_K", …"""
     ### BEGIN SOLUTION
     x = np.sort(W_hat.reshape(-1, 32).astype(float), axis=1)
     span = x[:, -1] - x[:, 0]
@@ -461,23 +461,29 @@ print(f"h from {h[path].min():.4f} (input {h[path].argmin()}) to {h[path].max():
       f"{h[path].argmax()}); error of the outputs: by h {np.sum(h[path] * error**2):.4f}, "
       f"measured with H {np.sum(error @ seen[path].H * error) / 2:.4f}")
 _, of_noise = importance(rng.integers(0, model.config.vocab_size, tokens.shape))
-shuffled = {path: rng.permutation(h[path]) for path in paths}
+equal = {path: np.ones_like(h[path]) for path in paths}
+of_others = [f"Q4_K, h shuffled, draw {i}" for i in range(3)]
 draws = [h] + [importance(task.batch("train", 32, np.random.default_rng(i))[0])[1] for i in (1, 2)]
 of_text = [f"Q4_K, h of text, draw {i}" for i in range(3)]
 for name, drawn in zip(of_text, draws, strict=True): compare(name, "Q4_K", drawn)
 compare("Q4_K, h of random tokens", "Q4_K", of_noise)
-compare("Q4_K, h of other inputs", "Q4_K", shuffled)
+for i, name in enumerate(of_others):
+    shuffle = np.random.default_rng(i).permutation
+    compare(name, "Q4_K", {path: shuffle(h[path]) for path in paths})
+compare("Q4_K, h = 1 for all inputs", "Q4_K", equal)
 with use(k_quants, fit_line=in_the_package(my_search)):
     compare("Q4_K, h of text, your search", "Q4_K", h)
-minus("Q4_K, h of other inputs", "Q4_K")
+minus("Q4_K, h = 1 for all inputs", "Q4_K")
+for name in of_text: minus(name, "Q4_K, h = 1 for all inputs")
 minus("Q4_K, h of text, your search", of_text[0])
 for name in of_text: minus("Q4_K, h of random tokens", name)
 guess.beside(100 * np.mean([added[name] for name in of_text]) / added["Q4_K"].mean())
 
 # %% fold
-names = ["Q4_0", "Q4_1", "Q4_K, max–min", "Q4_K", "Q4_K, your search", "Q4_K, h of other inputs",
-         "Q4_K, h of random tokens", *of_text, "Q4_K, h of text, your search"]
-fig, ax = plot.figure(height=3.8)
+names = ["Q4_0", "Q4_1", "Q4_K, max–min", "Q4_K", "Q4_K, your search", *of_others,
+         "Q4_K, h = 1 for all inputs", "Q4_K, h of random tokens", *of_text,
+         "Q4_K, h of text, your search"]
+fig, ax = plot.figure(height=4.4)
 for i, name in enumerate(names[::-1]):
     colour = plot.COLOURS["blue" if "h of text" in name or "random" in name else "grey"]
     ax.plot(added[name], np.full(len(batches), i), ".", color=colour, ms=5)
@@ -485,19 +491,28 @@ for i, name in enumerate(names[::-1]):
 labels = ["Q4_1 (5 bits)" if name == "Q4_1" else name for name in names]
 ax.set(yticks=range(len(names)), yticklabels=labels[::-1],
        xlabel="added loss, 0.001 nats per token")
-fig.set_label("Eleven ways to round the base to 4.5 bits, or 5 in Q4_1, with 16 dots each, one for "
-              "each batch, and a stroke at their mean. Across: the added loss. The five ways with "
-              "the importance of these inputs, in blue, lie furthest left.")
+fig.set_label("Fourteen ways to round the base to 4.5 bits, or 5 in Q4_1, with 16 dots each, one "
+              "for each batch, and a stroke at their mean. Across: the added loss. The five ways "
+              "with the importance of these inputs, in blue, lie furthest left.")
 fig
 
 # %% [markdown]
 # *What to see: the five ways with the $h$ of these inputs, in blue, lie furthest left, at the same
-# bits.* An $h$ that belongs to other inputs, shuffled, gains nothing. So it is the right inputs
-# that count, not the 37 trials. Draws of the text differ from each other by as much as random
-# tokens differ from them. In the study `Q4_K` adds {study k_quants: Q4_K, excess, mean} nats per
-# token, {study k_quants: Q4_K, importance, excess, mean} with $h$ of the model's kind of text, and
-# {study k_quants: Q4_K, importance from other text, excess, mean} with $h$ of another kind. Which
-# inputs are large depends on the layer more than on the text.
+# bits.* With $h = 1$ for all inputs a good part of the gain is there already: it comes from the 37
+# trials, and from $w$, in which large weights count more. An $h$ that belongs to other inputs,
+# shuffled, has no more than that, and its draws differ. Draws of the text differ from each other by
+# as much as random tokens differ from them. The study, over eight draws, in nats per token:
+#
+# | importance $h$ | `Q4_K` adds |
+# |---|---|
+# | none | {study k_quants: Q4_K, excess} |
+# | 1 for all inputs | {study k_quants: Q4_K, equal importance, excess} |
+# | of other inputs, shuffled | {study k_quants: Q4_K, shuffled importance, excess} |
+# | of the model's kind of text | {study k_quants: Q4_K, importance, excess} |
+# | of another kind of text | {study k_quants: Q4_K, importance from other text, excess} |
+#
+# About half of the gain is the search's, and half the right inputs'. Which inputs are large depends
+# on the layer more than on the text.
 #
 # ### {exercise}
 #

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import tinypeft as tp
-from tests.benchmarks.measure import in_turn, medians, parser, ratio, write
+from tests.benchmarks.measure import in_turn, medians, parser, ratio, torch_peak, traced_peak, write
 from tests.benchmarks.sides import HORIZON, SIZES, batch_of, ours, theirs
 from tests.oracles.torch_gpt import TorchGPT, torch_copy
 
@@ -96,7 +96,7 @@ def counterpart(name, model, batch):
 
 
 def compared(name, rounds):
-    """One method: milliseconds per step and trained parameters on each side, and the ratio."""
+    """One method: milliseconds per step, peak bytes and trained parameters on each side, and the ratios."""
     config, model = CONFIG, tp.GPT(CONFIG)
     batch = batch_of(config, ROWS, config.context_length - VIRTUAL)
     tuned = tp.attach(tp.GPT(config), OURS[name])
@@ -105,18 +105,20 @@ def compared(name, rounds):
         adapted, steps["PEFT"] = there
         trained["PEFT"] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     times = in_turn(steps, rounds)
-    return {"method": repr(OURS[name]), "trained": trained, "ms": medians(times, 1e-3, 1),
-            "ratio": ratio(times["tinypeft"], times["PEFT"]) if there else None}
+    peaks = {side: (traced_peak if side == "tinypeft" else torch_peak)(step) for side, step in steps.items()}
+    return {"method": repr(OURS[name]), "trained": trained, "ms": medians(times, 1e-3, 1), "peak bytes": peaks,
+            "ratio": ratio(times["tinypeft"], times["PEFT"]) if there else None,
+            "memory": round(peaks["tinypeft"] / peaks["PEFT"], 3) if there else None}
 
 
 def main(argv=None):
     args = parser(__doc__, 9).parse_args(argv)
     record = {"batch": [ROWS, CONFIG.context_length - VIRTUAL], "methods": {}}
-    print(f"{'method':<20}{'trained':>10}{'ms':>8}{'PEFT':>8}{'ratio':>8}")
+    print(f"{'method':<20}{'trained':>10}{'ms':>8}{'PEFT':>8}{'ratio':>8}{'memory':>8}")
     for name in OURS:
         row = record["methods"][name] = compared(name, args.rounds)
         print(f"{name:<20}{row['trained']['tinypeft']:>10,}{row['ms']['tinypeft']:>8}{row['ms'].get('PEFT', '–'):>8}"
-              f"{row['ratio'] or '–':>8}", flush=True)
+              f"{row['ratio'] or '–':>8}{row['memory'] or '–':>8}", flush=True)
     write("methods", args, record)
 
 

@@ -175,7 +175,7 @@ def test_a_claim_in_words(folder):
     assert tables.in_words(there) == ("**reproduced**. Effect (plus supports the claim): +0.050 ± 0.009 (b); δ is 0.02 "
                                       "nats/token. Measured: a 1.000, b 1.050")
     assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
-    assert tables.in_words(must) == "a 1.000, b 1.050. It holds by construction"
+    assert tables.in_words(must) == "a 1.000, b 1.050. It holds by construction: It must"
 
 
 def test_means_stand_without_an_interval_and_differences_are_paired():

@@ -120,7 +120,8 @@ def world(truth: int) -> dict[str, Results]:
                                         "double": {"bits": 4.127, "excess": 0.0501, "worst_scale": [0.01, 0.1, 0.5, 1.4]}}),
         results("k_quants", {c: {"excess": x, "bits": 4.5} for c, x in {
             "Q4_0": 0.2, "NF4": 0.2, "int4 asymmetric": 0.2, "GPTQ": 0.1, "Q5_K": 0.05, "Q6_K": 0.02, "Q4_K": so(0.1, 0.3),
-            "Q4_K, importance": so(0.05, 0.4), "Q4_K, importance from other text": 0.1}.items()}),
+            "Q4_K, importance": so(0.05, 0.4), "Q4_K, importance from other text": 0.1, "Q4_K, equal importance": 0.1,
+            "Q4_K, shuffled importance": 0.1}.items()}),
         results("qlora", {"16 bits": {"before": 3.0, "after": 2.0, "to_NF4": so(2.3, 2.4), "to_int3": 2.7}, **{
             c: {"before": 3.0, "after": so(2.03, 2.4), "merged_into_16_bits": 2.1, "merged_and_rounded": so(2.2, 2.6)}
             for c in ("NF4", "NF4, double", "int3")}}, ("before", "after", "merged_and_rounded", "to_NF4", "to_int3")),

@@ -2,8 +2,9 @@
 
 A training step takes and frees hundreds of arrays. glibc, the C library of most Linux systems,
 gives large ones back to the system when they are freed. The next step then takes them again, and
-the system clears every page before it hands it over: about a quarter of the time of a small model's
-step. `keep_freed_memory` asks glibc not to. The process then stays as large as its largest step.
+the system clears every page before it hands it over: by the machine, up to a quarter of the time of
+a small model's step (`tests/benchmarks/README.md`). `keep_freed_memory` asks glibc not to. The
+process then stays as large as its largest step.
 """
 import ctypes
 import functools

@@ -198,12 +198,13 @@ class Results:
         """Half the width of the 95 % interval of a mean: over seeds, or, if its documents are stored, over seeds and documents,
         of what tells it from the means that are shown beside it (`effects.among`).
 
-        beside: these, as (condition, metric); None: the metric in all other conditions.
+        beside: these, as (condition, metric); None: the metric in all other conditions, or, if none has it, the loss in all.
         """
         values = self.values(condition, metric)
         if not self.by_document(condition, metric): return half_width(values)
         others = [(c, metric) for c in self.conditions] if beside is None else beside
         others = [(c, m) for c, m in others if (c, m) != (condition, metric) and self.by_document(c, m)]
+        if not others: others = [(c, "loss") for c in self.conditions if metric != "loss" and self.by_document(c, "loss")]
         rows = lambda i: [effects.read(self, c, m, i) for c, m in ((condition, metric), *others)]
         return each(values, lambda i: effects.among(*rows(i)).half)
 

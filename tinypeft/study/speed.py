@@ -103,11 +103,12 @@ def tricks(results: Path) -> str:
 
 
 def methods(results: Path) -> str:
-    """A step of every method over PEFT's."""
+    """A step of every method over PEFT's, its time and its memory."""
     found = runs(results, "methods")
     rows = {name: (f"`{r['method']}`", f"{r['trained']['tinypeft']:,}", number(r["ms"]["tinypeft"], ".0f"),
-                   number(r["ms"].get("PEFT"), ".0f"), number(r["ratio"])) for name, r in found[0]["methods"].items()}
-    return beside(("method", "trained", "ms per step", "PEFT, ms", "ratio"), rows, found,
+                   number(r["ms"].get("PEFT"), ".0f"), number(r["ratio"]), f"{r['peak bytes']['tinypeft'] / 2**20:.0f}",
+                   number(r["memory"])) for name, r in found[0]["methods"].items()}
+    return beside(("method", "trained", "ms per step", "PEFT, ms", "ratio", "MiB per step", "MiB ÷ PEFT's"), rows, found,
                   lambda run: {name: r["ratio"] for name, r in run["methods"].items()})
 
 

@@ -50,6 +50,13 @@ def single_inputs(H):
     return axes[H.diagonal().argmax()], axes[H.diagonal().argmin()]
 
 
+def are_other_eigenvectors(got, expected, args):
+    """Does H only stretch both directions?"""
+    H, = args
+    stretched = [H @ v for v in got]
+    return all(np.allclose(Hv, (v @ Hv) / (v @ v) * v) for v, Hv in zip(got, stretched, strict=True))
+
+
 def are_single_inputs(got, expected, args):
     return all(np.count_nonzero(v) == 1 for v in got)
 
@@ -353,6 +360,10 @@ def gain(s, W, H, quant):
     return loss_of_scale(np.ones(len(H)), W, H, quant) - loss_of_scale(s, W, H, quant)
 
 
+def are_equal(got, expected, args):
+    return np.ptp(got) == 0
+
+
 def spares_the_weights(got, expected, args):
     """Have these scales about the least error of the weights?"""
     W, H, _, quant = args
@@ -447,6 +458,9 @@ EXERCISES = (
              other_directions(-1, -2)),
             ("both are the same direction", other_directions(-1, -1))),
         symptoms=(
+            ("these are eigenvectors of H, and not those of its largest and its smallest "
+             "eigenvalue: np.linalg.eig does not sort, np.linalg.eigh does",
+             are_other_eigenvectors),
             ("these are single inputs; where inputs are correlated, a mixture of them costs more "
              "or less than any single one",
              are_single_inputs),
@@ -474,8 +488,9 @@ EXERCISES = (
             *both_exact("the column that moves w must be divided by [H⁻¹]_qq; only "
                         "the one that changes H⁻¹ is",
                         of_w=one),
-            ("the outer product must be divided by [H⁻¹]_qq; only the column that moves w is",
-             compensate_variant(of_H=one)),
+            *both_exact("the outer product must be divided by [H⁻¹]_qq; only the column that moves "
+                        "w is",
+                        of_H=one),
             *both_exact("this is δ, the change of w; return w + δ",
                         delta=True),
             ("this is δ, the change of w; return w + δ", delta_of_others),
@@ -546,7 +561,7 @@ EXERCISES = (
              factor_variant(added=everywhere)),
             *several("damping is in units of the mean of H's diagonal",
                      *(factor_variant(added=partial(damped_by, size))
-                       for size in (lambda H: 1, np.trace, np.mean))),
+                       for size in (lambda H: 1, np.trace, np.mean, np.max))),
             ("the damping is not added", factor_variant(added=lambda H, damping: 0)),
             ("UᵀU is H, and the damping is added to every entry: these are both "
              "faults of the code above",
@@ -633,6 +648,8 @@ EXERCISES = (
         symptoms=(
             ("all scales must be positive: W is multiplied by them, and divided again",
              not_positive),
+            ("s is the same for every input, so nothing is scaled: this is rounding itself",
+             are_equal),
             ("these scales make the error of the weights smaller; the loss is that of the outputs, "
              "with H", spares_the_weights),
             ("how far a column may be scaled before it stretches the step of its rows depends on "

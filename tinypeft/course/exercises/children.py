@@ -189,6 +189,8 @@ def stretch(W, g):
 def change_of(result, W):
     """Compute HiRA's change W ⊙ B A, of columns B and rows A in whatever number."""
     B, A = (np.asarray(part, float) for part in result)
+    if B.shape[1:] != A.shape[:1] or (len(B), *A.shape[1:]) != W.shape:
+        return np.full(W.shape, np.nan)                  # no product as large as W
     return W * (B @ A)
 
 
@@ -630,6 +632,8 @@ EXERCISES = (
         reference=stretch, cases=some_factors,
         goal=("row i of W + W ⊙ B A is g_i times row i of W", is_stretched),
         symptoms=(
+            ("B A must be as large as W: B has a row for each of W's, and A a column for each of W's",
+             lambda got, expected, args: np.isnan(change_of(got, args[0])).any()),
             ("the change is added to W: row i changes by g_i − 1 times itself",
              is_change(lambda W, g: g[:, None] * W)),
             ("the sign is wrong: the change is (g_i − 1) times the row",

@@ -201,6 +201,10 @@ def operations(uses, trained):
     return [n and bool(uses[k]) for k, n in enumerate(reference_needed(uses, trained))]
 
 
+def with_every_trained_leaf(uses, trained):
+    return [n or k in trained for k, n in enumerate(reference_needed(uses, trained))]
+
+
 def leaves(uses, trained):
     return [n and not uses[k] for k, n in enumerate(reference_needed(uses, trained))]
 
@@ -248,6 +252,10 @@ def nothing_trained(rng):
 
 def everything_trained(rng):
     return VALUES, [0, 1, 3, 6, 9]
+
+
+def lost_leaf(rng):
+    return [[], [], [0], [1]], [0]
 
 
 def long_tape(rng):
@@ -375,10 +383,13 @@ EXERCISES = (
             ("the example on the page", page),
             ("nothing is trained", nothing_trained),
             ("every leaf is trained", everything_trained),
+            ("the trained leaf leads nowhere, so nothing is needed", lost_leaf),
             ("a chain of 5,000 steps, each of which uses the value before it twice", long_tape)),
         mistakes=(
             ("a value on which the last one does not depend is never reached: the walk starts at "
              "the last value", depends),
+            ("a trained leaf on which the last value does not depend gets no gradient",
+             with_every_trained_leaf),
             ("a value that is computed from no trained leaf needs no gradient, even if the walk "
              "passes by", lambda uses, trained: used_by_last(uses)),
             ("a value that is above the lowest trained leaf need not depend on it", above_lowest),

@@ -146,6 +146,17 @@ def few_levels(kind):
     return case
 
 
+def every_other_level(kind):
+    """The first block uses every other level, so its step looks twice as large as it is."""
+    def case(rng):
+        x = rounded(weights_of(rng), kind)
+        block = x.reshape(-1)[:32]
+        two_steps = 2 * grids(block, 32)[0][0]
+        block[:] = block.min() + two_steps * np.rint((block - block.min()) / two_steps - 0.25)
+        return (x,)
+    return case
+
+
 def equal_ones(rng):
     """Half of the weights of a block are equal, so a block of Q8_0 has at most 17 values."""
     W = weights_of(rng)
@@ -697,6 +708,8 @@ EXERCISES = (
             *(("one matrix of each type", of_type(kind)) for kind in NAMES),
             *(("the first superblock uses few of the levels", few_levels(kind))
               for kind in ("Q5_0", "Q5_K", "Q8_0")),
+            *(("the first block uses every other level", every_other_level(kind))
+              for kind in ("Q4_K", "Q5_K")),
             ("half of the weights of a block are equal", equal_ones)),
         mistakes=(
             ("only the first superblock is read: take them all", of_first_superblock),

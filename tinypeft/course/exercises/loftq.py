@@ -50,7 +50,7 @@ def vanishes(result, args):
     W_hat, s = args
     change, changed = changed_codes(result, args)
     half_steps = np.linalg.norm(s) / 2 * np.sqrt(W_hat.shape[1])
-    return bool(not changed.any() and np.linalg.norm(change) >= 0.9 * half_steps)
+    return bool(not changed.any() and np.linalg.norm(change) >= (0.9 - 1e-9) * half_steps)
 
 
 def not_vanished(got, expected, args):

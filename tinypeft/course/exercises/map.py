@@ -93,6 +93,11 @@ class Layers:
         return x * x @ Layers.W.T
 
     @staticmethod
+    def waves(x):
+        """A matrix for whole numbers, between which the curve rises and falls."""
+        return (x + 0.1 * np.sin(2 * np.pi * x)) @ Layers.W.T
+
+    @staticmethod
     def biased(x):
         return x @ Layers.W.T + Layers.B[:, 1]
 
@@ -312,6 +317,7 @@ EXERCISES = (
             ("an odd curve, f(−x) = −f(x): None", partial(merges_cases, f=Layers.beside)),
             ("the sizes of the inputs, |x|: None", partial(merges_cases, f=Layers.sizes)),
             ("the squares of the inputs: None", partial(merges_cases, f=Layers.squares)),
+            ("waves between the whole numbers: None", partial(merges_cases, f=Layers.waves)),
             ("a matrix and a bias: None", partial(merges_cases, f=Layers.biased)),
             ("a faint curve: None", partial(merges_cases, f=Layers.faint))),
         mistakes=(
@@ -324,6 +330,8 @@ EXERCISES = (
              partial(merges, same=turns)),
             ("try negative inputs, too: |x| is x where no number is negative",
              partial(merges, inputs=np.abs)),
+            ("a curve may be a matrix for whole numbers: take others, too",
+             partial(merges, inputs=np.rint)),
             *several("a matrix gives 0 for x = 0: with a bias there is no matrix that does it "
                      "alone",
                      partial(merges, same=without_bias, matrix=slopes),

@@ -491,7 +491,7 @@ EXERCISES = (
         mistakes=(
             ("n λ can be more than 1: the text's share shrinks as the prefix's grows",
              lambda lam, n: n * lam),
-            ("cutting n λ off at 1 makes no share of it: a softmax never gives exactly 1",
+            ("cutting n λ off at 1 is no softmax: the text keeps a share, however many copies",
              lambda lam, n: np.minimum(1, n * lam)),
             ("copies are no independent chances: add their exponentials",
              lambda lam, n: 1 - (1 - lam) ** n),

@@ -382,10 +382,14 @@ METHOD_CLAIMS = (
                 "does not (the row above)."}),
     within("LoRA's best learning rate is ten times that of full fine-tuning", REGRET, "about 10",
            "logarithm of the ratio of the best rates, minus 1: after 60 and 150 steps, and on two smaller bases",
-           "the ratio is below 5 or above 20 in one of the four", ("best_rates",), ten_times, delta=LOGARITHM),
+           "the ratio is below 5 or above 20 in one of the four", ("best_rates",), ten_times, delta=LOGARITHM,
+           why={NOT_SHOWN: "It is five to eight times as large. In three of the four it is shown to be within a factor of 2 of "
+                "ten; on the smallest base the interval reaches below five."}),
     within("With the scale α/r, LoRA's best learning rate does not depend on the rank", REGRET, "",
            "x, if the best rate grows as r to the power of x from r = 1 to r = 64",
-           "x is 0.1 or more, or −0.1 or less", ("best_rates",), rate_over_rank, delta=SLOPE),
+           "x is 0.1 or more, or −0.1 or less", ("best_rates",), rate_over_rank, delta=SLOPE,
+           why={NOT_SHOWN: "From r = 1 to r = 64 the best rate rises by two thirds on average. Four seeds tell this neither "
+                "from none nor from more."}),
     better("A large batch costs LoRA more than full fine-tuning", REGRET, "",
            "test loss of LoRA minus that of full fine-tuning with 64 rows in a batch, minus the same with 4, "
            "after 576 and 600 rows",

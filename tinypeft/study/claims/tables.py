@@ -70,7 +70,7 @@ def in_words(j: Judgement) -> str:
     """The verdict on a claim, its effects (of more than two the least and the greatest), and what was measured, in one line; or
     how to measure it."""
     if j.finding is None: return command(j.claim)
-    if j.claim.by_construction: return f"{j.finding.measured}. It holds by construction"
+    if j.claim.by_construction: return f"{j.finding.measured}. It holds by construction: {j.why.removesuffix('.')}"
     shown = sorted(j.finding.contrasts, key=lambda c: c.effect.mean)
     if len(shown) > 2: shown = shown[0], shown[-1]
     between = ", and at most " if len(j.finding.contrasts) > 2 else "; "

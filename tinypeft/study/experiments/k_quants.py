@@ -19,23 +19,31 @@ from ..tuning import domain, pretrained
 
 @dataclass(frozen=True)
 class Blocks:
-    """A type of GGUF. importance: where the text comes from on which inputs are seen, "own" or "domain"; "" for none."""
+    """A type of GGUF. importance: "own" or "domain", the text on which inputs are seen; "shuffled", that of "own" at other
+    inputs of the layer; "equal", 1 for all; "" for none, which llama.cpp rounds by another search."""
     kind: str
     importance: str = ""
 
     def apply(self, model: Decoder, sample: Sample, rng: np.random.Generator) -> float:
         """Round the model's layers in place; return the bits of a weight."""
         paths, bits, weights = [path for path, _ in match_targets(model, "all")], 0.0, 0
-        tokens = sample.calibration if self.importance != "domain" else domain().batch("train", len(sample.calibration), rng)[0]
-        seen = capture(model, tokens, paths) if self.importance else {}
+        h = self.importances(model, paths, sample, rng)
         for path in paths:
             weight = model.get(path).weight
             rows = weight.data.reshape(-1, max(SUPERBLOCK, weight.shape[1]))
-            h = np.resize(seen[path].mean_square, rows.shape[1]) if seen else None
-            q = quantize_as(self.kind, rows, h)
+            q = quantize_as(self.kind, rows, np.resize(h[path], rows.shape[1]) if h else None)
             weight.data = q.dequantize().reshape(weight.shape)
             bits, weights = bits + q.bits_per_weight * rows.size, weights + rows.size
         return bits / weights
+
+    def importances(self, model: Decoder, paths: list[str], sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return the importance of each input of the layers, {} for none."""
+        if not self.importance: return {}
+        tokens = sample.calibration if self.importance != "domain" else domain().batch("train", len(sample.calibration), rng)[0]
+        h = {path: seen.mean_square for path, seen in capture(model, tokens, paths).items()}
+        if self.importance == "equal": return {path: np.ones_like(of_inputs) for path, of_inputs in h.items()}
+        if self.importance == "shuffled": return {path: rng.permutation(of_inputs) for path, of_inputs in h.items()}
+        return h
 
 
 def measure(how: Blocks | Scheme, seed: int, settings: dict) -> dict:
@@ -54,7 +62,9 @@ K_QUANTS = Experiment(
     "and the test text.",
     {"bits": "bits per weight", "excess": "nats/token over float32", "error": "relative error of the logits"},
     measure, {"Q4_0": Blocks("Q4_0"), "Q4_K": Blocks("Q4_K"), "Q4_K, importance": Blocks("Q4_K", "own"),
-              "Q4_K, importance from other text": Blocks("Q4_K", "domain"), "Q5_K": Blocks("Q5_K"), "Q6_K": Blocks("Q6_K"),
+              "Q4_K, importance from other text": Blocks("Q4_K", "domain"),
+              "Q4_K, equal importance": Blocks("Q4_K", "equal"), "Q4_K, shuffled importance": Blocks("Q4_K", "shuffled"),
+              "Q5_K": Blocks("Q5_K"), "Q6_K": Blocks("Q6_K"),
               "NF4": NF4(), "int4 asymmetric": Uniform(4, False, "group", 32, scale_dtype="float16"),
               "GPTQ": GPTQ(4, group_size=32)},
     {"calibration": 64, "test": 64}, {"calibration": 4, "test": 16, "seeds": (0,), "conditions": ("Q4_K, importance", "GPTQ")},

@@ -63,7 +63,7 @@ def int8_threshold(results: Path) -> plot.Drawing:
         fig,
         f"With outliers the threshold hardly matters over a wide range: at 6, {said['planted'][1][i]:.1f} % of the columns are "
         f"kept in float16, and the error falls from {said['planted'][0][-1]:.1f} % to {said['planted'][0][i]:.1f} %.",
-        f"LLM.int8() on the base as it is and with {r.record['settings']['channels']} features of every norm's output planted "
+        f"LLM.int8() on the base as it is and with {r.record['settings']['channels']} features of the blocks' norms planted "
         f"at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
         "Above: the error of the logits over the threshold. Below: the share of columns kept in float16. " + " ".join(
             f"{c.capitalize()}: at a threshold of 6 the error is {e[i]:.2f} % with {k[i]:.1f} % of the columns in float16; "
@@ -179,7 +179,7 @@ def natural(results: Path) -> plot.Drawing:
         f"{top['SmolLM2', 'stream']:.0f} times the median of that stream, and one that mlp.down reads is "
         f"{top['SmolLM2', 'down']:,.0f} times the median of what it reads ({top['base', 'down']:.0f} times in the base).",
         f"The size of a feature is its largest |x| over {s['rows']} × {s['context']} tokens. SmolLM2 has {largest.size} "
-        f"blocks, the base has 5. In the planted base, {s['channels']} features of every norm's output are {s['factor']} times "
+        f"blocks, the base has 5. In the planted base, {s['channels']} features of the blocks' norms are {s['factor']} times "
         f"as large. Means over {len(r.seeds)} draws of text.",
         "Largest over median feature, logarithmic, over depth. " + " ".join(
             f"{condition}, {names[metric]}: up to {most:,.0f}." for (condition, metric), most in top.items())

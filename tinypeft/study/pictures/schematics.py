@@ -124,8 +124,9 @@ def methods_in_a_block(results: Path) -> plot.Drawing:
         "A method trains a small part: beside the weights, between layers, among attention's keys and values, or before the "
         "text.",
         "One block, read upwards: tokens, layer norm, queries, keys and values (Q K V), attention and its output (O), the "
-        "MLP (up, down); the residual stream is at the left. Trained parts are in colour, frozen parts are grey, and weights "
-        "stored in few bits are hatched grey. DyLoRA's ranks can be cut to any size, AdaLoRA gives each matrix its own rank, "
+        "MLP (up, down); the residual stream is at the left. Trained parts are in colour or black, frozen parts are grey, and "
+        "weights stored in few bits are hatched grey. DyLoRA's ranks can be cut to any size, AdaLoRA gives each matrix its own "
+        "rank, "
         "PEQA trains scales, and the MLP of prefix tuning (hatched) is dropped after training.",
         "Twelve small drawings of one transformer block with the trained part in colour. Full fine-tuning: everything. "
         "Adapters: bottlenecks behind attention and MLP, and the layer norms. Parallel adapters: a bottleneck beside the "
