@@ -499,9 +499,9 @@ fig.set_label("Singular values of three changes, and of a random matrix as large
 fig
 
 # %% [markdown]
-# *What to see: full fine-tuning has no gap, but it is concentrated: 8 directions hold more than
-# half, where chance puts a fifth. With query and value alone each change is larger: the rate was ten
-# times as large, and twenty times with LoRA.*
+# *What to see: full fine-tuning has no gap, but it is concentrated: 8 directions hold half,
+# where chance puts a fifth. With query and value alone each change is larger: the rate was three
+# times as large, and seven times with LoRA.*
 #
 # Move the handle: how many directions make the left picture look like $\Delta W$, on the right?
 # (Every third row and column is drawn.)
@@ -511,8 +511,7 @@ sliders.rank(delta, beside=True)
 
 # %% [markdown]
 # *What to see: at rank 8, and at 12, the left is still far from the right.* So low rank is a
-# restriction. Section
-# 5 showed what it costs at two matrices, and that more matrices make up for it.
+# restriction. Section 5 showed what it costs at two matrices, and that more matrices make up for it.
 #
 # Do two LoRAs learn the same? Their $A$ and $B$ do not tell. For every invertible $G$ $(r, r)$ the
 # factors $B G$ and $G^{-1} A$ make the same change.

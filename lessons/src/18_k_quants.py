@@ -493,15 +493,16 @@ ax.set(yticks=range(len(names)), yticklabels=labels[::-1],
        xlabel="added loss, 0.001 nats per token")
 fig.set_label("Fourteen ways to round the base to 4.5 bits, or 5 in Q4_1, with 16 dots each, one "
               "for each batch, and a stroke at their mean. Across: the added loss. The five ways "
-              "with the importance of these inputs, in blue, lie furthest left.")
+              "with the importance of these inputs are blue. Importance 1 for all inputs lies among "
+              "them, one shuffle left of them, and one far to the right.")
 fig
 
 # %% [markdown]
-# *What to see: the five ways with the $h$ of these inputs, in blue, lie furthest left, at the same
-# bits.* With $h = 1$ for all inputs a good part of the gain is there already: it comes from the 37
-# trials, and from $w$, in which large weights count more. An $h$ that belongs to other inputs,
-# shuffled, has no more than that, and its draws differ. Draws of the text differ from each other by
-# as much as random tokens differ from them. The study, over eight draws, in nats per token:
+# *What to see: on this model most of the gain needs no importance.* With $h = 1$ for all inputs
+# `Q4_K` adds about as much as with the $h$ of the text. The gain comes from the 37 trials, and from
+# $w$, in which large weights count more. Shuffled, $h$ belongs to other inputs: its three draws lie
+# far apart, and one of them is the best of all, by chance. So one model cannot tell what the right
+# inputs add. The study, over eight draws of the text, in nats per token:
 #
 # | importance $h$ | `Q4_K` adds |
 # |---|---|
@@ -511,8 +512,8 @@ fig
 # | of the model's kind of text | {study k_quants: Q4_K, importance, excess} |
 # | of another kind of text | {study k_quants: Q4_K, importance from other text, excess} |
 #
-# About half of the gain is the search's, and half the right inputs'. Which inputs are large depends
-# on the layer more than on the text.
+# There about half of the gain is the search's, and half the right inputs'. Which inputs are large
+# depends on the layer more than on the text.
 #
 # ### {exercise}
 #

@@ -44,6 +44,9 @@ KINDS: dict[str, Callable[[], tuple]] = {
     "AdaLoRA domain": lambda: domain(tp.AdaLoRA()),
     "DyLoRA domain": lambda: domain(tp.DyLoRA(), eval_every=7, eval_batches=1),
     "full domain PagedAdamW": lambda: domain(tp.FullFineTuning(), optimizer=tp.PagedAdamW),
+    "full domain Muon": lambda: domain(tp.FullFineTuning(), optimizer=tp.optim.Muon),
+    "full domain AdamW8bit": lambda: domain(tp.FullFineTuning(), optimizer=tp.optim.AdamW8bit),
+    "full domain GaLore": lambda: domain(tp.FullFineTuning(), optimizer=tp.optim.GaLore),
 }
 TOY = {"toy": lambda: (tp.attach(small(dropout=0.1), tp.DyLoRA(), rng=0), Noise(), {"steps": 250, "checkpoint_every": 7,
                                                                                  "eval_every": 5, "keep_best": True})}

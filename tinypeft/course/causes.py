@@ -55,8 +55,8 @@ def of_shape(g: Array, e: Array, tolerance: float) -> str:
 def of_dtype(g: Array, e: Array) -> str:
     """The cause of a wrong dtype, or ""."""
     if g.dtype == np.float64 and e.dtype == np.float32:
-        return ("a float64 came in, from np.sqrt of a Python number, a np.float64 constant or "
-                "np.zeros without a dtype; use math.sqrt, or dtype=x.dtype")
+        return ("a float64 came in, from np.sqrt of a Python number, a np.float64 constant, "
+                "np.zeros or a draw without a dtype; use math.sqrt, dtype=x.dtype, or .astype")
     if g.dtype == bool: return "these are True and False, where numbers are expected"
     if e.dtype == bool and np.isin(g, (0, 1)).all():
         return "True and False are expected, and these are the numbers 1 and 0; use .astype(bool)"

@@ -1,4 +1,4 @@
-"""Effects and their uncertainty. One definition of the standard error serves every interval and every p-value.
+"""Effects and their uncertainty. One definition of the standard error serves every interval and its p-value.
 
 d is a table of n seeds × m documents: the difference between two arms that saw the same seeds and the same test text, by
 document, in nats per token. Other seeds would give another mean, and other documents would give another mean. Both errors
@@ -19,7 +19,8 @@ documents alone (two-way clusters as of Cameron, Gelbach & Miller, 2011; the min
 p = w/m makes up for the part that a document has in the mean itself; for equal documents it is (m − 1)/m. The quantile of
 such a sum is that of Cochran and Cox (1957, Experimental Designs, §4.14), the mean of the components' Student quantiles,
 weighted by their variances: with three or four seeds, degrees of freedom by Satterthwaite would make small p far too small.
-A metric without documents has SE² = S. Where bases are drawn, a base takes the place of a seed.
+A metric without documents has SE² = S. Where bases are drawn, a base takes the place of a seed. Two sizes of bases have no
+pairs: SE² = S_a + S_b + D, the seeds' errors of each size and that of the documents, and nothing is taken off.
 """
 from __future__ import annotations
 

@@ -28,18 +28,21 @@ all share, because all were tested on the same text (Cousineau, 2005; Morey, 200
 
 ## What the papers claim, and what was measured
 
-Every claim has one contrast, the difference that matters in it (δ), and a rule that judges it. All three, and the seeds, were
-committed before the runs that judge them (commit {fixed}). Commit {changed}, 45 minutes later, changed three things when the
-first runs had ended: the quantiles of the error, which are wider since (Cochran and Cox's in place of Satterthwaite's); a part
-that is level refutes nothing; and the claim on longer pretraining is about six bases at once, not three of each size (its runs
-came later). By the first rule that claim and the one on the MLP alone would be *not shown*; every other verdict is the same.
-The seeds of training and rounding had not been used before; the shipped bases, and every fourth document of the test text, had.
+Every claim has one contrast, the difference that matters in it (δ), and a rule that judges it. All three, and the seeds of
+training, were committed before the runs that judge them (commit {fixed}); the seeds of rounding, and new parts of the test text
+for it, half an hour later, before its results (3fd97994). Commit {changed}, 45 minutes after the first, when the first runs had
+ended, changed the error: how documents enter it, its quantiles (Cochran and Cox's in place of Satterthwaite's, wider for most
+effects), and that sizes of bases have no pairs. Since then a part that is level refutes nothing, and the claim on longer
+pretraining is about six bases at once, not three of each size. By the code of the first commit three verdicts would be others:
+the claims on the MLP alone and on a larger model at 3 bits would be *not shown*, and that on PiSSA's lead *contradicted, size
+open*. The seeds had not been used before; the shipped bases, every fourth document of the test text, and parts of the base's
+own test text had.
 
-An effect is positive where it supports the claim, and has the unit of its δ. ± is half of the 95 % interval, paired, because
+An effect is positive where it supports the claim, and has the unit of its δ. ± is half of the 95 % interval, paired where
 all arms saw the same seeds and texts; how it is computed stands below the rule. It is over seeds and, where a loss was tested,
 the documents of the test text; of ranks, best rates and lengths over seeds alone; of rounding over eight draws of calibration
-and test text, the latter without a document in common; of sizes over bases that were pretrained with seeds of their own, and
-over the text.
+and test text, the latter without a document in common; of sizes over bases that were pretrained with seeds of their own, which
+make no pairs, and over the text.
 
 *domain* is to continue Matplotlib's documentation, which the base never saw, and *classify* asks which package a sentence
 documents. Excess is the loss that rounding adds. Where outliers are planted, a few features of every layer norm's output, which

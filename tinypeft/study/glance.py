@@ -76,7 +76,7 @@ def notes(record: dict) -> list[str]:
     if "bytes" in exact:
         said.append("of all: bits over all parameters, with embeddings, norms and biases in float32. KiB: what all of these "
                     "arrays take; a file of save_quantized has a header of less than 1 % besides.")
-    checked = [r["study"] for r in (*record["methods"], *record["schemes"]) if "study" in r]
+    checked = [r["study"] for r in (*record["methods"], *record["schemes"]) if "study" in r and r["study"]["half"]]
     if checked:
         said.append(f"The study: where a new mean should lie, by its {checked[0]['seeds']} seeds. "
                     f"{sum(s['inside'] for s in checked)} of {len(checked)} are inside; about 1 in 20 is outside by chance.")

@@ -183,7 +183,7 @@ def over_seeds(results: Path) -> str:
     lacks = {task: [f"`{c}`" for c in others if not beats(c)] for task, beats in (("domain", below), ("classify", above))}
     shown = " and ".join(f"on *{task}* every other method is shown to beat it"
                          + f", but for {', '.join(methods)}" * bool(methods) for task, methods in lacks.items())
-    return (f"The same two tasks with {settings['steps']} and {settings['classify_steps']} steps and {len(r.seeds)} seeds, "
+    return (f"*domain* and *classify* with {settings['steps']} and {settings['classify_steps']} steps, {len(r.seeds)} seeds, "
             "every method at its best learning rate on each task, by the loss on validation text: means, and in brackets the "
             "difference to full fine-tuning ± half of its 95 % interval over seeds and test documents, paired. "
             "`LinearProbe` is the frozen base, with a trained head on *classify*; the head has one rate in all rows, which "

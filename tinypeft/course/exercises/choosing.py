@@ -30,6 +30,15 @@ def pareto(cost, loss):
     return ~dominates.any(0)
 
 
+def _first_of_equals(cost, loss):
+    """Sweep once in the order of cost, then loss, and keep what is lower than all before."""
+    kept, lowest = np.zeros(len(cost), bool), np.inf
+    for i in np.lexsort((loss, cost)):
+        kept[i] = loss[i] < lowest
+        lowest = min(lowest, loss[i])
+    return kept
+
+
 def _undominated(of_cost, of_loss):
     """Let points be dominated by these comparisons of both."""
     def wrong(cost, loss):
@@ -384,6 +393,9 @@ EXERCISES = (
             ("the running minimum goes over points in the order of cost; sort "
              "first, and undo the sorting",
              lambda cost, loss: loss <= np.minimum.accumulate(loss)),
+            ("of equal points both stay: a sweep in the order of cost that asks for a lower loss than "
+             "all before drops the second",
+             _first_of_equals),
             ("the mask is in the order of cost; put it back into the points' own order",
              lambda cost, loss: pareto(cost, loss)[np.argsort(cost)])),
         symptoms=(

@@ -969,6 +969,7 @@ EXERCISES = (
             *several("two changes of the same size may still differ",
                      _judged(_near_norms),
                      _judged(partial(_near_norms, near=partial(_near, limit=1e-2))),
+                     _judged(partial(_near_norms, near=partial(_near, limit=3e-3))),
                      _judged(partial(_near_norms, near=np.allclose))),
             *several("a multiple of a change has the same direction, and is another change",
                      _judged(lambda a, b: _cosine(a, b) > 0.9999),

@@ -404,6 +404,8 @@ EXERCISES = (
              lambda t, L, H: cut(t, L, H)[::-1]),
             ("the values are the keys once more: they lie behind them",
              lambda t, L, H: [(k, k) for k, v in cut(t, L, H)]),
+            ("return a list with one pair (K, V) for each layer, not all keys and then all values",
+             lambda t, L, H: tuple(np.array(part) for part in zip(*cut(t, L, H), strict=True))),
             ("keys and values are the wrong way round",
              lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
             ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, "

@@ -369,8 +369,8 @@ METHOD_CLAIMS = (
            "GPT-3, WikiSQL: Wq r = 8 70.4, Wv r = 8 73.0, all four r = 2 73.7",
            "test loss of one matrix with r = 36, minus that of four with r = 9",
            "the query or the value matrix alone is ahead", ("placement",), placement,
-           why={REPRODUCED: "More rank on the same matrices gains less and less (experiment `rank`). That another matrix "
-                "starts where rank still gains most is a conjecture."}),
+           why={REPRODUCED: "From r = 4 on more rank on the same matrices gains less and less (experiment `rank`). That "
+                "another matrix starts where rank still gains most is a conjecture."}),
     better("LoRA on the attention alone is worse than on all matrices, with as many parameters", REGRET, "",
            "test loss of the attention's four matrices with r = 9, minus that of all six with r = 4",
            "the attention alone is ahead", ("placement",), attention_alone,
@@ -388,8 +388,8 @@ METHOD_CLAIMS = (
     within("With the scale α/r, LoRA's best learning rate does not depend on the rank", REGRET, "",
            "x, if the best rate grows as r to the power of x from r = 1 to r = 64",
            "x is 0.1 or more, or −0.1 or less", ("best_rates",), rate_over_rank, delta=SLOPE,
-           why={NOT_SHOWN: "From r = 1 to r = 64 the best rate rises by two thirds on average. Four seeds tell this neither "
-                "from none nor from more."}),
+           why={NOT_SHOWN: "From r = 1 to r = 64 the best rate rises by two thirds on average. Four seeds show neither that "
+                "this is less than δ nor that it is more."}),
     better("A large batch costs LoRA more than full fine-tuning", REGRET, "",
            "test loss of LoRA minus that of full fine-tuning with 64 rows in a batch, minus the same with 4, "
            "after 576 and 600 rows",
@@ -408,7 +408,7 @@ METHOD_CLAIMS = (
     better("A large rank learns more with the scale α/√r than with α/r", "2312.03732", "",
            "test loss at r = 64 with α/r, minus that with α/√r, each at its own rate",
            "α/r at its own rate is ahead", ("rank",), stabilized,
-           why={LEVEL: "A larger learning rate makes up for a smaller scale, and here each scale has its own rate."}),
+           why={LEVEL: "Each scale has its own rate here, and a larger rate can make up for a smaller scale (a conjecture)."}),
     better("LoRA learns less than full fine-tuning, and forgets less", "2405.09673", "",
            "what full fine-tuning forgets, and learns, minus the same of LoRA, each at its best rate",
            "LoRA learns more, or forgets more", ("methods",), forgets_less,

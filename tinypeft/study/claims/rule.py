@@ -11,8 +11,8 @@ tasks), and it is right if all of them are. An effect is signed so that more of 
     unlike chance     correlation > 0             its interval lies above δ       below −δ
 
     p_yes = max over parts of the p-value of "this part is not right"        all must be right: intersection–union (Berger 1982)
-    p_no  = parts · min over parts of the p-value of "this part is right"    one wrong part suffices: Bonferroni; a part
-                                                                             whose interval lies within ± δ refutes nothing
+    p_no  = k · min over k parts of the p-value of "this part is right"      one wrong part suffices: Bonferroni, over the
+                                                                             parts whose intervals leave ± δ
     p     = 2 · min(p_yes, p_no), then Holm (1979) over all claims that count, at 5 %
 
     level                       every part's interval lies within ± δ (not of the kinds "as good as" and "within δ"): a

@@ -1,6 +1,6 @@
 """Eight bits for weights and inputs when a few input features are large: what LLM.int8() is for (its table 1, figure 1).
 
-The base has no such features by itself, as no small model has. `plant_outliers` gives a few channels of every norm's output
+The base has no such features by itself, as no small model has. `plant_outliers` gives a few channels of the norms' output
 `factor` times their size, and divides the weights that read them: in float32 the function stays the same.
 """
 from dataclasses import dataclass

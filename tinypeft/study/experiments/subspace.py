@@ -21,12 +21,12 @@ def measure(methods: dict, seed: int, settings: dict) -> dict:
         model = tuned.merge()
         for path in (f"blocks.{i}.attention.{m}" for i in range(base.config.n_layers) for m in MATRICES):
             _, s, Vt = np.linalg.svd((model.get(path).weight.data - base.get(path).weight.data).astype(np.float64))
-            S[name, path], V[name, path] = s[:64], Vt
+            S[name, path], V[name, path] = s, Vt
     random = np.linalg.qr(np.random.default_rng([seed, 8]).standard_normal((base.config.d_model, 64)))[0].T
     metrics = {}
     for m in MATRICES:
         paths = [f"blocks.{i}.attention.{m}" for i in range(base.config.n_layers)]
-        metrics |= {f"values_{name}_{m}": [S[name, p] for p in paths] for name in ("full", "lora_8", "lora_64")}
+        metrics |= {f"values_{name}_{m}": [S[name, p][:64] for p in paths] for name in ("full", "lora_8", "lora_64")}
         metrics[f"phi_{m}"] = [phi(V["lora_8", p], V["lora_64", p], 8, 64) for p in paths]
         metrics[f"phi_seeds_{m}"] = [phi(V["lora_64", p], V["lora_64_again", p], 64, 64).diagonal() for p in paths]
         metrics[f"phi_random_{m}"] = [phi(V["lora_64", p], random, 64, 64).diagonal() for p in paths]

@@ -59,7 +59,7 @@ def forgetting(results: Path) -> plot.Drawing:
         f"At its best learning rate full fine-tuning forgets {at_best['full'][1]:.2f} nats, more than "
         f"{of_all(less, others)} other methods at theirs.{gentler}",
         f"Each curve is one method at {len(r.record['settings']['factors'])} learning rates; the large mark with its 95 % "
-        "intervals is the best on validation text, and the pale part lies above it. Learned: on Matplotlib's documentation, "
+        "intervals is the best on validation text, and the pale part has larger rates. Learned: on Matplotlib's documentation, "
         f"{r.record['settings']['steps']} steps. Forgotten: on text of the kind that the base was trained on. "
         f"{len(r.seeds)} seeds.",
         "Curves of forgetting over learning, in nats per token. At the best rates: " + ", ".join(

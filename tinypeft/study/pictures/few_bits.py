@@ -142,8 +142,8 @@ def schemes(results: Path) -> plot.Drawing:
     four = min((c for c in x if 4 <= x[c] < 5 and not c.endswith("*")), key=y.get)
     return plot.Drawing(
         fig,
-        f"Eight bits cost almost nothing, four bits cost {y[four]:.3f} nats at best ({four}), and the schemes "
-        "at three bits calibrate or train.",
+        f"Eight bits cost almost nothing, four bits cost {y[four]:.3f} nats at best ({four}), and the best "
+        "schemes at three bits calibrate or train.",
         f"Loss added to the base on held-out text of the kind it was trained on. Hollow: trained for "
         f"{r.record['settings']['steps']} steps. Grey steps, on the left: schemes that no other scheme beats in both "
         f"bits and loss. {len(r.seeds)} seeds draw calibration, batches and test text.",

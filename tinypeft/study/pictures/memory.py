@@ -53,7 +53,7 @@ def memory(results: Path) -> plot.Drawing:
     axes[1].set(xlabel="GiB at the peak")
     rows, tokens = batches[i]
     axes[0].set_title(f"the base, {rows} × {tokens} tokens, 32 bits", fontsize=9)
-    axes[1].set_title(f"LLaMA 7 B, {BATCH} × {TOKENS} tokens, 16 bits, what is trained in 32", fontsize=9)
+    axes[1].set_title(f"LLaMA 7 B, {BATCH} × {TOKENS} tokens, 16 bits, trained in 32, QLoRA's base in NF4", fontsize=9)
     handles = dict(pair[::-1] for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True))
     fig.legend([handles[p] for p in PARTS], PARTS, loc="outside upper center", ncols=len(PARTS))
     off = {c: abs(r.mean(c, "peak") / r.mean(c, "traced") - 1) for c in r.conditions}
@@ -64,7 +64,7 @@ def memory(results: Path) -> plot.Drawing:
         f"LoRA saves the memory of optimizer and gradients; QLoRA also saves the memory of weights: 7 B parameters take "
         f"{gib['full']:.0f} GiB, {gib['lora, all']:.0f} with LoRA and {gib['qlora, all']:.0f} with QLoRA, both on all "
         "matrices.",
-        "In the lower panel everything is in 16 bits but what is trained, which is in 32. "
+        "In the lower panel everything is in 16 bits but what is trained, which is in 32, and QLoRA's base, in NF4. "
         "Peak memory by formula (`python -m tinypeft memory`), at the end of the forward or of the backward pass, whichever is "
         "larger. Working: logits and short-lived values of operations. The bars in the upper panel are within "
         f"{shown:.1%} of the bytes traced in a training step; all {len(r.conditions) * len(batches)} cases tried are within "

@@ -33,7 +33,7 @@ def int8_outliers(results: Path) -> plot.Drawing:
         "A few outlier features ruin 8-bit products in which other features share their scale. Multiplying these columns "
         "separately, as LLM.int8() does, keeps the error small.",
         f"Relative error of the base's logits with weights and inputs in 8 bits. {r.record['settings']['channels']} of the 128 "
-        f"features of every layer are planted at 1 to {factors[-1]} times their size, which leaves the float32 function "
+        f"features of the blocks' norms are planted at 1 to {factors[-1]} times their size, which leaves the float32 function "
         f"unchanged. {len(r.seeds)} seeds.",
         f"Error over the outliers' size, both logarithmic. Without outliers all lie between {at('absmax', 0)} (absmax) and "
         f"{at('LLM.int8()', 0)} (LLM.int8()). At {factors[-1]} times: absmax {at('absmax', -1)}, zero-point "
@@ -126,7 +126,7 @@ def smoothquant(results: Path) -> plot.Drawing:
         f"SmoothQuant with α = {best['token'][2]:g} leaves {best['token'][1]:.1f} %.",
         f"W8A8; {r.record['settings']['channels']} features planted at {r.record['settings']['factor']} times their size; "
         f"inputs with one scale per token, per tensor, or for all text (static); {len(r.seeds)} seeds. Planted outliers are "
-        "undone at every α, so the U comes from the base's own channels.",
+        "undone at every α, so the U may come from the base's own channels.",
         f"Error of the logits over α, U-shaped. {by_look}")
 
 

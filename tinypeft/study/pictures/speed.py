@@ -41,7 +41,7 @@ def scaling(results: Path) -> plot.Drawing:
         f"the power {of('batch'):.2f}, and as the context, where attention is quadratic, to the power {of('context'):.2f}.",
         "Time and peak memory of a step as one thing grows, both as multiples of the smallest; under each name the exponents "
         "of time and of memory over the upper half of the sizes. The part that is quadratic in the context takes half "
-        f"of a step at {meet:,.0f} tokens. A rank and a vocabulary cost nothing until their products outweigh the rest. "
+        f"of a step at {meet:,.0f} tokens. A rank and a vocabulary cost little until their products come near the rest. "
         f"Measured on {newest['machine']}; the numbers are in "
         "[the page on speed](../tests/benchmarks/README.md#cost-as-work-grows).",
         f"Six panels with logarithmic axes, time and peak memory as multiples of the smallest: {ends}.")

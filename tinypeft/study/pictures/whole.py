@@ -44,11 +44,9 @@ def forest(results: Path) -> plot.Drawing:
             beyond += abs(mean) > FARTHEST
             shown = float(np.clip(mean, -FARTHEST, FARTHEST))
             above = min(half, 1 - mean) if j.claim.kind == WITHIN else half      # of δ less a distance, at most δ is left
-            bar = [[half], [above]] if shown == mean else None
-            ax.errorbar(shown, at, xerr=bar, ms=4, ls="none", ecolor="#9A9A9A", elinewidth=1,
-                        color=plot.COLOURS[colour] if shown == mean else "#000000",
-                        capsize=0,
-                        marker=marker if shown == mean else "<>"[mean > 0])
+            low, high = np.clip([mean - half, mean + above], -FARTHEST - 0.5, FARTHEST + 0.5)
+            ax.plot([low, high], [at, at], color="#9A9A9A", lw=1)
+            ax.plot(shown, at, ms=4, color=plot.COLOURS[colour], marker=marker if shown == mean else "<>"[mean > 0])
     ax.set_yticks(range(len(found)), [shortened(j.claim.text) for j in found])
     ax.invert_yaxis()
     ax.margins(y=0.01)
@@ -63,7 +61,7 @@ def forest(results: Path) -> plot.Drawing:
         "which matters to claims that something is better. Of \"as good as\" the distance from 90 % of the gain is drawn, and "
         "of \"within δ\" δ less the distance from zero: there 1 is the most that can be, and a claim holds where its marks lie "
         "right of zero"
-        + f"; {beyond} marks at the edges lie beyond {FARTHEST} δ" * bool(beyond) + ".",
+        + f"; {beyond} marks, arrows at the edges, lie beyond {FARTHEST} δ" * bool(beyond) + ".",
         "Rows of marks with intervals, in units of δ. " + " ".join(
             f"{j.claim.text}: {j.verdict}, {', '.join(f'{m:+.1f} ± {h:.1f}' for m, h in in_deltas(j))}." for j in found))
 
@@ -110,7 +108,7 @@ def best_rates(results: Path) -> plot.Drawing:
         fig,
         f"LoRA's best learning rate is larger than full fine-tuning's: {said}. From rank {ranks[0]} to {ranks[-1]} it goes "
         f"from {10 ** best[ranks[0]].mean():.2g} to {10 ** best[ranks[-1]].mean():.2g}.",
-        "Left: LoRA on all matrices, on the base or, with an equal share of the parameters, on smaller bases, with 95 % "
+        "Left: LoRA on all matrices, on the base or, with about the same share of the parameters, on smaller bases, with 95 % "
         "intervals; "
         "grey: a factor of two around ten. Right: LoRA on query and value, 150 steps; small marks are seeds. The best rate "
         f"is the lowest point of a parabola through three rates, on validation text of *domain*; {len(r.seeds)} seeds.",
@@ -122,7 +120,7 @@ def best_rates(results: Path) -> plot.Drawing:
 def half_widths(results: Path) -> plot.Drawing:
     """What a contrast's interval would be with other numbers of seeds and documents, by its measured variances."""
     r, methods = load(results, "rank"), load(results, "methods")
-    contrasts = {"LoRA − full": (methods, "lora_all", "full"), "r = 1 − r = 64": (r, "1", "64")}
+    contrasts = {"LoRA on all − full": (methods, "lora_all", "full"), "r = 1 − r = 64": (r, "1", "64")}
     fig, axes = plot.figure(1, len(contrasts), height=3.0, sharey=True)
     seeds, said = {2: ":", 4: "-", 8: "--"}, []
     for ax, (name, (of, a, b)) in zip(axes, contrasts.items(), strict=True):
