@@ -37,11 +37,11 @@ def test_an_exercise_is_a_matter_of_its_tests():
 
 
 @pytest.mark.parametrize("kind, name, file, entries", [
-    ("method", "lora", "tinypeft/peft", "METHODS"), ("scheme", "nf4", "tinypeft/quant", "SCHEMES"),
-    ("experiment", "rank", "tinypeft/study/experiments", "EXPERIMENTS")])
+    ("method", "lora", "tinypeft/peft/methods.py", "METHODS"), ("scheme", "nf4", "tinypeft/quant/__init__.py", "SCHEMES"),
+    ("experiment", "rank", "tinypeft/study/experiments/__init__.py", "EXPERIMENTS")])
 def test_a_file_that_is_registered_nowhere(monkeypatch, kind, name, file, entries):
     monkeypatch.setitem(m.KINDS, kind, ({}, None))
-    assert said(name) == [f"step 2  {file}/__init__.py: {entries} has no entry '{name}'; import it from {name}.py and add it"]
+    assert said(name) == [f"step 2  {file}: {entries} has no entry '{name}'; import it from {name}.py and add it"]
 
 
 # -- what is taken away ----------------------------------------------------------------------------
@@ -53,6 +53,11 @@ def test_docstrings(doc, says):
     lacks = [str(lack) for lack in m.of_docstring("lora", "peft/lora.py", doc)]
     assert len(lacks) == len(says) and all(word in line for word, line in zip(says, lacks, strict=True))
     assert all(line.startswith("step 1  peft/lora.py: the docstring ") for line in lacks)
+
+
+def test_a_paper_that_arxiv_lacks_is_cited_by_its_title():
+    (lack,) = [lack for lack in m.of_docstring("hira", "peft/hadamard.py", "Nothing.") if "cite" in str(lack)]
+    assert "(authors, ICLR 2025)" in str(lack)
 
 
 def test_public_names(monkeypatch):

@@ -85,16 +85,17 @@ def of_a_stranger(name: str) -> Lacks:
                          f"{name.split('.')[0]}` says what exercises lack")
     lists = {"tinypeft/peft": "METHODS", "tinypeft/quant": "SCHEMES",
              "tinypeft/study/experiments": "EXPERIMENTS"}
+    files = {"tinypeft/peft": "methods.py"}
     folders = [folder for folder in lists if (ROOT / folder / f"{name}.py").exists()]
     for folder in folders:
         if lists[folder] != "EXPERIMENTS":
             tree = ast.parse((ROOT / folder / f"{name}.py").read_text("utf-8"))
             yield from of_docstring(name, f"{folder}/{name}.py", ast.get_docstring(tree) or "")
         what = f"{lists[folder]} has no entry {name!r}; import it from {name}.py and add it"
-        yield Lack(2, f"{folder}/__init__.py", what)
+        yield Lack(2, f"{folder}/{files.get(folder, '__init__.py')}", what)
     if not folders:
-        files = " or ".join(f"{folder}/{name}.py" for folder in lists)
-        yield Lack(1, files, "there is no such file; write it, for a method, a scheme or an "
+        paths = " or ".join(f"{folder}/{name}.py" for folder in lists)
+        yield Lack(1, paths, "there is no such file; write it, for a method, a scheme or an "
                    "experiment of that name")
 
 
@@ -141,11 +142,12 @@ def of_class(name: str, cls: type, package: object) -> Lacks:
 
 def of_docstring(name: str, file: str, doc: str) -> Lacks:
     """Yield what a docstring lacks: citation, equation, table of symbols, where others differ."""
-    papers = ABOUT[name].papers if name in ABOUT else ("",)
-    cited = rf"arXiv\s+{papers and papers[0] or r'[0-9]{4}[.][0-9]{5}'}"
+    papers = ABOUT[name].papers if name in ABOUT else ("number",)
+    title, elsewhere, _ = (papers or ("",))[0].partition(": ")
+    citation = title if elsewhere else f"arXiv {title}"
+    cited = re.escape(citation).replace("number", r"\d{4}[.]\d{5}").replace(r"\ ", r"\s+")
     if papers and name not in TEXTBOOK and not re.search(cited, doc):
-        yield Lack(1, file, "the docstring does not cite the paper; write (authors, arXiv "
-                   f"{papers[0] or 'number'})")
+        yield Lack(1, file, f"the docstring does not cite the paper; write (authors, {citation})")
     if not re.search(r"^ {4}.*[=←∝|]", doc, re.M):
         yield Lack(1, file, "the docstring has no equation; write it on a line of its own, "
                    "indented by four blanks")
