@@ -415,8 +415,8 @@ right.barh(names, [mib for *_, mib in rows][::-1], color=plot.COLOURS["blue"])
 right.set(xlabel="peak of one step, MiB", yticks=[], title="… and what a step allocates")
 fig.set_label("Five choices of what is trained. Left, dots on a logarithmic axis: from a million "
               "numbers to a few hundred. Right, bars of the memory of a step: the biases, less "
-              "than a hundredth of all numbers, take two thirds of what everything takes; the final norm "
-              "least.")
+              "than a hundredth of all numbers, take two thirds of what everything takes; the "
+              "final norm least.")
 fig
 
 # %% [markdown]

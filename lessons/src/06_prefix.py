@@ -399,9 +399,9 @@ ax.set(xlabel="step (8 × 64 tokens each)", xlim=(8, STEPS + 34), xticks=range(2
 plot.plain_log(ax.yaxis)
 plot.label_ends(ax, ends)
 fig.set_label("Training losses over 100 steps, on a logarithmic axis. The prompt of 20 ends near "
-              "2.7 nats and has no answer right. Below it follow two virtual tokens in every layer, "
-              "and a prompt of 64. The two prefixes of 20 fall below 1 nat and have several of 16 "
-              "right.")
+              "2.7 nats and has no answer right. Below it follow two virtual tokens in every "
+              "layer, and a prompt of 64. The two prefixes of 20 fall below 1 nat and have "
+              "several of 16 right.")
 fig
 
 # %% [markdown]

@@ -15,8 +15,7 @@
 # 30. Every cell together runs in about a minute.
 #
 # **Half an hour?** Sections 1, 2, 5 and 9 are marked ◆. They say what LoRA is, put it on a model,
-# show what it learns, and merge it. Leave out exercise 6, or take an hour. Run all cells
-# first, so that every section has what it needs.
+# show what it learns, and merge it. Leave out exercise 6, or take an hour. Run all cells first.
 
 # %%
 import numpy as np
@@ -275,9 +274,9 @@ print(f"largest difference of the {len(mine)} losses: {abs(mine - theirs).max():
 # ## 5. Train it ◆
 #
 # Full fine-tuning has two advantages over this LoRA: no limit of rank, and 30 matrices in place of
-# ten. (Embeddings, biases and norms come on top.) Which of the two matters? Two more arms tell. One
-# trains query and value with no limit of rank. The other has LoRA of rank 8 on all six matrices of
-# a block.
+# ten. (Embeddings, biases and norms come on top.) Which of the two matters? Two more arms: one trains
+# query and value with no limit of rank, the other has LoRA of rank 8 on all six matrices of a
+# block.
 
 # %%
 STEPS = 100
@@ -323,7 +322,7 @@ fig
 
 # %% [markdown]
 # *What to see: all four fall. LoRA on query and value stays behind, and each of the two remedies
-# brings it close to training everything.* What does such a difference look like?
+# brings it close to training everything.*
 
 # %%
 ask = 0, 1, 4, 5, 8, 9

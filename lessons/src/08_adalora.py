@@ -323,7 +323,8 @@ ranks = {b: my_allocate(scores, b).sum(1) for b in range(42, 0, -6)}
 frames = {b: {"rank": (edge, np.repeat(r, 2))} for b, r in ranks.items()}
 told = {b: f"of 48 triplets {b} stay, ranks {' '.join(map(str, r))}; an even share is {b // 6}"
         for b, r in ranks.items()}
-slider("b", frames, captions=told, xlabel="matrix: the first has the largest scores on average", ylabel="rank")
+slider("b", frames, captions=told, ylabel="rank",
+       xlabel="matrix: the first has the largest scores on average")
 
 # %% [markdown]
 # ## 6. Your functions at work

@@ -595,7 +595,7 @@ for bits in (8, 4, 3, 2):
 two_bits.beside(rows[2, "group"])
 
 # %% [markdown]
-# *What to see, in this table: 8 bits change next to nothing, whatever shares a scale. At 4 bits the
+# *What to see: 8 bits change next to nothing. At 4 bits the
 # groups lose little, and one scale per tensor loses much. At 2 bits the groups leave a language
 # model, a scale per channel leaves little (counting single tokens has perplexity 297
 # on the whole test text), and one per

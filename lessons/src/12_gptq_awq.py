@@ -2,8 +2,7 @@
 # # 12 · GPTQ and AWQ: rounding with an eye on the inputs
 #
 # **What you will do.** A model in 4 bits that you download is in most cases a GGUF file for
-# llama.cpp, or was made by GPTQ or AWQ, whose files vLLM and TensorRT-LLM serve. The `config.json`
-# beside it says for example `"quant_method": "awq", "bits": 4, "group_size": 128`.
+# llama.cpp, or was made by GPTQ or AWQ.
 # Lesson 10 asked how far a rounded weight is from the original. Here it is the layer's *output*.
 # You derive how one weight can repair the error of another one (OBQ), and turn that into an
 # algorithm for a whole matrix (GPTQ). You design scales that help, too, and move no weight (AWQ),
@@ -11,15 +10,15 @@
 #
 # **What you need.** Lesson 10 (grids and groups), and lesson 11 for one idea: a scale can be
 # folded into the layer before.
-# You should know what a Cholesky factor is.
+# Know what a Cholesky factor is.
 #
 # **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share. This lesson
 # adds: $X$, the inputs of a layer, one column for each token; $n$, the number of tokens; $H$, a
-# matrix made of the inputs; $U$, a factor of its inverse; and *calibration*, which means to run
-# some text through the model and to look at what the layers read. $q$ is the number of a weight
-# here, and $v$ its new value. $\delta$ is the change of a row, $E$ a column's error over $U_{jj}$,
-# $F$ the free columns. $\lambda$ is a multiplier in section 2, and the damping in section 3. The
-# *loss* is $\delta H \delta^\top$, that of a layer.
+# matrix made of the inputs; $U$, a factor of its inverse; and *calibration*, which is to see what
+# layers read of some text. $q$ is the number of a weight here, and $v$ its new value. $\delta$ is
+# the change of a row, $E$ a column's error over $U_{jj}$, $F$ the free columns. $\lambda$ is a
+# multiplier in section 2, and the damping in section 3. The *loss* is $\delta H \delta^\top$, of a
+# layer.
 #
 # **Time.** 150 minutes: 58 of reading and running, 92 of exercises.
 # The open exercise takes 20 more, and the bonus 15.
@@ -234,7 +233,7 @@ fig
 # *What to see: both paths end on a point of the grid, and the one nearest to $w$ is much worse.*
 # The grey lines join points of equal loss. They form a valley from top left to bottom right. Round
 # to nearest walks out of it. The other path first fixes $\hat w_1 = 0$, slides along the valley,
-# and then rounds $\hat w_2$ to 1. Move the correlation. Your function takes every step:
+# and then rounds $\hat w_2$ to 1. Move the correlation. Your function takes each step:
 
 # %%
 sliders.valley(my_step)
@@ -248,8 +247,7 @@ sliders.valley(my_step)
 #
 # ## 3. GPTQ: the same for a whole matrix
 #
-# OBQ next rounds the weight whose rounding costs least, so each row has an order of its own, and an
-# inverse of its own.
+# OBQ next rounds the weight that costs least, so each row has its own order and its own inverse.
 # GPTQ's two observations:
 #
 # 1. *The order matters little.* With one order for all rows there is one sequence of inverses.
@@ -518,8 +516,8 @@ for name, m in (("the base", model), ("with three outliers", hard)):
 show("awq")
 
 # %% [markdown]
-# *What to see: with planted outliers, on average, the channels with the largest inputs are the ones
-# to keep. The draws differ so much that the verdict stays open:*
+# *What to see: with outliers, on average, the channels with the largest inputs are the ones
+# to keep, but the draws differ much:*
 #
 # {claim Activations show which 1 % of the weights to keep}
 #
@@ -668,7 +666,7 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
           f"weight error {tp.weight_error(model, m):.1%}")
 
 # %% [markdown]
-# In this one run AWQ and GPTQ are level. AWQ stores a few more bits, for the $s$ of `mlp.down`: a
+# Here AWQ and GPTQ are level. AWQ stores a few more bits, for the $s$ of `mlp.down`: a
 # GELU stands before this layer, into which no scale can be folded. The study, over
 # seeds:
 
@@ -676,8 +674,8 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
 show("gptq")
 
 # %% [markdown]
-# *What to see: the fewer the bits, the more nats calibration wins back. As a share of the loss, which
-# is what a logarithmic axis shows, it is less.*
+# *What to see: the fewer the bits, the more nats calibration wins back. As a share,
+# which a logarithmic axis shows, it is less.*
 #
 # {claim GPTQ loses less than round to nearest}
 #

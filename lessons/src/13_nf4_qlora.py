@@ -366,7 +366,7 @@ show("schematic:nf4")
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits}$$
 
 # %%
-show(plain.double_quantize)                                       # its s is our a, t our m, and r our ρ
+show(plain.double_quantize)                                       # its s, t, r: our a, m, ρ
 for scheme in (tp.NF4(), tp.NF4(double_quant=True)):
     Q = scheme.quantize(kinds["normal"].astype(np.float32))
     error = 100 * relative(Q, kinds["normal"])

@@ -151,7 +151,7 @@ print(f"  a table of counts (5-gram)              {counts:.3f}")
 
 # %% [markdown]
 # The last row counted which token follows which four in all of the training text, of which a run
-# read a seventh. Look at it before you praise a method (section 6).
+# read a seventh.
 #
 # A method is *dominated* if another one costs no more and is no worse, and is strictly better in
 # one of the two. The methods that are not dominated are the **Pareto frontier**. By hand, as (cost,
@@ -191,7 +191,7 @@ show("pareto")
 # A method may owe its place to a thousandth of a nat (section 3).
 #
 # *What to see: the frontier moves when the price is memory instead of parameters.*
-# A method that trains little may still need all activations.
+# A method that trains little may need all activations.
 #
 # The quality on the new text is not all. What has become of the old text?
 
@@ -277,7 +277,7 @@ for a, b in [("lora", "yours"), *pairs]:
 
 # %% [markdown]
 # Does a real pair do what yours does? Where does pairing help least? (AdaLoRA trains three times as
-# many numbers; section 5 compares equal ones.) Move the handle to use more seeds of that pair:
+# many numbers; section 5 compares equal ones.) Move the handle for more seeds:
 
 # %%
 A, B = (measured[name] for name in pairs[0])
@@ -296,7 +296,7 @@ slider("seeds", frames, captions=told, xlabel="seed", ylabel=" − ".join(pairs[
 # varies from document to document, and adds both errors (`study/effects.py`).
 # No interval says that another size of model or another number of steps would give
 # the same order. The page `figures/README.md` lists every claim of the papers that the study
-# could test, each with its verdict, and with the rule by which it was judged. This is all of it:
+# could test, each with its verdict, and with the rule by which it was judged. All of it:
 
 # %%
 show("forest")

@@ -584,14 +584,13 @@ fig.set_label("The training loss falls steeply within two dozen steps.")
 fig
 
 # %% [markdown]
-# *What to see: the loss falls steeply, and most facts are not learned yet.* The form came first.
-# Most tokens are the fixed words of the sentences, the same for all machines, and these the model
-# now knows: many answers are of the right kind and wrong. Facts follow slowly. Even in the words of
-# the training 19 of 32 are missing, and not all of the 13 are knowledge. One answer of each kind for
-# all machines has 8 right, more than the 6 of the test. So recall is low first because the model
-# hardly tells the machines apart, and then because of the wording. A low training loss is not recall,
-# and recall is not knowledge below that line. More steps help both: after 8, 16 and 24 steps of
-# this run the control is 19, 31 and 41 %, and the test 3, 16 and 19 %.
+# *What to see: the loss falls steeply, and most facts are not learned yet.* The form came first: most
+# tokens are the fixed words of the sentences. Many answers are of the right kind and wrong. Even in
+# the words of the training 19 of 32 are missing, and not all of the 13 are knowledge: one answer of
+# each kind for all machines has 8 right, more than the 6 of the test. So the model hardly tells the
+# machines apart, and the other wording costs besides. A low training loss is not recall, and recall
+# below that line is not knowledge. More steps help both: after 8, 16 and 24 steps of this run the
+# control is 19, 31 and 41 %, and the test 3, 16 and 19 %.
 #
 # And look at *domain*. Nothing in the training text was documentation, and what the model could
 # do there has suffered.
@@ -601,7 +600,6 @@ fig
 # The learning rate was chosen among 1e-3, 3e-3 and 1e-2, by recall.
 # The loss on the *validation* text, whose wording is again another one, would have chosen the
 # smallest rate, which recalled nothing.
-# So decide what you want before you choose a rate.
 # The recall above is a little too good, because these same facts chose the rate (lesson 15).
 # Another `rng` of `tp.tasks.invented` gives fresh facts.
 #
@@ -734,8 +732,8 @@ for name, measured in {**sorting.baselines, "probe": tp.evaluate(judge, sorting)
     print(f"{name:14} accuracy {measured['accuracy']:.2f} on the test rows")
 
 # %% [markdown]
-# Two dozen test rows cannot tell a probe from a bag of words. Ten sentences that are not from the
-# documentation are few as well, but here the two differ:
+# Two dozen test rows cannot tell a probe from a bag of words. These ten sentences are few as
+# well:
 
 # %%
 asked = {"statistics": ["How likely is a value this large?", "Do two groups differ by chance?"],

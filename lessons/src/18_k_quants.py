@@ -493,8 +493,8 @@ ax.set(yticks=range(len(names)), yticklabels=labels[::-1],
        xlabel="added loss, 0.001 nats per token")
 fig.set_label("Fourteen ways to round the base to 4.5 bits, or 5 in Q4_1, with 16 dots each, one "
               "for each batch, and a stroke at their mean. Across: the added loss. The five ways "
-              "with the importance of these inputs are blue. Importance 1 for all inputs lies among "
-              "them, one shuffle left of them, and one far to the right.")
+              "with the importance of these inputs are blue. Importance 1 for all inputs lies "
+              "among them, one shuffle left of them, and one far to the right.")
 fig
 
 # %% [markdown]

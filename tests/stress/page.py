@@ -85,6 +85,12 @@ def determinism(r):
             f"{r['spread of the loss over kernels'] / r['tested here']:.0e} relative")
 
 
+def repeats(r):
+    outside = [f"{name}: {contrast}" for name, of in r.items() if isinstance(of, dict)
+               for contrast, found in of.items() if not found["inside"]]
+    return f"{r['inside']} of {r['contrasts']} lie inside" + f"; outside: {', '.join(outside)}" * bool(outside)
+
+
 def mutants(r):
     real, at_once = r["drawn"] - r["equivalent"], r["own"] + r["wider"] + r["timeout"]
     return (f"{r['drawn']} faults, {r['equivalent']} of them equivalent; of the other {real}, {at_once} caught, "
@@ -130,7 +136,7 @@ def answers():
 
 
 SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, verbs, commands, files, notebooks,
-                                awq, versions, determinism, mutants, tables, llamacpp)}
+                                awq, versions, determinism, repeats, mutants, tables, llamacpp)}
 
 
 # -- the page --------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def fold_scale(source: Module, linears: list[Linear], s: Array, columns: Array |
 
 def plant_outliers(model: Decoder, channels: int = 3, factor: float = 32.0,
                    rng: Seed = 0) -> Array:
-    """Make `channels` channels of what the blocks' norms return `factor` times larger; return which.
+    """Make `channels` channels of the blocks' norms `factor` times larger; return their numbers.
 
     Large models grow such channels by themselves, the same ones in all blocks; small models do not
     (LLM.int8(), §4). The function stays the same, bit for bit if the factor is a power of two (and

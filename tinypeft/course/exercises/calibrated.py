@@ -54,7 +54,8 @@ def are_other_eigenvectors(got, expected, args):
     """Does H only stretch both directions?"""
     H, = args
     stretched = [H @ v for v in got]
-    return all(np.allclose(Hv, (v @ Hv) / (v @ v) * v) for v, Hv in zip(got, stretched, strict=True))
+    pairs = zip(got, stretched, strict=True)
+    return all(np.allclose(Hv, (v @ Hv) / (v @ v) * v) for v, Hv in pairs)
 
 
 def are_single_inputs(got, expected, args):
@@ -648,7 +649,8 @@ EXERCISES = (
         symptoms=(
             ("all scales must be positive: W is multiplied by them, and divided again",
              not_positive),
-            ("s is the same for every input, so nothing is scaled: this is rounding itself",
+            ("s is the same for every input, so nothing is scaled: this is rounding itself, which "
+             "makes the error of the weights smaller than any s, and not that of the outputs",
              are_equal),
             ("these scales make the error of the weights smaller; the loss is that of the outputs, "
              "with H", spares_the_weights),

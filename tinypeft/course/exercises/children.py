@@ -632,7 +632,7 @@ EXERCISES = (
         reference=stretch, cases=some_factors,
         goal=("row i of W + W ⊙ B A is g_i times row i of W", is_stretched),
         symptoms=(
-            ("B A must be as large as W: B has a row for each of W's, and A a column for each of W's",
+            ("B A must be as large as W: B has a row for each of W's, and A a column for each",
              lambda got, expected, args: np.isnan(change_of(got, args[0])).any()),
             ("the change is added to W: row i changes by g_i − 1 times itself",
              is_change(lambda W, g: g[:, None] * W)),

@@ -393,8 +393,8 @@ EXERCISES = (
             ("the running minimum goes over points in the order of cost; sort "
              "first, and undo the sorting",
              lambda cost, loss: loss <= np.minimum.accumulate(loss)),
-            ("of equal points both stay: a sweep in the order of cost that asks for a lower loss than "
-             "all before drops the second",
+            ("of equal points both stay: a sweep in the order of cost that asks for a lower loss "
+             "than all before drops the second",
              _first_of_equals),
             ("the mask is in the order of cost; put it back into the points' own order",
              lambda cost, loss: pareto(cost, loss)[np.argsort(cost)])),

@@ -209,6 +209,10 @@ def leaves(uses, trained):
     return [n and not uses[k] for k, n in enumerate(reference_needed(uses, trained))]
 
 
+def trained_alone(uses, trained):
+    return [k in trained for k in range(len(uses))]
+
+
 def ends(uses, trained):
     """Only the trained leaves, and the last value."""
     return [k in trained or k == len(uses) - 1 for k in range(len(uses))]
@@ -388,14 +392,14 @@ EXERCISES = (
         mistakes=(
             ("a value on which the last one does not depend is never reached: the walk starts at "
              "the last value", depends),
-            ("a trained leaf on which the last value does not depend gets no gradient",
-             with_every_trained_leaf),
             ("a value that is computed from no trained leaf needs no gradient, even if the walk "
              "passes by", lambda uses, trained: used_by_last(uses)),
             ("a value that is above the lowest trained leaf need not depend on it", above_lowest),
             ("a trained leaf needs its own gradient", operations),
             *several("the gradient of a leaf is made of those of all values between it and the "
-                     "last one: they are needed, too", leaves, ends),
+                     "last one: they are needed, too", leaves, ends, trained_alone),
+            ("a trained leaf on which the last value does not depend gets no gradient",
+             with_every_trained_leaf),
             ("what uses a trained leaf is used again: the gradient has to come through all of it",
              direct),
             ("one parent that depends on a trained leaf is enough", every_parent),

@@ -149,7 +149,7 @@ def few_levels(kind):
 def every_other_level(kind):
     """The first block uses every other level, so its step looks twice as large as it is."""
     def case(rng):
-        x = rounded(weights_of(rng), kind)
+        x = rounded(weights_of(rng), kind).copy()
         block = x.reshape(-1)[:32]
         two_steps = 2 * grids(block, 32)[0][0]
         block[:] = block.min() + two_steps * np.rint((block - block.min()) / two_steps - 0.25)

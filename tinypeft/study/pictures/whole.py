@@ -45,8 +45,9 @@ def forest(results: Path) -> plot.Drawing:
             shown = float(np.clip(mean, -FARTHEST, FARTHEST))
             above = min(half, 1 - mean) if j.claim.kind == WITHIN else half      # of δ less a distance, at most δ is left
             low, high = np.clip([mean - half, mean + above], -FARTHEST - 0.5, FARTHEST + 0.5)
-            ax.plot([low, high], [at, at], color="#9A9A9A", lw=1)
-            ax.plot(shown, at, ms=4, color=plot.COLOURS[colour], marker=marker if shown == mean else "<>"[mean > 0])
+            ax.hlines(at, low, high, color="#9A9A9A", lw=1)
+            ax.plot(shown, at, ls="none", ms=4, color=plot.COLOURS[colour], marker=marker)
+            if shown != mean: ax.plot(1.03 * shown, at, ls="none", ms=3, color="#000000", marker="<>"[mean > 0])
     ax.set_yticks(range(len(found)), [shortened(j.claim.text) for j in found])
     ax.invert_yaxis()
     ax.margins(y=0.01)
@@ -61,7 +62,7 @@ def forest(results: Path) -> plot.Drawing:
         "which matters to claims that something is better. Of \"as good as\" the distance from 90 % of the gain is drawn, and "
         "of \"within δ\" δ less the distance from zero: there 1 is the most that can be, and a claim holds where its marks lie "
         "right of zero"
-        + f"; {beyond} marks, arrows at the edges, lie beyond {FARTHEST} δ" * bool(beyond) + ".",
+        + f"; {beyond} marks at the edges, with arrows, lie beyond {FARTHEST} δ" * bool(beyond) + ".",
         "Rows of marks with intervals, in units of δ. " + " ".join(
             f"{j.claim.text}: {j.verdict}, {', '.join(f'{m:+.1f} ± {h:.1f}' for m, h in in_deltas(j))}." for j in found))
 
