@@ -1,6 +1,6 @@
 """Notebooks in a real JupyterLab in headless Chromium, as a reader who has just cloned the repository sees them: not trusted.
 
-    python tests/browser/jupyterlab.py lessons/07_lora.ipynb [… --shots FOLDER]
+    python tests/browser/jupyterlab.py lessons/07_lora.ipynb [… --shots FOLDER --dark]
 
 Every cell has to be there, every picture among the outputs with a size, every formula typeset and none refused. With
 --shots also screenshots, page by page, to be looked at. Needs `chromium` on the path, and websocket-client, which jupyter
@@ -52,11 +52,12 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(folder):
+def browser(folder, theme):
     """A Page, and JupyterLab on `folder` behind it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         settings = Path(scratch, "settings", "@jupyterlab")
         for plugin, value in (("notebook-extension/tracker", {"windowingMode": "none"}),        # all cells, not those in sight
+                              ("apputils-extension/themes", {"theme": theme}),
                               ("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})):
             file = settings / f"{plugin}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +127,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--shots", type=Path, default=None, metavar="FOLDER")
+    parser.add_argument("--dark", action="store_const", const="JupyterLab Dark", default="JupyterLab Light")
     args, bad = parser.parse_args(), 0
     for folder in dict.fromkeys(p.resolve().parent for p in args.notebooks):
-        with browser(folder) as page:
+        with browser(folder, args.dark) as page:
             for path in args.notebooks:
                 if path.resolve().parent != folder: continue
                 seen, wrong = look(page, path, args.shots)
