@@ -4,8 +4,8 @@
 # **What you will do.**
 # Write AdamW and train every parameter of the base with it, on text that the base never saw.
 # You see what the model gains there, what it loses elsewhere, and how it writes before and after.
-# Then you write the bill: weights, gradients, optimizer state and activations, each by a formula,
-# and each compared with the bytes that were really allocated.
+# Then you write the bill: weights, gradients, optimizer state and activations, each by a formula.
+# Activations and the peak of a step are compared with the bytes that were really allocated.
 # The same formula says what 7 billion parameters need.
 # Every method of this course attacks some line of this bill.
 #
@@ -137,10 +137,10 @@ result
 # $$w \leftarrow w - \eta\lambda w - \eta\,\frac{\hat m}{\sqrt{\hat v} + \varepsilon}, \qquad
 # \hat m = \frac{m}{1-\beta_1^t}, \quad \hat v = \frac{v}{1-\beta_2^t} \tag{2}$$
 #
-# In the first step $\hat m = g$ and $\hat v = g^2$, so the ratio is exactly 1: every weight moves
-# by $\eta$. In the example above: first $\hat m = 0.2/0.1 = 2$ and $\hat v = 0.004/0.001 = 4$, a
-# move of $\eta$; then $\hat m = 0.08/0.19 = 0.42$ and $\hat v = 0.004996/0.001999 = 2.5$, a move of
-# $0.42\,\eta/\sqrt{2.5} = 0.27\,\eta$.
+# In the first step $\hat m = g$ and $\hat v = g^2$, so the ratio is 1, up to ε: every weight whose
+# gradient is not 0 moves by $\eta$. In the example above: first $\hat m = 0.2/0.1 = 2$
+# and $\hat v = 0.004/0.001 = 4$, a move of $\eta$; then $\hat m = 0.08/0.19 = 0.42$ and
+# $\hat v = 0.004996/0.001999 = 2.5$, a move of $0.42\,\eta/\sqrt{2.5} = 0.27\,\eta$.
 #
 # </details>
 
@@ -193,7 +193,7 @@ show(optim.adamw_step)
 #
 # Here is a whole loop, by somebody who knows that arrays in place save memory.
 # `gradients` has one array for each step.
-# We give it ten gradients of one weight of the model, from ten batches:
+# We give it ten gradients of one array of 128 weights, from ten batches:
 
 # %%
 def descend(w, gradients, lr, beta1, beta2, decay):
@@ -342,11 +342,10 @@ show("forgetting")
 # %% [markdown]
 # *What to see: each curve is one method at six learning rates, and the large mark is its best one.
 # At its best rate full fine-tuning learns most and forgets most.
-# Go down its curve: where it learns as much as LoRA, AdaLoRA or one of the adapters does at best,
-# it forgets less. The prompt and the prefix learn less than full fine-tuning at its gentlest rate,
-# and cannot be compared so.*
-# How much is forgotten depends on the learning rate, here as in the cells above, and not on the
-# method alone.
+# Go down its curve: where it learns as much as LoRA on all layers, AdaLoRA or one of the adapters
+# does at best, it forgets less. The prompt and the prefix learn less than full fine-tuning at its
+# gentlest rate, and cannot be compared so.* How much is forgotten depends on the learning rate,
+# here as in the cells above, and not on the method alone.
 #
 # Forgetting is the first item on the bill, and not one in bytes.
 # The second: what you have now is a second model of 1,155,456 numbers.
@@ -534,14 +533,14 @@ fig
 
 # %%
 lengths, frames, told = np.arange(64, 257, 64), {}, {}
-own = states(N, N, 4, 4) / 2**20
+all_states = states(N, N, 4, 4) / 2**20
 for rows_of_batch in (1, 2, 4, 8, 16, 32):
     kept = [4 * activations(rows_of_batch, int(t), *shape) / 2**20 for t in lengths]
     frames[rows_of_batch] = {"activations": (lengths, kept)}
     told[rows_of_batch] = (f"rows of 128 tokens keep {kept[1]:.0f} MiB of activations, "
-                           f"{kept[1] / own:.1f} times weights, gradients, m and v")
+                           f"{kept[1] / all_states:.1f} times weights, gradients, m and v")
 slider("rows in a batch", frames, captions=told, xlabel="tokens in a row", ylabel="MiB",
-       behind={"weights, gradients, m, v": (lengths, [own] * len(lengths))}, ylog=True)
+       behind={"weights, gradients, m, v": (lengths, [all_states] * len(lengths))}, ylog=True)
 
 # %% [markdown]
 # ## 6. What freezing changes
@@ -590,14 +589,13 @@ fig
 
 # %% [markdown]
 # With LoRA the inputs of `output` and `up` go, $BTd$ each, and that of `down`, $4\,BTd$. So does the
-# head's. Nor does the first block's norm keep anything, because nothing below it is
-# trained. LoRA itself keeps $XA^\top$. What stays is $5\,(10\,BTd + 2\,BT + 2\,BHT + 2\,BTr) + BTV$
-# numbers, 14.75 MiB.
+# head's. Nor does the first block's norm keep anything, because nothing below it is trained; the
+# final norm takes its place. LoRA itself keeps $XA^\top$. What stays is
+# $5\,(10\,BTd + 2\,BT + 2\,BHT + 2\,BTr) + BTV$ numbers, 14.75 MiB.
 # *What to see: dark blue shrinks to little with every method; light blue shrinks far less.*
 # Keep this picture in mind when you read that a method trains 1 % of the parameters: that is about
-# the dark part alone.
-# Prompt tuning trains least and keeps more than LoRA.
-# Its vectors stand before the first block, and they lengthen every sequence.
+# the dark part alone. Prompt tuning trains least and keeps more than LoRA. Its vectors stand before
+# the first block, and they lengthen every sequence.
 #
 # ## 7. Seven billion
 #
@@ -605,8 +603,8 @@ fig
 # Take $L = 32$, $d = 4096$, $H = 32$ and one row of 512 tokens.
 # LoRA of rank 8 on query and value trains $n = 32 \cdot 2 \cdot 8 \cdot 2 \cdot 4096$ numbers.
 # QLoRA stores the frozen weights in 4.127 bits each (lesson 13).
-# For the activations in 16 bits, Korthikanti et al. count so many bytes in each block, with a
-# softmax that is not fused and with *dropout*, which sets random numbers to 0 in training:
+# For the activations in 16 bits, Korthikanti et al. count so many bytes in each block, with
+# attention that is not fused and with *dropout*, which sets random numbers to 0 in training:
 #
 # $$34\,BTd + 5\,BHT^2 \tag{4}$$
 
@@ -812,6 +810,7 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 # ```python
 # import torch
 #
+# model.train()
 # optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
 # model.gradient_checkpointing_enable()                        # section 8
 # for batch in batches:

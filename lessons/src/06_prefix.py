@@ -412,7 +412,7 @@ fig
 # Such a count hangs on chance; trust the losses more.
 #
 # And the network of equation (5)? Here the direct table is ahead of it, with a quarter of the
-# numbers, and two more seeds agree: 0.42 and 0.46 nats against 0.53 and 0.61. Nothing was unstable.
+# numbers, and two more seeds agree: 0.42 and 0.46 nats against 0.54 and 0.61. Nothing was unstable.
 # The study trained longer:
 #
 # {claim Reparameterized prefixes}
@@ -687,7 +687,7 @@ for n in (1, 2, 10, 100):
 # * PEFT draws the table from N(0, 1); here it starts from real words (`init="random"` for N(0,
 #   1)). With the network, the random starts differ: PEFT's table has a standard deviation of
 #   about 0.28, this package's 0.62.
-# * PEFT's description of zero initialisation once called it a "no-op".
+# * PEFT's description of zero initialisation calls it a "no-op".
 #   You have seen that it is not.
 # * The authors' code has dropout on the prefix; PEFT has not.
 # * An exported prefix is the folded table: neither PEFT nor this package can resume training of

@@ -360,10 +360,10 @@ fig.set_label("The size of each row's part: about equal for LoRA's eight rows; D
 fig
 
 # %% [markdown]
-# *What to see: LoRA's parts are alike. DyLoRA's are smaller, because they were trained less and at
-# larger scales. From row 3 on they get smaller, and the last ones, which only the largest ranks
-# train, are the smallest. Row 1 is not the largest. It learned in part at the scale α/1, which is 8
-# times that of the last row, α/8, so it needs less size.*
+# *What to see: LoRA's parts are alike. DyLoRA's are smaller, perhaps because they were trained in
+# fewer steps or at larger scales. From row 3 on they get smaller, and the last ones, which only the
+# largest ranks train, are the smallest. Row 1 is not the largest. It learned in part at the scale
+# α/1, which is 8 times that of the last row, α/8, so it needs less size.*
 #
 # One run proves little. The study did this at rank 16, with more steps and several seeds, beside a
 # LoRA trained for each rank by itself. It also trained a DyLoRA three times as long. Before you
@@ -516,7 +516,7 @@ print(f"of {STEPS} steps, {drawn.count(1)} were at rank 1 (uniform: {drawn_befor
 # curve gets flatter. It is lower on the left and higher on the right.
 #
 # *Measurement.* That is what happens, over three seeds with $p = 0.3$ and the lesson's rank of 8:
-# at rank 1 it gains nearly a tenth of a nat, which is more than the seeds differ. At rank 8 it
+# at rank 1 it gains 0.05 to 0.10 nats, which is more than the seeds differ. At rank 8 it
 # loses about half as much. The curves cross below rank 4. In `frozen=True` a step trains row $b$
 # alone, so that each row gets a part of the steps: expect every rank to be worse for the same
 # number of steps.

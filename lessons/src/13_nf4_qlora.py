@@ -588,9 +588,9 @@ for name, scheme in (("NF4", tp.NF4()), ("int4", tp.Uniform(4, True, "group", 64
 #
 # You may store 4.25 bits per weight. Candidates are NF4 with double quantization and blocks of 32,
 # 64 or 128 (`tp.NF4(block_size=…, double_quant=True)`), NF4 in blocks of 128 with float32 scales,
-# and integers with a zero point in groups. Compute the bits of each, and say which fit.
-# Measure the error of those that fit on two layers of the base, and the perplexity of the two best.
-# Say in one sentence each why smaller blocks help, and why they stop helping.
+# and integers with a zero point and float16 scales in groups. Compute the bits of each, and say
+# which fit. Measure the error of those that fit on two layers of the base, and the perplexity of
+# the two best. Say in one sentence each why smaller blocks help, and why they stop helping.
 #
 # <details><summary>Rubric</summary>
 #
@@ -606,8 +606,8 @@ for name, scheme in (("NF4", tp.NF4()), ("int4", tp.Uniform(4, True, "group", 64
 # $4 + 32/128 = 4.25$. Integers with a zero point: $4 + (16 + 4)/g$: 4.156 for 128, 4.31 for 64.
 #
 # *Errors.* Among those that fit, NF4 in blocks of 64 with double quantization has the least error;
-# in blocks of 128 it is a few per cent larger. The perplexities of the best two differ by less than
-# two draws of the text.
+# in blocks of 128 it is a few per cent larger. The perplexities of the best two differ by less
+# than two draws of the text do, but on the same text the difference is about three of its errors.
 #
 # *Reasons.* The largest weight of a block sets the step for all others, and in a small block it is
 # smaller. The scales take more bits the smaller the block is, and one code of each block is spent

@@ -156,8 +156,7 @@ print(f"  a table of counts (5-gram)              {counts:.3f}")
 # A method is *dominated* if another one costs no more and is no worse, and is strictly better in
 # one of the two. The methods that are not dominated are the **Pareto frontier**. By hand, as (cost,
 # loss): of $(1, 3)$, $(2, 2)$ and $(3, 2.5)$ the second dominates the third, and two remain.
-# Without another price, such as latency, choose a point on it. Which one depends on what is scarce:
-# memory, latency or files.
+# Choose a point on it, by what is scarce: memory, latency or files.
 #
 # ### {exercise}
 #
@@ -577,7 +576,7 @@ result
 # %% [markdown]
 # The package does the same when it saves in PEFT's format.
 # It writes two files, which `PeftModel.from_pretrained` reads on any GPT-2 of the same weights, and
-# `task.json`, what the adapter learned.
+# `task.json`, which says for what task.
 # (The package's tests do that in both directions, for every method here that PEFT has, too.)
 # Train one for a few steps, and look into the folder:
 

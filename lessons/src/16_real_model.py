@@ -75,7 +75,8 @@ for question in ("What is the capital of France?", "Name three fruits."):
 # %% [markdown]
 # ## 1. What is different from GPT-2
 #
-# Four things differ, in every model of the Llama family. The picture shows where they are:
+# Four things differ, and no linear layer has a bias. The picture shows where (grouped heads came
+# later):
 
 # %%
 show("schematic:llama")
@@ -186,9 +187,9 @@ sliders.turning(my_rotary)
 # largest products.* SmolLM2 has $\theta = 100{,}000$.
 
 # %% [markdown]
-# The paper of rotary embeddings pairs *neighbours*, $x_{2i}$ and $x_{2i+1}$. So do GGUF files.
-# Hugging Face's files, and the equation above, pair *halves*.
-# One becomes the other by reordering the rows of $W_q$ and $W_k$. A loader has to do that.
+# The paper of rotary embeddings pairs *neighbours*, $x_{2i}$ and $x_{2i+1}$. So do this family's
+# GGUF files. Hugging Face's files, and the equation above, pair *halves*. One becomes the other by
+# reordering the rows of $W_q$ and $W_k$. A loader has to do that.
 #
 # ### {exercise}
 #
@@ -503,7 +504,7 @@ show("natural_outliers")
 
 # %% [markdown]
 # *What to see: in what attention reads, the real model's outliers are smaller than the planted
-# ones, 7 to 24 times the median against about 40. The largest stand in front of `mlp.down`, in
+# ones, 8 to 24 times the median against about 40. The largest stand in front of `mlp.down`, in
 # single blocks, where no norm stands that SmoothQuant could fold a scale into.* (The base has one
 # there, too.)
 #
@@ -595,7 +596,6 @@ fig
 # And look at *domain*. Nothing in the training text was documentation, and what the model could
 # do there has suffered.
 # Old text in each batch, a smaller rank or a smaller rate would help (lesson 03).
-# `detach` gives the old model back, to the last bit.
 #
 # The learning rate was chosen among 1e-3, 3e-3 and 1e-2, by recall.
 # The loss on the *validation* text, whose wording is again another one, would have chosen the
@@ -853,7 +853,7 @@ print(f"{right_ones} of {len(ten)}; the bag of words {len(ten) * words:.0f}; by 
 # - Rotary embeddings: Su et al., arXiv 2104.09864, section 3.2.
 # - Grouped heads: Ainslie et al., arXiv 2305.13245, section 2.2. SwiGLU: Shazeer, arXiv
 #   2002.05202.
-# - All together: Touvron et al., arXiv 2302.13971, section 2.2.
+# - All but the grouped heads: Touvron et al., arXiv 2302.13971, section 2.2.
 # - SmolLM2: Allal et al., arXiv 2502.02737.
 # - Huge values at few tokens: Sun et al., arXiv 2402.17762, "massive activations".
 # - Q4_1 has no paper. llama.cpp's source defines it.

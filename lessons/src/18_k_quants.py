@@ -499,10 +499,11 @@ fig
 
 # %% [markdown]
 # *What to see: on this model most of the gain needs no importance.* With $h = 1$ for all inputs
-# `Q4_K` adds about as much as with the $h$ of the text. The gain comes from the 37 trials, and from
-# $w$, in which large weights count more. Shuffled, $h$ belongs to other inputs: its three draws lie
-# far apart, and one of them is the best of all, by chance. So one model cannot tell what the right
-# inputs add. The study, over eight draws of the text, in nats per token:
+# `Q4_K` adds about as much as with the $h$ of the text. The gain comes from the search for $d$ and
+# $e$, from $w$, which is flatter than before, and a little from the 37 trials. Shuffled, $h$ belongs
+# to other inputs: its three draws lie far apart, and one of them is the best of all, by chance. So
+# one model cannot tell what the right inputs add. The study, over eight draws of the text, in nats
+# per token:
 #
 # | importance $h$ | `Q4_K` adds |
 # |---|---|
@@ -512,8 +513,8 @@ fig
 # | of the model's kind of text | {study k_quants: Q4_K, importance, excess} |
 # | of another kind of text | {study k_quants: Q4_K, importance from other text, excess} |
 #
-# There about half of the gain is the search's, and half the right inputs'. Which inputs are large
-# depends on the layer more than on the text.
+# On average about half of the gain is the search's, and half the right inputs', and either half is
+# hardly larger than its error. Which inputs are large depends on the layer more than on the text.
 #
 # ### {exercise}
 #
@@ -552,8 +553,8 @@ for name, of in (("without importance", None), ("with that of X", h_of_X)):
 # ## 5. Which layer deserves more bits
 #
 # A name such as `Q4_K_M` is a *mixture*. In a Llama, llama.cpp's rule gives `Q6_K` to
-# `attention.value` and `mlp.down` in about half of the blocks, and `Q4_K` to all else. It looks at
-# names, not at numbers. Here we use this rule for the base, too.
+# `attention.value` and `mlp.down` in about half of the blocks, and `Q4_K` to all else in them. It
+# looks at names, not at numbers. Here we use this rule for the base, too.
 #
 # ### {exercise}
 #
@@ -704,7 +705,8 @@ show_error("IQ4_NL", 4 + 16 / 32, (s * levels[nearest]).reshape(W.shape))
 # %% [markdown]
 # *What to see: levels that are denser around 0 help only if the ends are not too far apart.*
 # `IQ4_NL` beats `Q4_0` at equal bits. `MXFP4` has wide gaps at its ends and a scale that is a power
-# of two, and loses. It has two zeros, so its 16 codes draw 15 strokes.
+# of two, and loses. NF4's ends are farther apart, too, and its scales take 32 bits. `MXFP4` has two
+# zeros, so its 16 codes draw 15 strokes.
 #
 # ## The real call
 #
@@ -789,7 +791,7 @@ show_error("IQ4_NL", 4 + 16 / 32, (s * levels[nearest]).reshape(W.shape))
 # - *Bytes.* The package writes llama.cpp's bytes for `Q4_K`, `Q5_K` and `Q6_K`, with importance or
 #   without; a test compares them. In `MXFP4` ties are broken in another way.
 # - *Layers without importance.* llama.cpp rounds a layer that the file lacks without it, and says
-#   nothing. The package refuses.
+#   so in its log alone. The package refuses.
 # - *Rows of 128.* No file has two rows in a superblock, as here. llama.cpp falls back to a larger
 #   type.
 #

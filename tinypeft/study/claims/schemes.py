@@ -336,7 +336,7 @@ SCHEME_CLAIMS = (
     better("With the importance of inputs Q4_K loses less", LLAMA_CPP, "",
            "excess of Q4_K minus that of Q4_K with importance from text of the model's kind",
            "it loses more", ("k_quants",), importance, own=True,
-           why={SIZE_OPEN: "The lead is about δ. About half of it needs no importance: llama.cpp then has another search, "
+           why={SIZE_OPEN: "The lead is about δ. On average half of it needs no importance: llama.cpp then has another search, "
                 "which gains as much with the same number for every input. Importance from another kind of text gains as much "
                 "as that from its own, and with either Q4_K loses as little as GPTQ."}),
     better("More rank makes up for fewer bits", "2305.14314", "",
