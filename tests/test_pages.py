@@ -35,7 +35,6 @@ def test_no_measured_number_is_written_by_hand(path):
 
 
 @pytest.mark.parametrize("part", [main_job, over_seeds, lambda results: tables.table(results, ALL_CLAIMS),
-
                                   lambda results: tables.details(tables.judged(results, ALL_CLAIMS)),
                                   lambda results: tables.the_rule()],
                          ids=["main job", "over seeds", "claims", "details", "rule"])

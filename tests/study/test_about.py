@@ -71,8 +71,8 @@ def test_cells_of_tables_link_files_and_papers_and_keep_bars():
     for cls in EVERYTHING.values():
         name, file = re.fullmatch(r"\[`(\w+)`\]\(\.\./(.*)\)", class_link(cls, "../")).groups()
         assert f"class {name}(" in (ROOT / file).read_text("utf-8")
-    assert linked("2106.09685", "PEFT: https://a.b/c") == ("[2106.09685](https://arxiv.org/abs/2106.09685), "
-                                                   "[PEFT](https://a.b/c)")
+    assert linked("2106.09685", "PEFT: https://a.b/c") == (
+        "[2106.09685](https://arxiv.org/abs/2106.09685), [PEFT](https://a.b/c)")
     assert code("s = max|x|") == r"`s = max\|x\|`"
 
 

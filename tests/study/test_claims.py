@@ -257,6 +257,15 @@ def test_the_rates_on_smollm2_are_the_best_that_were_tried_and_lie_between_two()
     assert {type(arm.method) for arm in smollm2.TRIED.values()} == {METHODS[name] for name in SURVEYED}
 
 
+def test_the_share_of_an_update_is_of_the_whole_update():
+    """What the 8 largest directions hold is less of all 128 than of the 64 largest, whose singular values are stored."""
+    r = load(RESULTS, "subspace")
+    for matrix in ("query", "value"):
+        squares = r.values("domain", f"values_full_{matrix}") ** 2            # (seeds, layers, 64)
+        of_64 = squares[..., :8].sum(-1) / squares.sum(-1)
+        assert (r.values("domain", f"energy_8_full_{matrix}") < of_64 - 0.001).all()
+
+
 def test_lora_gains_on_smollm2():
     """At least 0.15 bits per byte on every seed, and no method is worse than the model as it is."""
     r = load(RESULTS, "smollm2")

@@ -376,6 +376,20 @@ def test_intervals_of_documents_are_those_of_effects():
     assert r.mean("a", "loss") == pytest.approx(np.average(np.mean(list(a.by_seed.values()), 0), weights=tokens))
 
 
+def test_a_metric_that_no_other_condition_has_is_beside_their_losses():
+    """The loss of a cut by singular values is one condition's alone, and is shown beside the losses of the others."""
+    rng, tokens = np.random.default_rng(2), np.array([30, 5, 10, 20])
+    of_document = rng.normal(2.0, 0.5, 4)                                     # the text's, which all conditions share
+    def run(metric):
+        sums = (of_document + rng.normal(0, 0.01, 4)) * tokens
+        return {metric: sums.sum() / tokens.sum(), f"{metric}_documents": sums.tolist()}
+    runs = {"a": {str(s): run("loss") | run("loss_svd") for s in range(3)}, "b": {str(s): run("loss") for s in range(3)}}
+    r = Results({"experiment": "toy", "runs": runs}, (tokens,))
+    a, b, svd = effects.read(r, "a"), effects.read(r, "b"), effects.read(r, "a", "loss_svd")
+    assert r.interval("a", "loss_svd") == pytest.approx(effects.among(svd, a, b).half)
+    assert r.interval("a", "loss_svd") < 0.1 * effects.among(svd).half
+
+
 def test_intervals_of_a_list_with_documents_have_its_length():
     tokens = np.array([3, 7])
     run = lambda seed: {"loss": [2.0 + seed, 3.0], "loss_documents": [[6.0 + 3 * seed, 14.0 + 7 * seed], [9.0, 21.0]]}

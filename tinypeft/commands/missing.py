@@ -142,12 +142,14 @@ def of_class(name: str, cls: type, package: object) -> Lacks:
 
 def of_docstring(name: str, file: str, doc: str) -> Lacks:
     """Yield what a docstring lacks: citation, equation, table of symbols, where others differ."""
-    papers = ABOUT[name].papers if name in ABOUT else ("number",)
-    title, elsewhere, _ = (papers or ("",))[0].partition(": ")
-    citation = title if elsewhere else f"arXiv {title}"
-    cited = re.escape(citation).replace("number", r"\d{4}[.]\d{5}").replace(r"\ ", r"\s+")
-    if papers and name not in TEXTBOOK and not re.search(cited, doc):
-        yield Lack(1, file, f"the docstring does not cite the paper; write (authors, {citation})")
+    papers = ABOUT[name].papers if name in ABOUT else ("",)
+    if papers and name not in TEXTBOOK:
+        title, address, _ = papers[0].partition(": ")
+        citation = title if address else f"arXiv {title or 'number'}"
+        cited = re.escape(title) if address else rf"arXiv\s+{title or '[0-9]{4}[.][0-9]{5}'}"
+        if not re.search(cited, doc):
+            yield Lack(1, file, "the docstring does not cite the paper; write "
+                       f"(authors, {citation})")
     if not re.search(r"^ {4}.*[=←∝|]", doc, re.M):
         yield Lack(1, file, "the docstring has no equation; write it on a line of its own, "
                    "indented by four blanks")

@@ -169,6 +169,6 @@ def code(equation: str) -> str:
 
 
 def linked(*papers: str) -> str:
-    """Links to papers, each an arXiv id, or "name: address"."""
+    """Write links to papers, each an arXiv id, or "name: address"."""
     parts = [paper.partition(": ") for paper in papers]
     return ", ".join(f"[{name}]({address or f'https://arxiv.org/abs/{name}'})" for name, _, address in parts)

@@ -267,6 +267,7 @@ WRONG = {
         (ordered(damped=lambda damping: 0), "not damped"),
         (ordered(key=lambda H: -np.linalg.norm(H, axis=0)), "not the length of its column")],
     "calibrated.directions": [
+        (lambda H: tuple(np.linalg.eig(H)[1].T[:2]), "eigenvectors of H"),
         (lambda H: (np.linalg.eigh(H)[1][:, 0], np.linalg.eigh(H)[1][:, -1]), "exchanged"),
         (lambda H: (np.linalg.eigh(H)[1][-1], np.linalg.eigh(H)[1][0]), "these are rows"),
         (lambda H: (np.eye(len(H))[np.diag(H).argmax()], np.eye(len(H))[np.diag(H).argmin()]), "single inputs"),

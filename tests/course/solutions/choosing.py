@@ -14,6 +14,14 @@ def pareto_loop(cost, loss):
                              for i in range(len(cost))) for j in range(len(cost))])
 
 
+def pareto_swept(cost, loss):
+    order = np.lexsort((loss, cost))
+    before = np.minimum.accumulate(np.r_[np.inf, loss[order][:-1]])
+    kept = np.zeros(len(cost), bool)
+    kept[order] = loss[order] < before
+    return kept
+
+
 def pareto_strict(cost, loss):
     """Only what is beaten in both, strictly."""
     return np.array([not any((cost < cost[j]) & (loss < loss[j])) for j in range(len(cost))])
@@ -138,6 +146,7 @@ WRONG = {
         (lambda n, bits, t: memory(16)(n - t, bits, t), "do not subtract it"),
         (lambda n, bits, t: n * (bits // 8) + 16 * t, "not with //")],
     "choosing.pareto": [
+        (pareto_swept, "of equal points both stay"),
         (lambda cost, loss: ~pareto_loop(cost, loss), "dominated ones"),
         (pareto_sorted, "sort first"),
         (lambda cost, loss: loss == loss.min(), "single best"),

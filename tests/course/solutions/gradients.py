@@ -122,6 +122,7 @@ WRONG = {
         (lambda f, vjp, x: True, "you refuse a right vjp"),
         (lambda f, vjp, x: True if vjp(x, x) > f(x) else False, "single numbers")],
     "gradients.needed": [
+        (lambda uses, trained: [n or k in trained for k, n in enumerate(marked()(uses, trained))], "gets no gradient"),
         (marked(above=False), "is never reached"),
         (marked(below=False), "from no trained leaf"),
         (marked(leaves=False), "needs its own gradient"),

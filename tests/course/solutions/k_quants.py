@@ -69,6 +69,13 @@ def by_the_first_block(W_hat):
     return ("Q4" if first[1] < 16 else "Q5") + (truth[2:] if truth != "Q8_0" else "_0")
 
 
+def of_every_superblock(W_hat):
+    """A K only if the steps of every superblock have a common measure."""
+    truth = by_votes(W_hat)
+    if truth not in ("Q4_K", "Q5_K"): return truth
+    return truth if whole_steps([measured(b) for b in W_hat.reshape(-1, 32).astype(float)]) == 1 else truth[:3] + "1"
+
+
 def whole_steps(blocks):
     """The share of superblocks whose steps have a common measure."""
     there = [[b[0] for b in blocks[i:i + 8] if b] for i in range(0, len(blocks), 8)]
@@ -284,6 +291,7 @@ WRONG = {
         (lambda d, sc, e, mn, q: d * sc * q - e * mn, "would be one for each column"),
         (lambda *a: read_by_rows(*a).ravel(), "look at .reshape")],
     "k_quants.which": [
+        (of_every_superblock, "63·step/(the largest) is whole"),
         (named(values=True), "count the steps between"),
         (named(minimum=False), "this type has a minimum"),
         (named(minimum=True), "this type has no minimum"),

@@ -94,6 +94,7 @@ WRONG = {
         (lambda *a: None, "is there a return"),
         (lambda *a: np.array(trained(*a)) + 0.5, "number")],
     "map.merges": [
+        (merges(x=lambda d: np.arange(5.0 * d).reshape(5, d) - 9), "matrix for whole numbers"),
         (merges(lambda f, x, W: True), "agrees with this W on the rows"),
         (merges(x=np.eye), "on other inputs"),
         (merges(lambda f, x, W: np.allclose(f(3 * x), 3 * f(x))), "a ReLU without bias"),

@@ -337,8 +337,8 @@ SCHEME_CLAIMS = (
            "excess of Q4_K minus that of Q4_K with importance from text of the model's kind",
            "it loses more", ("k_quants",), importance, own=True,
            why={SIZE_OPEN: "The lead is about δ. On average half of it needs no importance: llama.cpp then has another search, "
-                "which gains as much with the same number for every input. Importance from another kind of text gains as much "
-                "as that from its own, and with either Q4_K loses as little as GPTQ."}),
+                "which gains that much with the same number for every input. Importance from another kind of text gains as "
+                "much as that from its own, and with either Q4_K loses as little as GPTQ."}),
     better("More rank makes up for fewer bits", "2305.14314", "",
            "what rounding the base costs a LoRA of rank 2 in test loss, minus what it costs one of rank 32",
            "it costs the larger rank more, at 3 or at 2 bits", ("rounding_rank",), rank_repairs, delta=FINE_TUNING, own=True,
