@@ -234,7 +234,7 @@ STEPS = [
     (write_the_method, ["tinypeft/peft/NAME.py"], []),
     (list_it, ["tinypeft/peft/methods.py", "tinypeft/peft/__init__.py", "tinypeft/__init__.py"], []),
     (write_the_tests, ["tests/peft/test_NAME.py", "tests/peft/test_model.py", "tests/common/test_hyper.py"],
-     ["pytest tests/peft/test_NAME.py tests/peft/test_families.py tests/common/test_hyper.py"]),
+     ["pytest tests/peft/test_NAME.py tests/peft/test_model.py tests/peft/test_families.py tests/common/test_hyper.py"]),
     (say_what_is_known, ["tinypeft/study/about.py"], ["pytest tests/study/test_about.py"]),
     (measure_it, ["tinypeft/study/experiments/arms.py", "figures/results/"], []),
 ]
