@@ -1,3 +1,3 @@
 """Experiments whose claims were fixed and that were not measured since, or not wholly: nothing is judged by them until then."""
 
-WAITING = ("smollm2",)
+WAITING = ()
