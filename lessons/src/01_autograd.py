@@ -290,7 +290,7 @@ show(tp.Tensor.gradients)
 #
 # A bias $b$ of shape $(d,)$ is added to every row of an $(n, d)$ array:
 # $y_{ij} = x_{ij} + b_j$.
-# NumPy copies $b$ silently, $n$ times, and equation (1) sums over all places where $b_j$ occurs:
+# NumPy uses each $b_j$ silently $n$ times, and equation (1) sums over all places where $b_j$ occurs:
 #
 # $$db_j = \sum_i dy_{ij} \tag{3}$$
 
@@ -313,7 +313,7 @@ def of_colleague(dy, shape):
 
 
 def measured(dy, shape, eps=1e-6):
-    """How ⟨dy, x + b⟩ changes with each number of b, by finite differences."""
+    """How the sum of dy · (x + b) changes with each number of b, by finite differences."""
     db = np.empty(shape)
     for at in np.ndindex(*shape):
         step = np.zeros(shape)
@@ -338,7 +338,7 @@ for shape in ((3,), (1, 3), (5, 1), ()):
 # Write the mended function. It sums `dy` down to `shape`, the shape that an array had before NumPy
 # broadcast it to `dy.shape`. For example from `(4, 5, 3)` to `(3,)`, to `(1, 3)`, to `(5, 1)`, to
 # `()`. The result must have exactly the shape `shape`.
-# First say along which axes NumPy makes copies. There are two kinds.
+# First say along which axes NumPy repeats the array. There are two kinds.
 
 # %% exercise=autograd.unbroadcast points=2 minutes=10
 def autograd_unbroadcast(dy, shape):
@@ -496,7 +496,7 @@ result
 # %% [markdown]
 # Compare yours with the package's.
 # `plain.layer_norm` leaves the gradient to the chain rule.
-# The *fused* version is one operation in place of many small ones, with one vjp written by hand.
+# The *fused* version is one operation in place of many small ones, with its vjps written by hand.
 # It has your three terms, and writes them into memory that it already has:
 
 # %%

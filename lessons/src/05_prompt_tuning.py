@@ -380,7 +380,7 @@ show("soft_prompts")
 # %% [markdown]
 # *What to see: a star is a vector whose nearest token is still the one from which it started.*
 # (⏎ is a line break, and � a token that is only a part of a letter.)
-# Even these vectors are far from the word: a cosine of 1 would be the word itself.
+# Even these vectors are far from the word: one with a cosine of 1 would point exactly as it does.
 # The other vectors are near no meaningful word.
 # In so many dimensions there is much room, so that a vector can move far and have no new
 # neighbour.
@@ -499,7 +499,8 @@ fig
 
 # %% [markdown]
 # *What to see: P-tuning does worse than a plain prompt of as many vectors that starts from words, and
-# better than one that starts from random numbers, as its encoder does.* So here the start decides.
+# about as well as one that starts from random numbers, as its encoder does.* (With another seed
+# the random start is ahead.) So here the start counts more than the encoder.
 # The paper finds P-tuning better on its tasks; there the model is frozen in one half of the
 # experiments (LAMA), and trained as well in the other (SuperGLUE).
 # On *classify*, another task of the study, the model says which package a sentence documents.
@@ -586,7 +587,8 @@ print("  own places:   ", losses(*between, own_place))
 # %% [markdown]
 # ## 9. And the size of the model?
 #
-# Prompt tuning's paper says that the gap to full fine-tuning closes at billions of parameters:
+# Prompt tuning's paper says that the gap to full fine-tuning closes at billions of parameters. The
+# study measures it on *domain*, the documentation of Python packages (P-tuning v2 is lesson 06's):
 
 # %%
 show("prompt_sizes")
@@ -594,8 +596,8 @@ show("prompt_sizes")
 # %% [markdown]
 # *What to see, right: from the smallest base to the next one, the share of full fine-tuning's gain
 # that a prompt reaches nearly doubles. From there to the largest it does not grow.*
-# The study calls its three bases *small*, *medium* and *base*; the last is this lesson's. The
-# picture is over three of each size, and this table of the shipped one:
+# The study calls its three bases *small*, *medium* and *base*; the last is this lesson's. The right
+# half is over three of each size, the left half and this table are of the shipped one:
 #
 # | base | parameters | gain of full fine-tuning | gain of a prompt (nats per token) |
 # |---|---|---|---|
@@ -674,7 +676,7 @@ print(f"trained: {lstm_count(6, c.d_model, c.d_model // 2):,} by your count, "
 #
 # <details><summary>2. Which cost of a prompt is not in that number?</summary>
 # A longer sequence, in training and in use: P more positions in every layer, and P more keys for
-# every query.
+# every query of the text.
 # </details>
 #
 # <details><summary>3. Why start from words?</summary>
@@ -697,7 +699,8 @@ print(f"trained: {lstm_count(6, c.d_model, c.d_model // 2):,} by your count, "
 # * Lester et al., arXiv 2104.08691: equation (1) in section 2; random, vocabulary and class-label
 #   starts in section 3.2; that it "becomes more competitive with scale" in the abstract; nearest
 #   neighbours of prompts in section 7.
-# * Liu et al., arXiv 2103.10385 (P-tuning): template and encoder in sections 3.1 and 3.2.
+# * Liu et al., arXiv 2103.10385 (P-tuning): template and encoder in sections 3.1 and 3.2
+#   of its first version.
 # * The survey (arXiv 2501.04040) treats both under one heading, together with P-tuning v2
 #   (lesson 06).
 #

@@ -494,7 +494,7 @@ ax.text(10, 5, "LoRA: 8, the rest is 0", color=plot.COLOURS["blue"], va="center"
 ax.set(xlabel="index of the singular value", ylabel="singular value of ΔW", title=path)
 fig.set_label("Singular values of three changes, and of a random matrix as large as the first, on "
               "a logarithmic axis. Those of full fine-tuning fall without a gap, and faster than "
-              "the random ones; the first four of LoRA's eight lie above.")
+              "the random ones; the first three of LoRA's eight lie above.")
 fig
 
 # %% [markdown]
@@ -563,7 +563,7 @@ slider("noise, as a share of each number of B", frames, captions=told_same,
 # of the squares.) $\varphi$ is 1 if one subspace lies in the other, about $\max(i,j)/d$ by chance.
 
 # %%
-again = learn(tp.LoRA(rank=8, alpha=16), rng=1)[0]
+again = learn(tp.LoRA(rank=8, alpha=16), rng=1, lr=2e-2)[0]
 pair = [tuned.wrappers[path] for tuned in (narrow, again)]
 print("the same change from two starts:", same_change(*(
     a for w in pair for a in (w.A.data, w.B.data, w.scale * len(w.A.data)))))
@@ -868,7 +868,7 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(with_dora[-5
 #
 # ## The real call
 #
-# The same with Hugging Face's PEFT, for a `model` of transformers and its `batches` of tokens:
+# The same with Hugging Face's PEFT, for a `model` of transformers and `batches` with labels:
 #
 # ```python
 # import torch

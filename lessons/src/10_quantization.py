@@ -201,11 +201,11 @@ four_bits.beside(relative(my_absmax(W, 4)))
 #
 # Write `quantization_survey(x, bits)`. Return `(x_q, S, Z)` for one grid over all of `x`, whose
 # range $[l, h]$ is stretched to contain 0: $x_q$ as an integer array with values $0 \dots 2^b - 1$,
-# $S$ as a positive number, $Z$ as an integer. Derive first how many steps lie between $2^b$ points,
-# and which $Z$ makes the code of $l$ equal to 0. Round $x/S$ before you subtract $Z$. Clip the
-# codes: if $l/S$ and $h/S$ both end in ½, both are rounded to the even neighbour, and the largest
-# code can become $2^b$. Do not add an ε to $S$: it would push ties to one side. If all numbers are
-# zero, any $S > 0$ is right, and zeros must come back as zeros.
+# $S$ as a positive number, $Z$ as a whole number. Derive first how many steps lie between $2^b$
+# points, and which $Z$ makes the code of $l$ equal to 0. Round $x/S$ before you subtract $Z$. Clip
+# the codes: if $l/S$ and $h/S$ both end in ½, both are rounded to the even neighbour, and the
+# largest code can become $2^b$. Do not add an ε to $S$: it would push ties to one side. If all
+# numbers are zero, any $S > 0$ is right, and zeros must come back as zeros.
 
 # %% exercise=quantization.survey points=3 minutes=12
 def quantization_survey(x, bits):
@@ -364,11 +364,11 @@ print(f"relative error {relative(my_decode(codes, s, z, 32)):.0f} %")
 # An integer that leaves the range of its type *wraps*: it comes back at the other end, without an
 # error.
 #
-# How much does a finer grid of scales buy? Here are seven choices of what shares a scale, and four
+# How much does a finer grid of scales buy? Six choices of what shares a scale, and four
 # widths. (Scales are float16 here, and float32 in the sliders.)
 
 # %% fold
-options = [("tensor", None), ("channel", None), *(("group", g) for g in (128, 64, 32, 16, 8))]
+options = [("tensor", None), ("channel", None), *(("group", g) for g in (64, 32, 16, 8))]
 fig, ax = plot.figure()
 for bits, colour in ((8, "black"), (4, "blue"), (3, "green"), (2, "vermillion")):
     made = [tp.Uniform(bits, symmetric=False, granularity=kind, group_size=g,
@@ -379,8 +379,8 @@ for bits, colour in ((8, "black"), (4, "blue"), (3, "green"), (2, "vermillion"))
                 textcoords="offset points", fontsize=8, color=plot.COLOURS[colour], va="center")
 ax.set(yscale="log", xlabel="bits per weight, scales and zero points included",
        ylabel="‖Ŵ − W‖/‖W‖ (%)")
-ax.set_title("left end of a line: one scale per tensor; right end: one per 8 weights", loc="left",
-             fontsize=10)
+ax.set_title("from left to right: a scale per tensor, per row, per 64, 32, 16, 8 weights",
+             loc="left", fontsize=10)
 fig.set_label("Relative error, on a logarithmic axis, over bits per weight, one line for each "
               "of 8, 4, 3 and 2 bits. Each line falls from one scale per tensor to one per 8 "
               "weights, steeply at first.")
@@ -761,7 +761,7 @@ for file in sorted(folder.glob("*.gguf")): print(f"{file.name:15} {file.stat().s
 #   can put a tie on the other side.
 # * *Scales in 16 bits.* Rounded to nearest, a scale may become smaller, and the largest weight is
 #   then clipped by more than half a step. Here such scales are rounded up.
-# * *Overflow of E4M3.* Above 448 PyTorch (2.12 and later) saturates, ml_dtypes gives NaN:
+# * *Overflow of E4M3.* Beyond 464 ml_dtypes gives NaN, and PyTorch (2.12 and later) saturates:
 #   `FloatFormat(saturate=…)`.
 # * *Order in a byte.* bitsandbytes puts the first of two 4-bit codes in the high half. GGUF's Q4_0
 #   puts it in the low half, and pairs element $i$ with $i + 16$.

@@ -240,15 +240,15 @@ sliders.valley(my_step)
 
 # %% [markdown]
 # *What to see: without correlation your step moves nothing. From some correlation on, the second
-# weight crosses the middle of its cell.*
+# weight passes ½, between the codes 0 and 1.*
 #
 # Your step for all weights of a row, one after the other, is *Optimal Brain Quantization*,
 # OBQ, without its choice of an order.
 #
 # ## 3. GPTQ: the same for a whole matrix
 #
-# OBQ next rounds the weight that costs least, so each row has its own order and its own inverse.
-# GPTQ's two observations:
+# OBQ rounds next the weight that costs least, so each row has its own order and its own
+# inverse. GPTQ's two observations:
 #
 # 1. *The order matters little.* With one order for all rows there is one sequence of inverses.
 # 2. *Of each inverse, one row is needed, and all these rows are in one Cholesky factor:*
@@ -682,7 +682,7 @@ show("gptq")
 # Over seeds, with four times our calibration text, GPTQ is ahead: at 3 bits it costs
 # {study schemes: GPTQ 3 bit, excess} nats, and AWQ {study schemes: AWQ 3 bit, excess}.
 # AWQ's scales are followed by a search for the best clipping of every group (lesson 10, section 5).
-# On other draws of the text, the scales alone bring the cost from
+# On other draws, twice as long, the scales alone bring the cost from
 # {study awq: round to nearest, as it is, excess} to
 # {study awq: AWQ without clipping, as it is, excess} nats, and clipping brings it to
 # {study awq: AWQ, as it is, excess} nats.
@@ -744,8 +744,8 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # </details>
 
 # %% [answer]
-# *Why.* Errors grow to the right in section 3, because late columns have few others left to make
-# up for them. Columns with a large diagonal of $H$ matter most.
+# *Why.* Errors grow to the right in section 3: later ones carry what was left.
+# Columns with a large diagonal of $H$ matter most.
 # Rounding them first, while all others can still compensate, leaves the large errors where $H$ is
 # small.
 #

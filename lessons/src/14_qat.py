@@ -228,7 +228,7 @@ my_lsq = result.function
 # %% [markdown]
 # Inside the range, the gradient is the rounding error in units of the step.
 # Outside, a clipped number moves with the end of the range.
-# So the step finds the balance between rounding and clipping (lesson 10, section 4) by descent.
+# So the step finds the balance between rounding and clipping (lesson 10, section 5) by descent.
 # It finds it for the *loss*, not for the weights.
 # Find it yourself first: move the end of the grid until the error is least. Your function rounds one
 # row of weights to 3 bits, the codes −4 … 3. (All eight are drawn. No weight may be near −4.)
@@ -699,8 +699,9 @@ print(f"float32: on real text, perplexity {perplexity(model):.2f}")
 # - *The zero point.* LSQ+ learns an offset as it is. PyTorch and this package round it to an
 #   integer, so that sums of products stay integers.
 # - *LLM-QAT's repository* stops the gradient where $|X| \ge 2$, though its forward pass clips
-#   nothing: `LLMQAT(cutoff=2.0)`. Its loss is the KL, summed over tokens. The paper's is the
-#   cross-entropy, which is the KL plus a constant, the teacher's entropy.
+#   nothing: `LLMQAT(cutoff=2.0)`. Its loss is the KL, a sum over the vocabulary and a mean over
+#   tokens. The paper's is the cross-entropy, which is the KL plus a constant, the teacher's
+#   entropy.
 # - *LSQ's factor g* has no effect under Adam, which nearly everybody uses.
 #
 # **Now you can** train through rounding, train steps and scales, and distil without data.

@@ -7,8 +7,8 @@
 # You find out how a method wins by luck. Then you train on a file of your own, and take an
 # adapter to Hugging Face's PEFT.
 #
-# **What you need.** Lessons [03](03_full_finetuning.ipynb), [07](07_lora.ipynb),
-# [13](13_nf4_qlora.ipynb) and [13b](13b_merging_loftq.ipynb). The others explain what the names mean.
+# **What you need.** Lessons [03](03_full_finetuning.ipynb), [07](07_lora.ipynb) and
+# [13](13_nf4_qlora.ipynb). The others explain what the names mean.
 #
 # **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
 # This lesson adds: $n$, the number of seeds; $d_k$, the difference of two runs with the seed $k$;

@@ -199,7 +199,7 @@ sliders.turning(my_rotary)
 
 # %%
 task = tp.tasks.domain(tokenizer, context=128, held_out=2048)
-tokens, targets = next(iter(task.batches("test", 4)))                # (4, 128): documentation
+tokens, targets = next(iter(task.batches("test", 3)))                # (3, 128): documentation
 
 def surprise(model, n=2):
     """The loss of each token of the first n rows in nats, (n, 128)."""
@@ -220,9 +220,9 @@ def faulty(W, d_head):
     return np.concatenate([W[0::2], W[1::2]])
 
 question = "A farmer has three cows, two dogs and a goat. Which of his animals gives wool?"
-right, said = surprise(model, 4), answer(model, question)
+right, said = surprise(model, 3), answer(model, question)
 load(faulty)
-wrong, said_wrongly = surprise(model, 4), answer(model, question)
+wrong, said_wrongly = surprise(model, 3), answer(model, question)
 print(f"as it should be:       {right.mean():.2f} nats/token, {said!r}")
 print(f"by the faulty loader:  {wrong.mean():.2f} nats/token, {said_wrongly!r}")
 
@@ -247,10 +247,10 @@ result
 
 # %%
 load(lambda W, d_head: W)
-unchanged, said_unchanged = surprise(model, 4), answer(model, question)
+unchanged, said_unchanged = surprise(model, 3), answer(model, question)
 load(result.function)
 print(f"reorders nothing:  {unchanged.mean():.2f} nats/token, {said_unchanged!r}")
-print(f"yours:             {surprise(model, 4).mean():.2f} nats/token")
+print(f"yours:             {surprise(model, 3).mean():.2f} nats/token")
 
 # %% fold
 fig, ax = plot.figure(height=2.8)
@@ -259,7 +259,7 @@ looks = {"faulty loader": (wrong, "orange"), "reorders nothing": (unchanged, "ve
          "as it should be": (right, "blue")}
 ends = []
 for name, (losses, colour) in looks.items():
-    curve = losses.reshape(4, -1, 16).mean((0, 2))
+    curve = losses.reshape(3, -1, 16).mean((0, 2))
     ax.plot(places, curve, "o-", color=plot.COLOURS[colour])
     ends.append((places[-1], curve[-1], name, plot.COLOURS[colour]))
 ax.set(xlabel="position in the window", ylabel="loss, nats/token", xlim=(0, 150), ylim=(0, None))
@@ -329,7 +329,7 @@ def with_heads(fewer):
     for layer, W in zip(readers, as_they_were, strict=True): layer.weight.data = W
     return loss
 
-print(f"three heads {surprise(model).mean():.2f} nats/token; one in their place: "
+print(f"three heads {right[:2].mean():.2f} nats/token; one in their place: "
       f"{with_heads(lambda W: my_fewer(W, c.d_head, 1)):.2f}, "
       f"or the first of the three: {with_heads(lambda W: W[:c.d_head]):.2f}")
 

@@ -250,8 +250,8 @@ fig.set_label("Falling curves of the loss over 20 steps, one for each of eight m
 fig
 
 # %% [markdown]
-# *What to see: six fall well, whatever shape they allow, C³A half as far, and HiRA hardly
-# at all. The rank of the
+# *What to see: six fall well, whatever shape they allow, C³A not quite two thirds as far, and
+# HiRA hardly at all. The rank of the
 # change does not sort them: HiRA's is full.*
 #
 # Is HiRA bad? Its change is $W$ times the factors. The numbers of $W$ are about 1/12, so at LoRA's
@@ -465,7 +465,7 @@ fig
 
 # %%
 def faulty_pissa(W, r, s):
-    """WRONG for some s: (base, B, A) of a layer that computes base x + s B A x."""
+    """WRONG for every s but 1: (base, B, A) of a layer that computes base x + s B A x."""
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
     root = np.sqrt(S[:r])
     B, A = U[:, :r] * root, root[:, None] * Vt[:r]
@@ -489,8 +489,9 @@ for alpha in (8, 16, 64):
 # decomposition;
 # - `"PiSSA"`, if both hold, up to $10^{-6}$ of the norm.
 #
-# You get thirteen starts, one at a time, and do not see their code. Most wrong ones are wrong only
-# for some `W`, `r` and `s`. Signs, and how $B$ and $A$ share the singular values, are free.
+# You get thirteen starts, one at a time, and do not see their code. Most wrong ones are right for a
+# special `W`, `r` or `s`, and wrong for all others. Signs, and how $B$ and $A$ share the singular
+# values, are free.
 
 # %% exercise=children.bug points=3 minutes=13
 def children_bug(start):
@@ -595,11 +596,12 @@ fig
 # %% [markdown]
 # *What to see: LoRA-GA's first step is by far the nearest to full fine-tuning's, as it was made to
 # be, and it ends lowest. The others are not sorted by it: MiLoRA has a better cosine than LoRA's
-# usual start, and ends worse.* With three seeds the means are LoRA-GA 2.08, OLoRA 2.37, EVA 2.38,
-# CorDA 2.40, PiSSA 2.41, kaiming 2.93, MiLoRA 3.12, MiCA 3.86. The four in the middle differ by
-# less than their seeds do. The course trains with AdamW, whose step is not along the gradient, and
-# a first step is one of twenty. Nor is it enough to know the inputs: EVA's cosine is 0.62,
-# and CorDA's, 0.31, is below PiSSA's, 0.37. No start here moves the model.
+# usual start, and ends worse.* (LoRA-GA makes most of the rank correlation.) With three seeds the
+# means are LoRA-GA 2.08, OLoRA 2.37, EVA 2.38, CorDA 2.40, PiSSA 2.41, kaiming 2.93, MiLoRA 3.12,
+# MiCA 3.86. The four in the middle differ by less than their seeds do. The course trains with
+# AdamW, whose step is not along the gradient, and a first step is one of twenty. Nor is it enough
+# to know the inputs: EVA's cosine is 0.62, and CorDA's, 0.31, is below PiSSA's, 0.37. No start here
+# moves the model.
 #
 # ## 5. Not the weight at all
 #
@@ -619,12 +621,10 @@ for name, method in (("LoReFT", tp.LoReFT(rank=4, first=2, last=2)),
     tuned = tp.attach(tp.load_pretrained(), method, rng=0)
     tp.train(tuned, task, 2, batch_size=4, seed=0, progress=False)
     differ = abs(tuned(tokens).data - base(tokens).data).max((0, 1)) > 1e-4
-    try:
-        merged, into = tuned.merge(), "a plain model"
-        arrays = [key for key, value in base.state_dict().items()
-                  if not np.array_equal(value, merged.state_dict()[key])]
-    except tp.peft.MethodError as e:
-        into, arrays = f"nothing ({type(e).__name__})", []
+    try: after, into = tuned.merge(), "a plain model"
+    except tp.peft.MethodError as e: after, into = tuned.model, f"nothing ({type(e).__name__})"
+    arrays = [key for key, value in base.state_dict().items()
+              if not np.array_equal(value, after.state_dict()[key])]
     print(f"{name:9} merges into {into}, other arrays: {arrays or 'none'};\n{'':9} in a text "
           f"without the token, {differ.sum()} of {differ.size} logits differ")
 
@@ -713,8 +713,8 @@ for n in (1024, 2048, 4096):
 # </details>
 #
 # <details><summary>2. MiSS trains one thin matrix. Why is it a LoRA all the same?</summary>
-# Its change is D times a fixed A of zeros and ones, so it has rank r. Only half as much is
-# trained.
+# Its change is D times a fixed A of zeros and ones, so it has rank r. At the same r only half as
+# much is trained, if the weight has as many inputs as outputs.
 # </details>
 #
 # <details><summary>3. What can DoRA do with m alone that costs LoRA a full rank?</summary>

@@ -569,7 +569,8 @@ for name, of in (("without importance", None), ("with that of X", h_of_X)):
 #
 # *By hand*: a layer of 4,000 weights gains 8, that is, `Q6_K` lowers its error by 8, and costs
 # $2.0625 \cdot 4{,}000 = 8{,}250$ bits. One of 1,000 weights gains 4 and costs 2,062.5. Per 1,000
-# bits these gain 0.97 and 1.94, so the small one comes first.
+# bits these gain 0.97 and 1.94, so the small one comes first. (Taken in this order, layers need not
+# give the least sum of all, but they come close to it.)
 
 # %% exercise=k_quants.mixture points=3 minutes=8
 def k_quants_mixture(weights, inputs, budget):
@@ -629,10 +630,10 @@ for name in ("llama.cpp's rule", "your choice"): print(f"{name}: {', '.join(choi
 for name in [*choices][1:]: minus(name, "llama.cpp's rule")
 
 # %% [markdown]
-# *What to see: the sum of output errors is least by construction, and the loss need not be.* Most
-# of the four differences are below twice their ±: these batches do not tell such choices from the
-# rule. An error of one layer's output is not worth as much as that of another one's. The open
-# exercise asks the loss itself.
+# *What to see: the sum of output errors is nearly the least by construction, and the loss need not
+# be.* Most of the four differences are below twice their ±: these batches do not tell such choices
+# from the rule. An error of one layer's output is not worth as much as that of another one's. The
+# open exercise asks the loss itself.
 #
 # ### {exercise} · Ask the loss (open, 4 points, 25 minutes)
 #
@@ -668,10 +669,10 @@ for name in [*choices][1:]: minus(name, "llama.cpp's rule")
 # %% [markdown]
 # ## 6. What else such files hold
 #
-# Not all levels are evenly spaced. `IQ4_NL` has a table of 16 levels and a scale for 32 weights, as
-# NF4 (lesson 13). `MXFP4` stores small floating-point numbers, and a power of two as the scale of
-# 32 weights: 4.25 bits, and nothing to search for. `Q2_K` and `Q3_K` are superblocks of 16
-# sub-blocks of 16 weights, with 2 and 3 bits. The package reads these types from files, and
+# Not all levels are evenly spaced. `IQ4_NL` has a table of 16 levels, as NF4 (lesson 13), and a
+# scale for 32 weights. `MXFP4` stores small floating-point numbers, and a power of two as the scale
+# of 32 weights: 4.25 bits, and only the exponent to search for. `Q2_K` and `Q3_K` are superblocks
+# of 16 sub-blocks of 16 weights, with 2 and 3 bits. The package reads these types from files, and
 # `tp.GGUF` rounds to none of them.
 
 # %% fold
@@ -730,7 +731,7 @@ show_error("IQ4_NL", 4 + 16 / 32, (s * levels[nearest]).reshape(W.shape))
 #     weights[tensor.name] = dequantize(tensor.data, tensor.tensor_type)
 #     kinds[tensor.name] = tensor.tensor_type.name
 # coded = [name for name in kinds if kinds[name] != "F32"]
-# named = {name: k_quants_which(weights[name]) for name in coded}
+# named = {name: k_quants_which(weights[name].reshape(-1, 256)) for name in coded}
 # print(sum(named[name] == kinds[name] for name in coded), "of", len(coded), "named rightly")
 # ```
 

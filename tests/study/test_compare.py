@@ -104,7 +104,7 @@ def test_numbers_are_those_of_the_study(record):
     assert record["notes"] == ["A run of another size than the default is not compared with the study."]
 
 
-SMALL = compare.Size(steps=1, seeds=1, schemes=("NF4", "PEQA 3 bit *"), test_batches=1, batch_size=1)
+SMALL = compare.Size(steps=1, seeds=1, schemes=("NF4", "PEQA 3 bit *"), test_rows=16, batch_size=1)
 
 
 def test_another_model_is_measured_and_is_as_it_was():

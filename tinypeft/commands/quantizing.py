@@ -43,7 +43,7 @@ def run_quantize(args: Namespace) -> None:
     from ..study.compare import Size, cost_of_scheme, described
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
     own = kind_of(args)
-    size = Size(steps=30, test_batches=2 if args.quick else 8)
+    size = Size(steps=30, test_rows=32 if args.quick else 128)
     if args.out:
         check_new(args)
     if not (own or args.task or args.adapter or args.out):

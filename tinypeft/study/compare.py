@@ -12,9 +12,7 @@ in the same way on *domain*, each method at its own learning rate, and without s
 `ALL` is every method and every scheme. A method that the study has no rate for learns at its own.
 """
 import copy
-import itertools
 import json
-import math
 import os
 import platform
 import tempfile
@@ -28,6 +26,7 @@ from .. import quant as q
 from ..common.hints import Calibration
 from ..common.progress import Progress
 from ..engine.nn import Linear
+from ..engine.tensor import no_grad
 from ..models.decoder import Decoder
 from ..peft import METHODS, attach
 from ..text import tasks
@@ -52,23 +51,23 @@ MOST_JOBS = 4                                            # each process reads th
 @dataclass(frozen=True)
 class Size:
     """How much is measured. steps, batch_size: of fine-tuning, in rows of 128 tokens. seeds: how many. schemes: labels in
-    COMPARED_SCHEMES. scheme_steps: of the schemes that train. test_batches: test batches of 16 rows, for another model than
-    the base. methods: names in METHODS, measured beside those of experiment `first_look`."""
+    COMPARED_SCHEMES. scheme_steps: of the schemes that train. test_rows: of the test text, for another model than the
+    base. methods: names in METHODS, measured beside those of experiment `first_look`."""
     steps: int = 60
     seeds: int = 3
     schemes: tuple[str, ...] = SHOWN
     scheme_steps: int = 80
     batch_size: int = 4
-    test_batches: int = 8
+    test_rows: int = 128
     methods: tuple[str, ...] = ()
 
 
-QUICK = Size(steps=5, seeds=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"), test_batches=1)
+QUICK = Size(steps=5, seeds=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"), test_rows=16)
 ALL = Size(schemes=tuple(COMPARED_SCHEMES), methods=tuple(name for name in METHODS if name != "probe"))    # it needs classes
 
-# Some minutes for SmolLM2; AWQ's search would take as long again. Its weights were quantized to 4 bits before, which would
-# decide a comparison of 4-bit schemes.
-LARGE = Size(steps=8, test_batches=1, batch_size=2, schemes=(
+# Three minutes for SmolLM2 on two cores, without AWQ, whose search takes longest. Its weights were quantized to 4 bits
+# before, which would decide a comparison of 4-bit schemes.
+LARGE = Size(steps=4, test_rows=8, batch_size=2, schemes=(
     "int8", "W8A8", "LLM.int8()", "SmoothQuant", "NF4", "int3 asymmetric", "GPTQ 3 bit"))
 LARGE_FROM = 20_000_000                                  # parameters
 
@@ -179,7 +178,7 @@ def of_another(model: Decoder, size: Size, seeds: list[int], schemes: dict[str, 
     """The same of another model, on *domain* alone and in this process."""
     domain, arms = tasks.domain(model), arms_of(size)
     schemes = {label: scheme for label, scheme in schemes.items() if not scheme.trains}
-    test = lambda tested: evaluate(tested, domain, "test", max_batches=size.test_batches)["loss"]
+    test = lambda m: tested(m, domain, size)["loss"]
     with Progress(1 + size.seeds * (len(arms) - 1) + len(schemes), "compare", progress) as bar:
         exact, done = test(model), 1
         methods = [row("frozen", arms["frozen"], {"trained": 0, "share": 0.0}, [exact])]
@@ -195,13 +194,15 @@ def of_another(model: Decoder, size: Size, seeds: list[int], schemes: dict[str, 
                 bar(done := done + 1, name)
             methods.append(row(name, arm, {"trained": counts.trained, "share": counts.share}, losses))
         rows = [{"label": "float32", "name": "float32", "bits": 32.0, "error": 0.0, "loss": exact, "excess": 0.0}]
+        logits = first_logits(model, domain)
         for label, scheme in schemes.items():
-            cost = measure_scheme(model, scheme, domain, size, seeds[0], progress=False)
-            loss = math.log(cost["perplexity"])
-            rows.append({"label": label, "name": name_of(scheme), "bits": cost["bits_per_weight"],
-                         "error": cost["output_error"], "loss": loss, "excess": loss - exact})
+            calibration = domain.batch("train", 16, np.random.default_rng(seeds[0]))[0]
+            quantized = rounded_by(model, scheme, domain, size, calibration, seeds[0], progress=False)
+            loss, error = test(quantized), relative_error(first_logits(quantized, domain), logits)
+            rows.append({"label": label, "name": name_of(scheme), "bits": q.bits_per_weight(quantized), "error": error,
+                         "loss": loss, "excess": loss - exact})
             bar(done := done + 1, label)
-    tokens = sum(domain.count(batch) for batch in itertools.islice(domain.batches("test", 16), size.test_batches))
+    tokens = domain.count(next(domain.batches("test", size.test_rows)))
     return {"test_tokens": tokens, "judged_on": "the same text", "methods": with_gains(methods),
             "schemes": with_sizes(rows, model),
             "notes": ["The study measures the shipped base only, so nothing of it stands beside these numbers.",
@@ -242,7 +243,13 @@ def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: S
     calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
     quantized = rounded_by(model, scheme, domain, size, calibration, seed, progress)
     return {**costs(model, quantized, scheme, domain),
-            "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
+            "perplexity": tested(quantized, domain, size)["perplexity"]}
+
+
+def tested(model: Decoder, task: tasks.Task, size: Size, label: str | None = None) -> dict:
+    """Return the metrics on the first test rows."""
+    rows = min(16, size.test_rows)
+    return evaluate(model, task, "test", rows, size.test_rows // rows, label=label)
 
 
 def rounded_by(model: Decoder, scheme: q.Scheme, task: tasks.Task, size: Size, calibration: Calibration, seed: int = 0,
@@ -262,13 +269,20 @@ def rounded_by(model: Decoder, scheme: q.Scheme, task: tasks.Task, size: Size, c
 
 def costs(model: Decoder, quantized: Decoder, scheme: q.Scheme, task: tasks.Task) -> dict:
     """Return what a quantized copy of `model` takes, and its errors: of weights, and of logits on test rows of `task`."""
-    tokens = next(iter(task.batches("test", 4)))[0]
-    exact = model(tokens).data
     return {"scheme": str(scheme), "bits_per_weight": q.bits_per_weight(quantized),
             "bytes": sum(m.nbytes for _, m in quantized.named_modules() if isinstance(m, q.QuantizedLinear)),
             "file": file_size(quantized),
             "weight_error": q.weight_error(model, quantized, scheme.trains),
-            "output_error": float(np.linalg.norm(quantized(tokens).data - exact) / np.linalg.norm(exact))}
+            "output_error": relative_error(first_logits(quantized, task), first_logits(model, task))}
+
+
+def first_logits(model: Decoder, task: tasks.Task) -> np.ndarray:
+    """Return the logits (4, T, V) on the first four test rows."""
+    with no_grad(): return model(next(iter(task.batches("test", 4)))[0]).data
+
+
+def relative_error(near: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.linalg.norm(near - exact) / np.linalg.norm(exact))
 
 
 def file_size(model: Decoder) -> int:
@@ -289,7 +303,7 @@ def sharing(model: Decoder) -> Decoder:
 def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
     """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
     domain = tasks.domain(model, context=min(128, model.config.context_length))
-    exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
+    exact = tested(model, domain, size)["perplexity"]
     cost = measure_scheme(model, scheme, domain, size)
     return {**with_shares(cost, model), "perplexity of float32": exact}
 
@@ -300,7 +314,7 @@ def quantized_at_cost(model: Decoder, scheme: q.Scheme, size: Size, task: tasks.
     on its test split."""
     with Progress(None, f"quantizing by {name_of(scheme)}"):
         quantized = rounded_by(model, scheme, task, size, calibration, seed)
-    exact, rounded = (evaluate(m, task, "test", max_batches=size.test_batches, label=f"testing the {which} model")
+    exact, rounded = (tested(m, task, size, f"testing the {which} model")
                       for m, which in ((model, "exact"), (quantized, "quantized")))
     with Progress(None, "measuring errors and sizes"):
         cost = with_shares(costs(model, quantized, scheme, task), model)

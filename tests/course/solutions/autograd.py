@@ -227,6 +227,14 @@ def recursive_forward(tape, dx):
     return [change(k) for k in range(len(tape))]
 
 
+def where_something_flows(tape, dy):
+    g = {len(tape) - 1: dy}
+    for k in range(len(tape) - 1, -1, -1):
+        if k in g and np.abs(g[k]).sum() > 0:
+            for parent, vjp in tape[k]: g[parent] = g.get(parent, 0) + vjp(g[k])
+    return [g.get(k) for k in range(len(tape))]
+
+
 WRONG = {
     "autograd.walk": [
         (walk(add=False), "keeps only one of its gradients"),
@@ -236,6 +244,7 @@ WRONG = {
         (walk(in_place=True), "write a + b"),
         (recursive, "2ⁿ paths"),
         (walk(skip=False), "so skip it"),
+        (where_something_flows, "a gradient of zeros is one"),
         (walk(own=True), "value k goes in"),
         (adding_to_none, "begin with that one"),
         (all_paths, "do not follow them"),

@@ -210,7 +210,8 @@ WRONG = {
         (lambda shares: -solved(shares), "the negative of it"),
         (lambda shares: np.roll(solved(shares), 1), "b − 1 and b"),
         (lambda shares: np.ones(len(shares)) / len(shares), "uniform distribution"),
-        (lambda shares: solved(shares)[:-1], "shape"),
+        (lambda shares: solved(shares)[:-1], "takes part at rank R alone"),
+        (lambda shares: solved(shares)[None], "shape"),
         (lambda shares: 2 * solved(shares), "add up to 1"),
         (emptying, "argument shares")],
     "dylora.cut": [

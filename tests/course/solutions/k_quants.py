@@ -243,6 +243,12 @@ def paid_twice(weights, inputs, budget):
     return better
 
 
+def to_the_first_that_is_too_large(weights, inputs, budget):
+    order = np.argsort([-gain(W, X) / W.size for W, X in zip(weights, inputs, strict=True)])
+    taken = np.cumsum([2.0625 * weights[i].size for i in order]) <= budget - 4.5 * sum(W.size for W in weights)
+    return np.isin(np.arange(len(order)), order[taken])
+
+
 def gain(W, X): return squared(W, X, "Q4_K") - squared(W, X, "Q6_K")
 
 
@@ -316,7 +322,8 @@ WRONG = {
         (alike, "the same factor"),
         (lambda x, w: tuple(0.9 * part for part in start(x, w)), "choose for each block by its own"),
         (refitted(2), "and in the worst block"),
-        (refitted(1), "a fit from one start stops"),
+        (refitted(1), "not the best ones for their codes"),
+        (refitted(8), "a fit from one start stops"),
         (llama_cpp, "uses fit_line"),
         (lambda x, w: tenfold(x, w)[0], "2 results")],
     "k_quants.bug": [
@@ -342,6 +349,8 @@ WRONG = {
         (by(lambda W, X: W.size, per_bit=False), "the largest layers come first"),
         (lambda weights, inputs, budget: np.ones(len(weights), bool), "more than the budget"),
         (lambda weights, inputs, budget: np.zeros(len(weights), bool), "nothing was chosen"),
+        (by(lambda W, X: np.square(W @ X.T).sum()), "how large its output is"),
+        (to_the_first_that_is_too_large, "ends at the first layer"),
         (paid_twice, "the 4.5 are paid already"),
         (by(lambda W, X: gain(W, X[:1])), "the errors of all tokens"),
         (lambda weights, inputs, budget: np.arange(len(weights)) == np.argmin([W.size for W in weights]), "of the least, in"),

@@ -104,6 +104,7 @@ WRONG = {
         (merges(lambda f, x, W: np.abs(f(x) - x @ W.T).max() < 1e-3), "a billionth"),
         (merges(lambda f, x, W: np.allclose(f(x), x @ W.T)), "with rtol=0, atol=1e-9"),
         (merges(lambda f, x, W: np.abs(f(x) - x @ W.T).max() < 1e-6), "a faint curve counts"),
+        (merges(lambda f, x, W: np.sum(abs(f(x) - x @ W.T)) < 1e-9 * x.shape[0] * W.shape[0]), "a mean hides it"),
         (lambda f, d: None if merges()(f, d) is None else merges()(f, d).T, "this is Wᵀ"),
         (lambda f, d: None, "some of the functions are matrices")],
     "map.signs": [

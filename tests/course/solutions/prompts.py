@@ -184,6 +184,7 @@ WRONG = {
         (longest(lambda S, d: S * (S + 1)), "only attention"),
         (longest(lambda S, d: d * S * (12 * d + (S + 1) / 2)), "one product for the scores"),
         (longest(lambda S, d: d * S * (12 * d + 2 * S)), "not 2 S²"),
+        (longest(lambda S, d: d * S * (12 * d + S)), "sees itself as well"),
         (longest(lambda S, d: d * S * (12 + S + 1)), "not 12 d"),
         (longest(limit=lambda old, share: old * (1 + share / 100)), "not per cent"),
         (lambda T, d, share: float(longest()(T, d, share)) + 0.5, "another number")],

@@ -196,6 +196,12 @@ def zero_of(slope=lambda s: -s, ends=True, where=None, mean=False, weighted=True
     return qat_zero
 
 
+def distil_other_way(teacher, student):
+    """The mean of KL(student ‖ teacher), with the gradient that belongs to it."""
+    q, far = softmax(student, 1), log_softmax(student, 1) - log_softmax(teacher, 1)
+    return (q * far).sum() / len(q), q * (far - (q * far).sum(1)[:, None]) / len(q)
+
+
 WRONG = {
     "qat.bug": [
         (descend_with(in_place=True), "rounded in place"),
@@ -271,6 +277,7 @@ WRONG = {
     "qat.peqa": [
         (peqa_codes, "zero points"),
         (peqa_mean, "sum over the group"),
+        (lambda x, dy, q, z, g: (dy.T @ x).reshape(*z.shape, g).sum(2) * ((q - z.repeat(g, 1)).reshape(*z.shape, g).sum(2)), "by themselves"),
         (peqa_row, "one number for each row"),
         (peqa_plus, "not q + z"),
         (peqa_each, "one number for each weight"),
@@ -283,6 +290,7 @@ WRONG = {
         (lambda x, dy, q, z, g: peqa_einsum(x, dy, q, 0 * z, g) + z, "numbers differ")],
     "qat.distillation": [
         (distil_reverse, "other divergence"),
+        (distil_other_way, "KL(student ‖ teacher)"),
         (distil_cross_entropy, "entropy"),
         (distil_sign, "sign"),
         (distil_sum, "gradient as well"),

@@ -100,6 +100,15 @@ def as_found(tape, dy, place):
     return grads
 
 
+def skips_zeros(tape, dy):
+    """Take a gradient of zeros for none."""
+    grads = [None] * (len(tape) - 1) + [dy]
+    for k in reversed(range(len(tape))):
+        if grads[k] is not None and np.any(grads[k]):
+            for j, vjp in tape[k]: grads[j] = added(grads[j], vjp(grads[k]))
+    return grads
+
+
 def of_leaves(tape, dy):
     grads = walk(tape, dy)
     return [None if tape[k] else grads[k] for k in range(len(tape))]
@@ -136,6 +145,11 @@ def chain(rng):
     x, plus = (0, Products.three), (1, Products.same)
     tape = [[], [x, x], [plus, plus], [(2, Products.same), plus]]
     return tape, np.array([1.0])
+
+
+def zeros(rng):
+    tape, dy = chain(rng)
+    return tape, 0 * dy
 
 
 def doublings(rng):
@@ -380,7 +394,8 @@ EXERCISES = (
         kind="design",
         reference=reference_walk, cases=walk_cases,
         special=(
-            ("the example of equation (2)", chain),),
+            ("the example of equation (2)", chain),
+            ("the same with dy = 0: all gradients are 0, and none is None", zeros)),
         extremes=(
             ("a chain of 5,000 steps, each of which uses the value before it twice", doublings),),
         mistakes=(
@@ -397,6 +412,8 @@ EXERCISES = (
              lambda tape, dy: walk(tape, np.ones_like(dy))),
             ("the list is in reverse order: entry k is the gradient of value k",
              lambda tape, dy: walk(tape, dy)[::-1]),
+            ("a gradient of zeros is one, too: skip a value only if nothing has arrived at it",
+             skips_zeros),
             ("the gradients of all values are asked for, not those of the leaves alone",
              of_leaves)),
         symptoms=(

@@ -55,11 +55,17 @@ def are_other_eigenvectors(got, expected, args):
     H, = args
     stretched = [H @ v for v in got]
     pairs = zip(got, stretched, strict=True)
-    return all(np.allclose(Hv, (v @ Hv) / (v @ v) * v) for v, Hv in pairs)
+    return all(v @ v > 0 and np.allclose(Hv, (v @ Hv) / (v @ v) * v) for v, Hv in pairs)
 
 
 def are_single_inputs(got, expected, args):
     return all(np.count_nonzero(v) == 1 for v in got)
+
+
+def right_but_for_length(got, expected, args):
+    lengths = [np.linalg.norm(v) for v in got]
+    if np.allclose(lengths, 1) or not all(lengths): return False
+    return are_extreme([v / n for v, n in zip(got, lengths, strict=True)], args)
 
 
 def not_of_length_one(got, expected, args):
@@ -133,6 +139,15 @@ def unmoved_others(w, Hinv, q, value):
 def delta_of_others(w, Hinv, q, value):
     new, M = compensate(w, Hinv, q, value)
     return np.where(np.arange(len(w)) == q, value, new - w), M
+
+
+def H_unchanged(w, Hinv, q, value):
+    return compensate(w, Hinv, q, value)[0], Hinv
+
+
+def without_row_q(w, Hinv, q, value):
+    new, M = compensate(w, Hinv, q, value)
+    return new, np.delete(np.delete(M, q, 0), q, 1)
 
 
 def change_of_w(got, args, divisor):
@@ -271,6 +286,15 @@ def ordered(W, H, quant, damping):
     order = np.argsort(-H.diagonal(), kind="stable")
     U = factor(permuted(H, order), damping)
     return undone(gptq(W[:, order], U, quant), order)
+
+
+def gptq_in_order(W, H, quant, damping):
+    return gptq(W, factor(H, damping), quant)
+
+
+def sorted_by_W(W, H, quant, damping):
+    order = np.argsort(-np.linalg.norm(W, axis=0), kind="stable")
+    return undone(gptq(W[:, order], factor(permuted(H, order), damping), quant), order)
 
 
 def undone(V, order):
@@ -459,6 +483,8 @@ EXERCISES = (
              other_directions(-1, -2)),
             ("both are the same direction", other_directions(-1, -1))),
         symptoms=(
+            ("these are the right directions, but not of length 1: divide each by its norm",
+             right_but_for_length),
             ("these are eigenvectors of H, and not those of its largest and its smallest "
              "eigenvalue: np.linalg.eig does not sort, np.linalg.eigh does",
              are_other_eigenvectors),
@@ -498,6 +524,8 @@ EXERCISES = (
             ("H⁻¹ needs an elimination step: subtract the outer product; it is not "
              "enough to clear row and column",
              compensate_variant(eliminate=False)),
+            *several("weight q is fixed now: subtract the outer product of H⁻¹'s column and row q, "
+                     "and set both to 0; the array stays (d, d)", H_unchanged, without_row_q),
             ("the other weights must move too", unmoved_others)),
         symptoms=(
             ("the column that moves w must be divided by its entry [H⁻¹]_qq, so that w_q moves by "
@@ -596,6 +624,8 @@ EXERCISES = (
              ordered_variant(undo=lambda V, order: V[:, order])),
             ("the heaviest column comes first: sort by −diag H",
              ordered_variant(lambda H: -H.diagonal())),
+            *several("H says which columns are heavy: sort them by its diagonal, the largest first",
+                     gptq_in_order, sorted_by_W),
             ("the weight of a column is its entry on the diagonal of H, not the "
              "length of its column of H",
              ordered_variant(partial(np.linalg.norm, axis=0))),

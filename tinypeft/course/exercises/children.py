@@ -21,9 +21,9 @@ def rank(M, limit=TINY):
     return int((S > limit * S[0]).sum())
 
 
-def repeats(W, D, periods=lambda d_in: range(1, d_in // 4 + 1)):
+def repeats(W, D, periods=lambda d_in: range(1, d_in // 4 + 1), limit=TINY):
     """Is column j the same as column j + r, for some r?"""
-    return any(small(D[:, r:] - D[:, :-r], D) for r in periods(D.shape[1]))
+    return any(small(D[:, r:] - D[:, :-r], D, limit) for r in periods(D.shape[1]))
 
 
 def as_neighbours(W, D):
@@ -35,13 +35,14 @@ def as_neighbours(W, D):
     return any(equal(n) for n in range(4, d_in + 1) if d_in % n == 0)
 
 
-def is_circular(W, D, sizes=lambda n: [b for b in range(2, n + 1) if n % b == 0], wrap=True):
+def is_circular(W, D, sizes=lambda n: [b for b in range(2, n + 1) if n % b == 0], wrap=True,
+                limit=TINY):
     """Is each row of a block the row above it, moved by one place?"""
     d_out, d_in = D.shape
     def circular(b):
         blocks = D.reshape(d_out // b, b, d_in // b, b)
         moved = np.roll(blocks, (1, 1), (1, 3)) - blocks
-        return small(moved if wrap else moved[:, 1:, :, 1:], D)
+        return small(moved if wrap else moved[:, 1:, :, 1:], D, limit)
     return any(circular(b) for b in sizes(gcd(d_out, d_in)))
 
 
@@ -130,8 +131,9 @@ def trained(rng, kind=None, size=0.3, shape=None):
     if kind == "MiSS, cut off": D = draw(d_out, 5)[:, np.arange(d_in) % 5]
     if kind == "quarter MiSS": D = draw(d_out, d_in // 4)[:, np.arange(d_in) % (d_in // 4)]
     if kind == "wide MiSS": D = draw(d_out, 3 * d_in // 8)[:, np.arange(d_in) % (3 * d_in // 8)]
-    if kind == "larger rank": D = low(8)
-    if kind == "larger share": D = W * low(8)
+    if kind == "larger rank": D = low(7)
+    if kind == "larger share": D = W * low(7)
+    if kind == "quarter share": D = W * low(min(shape) // 4)
     if kind in ("C3A", "one circle"):
         b = 4 if kind == "C3A" else 12
         place = (np.arange(b) - np.arange(b)[:, None]) % b
@@ -158,9 +160,37 @@ def trained(rng, kind=None, size=0.3, shape=None):
         D = draw(d_out + d_in)[np.arange(d_in) - np.arange(d_out)[:, None] + d_out]
     if kind == "neighbours": D = np.repeat(draw(d_out, 3), d_in // 3, 1)
     if kind == "full": D = draw(*shape)
+    if kind in TWO_MARKS: W, D = two_marks(rng, kind, W, draw)
     W2 = W + size * D
     if kind == "DoRA": W2 = W2 * (1 + size * draw(d_out, 1))
     return W.astype(np.float32), W2.astype(np.float32)
+
+
+TWO_MARKS = ("one row of MiSS", "equal circles", "sparse circles", "repeated weight",
+             "circular weight", "two columns", "weight of rank 1")
+
+
+def two_marks(rng, kind, W, draw):
+    """Draw a weight and a change that bear two of the marks. A change of sign is a rotation."""
+    d_out, d_in = W.shape
+    if kind == "one row of MiSS":                        # and SHiRA
+        D = np.zeros(W.shape)
+        D[d_out // 2] = draw(5)[np.arange(d_in) % 5]
+    if kind == "equal circles":                          # MiSS and C3A
+        D = np.tile(nearest(draw(d_out, 4), 4), d_in // 4)
+    if kind == "sparse circles":                         # C3A and SHiRA
+        D = np.kron(draw(d_out // 12, d_in // 12), np.roll(np.eye(12), 5, 1))
+    if kind == "repeated weight":                        # MiSS and OFT
+        W = draw(d_out, 6)[:, np.arange(d_in) % 6]
+    if kind == "circular weight":                        # C3A and OFT
+        W = nearest(W, 12)
+    if kind == "weight of rank 1":                       # LoRA and HiRA
+        W = draw(d_out, 1) * draw(1, d_in)
+        D = W * (draw(d_out, 2) @ draw(2, d_in))
+    if kind in ("repeated weight", "circular weight"): D = -2 * W
+    if kind == "two columns":                            # SHiRA and OFT
+        D = -2 * W * (np.arange(d_in) % (d_in // 2) == 3)
+    return W, D
 
 
 def rotation(rng, d, everywhere):
@@ -171,6 +201,12 @@ def rotation(rng, d, everywhere):
         Q = Q - Q.T
         R[i:i + 4, i:i + 4] = np.linalg.solve(np.eye(4) - Q, np.eye(4) + Q)
     return R
+
+
+def also_holds(got, expected, args):
+    """Is the word one whose mark holds, and another one stands before it in the table?"""
+    W, W2 = (M.astype(float) for M in args)
+    return got in MARKS and MARKS[got](W, W2 - W)
 
 
 def was(kind):
@@ -502,11 +538,11 @@ EXERCISES = (
             ("each row times a number of its own: HiRA", partial(trained, kind="lengths")),
             ("DoRA: none of the six", partial(trained, kind="DoRA")),
             ("LoHa: none", partial(trained, kind="LoHa")),
-            ("rank 8 of 24, which is more than a quarter: none",
+            ("rank 7 of 24, which is more than a quarter: none",
              partial(trained, kind="larger rank", shape=WIDE)),
-            ("rank 8 of 24 in a tall weight: none",
+            ("rank 7 of 24 in a tall weight: none",
              partial(trained, kind="larger rank", shape=TALL)),
-            ("W times a matrix of rank 8, number by number: none",
+            ("W times a matrix of rank 7, number by number: none",
              partial(trained, kind="larger share", shape=WIDE)),
             ("the same in a tall weight: none",
              partial(trained, kind="larger share", shape=TALL)),
@@ -515,16 +551,36 @@ EXERCISES = (
              partial(trained, kind="outputs turned")),
             ("equal along diagonals that end at the edge: none", partial(trained, kind="Toeplitz")),
             ("neighbours have the same column: LoRA", partial(trained, kind="neighbours")),
+            ("W times a matrix whose rank is a quarter of the smaller side: HiRA",
+             partial(trained, kind="quarter share")),
+            ("only one row changed, and it repeats: MiSS, and not SHiRA",
+             partial(trained, kind="one row of MiSS")),
+            ("all blocks of a row are one circle: MiSS, and not C3A",
+             partial(trained, kind="equal circles")),
+            ("circles with one number in twelve: C3A, and not SHiRA",
+             partial(trained, kind="sparse circles")),
+            ("the columns of W repeat, and W′ is −W: MiSS, and not OFT",
+             partial(trained, kind="repeated weight", size=1)),
+            ("the blocks of W are circles, and W′ is −W: C3A, and not OFT",
+             partial(trained, kind="circular weight", size=1)),
+            ("two columns of W changed their sign: SHiRA, and not OFT",
+             partial(trained, kind="two columns", size=1, shape=WIDE)),
+            ("W has rank 1, so that W times a matrix of low rank has one, too: LoRA",
+             partial(trained, kind="weight of rank 1")),
             ("half of all numbers stay: none", partial(trained, kind="half")),
+            ("all numbers trained, by a ten-thousandth: none",
+             partial(trained, kind="full", size=1e-4)),
             ("all numbers trained: none", partial(trained, kind="full"))),
         mistakes=(
             *several("MiSS has a low rank, too: ask for the narrower mark first, in the order of "
                      "the table",
                      named(("LoRA", "MiSS", "C3A", "SHiRA", "OFT", "HiRA")),
                      named(("C3A", "SHiRA", "LoRA", "MiSS", "OFT", "HiRA"))),
-            ("MiSS is not recognised: up to rounding, column j + r is column j; try every r from 1 "
-             "to a quarter of the inputs, also those that are no power of 2",
-             named(MiSS=never)),
+            *several("MiSS is not recognised: up to rounding, column j + r is column j; try every r "
+                     "from 1 to a quarter of the inputs, also those that are no power of 2",
+                     named(MiSS=never), named(MiSS=partial(repeats, limit=0)),
+                     *(named(MiSS=partial(repeats, periods=lambda d_in, some=some: some))
+                       for some in ([4], [1, 2, 4, 8]))),
             ("a rotation of few inputs changes the weight by a low rank: ask for OFT before LoRA",
              named(("MiSS", "C3A", "SHiRA", "LoRA", "OFT", "HiRA"))),
             *several("equal lengths are not enough for OFT: the angles between the rows stay as "
@@ -587,14 +643,16 @@ EXERCISES = (
                      named(HiRA=never), named(HiRA=lambda W, D: is_low(W, D * W))),
             ("OFT is not recognised: W Wᵀ before and after is the same, up to rounding",
              named(OFT=never)),
-            ("C3A is not recognised: up to rounding, a block moved by one row and one column, to "
-             "the right, is itself",
-             named(C3A=never)),
+            *several("C3A is not recognised: up to rounding, a block moved by one row and one "
+                     "column, to the right, is itself",
+                     named(C3A=never), named(C3A=partial(is_circular, limit=0))),
             ("SHiRA is not recognised: count the numbers that are exactly 0",
              named(SHiRA=never))),
         symptoms=(
             ("return one of the seven words, as they stand in the table",
              lambda got, expected, args: got not in (*MARKS, "none")),
+            ("two marks hold here, and the first one in the table counts: ask in its order",
+             also_holds),
             ("here W Wᵀ is the same before and after, up to rounding, which is some 10⁻⁴ of the "
              "largest number of W ΔWᵀ, and you do not say OFT",
              was("OFT")),

@@ -125,13 +125,19 @@ def _alike(x, y):
     return np.corrcoef(x, y)[0, 1] > 0.8
 
 
+def _apart_as(b, a):
+    """Would b be told apart if its numbers stood in this order?"""
+    return _alike(a, b) and abs((a - b).mean()) > half_width(a - b)
+
+
 def _of_another_seed(got, expected, args):
-    return not _alike(got, args[0]) and any(_alike(got, np.roll(args[0], k)) for k in (-1, 1))
+    return any(_apart_as(np.roll(got, k), args[0]) for k in (-1, 1))
 
 
 def _sorted(got, expected, args):
-    return not _alike(got, args[0]) and (_alike(got, np.sort(args[0]))
-                                         or _alike(got, -np.sort(-args[0])))
+    (a,) = args
+    places = a.argsort().argsort()
+    return any(_alike(row, np.sort(a)) and _apart_as(row[places], a) for row in (got, got[::-1]))
 
 
 def _turned_over(got, expected, args):
@@ -419,6 +425,7 @@ EXERCISES = (
         symptoms=(
             ("b is the same as a: there is no difference", _is_a),
             ("all of b is one number, so the differences vary as much as a does", _one_number),
+            ("the two intervals do not overlap: the means are too far apart", _do_not_overlap),
             ("yours goes down where a goes up, so the differences vary twice as much",
              _turned_over),
             ("the seeds are paired: b[k] must go up and down with a[k], and yours is sorted",
@@ -430,7 +437,6 @@ EXERCISES = (
              _equal_differences),
             ("the differences vary by less than a quarter of what a varies: real ones vary more",
              _do_not_vary),
-            ("the two intervals do not overlap: the means are too far apart", _do_not_overlap),
             ("the interval of a − b contains 0: the differences vary too much for their mean",
              _contain_zero)),
         hints=("What must b do, seed by seed, so that the differences vary much less than a does?",

@@ -201,6 +201,11 @@ def operations(uses, trained):
     return [n and bool(uses[k]) for k, n in enumerate(reference_needed(uses, trained))]
 
 
+def used_operations(uses, trained):
+    """All that the walk passes by, and of the leaves those that are trained."""
+    return [used and (bool(uses[k]) or k in trained) for k, used in enumerate(used_by_last(uses))]
+
+
 def with_every_trained_leaf(uses, trained):
     return [n or k in trained for k, n in enumerate(reference_needed(uses, trained))]
 
@@ -395,6 +400,12 @@ EXERCISES = (
             ("a value that is computed from no trained leaf needs no gradient, even if the walk "
              "passes by", lambda uses, trained: used_by_last(uses)),
             ("a value that is above the lowest trained leaf need not depend on it", above_lowest),
+            ("a value that is above the lowest trained leaf need not depend on it",
+             lambda uses, trained: [k >= min(trained, default=0) for k in range(len(uses))]),
+            ("a value that is computed from no trained leaf needs no gradient, even if the walk "
+             "passes by", used_operations),
+            ("the last value, too, needs a gradient only if it depends on a trained leaf",
+             lambda uses, trained: [*reference_needed(uses, trained)[:-1], True]),
             ("a trained leaf needs its own gradient", operations),
             *several("the gradient of a leaf is made of those of all values between it and the "
                      "last one: they are needed, too", leaves, ends, trained_alone),

@@ -319,6 +319,13 @@ def worse_block(got, expected, args):
     return ratios(got, args)[1] > 1 + 1e-9
 
 
+def not_fitted(got, expected, args):
+    """Would one fit more lower the error of most blocks by a fiftieth?"""
+    x, w = args
+    s, m = (np.asarray(part, float) for part in got)
+    return np.median(errors(x, w, *fitted(x, w, s, m, 1)) / errors(x, w, s, m)) < 0.98
+
+
 def not_enough(got, expected, args):
     return not is_found(got, args)
 
@@ -447,9 +454,10 @@ def output_gain(weights, inputs):
     return before - after
 
 
-def greedy(gain=output_gain, per_bit=True, over=False, price=None):
+def greedy(gain=output_gain, per_bit=True, over=False, price=None, stop=False):
     """Make a function that gives the better type in the order of a gain, as long as it fits. price:
-    what a weight in the better type is thought to take beyond the usual bits of all weights."""
+    what a weight in the better type is thought to take beyond the usual bits of all weights. stop:
+    the first layer that does not fit is the last one that is looked at."""
     def chosen(weights, inputs, budget):
         sizes = np.array([W.size for W in weights])
         order = np.argsort(-gain(weights, inputs) / (sizes if per_bit else 1), kind="stable")
@@ -464,6 +472,7 @@ def greedy(gain=output_gain, per_bit=True, over=False, price=None):
                 if before >= budget: better[i] = False
             elif bits > budget:
                 better[i] = False
+                if stop: break
         return better
     return chosen
 
@@ -488,6 +497,19 @@ def relative_gain(weights, inputs):
 
 def input_gain(weights, inputs):
     return np.array([np.sum(X**2) for X in inputs])
+
+
+def output_size(weights, inputs):
+    return np.array([np.sum((W @ X.T)**2.0) for W, X in zip(weights, inputs, strict=True)])
+
+
+def sizes_of_both(weights, inputs):
+    """The squared size of the weights times that of the inputs."""
+    return input_gain(weights, inputs) * np.array([np.sum(W**2.0) for W in weights])
+
+
+def sizes_per_weight(weights, inputs):
+    return input_gain(weights, inputs) * np.array([np.mean(W**2.0) for W in weights])
 
 
 def largest_layers(weights, inputs):
@@ -569,6 +591,26 @@ def small_ones_first(rng):
     inputs = [rng.standard_normal((16, 256)) for _ in rows]
     for X in inputs[1:5]: X[[0, -1]] *= 0.01
     inputs[5][[0, -1]] *= 5
+    return weights, inputs, 256 * (24 * 4.5 + 8 * 2.0625)
+
+
+def one_on_few_levels(rng):
+    """The weights of the largest outputs have two values, which both types represent: nothing is
+    gained there."""
+    weights, inputs, budget = small_ones_first(rng)
+    weights[1:] = weights[:-1]
+    inputs[1:] = inputs[:-1]
+    weights[0] = np.float32(3 * rng.choice([-1, 1], (8, 256)))
+    inputs[0] = rng.standard_normal((16, 256))
+    return weights, inputs, 4.5 * sum(W.size for W in weights) + 256 * 8 * 2.0625
+
+
+def the_second_is_too_large(rng):
+    """After the first choice the next one does not fit, and three smaller ones do."""
+    rows, sizes = (2, 8, 2, 2, 2, 8), (2.5, 1.1, 1, 1, 1, 0.3)
+    weights = [np.float32(s * rng.standard_normal((n, 256)))
+               for n, s in zip(rows, sizes, strict=True)]
+    inputs = [rng.standard_normal((16, 256)) for _ in rows]
     return weights, inputs, 256 * (24 * 4.5 + 8 * 2.0625)
 
 
@@ -750,7 +792,8 @@ EXERCISES = (
         extremes=(
             ("all weights are positive", all_positive),),
         mistakes=(
-            ("this is max–min itself, from which you start", max_min),
+            *several("this is max–min itself, from which you start", max_min,
+                     lambda x, w: (np.ptp(x, axis=1) / 15, -x.min(axis=1))),
             ("m is stored without a sign, and x̂ = s q − m: turn the sign of m", other_sign),
             *several("this lowers the error of all weights alike; multiply each square by its w",
                      search_variant(seen=ones),
@@ -765,6 +808,8 @@ EXERCISES = (
              ignores_w),
             ("in some block the error is larger than max–min's: keep the start until something "
              "better comes", worse_block),
+            ("these s and m are not the best ones for their codes: fit them by the two equations "
+             "above, from several starts", not_fitted),
             ("a fit from one start stops where neither the codes nor s and m change any more: "
              "begin at several lowest and highest levels, some of them within the weights, and "
              "keep the best for each block",
@@ -825,6 +870,10 @@ EXERCISES = (
         special=(
             ("a large layer gains most, and four small ones gain more for the same bits",
              small_ones_first),
+            ("the weights of the layer with the largest outputs have only two values, so it gains "
+             "nothing", one_on_few_levels),
+            ("the layer that comes second is too large for what is left, and smaller ones fit",
+             the_second_is_too_large),
             ("the budget is enough for all layers", enough_for_all),
             ("the budget is enough for no layer", enough_for_none)),
         mistakes=(
@@ -835,6 +884,11 @@ EXERCISES = (
             ("each error is divided by its own output; the sum to be made small has them "
              "undivided", greedy(relative_gain)),
             ("the inputs alone choose here; round the layers and measure", greedy(input_gain)),
+            *several("no layer is rounded here, and how large its output is does not say how well "
+                     "Q4_K represents its weights: round, and measure what that changes",
+                     greedy(output_size), greedy(sizes_of_both), greedy(sizes_per_weight)),
+            ("the choice ends at the first layer that does not fit; a smaller one after it may",
+             greedy(stop=True)),
             ("the largest layers come first; measure what each gains",
              greedy(largest_layers, per_bit=False)),
             ("layers are taken in their order; measure what each gains",

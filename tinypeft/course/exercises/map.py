@@ -106,6 +106,11 @@ class Layers:
         """A matrix, and so little of a curve that `np.allclose` does not see it by default."""
         return x @ Layers.W.T + 1e-8 * np.tanh(x @ Layers.A.T) @ Layers.B.T
 
+    @staticmethod
+    def faint_in_one(x):
+        """A matrix, and in one of the four outputs a curve so faint that a mean hides it."""
+        return x @ Layers.W.T + 1.5e-8 * np.tanh(x[:, :1]) * (np.arange(4) == 2)
+
 
 MATRICES = Layers.plain, Layers.lora, Layers.rescaled, Layers.linear_adapter
 
@@ -319,7 +324,9 @@ EXERCISES = (
             ("the squares of the inputs: None", partial(merges_cases, f=Layers.squares)),
             ("waves between the whole numbers: None", partial(merges_cases, f=Layers.waves)),
             ("a matrix and a bias: None", partial(merges_cases, f=Layers.biased)),
-            ("a faint curve: None", partial(merges_cases, f=Layers.faint))),
+            ("a faint curve: None", partial(merges_cases, f=Layers.faint)),
+            ("a faint curve in one of four outputs: None",
+             partial(merges_cases, f=Layers.faint_in_one))),
         mistakes=(
             *several("every f agrees with this W on the rows of np.eye: compare f(x) and x Wᵀ on "
                      "other inputs", partial(merges, same=always),
@@ -331,7 +338,7 @@ EXERCISES = (
             ("try negative inputs, too: |x| is x where no number is negative",
              partial(merges, inputs=np.abs)),
             ("a curve may be a matrix for whole numbers: take others, too",
-             partial(merges, inputs=np.rint)),
+             partial(merges, inputs=lambda x: np.rint(3 * x))),
             *several("a matrix gives 0 for x = 0: with a bias there is no matrix that does it "
                      "alone",
                      partial(merges, same=without_bias, matrix=slopes),
@@ -343,6 +350,9 @@ EXERCISES = (
                      "which np.allclose has with rtol=0, atol=1e-9",
                      partial(merges, same=np_close, inputs=np.abs),
                      partial(merges, same=loosely_close, inputs=np.abs)),
+            *several("a single number that is off by more than 1e-9 counts: a mean hides it",
+                     partial(merges, same=lambda f, x, W: abs(np.mean(f(x) - x @ W.T)) < 1e-9),
+                     partial(merges, same=lambda f, x, W: np.abs(f(x) - x @ W.T).mean() < 1e-9)),
             ("this is Wᵀ: row i of f(np.eye(d)) is what input i does, a column of W",
              lambda f, d: None if merges(f, d) is None else merges(f, d).T),
             ("some of the functions are matrices: is your limit above rounding?",

@@ -335,6 +335,7 @@ EXERCISES = (
         reference=reference_longest, cases=budget_cases,
         special=(
             ("nothing more is allowed: no prompt", lambda rng: (64, 32, 0.0)),
+            ("vectors of two numbers, and as much work again", lambda rng: (34, 2, 1.0)),
             ("87 vectors take exactly the share, which is allowed", lambda rng: (203, 128, 0.5)),
             ("a long text, and half of the work again", lambda rng: (512, 128, 0.5)),
             ("a narrow model, and twice the work", lambda rng: (512, 16, 1.0))),
@@ -356,6 +357,8 @@ EXERCISES = (
              longest(lambda S, d: d * S * (S + 1))),
             ("attention's share is d S (S + 1): one product for the scores and one for the values",
              longest(lambda S, d: 12 * d * d * S + d * S * (S + 1) / 2)),
+            ("attention is causal, and a position sees itself as well: S (S + 1), not S²",
+             longest(lambda S, d: 12 * d * d * S + d * S * S)),
             ("attention is causal: S (S + 1), not 2 S²",
              longest(lambda S, d: 12 * d * d * S + 2 * d * S * S)),
             ("the matrices do 12 d² multiplications, not 12 d",

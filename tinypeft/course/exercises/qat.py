@@ -203,6 +203,11 @@ def at_zero_point(rng):
     return x, dy, q, z, 2
 
 
+def product_of_sums(x, dy, q, z, g):
+    def of_groups(M): return M.reshape(len(q), -1, g).sum(2)
+    return of_groups(dy.T @ x) * of_groups(q - np.repeat(z, g, axis=1))
+
+
 def distant_weights(G):
     return G.reshape(len(G), G.shape[2], -1).sum(1)
 
@@ -227,6 +232,14 @@ def distillation_variant(reverse=False, gradient=lambda p, q: q - p, entropy=Tru
         kl = q * (log_q - log_p) if reverse else p * ((log_p if entropy else 0) - log_q)
         return float(np.sum(kl) / n), gradient(p, q) / n
     return wrong
+
+
+def of_student_to_teacher(teacher, student):
+    """The other KL, with its own gradient."""
+    log_q = log_softmax(student)
+    q, apart = np.exp(log_q), log_q - log_softmax(teacher)
+    kl = np.sum(q * apart, axis=1, keepdims=True)
+    return float(kl.mean()), q * (apart - kl) / len(teacher)
 
 
 def multiplied(of_loss=lambda n, V: 1, of_gradient=lambda n, V: 1):
@@ -442,6 +455,8 @@ EXERCISES = (
              peqa_variant(gather=lambda G: G.sum((1, 2)))),
             ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile",
              peqa_variant(tile=True)),
+            ("sum the products of gradient and q − z, not the gradients and the codes by "
+             "themselves", product_of_sums),
             ("the gradient has the other sign: the scale multiplies q − z, not z − q",
              lambda *a: -peqa(*a)),
             ("q − z is a uint8 here, in which 3 − 8 is 251: take integers with a sign, or floats",
@@ -476,8 +491,8 @@ EXERCISES = (
             ("teacher and student are sure of different tokens: the divergences are 30 and 100",
              logits([[30.0, 0.0, 0.0], [100.0, 0.0, 0.0]], [[0.0, 30.0, 0.0], [0.0, 100.0, 0.0]]))),
         mistakes=(
-            ("this is the other divergence, KL(student ‖ teacher)",
-             distillation_variant(reverse=True)),
+            *several("this is the other divergence, KL(student ‖ teacher)",
+                     distillation_variant(reverse=True), of_student_to_teacher),
             ("take the mean over the n rows in the loss as well, not only in the gradient",
              multiplied(of_loss=rows)),
             ("take the mean over the n rows in the gradient as well, not only in the loss",

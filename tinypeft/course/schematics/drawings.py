@@ -7,8 +7,8 @@ __all__ = ["WORDS", "read_drawing"]
 
 WORDS = {                                                # name → (sentence, detail, alt)
     "map": (
-        "Every method has its own place in the block.",
-        "A number on the block says where the method of that number puts what it trains; full "
+        "Methods differ in the place of the block at which they act.",
+        "A number marks one place where a method of that number puts what it trains; full "
         "fine-tuning trains all.",
         "One transformer block, read upwards, with numbered places: 1 full fine-tuning, all "
         "weights; 2 adapters, behind attention's output and behind the MLP; 3 parallel adapters, "
@@ -16,9 +16,10 @@ WORDS = {                                                # name → (sentence, d
         "P-tuning v2, keys and values in attention; 6 prompt tuning and P-tuning, vectors at the "
         "input; 7 QLoRA and PEQA, weights stored in few bits."),
     "road": (
-        "What each lesson needs, and three ways through the course.",
-        "An arrow leads from a lesson to one that needs it. The orange boxes take an afternoon, "
-        "with the blue ones a week, and all of them a term.",
+        "What each lesson builds on, and three ways through the course.",
+        "An arrow leads from a lesson to one that builds on it; each names all that it needs in "
+        "its first lines. The orange boxes take an afternoon (of 07 the half hour marked ◆), with "
+        "the blue ones a week, and all of them a term.",
         "A graph of the lessons. 01 leads to 01b and 02; 02 to 03 and 10; 03 to 04, 05 and 07; 05 "
         "to 06; 07 to 08, 09 and 17; 07 and 10 to 13; 10 to 11 and 14; 11 to 12; 13 to 13b and "
         "15; 11 and 13 to 16; 12 to 18. 00 and 07 are orange; 01, 02, 03, 10, 13 and 15 are "
@@ -114,7 +115,7 @@ WORDS = {                                                # name → (sentence, d
     "gptq": (
         "GPTQ rounds one column after the other, and the columns that are still floats make up "
         "for its error.",
-        "Columns that are often large together with column j take over most.",
+        "Row j of U says how much each of the later columns takes over.",
         "A matrix of ten columns: four are rounded, the fifth is being rounded, and its error E "
         "times U_jk is subtracted from the five that follow. At the right the three steps, and an "
         "upper triangular matrix U with row j marked."),

@@ -86,6 +86,6 @@ def stored() -> Drawing:
         "The file holds d and e, sc and mn, and the codes. It does not hold s and m.",
         "Four boxes in a row with arrows: weights x; s and m, by a search; sc and mn, whole "
         "numbers; d sc and e mn, what a reader computes. Codes q come from the weights and, by a "
-        "black arrow, from d sc and e mn; an orange arrow, the colleague's way, leads there from s "
+        "grey arrow, from d sc and e mn; an orange arrow, the colleague's way, leads there from s "
         f"and m. Below: s = {step} becomes the step {d * sc:.2f}; code {wrong} is read as "
         f"{wrong * d * sc:.2f}, code {right} as {right * d * sc:.2f}, for the weight {x}.")
