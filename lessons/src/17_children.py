@@ -595,13 +595,12 @@ fig
 
 # %% [markdown]
 # *What to see: LoRA-GA's first step is by far the nearest to full fine-tuning's, as it was made to
-# be, and it ends lowest. The others are not sorted by it: MiLoRA has a better cosine than LoRA's
-# usual start, and ends worse.* (LoRA-GA makes most of the rank correlation.) With three seeds the
-# means are LoRA-GA 2.08, OLoRA 2.37, EVA 2.38, CorDA 2.40, PiSSA 2.41, kaiming 2.93, MiLoRA 3.12,
-# MiCA 3.86. The four in the middle differ by less than their seeds do. The course trains with
-# AdamW, whose step is not along the gradient, and a first step is one of twenty. Nor is it enough
-# to know the inputs: EVA's cosine is 0.62, and CorDA's, 0.31, is below PiSSA's, 0.37. No start here
-# moves the model.
+# be, and it ends lowest. The others follow it only loosely: MiLoRA has a better cosine than LoRA's
+# usual start, and ends worse.* With three seeds the means are LoRA-GA 2.08, OLoRA 2.37, EVA 2.38,
+# CorDA 2.40, PiSSA 2.41, kaiming 2.93, MiLoRA 3.12, MiCA 3.86. The four in the middle differ by
+# less than their seeds do. The course trains with AdamW, whose step is not along the gradient, and
+# a first step is one of twenty. Nor is it enough to know the inputs: EVA's cosine is 0.62,
+# and CorDA's, 0.31, is below PiSSA's, 0.37. No start here moves the model.
 #
 # ## 5. Not the weight at all
 #
