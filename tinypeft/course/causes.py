@@ -193,7 +193,8 @@ def _ties(G, E, args, tol):
     D = abs(G - E)
     whole = np.array_equal(G, np.rint(G)) and np.array_equal(E, np.rint(E))
     if not whole or not D.max(initial=0) <= 1: return ""
-    rounded = any(np.shape(a) == E.shape and np.asarray(a).dtype.kind == "f" for a in args)
+    arrays = [a for a in args if isinstance(a, np.ndarray)]
+    rounded = any(a.shape == E.shape and a.dtype.kind == "f" for a in arrays)
     if not rounded or E.size < 3 or np.ptp(E) < 2: return None
     n = int(D.sum())
     return f"{n} {'is' if n == 1 else 'are'} off by one: look at how you round, and at ties"
