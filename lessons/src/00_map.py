@@ -165,8 +165,8 @@ show("methods_in_a_block")
 # feeds what.
 # Adapters stand behind attention and behind the MLP.
 # The layer norms, which bring each vector to mean 0 and variance 1, are trained with them, as Houlsby
-# et al. do; the counts of section 5 leave the norms out, so its share of the adapters is a little
-# smaller than that of section 9.
+# et al. do; the counts of section 5 leave the norms out, so the adapters' share there is a little
+# smaller than in section 9.
 #
 # ## 4. Four ways to change a frozen model
 #

@@ -275,8 +275,8 @@ slider("directions", frames, captions=told, behind={"limit": ([0, 199], [1e-7, 1
        xlabel="try", ylabel="difference, relative", ylog=True)
 
 # %% [markdown]
-# Compare yours with the package's. Its limit is ten times as strict as yours, so that four
-# directions are enough where yours takes eight. It also allows what rounding of $f$ explains: where
+# Compare yours with the package's. Its limit is ten times as strict as the $10^{-7}$ above, so
+# that four directions are enough. It also allows what rounding of $f$ explains: where
 # the gradient is 0, as of the sum of a softmax, any rounding is infinitely large beside it.
 
 # %%

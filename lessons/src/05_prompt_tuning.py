@@ -115,7 +115,7 @@ for name, method in starts.items():
     if method: tuned.detach()
 
 E = base.token_embedding.weight.data                                           # (V, d)
-pieces = E[256:]                       # without the 256 single bytes, of which text contains few
+pieces = E[256:]                       # without the 256 single bytes, most of which no text has
 print(f"length of an embedding {np.linalg.norm(pieces, axis=1).mean():.2f}, "
       f"of a vector from U(−0.5, 0.5) {(c.d_model / 12) ** 0.5:.2f}")
 
@@ -208,12 +208,12 @@ for share in (0.02, 0.05, 0.1, 0.2, 0.5):
 slider("share", frames, captions=told, xlabel="tokens of the text", ylabel="longest prompt")
 
 # %% [markdown]
-# A wide model spends nearly all of its work in the matrices, so that the work grows with the length.
-# A narrow one spends more on attention, which grows faster.
+# A wide model spends nearly all of its work in the matrices, so that the work is nearly
+# proportional to the length. A narrow one spends more on attention, which grows faster.
 #
 # ## 4. Train it
 #
-# Three lengths, 40 steps of 8 signatures each. The loss that is shown is on test rows:
+# Three lengths, 40 steps of 8 signatures each. The loss that is printed is on test rows:
 
 # %%
 STEPS = 40
@@ -299,9 +299,10 @@ guess.beside(100 * gains[2] / gains.sum())
 #
 # **This is the lesson's finding.** A prompt first selects among habits that the model has. Facts
 # come late. In lesson 04 you asked this model for 16 facts that no text contains, and adapters knew
-# 8 to 14 of them after 100 steps. A prompt of 20 vectors, trained likewise, knows none after 100
-# steps, and 3, 4 and 0 after 300, with three seeds. Lesson 06 sets longer and deeper prompts beside
-# it. So in 40 steps do not look for new knowledge in the texts. Look at where the loss falls.
+# 8 to 14 of them after 100 steps. A prompt of 20 vectors, trained likewise at a rate of 0.1, knows
+# none after 100 steps, and 3, 4 and 0 after 300, with three seeds. Lesson 06 sets longer and deeper
+# prompts beside it. So in 40 steps do not look for new knowledge in the texts. Look at where the
+# loss falls.
 #
 # What moves a prompt? The same $P$ vectors stand in every row of a batch.
 #
@@ -500,12 +501,12 @@ fig
 # %% [markdown]
 # *What to see: P-tuning does worse than a plain prompt of as many vectors that starts from words, and
 # about as well as one that starts from random numbers, as its encoder does.* (With another seed
-# the random start is ahead.) So here the start counts more than the encoder.
+# the random start is ahead, and words lead by less.) So here the start counts more than the encoder.
 # The paper finds P-tuning better on its tasks; there the model is frozen in one half of the
 # experiments (LAMA), and trained as well in the other (SuperGLUE).
 # On *classify*, another task of the study, the model says which package a sentence documents.
 # There P-tuning has {study methods: ptuning, accuracy, as .1%} right, and prompt tuning
-# {study methods: prompt, accuracy, as .1%}.
+# {study methods: prompt, accuracy, as .1%}: these intervals overlap.
 #
 # ## 8. A prompt that ruins the model
 #

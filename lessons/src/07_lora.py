@@ -489,12 +489,12 @@ for (name, S), (colour, style) in zip(spectra.items(), looks, strict=True):
 ax.text(62, spectra["everything"][60] * 0.45, "everything", ha="right")
 ax.text(60, spectra["query and value, any rank"][60] * 1.6, "query and value, any rank",
         color=plot.ink(plot.COLOURS["green"]))
-ax.text(40, spectra["by chance"][40] * 1.3, "by chance", color=plot.ink(plot.COLOURS["grey"]))
+ax.text(28, spectra["by chance"][28] * 1.4, "by chance", color=plot.ink(plot.COLOURS["grey"]))
 ax.text(10, 5, "LoRA: 8, the rest is 0", color=plot.COLOURS["blue"], va="center")
 ax.set(xlabel="index of the singular value", ylabel="singular value of ΔW", title=path)
 fig.set_label("Singular values of three changes, and of a random matrix as large as the first, on "
               "a logarithmic axis. Those of full fine-tuning fall without a gap, and faster than "
-              "the random ones; the first three of LoRA's eight lie above.")
+              "the random ones; LoRA's eight lie above these, the first three above all curves.")
 fig
 
 # %% [markdown]
@@ -575,7 +575,7 @@ show("subspace")
 
 # %% [markdown]
 # *What to see: two LoRAs share much more than chance would give, and their first directions most.
-# They do not find the same eight.* The picture is of documentation, after 150 steps.
+# They do not find the same eight.* The picture is of documentation, ranks 8 and 64.
 #
 # ## 8. What is α for?
 #

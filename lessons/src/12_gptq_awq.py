@@ -682,7 +682,7 @@ show("gptq")
 # Over seeds, with four times our calibration text, GPTQ is ahead: at 3 bits it costs
 # {study schemes: GPTQ 3 bit, excess} nats, and AWQ {study schemes: AWQ 3 bit, excess}.
 # AWQ's scales are followed by a search for the best clipping of every group (lesson 10, section 5).
-# On other draws, twice as long, the scales alone bring the cost from
+# On longer draws than ours the scales alone bring the cost from
 # {study awq: round to nearest, as it is, excess} to
 # {study awq: AWQ without clipping, as it is, excess} nats, and clipping brings it to
 # {study awq: AWQ, as it is, excess} nats.

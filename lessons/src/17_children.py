@@ -142,7 +142,8 @@ show("changes_of_a_weight")
 # %% [markdown]
 # *What to see: rank is one limit among others. MiSS repeats its columns, C³A goes round in
 # circles, SHiRA leaves most places alone, FourierFT is a sum of few waves with trained heights.
-# DoRA, RandLoRA, HiRA, C³A and OFT train few numbers and reach the full rank of 48.*
+# DoRA, RandLoRA, HiRA, C³A and OFT train few numbers and reach the full rank of 48.* (Where
+# some of its singular values are tiny, a trained change counts as a little less than full below.)
 #
 # ## 2. Name it by its marks
 #
@@ -166,7 +167,7 @@ show("changes_of_a_weight")
 # $(d_\text{out}, d_\text{in})$ are float32, so their difference carries rounding: a difference
 # below $10^{-4}$ of the largest number of $\Delta W$ counts as 0, and a rank is the number of
 # singular values above $10^{-4}$ of the first. No number of `W` is 0. You do not know $r$ or $b$,
-# and the change may be a thousandth of the weight.
+# and the change may be a thousandth of the weight, or less.
 
 # %% exercise=children.which points=4 minutes=20
 def children_which(W, W2):
@@ -250,8 +251,8 @@ fig.set_label("Falling curves of the loss over 20 steps, one for each of eight m
 fig
 
 # %% [markdown]
-# *What to see: six fall well, whatever shape they allow, C³A not quite two thirds as far, and
-# HiRA hardly at all. The rank of the
+# *What to see: six fall well, whatever shape they allow, C³A not quite two thirds as far as LoRA,
+# and HiRA hardly at all. The rank of the
 # change does not sort them: HiRA's is full.*
 #
 # Is HiRA bad? Its change is $W$ times the factors. The numbers of $W$ are about 1/12, so at LoRA's

@@ -210,7 +210,8 @@ for kind in ("Q4_1", "Q4_K"): minus(kind, "Q4_0")
 # These batches decide neither of the two: a difference below about twice its ± may be chance. And ±
 # tells of batches only, but each way of rounding is one draw as well. The study draws calibration
 # and test text eight times, of the base's own kind. There the loss of `Q4_0` minus that of `Q4_K`
-# is {study k_quants: Q4_0 - Q4_K, excess} nats per token.
+# is {study k_quants: Q4_0 - Q4_K, excess} nats per token. (Where the study is quoted, ± is half of
+# a 95 % interval.)
 #
 # ## 2. What is worth searching for
 #
@@ -351,7 +352,8 @@ for name, search in (("Q4_K, max–min", max_min), ("Q4_K, your search", my_sear
 
 # %% [markdown]
 # A search changes the loss by chance as well: each way of rounding is one draw. To judge a search,
-# take several models, not more batches alone. Section 4 changes $w$, and that counts more.
+# take several models, not more batches alone. Section 4 changes $w$, the trials, and how
+# $d$ and $e$ are found; together they count more.
 #
 # ## 3. Scales that are rounded
 #
@@ -596,7 +598,7 @@ result
 # %% [markdown]
 # On the base, within the bits that llama.cpp's rule takes. All tokens of the text would be many. So
 # $X$ is the *Cholesky factor* of $H$, a triangular matrix with $X^\top X = H$: its few rows give
-# the same errors, up to a factor that all layers share. 1e-5 of its mean is added to the diagonal
+# the same errors, up to a factor that all layers share. 1e-5 of the diagonal's mean is added to it
 # first, since there is no such factor if rounding makes $H$ negative in some direction. Where two
 # rows of 128 lie in one of 256, each half of the row meets $X$ by itself.
 
@@ -712,8 +714,8 @@ show_error("IQ4_NL", 4 + 16 / 32, (s * levels[nearest]).reshape(W.shape))
 # ## The real call
 #
 # llama.cpp's two programs, for a file of full precision. The first one measures $h$, the second one
-# rounds by it. (`python -m tinypeft export --to gguf --type Q4_K_M` writes such a file here, and
-# `tp.GGUF("Q4_K_M", importance="imatrix.gguf")` takes llama.cpp's $h$.)
+# rounds by it. (`python -m tinypeft export --to gguf --type Q4_K_M --out base` writes
+# `base/model.gguf` here, and `tp.GGUF("Q4_K_M", importance="imatrix.gguf")` takes llama.cpp's $h$.)
 #
 # ```bash
 # llama-imatrix -m full.gguf -f text.txt -o imatrix.gguf

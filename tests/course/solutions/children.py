@@ -26,6 +26,12 @@ def in_circles(D, close=True, only=()):
     return False
 
 
+def exactly_circular(D, b):
+    if D.shape[0] % b or D.shape[1] % b: return False
+    blocks = D.reshape(D.shape[0] // b, b, D.shape[1] // b, b)
+    return np.array_equal(np.roll(blocks, (1, 1), (1, 3)), blocks)
+
+
 def angles(W):
     """Lengths of the rows, and cosines between them."""
     n = np.linalg.norm(W, axis=1)
@@ -116,13 +122,13 @@ WRONG = {
         (ask(O=lambda W, W2, D: np.abs(W2 @ W2.T - W @ W.T).max() < 1e-2 * np.abs(W @ W.T).max()), "a small change hardly moves"),
         (ask(O=lambda W, W2, D: np.allclose(W @ W.T, W2 @ W2.T)), "rounding, which is some"),
         (ask(C=lambda W, W2, D: in_circles(D, close=False)), "the circle closes"),
-        (ask(C=lambda W, W2, D: any(in_circles(D[:b, :b], only=(b,)) for b in range(2, 13) if not (D.shape[0] % b or D.shape[1] % b))),
+        (ask(C=lambda W, W2, D: any(in_circles(D[:b, :b], only=(b,)) for b in range(2, 37) if not (D.shape[0] % b or D.shape[1] % b))),
          "some of the blocks only"),
-        (ask(C=lambda W, W2, D: any(in_circles(D[:b], only=(b,)) for b in range(2, 13) if not (D.shape[0] % b or D.shape[1] % b))),
+        (ask(C=lambda W, W2, D: any(in_circles(D[:b], only=(b,)) for b in range(2, 37) if not (D.shape[0] % b or D.shape[1] % b))),
          "you look at some"),
-        (ask(C=lambda W, W2, D: any(np.array_equal(np.roll(D[i:i + 1], 1, 1), D[i + 1:i + 2]) for i in range(9))), "here each block goes round"),
+        (ask(C=lambda W, W2, D: any(exactly_circular(D, b) for b in range(2, min(D.shape) + 1))), "moved by one row"),
         (ask(C=lambda W, W2, D: in_circles(D, only=(4,))), "every divisor of both sides"),
-        (ask(M=lambda W, W2, D: D.shape[1] % 6 == 0 and np.ptp(D.reshape(len(D), -1, 6), 1).max() < 1e-4), "whether it divides"),
+        (ask(M=lambda W, W2, D: D.shape[1] % 6 == 0 and np.ptp(D.reshape(len(D), -1, 6), 1).max() < 1e-4 * D.max()), "whether it divides"),
         (ask(M=lambda W, W2, D: any(repeats_with(D, r) for r in (1, 2, 4, 8))), "no power of 2"),
         (ask(M=lambda W, W2, D: repeats_with(D, 4)), "up to rounding, column j + r"),
         (ask(M=lambda W, W2, D: any((D[:, r:] == D[:, :-r]).all() for r in range(1, 10))), "MiSS is not recognised: up to rounding"),
@@ -139,6 +145,9 @@ WRONG = {
         (ask(S=lambda W, W2, D: np.mean(abs(D) < 1e-2) >= 0.9), "exactly 0"),
         (ask(S=lambda W, W2, D: np.mean(D != 0) < 0.6), "half of the numbers"),
         (ask("MCSOL"), "do not multiply"),
+        (ask(C=lambda W, W2, D: in_circles(D, only=tuple(range(2, 17)))), "every divisor of"),
+        (ask(M=lambda W, W2, D: any(np.abs(D[:, r:] - D[:, :-r]).max() < 1e-6 for r in range(1, D.shape[1] // 4 + 1))), "allow for rounding"),
+        (ask(S=lambda W, W2, D: np.mean(D == 0) > 0.95), "at least nine of ten"),
         (ask("CMSOLH"), "ask in its order"),
         (ask("MSCOLH"), "the first one in the table"),
         (ask("MCOSLH"), "two marks hold here"),

@@ -111,6 +111,7 @@ WRONG = {
         (differs(within=1e-5), "a few millionths"),
         (is_close, "nearly blind"),
         (differs(times=1, seed=0), "draw eight or more"),
+        (lambda f, vjp, x: all(differs(times=1, seed=k)(f, vjp, x) for k in range(8)), "one that differs is enough"),
         (differs(of_dx=False), "rounding grows with"),
         (differs(direction="ones"), "draw v at random"),
         (differs(within=1e-14), "that rounding does not exceed"),
@@ -139,6 +140,7 @@ WRONG = {
         (lambda uses, trained: [k in t for k, t in enumerate(trained)], "is a list of numbers")],
     "gradients.fourth": [
         (central, "central difference itself"),
+        (lambda f, x, eps: (f(x + 1e-5) - f(x - 1e-5)) / 2e-5, "use the ε that is given"),
         (lambda f, x, eps: (f(x + eps) - f(x)) / eps, "take both sides"),
         (lambda f, x, eps: (central(f, x, eps) + central(f, x, eps / 2)) / 2, "factors with which"),
         (lambda f, x, eps: 2 * central(f, x, eps / 2) - central(f, x, eps), "a quarter of the error"),

@@ -347,6 +347,7 @@ WRONG = {
         (by(lambda W, X: gain(W, X) / np.square(W @ X.T).sum()), "has them undivided"),
         (by(lambda W, X: np.square(X).sum()), "the inputs alone"),
         (by(lambda W, X: W.size, per_bit=False), "the largest layers come first"),
+        (by(lambda W, X: 1 / W.size, per_bit=False), "the smallest layers come first"),
         (lambda weights, inputs, budget: np.ones(len(weights), bool), "more than the budget"),
         (lambda weights, inputs, budget: np.zeros(len(weights), bool), "nothing was chosen"),
         (by(lambda W, X: np.square(W @ X.T).sum()), "how large its output is"),

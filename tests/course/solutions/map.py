@@ -85,7 +85,7 @@ WRONG = {
         (swap(0, lambda d, L, r, P, m: 3 * L * 2 * r * d), "two matrices in a block"),
         (swap(1, lambda d, L, r, P, m: P * d + P * d), "one vector for each"),
         (swap(1, lambda d, L, r, P, m: L * 2 * P * d), "it is no prefix"),
-        (swap(2, lambda d, L, r, P, m: P * d), "every layer, with a key"),
+        (swap(2, lambda d, L, r, P, m: P * d), "every block, with a key"),
         (swap(3, lambda d, L, r, P, m: 2 * L * (2 * d * m + m)), "two biases"),
         (swap(3, lambda d, L, r, P, m: 2 * L * (d * m + m + d)), "two matrices, W_d"),
         (swap(3, lambda d, L, r, P, m: 4 * d * m + 2 * m + 2 * d), "counts one block"),

@@ -679,14 +679,15 @@ EXERCISES = (
         symptoms=(
             ("all scales must be positive: W is multiplied by them, and divided again",
              not_positive),
-            ("s is the same for every input, so nothing is scaled: this is rounding itself, which "
-             "makes the error of the weights smaller than any s, and not that of the outputs",
+            ("s is the same for every input, so nothing is scaled, and this is rounding itself: "
+             "compute the loss of the outputs, with H, for more powers of mean_abs, and return s "
+             "(d_in,), not the power",
              are_equal),
             ("these scales make the error of the weights smaller; the loss is that of the outputs, "
              "with H", spares_the_weights),
             ("how far a column may be scaled before it stretches the step of its rows depends on "
-             "the weights, so no fixed rule does: compute the loss of many scales, small and large "
-             "ones, and keep the best", follows_the_inputs)),
+             "the weights, so no fixed rule does: compute the loss, the sum of (D H) ⊙ D, of many "
+             "scales, small and large ones, and keep the best", follows_the_inputs)),
         hints=("Which columns of W may not be rounded badly? What happens to a row's step if one "
                "of its columns is scaled up too much?",
                "s is (d_in,): one number for each column of W. D = quant(W * s) / s - W is "

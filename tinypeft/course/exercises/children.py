@@ -116,8 +116,8 @@ CHILDREN = ("LoRA", "MiSS", "MiSS, cut off", "C3A", "one circle", "SHiRA", "OFT"
 WIDE, TALL = (24, 36), (36, 24)
 
 
-def trained(rng, kind=None, size=0.3, shape=None):
-    """Draw a weight and what training made of it, both in float32."""
+def trained(rng, kind=None, size=0.3, shape=None, times=1):
+    """Draw a weight and what training made of it, both in float32, and `times` as large."""
     kind = kind or str(rng.choice(CHILDREN))
     d_out, d_in = shape = shape or (WIDE, TALL)[rng.integers(2)]
     r = int(rng.integers(2, 5))
@@ -134,8 +134,8 @@ def trained(rng, kind=None, size=0.3, shape=None):
     if kind == "larger rank": D = low(7)
     if kind == "larger share": D = W * low(7)
     if kind == "quarter share": D = W * low(min(shape) // 4)
-    if kind in ("C3A", "one circle"):
-        b = 4 if kind == "C3A" else 12
+    if kind in ("C3A", "one circle", "large circles"):
+        b = {"C3A": 4, "one circle": 12, "large circles": 20}[kind]
         place = (np.arange(b) - np.arange(b)[:, None]) % b
         first = draw(d_out // b, d_in // b, b)
         D = first[..., place].swapaxes(1, 2).reshape(shape)
@@ -163,7 +163,7 @@ def trained(rng, kind=None, size=0.3, shape=None):
     if kind in TWO_MARKS: W, D = two_marks(rng, kind, W, draw)
     W2 = W + size * D
     if kind == "DoRA": W2 = W2 * (1 + size * draw(d_out, 1))
-    return W.astype(np.float32), W2.astype(np.float32)
+    return (times * W).astype(np.float32), (times * W2).astype(np.float32)
 
 
 TWO_MARKS = ("one row of MiSS", "equal circles", "sparse circles", "repeated weight",
@@ -529,10 +529,14 @@ EXERCISES = (
              partial(trained, kind="wide MiSS", shape=TALL)),
             ("C3A", partial(trained, kind="C3A")),
             ("C3A with blocks of 12", partial(trained, kind="one circle")),
+            ("C3A with blocks of 20", partial(trained, kind="large circles", shape=(40, 60))),
+            ("MiSS, and all numbers of W and of W′ are a thousand times as large",
+             partial(trained, kind="MiSS", shape=WIDE, times=1000)),
             ("the blocks at the top and at the left go round, the others do not: none",
              partial(trained, kind="circles at the edge")),
             ("SHiRA", partial(trained, kind="SHiRA")),
             ("OFT", partial(trained, kind="OFT")),
+            ("OFT on a larger weight", partial(trained, kind="OFT", shape=(96, 144))),
             ("OFT, and only one block of 4 inputs turns", partial(trained, kind="one rotation")),
             ("HiRA", partial(trained, kind="HiRA")),
             ("each row times a number of its own: HiRA", partial(trained, kind="lengths")),
@@ -596,7 +600,9 @@ EXERCISES = (
              named(C3A=partial(is_circular, wrap=False))),
             *several("the size of C3A's blocks is not known: try every divisor of both sides",
                      named(C3A=partial(is_circular, sizes=lambda n: [4])),
-                     named(C3A=partial(is_circular, sizes=lambda n: [n]))),
+                     named(C3A=partial(is_circular, sizes=lambda n: [n])),
+                     named(C3A=partial(is_circular, sizes=lambda n: [
+                         b for b in range(2, 17) if n % b == 0]))),
             *several("every block of C3A goes round: you look at some of the blocks only",
                      named(C3A=starts_circular),
                      named(C3A=partial(starts_circular, rows="all"))),
@@ -646,13 +652,13 @@ EXERCISES = (
             *several("C3A is not recognised: up to rounding, a block moved by one row and one "
                      "column, to the right, is itself",
                      named(C3A=never), named(C3A=partial(is_circular, limit=0))),
-            ("SHiRA is not recognised: count the numbers that are exactly 0",
-             named(SHiRA=never))),
+            *several("SHiRA is not recognised: at least nine of ten numbers of ΔW are 0",
+                     named(SHiRA=never), named(SHiRA=partial(is_sparse, share=0.95)))),
         symptoms=(
             ("return one of the seven words, as they stand in the table",
              lambda got, expected, args: got not in (*MARKS, "none")),
-            ("two marks hold here, and the first one in the table counts: ask in its order",
-             also_holds),
+            ("two marks hold here, and the first one in the table counts: ask in its order, and "
+             "allow for rounding", also_holds),
             ("here W Wᵀ is the same before and after, up to rounding, which is some 10⁻⁴ of the "
              "largest number of W ΔWᵀ, and you do not say OFT",
              was("OFT")),

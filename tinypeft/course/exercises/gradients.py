@@ -94,7 +94,7 @@ SMALL = Vjps.slightly, Vjps.barely, Vjps.slightly_in_millionths
 STRICT = ("the accepted difference is too large: an error of a few millionths must be caught, in "
           "any unit, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖")
 ONE = ("a single direction may be nearly blind to a small error: draw eight or more, and let the "
-       "worst decide")
+       "worst decide: one that differs is enough")
 
 
 def squashed_sum(x):
@@ -276,6 +276,10 @@ def long_tape(rng):
 class Polynomials:
     """Polynomials of degree 4, `Polynomials.of_0` to `of_5`, whose slopes are known exactly."""
 
+    @staticmethod
+    def fifth(x):
+        return x**5
+
 
 def by_name(kind, seed):
     rng = np.random.default_rng(seed)
@@ -305,6 +309,12 @@ def reference_fourth(f, x, eps):
 def mixed(first, second):
     """Return a slope mixed of the two differences, of eps / 2 and of eps."""
     return lambda f, x, eps: first * central(f, x, eps / 2) + second * central(f, x, eps)
+
+
+def _goes_with_the_fourth(fn, rng):
+    x, eps = float(rng.normal()), float(rng.uniform(0.2, 0.5))
+    near, far = (fn(Polynomials.fifth, x, e) - 5 * x**4 for e in (eps, 2 * eps))
+    return np.isclose(far, 16 * near, rtol=1e-3) and abs(near) > 1e-6
 
 
 def fourth_cases(rng):
@@ -362,8 +372,8 @@ EXERCISES = (
              "‖vjp(u)‖ ‖v‖, because rounding grows with them",
              lambda got, expected, args: got and not expected and args[0] is in_millions),
             ("you refuse a right vjp: is ε small, is the difference taken on both "
-             "sides, and is it compared with a tolerance that rounding does not exceed, "
-             "such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
+             "sides, divided by 2ε, and is it compared with a tolerance that rounding does not "
+             "exceed, such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
              lambda got, expected, args: got and not expected),
             (f"{STRICT}; and {ONE}", lambda got, expected, args: args[1] in SMALL),
             ("an error in two numbers passes, whose sum is right: draw all numbers of v at random, "
@@ -433,6 +443,9 @@ EXERCISES = (
         name="gradients.fourth", title="A difference with a smaller error", stars=3,
         kind="design",
         reference=reference_fourth, cases=fourth_cases,
+        invariants=(
+            ("of x⁵, the error at twice the ε is 16 times as large: use the ε that is given",
+             _goes_with_the_fourth),),
         mistakes=(
             ("this is the central difference itself, whose error goes with ε²", central),
             ("the mean of two differences keeps an error of ε²: choose factors with which the ε² "

@@ -732,6 +732,8 @@ EXERCISES = (
             ("the minima are missing: subtract e·mn from each row", read_without_minima),
             ("minima have a scale of their own, e", read_with_one_scale),
             ("mn is a whole number; the minimum is e·mn", read_without_e),
+            ("d is the scale of the steps, and e that of the minima",
+             lambda d, sc, e, mn, q: read(e, sc, d, mn, q)),
             *several("a minimum is no zero point: the step multiplies the code alone, and e·mn is "
                      "subtracted from the product", read_shifted_codes, read_shifted_levels)),
         errors=(
@@ -891,6 +893,8 @@ EXERCISES = (
              greedy(stop=True)),
             ("the largest layers come first; measure what each gains",
              greedy(largest_layers, per_bit=False)),
+            ("the smallest layers come first; measure what each gains",
+             greedy(lambda weights, inputs: -largest_layers(weights, inputs), per_bit=False)),
             ("layers are taken in their order; measure what each gains",
              greedy(in_order, per_bit=False)),
             ("the last choice goes beyond the budget", greedy(over=True)),

@@ -283,6 +283,10 @@ def _only(part):
     return wrong
 
 
+def _not_zero(got, expected, args):
+    return np.shape(got) == np.shape(expected) and np.any(got) and not np.any(expected)
+
+
 def _turned(got, expected, args):
     return np.shape(got) == np.shape(expected)[::-1] != np.shape(expected)
 
@@ -627,6 +631,12 @@ def _either_still(W, A, B, W1, A1, B1):
     return bug(W, A, B, W1, A1, B1)
 
 
+def _still_first(W, A, B, W1, A1, B1):
+    word = bug(W, A, B, W1, A1, B1)
+    still = np.array_equal(A, A1) and np.array_equal(B, B1)
+    return "not trained" if word == "both zero" and still else word
+
+
 def _first(a, b):
     return a
 
@@ -784,7 +794,8 @@ EXERCISES = (
             ("there is LoRA on too many arrays: the layer's own name, the last part of the path "
              "before .weight, must be one of the targets; to end like one is not enough",
              _too_many),
-            ("A is (r, d_in), and B is (d_out, r)", _turned)),
+            ("A is (r, d_in), and B is (d_out, r)", _turned),
+            ("B starts at zero, so that the model starts unchanged", _not_zero)),
         errors=(
             ("unpack", "a bias or a norm's weight came here, and it has one axis: a layer counts "
              "if its own name, the last part of its path, is a target, not if it contains one"),),
@@ -939,6 +950,8 @@ EXERCISES = (
             ("if A and B both start at zero, nothing can move: say “both zero”, "
              "whatever the optimizer has",
              _reworded(both_zero="not trained")),
+            ("ask for “both zero” before “not trained”: from there nothing can move",
+             _still_first),
             ("“both zero” is about the start; A and B that do not move from "
              "another start are “not trained”",
              _reworded(not_trained="both zero")),
@@ -1018,8 +1031,8 @@ EXERCISES = (
                      _judged(np.allclose)),
             ("two products in float32 differ by rounding: ask for a small distance, not for "
              "equality", _judged(np.array_equal)),
-            ("if both changes are zero, the quotient of the norms is 0/0: multiply the limit by "
-             "the norm, and do not divide",
+            ("if both changes are zero, they are the same: ask with <=, and multiply the limit by "
+             "the norm in place of dividing by it, which is 0",
              _judged(lambda a, b: _near(a, b) and np.linalg.norm(a) > 0)),
             ("compare number by number: two changes may have the same sum",
              _judged(lambda a, b: abs(a.sum() - b.sum()) <= 1e-3 * abs(a.sum())))),
@@ -1028,8 +1041,8 @@ EXERCISES = (
              "number by itself, of which some are nearly 0. Ask for a small norm of the "
              "difference, beside the norm of the change",
              _rounding_refused),
-            ("both changes are tiny here, and not the same: np.allclose calls all numbers below "
-             "10⁻⁸ equal. Compare the norm of the difference with the norm of the change",
+            ("both changes are tiny here, and not the same: an absolute limit, as np.allclose has "
+             "one of 10⁻⁸, calls them equal. Compare the norm of the difference with the norm of the change",
              _tiny_passed),
             ("these two changes differ by some per cent, and a hundredth is a difference: your "
              "limit is too large",

@@ -116,11 +116,13 @@ def picked(dx, at):
     return dx[np.arange(len(dx))[:, None], at]
 
 
-def row_cases(rng, front=False, B=None):
+def row_cases(rng, front=False, B=None, ascending=True):
     low = (2, 2, 3, 4)
     rows, P, T, d = rng.integers(low, (5, 4, 6, 8)).tolist()
     B = B or rows
-    at = np.stack([np.sort(rng.permutation(P + T)[:P]) for _ in range(B)])
+    at = np.stack([rng.permutation(P + T)[:P] for _ in range(B)])
+    if ascending:
+        at.sort(axis=1)
     if front:
         at = np.tile(np.arange(P), (B, 1))
     return rng.standard_normal((B, P + T, d)), at
@@ -378,8 +380,12 @@ EXERCISES = (
         reference=reference_gradient, cases=row_cases,
         special=(
             ("in front of every row", partial(row_cases, front=True)),
-            ("a single row", partial(row_cases, B=1))),
+            ("a single row", partial(row_cases, B=1)),
+            ("vector p of a row stands at at[row, p], behind a later vector or before it",
+             partial(row_cases, ascending=False))),
         mistakes=(
+            ("row p of the result belongs to vector p, wherever it stands: do not sort `at`",
+             lambda dx, at: reference_gradient(dx, np.sort(at, axis=1))),
             ("the gradient is a sum over the rows, not a mean: the loss has its division already",
              lambda dx, at: picked(dx, at).mean(0)),
             ("the places differ from row to row: `at` has a row of its own for each",

@@ -131,7 +131,8 @@ def gptq(results: Path) -> plot.Drawing:
     added = lambda v: f"{r.mean(name(v, 3, 'group 32'), 'excess'):.3f}"
     return plot.Drawing(
         fig,
-        "GPTQ makes the error of the weights larger and the error of the outputs smaller: at 3 bits the former goes from "
+        "GPTQ makes the error of the weights larger and the error of the outputs smaller: at 3 bits "
+        "with a scale per channel the former goes from "
         f"{both(3, 'weight_error')}, the latter from {both(3, 'output_error')}.",
         "A scale and zero point per output channel or per group of 32, with the same grids for both. Errors are means over the "
         f"base's layers, on test text. {len(r.seeds)} seeds draw calibration and test text. At 3 bits in groups the loss "
