@@ -580,8 +580,8 @@ EXERCISES = (
                      "the table",
                      named(("LoRA", "MiSS", "C3A", "SHiRA", "OFT", "HiRA")),
                      named(("C3A", "SHiRA", "LoRA", "MiSS", "OFT", "HiRA"))),
-            *several("MiSS is not recognised: up to rounding, column j + r is column j; try every r "
-                     "from 1 to a quarter of the inputs, also those that are no power of 2",
+            *several("MiSS is not recognised: up to rounding, column j + r is column j; try every "
+                     "r from 1 to a quarter of the inputs, also those that are no power of 2",
                      named(MiSS=never), named(MiSS=partial(repeats, limit=0)),
                      *(named(MiSS=partial(repeats, periods=lambda d_in, some=some: some))
                        for some in ([4], [1, 2, 4, 8]))),

@@ -1042,7 +1042,8 @@ EXERCISES = (
              "difference, beside the norm of the change",
              _rounding_refused),
             ("both changes are tiny here, and not the same: an absolute limit, as np.allclose has "
-             "one of 10⁻⁸, calls them equal. Compare the norm of the difference with the norm of the change",
+             "one of 10⁻⁸, calls them equal. Compare the norm of the difference with the norm of "
+             "the change",
              _tiny_passed),
             ("these two changes differ by some per cent, and a hundredth is a difference: your "
              "limit is too large",

@@ -350,8 +350,8 @@ EXERCISES = (
                      "which np.allclose has with rtol=0, atol=1e-9",
                      partial(merges, same=np_close, inputs=np.abs),
                      partial(merges, same=loosely_close, inputs=np.abs)),
-            ("a single number that is off by more than 1e-9 counts: your limit is larger, or a mean "
-             "hides it, or you try too few inputs",
+            ("a single number that is off by more than 1e-9 counts: your limit is larger, or a "
+             "mean hides it, or you try too few inputs",
              partial(merges, same=lambda f, x, W: np.abs(f(x) - x @ W.T).mean() < 1e-9)),
             ("this is Wᵀ: row i of f(np.eye(d)) is what input i does, a column of W",
              lambda f, d: None if merges(f, d) is None else merges(f, d).T),
