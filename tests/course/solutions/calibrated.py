@@ -316,6 +316,6 @@ WRONG = {
         (lambda W, H, mean_abs, quant: min((mean_abs**a for a in np.arange(20) / 20),
                                            key=lambda s: np.sum((quant(W * s) / s - W)**2)), "the least error of the weights"),
         (lambda W, H, mean_abs, quant: min(((mean_abs / mean_abs.mean())**a for a in np.linspace(0, 1, 21)),
-                                           key=lambda s: np.linalg.norm(quant(W * s) / s - W)), "with H, for more powers"),
+                                           key=lambda s: np.linalg.norm(quant(W * s) / s - W)), "of the outputs, with H"),
         (lambda W, H, mean_abs, quant: np.maximum(np.sqrt(mean_abs / mean_abs.mean()), 1), "no fixed rule")],
 }
