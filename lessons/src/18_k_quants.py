@@ -48,8 +48,8 @@ exact = losses(model)
 # %% [markdown]
 # ## 1. What a scale costs
 #
-# In lesson 10 a scale of 16 bits for 32 weights cost half a bit per weight. A zero point or a
-# minimum beside it costs as much again. llama.cpp's first types pay that: `Q4_0` has a scale,
+# In lesson 10 a scale of 16 bits for 32 weights cost half a bit per weight. A minimum of
+# 16 bits beside it costs as much again. llama.cpp's first types pay that: `Q4_0` has a scale,
 # `Q4_1` a scale and a minimum. Its types of 2023, the *K-quants*, round scales and minima to whole
 # numbers. In `Q4_K` these have six bits, and 256 weights of a row are a *superblock* of eight
 # *sub-blocks* $j$:
@@ -389,6 +389,7 @@ guess = tp.guess("18.small", 20.0, "%")
 # Write `k_quants_bug(x, s, m)`, mended, which keeps $d$, $sc$, $e$ and $mn$. It also takes
 # superblocks in which all $s$ are 0 (then $d$ and all $sc$ are 0), or all $m$ (then $e$ and all
 # $mn$), or in which a step $d\,sc_j$ becomes 0 (then its codes are 0). Nothing may be divided by 0.
+# (A file also rounds $d$ and $e$ to float16, which is left out here.)
 
 # %% exercise=k_quants.bug points=2 minutes=8
 def k_quants_bug(x, s, m):
@@ -427,8 +428,8 @@ show("schematic:stored")
 #
 # A weight multiplies an input. Let $h_i$ be the mean square of input $i$ over some text. In
 # `blocks.1.mlp.down`, input 446 has $h = 0.0038$ on the text below, and input 117 has $0.328$: the
-# same error of a weight costs 85 times as much there. If the errors of weights are unrelated, or
-# the inputs are, the mean squared error of an output over the text is
+# same error of a weight costs 85 times as much there. If the errors of weights, or the inputs, are
+# unrelated and zero on average, the mean squared error of an output over the text is
 #
 # $$\sum_i h_i\,(\hat x_i - x_i)^2$$
 #
