@@ -282,6 +282,7 @@ def first_logits(model: Decoder, task: tasks.Task) -> np.ndarray:
 
 
 def relative_error(near: np.ndarray, exact: np.ndarray) -> float:
+    """Return ‖near − exact‖ / ‖exact‖."""
     return float(np.linalg.norm(near - exact) / np.linalg.norm(exact))
 
 

@@ -204,7 +204,7 @@ def rotation(rng, d, everywhere):
 
 
 def also_holds(got, expected, args):
-    """Is the word one whose mark holds, and another one stands before it in the table?"""
+    """Does the mark of the word hold, too? Then the right one stands before it in the table."""
     W, W2 = (M.astype(float) for M in args)
     return got in MARKS and MARKS[got](W, W2 - W)
 

@@ -312,6 +312,7 @@ def mixed(first, second):
 
 
 def _goes_with_the_fourth(fn, rng):
+    """Is the error for x⁵ a number times ε⁴, and no rounding?"""
     x, eps = float(rng.normal()), float(rng.uniform(0.2, 0.5))
     near, far = (fn(Polynomials.fifth, x, e) - 5 * x**4 for e in (eps, 2 * eps))
     return np.isclose(far, 16 * near, rtol=1e-3) and abs(near) > 1e-6
