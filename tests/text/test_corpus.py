@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tinypeft.files import cache_directory
 from tinypeft.text import Document, base_corpus, corpus, docstrings, domain_corpus
 from tinypeft.text.docstrings import prose
+from tinypeft.text.tasks import held_out as duplicates
 
 ROOT = Path(__file__).parents[2]
 PARTS = "train", "validation", "test"
@@ -207,6 +209,27 @@ def test_families_are_connected_components():
         "SOMETHING else -- quite unrelated (to it)", "Something else, quite unrelated", text((0, 23)))]
     assert corpus.families(docs) == [0, 1, 0, 3, 0, 1, 6, 7]              # 24 shared words join, 23 do not; 4 through 2
     assert corpus.families(docs, span=4)[6:] == [1, 0] and corpus.families([]) == []
+
+
+def test_runs_of_words_have_equal_keys_where_they_are_equal():
+    """All runs of the base's text, and short and empty documents."""
+    number, runs, keys = {}, set(), set()
+    for d in base_corpus().train:
+        words = corpus.numbered(d.text, number)
+        own = [tuple(words[i:i + corpus.SPAN]) for i in range(max(1, len(words) - corpus.SPAN + 1))]
+        found = corpus.keys(words)
+        assert found.dtype == np.uint64 and len(found) == len(own)
+        runs.update(own)
+        keys.update(found.tolist())
+    assert len(keys) == len(runs) > 400_000
+    assert corpus.keys([]).shape == (0,) and (corpus.keys([3, 1]) != corpus.keys([1, 3])).all()
+
+
+def test_families_do_not_hang_on_the_platform(monkeypatch):
+    """In a browser Python's own hash has 32 bits, so that unrelated documents would meet; here it has two."""
+    docs = [document(f"text {i} " * 15, name=f"f{i}") for i in range(50)]
+    for module in corpus, duplicates: monkeypatch.setattr(module, "hash", lambda key: hash(key) % 4, raising=False)
+    assert corpus.families(docs) == duplicates.near_duplicates([(d.text,) for d in docs]) == [*range(50)]
 
 
 def test_split_is_by_family_and_by_hash():

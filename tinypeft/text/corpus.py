@@ -27,10 +27,12 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from pathlib import Path
+
+import numpy as np
 
 from ..files import cache_directory, check_fields, parse_json, read_text, write_atomically
 from . import docstrings
@@ -92,7 +94,7 @@ def families(documents: Sequence[Document], span: int = SPAN) -> list[int]:
     Sharing `span` consecutive words (case and punctuation ignored) joins two documents. Families
     are the connected components."""
     number = {}
-    return components(spans(numbered(document.text, number), span) for document in documents)
+    return components(keys(numbered(document.text, number), span) for document in documents)
 
 
 def numbered(text: str, number: dict[str, int]) -> list[int]:
@@ -101,17 +103,33 @@ def numbered(text: str, number: dict[str, int]) -> list[int]:
     return [number.setdefault(w, len(number)) for w in re.findall(r"\w+", text.lower())]
 
 
-def spans(words: Sequence[int], span: int = SPAN) -> Iterator[tuple[int, ...]]:
-    """Each run of `span` words, or all words if there are fewer."""
-    return zip(*(words[k:] for k in range(min(span, len(words)))), strict=False)
+def keys(words: Sequence[int], span: int = SPAN) -> np.ndarray:
+    """Compute a key of 64 bits for each run of `span` words, or for all words if there are fewer.
+
+    words: n numbers from `numbered`. Returns an array (max(1, n − span + 1),) of uint64, or (0,)
+    without words. A key is the sum of the words, each times the factor of its place, modulo 2⁶⁴.
+    Two runs that differ have equal keys about once in 2⁶³ pairs. Python's own `hash` is shorter in
+    a browser: it has 32 bits there, and unrelated documents would meet."""
+    places = min(span, len(words))
+    runs = len(words) - places + 1 if words else 0
+    numbers = np.array(words, np.uint64) + np.uint64(1)                       # no word counts as 0
+    found = np.zeros(runs, np.uint64)
+    for place, factor in enumerate(_factors(span)[:places]):
+        found += factor * numbers[place:place + runs]
+    return found
 
 
-def components(keys: Iterable[Iterable[Hashable]]) -> list[int]:
+@functools.cache
+def _factors(span):
+    """Draw an odd number of 64 bits for each place in a run."""
+    return np.random.PCG64(0).random_raw(span) | np.uint64(1)
+
+
+def components(keys: Iterable[np.ndarray]) -> list[int]:
     """Return, for each item, the first of the items that it is joined with (union–find).
 
-    keys: those of each item. Items with a key in common are joined. Keys are compared by their
-    hash, which for tuples of integers is equal in every process."""
-    parent, owner = [], {}                               # hash of a key → the first that has it
+    keys: those of each item, an array of integers. Items with a key in common are joined."""
+    parent, owner = [], {}                                                # key → the first with it
 
     def root(i):
         while parent[i] != i:
@@ -120,8 +138,8 @@ def components(keys: Iterable[Iterable[Hashable]]) -> list[int]:
 
     for i, own in enumerate(keys):
         parent.append(i)
-        for key in own:
-            first = owner.setdefault(hash(key), i)
+        for key in own.tolist():
+            first = owner.setdefault(key, i)
             if first != i:
                 a, b = root(i), root(first)
                 parent[max(a, b)] = min(a, b)

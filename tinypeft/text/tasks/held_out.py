@@ -33,15 +33,14 @@ def near_duplicates(texts: Sequence[tuple[str, ...]]) -> list[int]:
     which a later one counts only where it has a whole span: many answers are "yes"."""
     number = {}
     words = [[corpus.numbered(section, number) for section in sections] for sections in texts]
-    hashed = lambda section: np.fromiter(map(hash, corpus.spans(section)), np.int64)
-    found = [np.unique(np.concatenate([*map(hashed, sections)])) for sections in words]
+    found = [np.unique(np.concatenate([*map(corpus.keys, sections)])) for sections in words]
     key, count = np.unique(np.concatenate(found), return_counts=True)
     if len(forms := key[count > max(FORM, len(texts) // FORM)]):
-        words = [[_without(section, np.isin(hashed(section), forms)) for section in sections]
+        words = [[_without(section, np.isin(corpus.keys(section), forms)) for section in sections]
                  for sections in words]
-    return corpus.components([span for i, section in enumerate(sections)
-                              for span in corpus.spans(section)
-                              if not i or len(span) == corpus.SPAN] for sections in words)
+    counted = ([section for i, section in enumerate(sections)
+                if not i or len(section) >= corpus.SPAN] for sections in words)
+    return corpus.components(np.concatenate([*map(corpus.keys, own)]) for own in counted)
 
 
 def _without(words, is_form):
