@@ -44,7 +44,7 @@ def watched(fn: Callable, args: tuple) -> tuple[Any, Borrowed]:
         if _module(frame.f_back).startswith(PACKAGE): return
         name = _name(frame)
         if not name.startswith(PACKAGE): return
-        arguments = list(_parts(frame.f_locals)) if event == "call" else []
+        arguments = list(_parts(dict(frame.f_locals))) if event == "call" else []
         tensors.update((id(a), a) for a in arguments if isinstance(a, Tensor))
         if name.startswith(NOT_COUNTED): return
         if event == "call": with_inputs[frame] = _only(arguments, inputs)
