@@ -70,21 +70,6 @@ def awq(r):
         f"{name} {row['tinypeft']:.4f} and {row['authors']:.4f}" for name, row in r["means"].items())
 
 
-def versions(r):
-    def said(row):
-        if "missing" in row: return row["missing"]
-        if "passed" not in row: return row["result"]
-        return f"{row['passed']:,} passed, {len(row['failing'])} failed, main job {row['main job']}"
-    return "; ".join(f"{name}: {said(row)}" for name, row in r["combinations"].items())
-
-
-def determinism(r):
-    same = [name for name in ("again", "hash seed", "BLAS threads") if not r[name]["different"]]
-    return (f"bit for bit: {', '.join(same)}. Loss after {r['steps']} steps: workers "
-            f"{r['workers'].get('largest difference, tested', 0):.0e}, kernels "
-            f"{r['spread of the loss over kernels'] / r['tested here']:.0e} relative")
-
-
 def repeats(r):
     outside = [f"{name}: {contrast}" for name, of in r.items() if isinstance(of, dict)
                for contrast, found in of.items() if not found["inside"]]
@@ -136,7 +121,7 @@ def answers():
 
 
 SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, verbs, commands, files, notebooks,
-                                awq, versions, determinism, repeats, mutants, tables, llamacpp)}
+                                awq, repeats, mutants, tables, llamacpp)}
 
 
 # -- the page --------------------------------------------------------------------------------------

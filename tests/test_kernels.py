@@ -1,0 +1,58 @@
+"""`.ci/kernels.py`: which runs there are, and that a run notices kernels which are not those that it asked for."""
+import importlib.util
+import itertools
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[1] / ".ci" / "kernels.py"
+spec = importlib.util.spec_from_file_location("kernels", PATH)
+kernels = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernels)
+OLD = ["SSE42", "FMA3", "AVX2", "AVX512F", "AVX512_SKX"]                # of NumPy 2.0, and of 2.4
+NEW = ["X86_V3", "X86_V4", "AVX512_ICL"]
+
+
+@pytest.mark.parametrize("a, b", [("blas", "threads"), ("blas", "python"), ("blas", "versions"), ("numpy", "versions"),
+                                  ("python", "versions")])
+def test_every_pair_is_run(a, b):
+    runs = kernels.table().values()
+    pairs = {(run[a], run[b]) for run in runs}
+    assert pairs == {*itertools.product({run[a] for run in runs}, {run[b] for run in runs})} and len(pairs) >= 4
+
+
+def test_there_are_about_twenty_runs_of_all_kinds():
+    runs = kernels.table()
+    assert len(runs) == 21 and {run["blas"] for run in runs.values()} == {*kernels.BLAS}
+    for what in "oracles", "away": assert {run[what] for run in runs.values()} == {True, False}
+    assert all((run["python"], run["versions"]) == ("3.11", "newest") for run in runs.values() if run["oracles"])
+
+
+@pytest.mark.parametrize("features", [OLD, NEW])
+def test_numpys_kernels_are_dropped_by_their_names_of_that_version(features):
+    kept = lambda level: [f for f in features if f not in kernels.dropped(features, level)]
+    assert kept("all") == features and kept("baseline") == []
+    assert kept("AVX2") in (["SSE42", "FMA3", "AVX2"], ["X86_V3"])
+
+
+@pytest.mark.parametrize("change, says", [
+    ({}, ""), ({"blas": "Katmai"}, ""), ({"blas": "Haswell"}, "BLAS has the kernels of Haswell, asked for Prescott"),
+    ({"threads": 1}, "BLAS has 1 threads, asked for 2"), ({"numpy": ["X86_V3", "X86_V4"]}, "NumPy keeps X86_V4")])
+def test_a_run_with_other_kernels_is_refused(change, says):
+    run = {"blas": "Prescott", "threads": 2, "numpy": "AVX2"}
+    got = {"blas": "Prescott", "threads": 2, "numpy": ["X86_V3"], "all": NEW} | change
+    assert kernels.refused(run, got) == says
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the kernels are those of x86")
+def test_the_kernels_are_read_back():
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "NPY_"))}
+    forced = clean | {"OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "2"}
+    everything = kernels.kernels(sys.executable, forced)
+    baseline = kernels.kernels(sys.executable, forced | {"NPY_DISABLE_CPU_FEATURES": " ".join(everything["all"])})
+    for got, level in (everything, "all"), (baseline, "baseline"):
+        assert kernels.refused({"blas": "Nehalem", "threads": 2, "numpy": level}, got) == ""
+    assert "NumPy keeps" in kernels.refused({"blas": "Nehalem", "threads": 2, "numpy": "baseline"}, everything)
