@@ -21,8 +21,20 @@ def tokens_of_lines(path):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             docstrings.add((node.body[0].lineno, node.body[0].col_offset))
     with path.open("rb") as file:
-        starts = [token.start for token in tokenize.tokenize(file.readline) if token.type in COUNTED]
+        starts = [token.start for token in whole_strings(tokenize.tokenize(file.readline)) if token.type in COUNTED]
     return Counter(line for line, column in starts if (line, column) not in docstrings)
+
+
+def whole_strings(tokens):
+    """Yield an f-string as one string, as Python 3.11 does. Later ones cut it into parts, each of which may hold others."""
+    depth = 0
+    for token in tokens:
+        name = tokenize.tok_name[token.type]
+        if name == "FSTRING_START":
+            depth += 1
+            if depth == 1: yield token._replace(type=tokenize.STRING)
+        elif name == "FSTRING_END": depth -= 1
+        elif not depth: yield token
 
 
 def totals(paths):

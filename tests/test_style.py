@@ -26,7 +26,8 @@ def test_the_book_is_not_dense(folder):
 
 
 def test_a_dense_line_is_counted(tmp_path):
-    """Docstrings and comments are no tokens; a line of 31 tokens is dense, and one of 30 is not."""
-    lines = '"""A docstring."""', "# a comment", "x = " + "1 + " * 14 + "1", "'a string'"
+    """Docstrings and comments are no tokens; a line of 31 tokens is dense, and one of 30 is not. An f-string is one token
+    in every Python."""
+    lines = '"""A docstring."""', "# a comment", "x = " + "1 + " * 14 + "1", "'a string'", "f'{a + b:{c}} {f(d)}' + f''"
     (tmp_path / "a.py").write_text("\n".join(lines) + "\n")
-    assert measure.tokens_of_lines(tmp_path / "a.py") == {3: 31, 4: 1}
+    assert measure.tokens_of_lines(tmp_path / "a.py") == {3: 31, 4: 1, 5: 3}

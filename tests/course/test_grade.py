@@ -3,6 +3,7 @@ import csv
 import json
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -48,9 +49,9 @@ def hand_in(folder, submissions):
         (folder / f"{name}.ipynb").write_text(notebooks.notebook(cells), encoding="utf-8")
 
 
-def grades(*folders):
+def grades(folder, seconds=300):
     pytest.importorskip("IPython")
-    return {r.student: r for r in g.grade(folders, lesson="07", seed=5, seconds=10, jobs=4)}
+    return {r.student: r for r in g.grade([folder], lesson="07", seed=5, seconds=seconds, jobs=3)}
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,14 @@ def graded(tmp_path_factory):
     (folder / "nonsense.ipynb").write_text("{", encoding="utf-8")
     (folder / "nowhere.ipynb").symlink_to(folder / "nothing")
     with open(folder / "sparse.ipynb", "wb") as f: f.truncate(2**40)
-    return grades(slow, folder)
+    with ThreadPoolExecutor(2) as pool:                              # a busy machine takes none of the others' time
+        limited, honest = pool.map(grades, (slow, folder), (20, 300))
+    return limited | honest
 
 
 @pytest.mark.parametrize("name, points, says", [
     ("solver", 15, "right"), ("repository", 15, "right"), ("numpy", 15, "right"), ("stub", 0, "not solved yet: later"),
-    ("loops", 2, "cell 3 fails with TooSlow: no end of the cell after 10 s; is there a loop that never ends?"),
+    ("loops", 2, "cell 3 fails with TooSlow: no end of the cell after "),
     ("exits", 0, "process ended"), ("floods", 15, "right"), ("talks", 0, "no cell defines"),
     ("stumbles", 15, "cell 2 fails with SyntaxError: invalid syntax, in line 1:  def broken(:"),
     ("tampers", 0, "other numbers"), ("borrows", 0, "no cell defines lora_forward"),
@@ -120,14 +123,14 @@ def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
                        "bob/report.html": "", "eve/lora.py": half, "eve/nf4.py": empty, "__MACOSX/eve/lora.py": ""}.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
-    rows = {(r.student, r.lesson): r for r in g.grade([tmp_path], seconds=20)}
+    rows = {(r.student, r.lesson): r for r in g.grade([tmp_path], seconds=300)}
     points = {key: r.points for key, r in rows.items()}
     assert points == {("ada", "07_lora"): 15, ("bob", None): 0, ("eve", "07_lora"): 2, ("eve", "13_nf4_qlora"): 0}
     assert rows["ada", "07_lora"].file.endswith("07_lora.py")
     assert [note.partition(str(tmp_path))[2] for note in rows["ada", "07_lora"].notes] == \
         ["/ada/07_lora-old.py, 2 points", "/ada/helper.py, 0 points"]
     assert "no notebook and no Python file" in rows["bob", None].problem
-    (row,) = g.grade([tmp_path / "eve"], lesson="07", seconds=20)
+    (row,) = g.grade([tmp_path / "eve"], lesson="07", seconds=300)
     assert (row.student, row.points) == ("eve", 2) and "nf4.py, 0 points" in row.notes[0]
 
 
@@ -203,7 +206,7 @@ RULES = {                                                # cells → points of 1
 def ruled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rules")
     hand_in(folder, {name: cells for name, (cells, *_) in RULES.items()})
-    return {r.student: r for r in g.grade([folder], lesson="13", seconds=30, jobs=3)}
+    return {r.student: r for r in g.grade([folder], lesson="13", seconds=300, jobs=3)}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -263,7 +266,7 @@ def test_extra_points_are_a_column_of_their_own(tmp_path, monkeypatch):
     for name, cells in {"ada": SOLVED, "bob": usual}.items():
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "lora.py").write_text("\n".join([IMPORTS, *cells]), encoding="utf-8")
-    ada, bob = grades = g.grade([tmp_path / "in"], seconds=20)
+    ada, bob = grades = g.grade([tmp_path / "in"], seconds=300)
     assert ada.of == bob.of == ada.points == bob.points and (ada.extra, bob.extra) == (5, 0)
     assert f"ada: {ada.of} of {ada.of} points and 5 extra in 07_lora" in repr(ada) and "extra" not in repr(bob)
     g.write_csv(grades, tmp_path / "points.csv")
@@ -340,7 +343,7 @@ def test_damaged_messages_and_notebooks():
 
 def test_the_limit_holds_while_nobody_reads(tmp_path):
     (tmp_path / "f.py").write_text(hostile.PIPE + "say(told(forward())); wait()", encoding="utf-8")
-    with Worker(tmp_path / "f.py", tmp_path, 20, call_seconds=1) as worker:
+    with Worker(tmp_path / "f.py", tmp_path, 60, call_seconds=1) as worker:
         call = worker.remote("lora_forward")
         assert "no answer after 1 s" in call((np.zeros(2**20),)).error   # more than a pipe holds
         assert not worker.alive
@@ -351,20 +354,20 @@ FOREVER_ON = "while True:\n    try: time.sleep(1)\n    except Exception: pass"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
-@pytest.mark.parametrize("seconds, of_cell, says", [(20, 1, "1 s"), (1, 20, "1 s")])
-def test_a_slow_notebook_keeps_what_it_defines(seconds, of_cell, says, tmp_path):
+@pytest.mark.parametrize("seconds, of_cell", [(60, 4), (4, 60)])
+def test_a_slow_notebook_keeps_what_it_defines(seconds, of_cell, tmp_path):
     """A cell without end costs itself. If all the time is used up, the definitions in the other cells still count."""
     hand_in(tmp_path, {"ada": [IMPORTS, SOLVED[0], FOREVER_ON, "\n".join([*SOLVED[1:], "x = 1", "kept = lambda: x"])]})
     with Worker(tmp_path / "ada.ipynb", tmp_path, seconds, of_cell) as worker:
-        assert worker.problem.startswith(f"cell 3 fails with TooSlow: no end of the cell after {says}")
-        assert {"lora_forward", "lora_dora"} <= worker.functions.keys() and ("kept" in worker.functions) is (seconds > 1)
+        assert worker.problem.startswith("cell 3 fails with TooSlow: no end of the cell after ")
+        assert {"lora_forward", "lora_dora"} <= worker.functions.keys() and ("kept" in worker.functions) is (seconds > of_cell)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
 def test_a_slow_file_keeps_what_it_defines_and_so_does_one_that_fails(tmp_path):
-    for end, says in (("while True: pass", "TooSlow: no end after 1 s"), ("1 / 0", "ZeroDivisionError")):
+    for end, says in (("while True: pass", "TooSlow: no end after 4 s"), ("1 / 0", "ZeroDivisionError")):
         (tmp_path / "f.py").write_text(f"def f(): return 5\n{end}\ndef g(): return 6", encoding="utf-8")
-        with Worker(tmp_path / "f.py", tmp_path, 1) as worker:
+        with Worker(tmp_path / "f.py", tmp_path, 4) as worker:
             assert says in worker.problem and [*worker.functions] == ["f"] and worker.remote("f")(()).value == 5
 
 
@@ -377,10 +380,10 @@ def test_a_check_inside_a_cell_leaves_the_cells_limit():
 
 def test_all_calls_together_have_a_limit(tmp_path):
     (tmp_path / "f.py").write_text("import time\ndef f(): time.sleep(.4); return 1", encoding="utf-8")
-    with Worker(tmp_path / "f.py", tmp_path, 20) as worker:
-        worker.left, call = 1.0, worker.remote("f")
+    with Worker(tmp_path / "f.py", tmp_path, 60) as worker:
+        worker.left, call = 3.0, worker.remote("f")
         assert call(()).value == 1
-        assert any("the limit for the calls together" in str(call(()).error) for _ in range(3)) and not worker.alive
+        assert any("the limit for the calls together" in str(call(()).error) for _ in range(8)) and not worker.alive
 
 
 def test_a_comparison_that_fails_costs_one_exercise(monkeypatch):
@@ -406,7 +409,7 @@ def test_a_limit_that_is_none(seconds):
 
 def test_functions_are_called_in_another_process(tmp_path):
     (tmp_path / "f.py").write_text("def f(x, y=1):\n    return {x: [y]}\ndef g(x): return object()", encoding="utf-8")
-    with Worker(tmp_path / "f.py", tmp_path, 20) as worker:
+    with Worker(tmp_path / "f.py", tmp_path, 60) as worker:
         call = worker.remote("f")
         assert str(call.signature) == "(x, y=None)" and call((3,)).value == {3: [1]}
         assert "object object" in repr(worker.remote("g")((1,)).value) and worker.remote("h") is None

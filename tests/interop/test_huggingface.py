@@ -12,6 +12,7 @@ import pytest
 import tinypeft as tp
 from tests.families import make as family_of
 from tests.interop.test_gpt2 import edit, logits, some_tokens, with_tensors
+from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.commands.cli import main
 from tinypeft.interop import HuggingFaceError, read_safetensors, write_safetensors
 from tinypeft.interop.families import FAMILIES
@@ -127,6 +128,7 @@ def test_half_precision_shards_and_other_names(transformers, tmp_path):
 def test_smollm2_from_gguf_to_transformers(transformers, tmp_path):
     """The real model: blocks of four bits → float32 → a folder → transformers."""
     import torch
+    smollm2()
     model, tokens = tp.load_pretrained("smollm2"), np.arange(40, 60)[None]
     tp.save_model(model, tmp_path)
     with tp.no_grad(): ours = model(tokens).data

@@ -113,6 +113,7 @@ def sentencepiece(prefix):
 
 def made(name):
     """The Tokenizer of a family, by the name of its splitting rule or of its prefix."""
+    pytest.importorskip("tokenizers")
     return sentencepiece(name) if name in PREFIXES else byte_level(name, SMOLLM2_LACKS if name == "smollm" else b"")
 
 

@@ -1,4 +1,5 @@
 """Prefix tuning and P-tuning v2: against PEFT's encoder, and the identities of their papers."""
+import itertools
 import math
 
 import numpy as np
@@ -148,10 +149,10 @@ def test_dropout_in_training_only_and_for_each_row(gpt, tokens):
     tuned = tp.attach(gpt(), tp.PrefixTuning(3, False, dropout=0.5))
     same_rows = np.tile(tokens[:1], (4, 1))
     still = tuned(same_rows).data
-    assert np.array_equal(still[0], still[3])
+    np.testing.assert_allclose(still, still[:1].repeat(4, 0), rtol=1e-12)          # rows of one product round apart
     tuned.train()
     shaken = tuned(same_rows).data
-    assert len({row.tobytes() for row in shaken}) == 4
+    assert min(np.abs(a - b).max() for a, b in itertools.combinations(shaken, 2)) > 1e-3
     tuned.virtual.dropout.p = 0.999999                                   # next to everything dropped: a zero prefix
     dropped = tuned(same_rows).data
     tuned.eval()

@@ -142,9 +142,12 @@ def make_gguf(folder, i):
 
 
 def read_gguf(folder, base):
-    decoded = from_gguf(folder / "model.gguf")
+    """The codes are the numbers that the file is read as without them, bit for bit."""
+    decoded = from_gguf(folder / "model.gguf").state_dict()
     m = from_gguf(folder / "model.gguf", quantized=True)
-    assert np.array_equal(logits(m), logits(decoded), equal_nan=True)
+    codes = tp.dequantize(m).state_dict()
+    assert codes.keys() == decoded.keys()
+    for name, array in decoded.items(): assert np.array_equal(codes[name], array, equal_nan=True), name
     return m, encoded(m)
 
 
