@@ -2,8 +2,6 @@
 import math
 import re
 
-import tinypeft as tp
-
 __all__ = ["bad_values"]
 
 # what a limit expects, as a pattern → values that it refuses, given the groups of the match
@@ -26,7 +24,6 @@ REFUSED = {
     r"a positive even integer": lambda: (0, 63, 64.0, "64", True),
     r"a positive number or inf": lambda: (0, -6.0, 10**400, math.nan, "6", True),
     r"'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 bits, such as 'E4M3'": lambda: ("FP8", "nf4", "E8M8", 4),
-    r"a tuple of BottleneckAdapters": lambda: ((), 3, (3,), tp.BottleneckAdapter()),
     r"a str or a tuple of token ids": lambda: (3, [1], (0.5,)),
     r"a tuple of token ids and strs, such as .*": lambda: ((), 3, (-1,), (0.5,), (True,), "user"),
     r"a token id or a str": lambda: (-1, 0.5),

@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from .interop.loading import load_model, load_pretrained, save_model
 
     # the first verb: fine-tuning methods
-    from .peft import (C3A, IA3, METHODS, OFT, AdaLoRA, AdapterFusion, BottleneckAdapter, DoRA,
-                       DyLoRA, FourierFT, FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA,
-                       LoReFT, Method, MethodError, MiSS, ParallelAdapter, PeftModel, PrefixTuning,
-                       PromptTuning, PTuning, PTuningV2, RandLoRA, SHiRA, TrainableTokens, VeRA,
-                       attach, combine, fuse, load_adapter, mixed_batch, mixed_classify,
-                       search_rank, to_low_rank)
+    from .peft import (C3A, IA3, METHODS, OFT, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA, FourierFT,
+                       FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, LoReFT, Method,
+                       MethodError, MiSS, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
+                       PTuning, PTuningV2, RandLoRA, SHiRA, TrainableTokens, VeRA, attach, combine,
+                       load_adapter, mixed_batch, mixed_classify, search_rank, to_low_rank)
     from .peft.probe import fit_probe
 
     # the second verb: quantization schemes

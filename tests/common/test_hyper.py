@@ -240,8 +240,8 @@ FUNCTIONS = """
     'matplotlib.axes', 'matplotlib.backends', 'matplotlib.patches'), per_class=160, held_out=40) combine(how='cat',
     sign='total', factors=False, rng=0) concatenate(axis=0) dequantize(activations='kept') evaluate(split='test',
     batch_size=16) find_rate(lowest=1e-05, highest=1.0, steps=60) fit_probe(rng=0, splits=('train',
-    'validation'), n_folds=5, head_bias=True, batch_size=16, seed=0, cache=False) fuse(regularization=0.01, head_bias=True,
-    rng=0) generate(max_new_tokens=64, temperature=0.0, rng=0, use_cache=True, prompt_lookup=0) gradcheck(rng=0,
+    'validation'), n_folds=5, head_bias=True, batch_size=16, seed=0, cache=False)
+    generate(max_new_tokens=64, temperature=0.0, rng=0, use_cache=True) gradcheck(rng=0,
     directions=4, step=0.001, tolerance=1e-08) guess(unit='') invented(things=32, rng=0) labelled(text='text',
     label='label', reads='newline', held_out=(0.15, 0.15), seed=0, encoding='utf-8') layer_errors(trained=False)
     load_adapter(strict=True) load_model(quantized=False, strict=True) load_pretrained(quantized=False)

@@ -8,7 +8,6 @@ from tinypeft.engine import functional as F
 from tinypeft.engine.tensor import Tensor
 from tinypeft.models import plain
 from tinypeft.models.generation import KVCache, LayerCache, batches, generate, sample
-from tinypeft.models.lookup import draft
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 2.5, -9.0])   # two equal ones among them
 
@@ -197,57 +196,6 @@ def test_prompts_of_unequal_lengths_are_refused_as_one_is(gpt):
     for bad in prompts[1][:0], prompts[1][None], np.zeros(2):
         with pytest.raises(ValueError, match=r"prompt 2 must be integers \(T,\) with T ≥ 1, got"):
             model.generate([prompts[0], bad], 2)
-
-
-# -- prompt lookup ---------------------------------------------------------------------------------
-def test_a_draft_is_what_followed_an_earlier_place():
-    """The latest that enough tokens follow, or else the first, which most follow."""
-    text = np.array([1, 2, 3, 4, 1, 2, 3, 5, 9, 2, 3])
-    assert draft(text, 2).tolist() == [5, 9] and draft(text, 9).tolist() == [4, 1, 2, 3, 5, 9, 2, 3]
-    assert draft(np.r_[text, 8, 1, 2, 3], 3).tolist() == [5, 9, 2]                          # of (1, 2, 3) before (2, 3)
-    assert draft(np.array([7, 7, 7, 7]), 5).tolist() == [7]                                 # places may overlap
-    for short in [], [1], [1, 1], [1, 2, 3, 4]: assert draft(np.array(short, int), 3).size == 0
-
-
-@pytest.mark.parametrize("k", [1, 2, 5, 40])
-@pytest.mark.parametrize("make", [lambda: None, lambda: tp.LoRA(rank=2), lambda: tp.PrefixTuning(3), lambda: tp.LoReFT(rank=2),
-                                  lambda: tp.PromptTuning(length=3)])
-def test_prompt_lookup_changes_no_token(gpt, rng, make, k):
-    """Texts of three letters repeat themselves, and end; the number of passes is at most that of the tokens."""
-    for seed in range(4):
-        model, method = gpt(np.float64, vocab_size=3, context_length=80, rng=seed), make()
-        if method:
-            model = tp.attach(model, method)
-            for p in model.trainable_parameters(): p.data[...] += rng.standard_normal(p.shape)
-        prompt = rng.integers(0, 3, (1, 12))
-        for stop in None, 2:
-            expected = model.generate(prompt, 30, stop=stop)
-            out = model.generate(prompt, 30, stop=stop, prompt_lookup=k)
-            assert np.array_equal(out, expected) and out.dtype == expected.dtype
-        assert np.array_equal(model.generate(prompt, 0, prompt_lookup=k), prompt)
-        assert model.generate(prompt, 1, prompt_lookup=k).shape == (1, 13)
-
-
-def test_prompt_lookup_takes_fewer_passes(gpt, monkeypatch):
-    """Of a model that repeats one token, 1 + 4 + 4 + … at a time."""
-    model, passes = gpt(), []
-    model.token_embedding.weight.data[:] = 1
-    forward = type(model).forward
-    monkeypatch.setattr(type(model), "forward",
-                        lambda self, tokens, **o: passes.append(tokens.shape[1]) or forward(self, tokens, **o))
-    assert (model.generate(np.zeros((1, 4), int), 16, prompt_lookup=3) == 0).all()
-    assert passes[0] == 4 and len(passes) <= 6 and max(passes[1:]) == 4
-
-
-@pytest.mark.parametrize("options, says", [
-    ({"temperature": 0.5}, "greedy tokens .*got temperature=0.5 and 1 rows"),
-    ({"use_cache": False}, "leave out use_cache and cache"),
-    ({"cache": KVCache(2)}, "leave out use_cache and cache"), ({"prompt_lookup": -1}, "must be a number of tokens, got -1"),
-    ({"prompt_lookup": 2.5}, "must be a number of tokens, got 2.5")])
-def test_prompt_lookup_is_refused_where_it_cannot_be(gpt, options, says):
-    options = {"prompt_lookup": 4} | options
-    with pytest.raises(ValueError, match=says): gpt().generate(np.zeros((1, 3), int), 4, **options)
-    with pytest.raises(ValueError, match="and 2 rows"): gpt().generate(np.zeros((2, 3), int), 4, prompt_lookup=4)
 
 
 def test_the_buffers_of_a_cache_grow(rng):

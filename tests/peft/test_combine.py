@@ -402,6 +402,15 @@ def test_what_is_no_adapter_is_refused(gpt, tmp_path):
     assert b.active
 
 
+def test_a_combination_that_is_interrupted_leaves_the_adapter_that_was_on(gpt, tokens, monkeypatch):
+    b = tp.attach(gpt(), LORA)
+    logits = b(tokens).data
+    def stop(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(tp.PeftModel, "load_state_dict", stop)
+    with pytest.raises(KeyboardInterrupt): tp.combine({b: 1})
+    assert b.active and np.array_equal(b(tokens).data, logits)
+
+
 def test_a_layer_that_is_more_than_low_rank_is_refused_by_name(gpt, tmp_path):
     """Made from LoRA's, with a `merge` of its own."""
     class Scaled(LoRALinear):

@@ -35,17 +35,9 @@ def several(base):
     return tuned
 
 
-def fused():
-    adapters = [tp.attach(model := make_gpt(np.float32, **SIZES), tp.BottleneckAdapter(4, norms=False))]
-    adapters[0].detach()
-    adapters.append(learned(model, tp.BottleneckAdapter(4, norms=False)))
-    return tp.fuse(adapters)
-
-
 MODELS = {**{name: lambda cls=cls: learned(make_gpt(np.float32, **SIZES), small(cls)) for name, cls in METHODS.items()},
           **{str(method): lambda method=method: learned(make_gpt(np.float32, **SIZES), method) for method in ACTIVATIONS},
           "probe": lambda: tp.attach(make_gpt(np.float32, **SIZES), tp.LinearProbe(), head=3),
-          "fusion": fused,
           "several": lambda: several(make_gpt(np.float32, **SIZES)),
           "peqa, tuned": lambda: learned(quantized("peqa"), SCHEMES["peqa"]),
           **{name: lambda name=name: quantized(name) for name in SCHEMES},

@@ -65,7 +65,7 @@ def test_counts_are_the_formulas(name, gpt):
 @names
 def test_what_they_cannot_do_is_refused_by_name(name, gpt, tmp_path):
     tuned = learned(gpt(), METHODS[name])
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold):
+    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold):
         with pytest.raises(tp.MethodError): verb()
     if name != "hira":                                   # PEFT has no other for GPT-2: tests/interop/test_changed_layers.py
         with pytest.raises(tp.MethodError, match="GPT-2's are Conv1D"): tuned.save(tmp_path / "peft", format="peft")

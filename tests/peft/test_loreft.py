@@ -241,7 +241,7 @@ def test_what_it_cannot_do_is_refused_by_name(gpt, tokens, tmp_path):
     with pytest.raises(tp.MethodError, match="first and last are both 0"): tp.LoReFT(first=0, last=0)
     with pytest.raises(ValueError, match="'blocks.2' matches none of the blocks"):
         tp.attach(gpt(), tp.LoReFT(targets=("blocks.2",)))
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold, lambda: tuned.set_rank(1)):
+    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold, lambda: tuned.set_rank(1)):
         with pytest.raises(tp.MethodError): verb()
     assert np.array_equal(copy.deepcopy(tuned)(tokens).data, tuned(tokens).data)
 

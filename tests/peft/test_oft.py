@@ -147,7 +147,7 @@ def test_what_it_cannot_do_is_refused_by_name(gpt, tmp_path):
     with pytest.raises(TypeError, match="the field is called block_size"): tp.OFT(oft_block_size=4)
     with pytest.raises(TypeError, match="the field is called neumann_terms"): tp.OFT(use_cayley_neumann=True)
     tuned = learned(gpt(), EXACT)
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold):
+    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold):
         with pytest.raises(tp.MethodError): verb()
     with pytest.raises(tp.MethodError, match="GPT-2's are Conv1D"):
         tuned.save(tmp_path / "peft", format="peft")

@@ -61,7 +61,7 @@ def test_every_method_is_in_the_table_or_has_no_counterpart(tmp_path):
     sentence = SECTION.partition("PEFT has no counterpart of ")[2].partition(".")[0]
     without = set(re.findall(r"`(\w+)`", sentence))
     assert {cls.__name__ for cls in tp.METHODS.values()} <= words
-    assert without == {"BottleneckAdapter", "ParallelAdapter", "AdapterFusion", "PEQA", "LoReFT"}
+    assert without == {"BottleneckAdapter", "ParallelAdapter", "PEQA", "LoReFT"}
     for name in without: assert issubclass(getattr(tp, name, tp.peft.KNOWN.get(name)), tp.peft.Method)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
-from tests.protocol import learned, move
+from tests.protocol import learned
 from tests.toys import Noise
 from tinypeft.engine.nn import Parameter
 from tinypeft.peft import plain
@@ -59,20 +59,6 @@ def test_adalora_trains_as_if_the_plain_allocation_pruned(gpt, monkeypatch):
     fast = run()
     monkeypatch.setattr(tp.AdaLoRA, "allocate", allocate)
     assert run() == fast
-
-
-def test_fusion(gpt):
-    model, adapters = gpt(), []
-    for seed in range(3):
-        adapters.append(tp.attach(model, tp.BottleneckAdapter(4, norms=False), rng=seed))
-        move(adapters[-1], np.random.default_rng(seed))
-        adapters[-1].detach()
-    tuned = tp.fuse(adapters)
-    layer = tuned.wrappers["blocks.0.mlp.down"]
-    rng = np.random.default_rng(2)
-    for p in (layer.Q, layer.K, layer.V): p.assign(rng.standard_normal(p.shape))
-    x = tp.Tensor(rng.standard_normal((2, 3, 64)))
-    same_gradients(lambda: layer(x), lambda: plain.fusion(layer, layer.base(x)), layer.Q, layer.K, layer.V)
 
 
 def test_randlora(gpt):

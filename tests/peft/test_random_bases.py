@@ -161,7 +161,7 @@ def test_counts_are_the_formulas(name, gpt):
 @names
 def test_what_they_cannot_do_is_refused_by_name(name, gpt, tmp_path):
     tuned = learned(gpt(), METHODS[name])
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold):
+    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold):
         with pytest.raises(tp.MethodError, match=type(tuned.method).__name__): verb()
     with pytest.raises(tp.MethodError, match="rank must be a positive integer, got 0"): type(METHODS[name])(0)
     with pytest.raises(TypeError, match="the field is called rank"): type(METHODS[name])(r=3)

@@ -84,7 +84,7 @@ def test_what_it_cannot_do_is_refused_by_name(gpt, tmp_path):
     with pytest.raises(tp.MethodError, match="SHiRA: rank 9 asks for 288 of the 256 numbers of a 16 × 16 matrix"):
         tp.attach(gpt(), tp.SHiRA(9))
     tuned = learned(gpt(), METHOD)
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold):
+    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold):
         with pytest.raises(tp.MethodError): verb()
     with pytest.raises(tp.MethodError, match="GPT-2's are Conv1D"):
         tuned.save(tmp_path / "peft", format="peft")

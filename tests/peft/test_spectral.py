@@ -119,7 +119,7 @@ def test_counts_are_the_formulas(name, gpt):
 @names
 def test_what_they_cannot_do_is_refused_by_name(name, gpt, tmp_path):
     tuned = learned(gpt(), METHODS[name])
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold):
+    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold):
         with pytest.raises(tp.MethodError): verb()
     with pytest.raises(tp.MethodError, match="PEFT has one FourierFT for .*c_attn|GPT-2's are Conv1D"):
         tuned.save(tmp_path / "peft", format="peft")

@@ -165,7 +165,7 @@ def test_a_file_names_its_tokens_and_they_are_checked(gpt, tmp_path):
 
 def test_what_it_cannot_do_is_refused_by_name(gpt):
     tuned = learned(gpt(), METHOD)
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, lambda: tp.fuse([tuned]), tuned.fold, lambda: tuned.set_rank(1)):
+    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold, lambda: tuned.set_rank(1)):
         with pytest.raises(tp.MethodError): verb()
 
 

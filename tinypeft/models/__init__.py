@@ -7,7 +7,6 @@
     gemma.py       Gemma 3
     plain.py       generation as one reads it
     generation.py  the same, with a cache of keys and values, of tokens or of text
-    lookup.py      several tokens at a time, guessed from the text itself
     in_words.py    a model's verbs for text: generate, stream, chat, classify
     assembly.py    a model of given arrays
     targets.py     the one rule by which names choose layers

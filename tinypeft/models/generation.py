@@ -10,7 +10,7 @@ first, at most KEPT bytes in all: those of a small model, and a small part of a 
 
 Prompts of unequal lengths go on together: the model reads as many tokens as the shortest has, and
 then one of each row at a time. A row whose prompt goes on takes the next token of its prompt, and
-no guess. `lookup.py` takes several tokens at a time where a text repeats itself.
+no guess.
 
 `plain.py` has `sample` and `generate` as one reads them; read it first.
 """
@@ -26,7 +26,6 @@ import numpy as np
 from ..common.hints import Array, Rng, Seed
 from ..engine import functional as F
 from ..engine.tensor import Tensor, no_grad, within
-from .lookup import looked_up
 
 __all__ = ["KVCache", "LayerCache", "answer", "batches", "characters", "continuations", "generate",
            "keeping", "kept",
@@ -75,11 +74,10 @@ def prompt_lengths(tokens: Array) -> Array:
 class LayerCache:
     """Keys and values of one layer, (B, H, S, d_head), in buffers that double when full. What a
     window has passed is dropped: the next call may write over it, and frees buffers that are more
-    than four times too large. slack: how many positions `take_back` may remove."""
+    than four times too large."""
 
-    def __init__(self, slack: int = 0):
+    def __init__(self):
         self.k = self.v = None
-        self.slack = slack
         self.start = self.stop = 0                           # of the positions held, in the buffers
         self.dropped = 0                                     # positions in no buffer any more
 
@@ -107,17 +105,13 @@ class LayerCache:
         return Tensor(self.k[held]), Tensor(self.v[held])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        """Attention of q (B, H, T, d_head) over everything held and k, v, which are added. options:
-        of `functional.attention`. A window w leaves the last w − 1 positions, and the slack."""
+        """Attention of q (B, H, T, d_head) over everything held and k, v, which are added.
+        options: of `functional.attention`. A window w leaves the last w − 1 positions."""
         o = F.attention(q, *self.append(k, v), **options)
         window = options.get("window")
         if window:
-            self.start = max(self.start, self.stop + 1 - window - self.slack)
+            self.start = max(self.start, self.stop + 1 - window)
         return o
-
-    def take_back(self, n: int) -> None:
-        """Remove the last n positions, n ≤ slack."""
-        self.stop -= n
 
     @property
     def nbytes(self) -> int:
@@ -190,7 +184,7 @@ def _likeliest(p, n):
 def generate(model: Any, tokens: Array | str | list[str], max_new_tokens: int = 64,
              temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
              rng: Seed = 0, stop: int | None = None, use_cache: bool = True,
-             cache: KVCache | None = None, prompt_lookup: int = 0) -> Any:
+             cache: KVCache | None = None) -> Any:
     """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens. Or continue a
     text, up to the end of text, and return it with what was written; or each text of a list, or
     each prompt (T_b,) of a list of arrays of unequal lengths.
@@ -199,12 +193,10 @@ def generate(model: Any, tokens: Array | str | list[str], max_new_tokens: int = 
     greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
     cache: a `KVCache` in place of a fresh one, such as one that quantizes.
-    prompt_lookup: how many tokens to guess ahead from earlier places of the text; greedy, one row.
-    The tokens are the same; it is faster where a text repeats or edits one (see `lookup.py`).
     Raises ValueError for options out of range, and if the sequence would exceed the context.
     """
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=stop,
-                   use_cache=use_cache, cache=cache, prompt_lookup=prompt_lookup)
+                   use_cache=use_cache, cache=cache)
     if starts_with(tokens, Mapping):
         raise TypeError("generate: these are messages of a conversation; model.chat(messages) "
                         "answers them")
@@ -235,10 +227,9 @@ def new_texts(model: Any, texts: list[str], max_new_tokens: int, stop: int | Non
 
 
 def continuations(model: Any, prompts: list[Array], max_new_tokens: int, rng: Seed = 0,
-                  stop: int | None = None, prompt_lookup: int = 0,
-                  **options: Any) -> list[Array]:
+                  stop: int | None = None, **options: Any) -> list[Array]:
     """Return what each prompt (T_b,) is continued by, (n_b,); several prompts at a time."""
-    options |= dict(stop=stop, prompt_lookup=prompt_lookup, rng=np.random.default_rng(rng))
+    options |= dict(stop=stop, rng=np.random.default_rng(rng))
     for i, prompt in enumerate(prompts, 1):
         if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
             raise ValueError(f"generate: prompt {i} must be integers (T,) with T ≥ 1, got "
@@ -247,7 +238,7 @@ def continuations(model: Any, prompts: list[Array], max_new_tokens: int, rng: Se
     # The vectors of a virtual module may depend on where a prompt ends.
     later = LATER if getattr(model, "virtual", None) is None else 0
     new = [None] * len(prompts)
-    for rows in batches(lengths, 1 if prompt_lookup else ROWS, later):
+    for rows in batches(lengths, ROWS, later):
         n = lengths[rows]
         tokens = np.zeros((len(rows), n.max()), int)
         for i, row in enumerate(rows):
@@ -342,7 +333,7 @@ def characters(tokenizer: Any, tokens: Iterable[Array], ends: Container[int],
 def steps(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0.0,
           top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
           stop: int | None = None, use_cache: bool = True, cache: KVCache | None = None,
-          prompt_lookup: int = 0, lengths: Array | None = None) -> Iterator[Array]:
+          lengths: Array | None = None) -> Iterator[Array]:
     """Check the arguments of `generate`, and return an iterator of what each step adds, (B,).
 
     lengths (B,): how many tokens of each row are there; the others are written. Steps then start
@@ -350,40 +341,32 @@ def steps(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0
     tokens = np.asarray(tokens)
     _check(tokens, max_new_tokens, temperature, top_k, top_p)
     _check_room(model, tokens.shape[1], max_new_tokens)
-    if prompt_lookup:
-        _check_lookup(tokens, temperature, use_cache, cache, prompt_lookup)
     if not use_cache:
         cache = None
     elif cache is None:
-        cache = KVCache(model.config.n_layers, lambda: LayerCache(prompt_lookup))
+        cache = KVCache(model.config.n_layers)
     prompts = prompt_lengths(tokens)
     if lengths is None:
         lengths = np.full(len(tokens), tokens.shape[1])
-    arrays = {}                                              # decoded weights
-
-    def feed(tokens, last=True):
-        # Between two steps the caller's own code runs, so the settings of a step end with it:
-        # nothing is recorded, decoded weights are kept.
-        with no_grad(), within(_kept, arrays), prompted(prompts):
-            return model(tokens, cache=cache, last=last).data
-
-    if prompt_lookup:
-        return looked_up(feed, cache, tokens, max_new_tokens, stop, prompt_lookup)
     draw = functools.partial(sample, rng=np.random.default_rng(rng), temperature=temperature,
                              top_k=top_k, top_p=top_p)
-    return _steps(feed, tokens, lengths, max_new_tokens, draw, stop, cache)
+    return _steps(model, tokens, lengths, prompts, max_new_tokens, draw, stop, cache)
 
 
-def _steps(feed, tokens, lengths, max_new_tokens, draw, stop, cache):
+def _steps(model, tokens, lengths, prompts, max_new_tokens, draw, stop, cache):
     """Yield what each step adds: where a prompt goes on, its next token."""
+    arrays = {}                                              # decoded weights
     fed = 0                                                  # tokens that the cache has seen
     done = np.zeros(len(tokens), bool)
     whole = tokens.shape[1]
     for length in range(lengths.min(), whole + max_new_tokens):
-        logits = feed(tokens[:, fed:length])
+        # Between two steps the caller's own code runs, so the settings of a step end with it:
+        # nothing is recorded, decoded weights are kept.
+        with no_grad(), within(_kept, arrays), prompted(prompts):
+            logits = model(tokens[:, fed:length], cache=cache, last=True)
         if cache is not None:
             fed = length
-        new = draw(logits[:, -1]).astype(tokens.dtype)
+        new = draw(logits.data[:, -1]).astype(tokens.dtype)
         if stop is not None:
             new = np.where(done, stop, new).astype(tokens.dtype)
         if length < whole:
@@ -433,18 +416,6 @@ def _check(tokens, max_new_tokens, temperature, top_k, top_p):
         raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
-
-
-def _check_lookup(tokens, temperature, use_cache, cache, n):
-    """Raise ValueError if `prompt_lookup` cannot be used with these arguments of `generate`."""
-    if n < 0 or int(n) != n:
-        raise ValueError(f"generate: prompt_lookup must be a number of tokens, got {n!r}")
-    if temperature != 0 or len(tokens) > 1:
-        raise ValueError("generate: prompt_lookup is for greedy tokens (temperature=0) of one row, "
-                         f"got {temperature=} and {len(tokens)} rows")
-    if not use_cache or cache is not None:
-        raise ValueError("generate: prompt_lookup takes wrong guesses back from a cache of its "
-                         "own; leave out use_cache and cache")
 
 
 def _check_room(model, n_tokens, n_new):

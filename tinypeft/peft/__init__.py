@@ -10,7 +10,7 @@
     activations    adapter.py   parallel.py   ia3.py   loreft.py (orthonormal.py)
     the embedding  trainable_tokens.py : some of its rows
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
-    several        combine.py   fusion.py   mixed.py (adapters)   rank_search.py (ranks)
+    several        combine.py   mixed.py (adapters)   rank_search.py (ranks)
                    to_low_rank.py (any change of weights as a LoRA)
     a small table  probe.py (fit_probe): a head is solved, and methods may start there
 PEQA is also a scheme, and is in `quant/peqa.py`.
@@ -18,7 +18,6 @@ PEQA is also a scheme, and is in `quant/peqa.py`.
 from .attachment import detach
 from .combine import combine
 from .folders import KNOWN, load_adapter
-from .fusion import AdapterFusion, fuse
 from .method import Method, MethodError, Wrapper
 from .methods import (C3A, IA3, METHODS, OFT, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA, FourierFT,
                       FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, LoReFT, MiSS,
@@ -29,4 +28,4 @@ from .model import PeftModel, attach
 from .rank_search import search_rank
 from .to_low_rank import to_low_rank
 
-KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), AdapterFusion)})
+KNOWN.update({cls.__name__: cls for cls in METHODS.values()})

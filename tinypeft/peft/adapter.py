@@ -41,7 +41,7 @@ from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from .method import Method, MethodError, Wrapper
 
-__all__ = ["ACTIVATIONS", "Adapter", "Bottleneck", "BottleneckAdapter", "truncated_normal"]
+__all__ = ["ACTIVATIONS", "Adapter", "BottleneckAdapter", "truncated_normal"]
 
 
 def silu(x: Tensor) -> Tensor:
@@ -68,12 +68,9 @@ class BottleneckAdapter(Method):
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
         check_narrower(self, model)
-        return {path: Adapter(model.get(path), self, rng) for path in self.paths(model)}
-
-    def paths(self, model: Decoder) -> list[str]:
-        """List the paths of the layers behind which there is an adapter."""
         layers = PLACES[self.placement]
-        return [f"blocks.{i}.{layer}" for i in range(model.config.n_layers) for layer in layers]
+        paths = [f"blocks.{i}.{layer}" for i in range(model.config.n_layers) for layer in layers]
+        return {path: Adapter(model.get(path), self, rng) for path in paths}
 
     def trained(self, model: Decoder) -> list[str]:
         if not self.norms:
@@ -81,11 +78,13 @@ class BottleneckAdapter(Method):
         return [name for name, _ in model.named_parameters() if "norm" in name]
 
 
-class Bottleneck(Module):
-    """z = W_u f(W_d h + b_d) + b_u, of d features."""
+class Adapter(Wrapper):
+    """h + W_u f(W_d h + b_d) + b_u, for the output h of the layer `base`."""
 
-    def __init__(self, d: int, method: BottleneckAdapter, rng: Rng):
+    def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
+        d = base.d_out
         m, std = method.bottleneck, method.init_std
+        self.base = base
         self.f = ACTIVATIONS[method.activation]
         self.activation_up = method.activation_up
         self.W_d = Parameter(truncated_normal((m, d), std, rng))
@@ -93,27 +92,15 @@ class Bottleneck(Module):
         self.W_u = Parameter(truncated_normal((d, m), std, rng))
         self.b_u = Parameter(np.zeros(d))
 
-    def z(self, h: Tensor) -> Tensor:
-        """h (B, T, d) → z (B, T, d)."""
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.base(x)                                                      # (B, T, d)
         y = self.f(F.linear(h, self.W_d, self.b_d))                           # (B, T, m)
-        z = F.linear(y, self.W_u, self.b_u)
-        return self.f(z) if self.activation_up else z
+        z = F.linear(y, self.W_u, self.b_u)                                   # (B, T, d)
+        return h + (self.f(z) if self.activation_up else z)
 
     def describe(self) -> str:
         m, d = self.W_d.shape
         return f"({d} → {m} → {d})"
-
-
-class Adapter(Bottleneck, Wrapper):
-    """h + z, for the output h of the layer `base`."""
-
-    def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
-        self.base = base
-        super().__init__(base.d_out, method, rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.base(x)                                                      # (B, T, d)
-        return h + self.z(h)
 
 
 def check_narrower(method, model):

@@ -52,7 +52,7 @@ from .low_rank import LowRankLinear, halves, thin_svd
 from .method import Method, MethodError
 from .model import PeftModel
 
-__all__ = ["Combination", "combine", "free_base", "on_base", "with_pairs"]
+__all__ = ["Combination", "combine", "free_base", "with_pairs"]
 
 Adapter = PeftModel | str | Path
 Pairs = Mapping[str, tuple[Array, Array]]
@@ -80,7 +80,7 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
     w = numbers(adapters)
     rng = np.random.default_rng(rng)
     with free_base("combine", adapters, model) as base:
-        opened = {adapter: on_base("combine", adapter, base) for adapter in adapters}
+        opened = {adapter: on_base(adapter, base) for adapter in adapters}
         for tuned in opened.values():
             check_low_rank(tuned)
         classifier = head_of(opened, head)
@@ -137,30 +137,30 @@ def free_base(verb: str, adapters: Iterable[Adapter], model: Decoder | None) -> 
         raise
 
 
-def on_base(verb: str, adapter: Adapter, base: Decoder) -> PeftModel:
+def on_base(adapter, base):
     """Return a PeftModel that learned on a base equal to `base`. A folder's is loaded and detached.
     """
     if not isinstance(adapter, PeftModel):
-        return loaded(verb, adapter, base)
+        return loaded(adapter, base)
     if adapter.model is base:
-        adapter.check_base(verb)
+        adapter.check_base("combine")
         return adapter
     with bare(adapter.model):
         theirs = fingerprint(adapter.model.state_dict())
     if theirs not in fingerprints(base):
-        raise MethodError(f"{verb}: {adapter.method} is on a base with other weights, which its "
+        raise MethodError(f"combine: {adapter.method} is on a base with other weights, which its "
                           "numbers do not fit")
     return adapter
 
 
-def loaded(verb, folder, base):
+def loaded(folder, base):
     """Load the adapter in a folder, and detach it; MethodError if it learned on another base."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*the base's weights differ")
         try:
             tuned = load_adapter(base, folder)
         except UserWarning:
-            raise MethodError(f"{verb}: {folder} learned on a base with other weights. If it fits "
+            raise MethodError(f"combine: {folder} learned on a base with other weights. If it fits "
                               "this one all the same, give what load_adapter(model, folder) "
                               "returns for each adapter") from None
     tuned.detach()

@@ -66,9 +66,9 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     return tuned
 
 
-def attach_with(model: Decoder, methods: Method | Mapping[str, Method],
-                state: Mapping[str, Array], strict: bool = True, head: int | None = None,
-                head_bias: bool = True, rng: Seed = 0, off: Sequence[str] = ()) -> PeftModel:
+def attach_with(model: Decoder, methods: Mapping[str, Method], state: Mapping[str, Array],
+                strict: bool = True, head: int | None = None, head_bias: bool = True, rng: Seed = 0,
+                off: Sequence[str] = ()) -> PeftModel:
     """Attach methods, of which the parts named in `off` are off, and load `state`. The model stays
     as it was if that fails."""
     tuned = attach_parts(model, named([methods]), rng, head, head_bias, off)
@@ -223,7 +223,7 @@ def method_in(part, entry, user_class):
     with naming(f"parts, {brief(part)}"):
         check_fields(entry, ENTRY, OWN_CLASS)
     cls = class_in(entry["method"], entry.get("module"), user_class)
-    return cls.from_fields(entry["fields"])
+    return made(cls, entry["fields"])
 
 
 def class_in(name, module, user_class):

@@ -15,7 +15,6 @@ from ..common.hints import Array, Rng
 from ..common.hyper import Hyperparameters
 from ..engine.nn import Linear, Module
 from ..engine.tensor import Tensor
-from ..files import made
 from ..models.decoder import Decoder
 
 __all__ = ["Layers", "Method", "MethodError", "VirtualTokens", "Wrapper"]
@@ -107,11 +106,6 @@ class Method(Hyperparameters):
     learning_rate: ClassVar[float] = 1e-3
     ranks: ClassVar[Sequence[int]] = ()
     needs_data: ClassVar[bool] = False
-
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Method:
-        """Make the method from its fields in a file; ValueError for values that it refuses."""
-        return made(cls, fields)
 
     def shared(self, model: Decoder, rng: Rng) -> dict[str, Array]:
         """Make frozen arrays that all wrappers of the method read: name → array. They exist once,

@@ -24,7 +24,7 @@ What is off stays part of the PeftModel, and nothing of it is lost:
     copy.deepcopy, pickle              hold it; a copy made inside `disabled` is detached
     merge()                            leaves it where it is; the plain copy has nothing of it
     merge(other), merge(in_place=True) keep it: they return a PeftModel
-    merge(name), combine, fuse,        refuse it by its name: reattach(name) first
+    merge(name), combine,              refuse it by its name: reattach(name) first
     save(format="peft"),
     export_training
     attach, add, reattach(name)        count only parts that are on: of two prompts, two prefixes or

@@ -12,14 +12,13 @@ from ..engine import functional as F
 from ..engine.tensor import Tensor, concatenate, stack
 from .adalora import AdaLoRALinear
 from .dora import DoRALinear
-from .fusion import FusedAdapters
 from .loreft import Phi
 from .miss import MiSSLinear
 from .model import PeftModel
 from .randlora import RandLoRALinear
 
-__all__ = ["allocate", "cayley", "circular", "circular_dx", "dora", "fusion", "loreft", "lstm",
-           "miss", "mixed_batch", "orthonormal", "places", "randlora", "waves"]
+__all__ = ["allocate", "cayley", "circular", "circular_dx", "dora", "loreft", "lstm", "miss",
+           "mixed_batch", "orthonormal", "places", "randlora", "waves"]
 
 
 def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str, int]]:
@@ -36,18 +35,6 @@ def score(layer, i):
     s = layer.sensitivity[i] * layer.uncertainty[i]
     d = layer.d_out
     return s[0] + s[1:1 + d].mean() + s[1 + d:].mean()
-
-
-def fusion(layer: FusedAdapters, h: Tensor) -> Tensor:
-    """AdapterFusion: h + Σ αₙ V zₙ, α the softmax over n of (Q h)ᵀ (K zₙ)."""
-    z = [adapter.z(h) for adapter in layer.adapters]
-    Qh = h @ layer.Q.T                                                        # (B, T, d)
-    Kz = [zn @ layer.K.T for zn in z]
-    scores = [(Qh * Kzn).sum(-1, keepdims=True) for Kzn in Kz]
-    alpha = F.softmax(concatenate(scores, axis=-1))                           # (B, T, N)
-    for n, zn in enumerate(z):
-        h = h + alpha[..., n:n + 1] * (zn @ layer.V.T)
-    return h
 
 
 def dora(layer: DoRALinear) -> Array:

@@ -57,9 +57,8 @@ def train(model: Module, task: Any, steps: int, *, lr: float | None = None,
 def step(model: Module, task: Any, optimizer: Optimizer, options: TrainOptions, s: int) -> float:
     """Take step `s`; return its loss, the batch's in nats and the method's penalty added up.
 
-    The hooks `before_step` and `after_step`, and the penalty, are the method's: AdaLoRA, DyLoRA and
-    fusion have some, other methods have none (`peft/method.py`). `backward` includes the forward
-    pass.
+    The hooks `before_step` and `after_step`, and the penalty, are the method's: AdaLoRA and DyLoRA
+    have some, other methods have none (`peft/method.py`). `backward` includes the forward pass.
     """
     reseed(model, options.seed, s)
     model.before_step(s, options.steps)

@@ -1,7 +1,7 @@
 """The training loop as one reads it: `loop.py` without options, threads, evaluations, checkpoints.
 
-It calls no hook and adds no penalty, which AdaLoRA, DyLoRA and fusion need. For other methods, with
-one worker and no dropout, `tinypeft.train` gives the same losses and parameters, bit for bit.
+It calls no hook and adds no penalty, which AdaLoRA and DyLoRA need. For other methods, with one
+worker and no dropout, `tinypeft.train` gives the same losses and parameters, bit for bit.
 """
 from typing import Any
 
