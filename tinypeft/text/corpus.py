@@ -122,7 +122,7 @@ def keys(words: Sequence[int], span: int = SPAN) -> np.ndarray:
 @functools.cache
 def _factors(span):
     """Draw an odd number of 64 bits for each place in a run."""
-    return np.random.PCG64(0).random_raw(span) | np.uint64(1)
+    return np.random.default_rng(0).bit_generator.random_raw(span) | np.uint64(1)
 
 
 def components(keys: Iterable[np.ndarray]) -> list[int]:
