@@ -145,7 +145,7 @@ def do(name: str, where: Path, tests: list[str]) -> dict:
                                             "numpy.__version__)"], env=env, text=True).split()
         row = {"python": versions[0], "numpy": versions[1], "got": {k: got[k] for k in ("blas", "threads", "numpy")}}
         if wrong := refused(run, got): return row | {"result": wrong, "failed": 1}
-        command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", *tests]
+        command = [python, "-m", "pytest", "--durations=20", "-p", "no:cacheprovider", "--continue-on-collection-errors", *tests]
         log = where / f"{name}.txt"
         with log.open("w") as file:
             try: code = subprocess.run(command, cwd=checkout, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,

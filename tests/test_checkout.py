@@ -55,7 +55,7 @@ def test_a_machines_path_is_recognised(text, found):
 
 
 def test_the_workflow_runs_what_the_readme_promises():
-    """It calls `.ci/run`, and its quick job names tests that exist, and systems and versions that pyproject lists."""
+    """It calls `.ci/run`, its quick job runs all of `tests/`, on systems and versions that pyproject lists."""
     workflow = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
     assert "run: .ci/run" in workflow
     if os.name == "posix": assert (ROOT / ".ci/run").stat().st_mode & 0o111
@@ -64,4 +64,4 @@ def test_the_workflow_runs_what_the_readme_promises():
     pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
     assert versions == {"3.11", "3.13", "3.14"}
     for version in ("3.11", "3.13"): assert f"Python :: {version}" in pyproject
-    for folder in re.search(r"pytest -q (.*)", workflow).group(1).split(): assert list(ROOT.glob(folder)), folder
+    assert "- run: python -m pytest\n" in workflow
