@@ -443,6 +443,9 @@ def test_a_folder_without_a_task(tmp_path, model):
     with pytest.raises(FileNotFoundError, match="no task.json; `finetune --out` writes it"): tasks.load_task(tmp_path, model)
     (tmp_path / saved.FILE).write_text("[]")
     with pytest.raises(ValueError, match="kind must be"): tasks.load_task(tmp_path, model)
+    (tmp_path / saved.FILE).write_text('{"format": 1,\n "kind": "lab')
+    says = r"task.json: expected JSON, got a text that ends too early, after 27 characters; copy the file again, or make it again$"
+    with pytest.raises(ValueError, match=says): tasks.load_task(tmp_path, model)
 
 
 # -- broken files ----------------------------------------------------------------------------------
@@ -464,7 +467,8 @@ BROKEN = [
     ("labelled", "a.csv", b"text,label\n" + b"one,a\n" * 9 + b"two,b\n" * 9,
      r"'a' has 1 different row \(lines 2, 3, 4, 5, 6 and 4 more\), and so does one other class"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": }\n',
-     "line 2: this is not JSON.*character 27"),
+     "line 2: expected JSON, got at character 27: '}'; each line holds one JSON object"),
+    ("pairs", "a.jsonl", b'["a", "b"]\n["c", "d"]\n', r"a.jsonl: expected JSON, got more text after it, at line 2, column 1"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n[1]\n', r"line 2: expected a JSON object"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "line 1: the name 'prompt' occurs twice"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "line 2: 'answer' must be text, got nothing"),
@@ -478,7 +482,7 @@ BROKEN = [
     ("pairs", "a.jsonl", b'{"messages": [{"role": "user", "content": "hi"}]}', "the last one from the assistant"),
     ("pairs", "a.jsonl", b'{"messages": [{"role": "assistant", "content": "hi"}]}', "line 1: .* got no message"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d"}\n', "there are no rows for"),
-    ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}', "a.json: this is not JSON"),
+    ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}', "a.json: expected JSON, got a text that ends too early"),
     ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}, 3]', "a.json, item 2: expected a JSON object"),
     ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}, {"prompt": "", "answer": "b"}]', "'prompt' is empty in item 2"),
     ("text", "a.md", b"\0" + b"word " * 99, "byte 0 is 0"),

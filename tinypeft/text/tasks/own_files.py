@@ -20,7 +20,7 @@ import numpy as np
 
 from ...common.wording import brief, shortened
 from ...engine.nn import Module
-from ...files import open_regular, parse_json
+from ...files import naming, open_regular, parse_json
 
 __all__ = ["Rows", "Table", "read_table", "read_texts", "table_of"]
 
@@ -225,13 +225,8 @@ def _json(text, path):
 
 
 def _parsed(text, place):
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{place}: this is not JSON: {e.msg}, at character {e.pos + 1}; each line "
-                         "holds one JSON object") from e
-    except ValueError as e:
-        raise ValueError(f"{place}: {e}") from e
+    with naming(place):
+        return parse_json(text, remedy="each line holds one JSON object")
 
 
 def _csv(text, path, delimiter):
