@@ -162,6 +162,28 @@ def test_a_folder_becomes_a_task(tmp_path):
     assert all(np.array_equal(again.data(s), task.data(s)) for s in SPLITS)
 
 
+def test_files_that_are_not_read_are_named_with_the_reason(tmp_path):
+    folder, rng = notes(tmp_path / "notes"), np.random.default_rng(1)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config.md").write_text("x")
+    (folder / "README").write_text(words(rng, 99))
+    for i in range(14): (folder / "deep" / f"{i:02}.gz").write_bytes(b"\x1f")
+    (folder / "new\x1bline.org").write_text("x")
+    try: (folder / "other").symlink_to(tmp_path, target_is_directory=True)
+    except OSError: pytest.skip("this user may make no link here")
+    assert tasks.text(folder, BYTES).notes[2:] == (
+        "look: 2 files left out (hidden): .git/config.md, .hidden.md",
+        "look: 17 files left out (the name ends in none of .md, .markdown, .rst, .txt; to read such a file, name it): README, "
+        f"{', '.join(f'deep/{i:02}.gz' for i in range(11))} and 5 more",
+        "look: 1 file left out (link to a folder): other", "look: 1 file left out (no text in it): empty.txt")
+    named = tasks.text([folder, folder / "README"], BYTES)         # it is read, because it is named
+    assert named.notes[0].startswith("8 files, ") and "README" not in str(named.notes)
+    blank = tasks.text([folder / "note0.md", folder / "empty.txt"], BYTES)
+    assert "look: 1 file left out (no text in it): empty.txt" in blank.notes
+    in_memory = tasks.text({"a": words(np.random.default_rng(0), 400), "b": " "}, BYTES)
+    assert "look: 1 text left out (no text in it): b" in in_memory.notes
+
+
 def test_a_document_is_a_file_where_there_are_many(tmp_path):
     for i in range(40): (tmp_path / f"{i:02}.md").write_text(words(np.random.default_rng(i), 40) + "\n\n# Not cut\n")
     task = tasks.text(tmp_path, BYTES)
@@ -169,7 +191,7 @@ def test_a_document_is_a_file_where_there_are_many(tmp_path):
     assert task.notes[0] == tasks.text(tmp_path, BYTES).notes[0] == "40 files, a document each"    # it is larger, and whole
     lengths = sorted(len(text) + 1 for s in SPLITS for text in BYTES.decode(task.data(s)).split("<|endoftext|>")[1:-1])
     assert task.notes[1] == f"a document has {np.median(lengths):,.0f} tokens in the median, {lengths[-1]:,} at most"
-    assert task.notes[2:] == ("nothing needs a look: no repeated paragraph",)
+    assert task.notes[2:] == ("nothing needs a look: no file left out, repeated paragraph",)
     assert len(task.data("test")) == 1 + 4 * (79 + 11 + 2)
 
 

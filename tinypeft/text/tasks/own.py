@@ -73,8 +73,8 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
     test. seed: another one draws other parts. Raises FileNotFoundError, and ValueError for files
     that are not text, too long (20 MB) or too short."""
     check_shares(held_out)
-    files, sha256 = read_texts(paths, encoding)
-    tokenizer, name = tokenizer_of(model), _name(paths)
+    read = read_texts(paths, encoding)
+    files, tokenizer, name = read.texts, tokenizer_of(model), _name(paths)
     most = sum(len(text) for _, text in files) // LARGEST
     is_long = lambda text: len(text) > most and held_out[1] < 1
     n_long = sum(is_long(text) for _, text in files)
@@ -96,17 +96,18 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
                              f"each needs {SHORTEST + 1}; give more text")
     n_bytes = {s: sum(len(str(d).encode()) for d in kept[s]) for s in streams}
     task = LanguageModelling(name, streams, n_bytes, context_of(model, context, 128),
-                             {name: sha256}, tokenizer)
+                             {name: read.sha256}, tokenizer)
     task.form |= {"held_out": list(held_out), "seed": seed}
     lost = sum(len(d.text) for d in documents) - sum(len(d.text) for p in kept.values() for d in p)
     ends = [np.flatnonzero(ids == tokenizer.end_of_text) for ids in streams.values()]
     n_tokens = [n for end in ends for n in np.diff(end, prepend=-1) if n > 1]
+    noun = "text" if isinstance(paths, Mapping) else "file"
     task.notes = (
-        _what_was_read("text" if isinstance(paths, Mapping) else "file", len(files), n_long,
-                       len(documents)),
+        _what_was_read(noun, len(files), n_long, len(documents)),
         facts.lengths(n_tokens, "document"),
-        *facts.looks([lost and f"{counted(lost, 'character')} in repeated paragraphs left out"],
-                     "repeated paragraph"))
+        *facts.looks([*facts.unread(read.left_out, noun),
+                      lost and f"{counted(lost, 'character')} in repeated paragraphs left out"],
+                     "file left out, repeated paragraph"))
     return task
 
 
