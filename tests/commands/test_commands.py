@@ -50,6 +50,8 @@ def own(tmp_path_factory):
         for n in rng.permutation(200):
             thing, word = rng.choice(THINGS), rng.choice(GOOD + BAD)
             f.write(json.dumps({"prompt": f"Describe {n} {word} {thing}s.", "answer": f"Each {thing} is {word}."}) + "\n")
+    with open(folder / "holes.csv", "w", newline="", encoding="utf-8") as f:         # a row without a text, one without a label
+        csv.writer(f).writerows([("text", "label"), *rows[:2], (" ", "bad"), *rows[2:5], ("A lamp", ""), *rows[5:12]])
     (folder / "latin.csv").write_bytes("text,label\nA café,good\n".encode("cp1252"))
     (folder / "notes").mkdir()
     for i in range(6):
@@ -221,16 +223,17 @@ def test_accuracies_whose_intervals_overlap_are_level(monkeypatch, loss, interva
     assert step in probing.next_step(Namespace(out="judge", model=None), measured, 2)
 
 
-@pytest.mark.parametrize("name, terms, n_classes", [("words", bags.words, 2), ("letters", bags.letters, 3)])
-def test_the_lines_to_paste_make_the_bag_that_was_measured(tmp_path, name, terms, n_classes):
+@pytest.mark.parametrize("name, terms, n_classes, empty", [
+    ("words", bags.words, 2, []), ("letters", bags.letters, 3, [(" ", "0"), ("Dull", "")])])
+def test_the_lines_to_paste_make_the_bag_that_was_measured(tmp_path, name, terms, n_classes, empty):
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     labels = rng.integers(0, n_classes, 60)
     texts = [f"{rng.choice(GOOD)} {rng.choice(THINGS)} {GOOD[label] if rng.random() < 0.7 else ''}" for label in labels]
     result = bags.validated_bag(texts, labels, n_classes, terms)
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as f:
-        csv.writer(f).writerows([("review", "label"), *zip(texts, labels, strict=True)])
-    args = Namespace(csv=tmp_path / "a.csv", encoding="utf-8", text_column="review", label_column=None)
+        csv.writer(f).writerows([("review", "label"), *empty, *zip(texts, labels, strict=True)])
+    args = Namespace(csv=tmp_path / "a.csv", encoding="utf-8", text_column="review", label_column=None, skip_empty=bool(empty))
     pasted_here = {}
     exec(textwrap.dedent(pasted(args, name, result).replace("…", texts[0])), pasted_here)
     bag = bags.Bag(texts, terms)
@@ -293,9 +296,10 @@ def test_rows_are_read_once_and_no_cache_reads_them_again(capsys, monkeypatch, t
 
 @pytest.mark.parametrize("given, words", [
     ({"text": ["a.txt", "my notes"]}, "--text a.txt 'my notes' --adapter judge"),
-    ({"pairs": "qa.jsonl", "model": "smollm2"}, "--model smollm2 --pairs qa.jsonl --adapter judge")])
+    ({"pairs": "qa.jsonl", "model": "smollm2", "skip_empty": True},
+     "--model smollm2 --pairs qa.jsonl --skip-empty --adapter judge")])
 def test_a_stop_in_the_test_names_the_command_that_measures(given, words):
-    names = "csv text pairs text_column label_column prompt_column answer_column context checkpoint model".split()
+    names = "csv text pairs text_column label_column prompt_column answer_column context checkpoint model skip_empty".split()
     said = stopped_in_test(Namespace(**dict.fromkeys(names) | given), "judge")
     assert said == f"stopped in the test; the adapter is saved in judge; to measure it: python -m tinypeft evaluate {words}"
 
@@ -640,6 +644,10 @@ def test_a_loss_that_is_not_a_number_is_worse_than_any():
     ("finetune lora --csv reviews.csv --prompt-column x", "--prompt-column needs --pairs FILE"),
     ("finetune lora --text-column x", "--text-column needs --csv FILE"),
     ("finetune lora --keep", "--keep needs --out FOLDER"),
+    ("finetune lora --text notes --skip-empty", "--skip-empty needs --csv FILE or --pairs FILE"),
+    ("classify x --adapter judge --skip-empty", "--skip-empty needs --csv FILE"),
+    ("finetune lora --csv holes.csv", "'text' is empty in line 4; fill it in, or delete the row; or give --skip-empty, which"),
+    ("classify --csv holes.csv --adapter judge", "; or give --skip-empty, which leaves such rows out"),
     ("finetune lora --find-rate --keep --out x", "--find-rate does not train; leave out --keep"),
     ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
     ("finetune lora --text notes --head-lr 1", "--head-lr needs a task with classes: --csv FILE or --task classify"),
@@ -660,6 +668,18 @@ def test_mistakes_are_said_in_one_line(capsys, own, classifier, monkeypatch, arg
     monkeypatch.chdir(own)
     status, out, err = run(capsys, *argv.split(" "))
     assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+def test_rows_with_an_empty_cell_can_be_left_out(capsys, own, classifier):
+    """The table that `finetune` splits, and that `evaluate` splits again, has the other rows."""
+    made = "finetune", "probe", "--csv", own / "holes.csv", "--skip-empty"
+    status, out, _ = run(capsys, *made, "--dry-run", "--json")
+    record = json.loads(out)
+    assert status == 0 and record["splits"] == {"train": 12}
+    assert record["data"][-1] == "look: 2 rows left out with nothing in 'text' or 'label': lines 4, 8"
+    status, out, err = run(capsys, "classify", "--csv", own / "holes.csv", "--adapter", classifier, "--skip-empty")
+    assert status == 0 and err.startswith("1 row left out with nothing in 'text': line 4\naccuracy ")
+    assert len(out.splitlines()) == 13                   # a row without a label has a text
 
 
 def test_one_kind_of_data_at_a_time(capsys):

@@ -580,6 +580,38 @@ def test_the_rules_numbers_are_those_of_the_pages():
     assert own_files.MOST == 20_000_000 and held_out.FORM == 10 and own.LARGEST == 20
 
 
+# -- rows with nothing in a column -----------------------------------------------------------------
+NOTHING = [" ", None, float("nan"), ""]
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_rows_without_a_text_or_a_label_can_be_left_out(nothing):
+    rows, options = reviews(30), {"context": 64}
+    task = tasks.labelled([rows[0], (nothing, "bad"), *rows[1:], ("some text", nothing)], BYTES, skip_empty=True, **options)
+    plain = tasks.labelled(rows, BYTES, skip_empty=True, **options)
+    assert task.rows == plain.rows and task.classes == plain.classes
+    assert task.notes == (*plain.notes[:2], "look: 2 rows left out with nothing in 'text' or 'label': items 2, 32")
+    for data in [rows[0], (nothing, "bad")], [(nothing, nothing)]:
+        with pytest.raises(ValueError, match="; or give skip_empty=True, which leaves such rows out"): tasks.labelled(data, BYTES)
+    with pytest.raises(ValueError, match="rows: no row is left; give rows that are not empty"):
+        tasks.labelled([(nothing, "bad")], BYTES, skip_empty=True)
+
+
+def test_prompts_without_an_answer_can_be_left_out(tmp_path):
+    """Of a conversation the last message is the answer. An empty "input" is no fault."""
+    rows = [{"instruction": f"Say {i}", "output": str(i), "input": ""} for i in range(12)]
+    task = tasks.pairs([*rows, {"instruction": "Say"}], BYTES, skip_empty=True)
+    assert sum(len(part) for part in task.splits.values()) == 12
+    assert "look: 1 row left out with nothing in 'instruction' or 'output': item 13" in task.notes
+    def said(prompt, answer):
+        return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+    talks = [*(said(f"Say {i}", str(i)) for i in range(12)), said("Say", " "), {"messages": []}, {"messages": None}]
+    task = tasks.pairs(jsonl(tmp_path / "a.jsonl", talks), BYTES, skip_empty=True)
+    assert "look: 3 rows left out with nothing in 'messages': lines 13, 14, 15" in task.notes
+    with pytest.raises(ValueError, match="item 13: messages must be a list"):        # wrong, and not empty
+        tasks.pairs([*talks[:12], {"messages": "hi"}], BYTES, skip_empty=True)
+
+
 # -- in memory -------------------------------------------------------------------------------------
 def test_rows_in_memory_make_the_task_that_a_file_makes(tmp_path):
     """Tuples in the order of the columns, dicts with names, or columns; a label may be a number of NumPy's."""

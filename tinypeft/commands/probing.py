@@ -86,10 +86,11 @@ def pasted(args: Namespace, name: str, result: Validated) -> str:
     n_vectors = 2 if result.log_p.shape[1] == 2 else 1
     C = n_vectors / (result.strength * len(result.labels))
     text, label = args.text_column or "text", args.label_column or "label"
+    skip = f"    table = table.without(table.empty({text, label}))\n" if args.skip_empty else ""
     return ("    from tinypeft.text.tasks.own_files import read_table\n"
             "    from sklearn import feature_extraction, linear_model, pipeline\n"
             f"    table = read_table({str(args.csv)!r}, {args.encoding!r})\n"
-            f"    texts, labels = table.texts({text!r}), table.texts({label!r})\n"
+            f"{skip}    texts, labels = table.texts({text!r}), table.texts({label!r})\n"
             f"    bag = feature_extraction.text.TfidfVectorizer({terms[name]}, binary=True)\n"
             f"    model = pipeline.make_pipeline(bag, "
             f"linear_model.LogisticRegression(C={C:.3g}, max_iter=1000))\n"

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ TEXTS = ".md", ".markdown", ".rst", ".txt"                    # what is read of 
 # Why the other files are not.
 OTHER_NAME = f"the name ends in none of {', '.join(TEXTS)}; to read such a file, name it"
 HIDDEN, BLANK, LINK, NO_FILE = "hidden", "no text in it", "link to a folder", "no regular file"
+SKIP = "; or give skip_empty=True, which leaves such rows out"
 WIDE = b"\xff\xfe", b"\xfe\xff"                               # how UTF-16 and UTF-32 begin
 Paths = str | Path | Sequence[str | Path]
 Columns = Mapping[str, Iterable[Any]]
@@ -67,6 +68,18 @@ class Table:
                          f"{shortened(', '.join(map(repr, self.columns)), 400)}. Say which of them "
                          "to read")
 
+    def empty(self, columns: Sequence[str]) -> list[int]:
+        """Return the places of the rows that have nothing in one of these columns."""
+        return [i for i, (_, row) in enumerate(self.rows)
+                if any(_is_empty(row.get(column)) for column in columns)]
+
+    def without(self, places: Sequence[int]) -> Table:
+        """Return the table without the rows at these places. ValueError if none is left."""
+        gone = set(places)
+        rows = tuple(row for i, row in enumerate(self.rows) if i not in gone)
+        if not rows: raise ValueError(f"{self.path}: no row is left; give rows that are not empty")
+        return replace(self, rows=rows)
+
     def texts(self, column: str, is_optional: bool = False) -> list[str]:
         """Return the column's values as text, without whitespace around them. ValueError for a
         value that is missing, empty (unless is_optional) or no text; numbers and truth values
@@ -75,7 +88,7 @@ class Table:
         empty = [line for (line, _), text in zip(self.rows, texts, strict=True) if not text]
         if empty and not is_optional:
             raise ValueError(f"{self.path}: {column!r} is empty in {self.places(empty)}; fill it "
-                             "in, or delete the row")
+                             f"in, or delete the row{SKIP}")
         return texts
 
     def _text(self, line, value, column, is_optional):
@@ -84,9 +97,18 @@ class Table:
         if type(value) in (int, float, bool): value = json.dumps(value)
         if value is None and is_optional: value = ""
         if not isinstance(value, str):
-            got = "nothing" if value is None else brief(value)
+            got = f"nothing{SKIP}" if value is None else brief(value)
             raise ValueError(f"{self.place(line)}: {column!r} must be text, got {got}")
         return checked(value, self.place(line)).strip()
+
+
+def _is_empty(value):
+    """Tell if a value is nothing: none, NaN, blank, or a conversation without a last message."""
+    match value:
+        case [*_, {"content": last}]: return _is_empty(last)
+        case None | []: return True
+        case str(): return not value.strip()
+        case _: return bool(value != value)
 
 
 def several(unit: str, numbers: Sequence[int]) -> str:
