@@ -19,8 +19,10 @@ from tinypeft.commands.arguments import is_of_smollm2, model_of
 from tinypeft.commands.cli import main
 from tinypeft.commands.finetuning import stopped_in_test, worse_than
 from tinypeft.commands.probing import pasted
+from tinypeft.commands.scores import paired
 from tinypeft.commands.using import what_changed
 from tinypeft.interop.adapters import HUB_NAME
+from tinypeft.interop.card import line as card_line
 from tinypeft.peft import probe
 from tinypeft.text.tasks import bags, logistic
 
@@ -193,12 +195,10 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     assert "seed 0 draws the folds" in out
     picture = (tmp_path / "confusions.svg").read_text("utf-8")
     assert all(f">{name}<" in picture for name in ("bad", "good", "called", "Confusions by cross-validation"))
-    n = next(n for n, line in enumerate(lines) if "the probe" in line and n > lines.index("the probe, class by class:"))
-    says, step, _ = lines[n:]                            # the verdict comes first; these classes are words
-    assert says == "the probe and words are level: their intervals overlap, so the difference may be chance"
-    assert step == f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
+    end = lines.index("", lines.index("the probe, class by class:"))
+    says, step = lines[end + 1:end + 3]
     card = (tmp_path / "README.md").read_text("utf-8")
-    assert says in card.split("##")[0]
+    assert card_line(says) in card.split("##")[0]
     assert "By five-fold cross-validation: each row was measured once" in card and "test split" not in card
     _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)
     assert len(out.splitlines()) == 2 and {line.split("\t")[0] for line in out.splitlines()} <= {"bad", "good"}
@@ -206,21 +206,56 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     record = json.loads(out)
     low, high = record["measured"]["the probe"]["interval"]
     assert low < record["measured"]["the probe"]["accuracy"] < high and np.sum(record["confusions"]) == record["rows"]
+    pair, better = record["paired"], record["paired"]["p"] < 0.05                # these classes are words
+    assert says == (f"{'words are better than the probe' if better else 'the probe and words are level'}: of the same rows, "
+                    f"{pair['only_first']} only the probe names rightly and {pair['only_second']} only words "
+                    f"(p = {pair['p']:.2g}, McNemar's test)") and pair["with"] == "words"
+    assert step.startswith("next: give more rows, or use words" if better else 'next: python -m tinypeft classify "…" --ad')
+    of_words = (record["measured"]["words"]["accuracy"] - record["measured"]["the probe"]["accuracy"]) * record["rows"]
+    assert pair["only_second"] - pair["only_first"] == round(of_words)
 
 
-@pytest.mark.parametrize("loss, interval, words, letters, says, step", [
-    (0.6, (0.64, 0.73), (0.60, 0.70), (0.67, 0.76), "the probe and letters are level: their intervals overlap", "classify"),
-    (0.6, (0.70, 0.80), (0.72, 0.82), (0.60, 0.70), "the probe and words are level: their intervals overlap", "classify"),
-    (0.6, (0.64, 0.73), (0.50, 0.60), (0.74, 0.80), "letters are better than the probe",
-     "or use letters, which scikit-learn has (`pip install scikit-learn`) and no command here:\nTfidfVectorizer"),
-    (0.6, (0.84, 0.93), (0.50, 0.60), (0.74, 0.80), "the probe is better than words and letters", "classify"),
-    (0.7, (0.64, 0.73), (0.50, 0.60), (0.54, 0.60), "the probe is worse than guessing", "next: give more rows; an adapter")])
-def test_accuracies_whose_intervals_overlap_are_level(monkeypatch, loss, interval, words, letters, says, step):
+def validated(right, loss):
+    """What cross-validation gives for rows of two classes, those named rightly where `right` is true."""
+    labels = np.arange(len(right)) % 2
+    log_p = np.log(np.where(np.eye(2, dtype=bool)[np.where(right, labels, 1 - labels)], 0.7, 0.3))
+    return Namespace(log_p=log_p, labels=labels, loss=loss, accuracy=np.mean(right))
+
+
+@pytest.mark.parametrize("loss, letters, says, step", [
+    (0.6, (70, 25), "the probe and letters are level: of the same rows, 0 only the probe names rightly and 5 only letters "
+     "(p = 0.062, McNemar's test)", "classify"),
+    (0.6, (70, 26), "letters are better than the probe: of the same rows, 0 only the probe names rightly and 6 only letters "
+     "(p = 0.031, McNemar's test)", "or use letters, which scikit-learn has (`pip install scikit-learn`) and no command"),
+    (0.6, (64, 20), "the probe is better than words and letters: of the same rows, 6 only the probe names rightly and 0 only "
+     "letters (p = 0.031, McNemar's test)", "classify"),
+    (0.6, (60, 29), "the probe and letters are level: of the same rows, 10 only the probe names rightly and 9 only letters "
+     "(p = 1, McNemar's test)", "classify"),
+    (0.6, (70, 20), "the probe and letters are level: of the same rows, 0 only", "classify"),
+    (0.7, (70, 29), "the probe is worse than guessing", "next: give more rows; an adapter")])
+def test_the_probe_and_a_bag_are_compared_on_the_same_rows(monkeypatch, loss, letters, says, step):
+    """Of 100 rows the probe names 90 rightly: the first 70 and 20 others. letters: how many of the 70 and how many of the
+    other 30 these name rightly. The intervals of all these accuracies overlap."""
     monkeypatch.setattr("tinypeft.commands.probing.pasted", lambda *_: "TfidfVectorizer")
-    measured = {name: Namespace(loss=loss, interval=ends, accuracy=sum(ends) / 2)
-                for name, ends in (("the probe", interval), ("words", words), ("letters", letters))}
+    same, others = letters
+    first = lambda n, of: np.arange(of) < n
+    rows = {"the probe": [*first(70, 70), *first(20, 30)], "letters": [*first(same, 70), *first(others, 30)],
+            "words": first(50, 100)}
+    measured = {name: validated(np.array(right), loss) for name, right in rows.items()}
     assert probing.verdict(measured, 2).startswith(says)
     assert step in probing.next_step(Namespace(out="judge", model=None), measured, 2)
+
+
+def test_a_difference_is_found_though_the_intervals_overlap():
+    a, b = np.arange(300) < 240, np.arange(300) < 226
+    pair = paired(validated(a, 0.5), validated(b, 0.5))
+    assert (pair.only_first, pair.only_second, pair.better) == (14, 0, 1) and pair.p == pytest.approx(2 * 0.5**14)
+    low, high = logistic.interval(240, 300)[0], logistic.interval(226, 300)[1]
+    assert low < high
+    same = paired(validated(a, 0.5), validated(a, 0.5))
+    assert (same.p, same.better) == (1, 0)
+    swapped = paired(validated(b, 0.5), validated(a, 0.5))
+    assert (swapped.only_first, swapped.only_second, swapped.p, swapped.better) == (0, 14, pair.p, -1)
 
 
 @pytest.mark.parametrize("name, terms, n_classes, empty", [

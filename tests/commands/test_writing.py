@@ -77,8 +77,8 @@ def test_a_classifier_does_not_write(capsys, monkeypatch, tmp_path, command, has
     tp.save_model(tuned.merge(), tmp_path / "merged")
     for name, where in ("judge", ["--model", "shipped", "--adapter"]), ("merged", ["--model"]):
         status, out, err = run(capsys, command, *["Hi"][:command == "generate"], *where, tmp_path / name)
-        says = f"tinypeft: {tmp_path / name} holds a classifier, which names the class of a text and does not write; use classify\n"
-        assert (status, out) == (2, "") and err.endswith(says)
+        says = "holds a classifier, which names the class of a text and does not write; use classify\n"
+        assert (status, out) == (2, "") and err.endswith(f"tinypeft: {tmp_path / name} {says}")
 
 
 # -- chat ------------------------------------------------------------------------------------------

@@ -466,7 +466,7 @@ def test_a_folder_without_a_task(tmp_path, model):
     (tmp_path / saved.FILE).write_text("[]")
     with pytest.raises(ValueError, match="kind must be"): tasks.load_task(tmp_path, model)
     (tmp_path / saved.FILE).write_text('{"format": 1,\n "kind": "lab')
-    says = r"task.json: expected JSON, got a text that ends too early, after 27 characters; copy the file again, or make it again$"
+    says = "task.json: expected JSON, got a text that ends too early, after 27 characters; copy the file again, or make it"
     with pytest.raises(ValueError, match=says): tasks.load_task(tmp_path, model)
 
 
@@ -592,7 +592,8 @@ def test_rows_without_a_text_or_a_label_can_be_left_out(nothing):
     assert task.rows == plain.rows and task.classes == plain.classes
     assert task.notes == (*plain.notes[:2], "look: 2 rows left out with nothing in 'text' or 'label': items 2, 32")
     for data in [rows[0], (nothing, "bad")], [(nothing, nothing)]:
-        with pytest.raises(ValueError, match="; or give skip_empty=True, which leaves such rows out"): tasks.labelled(data, BYTES)
+        with pytest.raises(ValueError, match="; or give skip_empty=True, which leaves such rows out"):
+            tasks.labelled(data, BYTES)
     with pytest.raises(ValueError, match="rows: no row is left; give rows that are not empty"):
         tasks.labelled([(nothing, "bad")], BYTES, skip_empty=True)
 
