@@ -47,8 +47,8 @@ LEARNED = {
 @pytest.mark.parametrize("learned", LEARNED)
 @pytest.mark.parametrize("place", ["shipped", "elsewhere"])
 def test_a_receiver_uses_it_by_the_lines_of_the_page(base, tmp_path, monkeypatch, capsys, learned, place):
-    """Who has the card and the folder alone, tinypeft, and the base where it does not come with tinypeft. The lines that install
-    were tried by hand, in a fresh environment."""
+    """Who has the card and the folder alone, tinypeft, and a base that does not come with it. The lines that install were tried
+    by hand, in a fresh environment."""
     model, (make, command, verb) = tp.load_pretrained() if place == "shipped" else base, LEARNED[learned]
     task = make(model)
     tuned = moved(tp.attach(model, tp.LoRA(rank=2), rng=0, head=2 if learned == "classes" else None))
