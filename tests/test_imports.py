@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import tinypeft
+
 ROOT = Path(__file__).parents[1] / "tinypeft"
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 
@@ -135,7 +137,7 @@ def test_the_package_holds_public_names_and_nothing_else():
     assert ast.get_docstring(tree)
     *start, listed = tree.body[1:]
     assert [ast.unparse(node) for node in start] == ["from typing import TYPE_CHECKING", "from .common.lazy import lazily",
-                                                     "lazily(__name__)"]
+                                                     "lazily(__name__)", f"__version__ = {tinypeft.__version__!r}"]
     assert isinstance(listed, ast.If) and ast.unparse(listed.test) == "TYPE_CHECKING"
     assert {type(node) for node in listed.body} == {ast.ImportFrom}
     assert all(node.level == 1 and alias.asname is None for node in listed.body for alias in node.names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .common.lazy import lazily
 
 lazily(__name__)
+__version__ = "0.1.0"                # pyproject.toml reads it here
 if TYPE_CHECKING:
     # the model and its text
     from .models.gemma import Gemma, GemmaConfig

@@ -19,8 +19,10 @@ from tinypeft.commands.arguments import is_of_smollm2, model_of
 from tinypeft.commands.cli import main
 from tinypeft.commands.finetuning import stopped_in_test, worse_than
 from tinypeft.commands.probing import pasted
+from tinypeft.commands.scores import paired
 from tinypeft.commands.using import what_changed
 from tinypeft.interop.adapters import HUB_NAME
+from tinypeft.interop.card import line as card_line
 from tinypeft.peft import probe
 from tinypeft.text.tasks import bags, logistic
 
@@ -50,6 +52,8 @@ def own(tmp_path_factory):
         for n in rng.permutation(200):
             thing, word = rng.choice(THINGS), rng.choice(GOOD + BAD)
             f.write(json.dumps({"prompt": f"Describe {n} {word} {thing}s.", "answer": f"Each {thing} is {word}."}) + "\n")
+    with open(folder / "holes.csv", "w", newline="", encoding="utf-8") as f:         # a row without a text, one without a label
+        csv.writer(f).writerows([("text", "label"), *rows[:2], (" ", "bad"), *rows[2:5], ("A lamp", ""), *rows[5:12]])
     (folder / "latin.csv").write_bytes("text,label\nA café,good\n".encode("cp1252"))
     (folder / "notes").mkdir()
     for i in range(6):
@@ -191,12 +195,10 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     assert "seed 0 draws the folds" in out
     picture = (tmp_path / "confusions.svg").read_text("utf-8")
     assert all(f">{name}<" in picture for name in ("bad", "good", "called", "Confusions by cross-validation"))
-    n = next(n for n, line in enumerate(lines) if "the probe" in line and n > lines.index("the probe, class by class:"))
-    says, step, _ = lines[n:]                            # the verdict comes first; these classes are words
-    assert says == "the probe and words are level: their intervals overlap, so the difference may be chance"
-    assert step == f'next: python -m tinypeft classify "…" --adapter {tmp_path}'
+    end = lines.index("", lines.index("the probe, class by class:"))
+    says, step = lines[end + 1:end + 3]
     card = (tmp_path / "README.md").read_text("utf-8")
-    assert says in card.split("##")[0]
+    assert card_line(says) in card.split("##")[0]
     assert "By five-fold cross-validation: each row was measured once" in card and "test split" not in card
     _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)
     assert len(out.splitlines()) == 2 and {line.split("\t")[0] for line in out.splitlines()} <= {"bad", "good"}
@@ -204,33 +206,69 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     record = json.loads(out)
     low, high = record["measured"]["the probe"]["interval"]
     assert low < record["measured"]["the probe"]["accuracy"] < high and np.sum(record["confusions"]) == record["rows"]
+    pair, better = record["paired"], record["paired"]["p"] < 0.05                # these classes are words
+    assert says == (f"{'words are better than the probe' if better else 'the probe and words are level'}: of the same rows, "
+                    f"{pair['only_first']} only the probe names rightly and {pair['only_second']} only words "
+                    f"(p = {pair['p']:.2g}, McNemar's test)") and pair["with"] == "words"
+    assert step.startswith("next: give more rows, or use words" if better else 'next: python -m tinypeft classify "…" --ad')
+    of_words = (record["measured"]["words"]["accuracy"] - record["measured"]["the probe"]["accuracy"]) * record["rows"]
+    assert pair["only_second"] - pair["only_first"] == round(of_words)
 
 
-@pytest.mark.parametrize("loss, interval, words, letters, says, step", [
-    (0.6, (0.64, 0.73), (0.60, 0.70), (0.67, 0.76), "the probe and letters are level: their intervals overlap", "classify"),
-    (0.6, (0.70, 0.80), (0.72, 0.82), (0.60, 0.70), "the probe and words are level: their intervals overlap", "classify"),
-    (0.6, (0.64, 0.73), (0.50, 0.60), (0.74, 0.80), "letters are better than the probe",
-     "or use letters, which scikit-learn has (`pip install scikit-learn`) and no command here:\nTfidfVectorizer"),
-    (0.6, (0.84, 0.93), (0.50, 0.60), (0.74, 0.80), "the probe is better than words and letters", "classify"),
-    (0.7, (0.64, 0.73), (0.50, 0.60), (0.54, 0.60), "the probe is worse than guessing", "next: give more rows; an adapter")])
-def test_accuracies_whose_intervals_overlap_are_level(monkeypatch, loss, interval, words, letters, says, step):
+def validated(right, loss):
+    """What cross-validation gives for rows of two classes, those named rightly where `right` is true."""
+    labels = np.arange(len(right)) % 2
+    log_p = np.log(np.where(np.eye(2, dtype=bool)[np.where(right, labels, 1 - labels)], 0.7, 0.3))
+    return Namespace(log_p=log_p, labels=labels, loss=loss, accuracy=np.mean(right))
+
+
+@pytest.mark.parametrize("loss, letters, says, step", [
+    (0.6, (70, 25), "the probe and letters are level: of the same rows, 0 only the probe names rightly and 5 only letters "
+     "(p = 0.062, McNemar's test)", "classify"),
+    (0.6, (70, 26), "letters are better than the probe: of the same rows, 0 only the probe names rightly and 6 only letters "
+     "(p = 0.031, McNemar's test)", "or use letters, which scikit-learn has (`pip install scikit-learn`) and no command"),
+    (0.6, (64, 20), "the probe is better than words and letters: of the same rows, 6 only the probe names rightly and 0 only "
+     "letters (p = 0.031, McNemar's test)", "classify"),
+    (0.6, (60, 29), "the probe and letters are level: of the same rows, 10 only the probe names rightly and 9 only letters "
+     "(p = 1, McNemar's test)", "classify"),
+    (0.6, (70, 20), "the probe and letters are level: of the same rows, 0 only", "classify"),
+    (0.7, (70, 29), "the probe is worse than guessing", "next: give more rows; an adapter")])
+def test_the_probe_and_a_bag_are_compared_on_the_same_rows(monkeypatch, loss, letters, says, step):
+    """Of 100 rows the probe names 90 rightly: the first 70 and 20 others. letters: how many of the 70 and how many of the
+    other 30 these name rightly. The intervals of all these accuracies overlap."""
     monkeypatch.setattr("tinypeft.commands.probing.pasted", lambda *_: "TfidfVectorizer")
-    measured = {name: Namespace(loss=loss, interval=ends, accuracy=sum(ends) / 2)
-                for name, ends in (("the probe", interval), ("words", words), ("letters", letters))}
+    same, others = letters
+    first = lambda n, of: np.arange(of) < n
+    rows = {"the probe": [*first(70, 70), *first(20, 30)], "letters": [*first(same, 70), *first(others, 30)],
+            "words": first(50, 100)}
+    measured = {name: validated(np.array(right), loss) for name, right in rows.items()}
     assert probing.verdict(measured, 2).startswith(says)
     assert step in probing.next_step(Namespace(out="judge", model=None), measured, 2)
 
 
-@pytest.mark.parametrize("name, terms, n_classes", [("words", bags.words, 2), ("letters", bags.letters, 3)])
-def test_the_lines_to_paste_make_the_bag_that_was_measured(tmp_path, name, terms, n_classes):
+def test_a_difference_is_found_though_the_intervals_overlap():
+    a, b = np.arange(300) < 240, np.arange(300) < 226
+    pair = paired(validated(a, 0.5), validated(b, 0.5))
+    assert (pair.only_first, pair.only_second, pair.better) == (14, 0, 1) and pair.p == pytest.approx(2 * 0.5**14)
+    low, high = logistic.interval(240, 300)[0], logistic.interval(226, 300)[1]
+    assert low < high
+    same = paired(validated(a, 0.5), validated(a, 0.5))
+    assert (same.p, same.better) == (1, 0)
+    swapped = paired(validated(b, 0.5), validated(a, 0.5))
+    assert (swapped.only_first, swapped.only_second, swapped.p, swapped.better) == (0, 14, pair.p, -1)
+
+
+@pytest.mark.parametrize("name, terms, n_classes, empty", [
+    ("words", bags.words, 2, []), ("letters", bags.letters, 3, [(" ", "0"), ("Dull", "")])])
+def test_the_lines_to_paste_make_the_bag_that_was_measured(tmp_path, name, terms, n_classes, empty):
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     labels = rng.integers(0, n_classes, 60)
     texts = [f"{rng.choice(GOOD)} {rng.choice(THINGS)} {GOOD[label] if rng.random() < 0.7 else ''}" for label in labels]
     result = bags.validated_bag(texts, labels, n_classes, terms)
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as f:
-        csv.writer(f).writerows([("review", "label"), *zip(texts, labels, strict=True)])
-    args = Namespace(csv=tmp_path / "a.csv", encoding="utf-8", text_column="review", label_column=None)
+        csv.writer(f).writerows([("review", "label"), *empty, *zip(texts, labels, strict=True)])
+    args = Namespace(csv=tmp_path / "a.csv", encoding="utf-8", text_column="review", label_column=None, skip_empty=bool(empty))
     pasted_here = {}
     exec(textwrap.dedent(pasted(args, name, result).replace("…", texts[0])), pasted_here)
     bag = bags.Bag(texts, terms)
@@ -293,9 +331,10 @@ def test_rows_are_read_once_and_no_cache_reads_them_again(capsys, monkeypatch, t
 
 @pytest.mark.parametrize("given, words", [
     ({"text": ["a.txt", "my notes"]}, "--text a.txt 'my notes' --adapter judge"),
-    ({"pairs": "qa.jsonl", "model": "smollm2"}, "--model smollm2 --pairs qa.jsonl --adapter judge")])
+    ({"pairs": "qa.jsonl", "model": "smollm2", "skip_empty": True},
+     "--model smollm2 --pairs qa.jsonl --skip-empty --adapter judge")])
 def test_a_stop_in_the_test_names_the_command_that_measures(given, words):
-    names = "csv text pairs text_column label_column prompt_column answer_column context checkpoint model".split()
+    names = "csv text pairs text_column label_column prompt_column answer_column context checkpoint model skip_empty".split()
     said = stopped_in_test(Namespace(**dict.fromkeys(names) | given), "judge")
     assert said == f"stopped in the test; the adapter is saved in judge; to measure it: python -m tinypeft evaluate {words}"
 
@@ -640,6 +679,10 @@ def test_a_loss_that_is_not_a_number_is_worse_than_any():
     ("finetune lora --csv reviews.csv --prompt-column x", "--prompt-column needs --pairs FILE"),
     ("finetune lora --text-column x", "--text-column needs --csv FILE"),
     ("finetune lora --keep", "--keep needs --out FOLDER"),
+    ("finetune lora --text notes --skip-empty", "--skip-empty needs --csv FILE or --pairs FILE"),
+    ("classify x --adapter judge --skip-empty", "--skip-empty needs --csv FILE"),
+    ("finetune lora --csv holes.csv", "'text' is empty in line 4; fill it in, or delete the row; or give --skip-empty, which"),
+    ("classify --csv holes.csv --adapter judge", "; or give --skip-empty, which leaves such rows out"),
     ("finetune lora --find-rate --keep --out x", "--find-rate does not train; leave out --keep"),
     ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
     ("finetune lora --text notes --head-lr 1", "--head-lr needs a task with classes: --csv FILE or --task classify"),
@@ -660,6 +703,18 @@ def test_mistakes_are_said_in_one_line(capsys, own, classifier, monkeypatch, arg
     monkeypatch.chdir(own)
     status, out, err = run(capsys, *argv.split(" "))
     assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+def test_rows_with_an_empty_cell_can_be_left_out(capsys, own, classifier):
+    """The table that `finetune` splits, and that `evaluate` splits again, has the other rows."""
+    made = "finetune", "probe", "--csv", own / "holes.csv", "--skip-empty"
+    status, out, _ = run(capsys, *made, "--dry-run", "--json")
+    record = json.loads(out)
+    assert status == 0 and record["splits"] == {"train": 12}
+    assert record["data"][-1] == "look: 2 rows left out with nothing in 'text' or 'label': lines 4, 8"
+    status, out, err = run(capsys, "classify", "--csv", own / "holes.csv", "--adapter", classifier, "--skip-empty")
+    assert status == 0 and err.startswith("1 row left out with nothing in 'text': line 4\naccuracy ")
+    assert len(out.splitlines()) == 13                   # a row without a label has a text
 
 
 def test_one_kind_of_data_at_a_time(capsys):

@@ -65,6 +65,22 @@ def test_a_stream_is_not_json(capsys, model):
     assert (status, out) == (2, "") and err == "tinypeft: --stream prints text; leave out --json\n"
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize("has_task", [True, False])
+def test_a_classifier_does_not_write(capsys, monkeypatch, tmp_path, command, has_task):
+    """As an adapter, with task.json or without, and merged into a model."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
+    base = tp.load_pretrained()
+    task = tp.tasks.Classification({}, ["bad", "good"], base.tokenizer, 64) if has_task else None
+    tuned = tp.attach(base, tp.LoRA(rank=2), head=2, head_bias=False)
+    tuned.save(tmp_path / "judge", task=task)
+    tp.save_model(tuned.merge(), tmp_path / "merged")
+    for name, where in ("judge", ["--model", "shipped", "--adapter"]), ("merged", ["--model"]):
+        status, out, err = run(capsys, command, *["Hi"][:command == "generate"], *where, tmp_path / name)
+        says = "holds a classifier, which names the class of a text and does not write; use classify\n"
+        assert (status, out) == (2, "") and err.endswith(f"tinypeft: {tmp_path / name} {says}")
+
+
 # -- chat ------------------------------------------------------------------------------------------
 def test_a_conversation_has_a_history(capsys, model, typed):
     typed("Hi\n\n  How are you?  \r\nÄ 日本")

@@ -3,6 +3,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_all_names_need_numpy_alone():
     third = "{name.split('.')[0] for name in sys.modules} - {*sys.stdlib_module_names, '__main__'}"
     found = python(f"from tinypeft import *; print(LoRA.__name__, *sorted(name for name in {third} if name[0] != '_'))")
     assert found == ["LoRA", "numpy", "tinypeft"]
+
+
+def test_the_version_stands_once_and_importing_nothing_reads_it():
+    """In a checkout that is not installed, too. setuptools reads it from the text of the file."""
+    third = "{name.split('.')[0] for name in sys.modules} - {*sys.stdlib_module_names, '__main__'}"
+    assert python(f"import tinypeft; print(tinypeft.__version__, *{third})") == [tinypeft.__version__, "tinypeft"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "tinypeft.__version__"}
+    build = pytest.importorskip("setuptools.config.expand")
+    assert build.read_attr("tinypeft.__version__", root_dir=ROOT) == tinypeft.__version__
 
 
 def test_every_public_name_is_there():

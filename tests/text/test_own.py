@@ -162,6 +162,28 @@ def test_a_folder_becomes_a_task(tmp_path):
     assert all(np.array_equal(again.data(s), task.data(s)) for s in SPLITS)
 
 
+def test_files_that_are_not_read_are_named_with_the_reason(tmp_path):
+    folder, rng = notes(tmp_path / "notes"), np.random.default_rng(1)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config.md").write_text("x")
+    (folder / "README").write_text(words(rng, 99))
+    for i in range(14): (folder / "deep" / f"{i:02}.gz").write_bytes(b"\x1f")
+    (folder / "new\x1bline.org").write_text("x")
+    try: (folder / "other").symlink_to(tmp_path, target_is_directory=True)
+    except OSError: pytest.skip("this user may make no link here")
+    assert tasks.text(folder, BYTES).notes[2:] == (
+        "look: 2 files left out (hidden): .git/config.md, .hidden.md",
+        "look: 17 files left out (the name ends in none of .md, .markdown, .rst, .txt; to read such a file, name it): README, "
+        f"{', '.join(f'deep/{i:02}.gz' for i in range(11))} and 5 more",
+        "look: 1 file left out (link to a folder): other", "look: 1 file left out (no text in it): empty.txt")
+    named = tasks.text([folder, folder / "README"], BYTES)         # it is read, because it is named
+    assert named.notes[0].startswith("8 files, ") and "README" not in str(named.notes)
+    blank = tasks.text([folder / "note0.md", folder / "empty.txt"], BYTES)
+    assert "look: 1 file left out (no text in it): empty.txt" in blank.notes
+    in_memory = tasks.text({"a": words(np.random.default_rng(0), 400), "b": " "}, BYTES)
+    assert "look: 1 text left out (no text in it): b" in in_memory.notes
+
+
 def test_a_document_is_a_file_where_there_are_many(tmp_path):
     for i in range(40): (tmp_path / f"{i:02}.md").write_text(words(np.random.default_rng(i), 40) + "\n\n# Not cut\n")
     task = tasks.text(tmp_path, BYTES)
@@ -169,7 +191,7 @@ def test_a_document_is_a_file_where_there_are_many(tmp_path):
     assert task.notes[0] == tasks.text(tmp_path, BYTES).notes[0] == "40 files, a document each"    # it is larger, and whole
     lengths = sorted(len(text) + 1 for s in SPLITS for text in BYTES.decode(task.data(s)).split("<|endoftext|>")[1:-1])
     assert task.notes[1] == f"a document has {np.median(lengths):,.0f} tokens in the median, {lengths[-1]:,} at most"
-    assert task.notes[2:] == ("nothing needs a look: no repeated paragraph",)
+    assert task.notes[2:] == ("nothing needs a look: no file left out, repeated paragraph",)
     assert len(task.data("test")) == 1 + 4 * (79 + 11 + 2)
 
 
@@ -443,6 +465,9 @@ def test_a_folder_without_a_task(tmp_path, model):
     with pytest.raises(FileNotFoundError, match="no task.json; `finetune --out` writes it"): tasks.load_task(tmp_path, model)
     (tmp_path / saved.FILE).write_text("[]")
     with pytest.raises(ValueError, match="kind must be"): tasks.load_task(tmp_path, model)
+    (tmp_path / saved.FILE).write_text('{"format": 1,\n "kind": "lab')
+    says = "task.json: expected JSON, got a text that ends too early, after 27 characters; copy the file again, or make it"
+    with pytest.raises(ValueError, match=says): tasks.load_task(tmp_path, model)
 
 
 # -- broken files ----------------------------------------------------------------------------------
@@ -464,7 +489,8 @@ BROKEN = [
     ("labelled", "a.csv", b"text,label\n" + b"one,a\n" * 9 + b"two,b\n" * 9,
      r"'a' has 1 different row \(lines 2, 3, 4, 5, 6 and 4 more\), and so does one other class"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": }\n',
-     "line 2: this is not JSON.*character 27"),
+     "line 2: expected JSON, got at character 27: '}'; each line holds one JSON object"),
+    ("pairs", "a.jsonl", b'["a", "b"]\n["c", "d"]\n', r"a.jsonl: expected JSON, got more text after it, at line 2, column 1"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n[1]\n', r"line 2: expected a JSON object"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "line 1: the name 'prompt' occurs twice"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "line 2: 'answer' must be text, got nothing"),
@@ -478,7 +504,7 @@ BROKEN = [
     ("pairs", "a.jsonl", b'{"messages": [{"role": "user", "content": "hi"}]}', "the last one from the assistant"),
     ("pairs", "a.jsonl", b'{"messages": [{"role": "assistant", "content": "hi"}]}', "line 1: .* got no message"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d"}\n', "there are no rows for"),
-    ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}', "a.json: this is not JSON"),
+    ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}', "a.json: expected JSON, got a text that ends too early"),
     ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}, 3]', "a.json, item 2: expected a JSON object"),
     ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}, {"prompt": "", "answer": "b"}]', "'prompt' is empty in item 2"),
     ("text", "a.md", b"\0" + b"word " * 99, "byte 0 is 0"),
@@ -552,6 +578,39 @@ def test_any_bytes_give_a_task_or_a_named_error(tmp_path):
 
 def test_the_rules_numbers_are_those_of_the_pages():
     assert own_files.MOST == 20_000_000 and held_out.FORM == 10 and own.LARGEST == 20
+
+
+# -- rows with nothing in a column -----------------------------------------------------------------
+NOTHING = [" ", None, float("nan"), ""]
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_rows_without_a_text_or_a_label_can_be_left_out(nothing):
+    rows, options = reviews(30), {"context": 64}
+    task = tasks.labelled([rows[0], (nothing, "bad"), *rows[1:], ("some text", nothing)], BYTES, skip_empty=True, **options)
+    plain = tasks.labelled(rows, BYTES, skip_empty=True, **options)
+    assert task.rows == plain.rows and task.classes == plain.classes
+    assert task.notes == (*plain.notes[:2], "look: 2 rows left out with nothing in 'text' or 'label': items 2, 32")
+    for data in [rows[0], (nothing, "bad")], [(nothing, nothing)]:
+        with pytest.raises(ValueError, match="; or give skip_empty=True, which leaves such rows out"):
+            tasks.labelled(data, BYTES)
+    with pytest.raises(ValueError, match="rows: no row is left; give rows that are not empty"):
+        tasks.labelled([(nothing, "bad")], BYTES, skip_empty=True)
+
+
+def test_prompts_without_an_answer_can_be_left_out(tmp_path):
+    """Of a conversation the last message is the answer. An empty "input" is no fault."""
+    rows = [{"instruction": f"Say {i}", "output": str(i), "input": ""} for i in range(12)]
+    task = tasks.pairs([*rows, {"instruction": "Say"}], BYTES, skip_empty=True)
+    assert sum(len(part) for part in task.splits.values()) == 12
+    assert "look: 1 row left out with nothing in 'instruction' or 'output': item 13" in task.notes
+    def said(prompt, answer):
+        return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+    talks = [*(said(f"Say {i}", str(i)) for i in range(12)), said("Say", " "), {"messages": []}, {"messages": None}]
+    task = tasks.pairs(jsonl(tmp_path / "a.jsonl", talks), BYTES, skip_empty=True)
+    assert "look: 3 rows left out with nothing in 'messages': lines 13, 14, 15" in task.notes
+    with pytest.raises(ValueError, match="item 13: messages must be a list"):        # wrong, and not empty
+        tasks.pairs([*talks[:12], {"messages": "hi"}], BYTES, skip_empty=True)
 
 
 # -- in memory -------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ def data_options(p: ArgumentParser, default: str) -> None:
         what = column.removesuffix("_column")
         p.add_argument(f"--{what}-column", metavar="NAME", help=f"of --{of}: the column of the "
                        f"{what} (default {what if of == 'csv' else 'by its usual names'})")
+    p.add_argument("--skip-empty", action="store_true", help="of --csv and --pairs: leave out rows "
+                   "with nothing as text, label, prompt or answer, and say how many they are")
     p.add_argument("--encoding", default="utf-8", help="of your files (default utf-8)")
     p.add_argument("--context", type=number(int, least=2), metavar="TOKENS",
                    help="tokens of a row or window of your files, at most")
@@ -54,6 +56,8 @@ def kind_of(args: Namespace) -> str | None:
     for name, of in COLUMNS.items():
         if vars(args)[name] is not None and OWN.get(kind) != f"--{of}":
             raise ValueError(f"{flag(name)} needs --{of} FILE")
+    if args.skip_empty and kind not in ("labelled", "pairs"):
+        raise ValueError("--skip-empty needs --csv FILE or --pairs FILE")
     if kind is None and args.context is not None:
         raise ValueError(f"--context needs {' or '.join(OWN.values())}")
     return kind
@@ -84,6 +88,7 @@ def _own_task(args, model, kind, form, options):
     from ..text import tasks
     options |= {"context": args.context or form.get("context"), "encoding": args.encoding}
     if kind == "text": return tasks.text(args.text, model, **options)
+    options["skip_empty"] = args.skip_empty
     names = {"labelled": ("text", "label"), "pairs": ("prompt", "answer")}[kind]
     given = [vars(args)[f"{name}_column"] for name in names]
     if given == [None, None] and len(form.get("columns", ())) == 2: given = form["columns"]

@@ -111,7 +111,7 @@ def stopped_in_test(args: Namespace, folder: Path | None) -> str:
     files = vars(args)[OWN[own][2:]] if own else []
     paths = files if isinstance(files, list) else [files]
     words = [*(["--model", args.model] if args.model else []), *([OWN[own], *paths] if own else []),
-             "--adapter", folder]
+             *(["--skip-empty"] if args.skip_empty else []), "--adapter", folder]
     return f"{text}; to measure it: python -m tinypeft evaluate {shlex.join(map(str, words))}"
 
 
@@ -287,8 +287,9 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
         if record["replaced"]: print(f"it took the place of the adapter that was in {saved}")
         print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
         if kind_of(args) == "pairs":
+            skip = " --skip-empty" if args.skip_empty else ""
             print("to count exact answers: python -m tinypeft evaluate --pairs "
-                  f"{shlex.quote(str(args.pairs))}{base} --adapter {saved} --exact")
+                  f"{shlex.quote(str(args.pairs))}{skip}{base} --adapter {saved} --exact")
         print(f"saved in {saved}; "
               + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
     if record["worse_than"]:

@@ -15,6 +15,7 @@ __all__ = ["plain_warnings", "with_flags"]
 WORDS = (
     (r"load_pretrained\(\)", "the shipped base: leave --model out"),
     (r"\bencoding='([\w-]+)'", r"--encoding \1"),
+    (r"\bskip_empty=True", "--skip-empty"),
     (r"(?<!-)\bcontext must lie", "--context must lie"),
     (r"(?:, or )?give what load_adapter\(model, folder\) returns for each adapter",
      "merge them one after the other"),

@@ -1,7 +1,9 @@
 """`finetune probe`: a classifier for a table of one's own, solved on the frozen model's features.
 
 All rows are used: five-fold cross-validation says how well the probe does on rows that it has not
-seen, and measures words and letters on the same folds; then the probe learns from all rows. A probe
+seen, and measures words and letters on the same folds; then the probe learns from all rows. The
+verdict compares it with the better of these two row by row, because both name the same rows: the
+intervals of two accuracies overlap for differences that a paired test tells from chance. A probe
 that is worse than guessing replaces no adapter: it is saved beside it.
 """
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +20,7 @@ from ..common.signals import HeldSignals
 from .arguments import chosen_model, model_of, show_json
 from .data import data_facts, kind_of, own_task, show_data
 from .finetuning import check_folders, describe, save, save_first
-from .scores import accuracy_text, class_lines, write_confusions
+from .scores import Paired, accuracy_text, class_lines, paired, write_confusions
 
 if TYPE_CHECKING:
     from ..text.tasks.logistic import Validated
@@ -67,6 +70,7 @@ def run_probe(args: Namespace) -> int:
               "rows": len(labels), "seconds": seconds, "saved": args.out and str(args.out),
               "measured": {name: as_record(result) for name, result in measured.items()},
               "confusions": tuned.validated.confusions().tolist(),
+              "paired": {"with": best_bag(measured), **asdict(beside_bag(measured))},
               "verdict": verdict(measured, n_classes)}
     if args.out:
         describe(args, args.out, tuned, task, record)
@@ -86,10 +90,11 @@ def pasted(args: Namespace, name: str, result: Validated) -> str:
     n_vectors = 2 if result.log_p.shape[1] == 2 else 1
     C = n_vectors / (result.strength * len(result.labels))
     text, label = args.text_column or "text", args.label_column or "label"
+    skip = f"    table = table.without(table.empty({text, label}))\n" if args.skip_empty else ""
     return ("    from tinypeft.text.tasks.own_files import read_table\n"
             "    from sklearn import feature_extraction, linear_model, pipeline\n"
             f"    table = read_table({str(args.csv)!r}, {args.encoding!r})\n"
-            f"    texts, labels = table.texts({text!r}), table.texts({label!r})\n"
+            f"{skip}    texts, labels = table.texts({text!r}), table.texts({label!r})\n"
             f"    bag = feature_extraction.text.TfidfVectorizer({terms[name]}, binary=True)\n"
             f"    model = pipeline.make_pipeline(bag, "
             f"linear_model.LogisticRegression(C={C:.3g}, max_iter=1000))\n"
@@ -133,23 +138,20 @@ def is_worse_than_guessing(probe: Validated, n_classes: int) -> bool:
     return probe.loss >= math.log(n_classes)
 
 
-def bag_is_better(measured: dict) -> bool:
-    """Tell if the interval of the better bag lies above the probe's."""
-    return measured[best_bag(measured)].interval[0] > measured["the probe"].interval[1]
+def beside_bag(measured: dict) -> Paired:
+    """Compare the probe with the better bag, row by row."""
+    return paired(measured["the probe"], measured[best_bag(measured)])
 
 
 def verdict(measured: dict, n_classes: int) -> str:
-    """Return a sentence that compares the probe with guessing, words and letters. Two accuracies
-    whose intervals overlap are level."""
-    probe, bag = measured["the probe"], best_bag(measured)
-    if is_worse_than_guessing(probe, n_classes):
+    """Return a sentence that compares the probe with guessing, words and letters."""
+    if is_worse_than_guessing(measured["the probe"], n_classes):
         return "the probe is worse than guessing"
-    if bag_is_better(measured):
-        return f"{bag} are better than the probe"
-    if probe.interval[0] > measured[bag].interval[1]:
-        return "the probe is better than words and letters"
-    return (f"the probe and {bag} are level: their intervals overlap, so the difference may be "
-            "chance")
+    bag, pair = best_bag(measured), beside_bag(measured)
+    says = {1: "the probe is better than words and letters", -1: f"{bag} are better than the probe",
+            0: f"the probe and {bag} are level"}[pair.better]
+    return (f"{says}: of the same rows, {pair.only_first:,} only the probe names rightly and "
+            f"{pair.only_second:,} only {bag} (p = {pair.p:.2g}, McNemar's test)")
 
 
 def next_step(args: Namespace, measured: dict, n_classes: int) -> str:
@@ -157,7 +159,7 @@ def next_step(args: Namespace, measured: dict, n_classes: int) -> str:
     if is_worse_than_guessing(measured["the probe"], n_classes):
         return ("next: give more rows; an adapter that lay in the folder stays there, unless "
                 "--keep is given")
-    if bag_is_better(measured):
+    if beside_bag(measured).better < 0:
         bag = best_bag(measured)
         return (f"next: give more rows, or use {bag}, which scikit-learn has (`pip install "
                 f"scikit-learn`) and no command here:\n{pasted(args, bag, measured[bag])}")

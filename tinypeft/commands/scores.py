@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
     from ..models.decoder import Decoder
     from ..peft import PeftModel
     from ..text.tasks import Answering, Task
+    from ..text.tasks.logistic import Validated
 
-__all__ = ["accuracy_text", "class_lines", "draw_confusions", "exact_answers", "exact_lines",
-           "interval_of", "metric_text", "n_measured", "write_confusions"]
+__all__ = ["Paired", "accuracy_text", "class_lines", "draw_confusions", "exact_answers",
+           "exact_lines", "interval_of", "metric_text", "n_measured", "paired", "write_confusions"]
 
 QUICK = 32                                               # rows of a test with --quick
 EXAMPLES = 2                                             # wrong answers that are shown
 LONGEST = 200                                            # letters of a text that is shown
 SHOWN = 24                                               # letters of a class's name
+LEVEL = 0.05                                             # two classifiers of a larger p are level
 
 
 def accuracy_text(accuracy: float, n: int) -> str:
@@ -31,6 +34,33 @@ def accuracy_text(accuracy: float, n: int) -> str:
     from ..text.tasks.logistic import interval
     low, high = interval(round(accuracy * n), n)
     return f"{accuracy:.3f} ({counted(n, 'row')}, 95 %: {low:.3f} to {high:.3f})"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two classifiers on the same rows: how many only the first names rightly, how many only the
+    second, and the p of McNemar's exact test (Psychometrika 12, 1947): if a row that one of them
+    misses is as likely the one's as the other's, a difference as large or larger has this
+    probability."""
+    only_first: int
+    only_second: int
+    p: float
+
+    @property
+    def better(self) -> int:
+        """1 if the first one is better, -1 if the second one is, 0 if they are level."""
+        if self.p >= LEVEL:
+            return 0
+        return 1 if self.only_first > self.only_second else -1
+
+
+def paired(first: Validated, second: Validated) -> Paired:
+    """Compare two classifiers that were validated on the same rows."""
+    from scipy.stats import binomtest
+    a, b = (result.log_p.argmax(1) == result.labels for result in (first, second))
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    n = only_first + only_second
+    return Paired(only_first, only_second, float(binomtest(only_first, n).pvalue) if n else 1.0)
 
 
 def n_measured(task: Task, quick: bool) -> int | None:

@@ -75,6 +75,8 @@ def add_commands(command: Callable) -> None:
     p.add_argument("--label-column", metavar="NAME",
                    help="of --csv: the column of the right label, which gives an accuracy "
                         "(default: as the adapter's, or label, if there is one)")
+    p.add_argument("--skip-empty", action="store_true",
+                   help="of --csv: leave out rows without a text, and say how many they are")
     p.add_argument("--encoding", default="utf-8", help="of --csv (default utf-8)")
     p.add_argument("--out", type=Path, metavar="FILE", help="of --csv: a new CSV file with the "
                    "table's rows, and beside each the label and its probability")
@@ -303,8 +305,8 @@ def texts_of(args: Namespace) -> tuple[Table | None, list[str], list[str]]:
     of the table's column; and the labels that the table expects, if it has any."""
     from ..text.tasks.own_files import read_table
     if args.csv is None:
-        if args.label_column:
-            raise ValueError("--label-column needs --csv FILE")
+        for given, option in (args.label_column, "label-column"), (args.skip_empty, "skip-empty"):
+            if given: raise ValueError(f"--{option} needs --csv FILE")
         texts = [text for given in args.texts for text in (lines() if given == "-" else [given])]
         return None, texts, []
     if args.texts:
@@ -314,6 +316,8 @@ def texts_of(args: Namespace) -> tuple[Table | None, list[str], list[str]]:
     table = read_table(args.csv, args.encoding)
     with errors_with_flags("--text-column"):
         text, = table.chosen(*dict.fromkeys((name,) for name in texts))
+    if args.skip_empty:
+        table = without_empty(table, text)
     there = [name for name in (learned[1], "label") if name in table.columns]
     label = args.label_column or next(iter(there), None)
     if label is None:
@@ -321,6 +325,15 @@ def texts_of(args: Namespace) -> tuple[Table | None, list[str], list[str]]:
     with errors_with_flags("--label-column"):
         table.chosen((label,))
     return table, table.texts(text), table.texts(label, is_optional=True)
+
+
+def without_empty(table: Table, text: str) -> Table:
+    """Return the table without the rows that have no text, and say on stderr which these are."""
+    from ..text.tasks.facts import affected
+    empty = table.empty([text])
+    if empty:
+        print(affected(table, empty, f"left out with nothing in {text!r}"), file=sys.stderr)
+    return table.without(empty)
 
 
 def learned_columns(args: Namespace) -> list[str]:

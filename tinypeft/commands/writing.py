@@ -15,7 +15,9 @@ from .arguments import chosen_model, model_of, number, show_json
 from .using import adapter_option, folder_of_task
 
 if TYPE_CHECKING:
+    from ..models.decoder import Decoder
     from ..models.in_words import InWords
+    from ..peft import PeftModel
 
 __all__ = ["add_commands"]
 
@@ -58,6 +60,13 @@ def writing_options(p: ArgumentParser, most: int) -> None:
                    help="sample from the tokens that hold probability p")
 
 
+def check_writes(args: Namespace, tuned: Decoder | PeftModel) -> None:
+    """Raise ValueError if the model is a classifier, which was not trained to write."""
+    if tuned.head is not None:
+        raise ValueError(f"{args.adapter or args.model} holds a classifier, which names the class "
+                         "of a text and does not write; use classify")
+
+
 def run_generate(args: Namespace) -> None:
     from ..models.generation import characters, steps
     from ..peft import load_adapter
@@ -69,6 +78,7 @@ def run_generate(args: Namespace) -> None:
     tokenizer, context = model.tokenizer, model.config.context_length
     tuned = load_adapter(model, args.adapter) if args.adapter else model
     folder = folder_of_task(args)
+    check_writes(args, tuned)
     if folder and not args.chat:
         if (folder / FILE).exists():
             task = tasks.load_task(folder, model)
@@ -110,6 +120,7 @@ def run_chat(args: Namespace) -> None:
     if not args.adapter: print(chosen_model(args), file=sys.stderr)
     model = model_of(args)
     tuned = load_adapter(model, args.adapter) if args.adapter else model
+    check_writes(args, tuned)
     family, was_trained = family_of_chat(args, tuned)
     temperature = args.temperature
     if temperature is None: temperature = 0.0 if was_trained else 0.7

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from ..common.wording import brief, shortened
+from ..common.wording import brief, counted, shortened
 
 __all__ = ["check_fields", "made", "naming", "parse_json"]
 
@@ -17,6 +17,7 @@ NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole numbe
 # SPARE bytes more. Without a limit, "[[],[],…]" takes twenty times its length.
 COST = {"{": 250, "[": 64, ",": 32}
 SPARE = 1 << 24
+COPY = "copy the file again, or make it again"           # what to do about a damaged file
 
 
 @contextlib.contextmanager
@@ -31,10 +32,11 @@ def naming(place: Any, error: type[ValueError] = ValueError) -> Iterator[None]:
         raise KeyError(f"{place}: {shortened(str(e.args[0]))}") from e
 
 
-def parse_json(text: str | bytes, infinity: bool = False) -> Any:
+def parse_json(text: str | bytes, infinity: bool = False, remedy: str = COPY) -> Any:
     """`json.loads` for untrusted text: ValueError also for a name that occurs twice in an object,
     for NaN and infinities, for nesting that is too deep, and for a text that would take more memory
-    than ten times its length. infinity: whether Python's Infinity is allowed."""
+    than ten times its length. infinity: whether Python's Infinity is allowed. remedy: what to do
+    about a text that is not JSON."""
     if isinstance(text, bytes): text = text.decode("utf-8")
     if sum(text.count(sign) * cost for sign, cost in COST.items()) > 10 * len(text) + SPARE:
         raise ValueError(f"{len(text):,} characters are mostly brackets and commas")
@@ -42,8 +44,23 @@ def parse_json(text: str | bytes, infinity: bool = False) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_twins, parse_constant=constant,
                           parse_float=_finite)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"expected JSON, {_found(e)}; {remedy}") from e
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
+
+
+def _found(e):
+    """Say what stands where a text is not JSON."""
+    whole, rest = e.doc.strip(), e.doc[e.pos:].strip()
+    if not whole:
+        return "got an empty text"
+    place = f"line {e.lineno}, column {e.colno}" if "\n" in whole else f"character {e.pos + 1}"
+    if not rest or e.msg.startswith("Unterminated string"):
+        return f"got a text that ends too early, after {counted(len(e.doc), 'character')}"
+    if e.msg == "Extra data":
+        return f"got more text after it, at {place}: {brief(rest)}"
+    return f"got at {place}: {brief(rest)}"
 
 
 def _without_twins(pairs):

@@ -108,4 +108,5 @@ def read_text(path: str | Path) -> str:
     try:
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text: {e}") from e
+        raise ValueError(f"{path} is not UTF-8 text: byte {e.start:,} does not fit; copy the file "
+                         "again, or save it as UTF-8") from e

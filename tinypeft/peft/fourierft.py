@@ -50,7 +50,8 @@ class FourierFT(Method):
     """Train a few entries of the spectrum of a change of the layers named in `targets`.
 
     frequencies: n. std: of the entries at the start; at 0 the model starts as its base. seed: it
-    decides which entries are trained.
+    decides which entries are trained; a part of the method, it is saved. `attach(…, rng=)` draws
+    their start.
     """
     frequencies: int = whole(1000, least=1, also=("n_frequency",))
     alpha: float = real(150.0, above=0, also=("scaling",))

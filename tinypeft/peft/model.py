@@ -39,12 +39,14 @@ def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 
     """Put methods on `model`, in place, freeze everything else, and return a `PeftModel`.
 
     methods: one, or several, each a part with a name: its class's, or the key in a dict, such as
-    {"style": LoRA(8)}. Wrappers nest: the first is innermost. rng: seed or Generator. head: a
-    number of classes; adds a linear classifier on the final hidden state, trained and saved with
-    the methods, with a bias if head_bias (transformers has none). calibration: tokens for methods
-    that start from data, int (B, T) or an iterable of such arrays; as in `quantize`, other methods
-    ignore it. Raises MethodError if a method fits neither the model nor the other methods, if the
-    model has one already, on or disabled, or if calibration is missing.
+    {"style": LoRA(8)}. Wrappers nest: the first is innermost. rng: a seed, or a Generator that is
+    drawn from here, once; it decides the start. (`train` takes `seed`, a whole number, which draws
+    each step anew.) head: a number of classes; adds a linear classifier on the final hidden state,
+    trained and saved with the methods, with a bias if head_bias (transformers has none).
+    calibration: tokens for methods that start from data, int (B, T) or an iterable of such arrays;
+    as in `quantize`, other methods ignore it. Raises MethodError if a method fits neither the model
+    nor the other methods, if the model has one already, on or disabled, or if calibration is
+    missing.
     """
     require_free(model, "attach")
     tuned = attach_parts(model, named(methods), rng, head, head_bias)

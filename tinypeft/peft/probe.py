@@ -53,11 +53,12 @@ def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[s
 
     It learns from the splits `splits`. `.validated` of the result says what cross-validation
     measured on these rows, and `.n_read` how many the model read. methods, rng, calibration: as of
-    `attach`, for a head that a method starts with; by default `LinearProbe()`, the head alone.
+    `attach`, for a head that a method starts with; by default `LinearProbe()`, the head alone. rng
+    (a seed or a Generator) draws the method's start, and seed (a whole number) the folds, so that
+    what is measured beside the probe has the same folds.
     head_bias: with an offset for each class, which transformers' heads lack. An error or a Ctrl-C
     leaves the model free. progress: show one line (default: on a terminal and in a notebook).
-    seed: draws the folds. cache: keep what the head alone reads of each row in the user's cache,
-    and take it from there.
+    cache: keep what the head alone reads of each row in the user's cache, and take it from there.
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
     require_free(model, "fit_probe")

@@ -36,7 +36,9 @@ def train(model: Module, task: Any, steps: int, *, lr: float | None = None,
     model: a Decoder or a PeftModel. task: from `tinypeft.tasks`, or any object that has its
         `batch`, `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
     lr: peak learning rate (default: the method's own, at the model's width). batch_size: rows per
-        step.
+        step. seed: a whole number, which with the step's number draws each step anew, so that a run
+        that goes on draws what it would have drawn. (`attach` takes `rng`, a seed or a Generator:
+        it draws once.)
     options: any other field of `TrainOptions`, which describes them: rates of single parameters,
         evaluations, early stopping, callbacks, checkpoints, threads, memory.
 

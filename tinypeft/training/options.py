@@ -31,7 +31,8 @@ class TrainOptions(Checked):
             arXiv 2402.12354).
         schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     The step
-        batch_size: rows per step. seed: with the step's number it draws everything.
+        batch_size: rows per step. seed: with the step's number it draws everything. So a run that
+            goes on from a checkpoint needs no state of a Generator, as `rng` would be.
         accumulate: each worker takes its share of a batch in this many parts, one after another,
             so that a step takes the memory of a part. It changes only rounding.
         workers: threads that share a batch; one if dropout draws. Default: one per core, or a

@@ -1,24 +1,25 @@
 """Facts about somebody's rows, a sentence each: what there is, and what needs a look.
 
-What needs a look begins with "look:" and names a row: repeated rows, a text with two labels, class
-names that are nearly equal, words such as NaN that stand for nothing, rows that are cut.
+What needs a look begins with "look:" and names a row or a file: repeated rows, a text with two
+labels, class names that are nearly equal, words such as NaN that stand for nothing, rows that are
+cut, files of a folder that are not read.
 """
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from ...common.wording import brief, counted
 from .own_files import Table
 
 __all__ = ["affected", "class_counts", "contradictions", "lengths", "looks", "missing_words",
-           "near_names"]
+           "near_names", "unread"]
 
 MISSING = "nan", "none", "null", "nil", "n/a", "na", "#n/a", "<na>", "undefined"
-SHOWN = 12                                                   # classes that are listed with a count
+SHOWN = 12                                                   # classes, or files, that are listed
 
 
 def looks(found: Iterable[str | None], checked: str) -> tuple[str, ...]:
@@ -41,6 +42,17 @@ def lengths(n_tokens: Sequence[int], unit: str, context: int | None = None) -> s
     read = f"; {context:,} are read" if context else ""
     return (f"a {unit} has {median(n_tokens):,.0f} tokens in the median, {max(n_tokens):,} at most"
             f"{read}")
+
+
+def unread(left_out: Mapping[str, Sequence[str]], noun: str) -> list[str]:
+    """Name what was not read, a sentence for each reason. left_out: reason → names. noun: "file",
+    or "text" in memory."""
+    sentences = []
+    for reason, names in left_out.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        listed = ", ".join(brief(name)[1:-1] for name in names[:SHOWN])
+        sentences.append(f"{counted(len(names), noun)} left out ({reason}): {listed}{more}")
+    return sentences
 
 
 def affected(table: Table, places: Sequence[int], what: str) -> str | None:

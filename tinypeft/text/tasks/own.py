@@ -73,8 +73,8 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
     test. seed: another one draws other parts. Raises FileNotFoundError, and ValueError for files
     that are not text, too long (20 MB) or too short."""
     check_shares(held_out)
-    files, sha256 = read_texts(paths, encoding)
-    tokenizer, name = tokenizer_of(model), _name(paths)
+    read = read_texts(paths, encoding)
+    files, tokenizer, name = read.texts, tokenizer_of(model), _name(paths)
     most = sum(len(text) for _, text in files) // LARGEST
     is_long = lambda text: len(text) > most and held_out[1] < 1
     n_long = sum(is_long(text) for _, text in files)
@@ -96,17 +96,18 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
                              f"each needs {SHORTEST + 1}; give more text")
     n_bytes = {s: sum(len(str(d).encode()) for d in kept[s]) for s in streams}
     task = LanguageModelling(name, streams, n_bytes, context_of(model, context, 128),
-                             {name: sha256}, tokenizer)
+                             {name: read.sha256}, tokenizer)
     task.form |= {"held_out": list(held_out), "seed": seed}
     lost = sum(len(d.text) for d in documents) - sum(len(d.text) for p in kept.values() for d in p)
     ends = [np.flatnonzero(ids == tokenizer.end_of_text) for ids in streams.values()]
     n_tokens = [n for end in ends for n in np.diff(end, prepend=-1) if n > 1]
+    noun = "text" if isinstance(paths, Mapping) else "file"
     task.notes = (
-        _what_was_read("text" if isinstance(paths, Mapping) else "file", len(files), n_long,
-                       len(documents)),
+        _what_was_read(noun, len(files), n_long, len(documents)),
         facts.lengths(n_tokens, "document"),
-        *facts.looks([lost and f"{counted(lost, 'character')} in repeated paragraphs left out"],
-                     "repeated paragraph"))
+        *facts.looks([*facts.unread(read.left_out, noun),
+                      lost and f"{counted(lost, 'character')} in repeated paragraphs left out"],
+                     "file left out, repeated paragraph"))
     return task
 
 
@@ -127,7 +128,8 @@ def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "t
              label: str = "label", context: int | None = None, *,
              classes: Sequence[str] | None = None, reads: str = "newline",
              held_out: Shares = (0.15, 0.15), seed: int = 0,
-             encoding: str = "utf-8", delimiter: str | None = None) -> Classification:
+             encoding: str = "utf-8", delimiter: str | None = None,
+             skip_empty: bool = False) -> Classification:
     """Make the task of naming the label of each row of a CSV or TSV file with a header, or JSONL.
 
     data: the file, or rows in memory: a list of (text, label), or of dicts; or columns, name →
@@ -137,10 +139,12 @@ def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "t
     classes: the labels in the head's order; by default all there are, sorted. Each needs 3 rows.
     reads: the token that the head reads, the "newline" after the text or the "end" of text.
     model, held_out (here shares of each class' rows), seed: as in `text`. encoding, delimiter: of
-    the file. Raises FileNotFoundError, and ValueError for a file that is not such a table."""
+    the file. skip_empty: leave out rows with nothing as text or label, and count them in `notes`.
+    Raises FileNotFoundError, and ValueError for a file that is not such a table."""
     check_shares(held_out)
     table = table_of(data, (text, label), encoding, delimiter)
     table.chosen((text, label))
+    table, without_empty = _filled(table, (text, label), skip_empty)
     rows = list(zip(table.texts(text), table.texts(label), strict=True))
     lines = [line for line, _ in table.rows]
     known = sorted({label for _, label in rows})
@@ -178,7 +182,8 @@ def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "t
     task.notes = (
         facts.class_counts([labels[i] for i in kept]),
         facts.lengths([*n_tokens.values()], "row", context),
-        *facts.looks([facts.affected(table, _gone(rows, kept), "left out as repeating another"),
+        *facts.looks([without_empty,
+                      facts.affected(table, _gone(rows, kept), "left out as repeating another"),
                       facts.contradictions(table, rows, "label"),
                       facts.near_names(table, labels),
                       facts.missing_words(table, {text: texts, label: labels}),
@@ -192,7 +197,8 @@ def labelled(data: Rows, model: Module | Tokenizer | None = None, text: str = "t
 def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | None = None,
           answer: str | None = None, context: int | None = None, *,
           chat: str | bool | None = None, held_out: Shares = (0.15, 0.15), seed: int = 0,
-          encoding: str = "utf-8", delimiter: str | None = None) -> Answering:
+          encoding: str = "utf-8", delimiter: str | None = None,
+          skip_empty: bool = False) -> Answering:
     """Make the task of answering the prompts of a JSONL or CSV file. The loss is on the answers.
 
     data: the file, or rows in memory: a list of (prompt, answer), or of dicts; or columns, name →
@@ -212,6 +218,7 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
     table = table_of(data, columns, encoding, delimiter)
     tokenizer = tokenizer_of(model)
     names = table.chosen(*([(prompt, answer)] if prompt is not None else PAIRS))
+    table, without_empty = _filled(table, names, skip_empty)
     rows = _conversations(table) if names == ("messages",) else _prompts(table, names)
     kept = _first([(plain(prompt), answer) for prompt, answer in rows])
     if chat is None: chat = known_family(tokenizer)
@@ -229,7 +236,8 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
     too_long = [i for i in kept if n_tokens[i] > context]
     task.notes = (
         facts.lengths([*n_tokens.values()], "row", context),
-        *facts.looks([facts.affected(table, _gone(rows, kept), "left out as repeating another"),
+        *facts.looks([without_empty,
+                      facts.affected(table, _gone(rows, kept), "left out as repeating another"),
                       facts.contradictions(table, plains, "answer"),
                       facts.missing_words(table, dict(zip(names[:2], zip(*plains, strict=True),
                                                           strict=False))),
@@ -239,6 +247,14 @@ def pairs(data: Rows, model: Module | Tokenizer | None = None, prompt: str | Non
                       "the model's chat template is not known here, so prompts are plain text"],
                      "repeated row, prompt with two answers, NaN, or row that is too long"))
     return task
+
+
+def _filled(table, columns, skip_empty):
+    """Return the table, with skip_empty without the rows that have nothing in one of the columns,
+    and the sentence that counts these."""
+    empty = table.empty(columns) if skip_empty else []
+    what = f"left out with nothing in {' or '.join(map(repr, columns))}"
+    return table.without(empty), facts.affected(table, empty, what)
 
 
 def _prompts(table, names):

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ import numpy as np
 
 from ...common.wording import brief, shortened
 from ...engine.nn import Module
-from ...files import open_regular, parse_json
+from ...files import naming, open_regular, parse_json
 
-__all__ = ["Rows", "Table", "read_table", "read_texts", "table_of"]
+__all__ = ["Rows", "Table", "Texts", "read_table", "read_texts", "table_of"]
 
 MOST = 20_000_000                                             # bytes
 TEXTS = ".md", ".markdown", ".rst", ".txt"                    # what is read of a folder
+# Why the other files are not.
+OTHER_NAME = f"the name ends in none of {', '.join(TEXTS)}; to read such a file, name it"
+HIDDEN, BLANK, LINK, NO_FILE = "hidden", "no text in it", "link to a folder", "no regular file"
+SKIP = "; or give skip_empty=True, which leaves such rows out"
 WIDE = b"\xff\xfe", b"\xfe\xff"                               # how UTF-16 and UTF-32 begin
 Paths = str | Path | Sequence[str | Path]
 Columns = Mapping[str, Iterable[Any]]
@@ -64,6 +68,18 @@ class Table:
                          f"{shortened(', '.join(map(repr, self.columns)), 400)}. Say which of them "
                          "to read")
 
+    def empty(self, columns: Sequence[str]) -> list[int]:
+        """Return the places of the rows that have nothing in one of these columns."""
+        return [i for i, (_, row) in enumerate(self.rows)
+                if any(_is_empty(row.get(column)) for column in columns)]
+
+    def without(self, places: Sequence[int]) -> Table:
+        """Return the table without the rows at these places. ValueError if none is left."""
+        gone = set(places)
+        rows = tuple(row for i, row in enumerate(self.rows) if i not in gone)
+        if not rows: raise ValueError(f"{self.path}: no row is left; give rows that are not empty")
+        return replace(self, rows=rows)
+
     def texts(self, column: str, is_optional: bool = False) -> list[str]:
         """Return the column's values as text, without whitespace around them. ValueError for a
         value that is missing, empty (unless is_optional) or no text; numbers and truth values
@@ -72,7 +88,7 @@ class Table:
         empty = [line for (line, _), text in zip(self.rows, texts, strict=True) if not text]
         if empty and not is_optional:
             raise ValueError(f"{self.path}: {column!r} is empty in {self.places(empty)}; fill it "
-                             "in, or delete the row")
+                             f"in, or delete the row{SKIP}")
         return texts
 
     def _text(self, line, value, column, is_optional):
@@ -81,9 +97,18 @@ class Table:
         if type(value) in (int, float, bool): value = json.dumps(value)
         if value is None and is_optional: value = ""
         if not isinstance(value, str):
-            got = "nothing" if value is None else brief(value)
+            got = f"nothing{SKIP}" if value is None else brief(value)
             raise ValueError(f"{self.place(line)}: {column!r} must be text, got {got}")
         return checked(value, self.place(line)).strip()
+
+
+def _is_empty(value):
+    """Tell if a value is nothing: none, NaN, blank, or a conversation without a last message."""
+    match value:
+        case [*_, {"content": last}]: return _is_empty(last)
+        case None | []: return True
+        case str(): return not value.strip()
+        case _: return bool(value != value)
 
 
 def several(unit: str, numbers: Sequence[int]) -> str:
@@ -92,13 +117,23 @@ def several(unit: str, numbers: Sequence[int]) -> str:
     return f"{unit}{'s'[:len(numbers) > 1]} {', '.join(map(str, numbers[:5]))}{more}"
 
 
-def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, str]], str]:
-    """([(name, text)] of files, and of the text files in folders; SHA-256 of them all). A dict of
-    name → text, or of name → list of texts, is taken as it is.
+@dataclass(frozen=True)
+class Texts:
+    """What was read of files. texts: (name, text) of each. sha256: of them all. left_out: why files
+    were not read → their names."""
+    texts: list[tuple[str, str]]
+    sha256: str
+    left_out: dict[str, list[str]]
+
+
+def read_texts(paths: Paths, encoding: str = "utf-8") -> Texts:
+    """Read files, and the text files in folders. A dict of name → text, or of name → list of texts,
+    is taken as it is.
 
     Of a folder, files that end in .md, .markdown, .rst or .txt are read, in the order of their
     names, those of inner folders too; hidden ones and blank ones are not. Raises FileNotFoundError,
     and ValueError for what is not text, for no text at all, and for more than 20 MB."""
+    left_out = {}
     if isinstance(paths, Mapping):
         texts = [pair for name, value in paths.items() for pair in named_texts(name, value)]
         if not all(isinstance(text, str) for pair in texts for text in pair):
@@ -110,12 +145,14 @@ def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, s
                         f"{type(paths).__name__}; the data come first, and then the model")
     else:
         paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-        texts, hashed = _texts(paths, encoding)
+        texts, hashed, left_out = _texts(paths, encoding)
+    if blank := [name for name, text in texts if not text]:
+        left_out[BLANK] = blank
     found = [(name, text) for name, text in texts if text]
     if not found:
         raise ValueError(f"{', '.join(map(str, paths)) or 'no file'}: there is no text in it; give "
                          "files that hold text")
-    return found, hashed.hexdigest()
+    return Texts(found, hashed.hexdigest(), left_out)
 
 
 def named_texts(name: str, value: Any) -> list[tuple[str, Any]]:
@@ -126,28 +163,43 @@ def named_texts(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _texts(paths, encoding):
-    """([(name, text)] of files, the hash of their hashes)."""
-    texts, hashed, left = [], hashlib.sha256(), MOST
-    for path in dict.fromkeys(file for given in paths for file in _files(Path(given))):
+    """([(name, text)] of files, the hash of their hashes, why others were left out → names)."""
+    texts, hashed, left, left_out = [], hashlib.sha256(), MOST, {}
+    others = {}                                               # path → (name, why it is not read)
+    files = dict.fromkeys(file for given in paths for file in _files(Path(given), others))
+    for path in files:
         data = _bytes(path, left)
         left -= len(data)
         hashed.update(hashlib.sha256(data).digest())
         texts.append((path.name, decoded(data, path, encoding).strip()))
-    return texts, hashed
+    for path, (name, reason) in others.items():
+        if path not in files: left_out.setdefault(reason, []).append(name)
+    return texts, hashed, left_out
 
 
-def _files(path):
-    """Return the file itself, or a folder's text files."""
+def _files(path, others):
+    """Return the file itself, or a folder's text files. others: takes the folder's other files."""
     if "\n" in str(path) or len(str(path)) > 1000:
         raise ValueError(f"{brief(str(path))} is a text and not the path of a file; give texts in "
                          "memory as a dict, name → text")
     if not path.is_dir(): return [path]
-    there = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXTS
-                   and file.is_file()
-                   and not any(part.startswith(".") for part in file.relative_to(path).parts))
+    there = []
+    for file in sorted(path.rglob("*")):
+        inner = file.relative_to(path)
+        if reason := _why_not(file, inner.parts): others[file] = inner.as_posix(), reason
+        elif not file.is_dir(): there.append(file)
     if there: return there
     raise ValueError(f"the folder {path} holds no text file: none ends in {', '.join(TEXTS)}; name "
                      "the files instead")
+
+
+def _why_not(file, parts):
+    """Return why a file of a folder is not read, or None. parts: of its path in the folder."""
+    if file.is_dir():                                         # what is in it is listed by itself
+        return LINK if file.is_symlink() else None
+    if any(part.startswith(".") for part in parts): return HIDDEN
+    if file.suffix.lower() not in TEXTS: return OTHER_NAME
+    return None if file.is_file() else NO_FILE
 
 
 def read_table(path: str | Path, encoding: str = "utf-8", delimiter: str | None = None) -> Table:
@@ -225,13 +277,8 @@ def _json(text, path):
 
 
 def _parsed(text, place):
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{place}: this is not JSON: {e.msg}, at character {e.pos + 1}; each line "
-                         "holds one JSON object") from e
-    except ValueError as e:
-        raise ValueError(f"{place}: {e}") from e
+    with naming(place):
+        return parse_json(text, remedy="each line holds one JSON object")
 
 
 def _csv(text, path, delimiter):
