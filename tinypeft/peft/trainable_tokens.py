@@ -65,6 +65,7 @@ class TrainableTokens(Method):
 
 class TrainedRows(Wrapper):
     """An embedding with other rows for some tokens; it is called, and scores, as one."""
+    is_table = True
 
     def __init__(self, base: Embedding, tokens: Array):
         self.base = base
