@@ -339,7 +339,8 @@ def test_the_error_about_two_that_exclude_each_other_says_what_helps(kind):
     with pytest.raises(tp.MethodError, match="^attach: a and b both .* can be on, so attach one of them$"):
         tp.attach(base(), {"a": kind, "b": kind})
     tuned = tp.attach(base(), {"a": kind})
-    with pytest.raises(tp.MethodError, match=r"^add: a and b both .* can be on, so detach\('a'\) first$"): tuned.add({"b": kind})
+    with pytest.raises(tp.MethodError, match=r"^add: a and b both .* can be on, so detach\('a'\) first$"):
+        tuned.add({"b": kind})
     tuned.detach("a")
     tuned.add({"b": kind})
     for names in "a", "ab":

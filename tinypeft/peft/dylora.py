@@ -15,9 +15,9 @@ directions then come first, and the model works at any b. Section 3:
 
 With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Outside the mask the gradient
 is zero, but weight decay and the optimizer's moments would still move A and B. Therefore the mask
-is also the parameters' `update_mask`; between steps it covers all. `frozen=True` trains only the last n of the b rows and holds
-the earlier ones constant, so that small ranks are not overwritten. Trained parameters:
-Σ R (d_in + d_out).
+is also the parameters' `update_mask`; between steps it covers all. `frozen=True` trains only the
+last n of the b rows and holds the earlier ones constant, so that small ranks are not overwritten.
+Trained parameters: Σ R (d_in + d_out).
 
 Where implementations differ. The authors' code multiplies α/R by √(R/b) on A and again on B, which
 is α/b. Others keep α/R at every b: `rescale=False`. The authors' training script always freezes the
