@@ -66,12 +66,12 @@ def hold_norm(layer):
     layer.norm = lambda: norm
 
 
-def assert_gradients(tuned, tokens, kinks=False):
+def assert_gradients(tuned, tokens, kinks=False, step=1e-3):
     """Every trainable tensor's gradient of the logits, against finite differences in random directions; float64.
 
     With `kinks` (ReLU) steps are too small to cross one, and leave fewer digits; then one direction for each tensor is enough.
     """
-    params, how = tuned.trainable_parameters(), dict(tolerance=1e-8, directions=2)
+    params, how = tuned.trainable_parameters(), dict(step=step, tolerance=1e-8, directions=2)
     if kinks: how = dict(step=1e-6, tolerance=1e-6, directions=1)
     tp.gradcheck(lambda *_: tuned(tokens), *params, **how)
     assert all(not p.requires_grad for p in tuned.model.parameters() if id(p) not in set(map(id, params)))

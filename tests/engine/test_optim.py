@@ -1,6 +1,7 @@
 """optim/: trajectories against PyTorch's optimizers, groups, masks, clipping, and schedules at their corners."""
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.oracles import assert_close
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.nn import Parameter
-from tinypeft.engine.optim import SGD, AdamW, clip_grad_norm, schedule
+from tinypeft.engine.optim import SGD, AdamW, AdamW8bit, GaLore, clip_grad_norm, schedule
 from tinypeft.engine.tensor import GraphError
 from tinypeft.training.rates import make_optimizer
 
@@ -140,13 +141,14 @@ def test_groups_have_settings_of_their_own():
 
 
 @pytest.mark.parametrize("mask", [np.array([[True], [False], [True]]), np.eye(3, 2, dtype=bool)])
-@pytest.mark.parametrize("kind", [SGD, AdamW])
+@pytest.mark.parametrize("kind", [partial(SGD, momentum=0.9), AdamW, partial(AdamW8bit, min_8bit_size=0), GaLore])
 def test_an_update_mask_keeps_numbers_and_their_moments_still(kind, mask, rng):
     masked, free = (Parameter(np.ones((3, 2))) for _ in range(2))
-    a, b = (kind([p], lr=0.1, weight_decay=0.1, **{"momentum": 0.9} if kind is SGD else {}) for p in (masked, free))
+    masked.update_mask = free.update_mask = np.ones((1, 1), bool)
+    a, b = (kind([p], lr=0.1, weight_decay=0.1) for p in (masked, free))
     inside = np.broadcast_to(mask, (3, 2))
     for step in range(3):
-        masked.update_mask = mask if step else None      # the first step moves everything
+        if step: masked.update_mask = mask               # the first step moves everything
         masked.grad = rng.standard_normal((3, 2))
         free.grad = masked.grad.copy()
         arrays = lambda optimizer, p: [p.data, *optimizer.state[id(p)].values()]
@@ -155,6 +157,17 @@ def test_an_update_mask_keeps_numbers_and_their_moments_still(kind, mask, rng):
         for old, new, unmasked in zip(before, arrays(a, masked), arrays(b, free), strict=True):
             assert np.array_equal(new[inside], unmasked[inside])
             if step: assert np.array_equal(new[~inside], old[~inside]) and not np.array_equal(new, unmasked)
+
+
+@pytest.mark.parametrize("kind", [partial(AdamW8bit, min_8bit_size=0), GaLore])
+def test_a_mask_that_comes_after_shared_moments_is_refused(kind):
+    p, q = (Parameter(np.ones((3, 2))) for _ in range(2))
+    optimizer = kind([p, q], lr=0.1)
+    q.update_mask = np.array([[True], [False], [True]])
+    p.grad = q.grad = np.ones((3, 2))
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) has an update_mask, .*; set the mask before the optimizer is made"):
+        optimizer.step()
+    assert optimizer.t == 0 and (p.data == 1).all()
 
 
 @pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: AdamW(p, lr=0.1)])

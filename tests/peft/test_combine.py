@@ -316,7 +316,7 @@ def test_a_head_is_that_of_the_adapter_which_is_named(gpt, tokens):
 @pytest.mark.parametrize("method, words", [
     (tp.FullFineTuning(targets=("bias",)), "trains parameters of the base, such as blocks.0"),
     (tp.BottleneckAdapter(4), "trains parameters of the base, such as blocks.0.norm1"),
-    (tp.BottleneckAdapter(4, norms=False), "is not a LoRA, AdaLoRA or DyLoRA"), (tp.PromptTuning(2), "is not a LoRA"),
+    (tp.BottleneckAdapter(4, norms=False), "is not a LoRA, AdaLoRA, DyLoRA or MiSS"), (tp.PromptTuning(2), "is not a LoRA"),
     (tp.IA3(), "is not a LoRA"), (tp.LoRA(rank=4, targets="all"), "4; factors of different ranks cannot be added")], ids=str)
 def test_other_methods_are_refused_and_all_is_left_as_it_was(method, words, gpt, tokens):
     model = gpt()

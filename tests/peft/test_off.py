@@ -327,9 +327,28 @@ def test_of_two_that_exclude_each_other_one_is_on(kind, tmp_path):
             assert np.array_equal(model.reattach(on)(TOKENS).data, logits[on])
     first, second = EXCLUSIVE[kind]
     model = base("peqa" if kind == "layers" else "gpt")
-    with pytest.raises(tp.MethodError, match=r"^attach: .*detach\('first'\)"):
+    with pytest.raises(tp.MethodError, match="^attach: .* attach one of them$"):
         tp.attach(model, {"first": first, "second": second})
     assert model.attached is None
+
+
+@pytest.mark.parametrize("kind", [tp.PromptTuning(2), tp.FullFineTuning(("bias",))])
+def test_the_error_about_two_that_exclude_each_other_says_what_helps(kind):
+    """The one that is on comes off. Of two that are to come, one is named."""
+    with pytest.raises(tp.MethodError, match="^attach: a and b both .* can be on, so attach one of them$"):
+        tp.attach(base(), {"a": kind, "b": kind})
+    tuned = tp.attach(base(), {"a": kind})
+    with pytest.raises(tp.MethodError, match=r"^add: a and b both .* can be on, so detach\('a'\) first$"):
+        tuned.add({"b": kind})
+    tuned.detach("a")
+    tuned.add({"b": kind})
+    for names in "a", "ab":
+        with pytest.raises(tp.MethodError, match=r"^reattach: a and b both .* can be on, so detach\('b'\) first$"):
+            tuned.reattach(*names)
+    tuned.detach("b")
+    with pytest.raises(tp.MethodError, match="^reattach: a and b both .* can be on, so reattach one of them$"):
+        tuned.reattach("a", "b")
+    assert tuned.reattach("a").off == ["b"]
 
 
 def test_the_base_refuses_other_verbs():

@@ -6,6 +6,7 @@ import tinypeft as tp
 from tests.families import FAMILIES, make
 from tests.oracles import assert_close
 from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, learned, move
+from tests.toys import Noise, same
 from tinypeft.engine.nn import Embedding
 
 EVERY = ["GPT", *FAMILIES]
@@ -173,6 +174,36 @@ def test_on_a_quantized_base_the_rows_are_trained_and_merge(gpt, tokens):
     model = tp.quantize(gpt(np.float32), tp.NF4(block_size=16))
     tuned = learned(model, METHOD)
     assert_close(tuned.merge()(tokens), tuned(tokens), 1e-5)
+
+
+@pytest.mark.parametrize("family", ["GPT", "Llama"])
+def test_on_a_gguf_file_whose_embedding_stays_codes(family, tokens, tmp_path):
+    """Both kinds of folders, a resumed run, and a merge, whose table has the codes' numbers and the rows."""
+    sizes = {"d_model": 32} if family == "GPT" else {"d_model": 32, "d_mlp": 32, "d_head": 8}
+    tp.write_gguf(tmp_path / "q.gguf", tp.quantize(make(family, np.float32, **sizes), tp.GGUF("Q8_0", embeddings=True)))
+
+    def base(dtype=np.float32):
+        return tp.load_model(tmp_path / "q.gguf", quantized=True).to(dtype)
+
+    def run(**options):
+        tuned = tp.attach(base(), METHOD)
+        return tp.train(tuned, Noise(), 4, progress=False, workers=1, **options).loss, tuned
+    losses, tuned = run()
+    run(stop_after=2, checkpoint=tmp_path / "half")
+    again, resumed = run(checkpoint=tmp_path / "half")
+    assert losses == again and same(resumed.state_dict(), tuned.state_dict())
+    for form in "tinypeft", "peft":
+        tuned.save(tmp_path / form, format=form)
+        assert np.array_equal(tp.load_adapter(base(), tmp_path / form)(tokens).data, tuned(tokens).data), form
+    for dtype, bound in (np.float32, 1e-5), (np.float64, 1e-12):
+        tuned = learned(base(dtype), METHOD)
+        want, merged = tuned(tokens), tuned.merge()
+        assert type(merged.token_embedding) is Embedding and merged.token_embedding.weight.dtype == dtype
+        assert_close(merged(tokens), want, bound)
+        assert_close(tuned.merge(in_place=True)(tokens), want, bound)
+        tp.save_quantized(merged, tmp_path / "merged")
+        assert np.array_equal(tp.load_quantized(tmp_path / "merged")(tokens).data, merged(tokens).data)
+        assert_close(tp.dequantize(merged)(tokens), want, bound)
 
 
 def test_muon_leaves_the_rows_to_adamw(gpt):

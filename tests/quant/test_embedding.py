@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.families import FAMILIES, make
 from tests.models.test_gemma import gemma
 from tests.models.test_llama import llama
+from tests.oracles import assert_close
 from tests.stress.attacks import save_raw
 from tests.toys import Noise, same
 from tinypeft.files.arrays import load_arrays
@@ -77,9 +79,18 @@ def test_float64_goes_through_codes():
     assert np.array_equal(coded.to(np.float32)(TOKENS).data, plain.to(np.float32)(TOKENS).data)
 
 
-@pytest.mark.parametrize("method", [tp.PromptTuning(3), tp.PrefixTuning(3), tp.LoRA(2), tp.FullFineTuning(("*bias", "*norm*"))])
-def test_methods_work_on_it_and_leave_it_alone(method):
-    coded = pair(n_kv_heads=2, qkv_bias=True)[1]
+@pytest.mark.parametrize("family", ["GPT", *FAMILIES])
+def test_a_model_of_float64_is_quantized_with_its_embedding(family):
+    sizes = {"d_model": 32} if family == "GPT" else {"d_model": 32, "d_mlp": 32, "d_head": 8}
+    model = tp.quantize(make(family, **sizes), tp.GGUF("Q8_0", embeddings=True))
+    y = model(TOKENS % 37)
+    assert y.dtype == np.float64
+    assert_close(tp.dequantize(model)(TOKENS % 37), y, 1e-12)
+
+
+def test_biases_and_norms_beside_it_are_trained():
+    """Every other method: `peft/test_families.py`."""
+    method, coded = tp.FullFineTuning(("*bias", "*norm*")), pair(n_kv_heads=2, qkv_bias=True)[1]
     before = {name: a.copy() for name, a in coded.state_dict().items()}
     tuned = tp.attach(coded, method, rng=0)
     tp.train(tuned, Noise(41), steps=2, batch_size=2, lr=1e-2, progress=False)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.families import make
 from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Linear
 from tinypeft.quant import int8
@@ -233,3 +234,19 @@ def test_a_weight_with_offsets_is_no_factor_of_an_integer_product():
     for offset in np.float32(1), np.ones(6, np.float16):
         with pytest.raises(ValueError, match="expected a symmetric weight"):
             Int8Linear(dataclasses.replace(q, offset=offset), None, "token").check_parts()
+
+
+@pytest.mark.parametrize("scheme, depends", [
+    (tp.W8A8(), True), (tp.SmoothQuant(activations="tensor"), True), (tp.LLMInt8(1.0), True),
+    (tp.LLMInt8(1.0, variant="bitsandbytes"), True), (tp.W8A8(activations="token"), False),
+    (tp.W8A8(activations="static"), False), (tp.SmoothQuant(), False), (tp.SmoothQuant(activations="static"), False),
+    (tp.ZeroQuant(groups=4), False)])
+def test_which_rows_depend_on_each_other(scheme, depends, rng):
+    """On the other rows of a batch, and on what else of its text one call sees, as README says. The rest is rounding."""
+    tokens = rng.integers(0, 37, (5, 8))
+    model = tp.quantize(make("GPT", np.float64), scheme, calibration=rng.integers(0, 37, (4, 12)))
+    batch, size = model(tokens).data, np.abs(model(tokens).data).max()
+    alone = np.abs(model(tokens[:1]).data - batch[:1]).max()
+    begun = np.abs(model(tokens[:, :4]).data - batch[:, :4]).max()
+    if depends: assert min(alone, begun) > 1e-4 * size
+    else: assert max(alone, begun) < 1e-9 * size

@@ -105,7 +105,8 @@ def faults(tuned: tp.PeftModel, base: dict) -> list[str]:
     if x.grad is None: found.append("nothing is recorded")
     if any(m.training for _, m in tuned.named_modules()): found.append("a module is in training mode")
     if any(p.grad is not None for p in tuned.parameters()): found.append("a gradient is left")
-    if any(p.update_mask is not None for p in tuned.parameters()): found.append("an update mask is left")
+    masks = [p.update_mask for p in tuned.parameters() if p.update_mask is not None]
+    if not all(mask.all() for mask in masks): found.append("an update mask is left")
     if not tuned.active or tuned.is_disabled: found.append("the method is off")
     if not np.isfinite(tuned(tokens).data).all(): found.append("logits are not finite")
     if not same(tuned.detach().state_dict(), base): found.append("detach does not give the base back")

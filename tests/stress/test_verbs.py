@@ -31,11 +31,11 @@ def merge_and_drop(tuned, names, staying):
 
 FAULTS = {
     "a file turns all on": (switching.Switched, "off", property(lambda self: []), "saved and loaded", 0),
-    "two of a kind are on": (switching, "check_fit", lambda *_: None, "exclude each other", 5),
-    "saving drops gradients": (attachment, "restore", lambda gradients: None, "gradients are lost", 6),
+    "two of a kind are on": (switching, "check_fit", lambda *_: None, "exclude each other", 0),
+    "saving drops gradients": (attachment, "restore", lambda gradients: None, "gradients are lost", 3),
     "merging drops what is off": (merging, "merge_in_place", merge_and_drop, "merged in place has other parts", 1),
-    "what stays forgets a merge": (Part, "merge_learned", lambda self, path, wrapper: None, "merged", 26),
-    "a mode is not handed on": (Part, "set_mode", lambda self, training: None, "function", 4),
+    "what stays forgets a merge": (Part, "merge_learned", lambda self, path, wrapper: None, "merged", 49),
+    "a mode is not handed on": (Part, "set_mode", lambda self, training: None, "function", 1),
     "combine drops a part": (sys.modules["tinypeft.peft.combine"], "check_low_rank", lambda tuned: None, "combined", 0)}
 
 

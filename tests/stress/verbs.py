@@ -26,6 +26,7 @@ import numpy as np
 
 import tinypeft as tp
 from tests.conftest import make_gpt
+from tests.families import make
 from tests.protocol import move
 from tests.stress import record
 from tests.stress.configurations import Broken
@@ -38,15 +39,20 @@ METHODS = (
     tp.FullFineTuning(("query",)), tp.FullFineTuning(("bias",)), tp.FullFineTuning(("norm1", "final_norm")),
     tp.BottleneckAdapter(4, norms=False), tp.BottleneckAdapter(4, placement="pfeiffer", activation="relu"),
     tp.ParallelAdapter(4, beside="both"), tp.PrefixTuning(2, hidden=5), tp.PTuningV2(2, dropout=0.5), tp.PromptTuning(2),
-    tp.PTuning(hidden=4), tp.PEQA(bits=4))
+    tp.PTuning(hidden=4), tp.PEQA(bits=4), tp.TrainableTokens((3, 7, 36)), tp.LoReFT(2, first=2, last=1))
 LOW_RANK = [m for m in METHODS if isinstance(m, tp.LoRA | tp.AdaLoRA | tp.DyLoRA)]
+CODED = {"coded gpt": ("GPT", {"d_model": 32}), "coded llama": ("Llama", {"d_model": 32, "d_mlp": 32, "d_head": 8})}
+BASES = "gpt", "gpt", "nf4", "peqa", "llama", *CODED
 REFUSALS = ValueError, TypeError, KeyError
 TOKENS = np.random.default_rng(0).integers(0, 37, (2, 5))
-CLOSE = 1e-6                     # of what was merged, where PEQA rounds scales to float32
+CLOSE = 1e-6                     # of what was merged, whose sums have another order
 
 
 def base_model(kind):
-    """A small model in float64: plain, in NF4, in PEQA's four bits, or a Llama."""
+    """A small model in float64: a GPT or Llama, plain, in NF4, in PEQA's four bits, or with a GGUF file's codes everywhere."""
+    if kind in CODED:                                    # rows are whole blocks of 32
+        family, sizes = CODED[kind]
+        return tp.quantize(make(family, **sizes), tp.GGUF("Q4_0", embeddings=True))
     if kind == "llama":
         config = tp.LlamaConfig(37, 24, 16, 2, 4, n_kv_heads=2, d_mlp=24, d_head=4)
         return tp.Llama(config, rng=0).to(np.float64)
@@ -63,19 +69,27 @@ def arrays_of(part):
     return {name: array.copy() for name, array in part.state_dict().items()}
 
 
+def stored(base, path, scale):
+    """A layer's scales as `merge` stores them."""
+    return scale.astype(base.get(path.removesuffix(".scale")).weight.scale.dtype)
+
+
 class Shadow:
     """What the parts of one PeftModel should be: name → (method, on, arrays)."""
 
     def __init__(self, tuned):
         self.parts = {name: (part.method, part.on, arrays_of(part)) for name, part in tuned.parts.items()}
 
-    def expected(self, base):
-        """The logits of these parts on a new copy of the base."""
+    def expected(self, base, merged=()):
+        """The logits of these parts on a new copy of the base. merged: parts whose PEQA has scales in the base's type."""
         on = {name: (method, arrays) for name, (method, is_on, arrays) in self.parts.items() if is_on}
         model = copy.deepcopy(base)
         if not on: return logits(model)
         tuned = tp.attach(model, {name: method for name, (method, _) in on.items()})
-        for name, (_, arrays) in on.items(): tuned.parts[name].load_state_dict(arrays)
+        for name, (method, arrays) in on.items():
+            if name in merged and isinstance(method, tp.PEQA):
+                arrays = {path: stored(base, path, scale) for path, scale in arrays.items()}
+            tuned.parts[name].load_state_dict(arrays)
         return logits(tuned)
 
     def switched(self, names, on):
@@ -88,9 +102,9 @@ class Shadow:
 class Walk:
     """One model, and what random verbs do to it."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, bases=BASES):
         self.rng = np.random.default_rng(seed)
-        self.model = base_model(self.rng.choice(["gpt", "gpt", "nf4", "peqa", "llama"]))
+        self.model = base_model(self.rng.choice(bases))
         self.base, self.tuned, self.shadows = copy.deepcopy(self.model), [], []
         self.counts, self.refused, self.verb = collections.Counter(), collections.Counter(), "attach"
         self.start()
@@ -214,7 +228,7 @@ class Walk:
         tuned, shadow = self.one()
         names = self.subset(tuned.parts) if self.rng.random() < 0.8 else []
         rest = tuned.merge(*names)
-        self.near("merged is another function", rest.eval(), shadow.expected(self.base))
+        self.near("merged is another function", rest.eval(), shadow.expected(self.base, names or shadow.parts))
         if isinstance(rest, tp.PeftModel):               # what stays can still be taken off and saved
             with tempfile.TemporaryDirectory() as folder:
                 rest.save(folder)
@@ -225,7 +239,7 @@ class Walk:
         tuned, shadow = self.one()
         if len(self.tuned) > 1 or self.rng.random() < 0.5: return
         names = self.subset(tuned.parts) if self.rng.random() < 0.7 else []
-        want = shadow.expected(self.base)
+        want = shadow.expected(self.base, names or shadow.parts)
         stay = [name for name in tuned.parts if name not in names] if names else shadow.off
         tuned.merge(*names, in_place=True)
         self.promise("merged in place has other parts", list(tuned.parts) == stay)
@@ -296,9 +310,9 @@ class Walk:
         self.check()
 
 
-def walk(seed, verbs):
+def walk(seed, verbs, bases=BASES):
     """(verbs done, refused) of one walk; Broken names the seed."""
-    path = Walk(seed)
+    path = Walk(seed, bases)
     for _ in range(verbs):
         try: path.step()
         except Exception as error: raise Broken(f"seed {seed}: {path.verb}: {type(error).__name__}: {error}") from error
@@ -419,12 +433,13 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--count", type=int, default=20000, help="how many verbs (default 20000)")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--bases", choices=BASES, nargs="+", default=BASES, help="walk on these models alone")
     p.add_argument("--only", choices=INTERRUPTED, nargs="*", help="interrupt these verbs alone; no walks")
     p.add_argument("--record", action="store_true", help="write results/verbs.json")
     args = p.parse_args()
     begin, counts, refused, broken = time.perf_counter(), collections.Counter(), collections.Counter(), 0
     for i in range(0 if args.only else args.count // 100):
-        try: done, no = walk(args.seed + i, 100)
+        try: done, no = walk(args.seed + i, 100, args.bases)
         except Broken as error:
             broken += 1
             print(error)

@@ -142,16 +142,48 @@ def test_a_small_run_falls_below_its_start(optimizer):
 
 
 def test_a_function_is_given_what_it_names():
-    """Betas to one with **options, too; the model's tables to one that names them."""
+    """Betas to one with **options, too."""
     seen = {}
     def plain(groups, lr, weight_decay): return seen.update(plain=()) or tp.optim.SGD(groups, lr)
     def open_one(groups, **options): return seen.update(open_one={*options}) or tp.optim.AdamW(groups, **options)
-    def full(groups, by_adamw, **options):
-        seen["full"] = {*options, *("by_adamw" for _ in by_adamw[:1])}
-        return tp.optim.Muon(groups, by_adamw=by_adamw, **options)
-    for function in (plain, open_one, full): tp.train(small(), Noise(), 1, optimizer=function, progress=False)
-    shared = {"lr", "betas", "weight_decay"}
-    assert seen == {"plain": (), "open_one": shared, "full": shared | {"by_adamw"}}
+    for function in (plain, open_one): tp.train(small(), Noise(), 1, optimizer=function, progress=False)
+    assert seen == {"plain": (), "open_one": {"lr", "betas", "weight_decay"}}
+
+
+@pytest.mark.parametrize("kind", [tp.optim.Muon, tp.optim.GaLore])
+def test_what_a_function_makes_is_told_the_tables(kind):
+    """As the class is, and a class with options."""
+    makers = kind, partial(kind, eps=1e-6), lambda groups, **options: kind(groups, **options)
+    for make_one in makers:
+        tuned = tp.attach(small(), tp.FullFineTuning(), head=3, rng=0)
+        made = make_optimizer(tuned, TrainOptions(steps=1, optimizer=make_one))
+        assert all(made.state[id(p)].keys() == {"m", "v"} for p in tables(tuned))
+        assert made.state[id(tuned.model.blocks[0].mlp.up.weight)].keys().isdisjoint({"m", "v"})
+
+
+@pytest.mark.parametrize("other", [tp.PrefixTuning(3, reparameterize=False), tp.LoReFT(2)])
+def test_a_prompt_is_a_table_beside_another_virtual_part(other):
+    tuned = tp.attach(small(), tp.PromptTuning(2), other, rng=0)
+    ids = {id(p) for p in tables(tuned)}
+    assert id(tuned.parts["PromptTuning"].virtual.P_e) in ids
+    hidden = [p for path, p in tuned.named_parameters() if path.endswith((".M", ".W"))]          # LoReFT's
+    assert not ids & {id(p) for p in hidden} and len(hidden) == (4 if isinstance(other, tp.LoReFT) else 0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_outside_dyloras_mask_nothing_moves(optimizer):
+    """Neither a number nor its moments, bit for bit."""
+    tuned = tp.attach(small(), tp.DyLoRA(4), rng=0)
+    made = make_optimizer(tuned, TrainOptions(steps=1, lr=1e-2, weight_decay=0.1, optimizer=OPTIMIZERS[optimizer]))
+    A = next(iter(tuned.wrappers.values())).A
+    rng = np.random.default_rng(0)
+    for b in 4, 2, 1, 3:
+        for layer in tuned.wrappers.values(): layer.start_step(b)
+        for p in made.parameters(): p.grad = rng.standard_normal(p.shape).astype(p.dtype)
+        before = [a.copy() for a in (A.data, *made.state[id(A)].values())]
+        made.step()
+        for old, new in zip(before, (A.data, *made.state[id(A)].values()), strict=True):
+            assert np.array_equal(old[b:], new[b:]) and not np.array_equal(old[:b], new[:b])
 
 
 # -- options and files -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -29,7 +29,8 @@ class Parameter(Tensor):
     """A tensor that a module owns, trained or frozen.
 
     `update_mask`: None, or a boolean array that broadcasts to the parameter; an optimizer changes
-    neither the numbers outside it nor their moments.
+    neither the numbers outside it nor their moments. Each step may have another mask, but the first
+    one is set before the optimizer is made.
     """
     __slots__ = ("update_mask",)
 
@@ -43,8 +44,12 @@ class Packed:
 
 
 class Module:
-    """The base of layers and models: a subclass sets attributes and defines `forward`."""
+    """The base of layers and models: a subclass sets attributes and defines `forward`.
+
+    is_table: does each row of its own parameters belong to one token or class?
+    """
     training = False
+    is_table: ClassVar[bool] = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
@@ -395,6 +400,7 @@ class Embedding(Module):
     """A table (n, d) of vectors, looked up by integers. It starts at N(0, std²).
     scale: multiplies the vectors that are looked up; √d in Gemma."""
     is_affine = True                                     # x Wᵀ, of an x that is 0 but for one 1
+    is_table = True
 
     def __init__(self, n: int, d: int, rng: Seed | None = None, std: float = 0.02,
                  scale: float = 1.0):

@@ -141,7 +141,7 @@ def read_changed(row: Row, model: Decoder, config: Config,
     config.refuse_unknown(known | patterns | row.needed.keys() | TARGET_FIELDS | ONLY_TRAINING
                           | row.ignored)
     for name, value in row.needed.items():
-        if config.get(name, type(value), value) != value:
+        if config.get(name, (type(value), str), value) != value:         # a str may name a variant
             raise config.unsupported(name, f"here it must be {value!r}")
     layers = {path: (d_in, d_out) for path, d_in, d_out in linear_layers(model, config)}
     method, state = (row.read or read_plain)(row, model, config, tensors, layers)

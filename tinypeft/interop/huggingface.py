@@ -137,7 +137,7 @@ def to_huggingface(model: Decoder, folder: str | Path) -> None:
                          "method, or use a model that is not quantized: dequantize(model)")
     arrays = arrays_of(family, layout, parameters)
     content = {**family.write(config), **_ends(model.tokenizer),
-               "dtype": str(model.token_embedding.weight.dtype)}
+               "dtype": str(model.dtype)}
     if classifier:
         arrays[SCORE] = classifier["head.weight"]
         content |= _class_fields(content, len(arrays[SCORE]), model.task)

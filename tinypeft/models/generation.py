@@ -193,6 +193,9 @@ def generate(model: Any, tokens: Array | str | list[str], max_new_tokens: int = 
     greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
     cache: a `KVCache` in place of a fresh one, such as one that quantizes.
+    use_cache: False computes all positions anew for each token, and writes the same tokens, unless
+    the model rounds inputs by what all tokens of a call hold: W8A8 and SmoothQuant with activations
+    "tensor", and LLMInt8. There the rows of a batch depend on each other, too.
     Raises ValueError for options out of range, and if the sequence would exceed the context.
     """
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, stop=stop,

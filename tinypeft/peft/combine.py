@@ -189,8 +189,8 @@ def check_low_rank(tuned):
     changed = {}                                                      # path → name of its part
     for name, part in tuned.parts.items():
         if part.virtual or not all(layer.is_low_rank for layer in part.wrappers.values()):
-            raise MethodError(f"combine: {part.method} is not a LoRA, AdaLoRA or DyLoRA; only "
-                              "low-rank changes can be combined")
+            raise MethodError(f"combine: {part.method} is not a LoRA, AdaLoRA, DyLoRA or MiSS; "
+                              "only low-rank changes can be combined")
         for path in part.wrappers:
             if path in changed:
                 raise MethodError(f"combine: {changed[path]} and {name} both change {path}; an "

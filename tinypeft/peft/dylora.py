@@ -15,9 +15,9 @@ directions then come first, and the model works at any b. Section 3:
 
 With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Outside the mask the gradient
 is zero, but weight decay and the optimizer's moments would still move A and B. Therefore the mask
-is also the parameters' `update_mask`. `frozen=True` trains only the last n of the b rows and holds
-the earlier ones constant, so that small ranks are not overwritten. Trained parameters:
-Σ R (d_in + d_out).
+is also the parameters' `update_mask`; between steps it covers all. `frozen=True` trains only the
+last n of the b rows and holds the earlier ones constant, so that small ranks are not overwritten.
+Trained parameters: Σ R (d_in + d_out).
 
 Where implementations differ. The authors' code multiplies α/R by √(R/b) on A and again on B, which
 is α/b. Others keep α/R at every b: `rescale=False`. The authors' training script always freezes the
@@ -42,6 +42,8 @@ from .lora import LoRALinear, LowRankLinear
 from .method import Layers, Method, MethodError, Wrapper
 
 __all__ = ["DyLoRA", "DyLoRALinear", "scale_of"]
+
+ALL = np.ones((1, 1), bool)                      # the mask between steps
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class DyLoRALinear(LoRALinear):
         self.method = method
         super().__init__(base, A, None, method.dropout, rng)
         self.b = np.array(method.rank)                                # a buffer, so it is saved
-        self.rank_drawn = None
+        self.end_step()
 
     @property
     def rank(self) -> int:
@@ -146,8 +148,8 @@ class DyLoRALinear(LoRALinear):
     def end_step(self) -> None:
         """Let the optimizer move everything again."""
         self.rank_drawn = None
-        self.A.update_mask = None
-        self.B.update_mask = None
+        self.A.update_mask = ALL
+        self.B.update_mask = ALL
 
     def forward(self, x: Tensor) -> Tensor:
         A, B, b = self.A, self.B, self.rank

@@ -113,10 +113,9 @@ class Interventions(VirtualTokens):
         c = model.config
         paths = [f"blocks.{i}" for i in range(c.n_layers)]
         changed = chosen(paths, method.targets, kind="blocks")
-        dtype = model.token_embedding.weight.dtype
 
         def one_for_each_block():
-            return [Phi(c.d_model, method.rank, method.dropout, dtype, rng)
+            return [Phi(c.d_model, method.rank, method.dropout, model.dtype, rng)
                     if path in changed else None for path in paths]
         self.p = method.first
         self.s = method.last

@@ -85,6 +85,7 @@ class VirtualTokens(Module):
     function that changes states, of length 0."""
     length: int
     seam: ClassVar[str] = "prompt"
+    is_table = True
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         """Arguments of the model beside `tokens` (B, T). lengths (B,) is given to classify rows."""

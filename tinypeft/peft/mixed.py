@@ -30,7 +30,9 @@ def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Arr
 
     model: the base. tuned: task → PeftModel on `model` or on a copy of it, attached or detached.
     Each is put on for its rows, and all are left as they were, so threads must not share a model.
-    Nothing is recorded for `backward`. Raises ValueError for rows without a known task, and
+    Nothing is recorded for `backward`. A row's logits are those of the row alone, unless the base
+    rounds inputs by what all tokens of a call hold: W8A8 and SmoothQuant with activations "tensor",
+    and LLMInt8. Raises ValueError for rows without a known task, and
     MethodError, which names the task, for one whose method cannot serve its rows, and when a method
     that is not in `tuned` is on the model.
     """

@@ -276,24 +276,25 @@ def below(prefix, state):
 
 
 # -- several parts ---------------------------------------------------------------------------------
-def check_fit(parts: Mapping[str, Part], model: Decoder, verb: str) -> None:
-    """Raise MethodError for parts that cannot be on one model together."""
+def check_fit(parts: Mapping[str, Part], new: Iterable[str], model: Decoder, verb: str) -> None:
+    """Raise MethodError for parts that cannot be on one model together. new: those that `verb` puts
+    there; the others are on it already."""
     places, trained, seams, length = {}, {}, {}, 0
     for name, part in parts.items():
         for path, wrapper in part.wrappers.items():
             if wrapper.innermost and path in places:
                 raise MethodError(f"{verb}: {name} works on the layer {path} itself, which "
                                   f"{places[path]} changes before it; name {name} first, or "
-                                  f"detach({on_now(parts, places[path], name)!r})")
+                                  f"{way_out(verb, new, places[path], name)}")
             places[path] = name
         for weight in part.trained:
             if weight in trained:
-                raise clash(verb, parts, trained[weight], name, f"train {weight}")
+                raise clash(verb, new, trained[weight], name, f"train {weight}")
             trained[weight] = name
         if part.virtual is not None:
             seam = part.virtual.seam
             if seam in seams:
-                raise clash(verb, parts, seams[seam], name, f"give the model a {seam}")
+                raise clash(verb, new, seams[seam], name, f"give the model a {seam}")
             seams[seam] = name
             length += part.virtual.length
     context = model.config.context_length
@@ -302,15 +303,18 @@ def check_fit(parts: Mapping[str, Part], model: Decoder, verb: str) -> None:
                           f"of {context}")
 
 
-def clash(verb, parts, first, second, deed):
+def clash(verb, new, first, second, deed):
     """Make the error about two parts, by name, of which only one can be on."""
     return MethodError(f"{verb}: {first} and {second} both {deed}; only one of them can be on, so "
-                       f"detach({on_now(parts, first, second)!r}) first")
+                       f"{way_out(verb, new, first, second)}")
 
 
-def on_now(parts, first, second):
-    """Name the one of two parts that is on; the first if both or none are."""
-    return second if parts[second].on and not parts[first].on else first
+def way_out(verb, new, first, second):
+    """Say what to do about two parts of which one at least is new."""
+    for name in first, second:
+        if name not in new:
+            return f"detach({name!r}) first"
+    return f"{verb} one of them"
 
 
 def joined(parts: Iterable[Part]) -> VirtualTokens | None:

@@ -46,7 +46,8 @@ class Switched(Module):
             if not (part.wrappers or part.virtual or part.trained or self.head):
                 raise MethodError(f"attach: {part.method} would train nothing; give head=n_classes")
         together = {**self.parts, **new}
-        check_fit({name: part for name, part in together.items() if part.on}, self.model, verb)
+        on = {name: part for name, part in together.items() if part.on}
+        check_fit(on, new, self.model, verb)
         self.parts.update(new)
         self.put_on()
 
@@ -142,7 +143,8 @@ class Switched(Module):
         self.check_active()
         if on:
             together = {name: part for name, part in self.parts.items() if part.on or name in parts}
-            check_fit(together, self.model, "reattach")
+            new = [name for name in parts if not parts[name].on]
+            check_fit(together, new, self.model, "reattach")
         self.attachment.take_off(self.model, note=False)
         for part in parts.values():
             part.on = on

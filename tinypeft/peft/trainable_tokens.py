@@ -19,7 +19,6 @@ Where implementations differ. PEFT multiplies with a copy of the table that has 
 the gradient of the whole copy is computed in each step; here only that of the rows is. Both
 multiply what is looked up as the model does, by √d in Gemma. Neither adds rows for new tokens.
 """
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,7 @@ import numpy as np
 from ..common.hints import Array, Rng
 from ..common.hyper import Limit, declared, whole
 from ..engine import functional as F
-from ..engine.nn import Embedding, Parameter
+from ..engine.nn import Embedding, Parameter, shapes_only
 from ..engine.tensor import Tensor, where
 from ..models.decoder import Decoder
 from .method import Method, MethodError, Wrapper
@@ -66,13 +65,14 @@ class TrainableTokens(Method):
 
 class TrainedRows(Wrapper):
     """An embedding with other rows for some tokens; it is called, and scores, as one."""
+    is_table = True
 
     def __init__(self, base: Embedding, tokens: Array):
         self.base = base
         self.tokens = tokens
         self.rows = Parameter(np.array(base.vectors(tokens).data))
 
-    weight = property(lambda self: self.base.weight)     # E; `dense_weight` has the rows in it
+    weight = property(lambda self: self.base.weight)     # E, or its codes, without the rows
     scale = property(lambda self: self.base.scale)
     forward = Embedding.forward
 
@@ -90,22 +90,24 @@ class TrainedRows(Wrapper):
         return plus_columns(self.base.scores(h), self.tokens, F.linear(h, change))
 
     def dense_weight(self) -> Array:
-        """Copy E, (V, d), and write the rows into it."""
-        E = np.array(self.base.dense_weight())
+        """Copy E, (V, d), in the type of the rows, and write them into it."""
+        E = self.base.dense_weight().astype(self.rows.dtype)
         E[self.tokens] = self.rows.data
         return E
 
     def merge(self) -> Embedding:
-        """Make an embedding with the rows in its table."""
-        merged = copy.copy(self.base)
+        """Make an embedding with the rows in its table; of a table of codes, a decoded one."""
+        with shapes_only():
+            merged = Embedding(*self.weight.shape, scale=self.scale)
         merged.weight = Parameter(self.dense_weight())
         return merged
 
     def check_parts(self) -> None:
         is_ascending = (np.diff(self.tokens) > 0).all()
-        if not is_ascending or self.tokens[0] < 0 or self.tokens[-1] >= len(self.weight):
-            raise ValueError(f"token_embedding.tokens must be ascending ids in [0, "
-                             f"{len(self.weight)}), got {self.tokens[:8]}")
+        n = self.weight.shape[0]
+        if not is_ascending or self.tokens[0] < 0 or self.tokens[-1] >= n:
+            raise ValueError(f"token_embedding.tokens must be ascending ids in [0, {n}), "
+                             f"got {self.tokens[:8]}")
 
     def describe(self) -> str:
         return f"({len(self.tokens)} rows)"

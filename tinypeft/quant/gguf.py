@@ -107,8 +107,8 @@ class GGUF(Scheme):
         rounded = {}
         if type(embedding) is Embedding:
             kind = of_head if head is None else usual
-            rounded["token_embedding"] = QuantizedEmbedding(fitting(kind, embedding),
-                                                            embedding.scale)
+            q = fitting(kind, embedding)
+            rounded["token_embedding"] = QuantizedEmbedding(q, embedding.scale, model.dtype.name)
         if type(head) is Linear:
             rounded["lm_head"] = QuantizedLinear(fitting(of_head, head), head.bias)
         return rounded

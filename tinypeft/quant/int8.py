@@ -194,7 +194,9 @@ class W8A8(Scheme):
     """8-bit weights and inputs without any care for outliers: the baseline that outliers break.
 
     weights: "tensor" or "channel", the weights that share a scale. activations: "token", "tensor",
-    or "static", which is one scale for all later inputs, from the largest in the calibration."""
+    or "static", which is one scale for all later inputs, from the largest in the calibration. With
+    "tensor", what a row of a batch gives depends a little on the other rows, and what `generate`
+    writes on its cache, because a scale is that of all tokens of one call."""
     weights: str = one_of("tensor", "channel", also=("weight_quant",))
     activations: str = one_of("tensor", "token", "static", also=("act_quant",))
     shown = ("weights", "activations")

@@ -86,10 +86,10 @@ class QuantizedEmbedding(Embedding):
     d_out = QuantizedLinear.d_out
     dense_weight = QuantizedLinear.dense_weight
 
-    def __init__(self, weight: QTensor, scale: float = 1.0):
+    def __init__(self, weight: QTensor, scale: float = 1.0, dtype: str = "float32"):
         self.weight = weight
         self.scale = scale
-        self.dtype = "float32"
+        self.dtype = dtype
 
     def check_parts(self) -> None:
         """ValueError unless `parts`, each of its type, fit together: a file is not believed."""

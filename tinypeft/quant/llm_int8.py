@@ -62,7 +62,8 @@ POSITIVE = Limit(is_positive, "a positive number or inf")
 class LLMInt8(Scheme):
     """threshold: the magnitude from which an input is an outlier, 6 in the paper. With inf there
     are none, which is vector-wise quantization alone. variant: "paper", or "bitsandbytes", which
-    the module's docstring describes."""
+    the module's docstring describes. O is that of all tokens of one call, so what a row of a batch
+    gives depends a little on the other rows, and what `generate` writes on its cache."""
     threshold: float = declared(6.0, POSITIVE, also=("llm_int8_threshold", "alpha"))
     variant: str = one_of("paper", "bitsandbytes")
     shown = ("threshold",)

@@ -40,7 +40,8 @@ from .int8 import W8A8
 
 @dataclass(frozen=True)
 class SmoothQuant(W8A8):
-    """activations: "token" (O1), "tensor" (O2) or "static" (O3). weights: "tensor" or "channel".
+    """activations: "token" (O1), "tensor" (O2) or "static" (O3), as in `W8A8`, which says what
+    "tensor" does to the rows of a batch. weights: "tensor" or "channel".
     `targets` of `quantize` choose what is quantized; a norm that feeds any of these layers is
     folded into all of its readers. Storage is that of W8A8: 8 bits per weight."""
     activations: str = one_of("token", "tensor", "static", also=("act_quant",))

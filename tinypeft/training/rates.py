@@ -21,8 +21,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..engine.nn import Embedding, Module, Parameter
+from ..engine.nn import Module, Parameter
 from ..engine.optim import Optimizer
+from ..models.decoder import Decoder
 from ..models.targets import TargetError, chosen, matches
 from .options import TrainOptions
 
@@ -36,8 +37,8 @@ HEAD_LR = 1e-2              # a classification head starts from nothing
 def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
     """Return the optimizer of all parameters that require gradients, each at its rate.
 
-    `options.optimizer` is called with their groups, `lr` and `weight_decay`, and, if it takes them,
-    with `betas` and `by_adamw` (the `tables` of the model). A function of **options takes betas.
+    `options.optimizer` is called with their groups, `lr` and `weight_decay`, and with `betas` if it
+    takes them, as a function of **options does. What it returns is told the `tables` of the model.
     Raises ValueError if there are no such parameters or no use for the betas, and MethodError for a
     method that is off the model.
     """
@@ -53,21 +54,25 @@ def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
     if options.head_lr is not None:
         head_rate = options.head_lr
     accepted = inspect.signature(options.optimizer).parameters
-    own = {"betas": options.betas, "by_adamw": tables(model)}
-    if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        accepted = {*accepted, "betas"}
-    if "betas" not in accepted and options.betas != TrainOptions.betas:
+    own = {"lr": peak_rate(model, options.lr), "weight_decay": options.weight_decay}
+    if "betas" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        own["betas"] = options.betas
+    elif options.betas != TrainOptions.betas:
         raise ValueError(f"train: this optimizer takes no betas, got betas={options.betas}")
-    return options.optimizer(groups(model, rate, head_rate, options.rates),    # each has its own lr
-                             lr=peak_rate(model, options.lr), weight_decay=options.weight_decay,
-                             **{name: own[name] for name in own if name in accepted})
+    of_each_rate = groups(model, rate, head_rate, options.rates)
+    optimizer = options.optimizer(of_each_rate, **own)
+    optimizer.leave_to_adamw(tables(model))
+    return optimizer
 
 
 def tables(model: Module) -> list[Parameter]:
     """Return the parameters whose rows each belong to one token or class: those of embeddings,
     output layers, classification heads and virtual tokens."""
-    owners = [module for path, module in model.named_modules() if isinstance(module, Embedding)
-              or path.rpartition(".")[2] in ("token_embedding", "lm_head", "head", "virtual")]
+    modules = [module for _, module in model.named_modules()]
+    owners = [module for module in modules if module.is_table]
+    for module in modules:
+        if isinstance(module, Decoder):
+            owners += [head for head in (module.lm_head, module.head) if head is not None]
     return [p for module in owners for p in vars(module).values() if isinstance(p, Parameter)]
 
 

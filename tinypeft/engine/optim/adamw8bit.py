@@ -10,8 +10,9 @@ largest magnitude in float32 (`dynamic.py`). A step, for a part of a parameter a
     2 + 2 · 4/256 = 2.03 bytes for each number; AdamW has 8
 
 A block has 256 numbers, as in today's bitsandbytes and in torchao; the paper's had 2,048. As there,
-a small parameter, such as a bias or a LoRA's factor, has moments in its own type. The paper's
-stable embedding layer, which normalizes embeddings, is left out.
+a small parameter, such as a bias or a LoRA's factor, has moments in its own type. So has one with
+an update mask: the numbers of a block share a maximum, so none of them could keep its moments. The
+paper's stable embedding layer, which normalizes embeddings, is left out.
 """
 from collections.abc import Iterable
 
@@ -21,7 +22,7 @@ from ...common.hints import Array
 from ..tensor import Tensor
 from .adamw import adamw_step
 from .dynamic import BLOCK, pack, unpack
-from .optimizer import Optimizer
+from .optimizer import Optimizer, is_masked
 
 __all__ = ["AdamW8bit"]
 
@@ -38,7 +39,7 @@ class AdamW8bit(Optimizer):
                          min_8bit_size=min_8bit_size)
 
     def allocate(self, p: Tensor, group: dict) -> dict[str, Array]:
-        if p.size < group["min_8bit_size"]:
+        if p.size < group["min_8bit_size"] or is_masked(p):
             return super().allocate(p, group)
         return packed({slot: np.zeros(p.size) for slot in self.slots})
 
@@ -48,14 +49,11 @@ class AdamW8bit(Optimizer):
             return super()._update(w, g, mask, state, group)
         flat_w = w.reshape(-1)                           # a view, or a copy if w is a transpose
         flat_g = g.reshape(-1)
-        if mask is not None:
-            mask = np.broadcast_to(mask, w.shape).reshape(-1)
         for i in range(0, len(state["m_codes"]), 256):   # blocks; as it happens, BLOCK is 256, too
             arrays = {name: array[i:i + 256] for name, array in state.items()}
             s = slice(i * BLOCK, (i + 256) * BLOCK)
             moments = unpacked(arrays, flat_w[s])
-            part_of_mask = None if mask is None else mask[s]
-            super()._update(flat_w[s], flat_g[s], part_of_mask, moments, group)
+            self.update(flat_w[s], flat_g[s], moments, group)
             for name, array in packed(moments).items():
                 arrays[name][...] = array
         w[...] = flat_w.reshape(w.shape)

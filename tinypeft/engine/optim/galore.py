@@ -28,16 +28,17 @@ import numpy as np
 from ...common.hints import Array
 from ..tensor import Tensor
 from .adamw import adamw_step
-from .optimizer import Optimizer
+from .optimizer import MatrixOptimizer, is_masked
 
 __all__ = ["GaLore"]
 
 
-class GaLore(Optimizer):
+class GaLore(MatrixOptimizer):
     """GaLore for matrices, and AdamW for the rest; the equations stand at the head of this file.
 
     rank: r, or the matrix's shorter side if that is less. every: T, in steps. scale: α. by_adamw:
-    matrices that AdamW trains, too: embeddings and heads. `train` gives them.
+    matrices that AdamW trains, too: embeddings and heads. `train` names them. It also trains those
+    with an update mask, because M and V belong to directions, not to numbers.
     """
     slots = "m", "v"
     squares = "v", "V"
@@ -53,7 +54,7 @@ class GaLore(Optimizer):
                          weight_decay=weight_decay, betas=betas, eps=eps)
 
     def allocate(self, p: Tensor, group: dict) -> dict[str, Array]:
-        if p.ndim != 2 or id(p) in self.by_adamw:
+        if not self.is_hidden(p) or is_masked(p):
             return super().allocate(p, group)
         short, long = sorted(p.shape)
         r = min(group["rank"], short)

@@ -34,18 +34,18 @@ import numpy as np
 from ...common.hints import Array
 from ..tensor import Tensor
 from .adamw import adamw_step
-from .optimizer import Optimizer
+from .optimizer import MatrixOptimizer
 
 __all__ = ["Muon", "orthogonalized"]
 
 ADJUST = "original", "match_rms_adamw"
 
 
-class Muon(Optimizer):
+class Muon(MatrixOptimizer):
     """Muon for matrices, and AdamW for the rest; the equations stand at the head of this file.
 
     momentum: μ. adjust: the factor on the rate, "original" or "match_rms_adamw". betas, eps: of
-    AdamW. by_adamw: matrices that AdamW trains, too: embeddings and heads. `train` gives them.
+    AdamW. by_adamw: matrices that AdamW trains, too: embeddings and heads. `train` names them.
     """
     slots = "u", "m", "v"
     squares = ("v",)
@@ -62,8 +62,7 @@ class Muon(Optimizer):
                          adjust=adjust, betas=betas, eps=eps)
 
     def allocate(self, p: Tensor, group: dict) -> dict[str, Array]:
-        is_hidden = p.ndim == 2 and id(p) not in self.by_adamw
-        slots = ("u",) if is_hidden else ("m", "v")
+        slots = ("u",) if self.is_hidden(p) else ("m", "v")
         return {slot: np.zeros_like(p.data) for slot in slots}
 
     def update(self, w: Array, g: Array, state: dict[str, Array], group: dict) -> None:

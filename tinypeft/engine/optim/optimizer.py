@@ -13,7 +13,7 @@ from ...common.hints import Array
 from ...common.threads import parallel_map
 from ..tensor import Tensor
 
-__all__ = ["Optimizer", "misfit"]
+__all__ = ["MatrixOptimizer", "Optimizer", "is_masked", "misfit"]
 
 
 class Optimizer:
@@ -63,6 +63,10 @@ class Optimizer:
         """Make what a parameter needs beside itself: name → array of any shape, here zeros as p."""
         return {slot: np.zeros_like(p.data) for slot in self.slots}
 
+    def leave_to_adamw(self, tables: Iterable[Tensor]) -> None:
+        """Learn which parameters are tables, whose rows each belong to one token or class; here
+        nothing depends on it."""
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for p in self.parameters():
@@ -74,11 +78,23 @@ class Optimizer:
             g["lr"] = g["base_lr"] * factor
 
     def step(self) -> None:
-        """Update every parameter that has a gradient, in place."""
-        self.t += 1
+        """Update every parameter that has a gradient, in place.
+
+        Raises ValueError for an update mask that came after the moments of several numbers at once.
+        """
         jobs = [(p, g) for g in self.groups for p in g["params"] if p.grad is not None]
+        self._check_masks([p for p, _ in jobs])
+        self.t += 1
         large = sum(p.size for p, _ in jobs) > 1 << 21        # worth threads; same arithmetic
         parallel_map(lambda job: self._step_one(*job), jobs, self.workers if large else 1)
+
+    def _check_masks(self, parameters):
+        """Raise ValueError if a masked parameter has moments that are not one for each number."""
+        for p in parameters:
+            if is_masked(p) and self.state[id(p)].keys() - set(self.slots):
+                raise ValueError(f"{type(self).__name__}: a parameter of shape {p.shape} has an "
+                                 "update_mask, but moments that several numbers share; set the "
+                                 "mask before the optimizer is made")
 
     def _step_one(self, p, group):
         mask = getattr(p, "update_mask", None)
@@ -134,6 +150,31 @@ class Optimizer:
             if name.split(".")[0] in self.squares and (array < 0).any():
                 return f"{name} holds a number below 0"
         return None
+
+
+class MatrixOptimizer(Optimizer):
+    """An optimizer of the matrices inside a model; AdamW trains vectors and tables beside them.
+
+    by_adamw: ids of the tables.
+    """
+    by_adamw: set[int]
+
+    def is_hidden(self, p: Tensor) -> bool:
+        """Is p a matrix, and no table?"""
+        return p.ndim == 2 and id(p) not in self.by_adamw
+
+    def leave_to_adamw(self, tables: Iterable[Tensor]) -> None:
+        """Train these by AdamW. Before the first step: their state is made anew."""
+        self.by_adamw |= {id(p) for p in tables}
+        for g in self.groups:
+            for p in g["params"]:
+                if id(p) in self.by_adamw:
+                    self.state[id(p)] = self.allocate(p, g)
+
+
+def is_masked(p: Tensor) -> bool:
+    """Has p an update mask? Then each of its numbers needs moments of its own."""
+    return getattr(p, "update_mask", None) is not None
 
 
 def misfit(own: Mapping[str, Array], given: Mapping[str, Array]) -> str | None:
