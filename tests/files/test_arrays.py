@@ -95,16 +95,6 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_cache_directory(monkeypatch):
-    monkeypatch.setenv("TINYPEFT_CACHE", "/a/b")
-    assert cache_directory() == Path("/a/b")
-    monkeypatch.delenv("TINYPEFT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert cache_directory() == Path("/c/tinypeft")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_directory() == Path.home() / ".cache" / "tinypeft"
-
-
 def test_a_fingerprint_is_of_names_types_shapes_and_bytes():
     """The digest is part of saved adapters: SHA-256 over each array's "name dtype (shape)" and its bytes, by name."""
     a = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.asfortranarray(np.eye(2))}
