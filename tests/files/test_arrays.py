@@ -2,13 +2,12 @@
 import hashlib
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.stress.attacks import PLACES, save_raw
-from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, read_text, save_arrays, write_atomically
+from tinypeft.files import disk, fingerprint, load_arrays, read_text, save_arrays, write_atomically
 from tinypeft.files.safetensors import write_safetensors
 
 ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
