@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 sys.modules.setdefault("rfc3987_syntax", None)           # jsonschema's, for addresses that no notebook has: it takes 3 s
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -116,6 +117,14 @@ def pytest_terminal_summary(terminalreporter, config):
 # -- the network ---------------------------------------------------------------------------------
 def _is_here(family, address):
     return family == getattr(socket, "AF_UNIX", None) or address[0] in ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """The user's id has no entry, and so no name and no home, as in a container."""
+    def home(): raise RuntimeError("Could not determine home directory.")
+    for name in ("TINYPEFT_CACHE", "XDG_CACHE_HOME"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
 
 
 @pytest.fixture(autouse=True)

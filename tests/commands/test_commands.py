@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import textwrap
+import xml.etree.ElementTree as ElementTree
 from argparse import Namespace
 
 import numpy as np
@@ -302,6 +303,42 @@ def test_a_probe_that_is_worse_than_guessing_replaces_no_adapter(capsys, monkeyp
     assert contents(adapter) == before and "confusions.svg" in contents(new)
     run(capsys, *argv, "--keep")
     assert contents(adapter) == contents(new) != before
+
+
+HOSTILE = ("cost: $10% off $20", "#$x^$", "\x1b]0;owned\x07", '=HYPERLINK("http://x")', "<b>&\u2028line", "long" * 250)
+
+
+def test_class_names_are_shown_and_not_obeyed(capsys, monkeypatch, tmp_path):
+    """By the terminal, by Matplotlib, by a page, by a spreadsheet."""
+    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
+    monkeypatch.chdir(tmp_path)
+    with open("a.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([("text", "label"), *((f"{THINGS[i]} number {n}", name) for n in range(4)
+                                                      for i, name in enumerate(HOSTILE))])
+    given = "--csv", "a.csv"
+    said = [run(capsys, "finetune", "probe", *given, "--out", "judge"), run(capsys, "classify", *given, "--adapter", "judge"),
+            run(capsys, "classify", *given, "--adapter", "judge", "--out", "b.csv")]
+    assert [status for status, *_ in said] == [0, 0, 0]
+    page = (tmp_path / "judge" / "README.md").read_text("utf-8")
+    for text in (page, *(text for _, *streams in said for text in streams)):
+        assert not {"\x1b", "\x07", "\u2028"} & set(text) and max(map(len, text.splitlines() or [""])) < 1000
+    assert r"\x1b]0;owned\x07" in said[0][1] and "cost: $10% off $20" in said[0][1] and "precision" in said[0][1]
+    picture = ElementTree.parse("judge/confusions.svg")
+    drawn = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert drawn.count("cost: $10% off $20") == drawn.count("#$x^$") == drawn.count(r"\x1b]0;owned\x07") == 2
+    with open("b.csv", encoding="utf-8", newline="") as f: named = {row["predicted"] for row in csv.DictReader(f)}
+    assert named <= {"'" + HOSTILE[3], r"\x1b]0;owned\x07", r"<b>&\u2028line", *HOSTILE} - {*HOSTILE[2:5]}
+
+
+def test_numbers_are_shown_before_a_picture_is_drawn(capsys, monkeypatch, own, tmp_path):
+    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
+    def broken(*args): raise ValueError("no picture")
+    monkeypatch.setattr(probing, "write_confusions", broken)
+    monkeypatch.setattr("tinypeft.training.curves.svg", broken)
+    status, out, err = run(capsys, "finetune", "probe", "--csv", own / "reviews.csv", "--out", tmp_path / "a")
+    assert status == 2 and "no picture" in err and "precision" in out and "next: " in out
+    status, out, err = run(capsys, "finetune", "lora", "--csv", own / "reviews.csv", "--find-rate", "--out", tmp_path / "b")
+    assert status == 2 and "no picture" in err and "suggestion" in out
 
 
 @pytest.mark.parametrize("argv, says", [

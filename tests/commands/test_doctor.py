@@ -1,4 +1,6 @@
 """doctor.py: a NumPy that multiplies wrongly is found, and the verdict says what to do."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,12 @@ from tinypeft.commands import doctor
 
 def test_this_numpy_multiplies_rightly():
     assert doctor.own_product_error() < 1e-6
+
+
+def test_a_user_without_a_home_has_no_cache(no_home, monkeypatch):
+    assert doctor.cache().startswith("none: this user has no home directory")
+    monkeypatch.setenv("TINYPEFT_CACHE", "/a/b")
+    assert doctor.cache() == str(Path("/a/b"))
 
 
 @pytest.mark.parametrize("fault", [lambda C: 0 * C, lambda C: C * np.float32(1.001), np.triu, lambda C: C * np.nan])

@@ -420,6 +420,15 @@ def test_a_run_that_comes_from_elsewhere_is_not_trusted(capsys, place, content, 
     assert (status, out) == (2, "") and says in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["merge", "--adapter", "\x1b[2J\nb\x9b", "--out", "c"], ["merge", "\x1b[2J"]])
+def test_what_is_repeated_is_shown_and_not_obeyed(capsys, place, command):
+    (place / "made").mkdir()
+    (place / "made" / "run.json").write_text(json.dumps(RUN | {"command": command}))
+    status, _, err = run(capsys, "--repeat", "made")
+    assert status == 2 and err.splitlines()[0].startswith("python -m tinypeft merge ") and r"\x1b[2J" in err.splitlines()[0]
+    assert not {"\x1b", "\x9b"} & set(err)
+
+
 @pytest.mark.parametrize("result, shows", [
     ({"before": {"loss": 10 ** 400, "x": None, "a|b": True, "c|d": 2.5}, "data": [3, "<b>"]},
      [r"| c\|d |", "2.5000", r"\<b\>"]),

@@ -43,4 +43,5 @@ def test_arguments_become_options(python, flags):
 def test_a_warning_is_one_line():
     given = UserWarning("give load_model('a')"), UserWarning, "file.py", 3
     with plain_warnings(): assert warnings.formatwarning(*given) == "tinypeft: give --model a\n"
+    with plain_warnings(): assert warnings.formatwarning("\x1b[2Jx", *given[1:]) == "tinypeft: \\x1b[2Jx\n"
     assert warnings.formatwarning(*given).startswith("file.py:3: UserWarning: give load_model")

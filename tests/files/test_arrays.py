@@ -2,13 +2,12 @@
 import hashlib
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.stress.attacks import PLACES, save_raw
-from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, read_text, save_arrays, write_atomically
+from tinypeft.files import disk, fingerprint, load_arrays, read_text, save_arrays, write_atomically
 from tinypeft.files.safetensors import write_safetensors
 
 ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
@@ -93,16 +92,6 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     with pytest.raises(ValueError, match="trap.npz"):
         load_arrays(tmp_path / "trap.npz")
     assert not (tmp_path / "sprung").exists()
-
-
-def test_cache_directory(monkeypatch):
-    monkeypatch.setenv("TINYPEFT_CACHE", "/a/b")
-    assert cache_directory() == Path("/a/b")
-    monkeypatch.delenv("TINYPEFT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert cache_directory() == Path("/c/tinypeft")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_directory() == Path.home() / ".cache" / "tinypeft"
 
 
 def test_a_fingerprint_is_of_names_types_shapes_and_bytes():

@@ -7,7 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from tinypeft.files import check_writable, disk, write_atomically
+from tinypeft.files import cache_directory, check_writable, disk, write_atomically
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.setenv("TINYPEFT_CACHE", "/a/b")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert cache_directory() == Path("/a/b")
+    monkeypatch.delenv("TINYPEFT_CACHE")
+    assert cache_directory() == Path("/c/tinypeft")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_directory() == Path.home() / ".cache" / "tinypeft"
+
+
+def test_a_user_without_a_home_has_no_cache(no_home, monkeypatch):
+    with pytest.raises(OSError, match="this user has no home directory.*; set TINYPEFT_CACHE to a folder"): cache_directory()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert cache_directory() == Path("/c/tinypeft")
 
 
 @pytest.mark.parametrize("where", [".", "new", "new/below", "link"])

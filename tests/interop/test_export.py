@@ -315,6 +315,13 @@ def test_quantized_weights_are_written_as_numbers(tmp_path):
     assert np.array_equal(tp.NF4().quantize(layer.dense_weight()).codes, layer.weight.codes)    # 4 bits hold them again
 
 
+def test_the_name_of_a_file_is_text_on_the_page(tmp_path):
+    task = language()
+    task.name = "<script>`#.jsonl"
+    tp.export_training(tp.attach(make_gpt(), tp.LoRA(rank=2)), task, tmp_path, STEPS)
+    assert (tmp_path / "README.md").read_text("utf-8").startswith(r"# LoRA(rank=2) on \<script\>\`\#.jsonl" + "\n")
+
+
 def test_the_script_fits_a_page():
     script = (Path(tp.__file__).parent / "interop" / "training" / "train.py.txt").read_text("utf-8")
     assert max(map(len, script.splitlines())) <= 100 and ast.parse(script) and "tinypeft" not in imported(script)

@@ -220,6 +220,10 @@ def test_what_a_task_needs_of_a_model(model, tokenizer, tmp_path, monkeypatch):
 
 # ---- domain ----------------------------------------------------------------------------------------------------------
 
+def test_a_name_is_short_and_in_one_line():
+    assert common.Task("a\x1b[2J \n.csv", {}).name == r"a\x1b[2J .csv" and len(common.Task("x" * 9999, {}).name) == 500
+
+
 def test_domain_is_matplotlib_and_held_out_thins_documents(built, tokenizer):
     whole, thin = tasks.domain(tokenizer, context=32), built["domain"]
     for split in SPLITS:

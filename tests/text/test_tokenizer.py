@@ -337,9 +337,27 @@ def test_parts_of_a_prompt():
     with pytest.raises(KeyError): t.encode_parts([Special("<x>")])
 
 
-def test_a_vocabulary_may_lack_bytes():
-    t = BPETokenizer([(b"a", b"b")], {b"a": 0, b"b": 1, b"ab": 2})
-    assert t.encode("axb b").tolist() == [2, 1] and t.end_of_text == 3           # as in the package tokenizers, a and b meet
+def lacking(*lacks):
+    return {token: i for i, token in enumerate([bytes([b]) for b in range(256) if b not in lacks] + [b"!?"])}
+
+
+def test_a_vocabulary_may_lack_bytes_that_text_hardly_has():
+    vocab = lacking(0x04, 0xC0, 0xF1)
+    t = BPETokenizer([(b"!", b"?")], vocab)
+    assert t.encode(b"!\x04?a").tolist() == [vocab[b"!?"], vocab[b"a"]]          # as in the package tokenizers, ! and ? meet
+    assert t.encode(b"\x04\xc0\xf1").size == 0 and t.end_of_text == 254
+
+
+@pytest.mark.parametrize("byte", [0x0A, 0x20, 0x48, 0x80, 0xC2, 0xF0])
+def test_a_vocabulary_that_lacks_a_byte_of_text_is_refused(byte, tmp_path):
+    says = f"1 bytes that text needs are no tokens, the first is {byte:#04x}"
+    with pytest.raises(ValueError, match=says): BPETokenizer([], lacking(byte))
+    path = tmp_path / "own.json"
+    BPETokenizer([], lacking()).save(path)
+    content = json.loads(path.read_text("utf-8"))
+    content["vocab"]["renamed"] = content["vocab"].pop(chr(byte))
+    path.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match=f"own.json is not a tokenizer of BPETokenizer.save: {says}"): BPETokenizer.load(path)
 
 
 def test_a_split_must_be_known():

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..common.progress import in_lines
+from ..common.wording import printable
 from . import combining, exporting, handing_on, quantizing, study, training, using, writing
 from .arguments import SHARED, number, output, shared, show_json
 from .messages import plain_warnings, with_flags
@@ -105,7 +106,7 @@ def _notes(e): return getattr(e, "__notes__", [])
 
 
 def _tell(message, status):
-    with contextlib.suppress(OSError): print(f"tinypeft: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError): print(f"tinypeft: {printable(message)}", file=sys.stderr)
     return status
 
 
@@ -122,7 +123,7 @@ class Command(ArgumentParser):
 
     def error(self, message):
         """Say what is wrong in one line, without all options before it."""
-        self.exit(2, f"tinypeft: {message}; `{self.prog} --help` lists what there is\n")
+        self.exit(2, f"tinypeft: {printable(message)}; `{self.prog} --help` lists what there is\n")
 
     def parse_known_args(self, *args, **kwargs):
         add, self.options = self.options, None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..common.progress import Progress
+from ..common.wording import in_one_line
 from .arguments import model_of, number, output
 from .data import OWN
 from .handing_on import base_option, next_command, save_adapter, shown
@@ -76,7 +77,8 @@ def run_combine(args: Namespace) -> None:
              f"next: python -m tinypeft {next_command(tuned.task)}{rest}"]
     if tuned.task and tuned.task.sha256:
         option = OWN[tuned.task.form["kind"]]
-        lines.append(f"to measure it, with each of {', '.join(tuned.task.sha256)} as FILE: "
+        files = in_one_line(", ".join(tuned.task.sha256))
+        lines.append(f"to measure it, with each of {files} as FILE: "
                      f"python -m tinypeft evaluate {option} FILE{rest}")
     shown(args, record, "\n".join(lines))
 
@@ -94,7 +96,7 @@ def tell_if_no_task(folders: Iterable[Path]) -> None:
         return                                           # a classifier's task is that of --head
     if not contents or not missing and common_content([*contents.values()]):
         return
-    listed = [f"{folder} learned {OWN[content['kind']][2:]} ({content['name']})"
+    listed = [f"{folder} learned {OWN[content['kind']][2:]} ({in_one_line(content['name'])})"
               for folder, content in contents.items()]
     listed += [f"{folder} has no task.json" for folder in missing]
     print(f"these are different tasks: {', '.join(listed)}. So the new adapter has no task.json: "

@@ -35,6 +35,14 @@ def own_product_error() -> float:
     return float(np.max([error(B) for A in As for B in (A, A.T)]))           # NaN stays NaN
 
 
+def cache() -> str:
+    """Return the folder of the cache, or say why there is none."""
+    try:
+        return str(cache_directory())
+    except OSError as e:
+        return f"none: {e}"
+
+
 def report() -> dict[str, str]:
     """Facts by name; "verdict" is "all is well", or names what is wrong."""
     record = training_record()
@@ -44,7 +52,7 @@ def report() -> dict[str, str]:
                      "another BLAS; set its threads to 1 for best speed",
              "freed memory": "kept for the next step, once training begins" if keep_freed_memory()
                              else "goes back to the system, as this C library decides",
-             "package": str(FOLDER.parent), "cache": str(cache_directory())}
+             "package": str(FOLDER.parent), "cache": cache()}
     for name, corpus in (("base", base_corpus), ("domain", domain_corpus)):
         sha256 = corpus().sha256
         facts[f"text: {name}"] = f"{sha256[:12]}, " + (

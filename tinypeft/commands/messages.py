@@ -10,6 +10,8 @@ import shlex
 import warnings
 from collections.abc import Iterator
 
+from ..common.wording import printable
+
 __all__ = ["plain_warnings", "with_flags"]
 
 WORDS = (
@@ -54,7 +56,7 @@ def model_option(call: re.Match) -> str:
 
 def one_line(message: Warning | str, *rest: object) -> str:
     """Return a warning as a line for a user, in place of `warnings.formatwarning`."""
-    return f"tinypeft: {with_flags(str(message))}\n"
+    return f"tinypeft: {printable(with_flags(str(message)))}\n"
 
 
 @contextlib.contextmanager

@@ -74,11 +74,14 @@ def run_probe(args: Namespace) -> int:
               "verdict": verdict(measured, n_classes)}
     if args.out:
         describe(args, args.out, tuned, task, record)
-        write_confusions(args.out, tuned.validated.confusions(), task.classes)
     if args.json:
         show_json(record)
     else:
         show(args, task.classes, measured, seconds, tuned.n_read)
+    if args.out:                                         # the numbers are shown before the picture
+        picture = write_confusions(args.out, tuned.validated.confusions(), task.classes)
+        if not args.json:
+            print(f"saved in {args.out}, with {picture.name}")
     return int(args.out != asked)
 
 
@@ -125,8 +128,6 @@ def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: flo
     print("\n".join(class_lines(measured["the probe"].confusions(), classes)) + "\n")
     print(verdict(measured, len(classes)))
     print(next_step(args, measured, len(classes)))
-    if args.out:
-        print(f"saved in {args.out}, with confusions.svg")
 
 
 def best_bag(measured: dict) -> str:

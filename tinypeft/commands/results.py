@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.wording import brief
+from ..common.wording import brief, printable
 from ..files import check_fields, check_writable, naming, parse_json, read_text, write_atomically
 
 __all__ = ["FILE", "check_new", "facts_in", "new_folder", "record_of", "repeated", "results_in",
@@ -133,7 +133,8 @@ def repeated(argv: Sequence[str]) -> list[str]:
     if name not in REPEATED:
         raise ValueError(f"{args.repeat / FILE}: the command is {brief(name)}, and these are "
                          f"repeated: {', '.join(REPEATED)}")
-    print(f"python -m tinypeft {shlex.join([*command, *others])}", file=sys.stderr)
+    words = printable(shlex.join([*command, *others])).replace("\n", "\\n")
+    print(f"python -m tinypeft {words}", file=sys.stderr)
     return [*command, *others]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.hints import Array
-from ..common.wording import counted, shortened
+from ..common.wording import counted, in_one_line, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +110,7 @@ def exact_lines(exact: dict) -> str:
                      "longest expected one has")
     for row in exact["wrong"][:EXAMPLES]:
         lines.append("a wrong one:")
-        lines += [f"  {name:<10}{shortened(' '.join(text.split()), LONGEST)}"
+        lines += [f"  {name:<10}{shortened(in_one_line(text), LONGEST)}"
                   for name, text in row.items()]
     if len(exact["wrong"]) > EXAMPLES:
         lines.append(f"all {len(exact['wrong'])} wrong ones: the same command with --json")
@@ -124,7 +124,8 @@ def class_lines(counts: Array, classes: Sequence[str]) -> list[str]:
         right, there, called = counts[i, i], counts[i].sum(), counts[:, i].sum()
         precision, recall = right / max(called, 1), right / max(there, 1)
         f1 = 2 * right / max(there + called, 1)
-        lines.append(f"  {name[:SHOWN]:<{SHOWN}} {there:4} rows  precision {precision:.2f}  "
+        shown = shortened(in_one_line(name), SHOWN)
+        lines.append(f"  {shown:<{SHOWN}} {there:4} rows  precision {precision:.2f}  "
                      f"recall {recall:.2f}  F1 {f1:.2f}")
     return lines
 
@@ -147,9 +148,9 @@ def draw_confusions(shown: tuple[Array, Sequence[str]], ax: Axes) -> None:
     for i, j in np.argwhere(counts):
         ax.text(j, i, f"{counts[i, j]:,}", ha="center", va="center",
                 color="white" if share[i, j] > 0.5 else "black")
-    names = [name if len(name) <= SHOWN else f"{name[:SHOWN]}…" for name in classes]
-    ax.set_xticks(range(len(names)), names, rotation=90)
-    ax.set_yticks(range(len(names)), names)
+    names = [shortened(in_one_line(name), SHOWN) for name in classes]
+    ax.set_xticks(range(len(names)), names, rotation=90, parse_math=False)   # $ is a letter
+    ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(xlabel="called", ylabel="class of the row", title="Confusions by cross-validation")

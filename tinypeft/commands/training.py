@@ -318,12 +318,14 @@ def show_rates(found: Any, args: Namespace) -> None:
     from ..files import write_atomically
     from ..training.curves import draw_rates, svg
     picture = args.out and args.out / "rates.svg"
-    if picture: write_atomically(picture, svg(draw_rates, found))
     if args.json:
-        return show_json({"suggestion": found.suggestion, "largest": found.largest,
-                          "rates": found.rates.tolist(),
-                          "losses": found.losses.tolist(), "picture": picture and str(picture)})
-    print(found)
+        show_json({"suggestion": found.suggestion, "largest": found.largest,
+                   "rates": found.rates.tolist(), "losses": found.losses.tolist(),
+                   "picture": picture and str(picture)})
+    else:
+        print(found)
+    if picture: write_atomically(picture, svg(draw_rates, found))
+    if args.json: return
     print(f"next: the same command with --lr {found.suggestion:.2g} instead of --find-rate"
           + (f"; the curve is in {picture}" if picture else ""))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.hints import Array
-from ..common.wording import counted, shortened
+from ..common.wording import counted, in_one_line, shortened, table_cell
 from ..files import check_writable, write_atomically
 from .arguments import chosen_model, model_of, show_json
 from .data import (
@@ -205,7 +205,8 @@ def measured_on(args: Namespace, model: Decoder, own: str | None,
                              f"{OWN[own]} (finetune probe said what cross-validation measured)")
         return own_task(args, model, own, form, **made), split
     changed = ", though it has changed since training, which may have read some of it"
-    return task, "all of it" + changed * (task.name in saved.sha256)
+    same_name = not task.sha256.keys().isdisjoint(saved.sha256)
+    return task, "all of it" + changed * same_name
 
 
 def run_classify(args: Namespace) -> None:
@@ -245,7 +246,8 @@ def run_classify(args: Namespace) -> None:
                    for text, label, row in zip(texts, labels, p, strict=True)])
     elif not args.out:
         for text, label, row in zip(texts, labels, p, strict=True):
-            print(f"{label}\t{row.max():.3f}\t{' '.join(text.split())}")
+            name = shortened(in_one_line(label))
+            print(f"{name}\t{row.max():.3f}\t{in_one_line(text)}")
     if args.out:
         write_labels(args.out, table, labels, p.max(1))
         print(f"{counted(len(texts), 'row')} with {' and '.join(ADDED)} in {args.out}",
@@ -272,13 +274,13 @@ def check_place(out: Path, table: Table | None) -> None:
 
 
 def write_labels(out: Path, table: Table, labels: Sequence[str], probabilities: Array) -> None:
-    """Write the rows of a table as CSV, with the label of each and its probability."""
+    """Write the rows of a table as CSV, as they are, with the label of each and its probability."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*table.columns, *ADDED])
     for (_, row), label, p in zip(table.rows, labels, probabilities, strict=True):
         values = [row.get(name) for name in table.columns]
-        writer.writerow([*values, label, f"{p:.4f}"])
+        writer.writerow([*values, table_cell(label), f"{p:.4f}"])
     write_atomically(out, text.getvalue())
 
 
@@ -296,7 +298,7 @@ def agreement(classes: Sequence[str], labels: Sequence[str], expected: Sequence[
                  *class_lines(counts, classes)]
     if others:
         lines.append("not counted: rows with labels that are no classes here: "
-                     + shortened(", ".join(others), 80))
+                     + shortened(in_one_line(", ".join(others)), 80))
     return "\n".join(lines)
 
 

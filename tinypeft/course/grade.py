@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..common.wording import printable, shortened, table_cell
 from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
@@ -222,9 +223,7 @@ def named(path: Path, lesson: str) -> list[str]:
 
 def plain(text: str) -> str:
     """The text without what a terminal obeys or a file cannot hold, and not longer than needed."""
-    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode()
-                    for c in text[:LONGEST])
-    return shown + "…" * (len(text) > LONGEST)
+    return shortened(printable(text), LONGEST)
 
 
 def write_csv(grades: Iterable[Grade], path: str | Path) -> None:
@@ -238,14 +237,10 @@ def write_csv(grades: Iterable[Grade], path: str | Path) -> None:
                    "notes"])
     for g in grades:
         points = [g.exercises[n]["points"] if n in g.exercises else "" for n in names]
-        rows.writerow([_cell(g.student), _cell(g.file), g.lesson or "", g.points, g.of, g.extra,
-                       *points, _cell(g.problem or ""), _cell("; ".join(g.notes))])
+        rows.writerow([table_cell(g.student), table_cell(g.file), g.lesson or "", g.points, g.of,
+                       g.extra, *points, table_cell(g.problem or ""),
+                       table_cell("; ".join(g.notes))])
     write_atomically(path, text.getvalue())
-
-
-def _cell(text):
-    """The text, quoted if a spreadsheet would take it for a formula."""
-    return "'" + text if text[:1] in ("=", "+", "-", "@") else text
 
 
 def as_json(grades: Iterable[Grade]) -> str:

@@ -1,7 +1,8 @@
 """Rows of numbers that took long to compute, kept in the user's cache.
 
-A file holds rows of one computation, each with its key. It is not trusted: one that is damaged, or
-whose arrays have other sizes, is as if it were not there, and so is one that cannot be written. Two
+A file holds rows of one computation, each with its key. A file that is damaged, or whose arrays
+have other sizes, is as if it were not there, and so is one that cannot be written. A file with the
+right keys and sizes is believed: whoever may write to the folder decides what its numbers are. Two
 processes may use a file at once: the last one that writes it decides what is in it.
 """
 import contextlib
@@ -18,6 +19,7 @@ from .disk import cache_directory
 __all__ = ["cached_rows"]
 
 LIMIT = 100_000_000                        # bytes of all files; the oldest go first
+OURS = f"{'[0-9a-f]' * 64}.safetensors"    # other files in the folder are not counted or deleted
 KEY = 32                                   # bytes, of a SHA-256
 
 
@@ -25,10 +27,10 @@ def cached_rows(name: str, keys: Sequence[bytes], width: int,
                 compute: Callable[[list[int]], Array]) -> Array:
     """Return one row for each key, (N, width), from the file `name` as far as it has them.
 
-    compute: (places of the keys that are missing) → their rows (n, width). name: what the rows
-    depend on beside their keys, as a hash; keys: SHA-256, of 32 bytes."""
-    path = cache_directory() / "features" / f"{name}.safetensors"
-    rows = _read(path, width)
+    compute: (places of the keys that are missing) → their rows (n, width). name: the SHA-256, in
+    64 hexadecimal digits, of what the rows depend on beside their keys. keys: SHA-256, each of 32
+    bytes. Where there is no place for a cache, all rows are computed."""
+    rows = _read(name, width)
     missing = [i for i, key in enumerate(keys) if key not in rows]
     if missing:
         rows |= zip([keys[i] for i in missing], compute(missing), strict=True)
@@ -36,32 +38,40 @@ def cached_rows(name: str, keys: Sequence[bytes], width: int,
         rows[key] = rows.pop(key)          # what was used last is dropped last
     with contextlib.suppress(OSError, ValueError):
         if missing:
-            _write(path, rows)
-        os.utime(path)
+            _write(name, rows)
+        os.utime(_path(name))
     return np.stack([rows[key] for key in keys])
 
 
-def _read(path: Path, width: int) -> dict[bytes, Array]:
+def _path(name: str) -> Path:
+    """Return the path of a file. OSError where there is no place for a cache."""
+    return cache_directory() / "features" / f"{name}.safetensors"
+
+
+def _read(name: str, width: int) -> dict[bytes, Array]:
     """Return key → row of a file; nothing of one that is not as `_write` makes it."""
     try:
-        arrays, _ = load_arrays(path)
+        arrays, _ = load_arrays(_path(name))
         keys, rows = arrays["keys"], arrays["rows"]
     except (OSError, ValueError, KeyError):
         return {}
-    fits = keys.shape == (len(rows), KEY) and keys.dtype == np.uint8
-    if not fits or rows.shape[1:] != (width,) or rows.dtype.kind != "f":
+    if rows.shape[1:] != (width,) or keys.shape != (len(rows), KEY):
+        return {}
+    if rows.dtype.kind != "f" or keys.dtype != np.uint8:
         return {}
     return dict(zip(map(bytes, keys), rows, strict=True))
 
 
-def _write(path: Path, rows: dict[bytes, Array]) -> None:
+def _write(name: str, rows: dict[bytes, Array]) -> None:
     """Write the last rows, at most half of the limit, and delete the oldest files beyond it."""
+    path = _path(name)
     most = LIMIT // 2 // (next(iter(rows.values())).nbytes + KEY)
     keys = list(rows)[-most:]
     key_bytes = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY)
     save_arrays(path, {"keys": key_bytes, "rows": np.stack([rows[key] for key in keys])}, {})
+    files = [file for file in path.parent.glob(OURS) if not file.is_symlink()]
     total = 0
-    for file in sorted(path.parent.glob("*.safetensors"), key=os.path.getmtime, reverse=True):
+    for file in sorted(files, key=os.path.getmtime, reverse=True):
         total += file.stat().st_size
         if total > LIMIT:
             file.unlink(missing_ok=True)

@@ -22,9 +22,14 @@ LONGEST_TEXT = 100_000_000                  # bytes; the largest tokenizers have
 
 def cache_directory() -> Path:
     """Return the directory for files that can be computed again: $TINYPEFT_CACHE, or else tinypeft/
-    in $XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    in $XDG_CACHE_HOME or ~/.cache. It need not exist. OSError for a user without a home."""
     if chosen := os.environ.get("TINYPEFT_CACHE"): return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinypeft"
+    if caches := os.environ.get("XDG_CACHE_HOME"): return Path(caches) / "tinypeft"
+    try:
+        return Path.home() / ".cache" / "tinypeft"
+    except RuntimeError as e:
+        raise OSError("this user has no home directory, so there is no place for a cache; set "
+                      "TINYPEFT_CACHE to a folder") from e
 
 
 # -- writing -------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ JSON and lines of text need visible characters, so the files write each byte of 
 character. A byte that is a printable character of Latin-1 is written as itself. The other 68 bytes
 are written, in order, as the characters from 256 on: the space is Ġ, the newline Ċ.
 """
-from collections.abc import Iterable
 from typing import Any
 
 from ..common.wording import brief
@@ -12,16 +11,12 @@ from ..text.tokenizer import END_OF_TEXT, BPETokenizer
 from ..text.words import SPLITS
 from .folder import check_fields
 
-__all__ = ["as_bytes", "as_characters", "check_bytes", "described", "parsed"]
+__all__ = ["as_bytes", "as_characters", "described", "parsed"]
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 CHARACTER = {b: chr(b) for b in _PRINTABLE}                      # byte → its character in the files
 CHARACTER |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in CHARACTER)}
 BYTE = {character: b for b, character in CHARACTER.items()}
-
-# The bytes of text in UTF-8, without control characters and the planes that hold no letters: these
-# are what SmolLM2 lacks.
-NEEDED = {*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)}
 
 # Values that tokenizer.json may have in its model, and types of its other parts; others change ids.
 MODEL = {"type": ("BPE",), "dropout": (None, 0), "unk_token": (None, END_OF_TEXT),
@@ -39,14 +34,6 @@ def as_bytes(token: str) -> bytes:
         return bytes([BYTE[c] for c in token])
     except KeyError as e:
         raise ValueError(f"{brief(token)} has {e.args[0]!r}, which stands for no byte") from e
-
-
-def check_bytes(vocab: Iterable[bytes]) -> None:
-    """Raise ValueError unless each byte of `NEEDED` is a token; text would lose it in silence."""
-    missing = sorted(NEEDED - {token[0] for token in vocab if len(token) == 1})
-    if missing:
-        raise ValueError(f"{len(missing)} bytes that text needs are no tokens, the first is "
-                         f"{missing[0]:#04x}")
 
 
 def as_characters(token: bytes) -> str:
@@ -71,7 +58,6 @@ def parsed(content: dict[str, Any], special: dict[str, int], added: dict[str, in
         raise ValueError(f"ignore_merges is {whole}, expected {not whole} with this pre_tokenizer")
     vocab = {as_bytes(token): i for token, i in model["vocab"].items()
              if token not in special and token not in added}
-    check_bytes(vocab)
     if model.get("unk_token") and len({t for t in vocab if len(t) == 1}) < 256:
         raise ValueError("unk_token is used for the bytes that the vocabulary lacks")
     merges = [(as_bytes(a), as_bytes(b)) for a, b in model["merges"]]

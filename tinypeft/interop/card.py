@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.wording import counted, shortened
+from ..common.wording import counted, in_one_line, shortened
 from ..files import read_text, write_atomically
 from ..models.decoder import SHIPPED, Decoder
 from ..peft import PeftModel
@@ -319,5 +319,5 @@ def about_licence(model: PeftModel | Decoder) -> list[str]:
 
 def line(text: Any) -> str:
     """Return a text as one line of a page, without marks that the page would obey."""
-    text = " ".join(shortened(str(text), 300).split())
+    text = shortened(in_one_line(str(text)), 300)
     return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", text)

@@ -32,6 +32,7 @@ from ..training.options import TrainOptions
 from ..training.rates import make_optimizer
 from ..training.run import Run
 from . import adapters
+from .card import line
 from .changed_table import row_of
 from .huggingface import to_huggingface
 from .lowrank import adapted_layers
@@ -187,5 +188,5 @@ def said(tuned, task):
             "number of NF4, and rounds those of other schemes again.")
     if any(isinstance(m, Dropout) and m.p for _, m in tuned.named_modules()):
         special.append("Dropout draws other masks than in tinypeft.")
-    return {"title": f"{tuned.method} on {task.name}", "load": load,
+    return {"title": f"{tuned.method} on {line(task.name)}", "load": load,
             "special": "".join(f"\n* {line}" for line in special)}

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..common.wording import brief, shortened
 from ..text.sentencepiece import SentencePieceTokenizer
-from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
-from .byte_level import as_bytes, check_bytes
+from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer, check_bytes
+from .byte_level import as_bytes
 from .gguf_reader import GGUFError
 
 __all__ = ["KEY", "PRE", "TEMPLATE", "UnknownTokenizer", "tokenizer_of_gguf"]

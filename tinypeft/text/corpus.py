@@ -192,15 +192,16 @@ def documents(library: str) -> list[Document]:
     """Call `docstrings.read`, which takes seconds, and keep the result in a cache file.
 
     The file is named after the library's location and version, Python's version and the reader's
-    source. An unreadable file is made again; an unwritable directory means no cache. Raises as
-    `docstrings.read` does."""
+    source. An unreadable file is made again; without a directory that can be written to there is no
+    cache. Raises as `docstrings.read` does."""
     from importlib.metadata import version as version_of  # 13 ms that only a reader waits for
     version = version_of(library) if library in LIBRARIES[1:] else ""
     origin = f"{location(library)} {version} {platform.python_version()} {_READER}"
     key = hashlib.sha256(origin.encode()).hexdigest()[:16]
-    path = cache_directory() / f"{library}-{version or platform.python_version()}-{key}.json"
+    file = f"{library}-{version or platform.python_version()}-{key}.json"
     try:
-        stored = check_fields(parse_json(read_text(path)), {"sha256": str, "documents": list})
+        text = read_text(cache_directory() / file)
+        stored = check_fields(parse_json(text), {"sha256": str, "documents": list})
         read = [Document(*fields) for fields in stored["documents"]]
         texts = all(isinstance(part, str) for document in read for part in _parts(document))
         if read and texts and stored["sha256"] == fingerprint(read):
@@ -209,6 +210,6 @@ def documents(library: str) -> list[Document]:
         pass
     read = docstrings.read(library)
     with contextlib.suppress(OSError):
-        write_atomically(path, json.dumps({"sha256": fingerprint(read),
-                                           "documents": [_parts(d) for d in read]}))
+        content = {"sha256": fingerprint(read), "documents": [_parts(d) for d in read]}
+        write_atomically(cache_directory() / file, json.dumps(content))
     return read

@@ -27,10 +27,13 @@ from .chat import Messages, chat_end, chat_prompt
 from .templates import Special
 from .words import SPLITS, words
 
-__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Tokenizer", "join"]
+__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Tokenizer", "check_bytes", "join"]
 
 END_OF_TEXT = "<|endoftext|>"
 BYTES = [bytes([b]) for b in range(256)]
+# The bytes of text in UTF-8, without control characters and the planes that hold no letters: these
+# are what SmolLM2 lacks.
+NEEDED = {*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)}
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64             # the cache holds 65,536 short words at most
 _MOST_IDS = 1 << 31                                      # ids are int32
 
@@ -238,11 +241,13 @@ class BPETokenizer(Tokenizer):
     """A byte-level BPE vocabulary: GPT-2, SmolLM2, Qwen 2 and 3, Llama 3.
 
     merges: pairs of byte strings. vocab: byte string → id; by default the bytes 0 … 255, then the
-    merges' results. A byte that it lacks gives no id. end_of_text: the id of `<|endoftext|>`, by
+    merges' results. It may lack control characters and other bytes that text hardly has, as
+    SmolLM2's does; they give no id, as in the package tokenizers. end_of_text: the id of `<|endoftext|>`, by
     default the last. special: by default only the end of text. split: how a text is cut into words,
     a name of `words.SPLITS`. Of "qwen2" the text is first brought into Unicode's form NFC, so other
     forms do not come back. (The package tokenizers has NFC of Unicode 9: it does not reorder rare
-    marks that came later.) Further arguments and errors: `Tokenizer`'s."""
+    marks that came later.) Further arguments and errors: `Tokenizer`'s. Raises `ValueError` also if
+    a byte that text needs is no token."""
 
     _format, _options = "tinypeft-bpe", {"split": "gpt2"}
 
@@ -257,6 +262,7 @@ class BPETokenizer(Tokenizer):
             tokens = dict.fromkeys(BYTES + [a + b for a, b in merges])
             vocab = {token: i for i, token in enumerate(tokens)}
         vocab = {bytes(token): int(i) for token, i in vocab.items()}
+        check_bytes(vocab)
         end = max(vocab.values(), default=-1) + 1 if end_of_text is None else int(end_of_text)
         self.split = split
         super().__init__(merges, vocab, end, special or {END_OF_TEXT: end}, added, start,
@@ -319,6 +325,14 @@ class BPETokenizer(Tokenizer):
         word, vocab = word.encode("utf-8", "surrogateescape"), self.vocab
         if SPLITS[self.split].whole and word in vocab: return [vocab[word]]
         return [vocab[t] for t in join([BYTES[b] for b in word if BYTES[b] in vocab], self._rank)]
+
+
+def check_bytes(vocab: Iterable[bytes]) -> None:
+    """Raise ValueError unless each byte of `NEEDED` is a token; text would lose it in silence."""
+    missing = sorted(NEEDED - {token[0] for token in vocab if len(token) == 1})
+    if missing:
+        raise ValueError(f"{len(missing)} bytes that text needs are no tokens, the first is "
+                         f"{missing[0]:#04x}")
 
 
 def join(pieces: Sequence[Any], rank: dict[tuple[Any, Any], int]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...common.hints import Array
-from ...common.wording import brief
+from ...common.wording import brief, in_one_line, shortened
 from ...engine.nn import Module
 from ..tokenizer import BPETokenizer, Tokenizer
 
@@ -64,7 +64,7 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
 
 
 class Task:
-    """splits: split → data. sha256: corpus, or file → hash of what was read. notes: facts about
+    """name: a short one, in one line. splits: split → data. sha256: corpus, or file → hash of what was read. notes: facts about
     one's own data, a sentence each; "look:" begins what needs a look. form: what prediction needs
     beside the model, for `save_task`."""
     notes: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Task:
 
     def __init__(self, name: str, splits: dict[str, Sequence],
                  sha256: dict[str, str] | None = None):
-        self.name, self.splits, self.sha256 = name, splits, sha256
+        self.name, self.splits, self.sha256 = shortened(in_one_line(name)), splits, sha256
 
     def data(self, split: str) -> Sequence:
         """Return a split's data. Raises ValueError for an unknown split."""
