@@ -145,10 +145,10 @@ def do(name: str, where: Path, tests: list[str]) -> dict:
                                             "numpy.__version__)"], env=env, text=True).split()
         row = {"python": versions[0], "numpy": versions[1], "got": {k: got[k] for k in ("blas", "threads", "numpy")}}
         if wrong := refused(run, got): return row | {"result": wrong, "failed": 1}
-        command = [python, "-m", "pytest", "--durations=20", "-p", "no:cacheprovider", "--continue-on-collection-errors", *tests]
+        command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=20", "--continue-on-collection-errors"]
         log = where / f"{name}.txt"
         with log.open("w") as file:
-            try: code = subprocess.run(command, cwd=checkout, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            try: code = subprocess.run(command + tests, cwd=checkout, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                                        timeout=LIMIT).returncode
             except subprocess.TimeoutExpired: return row | {"result": f"no end after {LIMIT} s", "failed": 1}
         said = log.read_text("utf-8", "replace")
