@@ -148,14 +148,14 @@ def do(name: str, where: Path, tests: list[str]) -> dict:
         command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=20", "--continue-on-collection-errors"]
         log = where / f"{name}.txt"
         with log.open("w") as file:
-            try: code = subprocess.run(command + tests, cwd=checkout, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                                       timeout=LIMIT).returncode
+            try: done = subprocess.run(command + tests, cwd=checkout, env=env, stdin=subprocess.DEVNULL, stdout=file,
+                                       stderr=file, timeout=LIMIT)
             except subprocess.TimeoutExpired: return row | {"result": f"no end after {LIMIT} s", "failed": 1}
         said = log.read_text("utf-8", "replace")
         last = next((line for line in reversed(said.splitlines()) if re.search(r"\d+ passed", line)), "")
         counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
         row |= {"passed": counts.get("passed", 0), "skipped": counts.get("skipped", 0),
-                "failed": counts.get("failed", 0) + counts.get("error", 0) or int(code != 0),
+                "failed": counts.get("failed", 0) + counts.get("error", 0) or int(done.returncode != 0),
                 "failing": re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.M)}
         if run["away"]:
             job = subprocess.run([python, "-c", MAIN_JOB, Path(out, "job")], cwd=out, env=env, stdin=subprocess.DEVNULL,
