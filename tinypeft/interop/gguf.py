@@ -45,14 +45,15 @@ CODED = QuantizedLinear, QuantizedEmbedding
 
 def write_gguf(path: str | Path, model: Decoder) -> None:
     """Write a model, plain or quantized by `GGUF` or read from a GGUF file with `quantized=True`,
-    with its tokenizer, completely or not at all. Raises ValueError for a method attached, a head,
-    layers quantized otherwise, a tokenizer that GGUF does not know, or a function that llama.cpp
-    lacks."""
+    with its tokenizer, completely or not at all; llama.cpp needs a tokenizer. Raises ValueError for a
+    method attached, a head, layers quantized otherwise, a tokenizer that GGUF does not know, or a
+    function that llama.cpp lacks."""
     if model.attached is not None or model.head is not None:
         added = model.attached or "a classification head"
         raise ValueError(f"write_gguf: expected a {type(model).__name__} alone, it has {added}; "
                          "merge or detach the method, set model.head = None")
     with naming("write_gguf"):
+        architecture_of(model).check(model.config)
         tensors = _tensors(model)
         fields = _fields(model, {name: kind for name, (kind, *_) in tensors.items()})
     infos, at = [], 0
@@ -120,7 +121,7 @@ def _fields(model, types):
         made = {f"{kind}.{name}": value for name, value in architecture.write(model.config).items()}
         outdated.append(f"{kind}.")
     if types != origin.types:
-        made |= {"general.file_type": _file_type([*types.values()]),
+        made |= {"general.file_type": _file_type(types),
                  "general.quantization_version": 2}
     if model.tokenizer is not origin.tokenizer and model.tokenizer != origin.tokenizer:
         made |= _tokenizer(model)
@@ -131,11 +132,13 @@ def _fields(model, types):
     return kept | {name: _value(value) for name, value in made.items()}
 
 
-def _file_type(kinds):
-    """Return llama.cpp's number of a file: that of the commonest type of codes, or of a mixture."""
-    kinds = [kind for kind in kinds if kind != "F32"] or ["F32"]
+def _file_type(types):
+    """Return llama.cpp's number of a file: that of the commonest type of codes, or of a mixture. A
+    mixture is known by its blocks: the embedding may have Q6_K in any."""
+    blocks = [kind for name, kind in types.items() if name.startswith("blk.")]
     for usual in "Q4_K", "Q5_K":
-        if usual in kinds: return FILE_TYPES[usual] + ("Q6_K" in kinds)   # _S, _M
+        if usual in blocks: return FILE_TYPES[usual] + ("Q6_K" in blocks)   # _S, _M
+    kinds = [kind for kind in types.values() if kind != "F32"] or ["F32"]
     return FILE_TYPES[max(sorted(set(kinds)), key=kinds.count)]
 
 
@@ -145,7 +148,8 @@ def _tokenizer(model):
     if tokenizer is None: return {}
     if not isinstance(tokenizer, BPETokenizer):
         raise ValueError(f"the tokenizer must be byte-level, got {tokenizer!r}; set "
-                         "model.tokenizer = None to write the model without one")
+                         "model.tokenizer = None to write a file without one, which llama.cpp "
+                         "does not load")
     tokens, kinds = [f"[PAD{i}]" for i in range(n)], [UNUSED] * n
     for token, i in tokenizer.vocab.items(): tokens[i], kinds[i] = as_characters(token), NORMAL
     for name, i in tokenizer.added.items(): tokens[i], kinds[i] = name, USER
