@@ -113,6 +113,18 @@ def test_models_that_gguf_cannot_hold_are_refused(spoil, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_numbers_that_do_not_fit_are_refused(tmp_path):
+    model = with_tokenizer()
+    model.blocks[1].mlp.up.weight.data[3, 4] = 1e5
+    with pytest.raises(ValueError, match="write_gguf: blk.1.ffn_up.weight: a weight of 100000 overflows float16; BF16"):
+        write_gguf(tmp_path / "model.gguf", model, numbers="F16")
+    with pytest.raises(ValueError, match="write_gguf: numbers must be 'F32' or 'F16' or 'BF16', got 'Q8_0'; quantize by"):
+        write_gguf(tmp_path / "model.gguf", model, numbers="Q8_0")
+    assert not list(tmp_path.iterdir())
+    write_gguf(tmp_path / "model.gguf", model, numbers="BF16")
+    assert from_gguf(tmp_path / "model.gguf").blocks[1].mlp.up.weight.data[3, 4] == 99840
+
+
 def test_tensors_of_odd_sizes_are_read_from_their_places(tmp_path):
     """Biases of 12 numbers are no multiple of 32 bytes: zeros follow them."""
     gguf = pytest.importorskip("gguf")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
 from .arguments import model_of, output
@@ -11,6 +12,9 @@ from .handing_on import Job, activations_option, plain, save_adapter, shown, wri
 from .results import check_new, new_folder
 from .training import export_attached, run_export, training_options
 from .using import adapter_option
+
+if TYPE_CHECKING:
+    from ..models.decoder import Decoder
 
 __all__ = ["add_commands"]
 
@@ -23,8 +27,9 @@ def add_commands(command: Callable) -> None:
 
 def gguf_types() -> list[str]:
     """Return the types that --type takes."""
+    from ..interop.gguf import NUMBER_TYPES
     from ..quant.gguf import BITS, LAYOUTS, MIXTURES
-    return ["F32", *LAYOUTS, *BITS, *MIXTURES]
+    return [*NUMBER_TYPES, *LAYOUTS, *BITS, *MIXTURES]
 
 
 def export_options(p: ArgumentParser) -> None:
@@ -35,7 +40,8 @@ def export_options(p: ArgumentParser) -> None:
                         "adapter for PEFT; training: a run that goes on in PyTorch, of METHOD or "
                         "of the adapter, on your data")
     p.add_argument("--type", choices=gguf_types(), metavar="TYPE",
-                   help="of gguf: how weights are stored (default F32; Q8_0 and Q4_K_M are common)")
+                   help="of gguf: how weights are stored; Q8_0 and Q4_K_M are common (default: "
+                        "codes that no adapter changed stay, all else is F32)")
     activations_option(p)
     output(p, "the result; for gguf also the name of a file that ends in .gguf", required=True)
 
@@ -47,27 +53,29 @@ def export_hf(args: Namespace) -> None:
 def export_gguf(args: Namespace) -> None:
     """Write a model as a file of llama.cpp, alone or in a folder with its card."""
     from ..interop.card import temperature_option
-    from ..interop.gguf import write_gguf
+    from ..interop.gguf import NUMBER_TYPES, write_gguf
     from ..interop.loading import GGUF_FILE
     from ..quant import GGUF, quantize
-    kind = args.type or "F32"
+    kind = args.type
     job = Job(args, "gguf", None if kind == "F32" else kind)
     if job.model.head is not None:
         raise ValueError("export --to gguf: llama.cpp has no place for a classifier; "
                          "`export --to hf` has one")
     model = plain(job.model, args.activations)
-    if kind != "F32":
+    note = about_codes(args, job.model, model)
+    numbers = kind if kind in NUMBER_TYPES else None
+    if kind and not numbers:
         model = quantize(model, GGUF(kind, embeddings=True))
     record = {"base": str(args.model or "shipped"), "method": job.method, "type": kind,
-              "saved": str(args.out)}
+              "note": note, "saved": str(args.out)}
     is_file = args.out.suffix == ".gguf"
     path = args.out if is_file else args.out / GGUF_FILE
     with Progress(None, "writing"):
         if is_file:
-            write_gguf(path, model)
+            write_gguf(path, model, numbers)
         else:
             with new_folder(args.out) as folder:
-                write_gguf(folder / GGUF_FILE, model)
+                write_gguf(folder / GGUF_FILE, model, numbers)
                 job.finish(folder, record)
     record["bytes"] = path.stat().st_size
     record["bits for each weight"] = round(8 * record["bytes"] / model.n_parameters(), 2)
@@ -76,8 +84,26 @@ def export_gguf(args: Namespace) -> None:
         use += " --chat --temperature 0"
     shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB, "
                         f"{record['bits for each weight']:.1f} bits for each weight\n"
+                        f"{note}{chr(10) if note else ''}"
                         f"next: python -m tinypeft {use}, or llama-cli -m {path}"
                         f"{temperature_option(job.task)}")
+
+
+def about_codes(args: Namespace, before: Decoder, model: Decoder) -> str:
+    """Say what becomes of the codes that the weights of `before` are, or were in its GGUF file. If
+    no type is asked for, put those that still hold into `model`, the same in plain weights."""
+    from ..interop.gguf import NUMBER_TYPES, keep_codes
+    from ..interop.loading import load_model
+    from ..quant.model import coded_layers
+    types = before.origin.types.values() if before.origin else ()
+    is_coded = coded_layers(before)
+    if args.type == "F32" or not (is_coded or set(types) - set(NUMBER_TYPES)):
+        return ""
+    if args.type:
+        return (f"the weights were codes already, and --type {args.type} rounded them once more: "
+                "without --type, what no adapter changed keeps its codes")
+    kept, others = keep_codes(model, before if is_coded else load_model(args.model, quantized=True))
+    return f"{kept} matrices have the codes that they had, {others} are numbers"
 
 
 def export_peft(args: Namespace) -> None:

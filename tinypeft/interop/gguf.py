@@ -19,42 +19,50 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.nn import Embedding, LayerNorm, Linear, RMSNorm
+from ..engine.nn import Embedding, LayerNorm, Linear, RMSNorm, replace_modules
 from ..files import naming, replacing
 from ..models.decoder import Decoder
 from ..quant import QuantizedEmbedding, QuantizedLinear
 from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
 from .gguf_architectures import FACTORS, architecture_of, neighbours
-from .gguf_bytes import file_bytes, type_of
+from .gguf_bytes import file_bytes, known_type, type_of
 from .gguf_tokenizer import CONTROL, KEY, NORMAL, PRE, TEMPLATE, UNUSED, USER
 from .gguf_types import TYPES
 from .llama import Origin
 
-__all__ = ["write_gguf"]
+__all__ = ["NUMBER_TYPES", "keep_codes", "write_gguf"]
 
 ALIGNMENT = 32
+POSITIONS = "position_embd.weight"                       # never rounded, as in llama.cpp
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}          # type → its number
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9,
               "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ4_NL": 25,
               "BF16": 32, "MXFP4": 38}
+NUMBER_TYPES = "F32", "F16", "BF16"
 NO_ORIGIN = Origin({}, {}, None, None)
 PLAIN = Linear, LayerNorm, RMSNorm, Embedding            # modules whose weights are numbers
 CODED = QuantizedLinear, QuantizedEmbedding
 
 
-def write_gguf(path: str | Path, model: Decoder) -> None:
+def write_gguf(path: str | Path, model: Decoder, numbers: str | None = None) -> None:
     """Write a model, plain or quantized by `GGUF` or read from a GGUF file with `quantized=True`,
-    with its tokenizer, completely or not at all; llama.cpp needs a tokenizer. Raises ValueError for a
-    method attached, a head, layers quantized otherwise, a tokenizer that GGUF does not know, or a
-    function that llama.cpp lacks."""
+    with its tokenizer, completely or not at all; llama.cpp needs a tokenizer.
+
+    numbers: the type of matrices that are no codes, "F32", "F16" or "BF16", which rounds them; by
+    default they are F32, or what they were in the file that they are from. Raises ValueError for a
+    method attached, a head, layers quantized otherwise, a weight that overflows float16, a
+    tokenizer that GGUF does not know, or a function that llama.cpp lacks."""
+    if numbers not in (None, *NUMBER_TYPES):
+        raise ValueError(f"write_gguf: numbers must be {' or '.join(map(repr, NUMBER_TYPES))}, got "
+                         f"{numbers!r}; quantize by tinypeft.GGUF for codes")
     if model.attached is not None or model.head is not None:
         added = model.attached or "a classification head"
         raise ValueError(f"write_gguf: expected a {type(model).__name__} alone, it has {added}; "
                          "merge or detach the method, set model.head = None")
     with naming("write_gguf"):
         architecture_of(model).check(model.config)
-        tensors = _tensors(model)
+        tensors = _tensors(model, numbers)
         fields = _fields(model, {name: kind for name, (kind, *_) in tensors.items()})
     infos, at = [], 0
     for name, (kind, shape, array) in tensors.items():
@@ -70,14 +78,38 @@ def write_gguf(path: str | Path, model: Decoder) -> None:
             f.write(bytes(-array.nbytes % ALIGNMENT))
 
 
-def _tensors(model):
+def keep_codes(model: Decoder, coded: Decoder) -> tuple[int, int]:
+    """Put the codes of `coded` into `model`, in place, where they decode to its numbers and a GGUF
+    file can hold them. Return how many matrices of the file have codes now, and how many have not.
+    The models have the same sizes, and `model` is plain."""
+    kept, counts = {}, [0, 0]
+    for ours, shape in architecture_of(model).layout(model.config).values():
+        if len(shape) < 2: continue
+        layers = {path: coded.get(path) for path in _modules(ours)}
+        types = {known_type(m.weight) if type(m) in CODED else None for m in layers.values()}
+        same = len(types) == 1 and None not in types and all(
+            np.array_equal(layer.dense_weight(), model.get(path).weight.data)
+            for path, layer in layers.items())
+        if same: kept |= layers
+        counts[not same] += 1
+    for path, layer in kept.items():
+        if type(layer) is QuantizedLinear:
+            kept[path] = QuantizedLinear(layer.weight, model.get(path).bias)
+    replace_modules(model, kept)
+    return *counts,
+
+
+def _modules(names): return [name.rpartition(".")[0] for name in names]
+
+
+def _tensors(model, numbers):
     """Return name → (type, shape, array of the bytes or numbers) of every tensor of the file."""
     architecture, config, tensors = architecture_of(model), model.config, {}
     if (divisors := architecture.divisors(config)) is not None:
         tensors[FACTORS] = "F32", divisors.shape, divisors
     types = (model.origin or NO_ORIGIN).types
     for theirs, (ours, shape) in architecture.layout(config).items():
-        paths, attribute = [name.rpartition(".")[0] for name in ours], ours[0].rpartition(".")[2]
+        paths, attribute = _modules(ours), ours[0].rpartition(".")[2]
         modules = [model.get(path) for path in paths]
         if attribute == "weight" and not all(type(m) in PLAIN for m in modules):
             kind, array = _codes(modules, paths)
@@ -85,7 +117,12 @@ def _tensors(model):
             W = np.concatenate([getattr(m, attribute).data for m in modules])
             W = W.astype("<f4", copy=False)
             shift = architecture.shift(theirs)
-            kind, array = _numbers(W + np.float32(shift) if shift else W, types.get(theirs))
+            W = W + np.float32(shift) if shift else W
+            if numbers is None:
+                kind, array = _numbers(W, types.get(theirs))
+            else:
+                kind = numbers if len(shape) == 2 and theirs != POSITIONS else "F32"
+                with naming(theirs): array = _rounded(W, kind)
         if architecture.is_paired(config, theirs):
             array = neighbours(array.reshape(shape[0], -1), config.d_head)
         tensors[theirs] = kind, shape, array
@@ -110,6 +147,17 @@ def _numbers(W, kind):
     bits = np.ascontiguousarray(W).view("<u4")
     if kind == "BF16" and not (bits & 0xFFFF).any(): return kind, (bits >> 16).astype("<u2")
     return "F32", W
+
+
+def _rounded(W, kind):
+    """Round an array of float32 to one of NUMBER_TYPES, ties to even."""
+    if kind == "F32": return W
+    if kind == "F16":
+        with np.errstate(over="ignore"): half = W.astype("<f2")
+        if np.isfinite(half).all(): return half
+        raise ValueError(f"a weight of {np.abs(W).max():g} overflows float16; BF16 holds it")
+    bits = np.ascontiguousarray(W).view("<u4")
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
 
 
 def _fields(model, types):
