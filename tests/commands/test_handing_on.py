@@ -268,6 +268,26 @@ def test_a_second_rounding_is_said(capsys, coded, bases, tmp_path, base):
     assert "\n0 matrices have the codes that they had, " in run(capsys, *other)[1]       # NF4 is none of GGUF's types
 
 
+def test_a_lora_for_llama_cpp(capsys, bases, tmp_path):
+    """The adapter alone: what `write_gguf_adapter` writes, as a file or in a folder with its card."""
+    tuned = adapter_on(bases / "llama", tp.LoRA(rank=2), tmp_path / "a")
+    tp.write_gguf_adapter(tmp_path / "expected.gguf", tuned)
+    argv = "export", "--to", "gguf-lora", "--model", bases / "llama", "--adapter", tmp_path / "a", "--out"
+    status, out, err = run(capsys, *argv, tmp_path / "l.gguf")
+    assert (status, err) == (0, "") and f"next: llama-cli -m BASE.gguf --lora {tmp_path / 'l.gguf'}, where BASE" in out
+    assert f"`export --to gguf --model {bases / 'llama'} --out BASE.gguf` writes" in out
+    assert run(capsys, *argv, tmp_path / "folder")[0] == 0
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"adapter.gguf", "README.md", "run.json"}
+    page = (tmp_path / "folder/README.md").read_text("utf-8")
+    assert "An adapter for llama.cpp" in page and "```bash\nllama-cli -m BASE.gguf --lora adapter.gguf\n```" in page
+    assert "```python" not in page
+    expected = (tmp_path / "expected.gguf").read_bytes()
+    assert (tmp_path / "l.gguf").read_bytes() == (tmp_path / "folder/adapter.gguf").read_bytes() == expected
+    adapter_on(bases / "llama", tp.IA3(), tmp_path / "i")
+    status, _, err = run(capsys, *argv[:5], "--adapter", tmp_path / "i", "--out", tmp_path / "no")
+    assert status == 2 and "but there is IA3()" in err and not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_gguf_of_halves(capsys, bases, tmp_path, kind):
     """Matrices alone are rounded, and the position embedding of a GPT is not, as in llama.cpp."""
@@ -334,6 +354,7 @@ def test_a_run_of_an_adapter_goes_on_in_pytorch(capsys, own, tmp_path):  # noqa:
     (["hf", "lora"], "--to hf does not train; leave out METHOD"), (["hf", "--steps", "3"], "leave out --steps"),
     (["peft", "--quick"], "leave out --quick"), (["gguf", "--seed", "3"], "leave out --seed"),
     (["hf", "--type", "Q8_0"], "--type needs --to gguf"), (["peft"], "needs --adapter FOLDER"),
+    (["gguf-lora"], "needs --adapter FOLDER"),
     (["training"], "give METHOD, such as lora, or --adapter"), (["training", "lora", "--adapter", "x"], "give METHOD, such as"),
     (["training", "lorra"], "there is no method 'lorra'"), (["hf", "--adapter", "nothing"], "no adapter.safetensors")])
 def test_exports_that_make_no_sense(capsys, tmp_path, argv, says):

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING
 from ..common.progress import Progress
 from .arguments import model_of, output
 from .data import kind_of, own_task, task_of
-from .handing_on import Job, activations_option, plain, save_adapter, shown, write_model
-from .results import check_new, new_folder
+from .handing_on import (
+    Job,
+    activations_option,
+    base_option,
+    finish,
+    plain,
+    save_adapter,
+    shown,
+    write_model,
+)
+from .results import check_new, facts_in, new_folder, record_of, results_in
 from .training import export_attached, run_export, training_options
 from .using import adapter_option
 
@@ -36,14 +45,15 @@ def export_options(p: ArgumentParser) -> None:
     training_options(p.add_argument_group("for --to training"), optional=True)
     adapter_option(p)
     p.add_argument("--to", required=True, choices=EXPORTS,
-                   help="hf: a folder of Hugging Face; gguf: a file for llama.cpp; peft: an "
-                        "adapter for PEFT; training: a run that goes on in PyTorch, of METHOD or "
-                        "of the adapter, on your data")
+                   help="hf: a folder of Hugging Face; gguf: a file for llama.cpp; gguf-lora: a "
+                        "LoRA for llama.cpp; peft: an adapter for PEFT; training: a run that goes "
+                        "on in PyTorch, of METHOD or of the adapter, on your data")
     p.add_argument("--type", choices=gguf_types(), metavar="TYPE",
                    help="of gguf: how weights are stored; Q8_0 and Q4_K_M are common (default: "
                         "codes that no adapter changed stay, all else is F32)")
     activations_option(p)
-    output(p, "the result; for gguf also the name of a file that ends in .gguf", required=True)
+    output(p, "the result; for gguf and gguf-lora also the name of a file that ends in .gguf",
+           required=True)
 
 
 def export_hf(args: Namespace) -> None:
@@ -106,6 +116,30 @@ def about_codes(args: Namespace, before: Decoder, model: Decoder) -> str:
     return f"{kept} matrices have the codes that they had, {others} are numbers"
 
 
+def export_gguf_lora(args: Namespace) -> None:
+    """Write an adapter as a file that llama.cpp takes beside that of the base."""
+    from ..interop.card import card_of, temperature_option
+    from ..interop.gguf_adapter import ADAPTER_FILE, write_gguf_adapter
+    from ..peft import load_adapter
+    if not args.adapter:
+        raise ValueError("export --to gguf-lora needs --adapter FOLDER")
+    tuned = load_adapter(model_of(args), args.adapter)
+    record = {"base": str(args.model or "shipped"), "method": str(tuned.method),
+              "saved": str(args.out)}
+    path = args.out if args.out.suffix == ".gguf" else args.out / ADAPTER_FILE
+    if path is args.out:
+        write_gguf_adapter(path, tuned)
+    else:
+        learned = record_of(args.adapter)
+        card = card_of(tuned, "gguf-lora", facts_in(learned), results=results_in(learned))
+        with new_folder(args.out) as folder:
+            write_gguf_adapter(folder / ADAPTER_FILE, tuned)
+            finish(args, folder, tuned.task, card, record)
+    shown(args, record, f"saved in {path}\nnext: llama-cli -m BASE.gguf --lora {path}"
+                        f"{temperature_option(tuned.task)}, where BASE.gguf is the base's file, or "
+                        f"what `export --to gguf{base_option(args)} --out BASE.gguf` writes")
+
+
 def export_peft(args: Namespace) -> None:
     """Write an adapter in PEFT's format."""
     from ..peft import load_adapter
@@ -134,7 +168,8 @@ def export_training(args: Namespace) -> None:
     return export_attached(args, tuned, task)
 
 
-EXPORTS = {"hf": export_hf, "gguf": export_gguf, "peft": export_peft, "training": export_training}
+EXPORTS = {"hf": export_hf, "gguf": export_gguf, "gguf-lora": export_gguf_lora,
+           "peft": export_peft, "training": export_training}
 
 
 def run_export_to(args: Namespace) -> None:

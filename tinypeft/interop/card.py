@@ -22,6 +22,7 @@ from ..peft import PeftModel
 from ..text.tasks import Task
 from ..training.history import History
 from .adapters import base_address
+from .gguf_adapter import ADAPTER_FILE
 
 __all__ = ["FILE", "MARK", "VALIDATED", "card_of", "licence_of", "temperature_option",
            "write_card", "write_page"]
@@ -37,6 +38,7 @@ KINDS = {
            "from transformers import AutoModelForCausalLM\n"
            "theirs = AutoModelForCausalLM.from_pretrained(folder)"),
     "gguf": ("gguf", "A model for llama.cpp", "model = tp.load_model(folder)"),
+    "gguf-lora": ("gguf", "An adapter for llama.cpp", ""),
     "quantized": ("tinypeft", "A model in codes of few bits", "model = tp.load_model(folder)")}
 AUTO = ("\n\nfrom peft import AutoPeftModelForCausalLM     # fetches the base by its name, or:\n"
         "theirs = AutoPeftModelForCausalLM.from_pretrained(folder)\n"
@@ -167,9 +169,10 @@ def use(model: PeftModel | Decoder, kind: str) -> list[str]:
     elif kind == "hf" and base_of(model).tokenizer is not None:
         code += WRITES % prompt_lines(model)
     loads = "tp.load_pretrained()" if base in (None, SHIPPED) else f"tp.load_model({base!r})"
-    return ["", "## Use", "", "```python", "import tinypeft as tp",
-            'folder = "."                                    # where this page is',
-            *code.replace("BASE", loads).split("\n"), "```", *use_in_llama_cpp(model, kind)]
+    in_python = ["", "```python", "import tinypeft as tp",
+                 'folder = "."                                    # where this page is',
+                 *code.replace("BASE", loads).split("\n"), "```"]
+    return ["", "## Use", *(in_python if code else []), *use_in_llama_cpp(model, kind)]
 
 
 def prompt_lines(model: PeftModel | Decoder) -> str:
@@ -182,10 +185,12 @@ def prompt_lines(model: PeftModel | Decoder) -> str:
 
 def use_in_llama_cpp(model: PeftModel | Decoder, kind: str) -> list[str]:
     """Return the command that loads a GGUF file. What learned answers gives the likeliest."""
-    if kind != "gguf":
+    files = {"gguf": "model.gguf", "gguf-lora": f"BASE.gguf --lora {ADAPTER_FILE}"}
+    if kind not in files:
         return []
     option = temperature_option(getattr(model, "task", None))
-    return ["", "```bash", f"llama-cli -m model.gguf{option}", "```"]
+    said = ["", "BASE.gguf is the base's file."] if kind == "gguf-lora" else []
+    return [*said, "", "```bash", f"llama-cli -m {files[kind]}{option}", "```"]
 
 
 def temperature_option(task: Task | None) -> str:

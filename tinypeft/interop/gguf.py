@@ -1,26 +1,19 @@
 """Write a GPT, a Llama or a Gemma as GGUF, llama.cpp's format: codes as they are, the rest F32.
 
-    "GGUF", version 3        uint32 each; all numbers are little-endian
-    tensors, fields          uint64 each: how many there are
-    fields                   name, type, value: the sizes, and the tokenizer
-    tensors                  name, number of axes, axes (last first), type, offset in the data
-    data                     starts at a multiple of 32 bytes; so does every tensor in it
-
-A string is its length (uint64) and its bytes. `gguf_architectures.py` has the names, and how the
-numbers differ from ours. A row is whole blocks, so codes are reordered and stacked as they are.
+`gguf_writer.py` has the format. `gguf_architectures.py` has the names, and how the numbers differ
+from ours. A row is whole blocks, so codes are reordered and stacked as they are.
 
 A model that was read from a GGUF file is written with the fields of that file: the template of its
 chat, ids of special tokens, its name and licence. Fields of the sizes or of the tokenizer are made
 anew if the configuration or the tokenizer is another one now. A tensor that was F16 or BF16 is that
-again if it still has such numbers. Format: github.com/ggml-org/ggml, docs/gguf.md.
+again if it still has such numbers.
 """
-import struct
 from pathlib import Path
 
 import numpy as np
 
 from ..engine.nn import Embedding, LayerNorm, Linear, RMSNorm, replace_modules
-from ..files import naming, replacing
+from ..files import naming
 from ..models.decoder import Decoder
 from ..quant import QuantizedEmbedding, QuantizedLinear
 from ..text.tokenizer import BPETokenizer
@@ -28,14 +21,12 @@ from .byte_level import as_characters
 from .gguf_architectures import FACTORS, architecture_of, neighbours
 from .gguf_bytes import file_bytes, known_type, type_of
 from .gguf_tokenizer import CONTROL, KEY, NORMAL, PRE, TEMPLATE, UNUSED, USER
-from .gguf_types import TYPES
+from .gguf_writer import field, write_container
 from .llama import Origin
 
 __all__ = ["NUMBER_TYPES", "keep_codes", "write_gguf"]
 
-ALIGNMENT = 32
 POSITIONS = "position_embd.weight"                       # never rounded, as in llama.cpp
-NUMBERS = {kind.name: number for number, kind in TYPES.items()}          # type → its number
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9,
               "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ4_NL": 25,
               "BF16": 32, "MXFP4": 38}
@@ -64,18 +55,7 @@ def write_gguf(path: str | Path, model: Decoder, numbers: str | None = None) -> 
         architecture_of(model).check(model.config)
         tensors = _tensors(model, numbers)
         fields = _fields(model, {name: kind for name, (kind, *_) in tensors.items()})
-    infos, at = [], 0
-    for name, (kind, shape, array) in tensors.items():
-        n = len(shape)
-        infos.append(_string(name) + struct.pack(f"<I{n}QIQ", n, *shape[::-1], NUMBERS[kind], at))
-        at += array.nbytes + -array.nbytes % ALIGNMENT
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
-    head += b"".join([*(_string(name) + octets for name, octets in fields.items()), *infos])
-    with replacing(path) as f:
-        f.write(head + bytes(-len(head) % ALIGNMENT))
-        for _, _, array in tensors.values():
-            f.write(array)
-            f.write(bytes(-array.nbytes % ALIGNMENT))
+    write_container(path, fields, tensors)
 
 
 def keep_codes(model: Decoder, coded: Decoder) -> tuple[int, int]:
@@ -177,7 +157,7 @@ def _fields(model, types):
     kept = {name: octets for name, octets in origin.fields.items()
             if not name.startswith(tuple(outdated))}
     made = {"general.architecture": kind, **made}
-    return kept | {name: _value(value) for name, value in made.items()}
+    return kept | {name: field(value) for name, value in made.items()}
 
 
 def _file_type(types):
@@ -211,18 +191,3 @@ def _tokenizer(model):
     fields = {f"{KEY}{name}": value for name, value in values.items()}
     if tokenizer.chat_template is not None: fields[TEMPLATE] = tokenizer.chat_template
     return fields
-
-
-def _string(text): return struct.pack("<Q", len(text.encode())) + text.encode()
-
-
-def _value(value):
-    """Type and value: uint32 4, float32 6, bool 7, string 8, array 9 (of strings, or of int32
-    5)."""
-    n = len(value) if isinstance(value, list) else 0
-    if isinstance(value, str):                return struct.pack("<I", 8) + _string(value)
-    if isinstance(value, bool):               return struct.pack("<I?", 7, value)
-    if isinstance(value, int):                return struct.pack("<II", 4, value)
-    if isinstance(value, float):              return struct.pack("<If", 6, value)
-    if value and isinstance(value[0], int):   return struct.pack(f"<IIQ{n}i", 9, 5, n, *value)
-    return struct.pack("<IIQ", 9, 8, n) + b"".join(map(_string, value))
