@@ -60,7 +60,7 @@ FAMILIES = {
     "gemma3": [{}, {"d_head": 16, "query_scale": 16}, {"window": 8, "global_every": 2}, {"window": 8, "global_every": 1},
                {"window": 100, "n_heads": 3, "n_kv_heads": 1}, {"n_layers": 62, "query_scale": 16, "window": 8}],
     "gpt2": [{}, {"n_heads": 1}, {"d_model": 36, "n_heads": 12}, {"context_length": 40}]}
-WITHIN = {"gemma3": 0.01, "gpt2": 0.01}                      # of logits; else 1e-5. A wrong angle or window is above 0.1
+WITHIN = {"gemma3": 3e-3, "gpt2": 3e-3}                      # of logits; else 1e-5. θ smaller by a tenth: 0.006, window + 1: 0.3
 CONVERSATION = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "Four, I think."},
                 {"role": "user", "content": "  Thank you!\n"}]
 TEXTS = ["", " ", "  ", "\n", "\n\n \t\n", "Hello", " Hello", "Hello  world", "don't, WON'T, I'll've", "1234567890", "3.14e-10",
