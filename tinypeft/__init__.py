@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .interop.card import write_card
     from .interop.export import export_training
     from .interop.gguf import write_gguf
+    from .interop.gguf_adapter import write_gguf_adapter
     from .interop.loading import load_model, load_pretrained, save_model
 
     # the first verb: fine-tuning methods

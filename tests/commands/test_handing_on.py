@@ -16,6 +16,7 @@ from tinypeft.commands.cli import main
 from tinypeft.commands.messages import with_flags
 from tinypeft.engine.nn import Dropout
 from tinypeft.interop import read_safetensors
+from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.text.tasks.answering import Answering
 
 TOKENS = np.random.default_rng(0).integers(0, 900, (2, 12))
@@ -221,6 +222,89 @@ def test_gguf_of_each_type_comes_back(capsys, bases, tmp_path):
     assert 0 < off < 0.2 * np.abs(logits(tuned)).max() and rounded.tokenizer == tuned.tokenizer
 
 
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    """Models in GGUF's codes, by family: as a GGUF file, and as a folder of `quantize`. The third is in other codes."""
+    folder, shipped = tmp_path_factory.mktemp("coded"), tp.load_pretrained()
+    for name in "GPT", "Llama":
+        sizes = {"d_mlp": 256, "d_head": 64, "n_kv_heads": 1} if name == "Llama" else {}
+        model = family_of(name, np.float32, **{"vocab_size": 1024, "context_length": 128, "d_model": 256, "n_heads": 4} | sizes)
+        model.tokenizer = shipped.tokenizer
+        tp.quantize(model, tp.GGUF("Q4_K_M", embeddings=True))
+        tp.write_gguf(folder / f"{name}.gguf", model)
+        (folder / name).mkdir()
+        tp.save_quantized(model, folder / name / "quantized.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("family, place", [("GPT", "GPT.gguf"), ("Llama", "Llama.gguf"), ("Llama", "Llama")])
+def test_codes_that_no_adapter_changed_are_kept(capsys, coded, tmp_path, family, place):
+    """Without --type; query, key and value of a GPT are one tensor, which is codes only if all three are."""
+    argv = "export", "--to", "gguf", "--model", coded / place, "--out"
+    status, out, err = run(capsys, *argv, tmp_path / "same.gguf")
+    assert (status, err) == (0, "") and "matrices have the codes that they had, 0 are" in out.replace("1 are", "0 are")
+    if place.endswith(".gguf"): assert (tmp_path / "same.gguf").read_bytes() == (coded / place).read_bytes()
+    tuned = adapter_on(coded / place, tp.LoRA(rank=2, targets=("blocks.0.query",)), tmp_path / "a")
+    status, out, _ = run(capsys, *argv, tmp_path / "m.gguf", "--adapter", tmp_path / "a", "--json")
+    before, after = read_gguf(coded / f"{family}.gguf"), read_gguf(tmp_path / "m.gguf")
+    changed = {name for name in before if after.kind(name) != before.kind(name)}
+    assert changed == {"blk.0.attn_qkv.weight" if family == "GPT" else "blk.0.attn_q.weight"}
+    assert all(after.kind(name).name == "F32" for name in changed)
+    assert all(np.array_equal(after.octets(name), before.octets(name)) for name in before.keys() - changed)
+    np.testing.assert_allclose(logits(tp.load_model(tmp_path / "m.gguf")), logits(tuned), rtol=0, atol=1e-4)
+    assert re.fullmatch(r"\d+ matrices have the codes that they had, [12] are numbers", json.loads(out)["note"])
+
+
+@pytest.mark.parametrize("base", ["Llama.gguf", "Llama"])
+def test_a_second_rounding_is_said(capsys, coded, bases, tmp_path, base):
+    argv = "export", "--to", "gguf", "--model", coded / base, "--out"
+    for kind in "Q8_0", "F16", "BF16":
+        _, out, _ = run(capsys, *argv, tmp_path / f"{kind}.gguf", "--type", kind)
+        assert f"the weights were codes already, and --type {kind} rounded them once more: without --type" in out
+    assert "codes" not in run(capsys, *argv, tmp_path / "f32.gguf", "--type", "F32")[1]
+    plain = "export", "--to", "gguf", "--model", bases / "llama", "--out", tmp_path / "plain.gguf"
+    assert "codes" not in run(capsys, *plain, "--type", "Q8_0")[1]
+    other = "export", "--to", "gguf", "--model", bases / "nf4.safetensors", "--out", tmp_path / "nf4.gguf"
+    assert "\n0 matrices have the codes that they had, " in run(capsys, *other)[1]       # NF4 is none of GGUF's types
+
+
+def test_a_lora_for_llama_cpp(capsys, bases, tmp_path):
+    """The adapter alone: what `write_gguf_adapter` writes, as a file or in a folder with its card."""
+    tuned = adapter_on(bases / "llama", tp.LoRA(rank=2), tmp_path / "a")
+    tp.write_gguf_adapter(tmp_path / "expected.gguf", tuned)
+    argv = "export", "--to", "gguf-lora", "--model", bases / "llama", "--adapter", tmp_path / "a", "--out"
+    status, out, err = run(capsys, *argv, tmp_path / "l.gguf")
+    assert (status, err) == (0, "") and f"next: llama-cli -m BASE.gguf --lora {tmp_path / 'l.gguf'}, where BASE" in out
+    assert f"`export --to gguf --model {bases / 'llama'} --out BASE.gguf` writes" in out
+    assert run(capsys, *argv, tmp_path / "folder")[0] == 0
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"adapter.gguf", "README.md", "run.json"}
+    page = (tmp_path / "folder/README.md").read_text("utf-8")
+    assert "An adapter for llama.cpp" in page and "```bash\nllama-cli -m BASE.gguf --lora adapter.gguf\n```" in page
+    assert "```python" not in page
+    expected = (tmp_path / "expected.gguf").read_bytes()
+    assert (tmp_path / "l.gguf").read_bytes() == (tmp_path / "folder/adapter.gguf").read_bytes() == expected
+    adapter_on(bases / "llama", tp.IA3(), tmp_path / "i")
+    status, _, err = run(capsys, *argv[:5], "--adapter", tmp_path / "i", "--out", tmp_path / "no")
+    assert status == 2 and "but there is IA3()" in err and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_gguf_of_halves(capsys, bases, tmp_path, kind):
+    """Matrices alone are rounded, and the position embedding of a GPT is not, as in llama.cpp."""
+    gguf = pytest.importorskip("gguf")
+    for base in "gpt", "llama":
+        argv = "export", "--to", "gguf", "--model", bases / base, "--out"
+        assert run(capsys, *argv, tmp_path / base)[0] == run(capsys, *argv, tmp_path / f"{base}.gguf", "--type", kind)[0] == 0
+        exact = {t.name: t.data for t in gguf.GGUFReader(tmp_path / base / "model.gguf").tensors}
+        reader = gguf.GGUFReader(tmp_path / f"{base}.gguf")
+        assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType[f"MOSTLY_{kind}"]
+        for t in reader.tensors:
+            is_rounded = exact[t.name].ndim == 2 and t.name != "position_embd.weight"
+            assert t.tensor_type.name == (kind if is_rounded else "F32")
+            expected = gguf.quants.quantize(exact[t.name], t.tensor_type)
+            assert np.array_equal(t.data.view(np.uint8), expected.view(np.uint8))
+
+
 @pytest.mark.parametrize("chat, place, use", [
     (None, "m.gguf", "m.gguf"), ("smollm2", "m.gguf", "m.gguf --chat --temperature 0"),
     ("smollm2", "folder", "folder")])
@@ -270,6 +354,7 @@ def test_a_run_of_an_adapter_goes_on_in_pytorch(capsys, own, tmp_path):  # noqa:
     (["hf", "lora"], "--to hf does not train; leave out METHOD"), (["hf", "--steps", "3"], "leave out --steps"),
     (["peft", "--quick"], "leave out --quick"), (["gguf", "--seed", "3"], "leave out --seed"),
     (["hf", "--type", "Q8_0"], "--type needs --to gguf"), (["peft"], "needs --adapter FOLDER"),
+    (["gguf-lora"], "needs --adapter FOLDER"),
     (["training"], "give METHOD, such as lora, or --adapter"), (["training", "lora", "--adapter", "x"], "give METHOD, such as"),
     (["training", "lorra"], "there is no method 'lorra'"), (["hf", "--adapter", "nothing"], "no adapter.safetensors")])
 def test_exports_that_make_no_sense(capsys, tmp_path, argv, says):

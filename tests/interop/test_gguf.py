@@ -70,6 +70,17 @@ def test_the_type_of_a_file_is_that_of_most_layers(tmp_path):
     assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_0
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q4_K_S", "Q4_K_M", "Q5_K", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0", "Q4_0", "Q5_1"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embedding_does_not_decide_the_type_of_a_file(name, tied, tmp_path):
+    """It is Q6_K where 256 divides d_model, also in a file whose blocks have no Q6_K."""
+    gguf = pytest.importorskip("gguf")
+    model = llama(dtype=np.float32, **LLAMA | {"d_model": 256, "d_mlp": 256, "d_head": 32, "tied": tied})
+    write_gguf(tmp_path / "model.gguf", tp.quantize(model, tp.GGUF(name, embeddings=True)))
+    number = gguf.GGUFReader(tmp_path / "model.gguf").fields["general.file_type"].contents()
+    assert gguf.LlamaFileType(number).name == f"MOSTLY_{name}{'_S' if name in ('Q4_K', 'Q5_K') else ''}"
+
+
 def test_the_tokenizer_is_in_the_file(tmp_path):
     gguf = pytest.importorskip("gguf")
     model = with_tokenizer()
@@ -100,6 +111,18 @@ def test_models_that_gguf_cannot_hold_are_refused(spoil, says, tmp_path):
     with pytest.raises(ValueError, match=f"write_gguf: .*{says}"):
         write_gguf(tmp_path / "model.gguf", model)
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_do_not_fit_are_refused(tmp_path):
+    model = with_tokenizer()
+    model.blocks[1].mlp.up.weight.data[3, 4] = 1e5
+    with pytest.raises(ValueError, match="write_gguf: blk.1.ffn_up.weight: a weight of 100000 overflows float16; BF16"):
+        write_gguf(tmp_path / "model.gguf", model, numbers="F16")
+    with pytest.raises(ValueError, match="write_gguf: numbers must be 'F32' or 'F16' or 'BF16', got 'Q8_0'; quantize by"):
+        write_gguf(tmp_path / "model.gguf", model, numbers="Q8_0")
+    assert not list(tmp_path.iterdir())
+    write_gguf(tmp_path / "model.gguf", model, numbers="BF16")
+    assert from_gguf(tmp_path / "model.gguf").blocks[1].mlp.up.weight.data[3, 4] == 99840
 
 
 def test_tensors_of_odd_sizes_are_read_from_their_places(tmp_path):
@@ -161,6 +184,11 @@ def test_models_that_llama_cpp_lacks_are_not_written(tmp_path):
     scaled = gemma(dtype=np.float32, query_scale=7)
     with pytest.raises(ValueError, match="write_gguf: llama.cpp divides the scores .* 4 layers by √10, this one by √7"):
         write_gguf(tmp_path / "model.gguf", scaled)
+    wide = llama("Qwen 2.5", np.float32, d_model=32, n_heads=4, n_kv_heads=2, d_head=16)
+    with pytest.raises(ValueError, match=r"write_gguf: in llama.cpp's 'qwen2', .* n_heads · d_head .* expected 32, got 4 · 16"):
+        write_gguf(tmp_path / "model.gguf", wide)
+    with pytest.raises(ValueError, match="write_gguf: llama.cpp has no heads of one number: .* got 8 = d_model"):
+        write_gguf(tmp_path / "model.gguf", make_gpt(np.float32, d_model=8, n_heads=8))
     stretched = llama("Qwen3", np.float32, rope_kind="llama3", rope_factor=8.0, rope_context=40)
     with pytest.raises(ValueError, match="write_gguf: llama.cpp has no rotary embeddings of this kind in 'qwen3'"):
         write_gguf(tmp_path / "model.gguf", stretched)

@@ -169,12 +169,22 @@ def test_fields_of_gemma_have_llama_cpps_defaults(tmp_path):
     assert (config.global_every, config.window) == (1, config.context_length)
 
 
+def test_a_window_that_no_layer_has_is_not_written(tmp_path, rng):
+    """llama.cpp stops at one."""
+    model, tokens = made("gemma3", global_every=1), rng.integers(0, 41, (2, 20))
+    write_gguf(tmp_path / "m.gguf", model)
+    fields = read_gguf(tmp_path / "m.gguf").fields
+    assert not [name for name in fields if "sliding_window" in name or name.endswith("_swa")]
+    assert_close(from_gguf(tmp_path / "m.gguf")(tokens), model(tokens), 1e-5)
+    assert any("sliding_window" in name for name in content_of("gemma3", tmp_path, global_every=2)[1])
+
+
 def test_scores_of_62_layers_are_scaled_as_in_gemma_3_27b():
     file = ARCHITECTURES["gemma3"]
     sizes = {"n_layers": 62, "d_model": 42, "n_heads": 2, "n_kv_heads": 1, "d_head": 16, "query_scale": 21}
-    assert file.write(tp.models.GemmaConfig(**sizes))["attention.key_length"] == 16
+    file.check(tp.models.GemmaConfig(**sizes))
     with pytest.raises(ValueError, match="a Gemma with 61 layers by √16, this one by √21"):
-        file.write(tp.models.GemmaConfig(**sizes | {"n_layers": 61}))
+        file.check(tp.models.GemmaConfig(**sizes | {"n_layers": 61}))
     content = file.write(tp.models.GemmaConfig(**sizes)) | {"tied": True, "rope_freqs": None}
     assert file.read("gemma3", content).query_scale == 21
 

@@ -1,4 +1,5 @@
 """gguf_blocks.py, bit-exact against the gguf package: bytes and values of the plain types; every error."""
+import tracemalloc
 import warnings
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from tests.interop.test_gguf_types import halves
 from tinypeft.interop.gguf_bytes import file_bytes, type_of
 from tinypeft.interop.gguf_types import TYPES as FILE_TYPES
 from tinypeft.interop.gguf_types import as_qtensor
-from tinypeft.quant import GGUF, NF4, Uniform
+from tinypeft.quant import GGUF, NF4, Uniform, gguf_blocks
 
 
 def cases():
@@ -49,6 +50,22 @@ def test_exact_by_hand():
     q = GGUF("Q8_0").quantize(x)
     assert q.scale.tolist() == [1.0] and q.integers()[0, :5].tolist() == [127, 1, -1, 2, -3]
     assert file_bytes(q).shape == (1, 34)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q5_1"])
+def test_rounding_takes_little_memory(name, rng, monkeypatch):
+    """An embedding is a fifth of a model: its numbers are taken a part at a time. One worker, because each has a part."""
+    monkeypatch.setattr(gguf_blocks, "parallel_map", lambda f, items: [f(item) for item in items])
+    W = rng.standard_normal((8192, 512), dtype=np.float32)
+    scheme = GGUF(name)
+    tracemalloc.start()
+    try:
+        q = scheme.quantize(W)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    assert peak < 1.5 * W.nbytes                             # the codes before and after they are packed; it was 3 to 4
+    for row in range(0, 8192, 1000):                         # whatever part a row is in
+        assert np.array_equal(q.take(np.array([row])).dequantize(), scheme.quantize(W[row:row + 1]).dequantize())
 
 
 def test_errors():

@@ -1,59 +1,66 @@
 """llama.cpp as a client: does it compute from the GGUF files that we write what we compute?
 
-    python -m tests.stress.llamacpp                    build it, write files of SmolLM2, compare
+    python -m tests.stress.llamacpp                    fetch it, write files, compare
     python -m tests.stress.llamacpp --record           the same, with the figures in results/llamacpp.json
-    python -m tests.stress.llamacpp --where FOLDER     keep the build there, and use it again
+    python -m tests.stress.llamacpp --where FOLDER     keep it there, and use it again
 
-pip fetches the source package of llama-cpp-python, and CMake builds its llama.cpp: ten minutes of one processor. Nothing is
+npm fetches node-llama-cpp and the llama.cpp that was built for it (Linux on x64), and node runs `llamacpp.mjs`. Nothing is
 written into the checkout. Compared are
 
     ids          of texts that are hard to cut, from the tokenizer that we wrote; and of a conversation, by the chat template
-    logits       at every position of three prompts, and the next 60 greedy tokens, for each of FILES
-    importance   what llama-imatrix finds on a text and `read_importance` reads, with the mean squares of `capture`
+    logits       at every position of three prompts and a text, the next 60 greedy tokens, and the text's perplexity, for each
+                 of FILES, which are SmolLM2
+    families     the logits of small random models, one for each thing that GGUF's fields say of an architecture, alone and
+                 with a LoRA as an adapter's file
 
-In float32 the logits differ by the order of sums. Where weights are codes, llama.cpp rounds the inputs of a layer, too: to
-Q8_0, or to 8 bits with a float32 scale for 256 numbers (Q8_K) where the weights are a K type; `Rounding` does the same. With
-codes in one layer alone, this explains the whole difference: to our logits with rounded inputs it is less than a twentieth
-of that to ours. With codes in all layers it does not, because rounding takes a small difference e to about √(e d), where d is
-the step: after four layers, two models that differ by the order of sums differ as much as rounded ones differ from others.
-There the difference must be at most 1.5 times what rounding the inputs changes in our own logits.
+In float32 the logits differ by the order of sums, and in Gemma and GPT-2 by llama.cpp's GELU, a table of float16. Where weights
+are codes, llama.cpp rounds the inputs of a layer, too: to Q8_0, or to 8 bits with a float32 scale for 256 numbers (Q8_K) where
+the weights are a K type; `Rounding` does the same. With codes in one layer alone, this explains the whole difference: to our
+logits with rounded inputs it is less than a twentieth of that to ours. With codes in all layers it does not, because rounding
+takes a small difference e to about √(e d), where d is the step: after four layers, two models that differ by the order of sums
+differ as much as rounded ones differ from others. There the difference must be at most 1.5 times what rounding the inputs
+changes in our own logits; and the same codes, decoded and written as F32, must give what we compute.
 """
 import argparse
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import time
-import venv
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 
 import tinypeft as tp
 from tests.stress import record
-from tests.toys import linear_paths
 from tinypeft.engine.nn import replace_modules
-from tinypeft.interop import write_gguf
-from tinypeft.interop.gguf_reader import read_gguf
-from tinypeft.interop.importance import read_importance
+from tinypeft.interop import write_gguf, write_gguf_adapter
 from tinypeft.interop.llama import from_gguf
-from tinypeft.quant.calibration import capture
 
-__all__ = ["Rounding", "TEXTS", "compared", "main", "q8_k", "random_texts"]
+__all__ = ["FAMILIES", "TEXTS", "Rounding", "compared", "job", "main", "q8_k", "random_texts"]
 
-PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
-NEEDS = ["scikit-build-core", "cmake", "ninja", "numpy", "jinja2", "diskcache", "typing-extensions"]
-OPTIONS = {"CMAKE_BUILD_TYPE": "Release", "BUILD_SHARED_LIBS": "ON", "LLAMA_OPENSSL": "OFF", "LLAMA_BUILD_TESTS": "OFF",
-           "LLAMA_BUILD_EXAMPLES": "OFF", "LLAMA_BUILD_SERVER": "OFF", "LLAMA_BUILD_APP": "OFF"}
+PACKAGE, BINARY, VERSION = "node-llama-cpp", "@node-llama-cpp/linux-x64", "3.22.1"
+CLIENT = Path(__file__).with_suffix(".mjs")
 PROMPTS = "The capital of France is", "def fibonacci(n):", "Once upon a time there was"
-NEXT, CONTEXT, PIECES = 60, 128, 4                           # greedy tokens; tokens of a piece of text, and pieces
+NEXT, LENGTH = 60, 128                                       # greedy tokens; tokens of the text
 ONE = "blocks.15.mlp.down",                                   # its rows hold 1536 numbers, which are whole superblocks
-FILES = {"F32": (), "F32, LoRA merged": (), "Q8_0 in one layer": ("Q8_0", ONE), "Q4_K in one layer": ("Q4_K", ONE),
-         "Q8_0": ("Q8_0", "all"), "Q4_K_M": ("Q4_K_M", "all")}                          # name → type, and layers that have it
+FILES = {"F32": (), "F32, LoRA merged": (), "F32, LoRA as a file": (), "Q8_0 in one layer": ("Q8_0", ONE),
+         "Q4_K in one layer": ("Q4_K", ONE), "Q8_0": ("Q8_0", "all"), "Q8_0, decoded": ("Q8_0", "all"),
+         "Q4_K_M": ("Q4_K_M", "all"), "Q4_K_M, decoded": ("Q4_K_M", "all")}             # name → type, and layers that have it
+YARN = {"rope_kind": "yarn", "rope_factor": 4.0, "rope_context": 16, "rope_high": 32.0}
+LLAMA3 = {"rope_kind": "llama3", "rope_factor": 8.0, "rope_context": 8192}
+# architecture → what a model has that is not as in `small`
+FAMILIES = {
+    "llama": [{}, {"d_head": 32}, {"d_head": 8}, {"n_heads": 3, "n_kv_heads": 1, "d_head": 10}, {"tied": False}, {"d_mlp": 5},
+              {"norm_eps": 0.01, "rope_theta": 50.0}, {"rope_kind": "linear", "rope_factor": 3.0}, YARN, LLAMA3,
+              YARN | {"rope_magnitude": 1.7}],
+    "qwen2": [{}, {"n_heads": 8, "n_kv_heads": 1, "d_head": 8}, {"tied": False}, YARN],
+    "qwen3": [{}, {"d_head": 32}, {"tied": False}, {"rope_kind": "linear", "rope_factor": 2.0}],
+    "gemma3": [{}, {"d_head": 16, "query_scale": 16}, {"window": 8, "global_every": 2}, {"window": 8, "global_every": 1},
+               {"window": 100, "n_heads": 3, "n_kv_heads": 1}, {"n_layers": 62, "query_scale": 16, "window": 8}],
+    "gpt2": [{}, {"n_heads": 1}, {"d_model": 36, "n_heads": 12}, {"context_length": 40}]}
+WITHIN = {"gemma3": 3e-3, "gpt2": 3e-3}                      # of logits; else 1e-5. θ less a tenth: 0.006, window + 1: 0.3
 CONVERSATION = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "Four, I think."},
                 {"role": "user", "content": "  Thank you!\n"}]
 TEXTS = ["", " ", "  ", "\n", "\n\n \t\n", "Hello", " Hello", "Hello  world", "don't, WON'T, I'll've", "1234567890", "3.14e-10",
@@ -63,76 +70,40 @@ TEXTS = ["", " ", "  ", "\n", "\n\n \t\n", "Hello", " Hello", "Hello  world", "d
          "'s 't 're 'S 'ſ", "https://a.b/c?d=e&f#g", "def f(x):\n    return x\n\n\n", "\t\tif a:\n\t\t\tb", "A" * 300,
          "ab" * 99, " " * 99 + "x", "\U0010ffff\ue000", "¡¿ÀÿŒ", "ǅ ǆ Ǆ", "İıſK", "\x7f\x80\x9f\xad"]
 ALPHABETS = [(32, 127), (0, 0x250), (0x300, 0x700), (0x900, 0xE80), (0x2000, 0x2C00), (0x3000, 0x9FFF), (0x1F000, 0x1FA00)]
-CLIENT = """
-import json, sys
-import numpy as np
-from llama_cpp import Llama
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-job, found = json.load(open(sys.argv[1])), {}
-llm = Llama(job["model"], n_ctx=512, logits_all=True, n_threads=1, n_threads_batch=1, type_k=0, type_v=0, flash_attn=False,
-            verbose=False)
-encode = lambda text, special: llm.tokenize(text.encode(), add_bos=False, special=special)
-for i, text in enumerate(job["texts"]): found[f"ids {i}"] = encode(text, False)
-if template := llm.metadata.get("tokenizer.chat_template"):
-    token = lambda name: llm.detokenize([int(llm.metadata[f"tokenizer.ggml.{name}_token_id"])], special=True).decode()
-    formatter = Jinja2ChatFormatter(template, eos_token=token("eos"), bos_token=token("bos"))
-    found["chat"] = encode(formatter(messages=job["messages"]).prompt, True)
-for i, text in enumerate(job["prompts"]):
-    llm.reset()
-    llm.eval(encode(text, False))
-    found[f"logits {i}"], tokens = llm.scores[:llm.n_tokens].copy(), []
-    while len(tokens) < job["next"]:
-        tokens.append(int(llm.scores[llm.n_tokens - 1].argmax()))
-        llm.eval(tokens[-1:])
-    found[f"next {i}"] = tokens
-np.savez(sys.argv[2], **found)
-"""
 
 
 # -- the library ---------------------------------------------------------------------------------------
 class Library:
-    """llama.cpp and its Python module, built from the source package in `where`, unless they are there already."""
+    """llama.cpp in node-llama-cpp, installed in `where`, unless it is there already."""
 
-    def __init__(self, where: Path):
-        self.where, self.python = where, where / "venv/bin/python"
-        self.source, self.built = where / f"{PACKAGE.replace('-', '_')}-{VERSION}", where / "build"
+    def __init__(self, where: Path): self.where = where
 
-    def run(self, *command: object, **options: object) -> None:
-        """Run a command; SystemExit with its last lines if it fails."""
-        done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    def run(self, *command: object) -> None:
+        """Run a command there; SystemExit with its last lines if it fails."""
+        done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.where)
         if done.returncode: sys.exit(f"{' '.join(map(str, command))[:300]} failed:\n{done.stdout[-3000:]}")
 
-    def build(self) -> None:
-        if not self.python.exists():
-            venv.create(self.where / "venv", with_pip=True)
-            self.run(self.python, "-m", "pip", "install", "-q", *NEEDS)
-        if not self.source.exists():
-            self.run(self.python, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:",
-                     "-d", self.where, f"{PACKAGE}=={VERSION}")
-            with tarfile.open(f"{self.source}.tar.gz") as tar: tar.extractall(self.where, filter="data")
-        cmake = self.python.with_name("cmake")
-        if not (self.built / "bin/llama-imatrix").exists():
-            self.run(cmake, "-S", self.source / "vendor/llama.cpp", "-B", self.built, "-G", "Ninja",
-                     f"-DCMAKE_MAKE_PROGRAM={self.python.with_name('ninja')}", *(f"-D{k}={v}" for k, v in OPTIONS.items()))
-            jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2")
-            self.run(cmake, "--build", self.built, "--parallel", jobs, "--target", "llama", "llama-imatrix")
+    def install(self) -> None:
+        if not (self.where / "node_modules" / PACKAGE).exists():
+            self.run("npm", "install", "--prefix", ".", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund",
+                     f"{PACKAGE}@{VERSION}", f"{BINARY}@{VERSION}")
+        shutil.copy(CLIENT, self.where)                                       # it finds its modules beside it
 
-    def answers(self, model: Path, texts: list[str], prompts: list[str]) -> dict[str, np.ndarray]:
-        """What it makes of a file: arrays "ids i", "logits i", "next i", and "chat" if the file has a template."""
-        job, out = self.where / "job.json", self.where / "answers.npz"
-        job.write_text(json.dumps({"model": str(model), "texts": texts, "messages": CONVERSATION, "prompts": prompts,
-                                   "next": NEXT}), "utf-8")
-        self.run(self.python, "-c", CLIENT, job, out, env=os.environ | {
-            "PYTHONPATH": str(self.source), "LLAMA_CPP_LIB_PATH": str(self.built / "bin"), "OMP_NUM_THREADS": "1"})
-        with np.load(out) as answers: return dict(answers)
+    def answers(self, **asked: object) -> dict:
+        """What it makes of a file, see `job`: "ids", "next", "release", "chat" if the file has a template, and "logits"
+        (positions of all prompts, vocabulary)."""
+        (self.where / "job.json").write_text(json.dumps(job(**asked)), "utf-8")
+        self.run("node", CLIENT.name, "job.json", "answers.json", "logits.f32")
+        found = json.loads((self.where / "answers.json").read_text("utf-8"))
+        n = sum(map(len, asked["prompts"]))
+        return found | {"logits": np.fromfile(self.where / "logits.f32", "<f4").reshape(n, -1)}
 
-    def importance(self, model: Path, text: str, out: Path) -> Path:
-        """The importance file of the first PIECES pieces of a text; in the older form if it is called .dat."""
-        (self.where / "text.txt").write_text(text, "utf-8")
-        self.run(self.built / "bin/llama-imatrix", "-m", model, "-f", self.where / "text.txt", "-o", out, "-c", CONTEXT, "-b",
-                 CONTEXT, "--chunks", PIECES, "-t", 1, "-ctk", "f32", "-ctv", "f32", "-fa", "off", "--no-ppl",
-                 "--output-format", out.suffix[1:])
-        return out
+
+def job(model: Path, prompts: list[np.ndarray], following: list[int], texts: list[str] = (), messages: list[dict] | None = None,
+        lora: Path | None = None) -> dict:
+    """What `llamacpp.mjs` reads. following: how many greedy tokens after each prompt, at least 1."""
+    return {"model": str(model), "lora": lora and str(lora), "context": 512, "texts": [*texts], "messages": messages,
+            "prompts": [ids.tolist() for ids in prompts], "next": following}
 
 
 # -- our side ------------------------------------------------------------------------------------------
@@ -163,22 +134,48 @@ def random_texts(n: int, seed: int = 0) -> list[str]:
     return texts
 
 
-def smollm2(name: str) -> tp.Llama:
-    """SmolLM2 as one of FILES holds it."""
+def smollm2(name: str) -> tp.Llama | tp.PeftModel:
+    """SmolLM2 as one of FILES holds it, or with a LoRA on it."""
     model = tp.load_pretrained("smollm2")
-    if name.endswith("merged"):
-        tuned, rng = tp.attach(model, tp.LoRA(rank=4, targets="all"), rng=0), np.random.default_rng(0)
-        for p in tuned.trainable_parameters(): p.assign(p.data + rng.normal(0, 0.02, p.shape).astype(p.dtype))
-        return tuned.merge()
+    if "LoRA" in name: return tuned(model, tp.LoRA(rank=4, targets="all"), 0.02)
     if FILES[name]:
         kind, targets = FILES[name]
         tp.quantize(model, tp.GGUF(kind), targets=targets)
+    return tp.dequantize(model) if name.endswith("decoded") else model
+
+
+def tuned(model: tp.Module, method: object, spread: float) -> tp.PeftModel:
+    """A method on a model, with random numbers as if it were trained."""
+    result, rng = tp.attach(model, method, rng=0), np.random.default_rng(0)
+    for p in result.trainable_parameters(): p.assign(p.data + rng.normal(0, spread, p.shape).astype(p.dtype))
+    return result
+
+
+def small(kind: str, **sizes: object) -> tp.Module:
+    """A random model of an architecture, with the tokenizer of the shipped base."""
+    tokenizer, rng = tp.load_pretrained().tokenizer, np.random.default_rng(0)
+    sizes = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "d_model": 64, "n_layers": 3, "n_heads": 4} | sizes
+    grouped = {"n_kv_heads": 2, "d_mlp": 96, "d_head": 16}
+    if kind == "gpt2": model = tp.GPT(tp.GPTConfig(**sizes))
+    elif kind == "gemma3": model = tp.Gemma(tp.GemmaConfig(**grouped | {"d_head": 32, "query_scale": 32} | sizes))
+    else: model = tp.Llama(tp.LlamaConfig(qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3", **grouped | sizes))
+    for p in model.parameters(): p.assign(p.data + rng.normal(0, 0.1 if p.data.ndim > 1 else 0.2, p.shape).astype(p.dtype))
+    model.tokenizer = tokenizer
     return model
 
 
-def all_logits(model: tp.Llama) -> np.ndarray:
-    """Logits at all positions of PROMPTS, (positions, vocabulary), each row less its mean."""
-    with tp.no_grad(): logits = np.concatenate([model(model.tokenizer.encode(text)[None]).data[0] for text in PROMPTS])
+def prompts(tokenizer: object) -> list[np.ndarray]:
+    """The ids of PROMPTS, and of the beginning of a text."""
+    return [*map(tokenizer.encode, PROMPTS), tokenizer.encode(topics["truth"])[:LENGTH]]
+
+
+def all_logits(model: tp.Module, asked: list[np.ndarray]) -> np.ndarray:
+    """Logits at all positions, (positions, vocabulary)."""
+    with tp.no_grad(): return np.concatenate([model(ids[None]).data[0] for ids in asked])
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    """Each row less its mean: what softmax does not see is no difference."""
     return logits - logits.mean(1, keepdims=True)
 
 
@@ -187,69 +184,84 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(f"{np.linalg.norm(a.ravel() - b.ravel()) / np.linalg.norm(b.ravel()):.2g}")
 
 
-def same_tokens(model: tp.Llama, answers: dict[str, np.ndarray]) -> int:
+def perplexity(logits: np.ndarray, ids: np.ndarray) -> float:
+    """Of a text, whose logits are the last rows."""
+    rows = logits[-len(ids):-1].astype(np.float64)
+    losses = np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1)) + rows.max(1) - rows[np.arange(len(rows)), ids[1:]]
+    return round(float(np.exp(losses.mean())), 3)
+
+
+def same_tokens(model: tp.Module, asked: list[np.ndarray], answers: dict) -> int:
     """How many of the next greedy tokens are llama.cpp's, up to the first other one of each prompt."""
     same = 0
-    for i, text in enumerate(PROMPTS):
-        tokens = model.tokenizer.encode(text)
-        ours = tp.generate(model, tokens[None], NEXT, temperature=0)[0, len(tokens):]
-        same += int(np.cumprod(ours == answers[f"next {i}"]).sum())
+    for ids, theirs in zip(asked, answers["next"], strict=True):
+        if len(theirs) < NEXT: continue
+        ours = tp.generate(model, ids[None], NEXT, temperature=0)[0, len(ids):]
+        same += int(np.cumprod(ours == theirs).sum())
     return same
 
 
-def compared(model: tp.Llama, answers: dict[str, np.ndarray]) -> dict[str, float]:
+def compared(model: tp.Module, asked: list[np.ndarray], answers: dict) -> dict[str, float]:
     """Logits and greedy tokens of a model beside llama.cpp's; of one with codes, also with its inputs rounded."""
-    theirs = np.concatenate([answers[f"logits {i}"] for i in range(len(PROMPTS))])
-    theirs, ours = theirs - theirs.mean(1, keepdims=True), all_logits(model)
+    logits = all_logits(model, asked)
+    theirs, ours = centred(answers["logits"]), centred(logits)
     row = {"largest difference": float(f"{np.abs(ours - theirs).max():.2g}"), "relative": relative(theirs, ours),
-           "same greedy tokens": same_tokens(model, answers)}
+           "same greedy tokens": same_tokens(model, asked, answers),
+           "perplexity": [perplexity(ours, asked[-1]), perplexity(theirs, asked[-1])]}
     layers = {path: m for path, m in model.named_modules() if isinstance(m, tp.QuantizedLinear)}
     if not layers: return row
     replace_modules(model, {path: Rounding(m) for path, m in layers.items()})
-    rounded = all_logits(model)
+    rounded = centred(all_logits(model, asked))
     return row | {"relative to ours with rounded inputs": relative(theirs, rounded),
                   "rounding alone": relative(rounded, ours)}
 
 
 def checked_files(library: Library) -> dict:
     """Write each of FILES, and compare what it becomes on both sides."""
-    texts, files, ids, path = TEXTS + random_texts(500), {}, {}, library.where / "model.gguf"
+    texts, files, ids, path, lora = [*PROMPTS, *TEXTS, *random_texts(500)], {}, {}, library.where / "model.gguf", None
     for name in FILES:
-        write_gguf(path, smollm2(name))
-        model = from_gguf(path, quantized=True)
-        answers = library.answers(path, [] if ids else texts, list(PROMPTS))
+        model = smollm2(name)
+        if name.endswith("as a file"):
+            write_gguf_adapter(lora := library.where / "lora.gguf", model)
+            with model.disabled() as base: write_gguf(path, base)
+        if "LoRA" in name: model = model.merge()
+        if not lora:
+            write_gguf(path, model)
+            model = from_gguf(path, quantized=True)
+        asked = prompts(model.tokenizer)
+        answers = library.answers(model=path, lora=lora, texts=[] if ids else texts, messages=None if ids else CONVERSATION,
+                                  prompts=asked, following=[*[NEXT] * len(PROMPTS), 1])
         if not ids:
-            wrong = [text for i, text in enumerate(texts)
-                     if not np.array_equal(model.tokenizer.encode(text), answers[f"ids {i}"])]
+            wrong = [text for text, theirs in zip(texts, answers["ids"], strict=True)
+                     if not np.array_equal(model.tokenizer.encode(text), theirs)]
             chat = "no template in the file"
             if "chat" in answers:
                 same = np.array_equal(answers["chat"], tp.chat_prompt(model.tokenizer, CONVERSATION))
                 chat = "the same ids" if same else "other ids"
             ids = {"texts": len(texts), "cut otherwise": wrong, "conversation": chat}
-        files[name] = {"MB": round(path.stat().st_size / 1e6, 1), **compared(model, answers)}
+        files[name] = {"MB": round(path.stat().st_size / 1e6, 1), **compared(model, asked, answers)}
         print(name, files[name], flush=True)
-    return {"ids": ids, "greedy tokens": NEXT * len(PROMPTS), "files": files}
+        lora = None
+    return {"release": answers["release"], "ids": ids, "greedy tokens": NEXT * len(PROMPTS), "files": files}
 
 
-def checked_importance(library: Library) -> dict:
-    """Σ x² / n that llama-imatrix and `capture` find on the same pieces of a text, and the codes that follow."""
-    model, path = smollm2("F32"), library.where / "model.gguf"
-    write_gguf(path, model)
-    text = re.sub(r"<[^>]*>|[|`#]", " ", (Path(tp.__file__).parent / "interop/README.md").read_text("utf-8"))
-    tokens = model.tokenizer.encode(text)[:PIECES * CONTEXT].reshape(PIECES, CONTEXT)
-    layers = linear_paths(model)
-    seen = capture(model, tokens, layers)
-    worst, forms = 0.0, {}
-    for form in ".gguf", ".dat":
-        file = library.importance(path, text, library.where / f"imatrix{form}")
-        forms[form] = read_importance(file, model, layers)
-        for layer, h in forms[form].items():
-            expected = seen[layer].mean_square
-            worst = max(worst, float((np.abs(h - expected) / (expected + expected.mean())).max()))
-    between = max(float(np.abs(forms[".gguf"][n] / np.maximum(forms[".dat"][n], 1e-30) - 1).max()) for n in layers)
-    shown = read_gguf(library.where / "imatrix.gguf")
-    return {"layers": len(layers), "tokens": tokens.size, "tensors of the file": len(shown),
-            "largest relative difference": float(f"{worst:.2g}"), "between the two forms": float(f"{between:.2g}")}
+def checked_families(library: Library) -> dict[str, list[float]]:
+    """For each architecture how far the logits of its models are apart: [alone, with a LoRA as a file] of each."""
+    path, lora, found = library.where / "model.gguf", library.where / "lora.gguf", {}
+    for kind, variants in FAMILIES.items():
+        found[kind] = []
+        for sizes in variants:
+            model = small(kind, **sizes)
+            ids = np.random.default_rng(1).integers(0, model.config.vocab_size, 30)
+            write_gguf(path, model)
+            alone = library.answers(model=path, prompts=[ids], following=[1])["logits"]
+            row = [relative(centred(alone), centred(all_logits(model, [ids])))]
+            model = tuned(model, tp.LoRA(rank=3, targets="all", rank_pattern={"value": 5}), 0.1)
+            write_gguf_adapter(lora, model)
+            beside = library.answers(model=path, lora=lora, prompts=[ids], following=[1])["logits"]
+            found[kind].append([*row, relative(centred(beside), centred(all_logits(model, [ids])))])
+            print(kind, sizes, found[kind][-1], flush=True)
+    return found
 
 
 def faults(figures: dict) -> list[str]:
@@ -264,22 +276,22 @@ def faults(figures: dict) -> list[str]:
             if row["relative to ours with rounded inputs"] > row["relative"] / 20:
                 wrong.append(f"{name}: rounded inputs do not explain the logits")
         elif row["relative"] > 1.5 * row["rounding alone"]: wrong.append(f"{name}: the logits differ by more than rounding")
-    if figures["importance"]["largest relative difference"] > 1e-3: wrong.append("the importances differ")
+    for kind, rows in figures["families"].items():
+        if np.max(rows) > WITHIN.get(kind, 1e-5): wrong.append(f"{kind}: the logits differ")
     return wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write results/llamacpp.json")
-    parser.add_argument("--where", type=Path, metavar="FOLDER", help="of the build (default: one that is deleted)")
+    parser.add_argument("--where", type=Path, metavar="FOLDER", help="of the packages (default: one that is deleted)")
     args = parser.parse_args()
     where = args.where or Path(tempfile.mkdtemp(prefix="tinypeft-llamacpp-"))
     where.mkdir(parents=True, exist_ok=True)
     try:
-        start, library = time.monotonic(), Library(where)
-        library.build()
-        print(f"built in {time.monotonic() - start:.0f} s", flush=True)
-        figures = {"package": f"{PACKAGE} {VERSION}", **checked_files(library), "importance": checked_importance(library)}
+        library = Library(where)
+        library.install()
+        figures = {"package": f"{PACKAGE} {VERSION}", **checked_files(library), "families": checked_families(library)}
     finally:
         if not args.where: shutil.rmtree(where, ignore_errors=True)
     figures["faults"] = faults(figures)

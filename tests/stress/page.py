@@ -96,14 +96,20 @@ def tables(r):
 
 
 def llamacpp(r):
-    exact = [row for row in r["files"].values() if "rounding alone" not in row]
-    coded = {name: row for name, row in r["files"].items() if "rounding alone" in row}
-    return (f"{r['package']}: {r['ids']['texts']} texts, {len(r['ids']['cut otherwise'])} cut otherwise; conversation: "
-            f"{r['ids']['conversation']}; in float32 logits within {max(row['relative'] for row in exact):.0e}, "
-            f"{min(row['same greedy tokens'] for row in exact)} of {r['greedy tokens']} greedy tokens the same; "
+    files, n = r["files"], r["greedy tokens"]
+    exact = [row for row in files.values() if "rounding alone" not in row]
+    coded = {name: row for name, row in files.items() if "rounding alone" in row}
+    models = [max(row) for rows in r["families"].values() for row in rows]
+    return (f"{r['package']}, llama.cpp {r['release']}: {r['ids']['texts']} texts, {len(r['ids']['cut otherwise'])} cut "
+            f"otherwise; conversation: {r['ids']['conversation']}; in float32, LoRA beside it and codes decoded among them, "
+            f"logits within {max(row['relative'] for row in exact):.0e}, {min(row['same greedy tokens'] for row in exact)} of "
+            f"{n} greedy tokens the same; "
             + ", ".join(f"{name} {row['relative']:.2g} (rounding inputs alone {row['rounding alone']:.2g}; the same rounding "
-                        f"on both sides {row['relative to ours with rounded inputs']:.1g})" for name, row in coded.items())
-            + f"; importances within {r['importance']['largest relative difference']:.0e}: {len(r['faults'])} faults")
+                        f"on both sides {row['relative to ours with rounded inputs']:.1g}), {row['same greedy tokens']} of {n} "
+                        f"tokens, perplexity of a text here and there {' and '.join(map(str, row['perplexity']))}"
+                        for name, row in coded.items())
+            + f"; {len(models)} small models of {len(r['families'])} architectures, alone and with an adapter's file, within "
+            f"{max(models):.0e}: {len(r['faults'])} faults")
 
 
 def numbers(r):

@@ -7,7 +7,7 @@
     python -m tinypeft export-training lora --out DIR     the same run, for PyTorch and several GPUs
     python -m tinypeft merge --adapter FOLDER --out DIR   an adapter becomes a model of its own
     python -m tinypeft combine A=0.7 B=0.3 --out DIR      several adapters become one
-    python -m tinypeft export --to gguf --adapter FOLDER --out DIR    or --to hf, peft, training
+    python -m tinypeft export --to gguf --adapter FOLDER --out DIR  or gguf-lora, hf, peft, training
     python -m tinypeft quantize nf4       quantize with one scheme and measure the cost; --out saves
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft chat --model smollm2               talk to a real model

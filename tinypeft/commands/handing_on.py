@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..peft import PeftModel
     from ..text.tasks import Task
 
-__all__ = ["Job", "activations_option", "add_commands", "base_option", "next_command", "plain",
-           "save_adapter", "shown", "write_model"]
+__all__ = ["Job", "activations_option", "add_commands", "base_option", "finish", "next_command",
+           "plain", "save_adapter", "shown", "write_model"]
 
 ABOUT_TRAINING = "data", "before", "after", "baselines", "measured"      # of an adapter's record
 NO_WEIGHTS = ("no weights can replace that", "has no `merge`")

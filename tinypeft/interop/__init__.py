@@ -14,7 +14,8 @@
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
     peft_names.py     what PEFT calls the layers of a model
     export.py         a run of `train` → a folder that goes on in PyTorch: rows.py, torch_names.py
-    gguf.py           models → GGUF, the format of llama.cpp: gguf_bytes.py
+    gguf.py           models → GGUF, the format of llama.cpp: gguf_bytes.py, gguf_writer.py
+    gguf_adapter.py   a LoRA → an adapter of llama.cpp
     llama.py          GGUF → models: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
     gguf_architectures.py   the names that each family of models has in GGUF
     card.py           the page beside an adapter or a model
@@ -35,4 +36,5 @@ if TYPE_CHECKING:
     from .bpe import read_tokenizer, write_tokenizer
     from .folder import HuggingFaceError, Report
     from .gguf import write_gguf
+    from .gguf_adapter import write_gguf_adapter
     from .loading import load_model, load_pretrained, save_model

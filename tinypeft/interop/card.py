@@ -23,6 +23,7 @@ from ..peft import PeftModel
 from ..text.tasks import Task
 from ..training.history import History
 from .adapters import base_address
+from .gguf_adapter import ADAPTER_FILE
 from .loading import SMOLLM2
 
 __all__ = ["FILE", "MARK", "VALIDATED", "card_of", "licence_of", "temperature_option",
@@ -30,11 +31,12 @@ __all__ = ["FILE", "MARK", "VALIDATED", "card_of", "licence_of", "temperature_op
 
 FILE = "README.md"
 MARK = "<!-- tinypeft wrote this page. Without this line, it does not replace it. -->"
-# kind of folder → its library on huggingface.co, what it holds, the option that takes it
+# kind of folder → its library on huggingface.co, what it holds, the option that takes it or ""
 KINDS = {"tinypeft": ("tinypeft", "An adapter", "--adapter"),
          "peft": ("peft", "An adapter", "--adapter"),
          "hf": ("transformers", "A model, with its training merged into its weights", "--model"),
          "gguf": ("gguf", "A model for llama.cpp", "--model"),
+         "gguf-lora": ("gguf", "An adapter for llama.cpp", ""),
          "quantized": ("tinypeft", "A model in codes of few bits", "--model")}
 HERE = 'folder = "."                                    # where this page is'
 NEEDS = ("You need Python 3.11 or newer and a checkout of tinypeft, which is not PyPI's package of "
@@ -159,7 +161,10 @@ def title(model: PeftModel | Decoder, kind: str, notes: Sequence[str]) -> list[s
 
 
 def use(model: PeftModel | Decoder, kind: str) -> list[str]:
-    """Return the section that installs tinypeft and uses what is in the folder."""
+    """Return the section that uses what is in the folder: with tinypeft, which it installs, and
+    with other libraries."""
+    if not KINDS[kind][2]:
+        return ["", "## Use", *use_in_llama_cpp(model, kind)]
     return ["", "## Use", "", NEEDS, *about_base(model, kind), "",
             *block("bash", *installing(model, kind)), "", "In `.venv/bin/python`:", "",
             *block("python", *in_python(model, kind)), *theirs(model, kind),
@@ -266,10 +271,14 @@ def prompt_lines(model: PeftModel | Decoder) -> str:
 
 def use_in_llama_cpp(model: PeftModel | Decoder, kind: str) -> list[str]:
     """Return the command that loads a GGUF file. What learned answers gives the likeliest."""
-    if kind != "gguf":
-        return []
     option = temperature_option(getattr(model, "task", None))
-    return ["", "Or in llama.cpp:", "", *block("bash", f"llama-cli -m model.gguf{option}")]
+    if kind == "gguf":
+        return ["", "Or in llama.cpp:", "", *block("bash", f"llama-cli -m model.gguf{option}")]
+    if kind == "gguf-lora":
+        command = f"llama-cli -m BASE.gguf --lora {ADAPTER_FILE}{option}"
+        return ["", "In llama.cpp, where BASE.gguf is the base's file:", "",
+                *block("bash", command)]
+    return []
 
 
 def temperature_option(task: Task | None) -> str:

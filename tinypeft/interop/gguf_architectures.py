@@ -57,6 +57,7 @@ ONLY = {"attention.causal": True, "attention.value_length": "d_head",
         "rope.dimension_count": "d_head"}
 SCALING = {"type", "factor", "attn_factor", "finetuned", "original_context_length"}
 FLOATS = "rope_theta", "local_theta", "norm_eps"
+WINDOWED = ("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa")
 MODULES = {"attn_norm": ["norm1"], "attn_q": ["attention.query"], "attn_k": ["attention.key"],
            "attn_v": ["attention.value"], "attn_output": ["attention.output"],
            "ffn_norm": ["norm2"], "ffn_gate": ["mlp.gate"], "ffn_up": ["mlp.up"],
@@ -83,8 +84,11 @@ class Architecture(Family):
         kind, = self.defaults
         return kind
 
+    def check(self, config: Any) -> None:
+        """ValueError for a function that llama.cpp lacks."""
+
     def write(self, config: Any) -> dict[str, Any]:
-        """Return the fields of the sizes. ValueError for a function that llama.cpp lacks."""
+        """Return the fields of the sizes."""
         return {theirs: float(value) if ours in FLOATS else value
                 for ours, theirs in self.fields.items() for value in [getattr(config, ours)]}
 
@@ -137,10 +141,22 @@ class LlamaFile(Architecture):
         return replace(config, **stretched(content, config))
 
     def kind(self, config: LlamaConfig) -> str:
-        if config.qkv_bias and config.qk_norm:
+        return "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
+
+    def check(self, config: LlamaConfig) -> None:
+        c, kind = config, self.kind(config)
+        if c.qkv_bias and c.qk_norm:
             raise ValueError("llama.cpp has no Llama with norms of queries and keys and biases "
                              "(qk_norm and qkv_bias)")
-        return "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
+        if c.qkv_bias and c.n_heads * c.d_head != c.d_model:
+            raise ValueError(f"in llama.cpp's {kind!r}, a Llama with qkv_bias, n_heads · d_head is "
+                             f"d_model: expected {c.d_model}, got {c.n_heads} · {c.d_head}")
+        unusual = c.rope_kind == "yarn" and (c.rope_low, c.rope_high) != (1, 32)
+        misplaced = c.rope_kind == "llama3" and kind != "llama"
+        if c.rope_kind == "dynamic" or unusual or misplaced:
+            raise ValueError(f"llama.cpp has no rotary embeddings of this kind in {kind!r}: "
+                             f"rope_kind={c.rope_kind!r}, rope_low={c.rope_low:g}, "
+                             f"rope_high={c.rope_high:g}")
 
     def write(self, config: LlamaConfig) -> dict[str, Any]:
         c, sizes = config, super().write(config)
@@ -157,12 +173,6 @@ class LlamaFile(Architecture):
 
     def divisors(self, config: LlamaConfig) -> Array | None:
         c = config
-        unusual = c.rope_kind == "yarn" and (c.rope_low, c.rope_high) != (1, 32)
-        misplaced = c.rope_kind == "llama3" and self.kind(c) != "llama"
-        if c.rope_kind == "dynamic" or unusual or misplaced:
-            raise ValueError(f"llama.cpp has no rotary embeddings of this kind in "
-                             f"{self.kind(c)!r}: rope_kind={c.rope_kind!r}, "
-                             f"rope_low={c.rope_low:g}, rope_high={c.rope_high:g}")
         if c.rope_kind != "llama3": return None
         plain = frequencies(Rotary(c.rope_theta, c.d_head), 1)
         return np.float32(plain / frequencies(c.rotary, 1))
@@ -174,7 +184,7 @@ class LlamaFile(Architecture):
 class GemmaFile(Architecture):
     """The architecture "gemma3" ↔ `Gemma`. Scores are divided by √d_head, and by √(d_model/n_heads)
     in a model of 62 layers: llama.cpp knows Gemma-3-27B by their number. Without the field of the
-    window, all layers see all tokens."""
+    window, all layers see all tokens; llama.cpp stops at a window that no layer has."""
     model = Gemma
     modules = MODULES | {"post_attention_norm": ["post_norm1"], "post_ffw_norm": ["post_norm2"]}
     fields = SIZES | {"window": "attention.sliding_window", "local_theta": "rope.freq_base_swa",
@@ -193,14 +203,18 @@ class GemmaFile(Architecture):
         self.check_only(kind, content, config)
         return replace(config, query_scale=float(self.score_scale(config)))
 
-    def write(self, config: GemmaConfig) -> dict[str, Any]:
+    def check(self, config: GemmaConfig) -> None:
         if config.query_scale != self.score_scale(config):
             raise ValueError(f"llama.cpp divides the scores of a Gemma with {config.n_layers} "
                              f"layers by √{self.score_scale(config)}, this one by "
                              f"√{config.query_scale:g}")
-        return super().write(config) | {"vocab_size": config.vocab_size,
-                                        "attention.key_length": config.d_head,
-                                        "attention.value_length": config.d_head}
+
+    def write(self, config: GemmaConfig) -> dict[str, Any]:
+        sizes = super().write(config)
+        if config.global_every == 1:
+            for name in WINDOWED: del sizes[name]
+        return sizes | {"vocab_size": config.vocab_size, "attention.key_length": config.d_head,
+                        "attention.value_length": config.d_head}
 
     def score_scale(self, config: GemmaConfig) -> int:
         """Return the number by whose root llama.cpp divides scores."""
@@ -231,6 +245,11 @@ class GPT2File(Architecture):
             raise ValueError(f"gpt2.feed_forward_length is {brief(width)}, expected "
                              f"{4 * config.d_model}: the MLP of a GPT is 4 d_model wide")
         return config
+
+    def check(self, config: GPTConfig) -> None:
+        if config.d_head == 1:
+            raise ValueError("llama.cpp has no heads of one number: expected n_heads < d_model, "
+                             f"got {config.n_heads} = d_model")
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
         return super().write(config) | {"feed_forward_length": 4 * config.d_model}

@@ -4,7 +4,7 @@ import numpy as np
 from ..common.hints import Array
 from ..quant.qtensor import QTensor
 
-__all__ = ["file_bytes", "type_of"]
+__all__ = ["file_bytes", "known_type", "type_of"]
 
 HALF = "float16"                                       # numbers, one a block
 # bits, block size, zero, codebook, the scales and the offsets → type
@@ -21,12 +21,18 @@ TYPES = {(4, 32, 8, None, HALF, None): "Q4_0", (4, 32, 0, None, HALF, HALF): "Q4
 
 def type_of(q: QTensor) -> str:
     """Return the GGUF type that holds q. ValueError if none does."""
-    zero = q.zero if isinstance(q.zero, int) else "one a block"
-    layout = q.bits, q.block_size, zero, q.codebook, _layout(q.scale), _layout(q.offset)
-    if q.order is not None or layout not in TYPES:
+    kind = known_type(q)
+    if kind is None:
         raise ValueError(f"no type of GGUF holds {q}; tinypeft.GGUF quantizes to its types: blocks "
                          "of 32 weights with float16 scales, or superblocks of 256")
-    return TYPES[layout]
+    return kind
+
+
+def known_type(q: QTensor) -> str | None:
+    """Return the GGUF type that holds q, or None."""
+    zero = q.zero if isinstance(q.zero, int) else "one a block"
+    layout = q.bits, q.block_size, zero, q.codebook, _layout(q.scale), _layout(q.offset)
+    return None if q.order is not None else TYPES.get(layout)
 
 
 def _layout(part):

@@ -105,6 +105,8 @@ def _floats(W, shift):
 
 def _config(file):
     """(architecture, its name in the file, our configuration)"""
+    if file.fields.get("general.type") == "adapter":
+        raise GGUFError(f"{file.path} holds an adapter, not a model; llama.cpp takes it by --lora")
     kind = file.fields.get("general.architecture")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise GGUFError(f"{file.path}: the architecture is {brief(kind)}, expected "

@@ -24,12 +24,14 @@ Source: llama.cpp's ggml-quants.c.
 import numpy as np
 
 from ..common.hints import Array
+from ..common.threads import parallel_map
 from .k_quants import WEIGHED_TRIALS, fit_line, fit_scale, largest, steps, sub_blocks, total
 from .packing import pack
 from .qtensor import QTensor
 from .uniform import TINY, group_width
 
 BLOCK = 32
+AT_ONCE = 1 << 16                                         # weights: a float32 of each fits in cache
 LAYOUTS = {"Q4_0": (4, 8, False),                         # bits, z, has an offset per block
            "Q4_1": (4, 0, True),
            "Q5_0": (5, 16, False),
@@ -40,21 +42,34 @@ LAYOUTS = {"Q4_0": (4, 8, False),                         # bits, z, has an offs
 def quantize_blocks(W: Array, name: str, importance: Array | None = None) -> QTensor:
     """Round W, float32 (…, d_in), to the type `name` of `LAYOUTS`. importance: h (d_in,).
     ValueError if 32 does not divide d_in, or if a scale overflows float16."""
-    x = W.reshape(-1, group_width(W.shape[-1], BLOCK))
+    group_width(W.shape[-1], BLOCK)
+    rows = W.reshape(-1, W.shape[-1])
+    at_once = max(1, AT_ONCE // W.shape[-1])
+
+    def of_chunk(start):
+        return encode(rows[start:start + at_once], name, importance)
+    chunks = parallel_map(of_chunk, range(0, len(rows), at_once))
+    d, m, codes = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     bits, zero, has_offset = LAYOUTS[name]
-    m = None
+    offset = m if has_offset else None
+    return QTensor(pack(codes, bits), bits, W.shape, BLOCK, d, zero, offset=offset)
+
+
+def encode(rows: Array, name: str, importance: Array | None) -> tuple[Array, Array, Array]:
+    """Return d and m, float16 (n,), and the codes, uint8 (n, 32), of the blocks of whole rows. m is
+    empty in a type without offsets."""
+    x = rows.reshape(-1, BLOCK)
+    bits, zero, has_offset = LAYOUTS[name]
+    m = np.zeros(0, np.float32)
     if name == "Q8_0":
         d, codes = eight_bits(x)
     elif importance is not None:
-        d, m, codes = searched(W, name, importance)
+        d, m, codes = searched(rows, name, importance)
     elif has_offset:
         d, m, codes = between_ends(x, 2**bits - 1)
     else:
         d, codes = from_largest(x, zero)
-    scale = halves(d)
-    offset = halves(m) if has_offset else None
-    codes = pack(codes.astype(np.uint8), bits)
-    return QTensor(codes, bits, W.shape, BLOCK, scale, zero, offset=offset)
+    return halves(d), halves(m), codes.astype(np.uint8)
 
 
 def halves(numbers: Array) -> Array:
@@ -94,19 +109,18 @@ def between_ends(x: Array, most: int) -> tuple[Array, Array, Array]:
     return d, m, np.minimum(codes, most)
 
 
-def searched(W: Array, name: str, importance: Array) -> tuple[Array, Array | None, Array]:
+def searched(rows: Array, name: str, importance: Array) -> tuple[Array, Array, Array]:
     """Return d, m and the codes of blocks whose scales are searched for by importance."""
     bits, zero, has_offset = LAYOUTS[name]
     most = 2**bits - 1
-    rows = W.reshape(-1, W.shape[-1])
     square = rows * rows
-    mean = total(square.T) / W.shape[-1]
+    mean = total(square.T) / rows.shape[1]
     w = importance * np.sqrt(mean[:, None] + square)
     w = sub_blocks(w, BLOCK)
     x = sub_blocks(rows, BLOCK)
     if not has_offset:
         d, codes = fit_scale(x, w, zero)
-        return d, None, codes.T
+        return d, np.zeros(0, np.float32), codes.T
     d, m, codes = fit_line(x, w, most, steps(*WEIGHED_TRIALS, most))
     return d, 0 - m, codes.T
 
