@@ -242,12 +242,12 @@ class BPETokenizer(Tokenizer):
 
     merges: pairs of byte strings. vocab: byte string → id; by default the bytes 0 … 255, then the
     merges' results. It may lack control characters and other bytes that text hardly has, as
-    SmolLM2's does; they give no id, as in the package tokenizers. end_of_text: the id of `<|endoftext|>`, by
-    default the last. special: by default only the end of text. split: how a text is cut into words,
-    a name of `words.SPLITS`. Of "qwen2" the text is first brought into Unicode's form NFC, so other
-    forms do not come back. (The package tokenizers has NFC of Unicode 9: it does not reorder rare
-    marks that came later.) Further arguments and errors: `Tokenizer`'s. Raises `ValueError` also if
-    a byte that text needs is no token."""
+    SmolLM2's does; they give no id, as in the package tokenizers. end_of_text: the id of
+    `<|endoftext|>`, by default the last. special: by default only the end of text. split: how a
+    text is cut into words, a name of `words.SPLITS`. Of "qwen2" the text is first brought into
+    Unicode's form NFC, so other forms do not come back. (The package tokenizers has NFC of
+    Unicode 9: it does not reorder rare marks that came later.) Further arguments and errors:
+    `Tokenizer`'s. Raises `ValueError` also if a byte that text needs is no token."""
 
     _format, _options = "tinypeft-bpe", {"split": "gpt2"}
 

@@ -64,9 +64,9 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
 
 
 class Task:
-    """name: a short one, in one line. splits: split → data. sha256: corpus, or file → hash of what was read. notes: facts about
-    one's own data, a sentence each; "look:" begins what needs a look. form: what prediction needs
-    beside the model, for `save_task`."""
+    """name: a short one, in one line. splits: split → data. sha256: corpus, or file → hash of what
+    was read. notes: facts about one's own data, a sentence each; "look:" begins what needs a look.
+    form: what prediction needs beside the model, for `save_task`."""
     notes: tuple[str, ...] = ()
     form: dict[str, Any]
 
