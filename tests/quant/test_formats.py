@@ -143,6 +143,15 @@ def test_exact_mxfp4():
     assert np.array_equal(q.dequantize(), (decode(encode(x / s, "E2M1"), "E2M1") * s).reshape(W.shape))
 
 
+@pytest.mark.parametrize("amax, scale", [(1, 1.0), (2.0**-5, 2.0**-5), (2.0**-6, 2.0**-6), (2.0**-7, 2.0**-6), (0, 2.0**-6)])
+def test_exact_the_smallest_scale_of_a_block_in_E4M3(amax, scale):
+    """2⁻⁶, E4M3's smallest normal number. The tensor's largest block has 448, so that the tensor's own scale is 1."""
+    W = np.float32([[6 * 448] * 16, [6 * amax] * 16])
+    q = FloatFormat("E2M1", block_size=16, scale_format="E4M3").quantize(W)
+    assert q.scale.scale == 1 and q.scale.dequantize().tolist() == [448, scale]
+    assert np.array_equal(q.dequantize(), W)
+
+
 @pytest.mark.parametrize("name, theirs", [("E2M1", "float4_e2m1fn_x2"), ("E4M3", "float8_e4m3fn")])
 def test_exact_torchao_mx(name, theirs):
     mx = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")

@@ -100,8 +100,9 @@ addEventListener("DOMContentLoaded", () => {
     const body = table.tBodies[0];
     if (body.rows.length < 15) continue;
     [...table.tHead.rows[0].cells].forEach((cell, i) => {
-      const name = cell.textContent;
-      cell.insertAdjacentHTML("beforeend", `<button type='button' class='sort' aria-label='sort by ${name}'></button>`);
+      const label = `sort by ${cell.textContent}`;
+      cell.insertAdjacentHTML("beforeend", "<button type='button' class='sort'></button>");
+      cell.lastChild.ariaLabel = label;
       cell.onclick = event => {
         if (event.target.closest("a")) return;
         const sign = cell.ariaSort == "ascending" ? -1 : 1;
