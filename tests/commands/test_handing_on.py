@@ -509,7 +509,9 @@ def test_a_run_that_comes_from_elsewhere_is_not_trusted(capsys, place, content, 
 def test_what_is_repeated_is_shown_and_not_obeyed(capsys, place, command):
     (place / "made").mkdir()
     (place / "made" / "run.json").write_text(json.dumps(RUN | {"command": command}))
-    status, _, err = run(capsys, "--repeat", "made")
+    try: status = main(["--repeat", "made"])
+    except SystemExit as stop: status = stop.code
+    err = capsys.readouterr().err
     assert status == 2 and err.splitlines()[0].startswith("python -m tinypeft merge ") and r"\x1b[2J" in err.splitlines()[0]
     assert not {"\x1b", "\x9b"} & set(err)
 

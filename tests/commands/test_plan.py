@@ -54,7 +54,7 @@ def test_finetune_says_what_it_will_do_first(capsys, pairs, monkeypatch):
 def test_the_learning_rate_is_said_with_its_reasons(given, head_lr, line):
     config = tp.GPTConfig(vocab_size=9, context_length=8, d_model=64, n_layers=1, n_heads=2)
     tuned = tp.attach(tp.GPT(config), tp.LoRA(rank=2))
-    names = "csv text pairs text_column label_column prompt_column answer_column context".split()
+    names = "csv text pairs text_column label_column prompt_column answer_column context skip_empty".split()
     assert rate_line(Namespace(**dict.fromkeys(names) | {"lr": None, "rates": []} | given), tuned, {"head_lr": head_lr}) == line
 
 

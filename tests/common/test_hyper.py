@@ -243,9 +243,11 @@ FUNCTIONS = """
     'validation'), n_folds=5, head_bias=True, batch_size=16, seed=0, cache=False)
     generate(max_new_tokens=64, temperature=0.0, rng=0, use_cache=True) gradcheck(rng=0,
     directions=4, step=0.001, tolerance=1e-08) guess(unit='') invented(things=32, rng=0) labelled(text='text',
-    label='label', reads='newline', held_out=(0.15, 0.15), seed=0, encoding='utf-8') layer_errors(trained=False)
+    label='label', reads='newline', held_out=(0.15, 0.15), seed=0, encoding='utf-8', skip_empty=False)
+    layer_errors(trained=False)
     load_adapter(strict=True) load_model(quantized=False, strict=True) load_pretrained(quantized=False)
-    load_quantized(layers=()) loftq(iterations=5, rng=0) pairs(held_out=(0.15, 0.15), seed=0, encoding='utf-8')
+    load_quantized(layers=()) loftq(iterations=5, rng=0) pairs(held_out=(0.15, 0.15), seed=0, encoding='utf-8',
+    skip_empty=False)
     plant_outliers(channels=3, factor=32.0, rng=0) planted(effect=0.01, held_out=8192, rng=0) quantize(targets='all',
     skip_quantized=False) search_rank(split='validation', tolerance=0.0, batch_size=16) self_distillation(rows=256,
     held_out=32, temperature=1.0, rng=0) split(axis=0) stack(axis=0) stream(max_new_tokens=64) text(held_out=(0.1, 0.1),

@@ -226,7 +226,7 @@ def test_the_tokenizer_comes_back(kind, tmp_path):
 
 @pytest.mark.parametrize("change, says", [
     ({"format": "other"}, "the tokenizer: its format is 'other'; there are tinypeft-bpe"), ({"format": [1]}, "its format is"),
-    ({"vocab": {"a": 0}}, "the tokenizer: .* missing from the vocabulary"), ({"merges": [["a"]]}, "the tokenizer: "),
+    ({"vocab": {"a": 0}}, "the tokenizer: 208 bytes that text needs are no tokens"), ({"merges": [["a"]]}, "the tokenizer: "),
     ({"merges": 3}, "merges must be a list"),
     ({"special": {"<|endoftext|>": 1023, "x": 5000}}, "5,001 ids, the model only 1,024"),
     ({"chat_template": 3}, "chat_template must be a string")])
