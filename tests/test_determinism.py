@@ -1,7 +1,7 @@
 """One short job in several surroundings: what must be equal bit for bit is, and the rest is equal to rounding.
 
 Adding numbers up in another order rounds otherwise. So the same bits are promised of one computation that runs twice. With
-another number of workers, or with another processor's kernels of BLAS, it is another computation. So are GPTQ's products with another
+another number of workers, or with another processor's kernels of BLAS, it is another computation, and so is GPTQ with another
 number of BLAS's threads.
 """
 import hashlib

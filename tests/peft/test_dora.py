@@ -137,7 +137,7 @@ def test_it_reads_the_layer_itself_so_it_is_named_first(gpt):
 
 def test_what_holds_low_rank_changes_only_refuses_it(gpt, tmp_path):
     tuned = learned(gpt(), tp.DoRA(2))
-    with pytest.raises(tp.MethodError, match=r"combine: DoRA\(rank=2\) is not a LoRA, AdaLoRA, DyLoRA or MiSS"): tp.combine({tuned: 1})
+    with pytest.raises(tp.MethodError, match=r"combine: DoRA\(rank=2\) is not a LoRA, AdaLoRA,"): tp.combine({tuned: 1})
     with pytest.raises(tp.MethodError, match="ranks: .* does not change weights by a product B A"): tuned.ranks()
     with pytest.raises(tp.MethodError, match="loftq: expected a LoRA"): tp.loftq(gpt(np.float32), tp.DoRA(2), tp.NF4())
     with pytest.raises(tp.MethodError, match="rank 17 exceeds 16"): tp.attach(gpt(), tp.DoRA(rank=17))
