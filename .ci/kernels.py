@@ -11,7 +11,7 @@ run forces those of another one, reads back which it got, and fails if they are 
 every pair of (kernel of BLAS, threads), (kernel of BLAS, Python), (kernel of BLAS, versions of the libraries) and (kernels of
 NumPy, versions). Some have the five packages alone, some every oracle. Some are away from home: without a home directory,
 with another locale and time zone, and with no network for the quick main job. None has a terminal. A run tests the last
-commit, in a clone of its own. A kernel or a Python that the machine lacks is said.
+commit, in a clone of its own. A kernel, a Python or a number of cores that the machine lacks is said.
 """
 import argparse
 import json
@@ -82,7 +82,13 @@ def lacking(run: dict) -> str:
     flags = Path("/proc/cpuinfo")
     need = NEEDS.get(run["blas"])
     if need and flags.exists() and need not in flags.read_text().split(): return f"this processor has no {need}"
+    if run["threads"] > (n := cores()): return f"BLAS takes one thread a core at most, and there are {n} cores"
     return "" if interpreter(run["python"]) else f"there is no Python {run['python']}"
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def interpreter(version: str) -> str | None:

@@ -48,6 +48,14 @@ def test_a_run_with_other_kernels_is_refused(change, says):
     assert kernels.refused(run, got) == says
 
 
+@pytest.mark.parametrize("threads, says", [
+    (1, ""), (2, ""), (8, "BLAS takes one thread a core at most, and there are 2 cores")])
+def test_more_threads_than_cores_are_lacking(monkeypatch, threads, says):
+    monkeypatch.setattr(kernels, "cores", lambda: 2)
+    monkeypatch.setattr(kernels, "interpreter", lambda version: sys.executable)
+    assert kernels.lacking({"blas": "none", "threads": threads, "python": "3.11"}) == says
+
+
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the kernels are those of x86")
 def test_the_kernels_are_read_back():
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "NPY_"))}
