@@ -227,20 +227,24 @@ def short_text(tmp_path):
 
 
 def test_finetune_keeps_what_is_best_on_validation(capsys, short_text, tmp_path):
-    """At a rate that spoils the model the first measurement stays the best, and patience ends the run."""
-    options = "finetune lora --quick --steps 20 --lr 0.3 --validate-every 1 --patience 2 --rates B=16 --text"
+    """A rate that grows for 20 steps helps in the first and then spoils the model, by far more than kernels differ. So
+    the first state stays the best, and patience ends the run."""
+    known = "The function returns a new array with the same shape and type as the given array. "
+    rows = short_text.read_text("utf-8").split("\n\n")
+    short_text.write_text("\n\n".join(known + " ".join(row.split()[:3]) for row in rows), "utf-8")
+    options = "finetune lora --quick --steps 400 --lr 0.1 --validate-every 1 --patience 2 --rates B=16 --text"
     argv = *options.split(), str(short_text)
     status, out, _ = run(capsys, *argv, "--json", "--out", str(tmp_path / "adapter"))
     record = json.loads(out)
-    assert status == 0 and record["steps"] == record["best"] + 2 < 20
+    assert (status, record["best"], record["steps"]) == (0, 1, 3)
     assert record["stopped"].startswith("2 evaluations without a lower validation loss")
     kept = tp.load_adapter(tp.load_pretrained(), tmp_path / "adapter")
     model = tp.load_pretrained()
     tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.text(short_text, model)
-    if record["best"]: tp.train(tuned, task, 20, lr=0.3, rates={"B": 16.0}, stop_after=record["best"], progress=False)
+    tp.train(tuned, task, 400, lr=0.1, rates={"B": 16.0}, stop_after=1, progress=False)
     for name, a in tuned.state_dict().items(): assert np.array_equal(a, kept.state_dict()[name]), name
     _, out, _ = run(capsys, *argv)
-    assert f"\nkept: the state after step {record['best']}, the best on validation\n" in out
+    assert "\nkept: the state after step 1, the best on validation\n" in out
     assert f"\nstopped early: {record['stopped']}\n" in out
 
 

@@ -252,16 +252,16 @@ def test_a_damaged_file_is_refused(small, tmp_path):
 # ---- speed and memory -----------------------------------------------------------------------------------------------
 
 def test_training_and_encoding_are_fast():
-    """1,024 tokens from 0.3 MB of the base's text take about 0.5 s on two cores, encoding runs at 7 MB/s: asked for are 3 s
-    and 1 MB/s, of the processor's time, so that a busy machine fails nothing."""
+    """1,024 tokens from 0.3 MB of the base's text take about 0.5 s of the processor, encoding runs at 7 MB/s. Asked for are
+    10 s and 0.3 MB/s: a busy machine whose two cores share one takes six times as long, and a quadratic loop a hundred."""
     text = base_corpus().text("train")[:300_000]
     start = time.process_time()
     trained = BPETokenizer.train(text, 1024)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 10
     trained.encode(text)
     best = min(_seconds(trained.encode, text) for _ in range(3))
-    assert 0.3 / best > 1.0, f"{0.3 / best:.2f} MB/s"
-    assert _seconds(trained.encode, "a" * 300_000) < 10                          # one absurd word: not quadratic
+    assert 0.3 / best > 0.3, f"{0.3 / best:.2f} MB/s"
+    assert _seconds(trained.encode, "a" * 300_000) < 30                          # one absurd word: not quadratic
 
 
 def test_the_word_cache_is_bounded(small, monkeypatch):
