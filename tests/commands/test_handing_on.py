@@ -67,7 +67,7 @@ def test_what_merges_becomes_a_model(capsys, bases, tmp_path, base, method):
     assert (status, err) == (0, "") and said.startswith(f"merged {method}; saved in {out}\nnext: python -m tinypeft gen")
     merged = tp.load_model(tmp_path / "m")
     assert merged.tokenizer == tuned.tokenizer and merged.dtype == np.float32
-    np.testing.assert_allclose(logits(merged), logits(tuned), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits(merged), logits(tuned), rtol=0, atol=1e-3)
     assert not np.allclose(logits(merged), logits(tp.load_model(bases / base)), rtol=0, atol=1e-2)
     page = (tmp_path / "m" / "README.md").read_text("utf-8")
     assert f"Method: `{method}`" in page and re.search(r"Base: .*" + base, page)
@@ -211,7 +211,7 @@ def test_gguf_of_each_type_comes_back(capsys, bases, tmp_path):
     argv = "export", "--to", "gguf", "--model", bases / "llama", "--adapter", tmp_path / "a", "--out"
     assert run(capsys, *argv, tmp_path / "f32")[0] == 0
     assert {path.name for path in (tmp_path / "f32").iterdir()} == {"model.gguf", "README.md", "run.json"}
-    np.testing.assert_allclose(logits(tp.load_model(tmp_path / "f32")), logits(tuned), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits(tp.load_model(tmp_path / "f32")), logits(tuned), rtol=0, atol=1e-3)
     status, out, _ = run(capsys, *argv, tmp_path / "m.gguf", "--type", "Q8_0", "--json")
     record = json.loads(out)
     assert status == 0 and record["bytes"] == (tmp_path / "m.gguf").stat().st_size
@@ -251,7 +251,9 @@ def test_codes_that_no_adapter_changed_are_kept(capsys, coded, tmp_path, family,
     assert changed == {"blk.0.attn_qkv.weight" if family == "GPT" else "blk.0.attn_q.weight"}
     assert all(after.kind(name).name == "F32" for name in changed)
     assert all(np.array_equal(after.octets(name), before.octets(name)) for name in before.keys() - changed)
-    np.testing.assert_allclose(logits(tp.load_model(tmp_path / "m.gguf")), logits(tuned), rtol=0, atol=1e-4)
+    want = logits(tuned)
+    np.testing.assert_allclose(logits(tp.load_model(tmp_path / "m.gguf")), want, rtol=0, atol=1e-3)
+    assert np.abs(logits(tp.load_model(coded / f"{family}.gguf")) - want).max() > 0.1     # what a lost adapter would be
     assert re.fullmatch(r"\d+ matrices have the codes that they had, [12] are numbers", json.loads(out)["note"])
 
 
