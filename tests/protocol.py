@@ -13,7 +13,7 @@ from tests.toys import Noise
 from tinypeft.engine import functional as F
 from tinypeft.engine.optim import AdamW
 
-__all__ = ["LENGTHS", "Labels", "assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves",
+__all__ = ["LENGTHS", "Both", "Labels", "assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves",
            "frozen_bytes", "hold_norm", "learned", "move", "outputs", "shift"]
 
 LENGTHS = [3, 7, 5]                                      # of three rows of tokens
@@ -46,6 +46,14 @@ class Labels(Noise):
     def loss(self, model, batch):
         tokens, lengths, classes = batch
         return tp.functional.cross_entropy(model.class_logits(tokens, lengths), classes)
+
+
+class Both(Labels):
+    """The same rows, whose next tokens count as well: every state and the head get a gradient."""
+
+    def loss(self, model, batch):
+        x, y = shift(batch[0])
+        return super().loss(model, batch) + tp.functional.cross_entropy(model(x), y)
 
 
 def outputs(tuned, tokens):
@@ -148,7 +156,7 @@ def assert_saves(make_gpt, methods, tokens, folder, head=3):
 
 
 def assert_same_race(tuned, oracle, pairs, tokens, steps=20, tolerance=1e-9):
-    """20 steps of AdamW on both sides from the same start: logits, every loss and every parameter stay equal.
+    """20 steps of AdamW on both sides from the same start: logits, gradients, every loss and every parameter stay equal.
 
     oracle(inputs) gives torch logits; `pairs` are all of [(our Parameter, torch parameter)], or (…, to_torch) with
     a function of the array where shapes differ.
@@ -173,6 +181,8 @@ def assert_same_race(tuned, oracle, pairs, tokens, steps=20, tolerance=1e-9):
         torch_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.as_tensor(y).flatten())
         assert abs(loss.item() - torch_loss.item()) < tolerance
         loss.backward(); torch_loss.backward()
+        for ours, torch_parameter, form in pairs:        # AdamW's first step does not see how large they are
+            np.testing.assert_allclose(form(ours.grad), torch_parameter.grad.numpy(), rtol=0, atol=tolerance)
         optimizer.step(); theirs.step()
     for ours, torch_parameter, form in pairs:
         np.testing.assert_allclose(form(ours.data), torch_parameter.detach().numpy(), rtol=0, atol=tolerance)

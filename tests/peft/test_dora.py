@@ -1,4 +1,4 @@
-"""DoRA: its start, the gradient that it has by design, lengths and directions, its merge, its refusals, and PEFT's numbers."""
+"""DoRA: lengths and directions, the gradient that it has by design, PEFT's folders. Its promises are in test_methods.py."""
 import numpy as np
 import pytest
 
@@ -6,9 +6,8 @@ import tinypeft as tp
 from tests.families import make
 from tests.oracles import assert_close
 from tests.oracles import relative_error as error
-from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_saves, hold_norm, learned, shift
+from tests.protocol import assert_gradients, hold_norm, learned
 from tests.toys import Noise
-from tinypeft.engine import functional as F
 from tinypeft.peft import plain
 from tinypeft.peft.changed import ChangedLinear
 from tinypeft.peft.dora import DoRALinear
@@ -19,14 +18,6 @@ QUERY = "blocks.0.attention.query"
 
 
 # -- the equation --------------------------------------------------------------------------------
-def test_a_fresh_dora_is_the_identity_bit_for_bit(gpt, tokens):
-    for dtype in (np.float32, np.float64):
-        model = gpt(dtype)
-        before = model(tokens).data
-        after = tp.attach(model, tp.DoRA(targets="all"))(tokens).data
-        assert after.dtype == dtype and np.array_equal(before, after)
-
-
 def test_lengths_are_m_and_directions_those_of_w0_and_the_lora(gpt, tokens):
     tuned = learned(gpt(), ALL)
     for layer in tuned.wrappers.values():
@@ -60,22 +51,6 @@ def test_the_general_forward_pass_agrees_and_has_the_same_gradients(gpt):
     for ours, general in zip(*results, strict=True): assert_close(ours, general, 1e-12)
 
 
-def test_dropout_is_on_all_that_is_learned(gpt, tokens):
-    """y = W₀x + (m/‖V‖ − 1) W₀z + m/‖V‖ s B A z, as in the authors' code and in PEFT."""
-    model = gpt()
-    plain, tuned = model(tokens).data, learned(model, tp.DoRA(rank=3, dropout=0.5))
-    quiet = tuned(tokens).data
-    layer = tuned.wrappers[QUERY]
-    x = np.random.default_rng(0).standard_normal((4, 16))
-    tuned.train()
-    layer.dropout.rng = np.random.default_rng(5)
-    dropped = F.dropout(tp.Tensor(x), 0.5, np.random.default_rng(5)).data
-    W0, b, g = layer.base.weight.data, layer.base.bias.data, layer.m.data / layer.norm()
-    want = x @ W0.T + b + (g - 1) * (dropped @ W0.T) + g * layer.scale * (dropped @ layer.A.data.T @ layer.B.data.T)
-    assert_close(layer(tp.Tensor(x)), want, 1e-12)
-    assert np.array_equal(tuned.eval()(tokens).data, quiet) and not np.array_equal(quiet, plain)
-
-
 def test_a_row_of_zeros_stays_zero(gpt, tokens):
     """It has no direction: PEFT divides by 0 there."""
     model = gpt(np.float32)
@@ -96,32 +71,7 @@ def test_the_norm_is_computed_once_while_it_generates(gpt, tokens, monkeypatch):
     assert len(calls) == len(tuned.wrappers)
 
 
-def test_count_is_the_formula(gpt):
-    summary = tp.attach(gpt(), tp.DoRA(rank=3)).summary()
-    assert summary.trained == summary.stored == 2 * 2 * (3 * (16 + 16) + 16)
-
-
-# -- the promises of every method ------------------------------------------------------------------
-def test_the_base_stays_as_it_is(gpt, tokens):
-    assert_leaves_base_alone(gpt(), tp.DoRA(rank=2), tokens)
-
-
-def test_saved_and_loaded_bit_exact(gpt, tokens, tmp_path):
-    assert_saves(gpt, [tp.DoRA(rank=2, targets="all", rank_pattern={"up": 4}, dropout=0.1),
-                       tp.DoRA(rank_stabilized=True, init="gaussian")], tokens, tmp_path)
-
-
-def test_merged_is_wrapped_and_beside_another_method(gpt, tokens):
-    tuned = learned(gpt(), ALL)
-    assert_close(tuned.merge()(tokens), tuned(tokens), 1e-12)
-    for outer in (tp.LoRA(2, targets="all"), tp.IA3(), tp.FullFineTuning(("attention",))):
-        tuned = tp.attach(gpt(), {"dora": ALL, "outer": outer}, rng=0)
-        for p in tuned.trainable_parameters(): p.data += 0.1 * np.random.default_rng(0).standard_normal(p.shape)
-        assert_close(tuned.merge()(tokens), tuned(tokens), 1e-11)
-        first = tuned.merge("dora")
-        assert_close(first(tokens), tuned(tokens), 1e-11)
-
-
+# -- beside others ---------------------------------------------------------------------------------
 def test_beside_a_trained_weight_its_gradient_goes_through(gpt, tokens):
     tuned = tp.attach(gpt(), ALL, tp.FullFineTuning(("query", "up")), rng=0)
     for p in tuned.trainable_parameters(): p.data += 0.1 * np.random.default_rng(0).standard_normal(p.shape)
@@ -129,68 +79,14 @@ def test_beside_a_trained_weight_its_gradient_goes_through(gpt, tokens):
     assert_gradients(tuned, tokens[:2, :4], kinks=True)
 
 
-def test_it_reads_the_layer_itself_so_it_is_named_first(gpt):
-    with pytest.raises(tp.MethodError, match="DoRA works on the layer .* itself, which LoRA changes before it; name DoRA"):
-        tp.attach(gpt(), tp.LoRA(2), tp.DoRA(2))
-    assert tp.attach(gpt(), tp.DoRA(2), tp.LoRA(2)).active
-
-
-def test_what_holds_low_rank_changes_only_refuses_it(gpt, tmp_path):
-    tuned = learned(gpt(), tp.DoRA(2))
-    with pytest.raises(tp.MethodError, match=r"combine: DoRA\(rank=2\) is not a LoRA, AdaLoRA,"): tp.combine({tuned: 1})
-    with pytest.raises(tp.MethodError, match="ranks: .* does not change weights by a product B A"): tuned.ranks()
-    with pytest.raises(tp.MethodError, match="loftq: expected a LoRA"): tp.loftq(gpt(np.float32), tp.DoRA(2), tp.NF4())
-    with pytest.raises(tp.MethodError, match="rank 17 exceeds 16"): tp.attach(gpt(), tp.DoRA(rank=17))
-
+def test_pefts_folder_of_another_layer_is_refused(gpt, tmp_path):
     class Other(tp.DoRA):
         def adapted(self, layer, A, scale, rng): return LoRALinear(layer, A, scale, self.dropout, rng)
     with pytest.raises(tp.MethodError, match="save: a LoRALinear is not m V x/‖V‖"):
         tp.attach(gpt(), Other(2)).save(tmp_path, "peft")
 
 
-def test_rows_of_one_batch_are_those_of_each_alone(gpt, tokens):
-    model = gpt()
-    a = learned(model, ALL)
-    want = a(tokens).data
-    a.detach()
-    b = learned(model, tp.LoRA(2))
-    other = b(tokens).data
-    b.detach()
-    got = tp.mixed_batch(model, {"a": a, "b": b}, tokens, ["a", "b", "a"]).data
-    assert_close(got, np.stack([want[0], other[1], want[2]]), 1e-12)
-
-
 # -- PEFT ------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("method", [
-    tp.DoRA(rank=4, alpha=8, targets=("query", "key", "value", "output", "up", "down")),
-    tp.DoRA(rank=4, alpha=8, rank_stabilized=True),
-    tp.DoRA(rank=2, alpha=3, targets=("query", "up"), rank_pattern={"up": 5}, alpha_pattern={"blocks.1.mlp.up": 1})], ids=str)
-def test_logits_gradients_20_steps_of_adamw_and_the_merge_equal_pefts_numerical(method, gpt, tokens):
-    peft = pytest.importorskip("peft")
-    import torch
-
-    from tests.oracles import peft_lora
-    tuned = learned(gpt(), method)
-    theirs = peft_lora.peft_model(tuned, peft.LoraConfig(
-        r=method.rank, lora_alpha=method.alpha, target_modules=list(method.targets), use_dora=True,
-        use_rslora=method.rank_stabilized, rank_pattern=method.rank_pattern or {}, alpha_pattern=method.alpha_pattern or {}))
-    assert_close(tuned(tokens), theirs(tokens).logits, 1e-12)
-
-    x, y = shift(tokens)
-    F.cross_entropy(tuned(x), y).backward()
-    theirs.base_model(x, y).loss.backward()
-    for path, name, p, their_p in peft_lora.pairs(tuned, theirs):
-        assert_close(p.grad, their_p.grad.reshape(p.shape), 1e-12, f"{path}.{name}")
-        p.grad = their_p.grad = None
-
-    ours = tp.train(tuned, Noise(), 20, lr=1e-2, schedule_kind="constant", warmup=0, clip=None, weight_decay=0.1)
-    assert_close(ours.loss, peft_lora.train(theirs, Noise(), 20, 8, lr=1e-2, weight_decay=0.1), 1e-10)
-    for path, name, p, their_p in peft_lora.pairs(tuned, theirs):
-        assert_close(p, their_p.reshape(p.shape), 1e-8, f"{path}.{name}")
-    with torch.no_grad(): merged = theirs.merge_and_unload()
-    assert_close(tuned.merge()(tokens), merged(tokens).logits, 1e-8)
-
-
 FAMILIES = ["GPT", "Llama", "Qwen3", "Gemma"]
 
 

