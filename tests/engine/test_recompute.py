@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.methods import SMALL
 from tests.toys import Noise, same, small
 from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Dropout, Linear, Module
@@ -37,12 +38,8 @@ def test_training_is_the_same_bit_for_bit(kind, workers):
 
 
 METHODS = {
-    "LoRA": tp.LoRA(rank=2), "LoRA with dropout": tp.LoRA(rank=2, dropout=0.3, targets="all"), "IA3": tp.IA3(),
-    "AdaLoRA": tp.AdaLoRA(init_rank=3, target_rank=1, t_init=1, t_final=1, delta_t=1),
-    "DyLoRA": tp.DyLoRA(rank=4, frozen=True),
-    "adapters": tp.BottleneckAdapter(bottleneck=3), "prompt": tp.PromptTuning(length=3), "P-tuning": tp.PTuning(),
-    "prefix": tp.PrefixTuning(length=3, reparameterize=False), "head alone": tp.LinearProbe(),
-    "prefix MLP with dropout": tp.PrefixTuning(length=3, dropout=0.2)}
+    **SMALL, "LoRA with dropout": tp.LoRA(rank=2, dropout=0.3, targets="all"), "DyLoRA, frozen": tp.DyLoRA(rank=4, frozen=True),
+    "head alone": tp.LinearProbe(), "prefix MLP with dropout": tp.PrefixTuning(length=3, dropout=0.2)}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -7,22 +7,15 @@ import pytest
 
 import tinypeft as tp
 from tests.conftest import make_gpt
+from tests.methods import SMALL, with_dropout
 from tests.protocol import frozen_bytes, learned
-from tinypeft.peft import METHODS
 
 SIZES = dict(d_model=32, dropout=0.1)
 CALIBRATION = np.random.default_rng(0).integers(0, 37, (8, 24))
-SMALL = {"bottleneck": 4, "length": 3, "hidden": 4, "encoder": "lstm", "rank": 4, "init_rank": 4, "target_rank": 2,
-         "dropout": 0.2, "frequencies": 20}
 SCHEMES = {name: cls(group_size=8) if name in ("gptq", "awq") else cls() for name, cls in tp.SCHEMES.items()}
 ACTIVATIONS = [tp.BottleneckAdapter(4, activation=f) for f in ("relu", "tanh", "silu")]
 STACK = {"first": tp.IA3(), "second": tp.LoRA(2, dropout=0.2), "prefix": tp.PrefixTuning(3, hidden=4),
          "beside": tp.ParallelAdapter(4), "norms": tp.FullFineTuning(("norm1",)), "off": tp.LoRA(2, targets=("key",))}
-
-
-def small(cls):
-    """A method of this class, of a size that fits a small model, with dropout if it has any."""
-    return cls(**{name: value for name, value in SMALL.items() if name in cls.__dataclass_fields__})
 
 
 def quantized(name):
@@ -35,7 +28,8 @@ def several(base):
     return tuned
 
 
-MODELS = {**{name: lambda cls=cls: learned(make_gpt(np.float32, **SIZES), small(cls)) for name, cls in METHODS.items()},
+DROPPING = {name: with_dropout(method) or method for name, method in SMALL.items()}
+MODELS = {**{name: lambda method=method: learned(make_gpt(np.float32, **SIZES), method) for name, method in DROPPING.items()},
           **{str(method): lambda method=method: learned(make_gpt(np.float32, **SIZES), method) for method in ACTIVATIONS},
           "probe": lambda: tp.attach(make_gpt(np.float32, **SIZES), tp.LinearProbe(), head=3),
           "several": lambda: several(make_gpt(np.float32, **SIZES)),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.methods import ROWS
 from tests.oracles import assert_close
 from tinypeft.peft import probe
 from tinypeft.peft.probe import hidden_states, learned_rows, solve
@@ -67,8 +68,6 @@ def small_gpt():
 
 
 SMALL = {"GPT": small_gpt, "Llama": small_llama, "NF4": lambda: tp.quantize(small_gpt(), tp.NF4())}
-METHODS = {name: cls(bottleneck=4) if "bottleneck" in cls.__dataclass_fields__ else cls() for name, cls in tp.METHODS.items()}
-VIRTUAL = "prefix", "prompt", "ptuning", "ptuning_v2"
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -82,26 +81,26 @@ def solved(request, table):
     return request.param, model, task, (h, probe.head.state_dict())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_starts_at_the_probe_and_comes_back(solved, name, tmp_path):
+@pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in ROWS.items()])
+def test_a_method_starts_at_the_probe_and_comes_back(solved, row, tmp_path):
     """Bit for bit where the method changes nothing at its start, which adapters between layers nearly do. The head of a
     prompt or a prefix is solved for what it reads through that prompt."""
     base, model, task, (h, head) = solved
-    if (base, name) == ("NF4", "full"):
-        with pytest.raises(tp.MethodError, match="is quantized"): tp.fit_probe(model, task, METHODS[name])
+    if base == "NF4" and row.no_codes:
+        with pytest.raises(tp.MethodError, match=row.no_codes): tp.fit_probe(model, task, row.small)
         assert model.attached is None
         return
-    tuned = tp.fit_probe(model, task, METHODS[name], rng=1, splits=("train",), n_folds=2)
+    tuned = tp.fit_probe(model, task, row.small, rng=1, splits=("train",), n_folds=2)
     read, theirs = hidden_states(tuned, task, task.data("train")), tuned.head.state_dict()
-    assert tuned.method == METHODS[name] and len(tuned.validated.labels) == len(h)
-    if name in VIRTUAL:
+    assert tuned.method == row.small and len(tuned.validated.labels) == len(h)
+    if row.starts == "elsewhere":
         assert np.abs(read - h).max() > 0.1
         solved_again = tp.attach(tuned.detach(), tp.LinearProbe(), head=3)
         solve(solved_again, read, tuned.validated.labels, 2)
         assert all(np.array_equal(a, theirs[n]) for n, a in solved_again.head.state_dict().items())
         solved_again.detach()
         tuned.reattach()
-    elif name == "adapter":
+    elif row.starts == "near the base":
         assert 0 < np.abs(read - h).max() < 0.02
     else:
         assert np.array_equal(read, h) and all(np.array_equal(a, theirs[n]) for n, a in head.items())

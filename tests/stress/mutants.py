@@ -113,7 +113,7 @@ def child(folder, tests, seconds, answers):
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     for name in [name for name in sys.modules if name.split(".")[0] in ("tinypeft", "tests")]: del sys.modules[name]
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *[f"--deselect={name}" for name in STALE]]
+    options = ["-x", "-q", "-p", "no:cacheprovider", *[f"--deselect={name}" for name in STALE]]
     code = pytest.main([*options, *tests], plugins=[first := First()])
     answers.put(first.name or ("" if code in (0, pytest.ExitCode.NO_TESTS_COLLECTED) else f"pytest ends with {int(code)}"))
     os._exit(0)                                          # and wait for no thread that hangs

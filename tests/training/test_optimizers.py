@@ -7,6 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tests.families import make
+from tests.methods import SMALL
 from tests.protocol import Labels
 from tests.stress.attacks import save_raw
 from tests.toys import Noise, same, small
@@ -19,12 +20,7 @@ OPTIMIZERS = {"SGD": partial(tp.optim.SGD, momentum=0.9), "Muon": tp.optim.Muon,
               "Muon of AdamW's size": partial(tp.optim.Muon, adjust="match_rms_adamw"),
               "AdamW8bit": partial(tp.optim.AdamW8bit, min_8bit_size=0), "GaLore": partial(tp.optim.GaLore, rank=2, every=2)}
 NEW = "Muon", "AdamW8bit", "GaLore"
-SMALL = {"adapter": tp.BottleneckAdapter(4), "parallel_adapter": tp.ParallelAdapter(4), "prefix": tp.PrefixTuning(3, hidden=5),
-         "prompt": tp.PromptTuning(3), "ptuning": tp.PTuning(hidden=4), "ptuning_v2": tp.PTuningV2(3), "lora": tp.LoRA(4),
-         "adalora": tp.AdaLoRA(3, 2, t_init=1, t_final=1, delta_t=1), "dylora": tp.DyLoRA(4),
-         "fourierft": tp.FourierFT(20),
-         "oft": tp.OFT(4)}
-METHODS = {name: SMALL.get(name) or cls() for name, cls in tp.METHODS.items()}
+METHODS = {**SMALL, "probe": tp.LinearProbe()}
 EVERYTHING = dict(lr=1e-2, accumulate=2, clip=0.5, weight_decay=0.1, eval_every=2, keep_best=True, schedule_kind="cosine",
                   warmup=2, workers=1, progress=False)
 
