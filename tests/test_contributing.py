@@ -211,8 +211,8 @@ def list_it(copy):
 def write_the_tests(copy):
     copy.write("tests/peft/test_toy.py", TESTS)
     copy.change("tests/peft/test_model.py", ("\nevery = pytest", "\nEVERY.append(tp.Toy())\nevery = pytest"))
-    copy.change("tests/common/test_hyper.py", ('"probe": 1e-2,', '"probe": 1e-2, "toy": 1e-2,'),
-                ("    LinearProbe()\n", "    LinearProbe()\n    Toy(targets=('query', 'value'))\n"))
+    status, printed = copy.run("python -m tests.common.test_limits")
+    assert status == 0, printed
 
 
 def say_what_is_known(copy):
@@ -233,8 +233,9 @@ def measure_it(copy):
 STEPS = [
     (write_the_method, ["tinypeft/peft/NAME.py"], []),
     (list_it, ["tinypeft/peft/methods.py", "tinypeft/peft/__init__.py", "tinypeft/__init__.py"], []),
-    (write_the_tests, ["tests/peft/test_NAME.py", "tests/peft/test_model.py", "tests/common/test_hyper.py"],
-     ["pytest tests/peft/test_NAME.py tests/peft/test_model.py tests/peft/test_families.py tests/common/test_hyper.py"]),
+    (write_the_tests, ["tests/peft/test_NAME.py", "tests/peft/test_model.py", "tests/common/limits.txt"],
+     ["pytest tests/peft/test_NAME.py tests/peft/test_model.py tests/peft/test_families.py",
+      "pytest tests/common/test_hyper.py tests/common/test_limits.py"]),
     (say_what_is_known, ["tinypeft/study/about.py"], ["pytest tests/study/test_about.py"]),
     (measure_it, ["tinypeft/study/experiments/arms.py", "figures/results/"], []),
 ]

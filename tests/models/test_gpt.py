@@ -1,6 +1,5 @@
 """gpt.py: the model against PyTorch and finite differences, its two seams for virtual tokens, and every error."""
 import dataclasses
-import math
 import tracemalloc
 
 import numpy as np
@@ -256,9 +255,6 @@ IDS = np.zeros((1, 5), int)
 
 @pytest.mark.parametrize("misuse, error, says", [
     (lambda m: tp.GPTConfig(d_model=10, n_heads=4), ValueError, "d_model 10 does not divide into 4 heads"),
-    (lambda m: tp.GPTConfig(n_layers=0), ValueError, "n_layers must be a positive integer, got 0"),
-    (lambda m: tp.GPTConfig(vocab_size=10.5), ValueError, "vocab_size must be a positive integer, got 10.5"),
-    (lambda m: tp.GPTConfig(dropout=1.0), ValueError, r"dropout must be a number in \[0, 1\), got 1.0"),
     (lambda m: tp.GPT({"d_model": 4}), TypeError, "expected a GPTConfig, got dict"),
     (lambda m: m(IDS[0]), ValueError, r"tokens must have shape \(B, T\), B and T ≥ 1, got \(5,\)"),
     (lambda m: m(IDS[:0]), ValueError, r"got \(0, 5\)"),
@@ -332,14 +328,6 @@ def test_sizes_that_the_arrays_do_not_have_take_no_memory():
         with pytest.raises((ValueError, KeyError)): tp.GPT.from_arrays(dataclasses.replace(CONFIG, **sizes), arrays)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
-
-
-@pytest.mark.parametrize("field, values", {
-    "norm_eps": [-1, None, "x", 1e308, math.nan, True, 10**400], "n_heads": [True, 0, 3], "n_layers": [0, 1.0, "2"],
-    "dropout": [1, -0.1, None], "vocab_size": [0, 2.5], "d_model": [-16], "context_length": [False]}.items())
-def test_every_field_of_a_config_is_checked(field, values):
-    for value in values:
-        with pytest.raises(ValueError, match="GPTConfig: "): dataclasses.replace(CONFIG, **{field: value})
 
 
 def test_layers_start_with_gpt2s_spread_numerical():

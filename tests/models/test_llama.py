@@ -139,13 +139,6 @@ def test_sizes_that_do_not_fit(sizes):
     with pytest.raises(TypeError, match="expected a LlamaConfig"): Llama(tp.GPTConfig())
 
 
-def test_the_defaults_are_smollm2s():
-    assert vars(LlamaConfig()) == dict(vocab_size=49152, context_length=8192, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3,
-                                       d_mlp=1536, d_head=64, rope_theta=1e5, norm_eps=1e-5, tied=True, qk_norm=False,
-                                       qkv_bias=False, rope_kind="default", rope_factor=1, rope_context=None,
-                                       rope_low=1, rope_high=4, rope_magnitude=1)
-
-
 def test_layers_start_with_gpt2s_spread_numerical():
     """0.02, and those whose outputs add to the residual stream smaller by √(2 L)."""
     model = Llama(LlamaConfig(200, 50, 64, n_layers=8, n_heads=4, n_kv_heads=2, d_mlp=128, d_head=16), rng=0)

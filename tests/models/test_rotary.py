@@ -109,9 +109,8 @@ def test_dynamic_angles_are_plain_up_to_the_length_of_training(rng):
 
 
 @pytest.mark.parametrize("fields, match", [
-    ({"rope_kind": "longrope"}, "rope_kind must be 'default', 'linear', 'dynamic', 'yarn' or 'llama3', got 'longrope'"),
     ({"rope_kind": "llama3"}, "rope_kind='llama3' needs rope_context"), ({"rope_kind": "yarn"}, "needs rope_context"),
     ({"rope_kind": "dynamic", "rope_context": 8, "d_head": 2}, "needs a d_head of 4 or more, got 2"),
-    ({"rope_low": 4.0}, "expected rope_low < rope_high, got 4 and 4"), ({"rope_factor": 0.5}, "rope_factor must be")])
-def test_fields_that_make_no_sense(fields, match):
+    ({"rope_low": 4.0}, "expected rope_low < rope_high, got 4 and 4")])
+def test_fields_that_make_no_sense_together(fields, match):
     with pytest.raises(ValueError, match=match): LlamaConfig(**fields)

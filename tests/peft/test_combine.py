@@ -353,14 +353,10 @@ def test_loras_of_one_model_on_other_layers_are_combined(gpt, tokens):
 
 @pytest.mark.parametrize("options, words", [
     (dict(how="sum"), "how must be 'cat', 'svd', 'linear', 'ties', 'dare' or 'dare_ties', got 'sum'"),
-    (dict(how="svd", rank=0), "rank must be a positive integer, or None, got 0"), (dict(how="cat", rank=3), "rank is of the"),
-    (dict(how="linear", rank=3), "rank is of the"), (dict(how="ties", rank=3, factors=True), "rank is of the nearest"),
-    (dict(how="ties", density=0.0), "density must be a number in (0, 1], or None, got 0.0"),
-    (dict(how="ties", density=20), "density must be"), (dict(how="svd", density=0.5), "density is of 'ties'"),
+    (dict(how="cat", rank=3), "rank is of the"), (dict(how="linear", rank=3), "rank is of the"),
+    (dict(how="ties", rank=3, factors=True), "rank is of the nearest"), (dict(how="svd", density=0.5), "density is of 'ties'"),
     (dict(how="dare"), "how='dare' needs density="), (dict(how="dare_ties"), "needs density="),
-    (dict(how="ties", sign="mass"), "sign must be 'total' or 'frequency'"),
-    (dict(how="svd", factors=True), "factors is of 'ties'"),
-    (dict(how="ties", factors=1), "factors must be True or False")], ids=str)
+    (dict(how="svd", factors=True), "factors is of 'ties'")], ids=str)
 def test_options_that_make_no_sense_are_refused(options, words, gpt):
     (a,) = adapters(gpt(), LORA)
     with pytest.raises(tp.MethodError) as caught: tp.combine({a: 1}, **options)

@@ -67,7 +67,8 @@ def mentions(module: str) -> dict[str, int]:
     named, folder = rf"\b({'|'.join(names)})\b", f"tests/{path.parts[0]}/"
     imports = re.compile(rf"^ *from \.[\w.]*\b{path.parent.name if path.stem == '__init__' else path.stem} import", re.M)
     near = {f"tests/{Path(name).parts[0]}/test_{Path(name).name}" for name in modules() if imports.search(text_of(name))}
-    near = {*(near if len(near) <= 6 else ()), *["tests/common/test_hyper.py"] * ("common.hyper import" in source)}
+    of_fields = {"tests/common/test_hyper.py", "tests/common/test_limits.py"} if "common.hyper import" in source else set()
+    near = of_fields | (near if len(near) <= 6 else set())
     paths = [*(ROOT / "tests").glob("[!s]*/test_*.py"), *(ROOT / "tests/study").glob("test_*.py"),
              *(ROOT / "tests").glob("test_[bpds][aerm]*.py")]         # not those of style and this folder
     texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
