@@ -78,6 +78,15 @@ def test_tests():
     assert "the tests of LoRA lack the check of nothing" in str(lack)
 
 
+def test_the_table_of_methods(monkeypatch, tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "methods.py").write_text('ROWS = {"dora": Row(', "utf-8")
+    monkeypatch.setattr(m, "ROOT", tmp_path)
+    assert list(m.of_row("dora", "tests/methods.py")) == []
+    (lack,) = m.of_row("lora", "tests/methods.py")
+    assert str(lack) == "step 3  tests/methods.py: ROWS has no row 'lora'; add one, in the order of METHODS"
+
+
 @pytest.fixture
 def about():
     """The table, which is put back with its order."""
