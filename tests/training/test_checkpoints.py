@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.methods import SMALL
 from tests.stress.attacks import save_raw
 from tests.toys import Noise, same, small
 from tinypeft.commands.cli import main
@@ -40,11 +41,7 @@ def test_resuming_is_never_having_stopped(make, tmp_path):
         assert history.loss == expected.loss and history.evals == expected.evals
 
 
-@pytest.mark.parametrize("method", [
-    tp.FullFineTuning(), tp.LoRA(2), tp.AdaLoRA(3, 2, t_init=1, t_final=1, delta_t=1), tp.DyLoRA(2), tp.IA3(),
-    tp.BottleneckAdapter(4), tp.ParallelAdapter(4), tp.PrefixTuning(4), tp.PromptTuning(3),
-    tp.PTuning((3, "target")), tp.PTuningV2(3)],
-    ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
 def test_a_step_adds_nothing_to_the_state(method):
     """What holds for one step, such as AdaLoRA's weights before it, is no array that a checkpoint keeps."""
     tuned = tp.attach(small(), method, rng=0)

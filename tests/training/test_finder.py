@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.methods import SMALL, with_dropout
 from tests.oracles import assert_close
 from tests.toys import Noise, same, small
 from tinypeft.engine.optim import AdamW
 
-METHODS = [tp.LoRA(rank=2, dropout=0.2), tp.AdaLoRA(t_init=2, t_final=2, delta_t=2), tp.DyLoRA(rank=2), tp.PrefixTuning(4),
-           tp.FullFineTuning()]
 
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", [with_dropout(method) or method for method in SMALL.values()], ids=SMALL)
 def test_the_model_stays_as_it_is(method):
     """Bit for bit: its arrays and its base's, the buffers of AdaLoRA and the generators; and training is what it would be."""
     made = [tp.attach(small(), method, rng=0, head=3) for _ in range(2)]
