@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.peft.test_model import EVERY, LORA
+from tests.methods import SMALL
+from tests.peft.test_model import LORA
 from tests.protocol import frozen_bytes, learned
 from tests.toys import Noise, linear_paths
 from tinypeft.engine.nn import replace_modules
@@ -20,8 +21,7 @@ from tinypeft.peft import detach
 from tinypeft.peft.attachment import Attachment
 
 PREFIX, NORMS, BITFIT = tp.PrefixTuning(3), tp.FullFineTuning(("norm1", "norm2")), tp.FullFineTuning(("bias",))
-EACH = [*EVERY[:3], *EVERY[4:], PREFIX, tp.BottleneckAdapter(4), tp.ParallelAdapter(4)]        # all but the probe
-each = pytest.mark.parametrize("method", EACH, ids=str)
+each = pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
 TOKENS = np.random.default_rng(7).integers(0, 37, (4, 24))
 
 
@@ -210,7 +210,7 @@ def test_a_cast_is_no_change(cast, method, gpt, tokens):
     got = tuned(tokens).data
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
-    tp.train(tuned, Noise(), 1, progress=False)
+    tp.train(tuned, Noise(), 3, progress=False)
     now = tuned.detach().state_dict()
     assert all(a.dtype == np.float64 and np.array_equal(a, base[name]) for name, a in now.items())
 

@@ -11,8 +11,8 @@ import pytest
 
 import tinypeft as tp
 from tests.families import make
+from tests.methods import SMALL
 from tests.oracles import assert_close
-from tests.peft.test_model import EVERY
 from tests.protocol import assert_saves, frozen_bytes, move, outputs
 from tests.stress.attacks import save_raw
 from tests.toys import Noise
@@ -41,7 +41,7 @@ def edit(folder, change):
     save_arrays(folder / "adapter.safetensors", arrays, meta)
 
 
-@pytest.mark.parametrize("method", EVERY, ids=str)
+@pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
 def test_a_detached_method_saves_what_it_learned(method, gpt, tokens, tmp_path):
     tuned = tp.attach(gpt(np.float32), method, head=3)
     move(tuned, np.random.default_rng(0))
