@@ -360,12 +360,14 @@ def test_converted_it_is_the_same_function_bit_exact(name, scheme, tmp_path):
     before = model(FEW).data
     with pytest.raises(ValueError, match="convert"): tp.save_quantized(model, tmp_path / "q")
     dense = {path: layer.dense_weight() for path, layer in layers(model).items()}
-    errors = tp.layer_errors(plain(name), model, FEW)
+    exact = plain(name)
+    errors, of_weights = tp.layer_errors(exact, model, FEW), tp.weight_error(exact, model)
     tp.convert(model)
     assert np.array_equal(model(FEW).data, before) and not list(tmp_path.iterdir())
     assert all(np.array_equal(model.get(path).dense_weight(), W) for path, W in dense.items() if "base" not in path)
-    assert list(errors) == linear_paths(model) and errors == tp.layer_errors(plain(name), model, FEW)
-    with pytest.raises(ValueError, match="nothing|no layer"): tp.convert(plain(name))
+    assert list(errors) == linear_paths(model) and errors == tp.layer_errors(exact, model, FEW)
+    assert of_weights == tp.weight_error(exact, model)
+    with pytest.raises(ValueError, match="nothing|no layer"): tp.convert(exact)
 
 
 @settings(lambda row, s: s.trains and s.bits <= 3)
