@@ -7,7 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tests.stress.attacks import ATTRIBUTES, TENSORS, edited, put
-from tests.stress.files import SCHEMES, model
+from tests.stress.files import model
 from tinypeft.engine.nn import Linear
 from tinypeft.files import load_arrays, save_arrays
 from tinypeft.quant import load_quantized, save_quantized
@@ -87,11 +87,11 @@ def test_a_weight_has_parts_that_fit(name, value, saved):
 
 
 @pytest.mark.parametrize("scheme, name, value", [
-    (4, "activations", "none"), (4, "scale", None), (3, "variant", "mine"), (3, "threshold", -1), (3, "threshold", None),
-    (6, "input_scale", None)])
-@pytest.mark.filterwarnings("ignore:GPTQ. 14 calibration tokens")
+    (tp.W8A8(activations="static"), "activations", "none"), (tp.W8A8(activations="static"), "scale", None),
+    (tp.LLMInt8(), "variant", "mine"), (tp.LLMInt8(), "threshold", -1), (tp.LLMInt8(), "threshold", None),
+    (tp.AWQ(group_size=8), "input_scale", None)])
 def test_what_a_class_cannot_compute_with_is_refused(scheme, name, value, tmp_path):
-    save_quantized(SCHEMES[scheme](model()), tmp_path / "model.safetensors")
+    save_quantized(tp.quantize(model(), scheme, TOKENS), tmp_path / "model.safetensors")
 
     def edit(arrays, meta):
         for kind in meta["kinds"]:
