@@ -12,7 +12,7 @@ from tests.oracles import assert_close
 from tests.protocol import frozen_bytes
 from tests.toys import linear_paths
 from tinypeft.engine import functional as F
-from tinypeft.engine.nn import Linear, replace_modules
+from tinypeft.engine.nn import Linear
 from tinypeft.engine.optim import AdamW
 from tinypeft.models.generation import keeping, kept
 from tinypeft.quant import QTensor
@@ -236,16 +236,6 @@ def test_a_qlora_that_is_merged_everywhere_has_no_codes(gpt, base):
 
 
 # -- files -----------------------------------------------------------------------------------------------
-def test_mixed_models_and_heads_are_saved(gpt, tokens, tmp_path):
-    model = tp.quantize(gpt(np.float32), tp.NF4(), targets=("up",))
-    tp.quantize(model, tp.Uniform(3), targets=("down",))
-    model.head = Linear(16, 5, rng=0)
-    save_quantized(model, tmp_path / "model.npz")
-    loaded = load_quantized(tmp_path / "model.npz")
-    assert type(loaded.get("blocks.0.attention.query")) is Linear
-    assert np.array_equal(loaded.class_logits(tokens, [7, 3, 5]).data, model.class_logits(tokens, [7, 3, 5]).data)
-
-
 @pytest.mark.parametrize("scheme", [tp.NF4(), tp.NF4(double_quant=True), tp.Uniform(2), tp.FloatFormat("E4M3")])
 def test_the_file_is_within_a_percent_of_the_bytes(scheme, tmp_path):
     """At the size of the shipped base."""
@@ -276,21 +266,6 @@ def test_what_is_not_saved_or_loaded(base, tmp_path):
     (tmp_path / "noise.npz").write_bytes(b"PK" + bytes(100))
     with pytest.raises(ValueError, match="not a file that tinypeft wrote"):
         load_quantized(tmp_path / "noise.npz")
-
-
-class Mine(QuantizedLinear):
-    """A user's own layer."""
-
-
-def test_a_users_own_layer_is_loaded_by_its_class(base, tokens, tmp_path):
-    model = base("nf4")
-    old = model.get("blocks.0.mlp.up")
-    replace_modules(model, {"blocks.0.mlp.up": Mine(old.weight, old.bias)})
-    save_quantized(model, tmp_path / "model.npz")
-    with pytest.raises(ValueError, match=r"blocks.0.mlp.up: it is a Mine; give its class in layers="):
-        load_quantized(tmp_path / "model.npz")
-    loaded = load_quantized(tmp_path / "model.npz", layers=(Mine,))
-    assert type(loaded.get("blocks.0.mlp.up")) is Mine and np.array_equal(loaded(tokens).data, model(tokens).data)
 
 
 def test_a_failed_quantize_leaves_the_numbers_and_makes_older_graphs_stale(gpt, tokens):

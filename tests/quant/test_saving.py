@@ -134,6 +134,8 @@ def test_a_class_of_ones_own_keeps_its_attributes_but_not_in_place_of_its_method
     old = m.get("blocks.1.mlp.up")
     m.blocks[1].mlp.up = Noisy(old.weight, old.bias)
     save_quantized(m, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=r"blocks.1.mlp.up: it is a Noisy; give its class in layers="):
+        load_quantized(saved / "model.safetensors")
     layer = load_quantized(saved / "model.safetensors", layers=[Noisy]).get("blocks.1.mlp.up")
     assert layer.level == 0.5 and layer.shift.tolist() == [1, 1, 1]
     for name in "helper", "forward", "no name":
