@@ -17,31 +17,31 @@ WIDE = {"GPT": {"d_model": 32}, "Llama": {"d_model": 32, "d_mlp": 64, "d_head": 
         "Qwen3": {"d_model": 32, "d_mlp": 32, "d_head": 16}, "Gemma": {"d_model": 32, "d_mlp": 32, "d_head": 8}}
 
 
+def never(*_): return False
+def always(*_): return True
+def needed(*_): return "needed"
+
+
 @dataclass(frozen=True)
 class Row:
-    """A scheme as it is tested, and in what it differs from the others. Functions take a setting, small or another."""
+    """A scheme as it is tested, and in what it differs from the others. A setting is `small` or one of the others."""
     small: Scheme                                        # on every family
     others: tuple[Scheme, ...]                           # other settings, on a GPT
     error: float                                         # of the logits of `small`, relative: a bound over the families
     bits: Callable                                       # (setting, layer) → bits per weight of a layer, its bias apart
     oracle: Callable | None = None                       # (setting, W) → Ŵ by the formula; None: in the scheme's own file
-    nearest: Callable = lambda s: True                   # each weight gets the nearest level of those that share its scale
+    nearest: Callable = always                           # (setting): each weight gets the nearest level of its run
     alone: bool = True                                   # a layer's codes are `quantize(W)`, whatever the other layers are
     folds: bool = False                                  # norms and other layers' weights take up scales
-    tokens: Callable = lambda s: ""                      # of calibration: "needed", "used" if they are given, or ""
+    tokens: Callable = never                             # (setting): "needed" or "used", where it is calibrated
     line: str = "3/3  batches"                           # what its line of progress counts, of three batches and two blocks
     silent: bool = True                                  # works where all inputs of a layer are 0 while it is calibrated
-    rounds: Callable = lambda s, name: False             # does the layer of this name round inputs, or outputs?
-    depends: Callable = lambda s: False                  # one row of a batch changes what another computes
+    rounds: Callable = never                             # (setting, name): the layer of this name rounds inputs or outputs
+    depends: Callable = never                            # (setting): one row of a batch changes what another computes
     trained: str = ""                                    # the parameters that `train` moves, by the end of their names
-    straight: Callable = lambda s: True                  # dx = dy Ŵ: where it is trained, an input may be clipped
+    straight: Callable = always                          # (setting): dx = dy Ŵ; a step that is trained clips inputs, too
     uneven: Scheme | None = None                         # groups that divide no row of a GPT
     sizes: dict[str, dict] | None = None                 # of the models, if small ones have too short rows
-
-
-def never(*_): return False
-def always(*_): return True
-def needed(s): return "needed"
 
 
 def stored(bits, width, scale=32, zero=False):
@@ -130,7 +130,7 @@ TABLE = {
     "gguf": Row(
         tp.GGUF("Q8_0"), (tp.GGUF("Q4_0"), tp.GGUF("Q5_1"), tp.GGUF("Q4_1", importance=True)), 0.04,
         lambda s, layer: stored(int(s.name[1]), 32, 16 + 16 * int(s.name[3])), nearest=never,
-        tokens=lambda s: "needed" if s.importance else "", silent=False, uneven=tp.GGUF("Q8_0"), sizes=WIDE),
+        tokens=lambda s: s.importance and "needed", silent=False, uneven=tp.GGUF("Q8_0"), sizes=WIDE),
     "gptq": Row(
         tp.GPTQ(8, group_size=4, act_order=True),
         (tp.GPTQ(8, true_sequential=True), tp.GPTQ(4), tp.GPTQ(3, symmetric=True, group_size=2), tp.GPTQ(3, act_order=True),
@@ -144,7 +144,7 @@ TABLE = {
         tp.W8A8("channel", "token"), (tp.W8A8(), tp.W8A8(activations="static"), tp.W8A8("channel", "static")), 0.06,
         lambda s, layer: of_int8(s.weights, s.activations, layer),
         lambda s, W: rounded(W, 8, width=W.size if s.weights == "tensor" else None),
-        tokens=lambda s: "needed" if s.activations == "static" else "", rounds=always,
+        tokens=lambda s: s.activations == "static" and "needed", rounds=always,
         depends=lambda s: s.activations == "tensor"),
     "llm_int8": Row(
         tp.LLMInt8(), (tp.LLMInt8(1.0), tp.LLMInt8(math.inf), tp.LLMInt8(1.0, variant="bitsandbytes")), 0.06, of_llm_int8,
@@ -154,7 +154,7 @@ TABLE = {
         tp.ZeroQuant(groups=4), (tp.ZeroQuant(4, group_size=8), tp.ZeroQuant(bits=3, groups=16),
                                  tp.ZeroQuant(mlp_bits=4, groups=4, steps=1)), 0.06,
         lambda s, layer: stored(layer.weight.bits, widths(s, layer.weight.size)),
-        lambda s, W: rounded(W, s.bits, width=widths(s, W.size)), tokens=lambda s: "needed" if s.steps else "",
+        lambda s, W: rounded(W, s.bits, width=widths(s, W.size)), tokens=lambda s: s.steps and "needed",
         line="2/2  blocks", rounds=always, uneven=tp.ZeroQuant(groups=7)),
     "smoothquant": Row(
         tp.SmoothQuant(), (tp.SmoothQuant(activations="tensor"), tp.SmoothQuant("channel", "static", alpha=0.7)), 0.06,
@@ -169,7 +169,7 @@ TABLE = {
          tp.FakeQuant(4, True, False, activation_bits=5, activation_symmetric=False, **GROUPS)), 0.03,
         lambda s, layer: grid_bits(s, layer) + 64 / layer.weight.size * s.calibrated,
         lambda s, W: rounded(W, s.bits, s.symmetric, shared(s, W.size, W.shape[1]), s.learn_step),
-        tokens=lambda s: "needed" if s.learn_step and s.activation_bits else "",
+        tokens=lambda s: s.learn_step and s.activation_bits and "needed",
         rounds=lambda s, name: s.activation_bits is not None, straight=lambda s: not s.learn_step,
         uneven=tp.FakeQuant(granularity="group", group_size=5)),
     "llm_qat": Row(

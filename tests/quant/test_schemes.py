@@ -22,7 +22,9 @@ FEW = TOKENS[:3, :7]
 LORA = tp.LoRA(2, targets="all")
 
 
-def named(cells): return [pytest.param(*cell, id="-".join(map(str, cell))) for cell in cells]
+def named(cells):
+    """Give each cell the name of its scheme, its setting, its family and its precision."""
+    return [pytest.param(*cell, id="-".join(getattr(x, "__name__", str(x)) for x in cell)) for cell in cells]
 
 
 def settings(holds=lambda row, s: True):
