@@ -125,7 +125,7 @@ TABLE = {
         (tp.FloatFormat("E5M2", "channel"), tp.FloatFormat("E2M1", block_size=8), tp.FloatFormat("FP4", block_size=16),
          tp.FloatFormat("BF16"), tp.FloatFormat("FP16"), tp.FloatFormat("E2M1", block_size=8, scale_format="E8M0"),
          tp.FloatFormat("E2M1", block_size=8, scale_format="E4M3")), 0.2, of_floats),
-    "nf4": Row(tp.NF4(16, double_quant=True), (tp.NF4(8), tp.NF4(), tp.NF4(double_quant=True)), 0.4, of_nf4,
+    "nf4": Row(tp.NF4(16, double_quant=True), (tp.NF4(8), tp.NF4(), tp.NF4(double_quant=True)), 0.5, of_nf4,
                nearest=lambda s: not s.double_quant),
     "gguf": Row(
         tp.GGUF("Q8_0"), (tp.GGUF("Q4_0"), tp.GGUF("Q5_1"), tp.GGUF("Q4_1", importance=True)), 0.04,
