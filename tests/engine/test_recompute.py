@@ -6,6 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tests.methods import SMALL
+from tests.schemes import TABLE
 from tests.toys import Noise, same, small
 from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Dropout, Linear, Module
@@ -60,12 +61,14 @@ class Classes(Noise):
     def loss(self, model, batch): return F.cross_entropy(model.class_logits(*batch[:2]), batch[2])
 
 
-@pytest.mark.parametrize("make", [
-    lambda: tp.attach(tp.quantize(small(), tp.NF4(block_size=16)), tp.LoRA(rank=2), rng=1),
-    lambda: tp.quantize(small(), tp.FakeQuant(learn_step=True, symmetric=False)),
-    lambda: tp.quantize(small(), tp.LLMQAT()), lambda: tp.quantize(small(), tp.PEQA())],
-    ids=["QLoRA", "LSQ", "LLM-QAT", "PEQA"])
-def test_training_quantized_weights_is_the_same_bit_for_bit(make):
+TRAINED = [tp.FakeQuant(learn_step=True, symmetric=False), *(row.small for row in TABLE.values() if row.small.trains)]
+
+
+@pytest.mark.parametrize("scheme, methods", [(tp.NF4(block_size=16), [tp.LoRA(rank=2)]), *((s, []) for s in TRAINED)], ids=str)
+def test_training_quantized_weights_is_the_same_bit_for_bit(scheme, methods):
+    def make():
+        model = tp.quantize(small(), scheme)
+        return tp.attach(model, *methods, rng=1) if methods else model
     (a, before), (b, after) = (trained(make(), on) for on in (False, True))
     assert a == b and same(before, after)
 

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.families import make
-from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Linear
 from tinypeft.quant import int8
 from tinypeft.quant.int8 import Int8Linear, int8_inputs, int8_matmul, scale_of, scaled_matmul
@@ -154,21 +152,6 @@ def test_layer_is_its_formula(rng, weights, activations):
     np.testing.assert_allclose(layer(tp.Tensor(X)).data, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gradient_is_straight_through(rng, dtype):
-    """Exactly that of a Linear with the decoded weight."""
-    W, b = rng.standard_normal((7, 10)).astype(dtype), rng.standard_normal(7).astype(dtype)
-    layer = tp.W8A8("channel", "token").layer(linear(W, b))
-    x, dy = (rng.standard_normal(s).astype(dtype) for s in ((2, 5, 10), (2, 5, 7)))
-    x, y = tp.Tensor(x, requires_grad=True), tp.Tensor(x, requires_grad=True)
-    layer.bias.grad = None
-    layer(x).backward(dy)
-    bias = tp.Tensor(b, requires_grad=True)
-    F.linear(y, tp.Tensor(layer.dense_weight().astype(dtype)), bias).backward(dy)
-    assert np.array_equal(x.grad, y.grad) and np.array_equal(layer.bias.grad, bias.grad)
-    assert x.grad.dtype == dtype
-
-
 def test_what_shares_a_scale_decides(rng):
     """Direction, five seeds: with three input columns 30 times larger, and rows of W of unlike size, the relative output
     error falls from a step per tensor to a step per token to a step per token and per output channel."""
@@ -185,22 +168,6 @@ def test_what_shares_a_scale_decides(rng):
 
 
 # -- models ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("scheme", [tp.W8A8(), tp.W8A8("channel", "token"), tp.W8A8("channel", "static")])
-def test_quantize(gpt, tokens, scheme):
-    model = gpt(np.float32)
-    before = model(tokens).data
-    weights = {p: m.weight.data for p, m in model.named_modules() if isinstance(m, Linear)}
-    tp.quantize(model, scheme, calibration=[tokens] if scheme.activations == "static" else None)
-    for path, W in weights.items():
-        layer = model.get(path)
-        assert np.array_equal(layer.dense_weight(), scheme.quantize(W).dequantize())
-        stored = sum(a.nbytes for a in layer.state_dict().values()) - layer.bias.data.nbytes
-        scales = 1 if scheme.weights == "tensor" else W.shape[0]
-        assert stored == W.size + 4 * scales + 4 * (scheme.activations == "static")    # no float copy of the weight anywhere
-    error = np.linalg.norm(model(tokens).data - before) / np.linalg.norm(before)
-    assert 1e-4 < error < 0.1
-
-
 def test_static_scale_is_the_largest_input_of_the_calibration(gpt, tokens):
     model, plain = gpt(np.float32), gpt(np.float32)
     tp.quantize(model, tp.W8A8(activations="static"), calibration=[tokens[:2], tokens[2:]])
@@ -209,19 +176,8 @@ def test_static_scale_is_the_largest_input_of_the_calibration(gpt, tokens):
     np.testing.assert_allclose(model.blocks[0].attention.query.scale, largest / 127, rtol=1e-6)
 
 
-def test_errors(gpt, tokens):
-    with pytest.raises(ValueError, match="weights must be 'tensor' or 'channel', got 'row'"): tp.W8A8(weights="row")
-    with pytest.raises(ValueError, match="activations must be 'tensor', 'token' or 'static'"): tp.W8A8(activations="dynamic")
-    with pytest.raises(ValueError, match="calibration"): tp.quantize(gpt(np.float32), tp.W8A8(activations="static"))
+def test_a_fixed_range_is_asked_for():
     with pytest.raises(ValueError, match="calibration"): tp.W8A8(activations="static").layer(Linear(3, 4))
-    with pytest.raises(ValueError, match="not one token"):
-        tp.quantize(gpt(np.float32), tp.W8A8(activations="static"), calibration=[])
-    with pytest.raises(ValueError, match=r"\(2, 5\) does not fit"):
-        tp.W8A8().layer(Linear(3, 4))(tp.Tensor(np.zeros((2, 5), np.float32)))
-    model = gpt(np.float32)
-    model.blocks[1].mlp.up.weight.data[3, 4] = np.nan
-    with pytest.raises(ValueError, match="not finite"): tp.quantize(model, tp.W8A8())
-    assert isinstance(model.blocks[0].attention.query, Linear)
 
 
 def test_label():
@@ -234,19 +190,3 @@ def test_a_weight_with_offsets_is_no_factor_of_an_integer_product():
     for offset in np.float32(1), np.ones(6, np.float16):
         with pytest.raises(ValueError, match="expected a symmetric weight"):
             Int8Linear(dataclasses.replace(q, offset=offset), None, "token").check_parts()
-
-
-@pytest.mark.parametrize("scheme, depends", [
-    (tp.W8A8(), True), (tp.SmoothQuant(activations="tensor"), True), (tp.LLMInt8(1.0), True),
-    (tp.LLMInt8(1.0, variant="bitsandbytes"), True), (tp.W8A8(activations="token"), False),
-    (tp.W8A8(activations="static"), False), (tp.SmoothQuant(), False), (tp.SmoothQuant(activations="static"), False),
-    (tp.ZeroQuant(groups=4), False)])
-def test_which_rows_depend_on_each_other(scheme, depends, rng):
-    """On the other rows of a batch, and on what else of its text one call sees, as README says. The rest is rounding."""
-    tokens = rng.integers(0, 37, (5, 8))
-    model = tp.quantize(make("GPT", np.float64), scheme, calibration=rng.integers(0, 37, (4, 12)))
-    batch, size = model(tokens).data, np.abs(model(tokens).data).max()
-    alone = np.abs(model(tokens[:1]).data - batch[:1]).max()
-    begun = np.abs(model(tokens[:, :4]).data - batch[:, :4]).max()
-    if depends: assert min(alone, begun) > 1e-4 * size
-    else: assert max(alone, begun) < 1e-9 * size

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Linear
 from tinypeft.quant.linear import QuantizedLinear
 from tinypeft.quant.llm_int8 import bitsandbytes_rows
@@ -76,19 +75,6 @@ def test_all_columns_outliers_and_kept_is_a_float16_layer(rng):
     W = layer.weight.data.astype(np.float16).astype(np.float32)
     assert np.array_equal(mine.dense_weight(), W)
     np.testing.assert_allclose(mine(tp.Tensor(X)).data, X @ W.T + layer.bias.data, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("variant", ["paper", "bitsandbytes"])
-def test_gradient(rng, dtype, variant):
-    """dX = dY Ŵ, exactly that of a Linear with the decoded weight; the bias's gradient too."""
-    mine = tp.LLMInt8(variant=variant).layer(linear(rng, dtype=dtype), OUTLIERS)
-    X, dY = inputs(rng).astype(dtype), rng.standard_normal((40, 48)).astype(dtype)
-    x, y = tp.Tensor(X, requires_grad=True), tp.Tensor(X, requires_grad=True)
-    mine(x).backward(dY)
-    F.linear(y, tp.Tensor(mine.dense_weight().astype(dtype))).backward(dY)
-    assert np.array_equal(x.grad, y.grad)
-    np.testing.assert_allclose(mine.bias.grad, dY.sum(0), rtol=1e-5, atol=1e-5)
 
 
 def test_direction():
@@ -204,81 +190,13 @@ def test_kept_columns_are_the_calibrations(gpt, tokens):
     assert len(one.blocks[0].attention.key.columns) > len(two.blocks[0].attention.key.columns) > 0
 
 
-def test_bytes(gpt, tokens):
-    model = gpt(np.float32)
-    tp.plant_outliers(model, 2, 64.0)
-    tp.quantize(model, tp.LLMInt8(), calibration=tokens)
-    layer = model.blocks[0].mlp.up
-    k = len(layer.columns)
-    assert k >= 2
-    stored = {name: a for name, a in layer.state_dict().items() if name != "bias"}
-    assert sum(a.nbytes for a in stored.values()) == 64 * 16 + 4 * 64 + 2 * 64 * k + 4 * k
-    assert {str(a.dtype) for a in stored.values()} == {"uint8", "float32", "float16", "int32"}
-    bits = 8 + 32 / 16 + (16 + 32 / 64) * k / 16
-    assert f"{bits:.2f} bits/weight" in repr(layer)
-
-
-def test_lora_on_it(gpt, tokens):
-    """A, B get the gradient of a LoRA on the same function; codes never move; where nothing is rounded after the adapter
-    the gradient is that of finite differences; training works."""
-    model = tp.quantize(gpt(np.float64), tp.LLMInt8())
-    tuned = tp.attach(model, tp.LoRA(rank=2, targets=("blocks.1.mlp.down",)), rng=0)
-    for p in tuned.trainable_parameters(): p.data = p.data + 0.1
-    tp.gradcheck(lambda *_: tuned(tokens), *tuned.trainable_parameters(), directions=2)
-    tuned.detach()
-
-    tuned = tp.attach(tp.quantize(gpt(np.float32), tp.LLMInt8()), tp.LoRA(rank=2, targets="all"), rng=0)
-    frozen = {n: a.tobytes() for n, a in tuned.model.state_dict().items() if ".A" not in n and ".B" not in n}
-    optimizer, losses = tp.optim.AdamW(tuned.trainable_parameters(), lr=1e-2), []
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(tuned(tokens[:, :-1]), tokens[:, 1:])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.5
-    assert frozen == {n: a.tobytes() for n, a in tuned.model.state_dict().items() if n in frozen}
-    with pytest.raises(tp.MethodError, match="blocks.0.attention.query is a LLMInt8Linear, .* it rounds its inputs"):
-        tuned.merge()
-    merged = tuned.merge(activations="exact")                          # float weights: rounding of inputs is gone
-    assert error(merged(tokens).data, tuned(tokens).data) < 0.1
-    assert isinstance(merged.blocks[0].mlp.up, Linear)
-
-
-@pytest.mark.parametrize("scheme", [tp.LLMInt8(), tp.SmoothQuant(), tp.ZeroQuant(mlp_bits=4), tp.W8A8()], ids=repr)
-@pytest.mark.parametrize("method", [name for name in tp.METHODS if name != "probe"])         # which adds only a head
-def test_every_method_on_every_int8_base(gpt, tokens, scheme, method):
-    """The method gets a gradient, a fresh LoRA changes nothing, detach gives the base back; only codes cannot be trained."""
-    model = tp.quantize(gpt(np.float32, context_length=48), scheme, calibration=tokens)
-    before = model(tokens).data
-    fields = {name: 2 for name in ("rank", "bottleneck", "frequencies", "block_size") if hasattr(tp.METHODS[method], name)}
-    if method == "full":
-        with pytest.raises(tp.MethodError, match="codes cannot be trained"): tp.attach(model, tp.FullFineTuning())
-        return
-    tuned = tp.attach(model, tp.METHODS[method](**fields), rng=0)
-    out = tuned(tokens)
-    out.backward(np.random.default_rng(0).standard_normal(out.shape).astype(np.float32))
-    assert any(p.grad is not None and p.grad.any() for p in tuned.trainable_parameters())
-    if method == "lora": assert np.array_equal(tuned(tokens).data, before)
-    assert np.array_equal(tuned.detach()(tokens).data, before)
-
-
-def test_errors(gpt):
-    with pytest.raises(ValueError, match="threshold must be a positive number or inf, got 0"): tp.LLMInt8(threshold=0)
-    with pytest.raises(ValueError, match="variant must be 'paper' or 'bitsandbytes', got 'bnb'"): tp.LLMInt8(variant="bnb")
+def test_numbers_that_float16_does_not_hold_are_refused():
     with pytest.raises(ValueError, match="not finite"):
-        tp.LLMInt8(variant="bitsandbytes").quantize(np.full((2, 3), 1e5, np.float32))      # beyond float16
-    with pytest.raises(ValueError, match="not finite"): tp.LLMInt8().quantize(np.full((2, 3), np.inf, np.float32))
+        tp.LLMInt8(variant="bitsandbytes").quantize(np.full((2, 3), 1e5, np.float32))
     large = Linear(3, 2)
     large.weight.data[0, 2] = 1e5                                      # a kept column of it would hold an inf
     with pytest.raises(ValueError, match="at most 65504, got 100000"): tp.LLMInt8().layer(large, [1, 2])
     assert np.isfinite(tp.LLMInt8().layer(large, [1]).dense_weight()).all()
-    with pytest.raises(ValueError, match=r"\(2, 5\) does not fit"):
-        tp.LLMInt8().layer(Linear(3, 4))(tp.Tensor(np.zeros((2, 5), np.float32)))
-    with pytest.raises(ValueError, match="not one token"): tp.quantize(gpt(np.float32), tp.LLMInt8(), calibration=[])
-    model = gpt(np.float32)
-    model.blocks[0].norm1.weight.data[0] = np.inf
-    with pytest.raises(ValueError, match="not finite"): tp.quantize(model, tp.LLMInt8())
 
 
 def test_nan_and_inf_inputs_show(rng):
@@ -286,13 +204,3 @@ def test_nan_and_inf_inputs_show(rng):
     X[1, 5], X[2, 6] = np.nan, np.inf
     Y = mine(tp.Tensor(X)).data
     assert np.isnan(Y[1]).all() and not np.isfinite(Y[2]).any() and np.isfinite(Y[[0, 3]]).all()
-
-
-@pytest.mark.parametrize("scheme", [tp.LLMInt8(threshold=1.5), tp.LLMInt8(np.inf), tp.LLMInt8(variant="bitsandbytes"),
-                                    tp.SmoothQuant(activations="static"), tp.ZeroQuant(mlp_bits=4)], ids=repr)
-def test_saved_and_loaded(gpt, tokens, tmp_path, scheme):
-    model = tp.quantize(gpt(np.float32), scheme, calibration=tokens)
-    tp.save_quantized(model, tmp_path / "model.npz")
-    loaded = tp.load_quantized(tmp_path / "model.npz")
-    assert np.array_equal(loaded(tokens).data, model(tokens).data)
-    assert tp.bits_per_weight(loaded) == tp.bits_per_weight(model)

@@ -5,7 +5,6 @@ import pytest
 import tinypeft as tp
 from tests.oracles import assert_close
 from tests.protocol import learned
-from tests.toys import linear_paths
 from tinypeft.quant.measure import scale_between
 
 
@@ -28,19 +27,6 @@ def test_rounding_alone_is_no_scale(rng):
 
 
 # -- which layers are measured -------------------------------------------------------------------
-TRAINED = tp.PEQA(bits=4), tp.FakeQuant(4), tp.FakeQuant(4, activation_bits=8), tp.LLMQAT(bits=4)
-
-
-@pytest.mark.parametrize("scheme", TRAINED, ids=str)
-def test_layers_for_training_are_measured_as_what_they_become(scheme, gpt, tokens):
-    plain = gpt(np.float32)
-    training = tp.quantize(gpt(np.float32), scheme, calibration=tokens)
-    errors, weights = tp.layer_errors(plain, training, tokens), tp.weight_error(plain, training)
-    converted = tp.convert(training)
-    assert list(errors) == linear_paths(plain) and errors == tp.layer_errors(plain, converted, tokens)
-    assert weights == tp.weight_error(plain, converted) > 0.01
-
-
 def test_a_method_on_the_model_is_refused_by_name(gpt, tokens):
     """Or the layers that it wraps would be missing from the error, without a word."""
     plain, nf4 = gpt(np.float32), tp.NF4(block_size=16)

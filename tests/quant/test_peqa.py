@@ -187,13 +187,3 @@ def test_bases_it_cannot_train(gpt, quantized, peqa, says):
     if quantized: tp.quantize(model, quantized)
     with pytest.raises(tp.MethodError, match=says): tp.attach(model, peqa)
     assert model.attached is None
-
-
-def test_errors(gpt):
-    with pytest.raises(ValueError, match="bits"): tp.PEQA(bits=9)
-    with pytest.raises(ValueError, match="group_size"): tp.PEQA(group_size=0)
-    with pytest.raises(ValueError, match="does not divide"): tp.quantize(gpt(np.float32), tp.PEQA(group_size=5))
-    model = tp.quantize(gpt(np.float32), tp.PEQA())
-    with pytest.raises(ValueError, match="already"): tp.quantize(model, tp.NF4())
-    with pytest.raises(ValueError, match="convert"): tp.save_quantized(model, "never.npz")
-    with pytest.raises(ValueError, match="does not fit"): model.blocks[0].mlp.up(Tensor(np.zeros((2, 3), np.float32)))

@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 
 import tinypeft as tp
+from tests.schemes import TABLE
 from tests.stress import record
 from tests.stress.attacks import attacks, dat, gguf_content, save_gguf, save_raw
 from tests.toys import Noise, linear_paths
@@ -92,15 +93,7 @@ PEFT = [tp.LoRA(rank=2), tp.AdaLoRA(init_rank=4, target_rank=2)]
 FAMILIES = [Llama(LlamaConfig(37, 24, 16, 2, 4, 2, 12, 6, 100.0, tied=False), rng=0),
             Llama(LlamaConfig(37, 24, 16, 2, 4, 1, 12, 6, 100.0, qk_norm=True), rng=0),
             Gemma(GemmaConfig(37, 24, 16, 3, 4, 2, 12, 6, 4, 3, 100.0, 10.0, 6), rng=0)]
-SCHEMES = [
-    lambda m: tp.quantize(m, tp.NF4(block_size=16, double_quant=True)),
-    lambda m: tp.quantize(m, tp.Uniform(3)),
-    lambda m: tp.quantize(m, tp.FloatFormat("E4M3")),
-    lambda m: tp.quantize(m, tp.LLMInt8(), TOKENS),
-    lambda m: tp.quantize(m, tp.W8A8(activations="static"), TOKENS),
-    lambda m: tp.quantize(m, tp.GPTQ(group_size=8, act_order=True), TOKENS),
-    lambda m: tp.quantize(m, tp.AWQ(group_size=8), TOKENS),
-]
+SCHEMES = [tp.W8A8(activations="static"), *(row.small for row in TABLE.values() if not row.small.trains and not row.sizes)]
 
 
 # -- the kinds -------------------------------------------------------------------------------------------------------
@@ -242,7 +235,7 @@ def read_pretrained(folder, base):
     return m, [logits(m), m.tokenizer.encode(TEXT)]
 
 
-def make_quantized(folder, i): tp.save_quantized(SCHEMES[i](model()), folder / "model.safetensors")
+def make_quantized(folder, i): tp.save_quantized(tp.quantize(model(), SCHEMES[i], TOKENS), folder / "model.safetensors")
 
 
 def read_quantized(folder, base):
