@@ -11,7 +11,7 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.quant import Scheme
 
-__all__ = ["SETTINGS", "TABLE", "Row"]
+__all__ = ["SETTINGS", "ROWS", "Row"]
 
 WIDE = {"GPT": {"d_model": 32}, "Llama": {"d_model": 32, "d_mlp": 64, "d_head": 8},
         "Qwen3": {"d_model": 32, "d_mlp": 32, "d_head": 16}, "Gemma": {"d_model": 32, "d_mlp": 32, "d_head": 8}}
@@ -114,7 +114,7 @@ def widths(s, size):
 
 
 GROUPS = {"granularity": "group", "group_size": 4}
-TABLE = {
+ROWS = {
     "uniform": Row(
         tp.Uniform(8), (tp.Uniform(3, False), tp.Uniform(5, granularity="tensor"),
                         tp.Uniform(2, **GROUPS), tp.Uniform(4, False, **GROUPS)), 0.03, grid_bits,
@@ -182,4 +182,4 @@ TABLE = {
         lambda s, layer: stored(s.bits, s.group_size or layer.d_in, zero=not s.symmetric),
         lambda s, W: rounded(W, s.bits, s.symmetric, s.group_size), trained=".scale", uneven=tp.PEQA(group_size=5)),
 }
-SETTINGS = [(name, scheme) for name, row in TABLE.items() for scheme in (row.small, *row.others)]
+SETTINGS = [(name, scheme) for name, row in ROWS.items() for scheme in (row.small, *row.others)]

@@ -84,7 +84,7 @@ def test_the_table_of_methods(monkeypatch, tmp_path):
     monkeypatch.setattr(m, "ROOT", tmp_path)
     assert list(m.of_row("dora", "tests/methods.py")) == []
     (lack,) = m.of_row("lora", "tests/methods.py")
-    assert str(lack) == "step 3  tests/methods.py: ROWS has no row 'lora'; add one, in the order of METHODS"
+    assert str(lack) == "step 3  tests/methods.py: ROWS has no row 'lora'; add one"
 
 
 @pytest.fixture

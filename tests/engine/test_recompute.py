@@ -6,7 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tests.methods import SMALL
-from tests.schemes import TABLE
+from tests.schemes import ROWS
 from tests.toys import Noise, same, small
 from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Dropout, Linear, Module
@@ -61,7 +61,7 @@ class Classes(Noise):
     def loss(self, model, batch): return F.cross_entropy(model.class_logits(*batch[:2]), batch[2])
 
 
-TRAINED = [tp.FakeQuant(learn_step=True, symmetric=False), *(row.small for row in TABLE.values() if row.small.trains)]
+TRAINED = [tp.FakeQuant(learn_step=True, symmetric=False), *(row.small for row in ROWS.values() if row.small.trains)]
 
 
 @pytest.mark.parametrize("scheme, methods", [(tp.NF4(block_size=16), [tp.LoRA(rank=2)]), *((s, []) for s in TRAINED)], ids=str)

@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.schemes import TABLE
+from tests.schemes import ROWS
 from tinypeft.engine.nn import Linear
 from tinypeft.quant import FakeQuant, FloatFormat, Uniform
 from tinypeft.quant.uniform import LARGEST, bounded
 
-ROWS, D = 6, 32
-DRAWN = np.random.default_rng(0).standard_normal((ROWS, D)).astype(np.float32)
+N, D = 6, 32
+DRAWN = np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
 SCHEMES = [*(Uniform(bits, symmetric, convention=convention) for bits in range(1, 9) for symmetric in (True, False)
              for convention in ("absmax", "full") if bits > symmetric),
            Uniform(8, clipping="percentile"), Uniform(3, False, clipping="percentile"),
@@ -19,7 +19,7 @@ SCHEMES = [*(Uniform(bits, symmetric, convention=convention) for bits in range(1
            *(FloatFormat(name, scaling) for name in ("E4M3", "E5M2", "E2M1", "FP16", "BF16", "E3M2", "E7M0")
              for scaling in ("tensor", "channel", "block")),
            *(FloatFormat(name, "block", 16, kind) for name in ("E4M3", "E2M1", "BF16") for kind in ("E8M0", "E4M3")),
-           *(row.small for row in TABLE.values()), tp.NF4(16), tp.GGUF("Q4_0"), tp.W8A8(), tp.LLMInt8(variant="bitsandbytes"),
+           *(row.small for row in ROWS.values()), tp.NF4(16), tp.GGUF("Q4_0"), tp.W8A8(), tp.LLMInt8(variant="bitsandbytes"),
            tp.ZeroQuant(bits=3, groups=4), tp.PEQA(1), tp.PEQA(4, symmetric=True), tp.LLMQAT(2),
            tp.GPTQ(2, symmetric=True, scale_dtype="float32"),
            *(FakeQuant(bits, step, symmetric) for bits in (2, 4, 8) for step in (True, False) for symmetric in (True, False)),
@@ -27,7 +27,7 @@ SCHEMES = [*(Uniform(bits, symmetric, convention=convention) for bits in range(1
 
 
 def matrices():
-    """name → float32 (ROWS, D)."""
+    """name → float32 (N, D)."""
     sign = np.sign(DRAWN)
     found = {"the largest": sign * LARGEST, "the largest alone": np.abs(sign) * LARGEST, "zeros": 0 * DRAWN,
              "the smallest": sign * np.float32(1e-45), "just normal": sign * np.finfo(np.float32).tiny,
@@ -82,7 +82,7 @@ def test_the_largest_weights_err_at_most_twice_as_much_as_others(scheme):
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if type(s) in (FakeQuant, tp.LLMQAT, tp.PEQA)], ids=str)
 def test_layers_for_training_round_finite_weights_to_finite_ones(scheme):
-    linear = Linear(D, ROWS, rng=0)
+    linear = Linear(D, N, rng=0)
     for name, W in MATRICES.items():
         linear.weight.assign(W)
         with np.errstate(over="raise", divide="raise", invalid="raise"):

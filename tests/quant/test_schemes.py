@@ -11,7 +11,7 @@ import tinypeft as tp
 from tests.families import FAMILIES, make
 from tests.oracles import assert_close
 from tests.protocol import frozen_bytes, learned, move
-from tests.schemes import SETTINGS, TABLE
+from tests.schemes import ROWS, SETTINGS
 from tests.toys import Distil, linear_paths
 from tinypeft.engine.nn import Linear
 from tinypeft.quant.codebooks import codebook
@@ -29,18 +29,18 @@ def named(cells):
 
 def settings(holds=lambda row, s: True):
     """Parametrize by the settings of all schemes, or of those for which something holds. Their models are GPTs."""
-    return pytest.mark.parametrize("name, scheme", named(cell for cell in SETTINGS if holds(TABLE[cell[0]], cell[1])))
+    return pytest.mark.parametrize("name, scheme", named(cell for cell in SETTINGS if holds(ROWS[cell[0]], cell[1])))
 
 
-SMALL = [(name, row.small, family) for name, row in TABLE.items() for family in ("GPT", *FAMILIES)]
-OTHERS = [(name, scheme, "GPT") for name, scheme in SETTINGS if scheme != TABLE[name].small]
+SMALL = [(name, row.small, family) for name, row in ROWS.items() for family in ("GPT", *FAMILIES)]
+OTHERS = [(name, scheme, "GPT") for name, scheme in SETTINGS if scheme != ROWS[name].small]
 cells = pytest.mark.parametrize("name, scheme, family", named([*SMALL, *OTHERS]))
 trained = settings(lambda row, s: s.trains)
 
 
 def plain(name, family="GPT", dtype=np.float32):
     """Make the model that is quantized."""
-    return make(family, dtype, **(TABLE[name].sizes or {}).get(family, {}))
+    return make(family, dtype, **(ROWS[name].sizes or {}).get(family, {}))
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def off(got, exact): return np.linalg.norm(got - exact) / np.linalg.norm(exact)
 
 def test_the_table_has_every_scheme():
     """`tp.SCHEMES` and the table have the same names, so no scheme is left out of the checks."""
-    assert list(TABLE) == list(tp.SCHEMES)
+    assert list(ROWS) == list(tp.SCHEMES)
     assert all(type(scheme) is tp.SCHEMES[name] for name, scheme in SETTINGS)
 
 
@@ -83,7 +83,7 @@ def test_a_scheme_is_a_value(name, scheme):
 @cells
 def test_the_linear_layers_become_codes_and_nothing_else_changes(name, scheme, family):
     """Each layer keeps its sizes and bias; other parameters stay, unless norms take up the scales of a scheme that folds."""
-    row, model = TABLE[name], plain(name, family)
+    row, model = ROWS[name], plain(name, family)
     before, sizes = frozen_bytes(model), {path: (layer.d_out, layer.d_in) for path, layer in layers(model).items()}
     n = model.n_parameters()
     assert tp.quantize(model, scheme, TOKENS) is model
@@ -98,7 +98,7 @@ def test_the_linear_layers_become_codes_and_nothing_else_changes(name, scheme, f
 @cells
 def test_the_function_stays_close_and_is_another(name, scheme, family):
     """The logits and the weights are near those of the model, and not the same: a scheme that does nothing fails."""
-    row, model, q = TABLE[name], plain(name, family), finished(name, scheme, family)
+    row, model, q = ROWS[name], plain(name, family), finished(name, scheme, family)
     error, most = off(q(FEW).data, model(FEW).data), row.error if scheme == row.small else 1
     assert 0 < error < most, error
     assert 0 < tp.weight_error(model, q) < (0.1 if scheme == row.small else 0.8)
@@ -107,7 +107,7 @@ def test_the_function_stays_close_and_is_another(name, scheme, family):
 @settings()
 def test_bits_per_weight_are_the_formula(name, scheme):
     """A layer stores what the formula of its scheme says, and a model's bits are those of all its layers."""
-    row, model = TABLE[name], finished(name, scheme)
+    row, model = ROWS[name], finished(name, scheme)
     expected = {path: row.bits(scheme, layer) for path, layer in layers(model).items()}
     for path, layer in layers(model).items(): assert 8 * layer.nbytes / layer.weight.size == pytest.approx(expected[path]), path
     sizes = {path: layer.weight.size for path, layer in layers(model).items()}
@@ -119,7 +119,7 @@ def test_bits_per_weight_are_the_formula(name, scheme):
 def test_codes_decode_to_what_the_formula_gives_numerical(name, scheme, rng):
     """The formula is written out in float64."""
     W = rng.standard_normal((16, 48)).astype(np.float16).astype(np.float32)              # bitsandbytes rounds to float16 first
-    assert_close(scheme.quantize(W).dequantize(), TABLE[name].oracle(scheme, W), 1e-6)
+    assert_close(scheme.quantize(W).dequantize(), ROWS[name].oracle(scheme, W), 1e-6)
 
 
 @settings(lambda row, s: row.nearest(s))
@@ -139,7 +139,7 @@ def test_no_level_is_nearer_than_the_one_chosen(name, scheme, rng):
         assert (np.abs(got - x) <= best + 1e-6 * np.abs(x).max()).all()
 
 
-@pytest.mark.parametrize("name, scheme, family", named(cell for cell in SMALL if TABLE[cell[0]].alone))
+@pytest.mark.parametrize("name, scheme, family", named(cell for cell in SMALL if ROWS[cell[0]].alone))
 def test_a_layer_is_rounded_as_its_weight_alone_bit_exact(name, scheme, family):
     """Where no scale moves and nothing is corrected, the codes of a layer are those of `quantize(W)`."""
     model, q = plain(name, family), finished(name, scheme, family)
@@ -184,7 +184,7 @@ def test_a_model_of_float64_is_quantized_like_its_float32_copy(name, scheme):
 @cells
 def test_what_a_layer_computes_is_its_decoded_weight(name, scheme, family, rng):
     """y = x Ŵᵀ + b, before a layer is converted and after; where inputs are rounded, too, y is near, and the layer says so."""
-    row = TABLE[name]
+    row = ROWS[name]
     for model in quantized(name, scheme, family), finished(name, scheme, family):
         for path, layer in layers(model).items():
             x = tp.Tensor(0.2 * rng.standard_normal((2, 5, layer.d_in)).astype(np.float32))
@@ -194,10 +194,10 @@ def test_what_a_layer_computes_is_its_decoded_weight(name, scheme, family, rng):
             assert off(layer(x).data, y) < (0.5 if rounds else 1e-5), path
 
 
-STRAIGHT = [(*cell, np.float32) for cell in SETTINGS] + [(name, row.small, np.float64) for name, row in TABLE.items()]
+STRAIGHT = [(*cell, np.float32) for cell in SETTINGS] + [(name, row.small, np.float64) for name, row in ROWS.items()]
 
 
-@pytest.mark.parametrize("name, scheme, dtype", named(cell for cell in STRAIGHT if TABLE[cell[0]].straight(cell[1])))
+@pytest.mark.parametrize("name, scheme, dtype", named(cell for cell in STRAIGHT if ROWS[cell[0]].straight(cell[1])))
 def test_gradients_go_straight_through_numerical(name, scheme, dtype, rng):
     """dx = dy Ŵ and db = Σ dy in the model's precision, whatever is rounded."""
     for model in quantized(name, scheme, dtype=dtype), finished(name, scheme, dtype=dtype):
@@ -250,7 +250,7 @@ def test_a_lora_trains_on_it_and_comes_off(name, scheme, family):
 @cells
 def test_it_is_merged_into_the_decoded_weights_or_refused_by_name(name, scheme, family):
     """No weights replace a layer that rounds its inputs, so merging refuses until it is told to drop the rounding."""
-    row = TABLE[name]
+    row = ROWS[name]
     for model in [quantized(name, scheme, family), finished(name, scheme, family)][not scheme.trains:]:
         tuned = learned(model, LORA)
         rounding = [path for path in tuned.wrappers if row.rounds(scheme, path.split(".")[-1])]
@@ -271,7 +271,7 @@ def test_decoded_it_is_a_plain_model(name, scheme, family):
     """`dequantize` gives the numbers of the codes to plain layers, of a copy; rounding of inputs goes only when asked."""
     model = finished(name, scheme, family)
     before = model(FEW).data
-    rounding = [path for path in linear_paths(model) if TABLE[name].rounds(scheme, path.split(".")[-1])]
+    rounding = [path for path in linear_paths(model) if ROWS[name].rounds(scheme, path.split(".")[-1])]
     if rounding:
         with pytest.raises(ValueError, match=rf"{rounding[0]} is a \w+, which rounds its"): tp.dequantize(model)
     decoded = tp.dequantize(model, "exact" if rounding else "kept")
@@ -321,7 +321,7 @@ def test_other_schemes_need_no_tokens(name, scheme):
     """They quantize without, and give the same codes where tokens are given, unless they use them."""
     model = tp.quantize(plain(name), scheme)
     same = frozen_bytes(model) == frozen_bytes(made(name, scheme, "GPT", np.float32))
-    assert same or TABLE[name].tokens(scheme) == "used"
+    assert same or ROWS[name].tokens(scheme) == "used"
 
 
 @settings(lambda row, s: row.tokens(s))
@@ -331,7 +331,7 @@ def test_calibration_shows_one_line_of_progress(name, scheme, capsys):
     tp.quantize(plain(name), scheme, batches, progress=True)
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("\rquantizing 1/") and err.endswith("\n") and err.count("\n") == 1
-    assert f"quantizing {TABLE[name].line}" in err
+    assert f"quantizing {ROWS[name].line}" in err
     tp.quantize(plain(name), scheme, batches)
     assert capsys.readouterr() == ("", "")
 
@@ -342,7 +342,7 @@ def test_a_layer_that_only_zeros_reach_has_a_step_or_is_named(name, scheme):
     model = plain(name)
     for p in model.blocks[1].norm2.parameters(): p.data[...] = 0
     before = frozen_bytes(model)
-    if not TABLE[name].silent:
+    if not ROWS[name].silent:
         with pytest.raises(ValueError, match=r"blocks.1.*(H is zero|inputs are 0)"): tp.quantize(model, scheme, TOKENS)
         assert frozen_bytes(model) == before
         return
@@ -384,7 +384,7 @@ def test_training_lowers_the_loss_and_moves_what_it_should(name, scheme):
     tp.train(model, task, steps=25, batch_size=8, lr=3e-3, progress=False)
     assert tp.evaluate(model, task)["loss"] < 0.9 * before                                  # measured: 0.64 … 0.84
     moved = {key for key, p in model.named_parameters() if not np.array_equal(p.data, start[key])}
-    assert moved == {key for key in start if key.endswith(TABLE[name].trained)}
+    assert moved == {key for key in start if key.endswith(ROWS[name].trained)}
     exact = model.eval()(FEW).data
     assert_close(tp.convert(model)(FEW), exact, 1e-5)
 
@@ -402,19 +402,19 @@ def test_weights_that_are_not_finite_are_refused_by_place(name, scheme):
         assert dict(model.named_modules()) == modules and frozen_bytes(model) == before and not model.training
 
 
-@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.uneven])
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.uneven])
 def test_groups_that_do_not_divide_are_refused_in_words(name):
     """Before anything is changed."""
     model = make("GPT", np.float32)
     modules, before = dict(model.named_modules()), frozen_bytes(model)
-    with pytest.raises(ValueError, match=r"group(_size|s)=\d+ does not divide"): tp.quantize(model, TABLE[name].uneven, TOKENS)
+    with pytest.raises(ValueError, match=r"group(_size|s)=\d+ does not divide"): tp.quantize(model, ROWS[name].uneven, TOKENS)
     assert dict(model.named_modules()) == modules and frozen_bytes(model) == before
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", ROWS)
 def test_what_is_quantized_is_not_quantized_again(name):
     """Nor are layers that are still trained, nor converted ones."""
-    small = TABLE[name].small
+    small = ROWS[name].small
     for model in quantized(name, small), finished(name, small):
         with pytest.raises(ValueError, match=r"blocks.0.attention.query is a \w+ already"): tp.quantize(model, small, TOKENS)
 

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 import tinypeft as tp
-from tests.schemes import TABLE
+from tests.schemes import ROWS
 from tests.stress import record
 from tests.stress.attacks import attacks, dat, gguf_content, save_gguf, save_raw
 from tests.toys import Noise, linear_paths
@@ -93,7 +93,7 @@ PEFT = [tp.LoRA(rank=2), tp.AdaLoRA(init_rank=4, target_rank=2)]
 FAMILIES = [Llama(LlamaConfig(37, 24, 16, 2, 4, 2, 12, 6, 100.0, tied=False), rng=0),
             Llama(LlamaConfig(37, 24, 16, 2, 4, 1, 12, 6, 100.0, qk_norm=True), rng=0),
             Gemma(GemmaConfig(37, 24, 16, 3, 4, 2, 12, 6, 4, 3, 100.0, 10.0, 6), rng=0)]
-SCHEMES = [tp.W8A8(activations="static"), *(row.small for row in TABLE.values() if not row.small.trains and not row.sizes)]
+SCHEMES = [tp.W8A8(activations="static"), *(row.small for row in ROWS.values() if not row.small.trains and not row.sizes)]
 
 
 # -- the kinds -------------------------------------------------------------------------------------------------------

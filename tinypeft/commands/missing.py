@@ -117,6 +117,7 @@ def of_scheme(name: str, fresh: bool) -> Lacks:
     cls = SCHEMES[name]
     yield from of_class(name, cls, quant)
     yield from of_tests(name, cls, "quant", {"torch": "an oracle, such as PyTorch"})
+    yield from of_row(name, "tests/schemes.py")
     yield from of_knowledge(name)
     labels = [label for label, scheme in COMPARED_SCHEMES.items() if type(scheme) is cls]
     if not labels:
@@ -163,7 +164,7 @@ def of_docstring(name: str, file: str, doc: str) -> Lacks:
 def of_row(name: str, table: str) -> Lacks:
     """Yield whether the tests' table lacks a row, by which every promise is tested."""
     if f'"{name}": Row(' not in (ROOT / table).read_text("utf-8"):
-        yield Lack(3, table, f"ROWS has no row {name!r}; add one, in the order of METHODS")
+        yield Lack(3, table, f"ROWS has no row {name!r}; add one")
 
 
 def of_tests(name: str, cls: type, folder: str, needs: dict[str, str]) -> Lacks:
