@@ -63,7 +63,3 @@ def test_so_combine_takes_it(gpt, tokens):
     lora = tp.combine({tuned: 1.0})
     assert type(lora.method) is tp.LoRA and set(lora.ranks().values()) == {5} == set(tuned.ranks().values())
     assert_close(lora(tokens), want, 1e-12)
-
-
-# -- the promises of every method ------------------------------------------------------------------
-# -- PEFT ------------------------------------------------------------------------------------------
