@@ -145,12 +145,12 @@ SMALLER = {
 STAMP = """
 import json
 from tinypeft.study.experiments.methods import EVERY_METHOD as e
-from tinypeft.study.freshness import dated, stamp
+from tinypeft.study.measuring import as_text, measured_with, sealed
+from tinypeft.study.conditions import in_full
 path = "figures/results/methods.json"
 record = json.load(open(path, encoding="utf-8"))
 runs = {c: {str(s): by_seed[str(s)] for s in e.seeds} for c, by_seed in record.pop("runs").items()}
-record |= dated(stamp(e), {c: "2026-01-01" for c in runs})
-json.dump(record | {"runs": runs}, open(path, "w", encoding="utf-8"))
+open(path, "w", encoding="utf-8").write(as_text(record | measured_with() | in_full(e) | sealed(runs)))
 """
 
 

@@ -3,7 +3,6 @@ import ast
 import functools
 import re
 import sys
-import warnings
 from html import escape
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from tinypeft.study import pictures  # noqa: E402
 from tinypeft.study.about import ABOUT, code, linked  # noqa: E402
 from tinypeft.study.claims import ALL_CLAIMS  # noqa: E402
 from tinypeft.study.claims.tables import details, effects, judged, means, said, source  # noqa: E402
-from tinypeft.study.freshness import StaleWarning  # noqa: E402
 from tinypeft.study.markdown import table  # noqa: E402
 
 CLASSES = METHODS | SCHEMES
@@ -71,10 +69,8 @@ def section_of(name):
 # -- what was measured -----------------------------------------------------------------------------
 @functools.cache
 def judgements():
-    """Judge all claims by the stored numbers. Whether these are stale is what `figures --status` says."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StaleWarning)
-        return judged(RESULTS, ALL_CLAIMS)
+    """Judge all claims by the stored numbers. Whether these hold is what `figures --check` says."""
+    return judged(RESULTS, ALL_CLAIMS)
 
 
 @functools.cache

@@ -15,7 +15,6 @@ from tinypeft.course.exercises import TOPICS
 from tinypeft.course.handout import hand_out
 
 SOURCES = percent.sources()
-pytestmark = pytest.mark.filterwarnings("ignore::tinypeft.study.freshness.StaleWarning")
 
 
 def test_what_is_handed_out(tmp_path):

@@ -79,7 +79,7 @@ WRONG = [(line.split("|"), says) for line, *says in (
     ("finetune|LoRA", "no method 'LoRA'", "lora"), ("quantize|nf5", "no scheme 'nf5'", "nf4"),
     ("finetune|lora|--task|translate", "no task 'translate'", "domain, classify, summarize"),
     ("figures|rnak", "no picture 'rnak'", "rank"), ("figures|rnak|--rerun", "no experiment 'rnak'", "rank"),
-    ("figures|rnak|--status", "no experiment 'rnak'", "rank"), ("figures|rnak|--accept", "no experiment 'rnak'", "rank"),
+    ("figures|rnak|--check", "no experiment 'rnak'", "rank"), ("figures|rank|--all", "--all goes with --check"),
     ("check|lora.frwrd|right.py", "lora.frwrd", "lora.forward"), ("check|nosuch|right.py", "nosuch", "lora"),
     ("lessons|list|99", "no lesson '99'", "07_lora"), ("lessons|run|x", "no lesson 'x'", "07_lora"),
     ("lessons|build|07|99", "no lesson '99'", "07_lora"), ("assign|99|--out|x", "no lesson '99'", "07_lora"),

@@ -15,8 +15,8 @@ import sys
 import numpy as np
 
 from tests.stress import record
-from tinypeft.study.experiment import measure_one, rounding, workers
 from tinypeft.study.experiments import EXPERIMENTS
+from tinypeft.study.measuring import measure_one, rounding, workers
 from tinypeft.study.pages import ROOT
 from tinypeft.study.prediction import predicted
 from tinypeft.study.stored import load

@@ -18,11 +18,10 @@ FROZEN = 2.985
 
 
 class Made:
-    """A folder of results that were made up, without their stamps."""
+    """A folder of results that were made up, without what they are measured with."""
 
-    def __init__(self, folder, monkeypatch):
+    def __init__(self, folder):
         self.folder, self.rng = folder, np.random.default_rng(0)
-        monkeypatch.setattr(stored, "warn_if_stale", lambda name, stored: None)
 
     def write(self, name, runs, seeds=8):
         """runs: condition → metrics; a number or array varies by 0.01 over seeds where it is a loss or a gain."""
@@ -71,7 +70,7 @@ class Made:
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch): return Made(tmp_path, monkeypatch)
+def made(tmp_path): return Made(tmp_path)
 
 
 def drawn(made, name):

@@ -52,7 +52,7 @@ def trained(results):
         record = json.loads((FIGURES / "results" / f"{name}.json").read_text("utf-8"))
         numbers |= {record[key] for key in ("steps", "scheme_steps") if key in record}
         for condition in record.get("conditions", {}).values():
-            times = re.search(r"times=([\d.]+)", condition["value"])
+            times = re.search(r'"times": ([\d.]+)', json.dumps(condition))
             numbers.add(round(record["settings"]["steps"] * float(times[1] if times else 1)))
     return numbers
 

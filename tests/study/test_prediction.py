@@ -2,10 +2,9 @@
 import numpy as np
 import pytest
 
-from tinypeft.study import compare, experiment, prediction
+from tinypeft.study import compare, experiment, measuring, prediction
 from tinypeft.study.compared import TRAINED_AS_LONG
 from tinypeft.study.experiments import EXPERIMENTS
-from tinypeft.study.freshness import Change
 from tinypeft.study.prediction import beside, predicted, verdict
 
 from .test_fair import Made
@@ -42,10 +41,10 @@ def record():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """What the study stored, as fresh as can be."""
-    made = Made(tmp_path, monkeypatch)
-    monkeypatch.setattr(prediction, "changes", lambda record, stamp: {})
-    monkeypatch.setattr(prediction, "stamp", lambda experiment: None)
+    """What the study stored, of today's conditions, text and base."""
+    made = Made(tmp_path)
+    monkeypatch.setattr(prediction, "changed", lambda experiment, record: {})
+    monkeypatch.setattr(prediction, "unlike_here", lambda record: [])
     vary = lambda mean: [{"loss": mean + x} for x in np.linspace(-0.02, 0.02, 8)]
     store(made, "first_look", {"frozen": [{"loss": 2.985}] * 8, "full": vary(2.7), "prompt": vary(2.9)})
     store(made, "schemes", {label: [{"excess": e + x / 10, "loss": 2.4 + e + x} for x in np.linspace(-0.02, 0.02, 8)]
@@ -58,7 +57,7 @@ def store(made, name, by_condition):
     path = made.folder / f"{name}.json"
     record = experiment.Results.read(made.folder, name)
     record["runs"] = {c: {str(s): m for s, m in enumerate(runs)} for c, runs in by_condition.items()}
-    path.write_text(experiment.as_text(record), "utf-8")
+    path.write_text(measuring.as_text(record), "utf-8")
 
 
 def test_each_row_has_the_stored_number_beside_it(record, folder):
@@ -70,14 +69,15 @@ def test_each_row_has_the_stored_number_beside_it(record, folder):
     assert record["methods"][1]["study"]["seeds"] == 8
 
 
-@pytest.mark.parametrize("kind, shown", [("settings", False), ("value", False), ("text", True), ("source", True)])
-def test_what_was_measured_otherwise(record, folder, monkeypatch, kind, shown):
-    """Other settings or conditions are another measurement; another text or other code is said."""
-    monkeypatch.setattr(prediction, "changes", lambda record, stamp: {"full": [Change(kind, "this")]})
+@pytest.mark.parametrize("function, found, shown", [
+    ("changed", {"full": ["settings.steps: 1 → 2"]}, False), ("unlike_here", ["the base has other weights"], True)])
+def test_what_was_measured_otherwise(record, folder, monkeypatch, function, found, shown):
+    """Other settings or conditions are another measurement; another text or base is said."""
+    monkeypatch.setattr(prediction, function, lambda *_: found)
     said = beside(record, folder)
     assert ("study" in record["methods"][1]) == shown
-    assert any(("measured first_look with something else: this changed" if shown else "first_look is another measurement")
-               in line for line in said)
+    assert any(("measured first_look with something else: the base has other weights." if shown else
+                "first_look is another measurement: settings.steps: 1 → 2.") in line for line in said)
 
 
 def test_nothing_is_measured_yet(record, tmp_path):

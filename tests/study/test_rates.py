@@ -1,5 +1,10 @@
 """Learning rates: the search brackets the best one, and every experiment uses the best that was measured."""
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +15,7 @@ from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.engine import functional as F
 from tinypeft.study import tuning
 from tinypeft.study.experiment import Results
-from tinypeft.study.experiments import EXPERIMENTS, arms, qat, rates, regret, texts
-from tinypeft.study.experiments.best import BEST
+from tinypeft.study.experiments import EXPERIMENTS, arms, best, qat, rates, regret, texts
 from tinypeft.study.stored import load
 from tinypeft.text.tasks import LanguageModelling
 from tinypeft.training.diagnosis import DivergedError
@@ -58,9 +62,11 @@ def at_edge(results):
     return [label for label, loss in tried.items() if min(loss) in (loss[0], loss[-1], math.inf)]
 
 
-def test_an_edge_is_found():
+def test_an_edge_is_found(tmp_path):
     r = results(inside=[2, 1, 2], low=[1, 2, 3], high=[3, 2, 1], broken=[math.inf] * 3)
-    assert at_edge(r) == ["low", "high", "broken"] and rates.best_rates(r)["inside"] == 2
+    assert at_edge(r) == ["low", "high", "broken"]
+    (tmp_path / "rates.json").write_text(json.dumps(r.record), "utf-8")
+    assert best.best_rates(tmp_path, "rates") == {"inside": 2, "low": 1, "high": 3, "broken": 1}
 
 
 @pytest.mark.parametrize("experiment", MEASURED, ids=lambda e: e.name)
@@ -68,12 +74,27 @@ def test_no_best_rate_lies_at_the_edge_of_its_grid(experiment):
     assert at_edge(load(RESULTS, experiment.name)) == []
 
 
-def test_the_file_has_the_best_rates_that_were_measured(tmp_path):
-    assert rates.write_best(RESULTS, tmp_path / "best.py") == BEST
-    found = {}
-    exec((tmp_path / "best.py").read_text("utf-8"), found)
-    assert found["BEST"] == BEST and found["__doc__"] == rates.best.__doc__
-    assert (tmp_path / "best.py").read_text("utf-8") == Path(rates.best.__file__).read_text("utf-8")
+def test_every_arm_has_the_rate_of_the_files():
+    """Where there are no files, as in an installed wheel, it is the expected one."""
+    found = best.of_files()
+    assert found == {"domain": best.best_rates(RESULTS, "rates"), "classify": best.best_rates(RESULTS, "classify_rates"),
+                     "quant": best.best_rates(RESULTS, "quant_rates")}
+    assert found["domain"].keys() == arms.TRIED["domain"].keys() and found["quant"].keys() == qat.TRAINED.keys()
+    assert best.best_rates(RESULTS / "nowhere", "rates") == {}
+    assert best.measured_rate("domain", "an arm that is new", 0.5) == 0.5
+
+
+def test_from_an_installed_wheel_an_arm_has_the_expected_rate(tmp_path):
+    """Beside the package there are no figures."""
+    package = Path(tp.__file__).parent
+    shutil.copytree(package, tmp_path / "tinypeft", ignore=shutil.ignore_patterns("__pycache__"))
+    code = ("from tinypeft.study.experiments import EXPERIMENTS, arms\n"
+            "assert all(arms.tuned(e)[c].lr == arm.lr for e, of in arms.ARMS.items() if e != 'methods' for c, arm in of.items()"
+            " if arms.LABELS['domain'][e, c] == f'{e}: {c}')\nprint(len(EXPERIMENTS), arms.__file__)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == str(len(EXPERIMENTS)) and str(tmp_path) in done.stdout
 
 
 def test_tuning_uses_seeds_that_nothing_else_does():
@@ -94,10 +115,11 @@ def test_an_arm_that_stands_twice_has_one_label():
 
 
 def test_experiments_state_the_best_rate(monkeypatch):
-    monkeypatch.setitem(BEST["domain"], "rank: 64", 0.123)
-    monkeypatch.delitem(BEST["domain"], "rank: 2", raising=False)
+    found = best.of_files()
+    monkeypatch.setitem(found["domain"], "rank: 64", 0.123)
+    monkeypatch.delitem(found["domain"], "rank: 2")
     assert arms.tuned("rank")["64"].lr == 0.123 and arms.tuned("rank")["2"].lr == arms.ARMS["rank"]["2"].lr
-    monkeypatch.setitem(BEST["quant"], "STE, 2 bits", 0.5)
+    monkeypatch.setitem(found["quant"], "STE, 2 bits", 0.5)
     assert qat.at_best("STE, 2 bits").lr == 0.5
 
 

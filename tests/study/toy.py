@@ -1,4 +1,4 @@
-"""An experiment of made-up numbers; it stands in a file that imports little, so that little makes it stale."""
+"""An experiment of made-up numbers."""
 import dataclasses
 
 import numpy as np
@@ -10,8 +10,9 @@ MEASURED = []
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """A condition's value: how long a random vector is."""
+    """A condition's value: what the seed of a random vector begins with. wide: a field that stays at its default."""
     n: int
+    wide: bool = False
 
 
 def measure(length, seed, settings):

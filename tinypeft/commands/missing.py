@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -26,13 +25,13 @@ from ..study.claims import ALL_CLAIMS
 from ..study.claims.rule import NOT_MEASURED
 from ..study.claims.tables import judged
 from ..study.compared import COMPARED_SCHEMES
+from ..study.conditions import changed
 from ..study.experiment import Results
 from ..study.experiments import EXPERIMENTS
-from ..study.freshness import StaleWarning, changes, stamp, summary
 from ..study.pages import ROOT
 from ..study.pictures import PICTURES
 
-__all__ = ["Lack", "missing", "stale"]
+__all__ = ["Lack", "missing"]
 
 PUBLIC = sys.modules[__name__.split(".")[0]]             # the package: its list of public names
 RESULTS = ROOT / "figures" / "results"
@@ -60,23 +59,13 @@ Lacks = Iterator[Lack]
 def missing(name: str | None = None) -> dict[str, list[Lack]]:
     """Return "kind name" → what it lacks, for everything called `name`; without a name, for all.
 
-    With a name, results that are stale count as missing. Without one they do not: `stale` counts
-    them. Raises ValueError for the name of an exercise.
+    Raises ValueError for the name of an exercise.
     """
     lacks: dict[str, list[Lack]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StaleWarning)
-        for kind, (things, check) in KINDS.items():
-            chosen = [thing for thing in things if name in (None, thing)]
-            lacks |= {f"{kind} {thing}": list(check(thing, name is not None)) for thing in chosen}
+    for kind, (things, check) in KINDS.items():
+        chosen = [thing for thing in things if name in (None, thing)]
+        lacks |= {f"{kind} {thing}": list(check(thing, name is not None)) for thing in chosen}
     return lacks or {name: list(of_a_stranger(name))}
-
-
-def stale() -> int:
-    """Count the stored conditions that were measured with other code, settings or values."""
-    stored = [e for e in EXPERIMENTS.values() if (RESULTS / f"{e.name}.json").exists()]
-    records = {e.name: Results.read(RESULTS, e.name) for e in stored}
-    return sum(len(changes(records[e.name], stamp(e, world=False))) for e in stored)
 
 
 def of_a_stranger(name: str) -> Lacks:
@@ -207,9 +196,8 @@ def of_measurement(experiment: str, labels: list[str], fresh: bool, step: int) -
         if any(str(seed) not in record["runs"].get(label, {}) for seed in e.seeds):
             yield Lack(step, where, f"it has no measurement of {label!r} over {len(e.seeds)} "
                        f"seeds; {measures}")
-    if fresh and (old := changes(record, stamp(e, world=False))):
-        yield Lack(step, where, f"stale ({summary(old)}); {measures}, unless --accept shows that "
-                   "no number moved")
+    for label, why in changed(e, record).items() if fresh else ():
+        yield Lack(step, where, f"{label!r} was measured otherwise ({'; '.join(why)}); {measures}")
 
 
 def of_experiment(name: str, fresh: bool) -> Lacks:

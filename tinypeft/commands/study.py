@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from argparse import Namespace
@@ -13,6 +14,7 @@ from .arguments import fields, known, model_of, number, output, parsed, show_jso
 __all__ = ["LATEST", "add_commands", "run_compare"]
 
 LATEST = Path("figures/latest")
+MAIN_JOB = "compare"                                     # its results are no experiment's
 
 
 def add_commands(command: Callable) -> None:
@@ -36,17 +38,13 @@ def add_figures(command: Callable) -> None:
                 "draw the pictures from their stored numbers; --rerun measures",
                 takes=("json", "quick"))
     p.add_argument("names", nargs="*", metavar="NAME",
-                   help="pictures; with --rerun, --status or --accept experiments (default: all)")
+                   help="pictures; with --rerun or --check experiments (default: all)")
     p.add_argument("--rerun", action="store_true",
-                   help="measure results that are missing or stale; hours for all, it resumes")
-    p.add_argument("--status", action="store_true",
-                   help="list which stored results are fresh, stale or missing, and why")
-    p.add_argument("--accept", action="store_true",
-                   help="after a change that should move no number: measure a few runs again and "
-                        "keep the stored results if they agree")
-    p.add_argument("--best", action="store_true",
-                   help="write the best learning rates that were measured to "
-                        "tinypeft/study/experiments/best.py")
+                   help="measure results that are missing; hours for all, it resumes")
+    p.add_argument("--check", action="store_true",
+                   help="measure some stored results again and say which numbers moved; it resumes")
+    p.add_argument("--all", action="store_true",
+                   help="with --check: every condition; hours")
     p.add_argument("--jobs", type=number(int, least=1), metavar="N",
                    help="processes that measure (default: one per core)")
     output(p, "results/ and the pictures (default figures, with --quick figures/latest)")
@@ -109,15 +107,13 @@ def run_figures(args: Namespace) -> int | None:
     from ..files import check_writable
     folder = args.out or (LATEST if args.quick else Path("figures"))
     results = folder / "results"
-    if args.best:
-        from ..study.experiments import rates
-        return print_best(rates.write_best(results))
     if args.rerun and not (args.names or args.quick or args.json):
         from ..study.whole import measure_all
         check_writable(folder)
         return measure_all(results, args.jobs)
-    if args.rerun or args.quick or args.status or args.accept:
-        return run_experiments(args, results)
+    if args.all and not args.check: raise ValueError("figures: --all goes with --check")
+    if args.check: return check_results(args, results)
+    if args.rerun or args.quick: return run_experiments(args, results)
     from ..study.gallery import figures
     from ..study.pictures import PICTURES
     check_writable(folder)
@@ -125,27 +121,40 @@ def run_figures(args: Namespace) -> int | None:
     return None
 
 
-def run_experiments(args: Namespace, results: Path) -> int | None:
-    """Show the state of the experiments that `args` names, accept their stored results, or measure
-    them. results: the folder of their JSON files."""
+def run_experiments(args: Namespace, results: Path) -> None:
+    """Measure the experiments that `args` names. results: the folder of their JSON files."""
     from ..files import check_writable
-    from ..study import acceptance
-    from ..study.experiment import run
     from ..study.experiments import EXPERIMENTS
+    from ..study.measuring import run
     names = known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")
-    experiments = [EXPERIMENTS[name] for name in names]
-    if args.status: return acceptance.show_status(experiments, results, args.json)
     check_writable(results.parent)
-    if args.accept: return acceptance.accept(experiments, results, args.jobs)
-    for experiment in experiments:
-        measured = run(experiment, results, args.quick, args.jobs)
+    for name in names:
+        measured = run(EXPERIMENTS[name], results, args.quick, args.jobs)
         if args.json: print(json.dumps(measured.record))
-        else: print(results / f"{experiment.name}.json")
-    return None
+        else: print(results / f"{name}.json")
 
 
-def print_best(best: dict) -> None:
-    for task, rates in best.items(): print(f"{task}: {len(rates)} best rates")
+def check_results(args: Namespace, results: Path) -> int:
+    """Check the stored results that `args` names; return 1 if one does not hold."""
+    from ..study import checking, pages
+    from ..study.experiments import EXPERIMENTS
+    if args.quick or args.rerun:
+        raise ValueError("figures: give --check, or --rerun, or --quick")
+    everything = {**EXPERIMENTS, MAIN_JOB: None}
+    names = known(args.names or everything, everything, "experiment")
+    experiments = [EXPERIMENTS[name] for name in names if name != MAIN_JOB]
+    say = (lambda line: None) if args.json else functools.partial(print, flush=True)
+    found = checking.check(experiments, results, LATEST / "checked", pages.on_first_page(results),
+                           args.all, args.jobs, say=say)
+    if MAIN_JOB in names:
+        found[MAIN_JOB] = checking.check_main_job(results, args.jobs)
+        for line in found[MAIN_JOB].lines(): say(f"{MAIN_JOB} {line}")
+    if args.json: show_json({name: dataclasses.asdict(of) for name, of in found.items()})
+    measured = sum(len(of.measured) for of in found.values())
+    wrong = [name for name, of in found.items() if not of.holds()]
+    say(f"{measured} conditions of {len(found)} experiments were measured again. "
+        + (f"These do not hold: {', '.join(wrong)}." if wrong else "All hold."))
+    return int(bool(wrong))
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -173,7 +182,7 @@ def run_memory(args: Namespace) -> None:
 
 # -- missing ---------------------------------------------------------------------------------------
 def run_missing(args: Namespace) -> int:
-    from .missing import missing, stale
+    from .missing import missing
     lacks_by_thing = missing(args.name)
     count = sum(map(len, lacks_by_thing.values()))
     status = int(count > 0)
@@ -189,8 +198,4 @@ def run_missing(args: Namespace) -> int:
         things = ", ".join(lacks_by_thing) if args.name else f"{len(lacks_by_thing)} things"
         print(f"Nothing is missing: {things}. Next: `pytest tests/test_pages.py tests/course`, "
               "which names the pages and lessons to write anew.")
-    if args.name: return status
-    if n := stale():
-        print(f"Not counted: {n} stored measurements are stale; `python -m tinypeft figures "
-              "--status` says which and why.")
     return status

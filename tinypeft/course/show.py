@@ -13,7 +13,6 @@ import inspect
 import io
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,11 +81,7 @@ def _picture(name):
         print("not measured in this checkout; to measure it, run: "
               f"python -m tinypeft figures {' '.join(absent)} --rerun")
         return
-    from ..study.freshness import StaleWarning
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StaleWarning)    # for those who measure, not for readers
-        drawn = pictures.drawing(FIGURES, name)
-    _present(drawn)
+    _present(pictures.drawing(FIGURES, name))
 
 
 def _schematic(name):

@@ -6,13 +6,13 @@
     prediction.py    does a new run agree with what the study stored?
     glance.py        the main job's record as tables and a picture
 
-    experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
+    experiment.py    an experiment: conditions, seeds, settings; `Results` are what a file stores
+    conditions.py    a condition in full, with every field, and in what a stored one is not today's
+    measuring.py     `run` measures what is missing in a file, and the file says with what
+    checking.py      do the stored results hold? some are measured again (`--check`)
+    stored.py        reading what a file stores, for pictures, pages and verdicts
     effects.py       an effect and its error over seeds and documents: one for every interval and p
     experiments/     the experiments, one file per question
-    stored.py        reading what a file stores, with a warning if it is stale
-    freshness.py     is a stored number still true?  what each condition depends on, and the changes since
-    dependencies.py  which modules of the package decide a number: those that `measure` and the value import
-    acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)
     whole.py         the study by one command: the rates first, then what uses them
     tuning.py        one fine-tuning run, as the experiments make it
     quantized.py     the model and the text on which the experiments judge quantization
@@ -30,6 +30,6 @@
     markdown.py      what the makers of pages share
     speed.py         the tables of tests/benchmarks/README.md
 
-`python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing or stale. Reading stale
-numbers gives a warning.
+`python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing, and `--check` measures
+some of it again.
 """

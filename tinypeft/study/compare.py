@@ -14,7 +14,6 @@ in the same way on *domain*, each method at its own learning rate, and without s
 import copy
 import json
 import os
-import platform
 import tempfile
 import time
 from dataclasses import dataclass
@@ -35,8 +34,9 @@ from ..training.loop import train
 from . import tuning
 from .about import about, name_of
 from .compared import COMPARED_SCHEMES, SHOWN, TRAINED_AS_LONG
-from .experiment import half_width, measure_one, workers
+from .experiment import half_width
 from .experiments import EXPERIMENTS
+from .measuring import measure_one, measured_with, workers
 from .prediction import beside
 from .quantized import base_model
 
@@ -88,8 +88,7 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
     else:             found = of_another(model, size, seeds, schemes, progress)
     return {"command": "python -m tinypeft --out figures", "date": time.strftime("%Y-%m-%d"), "seed": seed, "seeds": seeds,
             "steps": size.steps, "scheme_steps": size.scheme_steps, "batch_size": size.batch_size,
-            "versions": {"python": platform.python_version(), "numpy": np.__version__},
-            "seconds": round(time.perf_counter() - started, 1), **found}
+            **measured_with(), "seconds": round(time.perf_counter() - started, 1), **found}
 
 
 # -- what is measured ------------------------------------------------------------------------------

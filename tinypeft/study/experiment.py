@@ -2,42 +2,28 @@
 
     RANK = Experiment("rank", "LoRA's test loss at rank r.", {"loss": "nats/token, domain test"}, measure,
                       conditions={"1": LoRA(rank=1), "8": LoRA(rank=8)}, settings={"steps": 150}, quick={"steps": 5})
-    run(RANK, "figures/results")                         # measures what is missing or stale
+    run(RANK, "figures/results")                         # of `measuring.py`: measures what is missing
     r = load("figures/results", "rank")                  # of `stored.py`
     r.mean("8", "loss"), r.interval("8", "loss")         # over seeds; ± half of the 95 % confidence interval
     r.difference("1", "8", "loss")                       # paired over seeds: (mean, half width)
 
-The file says what each condition's numbers depend on (`freshness.py`). As long as that has not changed, a run that is in
-the file is not repeated, so an experiment that was stopped continues where it was. A condition that is added, or that is
-stale, is measured alone. Pictures and tables read these files only.
+The file says of what the numbers are: the settings, and every field of every condition. Pictures and tables read these files
+only. Whether today's code still gives the numbers is measured, by `check` of `checking.py`.
 """
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import math
-import multiprocessing
-import os
-import platform
-import re
-import signal
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from ..common.progress import Progress
-from ..common.threads import blas_threads
-from ..files import write_atomically
 from . import effects
-from .freshness import briefly, changes, dated, stamp
 
-__all__ = ["Experiment", "Results", "run"]
+__all__ = ["Experiment", "Results", "half_width"]
 
 
 @dataclass(frozen=True)
@@ -65,85 +51,6 @@ class Experiment:
         settings = self.settings | self.quick
         labels, seeds = settings.pop("conditions", self.conditions), settings.pop("seeds", self.seeds)
         return dataclasses.replace(self, settings=settings, seeds=seeds, conditions={c: self.conditions[c] for c in labels})
-
-
-# -- measuring -----------------------------------------------------------------------------------
-def run(experiment: Experiment, folder: str | Path, quick: bool = False, jobs: int | None = None,
-        progress: bool | None = None, say: Callable[[str], object] = print) -> Results:
-    """Measure what is missing or stale in `folder`/name.json → `Results`. The file is rewritten, whole, after every run.
-
-    quick: the smoke run, which is another measurement: give it another folder. jobs: processes (default: one per core; with
-    1 none is started). say: called with a line for each condition that is stale, and why.
-    """
-    e = experiment.smoke_run() if quick else experiment
-    path, now = Path(folder) / f"{e.name}.json", stamp(e)
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
-    stale = changes(stored, now)
-    for label, why in stale.items(): say(f"{e.name}: {label} is measured again: {briefly(why)}")
-    runs = {label: by_seed for label, by_seed in stored["runs"].items() if label in e.conditions and label not in stale}
-    measured = {label: stored["conditions"][label]["measured"] for label in runs}
-    seconds = stored["seconds"] if runs else 0.0
-    accepted = {"accepted": stored["accepted"]} if runs and "accepted" in stored else {}
-    tasks = [(e.measure, c, value, seed, e.settings) for seed in e.seeds for c, value in e.conditions.items()
-             if str(seed) not in runs.get(c, {})]
-    record = stored | {"about": e.about, "metrics": e.metrics}
-    if stored["runs"] and not tasks: write_atomically(path, as_text(record))      # their wording may have changed
-    with Progress(len(tasks), e.name, progress) as bar, workers(min(jobs or os.cpu_count(), len(tasks))) as each:
-        for done, (label, seed, metrics, took) in enumerate(each(measure_one, tasks)):
-            runs.setdefault(label, {})[str(seed)] = metrics
-            runs, measured[label], seconds = in_order(runs, e), time.strftime("%Y-%m-%d"), round(seconds + took, 1)
-            record = head(e, quick) | dated(now, measured) | {"seconds": seconds} | accepted | {"runs": runs}
-            write_atomically(path, as_text(record))
-            bar(done + 1, f"{label}, seed {seed}")
-    return Results(record | {"runs": in_order(record["runs"], e)})
-
-
-def head(experiment: Experiment, quick: bool = False) -> dict:
-    """The first lines of a file: what is measured, by which command, when and with which versions."""
-    packages = {name: version(name) for name in ("numpy", "scipy", "matplotlib")}
-    return {"experiment": experiment.name, "about": experiment.about, "metrics": experiment.metrics,
-            "command": f"python -m tinypeft figures {experiment.name} --rerun" + (" --quick" if quick else ""),
-            "date": time.strftime("%Y-%m-%d"), "versions": {"python": platform.python_version(), **packages},
-            "rounding": rounding()}
-
-
-def rounding() -> str:
-    """8 hex digits of a fixed product in float32: two machines whose BLAS adds up in another order have other digits."""
-    A = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
-    with blas_threads(1): return hashlib.sha256((A @ A.T @ A).tobytes()).hexdigest()[:8]
-
-
-def in_order(runs: dict, experiment: Experiment) -> dict:
-    """Those of `runs` that an experiment has, in its order."""
-    seeds = [str(s) for s in experiment.seeds]
-    return {c: {s: runs[c][s] for s in seeds if s in runs[c]} for c in experiment.conditions if c in runs}
-
-
-def as_text(record: dict) -> str:
-    """The record as JSON, with each list of numbers on one line."""
-    numbers = re.compile(r"\[\n\s*([-+.\w,\s]+?)\s*\]")             # a string would have quotes, a list brackets
-    return numbers.sub(lambda m: f"[{' '.join(m[1].split())}]", json.dumps(record, indent=1, ensure_ascii=False)) + "\n"
-
-
-def measure_one(task: tuple) -> tuple[str, int, dict, float]:
-    """(measure, label, value, seed, settings) → label, seed, its metrics as JSON has them, seconds of processor time."""
-    measure, label, value, seed, settings = task
-    start = time.process_time()
-    with blas_threads(1):
-        metrics = measure(value, seed, settings)
-    plain = json.loads(json.dumps(metrics, default=lambda a: a.tolist()))         # NumPy's numbers among them
-    return label, seed, plain, time.process_time() - start
-
-
-@contextlib.contextmanager
-def workers(jobs: int) -> Iterator[Callable[[Callable, Iterable], Iterable]]:
-    """A function as `map` that works in `jobs` processes and gives results as they come."""
-    if jobs <= 1:
-        yield map
-    else:
-        ignore = signal.SIGINT, signal.SIG_IGN                                    # Ctrl-C is for the parent, which ends them
-        with multiprocessing.get_context("spawn").Pool(jobs, signal.signal, ignore) as pool:
-            yield pool.imap_unordered
 
 
 # -- what was measured ---------------------------------------------------------------------------

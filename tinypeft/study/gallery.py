@@ -20,11 +20,10 @@ HEAD = """# Figures
 
 `python -m tinypeft figures` makes the pictures and this page from the numbers in [`results/`](results); do not edit the page
 by hand. `python -m tinypeft figures NAME` draws one picture. `python -m tinypeft figures NAME --rerun` measures the
-conditions of an experiment that are missing or stale; `--status` lists them. A condition is stale if its value, its settings,
-the text, the base or code that decides its numbers has changed. After a change of the code that should move no number,
-`--accept` measures a few runs again and keeps the stored results if they agree. Bands and bars are 95 % intervals over
-seeds and, where losses were tested on one text, over its documents. Of several means beside each other they leave out what
-all share, because all were tested on the same text (Cousineau, 2005; Morey, 2008).
+conditions of an experiment that are missing, or whose value or settings are others today. `figures --check` measures some
+results again, with `--all` one run of every condition, and says which numbers moved. Bands and bars are 95 % intervals
+over seeds and, where losses were tested on one text, over its documents. Of several means beside each other they leave out
+what all share, because all were tested on the same text (Cousineau, 2005; Morey, 2008).
 
 ## What the papers claim, and what was measured
 

@@ -35,7 +35,7 @@ from .pictures import drawing
 from .stored import load
 from .successors import successors
 
-__all__ = ["ROOT", "SECTIONS", "filled", "main_job", "over_seeds", "write"]
+__all__ = ["ROOT", "SECTIONS", "filled", "main_job", "on_first_page", "over_seeds", "write"]
 
 ROOT = Path(__file__).parents[2]                         # of the checkout
 
@@ -79,6 +79,12 @@ def first_page(results: Path, kind: str, folder: str, classes: dict[str, type], 
     some = section(results, [name for name in classes if name in FIRST_PAGE])
     names = ", ".join(classes)
     return f"{some}\n\nThe package has {len(classes)} [{kind}](tinypeft/{folder}/README.md): {names}."
+
+
+def on_first_page(results: Path) -> dict[str, list[str]]:
+    """Return experiment → the conditions whose numbers the first page shows."""
+    labels = [nearest(load(results, "schemes"), name) for name in SCHEMES if name in FIRST_PAGE]
+    return {"methods": ["frozen", *(name for name in METHODS if name in FIRST_PAGE)], "schemes": list(filter(None, labels))}
 
 
 def methods(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
@@ -134,13 +140,17 @@ def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
     """Schemes with their equations, and the loss that each adds at its setting nearest to 4.5 bits per weight."""
     r, rows = load(results, "schemes"), []
     for name in names:
-        labels = [label for label, scheme in COMPARED_SCHEMES.items()
-                  if name_of(scheme) == name and label in r.conditions]
-        label = min(labels, key=lambda label: abs(r.mean(label, "bits") - 4.5), default=None)
+        label = nearest(r, name)
         measured = (label.removesuffix(" *"), f"{r.mean(label, 'bits'):.2f}", pm(r, label, "excess")) if label else [""] * 3
         rows.append((*known(name, SCHEMES, prefix, papers), *measured))
     return (f"Loss that quantizing adds to the same model's test loss, over {len(r.seeds)} calibration sets.\n\n"
             + table(("scheme", "equation", *["papers"] * papers, "measured", "bits/weight", "nats/token"), rows))
+
+
+def nearest(r: Results, name: str) -> str | None:
+    """Return the label of a scheme's setting that is nearest to 4.5 bits per weight; None if none was measured."""
+    labels = [label for label, scheme in COMPARED_SCHEMES.items() if name_of(scheme) == name and label in r.conditions]
+    return min(labels, key=lambda label: abs(r.mean(label, "bits") - 4.5), default=None)
 
 
 def known(name: str, classes: dict[str, type], prefix: str, papers: bool) -> tuple[str, ...]:

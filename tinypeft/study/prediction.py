@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from .compared import TRAINED_AS_LONG
+from .conditions import changed
 from .experiment import Results
 from .experiments import EXPERIMENTS
-from .freshness import briefly, changes, stamp
+from .measuring import unlike_here
 
 __all__ = ["beside", "predicted", "verdict"]
 
@@ -72,8 +73,7 @@ def comparable(name: str, folder: Path) -> tuple[Results | None, str]:
     if not (folder / f"{name}.json").exists():
         return None, f"The study's experiment {name} has not been measured: `python -m tinypeft figures {name} --rerun`."
     results = Results(Results.read(folder, name))
-    stale = changes(results.record, stamp(EXPERIMENTS[name]))
-    why = list({str(change): change for of_one in stale.values() for change in of_one}.values())
-    if other := [change for change in why if change.kind in ("settings", "value")]:
-        return None, f"What the study stored of {name} is another measurement: {briefly(other)}."
-    return results, f"The study measured {name} with something else: {briefly(why)}." if why else ""
+    why = list(dict.fromkeys(line for lines in changed(EXPERIMENTS[name], results.record).values() for line in lines))
+    if why: return None, f"What the study stored of {name} is another measurement: {'; '.join(why[:3])}."
+    elsewhere = unlike_here(results.record)
+    return results, f"The study measured {name} with something else: {'; '.join(elsewhere)}." if elsewhere else ""

@@ -1,31 +1,23 @@
-"""The stored results of an experiment, and a warning if they are stale.
+"""The stored results of an experiment, as pictures, pages and verdicts read them.
 
-It stands above `experiments/`, because it asks them what would be measured now.
+It stands above `experiments/`, because a verdict asks them what would be measured today.
 """
-import functools
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 
+from .conditions import changed
 from .experiment import Results
 from .experiments import EXPERIMENTS
-from .freshness import StaleWarning, changes, stamp, summary
+from .measuring import lacking
 
 __all__ = ["load", "load_whole"]
 
 
 def load(folder: str | Path, name: str) -> Results:
-    """Read `folder`/name.json. Raises FileNotFoundError, which names the command that measures it.
-
-    Warns (StaleWarning), once in a process, if the code, the settings or a condition have changed
-    since it was measured. The text of this installation is not compared here, because that takes
-    seconds: `run` and `--status` compare it.
-    """
-    record = Results.read(folder, name)
-    warn_if_stale(name, (Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
-    return Results(record, texts(Path(folder)))
+    """Read `folder`/name.json. Raises FileNotFoundError, which names the command that measures it."""
+    return Results(Results.read(folder, name), texts(Path(folder)))
 
 
 def load_whole(folder: str | Path, name: str) -> Results:
@@ -33,12 +25,8 @@ def load_whole(folder: str | Path, name: str) -> Results:
     today's value, settings and seeds."""
     results, e = load(folder, name), EXPERIMENTS.get(name)
     if e is None: return results
-    record = results.record
-    values = {label: of["value"] for label, of in record.get("conditions", {}).items()}
-    today = {label: repr(value) for label, value in e.conditions.items()}
-    same = values == today and record["settings"] == json.loads(json.dumps(e.settings))
-    runs = record["runs"]
-    if not same or any(str(s) not in runs.get(c, {}) for c in e.conditions for s in e.seeds):
+    runs = results.record["runs"]
+    if changed(e, results.record) or lacking(e, runs) or set(runs) != set(e.conditions):
         raise KeyError(f"{name} was measured in part, or with other values, settings or seeds")
     return results
 
@@ -48,15 +36,3 @@ def texts(folder: Path) -> tuple[np.ndarray, ...]:
     path = folder / "texts.json"
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else {}
     return tuple(np.array(run["tokens"]) for by_seed in runs.values() for run in by_seed.values())
-
-
-@functools.cache                                         # the same numbers are told once
-def warn_if_stale(name: str, stored: str) -> None:
-    """StaleWarning if `stored`, a file's text, was measured with other code, settings or values
-    than there are now."""
-    record, experiment = json.loads(stored), EXPERIMENTS.get(name)
-    if experiment is None: return
-    if "--quick" in record["command"]: experiment = experiment.smoke_run()
-    if stale := changes(record, stamp(experiment, world=False)):
-        warnings.warn(f"{name}: stored numbers are stale ({summary(stale)}). "
-                      f"`{record['command']}` measures them again", StaleWarning, stacklevel=3)

@@ -1,8 +1,8 @@
 """The whole study by one command, `python -m tinypeft figures --rerun`: first the learning rates, then all that uses them.
 
 The rates decide the conditions of the other experiments. So the command measures `rates`, `classify_rates` and `quant_rates`
-first and writes the best rates to `experiments/best.py`. If they are new, it starts itself again, because this process has
-loaded the old ones. What is stored and fresh is never measured again, so an interrupted command goes on where it was.
+first. If the best ones are new, it starts itself again, because this process has read the old ones. What is stored is never
+measured again, so an interrupted command goes on where it was.
 """
 from __future__ import annotations
 
@@ -11,44 +11,48 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .acceptance import status
-from .experiment import Experiment, Results, run
-from .experiments import EXPERIMENTS, rates
-from .experiments.best import BEST
+from .conditions import changed
+from .experiment import Experiment
+from .experiments import EXPERIMENTS
+from .experiments.best import FILES, RESULTS, best_rates
+from .measuring import lacking, record_of, run
 
 __all__ = ["estimate", "measure_all"]
 
-FIRST = rates.RATES, rates.CLASSIFY_RATES, rates.QUANT_RATES
-
 
 def measure_all(folder: str | Path, jobs: int | None = None, say: Callable[[str], object] = print) -> int:
-    """Measure everything that is missing or stale in `folder`, in order. Returns 0, or the code of the process that goes on."""
+    """Measure everything that is missing in `folder`, in order. Returns 0, or the code of the process that goes on.
+
+    The best rates are those of the checkout's figures/results, whatever `folder` is.
+    """
     say(estimate(EXPERIMENTS.values(), folder))
-    for experiment in FIRST:
-        run(experiment, folder, jobs=jobs, say=say)
-        say(f"{Path(folder) / experiment.name}.json")
-    if rates.write_best(folder) != BEST:
+    known = [best_rates(RESULTS, name) for name in FILES.values()]
+    first = [EXPERIMENTS[name] for name in FILES.values()]
+    for experiment in first: measure(experiment, folder, jobs, say)
+    if [best_rates(RESULTS, name) for name in FILES.values()] != known:
         say("The best rates are new; the study goes on with them.")
         again = "figures", "--rerun", "--out", str(Path(folder).parent), *(("--jobs", str(jobs)) if jobs else ())
         return subprocess.run([sys.executable, "-m", __name__.split(".")[0], *again], check=False).returncode
     for experiment in EXPERIMENTS.values():
-        if experiment in FIRST: continue
-        run(experiment, folder, jobs=jobs, say=say)
-        say(f"{Path(folder) / experiment.name}.json")
+        if experiment not in first: measure(experiment, folder, jobs, say)
     return 0
 
 
+def measure(experiment: Experiment, folder: str | Path, jobs: int | None, say: Callable[[str], object]) -> None:
+    run(experiment, folder, jobs=jobs, say=say)
+    say(f"{Path(folder) / experiment.name}.json")
+
+
 def estimate(experiments: Iterable[Experiment], folder: str | Path) -> str:
-    """A sentence: how many runs are missing or stale, and the processor time that they take, judged by the stored ones."""
+    """Say in a sentence how many runs are missing, and the processor time that they take, judged by the stored ones."""
     runs, seconds, unknown = 0, 0.0, []
     for e in experiments:
-        stored, found = Path(folder) / f"{e.name}.json", status(e, folder)
-        record = Results.read(folder, e.name) if stored.exists() else {"runs": {}}
-        there = {label: by_seed for label, by_seed in record["runs"].items() if label not in found["stale"]}
-        todo = sum(str(seed) not in there.get(label, {}) for label in e.conditions for seed in e.seeds)
-        done = sum(len(by_seed) for by_seed in record["runs"].values())
+        record = record_of(e, folder)
+        again = changed(e, record)
+        todo = len(lacking(e, {c: by_seed for c, by_seed in record["runs"].items() if c not in again}))
+        done = sum(map(len, record["runs"].values()))
         runs += todo
         if done: seconds += todo * record["seconds"] / done
         elif todo: unknown.append(e.name)
     more = f", and the time of what was never measured: {', '.join(unknown)}" if unknown else ""
-    return f"{runs} runs are missing or stale: about {seconds / 60:.0f} minutes of processor time{more}."
+    return f"{runs} runs are missing: about {seconds / 60:.0f} minutes of processor time{more}."

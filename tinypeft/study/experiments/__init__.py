@@ -2,7 +2,7 @@
 
 A file has a function `measure(value, seed, settings)` and an `Experiment` that says for which values it is called. To add a
 condition, add a label and a value: it is measured alone. To add an experiment, add a file and its line here. An arm whose
-learning rate is tuned stands in `arms.py`; `rates.py` measures the rate, and `best.py` holds it.
+learning rate is tuned stands in `arms.py`; `rates.py` measures the rate, and `best.py` reads it.
 """
 # ruff: noqa: I001
 from . import adalora, adapters, baselines, dylora, first_look, frontier, gradient_check, lengths, methods, natural_outliers

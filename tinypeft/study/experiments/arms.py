@@ -1,6 +1,6 @@
 """Every arm whose learning rate is tuned: by experiment and condition, each with the rate that is expected to be the best.
 
-    tuned("rank")                 condition → Arm, with the best rate that was measured (`best.py`)
+    tuned("rank")                 condition → Arm, with the best rate that was measured (`best.py` reads it)
     TRIED["domain"]               label → Arm with the expected rate: where `rates` begins to look
 
 Two experiments that train the same arm for the same time share one label, the first. The label of an arm of `methods` is its
@@ -25,7 +25,7 @@ from ...peft import (
 from ...quant import NF4, Scheme, Uniform, loftq, quantize
 from ..bases import small_base
 from ..tuning import Arm
-from .best import BEST
+from .best import measured_rate
 from .successor_arms import SUCCESSORS
 
 __all__ = ["ARMS", "TRIED", "OnRounded", "best_rate", "tuned"]
@@ -146,7 +146,7 @@ for _task, _arms in (("domain", ARMS), ("classify", ON_CLASSIFY)): TRIED[_task],
 def best_rate(experiment: str, condition: str, task: str = "domain") -> float:
     """The best learning rate of a condition; until it has been measured, the expected one."""
     label = LABELS[task][experiment, condition]
-    return BEST[task].get(label, TRIED[task][label].lr)
+    return measured_rate(task, label, TRIED[task][label].lr)
 
 
 def tuned(experiment: str) -> dict[str, Arm]:

@@ -14,7 +14,7 @@ from ..compared import COMPARED_SCHEMES
 from ..experiment import Experiment
 from ..quantized import PARTS, Sample, base_model, costs, draw, own_text, rounded
 from ..tuning import pretrained
-from .best import BEST
+from .best import measured_rate
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ SETTINGS = {"steps": 80, "rows": 64, "calibration": 64, "test": 64}
 
 def at_best(label: str) -> Trained:
     """An arm of TRAINED at the best rate that was measured."""
-    return replace(TRAINED[label], lr=BEST["quant"].get(label, TRAINED[label].lr))
+    return replace(TRAINED[label], lr=measured_rate("quant", label, TRAINED[label].lr))
 
 
 def trained(arm: Trained, sample: Sample, seed: int, settings: dict) -> Decoder:

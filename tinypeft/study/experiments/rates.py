@@ -1,26 +1,22 @@
 """The learning rate of every arm that is compared, chosen on validation text, with seeds that are not reported.
 
 A search tries three rates, each 1.8 times the one before, around the rate that is expected (`arms.py`). As long as the best
-lies at an edge, it tries the next one. A training that diverges counts as infinitely bad. `python -m tinypeft figures --best`
-writes the best rates to `best.py`, and a test holds that each lies inside its grid.
+lies at an edge, it tries the next one. A training that diverges counts as infinitely bad. The other experiments take the best
+rates from the files of these (`best.py`), and a test holds that each lies inside its grid.
 """
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from ...files import write_atomically
 from ...training.diagnosis import DivergedError
-from ..experiment import Experiment, Results
+from ..experiment import Experiment
 from ..tuning import Arm, classify, evaluate, test_loss
-from . import best
 from .arms import TRIED
 from .qat import SETTINGS as QAT_SETTINGS
 from .qat import TRAINED, Trained, excess_after
 
-__all__ = ["CLASSIFY_RATES", "QUANT_RATES", "RATES", "best_rates", "search", "write_best"]
+__all__ = ["CLASSIFY_RATES", "QUANT_RATES", "RATES", "search"]
 
 FACTOR = 1.8
 
@@ -95,24 +91,3 @@ QUANT_RATES = Experiment(
     METRICS | {"loss": "nats/token over float32, validation windows of the base's own text, one per rate"},
     measure_quant, TRAINED, SEARCH | QAT_SETTINGS,
     BRIEF | {"rows": 4, "calibration": 8, "test": 16, "conditions": ("STE, 2 bits",)}, seeds=(100,))
-
-
-# -- the file of the best rates ------------------------------------------------------------------
-def best_rates(results: Results) -> dict[str, float]:
-    """label → the rate of the least loss, for every arm that has been measured."""
-    tried = {label: next(iter(runs.values())) for label, runs in results.record["runs"].items()}
-    return {label: found["rate"][int(np.argmin(found["loss"]))] for label, found in tried.items()}
-
-
-def write_best(folder: str | Path, path: str | Path = best.__file__) -> dict:
-    """Write the best rates of the results in `folder` to best.py. Arms that have not been measured are left out."""
-    found = {}
-    for task, experiment in (("domain", RATES), ("classify", CLASSIFY_RATES), ("quant", QUANT_RATES)):
-        stored = Path(folder) / f"{experiment.name}.json"
-        measured = best_rates(Results(Results.read(folder, experiment.name))) if stored.exists() else {}
-        found[task] = {label: measured[label] for label in experiment.conditions if label in measured}
-    quoted = lambda label: json.dumps(label, ensure_ascii=False)
-    lines = [line for task, rates in found.items() for line in
-             (f"    {quoted(task)}: {{", *(f"        {quoted(label)}: {rate!r}," for label, rate in rates.items()), "    },")]
-    write_atomically(path, "\n".join([f'"""{best.__doc__}"""', "BEST = {", *lines, "}", ""]))
-    return found
