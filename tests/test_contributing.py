@@ -135,18 +135,19 @@ ENTRY = '''    "toy": About("Toy", "h = W x + b, b trained", ("2106.09685",), "0
 
 # What the copy measures and draws is small, so that the test takes less than a minute.
 SMALLER = {
-    "tinypeft/study/experiments/methods.py": [
-        ('{"steps": 150, "batch_size": 4, "classify_steps": 200}', '{"steps": 1, "batch_size": 1, "classify_steps": 1}'),
-        ('"conditions": ("frozen", "full", "lora")}, seeds=SEEDS', '"conditions": ("frozen",)}, seeds=SEEDS[:1]')],
+    "tinypeft/study/experiments/fine_tuning.py": [
+        ('"conditions": ("frozen", "full", "lora")}, classify_steps=200',
+         '"conditions": ("frozen",)}, SEEDS[:1], steps=1, batch_size=1, classify_steps=1')],
     "tinypeft/study/tuning.py": [("held_out: int | None = 16384", "held_out: int | None = 512")],
     "tinypeft/study/pictures/__init__.py": [
         ("def missing(", 'PICTURES = {name: PICTURES[name] for name in ("compare", "pareto")}\n\n\ndef missing(')],
 }
 STAMP = """
 import json
-from tinypeft.study.experiments.methods import EVERY_METHOD as e
+from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.measuring import as_text, measured_with, sealed
 from tinypeft.study.conditions import in_full
+e = EXPERIMENTS["methods"]
 path = "figures/results/methods.json"
 record = json.load(open(path, encoding="utf-8"))
 runs = {c: {str(s): by_seed[str(s)] for s in e.seeds} for c, by_seed in record.pop("runs").items()}

@@ -12,7 +12,7 @@ from tests.study.toy import MEASURED, TOY, Length
 from tinypeft.commands import study
 from tinypeft.commands.cli import main
 from tinypeft.engine import nn, optim
-from tinypeft.study import checking, measuring
+from tinypeft.study import checking, measuring, tuning
 from tinypeft.study.conditions import described
 from tinypeft.study.experiment import Experiment
 from tinypeft.study.experiments import EXPERIMENTS, arms
@@ -169,9 +169,9 @@ def test_another_default_or_rate_of_a_method_is_another_condition(measured, e, s
     assert found(measured, e).differs == [f"lora: {says}"]
 
 
-def plant_optimizer(monkeypatch):
-    """What `train` leaves at AdamW's default is ε: 1e-4 for 1e-8."""
-    monkeypatch.setattr(optim.AdamW, "__init__", functools.partialmethod(optim.AdamW.__init__, eps=1e-4))
+def plant_training(monkeypatch):
+    """The loop's own default of AdamW's β₁."""
+    monkeypatch.setattr(tuning, "train", functools.partial(tuning.train, betas=(0.5, 0.999)))
 
 
 def plant_kernel(monkeypatch):
@@ -180,7 +180,12 @@ def plant_kernel(monkeypatch):
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: plain(self, x) * 1.001)
 
 
-@pytest.mark.parametrize("plant", [plant_optimizer, plant_kernel])
+def test_another_default_of_the_optimizer_is_another_condition(measured, monkeypatch):
+    monkeypatch.setattr(optim.AdamW, "__init__", functools.partialmethod(optim.AdamW.__init__, eps=1e-4))
+    assert found(measured, ONE).differs == ["lora: its value.Arm.optimizer.AdamW.eps: 1e-08 → 0.0001"]
+
+
+@pytest.mark.parametrize("plant", [plant_training, plant_kernel])
 def test_code_that_gives_other_numbers_is_found(measured, monkeypatch, plant):
     plant(monkeypatch)
     of = found(measured, ONE)

@@ -157,8 +157,8 @@ def test_the_hashes_of_the_text_are_those_of_the_corpora():
 
 
 def test_quick_is_smaller_and_processes_give_the_same_numbers(tmp_path):
-    from tinypeft.study.experiments.rank import RANK
-    two = dataclasses.replace(RANK, quick=RANK.quick | {"steps": 1, "seeds": (0,)})
+    rank = EXPERIMENTS["rank"]
+    two = dataclasses.replace(rank, quick=rank.quick | {"steps": 1, "seeds": (0,)})
     one, both = (run(two, tmp_path / str(jobs), quick=True, jobs=jobs, progress=False) for jobs in (1, 2))
     assert one.conditions == both.conditions == ("1", "8") and one.record["settings"]["steps"] == 1
     for c in one.conditions: assert np.array_equal(one.values(c, "loss"), both.values(c, "loss"))

@@ -15,7 +15,7 @@ from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.engine import functional as F
 from tinypeft.study import tuning
 from tinypeft.study.experiment import Results
-from tinypeft.study.experiments import EXPERIMENTS, arms, best, qat, rates, regret, texts
+from tinypeft.study.experiments import EXPERIMENTS, arms, best, best_rates, qat, rates, texts
 from tinypeft.study.stored import load
 from tinypeft.text.tasks import LanguageModelling
 from tinypeft.training.diagnosis import DivergedError
@@ -178,8 +178,9 @@ def test_the_test_texts_are_told_apart_by_their_documents():
 
 def test_the_lowest_point_of_a_parabola():
     x = np.log10([1, 2, 4, 8, 16])
-    assert regret.least(x, (x - 0.5) ** 2) == pytest.approx(0.5)
-    assert np.isnan([regret.least(x, y) for y in (x, -x, np.array([3, np.inf, 1, 2, 3]))]).all()     # an end, or none beside
+    assert best_rates.least(x, (x - 0.5) ** 2) == pytest.approx(0.5)
+    ends = x, -x, np.array([3, np.inf, 1, 2, 3])         # the least is an end, or has none beside it
+    assert np.isnan([best_rates.least(x, y) for y in ends]).all()
 
 
 def test_an_arm_trains_as_fine_tune_does():

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 
 import tinypeft as tp
+from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.experiments.arms import SURVEYED
-from tinypeft.study.experiments.methods import COMPARED
 from tinypeft.study.stored import load
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 STORED = load(RESULTS, "methods")
+COMPARED = EXPERIMENTS["methods"].conditions
 
 
 def test_it_is_about_every_method_as_it_is_now():

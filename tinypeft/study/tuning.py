@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..engine import functional as F
+from ..engine.optim import AdamW, Optimizer
 from ..engine.tensor import no_grad
 from ..peft import Method, PeftModel, attach
 from ..pretrained import load_base
+from ..quant import Scheme, loftq, quantize
 from ..text.tasks import classification, language_modelling
 from ..training.evaluation import evaluate
 from ..training.history import History
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from ..models.gpt import GPT
     from ..text.tasks import Task
 
-__all__ = ["Arm", "DOCUMENTS", "EIGHT", "OnBoth", "SEEDS", "by_document", "classify", "domain", "fine_tune", "pretrained",
+__all__ = ["Arm", "DOCUMENTS", "EIGHT", "SEEDS", "by_document", "classify", "domain", "fine_tune", "pretrained",
            "test_loss", "tested"]
 
 SEEDS = 20, 21, 22, 23                                   # of trainings: 0 to 7 had been seen before the rule was fixed
@@ -35,37 +37,50 @@ DOCUMENTS = {"loss": "nats/token, domain test", "loss_documents": "nats, one sum
 
 @dataclass(frozen=True)
 class Arm:
-    """A condition of an experiment: a method, its learning rate (None: the method's own), the base it is put on (a name
-    that `bases.small_base` reads), and how many times longer than the experiment's steps it is trained.
+    """A condition of an experiment: what is trained, on which base, and how.
 
-    rows: in a batch, if not the experiment's; as many times fewer steps are then taken. tokens: of domain's training text
-    that may be read, if not all.
+    method, lr, classify_lr: what is trained, and its learning rates on domain and on classify. lr None: the method's own;
+        classify_lr None: it is not trained on classify.
+    base: a name that `bases.small_base` reads. scheme: rounds it. by_loftq: the LoRA starts from what rounding lost, else at
+        zero. from_text: its start is calculated from text.
+    times: how many times longer than the experiment's steps it is trained. rows: in a batch, if not the experiment's; as many
+        times fewer steps are then taken. tokens: of domain's training text that may be read, if not all.
+    optimizer: a class of `tp.optim`.
     """
     method: Method
     lr: float | None = None
+    classify_lr: float | None = None
     base: str = "base"
+    scheme: Scheme | None = None
+    by_loftq: bool = False
+    from_text: bool = False
     times: float = 1
     rows: int | None = None
     tokens: int | None = None
+    optimizer: type[Optimizer] = AdamW
 
     def start(self, seed: int, head: int | None = None) -> PeftModel:
         """The method on a fresh base, before training. head: classes of a classification head."""
-        return attach(small_base(self.base), self.method, rng=seed, head=head)
+        model = small_base(self.base)
+        if self.by_loftq: return loftq(model, self.method, self.scheme, rng=seed)
+        if self.scheme: quantize(model, self.scheme)
+        text = [domain().batch("train", 16, np.random.default_rng([seed, 8]))[0]] if self.from_text else None
+        return attach(model, self.method, rng=seed, head=head, calibration=text)
 
-    def train(self, seed: int, settings: dict, task: Task | None = None,
-              head: int | None = None) -> tuple[PeftModel, History]:
-        """Like `fine_tune`: start it and train it."""
-        tuned, rows = self.start(seed, head), self.rows or settings["batch_size"]
+    def train(self, seed: int, settings: dict) -> tuple[PeftModel, History]:
+        """Start it and train it on domain, like `fine_tune`."""
+        tuned, rows = self.start(seed), self.rows or settings["batch_size"]
         steps = max(1, round(settings["steps"] * self.times * settings["batch_size"] / rows))
-        if self.tokens: task = less_text(self.tokens)
-        return tuned, learn(tuned, seed, settings | {"steps": steps, "batch_size": rows}, task,
-                            self.method.learning_rate if self.lr is None else self.lr)
+        task = less_text(self.tokens) if self.tokens else domain()
+        return tuned, learn(tuned, seed, {"steps": steps, "batch_size": rows}, task, self.rate(), self.optimizer)
 
+    def train_on_classify(self, seed: int, settings: dict) -> tuple[PeftModel, History]:
+        """Start it with a head for the classes, and train both on classify."""
+        tuned = self.start(seed, len(classify().classes))
+        return tuned, learn(tuned, seed, settings, classify(), self.classify_lr, self.optimizer)
 
-@dataclass(frozen=True)
-class OnBoth(Arm):
-    """An arm that is also trained on classify, at a rate of its own."""
-    classify_lr: float | None = None
+    def rate(self) -> float:
+        return self.method.learning_rate if self.lr is None else self.lr
 
 
 def pretrained() -> GPT:
@@ -96,10 +111,11 @@ def fine_tune(method: Method, seed: int, settings: dict, model: GPT | None = Non
     return tuned, learn(tuned, seed, settings, task, method.learning_rate if lr is None else lr)
 
 
-def learn(tuned: PeftModel, seed: int, settings: dict, task: Task | None, lr: float) -> History:
+def learn(tuned: PeftModel, seed: int, settings: dict, task: Task | None, lr: float,
+          optimizer: type[Optimizer] = AdamW) -> History:
     """Train what is attached."""
     return train(tuned, task or domain(), settings["steps"], batch_size=settings["batch_size"], seed=seed, lr=lr,
-                 head_lr=HEAD_LR, workers=1, progress=False)
+                 head_lr=HEAD_LR, workers=1, progress=False, optimizer=optimizer)
 
 
 def test_loss(model: GPT | PeftModel, task: Task | None = None, split: str = "test") -> float:

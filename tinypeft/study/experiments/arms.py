@@ -6,7 +6,7 @@
 Two experiments that train the same arm for the same time share one label, the first. The label of an arm of `methods` is its
 condition; that of another has the name of its experiment in front: "rank: 64".
 """
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ...peft import (
     METHODS,
@@ -16,31 +16,16 @@ from ...peft import (
     FullFineTuning,
     LoRA,
     ParallelAdapter,
-    PeftModel,
     PrefixTuning,
     PromptTuning,
     PTuningV2,
-    attach,
 )
-from ...quant import NF4, Scheme, Uniform, loftq, quantize
-from ..bases import small_base
+from ...quant import NF4, Uniform
 from ..tuning import Arm
 from .best import measured_rate
 from .successor_arms import SUCCESSORS
 
-__all__ = ["ARMS", "TRIED", "OnRounded", "best_rate", "tuned"]
-
-
-@dataclass(frozen=True)
-class OnRounded(Arm):
-    """An arm on a rounded base. by_loftq: the LoRA starts from what rounding lost, otherwise at zero."""
-    scheme: Scheme | None = None
-    by_loftq: bool = False
-
-    def start(self, seed: int, head: int | None = None) -> PeftModel:
-        model = small_base(self.base)
-        if self.by_loftq: return loftq(model, self.method, self.scheme, rng=seed)
-        return attach(quantize(model, self.scheme), self.method, rng=seed)
+__all__ = ["ARMS", "LABELS", "SURVEYED", "TRIED", "tuned"]
 
 
 def sequential(m: int, norms: bool = False) -> BottleneckAdapter:
@@ -54,7 +39,6 @@ def on_all(rank: int) -> LoRA:
 SURVEYED = ("full", "adapter", "parallel_adapter", "prefix", "prompt", "ptuning", "ptuning_v2", "lora", "adalora", "dylora",
             "ia3")                                       # a method that the package gets later is compared elsewhere
 FEW_BITS = {"NF4": NF4(), **{f"{bits} bits": Uniform(bits, False, "group", 32) for bits in (4, 3, 2)}}
-GRID_3_BITS = FEW_BITS["3 bits"]
 SHARES = {"lora_all": {"small": on_all(3), "medium": on_all(3), "base": on_all(5)},               # 5.2, 4.5 and 5.0 %
           "adapter": {"small": sequential(12), "medium": sequential(14), "base": sequential(22)},        # 4.9, 4.8 and 5.0 %
           "prompt": {name: PromptTuning(length=P) for name, P in {"small": 9, "medium": 16, "base": 40}.items()}}      # 0.4 %
@@ -64,12 +48,14 @@ LOFTQ_RATES = {"NF4": 0.01, "4 bits": 0.01, "3 bits": 0.0055, "2 bits": 0.0055}
 
 # experiment → condition → arm
 ARMS: dict[str, dict[str, Arm]] = {
-    "methods": {**{name: Arm(METHODS[name](), EXPECTED.get(name, METHODS[name]().learning_rate)) for name in SURVEYED},
-                "lora_all": Arm(on_all(4), 6e-3)},
+    "methods": {**{name: Arm(METHODS[name](), EXPECTED.get(name, METHODS[name]().learning_rate), METHODS[name]().learning_rate)
+                   for name in SURVEYED},
+                "lora_all": Arm(on_all(4), 6e-3, classify_lr=5e-3)},
     "adapters": {
-        "sequential 16": Arm(sequential(16), 0.012), "parallel 16": Arm(ParallelAdapter(bottleneck=16, beside="both"), 5e-3),
+        "sequential 16": Arm(sequential(16), 0.012, classify_lr=0.012),
+        "parallel 16": Arm(ParallelAdapter(bottleneck=16, beside="both"), 5e-3, classify_lr=5e-3),
         "sequential 64": Arm(sequential(64), 8e-3), "parallel 64": Arm(ParallelAdapter(bottleneck=64, beside="both"), 4e-3),
-        "sequential 16, norms": Arm(sequential(16, norms=True), 0.012)},
+        "sequential 16, norms": Arm(sequential(16, norms=True), 0.012, classify_lr=0.012)},
     "rank": {
         **{str(r): Arm(LoRA(rank=r), 0.013) for r in (1, 2, 4, 8, 16, 32, 64)},
         "1/sqrt": Arm(LoRA(rank=1, alpha=16 * 8 ** -0.5, rank_stabilized=True), 0.013),
@@ -90,65 +76,68 @@ ARMS: dict[str, dict[str, Arm]] = {
         "all six r=8": Arm(on_all(8), 8e-3), "AdaLoRA 12 → 8": Arm(AdaLoRA(), 0.025)}.items()},
     "dylora": {"DyLoRA": Arm(DyLoRA(rank=16), 0.013), "DyLoRA × 3": Arm(DyLoRA(rank=16), 0.01, times=3),
                "LoRA r=16, cut": Arm(LoRA(rank=16), 0.013)},
-    "qlora": {"16 bits": Arm(on_all(8), 8e-3), **{label: OnRounded(on_all(8), 8e-3, scheme=scheme) for label, scheme in {
-        "NF4": NF4(), "NF4, double": NF4(double_quant=True), "int3": GRID_3_BITS, "int2": FEW_BITS["2 bits"]}.items()}},
+    "qlora": {"16 bits": Arm(on_all(8), 8e-3), **{label: Arm(on_all(8), 8e-3, scheme=scheme) for label, scheme in {
+        "NF4": NF4(), "NF4, double": NF4(double_quant=True), "int3": FEW_BITS["3 bits"], "int2": FEW_BITS["2 bits"]}.items()}},
     "rounding_rank": {**{f"16 bits, r = {r}": Arm(on_all(r), 6e-3) for r in (2, 32)},
-                      **{f"{bits}, r = {r}": OnRounded(on_all(r), 6e-3, scheme=FEW_BITS[bits])
+                      **{f"{bits}, r = {r}": Arm(on_all(r), 6e-3, scheme=FEW_BITS[bits])
                          for r in (2, 32) for bits in ("3 bits", "2 bits")}},
     "loftq": {"LoRA, 16 bits": Arm(on_all(8), 8e-3),
-              **{f"{name}, {label}": OnRounded(on_all(8), LOFTQ_RATES[label] if by_loftq else 8e-3, scheme=scheme,
+              **{f"{name}, {label}": Arm(on_all(8), LOFTQ_RATES[label] if by_loftq else 8e-3, scheme=scheme,
                                                by_loftq=by_loftq)
                  for label, scheme in FEW_BITS.items() for name, by_loftq in (("QLoRA", False), ("LoftQ", True))}},
     "prompts": {
-        **{f"full {base}": Arm(FullFineTuning(), lr, base) for base, lr in
+        **{f"full {base}": Arm(FullFineTuning(), lr, base=base) for base, lr in
            {"small": 4e-3, "medium": 2e-3, "base": 1e-3}.items()},
-        **{f"prompt {base}": Arm(PromptTuning(length=20), lr, base) for base, lr in
+        **{f"prompt {base}": Arm(PromptTuning(length=20), lr, base=base) for base, lr in
            {"small": 0.03, "medium": 0.05, "base": 0.06}.items()},
-        **{f"ptuning_v2 {base}": Arm(PTuningV2(length=20, dropout=0.0), 0.1, base) for base in ("small", "medium", "base")}},
+        **{f"ptuning_v2 {base}": Arm(PTuningV2(length=20, dropout=0.0), 0.1, base=base)
+           for base in ("small", "medium", "base")}},
     "prefix_length": {
         **{f"prompt {P}": Arm(PromptTuning(length=P), 0.06) for P in (1, 10, 40, 100)},
         **{f"prefix {P}": Arm(PrefixTuning(length=P, reparameterize=False), 0.15) for P in (1, 10, 40)}},
-    "sizes": {f"{name} {base}": Arm(method, {"lora_all": 8e-3, "adapter": 0.012, "prompt": 0.05}[name], base)
+    "sizes": {f"{name} {base}": Arm(method, {"lora_all": 8e-3, "adapter": 0.012, "prompt": 0.05}[name], base=base)
               for name, by_base in SHARES.items() for base, method in by_base.items()}
-             | {f"r = 4 {base}": Arm(on_all(4), rate, base) for base, rate in
+             | {f"r = 4 {base}": Arm(on_all(4), rate, base=base) for base, rate in
                 {"small": 0.014, "medium": 8e-3, "base": 6e-3}.items()},
     "lengths": {label: replace(arm, times=4) for label, arm in {
         "full 600": Arm(FullFineTuning(), 8e-4), "lora_all 600": Arm(on_all(4), 5e-3),
         "adapter 600": Arm(sequential(16), 0.01)}.items()},
     "first_look": {label: replace(arm, times=0.4) for label, arm in {
         "full": Arm(FullFineTuning(), 1e-3), "lora_all": Arm(on_all(4), 0.01),
-        "qlora_all": OnRounded(on_all(4), 0.01, scheme=NF4()), "adapter": Arm(BottleneckAdapter(), 0.01),
+        "qlora_all": Arm(on_all(4), 0.01, scheme=NF4()), "adapter": Arm(BottleneckAdapter(), 0.01),
         "prompt": Arm(PromptTuning(), 0.1)}.items()},
     "successors": SUCCESSORS}
-ON_CLASSIFY = {
-    "methods": {**{name: replace(arm, lr=arm.method.learning_rate) for name, arm in ARMS["methods"].items()},
-                "lora_all": Arm(on_all(4), 5e-3)},
-    "adapters": {label: ARMS["adapters"][label] for label in ("sequential 16", "parallel 16", "sequential 16, norms")}}
 
 
-def labelled(arms: dict[str, dict[str, Arm]]) -> tuple[dict[str, Arm], dict[tuple[str, str], str]]:
-    """(label → arm, (experiment, condition) → label): an arm that stands twice has one label."""
+def labelled(rate: str) -> tuple[dict[str, Arm], dict[tuple[str, str], str]]:
+    """(label → arm, (experiment, condition) → label) of the arms that have a `rate`, "lr" or "classify_lr", and no other. An
+    arm that stands twice has one label."""
     tried, label_of, seen = {}, {}, {}
-    for experiment, by_condition in arms.items():
+    for experiment, by_condition in ARMS.items():
         for condition, arm in by_condition.items():
-            label = seen.setdefault(repr(replace(arm, lr=None)),
-                                    condition if experiment == "methods" else f"{experiment}: {condition}")
-            tried.setdefault(label, arm)
+            if getattr(arm, rate) is None: continue
+            no_rate = replace(arm, lr=None, classify_lr=None)
+            label = seen.setdefault(repr(no_rate), condition if experiment == "methods" else f"{experiment}: {condition}")
+            tried.setdefault(label, replace(no_rate, **{rate: getattr(arm, rate)}))
             label_of[experiment, condition] = label
     tried = dict(sorted(tried.items(), key=lambda item: item[1].base != "base"))                 # the shipped base comes first
     return tried, label_of
 
 
-LABELS, TRIED = {}, {}
-for _task, _arms in (("domain", ARMS), ("classify", ON_CLASSIFY)): TRIED[_task], LABELS[_task] = labelled(_arms)
+RATE_ON = {"domain": "lr", "classify": "classify_lr"}
+TRIED, LABELS = {}, {}
+for _task, _rate in RATE_ON.items(): TRIED[_task], LABELS[_task] = labelled(_rate)
 
 
-def best_rate(experiment: str, condition: str, task: str = "domain") -> float:
-    """The best learning rate of a condition; until it has been measured, the expected one."""
-    label = LABELS[task][experiment, condition]
-    return measured_rate(task, label, TRIED[task][label].lr)
+def tuned(experiment: str, tasks: tuple[str, ...] = ("domain",)) -> dict[str, Arm]:
+    """condition → arm at its best rates on `tasks`, for an experiment of ARMS. A rate that has not been measured is the
+    expected one."""
+    return {condition: at_best(experiment, condition, arm, tasks) for condition, arm in ARMS[experiment].items()}
 
 
-def tuned(experiment: str) -> dict[str, Arm]:
-    """condition → arm at its best rate, for an experiment of ARMS."""
-    return {condition: replace(arm, lr=best_rate(experiment, condition)) for condition, arm in ARMS[experiment].items()}
+def at_best(experiment: str, condition: str, arm: Arm, tasks: tuple[str, ...]) -> Arm:
+    best = {"classify_lr": None}
+    for task in tasks:
+        if (label := LABELS[task].get((experiment, condition))) is None: continue
+        best[RATE_ON[task]] = measured_rate(task, label, getattr(TRIED[task][label], RATE_ON[task]))
+    return replace(arm, **best)

@@ -59,11 +59,11 @@ def measure_classify(arm: Arm, seed: int, settings: dict) -> dict:
     accuracy = {}
 
     def loss(rate, s):
-        tuned, _ = replace(arm, lr=rate).train(s, settings, classify(), len(classify().classes))
+        tuned, _ = replace(arm, classify_lr=rate).train_on_classify(s, settings)
         found = evaluate(tuned, classify(), "validation", batch_size=32, workers=1)
         accuracy.setdefault(rate, []).append(found["accuracy"])
         return found["loss"]
-    found = search(loss, arm.lr, settings)
+    found = search(loss, arm.classify_lr, settings)
     return found | {"accuracy": [float(np.mean(accuracy.get(rate, 0))) for rate in found["rate"]]}
 
 

@@ -9,12 +9,7 @@ one of its settings comes within a third of the budget. These have none:
     LoReFT             it changes states at the ends of a prompt, and *domain* has no prompt
     (IA)³              it has one size, 3,840
 """
-from dataclasses import dataclass
-
-import numpy as np
-
 from ...engine import optim
-from ...engine.optim.optimizer import Optimizer
 from ...peft import (
     C3A,
     OFT,
@@ -29,19 +24,14 @@ from ...peft import (
     Method,
     MiSS,
     ParallelAdapter,
-    PeftModel,
     RandLoRA,
     SHiRA,
     VeRA,
-    attach,
 )
-from ...quant import NF4, quantize
-from ...training.history import History
-from ...training.loop import train
-from ..bases import small_base
-from ..tuning import Arm, domain
+from ...quant import NF4
+from ..tuning import Arm
 
-__all__ = ["BUDGETS", "SUCCESSORS", "OnText", "With"]
+__all__ = ["BUDGETS", "SUCCESSORS"]
 
 BUDGETS = {"small": 11_520, "middle": 46_080, "large": 184_320}
 
@@ -49,34 +39,6 @@ BUDGETS = {"small": 11_520, "middle": 46_080, "large": 184_320}
 def at_budgets(name: str, made, sizes: tuple, rate: float) -> dict[str, Arm]:
     """Arms of a method at the budgets for which there is a size. made: size → method. rate: the one that is expected."""
     return {f"{name}, {budget}": Arm(made(size), rate) for budget, size in zip(BUDGETS, sizes, strict=True) if size}
-
-
-@dataclass(frozen=True)
-class OnText(Arm):
-    """An arm whose start is calculated from text."""
-
-    def start(self, seed: int, head: int | None = None) -> PeftModel:
-        text = [domain().batch("train", 16, np.random.default_rng([seed, 8]))[0]]
-        return attach(small_base(self.base), self.method, rng=seed, calibration=text)
-
-
-@dataclass(frozen=True)
-class With(Arm):
-    """An arm that another optimizer trains."""
-    optimizer: type[Optimizer] = optim.AdamW
-
-    def train(self, seed: int, settings: dict) -> tuple[PeftModel, History]:
-        tuned = self.start(seed)
-        return tuned, train(tuned, domain(), settings["steps"], batch_size=settings["batch_size"], seed=seed, lr=self.lr,
-                            workers=1, progress=False, optimizer=self.optimizer)
-
-
-@dataclass(frozen=True)
-class OnNF4(Arm):
-    """An arm on the base in NF4."""
-
-    def start(self, seed: int, head: int | None = None) -> PeftModel:
-        return attach(quantize(small_base(self.base), NF4()), self.method, rng=seed)
 
 
 def on_all(cls: type[Method], **options):
@@ -97,10 +59,12 @@ SUCCESSORS: dict[str, Arm] = {
     **at_budgets("adapter", lambda m: BottleneckAdapter(m, norms=False), (4, 17, 70), 0.012),
     **at_budgets("parallel adapter", lambda m: ParallelAdapter(m, beside="both"), (4, 17, 70), 5e-3),
     **{f"LoRA from {init}": Arm(LoRA(4, targets="all", init=init), 3e-3) for init in ("pissa", "milora", "olora", "mica")},
-    **{f"LoRA from {init}": OnText(LoRA(4, targets="all", init=init), 3e-3) for init in ("eva", "corda", "lora_ga")},
+    **{f"LoRA from {init}": Arm(LoRA(4, targets="all", init=init), 3e-3, from_text=True)
+       for init in ("eva", "corda", "lora_ga")},
     "LoRA, 60 steps": Arm(LoRA(4, targets="all"), 0.01, times=0.4),
     "LoRA from pissa, 60 steps": Arm(LoRA(4, targets="all", init="pissa"), 3e-3, times=0.4),
-    "LoRA on NF4": OnNF4(LoRA(4, targets="all"), 6e-3), "DoRA on NF4": OnNF4(DoRA(4, targets="all"), 6e-3),
-    "full": Arm(FullFineTuning(), 1e-3), "full by Muon": With(FullFineTuning(), 2e-3, optimizer=optim.Muon),
-    "full by AdamW8bit": With(FullFineTuning(), 1e-3, optimizer=optim.AdamW8bit),
-    "full by GaLore": With(FullFineTuning(), 4e-3, optimizer=optim.GaLore)}
+    "LoRA on NF4": Arm(LoRA(4, targets="all"), 6e-3, scheme=NF4()),
+    "DoRA on NF4": Arm(DoRA(4, targets="all"), 6e-3, scheme=NF4()),
+    "full": Arm(FullFineTuning(), 1e-3), "full by Muon": Arm(FullFineTuning(), 2e-3, optimizer=optim.Muon),
+    "full by AdamW8bit": Arm(FullFineTuning(), 1e-3, optimizer=optim.AdamW8bit),
+    "full by GaLore": Arm(FullFineTuning(), 4e-3, optimizer=optim.GaLore)}

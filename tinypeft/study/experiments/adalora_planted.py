@@ -1,36 +1,14 @@
-"""AdaLoRA: is a rank that training allocates better than the same rank everywhere, and is it put where a change is needed?"""
+"""AdaLoRA: does it put rank where a change is needed? It is planted in some matrices."""
 import numpy as np
 
 from ...peft import AdaLoRA
 from ...text.tasks import planted
 from ...training.evaluation import evaluate
 from ..experiment import Experiment
-from ..tuning import DOCUMENTS, EIGHT, Arm, fine_tune, pretrained, test_loss, tested
-from .arms import tuned
+from ..tuning import EIGHT, fine_tune, pretrained, test_loss
 
 
-def measure(arm: Arm, seed: int, settings: dict) -> dict:
-    """The matrices have an order, layer by layer: query, key, value, output, up, down."""
-    model, history = arm.train(seed, settings)
-    metrics = tested(model) | {"trained": model.summary().trained, "ranks": list(model.ranks().values()),
-                               "seconds": history.seconds}
-    if hasattr(model.method, "budget"):
-        n, steps = len(model.wrappers), len(history.loss)
-        metrics["budget"] = [model.method.budget(t, steps, n) for t in range(1, steps + 1)]
-    return metrics
-
-
-ADALORA = Experiment(
-    "adalora", "AdaLoRA and LoRA on all six matrices of a block with the same number of singular values in the end, 2 or 8 "
-    "per matrix on average, 200 steps, each at its best learning rate (experiment `rates`).",
-    DOCUMENTS | {"trained": "trained parameters", "seconds": "seconds in training steps",
-               "ranks": "final rank of every matrix, layer by layer: query, key, value, output, up, down",
-               "budget": "singular values in all, after every step (AdaLoRA)"},
-    measure, tuned("adalora"), {"steps": 150, "batch_size": 4},
-    {"steps": 15, "seeds": (0, 1), "conditions": ("all six r=2", "AdaLoRA 3 → 2")}, seeds=EIGHT)
-
-
-def measure_planted(targets: tuple[str, ...], seed: int, settings: dict) -> dict:
+def measure(targets: tuple[str, ...], seed: int, settings: dict) -> dict:
     """Ranks are dealt to the matrices of the attention, anew for every seed; the rank to find is the mean of the budget."""
     from scipy.stats import spearmanr
     model = pretrained()
@@ -61,6 +39,6 @@ ADALORA_PLANTED = Experiment(
      "share_planted": "share of matrices where rank was planted, which is what chance would give",
      "kl_before": "nats/token, KL to the teacher on test text before training", "kl": "nats/token, the same after training",
      "mean_by_kind": "mean rank found in query, key, value, output", "seconds": "seconds in training steps"},
-    measure_planted, {"attention": ("query", "key", "value", "output")},
+    measure, {"attention": ("query", "key", "value", "output")},
     {"steps": 300, "batch_size": 4, "dealt": [0, 0, 0, 1, 2, 4, 8], "effect": 0.02, "init_rank": 8},
     {"steps": 30, "seeds": (0, 1)}, seeds=EIGHT)

@@ -1,5 +1,4 @@
-"""What is said of LoRA's learning rate, of where to put it, of batches and of capacity ("LoRA Without Regret", Schulman et al.,
-Thinking Machines Lab, 2025), on the base.
+"""What is said of LoRA's learning rate ("LoRA Without Regret", Schulman et al., Thinking Machines Lab, 2025), on the base.
 
 The best rate is estimated by a parabola in log(rate) through the three points around the least loss, with seeds that choose
 nothing else.
@@ -9,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..experiment import Experiment
-from ..tuning import SEEDS, Arm, test_loss
+from ..tuning import Arm, test_loss
 from .arms import tuned
-from .rank import METRICS, measure
 from .rates import search
 
 
@@ -45,19 +43,3 @@ BEST_RATES = Experiment(
     measure_rate, OF_RATES, {"steps": 150, "batch_size": 4, "first": 5, "most": 9},
     {"steps": 2, "first": 3, "most": 3, "seeds": (0,), "conditions": ("full, small", "LoRA, small")},
     seeds=(102, 103, 104, 105))
-
-BATCHES = Experiment(
-    "batches", "Full fine-tuning and LoRA with r = 4 on all matrices on domain, 600 rows of 128 tokens read in batches of 4 or "
-    "64, each at its best learning rate (experiment `rates`).",
-    METRICS, measure, tuned("batches"), {"steps": 150, "batch_size": 4},
-    {"steps": 16, "seeds": (0,), "conditions": ("full, 64 rows",)}, seeds=SEEDS)
-CAPACITY = Experiment(
-    "capacity", "Full fine-tuning and LoRA with r = 1 on all matrices after 150 steps of 4 × 128 tokens, drawn from the first "
-    "16,384, 65,536 or 262,144 tokens of domain's training text, each at its best learning rate (experiment `rates`).",
-    METRICS, measure, tuned("capacity"), {"steps": 150, "batch_size": 4},
-    {"steps": 2, "seeds": (0,), "conditions": ("r = 1, 16,384 tokens",)}, seeds=SEEDS)
-ROUNDING_RANK = Experiment(
-    "rounding_rank", "LoRA of rank 2 and 32 on all layers of bases of 16, 3 and 2 bits (round to nearest in groups of 32), "
-    "each at its best learning rate (experiment `rates`).",
-    METRICS, measure, tuned("rounding_rank"), {"steps": 150, "batch_size": 4},
-    {"steps": 2, "seeds": (0,), "conditions": ("2 bits, r = 2",)}, seeds=SEEDS)
