@@ -764,6 +764,7 @@ def test_one_kind_of_data_at_a_time(capsys):
     (["finetune"], "the following arguments are required: METHOD; `python -m tinypeft finetune --help`"),
     (["generate", "x", "--top-k", "no"], "argument --top-k: must be a positive integer, got 'no'; `python -m tiny"),
     (["--seed", "1", "doctor"], "this command does not take --seed; `python -m tinypeft doctor --help`"),
+    (["merge", "--adapter", "a", "--out", "b", "--repeat", "a"], "unrecognized arguments: --repeat a; "),
     (["nosuch"], "invalid choice: 'nosuch'")])
 def test_a_wrong_option_is_one_line_too(capsys, argv, says):
     with pytest.raises(SystemExit) as e: main(argv)

@@ -1,4 +1,4 @@
-"""The end of a job, as a user types it: merge, combine, export, quantize; folders that are new and whole; --repeat."""
+"""The end of a job, as a user types it: merge, combine, export, quantize; folders that are new and whole."""
 import errno
 import json
 import re
@@ -15,7 +15,6 @@ from tests.families import make as family_of
 from tinypeft.commands.cli import main
 from tinypeft.commands.messages import with_flags
 from tinypeft.engine.nn import Dropout
-from tinypeft.interop import read_safetensors
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.text.tasks.answering import Answering
 
@@ -474,48 +473,27 @@ def test_an_empty_folder_is_filled_and_a_file_is_no_folder(capsys, monkeypatch, 
         2, "", "tinypeft: --out . is the folder that you are in, which cannot be replaced\n")
 
 
-# -- --repeat --------------------------------------------------------------------------------------
-RUN = {"format": 1, "python": "", "numpy": "", "result": {}}
+# -- run.json --------------------------------------------------------------------------------------
+RUN = {"format": 1, "command": ["finetune"], "python": "", "numpy": "", "result": {}}
 
 
 def test_a_folder_says_how_it_was_made_and_is_made_again(capsys, place):
+    """By the command that its run.json holds, with another --out."""
     assert run(capsys, "--seed", "4", *COMMANDS["combine"], "--out", "one", "--how", "dare", "--density", "0.5")[0] == 0
-    status, _, err = run(capsys, "--repeat", "one", "--out", "two")
-    assert status == 0 and err.splitlines()[0].startswith("python -m tinypeft --seed 4 combine a b --out one ")
-    made, again = ({p.name: p.read_bytes() for p in (place / name).iterdir() if p.name not in ("run.json", "README.md")}
-                   for name in ("one", "two"))
-    assert made == again and run(capsys, "--repeat", "two", "--out", "three")[0] == 0
-    different = run(capsys, "--repeat", "one", "--seed", "5", "--out", "four")
-    assert different[0] == 0 and read_safetensors("four/adapter.safetensors") is not None
-    assert (place / "four" / "adapter.safetensors").read_bytes() != made["adapter.safetensors"]
-    assert run(capsys, "--repeat", "one")[2].endswith("--out one is there already; give another place, or delete it\n")
+    command = json.loads((place / "one" / "run.json").read_text("utf-8"))["command"]
+    assert command[:6] == ["--seed", "4", "combine", "a", "b", "--out"]
+    assert run(capsys, *command, "--out", "two")[0] == run(capsys, *command, "--seed", "5", "--out", "three")[0] == 0
+    made, again, other = ({p.name: p.read_bytes() for p in (place / name).iterdir() if p.name not in ("run.json", "README.md")}
+                          for name in ("one", "two", "three"))
+    assert made == again and other["adapter.safetensors"] != made["adapter.safetensors"]
 
 
-@pytest.mark.parametrize("content, says", [
-    (None, "holds no run.json"), ("x", "run.json"), ("{}", "run.json"), ('{"format": 2, "command": ["merge"]}', "run.json"),
-    (["check", "lora.forward", "evil.py"], "the command is 'check'"), ([], "command must be words"),
-    ([3], "command must be words"), (["--out", "merge", "check", "lora", "evil.py"], "the command is 'check'"),
-    (["--ou", "merge", "check", "x"], "the command is '--ou'"), (["--repeat", "one", "merge"], "the command is '--repeat'"),
-    (["lessons", "run"], "the command is 'lessons'")])
-def test_a_run_that_comes_from_elsewhere_is_not_trusted(capsys, place, content, says):
-    (place / "made").mkdir()
-    if isinstance(content, list):
-        content = json.dumps(RUN | {"command": content})
-    if content is not None:
-        (place / "made" / "run.json").write_text(content)
-    status, out, err = run(capsys, "--repeat", "made")
-    assert (status, out) == (2, "") and says in err and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("command", [["merge", "--adapter", "\x1b[2J\nb\x9b", "--out", "c"], ["merge", "\x1b[2J"]])
-def test_what_is_repeated_is_shown_and_not_obeyed(capsys, place, command):
-    (place / "made").mkdir()
-    (place / "made" / "run.json").write_text(json.dumps(RUN | {"command": command}))
-    try: status = main(["--repeat", "made"])
-    except SystemExit as stop: status = stop.code
-    err = capsys.readouterr().err
-    assert status == 2 and err.splitlines()[0].startswith("python -m tinypeft merge ") and r"\x1b[2J" in err.splitlines()[0]
-    assert not {"\x1b", "\x9b"} & set(err)
+@pytest.mark.parametrize("content", ["x", "{}", "[]", json.dumps(RUN | {"format": 2}), json.dumps(RUN | {"result": []})])
+def test_a_run_that_cannot_be_read_is_left_out_of_the_card(capsys, place, content):
+    """And stops nothing."""
+    (place / "a" / "run.json").write_text(content)
+    assert run(capsys, *COMMANDS["merge"], "--out", "made")[0] == 0
+    assert "## Results" not in (place / "made" / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("result, shows", [
@@ -525,15 +503,10 @@ def test_what_is_repeated_is_shown_and_not_obeyed(capsys, place, command):
      ["| b, by cross-validation | 0.5000 |"]),
     ({"after": {"loss": float("nan")}, "baselines": {"x": {"loss": [1]}}}, [])])
 def test_what_an_adapter_says_of_itself_is_repeated_with_care(capsys, place, result, shows):
-    (place / "a" / "run.json").write_text(json.dumps(RUN | {"command": ["finetune"], "result": result}))
+    (place / "a" / "run.json").write_text(json.dumps(RUN | {"result": result}))
     assert run(capsys, *COMMANDS["merge"], "--out", "made")[0] == 0
     page = (place / "made" / "README.md").read_text("utf-8")
     assert all(part in page for part in shows) and "<b>" not in page
-
-
-def test_repeat_takes_options_and_no_command(capsys, place):
-    status, _, err = run(capsys, "--repeat", "made", "merge")
-    assert status == 2 and "leave out 'merge'" in err
 
 
 # -- the page --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@
     combining.py   combine: one adapter of several
     exporting.py   export: for llama.cpp, transformers, PEFT, and runs in PyTorch
     quantizing.py  quantize: measured on one's own data, and saved
-    results.py     folders that are new and whole, and --repeat
+    results.py     folders that are new and whole, and the command in their run.json
     messages.py    errors and warnings of the library, with options in place of arguments
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
     missing.py     what a new method, scheme or experiment still lacks

@@ -18,7 +18,6 @@
     python -m tinypeft assign 07 --out DIR           hand out a lesson;  grade DIR  grades it
     python -m tinypeft memory             the memory that fine-tuning takes, by formula
     python -m tinypeft doctor             what is installed, and whether all is well
-    python -m tinypeft --repeat FOLDER    the command again that made a folder
 """
 import contextlib
 import errno
@@ -33,7 +32,6 @@ from ..common.wording import printable
 from . import combining, exporting, handing_on, quantizing, study, training, using, writing
 from .arguments import SHARED, number, output, shared, show_json
 from .messages import plain_warnings, with_flags
-from .results import repeated
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
 __all__ = ["main"]
@@ -49,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     1; with TINYPEFT_TRACEBACK set in the environment it gives a traceback."""
     try:
         with in_lines(), plain_warnings():
-            args = parsed_arguments(sys.argv[1:] if argv is None else argv)
+            args = parsed_arguments(list(sys.argv[1:] if argv is None else argv))
             status = args.run(args) or 0
         if sys.stdout is not None: sys.stdout.flush()    # a full disk is found here, not at exit
         return status
@@ -66,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell(with_flags(message), 1 if isinstance(e, DivergedError) else 2)
 
 
-def parsed_arguments(argv: Sequence[str]) -> Namespace:
-    """Parse the command line. `argv` of the result is the command itself, also with --repeat."""
-    argv = repeated(argv)
+def parsed_arguments(argv: list[str]) -> Namespace:
+    """Parse the command line. `argv` of the result is the command itself, for run.json."""
     args, unknown = parser().parse_known_args(argv)
     args.argv = argv
     if unknown:
@@ -138,9 +135,6 @@ def parser() -> ArgumentParser:
     top.set_defaults(run=study.run_compare, parser=top)
     shared(top)
     output(top, "the picture and the JSON", study.LATEST)
-    top.add_argument("--repeat", type=Path, metavar="FOLDER",
-                     help="run the command again that made a folder, as its run.json says; options "
-                          "after it take the place of its own")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=Command)
 
     def command(name, run, about, takes=SHARED, options=None):

@@ -1,33 +1,25 @@
-"""Folders of results: each is new and whole, and says in run.json which command made it.
-
-`--repeat FOLDER` runs that command again, with options after it in place of its own. A run.json may
-come from elsewhere, so only commands that make such folders are repeated, and each is shown first.
-"""
+"""Folders of results: each is new and whole, and says in run.json which command made it."""
 from __future__ import annotations
 
 import contextlib
 import json
 import os
 import platform
-import shlex
 import shutil
-import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ..common.wording import brief, printable
-from ..files import check_fields, check_writable, naming, parse_json, read_text, write_atomically
+from ..files import check_fields, check_writable, parse_json, read_text, write_atomically
 
-__all__ = ["FILE", "check_new", "facts_in", "new_folder", "record_of", "repeated", "results_in",
-           "write_run"]
+__all__ = ["check_new", "facts_in", "new_folder", "record_of", "results_in", "write_run"]
 
 FILE = "run.json"
-REPEATED = "finetune", "merge", "combine", "export", "quantize", "export-training"
-LARGEST = 1e300
+FORMAT = 1
 FIELDS = {"format": int, "command": list, "python": str, "numpy": str, "result": dict}
+LARGEST = 1e300
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -64,35 +56,20 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def write_run(args: Namespace, folder: Path, record: dict) -> None:
     """Write run.json: the command, the versions that it ran with, and what came out."""
-    content = {"format": 1, "command": args.argv, "python": platform.python_version(),
+    content = {"format": FORMAT, "command": args.argv, "python": platform.python_version(),
                "numpy": np.__version__, "result": record}
     text = json.dumps(json.loads(json.dumps(content), parse_constant=str), indent=1)
     write_atomically(folder / FILE, text + "\n")
 
 
 # -- reading ---------------------------------------------------------------------------------------
-def content_of(folder: Path) -> dict:
-    """Return what run.json in a folder holds. FileNotFoundError, or ValueError for another file."""
-    path = folder / FILE
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {FILE}, which {', '.join(REPEATED[:-1])} write "
-                                "beside their results")
-    with naming(path):
-        content = check_fields(parse_json(read_text(path)), FIELDS)
-        if content["format"] != 1:
-            raise ValueError(f"unknown format {brief(content['format'])}")
-        command = content["command"]
-        if not command or not all(isinstance(word, str) for word in command):
-            raise ValueError("command must be words")
-    return content
-
-
 def record_of(folder: Path) -> dict:
     """Return the result that run.json in a folder holds; {} if there is none to read."""
     try:
-        return content_of(folder)["result"]
+        content = check_fields(parse_json(read_text(folder / FILE)), FIELDS)
     except (OSError, ValueError):
         return {}
+    return content["result"] if content["format"] == FORMAT else {}
 
 
 def facts_in(record: dict) -> list[str]:
@@ -116,34 +93,3 @@ def results_in(record: dict) -> dict[str, dict[str, float]]:
 def numbers_in(row: dict) -> dict[str, float]:
     """Return the metrics of a row that are numbers, and of a size that can be printed."""
     return {name: x for name, x in row.items() if type(x) in (int, float) and abs(x) < LARGEST}
-
-
-def repeated(argv: Sequence[str]) -> list[str]:
-    """Return the arguments of the command line; for --repeat FOLDER, those that made the folder,
-    and then the others."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--repeat", type=Path)
-    args, others = parser.parse_known_args(argv)
-    if args.repeat is None:
-        return list(argv)
-    if others and not others[0].startswith("-"):
-        raise ValueError(f"--repeat takes the command from the folder; leave out {others[0]!r}")
-    command = content_of(args.repeat)["command"]
-    name = first_word(command)
-    if name not in REPEATED:
-        raise ValueError(f"{args.repeat / FILE}: the command is {brief(name)}, and these are "
-                         f"repeated: {', '.join(REPEATED)}")
-    words = printable(shlex.join([*command, *others])).replace("\n", "\\n")
-    print(f"python -m tinypeft {words}", file=sys.stderr)
-    return [*command, *others]
-
-
-def first_word(command: Sequence[str]) -> str | None:
-    """Return the first word that is no option that all commands share, nor its value."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in "--seed", "--model", "--out":
-        parser.add_argument(name)
-    for name in "--json", "--quick":
-        parser.add_argument(name, action="store_true")
-    others = parser.parse_known_args(command)[1]
-    return next(iter(others), None)
