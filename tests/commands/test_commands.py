@@ -621,10 +621,10 @@ def test_a_stop_in_training_says_what_was_kept(capsys, monkeypatch, tmp_path):
 
 
 def test_a_stop_of_other_commands_says_what_goes_on(capsys, monkeypatch, tmp_path):
-    """export-training reads a checkpoint, and would not go on from it; pretrain has one of its own."""
+    """export --to training reads a checkpoint, and would not go on from it; pretrain has one of its own."""
     (checkpoint := tmp_path / "checkpoint.safetensors").write_text("")
     monkeypatch.setattr("tinypeft.interop.export.export_training", lambda *args, **options: ctrl_c())
-    status, _, err = run(capsys, "export-training", "lora", "--out", tmp_path / "run", "--checkpoint", checkpoint)
+    status, _, err = run(capsys, "export", "--to", "training", "lora", "--out", tmp_path / "run", "--checkpoint", checkpoint)
     assert (status, err) == (130, "tinypeft: stopped\n") and not (tmp_path / "run").exists()
     monkeypatch.setattr("tinypeft.pretrained.make.pretrain", lambda *args: ctrl_c())
     assert run(capsys, "pretrain", "--out", tmp_path)[2] == f"tinypeft: stopped; the same command goes on from {checkpoint}\n"
@@ -723,7 +723,7 @@ def test_a_loss_that_is_not_a_number_is_worse_than_any():
     ("finetune lora --find-rate --keep --out x", "--find-rate does not train; leave out --keep"),
     ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
     ("finetune lora --text notes --head-lr 1", "--head-lr needs a task with classes: --csv FILE or --task classify"),
-    ("export-training probe --csv reviews.csv --out x", "probe is solved and not trained"),
+    ("export --to training probe --csv reviews.csv --out x", "probe is solved and not trained"),
     ("finetune lora --csv reviews.csv --text-column review",
      "no column 'review' and 'label'; there are 'text', 'label'. Say which by --text-column and --label-column"),
     ("finetune lora --csv latin.csv", "such as --encoding cp1252"),

@@ -3,7 +3,7 @@
     cli.py         the parser, what an error says, and the commands of the base and the course
     arguments.py   what several commands take: --model, --set, --seed, --json
     study.py       compare (the main job), figures, memory, missing
-    training.py    finetune, export-training
+    training.py    finetune
     plan.py        what finetune will do: steps, passes, the seconds to expect
     finetuning.py  one run of finetune: train, save, test
     probing.py     finetune probe: a classifier that is solved and not trained
@@ -13,7 +13,8 @@
     writing.py     generate, chat
     handing_on.py  merge, and what the next three share with it
     combining.py   combine: one adapter of several
-    exporting.py   export: for llama.cpp, transformers, PEFT, and runs in PyTorch
+    exporting.py   export: for llama.cpp, transformers and PEFT
+    for_pytorch.py  export --to training: a run that goes on in PyTorch
     quantizing.py  quantize: measured on one's own data, and saved
     results.py     folders that are new and whole, and the command in their run.json
     messages.py    errors and warnings of the library, with options in place of arguments

@@ -4,10 +4,10 @@
     python -m tinypeft finetune lora      fine-tune the base with one method and save the adapter
     python -m tinypeft finetune lora --csv reviews.csv    or on --text or --pairs of your own
     python -m tinypeft evaluate --adapter FOLDER          measure it;  classify "…"  uses it
-    python -m tinypeft export-training lora --out DIR     the same run, for PyTorch and several GPUs
     python -m tinypeft merge --adapter FOLDER --out DIR   an adapter becomes a model of its own
     python -m tinypeft combine A=0.7 B=0.3 --out DIR      several adapters become one
-    python -m tinypeft export --to gguf --adapter FOLDER --out DIR  or gguf-lora, hf, peft, training
+    python -m tinypeft export --to gguf --adapter FOLDER --out DIR  or gguf-lora, hf, peft
+    python -m tinypeft export --to training lora --out DIR      a run for PyTorch and several GPUs
     python -m tinypeft quantize nf4       quantize with one scheme and measure the cost; --out saves
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft chat --model smollm2               talk to a real model

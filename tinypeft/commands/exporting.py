@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
 from .arguments import model_of, output
-from .data import kind_of, own_task, task_of
+from .for_pytorch import check_no_training, export_run
 from .handing_on import (
     Job,
     activations_option,
@@ -19,7 +19,7 @@ from .handing_on import (
     write_model,
 )
 from .results import check_new, facts_in, new_folder, record_of, results_in
-from .training import export_attached, run_export, training_options
+from .training import training_options
 from .using import adapter_option
 
 if TYPE_CHECKING:
@@ -153,43 +153,15 @@ def export_peft(args: Namespace) -> None:
                         f"{str(args.out)!r}) loads it")
 
 
-def export_training(args: Namespace) -> None:
-    """Write a run of METHOD, or of an adapter that goes on, for PyTorch."""
-    from ..peft import load_adapter
-    if bool(args.method) == bool(args.adapter):
-        raise ValueError("export --to training: give METHOD, such as lora, or --adapter FOLDER")
-    if args.method:
-        return run_export(args)
-    model = model_of(args)
-    tuned = load_adapter(model, args.adapter)
-    own = kind_of(args)
-    form = tuned.task.form if tuned.task else {}
-    task = own_task(args, model, own, form) if own else task_of(args, model)
-    return export_attached(args, tuned, task)
-
-
 EXPORTS = {"hf": export_hf, "gguf": export_gguf, "gguf-lora": export_gguf_lora,
-           "peft": export_peft, "training": export_training}
+           "peft": export_peft, "training": export_run}
 
 
 def run_export_to(args: Namespace) -> None:
     """Check that the options belong to what --to names, and do it."""
     if args.to != "training":
-        given = training_names(args)
-        if args.method:
-            given.insert(0, "METHOD")
-        if given:
-            raise ValueError(f"export --to {args.to} does not train; leave out {', '.join(given)}")
+        check_no_training(args)
     if args.type and args.to != "gguf":
         raise ValueError("--type needs --to gguf")
     check_new(args)
     EXPORTS[args.to](args)
-
-
-def training_names(args: Namespace) -> list[str]:
-    """Return the options that were given and that only a training has."""
-    parser = ArgumentParser()
-    training_options(parser, optional=True)
-    defaults = vars(parser.parse_args([])) | {"quick": False, "seed": 0}
-    return [f"--{name.replace('_', '-')}" for name, value in defaults.items()
-            if name != "method" and vars(args)[name] != value]

@@ -1,4 +1,4 @@
-"""The commands that train: finetune here, and export-training, the same run for PyTorch."""
+"""The command finetune, and what a training is made of: its method, steps and rates."""
 from __future__ import annotations
 
 import math
@@ -23,7 +23,6 @@ from .data import data_options, kind_of, show_data, task_of
 from .finetuning import check_folders, finetuned, refused, show_finetuned, starts_at_probe
 from .plan import default_size, planned, search_steps
 from .probing import PROBE, run_probe
-from .results import check_new, new_folder, write_run
 
 if TYPE_CHECKING:
     from ..common.hints import Array
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from ..text.tasks import Task
     from ..training.history import Step
 
-__all__ = ["add_commands", "calibration_of", "export_attached", "run_export", "training_options"]
+__all__ = ["add_commands", "attached", "calibration_of", "check_rows", "methods_of",
+           "reason_for_model", "set_rates", "shared_options", "training_options"]
 
 PROBE_FACTOR = 0.2           # on each method's own rate where the head starts at the probe
 PROBE_HEAD_LR = 1e-3         # of that head
@@ -41,12 +41,10 @@ CALIBRATION_ROWS = 64        # of the training data, for a method that starts fr
 
 
 def add_commands(command: Callable) -> None:
-    """Add the commands to the command line. command: (name, run, about, takes, options) → a parser
+    """Add the command to the command line. command: (name, run, about, takes, options) → a parser
     for its options."""
     command("finetune", run_finetune, "fine-tune with one method, or several, and save the adapter",
             options=finetune_options)
-    command("export-training", run_export, "write what finetune would do as a folder that goes on "
-            "in PyTorch, on several GPUs or machines", options=export_options)
 
 
 # -- options ---------------------------------------------------------------------------------------
@@ -109,11 +107,6 @@ def finetune_options(p: ArgumentParser) -> None:
                    help="save over an adapter in the folder even if the new one has a higher test "
                         "loss than the frozen model (for classes: with a head of zeros)")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
-
-
-def export_options(p: ArgumentParser) -> None:
-    training_options(p)
-    output(p, "the run", required=True)
 
 
 def optimizers() -> dict[str, type]:
@@ -328,37 +321,3 @@ def show_rates(found: Any, args: Namespace) -> None:
     if args.json: return
     print(f"next: the same command with --lr {found.suggestion:.2g} instead of --find-rate"
           + (f"; the curve is in {picture}" if picture else ""))
-
-
-def run_export(args: Namespace) -> None:
-    """Write the folder of a run of METHOD, and say how to run it."""
-    if args.method == PROBE:
-        raise ValueError("export-training: probe is solved and not trained, so nothing is left to "
-                         "do in PyTorch; finetune probe solves it")
-    methods_of(args)
-    check_new(args)
-    reason = reason_for_model(args)
-    model = model_of(args)
-    task = task_of(args, model)
-    check_rows(args, task)
-    if reason and not args.json:
-        print(reason, flush=True)
-    export_attached(args, attached(args, model, task, head_bias=False), task)
-
-
-def export_attached(args: Namespace, tuned: PeftModel, task: Task) -> None:
-    """Write the folder of the run of a model with a method, and say how to run it."""
-    from ..interop.export import export_training
-    steps, options = shared_options(args, tuned, task)
-    set_rates(args, task, options)
-    record = {"method": str(tuned.method), "task": task.name, "steps": steps,
-              "saved": str(args.out)}
-    with new_folder(args.out) as folder:
-        export_training(tuned, task, folder, steps, lr=args.lr, checkpoint=args.checkpoint,
-                        **options)
-        write_run(args, folder, record)
-    if args.json:
-        return show_json(record)
-    print(f"saved in {args.out}; `accelerate launch {args.out / 'train.py'}` runs it where torch, "
-          "transformers, peft and accelerate are installed")
-    return None

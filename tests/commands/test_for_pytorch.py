@@ -1,4 +1,4 @@
-"""The command `export-training`: the folder it writes, and its answers to mistakes."""
+"""The command `export --to training`: the folder it writes, and its answers to mistakes."""
 import json
 import os
 import subprocess
@@ -8,10 +8,12 @@ import pytest
 
 from tinypeft.commands.cli import main
 
+EXPORT = "export", "--to", "training"
+
 
 def test_it_writes_the_run_of_finetune(capsys, tmp_path):
     folder = tmp_path / "run"
-    assert main(["export-training", "lora", "--quick", "--set", "rank=4", "--task", "classify", "--lr", "0.003", "--seed", "2",
+    assert main([*EXPORT, "lora", "--quick", "--set", "rank=4", "--task", "classify", "--lr", "0.003", "--seed", "2",
                  "--out", str(folder)]) == 0
     assert f"accelerate launch {folder / 'train.py'}" in capsys.readouterr().out
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -26,7 +28,7 @@ def test_it_writes_the_run_of_finetune(capsys, tmp_path):
 
 
 def test_it_says_in_json_what_it_wrote(capsys, tmp_path):
-    assert main(["export-training", "full", "--steps", "7", "--json", "--out", str(tmp_path)]) == 0
+    assert main([*EXPORT, "full", "--steps", "7", "--json", "--out", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"method": "FullFineTuning()", "task": "domain", "steps": 7,
                                                    "saved": str(tmp_path)}
     assert not (tmp_path / "adapter").exists() and json.loads((tmp_path / "settings.json").read_text())["adapter"] is None
@@ -36,7 +38,7 @@ def test_it_says_in_json_what_it_wrote(capsys, tmp_path):
     (["dylora"], "DyLoRA"), (["lorra"], "there is no method 'lorra'"), (["lora", "--task", "translate"], "there is no task"),
     (["adapter"], "PEFT has no counterpart"), (["prompt", "--task", "classify"], "read the padding")])
 def test_mistakes_are_said_in_one_line(capsys, tmp_path, argv, says):
-    assert main(["export-training", *argv, "--quick", "--out", str(tmp_path / "run")]) == 2
+    assert main([*EXPORT, *argv, "--quick", "--out", str(tmp_path / "run")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and says in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
 
@@ -49,7 +51,7 @@ def test_a_run_on_ones_own_rows_comes_back_and_classifies(capsys, tmp_path):
             for word in ("quick", "broken")]
     (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows), "utf-8")
     run = tmp_path / "run"
-    assert main(["export-training", "lora", "--csv", str(tmp_path / "rows.csv"), "--steps", "12", "--lr", "0.01", "--head-lr",
+    assert main([*EXPORT, "lora", "--csv", str(tmp_path / "rows.csv"), "--steps", "12", "--lr", "0.01", "--head-lr",
                  "0.01", "--out", str(run)]) == 0
     done = subprocess.run([sys.executable, str(run / "train.py")], capture_output=True, text=True,
                           env={**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"})

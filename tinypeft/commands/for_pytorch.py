@@ -1,0 +1,84 @@
+"""export --to training: a run of finetune as a folder that goes on in PyTorch, on several GPUs."""
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from .arguments import model_of, show_json
+from .data import kind_of, own_task, task_of
+from .probing import PROBE
+from .results import new_folder, write_run
+from .training import (
+    attached,
+    check_rows,
+    methods_of,
+    reason_for_model,
+    set_rates,
+    shared_options,
+    training_options,
+)
+
+if TYPE_CHECKING:
+    from ..peft import PeftModel
+    from ..text.tasks import Task
+
+__all__ = ["check_no_training", "export_run"]
+
+
+def check_no_training(args: Namespace) -> None:
+    """Raise ValueError if METHOD or an option was given that only a training has."""
+    parser = ArgumentParser()
+    training_options(parser, optional=True)
+    defaults = vars(parser.parse_args([])) | {"quick": False, "seed": 0}
+    given = [f"--{name.replace('_', '-')}" for name, value in defaults.items()
+             if name != "method" and vars(args)[name] != value]
+    if args.method:
+        given.insert(0, "METHOD")
+    if given:
+        raise ValueError(f"export --to {args.to} does not train; leave out {', '.join(given)}")
+
+
+def export_run(args: Namespace) -> None:
+    """Write the folder of a run of METHOD, or of an adapter that goes on; say how to run it."""
+    from ..interop.export import export_training
+    if bool(args.method) == bool(args.adapter):
+        raise ValueError("export --to training: give METHOD, such as lora, or --adapter FOLDER")
+    tuned, task = new_run(args) if args.method else run_of_adapter(args)
+    steps, options = shared_options(args, tuned, task)
+    set_rates(args, task, options)
+    record = {"method": str(tuned.method), "task": task.name, "steps": steps,
+              "saved": str(args.out)}
+    with new_folder(args.out) as folder:
+        export_training(tuned, task, folder, steps, lr=args.lr, checkpoint=args.checkpoint,
+                        **options)
+        write_run(args, folder, record)
+    if args.json:
+        return show_json(record)
+    print(f"saved in {args.out}; `accelerate launch {args.out / 'train.py'}` runs it where torch, "
+          "transformers, peft and accelerate are installed")
+    return None
+
+
+def new_run(args: Namespace) -> tuple[PeftModel, Task]:
+    """Return METHOD on the model, and its task."""
+    if args.method == PROBE:
+        raise ValueError("export --to training: probe is solved and not trained, so nothing is "
+                         "left to do in PyTorch; finetune probe solves it")
+    methods_of(args)                                     # its errors come before the reading
+    reason = reason_for_model(args)
+    model = model_of(args)
+    task = task_of(args, model)
+    check_rows(args, task)
+    if reason and not args.json:
+        print(reason, flush=True)
+    return attached(args, model, task, head_bias=False), task
+
+
+def run_of_adapter(args: Namespace) -> tuple[PeftModel, Task]:
+    """Return the model with the adapter, and the task: of one's own data in the adapter's form."""
+    from ..peft import load_adapter
+    model = model_of(args)
+    tuned = load_adapter(model, args.adapter)
+    own = kind_of(args)
+    form = tuned.task.form if tuned.task else {}
+    return tuned, own_task(args, model, own, form) if own else task_of(args, model)
