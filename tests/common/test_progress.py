@@ -139,6 +139,16 @@ def test_what_an_earlier_run_did_is_no_speed_of_this_one(monkeypatch, pipe):
     assert bar.line() == "training 92/100    16 s left"
 
 
+def test_how_long_it_will_take_is_said_after_two_steps(monkeypatch, pipe):
+    """The first step alone is slower than those that follow."""
+    clock, bar, lines = Clock(monkeypatch), Progress(40, "training"), []
+    for done, seconds in (1, 5), (2, 1), (3, 1):
+        clock.now += seconds
+        bar(done)
+        lines.append(bar.line())
+    assert lines == ["training 1/40    5.0 s", "training 2/40    114 s left", "training 3/40    86 s left"]
+
+
 def test_a_job_that_takes_longer_than_expected_says_so(monkeypatch, pipe):
     """And not that nothing is left."""
     clock = Clock(monkeypatch)

@@ -4,7 +4,7 @@
     arguments.py   what several commands take: --model, --set, --seed, --json
     study.py       compare (the main job), figures, memory, missing
     training.py    finetune
-    plan.py        what finetune will do: steps, passes, the seconds to expect
+    sizes.py       how much a run of finetune reads: steps, rows, passes
     finetuning.py  one run of finetune: train, save, test
     probing.py     finetune probe: a classifier that is solved and not trained
     kept.py        what a training that is stopped leaves behind

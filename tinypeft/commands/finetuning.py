@@ -24,9 +24,9 @@ from ..common.signals import HeldSignals
 from ..common.wording import counted
 from .data import OWN, data_facts, kind_of
 from .kept import kept, noted
-from .plan import rows_in_test
 from .results import results_in, write_run
 from .scores import interval_of, n_measured
+from .sizes import rows_in_test
 from .using import compared
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from ..common.progress import Progress
 from .arguments import model_of, show_json
 from .data import kind_of, own_task, task_of
 from .probing import PROBE
@@ -48,7 +49,7 @@ def export_run(args: Namespace) -> None:
     set_rates(args, task, options)
     record = {"method": str(tuned.method), "task": task.name, "steps": steps,
               "saved": str(args.out)}
-    with new_folder(args.out) as folder:
+    with new_folder(args.out) as folder, Progress(None, "writing"):
         export_training(tuned, task, folder, steps, lr=args.lr, checkpoint=args.checkpoint,
                         **options)
         write_run(args, folder, record)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.progress import Progress
 from .arguments import (
     build,
     chosen_model,
@@ -21,8 +22,8 @@ from .arguments import (
 )
 from .data import data_options, kind_of, show_data, task_of
 from .finetuning import check_folders, finetuned, refused, show_finetuned, starts_at_probe
-from .plan import default_size, planned, search_steps
 from .probing import PROBE, run_probe
+from .sizes import default_size, for_a_pass, passes_over, search_steps
 
 if TYPE_CHECKING:
     from ..common.hints import Array
@@ -155,7 +156,8 @@ def attached(args: Namespace, model: Decoder, task: Task, head_bias: bool) -> Pe
     if starts_at_probe(args):
         return fit_probe(model, task, *several, splits=("train",), **options)
     classes = getattr(task, "classes", None)
-    return attach(model, *several, head=classes and len(classes), **options)
+    with Progress(None, "attaching the method"):
+        return attach(model, *several, head=classes and len(classes), **options)
 
 
 def calibration_of(task: Task) -> list[Array]:
@@ -272,7 +274,8 @@ def run_finetune(args: Namespace) -> int | None:
     if own and not args.json:
         if args.checkpoint and args.checkpoint.exists():
             print(f"{args.checkpoint} is there: the training goes on from it", flush=True)
-        print(planned(args, tuned, task, steps, both | options), flush=True)
+        read = task, steps, both["batch_size"]
+        print(passes_over(*read) + ("" if args.find_rate else for_a_pass(*read)), flush=True)
     if args.find_rate:
         return show_rates(find_rate(tuned, task, steps=steps, **both), args)
     set_rates(args, task, both)

@@ -32,7 +32,6 @@ from .data import (
     own_task,
     show_data,
 )
-from .plan import rows_in_test
 from .scores import (
     accuracy_text,
     class_lines,
@@ -42,6 +41,7 @@ from .scores import (
     metric_text,
     n_measured,
 )
+from .sizes import rows_in_test
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder

@@ -97,7 +97,7 @@ class Progress:
         if remaining > 0 and self.end is not None:
             left = self.end - time.perf_counter()
             when = f"{left:.0f} s left" if left > 0 else f"{spent:.0f} s, longer than expected"
-        elif remaining > 0 and new > 0:
+        elif remaining > 0 and new > 1:                  # the first part alone is slower
             when = f"{spent / new * remaining:.0f} s left"
         return f"{self.label} {self.done}/{self.total}  {self.text}  {when}"
 
