@@ -133,7 +133,9 @@ def test_exact_answers_are_counted_and_wrong_ones_shown(capsys, monkeypatch, own
     assert lines[-1] == f"all {len(wrong)} wrong ones: the same command with --json"
     exact = json.loads(run(capsys, *argv, "--exact", "--json")[1])["exact"]
     assert exact["right"] == right and [(*row.values(),) for row in exact["wrong"]] == wrong
-    assert run(capsys, *argv, "--quick")[1].splitlines()[-1] == "--exact counts the answers that are exactly right"
+    out = run(capsys, *argv, "--quick")[1]
+    assert "\non two batches (--quick) of the test split, the base alone → with the adapter:\n" in out
+    assert out.splitlines()[-1] == "--exact counts the answers that are exactly right"
     monkeypatch.setattr("tinypeft.commands.using.exact_answers", lambda *_: ctrl_c())
     status, out, _ = run(capsys, *argv, "--exact", "--quick")
     assert status == 130 and "  loss " in out            # was shown before the answers are written

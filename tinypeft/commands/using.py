@@ -133,7 +133,8 @@ def run_evaluate(args: Namespace) -> None:
         with tuned.disabled(): before = measured("testing the base alone")
     n = n_measured(task, args.quick)
     if not args.json:
-        show_losses(before, after, rows, n)
+        quick = f"two batches (--quick) of {rows.removeprefix('all of ')}"
+        show_losses(before, after, quick if args.quick else rows, n)
     exact = exact_answers(tuned, task, args.quick) if args.exact else None
     record = {"task": task.name, "data": data_facts(task), "on": rows, "rows": n,
               "interval": interval_of(after, n), "before": before, "after": after, "exact": exact,
