@@ -14,7 +14,8 @@ import numpy as np
 import tinypeft as tp
 from tests.protocol import hold_norm
 
-__all__ = ["GPT_LAYERS", "ROWS", "SMALL", "Row", "Size", "bias", "instances", "linear", "size_of", "weight", "with_dropout"]
+__all__ = ["GPT_LAYERS", "ROWS", "SMALL", "Row", "Size", "bias", "instances", "linear", "rank_of", "size_of", "weight",
+           "with_dropout"]
 
 GPT_LAYERS = "query", "key", "value", "output", "up", "down"
 THREE = "query", "up", "down"                            # square, wide and tall

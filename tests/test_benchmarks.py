@@ -86,8 +86,8 @@ def test_both_sides_train_as_many_numbers(tiny):
     for oracle in ("torch", "transformers", "peft"): pytest.importorskip(oracle)
     rows = tiny("methods")["methods"]
     both = {name: row["trained"] for name, row in rows.items() if row["ratio"] is not None}
-    assert rows.keys() == tp.METHODS.keys() - {"probe"}
-    assert both.keys() == rows.keys() - {"adapter", "parallel_adapter", "dylora", "loreft", "trainable_tokens"}
+    from tests.benchmarks import methods
+    assert rows.keys() == methods.OURS.keys() and both.keys() == rows.keys() - {*methods.ALONE}
     assert all(trained["tinypeft"] == trained["PEFT"] for trained in both.values()), both
 
 

@@ -1,5 +1,4 @@
 """CONTRIBUTING can be followed: a toy method is added to a copy of the checkout, step by step, and nothing else is touched."""
-import json
 import os
 import re
 import shutil
@@ -31,11 +30,11 @@ def commands(text):
 
 
 def test_there_are_four_recipes_of_five_steps_that_end_in_one_command():
-    """`missing`, but for an exercise: its tests say what it lacks."""
     assert list(RECIPES) == ["method", "scheme", "exercise", "claim"]
     for title, steps in RECIPES.items():
-        last = "pytest tests/course" if title == "exercise" else "tinypeft missing"
-        assert len(steps) == 5 and any(last in command for command in commands(steps[-1]))
+        last = commands(steps[-1])[-1].split()
+        assert len(steps) == 5 and last[0] == "pytest" and len(last) > 1
+        if title != "exercise": assert {"tests/test_complete.py", "tests/test_pages.py"} <= {*last}
 
 
 @pytest.mark.parametrize("title", RECIPES)
@@ -133,26 +132,7 @@ ENTRY = '''    "toy": About("Toy", "h = W x + b, b trained", ("2106.09685",), "0
     # -- schemes
 '''
 
-# What the copy measures and draws is small, so that the test takes less than a minute.
-SMALLER = {
-    "tinypeft/study/experiments/fine_tuning.py": [
-        ('"conditions": ("frozen", "full", "lora")}, classify_steps=200',
-         '"conditions": ("frozen",)}, SEEDS[:1], steps=1, batch_size=1, classify_steps=1')],
-    "tinypeft/study/tuning.py": [("held_out: int | None = 16384", "held_out: int | None = 512")],
-    "tinypeft/study/pictures/__init__.py": [
-        ("def missing(", 'PICTURES = {name: PICTURES[name] for name in ("compare", "pareto")}\n\n\ndef missing(')],
-}
-STAMP = """
-import json
-from tinypeft.study.experiments import EXPERIMENTS
-from tinypeft.study.measuring import as_text, measured_with, sealed
-from tinypeft.study.conditions import in_full
-e = EXPERIMENTS["methods"]
-path = "figures/results/methods.json"
-record = json.load(open(path, encoding="utf-8"))
-runs = {c: {str(s): by_seed[str(s)] for s in e.seeds} for c, by_seed in record.pop("runs").items()}
-open(path, "w", encoding="utf-8").write(as_text(record | measured_with() | in_full(e) | sealed(runs)))
-"""
+LINE = "### Changed\n\n- `Toy` adds a trained vector to what a layer gives.\n"
 
 
 class Checkout:
@@ -200,6 +180,9 @@ def list_it(copy):
 def write_the_tests(copy):
     copy.write("tests/peft/test_toy.py", TESTS)
     copy.change("tests/methods.py", ('    "adapter": Row(\n', ROW))
+    copy.change("tests/benchmarks/methods.py", ('"loreft": tp.LoReFT(),', '"loreft": tp.LoReFT(), "toy": tp.Toy(),'),
+                ('ALONE = "adapter"', 'ALONE = "toy", "adapter"'))
+    copy.change("tinypeft/peft/README.md", ("PEFT has no counterpart of ", "PEFT has no counterpart of `Toy`, "))
     status, printed = copy.run("python -m tests.common.test_limits")
     assert status == 0, printed
 
@@ -208,10 +191,10 @@ def say_what_is_known(copy):
     copy.change("tinypeft/study/about.py", ("    # -- schemes\n", ENTRY))
 
 
-def measure_it(copy):
-    """The block of commands, word by word as the page has it."""
-    copy.change("tinypeft/study/experiments/arms.py", ('            "ia3")', '            "ia3", "toy")'))
-    assert left(copy) == {5}
+def write_the_pages(copy):
+    """The block of commands, word by word as the page has it, for a method that is not of the survey."""
+    changelog = copy.folder / ".github" / "CHANGELOG.md"
+    changelog.write_text(changelog.read_text("utf-8").replace("### Changed\n", LINE, 1), "utf-8")
     (block,) = re.findall(r"```text\n(.*?)```", RECIPES["method"][4], re.S)
     for command in block.strip().splitlines():
         status, printed = copy.run(command.strip())
@@ -226,36 +209,38 @@ STEPS = [
      ["pytest tests/peft/test_NAME.py tests/peft/test_methods.py -k NAME",
       "pytest tests/common/test_hyper.py tests/common/test_limits.py"]),
     (say_what_is_known, ["tinypeft/study/about.py"], ["pytest tests/study/test_about.py"]),
-    (measure_it, ["tinypeft/study/experiments/arms.py", "figures/results/"], []),
+    (write_the_pages, [".github/CHANGELOG.md"], [commands(RECIPES["method"][4])[-1]]),
 ]
+# the files that `pytest tests/test_complete.py -k NAME` names after each step
+LEFT = [
+    {"tinypeft/peft/methods.py"},
+    {"tinypeft/study/about.py", "tests/methods.py", "tests/peft/test_toy.py", "tests/benchmarks/methods.py",
+     "tinypeft/peft/README.md"},
+    {"tinypeft/study/about.py"}, set(), set()]
 
 
 @pytest.mark.long
 def test_a_method_is_added_by_following_the_page(tmp_path):
-    """After each step `missing` names the next one. It is content after the fourth, and asks for the fifth where SURVEYED lists
-    the method. The other methods are not measured."""
+    """After each step the tests name what is left. At the end the last command passes: it names all pages before they are
+    written."""
     copy = Checkout(tmp_path / "checkout")
-    for path, replacements in SMALLER.items(): copy.change(path, *replacements)
-    status, printed = copy.call([sys.executable, "-c", STAMP])
-    assert status == 0, printed
-    results = copy.folder / "figures" / "results" / "methods.json"
-    before = json.loads(results.read_text("utf-8"))["runs"]
-    assert left(copy) == {1}
-    for i, ((do, files, checks), text) in enumerate(zip(STEPS, RECIPES["method"], strict=True), 1):
+    last = STEPS[-1][2][0]
+    for i, ((do, files, checks), left, text) in enumerate(zip(STEPS, LEFT, RECIPES["method"], strict=True), 1):
         assert named(text) == files, f"step {i} of the page names other files than the test"
+        if i == 5:
+            status, printed = copy.run(last)
+            assert status == 1 and "run `python -m tinypeft figures`" in printed and "lessons build 00" in printed
         do(copy)
         for check in checks:
             assert check in commands(text), f"step {i} of the page names other checks than the test"
             status, printed = copy.run(check.replace("NAME", "toy"))
             assert status == 0, printed
-        assert min(left(copy), default=None) == (i + 1 if i < 4 else None)
-    after = json.loads(results.read_text("utf-8"))["runs"]
-    assert after.keys() - before.keys() == {"toy"} and all(after[c] == before[c] for c in before)
+        assert lacking(copy) == left, i
 
 
-def left(copy):
-    """The steps that `missing` names, of which there are none if and only if it ends well."""
-    status, printed = copy.run("python -m tinypeft missing toy")
-    steps = {int(n) for n in re.findall(r"^  step (\d)  ", printed, re.M)}
-    assert status == bool(steps), printed
-    return steps
+def lacking(copy):
+    """The files in which something is missing, of which there are none if and only if the test passes."""
+    status, printed = copy.run("pytest tests/test_complete.py -k toy -p no:cacheprovider")
+    files = {*re.findall(r"^([\w/.]+\.\w+): ", printed, re.M)}
+    assert status in ((1,) if files else (0, 5)), printed
+    return files

@@ -62,7 +62,8 @@ def test_the_first_page_is_short_and_starts_with_what_one_wants_to_see():
 def test_every_method_and_scheme_is_listed():
     for page, classes in (("tinypeft/peft/README.md", tp.METHODS), ("tinypeft/quant/README.md", tp.SCHEMES)):
         for name, cls in classes.items():
-            assert re.search(rf"\b{name}\b", README) and f"| `{name}`: [`{cls.__name__}`]" in PAGES[page], name
+            listed = re.search(rf"\b{name}\b", README) and f"| `{name}`: [`{cls.__name__}`]" in PAGES[page]
+            assert listed, f"README.md or {page} does not list {name}; run `python -m tinypeft figures`"
 
 
 def test_there_are_exactly_two_commands_to_set_up():

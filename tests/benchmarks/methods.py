@@ -55,6 +55,7 @@ AT_SEAMS = {
     "ptuning_v2": peft.PrefixTuningConfig(**LM),
     "prompt": peft.PromptTuningConfig(**LM),
     "ptuning": peft.PromptEncoderConfig(**LM, encoder_hidden_size=WIDTH)}
+ALONE = "adapter", "parallel_adapter", "dylora", "loreft", "trainable_tokens"        # PEFT lacks them, or trains other numbers
 
 
 class WithLoss(torch.nn.Module):
@@ -83,7 +84,7 @@ def counterpart(name, model, batch):
         adapted = peft.get_peft_model(transformers_copy(model), AT_SEAMS[name])
         mask = torch.ones(batch[0].shape, dtype=torch.long)
         return adapted, theirs(adapted, batch, lambda tokens: adapted(input_ids=tokens, attention_mask=mask))
-    if name not in WRAPPING: return None
+    if name in ALONE: return None
     copy = torch_copy(model, torch.float32)
     if name == "full": return copy, theirs(copy, batch)
     adapted = peft.get_peft_model(WithLoss(copy), WRAPPING[name])

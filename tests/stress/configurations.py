@@ -11,7 +11,6 @@ import argparse
 import collections
 import contextlib
 import copy
-import math
 import tempfile
 import time
 import traceback
@@ -21,18 +20,19 @@ from pathlib import Path
 import numpy as np
 
 import tinypeft as tp
+from tests.methods import ROWS, rank_of, size_of
 from tests.protocol import hold_norm
 from tests.stress import record
 from tests.stress.drawing import NAMES, Task, drawn, drawn_model
 from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
 from tinypeft.models.generation import prompted
-from tinypeft.peft.hadamard import divisor
 from tinypeft.peft.starts import TAKEN_OFF
 
 __all__ = ["METHODS", "SCHEMES", "Broken", "Configuration", "main", "run"]
 
 METHODS = {**tp.METHODS, "peqa": tp.PEQA}
 SCHEMES = tp.SCHEMES
+OF_CLASS = {type(row.small): row for row in ROWS.values()}
 REFUSALS = ValueError, TypeError, KeyError
 LAYERS = {"query": (1, 1), "key": (1, 1), "value": (1, 1), "output": (1, 1), "up": (1, 4), "down": (4, 1)}   # in d
 
@@ -185,61 +185,34 @@ class Configuration:
         raise Broken("no method fits, after a hundred draws")
 
     def starts_as_the_base(self, tuned, fresh):
-        identity = (tp.LoRA, tp.LoHa, tp.LoKr, tp.HiRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning,
-                    tp.MiSS, tp.SHiRA, tp.OFT,
-                    tp.LinearProbe, tp.VeRA, tp.RandLoRA, tp.LoReFT, tp.TrainableTokens)
-        zero = getattr(self.method, "std", 1) == 0 or getattr(self.method, "init", "") == "zeros"       # FourierFT, C³A
-        if isinstance(self.method, identity) or zero: self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
+        row = OF_CLASS.get(type(self.method))
+        drawn = row and row.drawn and getattr(self.method, "std", 1) != 0 and getattr(self.method, "init", "") != "zeros"
+        head_alone = isinstance(self.method, tp.LinearProbe)
+        if head_alone or row and row.starts == "the base" and not drawn:
+            self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
         if isinstance(self.method, tp.PEQA):                          # whose scales are float32, as every stored scale is
             self.near("fresh, it is the base", self.logits(tuned), self.logits(fresh), 6 if self.is_float64 else 0)
 
     def counts(self, tuned, fresh):
-        """Parameters trained and stored are those of the methods' formulas."""
+        """Parameters trained and stored are as many as the table of methods says, or as a formula for more settings says."""
         m, c, s = self.method, tuned.config, tuned.summary()
         d, L, P = c.d_model, c.n_layers, getattr(m, "length", 0)
         shape = lambda path: [n * d for n in LAYERS[path.rsplit(".", 1)[-1]]]        # d_in, d_out
         paths, hit = list(tuned.wrappers), lambda name, path: f".{name}." in f".{path}."
-        rank = lambda path: max([(-1, m.rank), *((key.count("."), r) for key, r in (m.rank_pattern or {}).items()
-                                                 if hit(key, path))], key=lambda pair: pair[0])[1]
         stored = None
         if isinstance(m, tp.LoRA):
-            trained = sum(rank(p) * sum(shape(p)) + isinstance(m, tp.DoRA) * shape(p)[1] for p in paths)
+            trained = OF_CLASS[type(m)].count(m, size_of(tuned))
             stored = trained * (1 + (m.init in TAKEN_OFF))               # B₀ and A₀, to take them off the weight
-            if m.init == "mica": trained = sum(rank(p) * shape(p)[0] for p in paths)         # B stays as it is
-        elif isinstance(m, tp.LoHa): trained = sum(2 * m.rank * sum(shape(p)) for p in paths)
-        elif isinstance(m, tp.HiRA): trained = sum(m.rank * sum(shape(p)) for p in paths)
-        elif isinstance(m, tp.MiSS): trained = sum(m.rank * shape(p)[1] for p in paths)
-        elif isinstance(m, tp.SHiRA): trained = sum(m.rank * sum(shape(p)) for p in paths)
-        elif isinstance(m, tp.OFT): trained = sum(shape(p)[0] * (m.block_size - 1) // 2 for p in paths)
-        elif isinstance(m, tp.LoKr):
-            trained = sum(divisor(i) * divisor(o) + m.rank * (i // divisor(i) + o // divisor(o)) for i, o in map(shape, paths))
-        elif isinstance(m, tp.VeRA):
-            trained = sum(m.rank + shape(p)[1] for p in paths)
-            stored = trained + m.rank * sum(max(sizes) for sizes in zip(*map(shape, paths), strict=True))
-        elif isinstance(m, tp.RandLoRA):
-            least, most = sorted(max(sizes) for sizes in zip(*map(shape, paths), strict=True))
-            trained = sum(-(-min(shape(p)) // m.rank) * (m.rank + min(shape(p))) for p in paths)
-            stored = trained + m.rank * (least + most * -(-least // m.rank))
-        elif isinstance(m, tp.FourierFT): trained = m.frequencies * len(paths)
-        elif isinstance(m, tp.C3A): trained = sum(i * o // (m.block_size or math.gcd(i, o)) for i, o in map(shape, paths))
+            if m.init == "mica": trained = sum(rank_of(m, p) * shape(p)[0] for p in paths)   # B stays as it is
         elif isinstance(m, tp.LoReFT):
             trained = sum(phi is not None for phi in tuned.virtual.phi) * (2 - m.tied) * (2 * d + 1) * m.rank
-        elif isinstance(m, tp.TrainableTokens): trained = len({*m.tokens}) * d
-        elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)
-        elif isinstance(m, tp.DyLoRA):  trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.IA3):
             named = lambda p: m.feedforward == "all" or any(hit(name, p) for name in m.feedforward or ())
             trained = sum(shape(p)[0 if named(p) else 1] for p in paths)
-        elif isinstance(m, tp.BottleneckAdapter):
-            n = 2 * L if m.placement == "houlsby" else L
-            trained = n * (2 * d * m.bottleneck + d + m.bottleneck) + m.norms * 2 * d * (2 * L + 1)
-        elif isinstance(m, tp.ParallelAdapter):
-            trained = L * (1 + (m.beside == "both")) * (2 * d * m.bottleneck + d + m.bottleneck)
         elif isinstance(m, tp.PrefixTuning):
             stored = trained = 2 * P * L * d
             h = m.hidden or max(1, d // 2)
             if m.reparameterize: trained = P * d + (d * h + h) + (2 * L * d * h + 2 * L * d)
-        elif isinstance(m, tp.PromptTuning): trained = P * d
         elif isinstance(m, tp.PTuning):
             P = sum(m.counts)
             stored, n = P * d, m.hidden or (max(1, d // 2) if m.encoder == "lstm" else d)
@@ -251,7 +224,11 @@ class Configuration:
                           if m.targets in (None, "all") or any(hit(t, name) for t in m.targets))
         elif isinstance(m, tp.PEQA):
             trained = sum(-(-shape(p)[0] * shape(p)[1] // (m.group_size or shape(p)[0])) for p in paths)
-        else: trained = 0
+        elif isinstance(m, tp.LinearProbe): trained = 0
+        else:
+            row, size = OF_CLASS[type(m)], size_of(tuned)
+            trained = row.count(m, size)
+            stored = row.stored and row.stored(m, size)
         head = self.head and self.head[0] * (d + self.head[1]) or 0
         stored = trained if stored is None else stored
         for name, got, want in (("trained", s.trained, trained + head), ("stored", s.stored, stored + head)):

@@ -34,8 +34,8 @@ __all__ = ["draw", "main", "own_tests", "wider_tests"]
 EQUIVALENT = RESULTS.parent / "equivalent.json"
 WORDS = ("study/pictures/", "course/schematics/", "study/plot.py", "study/gallery.py", "study/glance.py")
 ORACLES = ("torch", "transformers", "peft", "bitsandbytes", "hypothesis", "matplotlib.pyplot", "gguf", "tokenizers", "nbformat")
-STALE = ["tests/study/test_experiment.py::test_no_stored_result_is_stale", "tests/commands/test_missing.py::test_the_command",
-         "tests/course/test_lessons.py"]                 # they notice any edit of what a stored number depends on
+STALE = ["tests/study/test_experiment.py::test_no_stored_result_is_stale", "tests/course/test_lessons.py"]
+# they notice any edit of what a stored number depends on
 OF_EXERCISES = ["tests/course/test_exercises.py", "tests/course/test_mistakes.py"]
 VERDICTS = ("own", "wider", "timeout", "new", "equivalent", "undecided", "survived", "survived own", "to be planted")
 

@@ -19,7 +19,9 @@ EVERYTHING = {**tp.METHODS, **tp.SCHEMES}
 
 
 def test_every_method_and_scheme_is_in_the_table_and_nothing_else():
-    assert list(ABOUT) == [*tp.METHODS, *(n for n in ABOUT if n in tp.SCHEMES)] and ABOUT.keys() == EVERYTHING.keys()
+    order = [*tp.METHODS, *(n for n in ABOUT if n in tp.SCHEMES)]
+    assert ABOUT.keys() <= EVERYTHING.keys()
+    assert list(ABOUT) == order, f"tinypeft/study/about.py: ABOUT has these entries, in this order: {', '.join(order)}"
     assert not ARMS.keys() & ABOUT.keys()
 
 
@@ -28,7 +30,9 @@ def test_an_entry_is_well_formed(name):
     known = about.about(name)
     assert known.title and known.short and known.equation and "\n" not in known.equation and len(known.equation) <= 90
     assert all(re.fullmatch(r"\d{4}\.\d{4,5}|.+: https://\S+", paper) for paper in known.papers)
-    assert len(list((ROOT / "lessons" / "src").glob(f"{known.lesson}_*.py"))) == 1
+    there = sorted(path.name[:path.name.index("_")] for path in (ROOT / "lessons" / "src").glob("[0-9]*_*.py"))
+    says = f"tinypeft/study/about.py: {name!r} names the lesson {known.lesson!r}; write one of {', '.join(there)}"
+    assert there.count(known.lesson) == 1, says
     colour, marker, *style = known.look
     assert colour in plot.COLOURS and len(style) <= 1
     assert plot.mark(name) == {"color": plot.COLOURS[colour], "marker": marker}
@@ -36,14 +40,24 @@ def test_an_entry_is_well_formed(name):
 
 @pytest.mark.parametrize("group", [[*tp.METHODS, "lora_all", "frozen"], list(tp.SCHEMES)], ids=["methods", "schemes"])
 def test_no_two_look_alike_in_a_grey_print(group):
-    for a, b in combinations(group, 2):
-        (colour, marker, *_), (other, its, *_) = ABOUT.get(a, ARMS.get(a)).look, ABOUT.get(b, ARMS.get(b)).look
-        assert marker != its or abs(grey(plot.COLOURS[colour]) - grey(plot.COLOURS[other])) > DISTINCT, (a, b)
+    looks = {name: (ABOUT | ARMS)[name].look for name in group if name in ABOUT | ARMS}
+    for a, b in combinations(looks, 2):
+        if not alike(looks[a], looks[b]): continue
+        free = [c for c in plot.COLOURS if not any(alike((c, looks[b][1]), looks[n]) for n in looks if n != b)]
+        pytest.fail(f"tinypeft/study/about.py: {a!r} {looks[a][:2]} and {b!r} {looks[b][:2]} look alike in grey. Write another "
+                    f"marker for {b!r}; or with {looks[b][1]!r} one of these colours: {', '.join(free) or 'none is free'}",
+                    pytrace=False)
+
+
+def alike(look, other):
+    """Tell if two have one marker, in colours that a grey print does not tell apart."""
+    return look[1] == other[1] and abs(grey(plot.COLOURS[look[0]]) - grey(plot.COLOURS[other[0]])) <= DISTINCT
 
 
 def test_labels_of_pictures_are_distinct():
     shorts = [known.short for known in (ABOUT | ARMS).values()]
-    assert len(set(shorts)) == len(shorts)
+    twice = {short for short in shorts if shorts.count(short) > 1}
+    assert not twice, f"tinypeft/study/about.py: `short` labels pictures, and two entries have one of {twice}; write another"
 
 
 def test_a_value_knows_its_name():
@@ -84,5 +98,6 @@ def test_the_map_of_lessons_is_in_their_order_and_links_them():
 
 
 def test_every_scheme_is_compared():
-    assert {name_of(scheme) for scheme in COMPARED_SCHEMES.values()} == set(tp.SCHEMES)
+    lacks = tp.SCHEMES.keys() - {name_of(scheme) for scheme in COMPARED_SCHEMES.values()}
+    assert not lacks, f"tinypeft/study/compared.py: COMPARED_SCHEMES lacks {lacks}; write a label and a value for each"
     for label, scheme in COMPARED_SCHEMES.items(): assert label.endswith("*") == scheme.trains, label

@@ -2,7 +2,7 @@
 
     cli.py         the parser, what an error says, and the commands of the base and the course
     arguments.py   what several commands take: --model, --set, --seed, --json
-    study.py       compare (the main job), figures, memory, missing
+    study.py       compare (the main job), figures, memory
     training.py    finetune
     sizes.py       how much a run of finetune reads: steps, rows, passes
     finetuning.py  one run of finetune: train, save, test
@@ -19,6 +19,5 @@
     results.py     folders that are new and whole, and the command in their run.json
     messages.py    errors and warnings of the library, with options in place of arguments
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
-    missing.py     what a new method, scheme or experiment still lacks
     doctor.py      what is installed, and whether all is well
 """

@@ -1,4 +1,4 @@
-"""The study's commands: `compare` (also the main job), `figures`, `memory` and `missing`."""
+"""The study's commands: `compare` (also the main job), `figures` and `memory`."""
 from __future__ import annotations
 
 import dataclasses
@@ -23,7 +23,6 @@ def add_commands(command: Callable) -> None:
     add_compare(command)
     add_figures(command)
     add_memory(command)
-    add_missing(command)
 
 
 def add_compare(command: Callable) -> None:
@@ -67,14 +66,6 @@ def add_memory(command: Callable) -> None:
                    help="tokens per row (default 512)")
     p.add_argument("--float32", action="store_true",
                    help="everything in 32 bits, as in this engine")
-
-
-def add_missing(command: Callable) -> None:
-    p = command("missing", run_missing,
-                "what a method, scheme or experiment still lacks, for who adds one",
-                takes=("json",))
-    p.add_argument("name", nargs="?", metavar="NAME",
-                   help="such as lora, nf4 or rank (default: everything)")
 
 
 # -- compare ---------------------------------------------------------------------------------------
@@ -178,24 +169,3 @@ def run_memory(args: Namespace) -> None:
     print()
     print("After backward: gradients, and the activations of one block. The peak is the larger of "
           "the two.")
-
-
-# -- missing ---------------------------------------------------------------------------------------
-def run_missing(args: Namespace) -> int:
-    from .missing import missing
-    lacks_by_thing = missing(args.name)
-    count = sum(map(len, lacks_by_thing.values()))
-    status = int(count > 0)
-    if args.json:
-        show_json({thing: list(map(str, lacks)) for thing, lacks in lacks_by_thing.items()})
-        return status
-    for thing, lacks in lacks_by_thing.items():
-        if lacks: print(thing)
-        for lack in lacks: print(f"  {lack}")
-    if count:
-        print(f"Missing: {count}. The steps are those of .github/CONTRIBUTING.md.")
-    else:
-        things = ", ".join(lacks_by_thing) if args.name else f"{len(lacks_by_thing)} things"
-        print(f"Nothing is missing: {things}. Next: `pytest tests/test_pages.py tests/course`, "
-              "which names the pages and lessons to write anew.")
-    return status

@@ -284,7 +284,7 @@ def _notebook(cells: list[Cell], source: Callable[[Cell], str], graded: bool = F
     for cell in cells:
         if cell.kind == "answer": continue
         text = source(cell)
-        # v4.new_code_cell would validate each cell, and takes most of the time of `missing`
+        # v4.new_code_cell would validate each cell, and takes most of the time
         new = NotebookNode(cell_type=cell.kind, metadata=NotebookNode(), source=text)
         if cell.kind == "code": new |= {"outputs": [], "execution_count": None}
         new.id = digest = hashlib.sha256(f"{cell.kind}\n{cell.source}".encode()).hexdigest()[:12]

@@ -92,7 +92,7 @@ def whole(results: Results, conditions: Iterable[str], metric: str) -> bool:
 
 
 def load(name: str) -> Results:
-    """The stored results of an experiment. Whether they are stale is for `missing` to say."""
+    """The stored results of an experiment."""
     from ..study.experiment import Results
     from ..study.experiments import EXPERIMENTS
     if name not in EXPERIMENTS:
