@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,12 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(capsys, m
     status, out, err = run(capsys, *argv.format(**folders).split())
     assert status == 2 and out == "" and "cannot write to the folder" in err and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_warning_is_one_line_without_control_characters():
+    given = UserWarning, "file.py", 3
+    with cli.plain_warnings(): assert warnings.formatwarning("\x1b[2Jx", *given) == "tinypeft: \\x1b[2Jx\n"
+    assert warnings.formatwarning("x", *given).startswith("file.py:3: UserWarning: x")
 
 
 def test_a_reader_that_left_is_no_error(capsys, monkeypatch):

@@ -720,16 +720,16 @@ def test_a_loss_that_is_not_a_number_is_worse_than_any():
     ("finetune lora --keep", "--keep needs --out FOLDER"),
     ("finetune lora --text notes --skip-empty", "--skip-empty needs --csv FILE or --pairs FILE"),
     ("classify x --adapter judge --skip-empty", "--skip-empty needs --csv FILE"),
-    ("finetune lora --csv holes.csv", "'text' is empty in line 4; fill it in, or delete the row; or give --skip-empty, which"),
-    ("classify --csv holes.csv --adapter judge", "; or give --skip-empty, which leaves such rows out"),
+    ("finetune lora --csv holes.csv", "'text' is empty in line 4; fill it in, or delete the row; or set skip_empty, which"),
+    ("classify --csv holes.csv --adapter judge", "; or set skip_empty, which leaves such rows out"),
     ("finetune lora --find-rate --keep --out x", "--find-rate does not train; leave out --keep"),
     ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
     ("finetune lora --text notes --head-lr 1", "--head-lr needs a task with classes: --csv FILE or --task classify"),
     ("export --to training probe --csv reviews.csv --out x", "probe is solved and not trained"),
     ("finetune lora --csv reviews.csv --text-column review",
      "no column 'review' and 'label'; there are 'text', 'label'. Say which by --text-column and --label-column"),
-    ("finetune lora --csv latin.csv", "such as --encoding cp1252"),
-    ("classify --csv latin.csv --adapter judge", "--encoding cp1252"),
+    ("finetune lora --csv latin.csv", "or say its encoding, such as cp1252"),
+    ("classify --csv latin.csv --adapter judge", "such as cp1252"),
     ("finetune lora --pairs reviews.csv", "no column 'prompt' and 'answer'"),
     ("finetune lora --pairs answers.jsonl --answer-column x", "both"),
     ("finetune lora --csv nosuch.csv", "nosuch.csv: No such file or directory; look at the path"),
@@ -821,7 +821,7 @@ def test_an_adapter_of_smollm2_brings_it(tmp_path):
     assert model_of(args).config.n_layers == tp.load_pretrained().config.n_layers and args.model is None
 
 
-def test_an_adapter_on_another_base_names_the_option_that_loads_its_own(capsys, tmp_path):
+def test_an_adapter_on_another_base_names_its_own(capsys, tmp_path):
     base = tp.load_pretrained()
     small = tp.GPT(tp.GPTConfig(base.config.vocab_size, 64, 16, 1, 2))
     small.tokenizer = base.tokenizer
@@ -830,11 +830,11 @@ def test_an_adapter_on_another_base_names_the_option_that_loads_its_own(capsys, 
         tp.attach(tp.load_model(place), tp.LoRA()).save(tmp_path / name)
     asked = "generate", "x", "--max-new-tokens", "1", "--adapter"
     status, _, err = run(capsys, *asked, tmp_path / "own")
-    assert status == 2 and err.endswith(f"It wants --model {tmp_path / 'small'}\n")
+    assert status == 2 and err.endswith(f"It wants the model '{tmp_path / 'small'}'\n")
     assert run(capsys, *asked, tmp_path / "own", "--model", tmp_path / "small")[0] == 0
     status, _, err = run(capsys, *asked, tmp_path / "shipped", "--model", tmp_path / "small")
-    assert status == 2 and err.endswith("It wants the shipped base: leave --model out\n")
-    with pytest.raises(tp.MethodError, match=r"It wants load_model\('.*small'\)"): tp.load_adapter(base, tmp_path / "own")
+    assert status == 2 and err.endswith("It wants the shipped base\n")
+    with pytest.raises(tp.MethodError, match=r"It wants the model '.*small'$"): tp.load_adapter(base, tmp_path / "own")
 
 
 def test_texts_come_from_a_table(capsys, own, classifier, monkeypatch, tmp_path):

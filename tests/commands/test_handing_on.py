@@ -13,7 +13,6 @@ import tinypeft as tp
 from tests.commands.test_commands import own, run  # noqa: F401 (own is a fixture)
 from tests.families import make as family_of
 from tinypeft.commands.cli import main
-from tinypeft.commands.messages import with_flags
 from tinypeft.engine.nn import Dropout
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.text.tasks.answering import Answering
@@ -88,13 +87,13 @@ def test_layers_that_round_their_inputs_become_plain_only_when_asked(capsys, bas
     argv = "merge", "--model", bases / "int8.safetensors", "--adapter", tmp_path / "a", "--out", tmp_path / "m"
     tuned = adapter_on(bases / "int8.safetensors", tp.LoRA(rank=2), tmp_path / "a")
     status, _, err = run(capsys, *argv)
-    assert status == 2 and "or give --activations exact, whose merged layers" in err and not (tmp_path / "m").exists()
+    assert status == 2 and "or merge with activations 'exact', whose merged layers" in err and not (tmp_path / "m").exists()
     status, _, err = run(capsys, *argv, "--activations", "exact")
     assert status == 0
     expected = tp.quant.dequantize(tuned.merge(activations="exact"), "exact")
     np.testing.assert_array_equal(logits(tp.load_model(tmp_path / "m")), logits(expected))
     status, _, err = run(capsys, "export", "--to", "hf", "--model", bases / "int8.safetensors", "--out", tmp_path / "n")
-    assert status == 2 and "no weights do that. --activations exact makes it a plain layer" in err
+    assert status == 2 and "no weights do that. With activations 'exact' it becomes a plain layer" in err
 
 
 def test_a_merged_model_does_the_adapters_task(capsys, own, tmp_path):  # noqa: F811
@@ -131,7 +130,9 @@ def test_a_classifier_becomes_one_of_transformers(capsys, tmp_path):
     assert status == 2 and "`export --to hf` has one" in err
     classifier(tmp_path / "b", True)
     status, _, err = run(capsys, "merge", "--adapter", tmp_path / "b", "--out", tmp_path / "n")
-    assert status == 2 and err.endswith("has none; `finetune --format peft` trains a head without one\n")
+    assert status == 2 and err.endswith("has none; `finetune --format peft` trains one without\n")
+    status, _, err = run(capsys, "export", "--to", "peft", "--adapter", tmp_path / "b", "--out", tmp_path / "n")
+    assert status == 2 and err.endswith("has none; `finetune --format peft` trains one without\n")
 
 
 # -- combine ---------------------------------------------------------------------------------------
@@ -186,8 +187,9 @@ def test_adapters_of_different_tasks_say_so_before_any_work(capsys, monkeypatch,
 
 @pytest.mark.parametrize("argv, says", [
     (["a=x", "b"], "expected FOLDER=NUMBER, got"), (["a", "a=2"], "an adapter is named twice"),
-    (["a", "p"], "only low-rank changes can be combined"), (["a", "b", "--density", "0.5"], "--density is of --how ties, dare"),
-    (["a", "b", "--rank", "2"], "--rank is of --how svd, ties and dare"), (["a", "k"], "--head FOLDER names the adapter"),
+    (["a", "p"], "only low-rank changes can be combined"), (["a", "b", "--density", "0.5"], "density is of 'ties', 'dare'"),
+    (["a", "b", "--rank", "2"], "rank is of the nearest matrix: 'svd', or 'ties'"),
+    (["a", "k"], "`head` must name one of the adapters"),
     (["a", "nothing"], "no adapter.safetensors or adapter_config.json in nothing"),
     (["a", "b", "--how", "sum"], "invalid choice"),
     (["a=nan", "b"], "finite"), (["a", "b", "--how", "ties", "--density", "2"], "--density")])
@@ -402,7 +404,7 @@ def test_a_quantized_model_is_quantized_again_and_learns(capsys, own, bases, tmp
     status, out, _ = run(capsys, "finetune", "lora", "--model", tmp_path / "q", *few, "--steps", "2", "--out", tmp_path / "a")
     assert status == 0 and f"--model {tmp_path / 'q'} --adapter" in out
     with pytest.warns(UserWarning, match="weights differ") as caught: run(capsys, "evaluate", *few, "--adapter", tmp_path / "a")
-    assert f"weights differ from training's; its base came from --model {tmp_path / 'q'}" in with_flags(str(caught[0].message))
+    assert f"weights differ from training's; its base came from the model '{tmp_path / 'q'}'" in str(caught[0].message)
 
 
 # -- folders that are new and whole ----------------------------------------------------------------

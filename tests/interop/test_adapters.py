@@ -248,7 +248,7 @@ def test_a_head_trained_there_classifies_the_same_here_numerical(config, base, t
     (tp.LinearProbe(), {"head": 3}, "the head has a bias"),
     (tp.PTuning(separator=5), {}, r"\(3, 'context', 3, 'target'\) puts pseudo-tokens after text"),
     (tp.PTuning(), {"head": 3, "head_bias": False}, "puts pseudo-tokens after text"),
-    (tp.LoRA(rank=2), {"head": 3}, "head_bias=False")], ids=str)
+    (tp.LoRA(rank=2), {"head": 3}, "head_bias")], ids=str)
 def test_methods_that_peft_lacks_are_refused_and_nothing_is_written(method, options, words, tmp_path):
     with pytest.raises(tp.MethodError, match=words):
         tp.attach(make_gpt(np.float32), method, **options).save(tmp_path / "out", format="peft")

@@ -223,7 +223,7 @@ def test_a_folder_with_both_formats_can_be_read(gpt, tokens, tmp_path):
         move(tuned, np.random.default_rng(seed))
         tuned.save(tmp_path, format=format)
         learned[format] = tuned(tokens).data
-    with pytest.raises(ValueError, match="two adapters; say which to read by format='tinypeft' or 'peft', or delete"):
+    with pytest.raises(ValueError, match="two adapters; say which to read by the format, 'tinypeft' or 'peft', or delete"):
         tp.load_adapter(gpt(np.float32), tmp_path)
     for format, expected in learned.items():
         assert_close(tp.load_adapter(gpt(np.float32), tmp_path, format=format)(tokens), expected, 1e-6)

@@ -256,7 +256,7 @@ def test_it_is_merged_into_the_decoded_weights_or_refused_by_name(name, scheme, 
         rounding = [path for path in tuned.wrappers if row.rounds(scheme, path.split(".")[-1])]
         logits = tuned(FEW).data
         if rounding:
-            says = rf'^merge: {rounding[0]} is a \w+, .* rounds its (in|out)puts.* merge\(activations="exact"\)'
+            says = rf"^merge: {rounding[0]} is a \w+, .* rounds its (in|out)puts.* merge with activations 'exact'"
             with pytest.raises(tp.MethodError, match=says): tuned.merge()
         merged = tuned.merge(activations="exact")
         for path, wrapper in tuned.wrappers.items():

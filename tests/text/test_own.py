@@ -474,8 +474,8 @@ def test_a_folder_without_a_task(tmp_path, model):
 LATIN = "text,label\ncafé,a\n".encode("cp1252")
 ROWS = "one,a\ntwo,a\nthree,a\nfour,b\nfive,b\nsix,b\n"
 BROKEN = [
-    ("labelled", "a.csv", LATIN, r"a.csv is not text in utf-8: byte 14 does not fit.*encoding='cp1252'"),
-    ("labelled", "a.csv", b"\xff\xfet\0e\0", "begins as a file in UTF-16 does; give encoding='utf-16'"),
+    ("labelled", "a.csv", LATIN, r"a.csv is not text in utf-8: byte 14 does not fit.*such as cp1252"),
+    ("labelled", "a.csv", b"\xff\xfet\0e\0", "begins as a file in UTF-16 does; give its encoding, utf-16"),
     ("labelled", "a.csv", b"\x89PNG\r\n\0\0", "a.csv is not a text file: byte 6 is 0"),
     ("labelled", "a.csv", b" \n", "a.csv is empty"), ("labelled", "a.csv", b"text,label\n", "a.csv has no row"),
     ("labelled", "a.csv", b"Text,y\n" + ROWS.encode(), "a.csv has no column 'text' and 'label'; there are 'Text', 'y'"),
@@ -592,7 +592,7 @@ def test_rows_without_a_text_or_a_label_can_be_left_out(nothing):
     assert task.rows == plain.rows and task.classes == plain.classes
     assert task.notes == (*plain.notes[:2], "look: 2 rows left out with nothing in 'text' or 'label': items 2, 32")
     for data in [rows[0], (nothing, "bad")], [(nothing, nothing)]:
-        with pytest.raises(ValueError, match="; or give skip_empty=True, which leaves such rows out"):
+        with pytest.raises(ValueError, match="; or set skip_empty, which leaves such rows out"):
             tasks.labelled(data, BYTES)
     with pytest.raises(ValueError, match="rows: no row is left; give rows that are not empty"):
         tasks.labelled([(nothing, "bad")], BYTES, skip_empty=True)

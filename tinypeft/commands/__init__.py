@@ -17,7 +17,6 @@
     for_pytorch.py  export --to training: a run that goes on in PyTorch
     quantizing.py  quantize: measured on one's own data, and saved
     results.py     folders that are new and whole, and the command in their run.json
-    messages.py    errors and warnings of the library, with options in place of arguments
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
     doctor.py      what is installed, and whether all is well
 """

@@ -23,15 +23,15 @@ import contextlib
 import errno
 import os
 import sys
+import warnings
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..common.progress import in_lines
 from ..common.wording import printable
 from . import combining, exporting, handing_on, quantizing, study, training, using, writing
 from .arguments import SHARED, number, output, shared, show_json
-from .messages import plain_warnings, with_flags
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
 __all__ = ["main"]
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..training.diagnosis import DivergedError
         if isinstance(e, OSError): _drop_output()
         message = "; ".join([message, *_notes(e)]).replace(".; ", "; ")
-        return _tell(with_flags(message), 1 if isinstance(e, DivergedError) else 2)
+        return _tell(message, 1 if isinstance(e, DivergedError) else 2)
 
 
 def parsed_arguments(argv: list[str]) -> Namespace:
@@ -74,6 +74,17 @@ def parsed_arguments(argv: list[str]) -> Namespace:
         if getattr(args, name):
             args.parser.error(f"this command does not take --{name}")
     return args
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Inside, a warning is one line on stderr, without the line of code that gave it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *rest: f"tinypeft: {printable(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def explained(e: Exception) -> str | None:

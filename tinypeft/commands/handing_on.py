@@ -113,6 +113,13 @@ def plain(model: Decoder, activations: str) -> Decoder:
     return dequantize(model, activations)
 
 
+def check_head(model: PeftModel | Decoder) -> None:
+    """Raise ValueError for a classifier that is none of transformers', because it has a bias."""
+    if model.head is not None and model.head.bias is not None:
+        raise ValueError("the classifier has a bias, and transformers' has none; "
+                         "`finetune --format peft` trains one without")
+
+
 def shown(args: Namespace, record: dict, text: str) -> None:
     """Print what a command made, as JSON or as text."""
     if args.json:
@@ -126,6 +133,8 @@ def save_adapter(args: Namespace, tuned: PeftModel, format: str, record: dict,
     """Write an adapter to a new folder, with the tokenizer and the card."""
     from ..interop.bpe import write_tokenizer
     from ..interop.card import card_of
+    if format == "peft":
+        check_head(tuned)
     source = vars(args).get("adapter")
     stored = record_of(source) if source else {}
     card = card_of(tuned, format, facts_in(stored), results=results_in(stored), notes=notes)
@@ -151,6 +160,7 @@ def write_model(args: Namespace, verb: str) -> None:
     """Write a model, with --adapter merged into it, to a folder of Hugging Face."""
     from ..interop.loading import save_model
     job = Job(args, "hf")
+    check_head(job.model)
     model = plain(job.model, args.activations)
     record = {"base": str(args.model or "shipped"), "method": job.method, "saved": str(args.out)}
     with new_folder(args.out) as folder, Progress(None, "writing"):

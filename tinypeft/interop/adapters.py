@@ -143,11 +143,11 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     if len(added) > 1 or len(rows) > 1 or not can_share:
         methods = Methods(part.method for part in parts)
         raise MethodError(f"save: {methods} are several methods, and a folder of PEFT's holds one, "
-                          "with trained weights of the base; save them in our own format, or merge "
+                          "with trained weights of the base; take the format tinypeft, or merge "
                           "all but one into the base")
     if off := [name for name, part in tuned.parts.items() if not part.on]:
         raise MethodError(f"save: {off[0]} is switched off, which a folder of PEFT's cannot say; "
-                          f"reattach({off[0]!r}), or save it in our own format")
+                          f"reattach({off[0]!r}), or take the format tinypeft, which holds it")
     config, tensors = added_folder(tuned, added[0]) if added else ({}, {})
     for part in rows:
         fields, deltas = rows_folder(tuned.model, part, is_beside=bool(added))
@@ -155,8 +155,8 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     adapted = [path for path, _ in adapted_layers(tuned)]
     fields, weights = base_weights_folder(tuned, config.get("peft_type"), adapted)
     if not tensors and not weights:
-        raise MethodError(f"save: PEFT has no counterpart of {tuned.method}; save it in our own "
-                          "format")
+        raise MethodError(f"save: PEFT has no counterpart of {tuned.method}; only the format "
+                          "tinypeft holds it")
     head = tuned.head
     if rows: check_rows(tuned.model, fields, is_beside=bool(added), has_head=head is not None)
     saved = {} if config.get("peft_type") == ROWS_ALONE else {"modules_to_save": None}
@@ -164,7 +164,7 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     tensors |= weights
     if head is None: return config, tensors
     if head.bias is not None:
-        raise MethodError("save: the head has a bias, PEFT's has none; attach with head_bias=False")
+        raise MethodError("save: the head has a bias, PEFT's has none; attach one without (head_bias)")
     tensors[prefix_of(config["peft_type"]) + "score.weight"] = head.weight.data
     saved = ["score", *(config["modules_to_save"] or ())]
     return config | {"task_type": "SEQ_CLS", "modules_to_save": saved}, tensors
@@ -179,14 +179,15 @@ def added_folder(tuned, part):
             if is_dora != isinstance(method, DoRA) or not (is_dora or wrapper.is_low_rank):
                 formula = "m V x/‖V‖" if isinstance(method, DoRA) else "base(x) + ΔW x"
                 raise MethodError(f"save: a {type(wrapper).__name__} is not {formula}, as PEFT's "
-                                  "folder would say; save it in our own format")
+                                  "folder would say; only the format tinypeft holds it")
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
     if row := row_of(method):              return changed_folder(tuned, row, method)
     if isinstance(method, (PrefixTuning, PromptTuning, PTuning)):
         return virtual_folder(tuned, method)
-    raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
+    raise MethodError(f"save: PEFT has no counterpart of {method}; only the format tinypeft holds "
+                      "it")
 
 
 def sizes(c, is_prefix):
@@ -233,7 +234,7 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
         raise config.unsupported("peft_type", f"there are {', '.join(READERS)}{hint}")
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise MethodError(f"load_adapter: {folder}/adapter_model.bin is a pickle and can run code; "
-                          "save it in PEFT with safe_serialization=True")
+                          "save it as safetensors in PEFT (safe_serialization)")
     with noting_base(config):
         return load_tensors(model, config, path, kind, strict)
 
@@ -247,7 +248,7 @@ def noting_base(config: Config) -> Iterator[None]:
         name = config.fields.get("base_model_name_or_path")
         if isinstance(name, str) and name:
             wanted = SMOLLM2 if name == HUB_NAME else shortened(name, 240)
-            e.add_note(f"its base came from load_model({wanted!r})")
+            e.add_note(f"its base came from the model {wanted!r}")
         raise
 
 
@@ -275,7 +276,8 @@ def load_tensors(model: Decoder, config: Config, path: Path, kind: str, strict: 
         if kind not in VIRTUAL and any(not name.startswith(PREFIX) for name in report.unused):
             message += f" Names must begin with {PREFIX!r}."
         if not methods: raise AdapterError(message, report)
-        if strict: raise AdapterError(f"{message} strict=False loads those that match.", report)
+        if strict: raise AdapterError(f"{message} In Python, strict=False loads those "
+                                        "that match.", report)
         warnings.warn(message, stacklevel=3)
     if score is not None: state["head.weight"] = score
     head = None if score is None else len(score)

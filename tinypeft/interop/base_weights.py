@@ -142,8 +142,8 @@ def check_whole(model, kind, whole, norms, adapted):
 
 def refusal(reason):
     """Make the error for weights of the base that PEFT cannot hold."""
-    return MethodError(f"save: PEFT cannot hold these weights of the base: {reason}. Save the part "
-                       "in our own format, or merge it and use save_model")
+    return MethodError(f"save: PEFT cannot hold these weights of the base: {reason}. Take the "
+                       "format tinypeft, or merge it and save the model")
 
 
 def embedding_of(model):

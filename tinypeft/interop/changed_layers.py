@@ -79,7 +79,7 @@ def changed_folder(tuned: PeftModel, row: Row,
     names, layers = names_of(tuned.model), dict(adapted_layers(tuned))
     if names.conv1d and not row.conv1d:
         raise MethodError(f"save: PEFT has {row.method.__name__} for layers of the class Linear, "
-                          "and GPT-2's are Conv1D there; save it in our own format")
+                          "and GPT-2's are Conv1D there; only the format tinypeft holds it")
     check_kinds(row, layers)
     fields, tensors = (row.write or write_plain)(row, method, layers)
     if row.conv1d:
@@ -99,7 +99,7 @@ def check_kinds(row, layers):
         for wrapper in filter(None, wrappers):
             if type(wrapper) is not row.layer:
                 raise MethodError(f"save: a {type(wrapper).__name__} on {path} may do more than a "
-                                  f"{row.layer.__name__} does; save it in our own format")
+                                  f"{row.layer.__name__} does; only the format tinypeft holds it")
 
 
 def write_plain(row: Row, method: Method,
@@ -109,8 +109,8 @@ def write_plain(row: Row, method: Method,
     for path, (layer, *others) in layers.items():
         if others:
             raise MethodError(f"save: PEFT has one {row.method.__name__} for {path}, which is "
-                              "query, key and value in one; give other targets, or save it in our "
-                              "own format")
+                              "query, key and value in one; give other targets, or take the "
+                              "format tinypeft")
         for ours, theirs in row.tensors.items():
             array = getattr(layer, ours).data
             tensors[f"{path}.{theirs}"] = row.to_theirs(ours, array, method)

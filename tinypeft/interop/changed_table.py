@@ -185,8 +185,8 @@ def write_fourier(row, method, layers):
         places = draw(method.frequencies, size, method.seed)
         if not np.array_equal(layer.E[0] * layer.d_in + layer.E[1], places):
             raise MethodError(f"save: the entries of {path} are not those of the seed "
-                              f"{method.seed}, from which PEFT draws them; save it in our own "
-                              "format")
+                              f"{method.seed}, from which PEFT draws them; only the format "
+                              "tinypeft holds it")
     return write_plain(row, method, layers)
 
 
@@ -290,8 +290,8 @@ def write_oft(row, method, layers):
     """Write OFT, as `write_plain` does."""
     terms = method.neumann_terms
     if terms is not None and terms < 4:
-        raise MethodError(f"save: PEFT's series of {terms} terms is another one; save it in our "
-                          "own format")
+        raise MethodError(f"save: PEFT's series of {terms} terms is another one; only the format "
+                          "tinypeft holds it")
     fields, tensors = write_plain(row, method, layers)
     fields |= {"use_cayley_neumann": terms is not None, "peft_version": "0.21.2"}
     if terms is not None:

@@ -121,7 +121,7 @@ def check(tuned, task):
             raise refuse("PEFT prunes GPT-2's query, key and value as one matrix; give other "
                          "targets, or train it here")
     if tuned.head is not None and tuned.head.bias is not None:
-        raise refuse("the head has a bias, transformers' has none; attach with head_bias=False")
+        raise refuse("the head has a bias, transformers' has none; attach one without (head_bias)")
     for path, layer in coded_layers(tuned.model).items():
         if not layer.is_affine:
             raise refuse(f"{path} is a {type(layer).__name__}, which rounds its inputs; "

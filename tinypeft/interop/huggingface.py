@@ -152,8 +152,8 @@ def _classifier(model):
     x Wᵀ."""
     head = model.head
     if head is not None and (type(head) is not Linear or head.bias is not None):
-        raise ValueError("save_model: the head has a bias, and transformers' has none; attach with "
-                         "head_bias=False, or set model.head = None")
+        raise ValueError("save_model: the head has a bias, and transformers' has none; train one "
+                         "without (head_bias), or take the head off")
     return {} if head is None else {"head.weight": head.weight.data}
 
 

@@ -61,8 +61,8 @@ def ia3_folder(tuned: PeftModel,
 def check_kinds(path, layers):
     """Raise MethodError for a wrapper of another class, which may compute something else."""
     for kind in {type(layer) for layer in layers if layer} - {ScaledInput, ScaledOutput}:
-        raise MethodError(f"save: a {kind.__name__} on {path} may do more than (IA)³ does; save it "
-                          "in our own format")
+        raise MethodError(f"save: a {kind.__name__} on {path} may do more than (IA)³ does; only "
+                          "the format tinypeft holds it")
 
 
 def check_one_input(path, layers, all_scaled):
@@ -70,7 +70,7 @@ def check_one_input(path, layers, all_scaled):
     if all_scaled and all(np.array_equal(layer.l.data, layers[0].l.data) for layer in layers):
         return
     raise MethodError(f"save: PEFT scales the input of {path} by one vector, which query, key and "
-                      "value share, and theirs differ here; save it in our own format")
+                      "value share, and theirs differ here; only the format tinypeft holds it")
 
 
 def stacked_outputs(layers, absent):

@@ -72,7 +72,8 @@ def names_of(model: Decoder) -> Names:
     family = next((f for f in FAMILIES if isinstance(model, f.model)), None)
     if family is None:
         raise MethodError(f"PEFT's folders are for {', '.join(f.model.__name__ for f in FAMILIES)},"
-                          f" not for a {type(model).__name__}; save it in our own format")
+                          f" not for a {type(model).__name__}; only the format "
+                          "tinypeft holds it")
     ours = dict(model.blocks[0].named_modules())
     inner = {theirs: parts for theirs, parts in family.modules.items() if parts[0] in ours}
     layers = {theirs: parts for theirs, parts in inner.items() if hasattr(ours[parts[0]], "d_in")}

@@ -63,10 +63,10 @@ def check_rows(model: Decoder, fields: dict[str, Any], is_beside: bool, has_head
     other weights of the base."""
     if not is_beside and (fields or has_head):
         raise MethodError("save: PEFT's TrainableTokensConfig holds no head and no other weights; "
-                          "add a LoRA, beside which PEFT holds them, or save it in our own format")
+                          "add a LoRA, beside which PEFT holds them, or take the format tinypeft")
     if is_saved(model, fields.get("modules_to_save") or ()):
         raise MethodError("save: PEFT trains the whole embedding or some of its rows, not both; "
-                          "save it in our own format")
+                          "only the format tinypeft holds it")
 
 
 def is_saved(model, modules):

@@ -161,8 +161,8 @@ def loaded(folder, base):
             tuned = load_adapter(base, folder)
         except UserWarning:
             raise MethodError(f"combine: {folder} learned on a base with other weights. If it fits "
-                              "this one all the same, give what load_adapter(model, folder) "
-                              "returns for each adapter") from None
+                              "this one all the same, merge one adapter after the other, or in "
+                              "Python combine what load_adapter(model, folder) returns") from None
     tuned.detach()
     return tuned
 
@@ -194,7 +194,7 @@ def check_low_rank(tuned):
         for path in part.wrappers:
             if path in changed:
                 raise MethodError(f"combine: {changed[path]} and {name} both change {path}; an "
-                                  "adapter may change a layer once. merge() gives a plain model "
+                                  "adapter may change a layer once. Merged, they are one model "
                                   "with both changes")
             changed[path] = name
     if not changed:
@@ -207,8 +207,8 @@ def head_of(opened, head):
     if head is None and all(tuned.head is None for tuned in opened.values()):
         return None
     if head not in opened or opened[head].head is None:
-        raise MethodError("combine: classification heads are not combined; head= must be one of "
-                          "the dict's keys, an adapter with a head, and its head is kept")
+        raise MethodError("combine: classification heads are not combined; `head` must name "
+                          "one of the adapters, one that has a head, which is kept")
     return opened[head].head
 
 
@@ -282,10 +282,10 @@ class Combination(Checked):
     error = MethodError
 
     def check(self) -> None:
-        option = f"combine: how={self.how!r}"
+        option = f"combine: how {self.how!r}"
         if self.how in SPARSE:
             if self.density is None and SPARSE[self.how][0] is drop:
-                raise MethodError(f"{option} needs density=, the share of numbers that are not "
+                raise MethodError(f"{option} needs density, the share of numbers that are not "
                                   "dropped")
         elif self.density is not None or self.factors:
             other = "factors" if self.factors else "density"

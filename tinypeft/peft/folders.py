@@ -52,8 +52,8 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     if len(paths) > 1:
         files = " and ".join(path.name for path in paths.values())
         raise ValueError(f"load_adapter: {folder} holds {files}, two adapters; say which to read "
-                         f"by format={' or '.join(map(repr, paths))}, or delete the one that is "
-                         "out of date")
+                         f"by the format, {' or '.join(map(repr, paths))}, or delete the one that "
+                         "is out of date")
     (name, path), = paths.items()
     if method is None:
         tuned = FORMATS[name].functions().load(model, path, strict)
@@ -186,10 +186,10 @@ def check_sizes(model, family, fields, name):
 
 
 def wanted_base(name):
-    """Return the call that loads the base of this name."""
+    """Return words for the base of this name."""
     if name == SHIPPED:
-        return "load_pretrained()"
-    return f"load_model({shortened(repr(name), 240)})"                     # a path to be copied
+        return "the shipped base"
+    return f"the model {shortened(repr(name), 240)}"                       # a path to be copied
 
 
 @contextlib.contextmanager

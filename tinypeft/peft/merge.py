@@ -75,7 +75,7 @@ def check_affine(path, base):
         raise MethodError(
             f"merge: {path} is a {type(base).__name__}, which does more than multiply by a weight: "
             "it rounds its inputs or outputs, and no weights do that. Keep the method attached, or "
-            'call merge(activations="exact"), whose merged layers round nothing')
+            "merge with activations 'exact', whose merged layers round nothing")
 
 
 def merge_in_place(tuned, names, staying):

@@ -82,8 +82,8 @@ def dequantize(model: Decoder, activations: str = "kept") -> Decoder:
     for path, layer in coded_layers(model).items():
         if not layer.is_affine and activations == "kept":
             raise ValueError(f"dequantize: {path} is a {type(layer).__name__}, which rounds its "
-                             'inputs; no weights do that. activations="exact" makes it a plain '
-                             "layer, which rounds nothing")
+                             "inputs; no weights do that. With activations 'exact' it becomes a "
+                             "plain layer, which rounds nothing")
         with shapes_only():
             if isinstance(layer, QuantizedEmbedding):
                 plain[path] = Embedding(layer.d_out, layer.d_in, scale=layer.scale)

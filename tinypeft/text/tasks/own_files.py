@@ -29,7 +29,7 @@ TEXTS = ".md", ".markdown", ".rst", ".txt"                    # what is read of 
 # Why the other files are not.
 OTHER_NAME = f"the name ends in none of {', '.join(TEXTS)}; to read such a file, name it"
 HIDDEN, BLANK, LINK, NO_FILE = "hidden", "no text in it", "link to a folder", "no regular file"
-SKIP = "; or give skip_empty=True, which leaves such rows out"
+SKIP = "; or set skip_empty, which leaves such rows out"
 WIDE = b"\xff\xfe", b"\xfe\xff"                               # how UTF-16 and UTF-32 begin
 Paths = str | Path | Sequence[str | Path]
 Columns = Mapping[str, Iterable[Any]]
@@ -328,7 +328,7 @@ def decoded(data: bytes, path: str | Path, encoding: str) -> str:
                          "'utf-8', and older ones of Windows in 'cp1252'") from e
     if not name.startswith(("utf-16", "utf-32")):
         if data.startswith(WIDE):
-            raise ValueError(f"{path} begins as a file in UTF-16 does; give encoding='utf-16'")
+            raise ValueError(f"{path} begins as a file in UTF-16 does; give its encoding, utf-16")
         if (at := data.find(0)) >= 0:
             raise ValueError(f"{path} is not a text file: byte {at:,} is 0; save it as plain text")
     try:
@@ -337,7 +337,7 @@ def decoded(data: bytes, path: str | Path, encoding: str) -> str:
         at = f"byte {e.start:,} does not fit" if isinstance(e, UnicodeDecodeError) else str(e)
         other = "cp1252" if name.startswith("utf-8") else "utf-8"
         raise ValueError(f"{path} is not text in {encoding}: {at}. Save it as UTF-8, or say its "
-                         f"encoding, such as encoding={other!r}") from e
+                         f"encoding, such as {other}") from e
     return checked(text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), path)
 
 
