@@ -169,7 +169,7 @@ def test_mistakes_are_said_in_one_line(capsys, argv, says):
 @pytest.mark.parametrize("argv, work", [
     ("assign 01 --out {good} --course {bad}", "course.assign.assign"), ("assign 01 --out {bad}", "course.assign.assign"),
     ("grade {good} --csv {bad}/points.csv", "course.grade.grade"), ("pretrain --out {bad}", "pretrained.make.pretrain"),
-    ("pretrain --out {good} --work {bad}", "pretrained.make.pretrain"), ("--quick --out {bad}", "study.compare.compare"),
+    ("--quick --out {bad}", "study.compare.compare"),
     ("figures --out {bad}", "study.gallery.figures"), ("figures --rerun --out {bad}", "study.whole.measure_all"),
     ("figures rank --quick --out {bad}", "study.experiment.run"), ("finetune lora --quick --out {bad}", "training.loop.train"),
     ("finetune lora --quick --checkpoint {bad}/x", "training.loop.train")])
@@ -239,7 +239,7 @@ def test_finetune_keeps_what_is_best_on_validation(capsys, short_text, tmp_path)
     known = "The function returns a new array with the same shape and type as the given array. "
     rows = short_text.read_text("utf-8").split("\n\n")
     short_text.write_text("\n\n".join(known + " ".join(row.split()[:3]) for row in rows), "utf-8")
-    options = "finetune lora --quick --steps 400 --lr 0.1 --validate-every 1 --patience 2 --rates B=16 --text"
+    options = "finetune lora --quick --steps 400 --lr 0.6 --validate-every 1 --patience 2 --text"
     argv = *options.split(), str(short_text)
     status, out, _ = run(capsys, *argv, "--json", "--out", str(tmp_path / "adapter"))
     record = json.loads(out)
@@ -248,7 +248,7 @@ def test_finetune_keeps_what_is_best_on_validation(capsys, short_text, tmp_path)
     kept = tp.load_adapter(tp.load_pretrained(), tmp_path / "adapter")
     model = tp.load_pretrained()
     tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.text(short_text, model)
-    tp.train(tuned, task, 400, lr=0.1, rates={"B": 16.0}, stop_after=1, progress=False)
+    tp.train(tuned, task, 400, lr=0.6, stop_after=1, progress=False)
     for name, a in tuned.state_dict().items(): assert np.array_equal(a, kept.state_dict()[name]), name
     _, out, _ = run(capsys, *argv)
     assert "\nkept: the state after step 1, the best on validation\n" in out
@@ -279,13 +279,19 @@ def test_finetune_takes_an_optimizer_that_a_checkpoint_remembers(capsys, tmp_pat
                 "sgd": tp.optim.SGD, "muon": tp.optim.Muon, "adamw8bit": tp.optim.AdamW8bit, "galore": tp.optim.GaLore}
 
 
+def test_less_memory_changes_rounding_only(capsys, short_text):
+    """Each row is a part of its own, and blocks are computed again."""
+    argv = *"finetune lora --steps 3 --batch-size 4 --quick --json --text".split(), str(short_text)
+    whole, less = (json.loads(run(capsys, *argv, *more)[1])["after"]["loss"] for more in ([], ["--less-memory"]))
+    assert less == pytest.approx(whole, rel=1e-5)
+    _, options = shared_options(parser().parse_args([*argv, "--less-memory"]), BASE, TEXT)
+    assert options["accumulate"] == options["batch_size"] == 4 and options["checkpoint_activations"]
+
+
 @pytest.mark.parametrize("options, says", [
     (["--patience", "2"], "--patience counts measurements of the validation loss; give --validate-every, too"),
     (["--find-rate", "--lr", "0"], "--find-rate does not train; leave out --lr"),
-    (["--find-rate", "--checkpoint", "c"], "leave out --checkpoint"),
-    (["--rates", "C=2"], "'C' matches none of the parameters"),
-    (["--rates", "B"], "--rates B: expected NAME=FACTOR, such as B=16"),
-    (["--rates", "B=x"], "--rates B=x: expected NAME=FACTOR"), (["--rates", "A=1", "B=-1"], "got {'A': 1.0, 'B': -1.0}")])
+    (["--find-rate", "--checkpoint", "c"], "leave out --checkpoint")])
 def test_options_that_would_do_nothing_are_refused(capsys, options, says):
     status, out, err = run(capsys, "finetune", "lora", "--quick", *options)
     assert status == 2 and out == "" and says in err and err.count("\n") == 1

@@ -51,8 +51,8 @@ def test_a_run_on_ones_own_rows_comes_back_and_classifies(capsys, tmp_path):
             for word in ("quick", "broken")]
     (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows), "utf-8")
     run = tmp_path / "run"
-    assert main([*EXPORT, "lora", "--csv", str(tmp_path / "rows.csv"), "--steps", "12", "--lr", "0.01", "--head-lr",
-                 "0.01", "--out", str(run)]) == 0
+    assert main([*EXPORT, "lora", "--csv", str(tmp_path / "rows.csv"), "--steps", "12", "--lr", "0.01",
+                 "--out", str(run)]) == 0
     done = subprocess.run([sys.executable, str(run / "train.py")], capture_output=True, text=True,
                           env={**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"})
     assert done.returncode == 0, done.stderr[-2000:]

@@ -39,12 +39,12 @@ def test_finetune_says_what_it_will_do_first(capsys, pairs, monkeypatch):
     ({}, None, "learning rate 0.014: LoRA's own 0.01 × 1.41 for a model 64 wide (--lr sets another)"),
     ({"csv": "a.csv"}, 1e-3, "learning rate 0.0028: LoRA's own 0.01 × 1.41 for a model 64 wide × 0.2 to start at the probe; "
                              "of the head 0.001 (--lr sets another)"),
-    ({"lr": 0.002, "rates": ["B=16"]}, None, "learning rate 0.002, by --lr; times B=16")])
+    ({"lr": 0.002}, None, "learning rate 0.002, by --lr")])
 def test_the_learning_rate_is_said_with_its_reasons(given, head_lr, line):
     config = tp.GPTConfig(vocab_size=9, context_length=8, d_model=64, n_layers=1, n_heads=2)
     tuned = tp.attach(tp.GPT(config), tp.LoRA(rank=2))
     names = "csv text pairs text_column label_column prompt_column answer_column context skip_empty".split()
-    assert rate_line(Namespace(**dict.fromkeys(names) | {"lr": None, "rates": []} | given), tuned, {"head_lr": head_lr}) == line
+    assert rate_line(Namespace(**dict.fromkeys(names) | {"lr": None} | given), tuned, {"head_lr": head_lr}) == line
 
 
 def test_passes_over_a_text_count_its_tokens():

@@ -126,7 +126,7 @@ WRONG = [(line.split("|"), says) for line, *says in (
     *((line, "cannot write to the folder", where, "give a folder") for where in ("file", "file/x", "/proc/x", "/dev/full/x")
       for line in (f"--out|{where}", f"--quick|--out|{where}", f"figures|--out|{where}", f"figures|rank|--rerun|--out|{where}",
                    f"figures|--quick|--out|{where}", f"assign|07|--out|{where}", f"assign|--course|{where}",
-                   f"pretrain|--out|{where}", f"pretrain|--out|x|--work|{where}", f"finetune|lora|--out|{where}",
+                   f"pretrain|--out|{where}", f"finetune|lora|--out|{where}",
                    f"finetune|lora|--checkpoint|{where}/c", f"grade|right.py|--csv|{where}/c.csv")),
     ("finetune|lora|--steps|2|--checkpoint|empty", "empty", "file"),
     ("finetune|lora|--steps|2|--checkpoint|file", "file", "not a file that tinypeft wrote"),

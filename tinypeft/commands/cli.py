@@ -165,8 +165,7 @@ def parser() -> ArgumentParser:
 
 def add_base_commands(command: Callable) -> None:
     p = command("pretrain", run_pretrain, "train the base again (an hour; it resumes)", takes=())
-    output(p, "weights, tokenizer and record", required=True)
-    p.add_argument("--work", type=Path, metavar="FOLDER", help="for the checkpoint (default: OUT)")
+    output(p, "weights, tokenizer, record and checkpoint", required=True)
 
 
 def add_course_commands(command: Callable) -> None:
@@ -211,11 +210,10 @@ def run_pretrain(args: Namespace) -> None:
     from ..files import check_writable
     from ..pretrained.make import pretrain
     from .kept import kept, noted
-    work = args.work or args.out
-    for folder in (args.out, work): check_writable(folder)
-    checkpoint = work / "checkpoint.safetensors"
+    check_writable(args.out)
+    checkpoint = args.out / "checkpoint.safetensors"
     with noted(KeyboardInterrupt, lambda: f"stopped; {kept(checkpoint)}"):
-        show_json(pretrain(work, args.out)["results"])
+        show_json(pretrain(args.out, args.out)["results"])
 
 
 def run_lessons(args: Namespace) -> None:

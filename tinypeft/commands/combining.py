@@ -45,10 +45,6 @@ def combine_options(p: ArgumentParser) -> None:
     p.add_argument("--rank", type=number(int, least=1), help="of the nearest change")
     p.add_argument("--density", type=number(float, above=0, most=1),
                    help="of ties and dare: the share of numbers that stay")
-    p.add_argument("--sign", default="total", choices=("total", "frequency"),
-                   help="of ties: whether a number or a vote elects the sign (default total)")
-    p.add_argument("--factors", action="store_true",
-                   help="of ties and dare: work on the factors, not on their product")
     p.add_argument("--head", type=Path, metavar="FOLDER",
                    help="the adapter whose classifier is kept, since these are not combined")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="of the new adapter")
@@ -66,8 +62,8 @@ def run_combine(args: Namespace) -> None:
         tell_if_no_task(weights)
     model = model_of(args)
     with Progress(None, "combining"):
-        tuned = combine(weights, args.how, rank=args.rank, density=args.density, sign=args.sign,
-                        factors=args.factors, head=args.head, model=model, rng=args.seed)
+        tuned = combine(weights, args.how, rank=args.rank, density=args.density, head=args.head,
+                        model=model, rng=args.seed)
     record = {"adapters": {str(folder): w for folder, w in weights.items()}, "how": args.how,
               "method": str(tuned.method), "saved": str(args.out)}
     parts = " + ".join(f"{w:g} × {folder}" for folder, w in weights.items())

@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["PROBE", "run_probe"]
 
 PROBE = "probe"
-UNUSED = {"steps": None, "batch_size": None, "lr": None, "head_lr": None, "rates": [],
-          "optimizer": "adamw", "accumulate": 1, "checkpoint_activations": False, "set": [],
-          "checkpoint": None, "find_rate": False, "validate_every": None,
-          "patience": None}                              # option → not given
+UNUSED = {"steps": None, "batch_size": None, "lr": None, "optimizer": "adamw",
+          "less_memory": False, "set": [], "checkpoint": None, "find_rate": False,
+          "validate_every": None, "patience": None}      # option → not given
 
 
 def run_probe(args: Namespace) -> int:

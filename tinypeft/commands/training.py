@@ -65,20 +65,14 @@ def training_options(p: ArgumentParser, optional: bool = False) -> None:
     p.add_argument("--lr", type=number(float, least=0),
                    help="learning rate (default: each method's own for a model 128 wide, times "
                         "√(128/d); tinypeft/interop/README.md has better ones for SmolLM2; with "
-                        "--csv a fifth of it)")
-    p.add_argument("--head-lr", type=number(float, least=0),
-                   help="learning rate of a classification head, which --lr does not set (default "
-                        f"{HEAD_LR:g}; with --csv {PROBE_HEAD_LR:g})")
-    p.add_argument("--rates", nargs="+", action="extend", default=[], metavar="NAME=FACTOR",
-                   help="factors on the rate by name of the parameter, such as blocks.0=0.5; B=16 "
-                        "is LoRA+")
+                        "--csv a fifth of it); a classification head has a rate of its own, "
+                        f"{HEAD_LR:g} and with --csv {PROBE_HEAD_LR:g}")
     p.add_argument("--optimizer", default="adamw", choices=optimizers(),
                    help="what makes a step of a gradient (default adamw, which the methods' own "
                         "rates are for)")
-    p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
-                   help="cut a step's rows into K parts, one after the other, to save memory")
-    p.add_argument("--checkpoint-activations", action="store_true",
-                   help="compute each block again in the backward pass, to save memory")
+    p.add_argument("--less-memory", action="store_true",
+                   help="take a step's rows one after the other, and compute each block again in "
+                        "the backward pass: the same training to rounding, and slower")
     fields(p, "hyperparameters, such as rank=4; of several methods, lora.rank=4")
     p.add_argument("--checkpoint", type=Path, metavar="FILE",
                    help="write training's state to this file; go on from it if it exists, and say "
@@ -115,15 +109,6 @@ def optimizers() -> dict[str, type]:
     from ..engine import optim
     classes = optim.AdamW, optim.SGD, optim.Muon, optim.AdamW8bit, optim.GaLore
     return {cls.__name__.lower(): cls for cls in classes}
-
-
-def factor(text: str) -> tuple[str, float]:
-    """"B=16" as ("B", 16.0)."""
-    try:
-        name, value = text.split("=")
-        return name, float(value)
-    except ValueError:
-        raise ValueError(f"--rates {text}: expected NAME=FACTOR, such as B=16") from None
 
 
 def methods_of(args: Namespace) -> dict[str, Method]:
@@ -174,13 +159,11 @@ def shared_options(args: Namespace, tuned: PeftModel, task: Task) -> tuple[int, 
     steps, rows = args.steps or steps, args.batch_size or rows
     if starts_at_probe(args) and args.steps is None:
         steps = min(steps, math.ceil(len(task.data("train")) / rows))
-    head_lr = args.head_lr
-    if head_lr is None and starts_at_probe(args):
-        head_lr = PROBE_HEAD_LR
-    return steps, dict(batch_size=rows, seed=args.seed, rates=dict(map(factor, args.rates)),
-                       head_lr=head_lr, optimizer=optimizers()[args.optimizer],
-                       accumulate=args.accumulate,
-                       checkpoint_activations=args.checkpoint_activations)
+    head_lr = PROBE_HEAD_LR if starts_at_probe(args) else None
+    return steps, dict(batch_size=rows, seed=args.seed, head_lr=head_lr, rates={},
+                       optimizer=optimizers()[args.optimizer],
+                       accumulate=rows if args.less_memory else 1,
+                       checkpoint_activations=args.less_memory)
 
 
 def set_rates(args: Namespace, task: Task, options: dict[str, Any]) -> None:
@@ -190,7 +173,7 @@ def set_rates(args: Namespace, task: Task, options: dict[str, Any]) -> None:
     if options["head_lr"] is None and hasattr(task, "classes"):
         options["head_lr"] = HEAD_LR
     if starts_at_probe(args) and args.lr is None:
-        options["rates"] = {"!head": PROBE_FACTOR} | options["rates"]
+        options["rates"] = {"!head": PROBE_FACTOR}
 
 
 def rate_line(args: Namespace, tuned: PeftModel, options: dict[str, Any]) -> str:
@@ -213,15 +196,11 @@ def rate_line(args: Namespace, tuned: PeftModel, options: dict[str, Any]) -> str
         remedy = " (--lr sets another)"
     if options["head_lr"] is not None:
         line += f"; of the head {options['head_lr']:g}"
-    if args.rates:
-        line += f"; times {', '.join(args.rates)}"
     return line + remedy
 
 
 def check_rows(args: Namespace, task: Task) -> None:
     """Raise ValueError for an option that does nothing, or harm, on these rows."""
-    if args.head_lr is not None and not hasattr(task, "classes"):
-        raise ValueError("--head-lr needs a task with classes: --csv FILE or --task classify")
     n_rows = sum(map(len, task.splits.values()))
     if vars(args).get("patience") and starts_at_probe(args) and n_rows < PATIENT_ROWS:
         raise ValueError(f"--patience needs {PATIENT_ROWS} rows, and {task.name} has {n_rows}: of "
