@@ -214,7 +214,7 @@ runpy.run_module("tinypeft", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("name", ["tinypeft.commands.cli", "tinypeft.commands.training", "tinypeft.peft.method",
+@pytest.mark.parametrize("name", ["tinypeft.commands.cli", "tinypeft.commands.finetuning", "tinypeft.peft.method",
                                   "tinypeft.training.finder"])
 def test_ctrl_c_while_modules_are_imported_is_one_line(name):
     """At the start, while the options are made, and while the command begins."""
@@ -235,24 +235,22 @@ def short_text(tmp_path):
 
 def test_finetune_keeps_what_is_best_on_validation(capsys, short_text, tmp_path):
     """A rate that grows for 20 steps helps in the first and then spoils the model, by far more than kernels differ. So
-    the first state stays the best, and patience ends the run."""
+    the first state stays the best."""
     known = "The function returns a new array with the same shape and type as the given array. "
     rows = short_text.read_text("utf-8").split("\n\n")
     short_text.write_text("\n\n".join(known + " ".join(row.split()[:3]) for row in rows), "utf-8")
-    options = "finetune lora --quick --steps 400 --lr 0.6 --validate-every 1 --patience 2 --text"
+    options = "finetune lora --quick --steps 3 --lr 0.6 --validate-every 1 --text"
     argv = *options.split(), str(short_text)
     status, out, _ = run(capsys, *argv, "--json", "--out", str(tmp_path / "adapter"))
     record = json.loads(out)
     assert (status, record["best"], record["steps"]) == (0, 1, 3)
-    assert record["stopped"].startswith("2 evaluations without a lower validation loss")
     kept = tp.load_adapter(tp.load_pretrained(), tmp_path / "adapter")
     model = tp.load_pretrained()
     tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.text(short_text, model)
-    tp.train(tuned, task, 400, lr=0.6, stop_after=1, progress=False)
+    tp.train(tuned, task, 3, lr=0.6, stop_after=1, progress=False)
     for name, a in tuned.state_dict().items(): assert np.array_equal(a, kept.state_dict()[name]), name
     _, out, _ = run(capsys, *argv)
     assert "\nkept: the state after step 1, the best on validation\n" in out
-    assert f"\nstopped early: {record['stopped']}\n" in out
 
 
 def test_find_rate_prints_a_rate_and_draws(capsys, short_text, tmp_path):
@@ -289,7 +287,6 @@ def test_less_memory_changes_rounding_only(capsys, short_text):
 
 
 @pytest.mark.parametrize("options, says", [
-    (["--patience", "2"], "--patience counts measurements of the validation loss; give --validate-every, too"),
     (["--find-rate", "--lr", "0"], "--find-rate does not train; leave out --lr"),
     (["--find-rate", "--checkpoint", "c"], "leave out --checkpoint")])
 def test_options_that_would_do_nothing_are_refused(capsys, options, says):

@@ -18,10 +18,10 @@ import tinypeft as tp
 from tinypeft.commands import probing
 from tinypeft.commands.arguments import is_of_smollm2, model_of
 from tinypeft.commands.cli import main
-from tinypeft.commands.finetuning import stopped_in_test, worse_than
+from tinypeft.commands.evaluating import what_changed
+from tinypeft.commands.one_run import stopped_in_test, worse_than
 from tinypeft.commands.probing import pasted
 from tinypeft.commands.scores import paired
-from tinypeft.commands.using import what_changed
 from tinypeft.interop.adapters import HUB_NAME
 from tinypeft.interop.card import line as card_line
 from tinypeft.peft import probe
@@ -136,7 +136,7 @@ def test_exact_answers_are_counted_and_wrong_ones_shown(capsys, monkeypatch, own
     out = run(capsys, *argv, "--quick")[1]
     assert "\non two batches (--quick) of the test split, the base alone → with the adapter:\n" in out
     assert out.splitlines()[-1] == "--exact counts the answers that are exactly right"
-    monkeypatch.setattr("tinypeft.commands.using.exact_answers", lambda *_: ctrl_c())
+    monkeypatch.setattr("tinypeft.commands.evaluating.exact_answers", lambda *_: ctrl_c())
     status, out, _ = run(capsys, *argv, "--exact", "--quick")
     assert status == 130 and "  loss " in out            # was shown before the answers are written
 
@@ -467,11 +467,6 @@ def test_a_head_has_a_rate_of_its_own(capsys, monkeypatch, own, argv, steps, opt
     (rows, taken, given), = called
     assert taken == steps and given | options == given
     if steps == 13: assert 16 * (steps - 1) < rows <= 16 * steps
-
-
-def test_a_few_rows_have_no_patience(capsys, few):
-    status, out, err = run(capsys, "finetune", "lora", "--csv", few, "--validate-every", "2", "--patience", "3")
-    assert status == 2 and out == "" and re.search(r"--patience needs 200 rows, and few.csv has 9\d: ", err)
 
 
 def test_texts_come_from_standard_input(capsys, classifier, monkeypatch):

@@ -12,7 +12,8 @@ from tests.families import FAMILIES, make
 from tests.oracles import assert_close
 from tests.protocol import assert_gradients, assert_leaves_base_alone, frozen_bytes, learned, move, shift
 from tests.toys import Noise, same
-from tinypeft.commands.training import attached, calibration_of, finetune_options
+from tinypeft.commands.finetuning import finetune_options
+from tinypeft.commands.training import attached, calibration_of
 from tinypeft.engine import functional as F
 from tinypeft.peft.start_data import inputs_of, weight_gradients
 from tinypeft.peft.starts import NEEDS_DATA, STARTS, TAKEN_OFF

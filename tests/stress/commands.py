@@ -37,7 +37,7 @@ def wrong_numbers() -> Iterator[tuple]:
     """(arguments, what the message must contain)"""
     options = {
         (POSITIVE, ("0", "-1", "1.5", "x", "", "nan", "1e3")): [
-            "finetune lora --steps", "finetune lora --batch-size", "finetune lora --patience", "finetune lora --validate-every",
+            "finetune lora --steps", "finetune lora --batch-size", "finetune lora --validate-every",
             "generate x --top-k", "figures --jobs", "grade a --jobs", "memory --batch-size", "memory --tokens"],
         (WHOLE, ("-1", "0.5", "x", "", "inf")): ["finetune lora --seed", "generate x --max-new-tokens", "--seed"],
         ("must be a non-negative number", ("-1", "nan", "inf", "x", "")): ["finetune lora --lr", "generate x --temperature"],

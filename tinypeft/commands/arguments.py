@@ -15,8 +15,9 @@ from ..common.progress import Progress
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
 
-__all__ = ["SHARED", "build", "chosen_model", "fields", "known", "model_of", "named_model",
-           "number", "output", "parsed", "shared", "show_json"]
+__all__ = ["SHARED", "adapter_option", "base_option", "build", "chosen_model", "fields",
+           "folder_of_task", "known", "model_of", "named_model", "number", "output", "parsed",
+           "shared", "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
 SHIPPED = "shipped"          # --model of the base that comes with the package
@@ -164,3 +165,24 @@ def parsed(text: str) -> tuple[str, Any]:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         switches = {"true": True, "false": False}        # all of them mean: this is no literal
         return field, switches.get(value, value)
+
+
+def adapter_option(p: ArgumentParser, **options: bool) -> None:
+    p.add_argument("--adapter", type=Path, metavar="FOLDER", **options,
+                   help="saved by finetune --out or PEFT; with an adapter that was trained on "
+                        "pairs, TEXT is a prompt" if p.prog.endswith("generate") else
+                        "saved by finetune --out")
+
+
+def folder_of_task(args: Namespace) -> Path | None:
+    """Return the folder whose task.json says what was learned: of the adapter, or of a model that
+    an adapter was merged into."""
+    from ..text.tasks.saved import FILE
+    if args.adapter:
+        return args.adapter
+    return args.model if args.model and (args.model / FILE).exists() else None
+
+
+def base_option(args: Namespace) -> str:
+    """Return --model as it was given, for the command that a user may type next."""
+    return f" --model {args.model}" if args.model else ""

@@ -30,7 +30,17 @@ from pathlib import Path
 
 from ..common.progress import in_lines
 from ..common.wording import printable
-from . import combining, exporting, handing_on, quantizing, study, training, using, writing
+from . import (
+    classifying,
+    combining,
+    evaluating,
+    exporting,
+    finetuning,
+    merging,
+    quantizing,
+    study,
+    writing,
+)
 from .arguments import SHARED, number, output, shared, show_json
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
@@ -154,8 +164,8 @@ def parser() -> ArgumentParser:
         sub.set_defaults(run=run, takes=takes, parser=sub)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
-    for commands_of in (study, training, using, writing, handing_on, combining, exporting,
-                        quantizing):
+    for commands_of in (study, finetuning, evaluating, classifying, writing, merging, combining,
+                        exporting, quantizing):
         commands_of.add_commands(command)
     add_base_commands(command)
     add_course_commands(command)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from ..common.progress import Progress
 from ..common.wording import in_one_line
-from .arguments import model_of, number, output
+from .arguments import base_option, model_of, number, output
 from .data import OWN
-from .handing_on import base_option, next_command, save_adapter, shown
+from .finished import next_command, save_adapter, shown
 from .results import check_new
 
 __all__ = ["add_commands"]
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line: see `handing_on.add_commands`."""
+    """Add the command to the command line: see `merging.add_commands`."""
     command("combine", run_combine, "make one adapter of several low-rank ones of the same base",
             takes=("seed", "model", "json"), options=combine_options)
 

@@ -5,46 +5,32 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..common.progress import Progress
-from .arguments import model_of, output
+from .arguments import adapter_option, model_of, output
+from .finished import activations_option, save_adapter, shown
+from .for_llamacpp import export_gguf, export_gguf_lora, gguf_types
 from .for_pytorch import check_no_training, export_run
-from .handing_on import (
-    Job,
-    activations_option,
-    base_option,
-    finish,
-    plain,
-    save_adapter,
-    shown,
-    write_model,
-)
-from .results import check_new, facts_in, new_folder, record_of, results_in
+from .merging import write_model
+from .results import check_new
 from .training import training_options
-from .using import adapter_option
 
 if TYPE_CHECKING:
-    from ..models.decoder import Decoder
+    from ..peft import PeftModel
 
 __all__ = ["add_commands"]
 
+OF_MODEL = {"hf": write_model, "gguf": export_gguf, "training": export_run}
+
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line: see `handing_on.add_commands`."""
+    """Add the command to the command line: see `merging.add_commands`."""
     command("export", run_export_to, "write a model or an adapter for other programs",
             options=export_options)
-
-
-def gguf_types() -> list[str]:
-    """Return the types that --type takes."""
-    from ..interop.gguf import NUMBER_TYPES
-    from ..quant.gguf import BITS, LAYOUTS, MIXTURES
-    return [*NUMBER_TYPES, *LAYOUTS, *BITS, *MIXTURES]
 
 
 def export_options(p: ArgumentParser) -> None:
     training_options(p.add_argument_group("for --to training"), optional=True)
     adapter_option(p)
-    p.add_argument("--to", required=True, choices=EXPORTS,
+    p.add_argument("--to", required=True, choices=[*OF_MODEL, *OF_ADAPTER],
                    help="hf: a folder of Hugging Face; gguf: a file for llama.cpp; gguf-lora: a "
                         "LoRA for llama.cpp; peft: an adapter for PEFT; training: a run that goes "
                         "on in PyTorch, of METHOD or of the adapter, on your data")
@@ -56,112 +42,29 @@ def export_options(p: ArgumentParser) -> None:
            required=True)
 
 
-def export_hf(args: Namespace) -> None:
-    write_model(args, "merged")
-
-
-def export_gguf(args: Namespace) -> None:
-    """Write a model as a file of llama.cpp, alone or in a folder with its card."""
-    from ..interop.card import temperature_option
-    from ..interop.gguf import NUMBER_TYPES, write_gguf
-    from ..interop.loading import GGUF_FILE
-    from ..quant import GGUF, quantize
-    kind = args.type
-    job = Job(args, "gguf", None if kind == "F32" else kind)
-    if job.model.head is not None:
-        raise ValueError("export --to gguf: llama.cpp has no place for a classifier; "
-                         "`export --to hf` has one")
-    model = plain(job.model, args.activations)
-    note = about_codes(args, job.model, model)
-    numbers = kind if kind in NUMBER_TYPES else None
-    if kind and not numbers:
-        model = quantize(model, GGUF(kind, embeddings=True))
-    record = {"base": str(args.model or "shipped"), "method": job.method, "type": kind,
-              "note": note, "saved": str(args.out)}
-    is_file = args.out.suffix == ".gguf"
-    path = args.out if is_file else args.out / GGUF_FILE
-    with Progress(None, "writing"):
-        if is_file:
-            write_gguf(path, model, numbers)
-        else:
-            with new_folder(args.out) as folder:
-                write_gguf(folder / GGUF_FILE, model, numbers)
-                job.finish(folder, record)
-    record["bytes"] = path.stat().st_size
-    record["bits for each weight"] = round(8 * record["bytes"] / model.n_parameters(), 2)
-    use = f'generate "…" --model {path if is_file else args.out}'
-    if is_file and getattr(job.task, "chat", None):      # a file alone does not hold the task
-        use += " --chat --temperature 0"
-    shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB, "
-                        f"{record['bits for each weight']:.1f} bits for each weight\n"
-                        f"{note}{chr(10) if note else ''}"
-                        f"next: python -m tinypeft {use}, or llama-cli -m {path}"
-                        f"{temperature_option(job.task)}")
-
-
-def about_codes(args: Namespace, before: Decoder, model: Decoder) -> str:
-    """Say what becomes of the codes that the weights of `before` are, or were in its GGUF file. If
-    no type is asked for, put those that still hold into `model`, the same in plain weights."""
-    from ..interop.gguf import NUMBER_TYPES, keep_codes
-    from ..interop.loading import load_model
-    from ..quant.model import coded_layers
-    types = before.origin.types.values() if before.origin else ()
-    is_coded = coded_layers(before)
-    if args.type == "F32" or not (is_coded or set(types) - set(NUMBER_TYPES)):
-        return ""
-    if args.type:
-        return (f"the weights were codes already, and --type {args.type} rounded them once more: "
-                "without --type, what no adapter changed keeps its codes")
-    kept, others = keep_codes(model, before if is_coded else load_model(args.model, quantized=True))
-    return f"{kept} matrices have the codes that they had, {others} are numbers"
-
-
-def export_gguf_lora(args: Namespace) -> None:
-    """Write an adapter as a file that llama.cpp takes beside that of the base."""
-    from ..interop.card import card_of, temperature_option
-    from ..interop.gguf_adapter import ADAPTER_FILE, write_gguf_adapter
-    from ..peft import load_adapter
-    if not args.adapter:
-        raise ValueError("export --to gguf-lora needs --adapter FOLDER")
-    tuned = load_adapter(model_of(args), args.adapter)
-    record = {"base": str(args.model or "shipped"), "method": str(tuned.method),
-              "saved": str(args.out)}
-    path = args.out if args.out.suffix == ".gguf" else args.out / ADAPTER_FILE
-    if path is args.out:
-        write_gguf_adapter(path, tuned)
-    else:
-        learned = record_of(args.adapter)
-        card = card_of(tuned, "gguf-lora", facts_in(learned), results=results_in(learned))
-        with new_folder(args.out) as folder:
-            write_gguf_adapter(folder / ADAPTER_FILE, tuned)
-            finish(args, folder, tuned.task, card, record)
-    shown(args, record, f"saved in {path}\nnext: llama-cli -m BASE.gguf --lora {path}"
-                        f"{temperature_option(tuned.task)}, where BASE.gguf is the base's file, or "
-                        f"what `export --to gguf{base_option(args)} --out BASE.gguf` writes")
-
-
-def export_peft(args: Namespace) -> None:
+def export_peft(args: Namespace, tuned: PeftModel, record: dict) -> None:
     """Write an adapter in PEFT's format."""
-    from ..peft import load_adapter
-    if not args.adapter:
-        raise ValueError("export --to peft needs --adapter FOLDER")
-    tuned = load_adapter(model_of(args), args.adapter)
-    record = {"base": str(args.model or "shipped"), "method": str(tuned.method),
-              "saved": str(args.out)}
     save_adapter(args, tuned, "peft", record)
     shown(args, record, f"saved in {args.out}; peft.PeftModel.from_pretrained(model, "
                         f"{str(args.out)!r}) loads it")
 
 
-EXPORTS = {"hf": export_hf, "gguf": export_gguf, "gguf-lora": export_gguf_lora,
-           "peft": export_peft, "training": export_run}
+OF_ADAPTER = {"gguf-lora": export_gguf_lora, "peft": export_peft}
 
 
 def run_export_to(args: Namespace) -> None:
     """Check that the options belong to what --to names, and do it."""
+    from ..peft import load_adapter
     if args.to != "training":
         check_no_training(args)
     if args.type and args.to != "gguf":
         raise ValueError("--type needs --to gguf")
     check_new(args)
-    EXPORTS[args.to](args)
+    if args.to in OF_MODEL:
+        return OF_MODEL[args.to](args)
+    if not args.adapter:
+        raise ValueError(f"export --to {args.to} needs --adapter FOLDER")
+    tuned = load_adapter(model_of(args), args.adapter)
+    record = {"base": str(args.model or "shipped"), "method": str(tuned.method),
+              "saved": str(args.out)}
+    return OF_ADAPTER[args.to](args, tuned, record)

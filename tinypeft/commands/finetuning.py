@@ -1,260 +1,153 @@
-"""One run of `finetune`: train, save, test, and say what came out.
-
-Of one's own rows with labels, the head starts at the probe, and training is kept only if it lowers
-the probe's validation loss, as on few rows it may not. Otherwise the probe is what is saved.
-
-The adapter is saved before the test, so that a stop or an error there loses nothing. Where --out
-holds an adapter, the new one is saved beside it first, and takes its place only if it tests better
-than the frozen model; otherwise both stay. --keep does without this.
-"""
+"""The command finetune: train one method, or several, on a task or on one's own data."""
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-import operator
 import shlex
-import shutil
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..common.progress import Progress
-from ..common.signals import HeldSignals
 from ..common.wording import counted
-from .data import OWN, data_facts, kind_of
-from .kept import kept, noted
-from .results import results_in, write_run
-from .scores import interval_of, n_measured
-from .sizes import rows_in_test
-from .using import compared
+from .arguments import base_option, model_of, named_model, number, output, show_json
+from .data import kind_of, show_data, task_of
+from .one_run import finetuned
+from .probing import PROBE, run_probe
+from .saving import check_folders, refused
+from .scores import compared
+from .sizes import for_a_pass, passes_over, search_steps
+from .training import (
+    attached,
+    methods_of,
+    rate_line,
+    reason_for_model,
+    set_rates,
+    shared_options,
+    starts_at_probe,
+    training_options,
+)
 
 if TYPE_CHECKING:
     from ..peft import PeftModel
     from ..text.tasks import Task
-    from ..training.history import History
+    from ..training.history import Step
 
-OF_A_RUN = "losses.csv", "curve.svg", "confusions.svg", "run.json"
-WRITTEN = "README.md", "config.json", "tokenizer.json", "tokenizer_config.json", *OF_A_RUN
-
-__all__ = ["check_folders", "describe", "finetuned", "refused", "show_finetuned", "starts_at_probe"]
+__all__ = ["add_commands"]
 
 
-def starts_at_probe(args: Namespace) -> bool:
-    """Tell if the head starts at the probe: for rows of one's own."""
-    return kind_of(args) == "labelled"
+def add_commands(command: Callable) -> None:
+    """Add the command to the command line. command: (name, run, about, takes, options) → a parser
+    for its options."""
+    command("finetune", run_finetune, "fine-tune with one method, or several, and save the adapter",
+            options=finetune_options)
 
 
-def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
-              options: dict) -> tuple[PeftModel, dict]:
-    """Train, save and test; return what was kept, and the record of it. options: of `train`."""
-    from ..training.diagnosis import DivergedError
-    from ..training.evaluation import evaluate
-    from ..training.loop import train
-    folder, before, baselines, most = None, None, {}, 2 if args.quick else None
-    replaced, validation = False, None
-    unsaved = f"nothing was saved in {args.out}" if args.out else "nothing was saved"
-    with (noted(KeyboardInterrupt, lambda: f"stopped; {kept(args.checkpoint, folder)}"),
-          noted(DivergedError, lambda: unsaved)):
-        if hasattr(task, "classes"):
-            base, frozen = "the frozen model with a head of zeros", chance(task)
-        else:
-            with tuned.disabled():
-                before = evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
-                                  label="testing the frozen model")
-            base, frozen = "the frozen model", before
-        if starts_at_probe(args):
-            probe_loss, on_test = measured_probe(tuned, task, most, not args.no_cache)
-            baselines = {"the probe": on_test}
-        history = train(tuned, task, steps, **options)
-        if starts_at_probe(args):
-            tuned, validation = choose_better(tuned, task, probe_loss, history,
-                                              not args.no_cache)
-            if validation["keeps_probe"]:                # it is no baseline of itself
-                baselines = {}
-        if args.out:
-            with HeldSignals(): folder = save_first(args, tuned, task, history)
-    with noted(BaseException, lambda: stopped_in_test(args, folder)):
-        try:
-            after = evaluate(tuned, task, "test", rows_in_test(tuned, task), most, label="testing")
-        except OverflowError:                            # of a perplexity beyond all floats
-            after = {"loss": math.inf}
-        if kind_of(args) and not args.quick:
-            with Progress(None, "measuring the baselines"):
-                baselines |= baselines_of(task)
-        worse = worse_than(after, {base: frozen} | baselines)
-        if folder != args.out and base not in worse:
-            with HeldSignals():
-                save(args, tuned, task, args.out, history)
-                shutil.rmtree(folder)
-                folder, replaced = args.out, True
-        n = n_measured(task, args.quick)
-        record = {
-            "method": str(tuned.method), "task": task.name, "data": data_facts(task),
-            "steps": len(history.loss), "seconds": round(history.seconds, 1),
-            "trained": tuned.summary().trained, "rows": n, "interval": interval_of(after, n),
-            "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
-            "best": history.best and history.best[0], "validation": validation,
-            "stopped": history.stopped, "resumed": history.resumed, "replaced": replaced,
-            "saved": folder and str(folder)}
-        if folder:
-            describe(args, folder, tuned, task, record, history)
-    return tuned, record
-
-
-def stopped_in_test(args: Namespace, folder: Path | None) -> str:
-    """Return what a stop in the test leaves, and the command that measures it."""
-    text = f"stopped in the test; {kept(args.checkpoint, folder)}"
-    if folder is None:
-        return text
-    own = kind_of(args)
-    files = vars(args)[OWN[own][2:]] if own else []
-    paths = files if isinstance(files, list) else [files]
-    words = [*(["--model", args.model] if args.model else []), *([OWN[own], *paths] if own else []),
-             *(["--skip-empty"] if args.skip_empty else []), "--adapter", folder]
-    return f"{text}; to measure it: python -m tinypeft evaluate {shlex.join(map(str, words))}"
-
-
-# -- the probe that training starts at -------------------------------------------------------------
-def measured_probe(tuned: PeftModel, task: Task, most: int | None,
-                   cache: bool) -> tuple[float, dict]:
-    """Return the probe's validation loss, and its metrics on the rows of the test that training is
-    measured on, `most` batches at most. Virtual tokens change what a head reads, so that their
-    start is not the probe; then it is solved beside them."""
-    from ..peft.probe import fit_probe
-    from ..training.evaluation import evaluate
-    probe = tuned
-    if tuned.virtual is not None:
-        head_bias = tuned.head.bias is not None
-        probe = fit_probe(tuned.detach(), task, splits=("train",), head_bias=head_bias,
-                          cache=cache)
-    loss = evaluate(probe, task, "validation", label="validating the probe")["loss"]
-    on_test = evaluate(probe, task, "test", rows_in_test(probe, task), most,
-                       label="testing the probe")
-    if probe is not tuned:
-        probe.detach()
-        tuned.reattach()
-    return loss, on_test
-
-
-def choose_better(tuned: PeftModel, task: Task, probe_loss: float, history: History,
-                  cache: bool) -> tuple[PeftModel, dict]:
-    """Return the trained model or the probe, whose validation loss is lower, and these losses. The
-    probe is solved again: it may learn from the validation rows now."""
-    from ..peft.probe import fit_probe
-    trained_loss = history.best[1]["loss"] if history.best else math.inf
-    keeps_probe = not trained_loss < probe_loss
-    if keeps_probe:
-        head_bias = tuned.head.bias is not None
-        tuned = fit_probe(tuned.detach(), task, head_bias=head_bias, cache=cache)
-    return tuned, {"rows": len(task.data("validation")), "probe": probe_loss,
-                   "trained": trained_loss, "keeps_probe": keeps_probe}
-
-
-def baselines_of(task: Task) -> dict:
-    """Measure the task's baselines; of classes also a bag of letters, as of a probe."""
-    from ..text.tasks.bags import bag_of_words, letters
-    if not hasattr(task, "classes"): return task.baselines
-    bag = bag_of_words(task.rows, len(task.classes), letters)
-    return task.baselines | {"bag of letters": bag}
-
-
-def chance(task: Task) -> dict:
-    """Return the metrics of a head of zeros: all classes are equally likely."""
-    return {"loss": math.log(len(task.classes))}
-
-
-def worse_than(after: dict, others: dict[str, dict]) -> dict[str, dict]:
-    """name → its loss or accuracy, where `after` does not reach it; a loss of NaN reaches none."""
-    reaches = {"loss": operator.le, "accuracy": operator.ge}
-    worse = {}
-    for name, metrics in others.items():
-        missed = {metric: x for metric, x in metrics.items()
-                  if metric in reaches and not reaches[metric](after[metric], x)}
-        if missed: worse[name] = missed
-    return worse
-
-
-# -- where the adapter is saved --------------------------------------------------------------------
-def holds_adapter(folder: Path) -> bool:
-    """Tell if an adapter lies in a folder, in any format."""
+def finetune_options(p: ArgumentParser) -> None:
     from ..peft.formats import FORMATS
-    return any((folder / format.file).exists() for format in FORMATS.values())
+    training_options(p)
+    p.add_argument("--find-rate", action="store_true",
+                   help="do not train: measure which rate suits the method and the task, and draw "
+                        "the loss over the rate into rates.svg in the folder")
+    p.add_argument("--validate-every", type=number(int, least=1), metavar="N",
+                   help="measure the validation loss every N steps, and end with the best state "
+                        "(default: not; with --csv twice)")
+    p.add_argument("--dry-run", action="store_true",
+                   help="say what the data are and what in them needs a look, and stop there")
+    p.add_argument("--no-cache", action="store_true",
+                   help="of a probe: read all rows again. By default, rows that the model has read "
+                        "before come from the user's cache, which `doctor` names")
+    output(p, "the adapter (default: it is not saved). One in it is replaced if the new one "
+              "tests better than the frozen model; otherwise the new one is saved beside it")
+    p.add_argument("--keep", action="store_true", default=None,
+                   help="save over an adapter in the folder even if the new one has a higher test "
+                        "loss than the frozen model (for classes: with a head of zeros)")
+    p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
 
 
-def check_folders(args: Namespace) -> None:
-    """Raise an error, before any training, if a folder cannot be written to, or if --out holds
-    files of another kind that would be replaced."""
-    from ..files import check_writable
-    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
-        if folder: check_writable(folder)
-    saves = args.out and not args.find_rate
-    if saves and holds_adapter(args.out):
-        if not args.keep: check_writable(args.out.parent)
-    elif saves and (others := [name for name in WRITTEN if (args.out / name).exists()]):
-        raise ValueError(f"--out {args.out} holds {', '.join(others)}, and no adapter; give a "
-                         "folder of its own")
+def own_options(args: Namespace) -> dict[str, Any]:
+    """Return the options that `train` takes and `find_rate` does not. Raises ValueError for an
+    option that would do nothing."""
+    given = [name for name in ("lr", "checkpoint", "validate_every", "keep")
+             if vars(args)[name] is not None]
+    if args.find_rate and given:
+        raise ValueError("--find-rate does not train; leave out "
+                         + ", ".join(f"--{name.replace('_', '-')}" for name in given))
+    if args.keep and not args.out: raise ValueError("--keep needs --out FOLDER")
+    return dict(lr=args.lr, checkpoint=args.checkpoint, eval_every=args.validate_every,
+                keep_best=args.validate_every is not None)
 
 
-def save_first(args: Namespace, tuned: PeftModel, task: Task,
-               history: History | None = None) -> Path:
-    """Save to --out if no adapter is lost by it, or else to a new folder beside it; say where."""
-    from ..text.tasks.saved import FILE
-    if args.keep or not holds_adapter(args.out):
-        return save(args, tuned, task, args.out, history)
-    folder = folder_beside(args.out)
-    try:
-        return save(args, tuned, task, folder, history)
-    except BaseException:
-        if not (folder / FILE).exists():                 # the last file of an adapter
-            shutil.rmtree(folder)
-        raise
+def run_finetune(args: Namespace) -> int | None:
+    from ..peft.formats import FORMATS
+    from ..training.finder import find_rate
+    if args.method == PROBE:
+        return run_probe(args)
+    options = own_options(args)
+    own = kind_of(args)                                  # errors in these two come before the
+    methods_of(args)                                     # reading
+    reason = reason_for_model(args)
+    model = model_of(args)
+    check_folders(args)
+    task = task_of(args, model)
+    if not args.json and (reason or own == "labelled"):
+        print(reason or named_model(args), flush=True)
+    if (own or args.dry_run) and show_data(args, task):
+        return None
+    tuned = attached(args, model, task, head_bias=args.format != "peft")
+    FORMATS[args.format].functions().check(tuned)
+    steps, both = shared_options(args, tuned, task)
+    if args.find_rate and not args.steps and not args.quick:
+        steps = search_steps(tuned)
+    if starts_at_probe(args) and not args.find_rate:
+        options["keep_best"] = True
+        options["eval_every"] = args.validate_every or math.ceil(steps / 2)
+    if own and not args.json:
+        if args.checkpoint and args.checkpoint.exists():
+            print(f"{args.checkpoint} is there: the training goes on from it", flush=True)
+        read = task, steps, both["batch_size"]
+        print(passes_over(*read) + ("" if args.find_rate else for_a_pass(*read)), flush=True)
+    if args.find_rate:
+        return show_rates(find_rate(tuned, task, steps=steps, **both), args)
+    set_rates(args, task, both)
+    rate = rate_line(args, tuned, both)
+    if own and not args.json:
+        print(rate, flush=True)
+    if args.checkpoint and not args.json:
+        options["callbacks"] = [resumption_from(args.checkpoint)]
+    tuned, record = finetuned(args, tuned, task, steps, both | options)
+    if args.json:
+        show_json(record)
+    else:
+        if not own:
+            print(rate)
+        show_finetuned(args, tuned, task, record)
+    return int(refused(args, record))
 
 
-def save(args: Namespace, tuned: PeftModel, task: Task, folder: Path,
-         history: History | None = None) -> Path:
-    """Write the adapter, what prediction needs of the task, the tokenizer, the losses, and a card
-    and run.json without results, which come later; return the folder."""
-    from ..interop.bpe import write_tokenizer
-    from ..interop.card import write_card
-    tuned.save(folder, args.format, task)
-    with noted(OSError, lambda: f"the adapter is saved in {folder}"):
-        for name in OF_A_RUN:                            # an older run may have left them
-            (folder / name).unlink(missing_ok=True)
-        write_tokenizer(folder, tuned.tokenizer)
-        if history:
-            history.save(folder)
-        write_card(folder, tuned, args.format, task, history)
-        write_run(args, folder, {})
-    return folder
+def resumption_from(checkpoint: Path) -> Callable[[Step], None]:
+    """Return a callback of `train` that says, after the first new step, where a run goes on."""
+    def show(step):
+        done = step.history.resumed
+        if done and step.step == done + 1:
+            print(f"going on from {checkpoint}, after step {done:,} of {step.total:,}", flush=True)
+    return show
 
 
-def describe(args: Namespace, folder: Path, tuned: PeftModel, task: Task, record: dict,
-             history: History | None = None) -> None:
-    """Write the model card with the results, and run.json."""
-    from ..interop.card import write_card
-    notes = []
-    if "verdict" in record:                              # of a probe, on all rows
-        notes = [record["verdict"]]
-    elif args.quick:
-        notes = ["Tested on two batches only, without baselines: --quick asks for that."]
-    write_card(folder, tuned, args.format, task, history, results_in(record), notes)
-    write_run(args, folder, record)
-
-
-def folder_beside(out: Path) -> Path:
-    """Make a folder beside another one: judge.new, or judge.new2 if that is there, and so on."""
-    for n in itertools.count(1):
-        folder = out.parent / f"{out.resolve().name}.new{n if n > 1 else ''}"
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            return folder
-
-
-# -- what is printed -------------------------------------------------------------------------------
-def refused(args: Namespace, record: dict) -> bool:
-    """Whether the adapter that --out held stays there."""
-    return record["saved"] != (args.out and str(args.out))
+def show_rates(found: Any, args: Namespace) -> None:
+    """Print a `RateSearch`, and draw it."""
+    from ..files import write_atomically
+    from ..training.curves import draw_rates, svg
+    picture = args.out and args.out / "rates.svg"
+    if args.json:
+        show_json({"suggestion": found.suggestion, "largest": found.largest,
+                   "rates": found.rates.tolist(), "losses": found.losses.tolist(),
+                   "picture": picture and str(picture)})
+    else:
+        print(found)
+    if picture: write_atomically(picture, svg(draw_rates, found))
+    if args.json: return
+    print(f"next: the same command with --lr {found.suggestion:.2g} instead of --find-rate"
+          + (f"; the curve is in {picture}" if picture else ""))
 
 
 def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) -> None:
@@ -263,7 +156,6 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     if record["steps"] == record["resumed"]:
         print(f"all steps were taken in {args.checkpoint}")
     print(tuned.summary())
-    if record["stopped"]: print(f"stopped early: {record['stopped']}")
     validation = record["validation"]
     keeps_probe = validation and validation["keeps_probe"]
     if record["best"] and not keeps_probe:
@@ -283,7 +175,7 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
         loader = f"tinypeft.load_adapter(model, {saved!r})"
         theirs = f"peft.PeftModel.from_pretrained(model, {saved!r}) loads it, and so does "
         command = "classify" if hasattr(task, "classes") else "generate"
-        base = f" --model {args.model}" if args.model else ""
+        base = base_option(args)
         if record["replaced"]: print(f"it took the place of the adapter that was in {saved}")
         print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
         if kind_of(args) == "pairs":

@@ -11,7 +11,6 @@ from .probing import PROBE
 from .results import new_folder, write_run
 from .training import (
     attached,
-    check_rows,
     methods_of,
     reason_for_model,
     set_rates,
@@ -69,7 +68,6 @@ def new_run(args: Namespace) -> tuple[PeftModel, Task]:
     reason = reason_for_model(args)
     model = model_of(args)
     task = task_of(args, model)
-    check_rows(args, task)
     if reason and not args.json:
         print(reason, flush=True)
     return attached(args, model, task, head_bias=False), task

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.signals import HeldSignals
-from .arguments import chosen_model, model_of, show_json
+from .arguments import base_option, chosen_model, model_of, show_json
 from .data import data_facts, kind_of, own_task, show_data
-from .finetuning import check_folders, describe, save, save_first
+from .saving import check_folders, describe, save, save_first
 from .scores import Paired, accuracy_text, class_lines, paired, write_confusions
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ __all__ = ["PROBE", "run_probe"]
 PROBE = "probe"
 UNUSED = {"steps": None, "batch_size": None, "lr": None, "optimizer": "adamw",
           "less_memory": False, "set": [], "checkpoint": None, "find_rate": False,
-          "validate_every": None, "patience": None}      # option → not given
+          "validate_every": None}                        # option → not given
 
 
 def run_probe(args: Namespace) -> int:
@@ -164,6 +164,5 @@ def next_step(args: Namespace, measured: dict, n_classes: int) -> str:
         return (f"next: give more rows, or use {bag}, which scikit-learn has (`pip install "
                 f"scikit-learn`) and no command here:\n{pasted(args, bag, measured[bag])}")
     if args.out:
-        base = f" --model {args.model}" if args.model else ""
-        return f'next: python -m tinypeft classify "…"{base} --adapter {args.out}'
+        return f'next: python -m tinypeft classify "…"{base_option(args)} --adapter {args.out}'
     return "next: the same command with --out FOLDER, which saves the probe"

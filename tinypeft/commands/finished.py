@@ -1,52 +1,39 @@
-"""The command merge, and what the other commands at the end of a job share with it.
+"""A finished model or adapter, and what lies beside it in a new folder: task, card and run.json.
 
-Each loads a model and adapters, calls the function that does the work in Python, and fills a new
-folder: what was made, the adapter's task.json, a model card, and run.json.
+merge, combine, export and quantize load a model and adapters, call the function that does the work
+in Python, and write what was made.
 """
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
-from .arguments import model_of, output, show_json
-from .results import check_new, facts_in, new_folder, record_of, results_in, write_run
-from .using import adapter_option, folder_of_task
+from .arguments import folder_of_task, model_of, show_json
+from .results import facts_in, new_folder, record_of, results_in, write_run
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
     from ..peft import PeftModel
     from ..text.tasks import Task
 
-__all__ = ["Job", "activations_option", "add_commands", "base_option", "finish", "next_command",
-           "plain", "save_adapter", "shown", "write_model"]
+__all__ = ["FinishedModel", "activations_option", "check_head", "finish", "next_command", "plain",
+           "save_adapter", "shown"]
 
 ABOUT_TRAINING = "data", "before", "after", "baselines", "measured"      # of an adapter's record
 NO_WEIGHTS = ("no weights can replace that", "has no `merge`")
 
 
-def add_commands(command: Callable) -> None:
-    """Add the command merge to the command line. command: (name, run, about, takes, options) → a
-    parser for its options."""
-    p = command("merge", run_merge, "merge an adapter into its base: a folder of Hugging Face that "
-                "--model takes", takes=("model", "json"))
-    adapter_option(p, required=True)
-    activations_option(p)
-    output(p, "the model", required=True)
-
-
-# -- options ---------------------------------------------------------------------------------------
 def activations_option(p: ArgumentParser) -> None:
     p.add_argument("--activations", choices=("kept", "exact"), default="kept",
                    help="exact: layers that round their inputs become plain ones, which round "
                         "nothing (default kept: refuse)")
 
 
-# -- what the commands share -----------------------------------------------------------------------
-class Job:
-    """A model to hand on, with what its folder says beside it: the task that it learned, by the
+class FinishedModel:
+    """A model to write, with what its folder says beside it: the task that it learned, by the
     adapter that was merged into it or before, and the model card. stored: the type or scheme of
     its weights, if they are rounded."""
 
@@ -142,33 +129,6 @@ def save_adapter(args: Namespace, tuned: PeftModel, format: str, record: dict,
         tuned.save(folder, format)
         write_tokenizer(folder, tuned.tokenizer)
         finish(args, folder, None, card, record)
-
-
-def base_option(args: Namespace) -> str:
-    """Return --model as it was given, for the command that a user may type next."""
-    return f" --model {args.model}" if args.model else ""
-
-
-# -- merge -----------------------------------------------------------------------------------------
-def run_merge(args: Namespace) -> None:
-    """Write the merged model as a folder of Hugging Face."""
-    check_new(args)
-    write_model(args, "merged")
-
-
-def write_model(args: Namespace, verb: str) -> None:
-    """Write a model, with --adapter merged into it, to a folder of Hugging Face."""
-    from ..interop.loading import save_model
-    job = Job(args, "hf")
-    check_head(job.model)
-    model = plain(job.model, args.activations)
-    record = {"base": str(args.model or "shipped"), "method": job.method, "saved": str(args.out)}
-    with new_folder(args.out) as folder, Progress(None, "writing"):
-        save_model(model, folder)
-        job.finish(folder, record)
-    what = f"{verb} {job.method}" if job.method else "wrote the model"
-    shown(args, record, f"{what}; saved in {args.out}\nnext: python -m tinypeft "
-                        f"{next_command(job.task)} --model {args.out}")
 
 
 def next_command(task: Task | None) -> str:

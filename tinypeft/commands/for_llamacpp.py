@@ -1,0 +1,97 @@
+"""export --to gguf and gguf-lora: a model, or an adapter alone, as a file of llama.cpp."""
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from ..common.progress import Progress
+from .arguments import base_option
+from .finished import FinishedModel, finish, plain, shown
+from .results import facts_in, new_folder, record_of, results_in
+
+if TYPE_CHECKING:
+    from ..models.decoder import Decoder
+    from ..peft import PeftModel
+
+__all__ = ["export_gguf", "export_gguf_lora", "gguf_types"]
+
+
+def gguf_types() -> list[str]:
+    """Return the types that --type takes."""
+    from ..interop.gguf import NUMBER_TYPES
+    from ..quant.gguf import BITS, LAYOUTS, MIXTURES
+    return [*NUMBER_TYPES, *LAYOUTS, *BITS, *MIXTURES]
+
+
+def export_gguf(args: Namespace) -> None:
+    """Write a model as a file of llama.cpp, alone or in a folder with its card."""
+    from ..interop.card import temperature_option
+    from ..interop.gguf import NUMBER_TYPES, write_gguf
+    from ..interop.loading import GGUF_FILE
+    from ..quant import GGUF, quantize
+    kind = args.type
+    job = FinishedModel(args, "gguf", None if kind == "F32" else kind)
+    if job.model.head is not None:
+        raise ValueError("export --to gguf: llama.cpp has no place for a classifier; "
+                         "`export --to hf` has one")
+    model = plain(job.model, args.activations)
+    note = about_codes(args, job.model, model)
+    numbers = kind if kind in NUMBER_TYPES else None
+    if kind and not numbers:
+        model = quantize(model, GGUF(kind, embeddings=True))
+    record = {"base": str(args.model or "shipped"), "method": job.method, "type": kind,
+              "note": note, "saved": str(args.out)}
+    is_file = args.out.suffix == ".gguf"
+    path = args.out if is_file else args.out / GGUF_FILE
+    with Progress(None, "writing"):
+        if is_file:
+            write_gguf(path, model, numbers)
+        else:
+            with new_folder(args.out) as folder:
+                write_gguf(folder / GGUF_FILE, model, numbers)
+                job.finish(folder, record)
+    record["bytes"] = path.stat().st_size
+    record["bits for each weight"] = round(8 * record["bytes"] / model.n_parameters(), 2)
+    use = f'generate "…" --model {path if is_file else args.out}'
+    if is_file and getattr(job.task, "chat", None):      # a file alone does not hold the task
+        use += " --chat --temperature 0"
+    shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB, "
+                        f"{record['bits for each weight']:.1f} bits for each weight\n"
+                        f"{note}{chr(10) if note else ''}"
+                        f"next: python -m tinypeft {use}, or llama-cli -m {path}"
+                        f"{temperature_option(job.task)}")
+
+
+def about_codes(args: Namespace, before: Decoder, model: Decoder) -> str:
+    """Say what becomes of the codes that the weights of `before` are, or were in its GGUF file. If
+    no type is asked for, put those that still hold into `model`, the same in plain weights."""
+    from ..interop.gguf import NUMBER_TYPES, keep_codes
+    from ..interop.loading import load_model
+    from ..quant.model import coded_layers
+    types = before.origin.types.values() if before.origin else ()
+    is_coded = coded_layers(before)
+    if args.type == "F32" or not (is_coded or set(types) - set(NUMBER_TYPES)):
+        return ""
+    if args.type:
+        return (f"the weights were codes already, and --type {args.type} rounded them once more: "
+                "without --type, what no adapter changed keeps its codes")
+    kept, others = keep_codes(model, before if is_coded else load_model(args.model, quantized=True))
+    return f"{kept} matrices have the codes that they had, {others} are numbers"
+
+
+def export_gguf_lora(args: Namespace, tuned: PeftModel, record: dict) -> None:
+    """Write an adapter as a file that llama.cpp takes beside that of the base."""
+    from ..interop.card import card_of, temperature_option
+    from ..interop.gguf_adapter import ADAPTER_FILE, write_gguf_adapter
+    path = args.out if args.out.suffix == ".gguf" else args.out / ADAPTER_FILE
+    if path is args.out:
+        write_gguf_adapter(path, tuned)
+    else:
+        learned = record_of(args.adapter)
+        card = card_of(tuned, "gguf-lora", facts_in(learned), results=results_in(learned))
+        with new_folder(args.out) as folder:
+            write_gguf_adapter(folder / ADAPTER_FILE, tuned)
+            finish(args, folder, tuned.task, card, record)
+    shown(args, record, f"saved in {path}\nnext: llama-cli -m BASE.gguf --lora {path}"
+                        f"{temperature_option(tuned.task)}, where BASE.gguf is the base's file, or "
+                        f"what `export --to gguf{base_option(args)} --out BASE.gguf` writes")
