@@ -1,5 +1,6 @@
 """The main job: its rows are the study's, its numbers are right, the model is as it was, and tables and picture show it all."""
 import contextlib
+import dataclasses
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -132,8 +133,20 @@ def test_a_scheme_is_measured_on_a_model_of_a_short_context(monkeypatch):
                         real(model, task, *steps, **options))
     for context in (96, 32): compare.measure_scheme(little(context)[0], tp.LLMQAT(), little(context)[1], SMALL)
     assert written == [(32, 64), (32, 32)]
-    cost = compare.cost_of_scheme(little(32)[0], tp.NF4(16), SMALL)
-    assert cost["perplexity"] == pytest.approx(cost["perplexity of float32"], rel=0.05)
+    _, cost = cost_of_nf4(32)
+    assert cost["quantized"]["perplexity"] == pytest.approx(cost["exact"]["perplexity"], rel=0.05)
+
+
+def cost_of_nf4(context, size=SMALL):
+    """A little model in NF4, and what that costs."""
+    model, task = little(context)
+    return compare.quantized_at_cost(model, tp.NF4(16), size, task, task.batch("train", 4, np.random.default_rng(0))[0])
+
+
+def test_the_cost_says_on_how_much_it_was_measured():
+    whole = dataclasses.replace(SMALL, test_rows=512)
+    assert [cost_of_nf4(32, size)[1]["on"] for size in (SMALL, whole)] == [f"{SMALL.test_rows} windows of the test split",
+                                                                         "the test split"]
 
 
 def test_a_scheme_is_measured_by_its_formulas():
@@ -151,17 +164,15 @@ def test_a_scheme_is_measured_by_its_formulas():
 
 
 def test_sizes_are_those_of_the_arrays_and_the_file(tmp_path):
-    model, scheme = little(32)[0], tp.NF4(16)
-    cost = compare.cost_of_scheme(model, scheme, SMALL)
-    quantized = tp.quantize(compare.sharing(model), scheme)
-    quantized.tokenizer = None                           # which is no weight, and larger than this model
-    tp.save_quantized(quantized, tmp_path / "q")
+    model, (rounded, cost) = little(32)[0], cost_of_nf4(32)
+    rounded.tokenizer = None                             # which is no weight, and larger than this model
+    tp.save_quantized(rounded, tmp_path / "q")
     assert cost["file"] == (tmp_path / "q").stat().st_size
     assert cost["bits_per_weight"] < cost["bits_in_all"] == pytest.approx(8 * cost["file"] / model.n_parameters())
     assert f"{cost['file'] / 1024:,.0f} KiB, {cost['bits_in_all']:.3f} bits over all weights" in compare.described(cost)
     exact, row = compare.with_sizes([{"bits": 32.0}, {"bits": cost["bits_per_weight"]}], model)
     assert exact["bytes"] == 4 * model.n_parameters() and exact["bits_in_all"] == 32
-    assert row["bytes"] == sum(a.nbytes for a in quantized.state_dict().values()) < cost["file"]
+    assert row["bytes"] == sum(a.nbytes for a in rounded.state_dict().values()) < cost["file"]
 
 
 def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):

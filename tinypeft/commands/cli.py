@@ -1,23 +1,10 @@
 """`python -m tinypeft`: the main job without arguments, and one subcommand for everything else.
 
-    python -m tinypeft                    compare methods and schemes: tables, picture, JSON
-    python -m tinypeft finetune lora      fine-tune the base with one method and save the adapter
-    python -m tinypeft finetune lora --csv reviews.csv    or on --text or --pairs of your own
-    python -m tinypeft evaluate --adapter FOLDER          measure it;  classify "…"  uses it
-    python -m tinypeft merge --adapter FOLDER --out DIR   an adapter becomes a model of its own
-    python -m tinypeft combine A=0.7 B=0.3 --out DIR      several adapters become one
-    python -m tinypeft export --to gguf --adapter FOLDER --out DIR  or gguf-lora, hf, peft
-    python -m tinypeft export --to training lora --out DIR      a run for PyTorch and several GPUs
-    python -m tinypeft quantize nf4       quantize with one scheme and measure the cost; --out saves
-    python -m tinypeft generate "…"       continue a text, with an adapter if you have one
-    python -m tinypeft chat --model smollm2               talk to a real model
-    python -m tinypeft pretrain           train the base again (an hour; it resumes)
-    python -m tinypeft figures            draw the pictures from stored numbers; --rerun measures
-    python -m tinypeft lessons list       the course: list, build or run its notebooks
-    python -m tinypeft check lora.forward file.py    check the functions in a file
-    python -m tinypeft assign 07 --out DIR           hand out a lesson;  grade DIR  grades it
-    python -m tinypeft memory             the memory that fine-tuning takes, by formula
-    python -m tinypeft doctor             what is installed, and whether all is well
+    python -m tinypeft                                compare methods and schemes
+    python -m tinypeft finetune lora --csv reviews.csv --out judge      also --text, --pairs
+    python -m tinypeft classify "A lovely lamp" --adapter judge
+    python -m tinypeft export --to gguf --adapter helper --out a.gguf
+    python -m tinypeft COMMAND --help                 all options of a command
 """
 import contextlib
 import errno

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..common.progress import Progress
-from .arguments import adapter_option, build, fields, model_of, output
+from .arguments import adapter_option, build, fields, output
 from .data import BUILT_IN, OWN, built_in, data_options, kind_of, own_task, show_data
 from .finished import FinishedModel, activations_option, next_command, plain, shown
 from .results import check_new, new_folder
@@ -39,17 +39,12 @@ def quantize_options(p: ArgumentParser) -> None:
 def run_quantize(args: Namespace) -> None:
     """Quantize a model, with --adapter merged into it; measure what that costs, and save it."""
     from ..quant import SCHEMES
-    from ..study.compare import Size, cost_of_scheme, described
+    from ..study.compare import Size, described
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
     own = kind_of(args)
     size = Size(steps=30, test_rows=32 if args.quick else 128)
     if args.out:
         check_new(args)
-    if not (own or args.task or args.adapter or args.out):
-        model = plain(model_of(args), args.activations)
-        with Progress(None, f"quantizing by {args.scheme} and measuring"):
-            record = cost_of_scheme(model, scheme, size)
-        return shown(args, record, described(record))
     job = FinishedModel(args, "quantized", args.scheme)
     model = plain(job.model, args.activations)
     if model.head is None and (own == "labelled" or args.task == "classify"):
@@ -63,7 +58,7 @@ def run_quantize(args: Namespace) -> None:
     if args.out:
         text += (f"\nsaved in {args.out}\nnext: python -m tinypeft {next_command(job.task)} "
                  f"--model {args.out}")
-    return shown(args, record, text)
+    shown(args, record, text)
 
 
 def quantized(args: Namespace, job: FinishedModel, model: Decoder, scheme: Any, size: Any,

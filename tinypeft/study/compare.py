@@ -29,7 +29,7 @@ from ..engine.tensor import no_grad
 from ..models.decoder import Decoder
 from ..peft import METHODS, attach
 from ..text import tasks
-from ..training.evaluation import evaluate
+from ..training.evaluation import batches_of, evaluate
 from ..training.loop import train
 from . import tuning
 from .about import about, name_of
@@ -40,7 +40,7 @@ from .measuring import measure_one, measured_with, workers
 from .prediction import beside
 from .quantized import base_model
 
-__all__ = ["ALL", "QUICK", "RESULTS", "Size", "announcement", "compare", "cost_of_scheme", "described", "measure_scheme",
+__all__ = ["ALL", "QUICK", "RESULTS", "Size", "announcement", "compare", "described", "measure_scheme",
            "quantized_at_cost", "sharing"]
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"            # of the study, in a checkout
@@ -300,25 +300,24 @@ def sharing(model: Decoder) -> Decoder:
     return copy.deepcopy(model, {id(p.data): p.data for p in model.parameters()})
 
 
-def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
-    """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
-    domain = tasks.domain(model, context=min(128, model.config.context_length))
-    exact = tested(model, domain, size)["perplexity"]
-    cost = measure_scheme(model, scheme, domain, size)
-    return {**with_shares(cost, model), "perplexity of float32": exact}
-
-
 def quantized_at_cost(model: Decoder, scheme: q.Scheme, size: Size, task: tasks.Task, calibration: Calibration,
                       seed: int = 0) -> tuple[Decoder, dict]:
-    """Return a quantized copy of `model`, and what that costs on a task of one's own: "exact" and "quantized" are the metrics
-    on its test split."""
+    """Return a quantized copy of `model`, and what that costs on a task: "exact" and "quantized" are the metrics on its test
+    split, or on as much of it as "on" says."""
     with Progress(None, f"quantizing by {name_of(scheme)}"):
         quantized = rounded_by(model, scheme, task, size, calibration, seed)
     exact, rounded = (tested(m, task, size, f"testing the {which} model")
                       for m, which in ((model, "exact"), (quantized, "quantized")))
     with Progress(None, "measuring errors and sizes"):
         cost = with_shares(costs(model, quantized, scheme, task), model)
-    return quantized, {**cost, "task": task.name, "exact": exact, "quantized": rounded}
+    return quantized, {**cost, "task": task.name, "on": tested_part(task, size), "exact": exact, "quantized": rounded}
+
+
+def tested_part(task: tasks.Task, size: Size) -> str:
+    """Return what `tested` measures, in words."""
+    rows = min(16, size.test_rows)
+    if len(batches_of(task, "test", rows)) <= size.test_rows // rows: return "the test split"
+    return f"{size.test_rows} {'windows' if hasattr(task, 'streams') else 'rows'} of the test split"
 
 
 def with_shares(cost: dict, model: Decoder) -> dict:
@@ -328,7 +327,7 @@ def with_shares(cost: dict, model: Decoder) -> dict:
 
 
 def described(cost: dict) -> str:
-    """The record of `cost_of_scheme`, or of `quantized_at_cost`, as text."""
+    """The record of `quantized_at_cost` as text."""
     weights = cost["weights"]
     return (f"{cost['scheme']}\n"
             f"  weights       {weights:,} in the blocks' linear layers, {4 * weights / 1024:,.0f} KiB in float32\n"
@@ -338,13 +337,5 @@ def described(cost: dict) -> str:
             "save_quantized writes, without the tokenizer\n"
             f"  weight error  {100 * cost['weight_error']:.2f} % of the weights' norm\n"
             f"  output error  {100 * cost['output_error']:.2f} % of the logits' norm\n"
-            + "\n".join(change_lines(cost)))
-
-
-def change_lines(cost: dict) -> list[str]:
-    """Each metric before and after, on a task of one's own or on Matplotlib's documentation."""
-    if "quantized" not in cost:
-        return [f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of "
-                "Matplotlib's documentation"]
-    return [f"  {name:<14}{x:.4f} → {cost['quantized'][name]:.4f} on the test split of {cost['task']}"
-            for name, x in cost["exact"].items()]
+            + "\n".join(f"  {name:<14}{x:.4f} → {cost['quantized'][name]:.4f} on {cost['on']} of {cost['task']}"
+                        for name, x in cost["exact"].items()))
