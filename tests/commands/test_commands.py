@@ -796,7 +796,7 @@ def test_without_a_task_generate_says_which_form_it_uses(capsys, monkeypatch, tm
     assert status == 2 and "holds no task.json" in err
 
 
-def test_an_adapter_of_smollm2_brings_it(tmp_path):
+def test_an_adapter_of_smollm2_brings_it(monkeypatch, tmp_path):
     """In both formats; what is no adapter, and what says something else, brings nothing."""
     for source, name in (("smollm2", "ours"), (None, "unknown"), ("my-model", "other")):
         model = tp.GPT(tp.GPTConfig(40, 16, 16, 1, 2))
@@ -810,6 +810,12 @@ def test_an_adapter_of_smollm2_brings_it(tmp_path):
     (tmp_path / "cut" / "adapter.safetensors").write_bytes(b"12")
     brought = {path.name for path in [*tmp_path.iterdir(), tmp_path / "nowhere"] if is_of_smollm2(path)}
     assert brought == {"ours", "theirs"}
+    loaded = []
+    monkeypatch.setattr("tinypeft.interop.loading.load_model", lambda place: loaded.append(place) or tp.load_pretrained())
+    for given in {"adapter": tmp_path / "ours"}, *({"adapters": [(tmp_path / "ours", 1.0), (tmp_path / name, 1.0)]}
+                                                  for name in ("theirs", "other")):
+        model_of(Namespace(model=None, **given))
+    assert loaded == ["smollm2", "smollm2", None]        # of several, all must be of it
     args = Namespace(model=None, adapter=tmp_path / "unknown")
     assert model_of(args).config.n_layers == tp.load_pretrained().config.n_layers and args.model is None
 
@@ -895,14 +901,6 @@ def test_a_probe_is_not_measured_on_the_rows_that_it_learned_from(capsys, monkey
     status, _, err = run(capsys, *argv, tmp_path / "a.csv")
     assert status == 2 and "learned from all rows of a.csv, so none is left to measure it on; give other rows by --csv" in err
     assert run(capsys, *argv, own / "reviews.csv")[0] == 0
-
-
-def test_a_run_on_ones_own_text_names_its_checkpoint_before_it_measures(capsys, own, tmp_path):
-    argv = ("finetune", "lora", "--model", "shipped", "--quick", "--steps", "1",
-            "--text", own / "notes", "--checkpoint", tmp_path / "c")
-    first, second = (run(capsys, *argv)[1].splitlines() for _ in range(2))
-    line = f"{tmp_path / 'c'} is there: the training goes on from it"
-    assert line not in first and second.index(line) < next(i for i, text in enumerate(second) if text.startswith("1 step of "))
 
 
 def test_a_run_that_goes_on_says_from_where(capsys, tmp_path):

@@ -72,11 +72,12 @@ def show_json(record: Any) -> None:
 
 
 def model_of(args: Namespace) -> Decoder:
-    """Return the model that --model names, or else SmolLM2 if --adapter was trained on it, or the
-    shipped base. It must have a tokenizer."""
+    """Return the model that --model names, or else SmolLM2 if the adapters were trained on it, or
+    the shipped base. It must have a tokenizer."""
     from ..interop.loading import SMOLLM2, load_model
-    folder = vars(args).get("adapter")
-    if folder and not args.model and is_of_smollm2(folder):
+    given = vars(args)
+    folders = [folder for folder, _ in given.get("adapters", [(given.get("adapter"), 1)])]
+    if not args.model and all(folder and is_of_smollm2(folder) for folder in folders):
         args.model = SMOLLM2
     with Progress(None, "loading the model"):
         model = load_model(None if names_shipped(args) else args.model)

@@ -34,8 +34,7 @@ ADDED = "predicted", "probability"                       # columns that classify
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line. command: (name, run, about, takes, options) → a parser
-    for its options."""
+    """Add the command; see `cli.parser`."""
     p = command("classify", run_classify, "name the class of each text, by an adapter, or by "
                 "labels that say what they mean", takes=("model", "json"))
     p.add_argument("texts", nargs="*", metavar="TEXT", help="- reads one text from each line of "

@@ -137,7 +137,8 @@ class Command(ArgumentParser):
 
 
 def parser() -> ArgumentParser:
-    """All commands and their options."""
+    """All commands. `command` makes one, and returns a parser for its options; what makes many
+    options is called only if the command is used."""
     top = Command(prog="python -m tinypeft", description=__doc__,
                   formatter_class=RawDescriptionHelpFormatter)
     top.set_defaults(run=study.run_compare, parser=top)

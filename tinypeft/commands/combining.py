@@ -18,7 +18,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line: see `merging.add_commands`."""
+    """Add the command; see `cli.parser`."""
     command("combine", run_combine, "make one adapter of several low-rank ones of the same base",
             takes=("seed", "model", "json"), options=combine_options)
 

@@ -20,8 +20,7 @@ SAME = 0.01                  # nats: a smaller change of a loss is not worth a w
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line. command: (name, run, about, takes, options) → a parser
-    for its options."""
+    """Add the command; see `cli.parser`."""
     p = command("evaluate", run_evaluate, "measure an adapter, or the model alone, on a task",
                 takes=("model", "json", "quick"))
     adapter_option(p)

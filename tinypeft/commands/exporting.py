@@ -22,7 +22,7 @@ OF_MODEL = {"hf": write_model, "gguf": export_gguf, "training": export_run}
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line: see `merging.add_commands`."""
+    """Add the command; see `cli.parser`."""
     command("export", run_export_to, "write a model or an adapter for other programs",
             options=export_options)
 

@@ -36,8 +36,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line. command: (name, run, about, takes, options) → a parser
-    for its options."""
+    """Add the command; see `cli.parser`."""
     command("finetune", run_finetune, "fine-tune with one method, or several, and save the adapter",
             options=finetune_options)
 
@@ -102,8 +101,6 @@ def run_finetune(args: Namespace) -> int | None:
         options["keep_best"] = True
         options["eval_every"] = args.validate_every or math.ceil(steps / 2)
     if own and not args.json:
-        if args.checkpoint and args.checkpoint.exists():
-            print(f"{args.checkpoint} is there: the training goes on from it", flush=True)
         read = task, steps, both["batch_size"]
         print(passes_over(*read) + ("" if args.find_rate else for_a_pass(*read)), flush=True)
     if args.find_rate:

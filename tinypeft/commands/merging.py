@@ -13,8 +13,7 @@ __all__ = ["add_commands", "write_model"]
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command merge to the command line. command: (name, run, about, takes, options) → a
-    parser for its options."""
+    """Add the command; see `cli.parser`."""
     p = command("merge", run_merge, "merge an adapter into its base: a folder of Hugging Face that "
                 "--model takes", takes=("model", "json"))
     adapter_option(p, required=True)

@@ -21,7 +21,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(command: Callable) -> None:
-    """Add the command to the command line: see `merging.add_commands`."""
+    """Add the command; see `cli.parser`."""
     command("quantize", run_quantize, "quantize with one scheme, measure the cost, and save it",
             options=quantize_options)
 

@@ -31,8 +31,7 @@ ENDS = "Ctrl-C stops an answer; Ctrl-D, the end of the input, ends the conversat
 
 
 def add_commands(command: Callable) -> None:
-    """Add the commands to the command line. command: (name, run, about, takes, options) → a parser
-    for its options."""
+    """Add the commands; see `cli.parser`."""
     p = command("generate", run_generate, "continue a text")
     p.add_argument("prompt", metavar="TEXT")
     writing_options(p, 120)

@@ -164,7 +164,8 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     tensors |= weights
     if head is None: return config, tensors
     if head.bias is not None:
-        raise MethodError("save: the head has a bias, PEFT's has none; attach one without (head_bias)")
+        raise MethodError("save: the head has a bias, PEFT's has none; attach one without "
+                          "(head_bias)")
     tensors[prefix_of(config["peft_type"]) + "score.weight"] = head.weight.data
     saved = ["score", *(config["modules_to_save"] or ())]
     return config | {"task_type": "SEQ_CLS", "modules_to_save": saved}, tensors
