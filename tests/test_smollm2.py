@@ -145,14 +145,14 @@ def test_a_probe_takes_it_where_the_wheel_is_installed(model, tmp_path, capsys):
 
 @pytest.mark.long
 def test_pairs_take_it_where_the_wheel_is_installed(model, tmp_path, capsys):
-    """Which model, how many passes and how long are said before the work; the flags are followed."""
+    """Which model and how many passes are said before the work; the flags are followed."""
     rows = [f"What colour is thing {i}?,Thing {i} is " + "red blue green grey".split()[i % 4] for i in range(20)]
     (tmp_path / "qa.csv").write_text("\n".join(["prompt,answer", *rows]) + "\n")
     asked = "finetune", "lora", "--pairs", str(tmp_path / "qa.csv"), "--steps", "4", "--out", str(tmp_path / "helper")
     assert main(list(asked)) == 0
     chosen, *_ = said = capsys.readouterr().out.splitlines()
     assert chosen.startswith("model: SmolLM2-135M-Instruct, because its wheel is installed (--model shipped")
-    assert any(line.startswith("4 steps of 2 rows: 0.6 passes over 14 rows; about ") for line in said)
+    assert any(line.startswith("4 steps of 2 rows: 0.6 passes over 14 rows; --steps 7 would ") for line in said)
     use = f'--model smollm2 --adapter {tmp_path / "helper"}'
     assert f'next: python -m tinypeft generate "…" {use}' in said
     assert f"to count exact answers: python -m tinypeft evaluate --pairs {tmp_path / 'qa.csv'} {use} --exact" in said
