@@ -162,4 +162,5 @@ def test_a_job_that_takes_longer_than_expected_says_so(monkeypatch, pipe):
 def test_the_seconds_of_a_training_are_its_historys(terminal):
     """What the line says at the end is what the history says, evaluations apart."""
     history = tp.train(small(), Noise(), 4, eval_every=1)
-    assert f"training 4/4  loss {sum(history.loss) / 4:.3f}  {history.seconds:.1f} s" == states(terminal)[-1]
+    mean = sum(history.loss) / 4
+    assert f"training 4/4  loss {mean:.3f}, mean of 4 steps  {history.seconds:.1f} s" == states(terminal)[-1]

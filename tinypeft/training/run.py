@@ -15,6 +15,7 @@ import numpy as np
 
 from ..common.progress import Progress
 from ..common.signals import HeldSignals
+from ..common.wording import counted
 from ..engine.nn import Module
 from ..engine.optim import Optimizer
 from .checkpoints import resume, save_checkpoint
@@ -25,6 +26,8 @@ from .options import TrainOptions
 from .rates import peak_rate
 
 __all__ = ["Run"]
+
+SHOWN = 50                   # steps, the last ones, whose mean loss is shown
 
 
 class Run:
@@ -85,7 +88,9 @@ class Run:
         done, history, options = s + 1, self.history, self.options
         history.loss.append(loss)
         history.seconds += time.perf_counter() - self.started
-        self.show(done, f"loss {np.mean(history.loss[-50:]):.3f}", history.seconds)
+        last = history.loss[-SHOWN:]
+        text = f"loss {np.mean(last):.3f}, mean of {counted(len(last), 'step')}"
+        self.show(done, text, history.seconds)
         metrics = self.evaluated(done)
         reason = self.called(Step(done, options.steps, loss, metrics, self.model, history))
         if done < options.steps:
