@@ -17,7 +17,7 @@ from tinypeft.quant import SCHEMES  # noqa: E402
 from tinypeft.study import pictures  # noqa: E402
 from tinypeft.study.about import ABOUT, code, linked  # noqa: E402
 from tinypeft.study.claims import ALL_CLAIMS  # noqa: E402
-from tinypeft.study.claims.tables import details, effects, judged, means, said, source  # noqa: E402
+from tinypeft.study.claims.tables import details, effects, judged, said, source  # noqa: E402
 from tinypeft.study.markdown import table  # noqa: E402
 
 CLASSES = METHODS | SCHEMES
@@ -124,12 +124,12 @@ def with_claims(text):
 
 def judged_by(picture, among=None):
     """Return those of the judged claims (None: of all) that read the results which a picture shows first."""
-    return [j for j in (judgements() if among is None else among) if picture.needs and picture.needs[0] in j.claim.needs]
+    return [j for j in (judgements() if among is None else among) if picture.needs and picture.needs[0] in j.names]
 
 
 def claims_table(judgements):
     """Write claims with their papers' numbers, what was measured, δ, the verdict and the reason, as a Markdown table."""
-    rows = [(j.claim.text, source(j.claim), means(j) if j.claim.by_construction else effects(j),
+    rows = [(j.claim.text, source(j.claim), j.means if j.claim.by_construction else effects(j),
              "" if j.claim.by_construction else f"{j.claim.delta}", said(j), j.why)
             for j in judgements]
     return with_claims(table(("claim", "paper", "effect ± 95 % interval", "δ", "verdict", "why"), rows))
@@ -159,7 +159,7 @@ def tables_with(name, page):
 def pictures_of(names):
     """Return the names of pictures: of the claims' results, the main ones first, else the lesson's schematics, else all."""
     own = [j for name in names for j in claims_of(name)]
-    main = {j.claim.needs[0] for j in own}
+    main = {j.names[0] for j in own}
     measured = sorted((key for key, picture in PICTURES.items() if judged_by(picture, own)),
                       key=lambda key: PICTURES[key].needs[0] not in main)
     schematics = [key for key, picture in PICTURES.items() if not picture.needs and picture.lesson == ABOUT[names[0]].lesson]

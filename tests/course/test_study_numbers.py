@@ -74,7 +74,7 @@ def test_a_claim_has_its_numbers_and_its_verdict():
     start = " ".join(judged.claim.text.split()[:6])
     text = filled(f"{{claim {start}}}", "x.py")
     assert text.startswith(f"The study, on the claim *{judged.claim.text}*: **{judged.verdict}**. Effect (plus ")
-    assert text.endswith(f"Measured: {judged.finding.measured}.")
+    assert text.endswith(f"Measured: {judged.means}.")
 
 
 def test_numbers_follow_the_results(planted):

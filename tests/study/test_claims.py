@@ -9,18 +9,9 @@ import pytest
 from tinypeft.peft import METHODS
 from tinypeft.study import bases
 from tinypeft.study.claims import ALL_CLAIMS, judge, methods, tables
-from tinypeft.study.claims.rule import (
-    BY_CONSTRUCTION,
-    CONTRADICTED,
-    FINE_TUNING,
-    KINDS,
-    NOT_MEASURED,
-    REPRODUCED,
-    VERDICTS,
-    Claim,
-    Contrast,
-    Finding,
-)
+from tinypeft.study.claims.deltas import FINE_TUNING
+from tinypeft.study.claims.measured import Study
+from tinypeft.study.claims.rule import BY_CONSTRUCTION, CONTRADICTED, KINDS, NOT_MEASURED, REPRODUCED, VERDICTS, Claim
 from tinypeft.study.claims.words import beside
 from tinypeft.study.effects import Effect
 from tinypeft.study.experiment import Results
@@ -64,13 +55,13 @@ def test_where_every_claim_is_false_every_claim_is_contradicted():
     assert {text: j.verdict for text, j in found.items() if j.verdict not in (CONTRADICTED, BY_CONSTRUCTION)} == {}
 
 
-@pytest.mark.parametrize("claim", [c for c in ALL_CLAIMS if not c.by_construction], ids=lambda c: c.test.__name__)
+@pytest.mark.parametrize("claim", [c for c in ALL_CLAIMS if not c.by_construction], ids=lambda c: "_".join(c.text.split()[:6]))
 def test_one_false_claim_among_true_ones_is_found(claim):
-    """Its experiments are those of the world where it is false; the others are of the world where all are true."""
-    results = world(truth=1) | {name: r for name, r in world(truth=-1).items() if name == claim.needs[0]}
-    found = verdicts(results)
+    """Its experiment is of the world where it is false; the others are of the world where all are true."""
+    main = verdicts(world(truth=1), claim)[claim.text].names[0]
+    found = verdicts(world(truth=1) | {main: world(truth=-1)[main]})
     assert found[claim.text].verdict == CONTRADICTED
-    assert all(j.verdict in (REPRODUCED, BY_CONSTRUCTION) for j in found.values() if claim.needs[0] not in j.claim.needs)
+    assert all(j.verdict in (REPRODUCED, BY_CONSTRUCTION) for j in found.values() if main not in j.names)
 
 
 def test_one_part_that_fails_refutes_the_claim():
@@ -97,7 +88,7 @@ def test_the_claims_state_what_was_fixed():
     counted = [c for c in ALL_CLAIMS if not c.by_construction]
     assert len(counted) == 44 and len(ALL_CLAIMS) - len(counted) == 8
     for c in ALL_CLAIMS:
-        assert c.kind in KINDS and c.contrast and c.refuted and set(c.needs), c.text
+        assert c.kind in KINDS and c.contrast and c.refuted, c.text
         assert re.fullmatch(r"\d{4}\.\d{5}|.+: https://\S+", c.paper), c.text
         assert c.text[-1] != "." and (c.by_construction == "" or c.by_construction[-1] == ".")
         assert set(c.why) <= set(VERDICTS) and all(why[-1] == "." for why in c.why.values())
@@ -107,7 +98,7 @@ def test_the_claims_state_what_was_fixed():
 def test_the_claims_read_what_experiments_measure():
     """The made-up results have what claims read; the experiments have it as well."""
     made = world(truth=1)
-    assert {name for c in ALL_CLAIMS for name in c.needs} == set(made)
+    assert {name for j in verdicts(made).values() for name in j.names} == set(made)
     lacking = set(made) - set(EXPERIMENTS)
     for name, results in made.items():
         if name not in EXPERIMENTS: continue
@@ -127,9 +118,11 @@ def test_the_rates_between_which_a_level_is_learned():
 
 def test_what_three_times_the_best_rate_costs():
     """Two steps of a grid whose steps are √3."""
-    r = Results({"experiment": "toy", "runs": {"a": {"4": {"rate": [0.01, 0.017, 0.03], "loss": [2.5, 2.0, 2.7]}}}})
-    assert methods.rise(r, "a", 0).by_seed[4] == pytest.approx(0.2)
-    with pytest.raises(KeyError, match="three times"): methods.rise(r, "a", 1)
+    run = {"rate": [0.01, 0.017, 0.03], "loss": [2.5, 2.0, 2.7], "validation": [2.1, 2.2, 2.3]}
+    s = Study(lambda name: Results({"experiment": name, "runs": {"a": {"4": run}}}))
+    assert methods.rise(s, "a").by_seed[4] == pytest.approx(0.2)
+    run["validation"][1] = 2.0
+    with pytest.raises(KeyError, match="three times"): methods.rise(s, "a")
 
 
 def test_ranks_agree_within_kinds_only_if_matrices_do():
@@ -141,12 +134,44 @@ def test_ranks_agree_within_kinds_only_if_matrices_do():
     assert len(noise) == 4 and abs(noise.mean()) < 0.3 and agreed.mean() > 0.8
 
 
+def test_what_is_missing_is_named_with_the_command_that_measures_it():
+    """A file; and a condition of a file that is there, although another was read since."""
+    results = world(truth=1)
+    del results["dylora"], results["methods"].record["runs"]["frozen"]
+    found = verdicts(results)
+    for text, name in (("One DyLoRA", "dylora"), ("A very small rank", "methods")):
+        assert of(found, text).verdict == NOT_MEASURED and of(found, text).parts == {}
+        assert of(found, text).means == f"not measured: `python -m tinypeft figures {name} --rerun`"
+    del results["rank"].record["runs"]["64/sqrt"]
+    parts = lambda s: {"a": s.rank["1"] - s.batches["full, 4 rows"] - s.rank["64/sqrt"]}
+    claim = Claim("x", "1", "better", FINE_TUNING, "", "", parts)
+    assert verdicts(results, claim)["x"].means.endswith("figures rank --rerun`")
+
+
+def test_an_expression_lists_the_means_that_it_reads():
+    results = world(truth=1)
+    s = Study(results.__getitem__)
+    difference = s.rank["1"] - s.rank["8"]
+    assert difference.effect.mean == pytest.approx(0.03, abs=0.002) and s.names == ["rank"]
+    assert s.means() == f"1 {s.rank['1']}, 8 {s.rank['8']} nats/token"
+    entry, grid = s.dylora["DyLoRA", 2], s.gptq.excess["GPTQ, 4 bits, channel"]
+    assert s.means() == (f"1 {s.rank['1']}, 8 {s.rank['8']}, DyLoRA [2] {entry} nats/token; "
+                         f"excess GPTQ, 4 bits, channel {grid}")
+
+
+def test_a_gain_is_over_the_frozen_base_in_loss_and_in_accuracy():
+    s = Study(world(truth=1).__getitem__)
+    assert s.gain(s.methods["full"]).mean == pytest.approx(1.0, abs=0.01)
+    assert s.gain(s.methods.accuracy["full"]).mean == pytest.approx(0.4, abs=0.01)
+    assert s.gain(s.dylora.loss_svd["LoRA r=16, cut", 4]).mean == pytest.approx(0.98, abs=0.01)
+
+
 # -- tables ----------------------------------------------------------------------------------------
 def small(name="there", better=0.05, **options):
     e = Effect(better, 0.004, 7)
-    def test(load): return load(name) and Finding("a 1.000, b 1.050", (Contrast("b", e),))
-    words = f"One of {name}", "2106.09685", "70.1", "b minus a", "b is ahead"
-    return Claim(*words, (name,), test, "better", FINE_TUNING, **options)
+    means = lambda s: getattr(s, name).results and "a 1.000, b 1.050"
+    return Claim(f"One of {name}", "2106.09685", "better", FINE_TUNING, "b minus a", "b is ahead", lambda s: {"b": e}, means,
+                 "70.1", **options)
 
 
 @pytest.fixture
@@ -190,7 +215,7 @@ def test_means_stand_without_an_interval_and_differences_are_paired():
 
 def test_no_mean_of_a_claim_has_an_interval_of_its_own():
     """A ± in what was measured would invite an unpaired comparison."""
-    for j in verdicts(world(truth=1)).values(): assert "±" not in j.finding.measured and "nan" not in j.finding.measured
+    for j in verdicts(world(truth=1)).values(): assert "±" not in j.means and "nan" not in j.means
 
 
 # -- what is stored ---------------------------------------------------------------------------------
@@ -202,9 +227,8 @@ def stored():
 def test_the_stored_claims_are_judged(stored):
     assert {j.verdict for j in stored} <= {*VERDICTS, NOT_MEASURED, BY_CONSTRUCTION}
     for j in stored:
-        if j.finding is None: continue
-        assert all(np.isfinite([c.effect.mean, c.effect.half]).all() for c in j.finding.contrasts), j.claim.text
-        assert "nan" not in j.finding.measured and "inf" not in j.finding.measured
+        assert all(np.isfinite([e.mean, e.half]).all() for e in j.parts.values()), j.claim.text
+        assert "nan" not in j.means and "inf" not in j.means
 
 
 def test_only_verdicts_that_were_reached_are_explained(stored):

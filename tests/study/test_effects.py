@@ -8,16 +8,14 @@ from scipy import stats
 from tinypeft.study.effects import (
     Effect,
     Rows,
+    Share,
     among,
     averaged,
     between,
     difference,
     effect,
-    gains,
-    linear,
-    plus,
+    over_both_texts,
     read,
-    relative,
     share,
     together,
 )
@@ -236,7 +234,7 @@ def test_a_sum_over_two_texts_has_the_error_of_both():
     for _ in range(500):
         x, y = (rng.normal(0, 0.02, (4, 1)) + s * rng.standard_normal(m) + 0.02 * rng.standard_normal((4, m))
                 for s, m in ((0.2, 30), (0.1, 90)))
-        e = plus(rows(x), rows(y))
+        e = over_both_texts(rows(x), rows(y)).effect
         assert e.mean == pytest.approx(x.mean() + y.mean())
         sums.append(e.mean)
         errors.append(e.error)
@@ -259,19 +257,45 @@ def test_a_share_and_its_error():
     ratios, errors, covered = [], [], 0
     for _ in range(500):
         a, b = draw(8)
-        e = share(rows(a), rows(b))
-        assert e.mean == pytest.approx(a.mean() / b.mean()) == pytest.approx(linear(a, b).mean())
+        e = (rows(a) / rows(b)).effect
+        assert e == share(rows(a), rows(b)) and e.mean == pytest.approx(a.mean() / b.mean())
         ratios.append(e.mean)
         errors.append(e.error)
         covered += e.low <= 0.7 <= e.high
     assert np.std(ratios) == pytest.approx(np.mean(errors), rel=0.1) and covered / 500 == pytest.approx(0.95, abs=0.03)
 
 
-def test_gains_and_relative_differences():
-    frozen, arm, full = rows([[3.0], [3.0]]), rows([[2.5], [2.4]]), rows([[2.0], [2.0]])
-    part, whole = gains(frozen, arm, full)
-    assert share(part, whole).mean == pytest.approx(0.55) and effect(together(whole)[0][0]).mean == 1.0
-    assert relative(rows([[3.0], [3.3]]), rows([[2.0], [2.2]])).mean == pytest.approx(0.5)
+def test_a_share_remembers_its_whole():
+    """Over the seeds that both have. What is computed of it further is no share."""
+    frozen, arm, full = at({0: 3.0, 1: 3.0}), at({1: 2.4, 0: 2.5}), at({0: 2.0, 1: 1.0, 2: -9.0})
+    of_gain = ((frozen - arm) / (frozen - full)).effect
+    assert isinstance(of_gain, Share) and of_gain.mean == pytest.approx(1.1 / 3) and of_gain.whole.mean == pytest.approx(1.5)
+    assert of_gain.whole.error == effect([1.0, 2.0]).error
+    more = (rows([[3.0], [3.3]]) / rows([[2.0], [2.2]]) - 1).effect
+    assert more.mean == pytest.approx(0.5) and not isinstance(more, Share)
+
+
+def test_operators_pair_rows_and_take_numbers():
+    a, b = RNG.normal(0, 1, (3, 5)), RNG.normal(0, 1, (3, 5))
+    for found, expected in ((rows(a) + rows(b), a + b), (rows(a) - rows(b), a - b), (2 * rows(a), 2 * a), (rows(a) * 2, 2 * a),
+                            (rows(a) - 1, a - 1), (rows(a) + 1, a + 1), (rows(a) / 2, a / 2)):
+        np.testing.assert_array_equal(found.values, expected)
+    swapped = Rows({2: b[2], 0: b[0]}, np.ones(5))
+    np.testing.assert_array_equal((rows(a) - swapped).values, (a - b)[[0, 2]])
+    both = rows(a) - at({0: 1.0, 1: 2.0, 2: 3.0})        # without documents the means of seeds are paired
+    np.testing.assert_allclose(both.values[:, 0], a.mean(1) - [1, 2, 3])
+    with pytest.raises(KeyError, match="no seed"): rows(a) - at({7: 1.0})
+
+
+def test_a_list_has_no_effect_but_its_entries_have():
+    r = made({"a": {"0": {"loss": [2.0, 3.0]}, "1": {"loss": [2.2, 3.4]}}})
+    assert read(r, "a", i=1).effect.mean == pytest.approx(3.2) and f"{read(r, 'a')}" == "2.100 / 3.200"
+    with pytest.raises(ValueError, match=r"loss is a list of shape \(2,\); name an entry"): assert read(r, "a").effect
+
+
+def test_means_and_effects_in_words():
+    assert f"{at({0: 0.12, 1: 0.14})} {at({0: 0.12, 1: 0.14}):.1%} {at({0: 1200.0}):,.0f}" == "0.130 13.0 % 1,200"
+    assert f"{Effect(0.05, 0.005, 7):+.3f} {100 * Effect(-0.05, 0.005, 7):.0f}" == "+0.050 ± 0.012 -5 ± 1"
 
 
 def test_pairing_is_by_seed_and_not_by_place():

@@ -4,16 +4,14 @@ import itertools
 import numpy as np
 import pytest
 
-from tinypeft.study.claims import rule, tables
+from tinypeft.study.claims import deltas, rule, tables
+from tinypeft.study.claims.deltas import AT_LEAST, CORRELATION, FINE_TUNING, Delta
 from tinypeft.study.claims.rule import (
     AS_GOOD,
-    AT_LEAST,
     BETTER,
     CHANCE,
     CONTRADICTED,
-    CORRELATION,
     FAR,
-    FINE_TUNING,
     KINDS,
     LEVEL,
     NO_SIZE,
@@ -23,25 +21,22 @@ from tinypeft.study.claims.rule import (
     VERDICTS,
     WITHIN,
     Claim,
-    Contrast,
-    Delta,
-    Finding,
     holm,
     judge,
     p_values,
     parts,
     verdict,
 )
-from tinypeft.study.effects import Effect
+from tinypeft.study.effects import Effect, Share
 
 DELTA = {BETTER: FINE_TUNING, FAR: FINE_TUNING, WITHIN: FINE_TUNING, AS_GOOD: AT_LEAST, CHANCE: CORRELATION}
 
 
 def claim(kind, *effects, text="x", gain=(0.5, 0.01), **options):
     """A claim of which the parts have these effects: (mean, standard error), each with 7 degrees of freedom."""
-    contrasts = tuple(Contrast(f"part {i}", Effect(*e, 7), Effect(*gain, 7)) for i, e in enumerate(effects))
-    test = lambda load: Finding("m", contrasts)
-    return Claim(text, "2106.09685", "", "a minus b", "b is ahead", ("toy",), test, kind, DELTA[kind], **options)
+    found = [Share(*e, 7, Effect(*gain, 7)) if kind == AS_GOOD else Effect(*e, 7) for e in effects]
+    of = {f"part {i}": e for i, e in enumerate(found)}
+    return Claim(text, "2106.09685", kind, DELTA[kind], "a minus b", "b is ahead", lambda s: of, **options)
 
 
 def judged(*claims):
@@ -71,6 +66,7 @@ def test_every_verdict_is_reached():
     """A share of a gain that is itself too small leaves the size of "as good as" open. "As good as" and "within δ" ask for
     nothing that could be level, and "within δ" for nothing that could be too small."""
     assert judged(claim(AS_GOOD, (0.97, 0.01), gain=(0.015, 0.002))) == [SIZE_OPEN]
+    assert judged(claim(AS_GOOD, (0.97, 0.01), gain=(0.022, 0.0005))) == [REPRODUCED]
     assert set(KINDS) == set(REACHED)
     lacks = {AS_GOOD: {LEVEL, SIZE_OPEN}, WITHIN: {LEVEL, SIZE_OPEN}}
     for kind, reached in REACHED.items(): assert set(reached) | lacks.get(kind, set()) == set(VERDICTS), kind
@@ -95,13 +91,13 @@ def test_all_parts_must_hold_and_one_that_fails_refutes(effects, says):
 
 
 def test_p_of_parts_by_hand():
-    of = [part for c in claim(BETTER, (0.02, 0.01), (-0.01, 0.01), (0.0, 0.01)).test(None).contrasts
-          for part in parts(BETTER, FINE_TUNING, c)]
+    of = [part for e in claim(BETTER, (0.02, 0.01), (-0.01, 0.01), (0.0, 0.01)).parts(None).values()
+          for part in parts(BETTER, FINE_TUNING, e)]
     yes, no = p_values(of)
     each = [part.effect.p_above() for part in of]
     assert yes == max(each) and no == pytest.approx(3 * min(1 - p for p in each))
     assert p_values(of[:1] * 40)[1] == 1.0                              # a probability
-    (level,) = parts(BETTER, FINE_TUNING, Contrast("", Effect(-0.01, 0.001, 7)))
+    (level,) = parts(BETTER, FINE_TUNING, Effect(-0.01, 0.001, 7))
     assert level.level and p_values([*of, level])[1] == no              # what is level refutes nothing
     assert p_values([level]) == (level.effect.p_above(), 1.0)
 
@@ -115,11 +111,12 @@ def test_a_level_claim_takes_no_factor_from_the_others():
 
 
 def test_the_edges_of_the_rule():
-    """5 % itself counts; δ itself is large; a contrast is needed; a kind must be known."""
-    (one,) = parts(BETTER, Delta(0.5, ""), Contrast("", Effect(0.5, 0.0, 7)))
+    """5 % itself counts; δ itself is large; a part is needed; a kind must be known, and "as good as" is about shares."""
+    (one,) = parts(BETTER, Delta(0.5, ""), Effect(0.5, 0.0, 7))
     assert one.large and verdict([one], 0.01, 0.9, 0.05) == REPRODUCED and verdict([one], 0.01, 0.9, 0.0501) == NOT_SHOWN
-    with pytest.raises(ValueError, match="no contrast"): verdict([], 1, 1, 1)
-    with pytest.raises(ValueError, match="kind is one of better"): parts("nicer", FINE_TUNING, Contrast("", Effect(0, 1, 1)))
+    with pytest.raises(ValueError, match="the claim 'x' has no part"): judged(claim(BETTER))
+    with pytest.raises(ValueError, match="kind is one of better"): parts("nicer", FINE_TUNING, Effect(0, 1, 1))
+    with pytest.raises(ValueError, match="share of a gain, a / b"): parts(AS_GOOD, AT_LEAST, Effect(0.9, 0.1, 7))
 
 
 # -- many claims -----------------------------------------------------------------------------------
@@ -158,13 +155,16 @@ def test_more_claims_ask_for_more():
     assert judged(weak, *[claim(BETTER, (0.0, 0.1), text=str(i)) for i in range(39)])[0] == NOT_SHOWN
 
 
-def missing(load): raise FileNotFoundError("gone")
+def missing(s): return {"a": s.gone["a"]}
+
+
+def gone(name): raise FileNotFoundError(name)
 
 
 def test_what_is_not_measured_counts_and_what_holds_by_construction_does_not():
-    gone = Claim("y", "1", "", "", "", ("gone",), missing, BETTER, FINE_TUNING)
+    lacking = Claim("y", "1", BETTER, FINE_TUNING, "", "", missing)
     sure = claim(BETTER, (0.05, 0.005), by_construction="It cannot fail.")
-    found = judge([claim(BETTER, (0.05, 0.005)), gone, sure], lambda name: None)
+    found = judge([claim(BETTER, (0.05, 0.005)), lacking, sure], gone)
     assert [j.verdict for j in found] == [REPRODUCED, "not measured", "by construction"]
     alone = judge([claim(BETTER, (0.05, 0.005))], lambda name: None)
     assert found[0].p == pytest.approx(2 * alone[0].p) and found[2].p == 1 and found[2].why == "It cannot fail."
@@ -178,8 +178,8 @@ def test_larger_bases_come_nearer_needs_measured_trends_that_agree(mean, trends,
     named = {f"way {i}": Effect(*trend, 7) for i, trend in enumerate(trends)}
     (found,) = judge([claim(AS_GOOD, (mean, 0.01), trend=lambda load: named)], lambda name: None)
     assert found.larger_come_nearer == says == ("Larger bases come nearer" in tables.said(found))
-    (untold,) = judge([claim(AS_GOOD, (mean, 0.01), trend=missing)], lambda name: None)
-    assert not untold.larger_come_nearer and untold.trend is None
+    (untold,) = judge([claim(AS_GOOD, (mean, 0.01), trend=missing)], gone)
+    assert not untold.larger_come_nearer and untold.trend == {}
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -187,14 +187,14 @@ def test_the_page_prints_the_rule():
     page = tables.the_rule()
     assert rule.__doc__.strip() in page
     for word in (*KINDS, *VERDICTS): assert word in page
-    for delta in (rule.FINE_TUNING, rule.QUANTIZATION, rule.ACCURACY, rule.SHARE, rule.RELATIVE, rule.CORRELATION,
-                  rule.LOGARITHM, rule.SLOPE):
+    for delta in (deltas.FINE_TUNING, deltas.QUANTIZATION, deltas.ACCURACY, deltas.SHARE, deltas.RELATIVE, deltas.CORRELATION,
+                  deltas.LOGARITHM, deltas.SLOPE):
         assert str(delta) in page
     assert f"{rule.FAR_TIMES} δ" in page and f"{100 * rule.ALPHA:g} %" in page
 
 
 @pytest.mark.parametrize("delta, says", [
-    (FINE_TUNING, "+0.050 ± 0.012"), (AT_LEAST, "5 ± 1 % of the gain"), (rule.SHARE, "+5 ± 1 % of the gain"),
+    (FINE_TUNING, "+0.050 ± 0.012"), (AT_LEAST, "5 ± 1 % of the gain"), (deltas.SHARE, "+5 ± 1 % of the gain"),
     (CORRELATION, "+0.05 ± 0.01")])
 def test_effects_in_their_unit(delta, says):
     assert delta.show(Effect(0.05, 0.005, 7)) == says

@@ -73,7 +73,7 @@ def number(body: str) -> str:
         ends = [(results if c in results.conditions else load(ELSEWHERE), c)
                 for c in share.group(2, 3)]
         arm, full, frozen = paired([(results, condition), *ends], metric)
-        e = effects.share(*effects.gains(frozen, arm, full))
+        e = effects.share(frozen - arm, frozen - full)
     elif parts:
         e = effects.difference(*paired([(results, part) for part in parts], metric))
     else:

@@ -11,14 +11,14 @@
     measuring.py     `run` measures what is missing in a file, and the file says with what
     checking.py      do the stored results hold? some are measured again (`--check`)
     stored.py        reading what a file stores, for pictures, pages and verdicts
-    effects.py       an effect and its error over seeds and documents: one for every interval and p
+    effects.py       rows that pair themselves by seed and document; an effect and its error, one for every interval and p
     experiments/     the experiments, one file per question
     whole.py         the study by one command: the rates first, then what uses them
     tuning.py        one fine-tuning run, as the experiments make it
     quantized.py     the model and the text on which the experiments judge quantization
     bases.py         two smaller bases beside the shipped one
 
-    claims/          what the papers claim, a rule that judges each claim, and the verdicts
+    claims/          what the papers claim, each claim an expression over measured rows, and a rule that judges it
     pictures/        every picture, drawn from stored results alone
     plot.py          the style that all pictures share
     gallery.py       figures/README.md: claims and pictures on one page

@@ -24,27 +24,15 @@ pairs: SE² = S_a + S_b + D, the seeds' errors of each size and that of the docu
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Effect", "Rows", "among", "averaged", "between", "components", "difference", "effect", "gains", "half_of",
-           "linear", "plus", "read", "relative", "share", "together"]
+__all__ = ["Effect", "Rows", "Share", "among", "averaged", "between", "components", "difference", "effect", "half_of",
+           "over_both_texts", "read", "share", "together"]
 
 LEVEL, TINY = 0.95, -230.0                               # of intervals; the logarithm of a p that counts as 0
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """What one arm measured. by_seed: seed → numbers (m,), one per document, or (1,). weights: (m,), of mean 1."""
-    by_seed: dict[int, np.ndarray]
-    weights: np.ndarray
-
-    def mapped(self, f: Callable[[np.ndarray], np.ndarray]) -> Rows:
-        """Return the same rows with every row changed by `f`."""
-        return Rows({seed: f(row) for seed, row in self.by_seed.items()}, self.weights)
 
 
 @dataclass(frozen=True)
@@ -92,11 +80,19 @@ class Effect:
         if beyond(TINY) < 0: return 0.0
         return float(np.exp(brentq(beyond, TINY, np.log(0.5)))) if distance else 0.5
 
-    def shifted(self, by: float) -> Effect: return replace(self, mean=self.mean + by)
+    def __rmul__(self, by: float) -> Effect: return replace(self, mean=by * self.mean, error=abs(by) * self.error)
 
-    def scaled(self, by: float) -> Effect: return replace(self, mean=by * self.mean, error=abs(by) * self.error)
+    def __neg__(self) -> Effect: return -1 * self
 
-    def __neg__(self) -> Effect: return self.scaled(-1)
+    def __format__(self, form: str) -> str:
+        """"mean ± half of the 95 % interval"; only the mean has the sign that `form` asks for."""
+        return f"{self.mean:{form}} ± {format(self.half, form).lstrip('+')}"
+
+
+@dataclass(frozen=True)
+class Share(Effect):
+    """The effect of a ratio a / b. whole: that of b."""
+    whole: Effect
 
 
 def components(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
@@ -148,30 +144,103 @@ def effect(values: np.ndarray, weights: np.ndarray | None = None) -> Effect:
     return Effect(mean, (S + D - min(S, D, R)) ** 0.5, ((S, n - 1), (D, documents_df(w))))
 
 
-# -- from results ----------------------------------------------------------------------------------
+# -- rows, and what they add up to -----------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What was measured, or computed of it: numbers by seed and test document. Operators pair them over the seeds and documents
+    that both sides have: a − b, a + b, 2 · a, a − 1 are Rows, and so is a / b, a share with the error of a ratio of means.
+
+    by_seed: seed → numbers (m,), one per document, or (1,). weights: (m,), of mean 1. metric: what was measured. whole: of
+    a share, the rows of b.
+    """
+    by_seed: dict[int, np.ndarray]
+    weights: np.ndarray
+    metric: str = ""
+    whole: Rows | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """(seeds, m)."""
+        return np.array(list(self.by_seed.values()))
+
+    @property
+    def is_list(self) -> bool:
+        """Is a row a list of several numbers, without documents?"""
+        return self.values[0].shape != self.weights.shape
+
+    @property
+    def mean(self) -> float: return float((self.weights * self.values).mean())
+
+    @property
+    def effect(self) -> Effect:
+        """The mean with its error, a `Share` if the rows are one. Raises ValueError if a row is a list of several numbers."""
+        if self.is_list:
+            raise ValueError(f"{self.metric} is a list of shape {self.values[0].shape}; name an entry, such as [condition, 0]")
+        e = effect(self.values, self.weights)
+        return Share(e.mean, e.error, e.df, self.whole.effect) if self.whole else e
+
+    def __format__(self, form: str) -> str:
+        """The mean, or those of a list, in three decimals if `form` is empty."""
+        means = self.values.mean(0).flat if self.is_list else [self.mean]
+        return " / ".join(format(mean, form or ".3f") for mean in means).replace("%", " %")
+
+    def with_other(self, other: Rows | float, operator: np.ufunc) -> Rows:
+        """Apply `operator` to these rows and others, paired, or to these rows and a number."""
+        if not isinstance(other, Rows):
+            return Rows({s: operator(row, other) for s, row in self.by_seed.items()}, self.weights, self.metric)
+        (a, b), weights = together(self, other)
+        return Rows(dict(zip(common(self, other), operator(a, b), strict=True)), weights, self.metric)
+
+    def __add__(self, other: Rows | float) -> Rows: return self.with_other(other, np.add)
+
+    def __sub__(self, other: Rows | float) -> Rows: return self.with_other(other, np.subtract)
+
+    def __mul__(self, number: float) -> Rows: return self.with_other(number, np.multiply)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Rows | float) -> Rows:
+        """A share, or these rows over a number. The numbers z of a share have the ratio r = ā / b̄ of means as their mean, and
+        their error is that of r (the delta method):
+
+            r̂ − r ≈ mean of (a_ij − r b_ij) / b̄, so z_ij = r + (a_ij − r b_ij) / b̄  (Cochran, Sampling Techniques, 1977, §6)
+        """
+        if not isinstance(other, Rows): return self.with_other(other, np.divide)
+        (a, b), weights = together(self, other)
+        whole = Rows(dict(zip(common(self, other), b, strict=True)), weights)
+        r = (weights * a).mean() / whole.mean
+        z = r + (a - r * b) / whole.mean
+        return Rows(dict(zip(whole.by_seed, z, strict=True)), weights, whole=whole)
+
+
+def common(*arms: Rows) -> list[int]:
+    """The seeds that all arms have."""
+    return [seed for seed in arms[0].by_seed if all(seed in arm.by_seed for arm in arms)]
+
+
 def read(results: Any, condition: str, metric: str = "loss", i: int | None = None) -> Rows:
     """The metric of `Results` per document if the runs stored METRIC_documents (sums of nats), else the metric alone. i: which
-    entry of a list.
+    entry of a list; None: a list is whole, without documents.
 
     Raises KeyError for a condition or a metric that was not measured.
     """
     whole, runs = results.values(condition, metric), results.record["runs"][condition]
     if i is not None: whole = whole[:, i]
-    if f"{metric}_documents" not in next(iter(runs.values())):
-        return Rows({int(seed): np.atleast_1d(value) for seed, value in zip(runs, whole, strict=True)}, np.ones(1))
+    if whole.ndim > 1 or f"{metric}_documents" not in next(iter(runs.values())):
+        return Rows({int(seed): np.atleast_1d(x) for seed, x in zip(runs, whole, strict=True)}, np.ones(1), metric)
     sums = results.values(condition, f"{metric}_documents")
     if i is not None: sums = sums[:, i]
     tokens = results.tokens(sums.shape[1])
     rows = {}
     for seed, value, row in zip(runs, whole, sums / tokens, strict=True):        # stored sums have two decimals
         rows[int(seed)] = row + (value - np.average(row, weights=tokens))
-    return Rows(rows, tokens / tokens.mean())
+    return Rows(rows, tokens / tokens.mean(), metric)
 
 
 def together(*arms: Rows) -> tuple[list[np.ndarray], np.ndarray]:
     """Arms as arrays (n, m) over the seeds that all of them have, and the documents' weights (m,); arms that were not tested
     on the same documents are (n, 1). Raises KeyError if they share no seed."""
-    seeds = [s for s in arms[0].by_seed if all(s in arm.by_seed for arm in arms)]
+    seeds = common(*arms)
     if not seeds: raise KeyError("no seed was measured for all of these conditions")
     tables = [np.array([arm.by_seed[s] for s in seeds]) for arm in arms]
     weights = arms[0].weights
@@ -183,15 +252,12 @@ def together(*arms: Rows) -> tuple[list[np.ndarray], np.ndarray]:
 
 def difference(worse: Rows, better: Rows) -> Effect:
     """worse − better, paired over seeds and documents: positive if a claim that `better` is lower holds."""
-    (a, b), weights = together(worse, better)
-    return effect(a - b, weights)
+    return (worse - better).effect
 
 
-def gains(frozen: Rows, *arms: Rows) -> list[Rows]:
-    """By how much each arm's loss lies below the frozen base's, per seed and document."""
-    (first, *others), weights = together(frozen, *arms)
-    seeds = [s for s in frozen.by_seed if all(s in arm.by_seed for arm in arms)]
-    return [Rows(dict(zip(seeds, first - x, strict=True)), weights) for x in others]
+def share(part: Rows, whole: Rows) -> Effect:
+    """The ratio of two means, such as the share of a gain."""
+    return (part / whole).effect
 
 
 def among(arm: Rows, *others: Rows) -> Effect:
@@ -228,33 +294,11 @@ def between(a: Rows, b: Rows) -> Effect:
     return Effect(mean, sum(v for v, _ in parts) ** 0.5, tuple(parts))
 
 
-def linear(a: np.ndarray, b: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
-    """Numbers z, per seed and document, whose mean is the ratio r = ā / b̄ and whose error is that of r (the delta method):
-
-        r̂ − r ≈ mean of (a_ij − r b_ij) / b̄, so z_ij = r + (a_ij − r b_ij) / b̄          (Cochran, Sampling Techniques, 1977, §6)
-    """
-    whole = (weights * b).mean()
-    r = (weights * a).mean() / whole
-    return r + (a - r * b) / whole
-
-
-def share(part: Rows, whole: Rows) -> Effect:
-    """The ratio of two means, such as the share of a gain."""
-    (a, b), weights = together(part, whole)
-    return effect(linear(a, b, weights), weights)
-
-
-def relative(more: Rows, less: Rows) -> Effect:
-    """By which share of itself `less` is smaller than `more`: the ratio of means minus one."""
-    return share(more, less).shifted(-1)
-
-
-def plus(a: Rows, b: Rows) -> Effect:
+def over_both_texts(a: Rows, b: Rows) -> Rows:
     """The sum of two means that the same seeds measured on different documents. All documents become columns of one table,
     scaled so that its mean is the sum and its error that of the sum."""
-    seeds = [s for s in a.by_seed if s in b.by_seed]
-    parts = [(np.array([rows.by_seed[s] for s in seeds]), rows.weights) for rows in (a, b)]
-    means = [(w * x).mean() for x, w in parts]
-    m = sum(x.shape[1] for x, _ in parts)
-    columns = [sum(means) + m / x.shape[1] * w * (x - mean) for (x, w), mean in zip(parts, means, strict=True)]
-    return effect(np.concatenate(columns, axis=1))
+    seeds, m = common(a, b), len(a.weights) + len(b.weights)
+    tables = [(np.array([rows.by_seed[s] for s in seeds]), rows.weights) for rows in (a, b)]
+    means = [(w * x).mean() for x, w in tables]
+    columns = [sum(means) + m / len(w) * w * (x - mean) for (x, w), mean in zip(tables, means, strict=True)]
+    return Rows(dict(zip(seeds, np.concatenate(columns, axis=1), strict=True)), np.ones(m))

@@ -1,18 +1,20 @@
 """What the papers claim, beside what was measured here, and a rule that was fixed before the runs.
 
-    rule.py      what a claim is, and the rule: parts, p for yes and for no, Holm over all claims, the verdicts
     methods.py   METHOD_CLAIMS: fine-tuning methods
     schemes.py   SCHEME_CLAIMS: quantization
-    words.py     numbers in words; a mean beside its paired difference to another
+    measured.py  what a claim's expression reads: s.rank["64"] - s.rank["64/sqrt"]
+    rule.py      what a claim is, and the rule: parts, p for yes and for no, Holm over all claims, the verdicts
+    deltas.py    δ of each metric
     tables.py    the rule, the claims and their verdicts as Markdown tables
+    words.py     a mean beside its paired difference to another
 
-To add a claim, write a function (name → Results) → `Finding` and an entry of METHOD_CLAIMS or SCHEME_CLAIMS beside it, with
-its contrast, its δ and what would refute it, before its experiment is run.
+To add a claim, add an entry to METHOD_CLAIMS or SCHEME_CLAIMS before its experiment is run: what is compared and what would
+refute it in words, and `parts`, the comparison as an expression.
 """
 from .methods import METHOD_CLAIMS
-from .rule import Claim, Finding, Judgement, judge
+from .rule import Claim, Judgement, judge
 from .schemes import SCHEME_CLAIMS
 
 ALL_CLAIMS = *METHOD_CLAIMS, *SCHEME_CLAIMS
 
-__all__ = ["ALL_CLAIMS", "METHOD_CLAIMS", "SCHEME_CLAIMS", "Claim", "Finding", "Judgement", "judge"]
+__all__ = ["ALL_CLAIMS", "METHOD_CLAIMS", "SCHEME_CLAIMS", "Claim", "Judgement", "judge"]

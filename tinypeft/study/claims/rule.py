@@ -31,19 +31,20 @@ and after.
 """
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..effects import Effect
+from ..effects import Effect, Rows, Share
 from ..experiment import Results
-from .words import pm
+from .deltas import FINE_TUNING, Delta
+from .measured import Study
 
-__all__ = ["ACCURACY", "AS_GOOD", "AT_LEAST", "BETTER", "BY_CONSTRUCTION", "CHANCE", "CONTRADICTED", "CORRELATION", "FAR",
-           "FINE_TUNING", "KINDS", "LENGTH", "LEVEL", "LOGARITHM", "NOT_MEASURED", "NOT_SHOWN", "NO_SIZE", "QUANTIZATION",
-           "RELATIVE", "REPRODUCED", "SHARE", "SIZE_OPEN", "SLOPE", "VERDICTS", "WITHIN", "Claim", "Contrast", "Delta",
-           "Finding", "Judgement", "Load", "Part", "holm", "judge", "parts", "p_values", "verdict"]
+__all__ = ["AS_GOOD", "BETTER", "BY_CONSTRUCTION", "CHANCE", "CONTRADICTED", "FAR", "KINDS", "LEVEL", "NOT_MEASURED",
+           "NOT_SHOWN", "NO_SIZE", "REPRODUCED", "SIZE_OPEN", "VERDICTS", "WITHIN", "Claim", "Judgement", "Part", "holm",
+           "judge", "p_values", "parts", "verdict"]
 
 REPRODUCED, SIZE_OPEN, LEVEL, NOT_SHOWN, NO_SIZE, CONTRADICTED = VERDICTS = (
     "reproduced", "reproduced, size open", "level", "not shown", "contradicted, size open", "contradicted here")
@@ -51,72 +52,35 @@ NOT_MEASURED, BY_CONSTRUCTION = "not measured", "by construction"
 BETTER, FAR, AS_GOOD, WITHIN, CHANCE = KINDS = "better", "far better", "as good as", "within δ", "unlike chance"
 
 ALPHA, FAR_TIMES = 0.05, 5
-Load = Callable[[str], Results]                          # the results of an experiment, by its name
+GAIN = FINE_TUNING.size                                  # δ for a gain in loss, and as large for one in accuracy
 
 
 # -- what a claim is -------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Delta:
-    """The difference that matters. size: in the metric's own unit. unit: as a reader sees it, `times` as large."""
-    size: float
-    unit: str
-    form: str = "{:+.3f}"
-    times: float = 1
-
-    def __str__(self) -> str: return f"{self.times * self.size:g} {self.unit}"
-
-    def show(self, e: Effect) -> str:
-        """"mean ± half of the interval", and the unit unless it is nats/token."""
-        return pm(e, self.form, self.times) + f" {self.unit}" * self.unit.startswith("%")
-
-
-FINE_TUNING, QUANTIZATION = Delta(0.02, "nats/token"), Delta(0.01, "nats/token")     # losses after training; excess of rounding
-ACCURACY, SHARE = Delta(0.02, "points", "{:+.1f}", 100), Delta(0.10, "% of the gain", "{:+.0f}", 100)
-RELATIVE, CORRELATION = Delta(0.10, "% of the error", "{:+.0f}", 100), Delta(0.3, "of a correlation", "{:+.2f}")
-AT_LEAST = replace(SHARE, form="{:.0f}")                 # of "as good as": the share itself
-LOGARITHM = Delta(0.3, "of a logarithm to base 10 (a factor of 2)", "{:+.2f}")
-LENGTH = Delta(0.01, "% of a length", "{:+.1f}", 100)
-SLOPE = Delta(0.1, "of an exponent", "{:+.2f}")
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """What was measured of one part. name: of the part, in a few words. effect: signed, positive supports the claim; of "as
-    good as", the share of the gain. gain, worth: of "as good as", the gain of which it is a share, and the δ for it."""
-    name: str
-    effect: Effect
-    gain: Effect | None = None
-    worth: Delta = FINE_TUNING
-
-
-@dataclass(frozen=True)
-class Finding:
-    """measured: means in words, Markdown, without intervals that invite an unpaired comparison. contrasts: the parts."""
-    measured: str
-    contrasts: tuple[Contrast, ...]
-
-
 @dataclass(frozen=True)
 class Claim:
     """One claim. text: as the paper states it, or as the study does. paper: arXiv id, or "name: address". number: the paper's
     own numbers ("" if it gives a direction only). own: the claim is the study's; the paper is where the method is from.
 
-    kind: one of KINDS. delta: δ of the metric. contrast: what is compared, in words. refuted: what would refute it.
-    needs: names of the results that `test` and `trend` read. test: the function that measures. trend: the effects of the size,
-    by name, if they were measured (positive: it is more true of a larger model). by_construction: why it cannot fail here.
-    why: verdict → one sentence that explains it; a sentence is written only for a verdict that was reached.
+    kind: one of KINDS. delta: δ of the metric. contrast: what is compared, in words. refuted: what would refute it. These four
+    were registered before the runs, and stay as they were.
+
+    parts: the name of a part → its effect, as arithmetic over what was measured (`measured.py`); positive supports the claim.
+    Of "as good as" it is a share of a gain, a / b. means: the means behind the effects, in words, without intervals that
+    invite an unpaired comparison; None: of all that `parts` reads. trend: the effects of the size, by name, if they were
+    measured (positive: it is more true of a larger model). by_construction: why it cannot fail here. why: verdict → one
+    sentence that explains it; a sentence is written only for a verdict that was reached.
     """
     text: str
     paper: str
-    number: str
-    contrast: str
-    refuted: str
-    needs: tuple[str, ...]
-    test: Callable[[Load], Finding]
     kind: str
     delta: Delta
+    contrast: str
+    refuted: str
+    parts: Callable[[Study], dict[str, Rows | Effect]]
+    means: Callable[[Study], str] | None = None
+    number: str = ""
     own: bool = False
-    trend: Callable[[Load], dict[str, Effect]] | None = None
+    trend: Callable[[Study], dict[str, Effect]] | None = None
     by_construction: str = ""
     why: dict[str, str] = field(default_factory=dict, hash=False)
 
@@ -132,13 +96,16 @@ class Part:
     wrong: bool
 
 
-def parts(kind: str, delta: Delta, contrast: Contrast) -> list[Part]:
-    """The part, or the two of "within δ", by the table above. Raises ValueError for a kind that is not in KINDS."""
-    e, d = contrast.effect, delta.size
+def parts(kind: str, delta: Delta, e: Effect) -> list[Part]:
+    """The part, or the two of "within δ", by the table above. Raises ValueError for a kind that is not in KINDS, and for "as
+    good as" if the effect is no share."""
+    d = delta.size
     within = -d < e.low and e.high < d
     if kind in (BETTER, FAR, CHANCE):
         return [Part(e, 0.0, e.low >= d * (FAR_TIMES if kind == FAR else 1), within, e.high <= -d)]
-    if kind == AS_GOOD: return [Part(e, 1 - d, contrast.gain.low >= contrast.worth.size, False, e.high <= 1 - 2 * d)]
+    if kind == AS_GOOD and isinstance(e, Share):
+        return [Part(e, 1 - d, e.whole.low >= GAIN, False, e.high <= 1 - 2 * d)]
+    if kind == AS_GOOD: raise ValueError("a part of the kind 'as good as' is a share of a gain, a / b; got another effect")
     if kind == WITHIN: return [Part(one, -d, True, False, one.high <= -2 * d) for one in (e, -e)]
     raise ValueError(f"a claim's kind is one of {', '.join(KINDS)}, not {kind!r}")
 
@@ -163,15 +130,19 @@ def holm(p: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim with its verdict. finding: None if it was not measured. p_yes, p_no: of its parts. p: two-sided, after Holm; 1
-    for a claim that does not count. trend: the effects of the model's size, by name, if they were measured."""
+    """A claim with its verdict. parts: the effect of each part, by name; {} if it was not measured. means: in words, or the
+    command that measures what the claim lacks. trend: the effects of the model's size, by name; {} if they were not measured.
+    names: of the experiments that were read, the main one first. p_yes, p_no: of the parts. p: two-sided, after Holm; 1 for a
+    claim that does not count."""
     claim: Claim
     verdict: str
-    finding: Finding | None = None
+    parts: dict[str, Effect]
+    means: str
+    trend: dict[str, Effect]
+    names: tuple[str, ...]
     p_yes: float = 1.0
     p_no: float = 1.0
     p: float = 1.0
-    trend: dict[str, Effect] | None = None
 
     @property
     def larger_come_nearer(self) -> bool:
@@ -185,37 +156,41 @@ class Judgement:
         return self.claim.by_construction or self.claim.why.get(self.verdict, "")
 
 
-def judge(claims: Iterable[Claim], load: Load) -> list[Judgement]:
-    """Every claim with its verdict, in order; a claim whose results, conditions or metrics are missing is "not measured"."""
-    claims = list(claims)
-    found = [measured(claim.test, load) for claim in claims]
-    of = [[part for c in f.contrasts for part in parts(claim.kind, claim.delta, c)] if f else []
-          for claim, f in zip(claims, found, strict=True)]
+def judge(claims: Iterable[Claim], load: Callable[[str], Results]) -> list[Judgement]:
+    """Every claim with its verdict, in order; a claim whose results, conditions or metrics are missing is "not measured".
+    load: the results of an experiment, by its name."""
+    found = [measured(claim, load) for claim in claims]
+    of = [[part for e in j.parts.values() for part in parts(j.claim.kind, j.claim.delta, e)] for j in found]
     p = [p_values(each) if each else (1.0, 1.0) for each in of]
-    counted = [i for i, claim in enumerate(claims) if not claim.by_construction]
+    counted = [i for i, j in enumerate(found) if not j.claim.by_construction]
     adjusted = dict(zip(counted, holm([min(1.0, 2 * min(p[i])) for i in counted]), strict=True))
     judged = []
-    for i, claim in enumerate(claims):
-        if claim.by_construction: said = BY_CONSTRUCTION
-        elif not found[i]: said = NOT_MEASURED
+    for i, j in enumerate(found):
+        if j.claim.by_construction: said = BY_CONSTRUCTION
+        elif not j.parts: said = NOT_MEASURED
         else: said = verdict(of[i], *p[i], adjusted[i])
-        trend = measured(claim.trend, load) if claim.trend else None
-        judged.append(Judgement(claim, said, found[i], *p[i], adjusted.get(i, 1.0), trend))
+        judged.append(replace(j, verdict=said, p_yes=p[i][0], p_no=p[i][1], p=adjusted.get(i, 1.0)))
     return judged
 
 
 def verdict(of: Sequence[Part], p_yes: float, p_no: float, p: float) -> str:
-    """One of VERDICTS. p: after Holm. Raises ValueError without a part."""
-    if not of: raise ValueError("verdict: the claim has no contrast; a finding needs at least one")
+    """One of VERDICTS. p: after Holm."""
     if all(part.level for part in of): return LEVEL
     if p <= ALPHA and p_yes < p_no: return REPRODUCED if all(part.large for part in of) else SIZE_OPEN
     if p <= ALPHA and p_no < p_yes: return CONTRADICTED if any(part.wrong for part in of) else NO_SIZE
     return NOT_SHOWN
 
 
-def measured(test: Callable, load: Load):
-    """What `test` finds in the results; None if there is no such file, condition or metric yet."""
+def measured(claim: Claim, load: Callable[[str], Results]) -> Judgement:
+    """A claim with what was measured for it, before it is judged. Raises ValueError if the claim has no part."""
+    study, trend = Study(load), {}
     try:
-        return test(load)
+        found = {name: x.effect if isinstance(x, Rows) else x for name, x in claim.parts(study).items()}
+        means = claim.means(study) if claim.means else study.means()
     except (FileNotFoundError, KeyError):
-        return None
+        found, means = {}, f"not measured: `python -m tinypeft figures {study.last} --rerun`"
+    else:
+        if not found: raise ValueError(f"the claim {claim.text!r} has no part; its `parts` gave an empty dict")
+    with contextlib.suppress(FileNotFoundError, KeyError):
+        if claim.trend: trend = claim.trend(study)
+    return Judgement(claim, NOT_MEASURED, found, means, trend, tuple(study.names))

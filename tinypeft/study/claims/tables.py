@@ -7,9 +7,8 @@ from .. import markdown
 from ..about import linked
 from ..effects import __doc__ as effects_text
 from ..stored import load_whole
-from . import rule
+from . import deltas, rule
 from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
-from .words import pm
 
 __all__ = ["count", "details", "in_words", "judged", "table", "the_rule"]
 
@@ -29,10 +28,10 @@ def _judged(folder: Path, claims: tuple[Claim, ...], changed: tuple) -> list[Jud
 # -- the page of claims ----------------------------------------------------------------------------
 def the_rule() -> str:
     """The rule as `rule.py` states it, every δ, and the error as `effects.py` states it."""
-    deltas = (f"δ is {rule.FINE_TUNING} for losses after training, {rule.QUANTIZATION} for the excess of rounding, "
-              f"{rule.ACCURACY} of accuracy, {rule.SHARE}, {rule.RELATIVE}, {rule.CORRELATION}, {rule.LOGARITHM}, or "
-              f"{rule.SLOPE}.")
-    return f"```text\n{rule.__doc__.strip()}\n```\n\n{deltas}\n\n```text\n{effects_text.strip()}\n```"
+    each = (f"δ is {deltas.FINE_TUNING} for losses after training, {deltas.QUANTIZATION} for the excess of rounding, "
+            f"{deltas.ACCURACY} of accuracy, {deltas.SHARE}, {deltas.RELATIVE}, {deltas.CORRELATION}, {deltas.LOGARITHM}, or "
+            f"{deltas.SLOPE}.")
+    return f"```text\n{rule.__doc__.strip()}\n```\n\n{each}\n\n```text\n{effects_text.strip()}\n```"
 
 
 def table(folder: str | Path, claims: Iterable[Claim]) -> str:
@@ -40,7 +39,7 @@ def table(folder: str | Path, claims: Iterable[Claim]) -> str:
     judgements = judged(folder, claims)
     row = lambda j, measured: (j.claim.text, source(j.claim), *measured, j.why)
     counted = [row(j, (effects(j), f"{j.claim.delta}", said(j))) for j in judgements if not j.claim.by_construction]
-    others = [row(j, [means(j)]) for j in judgements if j.claim.by_construction]
+    others = [row(j, [j.means]) for j in judgements if j.claim.by_construction]
     parts = [count(judgements), markdown.table(("claim", "paper", "effect ± 95 % interval", "δ", "verdict", "why"), counted)]
     if others:
         parts += ["These hold by construction, and do not count:",
@@ -50,8 +49,8 @@ def table(folder: str | Path, claims: Iterable[Claim]) -> str:
 
 def details(judgements: Iterable[Judgement]) -> str:
     """What was fixed before the runs (contrast, kind, δ, what would refute it), the means behind the effects, and p."""
-    rows = [(j.claim.text, j.claim.contrast, f"{j.claim.kind}, {j.claim.delta}", j.claim.refuted, means(j),
-             f"{j.p:.2g}" if j.finding else "")
+    rows = [(j.claim.text, j.claim.contrast, f"{j.claim.kind}, {j.claim.delta}", j.claim.refuted, j.means,
+             f"{j.p:.2g}" if j.parts else "")
             for j in judgements if not j.claim.by_construction]
     return markdown.table(("claim", "contrast", "kind, δ", "refuted if", "means", "p (Holm)"), rows)
 
@@ -69,33 +68,25 @@ def count(judgements: Iterable[Judgement]) -> str:
 def in_words(j: Judgement) -> str:
     """The verdict on a claim, its effects (of more than two the least and the greatest), and what was measured, in one line; or
     how to measure it."""
-    if j.finding is None: return command(j.claim)
-    if j.claim.by_construction: return f"{j.finding.measured}. It holds by construction: {j.why.removesuffix('.')}"
-    shown = sorted(j.finding.contrasts, key=lambda c: c.effect.mean)
+    if not j.parts: return j.means
+    if j.claim.by_construction: return f"{j.means}. It holds by construction: {j.why.removesuffix('.')}"
+    shown = sorted(j.parts, key=lambda name: j.parts[name].mean)
     if len(shown) > 2: shown = shown[0], shown[-1]
-    between = ", and at most " if len(j.finding.contrasts) > 2 else "; "
-    least = "at least " if len(j.finding.contrasts) > 2 else ""
-    of = [f"{j.claim.delta.show(c.effect)} ({c.name})" for c in shown]
-    return (f"**{j.verdict}**. Effect (plus supports the claim): {least}{between.join(of)}; δ is {j.claim.delta}. Measured: "
-            f"{j.finding.measured}")
-
-
-def means(j: Judgement) -> str:
-    """Return what was measured, in words, or the command that measures it."""
-    return j.finding.measured if j.finding else command(j.claim)
+    of = [f"{j.claim.delta.show(j.parts[name])} ({name})" for name in shown]
+    effects = f"at least {', and at most '.join(of)}" if len(j.parts) > 2 else "; ".join(of)
+    return f"**{j.verdict}**. Effect (plus supports the claim): {effects}; δ is {j.claim.delta}. Measured: {j.means}"
 
 
 def effects(j: Judgement) -> str:
     """"part: effect ± half width" for every part, or the command that measures them."""
-    if j.finding is None: return command(j.claim)
-    return "; ".join(f"{c.name}: {j.claim.delta.show(c.effect)}" for c in j.finding.contrasts)
+    return "; ".join(f"{name}: {j.claim.delta.show(e)}" for name, e in j.parts.items()) or j.means
 
 
 def said(j: Judgement) -> str:
     """The verdict, and beside it "larger bases come nearer" if a trend in size was measured."""
     if j.verdict in (NOT_MEASURED, BY_CONSTRUCTION): return j.verdict
     if not j.larger_come_nearer: return f"**{j.verdict}**"
-    rises = " and ".join(f"by {pm(e, '{:.0f}', 100)} points {name}" for name, e in j.trend.items())
+    rises = " and ".join(f"by {100 * e:.0f} points {name}" for name, e in j.trend.items())
     return (f"**{j.verdict}**. Larger bases come nearer: from the smallest to the largest, three of each, the share of full "
             f"fine-tuning's gain on *domain* rises {rises}")
 
@@ -103,9 +94,3 @@ def said(j: Judgement) -> str:
 def source(claim: Claim) -> str:
     """The paper with its own numbers; for a claim of the study, the paper whose method it is about."""
     return "the study's own, on " * claim.own + linked(claim.paper) + f": {claim.number}" * bool(claim.number)
-
-
-def command(claim: Claim) -> str:
-    """How to measure what a claim lacks."""
-    return f"not measured: `python -m tinypeft figures {' '.join(claim.needs)} --rerun`"
-

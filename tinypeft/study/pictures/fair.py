@@ -9,8 +9,8 @@ from ...peft import LoRA, Method, PromptTuning
 from .. import plot
 from ..about import about
 from ..bases import SIZES, draws_of
-from ..claims.rule import FINE_TUNING
-from ..effects import Effect, effect, gains, read, share
+from ..claims.deltas import FINE_TUNING
+from ..effects import Effect, effect, read, share
 from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..stored import load
@@ -178,7 +178,7 @@ def lengths(results: Path) -> plot.Drawing:
     fig, ax = plot.figure(height=3.4)
     ends, found = [], {}
     for m in ("lora_all", "adapter"):
-        found[m] = [share(*gains(frozen, read(*at[m][s]), read(*at["full"][s]))) for s in steps]
+        found[m] = [share(frozen - read(*at[m][s]), frozen - read(*at["full"][s])) for s in steps]
         ax.errorbar(steps, [100 * e.mean for e in found[m]], yerr=[100 * e.half for e in found[m]], ms=7,
                     **plot.line(about(m).look))
         ends.append((steps[-1], 100 * found[m][-1].mean, about(m).short, plot.mark(m)["color"]))

@@ -5,18 +5,8 @@ import numpy as np
 
 from .. import plot
 from ..claims import ALL_CLAIMS
-from ..claims.rule import (
-    AS_GOOD,
-    CONTRADICTED,
-    FINE_TUNING,
-    LEVEL,
-    NO_SIZE,
-    NOT_SHOWN,
-    REPRODUCED,
-    SIZE_OPEN,
-    WITHIN,
-    Judgement,
-)
+from ..claims.deltas import FINE_TUNING
+from ..claims.rule import AS_GOOD, CONTRADICTED, LEVEL, NO_SIZE, NOT_SHOWN, REPRODUCED, SIZE_OPEN, WITHIN, Judgement
 from ..claims.tables import judged
 from ..effects import components, half_of, read, together
 from ..stored import load
@@ -30,7 +20,7 @@ FARTHEST = 12                                            # δ; an effect beyond 
 
 def forest(results: Path) -> plot.Drawing:
     """A row for each claim that counts, a mark with its interval for each of its parts."""
-    found = [j for j in judged(results, ALL_CLAIMS) if j.finding and not j.claim.by_construction]
+    found = [j for j in judged(results, ALL_CLAIMS) if j.parts and not j.claim.by_construction]
     found.sort(key=lambda j: (list(LOOKS).index(j.verdict), -min(mean for mean, _ in in_deltas(j))))
     fig, ax = plot.figure(height=1.2 + 0.25 * len(found))
     ax.axvspan(-1, 1, color="#EEEEEE", lw=0)
@@ -71,7 +61,7 @@ def in_deltas(j: Judgement) -> list[tuple[float, float]]:
     """(effect, half of its interval) of each part in units of δ, positive where the part is right."""
     shifts = {AS_GOOD: lambda x, d: x - (1 - d), WITHIN: lambda x, d: d - abs(x)}
     shift, d = shifts.get(j.claim.kind, lambda x, d: x), j.claim.delta.size
-    return [(shift(c.effect.mean, d) / d, c.effect.half / d) for c in j.finding.contrasts]
+    return [(shift(e.mean, d) / d, e.half / d) for e in j.parts.values()]
 
 
 def shortened(text: str, most: int = 46) -> str:
