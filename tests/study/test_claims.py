@@ -1,4 +1,5 @@
 """Claims: true and false ones are planted in made-up results; every claim follows its own numbers; tables; stored results."""
+import functools
 import json
 import re
 from pathlib import Path
@@ -20,9 +21,10 @@ from tinypeft.study.experiments.arms import SURVEYED
 from tinypeft.study.stored import load
 
 from .waiting import WAITING
-from .world import world
+from .world import distinct, world
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
+EFFECTS = json.loads((Path(__file__).parent / "effects.json").read_text("utf-8"))       # a claim's text → kind, δ, effects
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,10 @@ def verdicts(results, *claims):
         if name not in results: raise FileNotFoundError(name)
         return results[name]
     return {j.claim.text: j for j in judge(claims or ALL_CLAIMS, load)}
+
+
+@functools.cache
+def invented(): return distinct(world(truth=1))
 
 
 def of(judged, beginning):
@@ -132,6 +138,19 @@ def test_ranks_agree_within_kinds_only_if_matrices_do():
     noise = methods.agreements(kinds + rng.normal(0, 1, (8, 30)))
     agreed = methods.agreements(kinds + rng.normal(0, 2, 30) + rng.normal(0, 0.5, (8, 30)))
     assert len(noise) == 4 and abs(noise.mean()) < 0.3 and agreed.mean() > 0.8
+
+
+@pytest.mark.parametrize("claim", ALL_CLAIMS, ids=lambda c: "_".join(c.text.split()[:6]))
+def test_an_expression_reads_what_it_read_when_it_was_registered(claim):
+    """On results of which no two are equal: a swapped sign, another condition, entry or metric gives another effect. The rows
+    of the first 52 claims are of the functions that stood in place of the expressions."""
+    (j,) = judge([claim], invented().__getitem__)
+    effects = j.parts | {f"trend {name}": e for name, e in j.trend.items()}
+    now = [claim.kind, str(claim.delta), {name: round(e.mean, 9) for name, e in effects.items()}]
+    row = f"{json.dumps(claim.text, ensure_ascii=False)}: {json.dumps(now, ensure_ascii=False)}"
+    assert claim.text in EFFECTS, f"tests/study/effects.json has no row of this claim; if it is right, add\n{row}"
+    kind, delta, expected = EFFECTS[claim.text]
+    assert now[:2] == [kind, delta] and now[2] == pytest.approx(expected, abs=1e-8)
 
 
 def test_what_is_missing_is_named_with_the_command_that_measures_it():
