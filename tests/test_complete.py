@@ -68,7 +68,7 @@ def of_experiment(name: str) -> Lacks:
             if any(str(seed) not in runs.get(label, {}) for seed in e.seeds):
                 yield (f"figures/results/{name}.json: it has no measurement of {label!r} over {len(e.seeds)} seeds; run "
                        f"python -m tinypeft figures {name} --rerun")
-    claims = [j for j in claims_judged() if name in j.claim.needs]
+    claims = [j for j in claims_judged() if name in j.names]
     if not claims and name not in SERVING and not any(name in picture.needs for picture in PICTURES.values()):
         yield (f"tinypeft/study/claims: no claim and no picture reads {name}; write a Claim in methods.py or schemes.py, or a "
                "picture in tinypeft/study/pictures")
@@ -247,8 +247,9 @@ def test_a_class_in_no_list_is_named_with_what_its_docstring_lacks(monkeypatch):
 
 
 def test_an_experiment_that_is_in_no_list_or_not_measured_or_not_read_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(f"{__name__}.EXPERIMENTS", {n: e for n, e in EXPERIMENTS.items() if n != "rank"})
-    assert in_no_list()["study/experiments/rank"][0].endswith("EXPERIMENTS has no RANK; import rank and write rank.RANK")
+    monkeypatch.setattr(f"{__name__}.EXPERIMENTS", {n: e for n, e in EXPERIMENTS.items() if n != "granularity"})
+    assert in_no_list()["study/experiments/granularity"][0].endswith(
+        "EXPERIMENTS has no GRANULARITY; import granularity and write granularity.GRANULARITY")
     monkeypatch.undo()
     record = json.loads((RESULTS / "rank.json").read_text("utf-8"))
     del record["runs"]["8"]["23"]
