@@ -273,8 +273,8 @@ def numbers(metrics):
 
 FEWER = {"rates": "a choice on validation", "classify_rates": "a choice, too", "quant_rates": "a choice, too",
          "lengths": "two minutes a run", "baselines": "nothing is random", "memory": "nor here", "subspace": "a map",
-         "int8_activations": "a picture of one", "smoothquant_maxima": "a picture of one", "gptq_columns": "a picture of one",
-         "smollm2_rates": "a choice on validation", "smollm2": "half a minute a run", "natural_outliers": "of one model",
+         "gptq_columns": "a picture of one", "smollm2_rates": "a choice on validation", "smollm2": "half a minute a run",
+         "natural_outliers": "of one model",
          "prompts": "several bases of a size", "sizes": "the same", "texts": "a count", "pretrained_for": "several bases"}
 
 

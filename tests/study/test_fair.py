@@ -50,14 +50,6 @@ class Made:
         self.write("sizes", over(share))
         self.write("prompts", over({"full": (1, 1, 1)}))
 
-    def lengths(self, closes=False):
-        share = {60: 0.7, 150: 0.72, 600: 0.72, 1500: 0.95 if closes else 0.71}
-        gain = {60: 0.35, 150: 0.57, 600: 0.9, 1500: 1.05}
-        at = lambda m, s: {"loss": FROZEN - gain[s] * (1 if m == "full" else share[s] * (0.95 if m == "adapter" else 1))}
-        self.write("methods", {"frozen": {"loss": FROZEN}, **{m: at(m, 150) for m in ("full", "lora_all")}})
-        self.write("adapters", {"sequential 16": at("adapter", 150)})
-        self.write("lengths", {f"{m} {s}": at(m, s) for s in (600, 1500) for m in ("full", "lora_all", "adapter")}, seeds=3)
-
     def methods(self):
         runs = {"frozen": {"loss": FROZEN}}
         for i, name in enumerate(EXPERIMENTS["methods"].conditions):
@@ -112,14 +104,6 @@ def test_sizes_shows_every_base(made, monkeypatch):
     assert "66,432 and of 1,155,456 parameters" in drawing.sentence
     assert re.search(r"LoRA, r = 4 everywhere (39|40|41)% and (69|70|71)%", drawing.sentence)
     assert "3 of 66,432" in drawing.detail and re.search(r"66,432 parameters \d+% / \d+% / \d+%,", drawing.alt)
-
-
-def test_lengths_says_whether_the_gap_closes(made):
-    made.lengths()
-    drawing = drawn(made, "lengths")
-    assert "gap to full fine-tuning does not close measurably" in drawing.sentence and "1,500 steps" in drawing.alt
-    made.lengths(closes=True)
-    assert drawn(made, "lengths").sentence.startswith("The gap to full fine-tuning closes with longer training")
 
 
 def test_the_cheapest_within_delta_is_named(made):

@@ -68,7 +68,7 @@ def test_captions_name_as_many_steps_as_were_trained(drawn):
     named = {name: named_steps(f"{x.sentence} {x.detail} {x.alt}") for name, x in drawn.items() if PICTURES[name].needs}
     named = {name: numbers for name, numbers in named.items() if numbers}
     assert {name: numbers for name, numbers in named.items() if not numbers <= trained(PICTURES[name].needs)} == {}
-    assert len(named) > 12 and named["adalora"] == {200} and named["lengths"] >= {150, 600, 1500}
+    assert len(named) > 12 and named["adalora"] == {200}
 
 
 def test_numbers_of_steps_are_found():

@@ -15,9 +15,8 @@ EXPERIMENTS = {e.name: e for e in (
     gradient_check.GRADIENT_CHECK, texts.TEXTS, virtual_tokens.VIRTUAL_TOKENS,
     rates.RATES, rates.CLASSIFY_RATES, rates.QUANT_RATES, baselines.BASELINES, *FINE_TUNING,
     adalora_planted.ADALORA_PLANTED, prefix_rates.PREFIX_RATES, frontier.FRONTIER, subspace.SUBSPACE, best_rates.BEST_RATES,
-    int8_outliers.INT8_OUTLIERS, int8_outliers.INT8_THRESHOLD, int8_outliers.INT8_ACTIVATIONS,
-    smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
-    awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qat.QAT,
+    int8_outliers.INT8_OUTLIERS, smoothquant.SMOOTHQUANT, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
+    formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qat.QAT,
     schemes.SCHEMES_OVER_SEEDS, k_quants.K_QUANTS, bits_vs_parameters.BITS_VS_PARAMETERS, bits_vs_parameters.PRETRAINED_FOR,
     memory.MEMORY, smollm2.SMOLLM2_RATES, smollm2.SMOLLM2, natural_outliers.NATURAL_OUTLIERS,
 )}

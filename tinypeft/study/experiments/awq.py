@@ -12,7 +12,7 @@ import numpy as np
 from ...quant import AWQ, capture
 from ...quant.measure import output_error
 from ..experiment import Experiment
-from ..quantized import PARTS, base_model, costs, draw, rounded
+from ..quantized import PARTS, costs, draw, rounded
 from .int8_outliers import planted
 
 SCORES = {"activation": lambda W, x, rng: x, "weight": lambda W, x, rng: np.abs(W).mean(0),
@@ -66,24 +66,3 @@ AWQ_KEEPING = Experiment(
     measure, CONDITIONS, {"bits": 3, "group_size": 32, "channels": 2, "factor": 32, "calibration": 32, "test": 64},
     {"calibration": 8, "test": 16, "conditions": ("round to nearest, planted", "1 % by activation, planted"), "seeds": (0, 1)},
     seeds=PARTS)
-
-
-def measure_search(layer: str, seed: int, settings: dict) -> dict:
-    """L(α)/L(0) for the 20 α that AWQ tries, each layer judged by its own output: the mean over the layers of that name."""
-    sample, base = draw(seed, settings["calibration"], 16), base_model()
-    scheme, curves = AWQ(settings["bits"], settings["group_size"]), []
-    for i in range(base.config.n_layers):
-        path = f"blocks.{i}.{layer}"
-        seen = capture(base, sample.calibration, [path], hessian=True)[path]
-        W = base.get(path).weight.data
-        losses = scheme.search(W, seen.mean_abs, scheme.output_loss(W, seen.H))[1]
-        curves.append(losses / losses[0])
-    return {"loss": np.mean(curves, 0).tolist(), "best": float(np.mean([c.min() for c in curves]))}
-
-
-AWQ_SEARCH = Experiment(
-    "awq_search", "AWQ's search at 3 bits in groups of 32, by the layers' name; a seed draws the calibration.",
-    {"loss": "L(α)/L(0) for α = 0, 1/20, … 19/20, mean over the five layers of that name",
-     "best": "L(α)/L(0) at each layer's best α, mean over these layers"},
-    measure_search, {name: name for name in ("attention.query", "attention.output", "mlp.up", "mlp.down")},
-    {"bits": 3, "group_size": 32, "calibration": 32}, {"calibration": 4, "seeds": (0,)}, seeds=PARTS)

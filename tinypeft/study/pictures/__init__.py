@@ -6,9 +6,9 @@
     whole.py        all claims, best rates, what narrows an interval
     low_rank.py     LoRA, AdaLoRA, DyLoRA                        weights.py     granularity, formats, GPTQ, AWQ
     prompts.py      prompts and prefixes                         outliers.py    LLM.int8(), SmoothQuant
-    memory.py       memory of fine-tuning                        quantizers.py  rounding, clipping, levels
+    memory.py       memory of fine-tuning                        quantizers.py  rounding, clipping
     changes.py      what ΔW of each method looks like
-    engine.py       computation graph, gradient check            schematics.py  drawings without numbers
+    engine.py       the check of a gradient                      schematics.py  drawings without numbers
     speed.py        cost as the work grows
 
 A picture is a function from the folder of results to a `plot.Drawing`, a figure with its words. It reads stored results
@@ -58,7 +58,6 @@ PICTURES = {
     "half_widths": Picture(whole.half_widths, "What makes an interval narrow", "15", ("rank", "methods")),
     "pareto": Picture(fair.pareto, "Quality over parameters and memory", "15", ("methods",)),
     "forgetting": Picture(fair.forgetting, "Learning and forgetting", "03", ("frontier",)),
-    "lengths": Picture(fair.lengths, "Longer training", "03", ("lengths", "methods", "adapters")),
     "sizes": Picture(fair.sizes, "Methods and the size of the model", "15", ("sizes", "prompts")),
     "compare": Picture(glance.picture, "The main job at a glance", "15", ("compare",)),
     "compare_all": Picture(glance.everything, "Every method and every scheme", "15", ("compare_all",)),
@@ -68,15 +67,12 @@ PICTURES = {
     "bits_vs_parameters": Picture(few_bits.bits_vs_parameters, "More parameters or more bits", "15", ("bits_vs_parameters",)),
     "memory": Picture(memory.memory, "Where the memory goes", "03", ("memory",)),
     "scaling": Picture(speed.scaling, "Cost as work grows", "03", ("benchmark_scaling",)),
-    "computation_graph": Picture(engine.computation_graph, "A computation graph", "01"),
     "gradient_check": Picture(engine.gradient_check, "Checking a gradient", "01", ("gradient_check",)),
     "changes_of_a_weight": Picture(changes.changes_of_a_weight, "What a change of a weight can look like", "07", (), "png"),
     "methods_in_a_block": Picture(schematics.methods_in_a_block, "Where each method sits", "04"),
     "staircase": Picture(quantizers.staircase, "What rounding does", "10"),
     "clipping": Picture(quantizers.clipping, "Clipping against rounding", "10"),
-    "levels": Picture(quantizers.levels, "Sixteen levels on a bell curve", "13"),
     "rank": Picture(low_rank.rank, "LoRA's rank", "07", ("rank", "methods")),
-    "placement": Picture(low_rank.placement, "Where LoRA's parameters go", "07", ("placement",)),
     "subspace": Picture(low_rank.subspace, "What an update looks like", "07", ("subspace",), "png"),
     "adalora": Picture(low_rank.adalora, "AdaLoRA's ranks", "08", ("adalora",), "png"),
     "adalora_planted": Picture(low_rank.planted, "Ranks that were planted", "08", ("adalora_planted",)),
@@ -84,13 +80,9 @@ PICTURES = {
     "prompt_sizes": Picture(prompts.prompt_sizes, "Prompts and the size of the model", "05", ("prompts",)),
     "prefix_length": Picture(prompts.prefix_length, "Prompts at the input and in every layer", "06", ("prefix_length",)),
     "prefix_rates": Picture(prompts.prefix_rates, "An MLP in front of a prefix", "06", ("prefix_rates", "methods")),
-    "prefix_attention": Picture(prompts.prefix_attention, "Attention to a prefix", "06", ("virtual_tokens",), "png"),
     "soft_prompts": Picture(prompts.soft_prompts, "Reading a soft prompt", "05", ("virtual_tokens",)),
     "int8_outliers": Picture(outliers.int8_outliers, "Outliers and eight bits", "11", ("int8_outliers",)),
-    "int8_threshold": Picture(outliers.int8_threshold, "LLM.int8()'s threshold", "11", ("int8_threshold",)),
-    "activations": Picture(outliers.activations, "What outliers look like", "11", ("int8_activations",), "png"),
     "smoothquant": Picture(outliers.smoothquant, "SmoothQuant's α", "11", ("smoothquant",)),
-    "channel_maxima": Picture(outliers.maxima, "What SmoothQuant moves", "11", ("smoothquant_maxima",)),
     "granularity": Picture(weights.granularity, "What shares a scale", "10", ("granularity",)),
     "formats": Picture(weights.formats, "Four-bit formats", "13", ("formats",)),
     "double_quantization": Picture(weights.double_quantization, "Double quantization", "13", ("double_quantization",)),
@@ -98,7 +90,6 @@ PICTURES = {
     "gptq": Picture(weights.gptq, "GPTQ against round to nearest", "12", ("gptq",)),
     "gptq_columns": Picture(weights.gptq_columns, "GPTQ, column after column", "12", ("gptq_columns",), "png"),
     "awq": Picture(weights.awq, "Which weights matter", "12", ("awq",)),
-    "awq_search": Picture(weights.awq_search, "AWQ's search", "12", ("awq_search",)),
     "qlora": Picture(few_bits.qlora, "QLoRA, and what merging loses", "13", ("qlora",)),
     "loftq": Picture(few_bits.loftq, "LoftQ's start", "13", ("loftq",)),
     "qat": Picture(few_bits.qat, "Training with rounded weights", "14", ("qat",)),

@@ -1,30 +1,12 @@
-"""Lesson 01: a computation graph, and the check of a gradient."""
+"""Lesson 01: the check of a gradient."""
 from pathlib import Path
 
 import numpy as np
 
-from ...engine.graph import graph
-from ...engine.tensor import Tensor
 from .. import plot
 from ..stored import load
 
-__all__ = ["computation_graph", "gradient_check"]
-
-
-def computation_graph(results: Path) -> plot.Drawing:
-    values = {"x": 2.0, "w": -0.5, "b": 1.5, "t": 1.0}
-    neuron = lambda x, w, b, t: ((x * w + b).tanh() - t) ** 2
-    leaves = {name: Tensor(np.float64(value), requires_grad=True) for name, value in values.items()}
-    loss = neuron(**leaves)
-    drawn = graph(neuron, **{name: Tensor(np.float64(value), requires_grad=True) for name, value in values.items()})
-    loss.backward()
-    gradients = ", ".join(f"∂L/∂{name} = {x.grad.item():.4f}" for name, x in leaves.items())
-    return plot.Drawing(
-        drawn.svg,
-        "Every value remembers the values it was computed from; backward walks this graph once, from right to left.",
-        "L = (tanh(x·w + b) − t)². Each box shows a value, and under it the gradient of L. Drawn by `tp.graph`.",
-        f"Computation graph of (tanh(x·w + b) − t)² at x = {values['x']:g}, w = {values['w']:g}, b = {values['b']:g}, "
-        f"t = {values['t']:g}: the leaves on the left, the loss {loss.item():.4f} on the right; {gradients}.")
+__all__ = ["gradient_check"]
 
 
 def gradient_check(results: Path) -> plot.Drawing:

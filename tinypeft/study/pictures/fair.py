@@ -1,4 +1,4 @@
-"""Lessons 03 and 15: methods at equal terms: what they forget, over sizes of the model, steps, and all that they store."""
+"""Lessons 03 and 15: methods at equal terms: what they forget, over sizes of the model, and all that they store."""
 import itertools
 from collections.abc import Collection
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
-__all__ = ["forgetting", "lengths", "pareto", "sizes"]
+__all__ = ["forgetting", "pareto", "sizes"]
 
 MARGIN = FINE_TUNING.size                                # nats/token, the δ of the claims
 
@@ -101,7 +101,7 @@ def forgotten_at(curve: tuple[np.ndarray, np.ndarray, int], learned: float) -> f
     return float("nan")
 
 
-# -- over the size of the model, and over steps --------------------------------------------------
+# -- over the size of the model -------------------------------------------------------------
 ARMS = {"lora_all": ("equal share", "-"), "r = 4": ("r = 4 everywhere", ":"), "adapter": ("equal share", "-"),
         "prompt": ("equal share", "-")}                  # experiment `sizes`: what is equal over the bases, and its line
 
@@ -163,52 +163,6 @@ def name_of_arm(m: str) -> str:
 def of_full(r: Results, condition: str, of: Results, full: str) -> Effect:
     """The share of full fine-tuning's gain that a condition reaches."""
     return share(read(r, condition, "gain"), read(of, full, "gain"))
-
-
-def lengths(results: Path) -> plot.Drawing:
-    """The share of full fine-tuning's gain over training steps."""
-    r, short, adapters = (load(results, n) for n in ("lengths", "methods", "adapters"))
-    frozen, base_steps = read(short, "frozen"), short.record["settings"]["steps"]
-    at = {"full": {base_steps: (short, "full")}, "lora_all": {base_steps: (short, "lora_all")},
-          "adapter": {base_steps: (adapters, "sequential 16")}}
-    for c in r.conditions:
-        name, steps = c.split(" ")
-        at[name][int(steps)] = r, c
-    steps = sorted(at["full"])
-    fig, ax = plot.figure(height=3.4)
-    ends, found = [], {}
-    for m in ("lora_all", "adapter"):
-        found[m] = [share(frozen - read(*at[m][s]), frozen - read(*at["full"][s])) for s in steps]
-        ax.errorbar(steps, [100 * e.mean for e in found[m]], yerr=[100 * e.half for e in found[m]], ms=7,
-                    **plot.line(about(m).look))
-        ends.append((steps[-1], 100 * found[m][-1].mean, about(m).short, plot.mark(m)["color"]))
-    ax.axhline(100, color=plot.COLOURS["grey"], lw=1, ls="--")
-    ax.axhline(90, color=plot.COLOURS["grey"], lw=1, ls=":")
-    ax.set_xscale("log")
-    ax.set_xticks(steps, [f"{s:,}" for s in steps])
-    ax.minorticks_off()
-    ax.margins(y=0.12)
-    ax.set(xlabel="training steps", ylabel="share of full fine-tuning's gain (%)")
-    plot.label_ends(ax, ends)
-    said = [f"{about(m).short} from {e[0].mean:.0%} to {e[-1].mean:.0%}" for m, e in found.items()]
-    change = [e[-1].mean - e[0].mean for e in found.values()]
-    half = [e[0].half + e[-1].half for e in found.values()]
-    closes = [c > h for c, h in zip(change, half, strict=True)]
-    how = ("closes with longer training" if all(closes) else "does not close measurably with longer training" if not any(closes)
-           else "closes with longer training for some methods only")
-    gain = {s: float(short.mean("frozen", "loss") - at["full"][s][0].mean(at["full"][s][1], "loss")) for s in steps}
-    return plot.Drawing(
-        fig,
-        f"The gap to full fine-tuning {how}: from {steps[0]} to {steps[-1]:,} steps the share of its gain goes, for "
-        + " and for ".join(said) + ".",
-        "Share of the gain over the frozen base on *domain*, with 95 % intervals over seeds and documents; full fine-tuning "
-        "gains " + ", ".join(f"{x:.3f} nats at {s:,} steps" for s, x in gain.items()) + ". The learning rate is the best one "
-        f"for {base_steps} and for 600 steps; 1,500 steps use that for 600. {len(short.seeds)} seeds at "
-        f"{base_steps} steps and {len(r.seeds)} beyond. Adapters have m = 16, and frozen layer norms.",
-        "Lines over steps. " + " ".join(
-            f"{about(m).short}: " + ", ".join(
-                f"{s:,} steps {e.mean:.1%} ± {e.half:.1%}" for s, e in zip(steps, of, strict=True)) + "."
-            for m, of in found.items()))
 
 
 # -- over parameters and memory ------------------------------------------------------------------

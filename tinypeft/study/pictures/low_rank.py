@@ -1,4 +1,4 @@
-"""Lessons 07, 08 and 09: LoRA's rank, its place and the shape of its update; the ranks of AdaLoRA; the ranks of DyLoRA."""
+"""Lessons 07, 08 and 09: LoRA's rank and the shape of its update; the ranks of AdaLoRA; the ranks of DyLoRA."""
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from ..effects import difference, read
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
-__all__ = ["adalora", "dylora", "placement", "planted", "rank", "subspace"]
+__all__ = ["adalora", "dylora", "planted", "rank", "subspace"]
 
 MATRICES = "query", "key", "value", "output", "up", "down"
 
@@ -48,27 +48,6 @@ def rank(results: Path) -> plot.Drawing:
         f"{every:.3f}; on two: " + ", ".join(
             f"r = {b} {m:.3f} ± {r.interval(str(b), 'loss'):.3f}" for b, m in zip(ranks, mean, strict=True)) + "; with α/√r: "
         + ", ".join(f"r = {b} {r.mean(f'{b}/sqrt', 'loss'):.3f}" for b in stabilized) + ".")
-
-
-def placement(results: Path) -> plot.Drawing:
-    r = load(results, "placement")
-    fig, ax = plot.figure(height=2.6)
-    order = sorted(r.conditions, key=lambda c: -r.mean(c, "loss"))
-    for y, c in enumerate(order):
-        ax.errorbar(r.mean(c, "loss"), y, xerr=r.interval(c, "loss"), ls="none", ms=7, **plot.mark("lora"))
-    ax.set_yticks(range(len(order)), [c.replace("W", "$W_").replace("q ", "q$ ").replace("v ", "v$ ").replace("q,", "q$,")
-                                      if c.startswith("W") else c for c in order])
-    ax.invert_yaxis()
-    ax.margins(x=0.1, y=0.15)
-    ax.set(xlabel="test loss (nats/token)")
-    trained = [r.mean(c, "trained") for c in order]
-    said = ", ".join(f"{c} {r.mean(c, 'loss'):.3f} ± {r.interval(c, 'loss'):.3f}" for c in order)
-    return plot.Drawing(
-        fig,
-        f"About the same number of parameters helps most in {order[-1]} and least in {order[0]}.",
-        f"LoRA with {min(trained):,.0f} to {max(trained):,.0f} parameters in all, each placement at its best learning rate; "
-        f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
-        f"Dots with intervals, test loss in nats per token: {said}.")
 
 
 def subspace(results: Path) -> plot.Drawing:

@@ -7,7 +7,7 @@ from .. import plot
 from ..about import about
 from ..stored import load
 
-__all__ = ["activations", "int8_outliers", "int8_threshold", "maxima", "natural", "smoothquant"]
+__all__ = ["int8_outliers", "natural", "smoothquant"]
 
 LOOKS = {"absmax": ("black", "s"), "zero-point": ("orange", "d"), "row-wise": ("sky", "o"), "vector-wise": ("green", "v"),
          "LLM.int8()": about("llm_int8").look}
@@ -39,61 +39,6 @@ def int8_outliers(results: Path) -> plot.Drawing:
         f"{at('LLM.int8()', 0)} (LLM.int8()). At {factors[-1]} times: absmax {at('absmax', -1)}, zero-point "
         f"{at('zero-point', -1)}, row-wise {at('row-wise', -1)}, vector-wise {at('vector-wise', -1)}, LLM.int8() "
         f"{at('LLM.int8()', -1)}.")
-
-
-def int8_threshold(results: Path) -> plot.Drawing:
-    r = load(results, "int8_threshold")
-    thresholds = np.array(r.record["settings"]["thresholds"])
-    fig, (above, below) = plot.figure(2, 1, height=4.8, sharex=True)
-    looks = {"planted": ("vermillion", "s"), "as it is": ("blue", "o")}
-    for ax, metric in ((above, "error"), (below, "columns")):
-        ends = []
-        for condition, look in looks.items():
-            mean = plot.band(ax, thresholds, r, condition, metric, look, 100)
-            ends.append((thresholds[-1], mean[-1], condition, plot.COLOURS[look[0]]))
-        plot.label_ends(ax, ends)
-        ax.axvline(6, color="#999999", lw=1, ls=":")
-    above.set(xscale="log", yscale="log", ylabel="error of the logits (%)")
-    below.set(ylabel="columns in float16 (%)", xlabel="threshold on |x| above which a column is taken out")
-    below.annotate("the paper's 6", (6, 1), xycoords=("data", "axes fraction"), xytext=(4, -4), textcoords="offset points",
-                   va="top", color="#606060")
-    i = int(np.flatnonzero(thresholds == 6)[0])
-    said = {c: (100 * r.mean(c, "error"), 100 * r.mean(c, "columns")) for c in looks}
-    return plot.Drawing(
-        fig,
-        f"With outliers the threshold hardly matters over a wide range: at 6, {said['planted'][1][i]:.1f} % of the columns are "
-        f"kept in float16, and the error falls from {said['planted'][0][-1]:.1f} % to {said['planted'][0][i]:.1f} %.",
-        f"LLM.int8() on the base as it is and with {r.record['settings']['channels']} features of the blocks' norms planted "
-        f"at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
-        "Above: the error of the logits over the threshold. Below: the share of columns kept in float16. " + " ".join(
-            f"{c.capitalize()}: at a threshold of 6 the error is {e[i]:.2f} % with {k[i]:.1f} % of the columns in float16; "
-            f"at the largest threshold it is {e[-1]:.2f} %." for c, (e, k) in said.items()))
-
-
-def activations(results: Path) -> plot.Drawing:
-    from matplotlib.colors import LogNorm
-    r = load(results, "int8_activations")
-    fig, axes = plot.figure(2, 1, height=4.4, sharex=True)
-    largest, of_few = {}, {}
-    for ax, (condition, title) in zip(axes, (("as it is", "as it is"), ("planted", "three features planted")), strict=True):
-        x = np.maximum(np.abs(r.values(condition, "activations")[0]), 0.03)
-        largest[condition] = x.max(), np.median(x.max(0))
-        few = np.argsort(x.max(0))[-3:]
-        of_few[condition] = np.isin(x.argmax(1), few).sum()
-        image = ax.imshow(x, cmap="cividis", norm=LogNorm(0.03, 100), aspect="auto", interpolation="nearest")
-        ax.grid(False)
-        ax.set_title(title, fontsize=9)
-        ax.set_ylabel("token")
-    axes[1].set_xlabel("feature")
-    fig.colorbar(image, ax=axes, label="|x|", pad=0.01)
-    return plot.Drawing(
-        fig,
-        "Outliers are whole columns: three planted features are large for most tokens, and one of them sets the scale of "
-        f"{of_few['planted']} of {len(x)} rows.",
-        f"Inputs of the second block's attention for {len(x)} tokens of test text, |x| on a logarithmic scale; one seed.",
-        f"Heat maps of activations, tokens by features. As it is, there are faint stripes: the largest is "
-        f"{largest['as it is'][0]:.1f} and the median feature's maximum {largest['as it is'][1]:.1f}. Planted, three bright "
-        f"vertical stripes reach {largest['planted'][0]:.0f}.")
 
 
 def smoothquant(results: Path) -> plot.Drawing:
@@ -128,30 +73,6 @@ def smoothquant(results: Path) -> plot.Drawing:
         f"inputs with one scale per token, per tensor, or for all text (static); {len(r.seeds)} seeds. Planted outliers are "
         "undone at every α, so the U may come from the base's own channels.",
         f"Error of the logits over α, U-shaped. {by_look}")
-
-
-def maxima(results: Path) -> plot.Drawing:
-    r = load(results, "smoothquant_maxima")
-    fig, axes = plot.figure(2, 2, height=3.8, sharex=True, sharey="row")
-    ratio = {}
-    for column, condition in zip(axes.T, ("before", "after"), strict=True):
-        for ax, metric, colour in zip(column, ("inputs", "weights"), ("vermillion", "blue"), strict=True):
-            y = r.values(condition, metric)[0]
-            ax.stairs(y, fill=True, color=plot.COLOURS[colour])
-            ratio[condition, metric] = y.max() / np.median(y)
-            ax.set_title(f"{condition}: {metric}, largest {ratio[condition, metric]:.1f} × median", fontsize=9)
-    for ax in axes[-1]: ax.set_xlabel("channel")
-    axes[0, 0].set_ylabel("max |x|")
-    axes[1, 0].set_ylabel("max |w|")
-    return plot.Drawing(
-        fig,
-        "SmoothQuant divides outlier channels of the inputs and multiplies the same channels of the weights: the largest input "
-        f"is {ratio['before', 'inputs']:.0f} times the median before and {ratio['after', 'inputs']:.0f} times after, and the "
-        "weights have room for it.",
-        "Largest |x| and |w| of the 128 channels that the second block's attention reads, before and after SmoothQuant with "
-        f"α = {r.record['settings']['alpha']:g}; three planted features; one seed.",
-        "Bars per channel. Largest over median: " + ", ".join(f"{metric} {condition} {x:.1f}"
-                                                               for (condition, metric), x in ratio.items()) + ".")
 
 
 NATURAL = {("SmolLM2", "stream"): ("vermillion", "o"), ("SmolLM2", "attention"): ("blue", "s"),

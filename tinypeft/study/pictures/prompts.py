@@ -1,4 +1,4 @@
-"""Lessons 05 and 06: virtual tokens: how much attention they get, and how far they are from words."""
+"""Lessons 05 and 06: virtual tokens: what their number and their place give, and how far they are from words."""
 from pathlib import Path
 
 import numpy as np
@@ -11,44 +11,7 @@ from ..experiments import EXPERIMENTS
 from ..stored import load
 from .fair import of_full
 
-__all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
-
-
-def prefix_attention(results: Path) -> plot.Drawing:
-    from matplotlib.colors import LogNorm
-    r = load(results, "virtual_tokens")
-    P, layer = EXPERIMENTS["virtual_tokens"].conditions["prefix"].length, r.record["settings"]["layer"]
-    first = r.record["runs"]["prefix"]["0"]
-    A = np.array(first["map"])                           # (T, P + T)
-    T = len(A)
-    fig, (left, right) = plot.figure(1, 2, height=3.7, width_ratios=(2.2, 1))
-    image = left.imshow(np.ma.masked_where(~np.tri(T, P + T, P, dtype=bool), np.maximum(A, 1e-3)), cmap="cividis",
-                        norm=LogNorm(1e-3, 1), interpolation="nearest", extent=(-P, T, T, 0), aspect="auto")
-    left.axvline(0, color=plot.COLOURS["vermillion"], lw=1.5)
-    left.grid(False)
-    left.set(xlabel="attended to: prefix | tokens", ylabel="token")
-    left.set_title(f"attention in layer {layer + 1}", fontsize=9)
-    fig.colorbar(image, ax=left, pad=0.02)
-    layers = np.arange(1, len(r.mean("prefix", "share")) + 1)
-    looks = {"share_before": ("sky", "o", "--"), "share": ("green", "v")}
-    before, after = (plot.band(right, layers, r, "prefix", metric, look, 100) for metric, look in looks.items())
-    for y, other, metric, text in ((before, after, "share_before", "before"), (after, before, "share", "after")):
-        up = y[0] > other[0]
-        right.annotate(text, (layers[0], y[0]), xytext=(0, 8 if up else -8), textcoords="offset points", ha="left",
-                       va="bottom" if up else "top", color=plot.ink(plot.COLOURS[looks[metric][0]]))
-    right.set(xlabel="layer", ylim=(0, 1.2 * max(before.max(), after.max())), xlim=(0.7, layers[-1] + 0.3))
-    right.set_title("% of it on the prefix", fontsize=9)
-    right.set_xticks(layers)
-    return plot.Drawing(
-        fig,
-        f"Tokens read a prefix of {P} in every layer: after training, {after.min():.0f} to {after.max():.0f} % of the "
-        "attention goes to it.",
-        "Left: one window of test text, mean over heads, seed 0, logarithmic colours. Right: share of all attention that "
-        f"goes to the prefix, before training (keys and values of real words) and after {r.record['settings']['steps']} "
-        f"steps; {len(r.seeds)} seeds.",
-        f"Heat map of the attention of {T} tokens; of the {P} columns of the prefix, at the left, some are bright and some "
-        f"dark. Beside it the prefix's share by layer: before training {', '.join(f'{x:.0f}' for x in before)} %, after "
-        f"{', '.join(f'{x:.0f}' for x in after)} %.")
+__all__ = ["prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
 
 
 def soft_prompts(results: Path) -> plot.Drawing:

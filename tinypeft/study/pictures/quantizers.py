@@ -1,12 +1,12 @@
-"""Lessons 10 and 13: rounding numbers to a few levels, computed by the package's own quantizers."""
+"""Lesson 10: rounding numbers to a few levels, computed by the package's own quantizers."""
 from pathlib import Path
 
 import numpy as np
 
-from ...quant import NF4, FloatFormat, Uniform
+from ...quant import Uniform
 from .. import plot
 
-__all__ = ["clipping", "levels", "staircase"]
+__all__ = ["clipping", "staircase"]
 
 
 def staircase(results: Path) -> plot.Drawing:
@@ -84,37 +84,3 @@ def parts(x: np.ndarray, grid, limit: float) -> tuple[float, float]:
     """Mean squared error of the numbers inside ±limit (rounding) and of those outside (clipping)."""
     error, inside = (grid.round(x) - x) ** 2, np.abs(x) <= limit
     return (error * inside).sum() / x.size, (error * ~inside).sum() / x.size
-
-
-def levels(results: Path) -> plot.Drawing:
-    block, x = 64, bell_curve()
-    kinds = {"NF4": (NF4(block), "nf4"), "FP4 E2M1": (FloatFormat("E2M1", "block", block), "float"),
-             "int4": (Uniform(4, True, "group", block), "uniform")}
-    unit = x / np.abs(x.reshape(-1, block)).max(1).repeat(block)             # the formats round these: [−1, 1]
-    fig, axes = plot.figure(3, 2, height=4.8, sharex="col", sharey="col", width_ratios=(3, 1))
-    edges, fine, said = np.linspace(-1, 1, 101), np.linspace(-0.2, 0.2, 61), []
-    for (ax, errors), (name, (scheme, mark)) in zip(axes, kinds.items(), strict=True):
-        rounded = scheme.quantize(x[None]).dequantize()[0] / (x / unit)
-        values, counts = np.unique(np.round(rounded, 4), return_counts=True)
-        density, _ = np.histogram(unit, edges)
-        share = counts / x.size
-        colour = plot.mark(mark)["color"]
-        ax.fill_between((edges[1:] + edges[:-1]) / 2, 100 * density / x.size * 4, color="#E4E4E4", lw=0)
-        ax.vlines(values, 0, 100 * share, color=colour, lw=2)
-        ax.plot(values, 100 * share, ls="none", **plot.mark(mark), ms=4)
-        rms = np.sqrt(np.mean((rounded * (x / unit) - x) ** 2))
-        ax.set_ylabel("% of numbers")
-        ax.set_title(f"{name}: {len(values)} levels, RMS error {100 * rms:.1f} %", fontsize=9)
-        errors.hist(rounded - unit, fine, color=colour, density=True)
-        errors.set(yticks=[], xlim=(-0.2, 0.2))
-        said.append(f"{name} {len(values)} levels, most used {100 * share.max():.0f} %, least {100 * share.min():.1f} %, RMS "
-                    f"error {100 * rms:.1f} % of the standard deviation")
-    axes[-1, 0].set_xlabel("weight ÷ largest of its block")
-    axes[-1, 1].set_xlabel("error")
-    axes[0, 1].set_title("errors", fontsize=9)
-    return plot.Drawing(
-        fig,
-        "NF4's levels lie closest together where normal weights are densest, so they are used more evenly than integers.",
-        f"{x.size:,} normal numbers in blocks of {block}, each divided by the largest of its block (grey: their density). "
-        "Left: how often each level is used. Right: the error.",
-        "Levels of three formats on a bell curve: " + "; ".join(said) + ".")

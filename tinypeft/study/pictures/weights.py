@@ -8,7 +8,7 @@ from ..about import about
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
-__all__ = ["awq", "awq_search", "double_quantization", "formats", "gptq", "gptq_columns", "granularity"]
+__all__ = ["awq", "double_quantization", "formats", "gptq", "gptq_columns", "granularity"]
 
 
 def granularity(results: Path) -> plot.Drawing:
@@ -210,25 +210,3 @@ def awq(results: Path) -> plot.Drawing:
         f"norm's output planted at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
         "Loss added, in nats per token. " + " ".join(f"{where.capitalize()}: " + ", ".join(
             f"{name} {at(name, where)}" for name in AWQ) + "." for where in ("as it is", "planted")))
-
-
-def awq_search(results: Path) -> plot.Drawing:
-    r = load(results, "awq_search")
-    fig, ax = plot.figure()
-    ends = []
-    looks = {"attention.query": ("blue", "o"), "attention.output": ("sky", "s"), "mlp.up": ("vermillion", "^"),
-             "mlp.down": ("orange", "D")}
-    alphas = np.arange(20) / 20
-    for name, look in looks.items():
-        y = plot.band(ax, alphas, r, name, "loss", look, ms=4)
-        ends.append((alphas[-1], y[-1], name, plot.COLOURS[look[0]]))
-    ax.axhline(1, color="#999999", lw=1, ls=":")
-    ax.set(xlabel="α: scales are mean|x|^α", ylabel="error of the outputs, relative to α = 0")
-    plot.label_ends(ax, ends)
-    best = ", ".join(f"{name} {r.mean(name, 'best'):.2f}" for name in looks)
-    return plot.Drawing(
-        fig,
-        "Some scaling helps on average, and nearly full scaling hurts; AWQ's search finds the amount in between.",
-        "Squared error of a layer's outputs at 3 bits in groups of 32, over the 20 values of α that AWQ tries, relative to no "
-        f"scaling; mean over the five layers of a name; {len(r.seeds)} seeds.",
-        f"Relative error over α for four kinds of layers. With the best α of each layer it is on average: {best}.")
