@@ -42,13 +42,12 @@ class Made:
             runs[name] = {"rate": rate, "learned": learned, "forgotten": forgotten}
         self.write("frontier", runs | of)
 
-    def sizes(self, prompt=(0.5, 0.3, 0.1)):
-        share = {"lora_all": (0.34, 0.6, 0.73), "r = 4": (0.4, 0.6, 0.7), "adapter": (0.5, 0.5, 0.5), "prompt": prompt}
+    def prompts(self):
+        share = {"full": (1, 1, 1), "ptuning_v2": (0.5, 0.5, 0.5), "prompt": (0.5, 0.3, 0.1)}
         n = {"small": 66_432, "medium": 232_000, "base": 1_155_456}
-        over = lambda of: {f"{m} {b}": {"gain": 0.4 * s, "parameters": n[size], "share_trained": 0.05}
-                           for m, by_size in of.items() for size, s in zip(n, by_size, strict=True) for b in draws_of(size)}
-        self.write("sizes", over(share))
-        self.write("prompts", over({"full": (1, 1, 1)}))
+        self.write("prompts", {f"{m} {b}": {"before": FROZEN, "loss": FROZEN - 0.4 * s, "gain": 0.4 * s, "parameters": n[size]}
+                               for m, by_size in share.items() for size, s in zip(n, by_size, strict=True)
+                               for b in draws_of(size)})
 
     def methods(self):
         runs = {"frozen": {"loss": FROZEN}}
@@ -97,42 +96,17 @@ def test_forgotten_at_equal_learning_lies_between_two_rates():
     assert np.isnan(fair.forgotten_at(curve, 0.05)) and np.isnan(fair.forgotten_at(curve, 0.5))
 
 
-def test_sizes_shows_every_base(made, monkeypatch):
+def test_prompt_sizes_shows_every_base(made, monkeypatch):
     for size in DRAWS: monkeypatch.setitem(DRAWS, size, (0, 1, 2))
-    made.sizes()
-    drawing = drawn(made, "sizes")
-    assert "66,432 and of 1,155,456 parameters" in drawing.sentence
-    assert re.search(r"LoRA, r = 4 everywhere (39|40|41)% and (69|70|71)%", drawing.sentence)
-    assert "3 of 66,432" in drawing.detail and re.search(r"66,432 parameters \d+% / \d+% / \d+%,", drawing.alt)
+    made.prompts()
+    drawing = drawn(made, "prompt_sizes")
+    assert re.search(r"a prompt at the input reaches (49|50|51) %, (29|30|31) %, (9|10|11) % of", drawing.sentence)
+    assert "3 of 66,432" in drawing.detail and re.search(r"66,432 parameters: .*prompt \d+% / \d+% / \d+%\.", drawing.alt)
 
 
 def test_the_cheapest_within_delta_is_named(made):
     loss, memory = {"a": 2.50, "b": 2.51, "c": 2.6}, {"a": 9, "b": 5, "c": 1}
     assert fair.cheapest(["a", "b", "c"], loss, memory) == "b" and fair.cheapest(["a", "c"], loss, memory) == "a"
-
-
-def test_the_best_rates_are_told(made):
-    runs = {f"{name}, {w}": {"log_best": x} for w in ("60 steps", "150 steps", "small", "medium")
-            for name, x in (("full", -3), ("LoRA", -2.1))} | {f"r = {r}": {"log_best": -2} for r in (1, 8, 64)}
-    made.write("best_rates", runs, seeds=4)
-    drawing = drawn(made, "best_rates")
-    assert "7.9 times (60 steps)" in drawing.sentence and "goes from 0.01 to 0.01" in drawing.sentence
-
-
-def test_half_widths_fall_with_documents_where_they_vary(made):
-    tokens = np.full(40, 100.0)
-    (made.folder / "texts.json").write_text(json.dumps({"runs": {"toy": {"0": {"tokens": tokens.tolist()}}}}), "utf-8")
-    rng, spread = np.random.default_rng(0), np.random.default_rng(1).normal(0, 0.1, 40)
-    def arm(mean, size):
-        return {str(s): {"loss": mean, "loss_documents": ((mean + size * spread + rng.normal(0, 0.02, 40)) * tokens).tolist()}
-                for s in range(4)}
-    for name, (worse, better) in {"methods": ("lora_all", "full"), "rank": ("1", "64")}.items():
-        arms = {worse: arm(2.6, 2), better: arm(2.5, 1)}
-        record = {"experiment": name, "command": "", "settings": {}, "runs": arms}
-        (made.folder / f"{name}.json").write_text(json.dumps(record), "utf-8")
-    words = drawn(made, "half_widths").sentence
-    now, more_seeds, more_text = (float(x) for x in re.findall(r"± ([0-9.]+[0-9])", words))
-    assert now / more_seeds < 1.05 and now / more_text > 1.3
 
 
 def test_half_of_the_interval_at_the_study_s_own_choice_is_the_effect_s():

@@ -106,12 +106,11 @@ def band(ax: Axes, x, results: Results, conditions: str | Iterable[str], metric:
     return mean
 
 
-def reference_line(ax: Axes, y: float, text: str, above: bool = False, right: bool = False, ls: str = "--") -> Annotation:
-    """A grey horizontal line at y with its name at the left (or right) end, below (or above) it; returns the name."""
-    ax.axhline(y, color=COLOURS["grey"], lw=1, ls=ls)
-    return ax.annotate(text, (int(right), y), xycoords=("axes fraction", "data"), textcoords="offset points",
-                       xytext=(-4 if right else 4, 3 if above else -3), color="#606060", ha="right" if right else "left",
-                       va="bottom" if above else "top")
+def reference_line(ax: Axes, y: float, text: str, above: bool = False) -> Annotation:
+    """Draw a grey horizontal line at y with its name at the left end, below (or above) it. Returns the name."""
+    ax.axhline(y, color=COLOURS["grey"], lw=1, ls="--")
+    return ax.annotate(text, (0, y), xycoords=("axes fraction", "data"), textcoords="offset points",
+                       xytext=(4, 3 if above else -3), color="#606060", va="bottom" if above else "top")
 
 
 def count_axis(axis: Axis, base: int = 10) -> None:

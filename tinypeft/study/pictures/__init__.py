@@ -2,14 +2,12 @@
 
     draw("figures", "rank")          # figures/rank.svg from figures/results/rank.json → its `Drawing`
 
-    fair.py         all methods at equal terms                   few_bits.py    QLoRA, LoftQ, trained roundings, all schemes
-    whole.py        all claims, best rates, what narrows an interval
-    low_rank.py     LoRA, AdaLoRA, DyLoRA                        weights.py     granularity, formats, GPTQ, AWQ
-    prompts.py      prompts and prefixes                         outliers.py    LLM.int8(), SmoothQuant
-    memory.py       memory of fine-tuning                        quantizers.py  rounding, clipping
-    changes.py      what ΔW of each method looks like
+    whole.py        all claims                                   few_bits.py    QLoRA, LoftQ, trained roundings, all schemes
+    fair.py         all methods at equal terms                   weights.py     a grid, granularity, formats, GPTQ, AWQ
+    low_rank.py     LoRA, AdaLoRA, DyLoRA                        outliers.py    LLM.int8(), SmoothQuant
+    prompts.py      prompts and prefixes                         memory.py      memory of fine-tuning
+    changes.py      what ΔW of each method looks like            speed.py       cost as the work grows
     engine.py       the check of a gradient                      schematics.py  drawings without numbers
-    speed.py        cost as the work grows
 
 A picture is a function from the folder of results to a `plot.Drawing`, a figure with its words. It reads stored results
 (`r` in these files) and measures nothing. Pictures that need no measurement compute exactly what they show.
@@ -28,7 +26,6 @@ from . import (
     memory,
     outliers,
     prompts,
-    quantizers,
     schematics,
     speed,
     weights,
@@ -54,11 +51,8 @@ class Picture:
 
 PICTURES = {
     "forest": Picture(whole.forest, "All claims, in units of δ", "15"),
-    "best_rates": Picture(whole.best_rates, "The best learning rates", "15", ("best_rates",)),
-    "half_widths": Picture(whole.half_widths, "What makes an interval narrow", "15", ("rank", "methods")),
     "pareto": Picture(fair.pareto, "Quality over parameters and memory", "15", ("methods",)),
     "forgetting": Picture(fair.forgetting, "Learning and forgetting", "03", ("frontier",)),
-    "sizes": Picture(fair.sizes, "Methods and the size of the model", "15", ("sizes", "prompts")),
     "compare": Picture(glance.picture, "The main job at a glance", "15", ("compare",)),
     "compare_all": Picture(glance.everything, "Every method and every scheme", "15", ("compare_all",)),
     "pretraining": Picture(pretraining.picture, "How the base was trained", "02"),
@@ -70,8 +64,7 @@ PICTURES = {
     "gradient_check": Picture(engine.gradient_check, "Checking a gradient", "01", ("gradient_check",)),
     "changes_of_a_weight": Picture(changes.changes_of_a_weight, "What a change of a weight can look like", "07", (), "png"),
     "methods_in_a_block": Picture(schematics.methods_in_a_block, "Where each method sits", "04"),
-    "staircase": Picture(quantizers.staircase, "What rounding does", "10"),
-    "clipping": Picture(quantizers.clipping, "Clipping against rounding", "10"),
+    "staircase": Picture(weights.staircase, "What rounding does", "10"),
     "rank": Picture(low_rank.rank, "LoRA's rank", "07", ("rank", "methods")),
     "subspace": Picture(low_rank.subspace, "What an update looks like", "07", ("subspace",), "png"),
     "adalora": Picture(low_rank.adalora, "AdaLoRA's ranks", "08", ("adalora",), "png"),
@@ -79,13 +72,11 @@ PICTURES = {
     "dylora": Picture(low_rank.dylora, "One training for every rank", "09", ("dylora", "rank")),
     "prompt_sizes": Picture(prompts.prompt_sizes, "Prompts and the size of the model", "05", ("prompts",)),
     "prefix_length": Picture(prompts.prefix_length, "Prompts at the input and in every layer", "06", ("prefix_length",)),
-    "prefix_rates": Picture(prompts.prefix_rates, "An MLP in front of a prefix", "06", ("prefix_rates", "methods")),
     "soft_prompts": Picture(prompts.soft_prompts, "Reading a soft prompt", "05", ("virtual_tokens",)),
     "int8_outliers": Picture(outliers.int8_outliers, "Outliers and eight bits", "11", ("int8_outliers",)),
     "smoothquant": Picture(outliers.smoothquant, "SmoothQuant's α", "11", ("smoothquant",)),
     "granularity": Picture(weights.granularity, "What shares a scale", "10", ("granularity",)),
     "formats": Picture(weights.formats, "Four-bit formats", "13", ("formats",)),
-    "double_quantization": Picture(weights.double_quantization, "Double quantization", "13", ("double_quantization",)),
     "k_quants": Picture(k_quants.picture, "K-quants", "18"),
     "gptq": Picture(weights.gptq, "GPTQ against round to nearest", "12", ("gptq",)),
     "gptq_columns": Picture(weights.gptq_columns, "GPTQ, column after column", "12", ("gptq_columns",), "png"),

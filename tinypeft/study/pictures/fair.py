@@ -1,21 +1,19 @@
-"""Lessons 03 and 15: methods at equal terms: what they forget, over sizes of the model, and all that they store."""
+"""Lessons 03 and 15: methods at equal terms: what they forget, and all that they store."""
 import itertools
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
-from ...peft import LoRA, Method, PromptTuning
 from .. import plot
 from ..about import about
-from ..bases import SIZES, draws_of
 from ..claims.deltas import FINE_TUNING
-from ..effects import Effect, effect, read, share
+from ..effects import effect, read
 from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
-__all__ = ["forgetting", "pareto", "sizes"]
+__all__ = ["forgetting", "pareto"]
 
 MARGIN = FINE_TUNING.size                                # nats/token, the δ of the claims
 
@@ -99,70 +97,6 @@ def forgotten_at(curve: tuple[np.ndarray, np.ndarray, int], learned: float) -> f
             part = (learned - x[i]) / (x[i + 1] - x[i]) if x[i + 1] != x[i] else 0.0
             return float(y[i] + part * (y[i + 1] - y[i]))
     return float("nan")
-
-
-# -- over the size of the model -------------------------------------------------------------
-ARMS = {"lora_all": ("equal share", "-"), "r = 4": ("r = 4 everywhere", ":"), "adapter": ("equal share", "-"),
-        "prompt": ("equal share", "-")}                  # experiment `sizes`: what is equal over the bases, and its line
-
-
-def sizes(results: Path) -> plot.Drawing:
-    """The share of full fine-tuning's gain over the number of the base's parameters: a pale mark for each base, a line through
-    the means of the sizes."""
-    r, full = load(results, "sizes"), load(results, "prompts")
-    bases = {size: [b for b in draws_of(size) if f"full {b}" in full.conditions] for size in SIZES}
-    n = np.array([float(full.mean(f"full {size}", "parameters")) for size in SIZES])
-    share = {m: [np.array([of_full(r, f"{m} {b}", full, f"full {b}").mean for b in bases[size]]) for size in SIZES]
-             for m in ARMS}
-    fig, ax = plot.figure(height=3.6)
-    ends = []
-    for i, (m, (_, style)) in enumerate(ARMS.items()):
-        colour, marker, *_ = about("lora_all" if m == "r = 4" else m).look
-        x = n * 1.04 ** (i - 1.5)
-        for at, each in zip(x, share[m], strict=True):
-            ax.plot([at] * len(each), 100 * each, marker, color=plot.COLOURS[colour], ms=4, alpha=0.45)
-        ax.plot(x, [100 * each.mean() for each in share[m]], marker=marker, color=plot.COLOURS[colour], ls=style, ms=7)
-        ends.append((x[-1], 100 * share[m][-1].mean(), name_of_arm(m), plot.COLOURS[colour]))
-    ax.axhline(100, color=plot.COLOURS["grey"], lw=1, ls="--")
-    ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
-    ax.set_xscale("log")
-    ax.set_xticks(n, [f"{x / 1000:,.0f} k" for x in n])
-    ax.minorticks_off()
-    ax.set(xlabel="parameters of the base", ylabel="share of full fine-tuning's gain (%)")
-    plot.label_ends(ax, ends, gap=4)
-    counts = " and ".join(f"{len(bases[size])} of {x:,.0f}" for size, x in zip(SIZES, n, strict=True))
-    said = [f"{name_of_arm(m)} {share[m][0].mean():.0%} and {share[m][-1].mean():.0%}" for m in ARMS]
-
-    def trained(m: str) -> str:
-        shares = [100 * r.mean(f"{m} {size}", "share_trained") for size in SIZES]
-        methods = [EXPERIMENTS["sizes"].conditions[f"{m} {size}"].method for size in SIZES]
-        return f"{name_of_arm(m)} {', '.join(f'{s:.1f} % ({size_of(x)})' for s, x in zip(shares, methods, strict=True))}"
-    return plot.Drawing(
-        fig,
-        f"Share of full fine-tuning's gain on bases of {n[0]:,.0f} and of {n[-1]:,.0f} parameters: {'; '.join(said)}.",
-        f"Each pale mark is one base ({counts} parameters), all trained on the same text for the same number of steps with "
-        f"seeds of their own; {len(r.seeds)} seeds of fine-tuning each, {r.record['settings']['steps']} steps, at the "
-        "learning rate "
-        f"that is best on the shipped base of that size. Trained parameters, of the base's: {'; '.join(map(trained, ARMS))}.",
-        "Lines over the size of the base, with a mark for each base. " + " ".join(
-            f"{name_of_arm(m)}: " + ", ".join(f"{x:,.0f} parameters {' / '.join(f'{s:.0%}' for s in each)}"
-                                              for x, each in zip(n, share[m], strict=True)) + "." for m in ARMS))
-
-
-def size_of(method: Method) -> str:
-    """"r = 3", "m = 12" or "9 vectors"."""
-    if isinstance(method, LoRA): return f"r = {method.rank}"
-    return f"{method.length} vectors" if isinstance(method, PromptTuning) else f"m = {method.bottleneck}"
-
-
-def name_of_arm(m: str) -> str:
-    """"LoRA, r = 4 everywhere" or "adapters"."""
-    return "LoRA, r = 4 everywhere" if m == "r = 4" else about(m).short
-
-
-def of_full(r: Results, condition: str, of: Results, full: str) -> Effect:
-    """The share of full fine-tuning's gain that a condition reaches."""
-    return share(read(r, condition, "gain"), read(of, full, "gain"))
 
 
 # -- over parameters and memory ------------------------------------------------------------------

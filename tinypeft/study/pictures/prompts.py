@@ -6,12 +6,12 @@ import numpy as np
 from .. import plot
 from ..about import about
 from ..bases import SIZES, draws_of
-from ..effects import difference, read
+from ..effects import Effect, read, share
+from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..stored import load
-from .fair import of_full
 
-__all__ = ["prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
+__all__ = ["prefix_length", "prompt_sizes", "soft_prompts"]
 
 
 def soft_prompts(results: Path) -> plot.Drawing:
@@ -44,6 +44,11 @@ def soft_prompts(results: Path) -> plot.Drawing:
         "which they started.")
 
 
+def of_full(r: Results, condition: str, full: str) -> Effect:
+    """The share of full fine-tuning's gain that a condition reaches."""
+    return share(read(r, condition, "gain"), read(r, full, "gain"))
+
+
 def prompt_sizes(results: Path) -> plot.Drawing:
     """Losses on the shipped bases at the left, shares of full fine-tuning's gain on all bases at the right."""
     r = load(results, "prompts")
@@ -57,7 +62,7 @@ def prompt_sizes(results: Path) -> plot.Drawing:
     for name, (colour, marker, _) in looks.items():
         left.plot(x, [r.mean(f"{name} {s}", "loss") for s in SIZES], color=plot.COLOURS[colour], marker=marker, ms=7)
         if name == "full": continue
-        shares[name] = [np.array([of_full(r, f"{name} {b}", r, f"full {b}").mean for b in bases[s]]) for s in SIZES]
+        shares[name] = [np.array([of_full(r, f"{name} {b}", f"full {b}").mean for b in bases[s]]) for s in SIZES]
         for at, each in zip(x, shares[name], strict=True):
             right.plot([at] * len(each), 100 * each, marker, color=plot.COLOURS[colour], ms=4, alpha=0.45)
         right.plot(x, [100 * each.mean() for each in shares[name]], color=plot.COLOURS[colour], marker=marker, ms=7)
@@ -85,40 +90,6 @@ def prompt_sizes(results: Path) -> plot.Drawing:
                 f"{text} {r.mean(f'{name} {s}', 'loss'):.2f}" for name, (*_, text) in looks.items()) + "; "
             + ", ".join(f"{looks[name][-1]} {' / '.join(f'{e:.0%}' for e in shares[name][i])}" for name in shares) + "."
             for i, (n, s) in enumerate(zip(x, SIZES, strict=True))))
-
-
-def prefix_rates(results: Path) -> plot.Drawing:
-    r, frozen = load(results, "prefix_rates"), float(load(results, "methods").mean("frozen", "loss"))
-    looks, top = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}, frozen + 0.1
-    fig, ax = plot.figure(height=3.4)
-    ax.axhline(frozen, color=plot.COLOURS["grey"], lw=1, ls="--")
-    best, wild, calm = {}, {}, {}
-    for condition, look in looks.items():
-        rates, at = r.mean(condition, "rate"), int(r.mean(condition, "validation").argmin())
-        rows = [read(r, condition, "loss", i) for i in range(len(rates))]
-        mean = plot.band(ax, rates, r, condition, "loss", look, half=np.array([difference(x, rows[at]).half for x in rows]))
-        third = int(np.abs(np.log(rates / (3 * rates[at]))).argmin())
-        best[condition], wild[condition] = (mean[at], rates[at]), (mean[third], rates[third])
-        calm[condition] = r.mean(condition, "roughness")[at]
-        if mean[-1] > top:
-            ax.annotate(f"{mean[-1]:.2f} at {rates[-1]:g} ↑", (rates[-1], top), xytext=(4, -4), textcoords="offset points",
-                        va="top", fontsize=9, color=plot.ink(plot.COLOURS[look[0]]))
-    low = min(loss for loss, _ in best.values()) - 0.03
-    ax.set(xscale="log", xlabel="learning rate", ylabel="test loss (nats/token)", ylim=(low, top))
-    ax.text(rates[0], frozen, "frozen base", va="bottom", fontsize=9, color=plot.ink(plot.COLOURS["grey"]))
-    plot.key(fig, looks)
-    (a, at), (b, bt) = best["reparameterized"], best["direct"]
-    (c, ct), (d, dt) = wild["reparameterized"], wild["direct"]
-    return plot.Drawing(
-        fig,
-        f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "
-        f"these rates the losses are {a:.3f} and {b:.3f} nats. At {ct / at:.0f} times the best rate the loss is {c:.3f} "
-        f"with the MLP, and at {dt / bt:.0f} times {d:.3f} without it.",
-        f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds. Bands are "
-        "95 % intervals of the difference to the arm's own best rate on validation text. From step to "
-        f"step the training loss changes by {calm['reparameterized']:.2f} and {calm['direct']:.2f} nats at the best rates.",
-        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {c:.3f} at {ct:g}. Direct: best "
-        f"{b:.3f} at {bt:g}, {d:.3f} at {dt:g}.")
 
 
 def prefix_length(results: Path) -> plot.Drawing:

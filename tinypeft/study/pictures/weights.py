@@ -1,14 +1,49 @@
-"""Lessons 10, 12 and 13: rounding weights: how many weights share a scale, 4-bit formats, GPTQ and AWQ."""
+"""Lessons 10, 12 and 13: rounding weights: a grid, how many weights share a scale, 4-bit formats, GPTQ and AWQ."""
 from pathlib import Path
 
 import numpy as np
 
+from ...quant import Uniform
 from .. import plot
 from ..about import about
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
-__all__ = ["awq", "double_quantization", "formats", "gptq", "gptq_columns", "granularity"]
+__all__ = ["awq", "formats", "gptq", "gptq_columns", "granularity", "staircase"]
+
+
+def staircase(results: Path) -> plot.Drawing:
+    low, high, bits = -0.6, 1.4, 3
+    x = np.linspace(-0.8, 1.6, 2401, dtype=np.float32)
+    fig, axes = plot.figure(2, 2, height=4.4, sharex=True, sharey="row", height_ratios=(2, 1))
+    steps, worst = [], []
+    for column, symmetric, name in zip(axes.T, (True, False), ("symmetric", "asymmetric"), strict=True):
+        grid = Uniform(bits, symmetric).grid(low, high)
+        rounded, s, zero = grid.round(x[None])[0], grid.scale.item(), int(np.ravel(grid.zero)[0])
+        inside = (x >= low) & (x <= high)
+        above, below = column
+        for ax in column: ax.axvspan(low, high, color="#F2F2F2", lw=0, zorder=0)
+        above.plot(x, x, color="#999999", lw=1)
+        above.plot(x, rounded, color=plot.COLOURS["blue"])
+        above.set_title(f"{name}: s = {s:.3f}, z = {zero}", fontsize=9)
+        below.plot(x, rounded - x, color=plot.COLOURS["vermillion"], lw=1)
+        for e in (-s / 2, s / 2): below.axhline(e, color="#999999", lw=0.8, ls="--")
+        below.set(ylim=(-0.42, 0.42), xlabel="x")
+        used = np.unique(rounded[inside]).size
+        above.text(0.04, 0.93, f"{used} of {2**bits} levels in use", transform=above.transAxes, va="top")
+        steps.append(s)
+        worst.append((used, np.abs(rounded - x)[inside].max()))
+    axes[0, 0].set_ylabel("rounded x̂")
+    axes[1, 0].set_ylabel("error x̂ − x")
+    axes[1, 0].text(0.52, steps[0] / 2 + 0.03, "s/2", transform=axes[1, 0].get_yaxis_transform(), va="bottom")
+    return plot.Drawing(
+        fig,
+        "Inside the range no error exceeds half a step. With a zero point all levels serve a lopsided range.",
+        f"Numbers between {low:g} and {high:g} (shaded) rounded to {bits} bits; numbers beyond the ends of a grid are "
+        "clipped. A symmetric grid must reach as far to the left as to the right.",
+        f"Staircases and their sawtooth errors. Symmetric: step {steps[0]:.3f}, {worst[0][0]} of {2**bits} levels used, "
+        f"largest error {worst[0][1]:.3f}. Asymmetric: step {steps[1]:.3f}, {worst[1][0]} levels, largest error "
+        f"{worst[1][1]:.3f}.")
 
 
 def granularity(results: Path) -> plot.Drawing:
@@ -72,39 +107,6 @@ def formats(results: Path) -> plot.Drawing:
         f"RMS error over block size and tails. Normal numbers, block {s['block']}: " + ", ".join(
             f"{name} {at(name)}" for name in FORMATS) + f". The base's weights, block {s['block']}: " + ", ".join(
             f"{name} {100 * r.mean(name, 'weights')[i]:.2f} %" for name in FORMATS) + ".")
-
-
-def double_quantization(results: Path) -> plot.Drawing:
-    r = load(results, "double_quantization")
-    sigmas, bits = r.record["settings"]["sigmas"], {c: r.mean(c, "bits") for c in ("one", "double")}
-    fig, (left, right) = plot.figure(1, 2, height=3.0, width_ratios=(1.3, 1))
-    for y, condition in enumerate(bits):
-        left.barh(y, 4, color="#D0D0D0", height=0.6)
-        left.barh(y, bits[condition] - 4, left=4, color=plot.COLOURS["vermillion"], height=0.6)
-        left.text(2, y, "codes: 4", ha="center", va="center")
-        left.text(bits[condition] + 0.06, y, f"+ {bits[condition] - 4:.3f}", va="center")
-    left.set_yticks((0, 1), ("32-bit\nscales", "8-bit\nscales"))
-    left.set(xlabel="bits per weight", xlim=(0, 5.6))
-    left.grid(False)
-    left.invert_yaxis()
-    worst, mean = (plot.band(right, sigmas, r, "double", metric, look, 100) for metric, look in
-                   (("worst_scale", ("vermillion", "^")), ("scale_error", ("orange", "s"))))
-    for y, text in ((worst, "worst"), (mean, "mean")):
-        right.annotate(text, (sigmas[-2], y[-2]), xytext=(-6, 6), textcoords="offset points", ha="right")
-    right.set(xlabel="σ: how unlike the rows are", yscale="log")
-    right.set_title("error of the 8-bit scales (%)", fontsize=9)
-    plot.plain_log(right.yaxis)
-    excess, rmse = ([r.mean(c, metric) for c in bits] for metric in ("excess", "rmse"))
-    return plot.Drawing(
-        fig,
-        f"Rounding the scales saves {bits['one'] - bits['double']:.3f} bits per weight; the scales keep their values if "
-        "blocks resemble each other.",
-        f"NF4 in blocks of 64. On the base, the loss added is {excess[0]:.4f} nats/token with 32-bit scales and "
-        f"{excess[1]:.4f} with 8-bit scales. Right: rows of a normal matrix multiplied by e^(σz); {len(r.seeds)} seeds.",
-        f"Left, bars: {bits['one']:.3f} and {bits['double']:.3f} bits per weight. Right, the error of the 8-bit scales over "
-        f"σ: mean {mean[0]:.2f} % and worst {worst[0]:.2f} % where rows are alike, {mean[-2]:.0f} % and {worst[-2]:.0f} % at "
-        f"σ = {sigmas[-2]:g}. The matrix's RMS error goes from {100 * rmse[0][0]:.2f} % to {100 * rmse[1][0]:.2f} % at σ = 0 "
-        f"and from {100 * rmse[0][-1]:.2f} % to {100 * rmse[1][-1]:.2f} % at {sigmas[-1]:g}.")
 
 
 NEAREST, COLUMN_BY_COLUMN = about("uniform").look, about("gptq").look

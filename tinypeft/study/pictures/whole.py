@@ -1,4 +1,4 @@
-"""Lesson 15: the study as a whole: all effects in units of δ, the best learning rates, and what makes an interval narrow."""
+"""Lesson 15: the study as a whole: all effects in units of δ."""
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,8 @@ from ..claims import ALL_CLAIMS
 from ..claims.deltas import FINE_TUNING
 from ..claims.rule import AS_GOOD, CONTRADICTED, LEVEL, NO_SIZE, NOT_SHOWN, REPRODUCED, SIZE_OPEN, WITHIN, Judgement
 from ..claims.tables import judged
-from ..effects import components, half_of, read, together
-from ..stored import load
 
-__all__ = ["best_rates", "forest", "half_widths"]
+__all__ = ["forest"]
 
 LOOKS = {REPRODUCED: ("green", "o"), SIZE_OPEN: ("sky", "s"), LEVEL: ("black", "D"), NOT_SHOWN: ("grey", "x"),
          NO_SIZE: ("orange", "v"), CONTRADICTED: ("vermillion", "^")}
@@ -67,73 +65,3 @@ def in_deltas(j: Judgement) -> list[tuple[float, float]]:
 def shortened(text: str, most: int = 46) -> str:
     """The claim, cut at a word where it is long."""
     return text if len(text) <= most else f"{text[:most].rsplit(' ', 1)[0]} …"
-
-
-def best_rates(results: Path) -> plot.Drawing:
-    """LoRA's best rate over full fine-tuning's at four places, and the best rate over the rank."""
-    r = load(results, "best_rates")
-    fig, (left, right) = plot.figure(1, 2, height=2.9)
-    where = {"60 steps": "60 steps", "150 steps": "150 steps", "medium": "150 steps,\nmedium base",
-             "small": "150 steps,\nsmall base"}
-    ratio = {w: r.difference(f"LoRA, {w}", f"full, {w}", "log_best") for w in where}
-    left.axvspan(5, 20, color="#EEEEEE", lw=0)
-    left.axvline(10, color=plot.COLOURS["grey"], lw=1, ls="--")
-    for y, (mean, half) in enumerate(ratio.values()):
-        left.plot([10 ** (mean - half), 10 ** (mean + half)], [y, y], color=plot.COLOURS["blue"], lw=1.2)
-        left.plot(10 ** mean, y, "o", color=plot.COLOURS["blue"], ms=7)
-    left.set_yticks(range(len(where)), where.values())
-    left.invert_yaxis()
-    left.set(xscale="log", xlim=(2, 40), xlabel="LoRA's best rate over full fine-tuning's")
-    left.set_xticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
-    left.minorticks_off()
-    left.margins(y=0.2)
-    ranks = [int(c.removeprefix("r = ")) for c in r.conditions if c.startswith("r = ")]
-    best = {b: r.values(f"r = {b}", "log_best") for b in ranks}
-    for b in ranks: right.plot([b] * len(best[b]), 10 ** best[b], "o", color=plot.COLOURS["blue"], ms=4, alpha=0.5)
-    right.plot(ranks, [10 ** x.mean() for x in best.values()], color=plot.COLOURS["blue"], marker="o", ms=7)
-    right.set(xscale="log", yscale="log", xlabel="rank, scale α/r", ylabel="best learning rate", ylim=(1e-3, 0.1))
-    right.set_xticks(ranks, map(str, ranks))
-    right.minorticks_off()
-    said = ", ".join(f"{10 ** mean:.1f} times ({w})" for w, (mean, _) in ratio.items())
-    return plot.Drawing(
-        fig,
-        f"LoRA's best learning rate is larger than full fine-tuning's: {said}. From rank {ranks[0]} to {ranks[-1]} it goes "
-        f"from {10 ** best[ranks[0]].mean():.2g} to {10 ** best[ranks[-1]].mean():.2g}.",
-        "Left: LoRA on all matrices, on the base or, with about the same share of the parameters, on smaller bases, with 95 % "
-        "intervals; "
-        "grey: a factor of two around ten. Right: LoRA on query and value, 150 steps; small marks are seeds. The best rate "
-        f"is the lowest point of a parabola through three rates, on validation text of *domain*; {len(r.seeds)} seeds.",
-        "Left, ratio of the best rates: " + ", ".join(
-            f"{w} {10 ** m:.1f} ({10 ** (m - h):.1f} to {10 ** (m + h):.1f})" for w, (m, h) in ratio.items())
-        + ". Right, best rate: " + ", ".join(f"r = {b} {10 ** x.mean():.3g}" for b, x in best.items()) + ".")
-
-
-def half_widths(results: Path) -> plot.Drawing:
-    """What a contrast's interval would be with other numbers of seeds and documents, by its measured variances."""
-    r, methods = load(results, "rank"), load(results, "methods")
-    contrasts = {"LoRA on all − full": (methods, "lora_all", "full"), "r = 1 − r = 64": (r, "1", "64")}
-    fig, axes = plot.figure(1, len(contrasts), height=3.0, sharey=True)
-    seeds, said = {2: ":", 4: "-", 8: "--"}, []
-    for ax, (name, (of, a, b)) in zip(axes, contrasts.items(), strict=True):
-        (x, y), weights = together(read(of, a), read(of, b))
-        (n, m), parts = x.shape, components(x - y, weights)
-        documents = np.geomspace(25, 1600, 40)
-        for k, style in seeds.items():
-            ax.plot(documents, [half_of(parts, n, m, k, d, weights) for d in documents], color=plot.COLOURS["blue"], ls=style)
-        ax.plot(m, half_of(parts, n, m, n, m, weights), "o", color=plot.COLOURS["vermillion"], ms=8)
-        ax.axhline(FINE_TUNING.size / 2, color=plot.COLOURS["grey"], lw=1, ls="--")
-        ax.set_title(name, fontsize=9)
-        ax.set(xscale="log", yscale="log", xlabel="documents of the test text")
-        ax.set_xticks([25, 100, 400, 1600], ["25", "100", "400", "1,600"])
-        ax.minorticks_off()
-        now, seeds_2, documents_2 = (half_of(parts, n, m, *by, weights) for by in ((n, m), (2 * n, m), (n, 2 * m)))
-        said.append(f"{name}: ± {now:.4f}; with twice the seeds ± {seeds_2:.4f}, with twice the documents ± {documents_2:.4f}")
-    axes[0].set_ylabel("half of the 95 % interval (nats/token)")
-    axes[0].set_yticks([0.002, 0.005, 0.01, 0.02, 0.05], ["0.002", "0.005", "0.01", "0.02", "0.05"])
-    plot.key(fig, {f"{k} seeds": ("blue", "", style) for k, style in seeds.items()}, 3)
-    return plot.Drawing(
-        fig,
-        f"What another {n} seeds and what twice the test text would do to an interval. {said[0]}.",
-        f"Half of the 95 % interval by the variances that were measured over seeds, documents and their rest; the dot is "
-        f"the study's choice, {n} seeds and {m} documents. Grey: half of δ = {FINE_TUNING.size} nats/token.",
-        "Falling curves over the number of documents, one for each number of seeds. " + ". ".join(said) + ".")
