@@ -6,6 +6,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from tinypeft.study import plot
+
 __all__ = ["faults", "texts"]
 
 PAGE, SMALLEST = 6.4, 9.0                                # inches, and points on a page that wide
@@ -13,19 +15,24 @@ DISTINCT = 0.15                                          # least difference of l
 
 
 def faults(fig):
-    """Texts that overlap or leave the picture, letters below 9 points at page width, and series that look alike in grey."""
+    """Texts that are cut, overlap, are crossed by a line or leave the picture; letters below 9 points at page width; and
+    series that look alike in grey."""
     found = []
     shown = texts(fig)
     width, height = fig.canvas.get_width_height()
     for text, box in shown:
         size = text.get_fontsize() * PAGE / fig.get_figwidth()
         if size < SMALLEST - 0.01: found.append(f"{text.get_text()!r} has {size:.1f} points, expected {SMALLEST:g}")
+        if text.get_text().endswith("…"): found.append(f"{text.get_text()!r} is cut")
         if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1:
             found.append(f"{text.get_text()!r} leaves the picture")
     for (a, p), (b, q) in combinations(shown, 2):
         across, down = min(p.x1, q.x1) - max(p.x0, q.x0), min(p.y1, q.y1) - max(p.y0, q.y0)
         if across > 1 and down > 0.15 * min(p.height, q.height): found.append(f"{a.get_text()!r} overlaps {b.get_text()!r}")
     for ax in filter(lambda ax: ax.axison, fig.axes):    # a drawing without axes has lines, but no series
+        for text, box in shown:
+            if text in ax.texts and any(path.intersects_bbox(box, filled=False) for path in plot.paths(ax)):
+                found.append(f"a line crosses {text.get_text()!r}")
         for (name, a), (other, b) in combinations(series(ax), 2):
             if a[:2] == b[:2] and abs(a[2] - b[2]) < DISTINCT:
                 found.append(f"in grey, {name} looks like {other}: same marker and line, luminances {a[2]:.2f}, {b[2]:.2f}")

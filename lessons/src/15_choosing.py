@@ -384,8 +384,8 @@ for a, b in pairs:
 show("schemes")
 
 # %% [markdown]
-# *What to see: down to four bits a good scheme costs little, and at three bits the lowest marks
-# calibrate or train.* At 4 bits in groups, rounding to integers costs
+# *What to see: down to four bits a good scheme costs little, and at three bits the marks furthest
+# to the left calibrate or train.* At 4 bits in groups, rounding to integers costs
 # {study schemes: int4 asymmetric, excess} nats and GPTQ costs
 # {study schemes: GPTQ 4 bit, excess}. At 3 bits rounding costs
 # {study schemes: int3 asymmetric, excess} and GPTQ {study schemes: GPTQ 3 bit, excess}.

@@ -25,7 +25,7 @@ EACH = [(kind, path) for path in SOURCES for kind in KINDS]
 COMMITTED = [(kind, path) for kind, path in EACH if (KINDS[kind] / f"{path.stem}.ipynb").exists()]
 PACKAGES = {"numpy", "scipy", "matplotlib", "IPython", "pytest", "tinypeft"}
 NETWORK = {"socket", "http", "urllib", "ssl", "ftplib"}
-LARGEST = 300 * 1024                                     # bytes of a notebook
+LARGEST = 340 * 1024                                     # bytes of a notebook; lesson 15 shows every claim
 each = lambda cases: pytest.mark.parametrize("kind, path", cases, ids=[f"{path.stem}-{kind}" for kind, path in cases])
 
 

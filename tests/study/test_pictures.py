@@ -134,6 +134,9 @@ def bad(draw):
 @pytest.mark.parametrize("draw, says", [
     (lambda ax: (ax.text(0.5, 0.5, "one"), ax.text(0.51, 0.51, "two")), "'one' overlaps 'two'"),
     (lambda ax: ax.text(3, 0.5, "far", in_layout=False), "'far' leaves the picture"),
+    (lambda ax: ax.set_yticks([0.5], ["A claim that …"]), "'A claim that …' is cut"),
+    (lambda ax: (ax.plot([0, 1]), ax.text(0.45, 0.5, "on it")), "a line crosses 'on it'"),
+    (lambda ax: (ax.errorbar(0.5, 0.5, 0.4), ax.text(0.45, 0.7, "across"), ax.set_xlim(0, 1)), "a line crosses 'across'"),
     (lambda ax: ax.text(0.5, 0.5, "tiny", fontsize=7), "'tiny' has 7.0 points"),
     (lambda ax: (ax.plot([0, 1], color="#0072B2"), ax.plot([1, 0], color="#D55E00")), "in grey, line 0 looks like line 1"),
     (lambda ax: (ax.scatter([0], [0], color="#009E73"), ax.scatter([1], [0], color="#D55E00")), "in grey, points 0 looks like"),

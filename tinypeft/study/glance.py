@@ -149,4 +149,4 @@ def dot(ax, r: dict, metric: str, y: int, **looks) -> None:
         mean, half = r["study"]["mean"], r["study"]["half"]
         ax.barh(y, 2 * half, left=mean - half, height=0.7, color="#DDDDDD", lw=0)
     look = {"color": plot.COLOURS["grey"], "marker": "x"} if r["name"] == "float32" else plot.mark(r["name"])
-    ax.errorbar(r[metric], y, ls="none", ms=6, **look, **{k: v for k, v in looks.items() if v is not None})
+    ax.errorbar(r[metric], y, ls="none", ms=6, mew=1.5, **look, **{k: v for k, v in looks.items() if v is not None})

@@ -71,7 +71,7 @@ FIRST_PAGE = "full", "adapter", "prefix", "prompt", "lora", "adalora", "uniform"
 def picture(results: Path) -> str:
     """The picture that `python -m tinypeft` draws. The tables below it have the numbers, so its sentence describes it."""
     alt = html.escape(f"Dots with intervals. {drawing(results.parent, 'compare').sentence}")
-    return f'<img src="figures/compare.svg" width="520" alt="{alt}">'
+    return f'<img src="figures/compare.svg" width="614" alt="{alt}">'
 
 
 def first_page(results: Path, kind: str, folder: str, classes: dict[str, type], section: Callable) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
+    from matplotlib.path import Path as Curve
 
     from .experiment import Results
 
@@ -106,10 +106,10 @@ def band(ax: Axes, x, results: Results, conditions: str | Iterable[str], metric:
     return mean
 
 
-def reference_line(ax: Axes, y: float, text: str, above: bool = False) -> Annotation:
-    """Draw a grey horizontal line at y with its name at the left end, below (or above) it. Returns the name."""
+def reference_line(ax: Axes, y: float, text: str, above: bool = False) -> None:
+    """Draw a grey horizontal line at y with its name at the left end, below (or above) it."""
     ax.axhline(y, color=COLOURS["grey"], lw=1, ls="--")
-    return ax.annotate(text, (0, y), xycoords=("axes fraction", "data"), textcoords="offset points",
+    ax.annotate(text, (0, y), xycoords=("axes fraction", "data"), textcoords="offset points",
                        xytext=(4, 3 if above else -3), color="#606060", va="bottom" if above else "top")
 
 
@@ -129,7 +129,7 @@ def count_axis(axis: Axis, base: int = 10) -> None:
 def plain_log(axis: Axis) -> None:
     """Put the ticks of a logarithmic axis at 1, 2 and 5, or over many decades at powers of ten, as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    low, high = axis.get_view_interval()
+    low, high = sorted(axis.get_view_interval())
     axis.set_major_locator(LogLocator(10, (1, 2, 5) if high < 150 * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -169,8 +169,8 @@ def moved_apart(wishes: list[float], heights: list[float]) -> np.ndarray:
     return np.repeat([start for _, start in runs], [n for n, _ in runs]) + offsets
 
 
-def label_points(ax: Axes, points: list[tuple], size: float = 9, avoid: Iterable = ()) -> None:
-    """Write each label beside its point, where it covers no other label, no point and none of the boxes `avoid`.
+def label_points(ax: Axes, points: list[tuple], size: float = 9) -> None:
+    """Write each label beside its point, where it covers no other text, no point, and no line or bar that the axes have.
 
     points: (x, y, text, colour). The places tried are right, left, above and below, then further and further up and down.
     A label far from its point gets a thin line to it.
@@ -178,10 +178,11 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9, avoid: Iterable
     from matplotlib.transforms import Bbox
     fig = ax.figure
     fig.draw_without_rendering()
-    renderer, dots = fig.canvas.get_renderer(), fig.dpi / 72
-    at = {i: ax.transData.transform(p[:2]) for i, p in enumerate(points)}
-    taken = [Bbox.from_bounds(x - 4 * dots, y - 4 * dots, 8 * dots, 8 * dots) for x, y in at.values()] + list(avoid)
-    for i, (x, y, text, colour) in sorted(enumerate(points), key=lambda p: at[p[0]][0]):
+    renderer, dots, lines = fig.canvas.get_renderer(), fig.dpi / 72, paths(ax)
+    pixels = lambda point: ax.transData.transform(point[:2])
+    taken = [Bbox.from_bounds(x - 4 * dots, y - 4 * dots, 8 * dots, 8 * dots) for x, y in map(pixels, points)]
+    taken += [text.get_window_extent(renderer) for text in ax.texts]
+    for x, y, text, colour in sorted(points, key=lambda point: pixels(point)[0]):
         label = ax.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size, color=ink(colour),
                             va="center", ha="center")
         box = label.get_window_extent(renderer)
@@ -191,15 +192,23 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9, avoid: Iterable
         for step in np.arange(4, 140, 4): places += [(beside, step), (beside, -step), (-beside, step), (-beside, -step)]
         for dx, dy in places:
             moved = Bbox.from_bounds(box.x0 + dx * dots, box.y0 + dy * dots, box.width, box.height)
-            own = Bbox.from_bounds(at[i][0] - 4 * dots, at[i][1] - 4 * dots, 8 * dots, 8 * dots)
             inside = ax.bbox.x0 <= moved.x0 and moved.x1 <= ax.bbox.x1 and ax.bbox.y0 <= moved.y0 and moved.y1 <= ax.bbox.y1
-            if inside and not any(moved.overlaps(other) for other in taken) and not moved.overlaps(own): break
+            crossed = any(path.intersects_bbox(moved.padded(dots), filled=False) for path in lines)
+            if inside and not crossed and not moved.count_overlaps(taken): break
         label.set_position((dx, dy))
         taken.append(moved)
         if abs(dy) > h:
             label.arrow_patch = None
             ax.annotate("", (x, y), xytext=(dx - np.sign(dx) * w / 2, dy), textcoords="offset points",
                         arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.6, "shrinkB": 4})
+
+
+def paths(ax: Axes) -> list[Curve]:
+    """Return the lines and bars that the axes have, in pixels."""
+    from matplotlib.collections import LineCollection
+    drawn = [(line, line.get_path()) for line in ax.lines if line.get_linestyle() != "None"]
+    drawn += [(bars, path) for bars in ax.collections if isinstance(bars, LineCollection) for path in bars.get_paths()]
+    return [artist.get_transform().transform_path(path) for artist, path in drawn]
 
 
 def save(drawing: Drawing, path: str | Path) -> Path:

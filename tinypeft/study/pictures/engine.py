@@ -27,6 +27,7 @@ def gradient_check(results: Path) -> plot.Drawing:
                     color=plot.ink(plot.COLOURS[colour]))
     ax.set(xlabel="step h of the finite difference", ylabel="relative error of the derivative", ylim=(1e-15, 10))
     ax.invert_xaxis()
+    for axis in (ax.xaxis, ax.yaxis): plot.plain_log(axis)
     best = {c: f"10^{np.log10(e):.0f} at h = {h:.0e}" for c, (h, e) in least.items()}
     return plot.Drawing(
         fig,

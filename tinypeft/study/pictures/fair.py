@@ -1,5 +1,4 @@
 """Lessons 03 and 15: methods at equal terms: what they forget, and all that they store."""
-import itertools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,29 +20,21 @@ MARGIN = FINE_TUNING.size                                # nats/token, the δ of
 # -- learned against forgotten -------------------------------------------------------------------
 def forgetting(results: Path) -> plot.Drawing:
     """One curve a method over its learning rates, with a large mark at its best rate."""
-    from matplotlib.transforms import Bbox
     r = load(results, "frontier")
     methods = list(r.conditions)
     best = {m: EXPERIMENTS["frontier"].conditions[m].lr for m in methods}
     curve = {m: points(r, m, best[m]) for m in methods}
     fig, ax = plot.figure(height=4.6)
-    bars = []                                            # ends of the intervals
     for m, (x, y, at) in curve.items():
         for part, alpha in ((slice(at + 1), 1), (slice(at, None), 0.4)):                      # pale: rates above the best
             ax.plot(x[part], y[part], ms=4, lw=1.2, alpha=alpha, **plot.line(about(m).look))
         rate = int(np.abs(np.log(r.mean(m, "rate") / best[m])).argmin())
         wide, high = spread(r, m, rate)
         ax.errorbar(x[at], y[at], high, wide, ms=8, ls="none", **plot.mark(m))
-        bars += [((x[at] - wide, y[at]), (x[at] + wide, y[at])), ((x[at], y[at] - high), (x[at], y[at] + high))]
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.margins(0.14, 0.08)
     ax.set(xlabel="learned: loss on the new text falls by (nats/token)", ylabel="forgotten: loss on the old rises by")
-    fig.draw_without_rendering()
-    small = [Bbox.from_bounds(*(ax.transData.transform(p) - 5), 10, 10)
-             for x, y, _ in curve.values() for p in zip(x, y, strict=True)]
-    small += [Bbox(ax.transData.transform(ends)).padded(2) for ends in bars]
-    plot.label_points(ax, [(x[at], y[at], about(m).short, plot.mark(m)["color"]) for m, (x, y, at) in curve.items()],
-                      avoid=small)
+    plot.label_points(ax, [(x[at], y[at], about(m).short, plot.mark(m)["color"]) for m, (x, y, at) in curve.items()])
     at_best = {m: (x[at], y[at]) for m, (x, y, at) in curve.items()}
     others = [m for m in methods if m != "full"]
     less = [m for m in others if at_best[m][1] < at_best["full"][1]]
@@ -116,7 +107,6 @@ def cheapest(methods: list[str], loss: dict[str, float], memory: dict[str, float
 
 def pareto(results: Path) -> plot.Drawing:
     """Test loss over trained parameters, and over all memory."""
-    from matplotlib.transforms import Bbox
     r = load(results, "methods")
     methods, frozen = {m: about(m).short for m in r.conditions if m != "frozen"}, float(r.mean("frozen", "loss"))
     y = {m: float(r.mean(m, "loss")) for m in methods}
@@ -131,17 +121,13 @@ def pareto(results: Path) -> plot.Drawing:
         corners = np.stack([corners[1:, 0], corners[:-1, 1]], axis=1)
         ax.plot(*corners.T, color="#BBBBBB", lw=1, zorder=1)
         for m in methods: ax.errorbar(x[m], y[m], yerr=r.interval(m, "loss"), ms=7, ls="none", **plot.mark(m))
-        base = plot.reference_line(ax, frozen, about("frozen").short)
+        plot.reference_line(ax, frozen, about("frozen").short)
         ax.margins(x=0.12, y=0.1)
         if ax is axes[0]:
             ax.set_xscale("log")
             plot.count_axis(ax.xaxis)
         ax.set(xlabel=label, ylabel="test loss (nats/token)")
-        fig.draw_without_rendering()
-        ends = ax.transData.transform(corners)
-        steps = [Bbox.from_extents(*start, *end) for start, end in itertools.pairwise(ends)]
-        plot.label_points(ax, [(x[m], y[m], methods[m], plot.mark(m)["color"]) for m in methods],
-                          avoid=[base.get_window_extent(), *steps])
+        plot.label_points(ax, [(x[m], y[m], methods[m], plot.mark(m)["color"]) for m in methods])
     by_parameters, by_memory = front.values()
     gain = lambda m: (frozen - y[m]) / (frozen - y["full"])
     percent = lambda m: 100 * float(r.mean(m, "share"))

@@ -120,34 +120,34 @@ def qat(results: Path) -> plot.Drawing:
 
 
 def schemes(results: Path) -> plot.Drawing:
+    """A row for each scheme, from many bits to few: the loss that it adds, and what it stores."""
     r = load(results, "schemes")
     names = {label: name_of(scheme) for label, scheme in COMPARED_SCHEMES.items()}
     x, y = ({c: r.mean(c, metric) for c in r.conditions} for metric in ("bits", "excess"))
     front = [c for c in x if not any(x[o] <= x[c] and y[o] < y[c] for o in x)]
-    fig, (left, right) = plot.figure(1, 2, height=5.4, width_ratios=(2.6, 1), sharey=True)
-    panels = {left: [c for c in x if x[c] < 6], right: [c for c in x if x[c] >= 6]}
-    for ax, labels in panels.items():
-        for c in labels:
-            look = plot.mark(names[c]) | ({"mfc": "white"} if c.endswith("*") else {})
-            ax.errorbar(x[c], y[c], yerr=r.interval(c, "excess"), ls="none", ms=7, **look)
-        ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
-    ladder = sorted((x[c], y[c]) for c in front if x[c] < 6)
-    left.step(*zip(*ladder, strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
-    left.margins(x=0.12, y=0.08)
-    right.margins(x=0.6)
-    left.set(ylabel="loss added (nats/token)", xlabel="bits per weight, all that is stored")
-    right.set(xlabel="8-bit schemes")
-    for ax, labels in panels.items():
-        plot.label_points(ax, [(x[c], y[c], c.replace(" bit", ""), plot.mark(names[c])["color"]) for c in labels])
+    rows = sorted(x, key=lambda c: (-x[c], y[c]))
+    fig, (left, right) = plot.figure(1, 2, height=0.7 + 0.21 * len(rows), width_ratios=(2.4, 1), sharey=True)
+    for row, c in enumerate(rows):
+        look = plot.mark(names[c]) | ({"mfc": "white"} if c.endswith("*") else {})
+        left.errorbar(y[c], row, xerr=r.interval(c, "excess"), ls="none", ms=6, **look)
+        right.barh(row, x[c], color="#C8C8C8", height=0.6)
+        right.annotate(f"{x[c]:.2f}", (x[c], row), xytext=(4, 0), textcoords="offset points", va="center")
+        if c in front:
+            for ax in (left, right): ax.axhspan(row - 0.5, row + 0.5, color="#E8F1F8", lw=0, zorder=0)
+    left.axvline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
+    left.set_yticks(range(len(rows)), rows)
+    left.set(xlabel="loss added (nats/token)", ylim=(len(rows) - 0.4, -0.6))
+    right.set(xlabel="bits per weight", xlim=(0, 11))
+    right.grid(False)
     four = min((c for c in x if 4 <= x[c] < 5 and not c.endswith("*")), key=y.get)
     return plot.Drawing(
         fig,
         f"Eight bits cost almost nothing, four bits cost {y[four]:.3f} nats at best ({four}), and the best "
         "schemes at three bits calibrate or train.",
         f"Loss added to the base on held-out text of the kind it was trained on. Hollow: trained for "
-        f"{r.record['settings']['steps']} steps. Grey steps, on the left: schemes that no other scheme beats in both "
+        f"{r.record['settings']['steps']} steps. Rows on blue: schemes that no other scheme beats in both "
         f"bits and loss. {len(r.seeds)} seeds draw calibration, batches and test text.",
-        "Scatter plot of loss added over bits per weight: " + ", ".join(
+        "A row for each scheme, with the loss added and the bits per weight: " + ", ".join(
             f"{c} {x[c]:.2f} bits {y[c]:+.3f}" for c in sorted(x, key=x.get, reverse=True)) + ".")
 
 

@@ -63,6 +63,7 @@ def subspace(results: Path) -> plot.Drawing:
             s = s[s > 1e-4 * s[0]]
             above.semilogy(np.arange(1, len(s) + 1), s, color=plot.COLOURS[colour], marker=marker, markevery=7, ms=5)
         above.set(title=f"ΔW of {m}s" if m == "value" else "ΔW of queries", xlabel="index of the singular value")
+        plot.plain_log(above.yaxis)
         phi = r.mean("domain", f"phi_{m}").mean(0)                           # (8, 64)
         image = below.imshow(phi, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="lower",
                              extent=(0.5, 64.5, 0.5, 8.5))
@@ -134,7 +135,7 @@ def planted(results: Path) -> plot.Drawing:
     ax.plot(range(len(ranks)), ranks, color="#999999", lw=1, ls="--")
     ax.annotate("as planted", (len(ranks) - 1, ranks[-1]), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
                 color="#606060")
-    ax.annotate("mean found", (len(ranks) - 1, every[-1]), xytext=(8, 0), textcoords="offset points", va="center",
+    ax.annotate("mean found", (len(ranks) - 1, every[-1]), xytext=(8, -3), textcoords="offset points", va="top",
                 color="#606060")
     ax.set_xticks(range(len(ranks)), ranks)
     ax.set(xlabel="planted rank", ylabel="rank found")
@@ -171,8 +172,8 @@ def dylora(results: Path) -> plot.Drawing:
     ax.set_xticks(ranks, map(str, ranks))
     off = mean["LoRA cut, scale α/b"]
     ax.set(xlabel="rank b in use", ylabel="test loss (nats/token)", ylim=(None, mean["LoRA cut"].max() + 0.15))
-    ax.annotate(f"to {off[0]:.2f} at b = 1", (1.7, ax.get_ylim()[1]), xytext=(0, -4), textcoords="offset points", va="top",
-                color=plot.ink(plot.COLOURS["orange"]))
+    ax.annotate(f"to {off[0]:.2f} at b = 1", (3.4, ax.get_ylim()[1]), xytext=(0, -4), textcoords="offset points", va="top",
+                ha="right", color=plot.ink(plot.COLOURS["orange"]))
     plot.key(fig, {name: look for name, (*_, look) in lines.items()})
     above = lambda name: f"{max(mean[name] - mean['a LoRA for each rank']):.3f}"
     return plot.Drawing(

@@ -57,7 +57,8 @@ def smoothquant(results: Path) -> plot.Drawing:
         ends.append((alphas[-1], mean[-1], text, plot.COLOURS[look[0]]))
     without = bare["token"][0]
     ax.axhline(without, color=plot.COLOURS["blue"], lw=1, ls=":")
-    ends.append((alphas[-1], without, "per token,\nnot smoothed", plot.COLOURS["blue"]))
+    ax.annotate("per token, not smoothed", (0, without), xytext=(0, -4), textcoords="offset points", va="top",
+                color=plot.ink(plot.COLOURS["blue"]))
     ax.set(yscale="log", ylabel="error of the logits (%)",
            xlabel="α: how much of the difficulty moves from the inputs into the weights")
     plot.plain_log(ax.yaxis)

@@ -164,8 +164,8 @@ def qlora_flow(results: Path) -> plot.Drawing:
     arrow(ax, (6.2, 1.6), (1.3, 1.6), (1.3, 2.9), **back)
     arrow(ax, (16.7, 5.3), (16.7, 8.5), (14.2, 8.5), **back)
     arrow(ax, (11.8, 6.9), (11.8, 5.3), (1.3, 5.3), (1.3, 4.5), **back)
-    ax.text(10.1, 0.4, "gradient: to A and B, through both to x …", color=plot.ink(red), ha="center", va="center")
-    ax.text(10.3, 9.9, "… and through Ŵ to x, but not to the codes", color=plot.ink(red), ha="center", va="center")
+    ax.text(10.1, 0.4, "gradient: to A and B, and through both to x", color=plot.ink(red), ha="center", va="center")
+    ax.text(10.3, 9.9, "gradient: through Ŵ to x, but not to the codes", color=plot.ink(red), ha="center", va="center")
     return plot.Drawing(
         fig,
         "The frozen weights are stored in 4 bits and decoded to 16 bits for each product; only A and B learn.",
