@@ -6,7 +6,9 @@ import importlib
 import json
 import posixpath
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -39,11 +41,12 @@ def plain_lines(source, lexer, style):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """(the source folder, what is missing)."""
-    folder = tmp_path_factory.mktemp("site") / "source"
+    """(the source folder, what is missing, the stages that were said)."""
+    folder, said = tmp_path_factory.mktemp("site") / "source", []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module("annotate"), "highlight", plain_lines)
-        return folder, module("stage").stage(folder).missing
+        patch.setattr(module("stage"), "say", said.append)
+        return folder, module("stage").stage(folder).missing, said
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def lines_of(path):
 
 
 def test_every_link_leads_to_a_page_or_a_file(site):
-    folder, missing = site
+    folder, missing, _ = site
     sources = [path for path in folder.rglob("*.*") if path.suffix in {".md", ".ipynb"} and "assignments" not in path.parts]
     links = {(path, link) for path in sources for text in texts(path)
              for link in LINK.findall(CODE.sub("", text)) + TAG.findall(text)}
@@ -360,6 +363,38 @@ def test_the_list_of_pages_has_each_page_once(site):
     pages = [path for path in pages if "orphan: true" not in path.read_text("utf-8")]
     names = {path.relative_to(site[0]).with_suffix("").as_posix() for path in pages}
     assert len(entries) == len({*entries}) and {*entries} == names - {"index"}
+
+
+def test_a_build_says_its_first_stage_before_it_loads_anything(monkeypatch, tmp_path, capsys):
+    """And a line for each later one: on a terminal it would look as if it hung."""
+    build, said = module("build"), []
+    class Loaded(ModuleType):
+        """A module that notes what had been said when a name of it was asked for."""
+        def __getattr__(self, name):
+            said.append(capsys.readouterr().out)
+            return lambda *_: module("links").Links({}) if name == "stage" else 0
+    monkeypatch.setitem(sys.modules, "sphinx.cmd.build", Loaded("sphinx.cmd.build"))
+    monkeypatch.setitem(sys.modules, "stage", Loaded("stage"))
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    monkeypatch.setattr(build, "PAGES", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["build.py"])
+    assert build.main() == 0
+    assert "loads the package and Sphinx" in said[0] and "done: 0 pages" in capsys.readouterr().out
+
+
+def test_the_source_folder_says_each_of_its_stages_once(site):
+    assert [stage.split()[0] for stage in site[2]] == ["judges", "writes", "writes", "writes"] and len({*site[2]}) == 4
+
+
+def test_the_site_judges_with_the_versions_that_measured():
+    """Equal pins: another SciPy could move a p over a threshold, and the site would say another verdict than the checkout."""
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (HOME / "requirements.txt").read_text("utf-8"), re.M))
+    heads = [json.loads(path.read_text("utf-8")).get("versions", {}) for path in (ROOT / "figures/results").glob("*.json")]
+    packages = {(name, version) for head in heads for name, version in head.items() if name != "python"}
+    assert packages == {(name, pins.get(name)) for name in ("numpy", "scipy", "matplotlib")}
+    workflow = (ROOT / ".github/workflows/site.yml").read_text("utf-8")
+    pythons = {head["python"].rpartition(".")[0] for head in heads if head}
+    assert pythons == {*re.findall(r'python-version: "(.*)"', workflow)}
 
 
 def test_the_workflow_runs_commands_that_exist():

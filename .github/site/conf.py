@@ -4,6 +4,7 @@ from pathlib import Path
 from shutil import copyfile
 
 from docutils import nodes
+from progress import say
 
 project, author, copyright = "tinypeft", "The tinypeft authors", "The tinypeft authors, MIT licence"
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
@@ -40,5 +41,8 @@ def without_headings(app, page, template, context, doctree):
 def setup(app):
     script = next(file for file in files("sphinx-mathjax-offline") if file.name == mathjax_path)
     copyfile(script.locate(), Path(app.srcdir, "_static", mathjax_path))
+    app.connect("env-before-read-docs", lambda app, env, names: say(f"Sphinx reads {len(names)} sources"))
+    app.connect("env-check-consistency", lambda app, env: say(f"Sphinx writes {len(env.found_docs)} pages: a long stage"))
+    app.connect("html-collect-pages", lambda app: say("Sphinx copies pictures, and writes the index of the search") or ())
     app.connect("doctree-read", without_split)
     app.connect("html-page-context", without_headings, priority=900)         # after furo's own

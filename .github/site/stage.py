@@ -14,7 +14,8 @@ import annotate
 from gallery import gallery_page, map_page
 from glossary import GLOSSARY, with_anchors, with_words
 from links import ROOT, Links, page_of, place
-from page import HEAD, METHODS, SCHEMES, Page, files, raw, read, title_of
+from page import HEAD, METHODS, SCHEMES, Page, files, judgements, raw, read, title_of
+from progress import say
 from repository import address, get, linked
 from staged_notebook import staged_notebook
 
@@ -35,6 +36,9 @@ NAMES = {"README.md": "All that it does", "tinypeft/peft/README.md": "All method
 
 def stage(folder):
     """Write the source folder anew; return the `Links`, which know what is missing."""
+    say("judges the study's claims")
+    judgements()
+    say(f"writes {len(notebooks())} notebooks and {len(pages())} pages of the checkout")
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     links = Links({path: place(path) for path in [*pages(), *notebooks()]} | {path: page_of(path) for path in files()}
@@ -50,10 +54,12 @@ def stage(folder):
     for path in pages():
         text = gallery_page(links) if path == GALLERY else links.lead(with_words(page_text(path), path), path)
         write(path, f"{text}\n\n{toctree(below()[path], links)}" if path in below() else text)
+    say(f"writes {len(files())} pages of methods and schemes, paper beside code")
     for path in files():
         write(path, Page(path, links).text)
     write(MAP, map_page(links))
     write(FRONT, front_page(links))
+    say("writes a page for each file that a page links to: a long stage")
     for path in links.wanted:                            # it grows: a folder's page wants its files
         if path.endswith("/"):
             write(path, listing(path, links))
