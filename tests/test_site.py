@@ -71,16 +71,20 @@ def texts(path):
 
 def dead(folder, path, link):
     """Whether a link of a page leads nowhere. On the site a page ends in .html."""
-    if re.match(r"https?:|data:|mailto:|#", link): return False
+    if re.match(r"https?:|data:|mailto:", link): return False
     file, _, anchor = link.partition("#")
+    if not file: return anchor not in anchors_of(path)
     target = folder / posixpath.normpath(posixpath.join(path.parent.relative_to(folder).as_posix(), file))
     if target.suffix == ".html": target = next(filter(Path.exists, map(target.with_suffix, (".md", ".ipynb"))), target)
-    return not target.is_file() or anchor.startswith("L-") and anchor not in lines_of(target)
+    return not target.is_file() or bool(anchor) and anchor not in anchors_of(target)
 
 
 @functools.cache
-def lines_of(path):
-    return {*re.findall(r'id="(L-\d+)"', path.read_text("utf-8"))}
+def anchors_of(path):
+    """The places of a page that a link can name: its headings, and what has an id."""
+    text = "\n".join(texts(path))
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^(```+).*?^\1$", "", text, flags=re.M | re.S), re.M)
+    return {*map(module("page").slug, headings), *re.findall(r"\bid=[\"']([^\"']+)", text)}
 
 
 def test_every_link_leads_to_a_page_or_a_file(site):
@@ -237,10 +241,11 @@ def test_verdicts_are_those_of_the_gallery(pages):
 
 def test_a_verdict_leads_to_its_claim(site, pages):
     """On a method's page, on the page of all, and on the study's, where each claim has one anchor."""
-    study = (site[0] / "figures/README.md").read_text("utf-8")
-    texts = {site[0] / f"{FILES[name]}.md": page for name, page in pages.items()} | {site[0] / "figures/README.md": study}
+    study = {path: path.read_text("utf-8") for path in site[0].glob("figures/*.md")}
+    texts = {site[0] / f"{FILES[name]}.md": page for name, page in pages.items()} | study
     anchors = {path: re.findall(r"<span class='claim' id='([^']+)'", text) for path, text in texts.items()}
-    assert len(anchors[site[0] / "figures/README.md"]) == len(ALL_CLAIMS) and all(len(a) == len({*a}) for a in anchors.values())
+    assert all(len(a) == len({*a}) for a in anchors.values())
+    assert len([anchor for path in study for anchor in anchors[path]]) == len(ALL_CLAIMS)
     counts = 0
     for path, text in [*texts.items(), (site[0] / "map.md", (site[0] / "map.md").read_text("utf-8"))]:
         for file, anchor in re.findall(r"<a class='verdict' href='([^'#]*)#([^']+)'", text):
@@ -252,15 +257,47 @@ def test_a_verdict_leads_to_its_claim(site, pages):
 
 def test_a_table_of_claims_says_its_unit_its_sign_and_delta(site, pages):
     """And what each of its verdicts means, with a link to the rule."""
-    study = (site[0] / "figures/README.md").read_text("utf-8")
-    assert study.count("<summary id='rule'>") == 1
-    for text in [study, *(page for page in pages.values() if "| claim | paper" in page)]:
+    study = [path.read_text("utf-8") for path in site[0].glob("figures/*.md")]
+    assert sum(text.count(" id='rule'") for text in study) == 1
+    for text in (page for page in [*study, *pages.values()] if "| claim | paper" in page):
         before = text.partition("| claim | paper")[0]
         wanted = "#word-nats", "plus supports the claim", "#word-delta'", "#rule'"
         assert [words for words in wanted if words not in before] == []
         table = text[len(before):].partition("\n\n")[0]
         words = {"word-" + re.sub(r"\W+", "-", verdict) for verdict in re.findall(r"data-verdicts='([^']+)'", table)}
         assert words and all(f"#{word}'" in before for word in words)
+
+
+# -- the study's pages -----------------------------------------------------------------------------
+def bare(text):
+    """The lines of a page without what the site adds to them: links' addresses, anchors, marks of verdicts."""
+    text = re.sub(r"</?(?:a|span|div|summary|details|fieldset)\b[^>]*>", "", text)
+    return [re.sub(r"\]\([^)]*\)", "]", line).strip() for line in text.split("\n")]
+
+
+def test_nothing_of_the_study_is_lost_or_said_twice_where_its_page_is_cut(site):
+    """Rows of claims, pictures, tables and the rule: each line of the checkout's page stands on one of the site's."""
+    lines = [line for line in bare((ROOT / "figures/README.md").read_text("utf-8")) if re.search(r"\w", line)]
+    theirs = {path.stem: bare(path.read_text("utf-8")) for path in site[0].glob("figures/*.md")}
+    where = {line: [name for name, own in theirs.items() if line in own] for line in lines}
+    dropped = {"# Figures", "## What the papers claim, and what was measured", "The rule, and the error",
+               "What was fixed before the runs, the means behind the effects, and p"}      # headings
+    assert {line for line, names in where.items() if not names} <= dropped
+    heads = re.compile(r"\| (?:claim|method) \|")
+    rows = [line for line in lines if line.startswith(("| ", "![", "**", "## ")) and not heads.match(line)]
+    assert len(rows) > 150 and [(line, where[line]) for line in rows if len(where[line]) > 1] == []
+
+
+def test_the_study_s_short_page_leads_to_the_others(site):
+    text = (site[0] / "figures/README.md").read_text("utf-8")
+    others = {path.name for path in site[0].glob("figures/*.md")} - {"README.md"}
+    assert {*re.findall(r"^\* \*\*\[[^]]+\?\]\((\w+\.md)\)", text, re.M)} == others and len(text) < 6000
+
+
+def test_a_link_to_a_place_of_the_study_leads_to_the_page_that_has_it():
+    links = module("links").Links({"a/README.md": "a/README.md", "a/b.md": "a/b.md"}, {("a/README.md", "two"): "a/b.md"})
+    text = "[one](README.md#one) [two](README.md#two) <a href='README.md#two'>2</a>"
+    assert links.lead(text, "a/README.md") == "[one](README.md#one) [two](b.md#two) <a href='b.html#two'>2</a>"
 
 
 def test_links_to_words_of_the_glossary_find_them(site):

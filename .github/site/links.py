@@ -24,12 +24,13 @@ def page_of(path):
 class Links:
     """The links of all pages: `lead` rewrites those of a text, and notes what they need.
 
-    pages: path in the checkout → the file in the source folder whose page shows it. wanted: files and folders that a page
-    links to and that have no page yet. missing: (page, link) that leads nowhere.
+    pages: path in the checkout → the file in the source folder whose page shows it. places: (path, anchor) → another path,
+    whose page has the anchor. wanted: files and folders that a page links to and that have no page yet. missing: (page, link)
+    that leads nowhere.
     """
 
-    def __init__(self, pages):
-        self.pages, self.wanted, self.missing = dict(pages), [], []
+    def __init__(self, pages, places=()):
+        self.pages, self.places, self.wanted, self.missing = dict(pages), dict(places), [], []
 
     def lead(self, text, here, on=None, ending=None):
         """Rewrite the relative links of a text that stands on the page `here`, a path in the checkout.
@@ -50,6 +51,7 @@ class Links:
             return link
         path, _, anchor = link.partition("#")
         path = posixpath.normpath(posixpath.join(posixpath.dirname(here), path))
+        path = self.places.get((path, anchor), path)
         if path not in self.pages and not (ROOT / path).exists():
             self.missing.append((on, link))
             return link

@@ -22,6 +22,7 @@ from tinypeft.study.markdown import table  # noqa: E402
 
 CLASSES = METHODS | SCHEMES
 RESULTS = ROOT / "figures" / "results"
+STUDY = "figures/README.md"
 PICTURES = {name: of for name, of in pictures.PICTURES.items() if not pictures.missing(ROOT / "figures", name)}     # drawn
 EVERYTHING = "compare_all"                               # the picture of those that have none of their own
 SIDE_BY_SIDE, TWIN, MEASURED, LESSON, TESTS = ("Paper and code, side by side", "The plain twin", "What was measured",
@@ -169,7 +170,7 @@ def pictures_of(names):
 @functools.cache
 def gallery():
     """Return title → (its section of the gallery, the description of its picture, its sentence)."""
-    sections = re.findall(r"^## (.+)\n\n(!\[(.*?)\]\(.*?\)\n\n\*\*(.*?)\*\*.*)\n", read("figures/README.md"), re.M)
+    sections = re.findall(r"^## (.+)\n\n(!\[(.*?)\]\(.*?\)\n\n\*\*(.*?)\*\*.*)\n", read(STUDY), re.M)
     return {title: (text, alt, sentence) for title, text, alt, sentence in sections}
 
 
@@ -286,9 +287,9 @@ class Page:
 
     def measured(self):
         judged = self.judged
-        sections = [self.lead(how_to_read(judged)), self.lead(claims_table(judged), "figures/README.md")] if judged else []
+        sections = [self.lead(how_to_read(judged)), self.lead(claims_table(judged), STUDY)] if judged else []
         if details(judged).count("\n") > 1:                                       # a claim by construction has none
-            sections.append(FOLDED.format(self.lead(details(judged), "figures/README.md")))
+            sections.append(FOLDED.format(self.lead(details(judged), STUDY)))
         sections += [self.elsewhere(judged)] if self.elsewhere(judged) else []
         readme = f"tinypeft/{self.path.split('/')[1]}/README.md"
         rows = [self.lead(with_words(cut, readme), readme) for name in self.names for cut in tables_with(name, readme)]
@@ -298,7 +299,7 @@ class Page:
         for picture in map(PICTURES.get, pictures_of(self.names)):
             same = verdicts(judged_by(picture, judged))
             pills = same and f"Claims judged by these numbers: {same}"
-            sections += [f"### {picture.title}", pills, self.lead(gallery()[picture.title][0], "figures/README.md")]
+            sections += [f"### {picture.title}", pills, self.lead(gallery()[picture.title][0], STUDY)]
         return "\n\n".join([*filter(None, sections), self.lead("[The study](figures/README.md) has every claim, every picture, "
                                                                "and the rule that judges.")])
 

@@ -11,13 +11,14 @@ import shutil
 from pathlib import Path
 
 import annotate
-from gallery import gallery_page, map_page
 from glossary import GLOSSARY, with_anchors, with_words
 from links import ROOT, Links, page_of, place
-from page import HEAD, METHODS, SCHEMES, Page, files, judgements, raw, read, title_of
+from map_page import map_page
+from page import HEAD, METHODS, SCHEMES, STUDY, Page, files, judgements, raw, read, title_of
 from progress import say
 from repository import address, get, linked
 from staged_notebook import staged_notebook
+from study_pages import PAGES, path_of, places, study_pages
 
 HERE = Path(__file__).parent
 ORPHAN = "orphan: true\nnosearch: true\n"                # a page in no list of pages, which the search leaves out
@@ -26,9 +27,9 @@ FROM_README = {"what": r"^(tinypeft is .*?)\n\n", "picture": r"(<img [^>]*>)", "
                "claims": r"<!-- claims -->(.*?)<!--", "commands": r"^```bash\n(.*?)\n```"}
 FROM_STUDY = {"sentence": r"\]\(compare\.svg\)\n\n\*\*(.*?)\*\*", "caption": r"\]\(compare\.svg\)\n\n\*\*.*?\*\* (.*?)\n\n"}
 EXAMPLE = "lessons/projects/example/"
-FRONT, MAP, GALLERY = "index.md", "map.md", "figures/README.md"
+FRONT, MAP = "index.md", "map.md"
 CONTENTS = {"Learn": ["lessons/README.md"],
-            "Read the maths": [MAP, "tinypeft/peft/README.md", "tinypeft/quant/README.md", GALLERY],
+            "Read the maths": [MAP, "tinypeft/peft/README.md", "tinypeft/quant/README.md", STUDY],
             "Use it": ["tinypeft/commands/README.md", "tinypeft/interop/README.md", "README.md"]}
 NAMES = {"README.md": "All that it does", "tinypeft/peft/README.md": "All methods in a table",
          "tinypeft/quant/README.md": "All schemes in a table"}     # where a page's title says too little in the list of pages
@@ -41,8 +42,9 @@ def stage(folder):
     say(f"writes {len(notebooks())} notebooks and {len(pages())} pages of the checkout")
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
+    study = study_pages()
     links = Links({path: place(path) for path in [*pages(), *notebooks()]} | {path: page_of(path) for path in files()}
-                  | {FRONT: FRONT, MAP: MAP})
+                  | {path: path for path in (FRONT, MAP, *study)}, places(study))
 
     def write(path, text):
         file = folder / links.pages[path]
@@ -51,8 +53,9 @@ def stage(folder):
 
     for path in notebooks():
         write(path, staged_notebook(path, links))
-    for path in pages():
-        text = gallery_page(links) if path == GALLERY else links.lead(with_words(page_text(path), path), path)
+    texts = {path: (path, page_text(path)) for path in pages()} | {path: (STUDY, text) for path, text in study.items()}
+    for path, (here, text) in texts.items():
+        text = links.lead(with_words(text, here), here, on=path)
         write(path, f"{text}\n\n{toctree(below()[path], links)}" if path in below() else text)
     say(f"writes {len(files())} pages of methods and schemes, paper beside code")
     for path in files():
@@ -102,7 +105,7 @@ def page_text(path):
 def front_page(links):
     """Write the front page from README and the study: what it is, the picture, the snippet, the claims. Last, the contents."""
     excerpts = {name: re.search(pattern, read(page), re.M | re.S).group(1)
-                for page, patterns in (("README.md", FROM_README), (GALLERY, FROM_STUDY)) for name, pattern in patterns.items()}
+                for page, patterns in (("README.md", FROM_README), (STUDY, FROM_STUDY)) for name, pattern in patterns.items()}
     main_job, tests = excerpts.pop("commands").split("\n")
     text = read(TEMPLATE).format(**excerpts, methods=len(METHODS), schemes=len(SCHEMES), repository=linked(), get=get(),
                                  main_job=main_job, tests=tests)
@@ -117,6 +120,7 @@ def below():
     """Return path → the paths of the pages that the list of pages has below it."""
     kinds = [[path for path, names in files().items() if names[0] in classes] for classes in (METHODS, SCHEMES)]
     lists = {"lessons/README.md": [*notebooks(), "lessons/GLOSSARY.md", "lessons/INSTRUCTORS.md"],
+             STUDY: [*map(path_of, PAGES)],
              "tinypeft/peft/README.md": kinds[0], "tinypeft/quant/README.md": [*kinds[1], "tinypeft/quant/K_QUANTS.md"]}
     listed = {path for paths in (*CONTENTS.values(), *lists.values()) for path in paths}
     return lists | {"README.md": [path for path in pages() if path not in listed]}

@@ -30,8 +30,9 @@ KINDS = {"formula": "MathJax refused it, or it was not typeset", "link": "it lea
          "cut": "it reaches over the edge of a phone", "description": "a picture has none, or the name of a file",
          "host": "a page asks another computer for something", "answer": "it is open before one asks for it",
          "script": "an error, or a file that does not come", "contrast": "letters are too faint", "slider": "it does not move",
+         "tall": "a page of the study takes more than fourteen screens of a phone",
          "guess": "what a reader guesses does not come beside the measured number", "search": "it does not find a page",
-         "filter": "the gallery shows other claims than it counts",
+         "filter": "the study shows other claims than it counts",
          "access": "another rule of axe-core is broken, or a cell does not say its column"}
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1360, "height": 900}
 TYPESET = "() => [...document.querySelectorAll('.math')].every(e => e.querySelector('mjx-container'))"
@@ -53,6 +54,7 @@ NOTES = """() => {
                   ...all('article svg').filter(e => !e.closest(drawn) && !e.closest('[role=img]')?.getAttribute('aria-label'))]
       .map(e => (e.getAttribute('src') ?? 'svg').split('/').at(-1).slice(0, 60)),
     answer: all('article details[open]').map(start),
+    tall: /\\/figures\\//.test(location.pathname) && root.scrollHeight > 12000 ? [`${root.scrollHeight} px`] : [],
     script: [...document.images].filter(e => e.complete && !e.naturalWidth && e.src.startsWith(location.origin))
       .map(e => `${e.src} is no picture`),
     access: all('table.rows td:not([colspan])').filter(e => e.textContent.trim() && !e.dataset.head &&
@@ -73,7 +75,7 @@ PRESENT = """() => {
   return inner.top >= outer.top && inner.top < outer.bottom;
 }"""
 SHOTS = ("index", "map", "tinypeft/peft/lora", "tinypeft/peft/dora", "tinypeft/quant/gptq", "lessons/07_lora",
-         "lessons/11_outliers", "figures/README", "lessons/GLOSSARY", "lessons/README")
+         "lessons/11_outliers", "figures/claims_methods", "lessons/GLOSSARY", "lessons/README")
 # axe-core takes a minute for the nodes of all formulas. They are MathJax's, which gives readers of screens its MathML. Code
 # and the side have the same colours on all pages, so it sees them on one page; and of a long table it sees the first rows.
 LIGHTER = """() => {
@@ -204,7 +206,7 @@ class Site:
         for choice in page.locator(".filter input").all()[1:]:
             choice.check()
             label, count = choice.locator("xpath=..").text_content(), page.locator(CLAIMS).count()
-            if f"({count})" not in label:
+            if page.locator(".claims").count() and f"({count})" not in label:
                 self.fault("filter", name, f"{label}: {count}")
             verdict = page.locator(f"[data-verdict='{choice.get_attribute('value')}']")
             for other in page.locator(".small li:visible").filter(has_not=verdict).all_text_contents():
@@ -285,6 +287,7 @@ PLANTED = {
     "host": ("index.html", WORD, WORD + '<img src="https://img.shields.io/badge/a-b-blue" alt="a badge">'),
     "answer": ("lessons/09_dylora.html", "<details>", "<details open>"),
     "script": ("lessons/04_adapters.html", WORD, WORD + '<script>throw Error("planted")</script>'),
+    "tall": ("figures/rule.html", WORD, WORD + '<div style="height: 12000px"></div>'),
     "markup": ("lessons/06_prefix.html", WORD, WORD + "<p>[a page](b.html)</p>"),
     "contrast": ("lessons/05_prompt_tuning.html", WORD, WORD + '<p style="color: #999; background: #fff">faint</p>'),
 }

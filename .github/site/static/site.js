@@ -113,27 +113,18 @@ addEventListener("DOMContentLoaded", () => {
     });
   }
 
-  // The study's filter: rows of claims, small pictures, and the sections of pictures that have one verdict. Its choice stands in
-  // the address; a link to a place that it hides ends it.
-  const filtered = [...all(".claims tbody tr"), ...all(".small li"), ...all(".judges").map(one => one.parentElement)];
-  const verdictsOf = one => [...one.querySelectorAll(".claim, .verdict")].map(mark => mark.dataset.verdicts ?? mark.dataset.verdict);
-  const choices = all(".filter input");
+  // The study's filter: rows of claims, or small pictures, that have one verdict. Its choice stands in the address.
+  const filtered = [...all(".claims tbody tr"), ...all(".small li")], choices = all(".filter input");
   const choose = value => {
-    for (const one of filtered) one.toggleAttribute("data-hidden", value != "all" && !verdictsOf(one).includes(value));
-    for (const box of all(".claims")) box.toggleAttribute("data-hidden", !box.querySelector("tbody tr:not([data-hidden])"));
+    for (const one of filtered)
+      one.toggleAttribute("data-hidden", value != "all" && !one.querySelector(`[data-verdict="${value}"]`));
     for (const choice of choices) choice.checked = choice.value == value;
     const address = value == "all" ? location.pathname : "?verdict=" + encodeURIComponent(value);
     if (location.protocol != "file:") history.replaceState(null, "", address + location.hash);
   };
   for (const choice of choices) choice.onchange = () => choose(choice.value);
-  if (choices.length) {
-    const asked = new URLSearchParams(location.search).get("verdict");
-    if (choices.some(choice => choice.value == asked)) choose(asked);
-    addEventListener("hashchange", () => {
-      const place = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-      if (place?.closest("[data-hidden]")) choose("all"), place.scrollIntoView();
-    });
-  }
+  const asked = new URLSearchParams(location.search).get("verdict");
+  if (choices.some(choice => choice.value == asked)) choose(asked);
 
   // A name of the table of symbols marks itself in the code.
   for (const button of all(".find")) {
