@@ -69,7 +69,7 @@ for name in ("token_embedding.weight", "blocks.2.attention.query.weight", "block
              "final_norm.weight"):
     g = parameters[name].grad
     m, v = 0.9 * 0 + (1 - 0.9) * g, 0.999 * 0 + (1 - 0.999) * g ** 2  # equation (1), from m = v = 0
-    ratio = np.median(abs(m[g != 0]) / np.sqrt(v[g != 0]))
+    ratio = np.median(abs(m[v > 0]) / np.sqrt(v[v > 0]))
     print(f"{name:33} typical |g| {np.sqrt((g ** 2).mean()):.0e}   |m|/√v {ratio:.2f}")
 g = parameters["token_embedding.weight"].grad
 # a token is read, and then it is to be predicted: it stands in both arrays

@@ -1,5 +1,6 @@
 """What a check says: where results differ, which cause it names, and which it does not; how hints open."""
 import html.parser
+import inspect
 import re
 import signal
 
@@ -440,3 +441,12 @@ def test_a_terminal_shows_each_hint(tmp_path, capsys):
         said.append(capsys.readouterr().out)
     assert all(f"Hint {i} of 3" in text for i, text in enumerate(said, 1))
     assert "the next one: --hint 2" in said[0] and "--hint" not in said[2]
+
+
+def test_a_function_written_in_c_is_called_though_it_does_not_say_what_it_takes():
+    """As `np.packbits` of older NumPy: no signature is found for it."""
+    with pytest.raises(ValueError, match="no signature"): inspect.signature(max)
+    told = tp.check("quantization.pack", max)
+    assert not told and told.stage != "signature", told.message
+    told = tp.check("quantization.pack", 3)
+    assert told.stage == "signature" and "an object that cannot be called" in told.message

@@ -29,7 +29,7 @@ from ..engine.tensor import Tensor
 from .borrowed import Borrowed, watched
 
 __all__ = ["Local", "Outcome", "TooSlow", "as_python", "copied", "leaves", "limited", "one_line",
-           "text_of"]
+           "signature_of", "text_of"]
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -80,6 +80,15 @@ def as_python(value: Any) -> Any:
     return value
 
 
+def signature_of(fn: object) -> inspect.Signature | None:
+    """Return what a function takes: anything, if it is written in C and does not say. None for an
+    object that cannot be called."""
+    try:
+        return inspect.signature(fn)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args, **options: None) if callable(fn) else None
+
+
 class Local:
     """A function of this process. signature: an inspect.Signature, or None. origin: the module that
     defines it. uses: the names that its code looks up, without those of the student's own."""
@@ -93,10 +102,7 @@ class Local:
 
     @cached_property
     def signature(self) -> inspect.Signature | None:
-        try:
-            return inspect.signature(self.fn)
-        except (TypeError, ValueError):
-            return None
+        return signature_of(self.fn)
 
     def __call__(self, args: tuple, names: Sequence[str] = (), differentiate: Sequence[str] = (),
                  upstream: int | None = None, watch: bool = False) -> Outcome:

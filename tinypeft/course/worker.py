@@ -16,7 +16,6 @@ exercises still run, because a lesson's cells put them in place of functions tha
 import ast
 import contextlib
 import importlib
-import inspect
 import json
 import os
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from .calls import Local, Outcome, TooSlow, limited, one_line, text_of
+from .calls import Local, Outcome, TooSlow, limited, one_line, signature_of, text_of
 from .wire import decode, encode, read_line
 
 EXERCISES = f"{__package__}.exercises"
@@ -170,12 +169,10 @@ def exercises_beside(function: str) -> tuple:
 def description(fn: Callable) -> tuple[str, list[str], list | None]:
     """The module that defines a function, the names that it uses, and its parameters as (name,
     kind, has a default)."""
-    try:
-        signature = inspect.signature(fn)
+    signature, parameters = signature_of(fn), None
+    if signature is not None:
         parameters = [(p.name, int(p.kind), p.default is not p.empty)
                       for p in signature.parameters.values()]
-    except (TypeError, ValueError):
-        parameters = None
     return str(getattr(fn, "__module__", ""))[:500], Local(fn).uses[:500], parameters
 
 

@@ -194,8 +194,8 @@ def moved(stored: dict, seed: str, metrics: dict, same_rounding: bool) -> list[s
     for metric, value in metrics.items():
         old, new = np.array(old_run[metric]), np.array(value)
         tolerance = TOLERANCES.get(metric, TOLERANCE)
-        if np.array_equal(old, new) or tolerance == np.inf: continue
-        if old.shape != new.shape or old.dtype.kind not in "if":
+        if old_run[metric] == value or tolerance == np.inf: continue
+        if old.shape != new.shape or not {old.dtype.kind, new.dtype.kind} <= set("if"):
             found.append(f"{metric} was {old_run[metric]!r}, and is {value!r}")
             continue
         off = distance(old, new)
