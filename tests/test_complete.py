@@ -37,7 +37,8 @@ RESULTS = ROOT / "figures" / "results"
 BY_HEAD = {"probe"}                                      # a head alone: no row of the tables is about it
 TEXTBOOK = {"full", "probe", "uniform", "gguf"}          # without a paper's letters to translate
 SERVING = {                                              # there for other experiments, for the main job or for a page
-    "rates", "classify_rates", "quant_rates", "first_look", "baselines", "smollm2_rates", "smollm2", "texts"}
+    "rates", "classify_rates", "quant_rates", "first_look", "baselines", "smollm2_rates", "smollm2", "texts",
+    "lengths"}                                           # a claim's sentence names it
 
 Lacks = Iterator[str]
 

@@ -159,6 +159,6 @@ def groups():
     """Return the judged claims by what they are about: methods, their learning rates, schemes."""
     found = {"methods": [], "rates": [], "schemes": []}
     for j in judgements():
-        rates = any("rates" in name for name in j.claim.needs)
+        rates = any("rates" in name for name in j.names)
         found["schemes" if j.claim not in METHOD_CLAIMS else "rates" if rates else "methods"].append(j)
     return found

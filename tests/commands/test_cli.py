@@ -171,7 +171,7 @@ def test_mistakes_are_said_in_one_line(capsys, argv, says):
     ("grade {good} --csv {bad}/points.csv", "course.grade.grade"), ("pretrain --out {bad}", "pretrained.make.pretrain"),
     ("--quick --out {bad}", "study.compare.compare"),
     ("figures --out {bad}", "study.gallery.figures"), ("figures --rerun --out {bad}", "study.whole.measure_all"),
-    ("figures rank --quick --out {bad}", "study.experiment.run"), ("finetune lora --quick --out {bad}", "training.loop.train"),
+    ("figures rank --quick --out {bad}", "study.measuring.run"), ("finetune lora --quick --out {bad}", "training.loop.train"),
     ("finetune lora --quick --checkpoint {bad}/x", "training.loop.train")])
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(capsys, monkeypatch, tmp_path, argv, work):
     module, _, name = work.rpartition(".")
