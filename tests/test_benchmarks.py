@@ -15,7 +15,7 @@ from tinypeft.engine.nn import Linear
 from tinypeft.engine.tensor import Tensor
 from tinypeft.interop import write_gguf
 from tinypeft.models.llama import Llama, LlamaConfig
-from tinypeft.study import speed
+from tinypeft.study import pictures, speed
 
 TINY = {"base": (tp.GPTConfig(64, 96, 80, 1, 2), 2)}
 
@@ -48,7 +48,8 @@ SMALLER = {                                              # name → what its mod
     **dict.fromkeys(("step", "operations", "tricks"), lambda folder: {"SIZES": TINY}),
     "methods": lambda folder: {"CONFIG": TINY["base"][0], "ROWS": 2}, "generation": lambda folder: {"NEW": 4},
     "scaling": lambda folder: {"SERIES": {name: scaling.Series((1, 2, 3), lambda n: (TINY["base"][0], 2, 8 * n, None, n), "")
-                                          for name in scaling.SERIES}},
+                                          for name in scaling.SERIES},
+                               "crossover": lambda x, seconds: 20.0},        # noise has none
     "cores": lambda folder: {"SIZES": TINY, "ROWS": (("base", 2, 96), ("base", 1, 8))},
     "gpt2": lambda folder: {"SIZES": {"n_layer": 1, "n_embd": 128, "n_head": 2, "vocab_size": 64}, "LENGTH": 8},
     "smollm2": lambda folder: {"smollm2_file": lambda: small_llama(folder), "LENGTH": 8, "LONG": (8, 16)}}
@@ -60,10 +61,12 @@ def test_a_benchmark_runs_and_its_record_fills_its_table(name, tiny, tmp_path):
     for oracle in ("torch", "transformers", "peft", *["gguf"] * (name == "smollm2")): pytest.importorskip(oracle)
     record = tiny(name)
     every.filed(every.file_of(name, tmp_path), record)
-    for section in {"step": ("step", "lora")}.get(name, (name,)):
-        text = speed.SECTIONS[section](every.file_of(name, tmp_path).parent)
+    results = every.file_of(name, tmp_path).parent
+    for section in {"step": ("step", "lora"), "smollm2": ("smollm2", "long_texts")}.get(name, (name,)):
+        text = speed.SECTIONS[section](results)
         assert speed.make(record["machine"]) in text
-        assert "nan" not in text
+        assert "nan" not in text and all(f"| {row} |" in text for row in record["tables"][section])
+    if name == "scaling": assert "to the power" in pictures.speed.scaling(results).sentence
 
 
 @pytest.mark.long
@@ -77,18 +80,18 @@ def test_the_quantizers_benchmark_runs(monkeypatch, tmp_path):
     quant.main(["--json", str(tmp_path / "record.json")])
     record = json.loads((tmp_path / "record.json").read_text("utf-8"))
     every.filed(every.file_of("quant", tmp_path), record)
-    text = speed.quant(every.file_of("quant", tmp_path).parent)
-    assert text.count("| 1.00 |") == len(record["rows"]) > 20
+    text = speed.SECTIONS["quant"](every.file_of("quant", tmp_path).parent)
+    assert text.count("| 1.00 |") == len(record["tables"]["quant"]) > 20
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_both_sides_train_as_many_numbers(tiny):
     for oracle in ("torch", "transformers", "peft"): pytest.importorskip(oracle)
-    rows = tiny("methods")["methods"]
-    both = {name: row["trained"] for name, row in rows.items() if row["ratio"] is not None}
+    rows = tiny("methods")["tables"]["methods"]
+    both = {name: (row["trained"], row["PEFT: trained"]) for name, row in rows.items() if "ratio" in row}
     from tests.benchmarks import methods
     assert rows.keys() == methods.OURS.keys() and both.keys() == rows.keys() - {*methods.ALONE}
-    assert all(trained["tinypeft"] == trained["PEFT"] for trained in both.values()), both
+    assert all(ours == theirs for ours, theirs in both.values()), both
 
 
 def test_every_operation_of_a_step_is_timed_once_in_each_direction():
@@ -108,18 +111,20 @@ def test_every_operation_of_a_step_is_timed_once_in_each_direction():
 def test_the_parts_of_a_step_are_the_whole():
     """Each part is a median of its own, and another job on the machine may come between two. One of five runs is enough."""
     for _ in range(5):
-        found = operations.shares(*TINY["base"], 3)["operations"]
-        whole = sum(row["share"] for row in found)
-        if abs(whole - 1) <= 0.05: break
-    assert whole == pytest.approx(1, abs=0.05)
-    alone = {(row["operation"], row["direction"]) for row in found if row["products alone ms"]}
-    assert alone == {(o, d) for o in operations.WITH_PRODUCTS for d in ("forward", "backward")}
+        whole, *found = operations.shares(*TINY["base"], 3).items()
+        share = sum(row["share"] for _, row in found)
+        if abs(share - 1) <= 0.05: break
+    assert whole[0] == "all"
+    assert share == pytest.approx(1, abs=0.05)
+    alone = {name for name, row in found if row["products alone: ms"]}
+    assert alone == {f"{o.replace('_', ' ')}, {d}" for o in operations.WITH_PRODUCTS for d in ("forward", "backward")}
 
 
 def test_every_benchmark_is_run_and_has_a_table():
     files = (measure.ROOT / "tests" / "benchmarks").glob("*.py")
     there = {path.stem for path in files if "def main(" in path.read_text("utf-8")}
-    assert there - {"limit", "__main__"} == set(every.ORDER) and set(every.ORDER) | {"lora"} == set(speed.SECTIONS)
+    assert there - {"limit", "__main__"} == set(every.ORDER)
+    assert {*every.ORDER, "lora", "long_texts"} == set(speed.SECTIONS)
 
 
 # -- the limit -----------------------------------------------------------------------------------
@@ -163,7 +168,8 @@ def test_the_limits_parts_are_the_whole():
 
 
 # -- records -------------------------------------------------------------------------------------
-RUN = {"machine": "AMD EPYC 7763, 2 cores", "date": "2026-11-25", "commit": "a", "command": "c", "rounds": 1, "versions": {}}
+RUN = {"machine": "AMD EPYC 7763, 2 cores", "date": "2026-11-25", "commit": "a", "command": "c", "rounds": 1, "versions": {},
+       "settings": {}, "tables": {}}
 
 
 def test_a_file_keeps_the_newest_run_of_each_make(tmp_path):
@@ -174,11 +180,36 @@ def test_a_file_keeps_the_newest_run_of_each_make(tmp_path):
         ("AMD Ryzen, 2 cores", "b"), ("Intel(R) Xeon(R), 2 cores", "a")]
 
 
-def test_a_run_of_another_commit_is_marked_as_older():
-    newest, other = RUN, RUN | {"machine": "Intel(R) Xeon(R), 2 cores", "commit": "b"}
-    text = speed.beside(("what", "ratio"), {"x": ("x", "1.00")}, [newest, other], lambda run: {"x": 2.5})
-    assert "| what | ratio | ratio, Intel (older) |" in text and "| x | 1.00 | 2.50 |" in text
-    assert text.count("An older version.") == 1 and "(older)" not in speed.where(newest, newest)
+def table_of(folder, *runs):
+    """The page's table `step` of a file with these runs."""
+    (folder / "benchmark_step.json").write_text(json.dumps({"runs": runs}), "utf-8")
+    return speed.SECTIONS["step"](folder)
+
+
+def test_every_run_has_a_line_in_every_row_and_an_older_one_is_marked(tmp_path):
+    newest = RUN | {"tables": {"step": {"x": {"ms": 145.2, "ratio": 1.0}, "only new": {"ms": 2}}}}
+    other = RUN | {"machine": "Intel(R) Xeon(R), 2 cores", "commit": "b", "tables": {
+        "step": {"x": {"ratio": 2.5, "target": 9.87}, "only old": {"ms": 3}}}}
+    text = table_of(tmp_path, newest, other)
+    assert text.startswith("""| what | processor | ms | ratio | target |
+|---|---|---|---|---|
+| x | AMD | 145 | 1.00 | – |
+| x | Intel (older) | – | 2.50 | 9.87 |
+| only new | AMD | 2 | – | – |
+| only old | Intel (older) | 3 | – | – |
+""")
+    assert text.count("An older version.") == 1
+
+
+def test_one_run_needs_no_processor_and_settings_stand_above(tmp_path):
+    run = RUN | {"tables": {"step": {"x": {"ms": 9}}}, "settings": {"step": {"rows": 8, "same": "yes"}, "lora": {"rank": 7}}}
+    assert table_of(tmp_path, run).startswith("rows: 8; same: yes.\n\n| what | ms |\n|---|---|\n| x | 9 |\n\nAMD EPYC 7763")
+
+
+def test_a_number_has_about_three_digits_and_a_count_all(tmp_path):
+    cells = {"a": 1155456, "b": 10759.8, "c": 94.87, "d": 0.5469, "e": -0.7186, "f": "`LoRA()`"}
+    run = RUN | {"tables": {"step": {"x": cells}}}
+    assert "| x | 1,155,456 | 10,760 | 94.9 | 0.55 | −0.72 | `LoRA()` |" in table_of(tmp_path, run)
 
 
 @pytest.mark.parametrize("machine, make", [("AMD EPYC, 2 cores", "AMD"), ("Intel(R) Xeon(R) Processor, 2 cores", "Intel"),
@@ -200,10 +231,10 @@ def test_what_this_commit_has_measured_is_not_measured_again(tmp_path, monkeypat
 # -- exponents -----------------------------------------------------------------------------------
 def test_exponents_of_known_laws():
     x = [1, 2, 4, 8, 16, 32, 64]
-    assert speed.exponent(x, [3 * n ** 1.5 for n in x]) == pytest.approx(1.5)
-    low, high = speed.halves(x, [max(4, n) for n in x])
+    assert scaling.exponent(x, [3 * n ** 1.5 for n in x]) == pytest.approx(1.5)
+    low, high = scaling.halves(x, [max(4, n) for n in x])
     assert low < 0.4 and high == pytest.approx(1)
-    assert speed.halves(x[:6], [max(4, n) for n in x[:6]])[1] == pytest.approx(1)      # three of six
-    assert speed.crossover(x, [10 * n + 0.5 * n * n for n in x]) == pytest.approx(20)
-    meet = speed.crossover(x, [90 + 10 * n + 0.5 * n * n for n in x])
+    assert scaling.halves(x[:6], [max(4, n) for n in x[:6]])[1] == pytest.approx(1)      # three of six
+    assert scaling.crossover(x, [10 * n + 0.5 * n * n for n in x]) == pytest.approx(20)
+    meet = scaling.crossover(x, [90 + 10 * n + 0.5 * n * n for n in x])
     assert 0.5 * meet ** 2 == pytest.approx(90 + 10 * meet)            # half of the whole, with what does not grow

@@ -47,7 +47,7 @@ def test_changed_results_change_the_page(tmp_path):
     (tmp_path / "results").mkdir()
     for file in RESULTS.glob("*.json"): (tmp_path / "results" / file.name).write_bytes(file.read_bytes())
     path = tmp_path / "results" / "benchmark_step.json"
-    path.write_text(path.read_text("utf-8").replace('"eager": 1.314', '"eager": 7.654'), "utf-8")
+    path.write_text(path.read_text("utf-8").replace('"÷ eager": 1.314', '"÷ eager": 7.654'), "utf-8")
     assert "7.65" in filled(PAGES["tests/benchmarks/README.md"], SECTIONS["tests/benchmarks/README.md"], path.parent)
 
 

@@ -76,19 +76,20 @@ def run(model, batch, rounds):
 
 def main(argv=None):
     args = parser(__doc__, 5).parse_args(argv)
-    rows_of_table = []
+    table = {}
     print(f"{'model':<10}{'rows':>6}{'tokens':>8}{'cores':>7}{'workers':>9}{'ms':>9}{'one worker':>12}{'ratio':>8}{'run':>8}")
     for name, rows, length in ROWS:
         config, _ = SIZES[name]
         model, batch = tp.GPT(config), batch_of(config, rows, length)
         for row in computed(model, batch, args.rounds):
             here = row["cores"] == threads.cores()
-            row |= {"model": name, "rows": rows, "tokens": length, "run": run(model, batch, args.rounds) if here else None}
-            rows_of_table.append(row)
-            print(f"{name:<10}{rows:>6}{length:>8}{row['cores']:>7}{row['workers']:>9}{1e3 * row['seconds']:>9.1f}"
-                  f"{1e3 * row['one worker']:>12.1f}{row['seconds'] / row['one worker']:>8.2f}"
-                  f"{'' if row['run'] is None else row['run']:>8}", flush=True)
-    write("cores", args, {"rows": rows_of_table})
+            both = run(model, batch, args.rounds) if here else None
+            ms, one, share = 1e3 * row["seconds"], 1e3 * row["one worker"], row["seconds"] / row["one worker"]
+            table[f"{name}, {rows} × {length}, {row['cores']} cores"] = {
+                "workers": row["workers"], "ms": ms, "one worker: ms": one, "ratio": share, "two workers, run": both}
+            print(f"{name:<10}{rows:>6}{length:>8}{row['cores']:>7}{row['workers']:>9}{ms:>9.1f}{one:>12.1f}{share:>8.2f}"
+                  f"{'' if both is None else both:>8}", flush=True)
+    write("cores", args, {"cores": table})
 
 
 if __name__ == "__main__":

@@ -29,10 +29,14 @@ def main(argv=None):
     speeds = {name: round(NEW / t, 1) for name, t in medians(times, digits=6).items()}
     ratios = {"float32": ratio(times["transformers"], times["float32"]),
               **{name: ratio(times["float32"], times[name]) for name in SCHEMES}}
+    other_side = {"float32": "transformers"} | dict.fromkeys(SCHEMES, "float32")
     for name, speed in speeds.items(): print(f"{name:<14}{speed:>9.1f} tokens/s{ratios.get(name, '–'):>8}")
     print("both generate the same tokens" if same else "the two generate different tokens")
-    write("generation", args, {"parameters": model.n_parameters(), "prompt": PROMPT, "new tokens": NEW,
-                               "same tokens generated": same, "tokens per second": speeds, "ratio": ratios})
+    write("generation", args,
+          {"generation": {name: {"tokens/s": speed, "ratio": ratios.get(name), "to": other_side.get(name)}
+                          for name, speed in speeds.items()}},
+          {"generation": {"parameters": model.n_parameters(), "prompt": PROMPT, "new tokens": NEW,
+                          "the same tokens as transformers": "yes" if same else "no"}})
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def main(argv=None):
                         "transformers": without_gradients(lambda: there(folder)(torch.as_tensor(one)))}, args.rounds)
         model, reference = here(folder), there(folder).eval()
     schemes = {"NF4": tp.NF4(), "GPTQ": tp.GPTQ(bits=4, group_size=128)}
-    write("gpt2", args, compared(("load, first token", load), model, reference, ROWS, LENGTH, LORA, schemes, args.rounds))
+    table, settings = compared(("load, first token", load), model, reference, ROWS, LENGTH, LORA, schemes, args.rounds)
+    write("gpt2", args, {"gpt2": table}, {"gpt2": settings})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.benchmarks.machine import machine
 
-__all__ = ["about", "commit", "in_turn", "medians", "parser", "ratio", "seconds", "torch_peak", "traced_peak", "write"]
+__all__ = ["about", "commit", "in_turn", "medians", "mib", "parser", "ratio", "seconds", "torch_peak", "traced_peak", "write"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +47,11 @@ def in_turn(runs, rounds, warmup=3, clock=time.perf_counter, twice=True):
 def medians(times, unit=1.0, digits=4):
     """name → median time, divided by `unit` seconds."""
     return {name: round(statistics.median(t) / unit, digits) for name, t in times.items()}
+
+
+def mib(size):
+    """Bytes in MiB, exactly; None stays None."""
+    return None if size is None else size / 2**20
 
 
 def ratio(a, b):
@@ -90,10 +95,21 @@ def parser(doc, rounds):
     return parser
 
 
-def write(name, args, content):
-    """Write the record of a run, if `--json` asks for it: where, when and with what, then the content."""
+def without_gaps(cells):
+    """The cells of a row, column → number or words, but for those that were not measured."""
+    return {column: value for column, value in cells.items() if value is not None}
+
+
+def write(name, args, tables, settings=None):
+    """Write the record of a run, if `--json` asks for it: where, when and with what, then what was measured.
+
+    tables: name → row → column → number or words. settings: name of a table → what all of its rows share.
+    `tinypeft/study/speed.py` prints both. A column that a row lacks was not measured there.
+    """
     if args.json is None: return
-    record = {"command": f"python -m tests.benchmarks {name}", "rounds": args.rounds, **about(), **content}
+    tables = {title: {row: without_gaps(cells) for row, cells in rows.items()} for title, rows in tables.items()}
+    record = {"command": f"python -m tests.benchmarks {name}", "rounds": args.rounds, **about(), "settings": settings or {},
+              "tables": tables}
     args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import tinypeft as tp
-from tests.benchmarks.measure import in_turn, medians, parser, ratio, torch_peak, traced_peak, write
+from tests.benchmarks.measure import in_turn, medians, mib, parser, ratio, torch_peak, traced_peak, write
 from tests.benchmarks.sides import HORIZON, SIZES, batch_of, ours, theirs
 from tests.oracles.torch_gpt import TorchGPT, torch_copy
 
@@ -97,7 +97,7 @@ def counterpart(name, model, batch):
 
 
 def compared(name, rounds):
-    """One method: milliseconds per step, peak bytes and trained parameters on each side, and the ratios."""
+    """The cells of a method: milliseconds and memory of a step and trained parameters on each side, and the ratios."""
     config, model = CONFIG, tp.GPT(CONFIG)
     batch = batch_of(config, ROWS, config.context_length - VIRTUAL)
     tuned = tp.attach(tp.GPT(config), OURS[name])
@@ -107,20 +107,23 @@ def compared(name, rounds):
         trained["PEFT"] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     times = in_turn(steps, rounds)
     peaks = {side: (traced_peak if side == "tinypeft" else torch_peak)(step) for side, step in steps.items()}
-    return {"method": repr(OURS[name]), "trained": trained, "ms": medians(times, 1e-3, 1), "peak bytes": peaks,
+    ms = medians(times, 1e-3, 1)
+    return {"method": f"`{OURS[name]!r}`", "trained": trained["tinypeft"], "PEFT: trained": trained.get("PEFT"),
+            "ms": ms["tinypeft"], "PEFT: ms": ms.get("PEFT"),
             "ratio": ratio(times["tinypeft"], times["PEFT"]) if there else None,
-            "memory": round(peaks["tinypeft"] / peaks["PEFT"], 3) if there else None}
+            "MiB": mib(peaks["tinypeft"]), "PEFT: MiB": mib(peaks.get("PEFT")),
+            "memory ÷ PEFT": round(peaks["tinypeft"] / peaks["PEFT"], 3) if there else None}
 
 
 def main(argv=None):
     args = parser(__doc__, 9).parse_args(argv)
-    record = {"batch": [ROWS, CONFIG.context_length - VIRTUAL], "methods": {}}
+    table = {}
     print(f"{'method':<20}{'trained':>10}{'ms':>8}{'PEFT':>8}{'ratio':>8}{'memory':>8}")
     for name in OURS:
-        row = record["methods"][name] = compared(name, args.rounds)
-        print(f"{name:<20}{row['trained']['tinypeft']:>10,}{row['ms']['tinypeft']:>8}{row['ms'].get('PEFT', '–'):>8}"
-              f"{row['ratio'] or '–':>8}{row['memory'] or '–':>8}", flush=True)
-    write("methods", args, record)
+        row = table[name] = compared(name, args.rounds)
+        print(f"{name:<20}{row['trained']:>10,}{row['ms']:>8}{row['PEFT: ms'] or '–':>8}"
+              f"{row['ratio'] or '–':>8}{row['memory ÷ PEFT'] or '–':>8}", flush=True)
+    write("methods", args, {"methods": table}, {"methods": {"rows": ROWS, "tokens": CONFIG.context_length - VIRTUAL}})
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def watched():
 
 
 def shares(config, rows, rounds):
-    """One row per operation and direction, the largest first: milliseconds of CPU time, and their share of the step."""
+    """The whole step, then each operation and direction, the largest first: milliseconds of CPU time, their share of the step,
+    and what the operation's products take alone."""
     model = GPT(config)
     step = ours(model, batch_of(config, rows))
     for _ in range(3): step()
@@ -78,22 +79,22 @@ def shares(config, rows, rounds):
     only = {(o, d): limit(model, rows, only=lambda p, o=o, d=d: (p.operation, p.direction) == (o, d))
             for o in WITH_PRODUCTS for d in DIRECTIONS}
     alone = medians(in_turn(only, rounds, clock=time.process_time), 1e-3, 2)
-    return {"cpu ms": round(1e3 * statistics.median(total), 1), "operations": [
-        {"operation": name, "direction": direction, "ms": round(1e3 * statistics.median(t), 2),
-         "share": round(statistics.median(t / total), 4), "products alone ms": alone.get((name, direction))}
-        for (name, direction), t in sorted(times.items(), key=lambda item: (item[0][0] == "rest", -item[1].sum()))]}
+    found = {"all": {"ms": round(1e3 * statistics.median(total), 1)}}
+    for (name, direction), t in sorted(times.items(), key=lambda item: (item[0][0] == "rest", -item[1].sum())):
+        ms, products = round(1e3 * statistics.median(t), 2), alone.get((name, direction))
+        found[f"{name.replace('_', ' ')}, {direction}".removesuffix(", ")] = {
+            "ms": ms, "share": round(statistics.median(t / total), 4), "products alone: ms": products,
+            "products ÷ all of it": products and products / ms}
+    return found
 
 
 def main(argv=None):
     args = parser(__doc__, 9).parse_args(argv)
-    record = {"steps": {name: shares(config, rows, args.rounds) for name, (config, rows) in SIZES.items()}}
-    for name, step in record["steps"].items():
-        print(f"{name}: {step['cpu ms']} ms of CPU time")
-        for row in step["operations"]:
-            alone = row["products alone ms"]
-            print(f"  {row['operation'] + ' ' + row['direction']:<26}{row['ms']:>8.2f} ms{row['share']:>7.1%}"
-                  + (f"   products alone {alone:.2f} ms, {alone / row['ms']:.0%} of it" if alone else ""))
-    write("operations", args, record)
+    table = {f"{size}: {name}": cells for size, (config, rows) in SIZES.items()
+             for name, cells in shares(config, rows, args.rounds).items()}
+    for name, cells in table.items():
+        print(f"{name:<40}" + "".join(f"{value:>10.2f}" for value in cells.values() if value is not None))
+    write("operations", args, {"operations": table})
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def main(argv=None):
                             ("LLM.int8()", LLMInt8().layer(exact, range(3)))):
             cases.append((f"{name} forward, batch 512, {layer.d_in} → {layer.d_out}", lambda layer=layer, X_=X_: layer(X_),
                           "float32", lambda layer=exact, X_=X_: layer(X_), 1.4 if layer.d_in > 1000 else 1.6))
-    rows = []
+    table = {}
     print(f"{'4,194,304 weights':<54}{'ms':>8}   {'against':<20}{'ms':>8}{'ratio':>8}{'target':>8}")
     few = -(-args.rounds // 5)
     cases = [(*case, args.rounds, 0) for case in cases]
@@ -151,10 +151,9 @@ def main(argv=None):
     for name, f, against, g, target, rounds, rest in cases:
         with no_grad():
             a, b, ratio = pairs(f, g, rounds, rest)
-        rows.append({"what": name, "ms": 1e3 * a, "against": against, "against_ms": 1e3 * b, "ratio": ratio,
-                     "target": target})
+        table[f"{name} ÷ {against}"] = {"ms": 1e3 * a, "the other: ms": 1e3 * b, "ratio": ratio, "at most": target}
         print(f"{name:<54}{1e3 * a:8.2f}   {against:<20}{1e3 * b:8.2f}{ratio:8.2f}{'' if target is None else f'≤ {target}':>8}")
-    write("quant", args, {"rows": rows})
+    write("quant", args, {"quant": table})
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
     python -m tests.benchmarks.scaling [--rounds 5] [--json FILE]
 
 One thing grows at a time; the rest stays as `SERIES` says. Memory is what a step allocates, with the weights and AdamW's two
-moments. `tinypeft/study/speed.py` fits the exponents, and a picture draws them.
+moments. An exponent is the slope of log time, or log memory, over log size. The picture `scaling` draws all of it.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 import tinypeft as tp
 from tests.benchmarks.measure import in_turn, medians, parser, traced_peak, write
@@ -41,6 +43,9 @@ SERIES = {
     "vocabulary": Series((256, 1024, 4096, 16384, 65536), lambda n: (gpt(vocab=n), 2, 128, None, None),
                          "the base's size, 2 rows of 128 tokens"),
     "cores": Series((1, 2), lambda n: (SIZES["large"][0], 2, 256, None, n), "29.5 M parameters, 2 rows of 256 tokens")}
+THEORY = {                                               # what grows → exponents of time and of memory
+    "parameters": ("1", "1"), "batch": ("1", "0, then 1"), "context": ("1, then 2", "1"),
+    "rank": ("0, then 1", "0, then 1"), "vocabulary": ("0, then 1", "0, then 1"), "cores": ("−1", "0")}
 
 
 def steps_of(series):
@@ -63,13 +68,44 @@ def on_one_core(step):
 
 
 def measured(series, rounds):
-    """Its sizes, and seconds and bytes of a step at each."""
-    found = {"rest": series.rest, "x": [], "seconds": [], "bytes": []}
-    for x, step, kept in steps_of(series):
-        found["x"].append(x)
-        found["seconds"].append(medians(in_turn({x: step}, rounds, warmup=1, twice=False), digits=6)[x])
-        found["bytes"].append(kept + traced_peak(step))
-    return found
+    """Seconds and bytes of a step at each of its sizes."""
+    return {str(x): {"s": medians(in_turn({x: step}, rounds, warmup=1, twice=False), digits=6)[x],
+                     "bytes": kept + traced_peak(step)} for x, step, kept in steps_of(series)}
+
+
+# -- what it means -------------------------------------------------------------------------------
+def exponent(x, y):
+    """The slope of log y over log x, by least squares."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def halves(x, y):
+    """The exponents over the lower and the upper half of x; of an odd number they share the point in the middle."""
+    n = max(2, -(-len(x) // 2))
+    return exponent(x[:n], y[:n]), exponent(x[-n:], y[-n:])
+
+
+def crossover(x, y):
+    """Where c x² is half of y ≈ a + b x + c x², fitted by least squares of the relative error."""
+    x, y = np.array(x, float), np.array(y)
+    powers = np.stack([np.ones(len(x)), x, x * x], 1) / y[:, None]
+    a, b, c = np.linalg.lstsq(powers, np.ones(len(x)), rcond=None)[0]
+    return float((b + (b * b + 4 * a * c) ** 0.5) / (2 * c))
+
+
+def columns(table):
+    """(sizes, seconds, bytes) of a table of `measured`."""
+    return ([int(x) for x in table], *([cells[name] for cells in table.values()] for name in ("s", "bytes")))
+
+
+def exponents(name, table):
+    """The row of a series: what stays, its ends, and the exponents of time and memory, measured and in theory."""
+    x, *found = columns(table)
+    row = {"what stays": SERIES[name].rest, "from": x[0], "to": x[-1]}
+    for kind, y, theory in zip(("time", "memory"), found, THEORY[name], strict=True):
+        low, high = halves(x, y)
+        row |= {f"{kind}: lower half": low, f"{kind}: upper half": high, f"{kind}: in theory": theory}
+    return row
 
 
 def even_flops(c):
@@ -79,14 +115,16 @@ def even_flops(c):
 
 def main(argv=None):
     args = parser(__doc__, 5).parse_args(argv)
-    record = {"series": {}}
+    tables = {}
     for name, series in SERIES.items():
-        record["series"][name] = found = measured(series, args.rounds)
-        if name == "context": found["even flops"] = even_flops(gpt())
+        tables[name] = measured(series, args.rounds)
         print(f"{name} ({series.rest})")
-        for x, t, n in zip(*(found[k] for k in ("x", "seconds", "bytes")), strict=True):
+        for x, t, n in zip(*columns(tables[name]), strict=True):
             print(f"{x:>14,}{1e3 * t:>10.1f} ms{n / 2**20:>10.1f} MiB", flush=True)
-    write("scaling", args, record)
+    x, seconds, _ = columns(tables["context"])
+    half = {"context where half of a step is quadratic": round(crossover(x, seconds)), "by flops": even_flops(gpt())}
+    write("scaling", args, {"scaling": {name: exponents(name, table) for name, table in tables.items()}, **tables},
+          {"scaling": half})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import peft
 import torch
 
 import tinypeft as tp
-from tests.benchmarks.measure import in_turn, medians, parser, ratio, write
+from tests.benchmarks.measure import in_turn, medians, mib, parser, ratio, write
 from tests.benchmarks.sides import batch_of
 from tests.benchmarks.whole_model import compared, lora_step
 from tests.oracles.torch_llama import torch_llama
@@ -35,11 +35,14 @@ def decoded_there(path):
 
 
 def long_texts(model, rounds):
-    """A LoRA step on one row of many tokens, here and in PEFT."""
+    """(model, cells of its row) of a LoRA step on one row of many tokens, here and in PEFT."""
     small = Llama(LlamaConfig(1024, LONG[1], d_model=128, n_layers=5, n_heads=4, n_kv_heads=4, d_mlp=352, d_head=32), rng=0)
     for name, m, tokens in (("SmolLM2", model, LONG[0]), ("a Llama of the base's width", small, LONG[1])):
         times, peaks = lora_step(m, torch_llama(m, torch.float32, exact=False), LORA, batch_of(m.config, 1, tokens), rounds)
-        yield {"model": name, "tokens": tokens, "seconds": medians(times), "ratio": ratio(*times.values()), "peak bytes": peaks}
+        ours, theirs = peaks.values()
+        yield name, {"tokens": tokens, "s": medians(times)["tinypeft"], "PEFT: s": medians(times)["PEFT"],
+                     "ratio": ratio(*times.values()), "MiB": mib(ours), "PEFT: MiB": mib(theirs),
+                     "memory ÷ PEFT": ours / theirs}
         print(f"{name}, {tokens:,} tokens: {medians(times)} s, {peaks} bytes", flush=True)
 
 
@@ -54,8 +57,8 @@ def main(argv=None):
     model = tp.load_model(path)
     reference = torch_llama(model, torch.float32, exact=False)
     schemes = {"NF4": tp.NF4(), "GPTQ": tp.GPTQ(bits=3, group_size=32)}
-    record = compared(("decode the GGUF file", load), model, reference, ROWS, LENGTH, LORA, schemes, args.rounds)
-    write("smollm2", args, record | {"long texts": list(long_texts(model, args.rounds))})
+    table, settings = compared(("decode the GGUF file", load), model, reference, ROWS, LENGTH, LORA, schemes, args.rounds)
+    write("smollm2", args, {"smollm2": table, "long_texts": dict(long_texts(model, args.rounds))}, {"smollm2": settings})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 import tinypeft as tp
 from tests.benchmarks.limit import limit
-from tests.benchmarks.measure import in_turn, medians, parser, ratio, torch_peak, traced_peak, write
+from tests.benchmarks.measure import in_turn, medians, mib, parser, ratio, torch_peak, traced_peak, write
 from tests.benchmarks.sides import SIZES, batch_of, ours, theirs
 from tests.oracles.torch_gpt import torch_copy
 
@@ -25,9 +25,11 @@ def full(config, rows, rounds, compiles):
         steps["compile"] = theirs(twin, batch, torch.compile(twin))
     times = in_turn(steps, rounds)
     peaks = {"tinypeft": traced_peak(steps["tinypeft"]), "eager": torch_peak(steps["eager"])}
-    return {"parameters": model.n_parameters(), "ms": medians(times, 1e-3, 1),
-            "ratio": {side: ratio(times["tinypeft"], t) for side, t in times.items() if side != "tinypeft"},
-            "memory": {"peak bytes": peaks, "ratio": round(peaks["tinypeft"] / peaks["eager"], 3)}}
+    ms, over = medians(times, 1e-3, 1), {side: ratio(times["tinypeft"], t) for side, t in times.items()}
+    return {"parameters": model.n_parameters(), "ms": ms["tinypeft"], "limit: ms": ms["limit"],
+            "PyTorch eager: ms": ms["eager"], "`torch.compile`: ms": ms.get("compile"), "÷ limit": over["limit"],
+            "÷ eager": over["eager"], "÷ `torch.compile`": over.get("compile"), "MiB": mib(peaks["tinypeft"]),
+            "PyTorch: MiB": mib(peaks["eager"]), "memory ÷ PyTorch": round(peaks["tinypeft"] / peaks["eager"], 3)}
 
 
 def lora(config, rows, rounds):
@@ -40,9 +42,10 @@ def lora(config, rows, rounds):
     steps = {(side, i): make(m, batch) for side, (make, _, *models) in sides.items() for i, m in enumerate(models)}
     times, record = in_turn(steps, rounds), {}
     for side, (_, peak, *_) in sides.items():
-        peaks = [peak(steps[side, i]) for i in (1, 0)]
-        record[side] = {"time": ratio(times[side, 1], times[side, 0]), "memory": round(peaks[0] / peaks[1], 3),
-                        "peak bytes": peaks}
+        of_lora, of_full = (peak(steps[side, i]) for i in (1, 0))
+        record[side] = {"time ÷ full step": ratio(times[side, 1], times[side, 0]),
+                        "memory ÷ full step": round(of_lora / of_full, 3), "LoRA step: MiB": mib(of_lora),
+                        "full step: MiB": mib(of_full)}
     return record
 
 
@@ -50,15 +53,16 @@ def main(argv=None):
     options = parser(__doc__, 15)
     options.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     args = options.parse_args(argv)
-    record, sides = {"steps": {}, "lora": {}}, ("limit", "eager", "compile")
-    print(f"{'size':<8}{'ms':>8}" + "".join(f"{'÷ ' + side:>11}" for side in sides) + f"{'memory ÷ eager':>17}")
+    table, ratios = {}, ("÷ limit", "÷ eager", "÷ `torch.compile`")
+    print(f"{'size':<8}{'ms':>8}" + "".join(f"{name:>19}" for name in (*ratios, "memory ÷ PyTorch")))
     for name, (config, rows) in SIZES.items():
-        row = record["steps"][name] = full(config, rows, args.rounds, not args.no_compile)
-        print(f"{name:<8}{row['ms']['tinypeft']:>8}" + "".join(f"{row['ratio'].get(side, '–'):>11}" for side in sides)
-              + f"{row['memory']['ratio']:>17}", flush=True)
-    record["lora"] = lora(*SIZES["base"], args.rounds)
-    for side, row in record["lora"].items(): print(f"LoRA ÷ full, {side}: time {row['time']}, memory {row['memory']}")
-    write("step", args, record)
+        row = table[name] = full(config, rows, args.rounds, not args.no_compile)
+        cells = [row[column] or "–" for column in (*ratios, "memory ÷ PyTorch")]
+        print(f"{name:<8}{row['ms']:>8}" + "".join(f"{cell:>19}" for cell in cells), flush=True)
+    of_lora = lora(*SIZES["base"], args.rounds)
+    for side, row in of_lora.items():
+        print(f"LoRA step, {side}: time {row['time ÷ full step']}, memory {row['memory ÷ full step']} of a full step's")
+    write("step", args, {"step": table, "lora": of_lora})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import peft
 import torch
 
 import tinypeft as tp
-from tests.benchmarks.measure import in_turn, medians, ratio, seconds, torch_peak, traced_peak
+from tests.benchmarks.measure import in_turn, medians, mib, ratio, seconds, torch_peak, traced_peak
 from tests.benchmarks.sides import batch_of, ours, theirs
 from tinypeft.study.compare import sharing
 
@@ -30,7 +30,7 @@ def generators(model, reference, prompt, new):
 
 
 def compared(load, model, reference, rows, length, lora, schemes, rounds):
-    """The record of a comparison, which it prints as well.
+    """(table, settings) of a comparison, which it prints as well. A row of the table names its unit.
 
     load: (what it is, in_turn's times of loading). model, reference: the same model on both sides. lora: the `LoraConfig` that
     stands for LoRA(rank=8, alpha=16). schemes: name → scheme, to quantize the whole model with, once.
@@ -43,11 +43,19 @@ def compared(load, model, reference, rows, length, lora, schemes, rounds):
     for length in PROMPTS:
         mine, other = generators(model, reference, draw(0, model.config.vocab_size, (1, length)), NEW)
         same = same and bool(np.array_equal(mine(), other()))
-        times[f"generation after {length}"] = in_turn({"tinypeft": mine, "transformers": other}, rounds, warmup=1, twice=False)
+        sides = {"tinypeft": mine, "transformers": other}
+        times[f"generation after a prompt of {length}"] = in_turn(sides, rounds, warmup=1, twice=False)
     times["LoRA step"], peaks = lora_step(model, reference, lora, batch, rounds)
-    return {"parameters": model.n_parameters(), "batch": [rows, batch[0].shape[1]], "new tokens": NEW,
-            "same tokens generated": same, **tables(times), "LoRA peak bytes": peaks,
-            "quantizing": quantizing(model, schemes)}
+    ours, theirs = peaks.values()
+    table = rows_of(times) | {"LoRA step: MiB": beside(mib(ours), mib(theirs), ours / theirs)}
+    table |= {f"quantizing with {name}: s": {"tinypeft": t} for name, t in quantizing(model, schemes).items()}
+    return table, {"parameters": model.n_parameters(), "rows": rows, "tokens": batch[0].shape[1], "new tokens": NEW,
+                   "the same tokens on both sides": "yes" if same else "no"}
+
+
+def beside(ours, theirs, ratio):
+    """The cells of a row."""
+    return {"tinypeft": ours, "transformers, PEFT or gguf": theirs, "ratio": ratio}
 
 
 def lora_step(model, reference, lora, batch, rounds):
@@ -60,17 +68,16 @@ def lora_step(model, reference, lora, batch, rounds):
     return times, peaks
 
 
-def tables(times):
+def rows_of(times):
     """Medians in seconds, of generation also in tokens per second; ratios of times are ours to theirs, those of speeds too."""
-    found = {"seconds": {}, "tokens per second": {}}
-    print(f"{'':<28}{'tinypeft':>10}{'theirs':>10}{'ratio':>8}")
+    found = {}
+    print(f"{'':<34}{'tinypeft':>10}{'theirs':>10}{'ratio':>8}")
     for name, sides in times.items():
-        (_, a), (_, b) = sides.items()
-        found["seconds"][name] = row = medians(sides) | {"ratio": ratio(a, b)}
+        a, b = sides.values()
+        found[f"{name}: s"] = row = beside(*medians(sides).values(), ratio(a, b))
         if name.startswith("generation"):
-            speeds = {side: round(NEW / statistics.median(t), 1) for side, t in sides.items()}
-            found["tokens per second"][name] = speeds | {"ratio": ratio(b, a)}
-        print(f"{name:<28}" + "".join(f"{n:>10.3f}" for n in list(row.values())[:2]) + f"{row['ratio']:>8.2f}", flush=True)
+            found[f"{name}: tokens/s"] = beside(*(round(NEW / statistics.median(t), 1) for t in (a, b)), ratio(b, a))
+        print(f"{name:<34}" + "".join(f"{n:>10.3f}" for n in list(row.values())[:2]) + f"{row['ratio']:>8.2f}", flush=True)
     return found
 
 
@@ -80,6 +87,6 @@ def quantizing(model, schemes):
     for name, scheme in schemes.items():
         calibration = draw(0, model.config.vocab_size, (16, 128)) if scheme.calibrated else None
         quantize = functools.partial(tp.quantize, sharing(model), scheme, calibration=calibration)
-        found[f"{name} s"] = round(seconds(quantize), 2)
-        print(f"{name:<28}{found[f'{name} s']:>10.2f}", flush=True)
+        found[name] = round(seconds(quantize), 2)
+        print(f"{name:<34}{found[name]:>10.2f}", flush=True)
     return found

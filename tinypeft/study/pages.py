@@ -108,23 +108,23 @@ def by_family(results: Path) -> str:
     whether it merges.
 
     What is trained, with which settings, and the time of a step, are those of the benchmark of methods on the base."""
-    measured = speed.runs(results, "methods")[0]["methods"]
-    lora = measured["lora"]["ms"]["tinypeft"]
+    measured = speed.runs(results, "methods")[0]["tables"]["methods"]
+    lora = measured["lora"]["ms"]
     rows = []
     for family, classes in FAMILIES.items():
         rows.append((f"**{family}**", *[""] * 6))
         for name, cls in classes.items():
             found = measured.get(name)
-            cost = (trained(found), f"{found['ms']['tinypeft'] / lora:.2f}") if found else ("–", "–")
+            cost = (trained(found), f"{found['ms'] / lora:.2f}") if found else ("–", "–")
             rows.append((*known(name, METHODS, "../../", papers=True), about(name).rank, *cost, merges(cls)))
     return table(("method", "equation", "papers", "rank", "trained", "step over LoRA's", "merges"), rows)
 
 
 def trained(measured: dict) -> str:
     """The count of what is trained, and the settings that it is for."""
-    settings = measured["method"].partition("(")[2].removesuffix(")")
+    settings = measured["method"].partition("(")[2].removesuffix(")`")
     shown = re.sub(r"\((\d+), (?:\d+, ){2,}(\d+)\)", r"(\1, …, \2)", settings)              # of many tokens the first and last
-    return f"{measured['trained']['tinypeft']:,}" + f" with `{shown}`" * bool(shown)
+    return f"{measured['trained']:,}" + f" with `{shown}`" * bool(shown)
 
 
 def merges(cls: type[Method]) -> str:
