@@ -11,16 +11,20 @@ run forces those of another one, reads back which it got, and fails if they are 
 every pair of (kernel of BLAS, threads), (kernel of BLAS, Python), (kernel of BLAS, versions of the libraries) and (kernels of
 NumPy, versions). Some have the five packages alone, some every oracle. Some are away from home: without a home directory,
 with another locale and time zone, and with no network for the quick main job. None has a terminal. A run tests the last
-commit, in a clone of its own. A kernel, a Python or a number of cores that the machine lacks is said.
+commit, in a clone of its own; without git, a copy of the files. A kernel, a Python or a number of cores that the machine
+lacks is said.
 """
 import argparse
+import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +103,33 @@ def interpreter(version: str) -> str | None:
     return None
 
 
+# -- the commit --------------------------------------------------------------------------------------------------------
+def git(*words) -> subprocess.CompletedProcess:
+    """Ask git about this checkout. It fails where there is none, or where it is somebody else's."""
+    lost = [] if (ROOT / ".git").exists() else ["--git-dir", os.devnull]     # not that of a folder above
+    return subprocess.run(["git", *lost, *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def files() -> list[Path]:
+    """List the checkout's files that no tool made."""
+    made = {".git", ".venv", "__pycache__"}
+    return sorted(p for p in ROOT.rglob("*") if p.is_file() and not made & {*p.relative_to(ROOT).parts})
+
+
+def commit_hash() -> str:
+    """Return the last commit's hash; without git, one of the files."""
+    if (asked := git("rev-parse", "HEAD")).returncode == 0: return asked.stdout.strip()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files())).hexdigest()
+
+
+def check_out(folder: Path) -> None:
+    """Clone the last commit into a folder; without git, copy the files."""
+    if git("clone", "-q", ROOT, folder).returncode == 0: return
+    for path in files():
+        (copy := folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+
+
 # -- one run -----------------------------------------------------------------------------------------------------------
 def environment(run: dict, where: Path) -> Path:
     """Make the virtual environment of a run, or bring it up to date, and return its python."""
@@ -138,13 +169,42 @@ def refused(run: dict, got: dict) -> str:
     return ""
 
 
+def side_by_side(tests: list[str], checkout: Path) -> list[list[str]]:
+    """Divide all tests for a run without pytest-xdist: a process takes a folder, the largest first, and then the next one."""
+    if tests != ["tests"]: return [tests]
+    size = {}
+    for path in (checkout / "tests").rglob("test_*.py"):
+        first = path.relative_to(checkout / "tests").parts[0]
+        size[first] = size.get(first, 0) + path.stat().st_size
+    loose = [f"tests/{first}" for first in size if first.endswith(".py")]
+    return [loose] + [[f"tests/{first}"] for first in sorted(size, key=size.get, reverse=True) if not first.endswith(".py")]
+
+
+def pytest(command: list, checkout: Path, env: dict) -> tuple[str, int]:
+    """Run pytest, and return what it printed and its exit code; of one that does not end, 1."""
+    try:
+        done = subprocess.run(command, cwd=checkout, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=LIMIT)
+    except subprocess.TimeoutExpired as stopped:
+        return (stopped.stdout or b"").decode("utf-8", "replace") + f"\nERROR no end after {LIMIT} s\n", 1
+    return done.stdout.decode("utf-8", "replace"), done.returncode
+
+
+def counted(said: str) -> dict[str, int]:
+    """Add up the last lines of pytest, one of each process."""
+    counts = dict.fromkeys(("passed", "skipped", "failed", "error"), 0)
+    for last in re.findall(r"^.*\d+ \w+.* in \d+\.\d+s(?: \(.+\))?$", said, re.M):
+        for n, word in re.findall(r"(\d+) (passed|skipped|failed|error)", last): counts[word] += int(n)
+    return counts
+
+
 def do(name: str, where: Path, tests: list[str]) -> dict:
     """Run the tests, and return what the table says of them."""
     run, start = table()[name], time.monotonic()
     if lack := lacking(run): return {"result": lack, "failed": 0}
     python = environment(run, where)
     with tempfile.TemporaryDirectory() as out:
-        subprocess.run(["git", "clone", "-q", ROOT, checkout := Path(out, "checkout")], check=True)
+        check_out(checkout := Path(out, "checkout"))
         env = variables(run, python, checkout)
         got = kernels(python, env)
         versions = subprocess.check_output([python, "-c", "import numpy, platform as p; print(p.python_version(), "
@@ -152,17 +212,16 @@ def do(name: str, where: Path, tests: list[str]) -> dict:
         row = {"python": versions[0], "numpy": versions[1], "got": {k: got[k] for k in ("blas", "threads", "numpy")}}
         if wrong := refused(run, got): return row | {"result": wrong, "failed": 1}
         command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=20", "--continue-on-collection-errors"]
-        log = where / f"{name}.txt"
-        with log.open("w") as file:
-            try: done = subprocess.run(command + tests, cwd=checkout, env=env, stdin=subprocess.DEVNULL, stdout=file,
-                                       stderr=file, timeout=LIMIT)
-            except subprocess.TimeoutExpired: return row | {"result": f"no end after {LIMIT} s", "failed": 1}
-        said = log.read_text("utf-8", "replace")
-        last = next((line for line in reversed(said.splitlines()) if re.search(r"\d+ passed", line)), "")
-        counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
-        row |= {"passed": counts.get("passed", 0), "skipped": counts.get("skipped", 0),
-                "failed": counts.get("failed", 0) + counts.get("error", 0) or int(done.returncode != 0),
-                "failing": re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.M)}
+        parts = [tests] if run["oracles"] else side_by_side(tests, checkout)
+        with ThreadPoolExecutor(min(cores(), 4)) as pool:
+            done = list(pool.map(lambda part: pytest(command + part, checkout, env), parts))
+        said = "\n".join(text for text, _ in done)
+        (where / f"{name}.txt").write_text(said, "utf-8")
+        counts = counted(said)
+        broken = any(code for _, code in done)
+        row |= {"passed": counts["passed"], "skipped": counts["skipped"],
+                "failed": counts["failed"] + counts["error"] or int(broken),
+                "failing": re.findall(r"^(?:FAILED|ERROR) (.+)", said, re.M)}
         if run["away"]:
             job = subprocess.run([python, "-c", MAIN_JOB, Path(out, "job")], cwd=out, env=env, stdin=subprocess.DEVNULL,
                                  text=True, capture_output=True)
@@ -203,7 +262,7 @@ def main() -> None:
     if unknown := {*args.names} - {*runs}: parser.error(f"there is no run {', '.join(unknown)}; there are {', '.join(runs)}")
     if args.list: return print("\n".join(f"{name:14} {asked(run)}" for name, run in runs.items()))
     args.where.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    commit = commit_hash()
     names = args.names or list(runs)
     if args.commit:
         here = [name for name, run in runs.items() if not lacking(run)]

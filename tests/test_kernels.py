@@ -59,12 +59,40 @@ def test_more_threads_than_cores_are_lacking(monkeypatch, threads, says):
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the kernels are those of x86")
 def test_the_kernels_are_read_back():
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "NPY_"))}
-    forced = clean | {"OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "2"}
+    forced = clean | {"OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "1"}
     everything = kernels.kernels(sys.executable, forced)
     baseline = kernels.kernels(sys.executable, forced | {"NPY_DISABLE_CPU_FEATURES": " ".join(everything["all"])})
     for got, level in (everything, "all"), (baseline, "baseline"):
-        assert kernels.refused({"blas": "Nehalem", "threads": 2, "numpy": level}, got) == ""
-    assert "NumPy keeps" in kernels.refused({"blas": "Nehalem", "threads": 2, "numpy": "baseline"}, everything)
+        assert kernels.refused({"blas": "Nehalem", "threads": 1, "numpy": level}, got) == ""
+    assert "NumPy keeps" in kernels.refused({"blas": "Nehalem", "threads": 1, "numpy": "baseline"}, everything)
+
+
+# -- what a run tests ---------------------------------------------------------------------------------------------------
+def test_processes_side_by_side_take_every_file_of_tests_once():
+    root = PATH.parents[1]
+    parts = [root / entry for part in kernels.side_by_side(["tests"], root) for entry in part]
+    files = [file for entry in parts for file in (entry.rglob("test_*.py") if entry.is_dir() else [entry])]
+    assert sorted(files) == sorted((root / "tests").rglob("test_*.py")) and len({*files}) == len(files)
+    assert kernels.side_by_side(["tests/peft"], root) == [["tests/peft"]]
+
+
+def test_what_the_processes_counted_is_added_up():
+    said = ["7 failed, 20 passed, 9 skipped, 4 deselected, 7 xfailed, 10 warnings in 1631.92s (0:27:11)",
+            "= 1 skipped, 2 errors in 0.51s =".strip("= "), "1 failed in the middle of a sentence", "300 passed in 2.00s"]
+    assert kernels.counted("\n".join(said)) == {"passed": 320, "skipped": 10, "failed": 7, "error": 2}
+
+
+def test_without_git_the_files_are_copied_and_name_the_run(tmp_path, monkeypatch):
+    (tmp_path / "checkout" / ".venv").mkdir(parents=True)
+    (file := tmp_path / "checkout" / "a" / "b.txt").parent.mkdir()
+    file.write_text("one")
+    (tmp_path / "checkout" / ".venv" / "python").write_text("")
+    monkeypatch.setattr(kernels, "ROOT", tmp_path / "checkout")
+    kernels.check_out(tmp_path / "copy")
+    assert [p.relative_to(tmp_path / "copy").as_posix() for p in (tmp_path / "copy").rglob("*") if p.is_file()] == ["a/b.txt"]
+    before = kernels.commit_hash()
+    file.write_text("two")
+    assert len(before) == 64 and kernels.commit_hash() != before
 
 
 # -- the five packages alone ---------------------------------------------------------------------------------------------
