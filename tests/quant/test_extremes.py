@@ -9,6 +9,7 @@ from tinypeft.quant import FakeQuant, FloatFormat, Uniform
 from tinypeft.quant.uniform import LARGEST, bounded
 
 N, D = 6, 32
+GGUF_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 DRAWN = np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
 SCHEMES = [*(Uniform(bits, symmetric, convention=convention) for bits in range(1, 9) for symmetric in (True, False)
              for convention in ("absmax", "full") if bits > symmetric),
@@ -19,7 +20,8 @@ SCHEMES = [*(Uniform(bits, symmetric, convention=convention) for bits in range(1
            *(FloatFormat(name, scaling) for name in ("E4M3", "E5M2", "E2M1", "FP16", "BF16", "E3M2", "E7M0")
              for scaling in ("tensor", "channel", "block")),
            *(FloatFormat(name, "block", 16, kind) for name in ("E4M3", "E2M1", "BF16") for kind in ("E8M0", "E4M3")),
-           *(row.small for row in ROWS.values()), tp.NF4(16), tp.GGUF("Q4_0"), tp.W8A8(), tp.LLMInt8(variant="bitsandbytes"),
+           *(row.small for row in ROWS.values()), tp.NF4(16), tp.NF4(16, double_quant=True), tp.NF4(2, double_quant=True),
+           *(tp.GGUF(name) for name in GGUF_TYPES), tp.W8A8(), tp.LLMInt8(variant="bitsandbytes"),
            tp.ZeroQuant(bits=3, groups=4), tp.PEQA(1), tp.PEQA(4, symmetric=True), tp.LLMQAT(2),
            tp.GPTQ(2, symmetric=True, scale_dtype="float32"),
            *(FakeQuant(bits, step, symmetric) for bits in (2, 4, 8) for step in (True, False) for symmetric in (True, False)),
@@ -48,7 +50,8 @@ MATRICES = matrices()
 
 def dense(scheme, W):
     """Ŵ of W, or None where the scheme refuses a number that float16 cannot hold."""
-    try: return scheme.quantize(W, *[np.eye(D)] * isinstance(scheme, (tp.GPTQ, tp.AWQ))).dequantize()
+    if isinstance(scheme, tp.GGUF): W = np.tile(W, 8)            # whole superblocks of a K type
+    try: return scheme.quantize(W, *[np.eye(D)] * isinstance(scheme, (tp.GPTQ, tp.AWQ))).dequantize()[:, :D]
     except ValueError as e:
         assert "float16" in str(e) and np.abs(W).max() > 65504
         return None
@@ -64,7 +67,22 @@ def test_finite_weights_stay_finite(name):
             W_hat = dense(scheme, W)
             refused += W_hat is None
             assert W_hat is None or np.isfinite(W_hat).all(), scheme
-    assert refused <= 6                                          # GGUF, bitsandbytes, AWQ with float16 scales
+    assert refused <= 14                                         # GGUF, bitsandbytes, AWQ with float16 scales
+
+
+@pytest.mark.parametrize("name", GGUF_TYPES)
+@pytest.mark.parametrize("importance", [None, np.ones(256, np.float32)], ids=["plain", "by importance"])
+def test_gguf_refuses_what_its_scales_cannot_hold_and_decodes_the_rest(name, importance):
+    """Not to zeros: Q6_K once took the square of 1e20, and found nothing in the block."""
+    drawn = np.random.default_rng(0).standard_normal((2, 256)).astype(np.float32)
+    for size in np.float32([1, 6e4, 1e6, 1e7, 1e8, 1e9, 1e12, 1e18, 1e20, 1e30, LARGEST]):
+        W = drawn / np.abs(drawn).max() * size
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            try: W_hat = tp.GGUF(name, importance=importance is not None).quantize(W, importance).dequantize()
+            except ValueError as e:
+                assert "overflows GGUF's float16" in str(e) and size >= 1e6
+                continue
+        assert size <= 1e9 and np.abs(W_hat - W).max() < 0.1 * size
 
 
 SUBNORMAL = FloatFormat("BF16", "block", 16, "E4M3")             # the scale of a matrix times 2⁻⁴⁰ is a subnormal number

@@ -47,6 +47,7 @@ MIXTURES = {"Q4_K_S": ("Q4_K", "Q5_K"),                  # most layers; the bett
             "Q5_K_S": ("Q5_K", "Q5_K"),
             "Q5_K_M": ("Q5_K", "Q6_K")}
 FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+TOO_LARGE = 2.0**29                          # above each type's largest number, 65504·128·32
 READER = "tinypeft.interop.importance"       # a module with `read_importance`, imported when needed
 
 
@@ -178,6 +179,10 @@ def quantize_as(kind: str, W: Array, importance: Array | None = None) -> QTensor
         if importance.shape != W.shape[-1:] or (importance < 0).any():
             raise ValueError(f"importance: expected {W.shape[-1]} numbers ≥ 0, one for each input, "
                              f"got shape {importance.shape} and a least of {importance.min():g}")
+    largest = max(W.max(), -W.min())
+    if largest > TOO_LARGE:                              # searches take squares, which overflow
+        raise ValueError(f"a scale of {kind} overflows GGUF's float16; the largest weight is "
+                         f"{largest:g}")
     if kind in BITS:
         if W.shape[-1] % SUPERBLOCK:
             raise ValueError(f"{kind} needs rows of whole superblocks of {SUPERBLOCK} weights, got "

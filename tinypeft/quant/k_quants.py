@@ -61,7 +61,7 @@ def k_quantize(W: Array, name: str, importance: Array | None = None) -> QTensor:
         chunk = slice(start, start + AT_ONCE)
         h_chunk = None if h is None else h[chunk]
         encode = encode_q6 if name == "Q6_K" else encode_with_minimum
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):   # what overflows is refused below
             return encode(x[chunk], h_chunk, BITS[name])
     chunks = parallel_map(of_chunk, range(0, len(x), AT_ONCE))
     arrays = [np.concatenate(parts, axis=-1) for parts in zip(*chunks, strict=True)]
@@ -122,7 +122,7 @@ def fit_line(x: Array, w: Array, most: int, trials: Array) -> tuple[Array, Array
     """Find s and m, (n,), and codes q (k, n) with s q − m ≈ x in each column of x (k, n)."""
     low = np.minimum(x.min(0), 0)
     high = x.max(0)
-    flat = high <= low
+    flat = high - low < LEAST
     width = np.where(flat, 1, high - low)
     q = levels(x, low, most / width, most)
     s = 1 / (most / width)

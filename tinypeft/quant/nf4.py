@@ -39,6 +39,7 @@ from .codebooks import codebook
 from .packing import pack, packed_size
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, checked
+from .uniform import LARGEST
 
 CHUNK = 2**16                              # weights compared at a time, in a core's L2 cache
 TINY = np.float32(1e-38)                   # the least divisor: bitsandbytes' guard for zero blocks
@@ -125,7 +126,8 @@ def quantize_scales(scale: Array, block_size: int = 256) -> QTensor:
     n = len(scale)
     offset = np.float32(scale.mean(dtype=np.float64))
     x = blocks_of(scale - offset, block_size)
-    absmax = np.abs(x).max(axis=1)
+    most = np.nextafter(LARGEST - offset, np.float32(0))             # so that t + o is finite
+    absmax = np.minimum(np.abs(x).max(axis=1), most)
     v = x * (1 / np.maximum(absmax, TINY))[:, None]
     codes = np.searchsorted(midpoints(codebook("dynamic")), v).astype(np.uint8)
     return QTensor(codes.reshape(-1)[:n], 8, (n,), block_size, absmax, codebook="dynamic",
