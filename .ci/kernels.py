@@ -213,7 +213,7 @@ def do(name: str, where: Path, tests: list[str]) -> dict:
         if wrong := refused(run, got): return row | {"result": wrong, "failed": 1}
         command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=20", "--continue-on-collection-errors"]
         parts = [tests] if run["oracles"] else side_by_side(tests, checkout)
-        with ThreadPoolExecutor(min(cores(), 4)) as pool:
+        with ThreadPoolExecutor(max(1, min(cores() // run["threads"], 4))) as pool:
             done = list(pool.map(lambda part: pytest(command + part, checkout, env), parts))
         said = "\n".join(text for text, _ in done)
         (where / f"{name}.txt").write_text(said, "utf-8")
