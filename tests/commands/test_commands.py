@@ -629,7 +629,7 @@ def test_a_stop_of_other_commands_says_what_goes_on(capsys, monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("argv, loss", [
     pytest.param("lora --lr 3", r"\d\.\d{4}", marks=pytest.mark.long),
-    ("lora --lr 3 --task classify", r"\d+\.\d{4}"), ("full --lr 100", "inf")])
+    ("adapter --lr 10 --task classify", r"\d+\.\d{4}"), ("full --lr 100", "inf")])
 def test_a_run_that_is_worse_than_the_frozen_model_replaces_no_adapter(capsys, monkeypatch, own, adapter, argv, loss):
     """It stays beside it. In a new folder it is saved: nothing is lost there."""
     monkeypatch.chdir(own)
