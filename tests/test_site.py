@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.browser.typed import FIRST, NOTHING
 from tinypeft.peft import METHODS
 from tinypeft.peft.methods import FAMILIES
 from tinypeft.quant import SCHEMES
@@ -302,7 +303,7 @@ def test_a_link_to_a_place_of_the_study_leads_to_the_page_that_has_it():
 
 def test_links_to_words_of_the_glossary_find_them(site):
     text = (site[0] / "lessons/GLOSSARY.md").read_text("utf-8")
-    anchors = re.findall(r"<span id='(word-[^']+)'></span>\*\*", text)
+    anchors = re.findall(r"<span id='(word-[^']+)'>\*\*", text)
     assert len(anchors) == len({*anchors}) == len(re.findall(r"^\* .*\*\*[A-Z]", text.partition("\n## Letters")[0], re.M))
     links = {link for path in site[0].rglob("*.md") for link in re.findall(r"#(word-[^']+)'", path.read_text("utf-8"))}
     assert links <= {*anchors} and len(links) > 30
@@ -383,11 +384,29 @@ def test_pages_say_how_to_get_the_repository(site, monkeypatch):
         assert "cd tinypeft" in (site[0] / name).read_text("utf-8"), name
 
 
-def test_the_search_leaves_out_sources_and_puts_the_glossary_first(site):
-    sources = [path for path in site[0].rglob("*.md") if "orphan: true" in path.read_text("utf-8")]
-    assert sources and all("nosearch: true" in path.read_text("utf-8") for path in sources)
-    scores = dict(re.findall(r"(lessons/GLOSSARY|tests)\b.* \? (-?\d+)", (HOME / "scorer.js").read_text("utf-8")))
-    assert int(scores["lessons/GLOSSARY"]) > 0 > int(scores["tests"])
+# -- the search ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("typed, place", (FIRST | NOTHING).items())
+def test_what_one_types_stands_where_the_search_leads_or_may_not_lead(typed, place, site):
+    """`tests/browser/website.py` types it: a word that is on no page would find nothing without reason."""
+    page, _, anchor = place.partition("#")
+    text = "\n".join(path.read_text("utf-8") for path in site[0].glob(page.replace(".html", ".*")))
+    if anchor:
+        text = re.search(f"<span id='{anchor}'>.*", text).group()
+    assert all(re.search(rf"(?<![A-Za-z]){word}", text, re.I) for word in typed.split())
+
+
+def test_the_search_leaves_out_sources_tests_and_what_is_solved_or_for_authors(site):
+    texts = {path.relative_to(site[0]).as_posix(): path.read_text("utf-8") for path in site[0].rglob("*.*")
+             if path.suffix in {".md", ".ipynb"} and "assignments" not in path.parts}
+    out = {path for path, text in texts.items() if re.match(r"---\n(?:.+\n)*nosearch: true\n", text)
+           or path.endswith(".ipynb") and "nosearch" in json.loads(text)["metadata"]}
+    sources = {path for path, text in texts.items() if "orphan: true" in text}
+    assert len(sources) > 50 and out - sources == {"tests/README.md", "project/CHANGELOG.md", "lessons/src/README.md",
+                                                   "lessons/projects/example/1_own_task.ipynb"} and sources <= out
+
+
+def test_the_search_leaves_out_what_the_tests_of_a_method_promise(pages):
+    assert [name for name, page in pages.items() if ":class: no-search\n<ul class='promises'>" not in page] == []
 
 
 def test_the_list_of_pages_has_each_page_once(site):

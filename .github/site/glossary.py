@@ -32,13 +32,13 @@ def link(word, shown="", root=""):
 
 
 def with_anchors(text):
-    """Give each word of the glossary an anchor, and put a line of letters above the first."""
+    """Give each word's line an anchor, to which the search leads (conf.py), and put a line of letters above the first."""
     first = {}
     for word in entries():
         first.setdefault(word[0], anchor(word))
     letters = " · ".join(f"<a href='#{target}'>{letter}</a>" for letter, target in first.items())
     text = text.replace("## Words\n", f"## Words\n\n<div class='letters'>{letters}</div>\n", 1)
-    return ENTRY.sub(lambda match: f"* <span id='{anchor(match[1])}'></span>**{match[1]}.** {match[2]}", text)
+    return ENTRY.sub(lambda match: f"* <span id='{anchor(match[1])}'>**{match[1]}.** {match[2]}</span>", text)
 
 
 def with_words(text, path):

@@ -331,11 +331,13 @@ class Page:
         first = f"[`{file}`]({file}) " + (f"compares with {', '.join(compared)}." if compared else "compares with no library.")
         address = self.links.to(file, on=self.path, ending=".html")
         lines = [f"<li><a href='{address}#L-{line}'>{escape(words)}</a></li>" for words, line in promises(read(file))]
-        return self.lead(f"{first} What it promises, a test each:\n\n") + raw(f"<ul class='promises'>{''.join(lines)}</ul>")
+        promised = raw(f"<ul class='promises'>{''.join(lines)}</ul>", searched=False)
+        return self.lead(f"{first} What it promises, a test each:\n\n") + promised
 
 
-def raw(html):
-    return f"```{{raw}} html\n{html}\n```" if html else ""
+def raw(html, searched=True):
+    option = "" if searched else ":class: no-search\n"
+    return f"```{{raw}} html\n{option}{html}\n```" if html else ""
 
 
 def slug(title):

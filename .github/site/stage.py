@@ -21,12 +21,15 @@ from staged_notebook import staged_notebook
 from study_pages import PAGES, path_of, places, study_pages
 
 HERE = Path(__file__).parent
-ORPHAN = "orphan: true\nnosearch: true\n"                # a page in no list of pages, which the search leaves out
+NOSEARCH = "nosearch: true\n"                            # a page that the search leaves out
+ORPHAN = f"orphan: true\n{NOSEARCH}"                     # a page in no list of pages
 TEMPLATE = ".github/site/front_page.txt"
 FROM_README = {"what": r"^(tinypeft is .*?)\n\n", "picture": r"(<img [^>]*>)", "snippet": r"(^```python.*?^```)",
                "claims": r"<!-- claims -->(.*?)<!--", "commands": r"^```bash\n(.*?)\n```"}
 FROM_STUDY = {"sentence": r"\]\(compare\.svg\)\n\n\*\*(.*?)\*\*", "caption": r"\]\(compare\.svg\)\n\n\*\*.*?\*\* (.*?)\n\n"}
 EXAMPLE = "lessons/projects/example/"
+# Listed pages that the search leaves out, too: how it is tested, what is for authors, and a project that is solved.
+UNSEARCHED = "tests/README.md", ".github/CHANGELOG.md", "lessons/src/README.md", EXAMPLE
 FRONT, MAP = "index.md", "map.md"
 CONTENTS = {"Learn": ["lessons/README.md"],
             "Read the maths": [MAP, "tinypeft/peft/README.md", "tinypeft/quant/README.md", STUDY],
@@ -52,10 +55,11 @@ def stage(folder):
         file.write_text(text, "utf-8")
 
     for path in notebooks():
-        write(path, staged_notebook(path, links))
+        write(path, staged_notebook(path, links, searched=not path.startswith(UNSEARCHED)))
     texts = {path: (path, page_text(path)) for path in pages()} | {path: (STUDY, text) for path, text in study.items()}
     for path, (here, text) in texts.items():
-        text = links.lead(with_words(text, here), here, on=path)
+        head = f"---\n{NOSEARCH}---\n\n" if path.startswith(UNSEARCHED) else ""
+        text = head + links.lead(with_words(text, here), here, on=path)
         write(path, f"{text}\n\n{toctree(below()[path], links)}" if path in below() else text)
     say(f"writes {len(files())} pages of methods and schemes, paper beside code")
     for path in files():

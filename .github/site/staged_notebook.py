@@ -13,8 +13,8 @@ FIELD = """<form class="guess" data-guess="{name}"><label>Your guess{unit}: <inp
 <button>Keep it</button> <output></output></form>"""
 
 
-def staged_notebook(path, links):
-    """Return the notebook at `path`, as JSON, with what the site adds and with its links led."""
+def staged_notebook(path, links, searched=True):
+    """Return the notebook at `path`, as JSON, with what the site adds and with its links led. searched: the search has it."""
     notebook = json.loads((ROOT / path).read_text("utf-8"))
     cells = []
     for cell, following in zip(notebook["cells"], [*notebook["cells"][1:], None], strict=True):
@@ -32,6 +32,8 @@ def staged_notebook(path, links):
         opening, heading, section = with_lessons(cells[0]["source"]).partition("\n## ")
         work = links.lead(assignment_and_pages(path), "", on=path)
         cells[0]["source"] = f"{opening.rstrip()}\n\n{work}\n{heading}{section}"
+    if not searched:
+        notebook["metadata"]["nosearch"] = True
     return json.dumps(notebook | {"cells": cells})
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import TimeoutError as Late
 from playwright.sync_api import sync_playwright
+from typed import FIRST, NOTHING
 
 PAGES = Path(__file__).parents[2] / "build" / "site" / "html"
 KINDS = {"formula": "MathJax refused it, or it was not typeset", "link": "it leads to no file",
@@ -31,7 +32,7 @@ KINDS = {"formula": "MathJax refused it, or it was not typeset", "link": "it lea
          "host": "a page asks another computer for something", "answer": "it is open before one asks for it",
          "script": "an error, or a file that does not come", "contrast": "letters are too faint", "slider": "it does not move",
          "tall": "a page of the study takes more than fourteen screens of a phone",
-         "guess": "what a reader guesses does not come beside the measured number", "search": "it does not find a page",
+         "guess": "what a reader guesses does not come beside the measured number", "search": "another page comes first",
          "filter": "the study shows other claims than it counts",
          "access": "another rule of axe-core is broken, or a cell does not say its column"}
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1360, "height": 900}
@@ -63,10 +64,9 @@ NOTES = """() => {
     sliders: all('input[type=range]').length, details: all('article details').length, pictures: all('article img').length,
     ids: all('[id]').map(e => e.id), links: all('a[href]').map(e => e.href)}
 }"""
-SEARCHES = {"desc_act": "tinypeft/quant/gptq.html", "rank stabilized": "lessons/07_lora.html",
-            "perplexity": "lessons/GLOSSARY.html"}
 CLAIMS = ".claims tbody tr:not(details *):visible"
-FIRST = {"nats": "lessons/GLOSSARY.html", "GPTQ": "tinypeft/quant/gptq.html", "DoRA": "tinypeft/peft/dora.html"}
+FOUND = """() => document.querySelector('#search-results li > a')?.href ||
+  (/did not match/.test(document.querySelector('.search-summary')?.innerText) && 'nothing')"""
 PRESENT = """() => {
   const list = document.querySelector('.sidebar-scroll');
   const page = [...document.querySelectorAll('.sidebar-tree .current-page')].at(-1);
@@ -243,24 +243,18 @@ class Site:
                     page.screenshot(path=folder / f"{name.replace('/', '_')}-{way}.png", full_page=True, clip=clip)
 
     def search(self):
-        """Search for words whose page is known."""
+        """Type what has a known place, and what nothing may be found for."""
+        self.name = "search.html"
         with self.served(), self.tab(WIDE, "light") as page:
-            for words, name in SEARCHES.items():
-                self.name = "search.html"
-                page.goto(f"{self.base}search.html?q={words}")
+            for typed, place in (FIRST | dict.fromkeys(NOTHING, "nothing")).items():
+                page.goto(f"{self.base}search.html?q={typed}")
                 try:
-                    page.wait_for_selector(f"#search-results a[href*='{name}']", timeout=15_000)
+                    found = page.wait_for_function(FOUND, timeout=15_000).json_value().removeprefix(self.base)
                 except Late:
-                    self.fault("search", "search.html", f"{words} does not find {name}")
-            for words, name in FIRST.items():
-                page.goto(f"{self.base}search.html?q={words}")
-                first = page.locator("#search-results li a").first
-                try:
-                    address = first.get_attribute("href", timeout=15_000)
-                except Late:
-                    address = "nothing"
-                if name not in address:
-                    self.fault("search", "search.html", f"{words} finds {address} before {name}")
+                    found = "no answer in 15 seconds"
+                if found != place:
+                    self.fault("search", self.name, f"{typed} finds {found} first, not {place}")
+                self.counts["searches"] += 1
 
 
 @contextlib.contextmanager
@@ -289,6 +283,7 @@ PLANTED = {
     "script": ("lessons/04_adapters.html", WORD, WORD + '<script>throw Error("planted")</script>'),
     "tall": ("figures/rule.html", WORD, WORD + '<div style="height: 12000px"></div>'),
     "markup": ("lessons/06_prefix.html", WORD, WORD + "<p>[a page](b.html)</p>"),
+    "search": ("search.html", '<script src="searchindex', '<script>delete Scorer.score</script><script src="searchindex'),
     "contrast": ("lessons/05_prompt_tuning.html", WORD, WORD + '<p style="color: #999; background: #fff">faint</p>'),
 }
 
@@ -304,8 +299,9 @@ def planted(folder, browser):
             (copy / name).write_text(text.replace(old, new, 1), "utf-8")
         names = [name for name, *_ in PLANTED.values()]
         before, after = Site(folder, browser), Site(copy, browser)
-        before.look(names)
-        after.look(names)
+        for site in (before, after):
+            site.look(names)
+            site.search()
     missed = []
     for kind, (name, *_) in PLANTED.items():
         new = [fault[2] for fault in after.faults if fault[:2] == (kind, name) and fault not in before.faults]
