@@ -1,5 +1,6 @@
 """Changes of weights in PEFT's folders, both ways: both sides compute the same, and wrong folders are refused."""
 import copy
+import dataclasses
 import functools
 import json
 
@@ -245,6 +246,9 @@ def test_c_attn_has_one_vector_in_peft_and_three_here(tmp_path):
             (tp.FourierFT(2), peft.FourierFTConfig(n_frequency=2, target_modules=["c_attn"]))):
         with pytest.raises(tp.MethodError, match=f"PEFT has one {type(method).__name__} for transformer.h.0.attn.c_attn"):
             moved(method, "GPT").save(tmp_path / "new", format="peft")
+        one_part = dataclasses.replace(method, targets=("blocks.0.attention.value",))
+        with pytest.raises(tp.MethodError, match=f"PEFT has one {type(method).__name__} for transformer.h.0.attn.c_attn"):
+            moved(one_part, "GPT").save(tmp_path / "new", format="peft")
         oracle.trained(oracle.base("GPT"), config, TOKENS, steps=0).save_pretrained(tmp_path)
         with pytest.raises(tp.MethodError, match="c_attn is three layers here, each with a"):
             tp.load_adapter(make("GPT"), tmp_path)

@@ -180,14 +180,15 @@ def read_hira(row, model, config, tensors, layers):
 # -- FourierFT and C3A -----------------------------------------------------------------------------
 def write_fourier(row, method, layers):
     """Write FourierFT, as `write_plain` does. PEFT draws the entries anew from the seed."""
-    for path, (layer, *_) in layers.items():
+    fields, tensors = write_plain(row, method, layers)
+    for path, (layer,) in layers.items():
         size = layer.d_out * layer.d_in
         places = draw(method.frequencies, size, method.seed)
         if not np.array_equal(layer.E[0] * layer.d_in + layer.E[1], places):
             raise MethodError(f"save: the entries of {path} are not those of the seed "
                               f"{method.seed}, from which PEFT draws them; only the format "
                               "tinypeft holds it")
-    return write_plain(row, method, layers)
+    return fields, tensors
 
 
 def write_c3a(row, method, layers):
