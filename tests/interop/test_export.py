@@ -15,9 +15,14 @@ from tests.conftest import make_gpt
 from tests.families import make
 from tests.oracles import relative_error as error
 from tests.toys import Noise, same
+from tinypeft.engine import functional as F
+from tinypeft.engine.nn import Parameter
 from tinypeft.engine.optim import SGD
 from tinypeft.files import load_arrays
 from tinypeft.interop import read_safetensors
+from tinypeft.peft.lora import LoRALinear
+from tinypeft.peft.prompt import Prompt
+from tinypeft.peft.trainable_tokens import TrainedRows
 from tinypeft.text.docstrings import Document
 from tinypeft.text.tasks import Classification, LanguageModelling, Summarization
 
@@ -346,6 +351,56 @@ def test_methods_that_peft_trains_otherwise_are_refused(method, says, tmp_path):
     with pytest.raises(tp.MethodError, match=says):
         tp.export_training(tp.attach(make_gpt(), method), language(), tmp_path / "new", STEPS)
     assert not (tmp_path / "new").exists()
+
+
+class Gated(LoRALinear):
+    """h = W₀ x + s g B A x, with one more number g that trains."""
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.g = Parameter(np.ones(1, self.A.dtype))
+    def forward(self, x): return self.base(x) + F.linear(F.linear(x, self.A), self.B) * (self.scale * self.g)
+    def pair(self): return self.B * self.g, self.A
+
+
+class GatedLoRA(tp.LoRA):
+    def adapted(self, layer, A, scale, rng): return Gated(layer, A, scale, self.dropout, rng)
+
+
+class Shrinking(tp.LoRA):
+    def penalty(self, layers): return sum((layer.A * layer.A).sum() for layer in layers.values())
+
+
+class BiasesToo(tp.LoRA):
+    def trained(self, model):
+        return [f"blocks.{n}.attention.{part}.bias" for n in range(2) for part in ("query", "key", "value")]
+
+
+class OwnVectors(Prompt): pass
+class OwnRows(TrainedRows): pass
+
+
+class OwnPrompt(tp.PromptTuning):
+    def virtual(self, model, rng): return OwnVectors(super().virtual(model, rng).P_e.data)
+
+
+class OwnTokens(tp.TrainableTokens):
+    def wrap(self, model, rng): return {"token_embedding": OwnRows(model.token_embedding, np.array(self.tokens))}
+
+
+@pytest.mark.parametrize("method, says, in_peft", [
+    (GatedLoRA(2), "a Gated on .*c_attn may do more than a LoRALinear", False),
+    (Shrinking(2), "its class has a `penalty` of its own", True),
+    (BiasesToo(2), "no place for .*0.attention.query.*bias of BiasesToo", True),
+    (OwnPrompt(2), "a OwnVectors on the input may do more than a Prefix", False),
+    (OwnTokens((3, 5)), "does not train rows|a OwnRows on token_embedding may do more than a TrainedRows", False)], ids=str)
+def test_what_a_class_of_ones_own_adds_is_not_lost_in_silence(method, says, in_peft, tmp_path):
+    """PyTorch trains another method then, and PEFT computes one, if its folder holds no more than our class's."""
+    tuned = tp.attach(make_gpt(), method)
+    with pytest.raises(tp.MethodError, match=says): tp.export_training(tuned, language(), tmp_path / "run", STEPS)
+    if in_peft: tuned.save(tmp_path / "adapter", format="peft")
+    else:
+        with pytest.raises(tp.MethodError, match=says): tuned.save(tmp_path / "adapter", format="peft")
+    assert in_peft or not list(tmp_path.iterdir())
 
 
 def test_what_else_the_script_cannot_do_is_refused(tmp_path):

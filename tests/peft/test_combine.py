@@ -13,6 +13,8 @@ from tests.families import FAMILIES, make
 from tests.oracles import assert_close
 from tests.protocol import assert_gradients, frozen_bytes, learned, move
 from tests.toys import Noise
+from tinypeft.engine import functional as F
+from tinypeft.interop import write_gguf_adapter
 from tinypeft.peft.combine import Combination, trimmed
 from tinypeft.peft.lora import LoRALinear, thin_svd
 from tinypeft.text.tasks.saved import content_of
@@ -421,7 +423,20 @@ def test_a_layer_that_is_more_than_low_rank_is_refused_by_name(gpt, tmp_path):
             return wrappers
     tuned = tp.attach(gpt(), Other(2))
     with pytest.raises(tp.MethodError, match=r"combine: Other\(rank=2\) is not a LoRA"): tp.combine({tuned: 1})
-    with pytest.raises(tp.MethodError, match="save: a Scaled is not base"): tuned.save(tmp_path, "peft")
+    with pytest.raises(tp.MethodError, match="save: a Scaled on .* may do more than a LoRALinear"): tuned.save(tmp_path, "peft")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_says_its_change_in_another_way_is_refused(gpt, tmp_path):
+    """Its `factors` are LoRA's still, so no sum and no file of factors has its ΔW."""
+    class Doubled(LoRALinear):
+        def forward(self, x): return self.base(x) + F.linear(x, self.change())
+        def change(self): return 2 * super().change()
+    class Other(tp.LoRA):
+        def adapted(self, layer, A, scale, rng): return Doubled(layer, A, scale, self.dropout, rng)
+    tuned = tp.attach(gpt(), Other(2))
+    with pytest.raises(tp.MethodError, match="combine: Other.* is not a LoRA"): tp.combine({tuned: 1})
+    with pytest.raises(tp.MethodError, match="no more, but there is Other"): write_gguf_adapter(tmp_path / "a.gguf", tuned)
     assert not list(tmp_path.iterdir())
 
 

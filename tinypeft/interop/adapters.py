@@ -41,7 +41,6 @@ from ..models.decoder import SHIPPED, Decoder
 from ..peft import (
     IA3,
     AdaLoRA,
-    DoRA,
     DyLoRA,
     LoRA,
     PrefixTuning,
@@ -51,18 +50,27 @@ from ..peft import (
     TrainableTokens,
 )
 from ..peft.attachment import bare
-from ..peft.dora import DoRALinear
 from ..peft.folders import attach_with
 from ..peft.method import MethodError
 from ..peft.model import PeftModel
 from ..peft.part import Methods
+from ..peft.prefix import Prefix
+from ..peft.prompt import Prompt
+from ..peft.ptuning import PseudoTokens
 from .base_weights import base_weights_folder, method_of, read_base_weights, read_norms
 from .changed_layers import changed_folder, read_changed
 from .changed_table import ROWS, row_of
 from .folder import HuggingFaceError
 from .ia3 import ia3_folder, read_ia3
 from .loading import SMOLLM2
-from .lowrank import adalora_folder, adapted_layers, lora_folder, read_adalora, read_lora
+from .lowrank import (
+    adalora_folder,
+    adapted_layers,
+    check_kinds,
+    lora_folder,
+    read_adalora,
+    read_lora,
+)
 from .peft_config import PREFIX, VIRTUAL, Config, Tensors, prefix_of
 from .token_rows import (
     ROWS_ALONE,
@@ -174,13 +182,6 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
 def added_folder(tuned, part):
     """(config, tensors) of what the method of `part` adds to the base."""
     method = part.method
-    if isinstance(method, (LoRA, DyLoRA, AdaLoRA)):
-        for wrapper in part.wrappers.values():
-            is_dora = type(wrapper) is DoRALinear
-            if is_dora != isinstance(method, DoRA) or not (is_dora or wrapper.is_low_rank):
-                formula = "m V x/‖V‖" if isinstance(method, DoRA) else "base(x) + ΔW x"
-                raise MethodError(f"save: a {type(wrapper).__name__} is not {formula}, as PEFT's "
-                                  "folder would say; only the format tinypeft holds it")
     if isinstance(method, (LoRA, DyLoRA)): return lora_folder(tuned, method)
     if isinstance(method, AdaLoRA):        return adalora_folder(tuned, method)
     if isinstance(method, IA3):            return ia3_folder(tuned)
@@ -203,6 +204,7 @@ def virtual_folder(tuned, method):
     """(config, tensors) of a model tuned by virtual tokens, without the reparameterization."""
     c = tuned.config
     virtual = method.fold(tuned.virtual)[1]
+    check_kinds("the input", [virtual], [Prefix, Prompt, PseudoTokens])
     is_prefix = isinstance(method, PrefixTuning)
     fields = sizes(c, is_prefix) | {"num_virtual_tokens": virtual.length}
     if is_prefix:

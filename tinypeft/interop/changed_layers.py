@@ -22,7 +22,7 @@ from ..peft import Method, MethodError
 from ..peft.method import Wrapper
 from ..peft.model import PeftModel
 from ..peft.part import own_state
-from .lowrank import State, adapted_layers, linear_layers, plain_number
+from .lowrank import State, adapted_layers, check_kinds, linear_layers, plain_number
 from .peft_config import PREFIX, Config, Tensors
 from .peft_names import names_of
 
@@ -80,7 +80,8 @@ def changed_folder(tuned: PeftModel, row: Row,
     if names.conv1d and not row.conv1d:
         raise MethodError(f"save: PEFT has {row.method.__name__} for layers of the class Linear, "
                           "and GPT-2's are Conv1D there; only the format tinypeft holds it")
-    check_kinds(row, layers)
+    for path, wrappers in layers.items():
+        check_kinds(path, wrappers, [row.layer])
     fields, tensors = (row.write or write_plain)(row, method, layers)
     if row.conv1d:
         fields["fan_in_fan_out"] = names.conv1d
@@ -91,15 +92,6 @@ def changed_folder(tuned: PeftModel, row: Row,
     for name, theirs in row.shared.items():
         tensors[TOP + theirs] = row.to_theirs(name, first.shared[name], method)
     return fields, tensors
-
-
-def check_kinds(row, layers):
-    """Raise MethodError for a wrapper of another class, which may compute something else."""
-    for path, wrappers in layers.items():
-        for wrapper in filter(None, wrappers):
-            if type(wrapper) is not row.layer:
-                raise MethodError(f"save: a {type(wrapper).__name__} on {path} may do more than a "
-                                  f"{row.layer.__name__} does; only the format tinypeft holds it")
 
 
 def write_plain(row: Row, method: Method,

@@ -41,6 +41,7 @@ from .torch_names import start_of, training_fields, trains_the_base
 
 __all__ = ["export_training"]
 
+HOOKS = "before_step", "penalty", "after_step"
 TEMPLATES = Path(__file__).parent / "training"
 
 
@@ -101,6 +102,9 @@ def check(tuned, task):
                          " head=len(task.classes), or without a head for another task")
     method = tuned.method
     refuse = lambda why: MethodError(f"export_training: {method}: {why}")
+    for hook in own_hooks(tuned):
+        raise refuse(f"its class has a `{hook}` of its own, which the script does not know; train "
+                     "it here")
     if isinstance(method, LoRA) and method.init in (*TAKEN_OFF, "mica"):
         raise refuse("PEFT would train all factors of what it starts from, and some are frozen "
                      "here; train it here")
@@ -136,6 +140,14 @@ def check(tuned, task):
         raise refuse("PEFT has no dropout on a prefix; set dropout=0")
     if isinstance(method, PTuning) and method.encoder is None:
         raise refuse("PEFT trains P-tuning only with an encoder; PromptTuning is the same without")
+
+
+def own_hooks(tuned):
+    """List the hooks of training that a method's class does in another way than ours."""
+    for part in tuned.parts.values():
+        cls = type(part.method)
+        ours = next(base for base in cls.__mro__ if base.__module__.startswith("tinypeft."))
+        yield from (name for name in HOOKS if getattr(cls, name) is not getattr(ours, name))
 
 
 @contextlib.contextmanager

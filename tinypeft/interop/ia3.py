@@ -20,7 +20,7 @@ from ..models.targets import names_for
 from ..peft import IA3, MethodError
 from ..peft.ia3 import ScaledInput, ScaledOutput
 from ..peft.model import PeftModel
-from .lowrank import State, adapted_layers, linear_layers
+from .lowrank import State, adapted_layers, check_kinds, linear_layers
 from .peft_config import PREFIX, Config, Tensors, matches
 from .peft_names import names_of
 
@@ -42,7 +42,7 @@ def ia3_folder(tuned: PeftModel,
     """(config, tensors) of a model tuned by (IA)³. absent: the numbers of an l that is not here."""
     names, tensors, inner, outer = names_of(tuned.model), {}, [], []
     for path, layers in adapted_layers(tuned):
-        check_kinds(path, layers)
+        check_kinds(path, layers, [ScaledInput, ScaledOutput])
         scaled_input = [isinstance(layer, ScaledInput) for layer in layers]
         if any(scaled_input):
             check_one_input(path, layers, all(scaled_input))
@@ -56,13 +56,6 @@ def ia3_folder(tuned: PeftModel,
     return {"peft_type": "IA3", "target_modules": names.brief(outer) + feedforward,
             "feedforward_modules": feedforward, "fan_in_fan_out": names.conv1d,
             "init_ia3_weights": True}, tensors
-
-
-def check_kinds(path, layers):
-    """Raise MethodError for a wrapper of another class, which may compute something else."""
-    for kind in {type(layer) for layer in layers if layer} - {ScaledInput, ScaledOutput}:
-        raise MethodError(f"save: a {kind.__name__} on {path} may do more than (IA)³ does; only "
-                          "the format tinypeft holds it")
 
 
 def check_one_input(path, layers, all_scaled):

@@ -29,26 +29,28 @@ behaves.
 """
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..common.hints import Array
 from ..common.wording import brief
+from ..engine.nn import Module
 from ..models.decoder import Decoder
 from ..models.targets import names_for
 from ..peft import AdaLoRA, DoRA, LoRA, Method, MethodError
-from ..peft.dora import lengths
-from ..peft.dylora import scale_of
-from ..peft.lora import LoRALinear
+from ..peft.adalora import AdaLoRALinear
+from ..peft.dora import DoRALinear, lengths
+from ..peft.dylora import DyLoRALinear, scale_of
+from ..peft.lora import LoRALinear, StartedLinear
 from ..peft.low_rank import halves, thin_svd
 from ..peft.model import PeftModel
 from .peft_config import PREFIX, Config, Tensors
 from .peft_names import names_of
 
-__all__ = ["adalora_folder", "adapted_layers", "linear_layers", "lora_folder", "read_adalora",
-           "read_lora", "read_lora_biases"]
+__all__ = ["adalora_folder", "adapted_layers", "check_kinds", "linear_layers", "lora_folder",
+           "read_adalora", "read_lora", "read_lora_biases"]
 
 State = dict[str, Array]                                # a part's arrays, as in `Part.state_dict`
 LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights",
@@ -63,7 +65,9 @@ def lora_folder(tuned: PeftModel, method: Method) -> tuple[dict[str, Any], dict[
     """(config, tensors) of a model tuned by `method`, a LoRA, or a DyLoRA at its present rank."""
     rs, tensors, ranks, alphas = getattr(method, "rank_stabilized", False), {}, {}, {}
     is_dora = isinstance(method, DoRA)
+    kinds = [DoRALinear] if is_dora else [LoRALinear, StartedLinear, DyLoRALinear]
     for path, layers in adapted_layers(tuned):
+        check_kinds(path, layers, kinds)
         scale = max(scale_of(layer) for layer in filter(None, layers))
         B, A = stack([layer and lora_pair(layer, scale) for layer in layers])
         tensors |= {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
@@ -103,6 +107,7 @@ def adalora_folder(tuned: PeftModel, method: AdaLoRA) -> tuple[dict[str, Any], d
     adapted, tensors, masks = dict(adapted_layers(tuned)), {}, {}
     init_r = max(sum(len(w.Lam.data) for w in layers if w) for layers in adapted.values())
     for path, layers in adapted.items():
+        check_kinds(path, layers, [AdaLoRALinear])
         P, Q = stack([w and (w.P.data, w.Q.data) for w in layers])
         Lam = np.concatenate([w.Lam.data for w in layers if w])
         kept = Lam != 0
@@ -129,6 +134,13 @@ def adapted_layers(tuned: PeftModel) -> Iterator[tuple[str, list]]:
     for path in names.linear():
         layers = [tuned.wrappers.get(ours) for ours in names.ours(path)]
         if any(layers): yield path, layers
+
+
+def check_kinds(path: str, modules: Collection[Module | None], kinds: Sequence[type]) -> None:
+    """Raise MethodError for a module of another class, which may compute something else."""
+    for other in {type(module) for module in modules if module} - {*kinds}:
+        raise MethodError(f"save: a {other.__name__} on {path} may do more than a "
+                          f"{kinds[0].__name__} does; only the format tinypeft holds it")
 
 
 def stack(pairs):

@@ -17,7 +17,8 @@ from ..common.hints import Array
 from ..models.decoder import Decoder
 from ..peft import AdaLoRA, DyLoRA, LoRA, Method, MethodError, TrainableTokens
 from ..peft.part import Part
-from .lowrank import State
+from ..peft.trainable_tokens import TrainedRows
+from .lowrank import State, check_kinds
 from .peft_config import PREFIX, Config, Tensors
 from .peft_names import names_of
 
@@ -45,6 +46,7 @@ def rows_folder(model: Decoder, part: Part,
                 is_beside: bool) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) of trained rows, beside another method or alone."""
     layer = part.wrappers[EMBEDDING]
+    check_kinds(EMBEDDING, part.wrappers.values(), [TrainedRows])
     path = embedding_of(model)
     indices = layer.tokens.tolist()
     rows = layer.rows.data

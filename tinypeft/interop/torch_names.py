@@ -132,7 +132,8 @@ def training_fields(tuned: PeftModel, steps: int) -> dict[str, Any]:
 def start_of(tuned: PeftModel, optimizer: Optimizer, moments: bool) -> tuple[list, dict]:
     """(groups as PyTorch's AdamW takes them, with names for parameters; arrays of
     start.safetensors)."""
-    number = {id(p): i for i, g in enumerate(optimizer.groups, 1) for p in g["params"]}
+    trained = [(p, i) for i, group in enumerate(optimizer.groups) for p in group["params"]]
+    number = {id(p): n for n, (p, _) in enumerate(trained, 1)}
     start = {} if trains_the_base(tuned) else tensors_of(tuned)
     if trains_the_base(tuned) and tuned.head is not None:
         start = {"score.weight": tuned.head.weight.data}
@@ -140,15 +141,23 @@ def start_of(tuned: PeftModel, optimizer: Optimizer, moments: bool) -> tuple[lis
     groups = [{"params": [], "lr": g["base_lr"], "weight_decay": g["weight_decay"]}
               for g in optimizer.groups]
     labels = converted(tuned, lambda p: np.full(p.shape, number.get(id(p), 0), np.float32))
+    lost = {*number.values()}
     for name, label in labels.items():
-        of, mask = set(label[label > 0].astype(int).tolist()), label > 0
-        if not of: continue                                      # it is frozen
-        group = groups[min(of) - 1]
+        mask = label > 0
+        numbers = set(label[mask].astype(int).tolist())
+        if not numbers: continue                                 # it is frozen
+        lost -= numbers
+        of = {trained[n - 1][1] for n in numbers}
+        group = groups[min(of)]
         if len(of) > 1 or (not mask.all() and group["weight_decay"] and trains_the_base(tuned)):
             raise MethodError(f"export_training: {name} is one tensor there, whose parts train "
                               "here at different rates, or not at all; treat them alike")
         group["params"].append(name)
         if not mask.all(): start[f"mask/{name}"] = mask
+    if lost and not trains_the_base(tuned):
+        name = next(name for name, p in tuned.named_parameters() if number.get(id(p)) in lost)
+        raise MethodError(f"export_training: PyTorch has no place for {name} of {tuned.method}, "
+                          "which trains; train it here")
     if moments:
         for slot in optimizer.slots:
             arrays = converted(tuned, lambda p, slot=slot: optimizer.state[id(p)][slot]

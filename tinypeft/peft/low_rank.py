@@ -15,6 +15,10 @@ from .method import MethodError
 __all__ = ["LowRankLinear", "check_rank", "halves", "thin_svd"]
 
 
+CHANGE = {"change", "delta"}
+FACTORS = {"factors", "pair"}
+
+
 class LowRankLinear(ChangedLinear):
     """A changed layer whose ΔW has rank r; shared by LoRA and its relatives.
 
@@ -39,7 +43,10 @@ class LowRankLinear(ChangedLinear):
 
     @property
     def is_low_rank(self) -> bool:
-        return type(self).merge is ChangedLinear.merge   # its own: it is more than base(x) + ΔW x
+        """Is it base(x) + ΔW x, with the ΔW of `factors`? A class that says ΔW or its merged layer
+        in another way may be more."""
+        says = next(vars(cls) for cls in type(self).__mro__ if not CHANGE.isdisjoint(vars(cls)))
+        return type(self).merge is ChangedLinear.merge and not FACTORS.isdisjoint(says)
 
     def svd(self) -> tuple[Array, Array, Array]:
         """Decompose ΔW = U diag(S) Vᵀ, without forming it: U (d_out, r), S (r,), Vᵀ (r, d_in)."""

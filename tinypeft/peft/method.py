@@ -32,9 +32,8 @@ class Wrapper(Module):
     change of the base's weight, or nan if a weight does not say it all. only_to_train: names of the
     buffers that only further training needs, so `save` leaves them out. innermost: does it work on
     the insides of `base`, so that no other wrapper can stand between them? is_low_rank: is it
-    base(x) + ΔW x and no more? Then `combine` takes it, and PEFT's format holds it. merged_by: the
-    names of what decides the merged layer; a class that overrides `forward` alone would merge as
-    its parent does.
+    base(x) + ΔW x and no more? Then `combine` takes it. merged_by: the names of what decides the
+    merged layer; a class that overrides `forward` alone would merge as its parent does.
     """
     base: Module
     shared: dict[str, Array]
