@@ -454,7 +454,7 @@ def test_a_full_disk_is_said_of_the_place_that_was_asked_for(capsys, monkeypatch
 def test_what_is_there_already_is_not_touched(capsys, monkeypatch, place, name):
     """It is said before any work: no model is loaded."""
     def never(*args): raise AssertionError
-    for module in ("finished", "combining", "exporting", "for_pytorch"):
+    for module in ("arguments", "combining", "for_pytorch"):
         monkeypatch.setattr(f"tinypeft.commands.{module}.model_of", never)
     (place / "made").mkdir()
     (place / "made" / "file").write_text("mine")

@@ -30,7 +30,7 @@ def model(monkeypatch):
     """The model that every command loads: random, its tokens are bytes, in the chat template of SmolLM2."""
     model = make_gpt(np.float32, vocab_size=259, context_length=300, n_layers=1)
     model.tokenizer = BPETokenizer([], special=NAMES, end_of_text=256, split="smollm")
-    monkeypatch.setattr("tinypeft.commands.writing.model_of", lambda args: model)
+    monkeypatch.setattr("tinypeft.commands.arguments.model_of", lambda args: model)
     monkeypatch.setattr("tinypeft.commands.writing.chosen_model", lambda args: "model: small")
     return model
 

@@ -14,9 +14,8 @@
     evaluating.py    evaluate
     classifying.py   classify
     writing.py       generate, chat
-    merging.py       merge
     combining.py     combine: one adapter of several
-    exporting.py     export: for transformers and PEFT here
+    exporting.py     merge, and export: for transformers and PEFT here
     for_llamacpp.py  export --to gguf and gguf-lora
     for_pytorch.py   export --to training: a run that goes on in PyTorch
     quantizing.py    quantize: measured on one's own data, and saved

@@ -14,10 +14,12 @@ from ..common.progress import Progress
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
+    from ..peft import PeftModel
+    from ..text.tasks import Task
 
 __all__ = ["SHARED", "adapter_option", "base_option", "build", "chosen_model", "fields",
-           "folder_of_task", "known", "model_of", "named_model", "number", "output", "parsed",
-           "shared", "show_json"]
+           "folder_of_task", "known", "learned_task", "loaded", "model_of", "named_model", "number",
+           "output", "parsed", "shared", "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
 SHIPPED = "shipped"          # --model of the base that comes with the package
@@ -85,6 +87,13 @@ def model_of(args: Namespace) -> Decoder:
         raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
                          "merges.txt, into it")
     return model
+
+
+def loaded(args: Namespace) -> tuple[Decoder, Decoder | PeftModel]:
+    """Return the model that --model names, and the same with the adapter of --adapter, if any."""
+    from ..peft import load_adapter
+    model = model_of(args)
+    return model, load_adapter(model, args.adapter) if args.adapter else model
 
 
 def is_of_smollm2(folder: Path) -> bool:
@@ -182,6 +191,15 @@ def folder_of_task(args: Namespace) -> Path | None:
     if args.adapter:
         return args.adapter
     return args.model if args.model and (args.model / FILE).exists() else None
+
+
+def learned_task(args: Namespace, model: Decoder, needed: bool = False) -> Task | None:
+    """Return the task that `folder_of_task` holds; None if there is none, unless it is needed.
+    Raises FileNotFoundError, and ValueError for a task.json that is damaged."""
+    from ..text.tasks.saved import FILE, load_task
+    folder = folder_of_task(args)
+    is_there = folder and (needed or (folder / FILE).exists())
+    return load_task(folder, model) if is_there else None
 
 
 def base_option(args: Namespace) -> str:

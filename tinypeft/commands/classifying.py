@@ -21,7 +21,14 @@ import numpy as np
 from ..common.hints import Array
 from ..common.wording import counted, in_one_line, shortened, table_cell
 from ..files import check_writable, write_atomically
-from .arguments import adapter_option, chosen_model, folder_of_task, model_of, show_json
+from .arguments import (
+    adapter_option,
+    chosen_model,
+    folder_of_task,
+    learned_task,
+    loaded,
+    show_json,
+)
 from .data import errors_with_flags
 from .scores import accuracy_text, class_lines
 
@@ -60,8 +67,6 @@ def add_commands(command: Callable) -> None:
 
 
 def run_classify(args: Namespace) -> None:
-    from ..peft import load_adapter
-    from ..text import tasks
     table, texts, expected = texts_of(args)
     if args.out:
         check_place(args.out, table)
@@ -75,21 +80,18 @@ def run_classify(args: Namespace) -> None:
     if args.template and not args.labels:
         raise ValueError("--template needs --labels A,B")
     if args.labels:
-        from ..text.tasks.labels import TEMPLATE, Labels
         print(chosen_model(args), file=sys.stderr)
-        model = model_of(args)
+    model, tuned = loaded(args)
+    if args.labels:
+        from ..text.tasks.labels import TEMPLATE, Labels
         template = (args.template or TEMPLATE).replace(r"\n", "\n")
-        names = [name.strip() for name in args.labels.split(",")]
-        task = Labels(names, model, template)
-        labels, p = task.predict(model, texts, probabilities=True)
+        task = Labels([name.strip() for name in args.labels.split(",")], model, template)
     else:
-        model = model_of(args)
-        tuned = load_adapter(model, args.adapter) if args.adapter else model
-        task = tasks.load_task(folder, model)
+        task = learned_task(args, model, needed=True)
         if task.form["kind"] != "labelled":
             raise ValueError(f"{folder} holds an adapter for {task.name}, which has no classes; "
                              "use generate")
-        labels, p = task.predict(tuned, texts, probabilities=True)
+    labels, p = task.predict(tuned, texts, probabilities=True)
     if args.json:
         show_json([{"text": text, "label": label,
                     "probabilities": dict(zip(task.classes, map(float, row), strict=True))}

@@ -23,7 +23,6 @@ from . import (
     evaluating,
     exporting,
     finetuning,
-    merging,
     quantizing,
     study,
     writing,
@@ -152,8 +151,8 @@ def parser() -> ArgumentParser:
         sub.set_defaults(run=run, takes=takes, parser=sub)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
-    for commands_of in (study, finetuning, evaluating, classifying, writing, merging, combining,
-                        exporting, quantizing):
+    for commands_of in (study, finetuning, evaluating, classifying, writing, combining, exporting,
+                        quantizing):
         commands_of.add_commands(command)
     add_base_commands(command)
     add_course_commands(command)

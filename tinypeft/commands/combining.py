@@ -53,6 +53,7 @@ def combine_options(p: ArgumentParser) -> None:
 
 def run_combine(args: Namespace) -> None:
     """Combine adapters by their numbers, and save the result as an adapter."""
+    from ..interop.card import card_of
     from ..peft import combine
     check_new(args)
     weights = dict(args.adapters)
@@ -67,7 +68,8 @@ def run_combine(args: Namespace) -> None:
     record = {"adapters": {str(folder): w for folder, w in weights.items()}, "how": args.how,
               "method": str(tuned.method), "saved": str(args.out)}
     parts = " + ".join(f"{w:g} × {folder}" for folder, w in weights.items())
-    save_adapter(args, tuned, args.format, record, [f"Combined by {args.how}: {parts}."])
+    card = card_of(tuned, args.format, notes=[f"Combined by {args.how}: {parts}."])
+    save_adapter(args, tuned, args.format, card, record)
     rest = f"{base_option(args)} --adapter {args.out}"
     lines = [str(tuned.method), f"saved in {args.out}",
              f"next: python -m tinypeft {next_command(tuned.task)}{rest}"]

@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .arguments import adapter_option, folder_of_task, model_of, show_json
+from .arguments import adapter_option, folder_of_task, learned_task, loaded, show_json
 from .data import OWN, built_in, data_facts, data_options, kind_of, own_task, show_data
 from .scores import compared, exact_answers, exact_lines, interval_of, n_measured
 from .sizes import rows_in_test
@@ -30,17 +30,12 @@ def add_commands(command: Callable) -> None:
 
 
 def run_evaluate(args: Namespace) -> None:
-    from ..peft import load_adapter
-    from ..text import tasks
-    from ..text.tasks.saved import FILE
     from ..training.evaluation import evaluate
-    model, own, saved = model_of(args), kind_of(args), None
-    folder = folder_of_task(args)
-    if own == "labelled" and not folder:
+    own = kind_of(args)
+    if own == "labelled" and not folder_of_task(args):
         raise ValueError("--csv needs --adapter: the model alone has no classes")
-    tuned = load_adapter(model, args.adapter) if args.adapter else model
-    if folder and ((folder / FILE).exists() or own == "labelled"):
-        saved = tasks.load_task(folder, model)
+    model, tuned = loaded(args)
+    saved = learned_task(args, model, needed=own == "labelled")
     task, rows = measured_on(args, model, own, saved)
     if args.exact and not hasattr(task, "chat"):
         raise ValueError("--exact needs prompts with answers: --pairs FILE")

@@ -6,12 +6,11 @@ in Python, and write what was made.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
-from .arguments import folder_of_task, model_of, show_json
+from .arguments import folder_of_task, loaded, show_json
 from .results import facts_in, new_folder, record_of, results_in, write_run
 
 if TYPE_CHECKING:
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from ..peft import PeftModel
     from ..text.tasks import Task
 
-__all__ = ["FinishedModel", "activations_option", "check_head", "finish", "next_command", "plain",
-           "save_adapter", "shown"]
+__all__ = ["Finished", "activations_option", "check_head", "next_command", "plain", "save_adapter",
+           "shown"]
 
 ABOUT_TRAINING = "data", "before", "after", "baselines", "measured"      # of an adapter's record
 NO_WEIGHTS = ("no weights can replace that", "has no `merge`")
@@ -32,27 +31,22 @@ def activations_option(p: ArgumentParser) -> None:
                         "nothing (default kept: refuse)")
 
 
-class FinishedModel:
-    """A model to write, with what its folder says beside it: the task that it learned, by the
-    adapter that was merged into it or before, and the model card. stored: the type or scheme of
-    its weights, if they are rounded."""
+class Finished:
+    """A model to write, or with merges=False an adapter on it, and what its folder says beside it:
+    the task that was learned, by the adapter that is merged or before, the model card, and the
+    record. stored: the type or scheme of the weights, if they are rounded."""
 
-    def __init__(self, args: Namespace, kind: str, stored: str | None = None):
-        from ..peft import load_adapter
+    def __init__(self, args: Namespace, kind: str, stored: str | None = None, merges: bool = True):
         self.args, self.stored = args, stored
-        self.model = model_of(args)
-        self.method = None
-        self.task = self.model.task
+        _, tuned = loaded(args)
+        self.task = tuned.task
+        self.method = str(tuned.method) if args.adapter else None
         folder = folder_of_task(args)
         self.learned = record_of(folder) if folder else {}
-        if not args.adapter:
-            self.card = self.card_for(self.model, kind)
-            return
-        tuned = load_adapter(self.model, args.adapter)
-        self.task = tuned.task
-        self.method = str(tuned.method)
         self.card = self.card_for(tuned, kind)
-        self.model = merged(tuned, args.activations)
+        self.record = {"base": str(args.model or "shipped"), "method": self.method,
+                       "saved": args.out and str(args.out)}
+        self.model = merged(tuned, args.activations) if args.adapter and merges else tuned
 
     def card_for(self, what: PeftModel | Decoder, kind: str) -> str:
         """Return the model card, with the facts and results that the folder's run.json holds."""
@@ -64,21 +58,16 @@ class FinishedModel:
             results = {rounded.get(name, name): row for name, row in results.items()}
         return card_of(what, kind, facts_in(self.learned), results=results, notes=notes)
 
-    def finish(self, folder: Path, record: dict) -> None:
+    def finish(self, folder: Path) -> None:
         """Write the task, the card and run.json to the folder that holds the model. What the
         folder before said of data and results goes with it."""
+        from ..interop.card import write_page
+        from ..text.tasks import save_task
         passed_on = {name: self.learned[name] for name in ABOUT_TRAINING if name in self.learned}
-        finish(self.args, folder, self.task, self.card, passed_on | record)
-
-
-def finish(args: Namespace, folder: Path, task: Task | None, card: str, record: dict) -> None:
-    """Write task.json, the model card and run.json to a folder."""
-    from ..interop.card import write_page
-    from ..text.tasks import save_task
-    if task is not None:
-        save_task(task, folder)
-    write_page(folder, card)
-    write_run(args, folder, record)
+        if self.task is not None:
+            save_task(self.task, folder)
+        write_page(folder, self.card)
+        write_run(self.args, folder, passed_on | self.record)
 
 
 def merged(tuned: PeftModel, activations: str) -> Decoder:
@@ -115,20 +104,17 @@ def shown(args: Namespace, record: dict, text: str) -> None:
         print(text)
 
 
-def save_adapter(args: Namespace, tuned: PeftModel, format: str, record: dict,
-                 notes: Sequence[str] = ()) -> None:
-    """Write an adapter to a new folder, with the tokenizer and the card."""
+def save_adapter(args: Namespace, tuned: PeftModel, format: str, card: str, record: dict) -> None:
+    """Write an adapter to a new folder, with its task, the tokenizer, the card and run.json."""
     from ..interop.bpe import write_tokenizer
-    from ..interop.card import card_of
+    from ..interop.card import write_page
     if format == "peft":
         check_head(tuned)
-    source = vars(args).get("adapter")
-    stored = record_of(source) if source else {}
-    card = card_of(tuned, format, facts_in(stored), results=results_in(stored), notes=notes)
     with new_folder(args.out) as folder:
         tuned.save(folder, format)
         write_tokenizer(folder, tuned.tokenizer)
-        finish(args, folder, None, card, record)
+        write_page(folder, card)
+        write_run(args, folder, record)
 
 
 def next_command(task: Task | None) -> str:

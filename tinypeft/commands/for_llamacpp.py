@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
 from .arguments import base_option
-from .finished import FinishedModel, finish, plain, shown
-from .results import facts_in, new_folder, record_of, results_in
+from .finished import Finished, plain, shown
+from .results import new_folder
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
-    from ..peft import PeftModel
 
 __all__ = ["export_gguf", "export_gguf_lora", "gguf_types"]
 
@@ -23,6 +24,23 @@ def gguf_types() -> list[str]:
     return [*NUMBER_TYPES, *LAYOUTS, *BITS, *MIXTURES]
 
 
+def is_file(args: Namespace) -> bool:
+    """Tell if --out is the name of a file, and not of a folder."""
+    return args.out.suffix == ".gguf"
+
+
+def written(args: Namespace, job: Finished, name: str, write: Callable[[Path], None]) -> Path:
+    """Write a file, alone or under a name in a folder with its card; return its path."""
+    with Progress(None, "writing"):
+        if is_file(args):
+            write(args.out)
+            return args.out
+        with new_folder(args.out) as folder:
+            write(folder / name)
+            job.finish(folder)
+    return args.out / name
+
+
 def export_gguf(args: Namespace) -> None:
     """Write a model as a file of llama.cpp, alone or in a folder with its card."""
     from ..interop.card import temperature_option
@@ -30,7 +48,7 @@ def export_gguf(args: Namespace) -> None:
     from ..interop.loading import GGUF_FILE
     from ..quant import GGUF, quantize
     kind = args.type
-    job = FinishedModel(args, "gguf", None if kind == "F32" else kind)
+    job = Finished(args, "gguf", None if kind == "F32" else kind)
     if job.model.head is not None:
         raise ValueError("export --to gguf: llama.cpp has no place for a classifier; "
                          "`export --to hf` has one")
@@ -39,21 +57,13 @@ def export_gguf(args: Namespace) -> None:
     numbers = kind if kind in NUMBER_TYPES else None
     if kind and not numbers:
         model = quantize(model, GGUF(kind, embeddings=True))
-    record = {"base": str(args.model or "shipped"), "method": job.method, "type": kind,
-              "note": note, "saved": str(args.out)}
-    is_file = args.out.suffix == ".gguf"
-    path = args.out if is_file else args.out / GGUF_FILE
-    with Progress(None, "writing"):
-        if is_file:
-            write_gguf(path, model, numbers)
-        else:
-            with new_folder(args.out) as folder:
-                write_gguf(folder / GGUF_FILE, model, numbers)
-                job.finish(folder, record)
+    record = job.record
+    record |= {"type": kind, "note": note}
+    path = written(args, job, GGUF_FILE, lambda path: write_gguf(path, model, numbers))
     record["bytes"] = path.stat().st_size
     record["bits for each weight"] = round(8 * record["bytes"] / model.n_parameters(), 2)
-    use = f'generate "…" --model {path if is_file else args.out}'
-    if is_file and getattr(job.task, "chat", None):      # a file alone does not hold the task
+    use = f'generate "…" --model {args.out}'
+    if is_file(args) and getattr(job.task, "chat", None):    # a file alone does not hold the task
         use += " --chat --temperature 0"
     shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB, "
                         f"{record['bits for each weight']:.1f} bits for each weight\n"
@@ -79,19 +89,12 @@ def about_codes(args: Namespace, before: Decoder, model: Decoder) -> str:
     return f"{kept} matrices have the codes that they had, {others} are numbers"
 
 
-def export_gguf_lora(args: Namespace, tuned: PeftModel, record: dict) -> None:
+def export_gguf_lora(args: Namespace) -> None:
     """Write an adapter as a file that llama.cpp takes beside that of the base."""
-    from ..interop.card import card_of, temperature_option
+    from ..interop.card import temperature_option
     from ..interop.gguf_adapter import ADAPTER_FILE, write_gguf_adapter
-    path = args.out if args.out.suffix == ".gguf" else args.out / ADAPTER_FILE
-    if path is args.out:
-        write_gguf_adapter(path, tuned)
-    else:
-        learned = record_of(args.adapter)
-        card = card_of(tuned, "gguf-lora", facts_in(learned), results=results_in(learned))
-        with new_folder(args.out) as folder:
-            write_gguf_adapter(folder / ADAPTER_FILE, tuned)
-            finish(args, folder, tuned.task, card, record)
-    shown(args, record, f"saved in {path}\nnext: llama-cli -m BASE.gguf --lora {path}"
-                        f"{temperature_option(tuned.task)}, where BASE.gguf is the base's file, or "
-                        f"what `export --to gguf{base_option(args)} --out BASE.gguf` writes")
+    job = Finished(args, "gguf-lora", merges=False)
+    path = written(args, job, ADAPTER_FILE, lambda path: write_gguf_adapter(path, job.model))
+    shown(args, job.record, f"saved in {path}\nnext: llama-cli -m BASE.gguf --lora {path}"
+                            f"{temperature_option(job.task)}, where BASE.gguf is the base's file, "
+                            f"or what `export --to gguf{base_option(args)} --out BASE.gguf` writes")

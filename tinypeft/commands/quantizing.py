@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.progress import Progress
 from .arguments import adapter_option, build, fields, output
 from .data import BUILT_IN, OWN, built_in, data_options, kind_of, own_task, show_data
-from .finished import FinishedModel, activations_option, next_command, plain, shown
+from .finished import Finished, activations_option, next_command, plain, shown
 from .results import check_new, new_folder
 from .training import calibration_of
 
@@ -45,7 +45,7 @@ def run_quantize(args: Namespace) -> None:
     size = Size(steps=30, test_rows=32 if args.quick else 128)
     if args.out:
         check_new(args)
-    job = FinishedModel(args, "quantized", args.scheme)
+    job = Finished(args, "quantized", args.scheme)
     model = plain(job.model, args.activations)
     if model.head is None and (own == "labelled" or args.task == "classify"):
         raise ValueError("quantize: this model has no classes; --adapter FOLDER of a classifier "
@@ -61,7 +61,7 @@ def run_quantize(args: Namespace) -> None:
     shown(args, record, text)
 
 
-def quantized(args: Namespace, job: FinishedModel, model: Decoder, scheme: Any, size: Any,
+def quantized(args: Namespace, job: Finished, model: Decoder, scheme: Any, size: Any,
               task: Task) -> dict:
     """Quantize, measure and save; return the record."""
     from ..interop.loading import QUANTIZED
@@ -69,12 +69,12 @@ def quantized(args: Namespace, job: FinishedModel, model: Decoder, scheme: Any, 
     from ..study.compare import described, quantized_at_cost
     calibration = calibration_in(task, args.seed)
     result, record = quantized_at_cost(model, scheme, size, task, calibration, args.seed)
-    record |= {"method": job.method, "saved": args.out and str(args.out)}
+    job.record = record = job.record | record
     job.card += f"\n## Quantized\n\n```text\n{described(record)}\n```\n"
     if args.out:
         with new_folder(args.out) as folder, Progress(None, "writing"):
             save_quantized(result, folder / QUANTIZED)
-            job.finish(folder, record)
+            job.finish(folder)
     return record
 
 

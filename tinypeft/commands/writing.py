@@ -15,7 +15,8 @@ from .arguments import (
     adapter_option,
     chosen_model,
     folder_of_task,
-    model_of,
+    learned_task,
+    loaded,
     number,
     show_json,
 )
@@ -74,23 +75,16 @@ def check_writes(args: Namespace, tuned: Decoder | PeftModel) -> None:
 
 def run_generate(args: Namespace) -> None:
     from ..models.generation import characters, steps
-    from ..peft import load_adapter
-    from ..text import tasks
     from ..text.chat import chat_end, chat_prompt, known_family
-    from ..text.tasks.saved import FILE
     if args.stream and args.json: raise ValueError("--stream prints text; leave out --json")
-    model, pairs = model_of(args), None
+    model, tuned = loaded(args)
     tokenizer, context = model.tokenizer, model.config.context_length
-    tuned = load_adapter(model, args.adapter) if args.adapter else model
-    folder = folder_of_task(args)
     check_writes(args, tuned)
-    if folder and not args.chat:
-        if (folder / FILE).exists():
-            task = tasks.load_task(folder, model)
-            if task.form["kind"] == "pairs": pairs = task
-        elif family := known_family(tokenizer):
-            print(f"{folder} holds no {FILE}, so the text is continued as it stands; --chat "
-                  f"puts it into the chat template of {family}", file=sys.stderr)
+    learned = None if args.chat else learned_task(args, model)
+    pairs = learned if learned and learned.form["kind"] == "pairs" else None
+    if folder_of_task(args) and not (args.chat or learned) and (family := known_family(tokenizer)):
+        print(f"{folder_of_task(args)} holds no task.json, so the text is continued as it stands; "
+              f"--chat puts it into the chat template of {family}", file=sys.stderr)
     if pairs:       tokens, stop = pairs.encode_prompt(args.prompt), pairs.end
     elif args.chat:
         with noting("leave out --chat, or use the command chat, which has --family and --plain"):
@@ -121,10 +115,8 @@ def run_generate(args: Namespace) -> None:
 
 # -- chat ------------------------------------------------------------------------------------------
 def run_chat(args: Namespace) -> None:
-    from ..peft import load_adapter
     if not args.adapter: print(chosen_model(args), file=sys.stderr)
-    model = model_of(args)
-    tuned = load_adapter(model, args.adapter) if args.adapter else model
+    tuned = loaded(args)[1]
     check_writes(args, tuned)
     family, was_trained = family_of_chat(args, tuned)
     temperature = args.temperature
