@@ -9,7 +9,6 @@
     one_run.py       one run of finetune: train, save, test
     saving.py        where finetune saves an adapter, and what protects one that is there
     probing.py       finetune probe: a classifier that is solved and not trained
-    kept.py          what a training that is stopped leaves behind
     scores.py        how well a classifier does: intervals, classes, a picture of confusions
     evaluating.py    evaluate
     classifying.py   classify
@@ -20,7 +19,7 @@
     for_pytorch.py   export --to training: a run that goes on in PyTorch
     quantizing.py    quantize: measured on one's own data, and saved
     finished.py      what these commands make: a model or an adapter, with task, card and run.json
-    results.py       folders that are new and whole, and the command in their run.json
+    results.py       folders that are new and whole, with run.json; what a stop leaves
     data.py          what a task is made of: --task, or --text, --csv and --pairs of one's own
     doctor.py        what is installed, and whether all is well
 """

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ..peft import PeftModel
     from ..text.tasks import Task
 
-__all__ = ["SHARED", "adapter_option", "base_option", "build", "chosen_model", "fields",
-           "folder_of_task", "known", "learned_task", "loaded", "model_of", "named_model", "number",
-           "output", "parsed", "shared", "show_json"]
+__all__ = ["SHARED", "adapter_option", "base_option", "build", "chosen_model", "fields", "flag",
+           "folder_of_task", "known", "learned_task", "leave_out", "loaded", "model_of",
+           "named_model", "number", "output", "parsed", "shared", "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
 SHIPPED = "shipped"          # --model of the base that comes with the package
@@ -142,6 +142,19 @@ def named_model(args: Namespace) -> str:
     if args.model:
         return f"model: {args.model}"
     return "model: the shipped base, small and quick, to learn with (--model takes another)"
+
+
+def flag(name: str) -> str:
+    """Return what a user types for an argument: text_column → --text-column."""
+    return "METHOD" if name == "method" else f"--{name.replace('_', '-')}"
+
+
+def leave_out(args: Namespace, names: Iterable[str], why: str) -> None:
+    """Raise ValueError, with the reason, if one of these arguments is given: it would do nothing."""
+    unset = {name: args.parser.get_default(name) for name in names} | {"seed": 0, "quick": False}
+    given = [flag(name) for name in names if vars(args)[name] != unset[name]]
+    if given:
+        raise ValueError(f"{why}; leave out {', '.join(given)}")
 
 
 def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str]:

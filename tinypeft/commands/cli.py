@@ -206,7 +206,7 @@ def add_course_commands(command: Callable) -> None:
 def run_pretrain(args: Namespace) -> None:
     from ..files import check_writable
     from ..pretrained.make import pretrain
-    from .kept import kept, noted
+    from .results import kept, noted
     check_writable(args.out)
     checkpoint = args.out / "checkpoint.safetensors"
     with noted(KeyboardInterrupt, lambda: f"stopped; {kept(checkpoint)}"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
-from .arguments import known, number, show_json
+from .arguments import flag, known, number, show_json
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
@@ -42,11 +42,6 @@ def data_options(p: ArgumentParser, default: str) -> None:
     p.add_argument("--encoding", default="utf-8", help="of your files (default utf-8)")
     p.add_argument("--context", type=number(int, least=2), metavar="TOKENS",
                    help="tokens of a row or window of your files, at most")
-
-
-def flag(name: str) -> str:
-    """Return the option of an argument: text_column → --text-column."""
-    return f"--{name.replace('_', '-')}"
 
 
 def kind_of(args: Namespace) -> str | None:
@@ -124,8 +119,8 @@ def built_in(name: str, model: Decoder) -> Task:
         return getattr(tasks, name)(model)
 
 
-def task_of(args: Namespace, model: Decoder) -> Task:
-    """Return the task of one's own files if there are some, or the one that --task names, or
-    domain."""
+def task_of(args: Namespace, model: Decoder, form: dict | None = None) -> Task:
+    """Return the task of one's own files if there are some, in a form as in `own_task`, or the one
+    that --task names, or domain."""
     own = kind_of(args)
-    return own_task(args, model, own) if own else built_in(args.task or "domain", model)
+    return own_task(args, model, own, form) if own else built_in(args.task or "domain", model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.wording import counted
-from .arguments import base_option, model_of, named_model, number, output, show_json
+from .arguments import base_option, leave_out, model_of, named_model, number, output, show_json
 from .data import kind_of, show_data, task_of
 from .one_run import finetuned
 from .probing import PROBE, run_probe
@@ -57,7 +57,7 @@ def finetune_options(p: ArgumentParser) -> None:
                         "before come from the user's cache, which `doctor` names")
     output(p, "the adapter (default: it is not saved). One in it is replaced if the new one "
               "tests better than the frozen model; otherwise the new one is saved beside it")
-    p.add_argument("--keep", action="store_true", default=None,
+    p.add_argument("--keep", action="store_true",
                    help="save over an adapter in the folder even if the new one has a higher test "
                         "loss than the frozen model (for classes: with a head of zeros)")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
@@ -66,11 +66,9 @@ def finetune_options(p: ArgumentParser) -> None:
 def own_options(args: Namespace) -> dict[str, Any]:
     """Return the options that `train` takes and `find_rate` does not. Raises ValueError for an
     option that would do nothing."""
-    given = [name for name in ("lr", "checkpoint", "validate_every", "keep")
-             if vars(args)[name] is not None]
-    if args.find_rate and given:
-        raise ValueError("--find-rate does not train; leave out "
-                         + ", ".join(f"--{name.replace('_', '-')}" for name in given))
+    if args.find_rate:
+        leave_out(args, ("lr", "checkpoint", "validate_every", "keep"),
+                  "--find-rate does not train")
     if args.keep and not args.out: raise ValueError("--keep needs --out FOLDER")
     return dict(lr=args.lr, checkpoint=args.checkpoint, eval_every=args.validate_every,
                 keep_best=args.validate_every is not None)

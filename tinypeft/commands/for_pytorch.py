@@ -5,8 +5,8 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
-from .arguments import model_of, show_json
-from .data import kind_of, own_task, task_of
+from .arguments import leave_out, loaded, model_of, show_json
+from .data import task_of
 from .probing import PROBE
 from .results import new_folder, write_run
 from .training import (
@@ -29,13 +29,8 @@ def check_no_training(args: Namespace) -> None:
     """Raise ValueError if METHOD or an option was given that only a training has."""
     parser = ArgumentParser()
     training_options(parser, optional=True)
-    defaults = vars(parser.parse_args([])) | {"quick": False, "seed": 0}
-    given = [f"--{name.replace('_', '-')}" for name, value in defaults.items()
-             if name != "method" and vars(args)[name] != value]
-    if args.method:
-        given.insert(0, "METHOD")
-    if given:
-        raise ValueError(f"export --to {args.to} does not train; leave out {', '.join(given)}")
+    names = *vars(parser.parse_args([])), "quick", "seed"
+    leave_out(args, names, f"export --to {args.to} does not train")
 
 
 def export_run(args: Namespace) -> None:
@@ -75,9 +70,5 @@ def new_run(args: Namespace) -> tuple[PeftModel, Task]:
 
 def run_of_adapter(args: Namespace) -> tuple[PeftModel, Task]:
     """Return the model with the adapter, and the task: of one's own data in the adapter's form."""
-    from ..peft import load_adapter
-    model = model_of(args)
-    tuned = load_adapter(model, args.adapter)
-    own = kind_of(args)
-    form = tuned.task.form if tuned.task else {}
-    return tuned, own_task(args, model, own, form) if own else task_of(args, model)
+    model, tuned = loaded(args)
+    return tuned, task_of(args, model, tuned.task.form if tuned.task else None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..common.progress import Progress
 from ..common.signals import HeldSignals
 from .data import OWN, data_facts, kind_of
-from .kept import kept, noted
+from .results import kept, noted
 from .saving import describe, save, save_first
 from .scores import interval_of, n_measured
 from .sizes import rows_in_test

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.signals import HeldSignals
-from .arguments import base_option, chosen_model, model_of, show_json
+from .arguments import base_option, chosen_model, leave_out, model_of, show_json
 from .data import data_facts, kind_of, own_task, show_data
 from .saving import check_folders, describe, save, save_first
 from .scores import Paired, accuracy_text, class_lines, paired, write_confusions
@@ -28,19 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["PROBE", "run_probe"]
 
 PROBE = "probe"
-UNUSED = {"steps": None, "batch_size": None, "lr": None, "optimizer": "adamw",
-          "less_memory": False, "set": [], "checkpoint": None, "find_rate": False,
-          "validate_every": None}                        # option → not given
+UNUSED = ("steps", "batch_size", "lr", "optimizer", "less_memory", "set", "checkpoint",
+          "find_rate", "validate_every")                 # of the options of finetune
 
 
 def run_probe(args: Namespace) -> int:
     """Solve the probe, save it, and say what it reaches. Return 1 if it was saved elsewhere."""
     from ..peft.probe import fit_probe, learned_rows
     from ..text.tasks.bags import letters, validated_bag, words
-    given = [f"--{name.replace('_', '-')}" for name, value in UNUSED.items()
-             if vars(args)[name] != value]
-    if given:
-        raise ValueError(f"finetune probe is solved and not trained; leave out {', '.join(given)}")
+    leave_out(args, UNUSED, "finetune probe is solved and not trained")
     if kind_of(args) != "labelled":
         raise ValueError("finetune probe needs rows with labels: give --csv FILE")
     start = time.perf_counter()

@@ -1,4 +1,5 @@
-"""Folders of results: each is new and whole, and says in run.json which command made it."""
+"""Folders of results: each is new and whole, and says in run.json which command made it; and what
+is left of a command that is stopped."""
 from __future__ import annotations
 
 import contextlib
@@ -7,14 +8,15 @@ import os
 import platform
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ..files import check_fields, check_writable, parse_json, read_text, write_atomically
 
-__all__ = ["check_new", "facts_in", "new_folder", "record_of", "results_in", "write_run"]
+__all__ = ["check_new", "facts_in", "kept", "new_folder", "noted", "record_of", "results_in",
+           "write_run"]
 
 FILE = "run.json"
 FORMAT = 1
@@ -93,3 +95,22 @@ def results_in(record: dict) -> dict[str, dict[str, float]]:
 def numbers_in(row: dict) -> dict[str, float]:
     """Return the metrics of a row that are numbers, and of a size that can be printed."""
     return {name: x for name, x in row.items() if type(x) in (int, float) and abs(x) < LARGEST}
+
+
+# -- stopped ---------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def noted(kind: type[BaseException], note: Callable[[], str]) -> Iterator[None]:
+    """An error of this kind that leaves the block carries a note, which `cli.main` prints."""
+    try:
+        yield
+    except kind as e:
+        e.add_note(note())
+        raise
+
+
+def kept(checkpoint: Path | None, adapter: Path | None = None) -> str:
+    """Say what is left after an interruption: an adapter, or else a checkpoint, or nothing."""
+    if adapter: return f"the adapter is saved in {adapter}"
+    if checkpoint and checkpoint.exists(): return f"the same command goes on from {checkpoint}"
+    return "nothing was kept" + (
+        "" if checkpoint else ": --checkpoint FILE keeps the state of a training that is stopped")

@@ -13,8 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .kept import noted
-from .results import results_in, write_run
+from .results import noted, results_in, write_run
 
 if TYPE_CHECKING:
     from ..peft import PeftModel
@@ -67,7 +66,6 @@ def save(args: Namespace, tuned: PeftModel, task: Task, folder: Path,
     """Write the adapter, what prediction needs of the task, the tokenizer, the losses, and a card
     and run.json without results, which come later; return the folder."""
     from ..interop.bpe import write_tokenizer
-    from ..interop.card import write_card
     tuned.save(folder, args.format, task)
     with noted(OSError, lambda: f"the adapter is saved in {folder}"):
         for name in OF_A_RUN:                            # an older run may have left them
@@ -75,19 +73,18 @@ def save(args: Namespace, tuned: PeftModel, task: Task, folder: Path,
         write_tokenizer(folder, tuned.tokenizer)
         if history:
             history.save(folder)
-        write_card(folder, tuned, args.format, task, history)
-        write_run(args, folder, {})
+        describe(args, folder, tuned, task, {}, history)
     return folder
 
 
 def describe(args: Namespace, folder: Path, tuned: PeftModel, task: Task, record: dict,
              history: History | None = None) -> None:
-    """Write the model card with the results, and run.json."""
+    """Write the model card and run.json, with the results, if there are some yet."""
     from ..interop.card import write_card
     notes = []
     if "verdict" in record:                              # of a probe, on all rows
         notes = [record["verdict"]]
-    elif args.quick:
+    elif args.quick and record:
         notes = ["Tested on two batches only, without baselines: --quick asks for that."]
     write_card(folder, tuned, args.format, task, history, results_in(record), notes)
     write_run(args, folder, record)

@@ -20,6 +20,7 @@ from .arguments import (
     number,
     show_json,
 )
+from .results import noted
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
@@ -87,7 +88,8 @@ def run_generate(args: Namespace) -> None:
               f"--chat puts it into the chat template of {family}", file=sys.stderr)
     if pairs:       tokens, stop = pairs.encode_prompt(args.prompt), pairs.end
     elif args.chat:
-        with noting("leave out --chat, or use the command chat, which has --family and --plain"):
+        remedy = "leave out --chat, or use the command chat, which has --family and --plain"
+        with noted(ValueError, lambda: remedy):
             tokens, stop = chat_prompt(tokenizer, args.prompt), chat_end(tokenizer)
     else:           tokens, stop = tokenizer.encode_prompt(args.prompt), tokenizer.end_of_text
     is_answer, n = bool(pairs or args.chat), tokens.size
@@ -142,18 +144,9 @@ def family_of_chat(args: Namespace, tuned: InWords) -> tuple[str, bool]:
     from ..text.chat import PLAIN, family_of
     trained = trained_family(tuned)
     chosen = PLAIN if args.plain else args.family or trained
-    with noting("--plain goes on without a template, and --family NAME with another one"):
+    remedy = "--plain goes on without a template, and --family NAME with another one"
+    with noted(ValueError, lambda: remedy):
         return family_of(tuned.tokenizer, chosen), trained is not None
-
-
-@contextlib.contextmanager
-def noting(remedy: str) -> Iterator[None]:
-    """Add to an error inside what the command can do about it."""
-    try:
-        yield
-    except ValueError as e:
-        e.add_note(remedy)
-        raise
 
 
 def messages() -> Iterator[str]:
