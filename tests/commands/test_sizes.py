@@ -50,5 +50,5 @@ def test_the_learning_rate_is_said_with_its_reasons(given, head_lr, line):
 def test_passes_over_a_text_count_its_tokens():
     task = tp.tasks.domain()
     tokens = len(task.data("train"))
-    said = sizes.passes_over(task, 30, 2)
+    said = sizes.passes_over(task, 30, 2, says_more=False)
     assert said == f"30 steps of 2 windows of 128 tokens: {30 * 2 * 128 / tokens:.1g} passes over {tokens:,} tokens"

@@ -9,7 +9,7 @@
     one_run.py       one run of finetune: train, save, test
     saving.py        where finetune saves an adapter, and what protects one that is there
     probing.py       finetune probe: a classifier that is solved and not trained
-    scores.py        how well a classifier does: intervals, classes, a picture of confusions
+    scores.py        how well a model does: intervals, classes, exact answers
     evaluating.py    evaluate
     classifying.py   classify
     writing.py       generate, chat

@@ -150,7 +150,7 @@ def flag(name: str) -> str:
 
 
 def leave_out(args: Namespace, names: Iterable[str], why: str) -> None:
-    """Raise ValueError, with the reason, if one of these arguments is given: it would do nothing."""
+    """Raise ValueError if one of these arguments is given, since it would do nothing; say why."""
     unset = {name: args.parser.get_default(name) for name in names} | {"seed": 0, "quick": False}
     given = [flag(name) for name in names if vars(args)[name] != unset[name]]
     if given:
@@ -192,9 +192,7 @@ def parsed(text: str) -> tuple[str, Any]:
 
 def adapter_option(p: ArgumentParser, **options: bool) -> None:
     p.add_argument("--adapter", type=Path, metavar="FOLDER", **options,
-                   help="saved by finetune --out or PEFT; with an adapter that was trained on "
-                        "pairs, TEXT is a prompt" if p.prog.endswith("generate") else
-                        "saved by finetune --out")
+                   help="saved by finetune --out, or by PEFT")
 
 
 def folder_of_task(args: Namespace) -> Path | None:

@@ -26,6 +26,7 @@ from .arguments import (
     chosen_model,
     folder_of_task,
     learned_task,
+    leave_out,
     loaded,
     show_json,
 )
@@ -159,8 +160,8 @@ def texts_of(args: Namespace) -> tuple[Table | None, list[str], list[str]]:
     of the table's column; and the labels that the table expects, if it has any."""
     from ..text.tasks.own_files import read_table
     if args.csv is None:
-        for given, option in (args.label_column, "label-column"), (args.skip_empty, "skip-empty"):
-            if given: raise ValueError(f"--{option} needs --csv FILE")
+        leave_out(args, ("text_column", "label_column", "skip_empty"),
+                  "classify: without --csv FILE there is no table")
         texts = [text for given in args.texts for text in (lines() if given == "-" else [given])]
         return None, texts, []
     if args.texts:

@@ -154,18 +154,15 @@ def parser() -> ArgumentParser:
     for commands_of in (study, finetuning, evaluating, classifying, writing, combining, exporting,
                         quantizing):
         commands_of.add_commands(command)
-    add_base_commands(command)
-    add_course_commands(command)
-    command("doctor", run_doctor, "what is installed, and whether all is well", takes=("json",))
+    add_commands(command)
     return top
 
 
-def add_base_commands(command: Callable) -> None:
+def add_commands(command: Callable) -> None:
+    """Add the commands of the base and the course, and doctor."""
     p = command("pretrain", run_pretrain, "train the base again (an hour; it resumes)", takes=())
     output(p, "weights, tokenizer, record and checkpoint", required=True)
 
-
-def add_course_commands(command: Callable) -> None:
     p = command("lessons", run_lessons, "the course's notebooks, made from lessons/src", takes=())
     p.add_argument("action", choices=("list", "build", "run"), help="build runs and writes them")
     p.add_argument("which", nargs="*", metavar="NN",
@@ -200,6 +197,8 @@ def add_course_commands(command: Callable) -> None:
                    help="seconds per cell (default 120); what the others define counts")
     p.add_argument("--jobs", type=number(int, least=1), default=2,
                    help="submissions at a time (default 2)")
+
+    command("doctor", run_doctor, "what is installed, and whether all is well", takes=("json",))
 
 
 # -- commands --------------------------------------------------------------------------------------

@@ -62,11 +62,23 @@ def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = Non
              **options: object) -> Task:
     """Return the task of one's own files. form: of an adapter's task.json, which decides what the
     command line leaves open. options: of the task's function."""
-    files = vars(args)[OWN[kind][2:]]
-    names = " ".join(map(str, files)) if kind == "text" else files
-    flags = [flag(name) for name, of in COLUMNS.items() if f"--{of}" == OWN[kind]]
-    with Progress(None, f"reading {names}"), errors_with_flags(*flags):
-        return _own_task(args, model, kind, form or {}, options)
+    from ..text import tasks
+    form = form or {}
+    options |= {"context": args.context or form.get("context"), "encoding": args.encoding}
+    if kind == "text":
+        with Progress(None, f"reading {' '.join(map(str, args.text))}"):
+            return tasks.text(args.text, model, **options)
+    columns = [name for name, of in COLUMNS.items() if f"--{of}" == OWN[kind]]
+    given = [vars(args)[name] for name in columns]
+    if given == [None, None] and len(form.get("columns", ())) == 2: given = form["columns"]
+    options |= {name.removesuffix("_column"): column
+                for name, column in zip(columns, given, strict=True) if column is not None}
+    options["skip_empty"] = args.skip_empty
+    file = vars(args)[OWN[kind][2:]]
+    with Progress(None, f"reading {file}"), errors_with_flags(*map(flag, columns)):
+        if kind == "labelled":
+            return tasks.labelled(file, model, classes=form.get("classes"), **options)
+        return tasks.pairs(file, model, chat=form["chat"] or False if form else None, **options)
 
 
 @contextlib.contextmanager
@@ -77,21 +89,6 @@ def errors_with_flags(*columns: str) -> Iterator[None]:
     except ValueError as e:
         message = str(e).replace("which of them to read", "which by " + " and ".join(columns))
         raise ValueError(message) from e
-
-
-def _own_task(args, model, kind, form, options):
-    from ..text import tasks
-    options |= {"context": args.context or form.get("context"), "encoding": args.encoding}
-    if kind == "text": return tasks.text(args.text, model, **options)
-    options["skip_empty"] = args.skip_empty
-    names = {"labelled": ("text", "label"), "pairs": ("prompt", "answer")}[kind]
-    given = [vars(args)[f"{name}_column"] for name in names]
-    if given == [None, None] and len(form.get("columns", ())) == 2: given = form["columns"]
-    columns = {n: column for n, column in zip(names, given, strict=True) if column is not None}
-    if kind == "labelled":
-        return tasks.labelled(args.csv, model, **columns, classes=form.get("classes"), **options)
-    chat = form["chat"] or False if form else None
-    return tasks.pairs(args.pairs, model, **columns, chat=chat, **options)
 
 
 def data_facts(task: Task) -> list[str]:

@@ -49,7 +49,10 @@ def run_evaluate(args: Namespace) -> None:
     n = n_measured(task, args.quick)
     if not args.json:
         quick = f"two batches (--quick) of {rows.removeprefix('all of ')}"
-        show_losses(before, after, quick if args.quick else rows, n)
+        sides = ", the base alone → with the adapter" if before else ""
+        lines = [f"on {quick if args.quick else rows}{sides}:", compared(before, after, n=n)]
+        lines += [what_changed(before["loss"], after["loss"])] if before else []
+        print("\n".join(lines), flush=True)              # before --exact, which takes longer
     exact = exact_answers(tuned, task, args.quick) if args.exact else None
     record = {"task": task.name, "data": data_facts(task), "on": rows, "rows": n,
               "interval": interval_of(after, n), "before": before, "after": after, "exact": exact,
@@ -59,14 +62,6 @@ def run_evaluate(args: Namespace) -> None:
         print(exact_lines(exact))
     elif hasattr(task, "chat"):
         print("--exact counts the answers that are exactly right")
-
-
-def show_losses(before: dict | None, after: dict, rows: str, n: int | None) -> None:
-    """Print what was measured at once: the answers that --exact writes take longer."""
-    sides = ", the base alone → with the adapter" if before else ""
-    print(f"on {rows}{sides}:\n{compared(before, after, n=n)}", flush=True)
-    if before:
-        print(what_changed(before["loss"], after["loss"]), flush=True)
 
 
 def what_changed(before: float, after: float) -> str:

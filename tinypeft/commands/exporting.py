@@ -11,7 +11,6 @@ from .finished import (
     activations_option,
     check_head,
     next_command,
-    plain,
     save_adapter,
     shown,
 )
@@ -72,9 +71,10 @@ def run_export(args: Namespace) -> None:
 def export_model(args: Namespace) -> None:
     """Write a model, with --adapter merged into it, to a folder of Hugging Face."""
     from ..interop.loading import save_model
+    from ..quant import dequantize
     job = Finished(args, "hf")
     check_head(job.model)
-    model = plain(job.model, args.activations)
+    model = dequantize(job.model, args.activations)
     with new_folder(args.out) as folder, Progress(None, "writing"):
         save_model(model, folder)
         job.finish(folder)

@@ -1,26 +1,27 @@
 """The command finetune: train one method, or several, on a task or on one's own data."""
 from __future__ import annotations
 
+import functools
 import math
-import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.wording import counted
-from .arguments import base_option, leave_out, model_of, named_model, number, output, show_json
+from .arguments import base_option, leave_out, model_of, number, output, show_json
 from .data import kind_of, show_data, task_of
-from .one_run import finetuned
+from .finished import next_command
+from .one_run import finetuned, measuring
 from .probing import PROBE, run_probe
 from .saving import check_folders, refused
 from .scores import compared
-from .sizes import for_a_pass, passes_over, search_steps
+from .sizes import passes_over, search_steps
 from .training import (
     attached,
     methods_of,
+    model_line,
     rate_line,
-    reason_for_model,
     set_rates,
     shared_options,
     starts_at_probe,
@@ -63,68 +64,58 @@ def finetune_options(p: ArgumentParser) -> None:
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
 
 
-def own_options(args: Namespace) -> dict[str, Any]:
-    """Return the options that `train` takes and `find_rate` does not. Raises ValueError for an
-    option that would do nothing."""
-    if args.find_rate:
-        leave_out(args, ("lr", "checkpoint", "validate_every", "keep"),
-                  "--find-rate does not train")
-    if args.keep and not args.out: raise ValueError("--keep needs --out FOLDER")
-    return dict(lr=args.lr, checkpoint=args.checkpoint, eval_every=args.validate_every,
-                keep_best=args.validate_every is not None)
-
-
 def run_finetune(args: Namespace) -> int | None:
     from ..peft.formats import FORMATS
     from ..training.finder import find_rate
     if args.method == PROBE:
         return run_probe(args)
-    options = own_options(args)
+    if args.find_rate:
+        leave_out(args, ("lr", "checkpoint", "validate_every", "keep"),
+                  "--find-rate does not train")
+    if args.keep and not args.out:
+        raise ValueError("--keep needs --out FOLDER")
     own = kind_of(args)                                  # errors in these two come before the
     methods_of(args)                                     # reading
-    reason = reason_for_model(args)
+    say = (lambda *text: None) if args.json else functools.partial(print, flush=True)
+    line = model_line(args)
     model = model_of(args)
     check_folders(args)
     task = task_of(args, model)
-    if not args.json and (reason or own == "labelled"):
-        print(reason or named_model(args), flush=True)
+    if line:
+        say(line)
     if (own or args.dry_run) and show_data(args, task):
         return None
     tuned = attached(args, model, task, head_bias=args.format != "peft")
     FORMATS[args.format].functions().check(tuned)
-    steps, both = shared_options(args, tuned, task)
+    steps, options = shared_options(args, tuned, task)
     if args.find_rate and not args.steps and not args.quick:
         steps = search_steps(tuned)
-    if starts_at_probe(args) and not args.find_rate:
-        options["keep_best"] = True
-        options["eval_every"] = args.validate_every or math.ceil(steps / 2)
-    if own and not args.json:
-        read = task, steps, both["batch_size"]
-        print(passes_over(*read) + ("" if args.find_rate else for_a_pass(*read)), flush=True)
+    if own:
+        say(passes_over(task, steps, options["batch_size"], says_more=not args.find_rate))
     if args.find_rate:
-        return show_rates(find_rate(tuned, task, steps=steps, **both), args)
-    set_rates(args, task, both)
-    rate = rate_line(args, tuned, both)
-    if own and not args.json:
-        print(rate, flush=True)
-    if args.checkpoint and not args.json:
-        options["callbacks"] = [resumption_from(args.checkpoint)]
-    tuned, record = finetuned(args, tuned, task, steps, both | options)
+        return show_rates(find_rate(tuned, task, steps=steps, **options), args)
+    set_rates(args, task, options)
+    options |= {"lr": args.lr, "checkpoint": args.checkpoint, "eval_every": args.validate_every,
+                "keep_best": args.validate_every is not None}
+    if starts_at_probe(args):
+        options |= {"keep_best": True, "eval_every": args.validate_every or math.ceil(steps / 2)}
+    say(rate_line(args, tuned, options))
+    if args.checkpoint:
+        options["callbacks"] = [resumption_from(args.checkpoint, say)]
+    tuned, record = finetuned(args, tuned, task, steps, options)
     if args.json:
         show_json(record)
     else:
-        if not own:
-            print(rate)
         show_finetuned(args, tuned, task, record)
     return int(refused(args, record))
 
 
-def resumption_from(checkpoint: Path) -> Callable[[Step], None]:
+def resumption_from(checkpoint: Path, say: Callable) -> Callable[[Step], None]:
     """Return a callback of `train` that says, after the first new step, where a run goes on."""
     def show(step):
         done = step.history.resumed
         if done and step.step == done + 1:
-            print(f"going on from {checkpoint}, after step {done:,} of {step.total:,}", flush=True)
+            say(f"going on from {checkpoint}, after step {done:,} of {step.total:,}")
     return show
 
 
@@ -169,14 +160,10 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
     if saved:
         loader = f"tinypeft.load_adapter(model, {saved!r})"
         theirs = f"peft.PeftModel.from_pretrained(model, {saved!r}) loads it, and so does "
-        command = "classify" if hasattr(task, "classes") else "generate"
-        base = base_option(args)
         if record["replaced"]: print(f"it took the place of the adapter that was in {saved}")
-        print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
+        print(f"next: python -m tinypeft {next_command(task)}{base_option(args)} --adapter {saved}")
         if kind_of(args) == "pairs":
-            skip = " --skip-empty" if args.skip_empty else ""
-            print("to count exact answers: python -m tinypeft evaluate --pairs "
-                  f"{shlex.quote(str(args.pairs))}{skip}{base} --adapter {saved} --exact")
+            print(f"to count exact answers: {measuring(args, saved)} --exact")
         print(f"saved in {saved}; "
               + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
     if record["worse_than"]:

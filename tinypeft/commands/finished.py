@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from ..peft import PeftModel
     from ..text.tasks import Task
 
-__all__ = ["Finished", "activations_option", "check_head", "next_command", "plain", "save_adapter",
-           "shown"]
+__all__ = ["Finished", "activations_option", "check_head", "next_command", "save_adapter", "shown"]
 
 ABOUT_TRAINING = "data", "before", "after", "baselines", "measured"      # of an adapter's record
 NO_WEIGHTS = ("no weights can replace that", "has no `merge`")
@@ -81,12 +80,6 @@ def merged(tuned: PeftModel, activations: str) -> Decoder:
             e.add_note("commands take it as it is, by --model and --adapter")
         raise
     return model if isinstance(model, Decoder) else model.detach()
-
-
-def plain(model: Decoder, activations: str) -> Decoder:
-    """Return the model in plain weights, which folders of Hugging Face hold."""
-    from ..quant import dequantize
-    return dequantize(model, activations)
 
 
 def check_head(model: PeftModel | Decoder) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
 from .arguments import base_option
-from .finished import Finished, plain, shown
+from .finished import Finished, shown
 from .results import new_folder
 
 if TYPE_CHECKING:
@@ -24,15 +24,10 @@ def gguf_types() -> list[str]:
     return [*NUMBER_TYPES, *LAYOUTS, *BITS, *MIXTURES]
 
 
-def is_file(args: Namespace) -> bool:
-    """Tell if --out is the name of a file, and not of a folder."""
-    return args.out.suffix == ".gguf"
-
-
 def written(args: Namespace, job: Finished, name: str, write: Callable[[Path], None]) -> Path:
     """Write a file, alone or under a name in a folder with its card; return its path."""
     with Progress(None, "writing"):
-        if is_file(args):
+        if args.out.suffix == ".gguf":
             write(args.out)
             return args.out
         with new_folder(args.out) as folder:
@@ -46,13 +41,13 @@ def export_gguf(args: Namespace) -> None:
     from ..interop.card import temperature_option
     from ..interop.gguf import NUMBER_TYPES, write_gguf
     from ..interop.loading import GGUF_FILE
-    from ..quant import GGUF, quantize
+    from ..quant import GGUF, dequantize, quantize
     kind = args.type
     job = Finished(args, "gguf", None if kind == "F32" else kind)
     if job.model.head is not None:
         raise ValueError("export --to gguf: llama.cpp has no place for a classifier; "
                          "`export --to hf` has one")
-    model = plain(job.model, args.activations)
+    model = dequantize(job.model, args.activations)
     note = about_codes(args, job.model, model)
     numbers = kind if kind in NUMBER_TYPES else None
     if kind and not numbers:
@@ -63,7 +58,7 @@ def export_gguf(args: Namespace) -> None:
     record["bytes"] = path.stat().st_size
     record["bits for each weight"] = round(8 * record["bytes"] / model.n_parameters(), 2)
     use = f'generate "…" --model {args.out}'
-    if is_file(args) and getattr(job.task, "chat", None):    # a file alone does not hold the task
+    if path is args.out and getattr(job.task, "chat", None):     # a file alone has no task.json
         use += " --chat --temperature 0"
     shown(args, record, f"saved in {path}, {record['bytes'] / 1e6:,.0f} MB, "
                         f"{record['bits for each weight']:.1f} bits for each weight\n"

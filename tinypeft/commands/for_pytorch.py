@@ -5,14 +5,15 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
-from .arguments import leave_out, loaded, model_of, show_json
+from .arguments import leave_out, loaded, model_of
 from .data import task_of
+from .finished import shown
 from .probing import PROBE
 from .results import new_folder, write_run
 from .training import (
     attached,
     methods_of,
-    reason_for_model,
+    model_line,
     set_rates,
     shared_options,
     training_options,
@@ -38,7 +39,11 @@ def export_run(args: Namespace) -> None:
     from ..interop.export import export_training
     if bool(args.method) == bool(args.adapter):
         raise ValueError("export --to training: give METHOD, such as lora, or --adapter FOLDER")
-    tuned, task = new_run(args) if args.method else run_of_adapter(args)
+    if args.method:
+        tuned, task = new_run(args)
+    else:                                                # one's own data in the adapter's form
+        model, tuned = loaded(args)
+        task = task_of(args, model, tuned.task.form if tuned.task else None)
     steps, options = shared_options(args, tuned, task)
     set_rates(args, task, options)
     record = {"method": str(tuned.method), "task": task.name, "steps": steps,
@@ -47,11 +52,8 @@ def export_run(args: Namespace) -> None:
         export_training(tuned, task, folder, steps, lr=args.lr, checkpoint=args.checkpoint,
                         **options)
         write_run(args, folder, record)
-    if args.json:
-        return show_json(record)
-    print(f"saved in {args.out}; `accelerate launch {args.out / 'train.py'}` runs it where torch, "
-          "transformers, peft and accelerate are installed")
-    return None
+    shown(args, record, f"saved in {args.out}; `accelerate launch {args.out / 'train.py'}` runs it "
+                        "where torch, transformers, peft and accelerate are installed")
 
 
 def new_run(args: Namespace) -> tuple[PeftModel, Task]:
@@ -60,15 +62,9 @@ def new_run(args: Namespace) -> tuple[PeftModel, Task]:
         raise ValueError("export --to training: probe is solved and not trained, so nothing is "
                          "left to do in PyTorch; finetune probe solves it")
     methods_of(args)                                     # its errors come before the reading
-    reason = reason_for_model(args)
+    line = model_line(args)
     model = model_of(args)
     task = task_of(args, model)
-    if reason and not args.json:
-        print(reason, flush=True)
+    if line and not args.json:
+        print(line, flush=True)
     return attached(args, model, task, head_bias=False), task
-
-
-def run_of_adapter(args: Namespace) -> tuple[PeftModel, Task]:
-    """Return the model with the adapter, and the task: of one's own data in the adapter's form."""
-    model, tuned = loaded(args)
-    return tuned, task_of(args, model, tuned.task.form if tuned.task else None)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..text.tasks import Task
     from ..training.history import History
 
-__all__ = ["finetuned"]
+__all__ = ["finetuned", "measuring"]
 
 
 def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
@@ -42,7 +42,8 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
     with (noted(KeyboardInterrupt, lambda: f"stopped; {kept(args.checkpoint, folder)}"),
           noted(DivergedError, lambda: unsaved)):
         if hasattr(task, "classes"):
-            base, frozen = "the frozen model with a head of zeros", chance(task)
+            base = "the frozen model with a head of zeros"       # all classes are equally likely
+            frozen = {"loss": math.log(len(task.classes))}
         else:
             with tuned.disabled():
                 before = evaluate(tuned, task, "test", rows_in_test(tuned, task), most,
@@ -90,14 +91,17 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int,
 def stopped_in_test(args: Namespace, folder: Path | None) -> str:
     """Return what a stop in the test leaves, and the command that measures it."""
     text = f"stopped in the test; {kept(args.checkpoint, folder)}"
-    if folder is None:
-        return text
+    return f"{text}; to measure it: {measuring(args, folder)}" if folder else text
+
+
+def measuring(args: Namespace, folder: Path | str) -> str:
+    """Return the command that measures the adapter in a folder on the data of the run."""
     own = kind_of(args)
     files = vars(args)[OWN[own][2:]] if own else []
     paths = files if isinstance(files, list) else [files]
-    words = [*(["--model", args.model] if args.model else []), *([OWN[own], *paths] if own else []),
-             *(["--skip-empty"] if args.skip_empty else []), "--adapter", folder]
-    return f"{text}; to measure it: python -m tinypeft evaluate {shlex.join(map(str, words))}"
+    words = [*([OWN[own], *paths] if own else []), *(["--skip-empty"] if args.skip_empty else []),
+             *(["--model", args.model] if args.model else []), "--adapter", folder]
+    return f"python -m tinypeft evaluate {shlex.join(map(str, words))}"
 
 
 def measured_probe(tuned: PeftModel, task: Task, most: int | None,
@@ -141,11 +145,6 @@ def baselines_of(task: Task) -> dict:
     if not hasattr(task, "classes"): return task.baselines
     bag = bag_of_words(task.rows, len(task.classes), letters)
     return task.baselines | {"bag of letters": bag}
-
-
-def chance(task: Task) -> dict:
-    """Return the metrics of a head of zeros: all classes are equally likely."""
-    return {"loss": math.log(len(task.classes))}
 
 
 def worse_than(after: dict, others: dict[str, dict]) -> dict[str, dict]:

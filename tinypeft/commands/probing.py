@@ -20,7 +20,7 @@ from ..common.signals import HeldSignals
 from .arguments import base_option, chosen_model, leave_out, model_of, show_json
 from .data import data_facts, kind_of, own_task, show_data
 from .saving import check_folders, describe, save, save_first
-from .scores import Paired, accuracy_text, class_lines, paired, write_confusions
+from .scores import Paired, accuracy_text, class_lines, paired
 
 if TYPE_CHECKING:
     from ..text.tasks.logistic import Validated
@@ -63,7 +63,8 @@ def run_probe(args: Namespace) -> int:
     seconds = round(time.perf_counter() - start, 1)
     record = {"model": reason, "task": task.name, "data": data_facts(task),
               "rows": len(labels), "seconds": seconds, "saved": args.out and str(args.out),
-              "measured": {name: as_record(result) for name, result in measured.items()},
+              "measured": {name: {"accuracy": result.accuracy, "interval": list(result.interval),
+                                  "loss": result.loss} for name, result in measured.items()},
               "confusions": tuned.validated.confusions().tolist(),
               "paired": {"with": best_bag(measured), **asdict(beside_bag(measured))},
               "verdict": verdict(measured, n_classes)}
@@ -73,10 +74,6 @@ def run_probe(args: Namespace) -> int:
         show_json(record)
     else:
         show(args, task.classes, measured, seconds, tuned.n_read)
-    if args.out:                                         # the numbers are shown before the picture
-        picture = write_confusions(args.out, tuned.validated.confusions(), task.classes)
-        if not args.json:
-            print(f"saved in {args.out}, with {picture.name}")
     return int(args.out != asked)
 
 
@@ -99,11 +96,6 @@ def pasted(args: Namespace, name: str, result: Validated) -> str:
             '    model.fit(texts, labels).predict(["…"])')
 
 
-def as_record(result: Validated) -> dict:
-    """Return the numbers of a cross-validation as JSON takes them."""
-    return {"accuracy": result.accuracy, "interval": list(result.interval), "loss": result.loss}
-
-
 def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: float,
          n_read: int) -> None:
     """Print what was measured, each class, and which to use. n_read: rows that the model read."""
@@ -123,6 +115,8 @@ def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: flo
     print("\n".join(class_lines(measured["the probe"].confusions(), classes)) + "\n")
     print(verdict(measured, len(classes)))
     print(next_step(args, measured, len(classes)))
+    if args.out:
+        print(f"saved in {args.out}")
 
 
 def best_bag(measured: dict) -> str:

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..common.progress import Progress
 from .arguments import adapter_option, build, fields, output
 from .data import BUILT_IN, OWN, built_in, data_options, kind_of, own_task, show_data
-from .finished import Finished, activations_option, next_command, plain, shown
+from .finished import Finished, activations_option, next_command, shown
 from .results import check_new, new_folder
 from .training import calibration_of
 
@@ -38,44 +38,34 @@ def quantize_options(p: ArgumentParser) -> None:
 
 def run_quantize(args: Namespace) -> None:
     """Quantize a model, with --adapter merged into it; measure what that costs, and save it."""
-    from ..quant import SCHEMES
-    from ..study.compare import Size, described
+    from ..interop.loading import QUANTIZED
+    from ..quant import SCHEMES, dequantize, save_quantized
+    from ..study.compare import Size, described, quantized_at_cost
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
     own = kind_of(args)
     size = Size(steps=30, test_rows=32 if args.quick else 128)
     if args.out:
         check_new(args)
     job = Finished(args, "quantized", args.scheme)
-    model = plain(job.model, args.activations)
+    model = dequantize(job.model, args.activations)
     if model.head is None and (own == "labelled" or args.task == "classify"):
         raise ValueError("quantize: this model has no classes; --adapter FOLDER of a classifier "
                          "gives it some")
     task = task_to_measure(args, model, own, job.task)
     if own:
         show_data(args, task)
-    record = quantized(args, job, model, scheme, size, task)
-    text = described(record)
-    if args.out:
-        text += (f"\nsaved in {args.out}\nnext: python -m tinypeft {next_command(job.task)} "
-                 f"--model {args.out}")
-    shown(args, record, text)
-
-
-def quantized(args: Namespace, job: Finished, model: Decoder, scheme: Any, size: Any,
-              task: Task) -> dict:
-    """Quantize, measure and save; return the record."""
-    from ..interop.loading import QUANTIZED
-    from ..quant import save_quantized
-    from ..study.compare import described, quantized_at_cost
     calibration = calibration_in(task, args.seed)
-    result, record = quantized_at_cost(model, scheme, size, task, calibration, args.seed)
-    job.record = record = job.record | record
-    job.card += f"\n## Quantized\n\n```text\n{described(record)}\n```\n"
+    result, cost = quantized_at_cost(model, scheme, size, task, calibration, args.seed)
+    job.record |= cost
+    text = described(cost)
+    job.card += f"\n## Quantized\n\n```text\n{text}\n```\n"
     if args.out:
         with new_folder(args.out) as folder, Progress(None, "writing"):
             save_quantized(result, folder / QUANTIZED)
             job.finish(folder)
-    return record
+        text += (f"\nsaved in {args.out}\nnext: python -m tinypeft {next_command(job.task)} "
+                 f"--model {args.out}")
+    shown(args, job.record, text)
 
 
 def task_to_measure(args: Namespace, model: Decoder, own: str | None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_folders", "describe", "refused", "save", "save_first"]
 
-OF_A_RUN = "losses.csv", "curve.svg", "confusions.svg", "run.json"
+OF_A_RUN = "losses.csv", "curve.svg", "confusions.svg", "run.json"     # the third of older runs
 WRITTEN = "README.md", "config.json", "tokenizer.json", "tokenizer_config.json", *OF_A_RUN
 
 

@@ -1,26 +1,21 @@
-"""How well a classifier does: intervals of accuracies, each class, a picture of confusions."""
+"""How well a model does: intervals of accuracies, each class, exact answers, and comparisons."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..common.hints import Array
 from ..common.wording import counted, in_one_line, shortened
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from ..models.decoder import Decoder
     from ..peft import PeftModel
     from ..text.tasks import Answering, Task
     from ..text.tasks.logistic import Validated
 
-__all__ = ["Paired", "accuracy_text", "class_lines", "compared", "draw_confusions", "exact_answers",
-           "exact_lines", "interval_of", "metric_text", "n_measured", "paired", "write_confusions"]
+__all__ = ["Paired", "accuracy_text", "class_lines", "compared", "exact_answers", "exact_lines",
+           "interval_of", "metric_text", "n_measured", "paired"]
 
 QUICK = 32                                               # rows of a test with --quick
 EXAMPLES = 2                                             # wrong answers that are shown
@@ -142,29 +137,3 @@ def class_lines(counts: Array, classes: Sequence[str]) -> list[str]:
         lines.append(f"  {shown:<{SHOWN}} {there:4} rows  precision {precision:.2f}  "
                      f"recall {recall:.2f}  F1 {f1:.2f}")
     return lines
-
-
-def write_confusions(folder: Path, counts: Array, classes: Sequence[str]) -> Path:
-    """Draw the confusions (C, C) into confusions.svg in a folder; return the file."""
-    from ..files import write_atomically
-    from ..training.curves import svg
-    side = 2.2 + 0.45 * len(classes)
-    picture = svg(draw_confusions, (counts, classes), (side + 0.6, side))
-    write_atomically(folder / "confusions.svg", picture)
-    return folder / "confusions.svg"
-
-
-def draw_confusions(shown: tuple[Array, Sequence[str]], ax: Axes) -> None:
-    """Draw how many rows of each class were called what; the darker, the larger their share."""
-    counts, classes = shown
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.argwhere(counts):
-        ax.text(j, i, f"{counts[i, j]:,}", ha="center", va="center",
-                color="white" if share[i, j] > 0.5 else "black")
-    names = [shortened(in_one_line(name), SHOWN) for name in classes]
-    ax.set_xticks(range(len(names)), names, rotation=90, parse_math=False)   # $ is a letter
-    ax.set_yticks(range(len(names)), names, parse_math=False)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set(xlabel="called", ylabel="class of the row", title="Confusions by cross-validation")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..peft import PeftModel
     from ..text.tasks import Task
 
-__all__ = ["default_size", "for_a_pass", "passes_over", "rows_in_test", "search_steps"]
+__all__ = ["default_size", "passes_over", "rows_in_test", "search_steps"]
 
 LARGE = 256                  # width: a step of a wider model takes seconds on two cores
 
@@ -42,25 +42,20 @@ def rows_in_test(model: Decoder | PeftModel, task: Task) -> int:
     return 4 if is_large(model) and not hasattr(task, "classes") else 16
 
 
-def passes_over(task: Task, steps: int, rows: int) -> str:
+def passes_over(task: Task, steps: int, rows: int, says_more: bool = True) -> str:
     """Return how often training sees its rows, such as "30 steps of 2 rows: 0.2 passes over 279
-    rows". The rows of a text are windows."""
+    rows", and which --steps would read everything, if these do not. The rows of a text are windows.
+    """
     step = counted(rows, "row")
     if hasattr(task, "streams"):
         step = f"{counted(rows, 'window')} of {task.context} tokens"
     whole = len(task.data("train"))
     passes = steps * size_of_step(task, rows) / whole
     shown = f"{passes:.1f}" if passes >= 0.1 else f"{passes:.1g}"
+    once = math.ceil(whole / size_of_step(task, rows))
+    more = f"; --steps {once} would read every {noun_of(task)} once, --steps {2 * once} twice"
     return (f"{counted(steps, 'step')} of {step}: {shown} passes over "
-            f"{counted(whole, noun_of(task))}")
-
-
-def for_a_pass(task: Task, steps: int, rows: int) -> str:
-    """Return which --steps would read everything, if `steps` of them do not; or else nothing."""
-    once = math.ceil(len(task.data("train")) / size_of_step(task, rows))
-    if steps >= once:
-        return ""
-    return f"; --steps {once} would read every {noun_of(task)} once, --steps {2 * once} twice"
+            f"{counted(whole, noun_of(task))}{more * (says_more and steps < once)}")
 
 
 def size_of_step(task: Task, rows: int) -> int:

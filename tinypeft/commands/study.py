@@ -18,21 +18,12 @@ MAIN_JOB = "compare"                                     # its results are no ex
 
 
 def add_commands(command: Callable) -> None:
-    """Add the commands to the command line. command: (name, run, about, takes) → a parser for its
-    options."""
-    add_compare(command)
-    add_figures(command)
-    add_memory(command)
-
-
-def add_compare(command: Callable) -> None:
+    """Add the commands; see `cli.parser`."""
     p = command("compare", run_compare,
                 "ways to fine-tune and schemes, side by side (the default)")
     p.add_argument("--all", action="store_true", help="every method and every scheme; some minutes")
     output(p, "the picture and the JSON", LATEST)
 
-
-def add_figures(command: Callable) -> None:
     p = command("figures", run_figures,
                 "draw the pictures from their stored numbers; --rerun measures",
                 takes=("json", "quick"))
@@ -48,8 +39,6 @@ def add_figures(command: Callable) -> None:
                    help="processes that measure (default: one per core)")
     output(p, "results/ and the pictures (default figures, with --quick figures/latest)")
 
-
-def add_memory(command: Callable) -> None:
     p = command("memory", run_memory,
                 "the memory that fine-tuning takes, by formula: weights, gradients, optimizer, "
                 "activations",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.progress import Progress
-from .arguments import build, chosen_model, fields, known, number
+from .arguments import build, chosen_model, fields, known, named_model, number
 from .data import data_options, kind_of
 from .sizes import default_size
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..peft import Method, PeftModel
     from ..text.tasks import Task
 
-__all__ = ["attached", "calibration_of", "methods_of", "rate_line", "reason_for_model",
-           "set_rates", "shared_options", "starts_at_probe", "training_options"]
+__all__ = ["attached", "calibration_of", "methods_of", "model_line", "rate_line", "set_rates",
+           "shared_options", "starts_at_probe", "training_options"]
 
 PROBE_FACTOR = 0.2           # on each method's own rate where the head starts at the probe
 PROBE_HEAD_LR = 1e-3         # of that head
@@ -156,7 +156,11 @@ def rate_line(args: Namespace, tuned: PeftModel, options: dict[str, Any]) -> str
     return line + remedy
 
 
-def reason_for_model(args: Namespace) -> str | None:
-    """Take SmolLM2 for text and pairs of one's own where its wheel is installed, and return which
-    model it is. The shipped base after training is worse than counting words, on most texts."""
-    return chosen_model(args) if kind_of(args) in ("text", "pairs") else None
+def model_line(args: Namespace) -> str | None:
+    """Say which model learns from one's own data, if that is given. For text and pairs take SmolLM2
+    where its wheel is installed: the shipped base, trained, is worse than counting words on most
+    texts."""
+    own = kind_of(args)
+    if own == "labelled":
+        return named_model(args)
+    return chosen_model(args) if own else None

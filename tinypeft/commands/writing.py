@@ -34,8 +34,9 @@ ENDS = "Ctrl-C stops an answer; Ctrl-D, the end of the input, ends the conversat
 
 def add_commands(command: Callable) -> None:
     """Add the commands; see `cli.parser`."""
-    p = command("generate", run_generate, "continue a text")
-    p.add_argument("prompt", metavar="TEXT")
+    p = command("generate", run_generate, "continue a text", takes=("seed", "model", "json"))
+    p.add_argument("prompt", metavar="TEXT", help="with an adapter that was trained on pairs it is "
+                   "a prompt, which is answered")
     writing_options(p, 120)
     adapter_option(p)
     p.add_argument("--chat", action="store_true",
@@ -58,7 +59,8 @@ def add_commands(command: Callable) -> None:
 
 def writing_options(p: ArgumentParser, most: int) -> None:
     """Add the options that say how a model writes. most: the default of --max-new-tokens."""
-    p.add_argument("--max-new-tokens", type=number(int, least=0), default=most)
+    p.add_argument("--max-new-tokens", type=number(int, least=0), default=most,
+                   help=f"tokens to write, at most (default {most})")
     p.add_argument("--temperature", type=number(float, least=0),
                    help="0 is greedy (default 0.7; 0 with an adapter that was trained on pairs)")
     p.add_argument("--top-k", type=number(int, least=1),
