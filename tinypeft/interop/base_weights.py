@@ -134,7 +134,7 @@ def check_whole(model, kind, whole, norms, adapted):
     for path in whole:
         if path in adapted:
             raise refusal(f"PEFT adapts {path} or trains it, not both")
-    if model.lm_head is None and embedding_of(model) in whole:
+    if model.lm_head is None and names_of(model).embedding in whole:
         raise refusal("the embedding is tied to the output head, and PEFT would train two matrices")
     if kind is None and not norms:
         raise refusal("alone it has LNTuningConfig for norms, and these are no norms")
@@ -144,12 +144,6 @@ def refusal(reason):
     """Make the error for weights of the base that PEFT cannot hold."""
     return MethodError(f"save: PEFT cannot hold these weights of the base: {reason}. Take the "
                        "format tinypeft, or merge it and save the model")
-
-
-def embedding_of(model):
-    """Return their path of the token embedding."""
-    family = names_of(model).family
-    return family.prefix + family.embedding
 
 
 # -- from a folder ---------------------------------------------------------------------------------
@@ -215,7 +209,7 @@ def copied_modules(model, config, modules, kind):
         field = "target_modules" if copies[path] else "modules_to_save"
         if any(is_below(path, other) for other in copies if other != path):
             raise config.unsupported(field, f"it selects {path}, and a module that holds it")
-        tied = path == "lm_head" or is_below(embedding_of(model), path)
+        tied = path == "lm_head" or is_below(names_of(model).embedding, path)
         if tied and model.lm_head is None:
             raise config.unsupported(field, "the output head is tied to the embedding here, and "
                                      "PEFT's copy is a second matrix")

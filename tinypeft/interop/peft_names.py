@@ -33,6 +33,11 @@ class Names:
         return self.family.prefix + self.family.blocks
 
     @property
+    def embedding(self) -> str:
+        """Return their path of the token embedding."""
+        return self.family.prefix + self.family.embedding
+
+    @property
     def conv1d(self) -> bool:
         """Do their layers store W as (d_in, d_out)? PEFT calls it fan_in_fan_out."""
         return any(self.family.transposed.search(f".{layer}.weight") for layer in self.layers)

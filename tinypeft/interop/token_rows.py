@@ -35,19 +35,13 @@ def stands_beside_rows(method: Method) -> bool:
     return isinstance(method, (LoRA, DyLoRA, AdaLoRA))
 
 
-def embedding_of(model):
-    """Return their path of the token embedding."""
-    family = names_of(model).family
-    return family.prefix + family.embedding
-
-
 # -- to a folder -----------------------------------------------------------------------------------
 def rows_folder(model: Decoder, part: Part,
                 is_beside: bool) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) of trained rows, beside another method or alone."""
     layer = part.wrappers[EMBEDDING]
     check_kinds(EMBEDDING, part.wrappers.values(), [TrainedRows])
-    path = embedding_of(model)
+    path = names_of(model).embedding
     indices = layer.tokens.tolist()
     rows = layer.rows.data
     if is_beside:
@@ -73,7 +67,7 @@ def check_rows(model: Decoder, fields: dict[str, Any], is_beside: bool, has_head
 
 def is_saved(model, modules):
     """Is the embedding one of the modules named, or in one?"""
-    return any(f".{name}." in f".{embedding_of(model)}." for name in modules)
+    return any(f".{name}." in f".{names_of(model).embedding}." for name in modules)
 
 
 # -- from a folder ---------------------------------------------------------------------------------
@@ -82,7 +76,7 @@ def read_rows(model: Decoder, config: Config,
     """(method, state) of a folder of TRAINABLE_TOKENS; method is None if its tensor is missing."""
     config.refuse_unknown(FIELDS)
     names = names_of(model)
-    path = embedding_of(model)
+    path = names_of(model).embedding
     config.get("init_weights", bool, True)                       # only how training began
     if config.select(names, names.modules(lm_head=True), [path]) != [path]:
         raise config.unsupported("target_modules", f"only the token embedding, {path}, has rows "
@@ -107,7 +101,7 @@ def read_rows_beside(model: Decoder, config: Config,
                      tensors: Tensors) -> tuple[TrainableTokens | None, State]:
     """(method, state) of trainable_token_indices, beside a LoRA; (None, {}) if there are none."""
     field = "trainable_token_indices"
-    path = embedding_of(model)
+    path = names_of(model).embedding
     indices = config.get(field, (list, dict), [])
     if isinstance(indices, dict):
         if len(indices) != 1 or not path.endswith(*indices):
