@@ -10,6 +10,7 @@ import pytest
 import tinypeft as tp
 from tests.conftest import make_gpt
 from tests.families import FAMILIES, make
+from tests.interop.test_export import GatedLoRA
 from tests.oracles import assert_close
 from tests.protocol import assert_gradients, frozen_bytes, learned, move
 from tests.toys import Noise
@@ -425,6 +426,15 @@ def test_a_layer_that_is_more_than_low_rank_is_refused_by_name(gpt, tmp_path):
     with pytest.raises(tp.MethodError, match=r"combine: Other\(rank=2\) is not a LoRA"): tp.combine({tuned: 1})
     with pytest.raises(tp.MethodError, match="save: a Scaled on .* may do more than a LoRALinear"): tuned.save(tmp_path, "peft")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_low_rank_layer_of_ones_own_becomes_a_lora(gpt, tokens):
+    """So that PEFT's folders, which refuse it, hold what it learned."""
+    tuned = tp.attach(gpt(), GatedLoRA(2))
+    move(tuned, np.random.default_rng(0))
+    logits, made = tuned(tokens).data, tp.combine({tuned: 1.0})
+    assert type(made.method) is tp.LoRA
+    assert_close(made(tokens).data, logits)
 
 
 def test_a_layer_that_says_its_change_in_another_way_is_refused(gpt, tmp_path):
