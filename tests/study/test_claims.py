@@ -13,11 +13,11 @@ from tinypeft.study.claims import ALL_CLAIMS, judge, methods, tables
 from tinypeft.study.claims.deltas import FINE_TUNING
 from tinypeft.study.claims.measured import Study
 from tinypeft.study.claims.rule import BY_CONSTRUCTION, CONTRADICTED, KINDS, NOT_MEASURED, REPRODUCED, VERDICTS, Claim
-from tinypeft.study.claims.words import beside
 from tinypeft.study.effects import Effect
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import EXPERIMENTS, smollm2
 from tinypeft.study.experiments.arms import SURVEYED
+from tinypeft.study.markdown import beside
 from tinypeft.study.stored import load
 
 from .waiting import WAITING
@@ -117,7 +117,7 @@ def test_the_claims_read_what_experiments_measure():
 
 def test_the_rates_between_which_a_level_is_learned():
     learned = np.array([0.2, 0.4, 0.3])                  # the last rate is too large
-    assert methods.bracket(learned, 0.3) == (0, 1, pytest.approx(0.5)) and methods.bracket(learned, 0.4)[2] == pytest.approx(1)
+    assert methods.bracket(learned, 0.3) == (0, pytest.approx(0.5)) and methods.bracket(learned, 0.4) == (0, pytest.approx(1))
     for level in (0.1, 0.5):
         with pytest.raises(KeyError, match="no two rates"): methods.bracket(learned, level)
 
@@ -126,7 +126,7 @@ def test_what_three_times_the_best_rate_costs():
     """Two steps of a grid whose steps are √3."""
     run = {"rate": [0.01, 0.017, 0.03], "loss": [2.5, 2.0, 2.7], "validation": [2.1, 2.2, 2.3]}
     s = Study(lambda name: Results({"experiment": name, "runs": {"a": {"4": run}}}))
-    assert methods.rise(s, "a").by_seed[4] == pytest.approx(0.2)
+    assert methods.rise(s, "a").mean == pytest.approx(0.2)
     run["validation"][1] = 2.0
     with pytest.raises(KeyError, match="three times"): methods.rise(s, "a")
 
@@ -172,10 +172,24 @@ def test_an_expression_lists_the_means_that_it_reads():
     s = Study(results.__getitem__)
     difference = s.rank["1"] - s.rank["8"]
     assert difference.effect.mean == pytest.approx(0.03, abs=0.002) and s.names == ["rank"]
-    assert s.means() == f"1 {s.rank['1']}, 8 {s.rank['8']} nats/token"
-    entry, grid = s.dylora["DyLoRA", 2], s.gptq.excess["GPTQ, 4 bits, channel"]
-    assert s.means() == (f"1 {s.rank['1']}, 8 {s.rank['8']}, DyLoRA [2] {entry} nats/token; "
-                         f"excess GPTQ, 4 bits, channel {grid}")
+    assert s.means() == f"1 {s.rank['1'].mean:.3f}, 8 {s.rank['8'].mean:.3f} nats/token (rank)"
+
+
+@pytest.mark.parametrize("read, says", [
+    (lambda s: (s.toy["a"], s.toy["b, c"], s.toy.weight_error["a"]),
+     "a 2.000; b, c 1.500 nats/token (toy); weight error a 25.0 % (toy)"),
+    (lambda s: s.toy.list["a", 1], "list a 1.000 / 2.000 (toy)"),
+    (lambda s: s.toy.long["a", 1], "long a 0.000 to 12.000 (toy)"),
+    (lambda s: s.toy.nested["a"], "nested a 2.000 / 5.000 (toy)"),
+    (lambda s: s.toy.list.at("a", sizes=8), "list a 1.000 / 2.000 (toy)"),
+    (lambda s: s.gain(s.toy["a"]), "a 2.000 nats/token (toy); frozen 3.000 nats/token (methods)")],
+    ids=["by metric and experiment", "all entries of a list", "ends of a long list", "nested lists", "by setting", "a gain"])
+def test_means_in_words(read, says):
+    a = {"loss": 2.0, "weight_error": 0.25, "list": [1, 2], "long": list(range(13)), "nested": [[1, 3], [4, 6]]}
+    runs = {"a": {"0": a}, "b, c": {"0": {"loss": 1.5}}, "frozen": {"0": {"loss": 3.0}}}
+    s = Study(lambda name: Results({"experiment": name, "runs": runs, "settings": {"sizes": [4, 8]}}))
+    read(s)
+    assert s.means() == says
 
 
 def test_a_gain_is_over_the_frozen_base_in_loss_and_in_accuracy():
@@ -188,14 +202,14 @@ def test_a_gain_is_over_the_frozen_base_in_loss_and_in_accuracy():
 # -- tables ----------------------------------------------------------------------------------------
 def small(name="there", better=0.05, **options):
     e = Effect(better, 0.004, 7)
-    means = lambda s: getattr(s, name).results and "a 1.000, b 1.050"
-    return Claim(f"One of {name}", "2106.09685", "better", FINE_TUNING, "b minus a", "b is ahead", lambda s: {"b": e}, means,
-                 "70.1", **options)
+    parts = lambda s: {"b": e} if getattr(s, name)["a"] and getattr(s, name)["b"] else {}
+    return Claim(f"One of {name}", "2106.09685", "better", FINE_TUNING, "b minus a", "b is ahead", parts, "70.1", **options)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "there.json").write_text('{"experiment": "there", "command": "", "runs": {}}', "utf-8")
+    runs = {"a": {"0": {"loss": 1.0}}, "b": {"0": {"loss": 1.05}}}
+    (tmp_path / "there.json").write_text(json.dumps({"experiment": "there", "runs": runs}), "utf-8")
     return tmp_path
 
 
@@ -208,8 +222,8 @@ def test_the_tables(folder):
     assert f"| One of there | {paper}: 70.1 | {measured}" in page.splitlines()
     gone = "not measured: `python -m tinypeft figures gone --rerun`"
     assert f"| One of gone | the study's own, on {paper}: 70.1 | {gone} | 0.02 nats/token | not measured |  |" in page
-    assert f"| One of there | {paper}: 70.1 | a 1.000, b 1.050 | It must. |" in page
-    row = "| One of there | b minus a | better, 0.02 nats/token | b is ahead | a 1.000, b 1.050 | "
+    assert f"| One of there | {paper}: 70.1 | a 1.000, b 1.050 nats/token (there) | It must. |" in page
+    row = "| One of there | b minus a | better, 0.02 nats/token | b is ahead | a 1.000, b 1.050 nats/token (there) | "
     assert f"{row}{tables.judged(folder, claims)[0].p:.2g} |" in more
     assert more.count("One of") == 2
 
@@ -217,9 +231,9 @@ def test_the_tables(folder):
 def test_a_claim_in_words(folder):
     there, gone, must = tables.judged(folder, (small(), small("gone"), small(by_construction="It must.")))
     assert tables.in_words(there) == ("**reproduced**. Effect (plus supports the claim): +0.050 ± 0.009 (b); δ is 0.02 "
-                                      "nats/token. Measured: a 1.000, b 1.050")
+                                      "nats/token. Measured: a 1.000, b 1.050 nats/token (there)")
     assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
-    assert tables.in_words(must) == "a 1.000, b 1.050. It holds by construction: It must"
+    assert tables.in_words(must) == "a 1.000, b 1.050 nats/token (there). It holds by construction: It must"
 
 
 def test_means_stand_without_an_interval_and_differences_are_paired():

@@ -12,12 +12,10 @@ from tinypeft.study.effects import (
     among,
     averaged,
     between,
-    difference,
     effect,
     over_both_texts,
+    paired,
     read,
-    share,
-    together,
 )
 from tinypeft.study.experiment import Results, half_width
 
@@ -26,11 +24,11 @@ RNG = np.random.default_rng(0)
 
 def rows(table):
     table = np.asarray(table, float)
-    return Rows(dict(enumerate(table)), np.ones(table.shape[1]))
+    return Rows(tuple(range(len(table))), table, np.ones(table.shape[1]))
 
 
 def at(numbers):
-    return Rows({seed: np.array([x]) for seed, x in numbers.items()}, np.ones(1))
+    return Rows(tuple(numbers), np.array([*numbers.values()])[:, None], np.ones(1))
 
 
 # -- the error -------------------------------------------------------------------------------------
@@ -173,14 +171,14 @@ def test_documents_are_read_if_they_are_there_and_keep_the_mean():
                     "3": {"loss": 2.5, "loss_documents": [20, 20, 35]}},
               "b": {"0": {"loss": 1.5}, "3": {"loss": 1.4}}}, [10, 5, 15], [1, 1])
     a, b = read(r, "a"), read(r, "b")
-    assert list(a.by_seed) == [0, 3]
-    np.testing.assert_allclose(a.by_seed[0], [1, 4, 2])
+    assert a.seeds == (0, 3) and a.mean == pytest.approx(2.25)
+    np.testing.assert_allclose(a.values[0], [1, 4, 2])
     np.testing.assert_allclose(a.weights, [1, 0.5, 1.5])
-    (x, y), weights = together(a, a)
-    assert x.shape == y.shape == (2, 3) and weights is a.weights
-    (x, y), weights = together(a, b)
-    np.testing.assert_allclose(x, [[2.0], [2.5]])
-    assert y.shape == (2, 1) and difference(a, b).mean == pytest.approx(0.8)
+    x, y = paired(a, a)
+    assert x.values.shape == y.values.shape == (2, 3) and x.weights is a.weights
+    x, y = paired(a, b)
+    np.testing.assert_allclose(x.values, [[2.0], [2.5]])
+    assert y.values.shape == (2, 1) and (a - b).effect.mean == pytest.approx(0.8)
     with pytest.raises(KeyError, match="no condition 'c'"): read(r, "c")
     with pytest.raises(KeyError, match="no metric 'gain'"): read(r, "a", "gain")
     with pytest.raises(KeyError, match="no text of 3 documents"): read(made(r.record["runs"]), "a")
@@ -188,24 +186,22 @@ def test_documents_are_read_if_they_are_there_and_keep_the_mean():
 
 def test_an_entry_of_a_list_with_its_documents():
     r = made({"a": {"0": {"loss": [2.0, 3.0], "loss_documents": [[1.0, 3.0], [2.0, 4.0]]}}}, [1, 1])
-    np.testing.assert_allclose(read(r, "a", i=1).by_seed[0], [2.0, 4.0])
+    np.testing.assert_allclose(read(r, "a", i=1).values[0], [2.0, 4.0])
 
 
 def test_differences_are_paired_over_the_seeds_that_both_have():
     a, b = at({0: 1.0, 1: 2.0, 2: 9.0}), at({1: 1.5, 0: 0.5})
-    e = difference(a, b)
+    e = (a - b).effect
     assert (e.mean, e.error, e.df) == (0.5, 0.0, 1)
 
 
 def test_the_mean_over_the_seeds_of_several_bases_is_one_row_each():
-    a = Rows({0: np.array([1.0, 2.0]), 1: np.array([3.0, 4.0])}, np.ones(2))
-    b = Rows({0: np.array([0.0, 0.0])}, np.ones(2))
+    a, b = rows([[1, 2], [3, 4]]), rows([[0, 0]])
     both = averaged(a, b)
-    np.testing.assert_allclose(both.by_seed[0], [2, 3])
-    np.testing.assert_allclose(both.by_seed[1], [0, 0])
+    np.testing.assert_allclose(both.values, [[2, 3], [0, 0]])
     with pytest.raises(KeyError, match="one base"): averaged(a)
     parts = averaged(at({5: 1.0, 6: 2.0}), at({5: 3.0, 6: 5.0}))         # without documents, seeds are parts of the text
-    np.testing.assert_allclose(parts.by_seed[1], [3, 5])
+    np.testing.assert_allclose(parts.values, [[1, 2], [3, 5]])
 
 
 def test_two_groups_of_bases_are_welch_and_their_text():
@@ -245,7 +241,7 @@ def test_beside_others_what_all_share_is_left_out():
     """A hard text moves all arms; with two arms the interval is that of half their difference, times √2."""
     a, b = RNG.normal(0, 1, (4, 20)), RNG.normal(0, 1, (4, 20))
     shared = 9 * RNG.standard_normal((4, 20))
-    e, alone = among(rows(a + shared), rows(b + shared)), difference(rows(a), rows(b))
+    e, alone = among(rows(a + shared), rows(b + shared)), (rows(a) - rows(b)).effect
     assert e.error == pytest.approx(alone.error / 2 ** 0.5) and e.half == pytest.approx(alone.half / 2 ** 0.5)
 
 
@@ -258,7 +254,7 @@ def test_a_share_and_its_error():
     for _ in range(500):
         a, b = draw(8)
         e = (rows(a) / rows(b)).effect
-        assert e == share(rows(a), rows(b)) and e.mean == pytest.approx(a.mean() / b.mean())
+        assert e.mean == pytest.approx(a.mean() / b.mean())
         ratios.append(e.mean)
         errors.append(e.error)
         covered += e.low <= 0.7 <= e.high
@@ -277,10 +273,10 @@ def test_a_share_remembers_its_whole():
 
 def test_operators_pair_rows_and_take_numbers():
     a, b = RNG.normal(0, 1, (3, 5)), RNG.normal(0, 1, (3, 5))
-    for found, expected in ((rows(a) + rows(b), a + b), (rows(a) - rows(b), a - b), (2 * rows(a), 2 * a), (rows(a) * 2, 2 * a),
+    for found, expected in ((rows(a) + rows(b), a + b), (rows(a) - rows(b), a - b), (2 * rows(a), 2 * a),
                             (rows(a) - 1, a - 1), (rows(a) + 1, a + 1), (rows(a) / 2, a / 2)):
         np.testing.assert_array_equal(found.values, expected)
-    swapped = Rows({2: b[2], 0: b[0]}, np.ones(5))
+    swapped = Rows((2, 0), b[[2, 0]], np.ones(5))
     np.testing.assert_array_equal((rows(a) - swapped).values, (a - b)[[0, 2]])
     both = rows(a) - at({0: 1.0, 1: 2.0, 2: 3.0})        # without documents the means of seeds are paired
     np.testing.assert_allclose(both.values[:, 0], a.mean(1) - [1, 2, 3])
@@ -289,16 +285,15 @@ def test_operators_pair_rows_and_take_numbers():
 
 def test_a_list_has_no_effect_but_its_entries_have():
     r = made({"a": {"0": {"loss": [2.0, 3.0]}, "1": {"loss": [2.2, 3.4]}}})
-    assert read(r, "a", i=1).effect.mean == pytest.approx(3.2) and f"{read(r, 'a')}" == "2.100 / 3.200"
+    assert read(r, "a", i=1).effect.mean == pytest.approx(3.2)
     with pytest.raises(ValueError, match=r"loss is a list of shape \(2,\); name an entry"): assert read(r, "a").effect
 
 
-def test_means_and_effects_in_words():
-    assert f"{at({0: 0.12, 1: 0.14})} {at({0: 0.12, 1: 0.14}):.1%} {at({0: 1200.0}):,.0f}" == "0.130 13.0 % 1,200"
+def test_effects_in_words():
     assert f"{Effect(0.05, 0.005, 7):+.3f} {100 * Effect(-0.05, 0.005, 7):.0f}" == "+0.050 ± 0.012 -5 ± 1"
 
 
 def test_pairing_is_by_seed_and_not_by_place():
     for order in itertools.permutations(range(3)):
         a, b = at({s: float(s) for s in range(3)}), at({s: s - 0.5 for s in order})
-        assert difference(a, b).error == pytest.approx(0, abs=1e-12)
+        assert (a - b).effect.error == pytest.approx(0, abs=1e-12)

@@ -39,10 +39,10 @@ def test_intervals_of_documents_are_those_of_effects():
         return made
     r = Results({"experiment": "toy", "runs": {"a": runs(2.0), "b": runs(2.5)}}, (tokens,))
     a, b = (effects.read(r, c) for c in "ab")
-    e = effects.difference(a, b)
+    e = (a - b).effect
     assert tuple(map(float, r.difference("a", "b", "loss"))) == pytest.approx((e.mean, e.half))
     assert r.interval("a", "loss") == pytest.approx(effects.among(a, b).half)
-    assert r.mean("a", "loss") == pytest.approx(np.average(np.mean(list(a.by_seed.values()), 0), weights=tokens))
+    assert r.mean("a", "loss") == pytest.approx(np.average(a.values.mean(0), weights=tokens))
 
 
 def test_a_metric_that_no_other_condition_has_is_beside_their_losses():

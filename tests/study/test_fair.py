@@ -8,7 +8,6 @@ import pytest
 from tests.legible import faults
 from tinypeft.study import plot, stored
 from tinypeft.study.bases import DRAWS, draws_of
-from tinypeft.study.effects import components, effect, half_of
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.pictures import PICTURES, fair
 
@@ -107,13 +106,6 @@ def test_prompt_sizes_shows_every_base(made, monkeypatch):
 def test_the_cheapest_within_delta_is_named(made):
     loss, memory = {"a": 2.50, "b": 2.51, "c": 2.6}, {"a": 9, "b": 5, "c": 1}
     assert fair.cheapest(["a", "b", "c"], loss, memory) == "b" and fair.cheapest(["a", "c"], loss, memory) == "a"
-
-
-def test_half_of_the_interval_at_the_study_s_own_choice_is_the_effect_s():
-    rng = np.random.default_rng(3)
-    d = rng.normal(0, 1, (4, 30)) + rng.normal(0, 2, 30) + rng.normal(0, 1, (4, 1))
-    w = np.resize([0.5, 1.5], 30)
-    assert half_of(components(d, w), 4, 30, 4, 30, w) == pytest.approx(effect(d, w).half)
 
 
 def test_memory_counts_weights_gradients_optimizer_and_activations(made):

@@ -21,11 +21,10 @@ from tinypeft.study.claims.rule import (
     VERDICTS,
     WITHIN,
     Claim,
+    Judgement,
     holm,
     judge,
-    p_values,
     parts,
-    verdict,
 )
 from tinypeft.study.effects import Effect, Share
 
@@ -91,15 +90,16 @@ def test_all_parts_must_hold_and_one_that_fails_refutes(effects, says):
 
 
 def test_p_of_parts_by_hand():
-    of = [part for e in claim(BETTER, (0.02, 0.01), (-0.01, 0.01), (0.0, 0.01)).parts(None).values()
-          for part in parts(BETTER, FINE_TUNING, e)]
-    yes, no = p_values(of)
-    each = [part.effect.p_above() for part in of]
-    assert yes == max(each) and no == pytest.approx(3 * min(1 - p for p in each))
-    assert p_values(of[:1] * 40)[1] == 1.0                              # a probability
-    (level,) = parts(BETTER, FINE_TUNING, Effect(-0.01, 0.001, 7))
-    assert level.level and p_values([*of, level])[1] == no              # what is level refutes nothing
-    assert p_values([level]) == (level.effect.p_above(), 1.0)
+    of = claim(BETTER, (0.02, 0.01), (-0.01, 0.01), (0.0, 0.01))
+    found = of.parts(None)
+    j = Judgement(of, found)
+    each = [e.p_above() for e in found.values()]
+    assert j.p_yes == max(each) and j.p_no == pytest.approx(3 * min(1 - p for p in each))
+    assert Judgement(of, {i: found["part 0"] for i in range(40)}).p_no == 1.0               # a probability
+    level = Effect(-0.01, 0.001, 7)
+    assert Judgement(of, found | {"level": level}).p_no == j.p_no                           # what is level refutes nothing
+    alone = Judgement(of, {"level": level})
+    assert (alone.p_yes, alone.p_no, alone.verdict) == (level.p_above(), 1.0, LEVEL)
 
 
 def test_a_level_claim_takes_no_factor_from_the_others():
@@ -113,7 +113,8 @@ def test_a_level_claim_takes_no_factor_from_the_others():
 def test_the_edges_of_the_rule():
     """5 % itself counts; δ itself is large; a part is needed; a kind must be known, and "as good as" is about shares."""
     (one,) = parts(BETTER, Delta(0.5, ""), Effect(0.5, 0.0, 7))
-    assert one.large and verdict([one], 0.01, 0.9, 0.05) == REPRODUCED and verdict([one], 0.01, 0.9, 0.0501) == NOT_SHOWN
+    said = [Judgement(claim(BETTER), {"a": Effect(0.05, 0.001, 7)}, p=p).verdict for p in (0.05, 0.0501)]
+    assert one.large and said == [REPRODUCED, NOT_SHOWN]
     with pytest.raises(ValueError, match="the claim 'x' has no part"): judged(claim(BETTER))
     with pytest.raises(ValueError, match="kind is one of better"): parts("nicer", FINE_TUNING, Effect(0, 1, 1))
     with pytest.raises(ValueError, match="share of a gain, a / b"): parts(AS_GOOD, AT_LEAST, Effect(0.9, 0.1, 7))

@@ -73,9 +73,10 @@ def number(body: str) -> str:
         ends = [(results if c in results.conditions else load(ELSEWHERE), c)
                 for c in share.group(2, 3)]
         arm, full, frozen = paired([(results, condition), *ends], metric)
-        e = effects.share(frozen - arm, frozen - full)
+        e = ((frozen - arm) / (frozen - full)).effect
     elif parts:
-        e = effects.difference(*paired([(results, part) for part in parts], metric))
+        a, b = paired([(results, part) for part in parts], metric)
+        e = (a - b).effect
     else:
         paired([(results, condition)], metric)           # says what does not exist
         place = () if metric[1] is None else int(metric[1])

@@ -29,8 +29,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Effect", "Rows", "Share", "among", "averaged", "between", "components", "difference", "effect", "half_of",
-           "over_both_texts", "read", "share", "together"]
+__all__ = ["Effect", "Rows", "Share", "among", "averaged", "between", "effect", "over_both_texts", "paired", "read"]
 
 LEVEL, TINY = 0.95, -230.0                               # of intervals; the logarithm of a p that counts as 0
 
@@ -95,39 +94,6 @@ class Share(Effect):
     whole: Effect
 
 
-def components(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
-    """(S, D, R) of the table above, for (n, m) numbers, n and m at least 2."""
-    d, (n, m) = np.asarray(values, float), np.shape(values)
-    mean = (weights * d).mean()
-    z = mean + weights * (d - mean)
-    by_seed, by_document = z.mean(1), z.mean(0)
-    rest = z - by_seed[:, None] - by_document + mean
-    return (float(by_seed.var(ddof=1) / n), of_documents(by_document - mean, weights),
-            float((rest ** 2).sum() / (n * m * (n - 1) * (m - 1))))
-
-
-def of_documents(off: np.ndarray, weights: np.ndarray) -> float:
-    """D of the table above. off: (m,), the weighted documents' distances from the mean."""
-    p = weights / len(weights)
-    return float((off ** 2 / (1 - 2 * p + (p ** 2).sum())).sum() / len(off) ** 2)
-
-
-def documents_df(weights: np.ndarray) -> float:
-    """The degrees of freedom of D: as many equal documents as would weigh alike, less one."""
-    return float(len(weights) ** 2 / (weights ** 2).sum() - 1)
-
-
-def half_of(parts: tuple[float, float, float], n: int, m: int, seeds: float, documents: float, weights: np.ndarray) -> float:
-    """Half of the 95 % interval that other numbers of seeds and documents would give, by the components (S, D, R) of n × m
-    numbers. A component of seeds or documents that comes out below its share of the rest counts as zero."""
-    S, D, R = parts
-    of_seed, of_document, of_rest = max(S - R, 0) * n, max(D - R, 0) * m, R * n * m
-    rest = of_rest / (seeds * documents)
-    S, D = of_seed / seeds + rest, of_document / documents + rest
-    df = (documents_df(weights) + 1) * documents / m - 1
-    return Effect(0.0, (S + D - min(S, D, rest)) ** 0.5, ((S, seeds - 1), (D, df))).half
-
-
 def effect(values: np.ndarray, weights: np.ndarray | None = None) -> Effect:
     """The mean of (n,) or (n, m) numbers, one per seed and document, with the error above. One seed has no error: inf.
 
@@ -139,9 +105,19 @@ def effect(values: np.ndarray, weights: np.ndarray | None = None) -> Effect:
     w = np.ones(m) if weights is None else weights
     mean = float((w * d).mean())
     if n < 2: return Effect(mean, np.inf, 1)
-    if m < 2: return Effect(mean, float(d.var(ddof=1) / n) ** 0.5, n - 1)
-    S, D, R = components(d, w)
-    return Effect(mean, (S + D - min(S, D, R)) ** 0.5, ((S, n - 1), (D, documents_df(w))))
+    z = mean + w * (d - mean)
+    by_seed, by_document = z.mean(1), z.mean(0)
+    S = float(by_seed.var(ddof=1) / n)
+    if m < 2: return Effect(mean, S ** 0.5, n - 1)
+    D, df = of_documents(by_document - mean, w)
+    R = float(((z - by_seed[:, None] - by_document + mean) ** 2).sum() / (n * m * (n - 1) * (m - 1)))
+    return Effect(mean, (S + D - min(S, D, R)) ** 0.5, ((S, n - 1), (D, df)))
+
+
+def of_documents(off: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """D of the table above, and its degrees of freedom. off: (m,), the weighted documents' distances from the mean."""
+    p = weights / len(weights)
+    return float((off ** 2 / (1 - 2 * p + (p ** 2).sum())).sum() / len(off) ** 2), float(1 / (p ** 2).sum() - 1)
 
 
 # -- rows, and what they add up to -----------------------------------------------------------------
@@ -150,18 +126,14 @@ class Rows:
     """What was measured, or computed of it: numbers by seed and test document. Operators pair them over the seeds and documents
     that both sides have: a − b, a + b, 2 · a, a − 1 are Rows, and so is a / b, a share with the error of a ratio of means.
 
-    by_seed: seed → numbers (m,), one per document, or (1,). weights: (m,), of mean 1. metric: what was measured. whole: of
-    a share, the rows of b.
+    values: (seeds, m), a number for each document, or (seeds, 1). weights: (m,), of mean 1. metric: what was measured. whole:
+    of a share, the rows of b.
     """
-    by_seed: dict[int, np.ndarray]
+    seeds: tuple[int, ...]
+    values: np.ndarray
     weights: np.ndarray
     metric: str = ""
     whole: Rows | None = None
-
-    @property
-    def values(self) -> np.ndarray:
-        """(seeds, m)."""
-        return np.array(list(self.by_seed.values()))
 
     @property
     def is_list(self) -> bool:
@@ -179,25 +151,11 @@ class Rows:
         e = effect(self.values, self.weights)
         return Share(e.mean, e.error, e.df, self.whole.effect) if self.whole else e
 
-    def __format__(self, form: str) -> str:
-        """The mean, or those of a list, in three decimals if `form` is empty."""
-        means = self.values.mean(0).flat if self.is_list else [self.mean]
-        return " / ".join(format(mean, form or ".3f") for mean in means).replace("%", " %")
+    def __add__(self, other: Rows | float) -> Rows: return combined(np.add, self, other)
 
-    def with_other(self, other: Rows | float, operator: np.ufunc) -> Rows:
-        """Apply `operator` to these rows and others, paired, or to these rows and a number."""
-        if not isinstance(other, Rows):
-            return Rows({s: operator(row, other) for s, row in self.by_seed.items()}, self.weights, self.metric)
-        (a, b), weights = together(self, other)
-        return Rows(dict(zip(common(self, other), operator(a, b), strict=True)), weights, self.metric)
+    def __sub__(self, other: Rows | float) -> Rows: return combined(np.subtract, self, other)
 
-    def __add__(self, other: Rows | float) -> Rows: return self.with_other(other, np.add)
-
-    def __sub__(self, other: Rows | float) -> Rows: return self.with_other(other, np.subtract)
-
-    def __mul__(self, number: float) -> Rows: return self.with_other(number, np.multiply)
-
-    __rmul__ = __mul__
+    def __rmul__(self, number: float) -> Rows: return combined(np.multiply, self, number)
 
     def __truediv__(self, other: Rows | float) -> Rows:
         """A share, or these rows over a number. The numbers z of a share have the ratio r = ā / b̄ of means as their mean, and
@@ -205,17 +163,31 @@ class Rows:
 
             r̂ − r ≈ mean of (a_ij − r b_ij) / b̄, so z_ij = r + (a_ij − r b_ij) / b̄  (Cochran, Sampling Techniques, 1977, §6)
         """
-        if not isinstance(other, Rows): return self.with_other(other, np.divide)
-        (a, b), weights = together(self, other)
-        whole = Rows(dict(zip(common(self, other), b, strict=True)), weights)
-        r = (weights * a).mean() / whole.mean
-        z = r + (a - r * b) / whole.mean
-        return Rows(dict(zip(whole.by_seed, z, strict=True)), weights, whole=whole)
+        if not isinstance(other, Rows): return combined(np.divide, self, other)
+        a, b = paired(self, other)
+        r = a.mean / b.mean
+        return replace(a, values=r + (a.values - r * b.values) / b.mean, whole=b)
 
 
-def common(*arms: Rows) -> list[int]:
-    """The seeds that all arms have."""
-    return [seed for seed in arms[0].by_seed if all(seed in arm.by_seed for arm in arms)]
+def combined(operator: np.ufunc, a: Rows, b: Rows | float) -> Rows:
+    """Apply an operator to two rows, paired, or to rows and a number."""
+    if not isinstance(b, Rows): return replace(a, values=operator(a.values, b), whole=None)
+    a, b = paired(a, b)
+    return replace(a, values=operator(a.values, b.values), whole=None)
+
+
+def of_common_seeds(*arms: Rows) -> list[Rows]:
+    """The rows of the seeds that all arms have, in one order. Raises KeyError if they share no seed."""
+    seeds = tuple(seed for seed in arms[0].seeds if all(seed in arm.seeds for arm in arms))
+    if not seeds: raise KeyError("no seed was measured for all of these conditions")
+    return [replace(arm, seeds=seeds, values=arm.values[[arm.seeds.index(seed) for seed in seeds]]) for arm in arms]
+
+
+def paired(*arms: Rows) -> list[Rows]:
+    """The same, and one column in place of documents if the arms were not tested on the same ones."""
+    arms = of_common_seeds(*arms)
+    if len({arm.values.shape[1] for arm in arms}) == 1: return arms
+    return [replace(arm, values=np.average(arm.values, 1, arm.weights)[:, None], weights=np.ones(1)) for arm in arms]
 
 
 def read(results: Any, condition: str, metric: str = "loss", i: int | None = None) -> Rows:
@@ -224,51 +196,28 @@ def read(results: Any, condition: str, metric: str = "loss", i: int | None = Non
 
     Raises KeyError for a condition or a metric that was not measured.
     """
-    whole, runs = results.values(condition, metric), results.record["runs"][condition]
-    if i is not None: whole = whole[:, i]
-    if whole.ndim > 1 or f"{metric}_documents" not in next(iter(runs.values())):
-        return Rows({int(seed): np.atleast_1d(x) for seed, x in zip(runs, whole, strict=True)}, np.ones(1), metric)
-    sums = results.values(condition, f"{metric}_documents")
+    values, runs = results.values(condition, metric), results.record["runs"][condition]
+    if i is not None: values = values[:, i]
+    seeds, by_document = tuple(map(int, runs)), f"{metric}_documents"
+    if values.ndim > 1: return Rows(seeds, values, np.ones(1), metric)
+    if by_document not in next(iter(runs.values())): return Rows(seeds, values[:, None], np.ones(1), metric)
+    sums = results.values(condition, by_document)
     if i is not None: sums = sums[:, i]
     tokens = results.tokens(sums.shape[1])
-    rows = {}
-    for seed, value, row in zip(runs, whole, sums / tokens, strict=True):        # stored sums have two decimals
-        rows[int(seed)] = row + (value - np.average(row, weights=tokens))
-    return Rows(rows, tokens / tokens.mean(), metric)
+    rows = sums / tokens
+    off = values - np.average(rows, axis=1, weights=tokens)                  # stored sums have two decimals
+    return Rows(seeds, rows + off[:, None], tokens / tokens.mean(), metric)
 
 
-def together(*arms: Rows) -> tuple[list[np.ndarray], np.ndarray]:
-    """Arms as arrays (n, m) over the seeds that all of them have, and the documents' weights (m,); arms that were not tested
-    on the same documents are (n, 1). Raises KeyError if they share no seed."""
-    seeds = common(*arms)
-    if not seeds: raise KeyError("no seed was measured for all of these conditions")
-    tables = [np.array([arm.by_seed[s] for s in seeds]) for arm in arms]
-    weights = arms[0].weights
-    if len({x.shape[1] for x in tables}) > 1:
-        tables = [np.average(x, 1, arm.weights)[:, None] for x, arm in zip(tables, arms, strict=True)]
-        weights = np.ones(1)
-    return tables, weights
-
-
-def difference(worse: Rows, better: Rows) -> Effect:
-    """worse − better, paired over seeds and documents: positive if a claim that `better` is lower holds."""
-    return (worse - better).effect
-
-
-def share(part: Rows, whole: Rows) -> Effect:
-    """The ratio of two means, such as the share of a gain."""
-    return (part / whole).effect
-
-
-def among(arm: Rows, *others: Rows) -> Effect:
-    """An arm minus the mean of all arms that are shown beside it, itself among them: the error of what tells it from them, for
-    a picture of several means. What all share, such as a hard text, is left out (Cousineau, 2005, Tutorials in Quantitative
-    Methods for Psychology 1, 42–45), and the factor √(K/(K − 1)) makes up for the arm's own part of the mean of K (Morey, 2008,
-    same journal 4, 61–64)."""
-    (first, *rest), weights = together(arm, *others)
-    if not rest: return effect(first, weights)
-    K = 1 + len(rest)
-    apart = effect(first - (first + sum(rest)) / K, weights)
+def among(*arms: Rows) -> Effect:
+    """The first arm minus the mean of all that are shown beside it, itself among them: the error of what tells it from them,
+    for a picture of several means. What all share, such as a hard text, is left out (Cousineau, 2005, Tutorials in
+    Quantitative Methods for Psychology 1, 42–45), and the factor √(K/(K − 1)) makes up for the arm's own part of the mean of K
+    (Morey, 2008, same journal 4, 61–64). An arm alone has its own error."""
+    first, *others = paired(*arms)
+    if not others: return first.effect
+    K = len(arms)
+    apart = (first - sum(others, first) / K).effect
     return replace(apart, error=apart.error * (K / (K - 1)) ** 0.5)
 
 
@@ -277,28 +226,25 @@ def averaged(*arms: Rows) -> Rows:
     without documents each seed is a part of the text, and so a column. Raises KeyError for a single arm, which cannot say how
     much others would differ."""
     if len(arms) < 2: raise KeyError("one base says nothing of others")
-    rows = [np.array(list(arm.by_seed.values())) for arm in arms]
     whole = len(arms[0].weights) == 1
-    rows = [x[:, 0] if whole else x.mean(0) for x in rows]
-    return Rows(dict(enumerate(rows)), np.ones(len(rows[0])) if whole else arms[0].weights)
+    values = np.array([arm.values[:, 0] if whole else arm.values.mean(0) for arm in arms])
+    return Rows(tuple(range(len(arms))), values, np.ones(values.shape[1]) if whole else arms[0].weights)
 
 
 def between(a: Rows, b: Rows) -> Effect:
     """a − b of two groups of rows that were drawn apart, such as bases of two sizes, on the same documents."""
-    x, y = (np.array(list(group.by_seed.values())) for group in (a, b))
-    rows = [np.average(group, axis=1, weights=a.weights) for group in (x, y)]
-    off = x.mean(0) - y.mean(0)
+    off = a.values.mean(0) - b.values.mean(0)
     mean = float((a.weights * off).mean())
-    D = of_documents(a.weights * (off - mean), a.weights) if len(off) > 1 else 0.0
-    parts = [(float(r.var(ddof=1) / len(r)), len(r) - 1) for r in rows] + [(D, max(documents_df(a.weights), 1))]
-    return Effect(mean, sum(v for v, _ in parts) ** 0.5, tuple(parts))
+    means = [np.average(group.values, axis=1, weights=a.weights) for group in (a, b)]
+    parts = [(float(x.var(ddof=1) / len(x)), len(x) - 1) for x in means]
+    if len(off) > 1: parts.append(of_documents(a.weights * (off - mean), a.weights))
+    return Effect(mean, sum(variance for variance, _ in parts) ** 0.5, tuple(parts))
 
 
 def over_both_texts(a: Rows, b: Rows) -> Rows:
     """The sum of two means that the same seeds measured on different documents. All documents become columns of one table,
     scaled so that its mean is the sum and its error that of the sum."""
-    seeds, m = common(a, b), len(a.weights) + len(b.weights)
-    tables = [(np.array([rows.by_seed[s] for s in seeds]), rows.weights) for rows in (a, b)]
-    means = [(w * x).mean() for x, w in tables]
-    columns = [sum(means) + m / len(w) * w * (x - mean) for (x, w), mean in zip(tables, means, strict=True)]
-    return Rows(dict(zip(seeds, np.concatenate(columns, axis=1), strict=True)), np.ones(m))
+    a, b = both = of_common_seeds(a, b)
+    m, mean = len(a.weights) + len(b.weights), a.mean + b.mean
+    columns = [mean + m / len(x.weights) * x.weights * (x.values - x.mean) for x in both]
+    return Rows(a.seeds, np.concatenate(columns, axis=1), np.ones(m))

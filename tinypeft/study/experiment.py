@@ -122,7 +122,7 @@ class Results:
     def difference(self, a: str, b: str, metric: str, of_b: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """a − b, paired over the seeds both have and over documents: (mean, half width). of_b: b's metric, if it is another."""
         def at(i):
-            e = effects.difference(effects.read(self, a, metric, i), effects.read(self, b, of_b or metric, i))
+            e = (effects.read(self, a, metric, i) - effects.read(self, b, of_b or metric, i)).effect
             return e.mean, e.half
         found = each(self.values(a, metric), at)
         return found[..., 0], found[..., 1]

@@ -14,8 +14,7 @@ from ..interop.loading import load_pretrained
 from ..quant.gguf import GGUF
 from ..quant.k_quants import LINE_TRIALS, steps
 from . import plot
-from .claims.words import beside
-from .markdown import table
+from .markdown import beside, table
 from .stored import load
 
 __all__ = ["SECTIONS", "picture"]

@@ -1,9 +1,11 @@
-"""What the makers of tables share: a Markdown table, a table as text, and a file of results."""
+"""What the makers of tables share: a Markdown table, a table as text, two means in a cell, and a file of results."""
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["aligned", "read", "table"]
+from .experiment import Results
+
+__all__ = ["aligned", "beside", "read", "table"]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -17,6 +19,15 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     numbers = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, numbers, strict=True)]
+
+
+def beside(results: Results, condition: str, reference: str, metric: str = "loss", decimals: int = 3, times: float = 1) -> str:
+    """"mean (difference ± half width)", the difference to `reference` paired over seeds and documents. A mean carries no
+    interval: seeds share their batches and texts, so that conditions can be compared by differences only."""
+    plain = f"{times * results.mean(condition, metric):.{decimals}f}"
+    if condition == reference: return plain
+    mean, half = results.difference(condition, reference, metric)
+    return f"{plain} ({times * mean:+.{decimals}f} ± {times * half:.{decimals}f})"
 
 
 def read(results: Path, name: str) -> dict:

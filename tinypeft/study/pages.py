@@ -22,15 +22,13 @@ from . import glance, k_quants, speed
 from .about import about, class_link, code, lesson_map, linked, name_of
 from .claims import ALL_CLAIMS
 from .claims.tables import count, judged
-from .claims.words import beside
 from .compared import COMPARED_SCHEMES
-from .effects import difference
 from .effects import read as read_rows
 from .experiment import Results
 from .experiments import EXPERIMENTS
 from .experiments import smollm2 as real_model
 from .experiments.arms import SURVEYED
-from .markdown import read, table
+from .markdown import beside, read, table
 from .pictures import drawing
 from .stored import load
 from .successors import successors
@@ -187,8 +185,8 @@ def over_seeds(results: Path) -> str:
     said += [f"{name} {accuracy:.1%}" for name, accuracy in baselines["classify"]["0"].items()]
     ahead = (min(baselines["domain"]["0"].values()) < min(r.mean(c, "loss") for c in r.conditions)
              and max(baselines["classify"]["0"].values()) > max(r.mean(c, "accuracy") for c in r.conditions))
-    above = lambda c: difference(*(read_rows(r, x, "accuracy") for x in (c, "frozen"))).low > 0
-    below = lambda c: difference(*(read_rows(r, x) for x in ("frozen", c))).low > 0
+    above = lambda c: (read_rows(r, c, "accuracy") - read_rows(r, "frozen", "accuracy")).effect.low > 0
+    below = lambda c: (read_rows(r, "frozen") - read_rows(r, c)).effect.low > 0
     others = [c for c in r.conditions if c != "frozen"]
     lacks = {task: [f"`{c}`" for c in others if not beats(c)] for task, beats in (("domain", below), ("classify", above))}
     shown = " and ".join(f"on *{task}* every other method is shown to beat it"

@@ -1,9 +1,8 @@
 """What came after LoRA, as tables: methods at three budgets, starts of LoRA, DoRA on a rounded base, other optimizers."""
 from pathlib import Path
 
-from .claims.words import beside
 from .experiments.successor_arms import BUDGETS, SUCCESSORS
-from .markdown import table
+from .markdown import beside, table
 from .stored import load
 
 __all__ = ["successors"]

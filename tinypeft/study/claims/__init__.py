@@ -6,7 +6,6 @@
     rule.py      what a claim is, and the rule: parts, p for yes and for no, Holm over all claims, the verdicts
     deltas.py    δ of each metric
     tables.py    the rule, the claims and their verdicts as Markdown tables
-    words.py     a mean beside its paired difference to another
 
 To add a claim, add an entry to METHOD_CLAIMS or SCHEME_CLAIMS before its experiment is run: what is compared and what would
 refute it in words, and `parts`, the comparison as an expression.

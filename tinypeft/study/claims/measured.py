@@ -4,21 +4,29 @@
     s.rank["64"] - s.rank["64/sqrt"]    their difference, paired over seeds and documents
     s.methods.accuracy["full"]          another metric
     s.dylora["DyLoRA", 2]               entry 2 of a list
+    s.smoothquant.error.at("token", alphas=0.5)             the entry of the setting `alphas` that is 0.5
+    s.prompts.gain.on_bases("full {}", "small")             a row for each base of a size
     s.gain(s.rank["1"]) / s.gain(s.rank["64"])              a share of a gain over the frozen base
-    f"{s.rank['64']}", f"{s.methods.accuracy['full']:.1%}"  the mean, in words
 
-What an expression reads is `Rows` (`effects.py`); these know how to add, subtract and divide.
+What an expression reads is `Rows` (`effects.py`); these know how to add, subtract and divide. The means of all that it read
+stand beside the effect that it comes to.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..effects import Rows, read
+import numpy as np
+
+from ..bases import draws_of
+from ..effects import Rows, averaged, read
 from ..experiment import Results
 
 __all__ = ["Measured", "Study"]
 
-WORDS = {"loss": "{} nats/token", "excess": "excess {}"}  # metric → how its means are listed
+PERCENT = "accuracy", "error", "normal", "norms", "output_error", "weight_error"      # metrics that are shown in per cent
+WORDS = {"log_best": "logarithm of the best rate", "loss_svd": "cut by SVD", "normal": "error on normal numbers",
+         "norms": "change of lengths", "parts": "excess"}               # metrics whose names do not say what they are
+SHORT = 12                                               # entries of a list that is shown in full
 
 
 class Study:
@@ -26,34 +34,28 @@ class Study:
 
     load: a name → `Results`. Its FileNotFoundError passes, because it names the command that
     measures them. names: of the experiments that were read, in order. last: the last of them.
-    shown: metric → condition → its mean, of what was read by [...].
+    shown: (experiment, metric) → condition → its mean, of what was read.
     """
     def __init__(self, load: Callable[[str], Results]):
         self.load, self.last = load, ""
         self.names: list[str] = []
-        self.shown: dict[str, dict[str, str]] = {}
+        self.shown: dict[tuple[str, str], dict[str, str]] = {}
 
     def __getattr__(self, name: str) -> Measured: return Measured(self, name)
 
-    def results(self, name: str) -> Results:
-        """Return the results of an experiment, and note its name first."""
-        if name not in self.names: self.names.append(name)
-        self.last = name
-        return self.load(name)
-
     def gain(self, rows: Rows) -> Rows:
         """By how much a loss lies below that of the frozen base, or an accuracy above its own."""
-        of_accuracy = rows.metric == "accuracy"
-        frozen = read(self.results("methods"), "frozen", rows.metric if of_accuracy else "loss")
-        return rows - frozen if of_accuracy else frozen - rows
+        if rows.metric == "accuracy": return rows - self.methods.accuracy["frozen"]
+        return self.methods["frozen"] - rows
 
     def means(self) -> str:
-        """The means of what was read by [...], in words."""
+        """The means of what was read, in words: metric (none for the loss), conditions, experiment."""
         said = []
-        for metric, means in self.shown.items():
+        for (name, metric), means in self.shown.items():
             comma = "; " if any(", " in condition for condition in means) else ", "
             text = comma.join(f"{condition} {mean}" for condition, mean in means.items())
-            said.append(WORDS.get(metric, f"{metric} {{}}").format(text))
+            text = f"{text} nats/token" if metric == "loss" else f"{WORDS.get(metric, metric.replace('_', ' '))} {text}"
+            said.append(f"{text} ({name})")
         return "; ".join(said)
 
 
@@ -65,7 +67,11 @@ class Measured:
     def __getattr__(self, metric: str) -> Measured: return Measured(self.study, self.name, metric)
 
     @property
-    def results(self) -> Results: return self.study.results(self.name)
+    def results(self) -> Results:
+        """The results of the experiment, whose name is noted first."""
+        if self.name not in self.study.names: self.study.names.append(self.name)
+        self.study.last = self.name
+        return self.study.load(self.name)
 
     @property
     def conditions(self) -> tuple[str, ...]: return self.results.conditions
@@ -80,10 +86,24 @@ class Measured:
         """
         condition, i = what if isinstance(what, tuple) else (what, None)
         rows = read(self.results, condition, self.metric, i)
-        label = condition if i is None else f"{condition} [{i}]"
-        self.study.shown.setdefault(self.metric, {})[label] = f"{rows}"
+        shown = self.study.shown.setdefault((self.name, self.metric), {})
+        shown[condition] = in_words(self.results.mean(condition, self.metric), self.metric)
         return rows
 
-    def listed(self, *conditions: str) -> str:
-        """"condition mean" of these conditions, or of all."""
-        return ", ".join(f"{c} {self[c]}" for c in conditions or self.conditions)
+    def at(self, condition: str, **setting: float) -> Rows:
+        """The rows of the entry of a list that was measured with this value of a setting."""
+        ((name, value),) = setting.items()
+        return self[condition, self.settings[name].index(value)]
+
+    def on_bases(self, condition: str, size: str) -> Rows:
+        """A row for each base of a size: they are what is drawn. condition: with {} for the base."""
+        return averaged(*(self[condition.format(base)] for base in draws_of(size)))
+
+
+def in_words(mean: np.ndarray, metric: str) -> str:
+    """A mean, or those of a list: of a long one the least and the greatest. Of a nested list it has
+    the means of the inner ones."""
+    means = np.atleast_1d(mean).reshape(len(mean) if mean.ndim else 1, -1).mean(1)
+    if len(means) > SHORT: return f"{min(means):.3f} to {max(means):.3f}"
+    percent = metric in PERCENT
+    return " / ".join(f"{100 * x:.1f}" if percent else f"{x:.3f}" for x in means) + " %" * percent

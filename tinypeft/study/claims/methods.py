@@ -1,6 +1,6 @@
 """The claims on fine-tuning methods: METHOD_CLAIMS, and what their expressions use.
 
-In `parts` and `means`, s is what was measured (`measured.py`). Losses are in nats/token; "gain" is the loss of the frozen base
+In `parts`, s is what was measured (`measured.py`). Losses are in nats/token; "gain" is the loss of the frozen base
 minus the loss after training. Every arm has its own learning rate (experiment `rates`).
 """
 import itertools
@@ -8,29 +8,24 @@ import math
 
 import numpy as np
 
-from ..bases import SIZES, draws_of
-from ..effects import Effect, Rows, averaged, between, effect, over_both_texts
+from ..bases import SIZES
+from ..effects import Effect, Rows, between, effect, over_both_texts
 from .deltas import AT_LEAST, CORRELATION, FINE_TUNING, LENGTH, LOGARITHM, SHARE, SLOPE
 from .measured import Measured, Study
 from .rule import AS_GOOD, BETTER, CHANCE, CONTRADICTED, FAR, LEVEL, NO_SIZE, NOT_SHOWN, REPRODUCED, SIZE_OPEN, WITHIN, Claim
 
 __all__ = ["METHOD_CLAIMS"]
 
-LAYERS = "query", "key", "value", "output", "up", "down"
-RANKS, AT_RANKS = (1, 2, 4, 8, 16), "at rank b = 1 / 2 / 4 / 8 / 16:"
+KINDS_OF_MATRICES = 6                                    # query, key, value, output, up, down
+RANKS = 1, 2, 4, 8, 16
 PLACES = "60 steps", "150 steps", "small", "medium"      # where the best rates were searched
 REGRET = "LoRA Without Regret: https://thinkingmachines.ai/blog/lora/"
 
 
-# -- bases of several sizes ------------------------------------------------------------------------
-def on_bases(arms: Measured, arm: str, size: str) -> Rows:
-    """An arm on the bases of a size. They are what is drawn: a row for each."""
-    return averaged(*(arms[f"{arm} {base}"] for base in draws_of(size)))
-
-
+# -- what several expressions read, or one that is long --------------------------------------------
 def of_full(arms: Measured, arm: str, size: str) -> Rows:
     """The share of full fine-tuning's gain that an arm reaches on the bases of a size."""
-    return on_bases(arms.gain, arm, size) / on_bases(arms.study.prompts.gain, "full", size)
+    return arms.gain.on_bases(f"{arm} {{}}", size) / arms.study.prompts.gain.on_bases("full {}", size)
 
 
 def rises(arms: Measured, arm: str, smaller: str = "small", larger: str = "base") -> Effect:
@@ -38,64 +33,40 @@ def rises(arms: Measured, arm: str, smaller: str = "small", larger: str = "base"
     return between(of_full(arms, arm, larger), of_full(arms, arm, smaller))
 
 
-# -- equal learning --------------------------------------------------------------------------------
-def places(s: Study) -> tuple[int, int, float, int]:
-    """(i, j, t, best): full fine-tuning learns as much between its rates i and j, at t of the way, as LoRA does at its best."""
-    best = s.frontier.settings["factors"].index(1)
-    return *bracket(s.frontier.learned["full"].values.mean(0), s.frontier.learned["lora_all", best].mean), best
+def forgets_more(s: Study) -> Rows:
+    """What full fine-tuning forgets more than LoRA at its best rate, between two of its rates where it learns as much. That
+    both do is measured too, with an error; what an error of learning costs in forgetting is the slope between the two rates."""
+    learned, forgotten = s.frontier.learned, s.frontier.forgotten
+    i, t = bracket(learned["full"].values.mean(0), learned.at("lora_all", factors=1).mean)
+    ahead = lambda of: (1 - t) * of["full", i] + t * of["full", i + 1] - of.at("lora_all", factors=1)
+    rise = lambda of: of["full", i + 1].mean - of["full", i].mean
+    return over_both_texts(ahead(forgotten), -rise(forgotten) / rise(learned) * ahead(learned))
 
 
-def bracket(learned: np.ndarray, level: float) -> tuple[int, int, float]:
-    """The two rates between which `level` is learned, and how far it lies from the first to the second. Raises KeyError if
-    there are none."""
-    for i, j in itertools.pairwise(range(int(learned.argmax()) + 1)):
-        if learned[i] <= level <= learned[j]: return i, j, (level - learned[i]) / (learned[j] - learned[i])
+def bracket(learned: np.ndarray, level: float) -> tuple[int, float]:
+    """The rate from which on to the next `level` is learned, and how far it lies on this way. Raises KeyError if there is
+    none."""
+    for i, (low, high) in enumerate(itertools.pairwise(learned[:learned.argmax() + 1])):
+        if low <= level <= high: return i, (level - low) / (high - low)
     raise KeyError(f"no two rates have {level:.3f} between them")
 
 
-def there(of: Measured) -> tuple[Rows, Rows]:
-    """A metric of full fine-tuning, and of LoRA, where both learn as much."""
-    i, j, t, best = places(of.study)
-    return (1 - t) * of["full", i] + t * of["full", j], of["lora_all", best]
-
-
-def forgets_more(s: Study) -> Rows:
-    """What full fine-tuning forgets more than LoRA where both learn as much. That they do is measured too, with an error; what
-    an error of learning costs in forgetting is the slope between the two rates."""
-    i, j, *_ = places(s)
-    rise = lambda of: of["full", j].mean - of["full", i].mean
-    slope = rise(s.frontier.forgotten) / rise(s.frontier.learned)
-    forgotten, learned = (full - lora for full, lora in (there(of) for of in (s.frontier.forgotten, s.frontier.learned)))
-    return over_both_texts(forgotten, -slope * learned)
-
-
-# -- ranks, and rates of prefixes ------------------------------------------------------------------
 def agreements(ranks: np.ndarray) -> np.ndarray:
     """Correlations (pairs,) of the ranks (seeds, matrices) of two seeds at a time. Every seed counts once, so that they are
     independent. Each kind of matrix is centred first: that "up" keeps more than "query" everywhere is not what is asked."""
-    by_kind = ranks.reshape(len(ranks), -1, len(LAYERS))
+    by_kind = ranks.reshape(len(ranks), -1, KINDS_OF_MATRICES)
     centred = (by_kind - by_kind.mean(1, keepdims=True)).reshape(len(ranks), -1)
     pairs = zip(centred[0::2], centred[1::2], strict=False)
     return np.array([np.corrcoef(a, b)[0, 1] for a, b in pairs])
 
 
-def by_kind(ranks: np.ndarray) -> str:
-    """Mean ranks by kind of matrix, in words. ranks: (…, kinds)."""
-    return ", ".join(f"{name} {k:.1f}" for name, k in zip(LAYERS, ranks.mean(0), strict=False))
-
-
-def kept(ranks: np.ndarray) -> str:
-    """The ranks that AdaLoRA leaves, in words. ranks: (seeds, matrices)."""
-    return (f"final ranks, started at 12, with mean 8: from {ranks.min():.0f} to {ranks.max():.0f} per matrix; mean by kind of "
-            f"matrix: {by_kind(ranks.reshape(-1, len(LAYERS)))}")
-
-
-def at_best(s: Study, prefix: str, steps: int = 0, of: str = "loss") -> Rows:
-    """A metric at the best rate, by validation text, or at one so many steps of the grid above it. Raises KeyError if there is
+def at_best(s: Study, prefix: str, steps: int = 0) -> Rows:
+    """The loss at the best rate, by validation text, or at one so many steps of the grid above it. Raises KeyError if there is
     none. Two steps are three times the rate."""
-    i = int(s.prefix_rates.validation[prefix].values.mean(0).argmin()) + steps
-    if i >= len(s.prefix_rates.rate[prefix].values[0]): raise KeyError(f"{prefix}: no rate is three times the best")
-    return getattr(s.prefix_rates, of)[prefix, i]
+    validation = s.prefix_rates.validation[prefix].values.mean(0)
+    i = int(validation.argmin()) + steps
+    if i >= len(validation): raise KeyError(f"{prefix}: no rate is three times the best")
+    return s.prefix_rates[prefix, i]
 
 
 def rise(s: Study, prefix: str) -> Rows:
@@ -111,10 +82,6 @@ METHOD_CLAIMS = (
           refuted="LoRA reaches less than 90 % of the gain on one of the two tasks",
           parts=lambda s: {"*domain*": s.gain(s.methods["lora_all"]) / s.gain(s.methods["full"]),
                            "*classify*": s.gain(s.methods.accuracy["lora_all"]) / s.gain(s.methods.accuracy["full"])},
-          means=lambda s: f"LoRA with r = 4 on all matrices ({s.methods.share['lora_all']:.1%} of the parameters) "
-                          f"{s.methods['lora_all']}, full {s.methods['full']}, frozen {s.methods['frozen']} nats/token; "
-                          f"accuracy LoRA {s.methods.accuracy['lora_all']:.1%}, full {s.methods.accuracy['full']:.1%}, "
-                          f"frozen {s.methods.accuracy['frozen']:.1%}",
           trend=lambda s: {"with an equal share of the parameters": rises(s.sizes, "lora_all"),
                            "with r = 4 on every base": rises(s.sizes, "r = 4")},
           why={CONTRADICTED: "Ten times as many steps do not close the gap (experiment `lengths`); on all matrices more rank "
@@ -125,7 +92,6 @@ METHOD_CLAIMS = (
           contrast="test loss of one matrix with r = 36, minus that of four with r = 9",
           refuted="the query or the value matrix alone is ahead",
           parts=lambda s: {one: s.placement[one] - s.placement["all four r=9"] for one in ("Wq r=36", "Wv r=36")},
-          means=lambda s: f"{s.placement.listed()} nats/token",
           why={REPRODUCED: "From r = 4 on more rank on the same matrices gains less and less (experiment `rank`). That another "
                "matrix starts where rank still gains most is a conjecture."}),
     Claim("LoRA on the attention alone is worse than on all matrices, with as many parameters", REGRET, BETTER, FINE_TUNING,
@@ -146,9 +112,6 @@ METHOD_CLAIMS = (
           parts=lambda s: {f"{where}, beyond 10 ×":
                            s.best_rates.log_best[f"LoRA, {where}"] - s.best_rates.log_best[f"full, {where}"] - 1
                            for where in PLACES},
-          means=lambda s: "LoRA's best rate over full fine-tuning's: " + ", ".join(
-              f"{where} {10 ** (s.best_rates.log_best[f'LoRA, {where}'] - s.best_rates.log_best[f'full, {where}']).mean:.1f}"
-              for where in PLACES),
           why={NOT_SHOWN: "It is five to eight times as large. In three of the four it is shown to be within a factor of 2 of "
                "ten; on the smallest base the interval reaches below five."}),
     Claim("With the scale α/r, LoRA's best learning rate does not depend on the rank", REGRET, WITHIN, SLOPE,
@@ -156,8 +119,6 @@ METHOD_CLAIMS = (
           refuted="x is 0.1 or more, or −0.1 or less",
           parts=lambda s: {"exponent of the rank":
                            (s.best_rates.log_best["r = 64"] - s.best_rates.log_best["r = 1"]) / math.log10(64 / 1)},
-          means=lambda s: "best rates: " + ", ".join(
-              f"r = {r} {10 ** s.best_rates.log_best[f'r = {r}'].mean:.3g}" for r in (1, 8, 64)),
           why={NOT_SHOWN: "From r = 1 to r = 64 the best rate rises by two thirds on average. Four seeds show neither that "
                "this is less than δ nor that it is more."}),
     Claim("A large batch costs LoRA more than full fine-tuning", REGRET, BETTER, FINE_TUNING,
@@ -175,9 +136,6 @@ METHOD_CLAIMS = (
           parts=lambda s: {"262,144 − 16,384 tokens":
                            (s.capacity["r = 1, 262,144 tokens"] - s.capacity["full, 262,144 tokens"])
                            - (s.capacity["r = 1, 16,384 tokens"] - s.capacity["full, 16,384 tokens"])},
-          means=lambda s: "LoRA with r = 1 behind full fine-tuning: " + ", ".join(
-              f"{n} tokens {s.capacity[f'r = 1, {n} tokens'] - s.capacity[f'full, {n} tokens']:+.3f}"
-              for n in ("16,384", "65,536", "262,144")) + " nats/token",
           why={REPRODUCED: "The gap grows with each fourfold text: 0.054, 0.145, 0.212. A text that is read several times has "
                "less to teach (a conjecture)."}),
     Claim("A very small rank suffices", "2106.09685", AS_GOOD, AT_LEAST,
@@ -185,31 +143,23 @@ METHOD_CLAIMS = (
           contrast="share of the gain of r = 64 that r = 1 reaches",
           refuted="r = 1 reaches less than 90 % of the gain of r = 64",
           parts=lambda s: {"r = 1 of r = 64": s.gain(s.rank["1"]) / s.gain(s.rank["64"])},
-          means=lambda s: ", ".join(f"r = {r} {s.rank[f'{r}']}" for r in (*RANKS, 32, 64)) + " nats/token",
           why={CONTRADICTED: "Each doubling of the rank still helps. That a large model has less to learn is a conjecture."}),
     Claim("A large rank learns more with the scale α/√r than with α/r", "2312.03732", BETTER, FINE_TUNING,
           contrast="test loss at r = 64 with α/r, minus that with α/√r, each at its own rate",
           refuted="α/r at its own rate is ahead",
           parts=lambda s: {"r = 64": s.rank["64"] - s.rank["64/sqrt"]},
-          means=lambda s: f"r = 64: {s.rank['64']} with α/r, {s.rank['64/sqrt']} with α/√r nats/token, each at its own rate",
           why={LEVEL: "Each scale has its own rate here, and a larger rate can make up for a smaller scale (a conjecture)."}),
     Claim("LoRA learns less than full fine-tuning, and forgets less", "2405.09673", BETTER, FINE_TUNING,
           contrast="what full fine-tuning forgets, and learns, minus the same of LoRA, each at its best rate",
           refuted="LoRA learns more, or forgets more",
           parts=lambda s: {"full forgets more": s.methods.forgetting["full"] - s.methods.forgetting["lora_all"],
                            "full learns more": s.methods["lora_all"] - s.methods["full"]},
-          means=lambda s: "; ".join(
-              f"{name} learns {s.gain(s.methods[arm])} and forgets {s.methods.forgetting[arm]}" for name, arm in
-              (("full fine-tuning", "full"), ("LoRA with r = 4 on all matrices", "lora_all")))
-                          + " nats/token, each at its best rate",
           why={REPRODUCED: "At its best rate full fine-tuning goes further in both; the next claim compares at equal "
                "learning."}),
     Claim("Where LoRA and full fine-tuning learn as much, LoRA forgets less", "2405.09673", BETTER, FINE_TUNING, own=True,
           contrast="what full fine-tuning forgets at a rate at which it learns as much, minus what LoRA forgets",
           refuted="full fine-tuning forgets less at equal learning",
           parts=lambda s: {"at equal learning": forgets_more(s)},
-          means=lambda s: "where both learn {1} nats/token, LoRA with r = 4 on all matrices forgets {3} and full fine-tuning, "
-                          "at another rate, {2}".format(*there(s.frontier.learned), *there(s.frontier.forgotten)),
           why={CONTRADICTED: "At an eighth of its best rate full fine-tuning learns as much as LoRA, and at so small a rate it "
                "hardly forgets. LoRA at half its best rate learns nearly as much, and still forgets about four times as much "
                "as full fine-tuning does there."}),
@@ -219,8 +169,6 @@ METHOD_CLAIMS = (
           refuted="LoRA is ahead at one of the two budgets",
           parts=lambda s: {"r = 2": s.adalora["all six r=2"] - s.adalora["AdaLoRA 3 → 2"],
                            "r = 8": s.adalora["all six r=8"] - s.adalora["AdaLoRA 12 → 8"]},
-          means=lambda s: f"LoRA {s.adalora.listed('all six r=2', 'AdaLoRA 3 → 2')}; "
-                          f"LoRA {s.adalora.listed('all six r=8', 'AdaLoRA 12 → 8')} nats/token",
           why={CONTRADICTED: "A part of AdaLoRA's steps trains directions that it prunes later (that this costs it the lead is "
                "a conjecture)."}),
     Claim("In AdaLoRA the same matrices keep more rank with every seed", "2303.10512", CHANCE, CORRELATION,
@@ -228,16 +176,12 @@ METHOD_CLAIMS = (
                    "seeds",
           refuted="where two seeds keep rank is unrelated, or opposed, within the kinds of matrices",
           parts=lambda s: {"ranks of two seeds, within kinds": effect(agreements(s.adalora.ranks["AdaLoRA 12 → 8"].values))},
-          means=lambda s: kept(s.adalora.ranks["AdaLoRA 12 → 8"].values),
           why={REPRODUCED: "All seeds share the base and the text, and what is important depends on these (a conjecture)."}),
     Claim("AdaLoRA puts rank where a change of known ranks was planted in the attention",
           "2303.10512", CHANCE, CORRELATION, own=True,
           contrast="Spearman's correlation of planted and found ranks, new ranks with every seed",
           refuted="planted and found ranks are unrelated, or opposed",
           parts=lambda s: {"Spearman, planted and found": s.adalora_planted.spearman["attention"]},
-          means=lambda s: f"{s.adalora_planted.of_planted['attention']:.0%} of the rank lies in the "
-                          f"{s.adalora_planted.share_planted['attention']:.0%} of matrices where rank was planted; mean rank "
-                          f"found: {by_kind(s.adalora_planted.mean_by_kind['attention'].values)}",
           why={REPRODUCED: "Where nothing was planted a triplet hardly lowers the loss, so its importance stays small (a "
                "conjecture)."}),
     Claim("DyLoRA works at every rank; a LoRA that is cut to a smaller rank does not", "2210.07558", BETTER, FINE_TUNING,
@@ -246,8 +190,6 @@ METHOD_CLAIMS = (
           refuted="the cut LoRA is ahead at one of the ranks",
           parts=lambda s: {f"b = {b}": s.dylora["LoRA r=16, cut", i] - s.dylora["DyLoRA", i]
                            for i, b in enumerate(RANKS[:4])},
-          means=lambda s: f"{AT_RANKS} DyLoRA {s.dylora['DyLoRA']}; LoRA r = 16 cut to its first b rows and columns "
-                          f"{s.dylora['LoRA r=16, cut']}, or by SVD {s.dylora.loss_svd['LoRA r=16, cut']} nats/token",
           why={NOT_SHOWN: "At ranks 1 and 2 the seeds differ too much to tell. At ranks 4 and 8 DyLoRA is ahead of this cut, "
                "and a cut by singular values is ahead of both. With the scale α/b the cut is worse at each rank."}),
     Claim("One DyLoRA replaces one LoRA for each rank", "2210.07558", AS_GOOD, AT_LEAST,
@@ -255,8 +197,6 @@ METHOD_CLAIMS = (
           contrast="share of the gain of a LoRA of rank 1, 2, 4, 8, 16 that one DyLoRA, trained as long, reaches",
           refuted="DyLoRA reaches less than 90 % of the gain at one of the ranks",
           parts=lambda s: {f"b = {b}": s.gain(s.dylora["DyLoRA", i]) / s.gain(s.rank[f"{b}"]) for i, b in enumerate(RANKS)},
-          means=lambda s: f"{AT_RANKS} one DyLoRA {s.dylora['DyLoRA']}, "
-                          f"five LoRAs {' / '.join(f'{s.rank[str(b)]}' for b in RANKS)} nats/token",
           why={CONTRADICTED: "Five ranks share one training. Trained three times as long, DyLoRA is within δ or ahead from "
                "rank 4 on."}),
     Claim("One LoRA that is cut by its singular values replaces a DyLoRA that is trained three times as long",
@@ -266,8 +206,6 @@ METHOD_CLAIMS = (
           refuted="it reaches less than 90 % of the gain at one of the ranks",
           parts=lambda s: {f"b = {b}": s.gain(s.dylora.loss_svd["LoRA r=16, cut", i]) / s.gain(s.dylora["DyLoRA × 3", i])
                            for i, b in enumerate(RANKS)},
-          means=lambda s: f"{AT_RANKS} one LoRA r = 16, cut by SVD, {s.dylora.loss_svd['LoRA r=16, cut']}; DyLoRA, trained "
-                          f"three times as long, {s.dylora['DyLoRA × 3']} nats/token",
           why={NOT_SHOWN: "At rank 1 the seeds differ too much to tell. At ranks 2 to 16 the cut is shown to reach 90 %."}),
     Claim("Adapters are as good as full fine-tuning with 3.6 % of the parameters", "1902.00751", AS_GOOD, AT_LEAST,
           number="BERT-large, GLUE: full 80.4, adapters 80.0",
@@ -276,11 +214,6 @@ METHOD_CLAIMS = (
           parts=lambda s: {"*domain*": s.gain(s.adapters["sequential 16, norms"]) / s.gain(s.methods["full"]),
                            "*classify*": s.gain(s.adapters.accuracy["sequential 16, norms"])
                            / s.gain(s.methods.accuracy["full"])},
-          means=lambda s: "m = 16 with layer norms ("
-                          f"{s.adapters.share['sequential 16, norms'] / (s.adapters.share['sequential 16, norms'] + 1):.1%} of "
-                          f"the parameters) {s.adapters['sequential 16, norms']}, full {s.methods['full']} nats/token; "
-                          f"accuracy {s.adapters.accuracy['sequential 16, norms']:.1%}, full {s.methods.accuracy['full']:.1%}, "
-                          f"frozen {s.methods.accuracy['frozen']:.1%}",
           trend=lambda s: {"with an equal share of the parameters": rises(s.sizes, "adapter")},
           why={CONTRADICTED: "With as many parameters adapters reach less than LoRA on *classify*. On SmolLM2, a real and "
                "larger model, adapters end as low as full fine-tuning (experiment `smollm2`)."}),
@@ -289,8 +222,6 @@ METHOD_CLAIMS = (
           contrast="test loss of sequential minus that of parallel adapters, m = 16 and 64",
           refuted="sequential adapters are ahead at one of the two widths",
           parts=lambda s: {f"m = {m}": s.adapters[f"sequential {m}"] - s.adapters[f"parallel {m}"] for m in (16, 64)},
-          means=lambda s: f"{s.adapters.listed('sequential 16', 'parallel 16')}; "
-                          f"{s.adapters.listed('sequential 64', 'parallel 64')} nats/token",
           why={SIZE_OPEN: "The lead is about δ at both widths. A parallel adapter reads what the layer norm made even, and its "
                "result is multiplied by 4 (that this is the reason is a conjecture)."}),
     Claim("Deep prompts are better by far than prompts at the input alone, in small models, and on the base with as many "
@@ -301,13 +232,9 @@ METHOD_CLAIMS = (
           contrast="gain of prompts in every layer minus that of as long prompts at the input, on three bases of each of two "
                    "small sizes; and on the base with 12,800 stored numbers each",
           refuted="prompts at the input are ahead in one of the three comparisons",
-          parts=lambda s: {size: on_bases(s.prompts.gain, "ptuning_v2", size) - on_bases(s.prompts.gain, "prompt", size)
+          parts=lambda s: {size: s.prompts.gain.on_bases("ptuning_v2 {}", size) - s.prompts.gain.on_bases("prompt {}", size)
                            for size in ("small", "medium")}
                           | {"base, as many numbers": s.prefix_length["prompt 100"] - s.prefix_length["prefix 10"]},
-          means=lambda s: "gain of prompts of 20 at the input, and in every layer: " + "; ".join(
-              f"{size} {on_bases(s.prompts.gain, 'prompt', size)} and {on_bases(s.prompts.gain, 'ptuning_v2', size)}"
-              for size in ("small", "medium")) + "; base, 12,800 stored numbers each: "
-              f"{s.prefix_length.listed('prompt 100', 'prefix 10')} nats/token",
           why={SIZE_OPEN: "Prompts in every layer are ahead in each comparison. No interval lies above five δ, which is what "
                "far means here."}),
     Claim("Prompt tuning's gap to full fine-tuning closes as the model grows", "2104.08691", BETTER, SHARE,
@@ -317,9 +244,6 @@ METHOD_CLAIMS = (
           refuted="the share falls from one size to the next",
           parts=lambda s: {f"{smaller} → {larger}": rises(s.prompts, "prompt", smaller, larger)
                            for smaller, larger in itertools.pairwise(SIZES)},
-          means=lambda s: "share of full fine-tuning's gain that prompt tuning reaches, by the number of parameters: "
-                          + "; ".join(f"{s.prompts.parameters[f'full {size}']:,.0f}: {of_full(s.prompts, 'prompt', size):.0%}"
-                                      for size in SIZES),
           why={NOT_SHOWN: "From the smallest bases to the next the gap narrows. From there to the largest 20 vectors on every "
                "base leave it as it is; with an equal share of the parameters (experiment `sizes`) it is a little narrower on "
                "average."}),
@@ -337,8 +261,6 @@ METHOD_CLAIMS = (
                    "its own rate",
           refuted="the usual start is ahead",
           parts=lambda s: {"after 60 steps": s.successors["LoRA, 60 steps"] - s.successors["LoRA from pissa, 60 steps"]},
-          means=lambda s: f"{s.successors.listed('LoRA, 60 steps', 'LoRA from pissa, 60 steps')}; "
-                          f"after 150 steps {s.successors.listed('LoRA, middle', 'LoRA from pissa')} nats/token",
           why={NOT_SHOWN: "On average the usual start is ahead, each at its own rate. PiSSA's best rate is less than a third "
                "of LoRA's, so that a comparison at one rate would be another one."}),
     Claim("VeRA is as good as LoRA with far fewer parameters", "2310.11454", AS_GOOD, AT_LEAST,
@@ -347,15 +269,11 @@ METHOD_CLAIMS = (
           refuted="VeRA reaches less than 90 % of the gain",
           parts=lambda s: {"a quarter of the parameters":
                            s.gain(s.successors["VeRA, small"]) / s.gain(s.successors["LoRA, middle"])},
-          means=lambda s: ", ".join(f"{arm} {s.successors.trained[arm]:,.0f} parameters {s.successors[arm]}"
-                                    for arm in ("VeRA, small", "LoRA, middle")) + " nats/token",
           why={CONTRADICTED: "VeRA with as many numbers as LoRA with r = 1 learns as much as that, and r = 4 learns more."}),
     Claim("OFT keeps the lengths of the neurons' weights", "2306.07280", BETTER, LENGTH,
           contrast="mean change of these lengths by LoRA minus that by OFT",
           refuted="OFT changes them more",
           parts=lambda s: {"LoRA − OFT": s.successors.norms["LoRA, middle"] - s.successors.norms["OFT, middle"]},
-          means=lambda s: "mean change of the length of a neuron's weights: " + ", ".join(
-              f"{arm} {s.successors.norms[arm]:.2%}" for arm in ("OFT, middle", "LoRA, middle", "DoRA, middle", "full")),
           by_construction="A rotation keeps lengths; what is left is rounding."),
     Claim("Muon fine-tunes better than AdamW a model that AdamW pretrained", "2502.16982", BETTER, FINE_TUNING, own=True,
           contrast="test loss of full fine-tuning by AdamW minus that by Muon, each at its own rate",
@@ -381,9 +299,6 @@ METHOD_CLAIMS = (
           refuted="direct prefixes end lower, or lose less at too large a rate",
           parts=lambda s: {"at the best rates": at_best(s, "direct") - at_best(s, "reparameterized"),
                            "at three times these": rise(s, "direct") - rise(s, "reparameterized")},
-          means=lambda s: "; ".join(
-              f"{prefix} {at_best(s, prefix)} at its best rate, {at_best(s, prefix, of='rate'):.3g}, and "
-              f"{rise(s, prefix):+.3f} at three times that rate" for prefix in ("direct", "reparameterized")) + " (nats/token)",
           why={NOT_SHOWN: "At three times its best rate the direct prefix loses a little more, and at the best rates it ends a "
                "little lower. The parts point in opposite directions, and after Holm's correction neither is shown."}),
 )

@@ -32,8 +32,9 @@ and after.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,7 +45,7 @@ from .measured import Study
 
 __all__ = ["AS_GOOD", "BETTER", "BY_CONSTRUCTION", "CHANCE", "CONTRADICTED", "FAR", "KINDS", "LEVEL", "NOT_MEASURED",
            "NOT_SHOWN", "NO_SIZE", "REPRODUCED", "SIZE_OPEN", "VERDICTS", "WITHIN", "Claim", "Judgement", "Part", "holm",
-           "judge", "p_values", "parts", "verdict"]
+           "judge", "parts"]
 
 REPRODUCED, SIZE_OPEN, LEVEL, NOT_SHOWN, NO_SIZE, CONTRADICTED = VERDICTS = (
     "reproduced", "reproduced, size open", "level", "not shown", "contradicted, size open", "contradicted here")
@@ -65,10 +66,9 @@ class Claim:
     were registered before the runs, and stay as they were.
 
     parts: the name of a part → its effect, as arithmetic over what was measured (`measured.py`); positive supports the claim.
-    Of "as good as" it is a share of a gain, a / b. means: the means behind the effects, in words, without intervals that
-    invite an unpaired comparison; None: of all that `parts` reads. trend: the effects of the size, by name, if they were
-    measured (positive: it is more true of a larger model). by_construction: why it cannot fail here. why: verdict → one
-    sentence that explains it; a sentence is written only for a verdict that was reached.
+    Of "as good as" it is a share of a gain, a / b. trend: the effects of the size, by name, if they were measured (positive: it
+    is more true of a larger model). by_construction: why it cannot fail here. why: verdict → one sentence that explains it; a
+    sentence is written only for a verdict that was reached.
     """
     text: str
     paper: str
@@ -77,7 +77,6 @@ class Claim:
     contrast: str
     refuted: str
     parts: Callable[[Study], dict[str, Rows | Effect]]
-    means: Callable[[Study], str] | None = None
     number: str = ""
     own: bool = False
     trend: Callable[[Study], dict[str, Effect]] | None = None
@@ -110,14 +109,6 @@ def parts(kind: str, delta: Delta, e: Effect) -> list[Part]:
     raise ValueError(f"a claim's kind is one of {', '.join(KINDS)}, not {kind!r}")
 
 
-def p_values(of: Sequence[Part]) -> tuple[float, float]:
-    """(p_yes, p_no) of a claim with these parts: small if the data say that it is right, and that it is wrong. A part that is
-    level refutes nothing."""
-    yes = max(part.effect.p_above(part.limit) for part in of)
-    wrong = [part.effect.p_below(part.limit) for part in of if not part.level]
-    return yes, min(1.0, len(wrong) * min(wrong)) if wrong else 1.0
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values (1979, Scandinavian Journal of Statistics 6, 65–70): with p sorted, p_(k) is multiplied by the
     number of those that are left, n − k + 1, and none is smaller than the one before. What is ≤ α may be rejected at α."""
@@ -128,21 +119,45 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-@dataclass(frozen=True)
+@dataclass
 class Judgement:
-    """A claim with its verdict. parts: the effect of each part, by name; {} if it was not measured. means: in words, or the
-    command that measures what the claim lacks. trend: the effects of the model's size, by name; {} if they were not measured.
-    names: of the experiments that were read, the main one first. p_yes, p_no: of the parts. p: two-sided, after Holm; 1 for a
-    claim that does not count."""
+    """A claim beside what was measured for it. parts: the effect of each part, by name; {} if it was not measured. means: of
+    what was read, in words, or the command that measures what the claim lacks. trend: the effects of the model's size, by name;
+    {} if they were not measured. names: of the experiments that were read, the main one first. p: two-sided, after Holm; 1 for
+    a claim that does not count. Raises ValueError if the claim's kind is none, or not one of such effects.
+    """
     claim: Claim
-    verdict: str
     parts: dict[str, Effect]
-    means: str
-    trend: dict[str, Effect]
-    names: tuple[str, ...]
-    p_yes: float = 1.0
-    p_no: float = 1.0
+    means: str = ""
+    trend: dict[str, Effect] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
     p: float = 1.0
+
+    def __post_init__(self):
+        self.by_rule = [part for e in self.parts.values() for part in parts(self.claim.kind, self.claim.delta, e)]
+
+    @functools.cached_property
+    def p_yes(self) -> float:
+        """Small if the data say that the claim is right."""
+        return max((part.effect.p_above(part.limit) for part in self.by_rule), default=1.0)
+
+    @functools.cached_property
+    def p_no(self) -> float:
+        """Small if the data say that it is wrong. A part that is level refutes nothing."""
+        wrong = [part.effect.p_below(part.limit) for part in self.by_rule if not part.level]
+        return min(1.0, len(wrong) * min(wrong)) if wrong else 1.0
+
+    @property
+    def verdict(self) -> str:
+        """One of VERDICTS, or NOT_MEASURED or BY_CONSTRUCTION."""
+        if self.claim.by_construction: return BY_CONSTRUCTION
+        if not self.parts: return NOT_MEASURED
+        if all(part.level for part in self.by_rule): return LEVEL
+        if self.p <= ALPHA and self.p_yes < self.p_no:
+            return REPRODUCED if all(part.large for part in self.by_rule) else SIZE_OPEN
+        if self.p <= ALPHA and self.p_no < self.p_yes:
+            return CONTRADICTED if any(part.wrong for part in self.by_rule) else NO_SIZE
+        return NOT_SHOWN
 
     @property
     def larger_come_nearer(self) -> bool:
@@ -159,38 +174,22 @@ class Judgement:
 def judge(claims: Iterable[Claim], load: Callable[[str], Results]) -> list[Judgement]:
     """Every claim with its verdict, in order; a claim whose results, conditions or metrics are missing is "not measured".
     load: the results of an experiment, by its name."""
-    found = [measured(claim, load) for claim in claims]
-    of = [[part for e in j.parts.values() for part in parts(j.claim.kind, j.claim.delta, e)] for j in found]
-    p = [p_values(each) if each else (1.0, 1.0) for each in of]
-    counted = [i for i, j in enumerate(found) if not j.claim.by_construction]
-    adjusted = dict(zip(counted, holm([min(1.0, 2 * min(p[i])) for i in counted]), strict=True))
-    judged = []
-    for i, j in enumerate(found):
-        if j.claim.by_construction: said = BY_CONSTRUCTION
-        elif not j.parts: said = NOT_MEASURED
-        else: said = verdict(of[i], *p[i], adjusted[i])
-        judged.append(replace(j, verdict=said, p_yes=p[i][0], p_no=p[i][1], p=adjusted.get(i, 1.0)))
+    judged = [measured(claim, load) for claim in claims]
+    counted = [j for j in judged if not j.claim.by_construction]
+    adjusted = holm([min(1.0, 2 * min(j.p_yes, j.p_no)) for j in counted])
+    for j, p in zip(counted, adjusted, strict=True): j.p = p
     return judged
 
 
-def verdict(of: Sequence[Part], p_yes: float, p_no: float, p: float) -> str:
-    """One of VERDICTS. p: after Holm."""
-    if all(part.level for part in of): return LEVEL
-    if p <= ALPHA and p_yes < p_no: return REPRODUCED if all(part.large for part in of) else SIZE_OPEN
-    if p <= ALPHA and p_no < p_yes: return CONTRADICTED if any(part.wrong for part in of) else NO_SIZE
-    return NOT_SHOWN
-
-
 def measured(claim: Claim, load: Callable[[str], Results]) -> Judgement:
-    """A claim with what was measured for it, before it is judged. Raises ValueError if the claim has no part."""
+    """A claim with what was measured for it, before Holm. Raises ValueError if the claim has no part."""
     study, trend = Study(load), {}
-    try:
-        found = {name: x.effect if isinstance(x, Rows) else x for name, x in claim.parts(study).items()}
-        means = claim.means(study) if claim.means else study.means()
+    try: found = {name: x.effect if isinstance(x, Rows) else x for name, x in claim.parts(study).items()}
     except (FileNotFoundError, KeyError):
-        found, means = {}, f"not measured: `python -m tinypeft figures {study.last} --rerun`"
-    else:
-        if not found: raise ValueError(f"the claim {claim.text!r} has no part; its `parts` gave an empty dict")
+        means = f"not measured: `python -m tinypeft figures {study.last} --rerun`"
+        return Judgement(claim, {}, means, {}, tuple(study.names))
+    if not found: raise ValueError(f"the claim {claim.text!r} has no part; its `parts` gave an empty dict")
+    means = study.means()
     with contextlib.suppress(FileNotFoundError, KeyError):
         if claim.trend: trend = claim.trend(study)
-    return Judgement(claim, NOT_MEASURED, found, means, trend, tuple(study.names))
+    return Judgement(claim, found, means, trend, tuple(study.names))

@@ -3,12 +3,11 @@
 The papers measured their own models, of 125 million to 175 billion parameters. This base has 1.2 million, so only the
 order of schemes can be reproduced. "Excess" is the loss above float32 on the same text, in nats/token. A seed draws the
 calibration and the test text, of which no two seeds share a document, so the error over seeds is that of the text as well.
-In `parts` and `means`, s is what was measured (`measured.py`).
+In `parts`, s is what was measured (`measured.py`).
 """
 import numpy as np
 
-from ..bases import draws_of
-from ..effects import Effect, Rows, averaged, between, effect
+from ..effects import Effect, Rows, between, effect
 from .deltas import AT_LEAST, FINE_TUNING, QUANTIZATION, RELATIVE
 from .measured import Measured, Study
 from .rule import AS_GOOD, BETTER, LEVEL, NOT_SHOWN, REPRODUCED, SIZE_OPEN, WITHIN, Claim
@@ -21,35 +20,10 @@ PLANTED = "The outliers are planted where its threshold finds them."
 LLAMA_CPP = "llama.cpp, k-quants: https://github.com/ggml-org/llama.cpp/pull/1684"
 
 
-# -- what several expressions read -----------------------------------------------------------------
-def at_64(s: Study, scheme: str) -> Rows:
-    """The excess with outliers of 64 times their size."""
-    return s.int8_outliers.excess[scheme, s.int8_outliers.settings["factors"].index(64)]
-
-
-def costliest(s: Study) -> Rows:
-    """The excess of LLM.int8() at the size of outliers that costs most."""
-    return s.int8_outliers.excess["LLM.int8()", int(s.int8_outliers.excess["LLM.int8()"].values.mean(0).argmax())]
-
-
-def at_alpha(s: Study, alpha: float) -> Rows:
-    """The error of the logits with SmoothQuant, a scale for each token."""
-    return s.smoothquant.error["token", s.smoothquant.settings["alphas"].index(alpha)]
-
-
+# -- what several expressions read, or one that is long --------------------------------------------
 def more(error: Measured, worse: str, better: str, bits: int) -> Rows:
     """By which share of itself one scheme's error is larger than another's, with a scale per channel."""
     return error[f"{worse}, {bits} bits, channel"] / error[f"{better}, {bits} bits, channel"] - 1
-
-
-def on_both(s: Study, *rules: str) -> str:
-    """The excess of rules on the base as it is, and with planted outliers, in words."""
-    return "; ".join(f"{w}: " + ", ".join(f"{rule} {s.awq.excess[f'{rule}, {w}']}" for rule in rules) for w in WHERE)
-
-
-def in_blocks_of_64(s: Study, name: str) -> Rows:
-    """The relative RMS error of a format on normal numbers."""
-    return s.formats.normal[name, s.formats.settings["blocks"].index(64)]
 
 
 def longer_minus_shorter(s: Study) -> Effect:
@@ -61,22 +35,6 @@ def longer_minus_shorter(s: Study) -> Effect:
     return effect(parts[:, 1] - parts[:, 0])
 
 
-def lost_by_merging(s: Study) -> Rows:
-    """What merging and rounding again loses, as a share of the gain over the 16-bit base."""
-    return (s.qlora.merged_and_rounded["NF4"] - s.qlora.after["NF4"]) / (s.qlora.before["16 bits"] - s.qlora.after["NF4"])
-
-
-def sized(s: Study, size: str, bits: int) -> Rows:
-    """The losses of the bases of a size, with weights of so many bits."""
-    return averaged(*(s.bits_vs_parameters[f"{base}, {bits} bits"] for base in draws_of(size)))
-
-
-def in_memory(s: Study, size: str, bits: int) -> str:
-    """Their mean, and the memory that such a base takes, in words."""
-    name, r = f"{size}, {bits} bits", s.bits_vs_parameters
-    return f"{name} {sized(s, size, bits)} in {r.matrices[name] / 1024:.0f} KiB of matrices ({r.bytes[name] / 1024:.0f} in all)"
-
-
 # -- the claims ------------------------------------------------------------------------------------
 SCHEME_CLAIMS = (
     Claim("With outlier features, LLM.int8() is nearer float32 than absmax, zero-point, row-wise and vector-wise quantization",
@@ -84,26 +42,24 @@ SCHEME_CLAIMS = (
           number="C4 perplexity of a 13B model: 12.45 as float32; vector-wise 16.48, zero-point 13.94, absmax 19.08",
           contrast="excess of the others minus that of LLM.int8()",
           refuted="one of the others is nearer",
-          parts=lambda s: {f"against {c}": at_64(s, c) - at_64(s, "LLM.int8()")
+          parts=lambda s: {f"against {c}": s.int8_outliers.excess.at(c, factors=64)
+                           - s.int8_outliers.excess.at("LLM.int8()", factors=64)
                            for c in ("absmax", "zero-point", "row-wise", "vector-wise")},
-          means=lambda s: "excess with three features at 64 times their size: " + ", ".join(
-              f"{c} {at_64(s, c)}" for c in s.int8_outliers.conditions),
           by_construction=PLANTED),
     Claim("LLM.int8() costs nothing, however large the outliers", "2208.07339", WITHIN, QUANTIZATION,
           number="12.45 and 12.45",
           contrast="excess of LLM.int8() at the size of outliers that costs most",
           refuted="the excess is δ or more",
-          parts=lambda s: {"at most": costliest(s)},
-          means=lambda s: f"excess at most {costliest(s)} over all sizes of outliers",
+          parts=lambda s: {"at most": max((s.int8_outliers.excess.at("LLM.int8()", factors=factor)
+                                                for factor in s.int8_outliers.settings["factors"]), key=lambda x: x.mean)},
           by_construction=PLANTED),
     Claim("SmoothQuant's error over α is a U: too little and too much smoothing are both worse than α = 0.5",
           "2211.10438", BETTER, RELATIVE,
           contrast="error of the logits at α = 0 and at α = 1, relative to that at α = 0.5, with a scale for each token",
           refuted="the error at one of the ends is smaller than at α = 0.5",
-          parts=lambda s: {f"α = {alpha}": at_alpha(s, alpha) / at_alpha(s, 0.5) - 1 for alpha in (0, 1)},
-          means=lambda s: f"error of the logits at α = 0, 0.5, 1: {', '.join(f'{at_alpha(s, x):.2%}' for x in (0, 0.5, 1))}, "
-                          f"least at α = {min(s.smoothquant.settings['alphas'], key=lambda x: at_alpha(s, x).mean):g}; with "
-                          f"planted outliers and without smoothing {s.smoothquant.error_planted['token']:.1%}",
+          parts=lambda s: {f"α = {alpha}": s.smoothquant.error.at("token", alphas=alpha)
+                           / s.smoothquant.error.at("token", alphas=0.5) - 1
+                           for alpha in (0, 1)},
           why={REPRODUCED: "At every α the planted outliers are gone. At α = 0 the inputs have all of the base's own "
                "unevenness, and at α = 1 the weights have it (that this makes the U is a conjecture). With one scale for all "
                "tokens the bottom of the U lies further to the right."}),
@@ -111,19 +67,12 @@ SCHEME_CLAIMS = (
           contrast="excess of round to nearest minus that of GPTQ, with a scale per channel and per 32 weights",
           refuted="round to nearest loses less on one of the six grids",
           parts=lambda s: {grid: s.gptq.excess[f"{NEAREST}, {grid}"] - s.gptq.excess[f"GPTQ, {grid}"] for grid in GRIDS},
-          means=lambda s: "; ".join(
-              f"{grid}: GPTQ {s.gptq.excess[f'GPTQ, {grid}']}, {NEAREST} {s.gptq.excess[f'{NEAREST}, {grid}']}"
-              for grid in GRIDS),
           why={REPRODUCED: "The columns that are still to be rounded make up for the error of each column that is."}),
     Claim("GPTQ makes the error of the weights larger and the error of the outputs smaller", "2210.17323", BETTER, RELATIVE,
           contrast="relative errors of the weights and of the outputs",
           refuted="the weights are nearer, or the outputs further off",
           parts=lambda s: {f"weights, {b} bits": more(s.gptq.weight_error, "GPTQ", NEAREST, b) for b in (4, 3, 2)}
                           | {f"outputs, {b} bits": more(s.gptq.output_error, NEAREST, "GPTQ", b) for b in (4, 3, 2)},
-          means=lambda s: f"relative errors, {NEAREST} → GPTQ: " + "; ".join(
-              f"{b} bits: " + ", ".join(f"{of} {e[f'{NEAREST}, {b} bits, channel']:.0%} → {e[f'GPTQ, {b} bits, channel']:.0%}"
-                                        for of, e in (("weights", s.gptq.weight_error), ("outputs", s.gptq.output_error)))
-              for b in (4, 3, 2)),
           by_construction="Round to nearest has the least error of weights by definition; GPTQ minimizes that of outputs."),
     Claim("Activations show which 1 % of the weights to keep; the weights' own size and chance do not",
           "2306.00978", BETTER, QUANTIZATION,
@@ -134,7 +83,6 @@ SCHEME_CLAIMS = (
           parts=lambda s: {f"{other}, {where}":
                            s.awq.excess[f"1 % {other}, {where}"] - s.awq.excess[f"1 % by activation, {where}"]
                            for where in WHERE for other in ("by weight", "at random")},
-          means=lambda s: f"excess {on_both(s, NEAREST, '1 % by activation', '1 % by weight', '1 % at random')}",
           why={NOT_SHOWN: "All eight draws agree on both bases, and on the base as it is the lead is twice δ. But with one "
                "draw of the planted channels the other rules cost over three times as much as with the rest on average, and so "
                "wide a spread leaves the mean open."}),
@@ -145,7 +93,6 @@ SCHEME_CLAIMS = (
           refuted="round to nearest loses less on one of the two bases",
           parts=lambda s: {where: s.awq.excess[f"{NEAREST}, {where}"] - s.awq.excess[f"AWQ without clipping, {where}"]
                            for where in WHERE},
-          means=lambda s: f"excess {on_both(s, NEAREST, 'AWQ without clipping', 'AWQ')}",
           why={NOT_SHOWN: "All eight draws agree on both bases. But one draw of the planted channels costs round to nearest "
                "over three times as much as the others on average, and so wide a spread leaves the mean open. On the base as "
                "it is the lead is about δ."}),
@@ -155,12 +102,9 @@ SCHEME_CLAIMS = (
           number="perplexity 27.41 (NF4, double quantization), 31.07 (E2M1), 34.34 (int4)",
           contrast="relative RMS errors in blocks of 64",
           refuted="the order is another",
-          parts=lambda s: {f"{better} against {worse}": in_blocks_of_64(s, worse) / in_blocks_of_64(s, better) - 1
+          parts=lambda s: {f"{better} against {worse}":
+                           s.formats.normal.at(worse, blocks=64) / s.formats.normal.at(better, blocks=64) - 1
                            for better, worse in (("NF4", "FP4 E2M1"), ("FP4 E2M1", "int4 symmetric"))},
-          means=lambda s: "relative RMS error on normal numbers, blocks of "
-                          f"{' / '.join(map(str, s.formats.settings['blocks']))}: " + ", ".join(
-              f"{c} {' / '.join(f'{100 * x:.1f}' for x in s.formats.normal[c].values.mean(0))} %"
-              for c in ("NF4", "FP4 E2M1", "int4 symmetric", "int4 asymmetric")),
           by_construction="This is a fact about levels and normal numbers, without a model. In blocks of 16 and 32 symmetric "
                           "int4 is ahead of FP4 E2M1."),
     Claim("NF4 loses least of the 4-bit formats in blocks of 64, on a model", "2305.14314", BETTER, QUANTIZATION,
@@ -176,20 +120,12 @@ SCHEME_CLAIMS = (
           contrast="excess that quantizing the scales adds",
           refuted="the excess is δ or more",
           parts=lambda s: {"excess that it adds": s.double_quantization.excess["double"] - s.double_quantization.excess["one"]},
-          means=lambda s: f"{s.double_quantization.bits['one'] - s.double_quantization.bits['double']} bits per weight saved "
-                          "for a matrix of a million weights; the worst scale is off by "
-                          f"{s.double_quantization.worst_scale['double', 0]:.1%} where rows resemble each other and by "
-                          f"{s.double_quantization.worst_scale['double', 3]:.0%} where rows differ by factors e^z, z from "
-                          "N(0, 1); on the base it adds "
-                          f"{s.double_quantization.excess['double'] - s.double_quantization.excess['one']:.4f} nats/token",
           by_construction="The bits are arithmetic, and eight bits hold the scales of blocks that resemble each other."),
     Claim("QLoRA learns as well as a LoRA on 16 bits", "2305.14314", AS_GOOD, AT_LEAST,
           contrast="share of the gain of LoRA on 16 bits over the 16-bit base, with NF4 and with double quantization",
           refuted="QLoRA reaches less than 90 % of the gain",
           parts=lambda s: {arm: (s.qlora.before["16 bits"] - s.qlora.after[arm])
                            / (s.qlora.before["16 bits"] - s.qlora.after["16 bits"]) for arm in ("NF4", "NF4, double")},
-          means=lambda s: f"after training {s.qlora.after.listed('16 bits', 'NF4', 'NF4, double')}, "
-                          f"before {s.qlora.before['16 bits']} nats/token",
           why={REPRODUCED: "What NF4 costs is small, and the LoRA is trained on the rounded weights, so it makes up for most "
                "of that cost."}),
     Claim("Rounding a merged QLoRA again loses a part of what was learned", "2305.14314", BETTER, FINE_TUNING, own=True,
@@ -197,16 +133,11 @@ SCHEME_CLAIMS = (
           contrast="test loss merged and rounded again, minus that before merging",
           refuted="nothing is lost",
           parts=lambda s: {"merged and rounded": s.qlora.merged_and_rounded["NF4"] - s.qlora.after["NF4"]},
-          means=lambda s: f"NF4: {s.qlora.after['NF4']} after training, {s.qlora.merged_into_16_bits['NF4']} merged into the "
-                          f"16-bit weights, {s.qlora.merged_and_rounded['NF4']} merged and rounded again, which loses "
-                          f"{lost_by_merging(s):.0%} of the gain over the 16-bit base",
           by_construction="Rounding moves the weights away from where training put them."),
     Claim("LoftQ ends below QLoRA at 3 and 2 bits", "2310.08659", BETTER, FINE_TUNING,
           contrast="test loss of QLoRA minus that of LoftQ after 150 steps, each at its own rate",
           refuted="QLoRA ends lower at one of the two",
           parts=lambda s: {b: s.loftq.after[f"QLoRA, {b}"] - s.loftq.after[f"LoftQ, {b}"] for b in ("3 bits", "2 bits")},
-          means=lambda s: "; ".join(s.loftq.after.listed(f"LoftQ, {b}", f"QLoRA, {b}") for b in ("NF4", "3 bits", "2 bits"))
-                          + " nats/token, each at its own rate",
           why={SIZE_OPEN: "At 3 bits the lead is about δ. After twice as many steps the mean lead is smaller at both widths "
                "(that a better start only saves steps is a conjecture)."}),
     Claim("Training with rounded weights beats GPTQ at 3 and 2 bits", "1902.08153", BETTER, QUANTIZATION, own=True,
@@ -214,17 +145,12 @@ SCHEME_CLAIMS = (
           refuted="GPTQ loses less than one of them",
           parts=lambda s: {f"{m}, {b} bits": s.qat.excess[f"GPTQ, {b} bits"] - s.qat.excess[f"{m}, {b} bits"]
                            for b in (3, 2) for m in ("STE", "LSQ")},
-          means=lambda s: "excess: " + s.qat.excess.listed(
-              *(f"{m}, {b} bits" for b in (3, 2) for m in (NEAREST, "GPTQ")),
-              *(f"{m}, {b} bits" for b in (3, 2) for m in ("STE", "LSQ")), "float32, trained as long"),
           why={REPRODUCED: "GPTQ keeps the outputs of each layer near, one after the other. Training moves all of them towards "
                "a smaller loss, and reads more text."}),
     Claim("PEQA, which trains the scales alone, beats round to nearest", "2305.14152", BETTER, QUANTIZATION, own=True,
           contrast="excess of round to nearest minus that of PEQA, at 3 and 2 bits",
           refuted="round to nearest loses less",
           parts=lambda s: {f"{b} bits": s.qat.excess[f"{NEAREST}, {b} bits"] - s.qat.excess[f"PEQA, {b} bits"] for b in (3, 2)},
-          means=lambda s: "; ".join(
-              s.qat.excess.listed(f"PEQA, {b} bits", f"{NEAREST}, {b} bits", f"STE, {b} bits") for b in (3, 2)),
           by_construction="PEQA starts as round to nearest and is trained on the loss that judges it."),
     Claim("LLM-QAT, trained on text that the model writes itself, beats GPTQ at 3 and 2 bits",
           "2305.17888", BETTER, QUANTIZATION, own=True,
@@ -232,18 +158,18 @@ SCHEME_CLAIMS = (
           contrast="excess of GPTQ on an asymmetric grid minus that of LLM-QAT on a symmetric one",
           refuted="GPTQ loses less at one of the two",
           parts=lambda s: {f"{b} bits": s.qat.excess[f"GPTQ, {b} bits"] - s.qat.excess[f"LLM-QAT, {b} bits"] for b in (3, 2)},
-          means=lambda s: "; ".join(
-              s.qat.excess.listed(f"LLM-QAT, {b} bits", f"GPTQ, {b} bits", f"{NEAREST}, {b} bits") for b in (3, 2)),
           why={NOT_SHOWN: "At 3 bits these runs cannot tell the two apart, so nothing is decided for both widths. At 2 bits "
                "LLM-QAT is ahead, although its grid is symmetric."}),
     Claim("A larger model at 3 bits is better than a smaller one at 16 bits", "2212.09720", BETTER, QUANTIZATION, own=True,
           number="4 bits are almost universally best for a given number of bits in all, 19M to 176B",
           contrast="test loss of a size at 16 bits minus that of the next larger size at 3 bits (GPTQ), three bases of each",
           refuted="the smaller size is ahead in one of the two pairs",
-          parts=lambda s: {"medium, 3 bits, against small, 16 bits": between(sized(s, "small", 16), sized(s, "medium", 3)),
-                           "base, 3 bits, against medium, 16 bits": between(sized(s, "medium", 16), sized(s, "base", 3))},
-          means=lambda s: f"{in_memory(s, 'medium', 3)}, {in_memory(s, 'small', 16)}; "
-                          f"{in_memory(s, 'base', 3)}, {in_memory(s, 'medium', 16)}",
+          parts=lambda s: {"medium, 3 bits, against small, 16 bits": between(
+                               s.bits_vs_parameters.on_bases("{}, 16 bits", "small"),
+                               s.bits_vs_parameters.on_bases("{}, 3 bits", "medium")),
+                           "base, 3 bits, against medium, 16 bits": between(
+                               s.bits_vs_parameters.on_bases("{}, 16 bits", "medium"),
+                               s.bits_vs_parameters.on_bases("{}, 3 bits", "base"))},
           why={REPRODUCED: "At 3 bits the matrices of the larger size take a third to a half more memory. In about the same "
                "memory, at 2 bits, it is behind."}),
     Claim("Rounding costs more if the model was trained for longer", "2411.17691", BETTER, QUANTIZATION,
@@ -251,8 +177,6 @@ SCHEME_CLAIMS = (
                    "bases of each of two sizes",
           refuted="it costs less",
           parts=lambda s: {"six bases, two sizes": longer_minus_shorter(s)},
-          means=lambda s: "excess at 3 bits after 2,000 and 16,000 steps of pretraining: " + "; ".join(
-              f"{size}: {s.pretrained_for.excess[size]}" for size in ("small", "medium")),
           why={REPRODUCED: "After eight times as many steps rounding costs seven to eleven times as much, by base. That longer "
                "training makes use of a weight's finer digits is a conjecture."}),
     Claim("Q4_K loses less than round to nearest with as many bits", LLAMA_CPP, BETTER, QUANTIZATION, own=True,
@@ -260,16 +184,12 @@ SCHEME_CLAIMS = (
           refuted="one of the three loses less",
           parts=lambda s: {f"against {c}": s.k_quants.excess[c] - s.k_quants.excess["Q4_K"]
                            for c in ("Q4_0", "NF4", "int4 asymmetric")},
-          means=lambda s: "excess " + s.k_quants.excess.listed("Q4_K", "Q4_0", "NF4", "int4 asymmetric", "GPTQ", "Q5_K", "Q6_K")
-                          + "; bits per weight " + s.k_quants.bits.listed("Q4_K", "Q4_0", "NF4", "int4 asymmetric", "GPTQ"),
           why={NOT_SHOWN: "Q4_0 loses more than δ more, NF4 about δ. Integers with a zero point, which take an eighth of a bit "
                "more, lose more in most draws, but not by enough after Holm's correction for all claims."}),
     Claim("With the importance of inputs Q4_K loses less", LLAMA_CPP, BETTER, QUANTIZATION, own=True,
           contrast="excess of Q4_K minus that of Q4_K with importance from text of the model's kind",
           refuted="it loses more",
           parts=lambda s: {"from text of its kind": s.k_quants.excess["Q4_K"] - s.k_quants.excess["Q4_K, importance"]},
-          means=lambda s: "excess " + s.k_quants.excess.listed("Q4_K, importance", "Q4_K", "Q4_K, importance from other text",
-                                                               "Q4_K, equal importance", "Q4_K, shuffled importance"),
           why={SIZE_OPEN: "The lead is about δ. On average half of it needs no importance: llama.cpp then has another search, "
                "which gains that much with the same number for every input. Importance from another kind of text gains as much "
                "as that from its own, and with either Q4_K loses as little as GPTQ."}),
@@ -287,9 +207,6 @@ SCHEME_CLAIMS = (
           refuted="training on 16 bits is ahead in one of the two formats",
           parts=lambda s: {"NF4": s.qlora.to_NF4["16 bits"] - s.qlora.merged_and_rounded["NF4"],
                            "int3": s.qlora.to_int3["16 bits"] - s.qlora.merged_and_rounded["int3"]},
-          means=lambda s: "after merging and rounding, " + "; ".join(
-              f"{c}: {to['16 bits']} trained on 16 bits, {s.qlora.merged_and_rounded[c]} on the rounded base"
-              for c, to in (("NF4", s.qlora.to_NF4), ("int3", s.qlora.to_int3))) + " nats/token",
           why={LEVEL: "QLoRA makes up for the rounding errors of its base, and rounding the merged weights makes new ones (a "
                "conjecture)."}),
 )

@@ -120,7 +120,7 @@ SMOLLM2 = Experiment(
 def table(results: Results) -> str:
     """The results as Markdown: means over seeds; in brackets, of domain, the paired difference to full fine-tuning ± half
     of its 95 % interval."""
-    from ..claims.words import beside
+    from ..markdown import beside
     from ..markdown import table as markdown_table
 
     def row(c: str, trial: Trial) -> tuple[str, ...]:

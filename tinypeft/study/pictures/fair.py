@@ -7,7 +7,7 @@ import numpy as np
 from .. import plot
 from ..about import about
 from ..claims.deltas import FINE_TUNING
-from ..effects import effect, read
+from ..effects import read
 from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..stored import load
@@ -72,9 +72,7 @@ def points(r: Results, method: str, best: float) -> tuple[np.ndarray, np.ndarray
 
 def spread(r: Results, method: str, at: int) -> tuple[float, float]:
     """Half of the 95 % intervals of what a method learns and forgets at one of its rates: differences to the frozen base."""
-    def half(metric):
-        rows = read(r, method, metric, at)
-        return effect(np.array(list(rows.by_seed.values())), rows.weights).half
+    half = lambda metric: read(r, method, metric, at).effect.half
     return half("learned"), half("forgotten")
 
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from .. import plot
 from ..about import about
-from ..effects import difference, read
+from ..effects import read
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
@@ -165,7 +165,7 @@ def dylora(results: Path) -> plot.Drawing:
              "LoRA cut": (r, "LoRA r=16, cut", "loss", ("vermillion", "o"))}
     fig, ax = plot.figure(height=4.0)
     each = [read(one, str(b)) for b in ranks]
-    half = {name: np.array([difference(read(r, c, metric, i), each[i]).half for i in range(len(ranks))]) if of is r else
+    half = {name: np.array([(read(r, c, metric, i) - each[i]).effect.half for i in range(len(ranks))]) if of is r else
             np.zeros(len(ranks)) for name, (of, c, metric, _) in lines.items()}
     mean = {name: plot.band(ax, ranks, of, c, metric, look, half=half[name]) for name, (of, c, metric, look) in lines.items()}
     ax.set_xscale("log", base=2)

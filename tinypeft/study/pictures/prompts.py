@@ -6,7 +6,7 @@ import numpy as np
 from .. import plot
 from ..about import about
 from ..bases import SIZES, draws_of
-from ..effects import Effect, read, share
+from ..effects import Effect, read
 from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..stored import load
@@ -46,7 +46,7 @@ def soft_prompts(results: Path) -> plot.Drawing:
 
 def of_full(r: Results, condition: str, full: str) -> Effect:
     """The share of full fine-tuning's gain that a condition reaches."""
-    return share(read(r, condition, "gain"), read(r, full, "gain"))
+    return (read(r, condition, "gain") / read(r, full, "gain")).effect
 
 
 def prompt_sizes(results: Path) -> plot.Drawing:
