@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tinypeft.peft import METHODS
-from tinypeft.study import bases
 from tinypeft.study.claims import ALL_CLAIMS, judge, methods, tables
 from tinypeft.study.claims.deltas import FINE_TUNING
 from tinypeft.study.claims.measured import Study
@@ -25,12 +24,6 @@ from .world import distinct, world
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 EFFECTS = json.loads((Path(__file__).parent / "effects.json").read_text("utf-8"))       # a claim's text → kind, δ, effects
-
-
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch):
-    """Three bases of each size, as the made-up results have them."""
-    for size in bases.SIZES: monkeypatch.setitem(bases.DRAWS, size, (0, 1, 2))
 
 
 def verdicts(results, *claims):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..peft import METHODS
 from ..quant import SCHEMES
+from .markdown import table
 
 __all__ = ["ABOUT", "ARMS", "About", "about", "class_link", "code", "lesson_map", "linked", "name_of"]
 
@@ -143,19 +144,18 @@ def name_of(value: object) -> str:
 
 
 # -- tables --------------------------------------------------------------------------------------------
-def lesson_map(prefix: str = "") -> str:
+def lesson_map() -> str:
     """Methods and schemes in the order of their lessons, as a Markdown table: lesson, title, equation, papers.
-    Lessons are linked where the notebooks are (a checkout). prefix: path to the folder `lessons`."""
-    known = [about(name) for name in (*METHODS, *SCHEMES, "qlora", "loftq")]
-    rows = [f"| {lesson(a.lesson, prefix)} | {a.title} | {code(a.equation)} | {linked(*a.papers)} |"
-            for a in sorted(known, key=lambda a: a.lesson)]
-    return "\n".join(["| lesson | method or scheme | equation | papers |", "|---|---|---|---|", *rows])
+    Lessons are linked where the notebooks are (a checkout), for a page in their folder."""
+    known = sorted(map(about, (*METHODS, *SCHEMES, "qlora", "loftq")), key=lambda a: a.lesson)
+    return table(("lesson", "method or scheme", "equation", "papers"),
+                 [(lesson(a.lesson), a.title, code(a.equation), linked(*a.papers)) for a in known])
 
 
-def lesson(number: str, prefix: str) -> str:
+def lesson(number: str) -> str:
     """A lesson's number, linked to its notebook if that exists."""
     notebooks = sorted((Path(__file__).parents[2] / "lessons").glob(f"{number}_*.ipynb"))
-    return f"[{number}]({prefix}{notebooks[0].name})" if notebooks else number
+    return f"[{number}]({notebooks[0].name})" if notebooks else number
 
 
 def class_link(cls: type, prefix: str) -> str:

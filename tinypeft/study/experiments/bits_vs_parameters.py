@@ -95,4 +95,4 @@ PRETRAINED_FOR = Experiment(
      "parts": "the same on each part of the text"},
     measure_trained_for, {"small": "small", "medium": "medium"},
     {"pretrained_for": [2000, 16000], "bits": 3, "group_size": 32, "calibration": 1, "test": 64, "parts": list(PARTS)},
-    {"pretrained_for": [2, 16000], "parts": [23], "test": 16, "seeds": (0,), "conditions": ("small",)}, seeds=DRAWS["small"])
+    {"pretrained_for": [2, 16000], "parts": [23], "test": 16, "seeds": (0,), "conditions": ("small",)}, seeds=DRAWS)
