@@ -165,17 +165,17 @@ def test_an_expression_lists_the_means_that_it_reads():
     s = Study(results.__getitem__)
     difference = s.rank["1"] - s.rank["8"]
     assert difference.effect.mean == pytest.approx(0.03, abs=0.002) and s.names == ["rank"]
-    assert s.means() == f"1 {s.rank['1'].mean:.3f}, 8 {s.rank['8'].mean:.3f} nats/token (rank)"
+    assert s.means() == f"1: {s.rank['1'].mean:.3f}, 8: {s.rank['8'].mean:.3f} nats/token (rank)"
 
 
 @pytest.mark.parametrize("read, says", [
     (lambda s: (s.toy["a"], s.toy["b, c"], s.toy.weight_error["a"]),
-     "a 2.000; b, c 1.500 nats/token (toy); weight error a 25.0 % (toy)"),
-    (lambda s: s.toy.list["a", 1], "list a 1.000 / 2.000 (toy)"),
-    (lambda s: s.toy.long["a", 1], "long a 0.000 to 12.000 (toy)"),
-    (lambda s: s.toy.nested["a"], "nested a 2.000 / 5.000 (toy)"),
-    (lambda s: s.toy.list.at("a", sizes=8), "list a 1.000 / 2.000 (toy)"),
-    (lambda s: s.gain(s.toy["a"]), "a 2.000 nats/token (toy); frozen 3.000 nats/token (methods)")],
+     "a: 2.000; b, c: 1.500 nats/token (toy); weight error a: 25.0 % (toy)"),
+    (lambda s: s.toy.list["a", 1], "list a: 1.000 / 2.000 (toy)"),
+    (lambda s: s.toy.long["a", 1], "long a: 0.000 to 12.000 (toy)"),
+    (lambda s: s.toy.nested["a"], "nested a: 2.000 / 5.000 (toy)"),
+    (lambda s: s.toy.list.at("a", sizes=8), "list a: 1.000 / 2.000 (toy)"),
+    (lambda s: s.gain(s.toy["a"]), "a: 2.000 nats/token (toy); frozen: 3.000 nats/token (methods)")],
     ids=["by metric and experiment", "all entries of a list", "ends of a long list", "nested lists", "by setting", "a gain"])
 def test_means_in_words(read, says):
     a = {"loss": 2.0, "weight_error": 0.25, "list": [1, 2], "long": list(range(13)), "nested": [[1, 3], [4, 6]]}
@@ -215,8 +215,8 @@ def test_the_tables(folder):
     assert f"| One of there | {paper}: 70.1 | {measured}" in page.splitlines()
     gone = "not measured: `python -m tinypeft figures gone --rerun`"
     assert f"| One of gone | the study's own, on {paper}: 70.1 | {gone} | 0.02 nats/token | not measured |  |" in page
-    assert f"| One of there | {paper}: 70.1 | a 1.000, b 1.050 nats/token (there) | It must. |" in page
-    row = "| One of there | b minus a | better, 0.02 nats/token | b is ahead | a 1.000, b 1.050 nats/token (there) | "
+    assert f"| One of there | {paper}: 70.1 | a: 1.000, b: 1.050 nats/token (there) | It must. |" in page
+    row = "| One of there | b minus a | better, 0.02 nats/token | b is ahead | a: 1.000, b: 1.050 nats/token (there) | "
     assert f"{row}{tables.judged(folder, claims)[0].p:.2g} |" in more
     assert more.count("One of") == 2
 
@@ -224,9 +224,9 @@ def test_the_tables(folder):
 def test_a_claim_in_words(folder):
     there, gone, must = tables.judged(folder, (small(), small("gone"), small(by_construction="It must.")))
     assert tables.in_words(there) == ("**reproduced**. Effect (plus supports the claim): +0.050 ± 0.009 (b); δ is 0.02 "
-                                      "nats/token. Measured: a 1.000, b 1.050 nats/token (there)")
+                                      "nats/token. Measured: a: 1.000, b: 1.050 nats/token (there)")
     assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
-    assert tables.in_words(must) == "a 1.000, b 1.050 nats/token (there). It holds by construction: It must"
+    assert tables.in_words(must) == "a: 1.000, b: 1.050 nats/token (there). It holds by construction: It must"
 
 
 def test_means_stand_without_an_interval_and_differences_are_paired():

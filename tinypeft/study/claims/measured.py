@@ -53,7 +53,7 @@ class Study:
         said = []
         for (name, metric), means in self.shown.items():
             comma = "; " if any(", " in condition for condition in means) else ", "
-            text = comma.join(f"{condition} {mean}" for condition, mean in means.items())
+            text = comma.join(f"{condition}: {mean}" for condition, mean in means.items())
             text = f"{text} nats/token" if metric == "loss" else f"{WORDS.get(metric, metric.replace('_', ' '))} {text}"
             said.append(f"{text} ({name})")
         return "; ".join(said)
