@@ -46,7 +46,6 @@ make no pairs, and over the text.
 *domain* is to continue Matplotlib's documentation, which the base never saw, and *classify* asks which package a sentence
 documents. Excess is the loss that rounding adds. Where outliers are planted, a few features of every layer norm's output, which
 query, key, value and mlp.up read, were made larger on purpose. What is called a conjecture was not measured.
-
 Measured means are those of all that an effect is computed from. The experiment stands in brackets behind them, `small:1` is a
 base of the size *small* that was drawn with seed 1, and a list has a mean for each of its entries.
 
