@@ -66,7 +66,7 @@ def test_a_drawn_base_is_read_from_the_cache(tmp_path, monkeypatch):
 
 def documents_of(seed):
     """The beginnings of the documents of a seed's part. Its tokens lie between two cuts, and begin with a document."""
-    windows = [row for x, _ in apart(seed, 64, 128) for row in x]
+    windows = [row for x, _ in apart(seed, 64) for row in x]
     assert 45 <= len(windows) <= 64, seed
     text = np.concatenate(windows)
     ends = np.flatnonzero(text == own_text().tokenizer.end_of_text) + 1

@@ -27,14 +27,15 @@ __all__ = ["PARTS", "Sample", "base_model", "costs", "draw", "logits_of", "mean_
 
 
 PARTS = tuple(range(23, 31))                             # the seeds of what is rounded: 0 to 7 had been seen
+CONTEXT = 128                                            # tokens of a window
 LONGEST = 2048                                           # tokens of a document: a quarter of a part
-base_model = functools.cache(load_base)            # shared by all: to change one, take `tuning.pretrained()`
+base_model = functools.cache(load_base)                  # shared by all: to change one, take `tuning.pretrained()`
 
 
 @functools.cache
-def own_text(context: int = 128) -> LanguageModelling:
+def own_text() -> LanguageModelling:
     """Language modelling of the text that the base was trained on, to train on and to test."""
-    return LanguageModelling.of_corpus("base", corpus.base_corpus(), base_model().tokenizer, context)
+    return LanguageModelling.of_corpus("base", corpus.base_corpus(), base_model().tokenizer, CONTEXT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,36 +48,35 @@ class Sample:
 
 
 @functools.lru_cache(maxsize=2)
-def draw(seed: int, calibration: int = 32, test: int = 64, context: int = 128, split: str = "test") -> Sample:
-    """Windows of `context` tokens of the base's own text that `seed` draws, to calibrate on and to test on. A rate is chosen on
+def draw(seed: int, calibration: int = 32, test: int = 64, split: str = "test") -> Sample:
+    """Windows of CONTEXT tokens of the base's own text that `seed` draws, to calibrate on and to test on. A rate is chosen on
     windows of split "validation", which are drawn anywhere; two seeds may then share a document."""
-    task, rng = own_text(context), np.random.default_rng([seed, 0])
+    task, rng = own_text(), np.random.default_rng([seed, 0])
     tokens = task.batch("train", calibration, rng)[0]
-    windows = ([task.batch(split, 16, rng) for _ in range(-(-test // 16))] if split == "validation" else
-               apart(seed, test, context))
+    windows = [task.batch(split, 16, rng) for _ in range(-(-test // 16))] if split == "validation" else apart(seed, test)
     logits = [logits_of(base_model(), x) for x, _ in windows]
     return Sample(tokens, windows, logits, mean_loss(logits, windows))
 
 
-def apart(seed: int, test: int, context: int) -> list:
+def apart(seed: int, test: int) -> list:
     """[(tokens, targets)], each (16, T) or less: the part of the test text that belongs to a seed.
 
     The documents are shuffled, always in the same way, laid end to end, and cut into parts of `test` windows. A document that a
     cut divides is left out of the later part, which then has fewer windows, and those of more than LONGEST tokens are left out
     of all. Seeds that differ by the number of parts (14 of 64 windows) share one.
     """
-    task = own_text(context)
+    task = own_text()
     ids = task.data("test")
     documents = np.split(ids, np.flatnonzero(ids[:-1] == task.tokenizer.end_of_text) + 1)[1:]
     documents = [document for document in documents if len(document) <= LONGEST]
     shuffled = [documents[i] for i in np.random.default_rng(0).permutation(len(documents))]
     starts = np.cumsum([0, *map(len, shuffled)])
-    size = test * context
+    size = test * CONTEXT
     part = seed % ((starts[-1] - 1) // size)
     first = starts[starts >= part * size][0]
     ids = np.concatenate(shuffled)[first:(part + 1) * size + 1]
-    n = (len(ids) - 1) // context
-    windows = ids[np.arange(n)[:, None] * context + np.arange(context + 1)]        # (n, T + 1)
+    n = (len(ids) - 1) // CONTEXT
+    windows = ids[np.arange(n)[:, None] * CONTEXT + np.arange(CONTEXT + 1)]        # (n, T + 1)
     return [(windows[i:i + 16, :-1], windows[i:i + 16, 1:]) for i in range(0, n, 16)]
 
 
