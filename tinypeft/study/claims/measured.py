@@ -74,9 +74,6 @@ class Measured:
         return self.study.load(self.name)
 
     @property
-    def conditions(self) -> tuple[str, ...]: return self.results.conditions
-
-    @property
     def settings(self) -> dict: return self.results.record["settings"]
 
     def __getitem__(self, what: str | tuple[str, int]) -> Rows:

@@ -112,7 +112,7 @@ SCHEME_CLAIMS = (
           contrast="excess of each other format minus that of NF4",
           refuted="one of the other formats loses less",
           parts=lambda s: {f"against {c}": s.formats.excess[c] - s.formats.excess["NF4"]
-                           for c in s.formats.conditions if c != "NF4"},
+                           for c in s.formats.results.conditions if c != "NF4"},
           why={SIZE_OPEN: "FP4 E2M1 and integers with a zero point lose about δ more, so the order of the best three hardly "
                "matters on this base."}),
     Claim("Double quantization saves 0.373 bits per weight and costs nothing", "2305.14314", WITHIN, QUANTIZATION,
