@@ -9,13 +9,12 @@ import pytest
 import tinypeft as tp
 from tests.test_checkout import FILES
 from tinypeft.commands.cli import parser
-from tinypeft.study.claims import ALL_CLAIMS, tables
-from tinypeft.study.pages import ROOT, SECTIONS, filled, main_job, over_seeds, table
+from tinypeft.study.pages import ROOT, SECTIONS, filled, table
 
 RESULTS = ROOT / "figures" / "results"
 PAGES = {path: (ROOT / path).read_text("utf-8") for path in FILES if path.endswith(".md")}
-README, GALLERY = PAGES["README.md"], PAGES["figures/README.md"]
-BY_HAND = {path for path in PAGES if not path.startswith(("lessons/", "figures/"))}       # which have tests of their own
+README = PAGES["README.md"]
+BY_HAND = {path for path in PAGES if not path.startswith("lessons/")}                     # which have tests of their own
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.S)
 
 
@@ -32,14 +31,6 @@ def test_no_measured_number_is_written_by_hand(path):
     text = re.sub(r"<!-- ([\w-]+) -->.*?<!-- /\1 -->", "", PAGES[path], flags=re.S)
     text = re.sub(r"\[\d{4}\.\d{5}\]\([^)]*\)|\]\([^)]*\)", "", CODE.sub("", text))
     assert set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", text)) <= {"3.11", "4.5"}
-
-
-@pytest.mark.parametrize("part", [main_job, over_seeds, lambda results: tables.table(results, ALL_CLAIMS),
-                                  lambda results: tables.details(tables.judged(results, ALL_CLAIMS)),
-                                  lambda results: tables.the_rule()],
-                         ids=["main job", "over seeds", "claims", "details", "rule"])
-def test_the_gallery_has_the_tables_of_the_main_job_and_of_the_study(part):
-    assert part(RESULTS) in GALLERY, "run `python -m tinypeft figures`"
 
 
 def test_changed_results_change_the_page(tmp_path):

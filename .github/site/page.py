@@ -34,7 +34,9 @@ BOX = "<div class='{}'>\n\n{}\n\n</div>"
 
 
 def read(path):
-    return (ROOT / path).read_text("utf-8")
+    """The text of a file of the checkout; of the study's page without the marks of its sections."""
+    text = (ROOT / path).read_text("utf-8")
+    return re.sub(r"<!-- /?\w+ -->\n?", "", text) if path == STUDY else text
 
 
 def files():

@@ -625,7 +625,7 @@ for stabilized, colour, marker, label in looks:
     y = changes[stabilized]
     ax.loglog(ranks, y, color=plot.COLOURS[colour], marker=marker, ls="--" if stabilized else "-")
     ax.text(70, y[-1], label, color=plot.COLOURS[colour], va="center")
-plot.count_axis(ax.xaxis, 2)
+plot.plain_log(ax.xaxis, ranks)
 ax.set(xlabel="rank r", ylabel="‖ΔW‖ after one step", xlim=(0.9, 110), ylim=(0.05, 5))
 plot.plain_log(ax.yaxis)
 fig.set_label("The size of the first change against the rank, both axes logarithmic. With α/r it "

@@ -41,8 +41,15 @@ def test_a_picture_can_be_read(drawn, folder, name):
 
 
 def test_the_page_is_what_the_results_say(drawn):
-    """All its numbers come from results files, because the page does: it is made again here and is the same."""
-    assert gallery.page(drawn, FIGURES / "results") == (FIGURES / "README.md").read_text("utf-8")
+    """The numbers of its sections come from results files, because the sections do: they are made again here, and are the
+    same."""
+    page = (FIGURES / "README.md").read_text("utf-8")
+    assert gallery.filled_page(page, drawn, FIGURES / "results") == page, "run `python -m tinypeft figures`"
+
+
+def test_another_folder_gets_the_pictures_alone(drawn, folder):
+    """The page and its words are the checkout's."""
+    assert {path.name for path in folder.iterdir()} == {"results", *(PICTURES[name].file(name) for name in drawn)}
 
 
 def trained(results):

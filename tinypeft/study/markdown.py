@@ -1,11 +1,11 @@
-"""What the makers of tables share: a Markdown table, a table as text, two means in a cell, and a file of results."""
+"""What the makers of tables and of words share: tables, numbers in a sentence, and a file of results."""
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .experiment import Results
 
-__all__ = ["aligned", "beside", "read", "table"]
+__all__ = ["aligned", "beside", "listed", "pm", "read", "table"]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -28,6 +28,16 @@ def beside(results: Results, condition: str, reference: str, metric: str = "loss
     if condition == reference: return plain
     mean, half = results.difference(condition, reference, metric)
     return f"{plain} ({times * mean:+.{decimals}f} ± {times * half:.{decimals}f})"
+
+
+def listed(values: Mapping[str, float], form: str = ".3f", unit: str = "") -> str:
+    """Names with their numbers: "LoRA 2.634, full 2.366". form: as for `format`."""
+    return ", ".join(f"{name} {value:{form}}{unit}" for name, value in values.items())
+
+
+def pm(mean: float, half: float, form: str = ".3f") -> str:
+    """"mean ± half of the 95 % interval"."""
+    return f"{mean:{form}} ± {half:.3f}"
 
 
 def read(results: Path, name: str) -> dict:

@@ -28,7 +28,7 @@ from .experiment import Results
 from .experiments import EXPERIMENTS
 from .experiments import smollm2 as real_model
 from .experiments.arms import SURVEYED
-from .markdown import beside, read, table
+from .markdown import beside, listed, pm, read, table
 from .pictures import drawing
 from .stored import load
 from .successors import successors
@@ -139,7 +139,10 @@ def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
     r, rows = load(results, "schemes"), []
     for name in names:
         label = nearest(r, name)
-        measured = (label.removesuffix(" *"), f"{r.mean(label, 'bits'):.2f}", pm(r, label, "excess")) if label else [""] * 3
+        measured = [""] * 3
+        if label:
+            added = pm(r.mean(label, "excess"), r.interval(label, "excess"))
+            measured = label.removesuffix(" *"), f"{r.mean(label, 'bits'):.2f}", added
         rows.append((*known(name, SCHEMES, prefix, papers), *measured))
     return (f"Loss that quantizing adds to the same model's test loss, over {len(r.seeds)} calibration sets.\n\n"
             + table(("scheme", "equation", *["papers"] * papers, "measured", "bits/weight", "nats/token"), rows))
@@ -157,11 +160,6 @@ def known(name: str, classes: dict[str, type], prefix: str, papers: bool) -> tup
     return (f"`{name}`: {link}", equation, linked(*about(name).papers)) if papers else (link, equation)
 
 
-def pm(r: Results, condition: str, metric: str) -> str:
-    """"mean ± half of the 95 % interval" in three decimals."""
-    return f"{r.mean(condition, metric):.3f} ± {r.interval(condition, metric):.3f}"
-
-
 def claims(results: Path) -> str:
     """How many claims there are, and how many of them have which verdict."""
     return count(judged(results, ALL_CLAIMS)).rstrip(".")
@@ -170,40 +168,30 @@ def claims(results: Path) -> str:
 # -- figures/README.md: the tables that are too long for the first page ---------------------------
 def main_job(results: Path) -> str:
     """The tables that `python -m tinypeft` prints."""
-    record = read(results, "compare")
-    return (f"`python -m tinypeft` prints these tables and draws the picture [compare.svg](compare.svg): fine-tuning on "
-            f"*domain* (Matplotlib's documentation) for {record['steps']} steps, and the loss that rounding adds on "
-            f"{record['judged_on']}. `python -m tinypeft --out figures` measures them again.\n\n"
-            f"```text\n{glance.tables(record)}\n```\n")
+    return f"```text\n{glance.tables(read(results, 'compare'))}\n```"
 
 
 def over_seeds(results: Path) -> str:
     """Every method on both tasks over seeds, and the baselines that need no language model."""
     r, baselines = load(results, "methods"), load(results, "baselines").record["runs"]
-    settings = r.record["settings"]
-    said = [f"{name} {loss:.3f} nats/token" for name, loss in baselines["domain"]["0"].items()]
-    said += [f"{name} {accuracy:.1%}" for name, accuracy in baselines["classify"]["0"].items()]
-    ahead = (min(baselines["domain"]["0"].values()) < min(r.mean(c, "loss") for c in r.conditions)
-             and max(baselines["classify"]["0"].values()) > max(r.mean(c, "accuracy") for c in r.conditions))
-    above = lambda c: (read_rows(r, c, "accuracy") - read_rows(r, "frozen", "accuracy")).effect.low > 0
-    below = lambda c: (read_rows(r, "frozen") - read_rows(r, c)).effect.low > 0
-    others = [c for c in r.conditions if c != "frozen"]
-    lacks = {task: [f"`{c}`" for c in others if not beats(c)] for task, beats in (("domain", below), ("classify", above))}
-    shown = " and ".join(f"on *{task}* every other method is shown to beat it"
-                         + f", but for {', '.join(methods)}" * bool(methods) for task, methods in lacks.items())
-    return (f"*domain* and *classify* with {settings['steps']} and {settings['classify_steps']} steps, {len(r.seeds)} seeds, "
-            "every method at its best learning rate on each task, by the loss on validation text: means, and in brackets the "
-            "difference to full fine-tuning ± half of its 95 % interval over seeds and test documents, paired. "
-            "`LinearProbe` is the frozen base, with a trained head on *classify*; the head has one rate in all rows, which "
-            "was not searched. "
-            + f"{shown[0].upper()}{shown[1:]}. Forgetting is the loss on test text of the base's "
-            "own kind after training on *domain*, minus that loss before. AdaLoRA adapts all six matrices of a block; LoRA "
-            "and DyLoRA adapt two by default. `python -m tinypeft figures methods baselines --rerun` measures them again.\n\n"
+    losses, accuracies, settings = baselines["domain"]["0"], baselines["classify"]["0"], r.record["settings"]
+    ahead = (min(losses.values()) < min(r.mean(c, "loss") for c in r.conditions)
+             and max(accuracies.values()) > max(r.mean(c, "accuracy") for c in r.conditions))
+    return (f"{settings['steps']} steps on *domain* and {settings['classify_steps']} on *classify*, {len(r.seeds)} seeds. "
+            f"{beats_the_frozen(r, 'domain', 'loss', -1)} {beats_the_frozen(r, 'classify', 'accuracy', 1)}\n\n"
             f"{on_both_tasks(r)}\n\n"
-            f"Baselines without a language model, on the same training split: {', '.join(said)}. "
-            "The 5-gram model and the bag of words read all of the training text"
-            + (", and are ahead of every method here" if ahead else "") + ". The methods read a seventh of "
-            "Matplotlib's, and the sentences of *classify* less than twice.\n")
+            f"Baselines without a language model, on the same training split: {listed(losses, unit=' nats/token')}, "
+            f"{listed(accuracies, '.1%')}."
+            + " The 5-gram model and the bag of words are ahead of every method here." * bool(ahead))
+
+
+def beats_the_frozen(r: Results, task: str, metric: str, sign: int) -> str:
+    """Name the methods not shown to beat the frozen base in a metric that should rise (sign 1) or fall (sign −1)."""
+    rows = lambda c: read_rows(r, c, metric)
+    gain = lambda c: (rows(c) - rows("frozen") if sign > 0 else rows("frozen") - rows(c)).effect
+    lacks = [f"`{c}`" for c in r.conditions if c != "frozen" and gain(c).low <= 0]
+    beaten = f"On *{task}* every other method is shown to beat `LinearProbe`"
+    return beaten + f", but for {', '.join(lacks)}" * bool(lacks) + "."
 
 
 def on_both_tasks(r: Results) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     from .experiment import Results
 
-__all__ = ["COLOURS", "Drawing", "band", "count_axis", "figure", "ink", "key", "label_ends",
-           "label_points", "line", "mark", "plain_log", "reference_line", "save", "style"]
+__all__ = ["COLOURS", "Drawing", "band", "figure", "ink", "key", "label_ends", "label_points", "line", "mark", "note",
+           "plain_log", "reference_line", "save", "style"]
 
 COLOURS = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
            "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7", "grey": "#8A8A8A"}
+GREY = "#606060"                                         # of notes
 
 STYLE = {
     "figure.figsize": (6.4, 3.6), "figure.dpi": 120, "savefig.dpi": 150, "font.size": 9, "axes.titlesize": 10,
@@ -82,9 +83,9 @@ def line(look: tuple[str, ...]) -> dict[str, str]:
 
 
 def ink(colour: str) -> str:
-    """The colour, darkened until letters on white have a contrast of 4.5 (WCAG 2, AA)."""
+    """The colour, a name or a value, darkened until letters on white have a contrast of 4.5 (WCAG 2, AA)."""
     from matplotlib.colors import to_hex, to_rgb
-    rgb = np.array(to_rgb(colour))
+    rgb = np.array(to_rgb(COLOURS.get(colour, colour)))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear *= min(1, 0.183 / max(linear @ (0.2126, 0.7152, 0.0722), 1e-9))
     return to_hex(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055))
@@ -106,33 +107,35 @@ def band(ax: Axes, x, results: Results, conditions: str | Iterable[str], metric:
     return mean
 
 
-def reference_line(ax: Axes, y: float, text: str, above: bool = False) -> None:
-    """Draw a grey horizontal line at y with its name at the left end, below (or above) it."""
-    ax.axhline(y, color=COLOURS["grey"], lw=1, ls="--")
-    ax.annotate(text, (0, y), xycoords=("axes fraction", "data"), textcoords="offset points",
-                       xytext=(4, 3 if above else -3), color="#606060", va="bottom" if above else "top")
+def note(ax: Axes, point: tuple[float, float], text: str, offset: tuple[float, float], colour: str = GREY,
+         **options) -> None:
+    """Write a text beside a point, on the side to which `offset` (in points of 1/72 inch) leads. colour: a name or a value."""
+    right, up = np.sign(offset).astype(int)
+    sides = {"ha": ("center", "left", "right")[right], "va": ("center", "bottom", "top")[up]}
+    ax.annotate(text, point, xytext=offset, textcoords="offset points", color=ink(colour), **sides | options)
 
 
-def count_axis(axis: Axis, base: int = 10) -> None:
-    """Write the ticks of a logarithmic axis as counts: 1 k, 10 k, 1 M; with base 2 as 1, 2, 4, 8."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def reference_line(ax: Axes, y: float, text: str, above: bool = False, colour: str = GREY) -> None:
+    """Draw a dashed horizontal line at y with its name at the left end, below (or above) it."""
+    ax.axhline(y, color=COLOURS.get(colour, COLOURS["grey"]), lw=1, ls="--")
+    note(ax, (0, y), text, (4, 3 if above else -3), colour, xycoords=("axes fraction", "data"))
+
+
+def plain_log(axis: Axis, ticks: Sequence[float] | None = None) -> None:
+    """Make an axis logarithmic and write its ticks as plain numbers: 0.5, 20, 10 k, 1 M. ticks: where; None: at 1, 2 and 5, or
+    over many decades at powers of ten."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     def words(n, _):
         for unit, name in (1e9, " G"), (1e6, " M"), (1e3, " k"):
             if n >= unit: return f"{n / unit:g}{name}"
         return f"{n:g}"
-    axis.set_major_locator(LogLocator(base))
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(10, (1, 2, 5) if high < 150 * low else (1,)) if ticks is None else FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(words))
     axis.set_minor_formatter(NullFormatter())
-
-
-def plain_log(axis: Axis) -> None:
-    """Put the ticks of a logarithmic axis at 1, 2 and 5, or over many decades at powers of ten, as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    low, high = sorted(axis.get_view_interval())
-    axis.set_major_locator(LogLocator(10, (1, 2, 5) if high < 150 * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    if ticks is not None: axis.set_minor_locator(NullLocator())
 
 
 def key(fig: Figure, looks: dict[str, tuple[str, ...]], columns: int = 3, hollow: tuple[str, ...] = ()) -> None:
@@ -144,35 +147,23 @@ def key(fig: Figure, looks: dict[str, tuple[str, ...]], columns: int = 3, hollow
     fig.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
-def label_ends(ax: Axes, labels: Iterable[tuple], gap: float = 0, size: float = 9) -> None:
+def label_ends(ax: Axes, labels: Iterable[tuple], size: float = 9) -> None:
     """Write labels (x, y, text, colour) to the right of the ends of lines, moved apart vertically until none overlap."""
+    from scipy.optimize import isotonic_regression
     ax.figure.draw_without_rendering()
     scale = 72 / ax.figure.dpi
     items = sorted([(ax.transData.transform(label[:2])[1] * scale, *label) for label in labels], key=lambda item: item[0])
-    heights = [size * 1.3 * (1 + text.count("\n")) for _, _, _, text, _ in items]
-    places = moved_apart([item[0] for item in items], heights)
+    heights = size * 1.3 * np.array([1 + text.count("\n") for _, _, _, text, _ in items])
+    apart = np.concatenate([[0], (heights[1:] + heights[:-1]).cumsum() / 2])          # of each label from the lowest
+    places = isotonic_regression([item[0] for item in items] - apart).x + apart       # as near to the ends as can be
     for place, (here, x, y, text, colour) in zip(places, items, strict=True):
-        ax.annotate(text, (x, y), xytext=(6 + gap, place - here), textcoords="offset points", color=ink(colour), fontsize=size,
-                    va="center", annotation_clip=False)
-
-
-def moved_apart(wishes: list[float], heights: list[float]) -> np.ndarray:
-    """Positions as near as possible to the ascending `wishes`, with neighbours at least half the sum of their heights
-    apart."""
-    runs = []                                            # [number of members, position of the first]
-    offsets = np.concatenate([[0], np.cumsum((np.asarray(heights)[1:] + np.asarray(heights)[:-1]) / 2)])
-    for wish, offset in zip(wishes, offsets, strict=True):
-        runs.append([1, wish - offset])
-        while len(runs) > 1 and runs[-2][1] > runs[-1][1]:
-            (n2, s2), (n1, s1) = runs.pop(), runs.pop()
-            runs.append([n1 + n2, (n1 * s1 + n2 * s2) / (n1 + n2)])
-    return np.repeat([start for _, start in runs], [n for n, _ in runs]) + offsets
+        note(ax, (x, y), text, (6, place - here), colour, va="center", fontsize=size, annotation_clip=False)
 
 
 def label_points(ax: Axes, points: list[tuple], size: float = 9) -> None:
     """Write each label beside its point, where it covers no other text, no point, and no line or bar that the axes have.
 
-    points: (x, y, text, colour). The places tried are right, left, above and below, then further and further up and down.
+    points: (x, y, text, colour). The places tried are right, left, above and below, then further and further away.
     A label far from its point gets a thin line to it.
     """
     from matplotlib.transforms import Bbox
@@ -188,8 +179,8 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9) -> None:
         box = label.get_window_extent(renderer)
         w, h = box.width / dots, box.height / dots
         beside, above = w / 2 + 7, h / 2 + 5
-        places = [(beside, 0), (-beside, 0), (0, above), (0, -above)]
-        for step in np.arange(4, 140, 4): places += [(beside, step), (beside, -step), (-beside, step), (-beside, -step)]
+        places = [(x, y) for far in range(0, 140, 4) for side in (1, -1)
+                  for x, y in ((beside, side * far), (-beside, side * far), (0, side * (above + far)))]
         for dx, dy in places:
             moved = Bbox.from_bounds(box.x0 + dx * dots, box.y0 + dy * dots, box.width, box.height)
             inside = ax.bbox.x0 <= moved.x0 and moved.x1 <= ax.bbox.x1 and ax.bbox.y0 <= moved.y0 and moved.y1 <= ax.bbox.y1
@@ -197,9 +188,9 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9) -> None:
             if inside and not crossed and not moved.count_overlaps(taken): break
         label.set_position((dx, dy))
         taken.append(moved)
-        if abs(dy) > h:
-            label.arrow_patch = None
-            ax.annotate("", (x, y), xytext=(dx - np.sign(dx) * w / 2, dy), textcoords="offset points",
+        if abs(dy) > (h if dx else above + 8):
+            end = (dx - np.sign(dx) * w / 2, dy) if dx else (0, dy - np.sign(dy) * h / 2)
+            ax.annotate("", (x, y), xytext=end, textcoords="offset points",
                         arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.6, "shrinkB": 4})
 
 

@@ -17,20 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import glance, k_quants, plot, pretraining
-from . import (
-    changes,
-    engine,
-    fair,
-    few_bits,
-    low_rank,
-    memory,
-    outliers,
-    prompts,
-    schematics,
-    speed,
-    weights,
-    whole,
-)
+from . import changes, engine, fair, few_bits, low_rank, memory, outliers, prompts, schematics, speed, weights, whole
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
 

@@ -25,18 +25,17 @@ def changes_of_a_weight(results: Path) -> plot.Drawing:
         singular = np.linalg.svd(W, compute_uv=False)
         rank = int((singular > 1e-6 * singular[0]).sum())
         ax.imshow(W, cmap="RdBu", vmin=-2.5 * W.std(), vmax=2.5 * W.std(), interpolation="nearest")
-        ax.grid(False)
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(f"{about(name_of(method)).short}\n{trained:,}, rank {rank}", fontsize=9)
-        said.append(f"{about(name_of(method)).short}: {trained:,} numbers, rank {rank}" + ", lengths of rows kept" * kept)
+        name = about(name_of(method)).short
+        ax.set(xticks=[], yticks=[], title=f"{name}\n{trained:,}, rank {rank}")
+        said.append(f"{name}: {trained:,} numbers, rank {rank}" + ", lengths of rows kept" * kept)
     for ax in axes.flat[len(SMALL):]: ax.set_axis_off()
     return plot.Drawing(
         fig,
         "What is trained decides what a change of a weight can look like: the rank is one limit among others.",
         f"The change ΔW of one weight of {D} × {D} = {D * D:,} numbers by the methods that change weights, at small settings, "
         "with what is trained drawn at random. Above each map stand how many numbers are trained, and the rank of ΔW. Red is "
-        "negative and blue is positive, each map in its own scale. AdaLoRA and DyLoRA look like LoRA, and (IA)³, a "
-        "factor for each output, scales the rows of the weight.",
+        "negative and blue is positive, each map in its own scale. AdaLoRA and DyLoRA look like LoRA, and (IA)³, a factor for "
+        "each output, scales the rows of the weight.",
         f"Maps of ΔW. {'; '.join(said)}.")
 
 

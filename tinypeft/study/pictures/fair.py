@@ -10,6 +10,7 @@ from ..claims.deltas import FINE_TUNING
 from ..effects import read
 from ..experiment import Results
 from ..experiments import EXPERIMENTS
+from ..markdown import pm
 from ..stored import load
 
 __all__ = ["forgetting", "pareto"]
@@ -33,7 +34,8 @@ def forgetting(results: Path) -> plot.Drawing:
         ax.errorbar(x[at], y[at], high, wide, ms=8, ls="none", **plot.mark(m))
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.margins(0.14, 0.08)
-    ax.set(xlabel="learned: loss on the new text falls by (nats/token)", ylabel="forgotten: loss on the old rises by")
+    ax.set(xlabel="learned: how far the loss on the new text falls (nats/token)",
+           ylabel="forgotten: how far the loss on the old rises (nats/token)")
     plot.label_points(ax, [(x[at], y[at], about(m).short, plot.mark(m)["color"]) for m, (x, y, at) in curve.items()])
     at_best = {m: (x[at], y[at]) for m, (x, y, at) in curve.items()}
     others = [m for m in methods if m != "full"]
@@ -45,11 +47,11 @@ def forgetting(results: Path) -> plot.Drawing:
                "methods that can be compared so." if known else "")
     return plot.Drawing(
         fig,
-        f"At its best learning rate full fine-tuning forgets {at_best['full'][1]:.2f} nats, more than "
-        f"{of_all(less, others)} other methods at theirs.{gentler}",
+        f"At its best learning rate full fine-tuning forgets {at_best['full'][1]:.2f} nats, more than {of_all(less, others)} "
+        f"other methods at theirs.{gentler}",
         f"Each curve is one method at {len(r.record['settings']['factors'])} learning rates; the large mark with its 95 % "
-        "intervals is the best on validation text, and the pale part has larger rates. Learned: on Matplotlib's documentation, "
-        f"{r.record['settings']['steps']} steps. Forgotten: on text of the kind that the base was trained on. "
+        "intervals is the best on validation text, and the pale part has larger rates. Learned: on Matplotlib's "
+        f"documentation, {r.record['settings']['steps']} steps. Forgotten: on text of the kind that the base was trained on. "
         f"{len(r.seeds)} seeds.",
         "Curves of forgetting over learning, in nats per token. At the best rates: " + ", ".join(
             f"{about(m).short} learns {x:.3f}, forgets {y:.3f}" for m, (x, y) in sorted(at_best.items(), key=lambda i: i[1]))
@@ -80,12 +82,8 @@ def forgotten_at(curve: tuple[np.ndarray, np.ndarray, int], learned: float) -> f
     """What a method forgets where it learns this much, on a straight line between two rates not above its best one; NaN if it
     never learns so little or so much."""
     x, y, at = curve
-    x, y = x[:at + 1], y[:at + 1]
-    for i in range(len(x) - 1):
-        if min(x[i], x[i + 1]) <= learned <= max(x[i], x[i + 1]):
-            part = (learned - x[i]) / (x[i + 1] - x[i]) if x[i + 1] != x[i] else 0.0
-            return float(y[i] + part * (y[i + 1] - y[i]))
-    return float("nan")
+    order = np.argsort(x[:at + 1])
+    return float(np.interp(learned, x[order], y[order], np.nan, np.nan))
 
 
 # -- over parameters and memory ------------------------------------------------------------------
@@ -120,10 +118,8 @@ def pareto(results: Path) -> plot.Drawing:
         ax.plot(*corners.T, color="#BBBBBB", lw=1, zorder=1)
         for m in methods: ax.errorbar(x[m], y[m], yerr=r.interval(m, "loss"), ms=7, ls="none", **plot.mark(m))
         plot.reference_line(ax, frozen, about("frozen").short)
-        ax.margins(x=0.12, y=0.1)
-        if ax is axes[0]:
-            ax.set_xscale("log")
-            plot.count_axis(ax.xaxis)
+        ax.margins(x=0.22, y=0.1)
+        if ax is axes[0]: plot.plain_log(ax.xaxis)
         ax.set(xlabel=label, ylabel="test loss (nats/token)")
         plot.label_points(ax, [(x[m], y[m], methods[m], plot.mark(m)["color"]) for m in methods])
     by_parameters, by_memory = front.values()
@@ -138,12 +134,12 @@ def pareto(results: Path) -> plot.Drawing:
         "; ".join(map(said, dict.fromkeys((few, fewer)))) + ".",
         f"Test loss on *domain* after {s['steps']} steps of {s['batch_size']} × 128 tokens, each method at its best learning "
         f"rate; bars are 95 % intervals over {len(r.seeds)} seeds and the documents, of what tells a method from the others. "
-        "Memory: 4 bytes for each weight and 8 for each trained one "
-        "(AdamW's two moments), and the peak of a training step, traced (activations and gradients). Grey steps: methods that "
-        f"are better by more than {MARGIN} nats than every cheaper one. The sentence names, of the methods with at "
-        f"most 15 % and at most 5 % of the parameters, the one that takes the least memory within {MARGIN} nats of the best.",
+        "Memory: 4 bytes for each weight and 8 for each trained one (AdamW's two moments), and the peak of a training step, "
+        f"traced (activations and gradients). Grey steps: methods that are better by more than {MARGIN} nats than every "
+        "cheaper one. The sentence names, of the methods with at most 15 % and at most 5 % of the parameters, the one that "
+        f"takes the least memory within {MARGIN} nats of the best.",
         f"Two scatter plots of test loss, over trained parameters and over memory. The frozen base is at {frozen:.3f}. "
-        + ", ".join(f"{methods[m]} {y[m]:.3f} ± {r.interval(m, 'loss'):.3f} ({percent(m):.2f} %, {memory[m]:.1f} MiB)"
+        + ", ".join(f"{methods[m]} {pm(y[m], r.interval(m, 'loss'))} ({percent(m):.2f} %, {memory[m]:.1f} MiB)"
                     for m in sorted(methods, key=gain, reverse=True))
         + f". On the steps over parameters: {', '.join(methods[m] for m in by_parameters)}; over memory: "
         f"{', '.join(methods[m] for m in by_memory)}.")

@@ -8,6 +8,7 @@ from ..about import about, name_of
 from ..bases import SIZES, draws_of
 from ..compared import COMPARED_SCHEMES
 from ..experiments import EXPERIMENTS
+from ..markdown import listed, pm
 from ..stored import load
 
 __all__ = ["bits_vs_parameters", "loftq", "qat", "qlora", "schemes"]
@@ -15,9 +16,10 @@ __all__ = ["bits_vs_parameters", "loftq", "qat", "qlora", "schemes"]
 
 def qlora(results: Path) -> plot.Drawing:
     r = load(results, "qlora")
-    looks = {"before": ("grey", "o", "before"), "after": ("blue", "o", "after: kept apart, or merged in 16 bits"),
-             "merged_into_16_bits": ("orange", "^", "merged into the weights before rounding"),
-             "merged_and_rounded": ("vermillion", "s", "merged, then rounded again")}
+    looks = {"before": ("grey", "o", "none"), "after": ("blue", "o", "none"), "merged_into_16_bits": ("orange", "^", "none"),
+             "merged_and_rounded": ("black", "s", "none")}
+    labels = ("before", "after: kept apart, or merged in 16 bits", "merged into the weights before rounding",
+              "merged, then rounded again")
     fig, ax = plot.figure(height=3.6)
     has = lambda base, metric: all(metric in run for run in r.record["runs"][base].values())
     shown = [(base, m) for base in r.conditions for m in looks if has(base, m)]
@@ -26,34 +28,30 @@ def qlora(results: Path) -> plot.Drawing:
         means = [r.mean(base, m) for m in there]
         ax.plot([min(means), max(means)], [y, y], color="#CCCCCC", lw=1, zorder=1)
         for metric, mean in zip(there, means, strict=True):
-            colour, marker, _ = looks[metric]
-            face = {"markerfacecolor": "white"} if metric == "before" else {}
-            ax.errorbar(mean, y, xerr=r.interval(base, metric, shown), ls="none", ms=7, color=plot.COLOURS[colour],
-                        marker=marker, **face)
+            hollow = {"mfc": "white"} if metric == "before" else {}
+            ax.errorbar(mean, y, xerr=r.interval(base, metric, shown), ms=7, **plot.line(looks[metric]) | hollow)
     ax.axvline(r.mean("16 bits", "after"), color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.set_yticks(range(len(r.conditions)), r.conditions)
     ax.invert_yaxis()
     ax.set(xlabel="test loss (nats/token)", ylabel="the frozen base in")
     ax.margins(y=0.12)
-    plot.key(fig, {text: (colour, marker, "none") for colour, marker, text in looks.values()}, 2, ("before",))
-    gap, half = r.difference("NF4", "16 bits", "after")
-    lost, lost_half = r.difference("NF4", "NF4", "merged_and_rounded", of_b="after")
-    at = lambda c, m: f"{r.mean(c, m):.3f}"
+    plot.key(fig, dict(zip(labels, looks.values(), strict=True)), 2, ("before",))
+    gap = pm(*r.difference("NF4", "16 bits", "after"))
+    lost = pm(*r.difference("NF4", "NF4", "merged_and_rounded", of_b="after"))
     return plot.Drawing(
         fig,
-        f"A LoRA learns as well on four bits as on sixteen, within {gap:.3f} ± {half:.3f} nats. Merging it and rounding again "
-        f"loses {lost:.3f} ± {lost_half:.3f} nats.",
+        f"A LoRA learns as well on four bits as on sixteen, within {gap} nats. If it is merged and rounded again, {lost} nats "
+        "are lost.",
         f"Test loss on *domain* before and after {r.record['settings']['steps']} steps of a LoRA of rank "
         f"{EXPERIMENTS['qlora'].conditions['16 bits'].method.rank} on all layers, each at its best learning rate. Dashed: "
         f"after training on the 16-bit base. {len(r.seeds)} seeds.",
-        "Dots per base. " + " ".join(f"{c}: before {at(c, 'before')}, after {at(c, 'after')}" + (
-            f", merged and rounded again {at(c, 'merged_and_rounded')}." if c != "16 bits" else ".") for c in r.conditions))
+        "Dots per base. " + " ".join(
+            f"{c}: {listed({m.replace('_', ' '): r.mean(c, m) for m in looks if has(c, m)})}." for c in r.conditions))
 
 
 def loftq(results: Path) -> plot.Drawing:
     r = load(results, "loftq")
-    bases, steps = ["NF4", "4 bits", "3 bits", "2 bits"], r.record["settings"]["steps"]
-    longer = [b for b in bases if f"LoftQ, {b}, {2 * steps} steps" in r.conditions]
+    bases, longer, steps = ["NF4", "4 bits", "3 bits", "2 bits"], ["3 bits", "2 bits"], r.record["settings"]["steps"]
     fig, axes = plot.figure(1, 2, height=3.5)
     looks = {"QLoRA": about("qlora").look, "LoftQ": about("loftq").look}
     for ax, metric in zip(axes, ("before", "after"), strict=True):
@@ -62,28 +60,24 @@ def loftq(results: Path) -> plot.Drawing:
             if metric == "after":
                 plot.band(ax, list(map(bases.index, longer)), r, [f"{method}, {b}, {2 * steps} steps" for b in longer], metric,
                           look, mfc="white", ls=":")
-        line = r.mean("LoRA, 16 bits", metric)
-        ax.axhline(line, color=plot.COLOURS["grey"], lw=1, ls="--")
-        ax.annotate("16 bits", (0, line), xytext=(0, -4), textcoords="offset points", va="top", color="#606060")
+        plot.reference_line(ax, r.mean("LoRA, 16 bits", metric), "16 bits")
         ax.set_xticks(range(len(bases)), bases)
         ax.margins(y=0.12)
-        ax.set_title(f"{metric} training", fontsize=9)
+        ax.set_title(f"{metric} training")
     axes[0].set_ylabel("test loss (nats/token)")
     plot.key(fig, {"QLoRA: starts at zero": looks["QLoRA"], "LoftQ: starts at what rounding lost": looks["LoftQ"]})
-    gain = {b: r.difference(f"QLoRA, {b}", f"LoftQ, {b}", "after") for b in bases}
+    gain = lambda base: pm(*r.difference(f"QLoRA, {base}", f"LoftQ, {base}", "after"))
+    loss = lambda method, base: listed({m: r.mean(f"{method}, {base}", m) for m in ("before", "after")})
     return plot.Drawing(
         fig,
-        "LoftQ starts a LoRA at the rounding error, and the fewer the bits, the more this helps: it ends "
-        f"{gain['2 bits'][0]:.3f} ± {gain['2 bits'][1]:.3f} nats lower than QLoRA at 2 bits and {gain['4 bits'][0]:.3f} ± "
-        f"{gain['4 bits'][1]:.3f} at 4 bits.",
+        f"LoftQ starts a LoRA at the rounding error, and the fewer the bits, the more this helps: it ends {gain('2 bits')} "
+        f"nats lower than QLoRA at 2 bits and {gain('4 bits')} at 4 bits.",
         f"A LoRA of rank {EXPERIMENTS['loftq'].conditions['LoRA, 16 bits'].method.rank} on all layers of a rounded base (NF4; "
         f"integers in groups of 32, asymmetric), before and after {steps} steps on *domain*, each at its best learning rate. "
         f"Hollow: after {2 * steps} steps at the same rate. {len(r.seeds)} seeds.",
-        "Lines over the base's bits. " + " ".join(
-            f"{b}: QLoRA {r.mean(f'QLoRA, {b}', 'before'):.3f} before and {r.mean(f'QLoRA, {b}', 'after'):.3f} after, LoftQ "
-            f"{r.mean(f'LoftQ, {b}', 'before'):.3f} and {r.mean(f'LoftQ, {b}', 'after'):.3f}." for b in bases)
-        + f" After {2 * steps} steps: " + "; ".join(f"{b}: " + ", ".join(
-            f"{m} {r.mean(f'{m}, {b}, {2 * steps} steps', 'after'):.3f}" for m in looks) for b in longer) + ".")
+        "Lines over the base's bits. "
+        + " ".join(f"{b}: QLoRA {loss('QLoRA', b)}; LoftQ {loss('LoftQ', b)}." for b in bases) + f" After {2 * steps} steps: "
+        + " ".join(f"{b}: {listed({m: r.mean(f'{m}, {b}, {2 * steps} steps', 'after') for m in looks})}." for b in longer))
 
 
 QAT = "round to nearest", "GPTQ", "PEQA", "LLM-QAT", "STE", "LSQ"
@@ -92,21 +86,20 @@ QAT = "round to nearest", "GPTQ", "PEQA", "LLM-QAT", "STE", "LSQ"
 def qat(results: Path) -> plot.Drawing:
     """A row for each way, a panel for each width; both panels have an axis of their own."""
     r, floor = load(results, "qat"), "float32, trained as long"
-    bits = [b for b in (3, 2) if f"GPTQ, {b} bits" in r.conditions]
+    bits = 3, 2
     found = {b: {name: r.difference(f"{name}, {b} bits", floor, "excess") for name in QAT} for b in bits}
     fig, axes = plot.figure(1, len(bits), height=2.8, sharey=True)
     order = sorted(QAT, key=lambda name: -found[bits[-1]][name][0])
     for ax, b in zip(axes, bits, strict=True):
-        for y, name in enumerate(order):
-            mean, half = found[b][name]
-            ax.errorbar(mean, y, xerr=half, ms=7, ls="none", color=plot.COLOURS["blue"], marker="o")
+        mean, half = zip(*map(found[b].get, order), strict=True)
+        ax.errorbar(mean, range(len(order)), xerr=half, ms=7, ls="none", color=plot.COLOURS["blue"], marker="o")
         ax.axvline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
-        ax.set_title(f"{b} bits", fontsize=9)
+        ax.set_title(f"{b} bits")
         ax.margins(x=0.08, y=0.12)
     axes[0].set_yticks(range(len(order)), order)
     axes[0].invert_yaxis()
     fig.supxlabel("loss above float32 (nats/token)", fontsize=9)
-    best, (at, *_) = order[-1], bits[-1:]
+    best, at = order[-1], bits[-1]
     return plot.Drawing(
         fig,
         f"Training moves rounded weights to better places: at {at} bits round to nearest costs "
@@ -116,7 +109,7 @@ def qat(results: Path) -> plot.Drawing:
         f"{r.record['settings']['steps']} steps on the base's own text, or on text that the base writes (LLM-QAT). The loss is "
         f"that above a float32 model trained as long, with 95 % intervals; {len(r.seeds)} seeds. The two axes differ.",
         "Dots with intervals. " + " ".join(
-            f"{b} bits: " + ", ".join(f"{name} {m:.3f} ± {h:.3f}" for name, (m, h) in found[b].items()) + "." for b in bits))
+            f"{b} bits: {', '.join(f'{name} {pm(*found[b][name])}' for name in QAT)}." for b in bits))
 
 
 def schemes(results: Path) -> plot.Drawing:
@@ -131,7 +124,7 @@ def schemes(results: Path) -> plot.Drawing:
         look = plot.mark(names[c]) | ({"mfc": "white"} if c.endswith("*") else {})
         left.errorbar(y[c], row, xerr=r.interval(c, "excess"), ls="none", ms=6, **look)
         right.barh(row, x[c], color="#C8C8C8", height=0.6)
-        right.annotate(f"{x[c]:.2f}", (x[c], row), xytext=(4, 0), textcoords="offset points", va="center")
+        plot.note(right, (x[c], row), f"{x[c]:.2f}", (4, 0), "black")
         if c in front:
             for ax in (left, right): ax.axhspan(row - 0.5, row + 0.5, color="#E8F1F8", lw=0, zorder=0)
     left.axvline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
@@ -142,11 +135,11 @@ def schemes(results: Path) -> plot.Drawing:
     four = min((c for c in x if 4 <= x[c] < 5 and not c.endswith("*")), key=y.get)
     return plot.Drawing(
         fig,
-        f"Eight bits cost almost nothing, four bits cost {y[four]:.3f} nats at best ({four}), and the best "
-        "schemes at three bits calibrate or train.",
-        f"Loss added to the base on held-out text of the kind it was trained on. Hollow: trained for "
-        f"{r.record['settings']['steps']} steps. Rows on blue: schemes that no other scheme beats in both "
-        f"bits and loss. {len(r.seeds)} seeds draw calibration, batches and test text.",
+        f"Eight bits cost almost nothing, four bits cost {y[four]:.3f} nats at best ({four}), and the best schemes at three "
+        "bits calibrate or train.",
+        "Loss added to the base on held-out text of the kind it was trained on. Hollow: trained for "
+        f"{r.record['settings']['steps']} steps. Rows on blue: schemes that no other scheme beats in both bits and loss. "
+        f"{len(r.seeds)} seeds draw calibration, batches and test text.",
         "A row for each scheme, with the loss added and the bits per weight: " + ", ".join(
             f"{c} {x[c]:.2f} bits {y[c]:+.3f}" for c in sorted(x, key=x.get, reverse=True)) + ".")
 
@@ -154,7 +147,7 @@ def schemes(results: Path) -> plot.Drawing:
 def bits_vs_parameters(results: Path) -> plot.Drawing:
     """A thin line for each base, a thick one for the mean of its size."""
     r = load(results, "bits_vs_parameters")
-    bits = list(dict.fromkeys(EXPERIMENTS["bits_vs_parameters"].conditions[c].bits for c in r.conditions))
+    bits = 16, 8, 4, 3, 2
     bases = {size: [b for b in draws_of(size) if f"{b}, {bits[0]} bits" in r.conditions] for size in SIZES}
     looks = dict(zip(SIZES, (("orange", "^"), ("sky", "s"), ("blue", "o")), strict=True))
     fig, (left, right) = plot.figure(1, 2, height=3.8, sharey=True)
@@ -163,14 +156,12 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
     for ax, metric in ((left, "matrices"), (right, "bytes")):
         for size, look in looks.items():
             x = of_size(size, metric) / 1024
-            several = loss[size] if len(loss[size]) > 1 else ()
-            for each in several: ax.plot(x, each, color=plot.COLOURS[look[0]], marker=look[1], ms=2, lw=0.8, alpha=0.5)
+            for each in loss[size]: ax.plot(x, each, ms=2, lw=0.8, alpha=0.5, **plot.line(look))
             ax.plot(x, loss[size].mean(0), ms=6, **plot.line(look))
             if ax is right or size != SIZES[-1]: continue
             for b, at, y in zip(bits, x, loss[size].mean(0), strict=True):
-                ax.annotate(str(b), (at, y), xytext=(-3, -3), textcoords="offset points", ha="right", va="top", color="#606060")
-        ax.set(xscale="log")
-        plot.count_axis(ax.xaxis)
+                plot.note(ax, (at, y), f"{b} bits" if b == bits[-1] else str(b), (3, 3))
+        plot.plain_log(ax.xaxis)
     left.set(xlabel="KiB of the matrices", ylabel="loss (nats/token)")
     right.set(xlabel="KiB in all, embeddings in 16 bits")
     left.margins(y=0.12)
@@ -190,9 +181,9 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
         f"Three bits of the larger base are {'better' if better else 'no better'} than sixteen of the smaller one: "
         f"{at(large, 3)}, {at(small, 16)}. In about the same memory the larger is {'ahead' if ahead else 'behind'}: "
         f"{at(large, as_large)}.",
-        f"Bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, "
-        f"groups of {r.record['settings']['group_size']}); {counts} parameters. Thin lines, if there are several, are single "
-        f"bases, thick ones their mean; {len(r.seeds)} seeds draw calibration and test text.",
+        f"Bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
+        f"of {r.record['settings']['group_size']}); {counts} parameters. Thin lines are single bases, thick ones their mean; "
+        f"{len(r.seeds)} seeds draw calibration and test text.",
         "Loss over memory, one line for each size. " + " ".join(
             f"{parameters[s]:,.0f} parameters: "
-            + ", ".join(f"{b} bits {x:.3f}" for b, x in zip(bits, loss[s].mean(0), strict=True)) + "." for s in SIZES))
+            f"{listed({f'{b} bits': x for b, x in zip(bits, loss[s].mean(0), strict=True)})}." for s in SIZES))

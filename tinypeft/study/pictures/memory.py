@@ -14,6 +14,7 @@ PARTS = {"weights": plot.COLOURS["blue"], "optimizer": plot.COLOURS["yellow"], "
 SHORT = {run: about(name).short for run, name in (           # run of the experiment → label
     *((name, name) for name in ("full", "adapter", "prompt", "prefix", "lora")),
     ("lora, all", "lora_all"), ("qlora, all", "qlora_all"))}
+ROWS, LENGTH = 8, 128                                    # of the base's batch
 BATCH, TOKENS = 1, 512                                   # of the 7 B model
 
 
@@ -24,9 +25,10 @@ def at_peak(found: dict[str, float], layers: int) -> dict[str, float]:
 
 
 def memory(results: Path) -> plot.Drawing:
+    from matplotlib.patches import Patch
     r = load(results, "memory")
     batches = r.record["settings"]["batches"]
-    i = batches.index([8, 128])
+    i = batches.index([ROWS, LENGTH])
     runs = [n for n in SHORT if f"{n}, base" in r.conditions]
     ours = {n: {part: r.mean(f"{n}, base", part)[i] for part in (*PARTS, "forward", "backward", "peak")} for n in runs}
     traced = {n: r.mean(f"{n}, base", "traced")[i] for n in runs}
@@ -34,41 +36,35 @@ def memory(results: Path) -> plot.Drawing:
     of_7b = lambda n: estimate(SHAPES["llama-7b"], steps[n].name, BATCH, TOKENS, MIXED, **steps[n].options)
     large = {n: of_7b(n) for n in ("full", "lora", "lora, all", "qlora, all")}
     fig, axes = plot.figure(2, 1, height=5.2, height_ratios=(len(ours), len(large) + 0.4))
-    for ax, rows, unit, layers in ((axes[0], ours, 2**20, SHAPES["base"].layers),
-                                   (axes[1], large, 2**30, SHAPES["llama-7b"].layers)):
+    for ax, rows, unit, shape in ((axes[0], ours, 2**20, "base"), (axes[1], large, 2**30, "llama-7b")):
         for y, (n, found) in enumerate(rows.items()):
             left = 0
-            for part, size in at_peak(found, layers).items():
-                ax.barh(y, size / unit, left=left, color=PARTS[part], height=0.7, edgecolor="white", lw=0.5,
-                        label=part if part not in ax.get_legend_handles_labels()[1] else None)
+            for part, size in at_peak(found, SHAPES[shape].layers).items():
+                ax.barh(y, size / unit, left=left, color=PARTS[part], height=0.7, edgecolor="white", lw=0.5)
                 left += size / unit
             end = max(left, traced[n] / unit) if rows is ours else left
-            ax.annotate(f"{left:.0f}", (end, y), xytext=(7, 0), textcoords="offset points", va="center")
+            plot.note(ax, (end, y), f"{left:.0f}", (7, 0), "black")
         ax.set_yticks(range(len(rows)), [SHORT[n] for n in rows])
         ax.grid(False)
         ax.invert_yaxis()
         ax.margins(x=0.08)
     for y, n in enumerate(ours): axes[0].plot(traced[n] / 2**20, y, marker="D", ms=5, color="black", mfc="white", ls="none")
-    axes[0].set(xlabel="MiB at the peak; diamonds: traced")
-    axes[1].set(xlabel="GiB at the peak")
-    rows, tokens = batches[i]
-    axes[0].set_title(f"the base, {rows} × {tokens} tokens, 32 bits", fontsize=9)
-    axes[1].set_title(f"LLaMA 7 B, {BATCH} × {TOKENS} tokens, 16 bits, trained in 32, QLoRA's base in NF4", fontsize=9)
-    handles = dict(pair[::-1] for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True))
-    fig.legend([handles[p] for p in PARTS], PARTS, loc="outside upper center", ncols=len(PARTS))
+    axes[0].set(xlabel="MiB at the peak; diamonds: traced", title=f"the base, {ROWS} × {LENGTH} tokens, 32 bits")
+    axes[1].set(xlabel="GiB at the peak",
+                title=f"LLaMA 7 B, {BATCH} × {TOKENS} tokens, 16 bits, trained in 32, QLoRA's base in NF4")
+    fig.legend([Patch(color=colour) for colour in PARTS.values()], PARTS, loc="outside upper center", ncols=len(PARTS))
     off = {c: abs(r.mean(c, "peak") / r.mean(c, "traced") - 1) for c in r.conditions}
     shown, worst = max(off[f"{n}, base"][i] for n in runs), max(x.max() for x in off.values())
     gib = {n: large[n]["peak"] / 2**30 for n in large}
     return plot.Drawing(
         fig,
-        f"LoRA saves the memory of optimizer and gradients; QLoRA also saves the memory of weights: 7 B parameters take "
+        "LoRA saves the memory of optimizer and gradients; QLoRA also saves the memory of weights: 7 B parameters take "
         f"{gib['full']:.0f} GiB, {gib['lora, all']:.0f} with LoRA and {gib['qlora, all']:.0f} with QLoRA, both on all "
         "matrices.",
-        "In the lower panel everything is in 16 bits but what is trained, which is in 32, and QLoRA's base, in NF4. "
-        "Peak memory by formula (`python -m tinypeft memory`), at the end of the forward or of the backward pass, whichever is "
-        "larger. Working: logits and short-lived values of operations. The bars in the upper panel are within "
-        f"{shown:.1%} of the bytes traced in a training step; all {len(r.conditions) * len(batches)} cases tried are within "
-        f"{worst:.0%}.",
+        "In the lower panel everything is in 16 bits but what is trained, which is in 32, and QLoRA's base, in NF4. Peak "
+        "memory by formula (`python -m tinypeft memory`), at the end of the forward or of the backward pass, whichever is "
+        f"larger. Working: logits and short-lived values of operations. The bars in the upper panel are within {shown:.1%} of "
+        f"the bytes traced in a training step; all {len(r.conditions) * len(batches)} cases tried are within {worst:.0%}.",
         "Stacked bars. The base, predicted and traced, in MiB: " + ", ".join(
             f"{SHORT[n]} {ours[n]['peak'] / 2**20:.1f} and {traced[n] / 2**20:.1f}" for n in ours) + ". LLaMA 7 B, in GiB: "
         + ", ".join(f"{SHORT[n]} {g:.1f}, of which weights take {large[n]['weights'] / 2**30:.1f}" for n, g in gib.items())

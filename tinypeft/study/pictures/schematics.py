@@ -93,7 +93,7 @@ def methods_in_a_block(results: Path) -> plot.Drawing:
     fig, axes = plot.figure(3, 4, height=7.4)
     c = {name: plot.mark(name)["color"] for name in (*METHODS, "peqa")}
     (full, adapter, parallel, lora), (adalora, dylora, qlora, peqa), (prefix, v2, prompt, ptuning) = axes
-    block(full, "full fine-tuning", dict.fromkeys([*LAYERS, "norm", "token"], "#000000"))
+    block(full, "full fine-tuning", dict.fromkeys([*LAYERS, "norm"], "#000000"))
     block(adapter, "adapters", {"norm": c["adapter"]})
     for y in (8.5, 14.15): bottleneck(adapter, 2.2, y, 2.8, 0.9, c["adapter"])
     block(parallel, "parallel adapters")
@@ -123,16 +123,15 @@ def methods_in_a_block(results: Path) -> plot.Drawing:
         fig,
         "A method trains a small part: beside the weights, between layers, among attention's keys and values, or before the "
         "text.",
-        "One block, read upwards: tokens, layer norm, queries, keys and values (Q K V), attention and its output (O), the "
-        "MLP (up, down); the residual stream is at the left. Trained parts are in colour or black, frozen parts are grey, and "
-        "weights stored in few bits are hatched grey. DyLoRA's ranks can be cut to any size, AdaLoRA gives each matrix its own "
-        "rank, "
-        "PEQA trains scales, and the MLP of prefix tuning (hatched) is dropped after training.",
+        "One block, read upwards: tokens, layer norm, queries, keys and values (Q K V), attention and its output (O), the MLP "
+        "(up, down); the residual stream is at the left. Trained parts are in colour or black, frozen parts are grey, and "
+        "weights stored in few bits are hatched grey. DyLoRA's ranks can be cut to any size, AdaLoRA gives each matrix its "
+        "own rank, PEQA trains scales, and the MLP of prefix tuning (hatched) is dropped after training.",
         "Twelve small drawings of one transformer block with the trained part in colour. Full fine-tuning: everything. "
-        "Adapters: bottlenecks behind attention and MLP, and the layer norms. Parallel adapters: a bottleneck beside the "
-        "MLP. LoRA: pairs of thin matrices on Q and V; AdaLoRA: on all, of unequal rank; DyLoRA: nested ranks; QLoRA: on "
-        "all, over 4-bit weights. PEQA: only the scales of quantized weights. Prefix tuning and P-tuning v2: keys and values "
-        "in attention, the first made by an MLP. Prompt tuning: vectors before the input; P-tuning: between its parts.")
+        "Adapters: bottlenecks behind attention and MLP, and the layer norms. Parallel adapters: a bottleneck beside the MLP. "
+        "LoRA: pairs of thin matrices on Q and V; AdaLoRA: on all, of unequal rank; DyLoRA: nested ranks; QLoRA: on all, over "
+        "4-bit weights. PEQA: only the scales of quantized weights. Prefix tuning and P-tuning v2: keys and values in "
+        "attention, the first made by an MLP. Prompt tuning: vectors before the input; P-tuning: between its parts.")
 
 
 def qlora_flow(results: Path) -> plot.Drawing:

@@ -41,17 +41,18 @@ def forest(results: Path) -> plot.Drawing:
             if shown != mean: ax.plot(1.07 * shown, at, ls="none", ms=3, color="#000000", marker="<>"[mean > 0])
     ax.set_yticks(places, labels, linespacing=1)
     ax.set(xlim=(-EDGE, EDGE), ylim=(heights.sum(), 0), xlabel="effect in units of δ")
+    ax.tick_params(labeltop=True)
     counts = {verdict: sum(j.verdict == verdict for j in found) for verdict in LOOKS}
     plot.key(fig, {verdict: (*LOOKS[verdict], "none") for verdict, n in counts.items() if n}, 3)
     said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
     return plot.Drawing(
         fig,
         f"All measured claims at a glance, each effect over the difference that matters in it: {said}.",
-        "Each mark is one part of a claim with its 95 % interval; to the right it supports the claim. Grey: smaller than δ, "
-        "which matters to claims that something is better. Of \"as good as\" the distance from 90 % of the gain is drawn, and "
-        "of \"within δ\" δ less the distance from zero: there 1 is the most that can be, and a claim holds where its marks lie "
-        "right of zero"
-        + f"; {beyond} marks at the edges, with arrows, lie beyond {FARTHEST} δ" * bool(beyond) + ".",
+        "Each mark is one part of a claim with its 95 % interval, and supports the claim if it lies on the right. Effects on "
+        "grey are smaller than δ, which is too little where a claim says that something is better. Where a claim says \"as "
+        "good as\", the mark is the distance from 90 % of the gain. Where it says \"within δ\", the mark is δ less the "
+        f"distance from zero: it is at most 1, and right of zero the claim holds. The {beyond} marks with arrows lie beyond "
+        f"{FARTHEST} δ.",
         "Rows of marks with intervals, in units of δ. " + " ".join(
             f"{j.claim.text}: {j.verdict}, {', '.join(f'{m:+.1f} ± {h:.1f}' for m, h in in_deltas(j))}." for j in found))
 
