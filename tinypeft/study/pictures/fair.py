@@ -95,12 +95,6 @@ def bytes_of(r: Results, method: str) -> dict[str, float]:
             "step": float(r.mean(method, "peak_bytes"))}
 
 
-def cheapest(methods: list[str], loss: dict[str, float], memory: dict[str, float]) -> str:
-    """Of the methods whose loss lies within δ of the least, the one that takes the least memory."""
-    best = min(loss[m] for m in methods)
-    return min((m for m in methods if loss[m] < best + MARGIN), key=memory.get)
-
-
 def pareto(results: Path) -> plot.Drawing:
     """Test loss over trained parameters, and over all memory."""
     r = load(results, "methods")
@@ -125,19 +119,17 @@ def pareto(results: Path) -> plot.Drawing:
     by_parameters, by_memory = front.values()
     gain = lambda m: (frozen - y[m]) / (frozen - y["full"])
     percent = lambda m: 100 * float(r.mean(m, "share"))
-    few, fewer = (cheapest([m for m in methods if percent(m) < most], y, memory) for most in (15, 5))
     s = r.record["settings"]
-    said = lambda m: (f"{percent(m):.1f} % of the parameters and {memory[m] / memory['full']:.0%} of full fine-tuning's memory "
-                      f"buy {gain(m):.0%} of its gain ({methods[m]})")
+    bought = [f"{memory[m] / memory['full']:.0%} buy {gain(m):.0%} of its gain ({methods[m]})" for m in by_memory
+              if m != "full"]
     return plot.Drawing(
         fig,
-        "; ".join(map(said, dict.fromkeys((few, fewer)))) + ".",
+        f"Of full fine-tuning's memory {', and '.join(bought)}.",
         f"Test loss on *domain* after {s['steps']} steps of {s['batch_size']} × 128 tokens, each method at its best learning "
         f"rate; bars are 95 % intervals over {len(r.seeds)} seeds and the documents, of what tells a method from the others. "
         "Memory: 4 bytes for each weight and 8 for each trained one (AdamW's two moments), and the peak of a training step, "
         f"traced (activations and gradients). Grey steps: methods that are better by more than {MARGIN} nats than every "
-        "cheaper one. The sentence names, of the methods with at most 15 % and at most 5 % of the parameters, the one that "
-        f"takes the least memory within {MARGIN} nats of the best.",
+        "cheaper one. The sentence names those on the steps over memory.",
         f"Two scatter plots of test loss, over trained parameters and over memory. The frozen base is at {frozen:.3f}. "
         + ", ".join(f"{methods[m]} {pm(y[m], r.interval(m, 'loss'))} ({percent(m):.2f} %, {memory[m]:.1f} MiB)"
                     for m in sorted(methods, key=gain, reverse=True))

@@ -168,19 +168,13 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
     parameters = {s: r.mean(f"{s}, {bits[0]} bits", "parameters") for s in SIZES}
     plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
     small, large = SIZES[-2:]
-    at = lambda s, b: (f"{loss[s].mean(0)[bits.index(b)]:.3f} nats with {parameters[s]:,.0f} parameters at {b} bits "
-                       f"({of_size(s, 'matrices')[bits.index(b)] / 1024:.0f} KiB of matrices)")
+    at = lambda s, b: (f"{loss[s].mean(0)[bits.index(b)]:.3f} nats with {of_size(s, 'matrices')[bits.index(b)] / 1024:.0f} KiB "
+                       f"of matrices at {b} bits")
     counts = ", ".join(f"{len(bases[s])} of {parameters[s]:,.0f}" for s in SIZES)
-    of_small = loss[small].mean(0)[bits.index(16)]
-    better = loss[large].mean(0)[bits.index(3)] < of_small
-    room = of_size(small, "matrices")[bits.index(16)]
-    as_large = min(bits, key=lambda b: abs(of_size(large, "matrices")[bits.index(b)] - room))
-    ahead = loss[large].mean(0)[bits.index(as_large)] < of_small
     return plot.Drawing(
         fig,
-        f"Three bits of the larger base are {'better' if better else 'no better'} than sixteen of the smaller one: "
-        f"{at(large, 3)}, {at(small, 16)}. In about the same memory the larger is {'ahead' if ahead else 'behind'}: "
-        f"{at(large, as_large)}.",
+        f"The base of {parameters[large]:,.0f} parameters has {at(large, 3)}, and {at(large, 2)}. The base of "
+        f"{parameters[small]:,.0f} has {at(small, 16)}.",
         f"Bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
         f"of {r.record['settings']['group_size']}); {counts} parameters. Thin lines are single bases, thick ones their mean; "
         f"{len(r.seeds)} seeds draw calibration and test text.",
