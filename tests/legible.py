@@ -15,8 +15,8 @@ DISTINCT = 0.15                                          # least difference of l
 
 
 def faults(fig):
-    """Texts that are cut, overlap, are crossed by a line or leave the picture; letters below 9 points at page width; and
-    series that look alike in grey."""
+    """Texts that are cut, overlap, are crossed by a line or leave the picture; losses without a unit; letters below 9 points
+    at page width; and series that look alike in grey."""
     found = []
     shown = texts(fig)
     width, height = fig.canvas.get_width_height()
@@ -29,10 +29,14 @@ def faults(fig):
     for (a, p), (b, q) in combinations(shown, 2):
         across, down = min(p.x1, q.x1) - max(p.x0, q.x0), min(p.y1, q.y1) - max(p.y0, q.y0)
         if across > 1 and down > 0.15 * min(p.height, q.height): found.append(f"{a.get_text()!r} overlaps {b.get_text()!r}")
+    for label in (label for ax in fig.axes for label in (ax.get_xlabel(), ax.get_ylabel())):
+        if "loss" in label and "nats" not in label: found.append(f"{label!r} has no unit")
     for ax in filter(lambda ax: ax.axison, fig.axes):    # a drawing without axes has lines, but no series
         for text, box in shown:
             if text in ax.texts and any(path.intersects_bbox(box, filled=False) for path in plot.paths(ax)):
                 found.append(f"a line crosses {text.get_text()!r}")
+            if any(leader.intersects_bbox(box, filled=False) for leader in leaders(ax)):
+                found.append(f"the line to a point crosses {text.get_text()!r}")
         for (name, a), (other, b) in combinations(series(ax), 2):
             if a[:2] == b[:2] and abs(a[2] - b[2]) < DISTINCT:
                 found.append(f"in grey, {name} looks like {other}: same marker and line, luminances {a[2]:.2f}, {b[2]:.2f}")
@@ -53,6 +57,12 @@ def texts(fig):
         Text.draw = draw
     renderer = fig.canvas.get_renderer()
     return [(text, Text.get_window_extent(text, renderer)) for text in drawn.values()]
+
+
+def leaders(ax):
+    """The thin lines from labels to their points, in pixels: a text is as near to its own as can be, and does not touch it."""
+    arrows = [text.arrow_patch for text in ax.texts if getattr(text, "arrow_patch", None) is not None]
+    return [arrow.get_transform().transform_path(arrow.get_path()) for arrow in arrows]
 
 
 def series(ax):

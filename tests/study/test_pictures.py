@@ -7,8 +7,10 @@ import matplotlib
 import pytest
 
 from tests.legible import faults
+from tinypeft.quant import SCHEMES
 from tinypeft.study import gallery, pictures, plot
-from tinypeft.study.pictures import PICTURES
+from tinypeft.study.about import about
+from tinypeft.study.pictures import PICTURES, weights
 
 FIGURES = Path(__file__).parents[2] / "figures"
 THERE = [name for name in PICTURES if not pictures.missing(FIGURES, name)]
@@ -144,6 +146,9 @@ def bad(draw):
     (lambda ax: ax.set_yticks([0.5], ["A claim that …"]), "'A claim that …' is cut"),
     (lambda ax: (ax.plot([0, 1]), ax.text(0.45, 0.5, "on it")), "a line crosses 'on it'"),
     (lambda ax: (ax.errorbar(0.5, 0.5, 0.4), ax.text(0.45, 0.7, "across"), ax.set_xlim(0, 1)), "a line crosses 'across'"),
+    (lambda ax: (ax.annotate("", (0, 0), (1, 1), arrowprops={"arrowstyle": "-"}), ax.text(0.45, 0.5, "between")),
+     "the line to a point crosses 'between'"),
+    (lambda ax: ax.set_ylabel("loss"), "'loss' has no unit"),
     (lambda ax: ax.text(0.5, 0.5, "tiny", fontsize=7), "'tiny' has 7.0 points"),
     (lambda ax: (ax.plot([0, 1], color="#0072B2"), ax.plot([1, 0], color="#D55E00")), "in grey, line 0 looks like line 1"),
     (lambda ax: (ax.scatter([0], [0], color="#009E73"), ax.scatter([1], [0], color="#D55E00")), "in grey, points 0 looks like"),
@@ -159,6 +164,12 @@ def test_what_cannot_be_read_is_found(draw, says):
     lambda ax: (ax.scatter([0], [0], color="#009E73"), ax.scatter([1], [0], color="#D55E00", marker="s"))])
 def test_what_can_be_read_is_left_alone(draw):
     assert bad(draw) == []
+
+
+def test_an_arm_that_is_no_scheme_has_the_look_of_none():
+    """A colour with a marker names one scheme, whichever picture it is in."""
+    looks = {about(name).look[:2] for name in (*SCHEMES, "qlora", "loftq")}
+    assert not looks & {look for name, look in weights.AWQ.items() if name.startswith("1 %")}
 
 
 def test_inks_can_be_read_on_white():
