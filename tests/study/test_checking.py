@@ -8,7 +8,7 @@ import pytest
 
 import tinypeft as tp
 from tests.study.test_measuring import changed, stored, toy, with_condition
-from tests.study.toy import MEASURED, TOY, Length
+from tests.study.toy import MEASURED, TOY, Length, measure
 from tinypeft.commands import study
 from tinypeft.commands.cli import main
 from tinypeft.engine import nn, optim
@@ -52,16 +52,25 @@ def test_every_condition_or_those_that_a_page_shows_with_all_seeds(tmp_path):
     toy(tmp_path)
     assert found(tmp_path, every=True).holds() and MEASURED == [(1, 0), (2, 0)]
     assert found(tmp_path, shown=["bb"]).holds() and sorted(MEASURED) == [(1, 0)] + [(2, s) for s in range(5)]
+    assert found(tmp_path, shown=["a"]).holds() and sorted(MEASURED) == [(1, s) for s in range(5)]
 
 
-def test_a_check_that_was_stopped_goes_on_until_the_code_changes(tmp_path, monkeypatch):
+def test_a_check_that_was_stopped_goes_on_until_the_code_or_the_experiment_changes(tmp_path, monkeypatch):
     toy(tmp_path)
-    check = lambda: checking.check([TOY], tmp_path, tmp_path / "scratch", {}, True, 1, False, say=lambda line: None)
-    check()
+    check = lambda e=TOY: checking.check([e], tmp_path, tmp_path / "scratch", {}, True, 1, False, say=lambda line: None)["toy"]
+    with pytest.raises(KeyboardInterrupt): check(dataclasses.replace(TOY, measure=until_the_second))
     MEASURED.clear()
-    assert check()["toy"].measured == ["a", "bb"] and MEASURED == []
+    assert check().measured == ["a", "bb"] and MEASURED == [(2, 0)]
+    assert check().holds() and MEASURED == [(2, 0)]
     monkeypatch.setattr(checking, "code_hash", lambda: "another")
-    assert check()["toy"].holds() and len(MEASURED) == 2
+    assert check().holds() and len(MEASURED) == 3
+    toy(tmp_path, with_condition(a=Length(9)))           # such as an arm with a new best rate, which is no change of code
+    assert check(with_condition(a=Length(9))).holds() and (9, 0) in MEASURED
+
+
+def until_the_second(length, seed, settings):
+    if length.n == 2: raise KeyboardInterrupt
+    return measure(length, seed, settings)
 
 
 # -- without measuring ----------------------------------------------------------------------------

@@ -12,7 +12,6 @@ traced bytes; clocks are not compared). A processor whose matrix products round 
 those of the one that measured may be off by half of the stored 95 % interval, or by 2 % where one seed
 is stored. Where the text or the base is another one, numbers are not comparable, and nothing moved.
 """
-import dataclasses
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import write_atomically
 from . import compare
-from .conditions import changed, described
+from .conditions import changed, described, in_full
 from .experiment import Experiment, half_width
-from .measuring import code_hash, lacking, record_of, rounding, run, unlike_here
+from .measuring import code_hash, hash_of, lacking, measure_one, measured, measured_with, record_of, rounding, unlike_here
 
 __all__ = ["Found", "check", "check_main_job", "sample"]
 
@@ -61,72 +61,63 @@ def check(experiments: Iterable[Experiment], folder: str | Path, scratch: str | 
     for each experiment.
 
     scratch: a folder where what was measured is kept, so that a check that was stopped goes on; it
-    is begun anew when the package's code is another. shown: experiment → conditions that a page
-    shows, which are measured with all seeds. every: measure every condition, with its first seed.
-    jobs: processes (default: one per core). say: called with each line as soon as it is known.
+    is begun anew when the package's code, the experiment or the installation is another. shown:
+    experiment → conditions that a page shows, which are measured with all seeds. every: measure
+    every condition, with its first seed. jobs: processes (default: one per core). say: called with
+    each line as soon as it is known.
     """
     experiments, found = list(experiments), {}
     of_kind = {} if every else sample(experiments, folder)
     for e in experiments:
-        wanted = {c: e.seeds[:1] for c in (e.conditions if every else of_kind[e.name])}
-        wanted |= {c: e.seeds for c in shown.get(e.name, ())}
-        again = Again(e, Path(scratch) / code_hash(), jobs, progress)
-        found[e.name] = checked(e, folder, wanted, again)
+        wanted = [(c, e.seeds[0]) for c in (e.conditions if every else of_kind[e.name])]
+        wanted += [(c, seed) for c in shown.get(e.name, ()) for seed in e.seeds]
+        world = hash_of([code_hash(), measured_with(), in_full(e)])
+        kept = Path(scratch) / f"{e.name} {world}.json"
+        found[e.name] = checked(e, folder, dict.fromkeys(wanted), kept, jobs, progress)
         for line in found[e.name].lines(): say(f"{e.name} {line}")
     return found
 
 
-def checked(e: Experiment, folder: str | Path, wanted: dict[str, tuple], again: "Again") -> Found:
-    """Check one experiment. wanted: condition → the seeds with which it is measured again."""
-    found = Found()
+def checked(e: Experiment, folder: str | Path, wanted: Iterable[tuple[str, int]], kept: Path,
+            jobs: int | None, progress: bool | None) -> Found:
+    """Check one experiment. wanted: the (condition, seed) that are measured again, unless the file
+    `kept` has them."""
     try: record = record_of(e, folder)
     except ValueError as error: return Found(differs=[str(error)])
     runs, why = record["runs"], changed(e, record)
     gone = [f"{c}: it is stored, and is no condition today" for c in runs if c not in e.conditions]
     missing = [f"{c}, seed {seed}: it was never measured" for c, seed in lacking(e, runs)]
-    found.differs = gone + missing + [f"{c}: {line}" for c, lines in why.items() for line in lines]
+    found = Found([*gone, *missing, *(f"{c}: {line}" for c, lines in why.items() for line in lines)])
     if not runs: return found
     found.not_comparable = unlike_here(record)
     if found.not_comparable: return found
+    wanted = [(c, seed) for c, seed in wanted if c not in why and str(seed) in runs.get(c, {})]
+    new = measured_again(e, wanted, kept, jobs, progress)
+    not_here = {c: new[c, seed] for c, seed in wanted if isinstance(new[c, seed], str)}
+    found.not_here = [f"{c}: {error}" for c, error in not_here.items()]
+    found.measured = list(dict.fromkeys(c for c, _ in wanted if c not in not_here))
     same = record["rounding"] == rounding()
-    for seeds in dict.fromkeys(wanted.values()):
-        labels = [c for c in e.conditions if c in runs and c not in why and wanted.get(c) == seeds]
-        measured, not_here = again.measure(labels, seeds)
-        found.measured += measured
-        found.not_here += not_here
-        found.moved += [f"{label}, seed {seed}: {line}" for label, by_seed in measured.items()
-                        for seed, metrics in by_seed.items() if seed in runs[label]
-                        for line in moved(runs[label], seed, metrics, same)]
+    found.moved = [f"{c}, seed {seed}: {line}" for c, seed in wanted if c not in not_here
+                   for line in moved(runs[c], str(seed), new[c, seed], same)]
     return found
 
 
-@dataclass
-class Again:
-    """Measures conditions of an experiment again, and keeps what it measured in `scratch`."""
-    experiment: Experiment
-    scratch: Path
-    jobs: int | None
-    progress: bool | None
+def measured_again(e: Experiment, wanted: list[tuple[str, int]], kept: Path, jobs: int | None,
+                   progress: bool | None) -> dict[tuple[str, int], dict | str]:
+    """Return (condition, seed) → what `attempt` gives. Each run is kept as soon as it is done."""
+    known = json.loads(kept.read_text("utf-8")) if kept.exists() else []
+    done = {(label, seed): metrics for label, seed, metrics in known if isinstance(metrics, dict)}
+    left = [run for run in wanted if run not in done]
+    for label, seed, metrics, _ in measured(e, left, jobs, progress, attempt):
+        done[label, seed] = metrics
+        write_atomically(kept, json.dumps([(*run, metrics) for run, metrics in done.items()]))
+    return done
 
-    def measure(self, labels: list[str], seeds: tuple[int, ...]) -> tuple[dict, list[str]]:
-        """Return label → seed → metrics, and why others cannot be measured here: a base that was
-        not trained here, or a model that is not installed."""
-        if not labels: return {}, []
-        try: return self.runs(labels, seeds, self.jobs), []
-        except FileNotFoundError: pass
-        there, runs, why = [], {}, []
-        for label in labels:                             # one by one, to tell which
-            try: runs = self.runs([*there, label], seeds, 1)
-            except FileNotFoundError as error: why.append(f"{label}: {error}")
-            else: there.append(label)
-        return runs, why
 
-    def runs(self, labels: list[str], seeds: tuple[int, ...], jobs: int | None) -> dict:
-        conditions = {c: self.experiment.conditions[c] for c in labels}
-        few = dataclasses.replace(self.experiment, conditions=conditions, seeds=seeds)
-        kept = self.scratch / f"{len(seeds)} seeds"
-        found = run(few, kept, jobs=jobs, progress=self.progress, say=lambda line: None)
-        return found.record["runs"]
+def attempt(task: tuple) -> tuple[str, int, dict | str, float]:
+    """Do as `measure_one`, with the error's words for metrics where a file is not here."""
+    try: return measure_one(task)
+    except FileNotFoundError as error: return task[1], task[3], str(error), 0.0
 
 
 def check_main_job(folder: str | Path, jobs: int | None = None,

@@ -32,8 +32,8 @@ from ..text import corpus
 from .conditions import changed, in_full
 from .experiment import Experiment, Results
 
-__all__ = ["as_text", "code_hash", "lacking", "measure_one", "measured_with", "record_of", "rounding", "run", "unlike_here",
-           "workers"]
+__all__ = ["as_text", "code_hash", "hash_of", "lacking", "measure_one", "measured", "measured_with",
+           "record_of", "rounding", "run", "unlike_here", "workers"]
 
 
 def run(experiment: Experiment, folder: str | Path, quick: bool = False, jobs: int | None = None,
@@ -56,18 +56,15 @@ def run(experiment: Experiment, folder: str | Path, quick: bool = False, jobs: i
     kept = {c: by_seed for c, by_seed in stored["runs"].items() if c not in again}
     runs = in_order(kept, e)
     seconds = stored["seconds"] if runs else 0.0
-    tasks = [(e.measure, c, e.conditions[c], seed, e.settings) for c, seed in lacking(e, runs)]
+    wanted = lacking(e, runs)
     record = stored | {"about": e.about, "metrics": e.metrics}
-    if runs and not tasks:                               # their wording may have changed
+    if runs and not wanted:                              # their wording may have changed
         write_atomically(path, as_text(record | sealed(runs)))
-    with (Progress(len(tasks), e.name, progress) as bar,
-          workers(min(jobs or os.cpu_count(), len(tasks))) as each):
-        for done, (label, seed, metrics, took) in enumerate(each(measure_one, tasks)):
-            runs.setdefault(label, {})[str(seed)] = metrics
-            runs, seconds = in_order(runs, e), round(seconds + took, 1)
-            record = head(e, quick) | {"seconds": seconds} | sealed(runs)
-            write_atomically(path, as_text(record))
-            bar(done + 1, f"{label}, seed {seed}")
+    for label, seed, metrics, took in measured(e, wanted, jobs, progress):
+        runs.setdefault(label, {})[str(seed)] = metrics
+        runs, seconds = in_order(runs, e), round(seconds + took, 1)
+        record = head(e, quick) | {"seconds": seconds} | sealed(runs)
+        write_atomically(path, as_text(record))
     return Results(record | {"runs": runs})
 
 
@@ -119,7 +116,7 @@ def sealed(runs: dict) -> dict:
     return {"runs_hash": hash_of(runs), "runs": runs}
 
 
-def hash_of(runs: dict) -> str:
+def hash_of(runs: dict | list) -> str:
     """Return 16 hex digits of the runs' numbers, whatever the layout of the file."""
     text = json.dumps(runs, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -193,6 +190,19 @@ def measure_one(task: tuple) -> tuple[str, int, dict, float]:
         metrics = measure(value, seed, settings)
     as_json = json.loads(json.dumps(metrics, default=lambda a: a.tolist()))       # NumPy's numbers among them
     return label, seed, as_json, time.process_time() - start
+
+
+def measured(experiment: Experiment, wanted: list[tuple[str, int]], jobs: int | None,
+             progress: bool | None, by: Callable = measure_one) -> Iterator[tuple]:
+    """Measure the (condition, seed) of `wanted` in processes; give what `by` returns of each run as
+    soon as it is there."""
+    e = experiment
+    tasks = [(e.measure, c, e.conditions[c], seed, e.settings) for c, seed in wanted]
+    with (Progress(len(tasks), e.name, progress) as bar,
+          workers(min(jobs or os.cpu_count(), len(tasks))) as each):
+        for done, run in enumerate(each(by, tasks), 1):
+            yield run
+            bar(done, f"{run[0]}, seed {run[1]}")
 
 
 @contextlib.contextmanager

@@ -26,21 +26,16 @@ def measure_all(folder: str | Path, jobs: int | None = None, say: Callable[[str]
     The best rates are those of the checkout's figures/results, whatever `folder` is.
     """
     say(estimate(EXPERIMENTS.values(), folder))
-    known = [best_rates(RESULTS, name) for name in FILES.values()]
-    first = [EXPERIMENTS[name] for name in FILES.values()]
-    for experiment in first: measure(experiment, folder, jobs, say)
-    if [best_rates(RESULTS, name) for name in FILES.values()] != known:
-        say("The best rates are new; the study goes on with them.")
-        again = "figures", "--rerun", "--out", str(Path(folder).parent), *(("--jobs", str(jobs)) if jobs else ())
-        return subprocess.run([sys.executable, "-m", __name__.split(".")[0], *again], check=False).returncode
-    for experiment in EXPERIMENTS.values():
-        if experiment not in first: measure(experiment, folder, jobs, say)
+    best = lambda: {name: best_rates(RESULTS, name) for name in FILES.values()}
+    known = best()
+    for e in sorted(EXPERIMENTS.values(), key=lambda e: e.name not in known):
+        if e.name not in known and best() != known:
+            say("The best rates are new; the study goes on with them.")
+            again = "figures", "--rerun", "--out", str(Path(folder).parent), *(("--jobs", str(jobs)) if jobs else ())
+            return subprocess.run([sys.executable, "-m", __name__.split(".")[0], *again], check=False).returncode
+        run(e, folder, jobs=jobs, say=say)
+        say(str(Path(folder) / f"{e.name}.json"))
     return 0
-
-
-def measure(experiment: Experiment, folder: str | Path, jobs: int | None, say: Callable[[str], object]) -> None:
-    run(experiment, folder, jobs=jobs, say=say)
-    say(f"{Path(folder) / experiment.name}.json")
 
 
 def estimate(experiments: Iterable[Experiment], folder: str | Path) -> str:
