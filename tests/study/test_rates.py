@@ -13,9 +13,11 @@ import pytest
 import tinypeft as tp
 from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.engine import functional as F
+from tinypeft.engine import nn
 from tinypeft.study import tuning
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import EXPERIMENTS, arms, best, best_rates, qat, rates, texts
+from tinypeft.study.experiments import smollm2 as on_smollm2
 from tinypeft.study.stored import load
 from tinypeft.text.tasks import LanguageModelling
 from tinypeft.training.diagnosis import DivergedError
@@ -45,6 +47,22 @@ def test_the_search_goes_on_until_the_best_lies_between_two(best, tried):
 def test_a_training_that_diverges_is_worse_than_any():
     found = rates.search(bowl(1.8, walls=1.5), 1.0, SETTINGS)
     assert found["rate"] == (0.56, 1.0, 1.8) and found["loss"][-1] == math.inf and np.argmin(found["loss"]) == 1
+
+
+def test_the_first_rates_may_lie_below_the_expected_one():
+    found = rates.search(bowl(1.0), 1.0, SETTINGS, factor=10 ** 0.5, below=2)
+    assert found["rate"] == (0.1, 0.32, 1.0, 3.2) and np.argmin(found["loss"]) == 2
+
+
+def test_a_training_that_diverges_leaves_smollm2_as_it_was(monkeypatch):
+    """All trainings of a process are of one model."""
+    def diverges(*_): raise DivergedError("infinite")
+    model = tp.load_pretrained()
+    for name, there in (("smollm2", lambda: model), ("text", lambda *_: None), ("learn", diverges)):
+        monkeypatch.setattr(on_smollm2, name, there)
+    found = on_smollm2.rates(tuning.Arm(tp.LoRA()), 0, {"tried": 1, "held_out": 0})
+    assert found == {"rate": (tp.LoRA().learning_rate,), "loss": (math.inf,)}
+    assert type(model.get("blocks.0.attention.query")) is nn.Linear
 
 
 def test_the_search_ends_where_nothing_is_best():
@@ -78,7 +96,7 @@ def test_every_arm_has_the_rate_of_the_files():
     """Where there are no files, as in an installed wheel, it is the expected one."""
     found = best.of_files()
     assert found == {"domain": best.best_rates(RESULTS, "rates"), "classify": best.best_rates(RESULTS, "classify_rates"),
-                     "quant": best.best_rates(RESULTS, "quant_rates")}
+                     "quant": best.best_rates(RESULTS, "quant_rates"), "smollm2": best.best_rates(RESULTS, "smollm2_rates")}
     assert found["domain"].keys() == arms.TRIED["domain"].keys() and found["quant"].keys() == qat.TRAINED.keys()
     assert best.best_rates(RESULTS / "nowhere", "rates") == {}
     assert best.measured_rate("domain", "an arm that is new", 0.5) == 0.5

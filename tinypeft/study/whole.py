@@ -1,8 +1,8 @@
 """The whole study by one command, `python -m tinypeft figures --rerun`: first the learning rates, then all that uses them.
 
-The rates decide the conditions of the other experiments. So the command measures `rates`, `classify_rates` and `quant_rates`
-first. If the best ones are new, it starts itself again, because this process has read the old ones. What is stored is never
-measured again, so an interrupted command goes on where it was.
+The rates decide the conditions of the other experiments. So the command measures the experiments of `best.FILES` first. If
+the best ones are new, it starts itself again, because this process has read the old ones. What is stored is never measured
+again, so an interrupted command goes on where it was.
 """
 from __future__ import annotations
 

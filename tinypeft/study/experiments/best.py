@@ -1,4 +1,4 @@
-"""The best learning rate of every arm, from what `rates`, `classify_rates` and `quant_rates` have measured in figures/results.
+"""The best learning rate of every arm, from what the experiments of FILES have measured in figures/results.
 
 Where the package is installed without a checkout these files are not there, and an arm has the rate that is expected
 (`arms.py`). So has an arm that was not measured yet.
@@ -13,11 +13,11 @@ from ..experiment import Results
 __all__ = ["RESULTS", "best_rates", "measured_rate"]
 
 RESULTS = Path(__file__).parents[3] / "figures" / "results"            # of a checkout
-FILES = {"domain": "rates", "classify": "classify_rates", "quant": "quant_rates"}
+FILES = {"domain": "rates", "classify": "classify_rates", "quant": "quant_rates", "smollm2": "smollm2_rates"}
 
 
 def measured_rate(task: str, label: str, expected: float) -> float:
-    """Return the best rate of an arm on a task, "domain", "classify" or "quant"; the expected one if none was measured."""
+    """Return the best rate of an arm on a task of FILES; the expected one if none was measured."""
     return of_files()[task].get(label, expected)
 
 

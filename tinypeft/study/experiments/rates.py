@@ -21,19 +21,20 @@ __all__ = ["CLASSIFY_RATES", "QUANT_RATES", "RATES", "search"]
 FACTOR = 1.8
 
 
-def search(loss: Callable[[float, int], float], expected: float, settings: dict) -> dict:
+def search(loss: Callable[[float, int], float], expected: float, settings: dict, factor: float = FACTOR,
+           below: int | None = None) -> dict:
     """Rates in ascending order, the mean loss at each, and the losses of the seeds. loss: of a rate and a seed.
 
-    settings["first"] rates lie around the expected one. Others are added while the best is the smallest or the largest, up to
-    `most` in all.
+    The first settings["first"] rates, each `factor` times the one before, lie around the expected one, `below` of them (default:
+    half) below it. Others are added while the best is the smallest or the largest, up to `most` in all.
     """
     found, first = {}, settings["first"]
 
     def measure(k: int) -> None:
-        rate = float(f"{expected * FACTOR ** k:.2g}")
+        rate = float(f"{expected * factor ** k:.2g}")
         by_seed = [attempt(loss, rate, seed) for seed in settings["tuning_seeds"]]
         found[k] = rate, float(np.mean(by_seed)), by_seed
-    for k in range(first): measure(k - first // 2)
+    for k in range(first): measure(k - (first // 2 if below is None else below))
     while len(found) < settings["most"]:
         low, high, best = min(found), max(found), min(found, key=lambda k: found[k][1])
         if low < best < high: break

@@ -15,34 +15,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...interop.loading import load_pretrained
-from ...peft import (
-    IA3,
-    AdaLoRA,
-    BottleneckAdapter,
-    DyLoRA,
-    FullFineTuning,
-    LoRA,
-    Method,
-    ParallelAdapter,
-    PrefixTuning,
-    PromptTuning,
-    PTuning,
-    PTuningV2,
-)
+from ...peft import METHODS, LoRA, Method, attach
 from ...text.tasks import domain, invented
 from ...training.evaluation import evaluate
 from ..experiment import Experiment, Results
-from ..tuning import SEEDS, Arm, fine_tune, tested
+from ..tuning import SEEDS, Arm, fine_tune, learn, tested
+from .best import measured_rate
+from .rates import search
 
 if TYPE_CHECKING:
     from ...models.decoder import Decoder
     from ...text.tasks import Task
 
-TRIED = {name: Arm(method) for name, method in {
-    "full": FullFineTuning(), "lora": LoRA(), "adalora": AdaLoRA(), "dylora": DyLoRA(), "ia3": IA3(),
-    "adapter": BottleneckAdapter(), "parallel": ParallelAdapter(), "prefix": PrefixTuning(), "prompt": PromptTuning(),
-    "ptuning": PTuning(), "ptuning_v2": PTuningV2()}.items()}
-RATIO = 10 ** 0.5
+TRIED = {name.removesuffix("_adapter"): Arm(METHODS[name]()) for name in (
+    "full", "lora", "adalora", "dylora", "ia3", "adapter", "parallel_adapter", "prefix", "prompt", "ptuning", "ptuning_v2")}
 
 
 @functools.cache
@@ -60,18 +46,17 @@ def text(name: str, held_out: int) -> Task:
 
 def rates(arm: Arm, seed: int, settings: dict) -> dict:
     """The rates that were tried, ascending, and the validation loss at each; the best is neither the first nor the last."""
-    task, found = text("domain", settings["held_out"]), {}
+    task, tried = text("domain", settings["held_out"]), settings["tried"]
 
-    def measure(k: int) -> None:
-        lr = float(f"{arm.method.learning_rate * RATIO ** k:.2g}")
-        tuned, _ = fine_tune(arm.method, seed, settings, model=smollm2(), task=task, lr=lr)
-        found[k] = evaluate(tuned, task, "validation", workers=1)["loss"], lr
-        tuned.detach()
-    for k in range(1 - settings["tried"], 1): measure(k)
-    while (best := min(found, key=found.get)) in (min(found), max(found)) and len(found) > 1:
-        measure(best - 1 if best == min(found) else best + 1)
-    loss, rate = zip(*(found[k] for k in sorted(found)), strict=True)
-    return {"rate": rate, "loss": loss}
+    def loss(rate, seed):
+        tuned = attach(smollm2(), arm.method, rng=seed)
+        try:
+            learn(tuned, seed, settings, task, rate)
+            return evaluate(tuned, task, "validation", workers=1)["loss"]
+        finally: tuned.detach()
+    found = search(loss, arm.method.learning_rate, {"first": tried, "most": 1 if tried == 1 else 9, "tuning_seeds": [seed]},
+                   factor=10 ** 0.5, below=tried - 1)
+    return {"rate": found["rate"], "loss": found["loss"]}
 
 
 @dataclass(frozen=True)
@@ -102,10 +87,7 @@ SMOLLM2_RATES = Experiment(
     {"rate": "the learning rates, ascending", "loss": "nats/token, domain validation, one per rate"},
     rates, TRIED, SETTINGS | {"steps": 20, "tried": 3, "held_out": 2048},
     {"steps": 1, "tried": 1, "held_out": 1024, "conditions": ("lora",)}, seeds=(0,))
-
-# The best of SMOLLM2_RATES.
-FOUND = {"full": 3.2e-4, "lora": 1e-2, "adalora": 6.3e-2, "dylora": 1e-2, "ia3": 3e-2, "adapter": 1.6e-3, "parallel": 9.5e-3,
-         "prefix": 9.5e-4, "prompt": 9.5e-3, "ptuning": 3e-3, "ptuning_v2": 1.9e-2}
+FOUND = {name: measured_rate("smollm2", name, arm.method.learning_rate) for name, arm in TRIED.items()}
 SMOLLM2 = Experiment(
     "smollm2", "Every method on SmolLM2 at the learning rate that was found for it, on domain, and LoRA on invented facts.",
     {"loss": "nats/token, test", "loss_documents": "nats, one sum per document of domain's test text",
