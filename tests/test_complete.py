@@ -248,9 +248,9 @@ def test_a_class_in_no_list_is_named_with_what_its_docstring_lacks(monkeypatch):
 
 
 def test_an_experiment_that_is_in_no_list_or_not_measured_or_not_read_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(f"{__name__}.EXPERIMENTS", {n: e for n, e in EXPERIMENTS.items() if n != "granularity"})
-    assert in_no_list()["study/experiments/granularity"][0].endswith(
-        "EXPERIMENTS has no GRANULARITY; import granularity and write granularity.GRANULARITY")
+    monkeypatch.setattr(f"{__name__}.EXPERIMENTS", {n: e for n, e in EXPERIMENTS.items() if n != "gradient_check"})
+    assert in_no_list()["study/experiments/gradient_check"][0].endswith(
+        "EXPERIMENTS has no GRADIENT_CHECK; import gradient_check and write gradient_check.GRADIENT_CHECK")
     monkeypatch.undo()
     record = json.loads((RESULTS / "rank.json").read_text("utf-8"))
     del record["runs"]["8"]["23"]

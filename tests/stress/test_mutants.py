@@ -60,7 +60,7 @@ def test_tests_that_run():
     assert own_tests("peft/lora.py") == ["tests/peft/test_lora.py"]
     assert own_tests("course/exercises/lora.py")[1:] == ["tests/course/test_mistakes.py", "-k", "lora."]
     assert own_tests("quant/scheme.py")[0].startswith("tests/quant/")
-    assert own_tests("study/experiments/gptq.py")[-1] == "stored_numbers or gptq"
+    assert own_tests("study/experiments/formats.py")[-1] == "stored_numbers or formats"
     assert own_tests("pretrained/base.py") == ["tests/test_pretrained.py"]
     assert own_tests("interop/torch_names.py") == ["tests/interop/test_export.py"]          # export.py imports it
     wider = wider_tests("peft/lora.py")

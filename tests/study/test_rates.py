@@ -16,7 +16,7 @@ from tinypeft.engine import functional as F
 from tinypeft.engine import nn
 from tinypeft.study import tuning
 from tinypeft.study.experiment import Results
-from tinypeft.study.experiments import EXPERIMENTS, arms, best, best_rates, qat, rates, texts
+from tinypeft.study.experiments import EXPERIMENTS, arms, best, over_rates, qat, rates, texts
 from tinypeft.study.experiments import smollm2 as on_smollm2
 from tinypeft.study.stored import load
 from tinypeft.text.tasks import LanguageModelling
@@ -196,9 +196,9 @@ def test_the_test_texts_are_told_apart_by_their_documents():
 
 def test_the_lowest_point_of_a_parabola():
     x = np.log10([1, 2, 4, 8, 16])
-    assert best_rates.least(x, (x - 0.5) ** 2) == pytest.approx(0.5)
+    assert over_rates.least(x, (x - 0.5) ** 2) == pytest.approx(0.5)
     ends = x, -x, np.array([3, np.inf, 1, 2, 3])         # the least is an end, or has none beside it
-    assert np.isnan([best_rates.least(x, y) for y in ends]).all()
+    assert np.isnan([over_rates.least(x, y) for y in ends]).all()
 
 
 def test_an_arm_trains_as_fine_tune_does():

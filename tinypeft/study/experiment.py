@@ -23,7 +23,7 @@ import numpy as np
 
 from . import effects
 
-__all__ = ["Experiment", "Results", "half_width"]
+__all__ = ["Experiment", "Results", "as_lists", "half_width"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class Experiment:
         settings = self.settings | self.quick
         labels, seeds = settings.pop("conditions", self.conditions), settings.pop("seeds", self.seeds)
         return dataclasses.replace(self, settings=settings, seeds=seeds, conditions={c: self.conditions[c] for c in labels})
+
+
+def as_lists(found: Iterable[dict]) -> dict[str, list]:
+    """Turn the metrics of several runs, such as one at every rate, into a list for each metric."""
+    found = list(found)
+    return {metric: [metrics[metric] for metrics in found] for metric in found[0]}
 
 
 # -- what was measured ---------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from ...quant import AWQ, capture
 from ...quant.measure import output_error
 from ..experiment import Experiment
 from ..quantized import PARTS, costs, draw, rounded
-from .int8_outliers import planted
+from .outliers import planted
+from .schemes import COSTS
 
 SCORES = {"activation": lambda W, x, rng: x, "weight": lambda W, x, rng: np.abs(W).mean(0),
           "random": lambda W, x, rng: rng.random(len(x))}
@@ -61,7 +62,7 @@ AWQ_KEEPING = Experiment(
     "awq", "3 bits in groups of 32, asymmetric; 1 % of a layer's input channels (rounded up: 2 of 128, 6 of 512) stay in "
     "floating point, by three rules, or AWQ is used; on the base as it is and with two planted channels of 32 times their "
     "size. A seed draws these channels, the calibration, the test windows and the random channels.",
-    {"excess": "nats/token over float32", "error": "relative error of the logits",
+    {**COSTS,
      "output_error": "relative, of a layer's outputs on test windows, mean over layers; not for AWQ, which changes inputs too"},
     measure, CONDITIONS, {"bits": 3, "group_size": 32, "channels": 2, "factor": 32, "calibration": 32, "test": 64},
     {"calibration": 8, "test": 16, "conditions": ("round to nearest, planted", "1 % by activation, planted"), "seeds": (0, 1)},

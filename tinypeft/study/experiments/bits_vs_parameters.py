@@ -17,7 +17,7 @@ from ...pretrained.base import drawn_name
 from ...pretrained.make import RECIPE, pretrain_size
 from ...quant import GPTQ, QuantizedLinear, Uniform, bits_per_weight, quantize
 from ..bases import DRAWS, SIZES, draws_of, read_base, small_base
-from ..experiment import Experiment
+from ..experiment import Experiment, as_lists
 from ..quantized import PARTS, Sample, logits_of, mean_loss
 from ..quantized import draw as draw_text
 
@@ -67,17 +67,15 @@ BITS_VS_PARAMETERS = Experiment(
 def measure_trained_for(size: str, draw: int, settings: dict) -> dict:
     """Lists over the lengths of training; "parts" also over the parts of the text. draw: the seed of the pretraining. Each
     length has a schedule of its own."""
-    found = {"loss": [], "excess": [], "parts": []}
-    for steps in settings["pretrained_for"]:
+    samples = [draw_text(seed, settings["calibration"], settings["test"]) for seed in settings["parts"]]
+    grid = Uniform(settings["bits"], False, "group", settings["group_size"])
+
+    def after(steps):
         model = trained_for(size, draw, steps)
-        grid = Uniform(settings["bits"], False, "group", settings["group_size"])
         rounded = quantize(copy.deepcopy(model), grid, progress=False)
-        samples = [draw_text(seed, settings["calibration"], settings["test"]) for seed in settings["parts"]]
-        before, after = (np.array([loss_on(m, sample) for sample in samples]) for m in (model, rounded))
-        found["loss"].append(before.mean())
-        found["excess"].append((after - before).mean())
-        found["parts"].append((after - before).tolist())
-    return found
+        exact, off = (np.array([loss_on(m, sample) for sample in samples]) for m in (model, rounded))
+        return {"loss": exact.mean(), "excess": (off - exact).mean(), "parts": off - exact}
+    return as_lists(map(after, settings["pretrained_for"]))
 
 
 def trained_for(size: str, draw: int, steps: int) -> GPT:

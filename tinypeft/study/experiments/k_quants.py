@@ -15,6 +15,7 @@ from ...quant.k_quants import SUPERBLOCK
 from ..experiment import Experiment
 from ..quantized import PARTS, Sample, base_model, costs, draw, rounded
 from ..tuning import domain, pretrained
+from .schemes import COSTS
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ K_QUANTS = Experiment(
     "k_quants", "The base in types of GGUF, with and without importance, from 64 windows of its own kind of text or of "
     "*domain*, and in other formats of about 4.5 bits; on held-out text of the base's own kind. A seed draws the calibration "
     "and the test text.",
-    {"bits": "bits per weight", "excess": "nats/token over float32", "error": "relative error of the logits"},
+    {"bits": "bits per weight", **COSTS},
     measure, {"Q4_0": Blocks("Q4_0"), "Q4_K": Blocks("Q4_K"), "Q4_K, importance": Blocks("Q4_K", "own"),
               "Q4_K, importance from other text": Blocks("Q4_K", "domain"),
               "Q4_K, equal importance": Blocks("Q4_K", "equal"), "Q4_K, shuffled importance": Blocks("Q4_K", "shuffled"),

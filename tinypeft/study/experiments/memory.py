@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 
 from ...models.gpt import GPTConfig
 from ...peft import Method
-from ..experiment import Experiment
+from ..experiment import Experiment, as_lists
 from ..memory import FLOAT32, Shape, attachable, estimate, traced
 
 CONFIGS = {"narrow": GPTConfig(1024, 256, 64, 8, 4), "base": GPTConfig(1024, 256, 128, 5, 4),
@@ -27,9 +27,9 @@ STEPS = {"full": ("full", {}), "lora": ("lora", {}), "lora, all": ("lora", {"tar
 
 def measure(step: Step, seed: int, settings: dict) -> dict:
     """Lists over the batches."""
-    predicted = [estimate(Shape.of(step.config), step.name, B, T, FLOAT32, **step.options) for B, T in settings["batches"]]
-    return {"traced": [traced(step.config, step.name, B, T, seed, **step.options) for B, T in settings["batches"]],
-            **{part: [p[part] for p in predicted] for part in predicted[0]}}
+    shape = Shape.of(step.config)
+    return as_lists({"traced": traced(step.config, step.name, B, T, seed, **step.options),
+                     **estimate(shape, step.name, B, T, FLOAT32, **step.options)} for B, T in settings["batches"])
 
 
 PARTS = "weights", "optimizer", "gradients", "activations", "working"

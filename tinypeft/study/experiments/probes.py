@@ -23,6 +23,7 @@ from ...training.history import History
 from .. import tuning
 from ..bases import kept_text, small_base
 from ..compared import traced_peak
+from ..experiment import as_lists
 from ..tuning import DOCUMENTS, Arm, classify, domain, pretrained, test_loss, tested
 from .arms import FEW_BITS
 
@@ -83,8 +84,15 @@ def value_of(name: str, words: str, of: Callable[[Trained], object], of_training
 
 # -- losses ----------------------------------------------------------------------------------------
 @functools.cache
-def untrained(base: str) -> dict:
-    return tested(small_base(base))
+def untrained(base: str = "base", name: str = "loss", text: Callable | None = None) -> dict:
+    """What `tested` gives of a base. text: makes the task, if it is not domain."""
+    return tested(small_base(base), name, text() if text else None)
+
+
+def changes(before: dict, after: dict, sign: int = 1) -> dict:
+    """after − before, or with sign −1 before − after, of a loss in nine digits and of its documents in two."""
+    return {name: np.round(sign * np.subtract(after[name], before[name]), 2 if name.endswith("documents") else 9)
+            for name in after}
 
 
 def gain(t: Trained) -> dict:
@@ -97,9 +105,8 @@ def gain(t: Trained) -> dict:
 
 def forgetting(t: Trained) -> dict:
     """The loss on text of the base's own kind, and what training added to it."""
-    before, after = (tested(model, "forgetting", kept_text()) for model in (pretrained(), t.model))
-    lost = {name: np.round(np.subtract(after[name], before[name]), 2 if name.endswith("documents") else 9) for name in after}
-    return lost | {"base_loss": after["forgetting"]}
+    after = tested(t.model, "forgetting", kept_text())
+    return changes(untrained("base", "forgetting", kept_text), after) | {"base_loss": after["forgetting"]}
 
 
 def accuracy(t: Trained) -> dict:
@@ -120,7 +127,7 @@ def curve(history: History) -> list[float]:
 def at_ranks(t: Trained) -> dict:
     """The loss at every rank of RANKS. DyLoRA is set to it. A LoRA is cut to its first b rows of A and columns of B, or, by
     SVD, to the b largest singular values of ΔW; its scale stays α/16, or becomes α/b."""
-    if isinstance(t.arm.method, DyLoRA): return over_ranks(lambda b: tested(t.model.set_rank(b)))
+    if isinstance(t.arm.method, DyLoRA): return as_lists(tested(t.model.set_rank(b)) for b in RANKS)
     layers, R = list(t.model.wrappers.values()), t.arm.method.rank
     learned = [(layer.A.data, layer.B.data, layer.scale, layer.svd()) for layer in layers]
 
@@ -129,14 +136,8 @@ def at_ranks(t: Trained) -> dict:
             if svd: layer.B.data, layer.A.data, layer.scale = U[:, :b] * S[:b], Vt[:b], 1.0
             else:   layer.B.data, layer.A.data, layer.scale = B[:, :b], A[:b], scale * rescale
         return t.model
-    return (over_ranks(lambda b: tested(cut(b))) | over_ranks(lambda b: tested(cut(b, svd=True), "loss_svd"))
-            | over_ranks(lambda b: tested(cut(b, R / b), "loss_rescaled")))
-
-
-def over_ranks(tested_at: Callable[[int], dict]) -> dict:
-    """The metrics at every rank, as lists."""
-    found = [tested_at(b) for b in RANKS]
-    return {name: [metrics[name] for metrics in found] for name in found[0]}
+    return as_lists(tested(cut(b)) | tested(cut(b, svd=True), "loss_svd") | tested(cut(b, R / b), "loss_rescaled")
+                    for b in RANKS)
 
 
 def budget(t: Trained) -> dict:

@@ -1,4 +1,4 @@
-"""Training with rounded weights against rounding after training, at 3 and 2 bits.
+"""Schemes that train, as arms: what they are trained on, and at which rate.
 
 Everything is trained on the text that the base was trained on (LLM-QAT on what the base writes), and a float32 model is
 trained just as long beside it. The cost of rounding is counted from there, so that no gain is mere domain adaptation. All use
@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 
 from ...models.decoder import Decoder
 from ...peft import FullFineTuning, attach
-from ...quant import GPTQ, LLMQAT, PEQA, FakeQuant, Scheme, Uniform, convert, self_distillation
+from ...quant import LLMQAT, PEQA, FakeQuant, Scheme, convert, self_distillation
 from ...training.loop import train
 from ..compared import COMPARED_SCHEMES
-from ..experiment import Experiment
-from ..quantized import PARTS, Sample, base_model, costs, draw, own_text, rounded
+from ..quantized import Sample, base_model, draw, own_text, rounded
 from ..tuning import pretrained
 from .best import measured_rate
 
@@ -49,28 +48,7 @@ def trained(arm: Trained, sample: Sample, seed: int, settings: dict) -> Decoder:
     return tuned if arm.scheme is None else convert(tuned)
 
 
-def excess_after(arm: Trained, seed: int, settings: dict, split: str) -> float:
-    """Nats/token over float32 after training, on windows of `split`."""
-    sample = draw(seed, settings["calibration"], settings["test"], split=split)
-    return costs(trained(arm, sample, seed, settings), sample)["excess"]
-
-
-def measure(arm: Trained | Scheme, seed: int, settings: dict) -> dict:
-    """Costs over the base as it is. A scheme that does not train is applied at once."""
-    sample = draw(seed, settings["calibration"], settings["test"])
-    model = trained(arm, sample, seed, settings) if isinstance(arm, Trained) else rounded(arm, sample)
-    return costs(model, sample)
-
-
-QAT = Experiment(
-    "qat", "The base rounded to 3 and 2 bits per output channel: at once, by GPTQ, or with 80 steps of 4 × 128 tokens of its "
-    "own text, each at its best learning rate (experiment `quant_rates`); a seed draws the calibration, the batches, what "
-    "LLM-QAT writes, and the test windows.",
-    {"excess": "nats/token over the float32 base as shipped", "error": "relative error of the logits"},
-    measure, {"float32, trained as long": at_best("float32, trained as long"),
-              **{f"{name}, {bits} bits": arm for bits in (3, 2) for name, arm in {
-                  "round to nearest": Uniform(bits, False, scale_dtype="float16"), "GPTQ": GPTQ(bits),
-                  **{name: at_best(f"{name}, {bits} bits") for name in ("PEQA", "STE", "LSQ", "LLM-QAT")}}.items()}},
-    SETTINGS,
-    {"steps": 2, "rows": 4, "calibration": 8, "test": 16, "conditions": ("STE, 2 bits", "round to nearest, 2 bits"),
-     "seeds": (0,)}, seeds=PARTS)
+def applied(arm: Trained | Scheme, seed: int, settings: dict, split: str = "test") -> tuple[Decoder, Sample]:
+    """The base after a scheme, trained if the arm says so, and the windows of `split` that it is judged on."""
+    sample = draw(seed, settings.get("calibration", 1), settings["test"], split=split)
+    return trained(arm, sample, seed, settings) if isinstance(arm, Trained) else rounded(arm, sample), sample

@@ -11,10 +11,11 @@ import numpy as np
 
 from ...training.diagnosis import DivergedError
 from ..experiment import Experiment
+from ..quantized import costs
 from ..tuning import Arm, classify, evaluate, test_loss
 from .arms import TRIED
 from .qat import SETTINGS as QAT_SETTINGS
-from .qat import TRAINED, Trained, excess_after
+from .qat import TRAINED, Trained, applied
 
 __all__ = ["CLASSIFY_RATES", "QUANT_RATES", "RATES", "search"]
 
@@ -25,8 +26,8 @@ def search(loss: Callable[[float, int], float], expected: float, settings: dict,
            below: int | None = None) -> dict:
     """Rates in ascending order, the mean loss at each, and the losses of the seeds. loss: of a rate and a seed.
 
-    The first settings["first"] rates, each `factor` times the one before, lie around the expected one, `below` of them (default:
-    half) below it. Others are added while the best is the smallest or the largest, up to `most` in all.
+    settings["first"] rates, each `factor` times the one before, lie around the expected one, `below` of them (default: half)
+    below it. Others are added while the best is the smallest or the largest, up to `most` in all.
     """
     found, first = {}, settings["first"]
 
@@ -70,7 +71,8 @@ def measure_classify(arm: Arm, seed: int, settings: dict) -> dict:
 
 def measure_quant(arm: Trained, seed: int, settings: dict) -> dict:
     """The same for a scheme that trains, on validation windows of the base's own text."""
-    return search(lambda rate, s: excess_after(replace(arm, lr=rate), s, settings, "validation"), arm.lr, settings)
+    loss = lambda rate, s: costs(*applied(replace(arm, lr=rate), s, settings, "validation"))["excess"]
+    return search(loss, arm.lr, settings)
 
 
 SEARCH = {"tuning_seeds": [100, 101], "first": 3, "most": 9}
