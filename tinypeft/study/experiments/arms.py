@@ -124,20 +124,19 @@ def labelled(rate: str) -> tuple[dict[str, Arm], dict[tuple[str, str], str]]:
     return tried, label_of
 
 
-RATE_ON = {"domain": "lr", "classify": "classify_lr"}
 TRIED, LABELS = {}, {}
-for _task, _rate in RATE_ON.items(): TRIED[_task], LABELS[_task] = labelled(_rate)
+TRIED["domain"], LABELS["domain"] = labelled("lr")
+TRIED["classify"], LABELS["classify"] = labelled("classify_lr")
 
 
-def tuned(experiment: str, tasks: tuple[str, ...] = ("domain",)) -> dict[str, Arm]:
-    """condition → arm at its best rates on `tasks`, for an experiment of ARMS. A rate that has not been measured is the
-    expected one."""
-    return {condition: at_best(experiment, condition, arm, tasks) for condition, arm in ARMS[experiment].items()}
+def tuned(experiment: str, on_classify: bool = False) -> dict[str, Arm]:
+    """condition → arm at its best rate on domain, and on classify if it is trained on that as well, for an experiment of ARMS. A
+    rate that has not been measured is the expected one."""
+    return {condition: replace(arm, lr=best_rate("domain", experiment, condition, "lr"),
+                               classify_lr=best_rate("classify", experiment, condition, "classify_lr") if on_classify else None)
+            for condition, arm in ARMS[experiment].items()}
 
 
-def at_best(experiment: str, condition: str, arm: Arm, tasks: tuple[str, ...]) -> Arm:
-    best = {"classify_lr": None}
-    for task in tasks:
-        if (label := LABELS[task].get((experiment, condition))) is None: continue
-        best[RATE_ON[task]] = measured_rate(task, label, getattr(TRIED[task][label], RATE_ON[task]))
-    return replace(arm, **best)
+def best_rate(task: str, experiment: str, condition: str, rate: str) -> float | None:
+    label = LABELS[task].get((experiment, condition))
+    return label and measured_rate(task, label, getattr(TRIED[task][label], rate))

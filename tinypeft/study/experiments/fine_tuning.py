@@ -15,7 +15,6 @@ from .probes import FineTuning
 __all__ = ["FINE_TUNING", "FROZEN"]
 
 FROZEN = Arm(LinearProbe(), classify_lr=LinearProbe.learning_rate)
-ON_BOTH = "domain", "classify"
 LOSS = "loss", "trained", "stored", "seconds"
 GAIN = "gain", "base", "trained", "seconds"
 BASES = ("three sizes of bases, each drawn three times (`study/bases.py`; \":1\" and \":2\" are the seeds of those that are "
@@ -48,7 +47,7 @@ FINE_TUNING = (
     experiment(
         "methods", "Every method on domain and on classify, at its best learning rate on each (experiments `rates`, "
         "`classify_rates`); also what it forgets and what it costs.",
-        {"frozen": FROZEN, **tuned("methods", ON_BOTH)},
+        {"frozen": FROZEN, **tuned("methods", on_classify=True)},
         ("accuracy", "classify curve", "loss", "forgetting", "trained", "stored", "share", "peak", "seconds of a step",
          "curve"),
         {"steps": 10, "classify_steps": 5, "conditions": ("frozen", "full", "lora")}, classify_steps=200),
@@ -104,7 +103,7 @@ FINE_TUNING = (
         "adapters", "Adapters of bottleneck m after (sequential) or beside (parallel, scale 4) both sublayers of every block, "
         "equally many parameters, each at its best learning rate on either task (experiments `rates`, `classify_rates`). The "
         "condition \"sequential 16, norms\" trains the layer norms as well.",
-        tuned("adapters", ON_BOTH), ("loss", "trained", "share of the base", "seconds", "accuracy"),
+        tuned("adapters", on_classify=True), ("loss", "trained", "share of the base", "seconds", "accuracy"),
         {"classify_steps": 5, "conditions": ("sequential 16", "parallel 16")}, classify_steps=200),
 
     # Prompt tuning equals full fine-tuning in models of ten billion parameters and falls short in small ones (2104.08691);
