@@ -87,15 +87,15 @@ class Results:
         runs = list(self.record["runs"].values())
         return tuple(int(s) for s in (runs[0] if runs else ()) if all(s in r for r in runs))
 
-    def values(self, condition: str, metric: str, seeds: Iterable | None = None) -> np.ndarray:
-        """(seeds, …): one number, or list of numbers, per seed (None: all seeds it was measured for)."""
+    def values(self, condition: str, metric: str) -> np.ndarray:
+        """(seeds, …): one number, or list of numbers, per seed."""
         runs, name = self.record["runs"], self.record["experiment"]
         if condition not in runs:
             raise KeyError(f"{name}: no condition {condition!r}; there are {', '.join(runs)}")
-        chosen = [runs[condition][str(s)] for s in (runs[condition] if seeds is None else seeds)]
-        if metric not in chosen[0]:
-            raise KeyError(f"{name}: no metric {metric!r} of {condition!r}; there are {', '.join(chosen[0])}")
-        return np.array([r[metric] for r in chosen], float)
+        measured = list(runs[condition].values())
+        if metric not in measured[0]:
+            raise KeyError(f"{name}: no metric {metric!r} of {condition!r}; there are {', '.join(measured[0])}")
+        return np.array([r[metric] for r in measured], float)
 
     def mean(self, condition: str, metric: str) -> np.ndarray:
         """Mean over seeds."""

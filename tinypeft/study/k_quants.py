@@ -44,10 +44,9 @@ def example(results: Path) -> str:
     """The bytes of a superblock, its scales, and its first weights."""
     x, q = superblock(), GGUF("Q4_K").quantize(superblock())
     octets, numbers, codes = file_bytes(q)[0], q.dequantize()[0], q.unpack().reshape(-1)
-    sc, mn = q.scale.unpack(), q.offset.unpack()
-    d, e = float(q.scale.scale[0]), -float(q.offset.scale[0])
+    sc, mn, d, e = q.scale.unpack(), q.offset.unpack(), q.scale.scale[0], -q.offset.scale[0]
     lines = "\n".join(octets[i:i + 24].tobytes().hex(" ") for i in range(0, 144, 24))
-    steps_of, minima = d * sc, e * mn
+    steps_of, minima = q.scale.dequantize(), -q.offset.dequantize()
     scales = [(str(j), str(sc[j]), str(mn[j]), f"{s:.6f}", f"{m:.6f}", f"{-m:.4f} … {15 * s - m:.4f}")
               for j, (s, m) in enumerate(zip(steps_of, minima, strict=True))]
     first = [(str(i), str(i // 32), f"`{octets[16 + i % 32]:02x}`", str(codes[i]), f"{numbers[i]:.9g}", f"{x[0, i]:.9g}")
@@ -129,14 +128,12 @@ def search(x: np.ndarray, moving: bool) -> tuple[np.ndarray, np.ndarray]:
 def picture(results: Path | None = None) -> plot.Drawing:
     """A superblock with the levels of its sub-blocks; the search in one of them; types by bits and error."""
     x, q = superblock()[0], GGUF("Q4_K").quantize(superblock())
-    sc, mn, d, e = q.scale.unpack(), q.offset.unpack(), float(q.scale.scale[0]), -float(q.offset.scale[0])
     fig, axes = plot.figure(2, 2, height=5.6)
     grid = axes[0, 0].get_gridspec()
     for ax in axes[0]: ax.remove()
     above, (left, right) = fig.add_subplot(grid[0, :]), axes[1]
-    for j in range(8):
-        levels = d * sc[j] * np.arange(16) - e * mn[j]
-        above.hlines(levels, 32 * j + 1, 32 * j + 31, color=plot.COLOURS["sky"], lw=0.8)
+    for j, (s, low) in enumerate(zip(q.scale.dequantize(), q.offset.dequantize(), strict=True)):
+        above.hlines(s * np.arange(16) + low, 32 * j + 1, 32 * j + 31, color=plot.COLOURS["sky"], lw=0.8)
     above.plot(np.arange(256), x, ls="none", marker=".", ms=3.5, color="black")
     above.set(xticks=range(0, 257, 32), xlim=(-2, 258), xlabel="weight", ylabel="value")
     above.grid(axis="y", visible=False)

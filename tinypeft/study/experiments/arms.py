@@ -132,9 +132,11 @@ TRIED["classify"], LABELS["classify"] = labelled("classify_lr")
 def tuned(experiment: str, on_classify: bool = False) -> dict[str, Arm]:
     """condition → arm at its best rate on domain, and on classify if it is trained on that as well, for an experiment of ARMS. A
     rate that has not been measured is the expected one."""
-    return {condition: replace(arm, lr=best_rate("domain", experiment, condition, "lr"),
-                               classify_lr=best_rate("classify", experiment, condition, "classify_lr") if on_classify else None)
-            for condition, arm in ARMS[experiment].items()}
+    found = {}
+    for condition, arm in ARMS[experiment].items():
+        of_classify = best_rate("classify", experiment, condition, "classify_lr") if on_classify else None
+        found[condition] = replace(arm, lr=best_rate("domain", experiment, condition, "lr"), classify_lr=of_classify)
+    return found
 
 
 def best_rate(task: str, experiment: str, condition: str, rate: str) -> float | None:
