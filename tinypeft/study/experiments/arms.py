@@ -130,8 +130,8 @@ TRIED["classify"], LABELS["classify"] = labelled("classify_lr")
 
 
 def tuned(experiment: str, on_classify: bool = False) -> dict[str, Arm]:
-    """condition → arm at its best rate on domain, and on classify if it is trained on that as well, for an experiment of ARMS. A
-    rate that has not been measured is the expected one."""
+    """condition → arm at its best rate on domain, and on classify if it is trained on that, too, for an experiment of ARMS.
+    A rate that has not been measured is the expected one."""
     found = {}
     for condition, arm in ARMS[experiment].items():
         of_classify = best_rate("classify", experiment, condition, "classify_lr") if on_classify else None
