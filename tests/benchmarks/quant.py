@@ -29,7 +29,7 @@ from tests.oracles.torch_gptq import gptq, gptq_model
 from tinypeft import Tensor, no_grad
 from tinypeft.engine.nn import Linear
 from tinypeft.quant import AWQ, GGUF, GPTQ, NF4, W8A8, FloatFormat, LLMInt8, Uniform, ZeroQuant
-from tinypeft.study.compare import sharing
+from tinypeft.study.cost import sharing
 from tinypeft.study.quantized import draw
 
 SHAPE, REST = (2048, 2048), 0.1                          # weights; seconds

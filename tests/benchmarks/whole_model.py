@@ -9,7 +9,7 @@ import torch
 import tinypeft as tp
 from tests.benchmarks.measure import in_turn, medians, mib, ratio, seconds, torch_peak, traced_peak
 from tests.benchmarks.sides import batch_of, ours, theirs
-from tinypeft.study.compare import sharing
+from tinypeft.study.cost import sharing
 
 __all__ = ["compared", "generators", "without_gradients"]
 

@@ -149,16 +149,6 @@ def test_how_long_it_will_take_is_said_after_two_steps(monkeypatch, pipe):
     assert lines == ["training 1/40    5.0 s", "training 2/40    114 s left", "training 3/40    86 s left"]
 
 
-def test_a_job_that_takes_longer_than_expected_says_so(monkeypatch, pipe):
-    """And not that nothing is left."""
-    clock = Clock(monkeypatch)
-    bar = Progress(25, "compare")
-    bar(0, left=44)
-    assert bar.line() == "compare 0/25    44 s left"
-    clock.now += 60
-    assert bar.line() == "compare 0/25    60 s, longer than expected"
-
-
 def test_the_seconds_of_a_training_are_its_historys(terminal):
     """What the line says at the end is what the history says, evaluations apart."""
     history = tp.train(small(), Noise(), 4, eval_every=1)

@@ -18,7 +18,7 @@ from tests.stress import record
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.measuring import measure_one, rounding, workers
 from tinypeft.study.pages import ROOT
-from tinypeft.study.prediction import predicted
+from tinypeft.study.prediction import verdict
 from tinypeft.study.stored import load
 
 OTHER = "Nehalem"                                        # kernels without AVX: other sums in every product
@@ -40,9 +40,10 @@ def repeated(name: str) -> dict:
     found = {}
     for a, b in pairs:
         old = stored.values(a, metric) - stored.values(b, metric)
-        again = float(np.mean([new[a, seed] - new[b, seed] for seed in seeds]))
-        middle, half = predicted(old, len(seeds))
-        found[f"{a} − {b}"] = {"stored": middle, "again": again, "predicted ±": half, "inside": abs(again - middle) <= half}
+        differences = [new[a, seed] - new[b, seed] for seed in seeds]
+        of, again = verdict(differences, old), float(np.mean(differences))
+        found[f"{a} − {b}"] = {"stored": of["mean"], "again": again, "predicted ±": of["half"],
+                               "inside": abs(again - of["mean"]) <= of["half"]}
     return found
 
 

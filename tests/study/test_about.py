@@ -71,8 +71,9 @@ def test_what_is_missing_is_told_with_the_table_to_extend(monkeypatch):
     monkeypatch.setitem(tp.METHODS, "nameless", Nameless)
     monkeypatch.setitem(FAMILIES["all weights"], "nameless", Nameless)
     whole = lambda folder, kind: pages.SECTIONS[f"tinypeft/{folder}/README.md"][kind](RESULTS)
+    runs = {name: [{"loss": x, "trained": 0, "share": 0.0}] for x, name in enumerate(("full", "frozen", "nameless"))}
     for ask in (lambda: about.about("nameless"), lambda: plot.mark("nameless"), lesson_map, lambda: whole("peft", "methods"),
-                lambda: compare.row("nameless", Arm(Nameless()), {"trained": 0, "share": 0.0}, [0.0])):
+                lambda: compare.method_rows(runs, dict.fromkeys(runs, Arm(Nameless())))):
         with pytest.raises(KeyError, match="about.py has no entry for 'nameless'"): ask()
     monkeypatch.setitem(tp.SCHEMES, "hqq", tp.NF4)
     with pytest.raises(KeyError, match="about.py has no entry for 'nameless'"): whole("peft", "methods")

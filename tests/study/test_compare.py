@@ -1,6 +1,5 @@
 """The main job: its rows are the study's, its numbers are right, the model is as it was, and tables and picture show it all."""
 import contextlib
-import dataclasses
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -29,16 +28,16 @@ def record():
 def whole(monkeypatch):
     """A record of the default size, with numbers that were made up."""
     def measured(task):
-        _, (name, label), value, seed, _ = task
-        rng = np.random.default_rng([seed, len(label), len(name)])
+        _, label, value, seed, _ = task
+        rng = np.random.default_rng([seed, len(label)])
         loss = {"frozen": 2.985, "full": 2.6, "prompt": 2.9}.get(label, 2.7) + (label != "frozen") * rng.normal(0, 0.01)
         others = {"bits": 4.5, "error": 0.1, "excess": loss - 2.65}
-        if name == "first_look": others = {"trained": 1000, "share": 0.05}
-        return (name, label), seed, {"loss": loss, **others}, 0.0
+        if label in ROWS: others = {"trained": 1000, "share": 0.05}
+        return label, seed, {"loss": loss, **others}, 0.0
     monkeypatch.setattr(compare, "measure_one", measured)
 
-    def beside(record, folder):
-        for r in record["methods"]: r["study"] = prediction.verdict(r["loss"], [2.68, 2.7, 2.72], 3)
+    def beside(record):
+        for r in record["methods"]: r["study"] = prediction.verdict(r["losses"], np.array([2.68, 2.7, 2.72]))
         return []
     monkeypatch.setattr(compare, "beside", beside)
     return compare.compare(progress=False, jobs=1)
@@ -52,40 +51,35 @@ def test_six_rows_and_the_schemes_are_in_it(whole):
 
 
 def test_all_is_every_method_and_every_scheme():
-    calls = compare.calls_of(compare.ALL, [1000, 1001, 1002])
-    labels = {experiment: [label for (name, label) in dict.fromkeys(key for _, key, _, _, _ in calls) if name == experiment]
-              for experiment in ("first_look", "schemes", "qat")}
-    assert set(labels["first_look"]) == {*ROWS, *tp.METHODS} - {"probe"} and set(labels["schemes"]) == set(COMPARED_SCHEMES)
-    assert labels["qat"] == ["float32, trained as long"]
+    conditions = compare.base_conditions(compare.ALL)
+    assert conditions.keys() == {*ROWS, *tp.METHODS, *COMPARED_SCHEMES, "float32, trained as long"} - {"probe"}
     arms = compare.arms_of(compare.ALL)
     assert arms["full"] is EXPERIMENTS["first_look"].conditions["full"] and arms["dora"].times == arms["full"].times
     assert {type(arms[name].method) for name in tp.METHODS if name != "probe"} == {*tp.METHODS.values()} - {tp.LinearProbe}
-    for _, (name, label), value, _, settings in calls:            # each is the study's own condition
-        if name == "schemes": assert value == EXPERIMENTS["schemes"].conditions[label] and settings["steps"] == 80
-    _, _, frozen, seed, settings = next(call for call in calls if call[1] == ("first_look", "dora"))
-    assert seed == 1000 and settings["steps"] * frozen.times == 60
+    for label in COMPARED_SCHEMES:                       # each is the study's own condition
+        measure, value, settings = conditions[label]
+        assert (measure, value, settings) == (EXPERIMENTS["schemes"].measure, EXPERIMENTS["schemes"].conditions[label],
+                                              EXPERIMENTS["schemes"].settings)
+    for name, arm in arms.items():
+        measure, value, settings = conditions[name]
+        assert measure is EXPERIMENTS["first_look"].measure and value == arm and settings["batch_size"] == 4
+        if name != "frozen": assert settings["steps"] * value.times == 60
+    seeds = {label: [seed for _, of, _, seed, _ in compare.calls_of(conditions, [5, 6]) if of == label] for label in conditions}
+    assert {label for label, of in seeds.items() if of == [5, 6]} == {*arms} - {"frozen"}
+    assert all(of == [5] for label, of in seeds.items() if label not in arms)
 
 
-def test_what_is_left_is_known_by_the_stored_costs(monkeypatch, capsys):
-    """Four runs of 1, 1, 2 and 8 s in two processes take 6 s. The longest comes first; this machine takes twice as long."""
-    costs = {"a": 1.0, "b": 2.0, "c": 8.0}
-    monkeypatch.setattr(compare, "stored_costs", lambda: costs)
-    order = []
-
-    class Bar(compare.Progress):
-        def __call__(self, done, text="", seconds=None, left=None): lefts.append(left)
-    lefts = []
-    monkeypatch.setattr(compare, "Progress", Bar)
-
-    def measure_one(call):
-        order.append(call[1][1])
-        return call[1], call[3], {}, 2 * costs[call[1][1]]
-    monkeypatch.setattr(compare, "measure_one", measure_one)
-    monkeypatch.setattr(compare, "workers", lambda jobs: contextlib.nullcontext(map))
-    calls = [(None, ("x", label), None, seed, {}) for label, seed in (("a", 0), ("a", 1), ("b", 0), ("c", 0))]
-    runs, took = compare.measured(calls, 2, False)
-    assert order == ["c", "b", "a", "a"] and lefts == [6.0, 4.0, 2.0, 1.0, 0.0]
-    assert took == {"a": 2.0, "b": 4.0, "c": 16.0} and runs["x", "a"].keys() == {0, 1}
+def test_what_is_under_way_is_said_from_the_first_second(capsys):
+    """Of four runs in two processes the first two begin at once. They may end in another order."""
+    calls = [(None, label, None, seed, {}) for label, seed in (("a", 0), ("a", 1), ("b", 0), ("c", 0))]
+    results = [("a", 1, {"loss": 2.0}, 0.1), ("a", 0, {"loss": 1.0}, 0.1), ("b", 0, {}, 0.1), ("c", 0, {}, 0.1)]
+    said = []
+    bar = lambda *_: contextlib.nullcontext(lambda done, text: said.append((done, text)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "Progress", bar)
+        runs = compare.collected(calls, results, 2, None)
+    assert said == [(0, "a, a"), (1, "a, b"), (2, "b, c"), (3, "c"), (4, "")]
+    assert runs == {"a": [{"loss": 1.0}, {"loss": 2.0}], "b": [{}], "c": [{}]}
 
 
 def test_numbers_are_those_of_the_study(record):
@@ -121,85 +115,23 @@ def test_another_model_is_measured_and_is_as_it_was():
     assert "The study measures the shipped base only" in text and "the study " not in text.split("\n")[0]
 
 
-def little(context):
-    model = tp.GPT(tp.GPTConfig(1024, context, 16, 2, 1), rng=0)
-    model.tokenizer = tp.load_pretrained().tokenizer
-    return model, tp.tasks.text({"numbers": " ".join(map(str, range(4000)))}, model, context=32)
-
-
-def test_a_scheme_is_measured_on_a_model_of_a_short_context(monkeypatch):
-    written, real = [], compare.train
-    monkeypatch.setattr(compare, "train", lambda model, task, *steps, **options: written.append(task.data("train").shape) or
-                        real(model, task, *steps, **options))
-    for context in (96, 32): compare.measure_scheme(little(context)[0], tp.LLMQAT(), little(context)[1], SMALL)
-    assert written == [(32, 64), (32, 32)]
-    _, cost = cost_of_nf4(32)
-    assert cost["quantized"]["perplexity"] == pytest.approx(cost["exact"]["perplexity"], rel=0.05)
-
-
-def cost_of_nf4(context, size=SMALL):
-    """A little model in NF4, and what that costs."""
-    model, task = little(context)
-    return compare.quantized_at_cost(model, tp.NF4(16), size, task, task.batch("train", 4, np.random.default_rng(0))[0])
-
-
-def test_the_cost_says_on_how_much_it_was_measured():
-    whole = dataclasses.replace(SMALL, test_rows=512)
-    assert [cost_of_nf4(32, size)[1]["on"] for size in (SMALL, whole)] == [f"{SMALL.test_rows} windows of the test split",
-                                                                         "the test split"]
-
-
-def test_a_scheme_is_measured_by_its_formulas():
-    (model, domain), scheme = little(32), tp.NF4(16, double_quant=True)
-    cost = compare.measure_scheme(model, scheme, domain, SMALL)
-    tokens = next(iter(domain.batches("test", 4)))[0]
-    exact, rounded = model(tokens).data, tp.quantize(compare.sharing(model), scheme)(tokens).data
-    assert cost["output_error"] == pytest.approx(np.sqrt(((rounded - exact) ** 2).sum() / (exact ** 2).sum()), rel=1e-5)
-    weights = [m.weight.data for path, m in model.named_modules() if path.startswith("blocks.") and hasattr(m, "d_out")]
-    size = sum(W.size for W in weights)
-    errors, squares = (sum(float((f(W) ** 2).sum()) for W in weights)
-                       for f in (lambda W: scheme.quantize(W).dequantize() - W, lambda W: W))
-    assert cost["weight_error"] == pytest.approx(np.sqrt(errors / squares), rel=1e-5)
-    assert cost["bits_per_weight"] == pytest.approx(8 * cost["bytes"] / size)
-
-
-def test_sizes_are_those_of_the_arrays_and_the_file(tmp_path):
-    model, (rounded, cost) = little(32)[0], cost_of_nf4(32)
-    rounded.tokenizer = None                             # which is no weight, and larger than this model
-    tp.save_quantized(rounded, tmp_path / "q")
-    assert cost["file"] == (tmp_path / "q").stat().st_size
-    assert cost["bits_per_weight"] < cost["bits_in_all"] == pytest.approx(8 * cost["file"] / model.n_parameters())
-    assert f"{cost['file'] / 1024:,.0f} KiB, {cost['bits_in_all']:.3f} bits over all weights" in compare.described(cost)
-    exact, row = compare.with_sizes([{"bits": 32.0}, {"bits": cost["bits_per_weight"]}], model)
-    assert exact["bytes"] == 4 * model.n_parameters() and exact["bits_in_all"] == 32
-    assert row["bytes"] == sum(a.nbytes for a in rounded.state_dict().values()) < cost["file"]
-
-
 def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
     seen = []
-    monkeypatch.setattr(compare, "of_another", lambda model, size, *_: seen.append(size) or {})
+
+    def measured(model, size):
+        seen.append(size)
+        raise KeyboardInterrupt                          # before any work
+    monkeypatch.setattr(compare, "Another", measured)
     for parameters, size in ((compare.LARGE_FROM, compare.LARGE), (compare.LARGE_FROM - 1, compare.Size())):
         model = tp.GPT(tp.GPTConfig(64, 16, 32, 2, 2))
         monkeypatch.setattr(model, "n_parameters", lambda n=parameters: n)
-        compare.compare(model, progress=False)
+        with pytest.raises(KeyboardInterrupt): compare.compare(model, progress=False)
         assert seen.pop() == size
-
-
-@pytest.mark.parametrize("label", [k for k, scheme in COMPARED_SCHEMES.items() if not scheme.trains])
-def test_a_scheme_writes_into_no_array_that_copies_share(label):
-    model = tp.GPT(tp.GPTConfig(64, 16, 32, 2, 2))
-    for p in model.parameters(): p.data.flags.writeable = False
-    copied = compare.sharing(model)
-    assert all(a is b for a, b in zip(copied.state_dict().values(), model.state_dict().values(), strict=True))
-    tokens = np.random.default_rng(0).integers(0, 64, (16, 16))
-    before = model(tokens).data
-    tp.quantize(copied, COMPARED_SCHEMES[label], calibration=tokens)
-    assert np.array_equal(model(tokens).data, before)
 
 
 def test_the_tables_and_the_picture_show_everything(whole, tmp_path):
     text = glance.tables(whole)
-    with plot.style(): assert faults(glance.picture_of(whole).figure) == []
+    with plot.style(): assert faults(glance.picture(whole).figure) == []
     drawn = " ".join(ET.parse(glance.draw(whole, tmp_path / "compare.svg")).getroot().itertext())
     for r in (*whole["methods"], *whole["schemes"][1:]): assert r["label"] in text and r["label"] in drawn
     first, second, third, notes = text.split("\n\n")
@@ -208,6 +140,6 @@ def test_the_tables_and_the_picture_show_everything(whole, tmp_path):
     for part in (first, second, third): assert max(map(len, part.split("\n"))) <= 100
     float32 = whole["schemes"][0]
     assert f"32.000  32.000  {float32['bytes'] / 1024:,.0f}" in second and "of all  " in third and "KiB: what all" in notes
-    for r in whole["schemes"]: del r["bytes"]                                    # as in an older record
-    older = glance.tables(whole)
-    assert "KiB" not in older and older.split("\n\n")[0] == first
+    whole["methods"][-1]["gain"] = -0.001                # no sign before nothing
+    prompt = next(line for line in glance.tables(whole).split("\n") if line.startswith("prompt"))
+    assert " 0 %" in prompt and "-0 %" not in prompt

@@ -40,10 +40,9 @@ def run_quantize(args: Namespace) -> None:
     """Quantize a model, with --adapter merged into it; measure what that costs, and save it."""
     from ..interop.loading import QUANTIZED
     from ..quant import SCHEMES, dequantize, save_quantized
-    from ..study.compare import Size, described, quantized_at_cost
+    from ..study.cost import described, quantized_at_cost
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
     own = kind_of(args)
-    size = Size(steps=30, test_rows=32 if args.quick else 128)
     if args.out:
         check_new(args)
     job = Finished(args, "quantized", args.scheme)
@@ -54,8 +53,8 @@ def run_quantize(args: Namespace) -> None:
     task = task_to_measure(args, model, own, job.task)
     if own:
         show_data(args, task)
-    calibration = calibration_in(task, args.seed)
-    result, cost = quantized_at_cost(model, scheme, size, task, calibration, args.seed)
+    calibration, rows = calibration_in(task, args.seed), 32 if args.quick else 128
+    result, cost = quantized_at_cost(model, scheme, task, calibration, rows, args.seed)
     job.record |= cost
     text = described(cost)
     job.card += f"\n## Quantized\n\n```text\n{text}\n```\n"

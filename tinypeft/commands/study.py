@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
+import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -66,10 +66,8 @@ def run_compare(args: Namespace) -> None:
     if not args.json: check_writable(args.out)
     model = model_of(args) if args.model else None
     size = compare.QUICK if args.quick else compare.ALL if every else None
-    if every and model is None: print(compare.announcement(size), file=sys.stderr)
-    record = compare.compare(model, size, args.seed)
-    record["command"] = " ".join(["python -m tinypeft", *["compare --all"] * every,
-                                  f"--model {args.model}" if model else "--out figures"])
+    command = shlex.join(["python", "-m", "tinypeft", *args.argv])
+    record = {"command": command, **compare.compare(model, size, args.seed)}
     if args.json: return show_json(record)
     print(glance.tables(record))
     name = "compare_all" if every else "compare"

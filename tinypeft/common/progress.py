@@ -56,7 +56,6 @@ class Progress:
                  first: int = 0):
         self.total, self.label, self.first = total, label, first
         self.done, self.text, self.seconds = first, "", None
-        self.end = None                                  # when it will be done, if that is known
         self.start = time.perf_counter()
         self.drawn = 0.0
         self.handle = None
@@ -75,13 +74,10 @@ class Progress:
             self._draw()                                 # the phase has a name at once
         return self
 
-    def __call__(self, done: int, text: str = "", seconds: float | None = None,
-                 left: float | None = None) -> None:
+    def __call__(self, done: int, text: str = "", seconds: float | None = None) -> None:
         """Say what is done, out of `total`. seconds: what the job counts as its time, if that is
-        not the time since the start. left: the seconds that the rest will take, for a job whose
-        parts are not equally long."""
+        not the time since the start."""
         self.done = max(done, self.done)                 # threads may come in any order
-        self.end = None if left is None else time.perf_counter() + left
         self.text, self.seconds = text, seconds
         soon = time.perf_counter() - self.drawn < 0.1
         if self.show and not (soon and done < (self.total or 0)):
@@ -94,10 +90,7 @@ class Progress:
             return f"{self.label}  {spent:.1f} s"
         remaining, new = self.total - self.done, self.done - self.first
         when = f"{spent if self.seconds is None else self.seconds:.1f} s"
-        if remaining > 0 and self.end is not None:
-            left = self.end - time.perf_counter()
-            when = f"{left:.0f} s left" if left > 0 else f"{spent:.0f} s, longer than expected"
-        elif remaining > 0 and new > 1:                  # the first part alone is slower
+        if remaining > 0 and new > 1:                  # the first part alone is slower
             when = f"{spent / new * remaining:.0f} s left"
         return f"{self.label} {self.done}/{self.total}  {self.text}  {when}"
 

@@ -1,10 +1,11 @@
 """The study: the cost and the quality of methods and schemes, the claims of the papers, the pictures.
 
     about.py         the one table of what is known of each method and scheme: title, equation, papers, lesson, colour, marker
-    compare.py       the main job: some methods and every scheme, measured anew
+    compare.py       the main job: methods and schemes side by side, measured anew
     compared.py      the schemes by label, and the memory of a step: what the main job and the experiments share
     prediction.py    does a new run agree with what the study stored?
     glance.py        the main job's record as tables and a picture
+    cost.py          what quantizing a model costs, for the command `quantize`
 
     experiment.py    an experiment: conditions, seeds, settings; `Results` are what a file stores
     conditions.py    a condition in full, with every field, and in what a stored one is not today's

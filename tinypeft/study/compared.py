@@ -8,7 +8,7 @@ from ..peft import PeftModel
 from ..text.tasks import Task
 from ..training.backward import backward
 
-__all__ = ["COMPARED_SCHEMES", "SHOWN", "TRAINED_AS_LONG", "traced_peak"]
+__all__ = ["COMPARED_SCHEMES", "SHOWN", "TRAINED", "TRAINED_AS_LONG", "traced_peak"]
 
 TRAINED_AS_LONG = "float32, trained as long"             # the label of the row beside the schemes that train
 
@@ -37,6 +37,7 @@ COMPARED_SCHEMES = {
     "QAT 3 bit *": q.FakeQuant(bits=3, symmetric=False, **GROUPS),
     "LLM-QAT 4-8-4 *": q.LLMQAT(),
 }
+TRAINED = {label for label, scheme in COMPARED_SCHEMES.items() if scheme.trains}
 # one of each kind, which the main job shows: rounding, products of integers with outliers apart or smoothed, steps with an
 # offset, a code book, files, correcting columns, and training
 SHOWN = ("int8", "LLM.int8()", "SmoothQuant", "int4 asymmetric", "GGUF Q4_0", "NF4", "GPTQ 4 bit", "QAT 3 bit *")
