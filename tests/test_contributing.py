@@ -1,4 +1,5 @@
 """CONTRIBUTING can be followed: a toy method is added to a copy of the checkout, step by step, and nothing else is touched."""
+import json
 import os
 import re
 import shutil
@@ -236,6 +237,50 @@ def test_a_method_is_added_by_following_the_page(tmp_path):
             status, printed = copy.run(check.replace("NAME", "toy"))
             assert status == 0, printed
         assert lacking(copy) == left, i
+
+
+# What the copy measures is small, and the stored numbers are called those of these settings: they are not measured again.
+SMALLER = {
+    "tinypeft/study/experiments/fine_tuning.py": [
+        ('"conditions": ("frozen", "full", "lora")}, classify_steps=200',
+         '"conditions": ("frozen",)}, SEEDS[:1], steps=1, batch_size=1, classify_steps=1')],
+    "tinypeft/study/tuning.py": [("held_out: int | None = 16384", "held_out: int | None = 512")]}
+STORED_AT_THESE = """
+import json
+from tinypeft.study.conditions import in_full
+from tinypeft.study.experiments import EXPERIMENTS
+from tinypeft.study.measuring import as_text, measured_with, sealed
+e, path = EXPERIMENTS["methods"], "figures/results/methods.json"
+record = json.load(open(path, encoding="utf-8"))
+runs = {c: {str(s): by_seed[str(s)] for s in e.seeds} for c, by_seed in record.pop("runs").items()}
+open(path, "w", encoding="utf-8").write(as_text(record | measured_with() | in_full(e) | sealed(runs)))
+"""
+
+
+def list_it_in_the_survey(copy):
+    copy.change("tinypeft/study/experiments/arms.py", ('            "ia3")', '            "ia3", "toy")'))
+    copy.change("tinypeft/study/experiments/smollm2.py",
+                ("    PTuningV2,\n", "    PTuningV2,\n    Toy,\n"),
+                ('"ptuning_v2": PTuningV2()}', '"ptuning_v2": PTuningV2(), "toy": Toy()}'),
+                ('"ptuning_v2": 1.9e-2}', '"ptuning_v2": 1.9e-2, "toy": 1e-2}'))
+
+
+def test_a_method_of_the_survey_is_measured_alone(tmp_path):
+    """By the command of the page, and with one training step. What is stored stays as it is."""
+    copy = Checkout(tmp_path / "checkout")
+    for path, replacements in SMALLER.items(): copy.change(path, *replacements)
+    status, printed = copy.call([sys.executable, "-c", STORED_AT_THESE])
+    assert status == 0, printed
+    runs = lambda: json.loads((copy.folder / "figures" / "results" / "methods.json").read_text("utf-8"))["runs"]
+    before = runs()
+    for do in (write_the_method, list_it, list_it_in_the_survey): do(copy)
+    command = "python -m tinypeft figures methods --rerun"
+    assert command in commands(RECIPES["method"][4])
+    status, printed = copy.run(command)
+    after = runs()
+    assert status == 0 and after.keys() - before.keys() == {"toy"}, printed
+    assert all(after[c] == before[c] for c in before) and after["toy"].keys() == before["lora"].keys()
+    assert after["toy"]["20"]["trained"] == 2 * 5 * 128
 
 
 def lacking(copy):
