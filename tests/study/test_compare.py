@@ -115,6 +115,14 @@ def test_another_model_is_measured_and_is_as_it_was():
     assert "The study measures the shipped base only" in text and "the study " not in text.split("\n")[0]
 
 
+def test_the_tables_say_how_long_the_rows_were():
+    """Half of the model's context, where that is less than 128 tokens."""
+    model = tp.GPT(tp.GPTConfig(1024, 64, 96, 1, 2), rng=0)
+    model.tokenizer = tp.load_pretrained().tokenizer
+    found = compare.compare(model, compare.Size(1, 1, ("NF4",), batch_size=2, test_rows=4), progress=False)
+    assert found["test_tokens"] == 4 * 32 and "1 steps of 2 × 32 tokens on domain" in glance.tables(found)
+
+
 def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
     seen = []
 

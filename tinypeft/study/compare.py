@@ -46,10 +46,9 @@ MOST_JOBS = 4                            # each process reads the text anew
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. steps, batch_size: of fine-tuning, in rows of 128 tokens. seeds: how
-    many. schemes: labels in COMPARED_SCHEMES. scheme_steps: of schemes that train. test_rows: of
-    the test text, for another model than the base. methods: names in METHODS, measured beside those
-    of experiment `first_look`."""
+    """How much is measured. steps, batch_size: of fine-tuning. seeds: how many. schemes: labels in
+    COMPARED_SCHEMES. scheme_steps: of schemes that train. test_rows: of the test text, for another
+    model than the base. methods: names in METHODS, measured beside those of `first_look`."""
     steps: int = 60
     seeds: int = 3
     schemes: tuple[str, ...] = SHOWN
@@ -87,16 +86,19 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
         jobs = min(jobs or min(os.cpu_count() or 1, MOST_JOBS), len(calls))
         with workers(jobs) as each:
             runs = collected(calls, each(measure_one, calls), jobs, progress)
-        tokens = len(tuning.domain().data("test")) - 1
+        task = tuning.domain()
+        tokens = len(task.data("test")) - 1
         judged_on = "held-out text of the base's own kind"
     else:
         here = Another(model, size)
         calls = calls_of(here.conditions(), seeds)
         runs = collected(calls, map(here.measure_one, calls), 1, progress)
-        tokens = here.task.count(next(here.task.batches("test", size.test_rows)))
+        task = here.task
+        tokens = task.count(next(task.batches("test", size.test_rows)))
         judged_on = "the same text"
     record = {"date": time.strftime("%Y-%m-%d"), "seed": seed, "seeds": seeds, "steps": size.steps,
-              "scheme_steps": size.scheme_steps, "batch_size": size.batch_size, **measured_with(),
+              "scheme_steps": size.scheme_steps, "batch_size": size.batch_size,
+              "context": task.context, **measured_with(),
               "seconds": round(time.perf_counter() - started, 1), "test_tokens": tokens,
               "judged_on": judged_on, "methods": method_rows(runs, arms_of(size)),
               "schemes": scheme_rows(runs, model or base_model())}

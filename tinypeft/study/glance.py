@@ -65,8 +65,8 @@ def notes(record: dict) -> list[str]:
     n, methods, schemes = len(record["seeds"]), record["methods"], record["schemes"]
     method = {r["name"]: r["method"] for r in methods}
     said = [
-        f"Fine-tuning: {record['steps']} steps of {record['batch_size']} × 128 tokens on domain; "
-        f"loss in nats/token on {record['test_tokens']:,} test tokens"
+        f"Fine-tuning: {record['steps']} steps of {record['batch_size']} × {record['context']} "
+        f"tokens on domain; loss in nats/token on {record['test_tokens']:,} test tokens"
         + (f", mean over {n} seeds ± half of the 95 % interval." if n > 1 else "."),
         f"The adapters are {method['adapter']}, the prompt is {method['prompt']}; LoRA is "
         f"{method['lora_all']}, in QLoRA on a base in NF4."]
