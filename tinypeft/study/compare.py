@@ -47,12 +47,11 @@ MOST_JOBS = 4                            # each process reads the text anew
 @dataclass(frozen=True)
 class Size:
     """How much is measured. steps, batch_size: of fine-tuning. seeds: how many. schemes: labels in
-    COMPARED_SCHEMES. scheme_steps: of schemes that train. test_rows: of the test text, for another
-    model than the base. methods: names in METHODS, measured beside those of `first_look`."""
+    COMPARED_SCHEMES. test_rows: of the test text, for another model than the base. methods: names
+    in METHODS, measured beside those of `first_look`."""
     steps: int = 60
     seeds: int = 3
     schemes: tuple[str, ...] = SHOWN
-    scheme_steps: int = 80
     batch_size: int = 4
     test_rows: int = 128
     methods: tuple[str, ...] = ()
@@ -97,8 +96,8 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
         tokens = task.count(next(task.batches("test", size.test_rows)))
         judged_on = "the same text"
     record = {"date": time.strftime("%Y-%m-%d"), "seed": seed, "seeds": seeds, "steps": size.steps,
-              "scheme_steps": size.scheme_steps, "batch_size": size.batch_size,
-              "context": task.context, **measured_with(),
+              "scheme_steps": EXPERIMENTS["schemes"].settings["steps"],
+              "batch_size": size.batch_size, "context": task.context, **measured_with(),
               "seconds": round(time.perf_counter() - started, 1), "test_tokens": tokens,
               "judged_on": judged_on, "methods": method_rows(runs, arms_of(size)),
               "schemes": scheme_rows(runs, model or base_model())}
@@ -127,15 +126,15 @@ def base_conditions(size: Size) -> dict[str, tuple]:
     """Return label → (how it is measured on the base, value, settings). What takes longest comes
     first."""
     first_look, schemes, qat = (EXPERIMENTS[name] for name in ("first_look", "schemes", "qat"))
-    arms, steps = arms_of(size), {"steps": size.scheme_steps}
+    arms = arms_of(size)
     of_arms = {"steps": size.steps / arms["full"].times, "batch_size": size.batch_size}
-    trained = [(schemes, label) for label in size.schemes if label in TRAINED]
-    beside_them = [(qat, TRAINED_AS_LONG)] * bool(trained)
-    at_once = [(schemes, label) for label in size.schemes if label not in TRAINED]
-    found = {label: (e.measure, e.conditions[label], e.settings | steps)
-             for e, label in trained + beside_them}
-    found |= {name: (first_look.measure, arm, of_arms) for name, arm in arms.items()}
-    return found | {label: (e.measure, e.conditions[label], e.settings) for e, label in at_once}
+    fine_tuned = {name: (first_look.measure, arm, of_arms) for name, arm in arms.items()}
+    of_scheme = {label: (schemes.measure, schemes.conditions[label], schemes.settings)
+                 for label in size.schemes}
+    trained = {label: of for label, of in of_scheme.items() if label in TRAINED}
+    if trained:
+        trained[TRAINED_AS_LONG] = qat.measure, qat.conditions[TRAINED_AS_LONG], qat.settings
+    return trained | fine_tuned | of_scheme
 
 
 def calls_of(conditions: dict[str, tuple], seeds: list[int]) -> list[tuple]:

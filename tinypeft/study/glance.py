@@ -18,8 +18,14 @@ def by_kind(schemes: list[dict]) -> tuple[list[dict], list[dict]]:
     return [r for r in schemes if r not in trained], trained
 
 
-def with_study(rows: list[dict]) -> list[dict]:
-    return [r for r in rows if "study" in r]
+def checks(record: dict) -> list[dict]:
+    """Return what the study says of the rows where something varies."""
+    rows = record["methods"] + record["schemes"]
+    return [r["study"] for r in rows if "study" in r and r["study"]["half"]]
+
+
+def count(found: list[dict]) -> str:
+    return f"{sum(study['inside'] for study in found)} of {len(found)}"
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -27,8 +33,7 @@ def tables(record: dict) -> str:
     """Return the record as text: methods, schemes that round at once, schemes that train, and
     notes."""
     methods, schemes = record["methods"], record["schemes"]
-    compared = with_study(methods + schemes)
-    head, study = (["the study", ""], beside) if compared else ([], lambda r, sign="": [])
+    head, study = (["the study", ""], beside) if checks(record) else ([], lambda r, sign="": [])
     parts = [table(["fine-tuning", "trained", "share", "loss", "share of full's gain", *head], [
         [r["label"], f"{r['trained']:,}", f"{100 * r['share']:.2f} %", pm(r["loss"], r["interval"]),
          f"{round(100 * r['gain'])} %", *study(r)] for r in methods])]
@@ -62,8 +67,8 @@ def beside(r: dict, sign: str = "") -> list[str]:
 
 def notes(record: dict) -> list[str]:
     """Return what the tables mean, one sentence a line."""
-    n, methods, schemes = len(record["seeds"]), record["methods"], record["schemes"]
-    method = {r["name"]: r["method"] for r in methods}
+    n, schemes = len(record["seeds"]), record["schemes"]
+    method = {r["name"]: r["method"] for r in record["methods"]}
     said = [
         f"Fine-tuning: {record['steps']} steps of {record['batch_size']} × {record['context']} "
         f"tokens on domain; loss in nats/token on {record['test_tokens']:,} test tokens"
@@ -80,11 +85,9 @@ def notes(record: dict) -> list[str]:
         "float32.",
         "of all: bits over all parameters, with embeddings, norms and biases in float32. KiB: what "
         "all of these arrays take; a file of save_quantized has a header of less than 1 % besides."]
-    checked = [r["study"] for r in with_study(methods + schemes) if r["study"]["half"]]
-    if checked:
-        said.append(f"The study: where a new mean should lie, by its {checked[0]['seeds']} seeds. "
-                    f"{sum(s['inside'] for s in checked)} of {len(checked)} are inside; about 1 in "
-                    "20 is outside by chance.")
+    if found := checks(record):
+        said.append(f"The study: where a new mean should lie, by its {found[0]['seeds']} seeds. "
+                    f"{count(found)} are inside; about 1 in 20 is outside by chance.")
     return [*said, *record["notes"]]
 
 
@@ -136,17 +139,15 @@ def dot(ax, r: dict, metric: str, y: int, **looks) -> None:
         ax.barh(y, 2 * half, left=mean - half, height=0.7, color="#DDDDDD", lw=0)
     grey = {"color": plot.COLOURS["grey"], "marker": "x"}
     look = grey if r["name"] == "float32" else plot.mark(r["name"])
-    given = {name: value for name, value in looks.items() if value is not None}
-    ax.errorbar(r[metric], y, ls="none", ms=6, mew=1.5, **look, **given)
+    ax.errorbar(r[metric], y, ls="none", ms=6, mew=1.5, **look, **looks)
 
 
 def words(record: dict, at_once: list[dict], trained: list[dict]) -> tuple[str, str, str]:
     """Return the picture's sentence, its detail and its description."""
-    methods, (exact, *schemes), n = record["methods"], record["schemes"], len(record["seeds"])
+    methods, exact, n = record["methods"], record["schemes"][0], len(record["seeds"])
     named = {r["name"]: r for r in methods}
     best = max((r for r in methods if r["name"] not in ("frozen", "full")), key=lambda r: r["gain"])
     four = min((r for r in at_once if 4 <= r["bits"] < 5), key=lambda r: r["excess"])
-    checked = [r["study"] for r in with_study(methods + schemes)]
     sentence = (
         f"After {record['steps']} steps the best share of full fine-tuning's gain is "
         f"{best['gain']:.0%} ({best['label']}, {100 * best['share']:.1f} % of the parameters); at "
@@ -155,9 +156,9 @@ def words(record: dict, at_once: list[dict], trained: list[dict]) -> tuple[str, 
         f"Above: *domain*, {record['test_tokens']:,} test tokens; "
         + (f"mean and 95 % interval over {n} seeds." if n > 1 else "one seed.")
         + f" Below: {record['judged_on']}, with one draw of calibration and test text.")
-    if checked:
-        detail += (f" Grey bars: where the study's {checked[0]['seeds']} seeds say that a new mean "
-                   f"should lie; {sum(s['inside'] for s in checked)} of {len(checked)} do.")
+    if found := checks(record):
+        detail += (f" Grey bars: where the study's {found[0]['seeds']} seeds say that a new mean "
+                   f"should lie; {count(found)} do.")
     losses = ", ".join(f"{r['label']} {pm(r['loss'], r['interval'])}" for r in methods)
     added = ", ".join(f"{r['label']} ({r['bits']:.2f} bits) {r['excess']:+.3f}"
                       for r in (*at_once, *trained))
