@@ -103,6 +103,14 @@ def test_a_phase_of_a_command_has_a_name_at_once(monkeypatch, terminal):
     assert terminal.getvalue().endswith("\n")
 
 
+def test_what_a_command_begins_with_is_shown_at_once(monkeypatch, terminal):
+    """Not only when its first part has ended, which may be a while."""
+    Clock(monkeypatch)
+    with in_lines(), Progress(40, "compare") as bar:
+        bar(0, "full; lora_all")
+        assert states(terminal)[-1] == "compare 0/40  full; lora_all  0.0 s"
+
+
 def test_a_job_without_parts_leaves_a_line_only_if_it_was_long(monkeypatch, terminal):
     clock = Clock(monkeypatch)
     with in_lines():

@@ -82,7 +82,7 @@ def test_what_is_under_way_is_said_from_the_first_second(capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "Progress", bar)
         runs = compare.collected(calls, results, 2, None)
-    assert said == [(0, "a, a"), (1, "a, b"), (2, "b, c"), (3, "c"), (4, "")]
+    assert said == [(0, "a; a"), (1, "a; b"), (2, "b; c"), (3, "c"), (4, "")]
     assert runs == {"a": [{"loss": 1.0}, {"loss": 2.0}], "b": [{}], "c": [{}]}
 
 

@@ -80,7 +80,8 @@ class Progress:
         self.done = max(done, self.done)                 # threads may come in any order
         self.text, self.seconds = text, seconds
         soon = time.perf_counter() - self.drawn < 0.1
-        if self.show and not (soon and done < (self.total or 0)):
+        midway = self.first < done < (self.total or 0)   # how it begins and ends is always shown
+        if self.show and not (soon and midway):
             self._draw()
 
     def line(self) -> str:

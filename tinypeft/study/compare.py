@@ -151,13 +151,15 @@ def collected(calls: list[tuple], results: Iterable[tuple], jobs: int,
     `measure_one` returns, in any order; `jobs` calls run at once, and begin in order."""
     found, left = {}, [(label, seed) for _, label, _, seed, _ in calls]
     with Progress(len(calls), "compare", progress) as bar:
-        bar(0, ", ".join(label for label, _ in left[:jobs]))
+        say = lambda: bar(len(found), "; ".join(label for label, _ in left[:jobs]))
+        say()
         for label, seed, metrics, _ in results:
             found[label, seed] = metrics
             left.remove((label, seed))
-            bar(len(found), ", ".join(label for label, _ in left[:jobs]))
-    return {label: [found[label, seed] for _, other, _, seed, _ in calls if other == label]
-            for label in dict.fromkeys(call[1] for call in calls)}
+            say()
+    runs = {}
+    for _, label, _, seed, _ in calls: runs.setdefault(label, []).append(found[label, seed])
+    return runs
 
 
 class Another:
