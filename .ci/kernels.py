@@ -146,6 +146,7 @@ def variables(run: dict, python: Path, checkout: Path) -> dict[str, str]:
     """Return the variables of a run's processes."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_", "MKL_", "NPY_", "TINYPEFT_"))}
     ours |= {"PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": str(run["threads"])}
+    ours |= {"OPENBLAS_THREAD_TIMEOUT": "4"}               # a thread of BLAS that waits sleeps, and leaves its core to others
     if run["blas"] != "none": ours["OPENBLAS_CORETYPE"] = run["blas"]
     if features := dropped(kernels(python, ours)["all"], run["numpy"]): ours["NPY_DISABLE_CPU_FEATURES"] = " ".join(features)
     if run["oracles"]: ours["TINYPEFT_NO_SKIPS"] = "1"
@@ -213,7 +214,7 @@ def do(name: str, where: Path, tests: list[str]) -> dict:
         if wrong := refused(run, got): return row | {"result": wrong, "failed": 1}
         command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=20", "--continue-on-collection-errors"]
         parts = [tests] if run["oracles"] else side_by_side(tests, checkout)
-        with ThreadPoolExecutor(max(1, min(cores() // run["threads"], 4))) as pool:
+        with ThreadPoolExecutor(min(cores(), 4)) as pool:
             done = list(pool.map(lambda part: pytest(command + part, checkout, env), parts))
         said = "\n".join(text for text, _ in done)
         (where / f"{name}.txt").write_text(said, "utf-8")
