@@ -69,7 +69,8 @@ get_ipython().execution_count = 0"""
 SHORTER = {
     "01_autograd": [("for _ in range(7)", "for _ in range(2)")],
     "01b_gradients": [("for _ in range(15)", "for _ in range(3)")], "02_transformer": [("[::16]", "[::64]")],
-    "03_full_finetuning": [("until=(0, 10, 20, 40)", "until=(0, 1, 2, 3)")], "04_adapters": [("STEPS = 100", "STEPS = 12")],
+    "03_full_finetuning": [("until=(0, 10, 20, 40)", "until=(0, 1, 2, 3)"), ("times >= 10", "times >= 3")],
+    "04_adapters": [("STEPS = 100", "STEPS = 12")],
     "05_prompt_tuning": [("STEPS = 40", "STEPS = 12")], "06_prefix": [("STEPS = 100", "STEPS = 12")],
     "07_lora": [("STEPS = 100", "STEPS = 12")],
     "16_real_model": [('model = tp.load_pretrained("smollm2")', 'model = tp.load_pretrained("smollm2")\ndel model.blocks[6:]'),

@@ -24,7 +24,7 @@ def test_every_method_beats_the_frozen_base_or_the_page_says_what_is_open(name):
     assert STORED.values(name, "loss").max() < STORED.values("frozen", "loss").min() - 0.05
     gain, half = STORED.difference(name, "frozen", "accuracy")
     page = (RESULTS.parent / "README.md").read_text("utf-8")
-    told = page.partition("on *classify* every other method")[2].partition(".")[0]
+    told = page.partition("On *classify* every other method")[2].partition(".")[0]
     assert told and gain > 0 and (gain > half) == (f"`{name}`" not in told)
 
 

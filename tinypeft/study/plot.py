@@ -166,13 +166,14 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9) -> None:
     points: (x, y, text, colour). The places tried are right, left, above and below, then further and further away.
     A label far from its point gets a thin line to it.
     """
+    from matplotlib.path import Path as Curve
     from matplotlib.transforms import Bbox
     fig = ax.figure
     fig.draw_without_rendering()
     renderer, dots, lines = fig.canvas.get_renderer(), fig.dpi / 72, paths(ax)
     pixels = lambda point: ax.transData.transform(point[:2])
-    taken = [Bbox.from_bounds(x - 4 * dots, y - 4 * dots, 8 * dots, 8 * dots) for x, y in map(pixels, points)]
-    taken += [text.get_window_extent(renderer) for text in ax.texts]
+    texts = [text.get_window_extent(renderer) for text in ax.texts]
+    marks = [Bbox.from_bounds(x - 4 * dots, y - 4 * dots, 8 * dots, 8 * dots) for x, y in map(pixels, points)]
     for x, y, text, colour in sorted(points, key=lambda point: pixels(point)[0]):
         label = ax.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size, color=ink(colour),
                             va="center", ha="center")
@@ -184,12 +185,16 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9) -> None:
         for dx, dy in places:
             moved = Bbox.from_bounds(box.x0 + dx * dots, box.y0 + dy * dots, box.width, box.height)
             inside = ax.bbox.x0 <= moved.x0 and moved.x1 <= ax.bbox.x1 and ax.bbox.y0 <= moved.y0 and moved.y1 <= ax.bbox.y1
+            end = np.array((dx - np.sign(dx) * w / 2, dy) if dx else (0, dy - np.sign(dy) * h / 2))
+            far = abs(dy) > (h if dx else above + 8)
+            leader = Curve([pixels((x, y)), pixels((x, y)) + end * dots])
             crossed = any(path.intersects_bbox(moved.padded(dots), filled=False) for path in lines)
-            if inside and not crossed and not moved.count_overlaps(taken): break
+            crossed |= far and any(leader.intersects_bbox(text, filled=False) for text in texts)
+            if inside and not crossed and not moved.count_overlaps(marks + texts): break
         label.set_position((dx, dy))
-        taken.append(moved)
-        if abs(dy) > (h if dx else above + 8):
-            end = (dx - np.sign(dx) * w / 2, dy) if dx else (0, dy - np.sign(dy) * h / 2)
+        texts.append(moved)
+        if far:
+            lines.append(leader)
             ax.annotate("", (x, y), xytext=end, textcoords="offset points",
                         arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.6, "shrinkB": 4})
 

@@ -24,8 +24,10 @@ from ..experiment import Results
 __all__ = ["Measured", "Study"]
 
 PERCENT = "accuracy", "error", "normal", "norms", "output_error", "weight_error"      # metrics that are shown in per cent
-WORDS = {"log_best": "logarithm of the best rate", "loss_svd": "cut by SVD", "normal": "error on normal numbers",
-         "norms": "change of lengths", "parts": "excess"}               # metrics whose names do not say what they are
+WORDS = {                                                # metrics whose names do not say what they are
+    "after": "loss after training", "excess": "nats/token added", "log_best": "logarithm of the best rate",
+    "loss_svd": "cut by SVD", "merged_and_rounded": "loss, merged and rounded", "normal": "error on normal numbers",
+    "norms": "change of lengths", "parts": "nats/token added"}
 SHORT = 12                                               # entries of a list that is shown in full
 
 
@@ -49,13 +51,11 @@ class Study:
         return self.methods["frozen"] - rows
 
     def means(self) -> str:
-        """The means of what was read, in words: metric (none for the loss), conditions, experiment."""
+        """The means of what was read, in words: conditions, metric (none for the loss), experiment."""
         said = []
         for (name, metric), means in self.shown.items():
-            comma = "; " if any(", " in condition for condition in means) else ", "
-            text = comma.join(f"{condition}: {mean}" for condition, mean in means.items())
-            text = f"{text} nats/token" if metric == "loss" else f"{WORDS.get(metric, metric.replace('_', ' '))} {text}"
-            said.append(f"{text} ({name})")
+            where = name if metric == "loss" else f"{WORDS.get(metric, metric.replace('_', ' '))}, {name}"
+            said.append(f"{grouped(means)}{' nats/token' * (metric == 'loss')} ({where})")
         return "; ".join(said)
 
 
@@ -95,6 +95,15 @@ class Measured:
     def on_bases(self, condition: str, size: str) -> Rows:
         """A row for each base of a size: they are what is drawn. condition: with {} for the base."""
         return averaged(*(self[condition.format(base)] for base in draws_of(size)))
+
+
+def grouped(means: dict[str, str]) -> str:
+    """Conditions and their means, those together that differ in the first word only: "3 bits: GPTQ 0.274, AWQ 0.283"."""
+    groups: dict[str, list[str]] = {}
+    for condition, mean in means.items():
+        first, _, others = condition.partition(", ")
+        groups.setdefault(others, []).append(f"{first} {mean}" if others else f"{first}: {mean}")
+    return "; ".join(f"{others}: {', '.join(said)}" if others else ", ".join(said) for others, said in groups.items())
 
 
 def in_words(mean: np.ndarray, metric: str) -> str:
