@@ -169,17 +169,17 @@ def test_an_expression_lists_the_means_that_it_reads():
 
 
 @pytest.mark.parametrize("read, says", [
-    (lambda s: (s.toy["a"], s.toy["b, c"], s.toy.weight_error["a"]),
-     "a: 2.000; b, c: 1.500 nats/token (toy); weight error a: 25.0 % (toy)"),
-    (lambda s: s.toy.list["a", 1], "list a: 1.000 / 2.000 (toy)"),
-    (lambda s: s.toy.long["a", 1], "long a: 0.000 to 12.000 (toy)"),
-    (lambda s: s.toy.nested["a"], "nested a: 2.000 / 5.000 (toy)"),
-    (lambda s: s.toy.list.at("a", sizes=8), "list a: 1.000 / 2.000 (toy)"),
+    (lambda s: (s.toy["a"], s.toy["b, c, d"], s.toy["e, c, d"], s.toy.weight_error["a"]),
+     "a: 2.000; c, d: b 1.500, e 1.000 nats/token (toy); a: 25.0 % (weight error, toy)"),
+    (lambda s: s.toy.list["a", 1], "a: 1.000 / 2.000 (list, toy)"),
+    (lambda s: s.toy.long["a", 1], "a: 0.000 to 12.000 (long, toy)"),
+    (lambda s: s.toy.nested["a"], "a: 2.000 / 5.000 (nested, toy)"),
+    (lambda s: s.toy.list.at("a", sizes=8), "a: 1.000 / 2.000 (list, toy)"),
     (lambda s: s.gain(s.toy["a"]), "a: 2.000 nats/token (toy); frozen: 3.000 nats/token (methods)")],
-    ids=["by metric and experiment", "all entries of a list", "ends of a long list", "nested lists", "by setting", "a gain"])
+    ids=["by group and metric", "all entries of a list", "ends of a long list", "nested lists", "by setting", "a gain"])
 def test_means_in_words(read, says):
     a = {"loss": 2.0, "weight_error": 0.25, "list": [1, 2], "long": list(range(13)), "nested": [[1, 3], [4, 6]]}
-    runs = {"a": {"0": a}, "b, c": {"0": {"loss": 1.5}}, "frozen": {"0": {"loss": 3.0}}}
+    runs = {"a": {"0": a}, "b, c, d": {"0": {"loss": 1.5}}, "e, c, d": {"0": {"loss": 1.0}}, "frozen": {"0": {"loss": 3.0}}}
     s = Study(lambda name: Results({"experiment": name, "runs": runs, "settings": {"sizes": [4, 8]}}))
     read(s)
     assert s.means() == says

@@ -24,10 +24,11 @@ from ..experiment import Results
 __all__ = ["Measured", "Study"]
 
 PERCENT = "accuracy", "error", "normal", "norms", "output_error", "weight_error"      # metrics that are shown in per cent
-WORDS = {                                                # metrics whose names do not say what they are
-    "after": "loss after training", "excess": "nats/token added", "log_best": "logarithm of the best rate",
-    "loss_svd": "cut by SVD", "merged_and_rounded": "loss, merged and rounded", "normal": "error on normal numbers",
-    "norms": "change of lengths", "parts": "nats/token added"}
+NATS = ("loss", "after", "before", "excess", "forgetting", "forgotten", "gain", "learned", "loss_svd", "merged_and_rounded",
+        "parts", "validation")                           # those in nats/token
+WORDS = {                                                # those whose names do not say what they are
+    "after": "after training", "log_best": "logarithm of the best rate", "loss_svd": "cut by SVD",
+    "normal": "error on normal numbers", "norms": "change of lengths", "parts": "excess"}
 SHORT = 12                                               # entries of a list that is shown in full
 
 
@@ -54,8 +55,9 @@ class Study:
         """The means of what was read, in words: conditions, metric (none for the loss), experiment."""
         said = []
         for (name, metric), means in self.shown.items():
-            where = name if metric == "loss" else f"{WORDS.get(metric, metric.replace('_', ' '))}, {name}"
-            said.append(f"{grouped(means)}{' nats/token' * (metric == 'loss')} ({where})")
+            unit = " nats/token" if metric in NATS else ""
+            words = "" if metric == "loss" else f"{WORDS.get(metric, metric.replace('_', ' '))}, "
+            said.append(f"{grouped(means)}{unit} ({words}{name})")
         return "; ".join(said)
 
 
