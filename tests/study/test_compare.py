@@ -103,6 +103,13 @@ def test_numbers_are_those_of_the_study(record):
     assert record["notes"] == ["A run of another size than the default is not compared with the study."]
 
 
+def test_how_long_every_method_takes_is_said_before_it_begins(tmp_path):
+    said = "27 ways to fine-tune, 3 seeds each, and 21 schemes"
+    assert compare.announcement(compare.ALL, tmp_path) == said
+    (tmp_path / "compare_all.json").write_text('{"seconds": 431.0}', "utf-8")
+    assert compare.announcement(compare.ALL, tmp_path) == f"{said}: about 7 minutes, if this machine is as fast as ours"
+
+
 SMALL = compare.Size(steps=1, seeds=1, schemes=("NF4", "PEQA 3 bit *"), test_rows=16, batch_size=1)
 
 

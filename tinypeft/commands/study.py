@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,7 @@ def run_compare(args: Namespace) -> None:
     if not args.json: check_writable(args.out)
     model = model_of(args) if args.model else None
     size = compare.QUICK if args.quick else compare.ALL if every else None
+    if every and model is None: print(compare.announcement(size), file=sys.stderr)
     command = shlex.join(["python", "-m", "tinypeft", *args.argv])
     record = {"command": command, **compare.compare(model, size, args.seed)}
     if args.json: return show_json(record)

@@ -13,11 +13,13 @@ at its own learning rate, and without schemes that train.
 
 `ALL` is every method and every scheme. A method that the study has no rate for learns at its own.
 """
+import json
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -34,11 +36,12 @@ from .compared import COMPARED_SCHEMES, SHOWN, TRAINED, TRAINED_AS_LONG
 from .cost import first_logits, relative_error, sharing, tested
 from .experiment import half_width
 from .experiments import EXPERIMENTS
+from .experiments.best import RESULTS
 from .measuring import measure_one, measured_with, workers
 from .prediction import beside
 from .quantized import base_model
 
-__all__ = ["ALL", "QUICK", "Size", "compare"]
+__all__ = ["ALL", "QUICK", "Size", "announcement", "compare"]
 
 FRESH = 1000                             # the first seed; no experiment has one that is as large
 MOST_JOBS = 4                            # each process reads the text anew
@@ -102,6 +105,16 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
               "judged_on": judged_on, "methods": method_rows(runs, arms_of(size)),
               "schemes": scheme_rows(runs, model or base_model())}
     return record | {"notes": notes(record, model, size)}
+
+
+def announcement(size: Size, results: Path = RESULTS) -> str:
+    """Say what `compare --all` measures on the base, and how long the stored run of it took."""
+    said = (f"{len(arms_of(size))} ways to fine-tune, {size.seeds} seeds each, and "
+            f"{len(size.schemes)} schemes")
+    path = results / "compare_all.json"
+    if not path.exists(): return said
+    seconds = json.loads(path.read_text("utf-8"))["seconds"]
+    return f"{said}: about {seconds / 60:.0f} minutes, if this machine is as fast as ours"
 
 
 def notes(record: dict, model: Decoder | None, size: Size) -> list[str]:
