@@ -272,13 +272,23 @@ def command(tmp_path, monkeypatch):
 
 def test_the_command_says_what_holds_and_what_does_not(command, tmp_path, capsys):
     assert command() == 0
-    assert capsys.readouterr().out == "toy holds: a\n1 conditions of 1 experiments were measured again. All hold.\n"
+    assert capsys.readouterr().out == ("toy holds: a\n1 conditions of 1 experiments were measured again. "
+                                       "All that was measured holds.\n")
     with_other_runs(tmp_path / "results", lambda m: m.update(n=4))
     assert command("--all") == 1
     said = capsys.readouterr().out
     assert "toy moved: bb, seed 0: n was 4, and is 3\n" in said and "These do not hold: toy.\n" in said
     assert command("--json") == 1
     assert json.loads(capsys.readouterr().out)["toy"]["moved"] == ["a, seed 0: n was 4, and is 3"]
+
+
+def test_the_command_counts_what_cannot_be_measured_here(command, monkeypatch, capsys):
+    monkeypatch.setitem(EXPERIMENTS, "toy", dataclasses.replace(TOY, measure=not_here))
+    assert command() == 0
+    assert "measured again, and 1 cannot be measured here. All that was measured holds.\n" in capsys.readouterr().out
+
+
+def not_here(length, seed, settings): raise FileNotFoundError("small:1 does not exist")
 
 
 def test_flags_that_do_not_go_together_are_refused(capsys):

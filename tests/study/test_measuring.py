@@ -10,6 +10,7 @@ from tinypeft.commands.cli import main
 from tinypeft.study import measuring
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.measuring import run
+from tinypeft.study.pictures import measured_for
 from tinypeft.study.stored import load, load_whole
 from tinypeft.text import base_corpus, domain_corpus
 
@@ -115,7 +116,9 @@ def test_what_all_depend_on_measures_all_again(tmp_path, key, other, says):
 def test_changed_wording_is_taken_over_without_a_run(tmp_path):
     toy(tmp_path)
     MEASURED.clear()
-    toy(tmp_path, dataclasses.replace(TOY, about="Said better."))
+    told = []
+    toy(tmp_path, dataclasses.replace(TOY, about="Said better."), say=told.append)
+    assert told == ["toy: nothing is missing, and all settings are today's; --check measures again"]
     assert not MEASURED and load(tmp_path, "toy").record["about"] == "Said better."
 
 
@@ -169,3 +172,8 @@ def test_a_name_that_is_no_experiment_is_refused(capsys):
         assert main(["figures", "nothing", flag]) == 2
         assert "no experiment 'nothing'; there are" in capsys.readouterr().err
     assert main(["figures", "nothing"]) == 2 and "no picture 'nothing'" in capsys.readouterr().err
+
+
+def test_a_picture_stands_for_the_experiments_that_it_shows():
+    """But `rank` is both."""
+    assert measured_for(["rank", "pareto", "prompt_sizes", "nothing"]) == ["rank", "methods", "prompts", "nothing"]

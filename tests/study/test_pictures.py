@@ -10,6 +10,7 @@ from tests.legible import faults
 from tinypeft.quant import SCHEMES
 from tinypeft.study import gallery, pictures, plot
 from tinypeft.study.about import about
+from tinypeft.study.claims import ALL_CLAIMS, tables
 from tinypeft.study.pictures import PICTURES, weights
 
 FIGURES = Path(__file__).parents[2] / "figures"
@@ -47,6 +48,14 @@ def test_the_page_is_what_the_results_say(drawn):
     same."""
     page = (FIGURES / "README.md").read_text("utf-8")
     assert gallery.filled_page(page, drawn, FIGURES / "results") == page, "run `python -m tinypeft figures`"
+
+
+def test_a_picture_names_the_claims_about_its_experiment_and_what_measures_it_again(drawn):
+    judged = tables.judged(FIGURES / "results", ALL_CLAIMS)
+    dylora, memory = (gallery.shown({name: drawn[name]}, judged) for name in ("dylora", "memory"))
+    about_it = [f"*{j.claim.text}* ({j.verdict})" for j in judged if j.claim.paper == "2210.07558"]
+    assert len(about_it) == 3 and f"\n\nClaims: {'; '.join(about_it)}.\n\n" in dylora and "Claims:" not in memory
+    assert "measured again by `python -m tinypeft figures dylora rank --check --all`" in dylora
 
 
 def test_another_folder_gets_the_pictures_alone(drawn, folder):

@@ -76,8 +76,7 @@ def run_compare(args: Namespace) -> None:
     data = args.out / "results" / f"{name}.json"
     write_atomically(data, json.dumps(record, indent=1) + "\n")
     picture = glance.draw(record, args.out / f"{name}.svg")
-    print()
-    print(f"{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}")
+    print(f"\n{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}")
     print("Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in "
           "tinypeft/peft and the schemes in tinypeft/quant.")
 
@@ -85,6 +84,7 @@ def run_compare(args: Namespace) -> None:
 # -- figures ---------------------------------------------------------------------------------------
 def run_figures(args: Namespace) -> int | None:
     from ..files import check_writable
+    from ..study.pictures import PICTURES, measured_for
     folder = args.out or (LATEST if args.quick else Path("figures"))
     results = folder / "results"
     if args.rerun and not (args.names or args.quick or args.json):
@@ -92,10 +92,10 @@ def run_figures(args: Namespace) -> int | None:
         check_writable(folder)
         return measure_all(results, args.jobs)
     if args.all and not args.check: raise ValueError("figures: --all goes with --check")
-    if args.check: return check_results(args, results)
-    if args.rerun or args.quick: return run_experiments(args, results)
+    if args.check or args.rerun or args.quick:
+        args.names = measured_for(args.names)
+        return (check_results if args.check else run_experiments)(args, results)
     from ..study.gallery import figures
-    from ..study.pictures import PICTURES
     check_writable(folder)
     figures(folder, known(args.names, PICTURES, "picture") or None)
     return None
@@ -118,8 +118,7 @@ def check_results(args: Namespace, results: Path) -> int:
     """Check the stored results that `args` names; return 1 if one does not hold."""
     from ..study import checking, pages
     from ..study.experiments import EXPERIMENTS
-    if args.quick or args.rerun:
-        raise ValueError("figures: give --check, or --rerun, or --quick")
+    if args.quick or args.rerun: raise ValueError("figures: give --check, or --rerun, or --quick")
     everything = {**EXPERIMENTS, MAIN_JOB: None}
     names = known(args.names or everything, everything, "experiment")
     experiments = [EXPERIMENTS[name] for name in names if name != MAIN_JOB]
@@ -131,9 +130,11 @@ def check_results(args: Namespace, results: Path) -> int:
         for line in found[MAIN_JOB].lines(): say(f"{MAIN_JOB} {line}")
     if args.json: show_json({name: dataclasses.asdict(of) for name, of in found.items()})
     measured = sum(len(of.measured) for of in found.values())
+    lacking = sum(len(of.not_here) for of in found.values())
     wrong = [name for name, of in found.items() if not of.holds()]
-    say(f"{measured} conditions of {len(found)} experiments were measured again. "
-        + (f"These do not hold: {', '.join(wrong)}." if wrong else "All hold."))
+    holds = f"These do not hold: {', '.join(wrong)}." if wrong else "All that was measured holds."
+    say(f"{measured} conditions of {len(found)} experiments were measured again"
+        + f", and {lacking} cannot be measured here" * bool(lacking) + f". {holds}")
     return int(bool(wrong))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..files import write_atomically
-from .claims import ALL_CLAIMS
+from .claims import ALL_CLAIMS, Judgement
 from .claims.tables import details, judged, table, the_rule
 from .pages import ROOT, filled, main_job, over_seeds, write
 from .pictures import PICTURES, draw, missing
@@ -58,17 +58,29 @@ def command(results: str) -> str:
 
 def filled_page(text: str, drawn: dict[str, Drawing], results: Path) -> str:
     """The text of figures/README.md with its sections as `results` give them, and the pictures `drawn`."""
-    return filled(text, {**SECTIONS, "pictures": lambda results: shown(drawn)}, results)
+    return filled(text, {**SECTIONS, "pictures": lambda results: shown(drawn, judged(results, ALL_CLAIMS))}, results)
 
 
-def shown(drawn: dict[str, Drawing]) -> str:
-    """The pictures in the order of their lessons, each with its description, its sentence, and the commands that make it."""
+def shown(drawn: dict[str, Drawing], judgements: list[Judgement]) -> str:
+    """The pictures in the order of their lessons, each with its description, its sentence, the claims that are about its
+    experiment, and the commands that draw it and measure its numbers."""
     parts = []
     for name in sorted(drawn, key=lambda n: PICTURES[n].lesson):
         picture, drawing = PICTURES[name], drawn[name]
-        numbers = ", ".join(f"[{n}](results/{n}.json) (`{command(n)}`)" for n in picture.needs)
-        made = f"`python -m tinypeft figures {name}`" + f" · numbers: {numbers}" * bool(numbers)
+        about = [f"*{j.claim.text}* ({j.verdict})" for j in judgements if j.names[:1] == picture.needs[:1]]
+        claims = f"Claims: {'; '.join(about)}.\n\n" if about else ""
         alt = drawing.alt.replace("[", "(").replace("]", ")")
+        made = f"Lesson {picture.lesson} · `python -m tinypeft figures {name}` draws it{numbers(picture.needs)}"
         parts.append(f"## {picture.title}\n\n![{alt}]({picture.file(name)})\n\n**{drawing.sentence}** {drawing.detail}\n\n"
-                     f"Lesson {picture.lesson} · {made}\n")
+                     f"{claims}{made}\n")
     return "\n".join(parts)
+
+
+def numbers(needs: tuple[str, ...]) -> str:
+    """The files that a picture reads, and the commands that measure them again."""
+    if not needs: return ""
+    files = ", ".join(f"[{n}](results/{n}.json)" for n in needs)
+    measured = [n for n in needs if n not in MADE_BY]
+    again = [f"python -m tinypeft figures {' '.join(measured)} --check --all"] * bool(measured)
+    again += [MADE_BY[n] for n in needs if n in MADE_BY]
+    return f" · numbers: {files}, measured again by " + " and ".join(f"`{c}`" for c in again)

@@ -60,6 +60,7 @@ def run(experiment: Experiment, folder: str | Path, quick: bool = False, jobs: i
     record = stored | {"about": e.about, "metrics": e.metrics}
     if runs and not wanted:                              # their wording may have changed
         write_atomically(path, as_text(record | sealed(runs)))
+        say(f"{e.name}: nothing is missing, and all settings are today's; --check measures again")
     for label, seed, metrics, took in measured(e, wanted, jobs, progress):
         runs.setdefault(label, {})[str(seed)] = metrics
         runs, seconds = in_order(runs, e), round(seconds + took, 1)

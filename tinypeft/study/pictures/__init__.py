@@ -12,14 +12,15 @@
 A picture is a function from the folder of results to a `plot.Drawing`, a figure with its words. It reads stored results
 (`r` in these files) and measures nothing. Pictures that need no measurement compute exactly what they show.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import glance, k_quants, plot, pretraining
+from ..experiments import EXPERIMENTS
 from . import changes, engine, fair, few_bits, low_rank, memory, outliers, prompts, schematics, speed, weights, whole
 
-__all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
+__all__ = ["PICTURES", "Picture", "draw", "drawing", "measured_for", "missing"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ PICTURES = {
 def missing(folder: str | Path, name: str) -> list[str]:
     """Names of the picture's results that are not in `folder`/results."""
     return [n for n in PICTURES[name].needs if not (Path(folder) / "results" / f"{n}.json").exists()]
+
+
+def measured_for(names: Iterable[str]) -> list[str]:
+    """The names, with those of experiments in place of a picture's."""
+    needs = lambda name: PICTURES[name].needs if name in PICTURES and name not in EXPERIMENTS else (name,)
+    return [n for name in names for n in needs(name)]
 
 
 def drawing(folder: str | Path, name: str) -> plot.Drawing:

@@ -63,8 +63,9 @@ def memory(results: Path) -> plot.Drawing:
         "matrices.",
         "In the lower panel everything is in 16 bits but what is trained, which is in 32, and QLoRA's base, in NF4. Peak "
         "memory by formula (`python -m tinypeft memory`), at the end of the forward or of the backward pass, whichever is "
-        f"larger. Working: logits and short-lived values of operations. The bars in the upper panel are within {shown:.1%} of "
-        f"the bytes traced in a training step; all {len(r.conditions) * len(batches)} cases tried are within {worst:.0%}.",
+        f"larger. Working: logits and short-lived values of operations. The bars in the upper panel, {ROWS} rows of {LENGTH} "
+        f"tokens, are within {shown:.1%} of the bytes traced in a training step; all "
+        f"{len(r.conditions) * len(batches)} cases tried are within {worst:.0%}.",
         "Stacked bars. The base, predicted and traced, in MiB: " + ", ".join(
             f"{SHORT[n]} {ours[n]['peak'] / 2**20:.1f} and {traced[n] / 2**20:.1f}" for n in ours) + ". LLaMA 7 B, in GiB: "
         + ", ".join(f"{SHORT[n]} {g:.1f}, of which weights take {large[n]['weights'] / 2**30:.1f}" for n, g in gib.items())

@@ -96,7 +96,7 @@ def formats(results: Path) -> plot.Drawing:
     return plot.Drawing(
         fig,
         f"On normal numbers NF4 ({at('NF4')}) beats E2M1 ({at('FP4 E2M1')}) and symmetric int4 ({at('int4 symmetric')}), as "
-        f"QLoRA says. NF4 does not beat int4 with a zero point ({at('int4 asymmetric')}).",
+        f"QLoRA says. On them it does not beat int4 with a zero point ({at('int4 asymmetric')}).",
         f"Relative RMS error of 4-bit formats; {s['numbers']:,} numbers for each of {len(r.seeds)} seeds. Scales have 32 bits, "
         "and the zero points of asymmetric int4 take 4 more bits per block.",
         f"RMS error over block size and tails. In blocks of {s['block']}: normal numbers, "
