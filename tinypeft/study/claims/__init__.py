@@ -7,8 +7,8 @@
     deltas.py    δ of each metric
     tables.py    the rule, the claims and their verdicts as Markdown tables
 
-To add a claim, add an entry to METHOD_CLAIMS or SCHEME_CLAIMS before its experiment is run: what is compared and what would
-refute it in words, and `parts`, the comparison as an expression.
+To add a claim, add an entry to METHOD_CLAIMS or SCHEME_CLAIMS: what is compared and what would refute it in words, and `parts`,
+the comparison as an expression. Commit it before its experiment is run; if its numbers were there first, its `why` says so.
 """
 from .methods import METHOD_CLAIMS
 from .rule import Claim, Judgement, judge

@@ -67,8 +67,8 @@ class Claim:
 
     parts: the name of a part → its effect, as arithmetic over what was measured (`measured.py`); positive supports the claim.
     Of "as good as" it is a share of a gain, a / b. trend: the effects of the size, by name, if they were measured (positive: it
-    is more true of a larger model). by_construction: why it cannot fail here. why: verdict → one sentence that explains it; a
-    sentence is written only for a verdict that was reached.
+    is more true of a larger model). by_construction: why it cannot fail here. why: verdict → some sentences that explain it;
+    they are written only for a verdict that was reached.
     """
     text: str
     paper: str
