@@ -76,7 +76,8 @@ def run_compare(args: Namespace) -> None:
     data = args.out / "results" / f"{name}.json"
     write_atomically(data, json.dumps(record, indent=1) + "\n")
     picture = glance.draw(record, args.out / f"{name}.svg")
-    print(f"\n{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}")
+    print()
+    print(f"{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}")
     print("Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in "
           "tinypeft/peft and the schemes in tinypeft/quant.")
 
@@ -110,8 +111,7 @@ def run_experiments(args: Namespace, results: Path) -> None:
     check_writable(results.parent)
     for name in names:
         measured = run(EXPERIMENTS[name], results, args.quick, args.jobs)
-        if args.json: print(json.dumps(measured.record))
-        else: print(results / f"{name}.json")
+        print(json.dumps(measured.record) if args.json else results / f"{name}.json")
 
 
 def check_results(args: Namespace, results: Path) -> int:
