@@ -54,7 +54,8 @@ def test_a_picture_names_the_claims_about_its_experiment_and_what_measures_it_ag
     judged = tables.judged(FIGURES / "results", ALL_CLAIMS)
     dylora, memory = (gallery.shown({name: drawn[name]}, judged) for name in ("dylora", "memory"))
     about_it = [f"*{j.claim.text}* ({j.verdict})" for j in judged if j.claim.paper == "2210.07558"]
-    assert len(about_it) == 3 and f"\n\nClaims: {'; '.join(about_it)}.\n\n" in dylora and "Claims:" not in memory
+    assert len(about_it) == 3 and f"\n\nClaims on these numbers: {'; '.join(about_it)}.\n\n" in dylora
+    assert "Claims on these numbers" not in memory
     assert "measured again by `python -m tinypeft figures dylora rank --check --all`" in dylora
 
 

@@ -29,7 +29,7 @@ def add_commands(command: Callable) -> None:
                 "draw the pictures from their stored numbers; --rerun measures",
                 takes=("json", "quick"))
     p.add_argument("names", nargs="*", metavar="NAME",
-                   help="pictures; with --rerun or --check experiments (default: all)")
+                   help="pictures; with --rerun or --check experiments, too (default: all)")
     p.add_argument("--rerun", action="store_true",
                    help="measure results that are missing; hours for all, it resumes")
     p.add_argument("--check", action="store_true",

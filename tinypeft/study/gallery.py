@@ -68,7 +68,7 @@ def shown(drawn: dict[str, Drawing], judgements: list[Judgement]) -> str:
     for name in sorted(drawn, key=lambda n: PICTURES[n].lesson):
         picture, drawing = PICTURES[name], drawn[name]
         about = [f"*{j.claim.text}* ({j.verdict})" for j in judgements if j.names[:1] == picture.needs[:1]]
-        claims = f"Claims: {'; '.join(about)}.\n\n" if about else ""
+        claims = f"Claims on these numbers: {'; '.join(about)}.\n\n" if about else ""
         alt = drawing.alt.replace("[", "(").replace("]", ")")
         made = f"Lesson {picture.lesson} · `python -m tinypeft figures {name}` draws it{numbers(picture.needs)}"
         parts.append(f"## {picture.title}\n\n![{alt}]({picture.file(name)})\n\n**{drawing.sentence}** {drawing.detail}\n\n"

@@ -164,7 +164,7 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9) -> None:
     """Write each label beside its point, where it covers no other text, no point, and no line or bar that the axes have.
 
     points: (x, y, text, colour). The places tried are right, left, above and below, then further and further away.
-    A label far from its point gets a thin line to it.
+    A label far from its point gets a thin line to it, which crosses no other label.
     """
     from matplotlib.path import Path as Curve
     from matplotlib.transforms import Bbox

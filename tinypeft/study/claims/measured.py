@@ -100,7 +100,7 @@ class Measured:
 
 
 def grouped(means: dict[str, str]) -> str:
-    """Conditions and their means, those together that differ in the first word only: "3 bits: GPTQ 0.274, AWQ 0.283"."""
+    """Conditions and their means, together if they differ before the first comma only: "3 bits: GPTQ 0.274, AWQ 0.283"."""
     groups: dict[str, list[str]] = {}
     for condition, mean in means.items():
         first, _, others = condition.partition(", ")

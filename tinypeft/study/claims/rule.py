@@ -63,7 +63,7 @@ class Claim:
     own numbers ("" if it gives a direction only). own: the claim is the study's; the paper is where the method is from.
 
     kind: one of KINDS. delta: δ of the metric. contrast: what is compared, in words. refuted: what would refute it. These four
-    were registered before the runs, and stay as they were.
+    were registered before the runs (if not, `why` says so), and stay as they were.
 
     parts: the name of a part → its effect, as arithmetic over what was measured (`measured.py`); positive supports the claim.
     Of "as good as" it is a share of a gain, a / b. trend: the effects of the size, by name, if they were measured (positive: it

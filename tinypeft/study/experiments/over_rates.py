@@ -81,7 +81,7 @@ PREFIX_RATES = Experiment(
      "roughness": "nats, mean absolute change of the training loss from step to step in the second half, one per rate",
      "seconds": "seconds in training steps"},
     measure_prefix, {"reparameterized": OverRates(PrefixTuning(length=10), (2.9e-3, 5e-3, 8.7e-3, 0.015, 0.026, 0.045)),
-                   "direct": OverRates(PrefixTuning(length=10, reparameterize=False), (0.039, 0.067, 0.116, 0.2, 0.35, 0.6))},
+                     "direct": OverRates(PrefixTuning(length=10, reparameterize=False), (0.039, 0.067, 0.116, 0.2, 0.35, 0.6))},
     {"steps": 100, "batch_size": 4}, {"steps": 4, "tried": 2, "seeds": (0, 1)}, seeds=SEEDS)
 
 
