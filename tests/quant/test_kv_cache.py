@@ -205,9 +205,10 @@ def test_a_window_as_long_as_the_text_changes_nothing(gpt, tokens):
 def test_a_prompt_attends_in_full_precision(gpt, tokens):
     model = gpt(np.float32)
     with no_grad():
-        cache = tp.QuantizedKVCache(model.config, bits=1, group_size=2, residual=2)
+        cache = tp.QuantizedKVCache(model.config, bits=1, group_size=4, residual=4)
         assert np.array_equal(model(tokens, cache=cache).data, model(tokens, cache=tp.KVCache(2)).data)
-        assert not np.allclose(model(tokens[:, :1], cache=cache).data, model(np.hstack([tokens, tokens[:, :1]])).data[:, -1:])
+        off = model(tokens[:, :1], cache=cache).data - model(np.hstack([tokens, tokens[:, :1]])).data[:, -1:]
+        assert np.abs(off).max() > 0.1                       # the next token attends to one bit; rounding is 1e-6
 
 
 def logits_one_by_one(model, text, cache, prompt=48):
