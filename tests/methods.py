@@ -445,12 +445,11 @@ def instances(row):
 
 def size_of(tuned):
     """Take the sizes that a method is counted by, of the base below it."""
-    with tuned.disabled() as base:
-        layers = {path: base.get(path) for path in tuned.wrappers}
-        c = base.config
-        keys = getattr(c, "n_kv_heads", c.n_heads) * getattr(c, "d_head", c.d_model // c.n_heads)
-        return Size({path: (layer.d_in, layer.d_out) for path, layer in layers.items() if hasattr(layer, "d_in")},
-                    c.d_model, c.n_layers, keys, {name: p.size for name, p in base.named_parameters()})
+    base, c = tuned.frozen, tuned.config
+    layers = {path: base.get(path) for path in tuned.wrappers}
+    keys = getattr(c, "n_kv_heads", c.n_heads) * getattr(c, "d_head", c.d_model // c.n_heads)
+    return Size({path: (layer.d_in, layer.d_out) for path, layer in layers.items() if hasattr(layer, "d_in")},
+                c.d_model, c.n_layers, keys, {name: p.size for name, p in base.named_parameters()})
 
 
 def with_dropout(method):

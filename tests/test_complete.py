@@ -4,7 +4,6 @@
 
 .github/CONTRIBUTING.md says how to add each kind. Other tests say what in it is wrong; this one says what is not there.
 """
-import ast
 import dataclasses
 import functools
 import importlib
@@ -18,6 +17,7 @@ import pytest
 
 import tinypeft as tp
 from tests.methods import ROWS as OF_METHODS
+from tests.names import LISTS as WRITTEN
 from tests.schemes import ROWS as OF_SCHEMES
 from tests.study.waiting import WAITING
 from tinypeft import peft, quant
@@ -46,17 +46,19 @@ Lacks = Iterator[str]
 # -- what each kind lacks ----------------------------------------------------------------------------
 def of_method(name: str) -> Lacks:
     cls = METHODS[name]
-    yield from of_class(name, cls, peft, "peft")
+    yield from of_class(name, cls, "peft")
+    for file in WRITTEN:
+        if not re.search(rf"\b{cls.__name__}\b", (ROOT / "tinypeft" / file).read_text("utf-8")):
+            yield f"tinypeft/{file}: it does not import {cls.__name__}; run python -m tests.names"
     if name in BY_HEAD: return
     if name not in OF_METHODS: yield f'tests/methods.py: ROWS has no "{name}"; write "{name}": Row(tp.{cls.__name__}(…), …)'
     yield from of_tests(name, cls, "peft")
-    yield from of_benchmark(name, cls)
-    yield from of_pefts_names(cls)
 
 
 def of_scheme(name: str) -> Lacks:
     cls = SCHEMES[name]
-    yield from of_class(name, cls, quant, "quant")
+    yield from of_class(name, cls, "quant")
+    yield from of_the_package(cls, quant, "quant")
     if name not in OF_SCHEMES: yield f'tests/schemes.py: ROWS has no "{name}"; write "{name}": Row(tp.{cls.__name__}(…), …)'
     yield from of_tests(name, cls, "quant", "torch")
 
@@ -84,18 +86,21 @@ def claims_judged() -> list:
 
 
 # -- the file and the lists ------------------------------------------------------------------------------
-def of_class(name: str, cls: type, package, folder: str) -> Lacks:
+def of_class(name: str, cls: type, folder: str) -> Lacks:
+    yield from of_docstring(name, f"tinypeft/{folder}/{Path(inspect.getfile(cls)).name}", cls.__doc__ or "")
+    if name not in ABOUT:
+        yield (f'tinypeft/study/about.py: ABOUT has no "{name}"; write "{name}": About(…) at its place in the order of METHODS '
+               "and SCHEMES, with papers=() if there is no paper")
+
+
+def of_the_package(cls: type, package, folder: str) -> Lacks:
     file = Path(inspect.getfile(cls)).name
-    yield from of_docstring(name, f"tinypeft/{folder}/{file}", cls.__doc__ or "")
     if cls.__name__ not in vars(package):
         yield f"tinypeft/{folder}/__init__.py: it does not import {cls.__name__}; add the name to an import"
     if f" {file}" not in package.__doc__:
         yield f"tinypeft/{folder}/__init__.py: its docstring does not name {file}; add the name to a line of the list"
     if cls.__name__ not in tp.__all__:
         yield f"tinypeft/__init__.py: it does not import {cls.__name__}; add the name to `from .{folder} import`"
-    if name not in ABOUT:
-        yield (f'tinypeft/study/about.py: ABOUT has no "{name}"; write "{name}": About(…) at its place in the order of METHODS '
-               "and SCHEMES, with papers=() if there is no paper")
 
 
 def of_docstring(name: str, file: str, doc: str) -> Lacks:
@@ -123,32 +128,6 @@ def of_tests(name: str, cls: type, folder: str, oracle: str = "") -> Lacks:
     if not texts: yield f"tests/{folder}/test_{name}.py: there are no tests of {cls.__name__}; write them"
     elif oracle and not any(oracle in text for text in texts):
         yield f"tests/{folder}/test_{name}.py: no test of {cls.__name__} names {oracle}; write one beside an oracle"
-
-
-def of_benchmark(name: str, cls: type) -> Lacks:
-    """By its text: the file itself needs PyTorch and PEFT."""
-    file, listed = "tests/benchmarks/methods.py", entries(ROOT / "tests/benchmarks/methods.py")
-    if name not in listed["OURS"]: yield f'{file}: OURS has no "{name}"; write "{name}": tp.{cls.__name__}(…)'
-    if not any(name in listed[names] for names in ("WRAPPING", "AT_SEAMS", "ALONE")):
-        yield (f'{file}: it does not say if PEFT has {cls.__name__}; write "{name}": peft.…Config(…) into WRAPPING, or '
-               f'"{name}" into ALONE if PEFT lacks it')
-
-
-def entries(file: Path) -> dict[str, list[str]]:
-    """Return the strings in each tuple, and the keys of each dict, that a file assigns to a name."""
-    found = {}
-    for node in ast.parse(file.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Dict, ast.Tuple)):
-            names = node.value.keys if isinstance(node.value, ast.Dict) else node.value.elts
-            found[ast.unparse(node.targets[0])] = [name.value for name in names if isinstance(name, ast.Constant)]
-    return found
-
-
-def of_pefts_names(cls: type) -> Lacks:
-    section = (ROOT / "tinypeft/peft/README.md").read_text("utf-8").partition("## PEFT's names")[2].partition("\n## ")[0]
-    if f"`{cls.__name__}`" not in section:
-        yield (f"tinypeft/peft/README.md: \"PEFT's names\" lacks {cls.__name__}; write a row for PEFT's configuration, or add "
-               f"`{cls.__name__}` to the sentence \"PEFT has no counterpart of …\"")
 
 
 # -- files that are in no list ---------------------------------------------------------------------------
@@ -224,17 +203,16 @@ def test_every_list_that_lacks_a_method_is_named(monkeypatch):
     class Nameless(tp.DoRA): __doc__ = tp.DoRA.__doc__
     monkeypatch.setitem(METHODS, "nameless", Nameless)
     files = [line.split(": ")[0] for line in of_method("nameless")]
-    assert files == ["tinypeft/peft/__init__.py"] * 2 + [
-        "tinypeft/__init__.py", "tinypeft/study/about.py", "tests/methods.py", "tests/peft/test_nameless.py",
-        "tests/benchmarks/methods.py", "tests/benchmarks/methods.py", "tinypeft/peft/README.md"]
+    assert files == ["tinypeft/study/about.py", "tinypeft/peft/__init__.py", "tinypeft/__init__.py", "tests/methods.py",
+                     "tests/peft/test_nameless.py"]
 
 
 def test_every_list_that_lacks_a_scheme_is_named(monkeypatch):
     class Nameless(tp.NF4): __doc__ = tp.NF4.__doc__
     monkeypatch.setitem(SCHEMES, "nameless", Nameless)
     files = [line.split(": ")[0] for line in of_scheme("nameless")]
-    assert files == ["tinypeft/quant/__init__.py"] * 2 + ["tinypeft/__init__.py", "tinypeft/study/about.py", "tests/schemes.py",
-                                                          "tests/quant/test_nameless.py"]
+    assert files == ["tinypeft/study/about.py", *["tinypeft/quant/__init__.py"] * 2, "tinypeft/__init__.py", "tests/schemes.py",
+                     "tests/quant/test_nameless.py"]
     assert "no test of LoRA names an oracle; " in "".join(of_tests("lora", tp.LoRA, "peft", "an oracle"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tinypeft
+from tests.names import LISTS, PACKAGE, written
 
 ROOT = Path(__file__).parents[1] / "tinypeft"
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -72,10 +73,11 @@ def test_every_part_has_its_place():
 
 @pytest.mark.parametrize("part", ORDER[:-1])
 def test_a_folder_says_what_is_in_it(part):
-    """Its `__init__` is a map of at most forty lines that names every file."""
+    """Its `__init__` is a map of at most forty lines that names every file; METHODS has those of methods."""
     text = FILES[f"{part}/__init__"].read_text("utf-8")
     assert text.count("\n") <= 40
     names = {name.split("/")[1] for name in FILES if name.startswith(f"{part}/")} - {"__init__"}
+    names -= {cls.__module__.removeprefix(f"tinypeft.{part}.") for cls in tinypeft.METHODS.values()}
     assert [name for name in sorted(names) if name not in ast.get_docstring(ast.parse(text))] == []
 
 
@@ -141,6 +143,12 @@ def test_the_package_holds_public_names_and_nothing_else():
     assert isinstance(listed, ast.If) and ast.unparse(listed.test) == "TYPE_CHECKING"
     assert {type(node) for node in listed.body} == {ast.ImportFrom}
     assert all(node.level == 1 and alias.asname is None for node in listed.body for alias in node.names)
+
+
+@pytest.mark.parametrize("file", LISTS)
+def test_the_lists_of_methods_are_those_of_methods_py(file):
+    text = (PACKAGE / file).read_text("utf-8")
+    assert text == written(file), "METHODS has other names; run python -m tests.names"
 
 
 def test_public_names_exist():

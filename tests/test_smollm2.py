@@ -83,15 +83,14 @@ def test_its_blocks_compute_the_same_where_they_stay_as_they_are(model, packed):
 
 def test_a_peft_folder_names_the_base_that_it_is_for(packed, tmp_path):
     """PEFT's AutoPeftModel needs the name. A base with other weights has none."""
-    tuned, weight = tp.attach(packed, tp.IA3(targets=("blocks.0.key",), feedforward=None)), packed.final_norm.weight
     for name in None, "HuggingFaceTB/SmolLM2-135M-Instruct":
-        weight.data[3] = -weight.data[3]
+        packed.final_norm.weight.writable()[3] *= -1
+        tuned = tp.attach(packed, tp.IA3(targets=("blocks.0.key",), feedforward=None))
         tuned.save(tmp_path, format="peft")
         assert json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"] == name
-    tuned.detach()
 
 
-def test_it_learns_and_comes_back(model):
+def test_it_learns_and_the_base_stays(model):
     before = {name: a.copy() for name, a in model.state_dict().items() if "blocks.29" in name}
     task = tp.tasks.invented(model, context=32)
     rows = task.batch("train", 1, np.random.default_rng(0))
@@ -99,7 +98,6 @@ def test_it_learns_and_comes_back(model):
     tuned = tp.attach(model, tp.LoRA(rank=4))
     history = tp.train(tuned, task, 4, batch_size=1, lr=1e-3, progress=False)
     assert history.loss[-1] < history.loss[0] - 0.2
-    tuned.detach()
     assert all(np.array_equal(a, model.state_dict()[name]) for name, a in before.items())
 
 
@@ -140,7 +138,6 @@ def test_a_probe_takes_it_where_the_wheel_is_installed(model, tmp_path, capsys):
     tuned = tp.load_adapter(model, tmp_path / "judge")
     new = ["A wonderful evening, we laughed a lot.", "Terrible service and cold food."]
     assert task.predict(tuned, new) == ["good", "bad"]
-    tuned.detach()
 
 
 @pytest.mark.long

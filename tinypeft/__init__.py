@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from .interop.loading import load_model, load_pretrained, save_model
 
     # the first verb: fine-tuning methods
-    from .peft import (C3A, IA3, METHODS, OFT, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA, FourierFT,
-                       FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA, LoReFT, Method,
-                       MethodError, MiSS, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
-                       PTuning, PTuningV2, RandLoRA, SHiRA, TrainableTokens, VeRA, attach, combine,
-                       load_adapter, mixed_batch, mixed_classify, search_rank, to_low_rank)
+    from .peft.methods import (C3A, IA3, METHODS, OFT, AdaLoRA, BottleneckAdapter, DoRA, DyLoRA,
+                               FourierFT, FullFineTuning, HiRA, LinearProbe, LoHa, LoKr, LoRA,
+                               LoReFT, MiSS, ParallelAdapter, PrefixTuning, PromptTuning, PTuning,
+                               PTuningV2, RandLoRA, SHiRA, TrainableTokens, VeRA)
+    from .peft import (Method, MethodError, PeftModel, attach, combine, load_adapter, mixed_batch,
+                       mixed_classify, search_rank, to_low_rank)
     from .peft.probe import fit_probe
 
     # the second verb: quantization schemes
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
     from .training.curves import LiveCurve
     from .training.finder import RateSearch, find_rate
     from .engine.optim.paged import PagedAdamW
-    from .models.generation import KVCache, generate, stream
+    from .models.cache import KVCache
+    from .models.in_words import generate, stream
     from .course import check, guess
 
     # the engine

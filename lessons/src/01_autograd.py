@@ -250,7 +250,6 @@ mine = [p.grad for p in tuned.trainable_parameters()]
 apart = max(abs(a - b).max() for a, b in zip(mine, theirs, strict=True))
 print(f"{nodes} values on the tape, {len(mine)} gradients of {sum(g.size for g in mine):,} numbers")
 print(f"largest difference to the package's {apart:.0e}")
-_ = tuned.detach()
 
 # %% [markdown]
 # What does that cost? Guess: how long do the model and its walk take together, in forward passes
@@ -269,12 +268,10 @@ def seconds(walked):
     return time.perf_counter() - start
 
 
-tuned = tp.attach(model, tp.FullFineTuning())
 forward_only, both_ways = np.median([[seconds(False), seconds(True)] for _ in range(7)], axis=0)
 print(f"finite differences of {sum(g.size for g in mine):,} numbers, two passes for each: "
       f"{2 * sum(g.size for g in mine) * forward_only / 3600:.0f} hours; "
       f"the walk: {both_ways - forward_only:.2f} seconds")
-_ = tuned.detach()
 guess.beside(both_ways / forward_only)
 
 # %% [markdown]

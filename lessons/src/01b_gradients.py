@@ -16,7 +16,6 @@
 # 10. Every cell together runs in well under a minute.
 
 # %%
-import copy
 import time
 
 import numpy as np
@@ -342,11 +341,12 @@ result
 model = tp.load_pretrained()
 task = tp.tasks.domain(model, context=128)
 batch = task.batch("train", 4, np.random.default_rng(0))
-order = topological_order(task.loss(tp.attach(model, tp.FullFineTuning()), batch).node)
+tuned = tp.attach(model, tp.FullFineTuning())
+order = topological_order(task.loss(tuned, batch).node)
 place = {id(value): k for k, value in enumerate(order)}
 uses = [[] if isinstance(value, tp.Tensor) else
         [place[id(parent[0])] for parent in value.parents if parent is not None] for value in order]
-named = {id(p): name for name, p in model.named_parameters()}
+named = {id(p): name for name, p in tuned.model.named_parameters()}
 leaf_names = {k: named[id(value)] for k, value in enumerate(order) if id(value) in named}
 model = tp.load_pretrained()
 for part in ("bias", "blocks.4.", "blocks.2.attention", "final_norm"):
@@ -402,7 +402,6 @@ for name, method in choices.items():
     loss = task.loss(tuned, batch)
     rows.append((name, sum(p.size for p in tuned.trainable_parameters()),
                  len(topological_order(loss.node)), traced_peak(tuned, task, 4) / 2**20))
-    tuned.detach()
 print(f"{'trained':24}{'numbers':>10}{'nodes':>8}{'peak MiB':>10}")
 for name, n, nodes, mib in rows: print(f"{name:24}{n:10,}{nodes:8}{mib:10.1f}")
 guess.beside(100 * rows[1][-1] / rows[0][-1])
@@ -446,7 +445,7 @@ def seconds(tuned):
     return time.perf_counter() - start
 
 
-both = [tp.attach(copy.deepcopy(model), choices[name])
+both = [tp.attach(model, choices[name])
         for name in ("LoRA in every block", "everything")]
 # in turn, so that a busy machine slows down both kinds
 lora, everything = np.array([[seconds(tuned) for tuned in both] for _ in range(15)]).T

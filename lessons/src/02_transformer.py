@@ -429,7 +429,7 @@ def hurried(q, k, v, **options):
 unseen = tp.tasks.domain(model, context=64)
 for name, fn in (("the package's", F.attention), ("hurried", hurried)):
     with use(F, attention=fn):
-        tuned = tp.attach(copy.deepcopy(model), tp.FullFineTuning())
+        tuned = tp.attach(model, tp.FullFineTuning())
         before = tp.evaluate(tuned, unseen, max_batches=2)["loss"]
         tp.train(tuned, unseen, 40, batch_size=4, lr=1e-3, progress=False)
         after = tp.evaluate(tuned, unseen, max_batches=2)["loss"]

@@ -22,7 +22,6 @@
 # Every cell together runs in about a minute.
 
 # %%
-import copy
 import gc
 import tracemalloc
 
@@ -61,7 +60,7 @@ domain = tp.tasks.domain(base, context=128, held_out=8192)        # Matplotlib's
 # v \leftarrow \beta_2 v + (1-\beta_2)\, g^2 \tag{1}$$
 
 # %%
-tuned = tp.attach(copy.deepcopy(base), tp.FullFineTuning())
+tuned = tp.attach(base, tp.FullFineTuning())
 tokens, targets = domain.batch("train", 4, np.random.default_rng(0))
 domain.loss(tuned, (tokens, targets)).backward()
 parameters = dict(tuned.model.named_parameters())
@@ -160,7 +159,7 @@ class Yours(optim.AdamW):
 
 trained = {}
 for kind in (optim.AdamW, Yours):
-    tuned = tp.attach(copy.deepcopy(base), tp.FullFineTuning())
+    tuned = tp.attach(base, tp.FullFineTuning())
     history = tp.train(tuned, domain, 20, batch_size=4, lr=1e-3, weight_decay=0.1, optimizer=kind,
                        progress=False)
     trained[kind] = np.concatenate([p.data.ravel() for p in tuned.trainable_parameters()])
@@ -208,7 +207,7 @@ def descend(w, gradients, lr, beta1, beta2, decay):
     return w
 
 
-tuned, gradients = tp.attach(copy.deepcopy(base), tp.FullFineTuning()), []
+tuned, gradients = tp.attach(base, tp.FullFineTuning()), []
 weight = tuned.model.final_norm.weight
 for step in range(10):
     weight.grad = None
@@ -286,7 +285,7 @@ start = tok.encode("matplotlib.axes.Axes.legend\n\n")[None]
 def learn(lr, until=(0, 10, 20, 40), seed=0):
     """Full fine-tuning of a fresh base: rows of (step, loss on Matplotlib, loss on the base's own
     text), and a text before and after."""
-    tuned = tp.attach(copy.deepcopy(base), tp.FullFineTuning())
+    tuned = tp.attach(base, tp.FullFineTuning())
     rng, rows, texts = np.random.default_rng(seed), [], []
     optimizer = Yours(tuned.trainable_parameters(), lr=lr, weight_decay=0.0)
     for step in range(until[-1] + 1):
@@ -463,7 +462,7 @@ def traced(model, task, B, T):
 
 c = base.config
 shape = c.d_model, c.n_heads, c.n_layers, c.vocab_size
-tuned = tp.attach(copy.deepcopy(base), tp.FullFineTuning())
+tuned = tp.attach(base, tp.FullFineTuning())
 print(f"{'B':>3}{'T':>5}{'formula':>14}{'traced':>14}")
 for B, T in ((2, 64), (4, 64), (4, 128), (8, 128)):
     formula = 4 * activations(B, T, *shape)
@@ -564,7 +563,7 @@ rows = {}
 methods = {"full": tp.FullFineTuning(), "adapter": tp.BottleneckAdapter(),
            "prompt": tp.PromptTuning(), "lora": tp.LoRA(rank=8)}
 for name, method in methods.items():
-    tuned = tp.attach(copy.deepcopy(base), method)
+    tuned = tp.attach(base, method)
     n = sum(p.size for p in tuned.trainable_parameters())
     rows[name] = np.array([4 * N, 12 * n, traced(tuned, domain, B, T)]) / 2**20
     print(f"{method!s:40} activations {rows[name][2]:5.1f} MiB")
@@ -707,7 +706,7 @@ slider("blocks", frames, captions=told, xlabel="blocks in a part, k", ylabel="Mi
 # Up to 32 blocks that is within a few per cent of the best; with 256 it takes twice as much.
 
 # %%
-tuned, peaks = tp.attach(copy.deepcopy(base), tp.FullFineTuning()), {}
+tuned, peaks = tp.attach(base, tp.FullFineTuning()), {}
 for on in (False, True):
     with recomputing(on): peaks[on] = traced(tuned, domain, 8, 128) / 2**20
 head = 2 * 8 * 128 * c.d_model + 8 * 128 + 8 * 128 * c.vocab_size

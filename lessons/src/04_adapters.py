@@ -180,7 +180,6 @@ for std in stds:
     tuned = tp.attach(base, BottleneckAdapter(bottleneck=64, init_std=std), rng=0)
     added.append(np.mean(list(sizes(tuned).values())))
     losses.append(tp.evaluate(tuned, task, "train")["loss"])
-    tuned.detach()
 guess.beside(100 * added[stds.index(0.01)])
 
 # %% [markdown]
@@ -299,7 +298,6 @@ for m in (4, 16, 64):
     bill = tuned.summary()
     print(f"m = {m:2}: {n:8,} by equation (3), {bill.trained:8,} in the model, "
           f"{100 * n / N:5.2f} % of the base, {100 * bill.share:5.2f} % of base and adapters")
-    tuned.detach()
 
 # %% [markdown]
 # ## 4. Beside instead of behind
@@ -365,7 +363,6 @@ with tp.no_grad():
     logits = tuned(tokens).data
     print(f"largest difference of the logits {abs(wide(tokens).data - logits).max():.0e}; "
           f"they are as large as {abs(logits).max():.0f}")
-_ = tuned.detach()
 
 # %% [markdown]
 # So a parallel adapter can be merged after all, into a model of another shape.

@@ -93,7 +93,6 @@ with tp.no_grad():
     for block in base.blocks: h = block(h)
     by_hand = base.logits(base.final_norm(h)[:, 4:])
     print(f"largest difference: {abs(by_hand.data - tuned(tokens[None]).data).max():.0e}")
-_ = tuned.detach()
 
 # %% [markdown]
 # ## 2. Where to start
@@ -112,7 +111,6 @@ untrained = {}
 for name, method in starts.items():
     tuned = tp.attach(base, method, rng=0) if method else base
     untrained[name] = tp.evaluate(tuned, task, max_batches=6)["loss"]
-    if method: tuned.detach()
 
 E = base.token_embedding.weight.data                                           # (V, d)
 pieces = E[256:]                       # without the 256 single bytes, most of which no text has
@@ -343,7 +341,6 @@ F.cross_entropy(base.logits(base.final_norm(h)[:, 20:]), targets).backward()
 mine = my_gradient(x.grad, np.tile(np.arange(20), (8, 1)))
 print(f"largest difference {abs(mine - tuned.virtual.P_e.grad).max():.0e}; "
       f"the gradients are as large as {abs(mine).max():.0e}")
-_ = tuned.detach()
 tuned = runs[20][0]
 
 # %% [markdown]

@@ -436,7 +436,7 @@ beside({"question": [task.taught[i][0].partition("\n")[2] + " …" for i in ask]
 tuned, P, T = runs["ptuning_v2"][0], 20, tokens.shape[1]
 mine = [(tp.Tensor(np.float32(K)), tp.Tensor(np.float32(V)))
         for K, V in my_cut(tuned.virtual.P.data, c.n_layers, c.n_heads)]
-with tuned.disabled(), tp.no_grad(): logits = tuned.model(tokens, prefix=mine).data
+with tp.no_grad(): logits = base(tokens, prefix=mine).data
 print("the same logits as by the package:", np.allclose(logits, tuned(tokens).data, atol=1e-4))
 
 # %% [markdown]

@@ -365,7 +365,7 @@ def lora_on(model): return tp.attach(model, tp.LoRA(rank=8, alpha=16), rng=0)
 def first(model):
     tuned = lora_on(model)
     for layer in tuned.wrappers.values(): layer.A.assign(np.zeros_like(layer.A.data))
-    return tuned, trained(model)                  # no change at the start: B is 0, and A is 0
+    return tuned, trained(tuned)                  # no change at the start: B is 0, and A is 0
 
 
 def second(model):
@@ -375,20 +375,20 @@ def second(model):
 
 def third(model):
     tuned = lora_on(model)
-    return tuned, trained(model)
+    return tuned, trained(tuned)
 
 
 def fourth(model):
     tuned, rng = lora_on(model), np.random.default_rng(0)
     for layer in tuned.wrappers.values():         # random, so that A has a gradient from the start
         layer.B.assign(0.3 * rng.standard_normal(layer.B.shape).astype(np.float32))
-    return tuned, trained(model)
+    return tuned, trained(tuned)
 
 
 def fifth(model):
     tuned = lora_on(model)
-    for p in model.parameters(): p.requires_grad = True          # so that gradients reach A and B
-    return tuned, trained(model)
+    for p in tuned.parameters(): p.requires_grad = True          # so that gradients reach A and B
+    return tuned, trained(tuned)
 
 # %%
 def run(program, steps=12):

@@ -53,7 +53,7 @@ print(f"frozen base on {task.name}: {base_loss:.3f} nats/token")
 rank_one = tp.guess("09.rank_one", -0.1, "nats/token from the base")
 
 # %%
-lora = tp.attach(copy.deepcopy(model), tp.LoRA(rank=R, alpha=ALPHA), rng=0)
+lora = tp.attach(model, tp.LoRA(rank=R, alpha=ALPHA), rng=0)
 tp.train(lora, task, STEPS, batch_size=4, seed=0, progress=False)
 
 
@@ -252,7 +252,7 @@ def forward(self, x):
     return h if self.base.bias is None else h + self.base.bias
 
 
-dylora = tp.attach(copy.deepcopy(model), Noting(rank=R, alpha=ALPHA), rng=0)
+dylora = tp.attach(model, Noting(rank=R, alpha=ALPHA), rng=0)
 with use(DyLoRALinear, forward=forward):
     tp.train(dylora, task, STEPS, batch_size=4, seed=0, progress=False)
     _, tests = tp.search_rank(dylora, task, "test")              # every rank, on each batch
@@ -466,7 +466,7 @@ class Chosen(Noting):
 
 drawn_before = drawn.copy()
 drawn.clear()
-chosen = tp.attach(copy.deepcopy(model), Chosen(rank=R, alpha=ALPHA), rng=0)
+chosen = tp.attach(model, Chosen(rank=R, alpha=ALPHA), rng=0)
 tp.train(chosen, task, STEPS, batch_size=4, seed=0, progress=False)
 _, tests = tp.search_rank(chosen, task, "test")
 print("p_B    ", *(f"{p:6.2f}" for p in my_draw(wanted)))

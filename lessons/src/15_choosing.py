@@ -608,7 +608,7 @@ print("A", A.shape, "B", B.shape, "; the same change of c_attn as your fused pai
 
 # %%
 logits = tuned(np.arange(10)[None]).data
-again = tp.load_adapter(tuned.detach(), folder)
+again = tp.load_adapter(model, folder)
 same = np.allclose(again(np.arange(10)[None]).data, logits, atol=1e-4)
 print(again.method, "; the same logits:", same)
 

@@ -632,7 +632,6 @@ for scheme in (tp.Uniform(bits=4, symmetric=False, granularity="group", group_si
 # for the heads in section 1. The loader's was on four.)
 
 # %%
-tuned.detach()
 linears = {path: layer for path, layer in model.named_modules()
            if path.startswith("blocks.") and hasattr(layer, "d_in")}
 three_bits = tp.Uniform(bits=3, symmetric=False, granularity="group", group_size=32)
@@ -685,7 +684,6 @@ print("first losses:", np.round(again.loss, 4), "and before:", np.round(history.
 # The matrices of a Llama are apart there, too, so nothing has to be fused as in lesson 15.
 
 # %%
-tuned.reattach()                                  # what it learned, on the same base again
 folder = Path(tempfile.mkdtemp()) / "machines"
 tuned.save(folder, "peft")
 print(*sorted(f"{p.name}: {p.stat().st_size:,} bytes" for p in folder.iterdir()), sep="\n")
@@ -725,7 +723,6 @@ with letters.open("w", newline="") as f:
         short = sorted(x for x in first if x.endswith(".") and "(" not in x and 20 < len(x) < 80)
         table.writerows((text, label) for text in rng.permutation(short)[:36])
 
-tuned.detach()
 sorting = tp.tasks.labelled(letters, model)
 judge = tp.fit_probe(model, sorting, progress=False)
 for name, measured in {**sorting.baselines, "probe": tp.evaluate(judge, sorting)}.items():

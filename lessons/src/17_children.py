@@ -745,7 +745,7 @@ for n in (1024, 2048, 4096):
 # ## Where implementations differ
 #
 # * *Starts.* The papers and PEFT change $W$. Here the layer subtracts $s B_0 A_0$, so that
-#   `detach` gives the base back bit for bit. OLoRA's own code does not divide by $s$.
+#   the base stays as it is. OLoRA's own code does not divide by $s$.
 # * *OFT.* PEFT computes $(I - Q)^{-1}$ by the first terms of a series, or exactly
 #   (`use_cayley_neumann=False`). The two turn in opposite directions.
 # * *C³A.* PEFT and this package divide by $d_\text{in}$, the paper does not.

@@ -24,15 +24,13 @@ MATRICES = ["query", "key", "value", "output", "up", "down"]
 QV = {"target_modules": ["query", "value"]}
 LM = {"task_type": "CAUSAL_LM", "num_virtual_tokens": VIRTUAL}
 
-OURS = {
-    "full": tp.FullFineTuning(), "lora": tp.LoRA(rank=8), "adalora": tp.AdaLoRA(init_rank=12, target_rank=8), "ia3": tp.IA3(),
+OTHERS = {                                               # whose settings are not the defaults
+    "lora": tp.LoRA(rank=8), "adalora": tp.AdaLoRA(init_rank=12, target_rank=8),
     "prefix": tp.PrefixTuning(VIRTUAL, hidden=WIDTH), "ptuning_v2": tp.PTuningV2(VIRTUAL, dropout=0.0),
     "prompt": tp.PromptTuning(VIRTUAL), "ptuning": tp.PTuning((VIRTUAL, "target"), encoder="mlp", hidden=WIDTH),
-    "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8),
-    "dora": tp.DoRA(rank=8), "loha": tp.LoHa(), "lokr": tp.LoKr(rank=2, alpha=2.0), "hira": tp.HiRA(),
-    "miss": tp.MiSS(), "vera": tp.VeRA(), "randlora": tp.RandLoRA(), "shira": tp.SHiRA(), "fourierft": tp.FourierFT(),
-    "c3a": tp.C3A(16), "oft": tp.OFT(16), "loreft": tp.LoReFT(),
-    "trainable_tokens": tp.TrainableTokens(tuple(range(20)))}
+    "dylora": tp.DyLoRA(rank=8), "dora": tp.DoRA(rank=8), "lokr": tp.LoKr(rank=2, alpha=2.0),
+    "c3a": tp.C3A(16), "oft": tp.OFT(16), "trainable_tokens": tp.TrainableTokens(tuple(range(20)))}
+OURS = {name: OTHERS.get(name) or tp.METHODS[name]() for name in tp.METHODS if name != "probe"}       # a probe trains no model
 WRAPPING = {
     "full": None,
     "lora": peft.LoraConfig(r=8, **QV),
@@ -55,7 +53,6 @@ AT_SEAMS = {
     "ptuning_v2": peft.PrefixTuningConfig(**LM),
     "prompt": peft.PromptTuningConfig(**LM),
     "ptuning": peft.PromptEncoderConfig(**LM, encoder_hidden_size=WIDTH)}
-ALONE = "adapter", "parallel_adapter", "dylora", "loreft", "trainable_tokens"        # PEFT lacks them, or trains other numbers
 
 
 class WithLoss(torch.nn.Module):
@@ -84,7 +81,7 @@ def counterpart(name, model, batch):
         adapted = peft.get_peft_model(transformers_copy(model), AT_SEAMS[name])
         mask = torch.ones(batch[0].shape, dtype=torch.long)
         return adapted, theirs(adapted, batch, lambda tokens: adapted(input_ids=tokens, attention_mask=mask))
-    if name in ALONE: return None
+    if name not in WRAPPING: return None                 # PEFT lacks it, or trains other numbers
     copy = torch_copy(model, torch.float32)
     if name == "full": return copy, theirs(copy, batch)
     adapted = peft.get_peft_model(WithLoss(copy), WRAPPING[name])

@@ -59,12 +59,11 @@ def beside(ours, theirs, ratio):
 
 
 def lora_step(model, reference, lora, batch, rounds):
-    """(times, peak bytes) of a LoRA step on each side; `model` is afterwards as before."""
+    """(times, peak bytes) of a LoRA step on each side."""
     tuned, adapted = tp.attach(model, tp.LoRA(rank=8, alpha=16), rng=0), peft.get_peft_model(reference, lora)
     steps = {"tinypeft": ours(tuned, batch), "PEFT": theirs(adapted, batch, lambda tokens: adapted(tokens, use_cache=False))}
     times = in_turn(steps, rounds, warmup=1, twice=False)
     peaks = {"tinypeft": traced_peak(steps["tinypeft"]), "PEFT": torch_peak(steps["PEFT"])}
-    tuned.detach()
     return times, peaks
 
 

@@ -175,6 +175,8 @@ def test_mistakes_are_said_in_one_line(capsys, argv, says):
     ("finetune lora --quick --checkpoint {bad}/x", "training.loop.train")])
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(capsys, monkeypatch, tmp_path, argv, work):
     module, _, name = work.rpartition(".")
+    for package in "tinypeft", f"tinypeft.{module.partition('.')[0]}":
+        getattr(importlib.import_module(package), name, None)            # a package keeps what it gives first
     monkeypatch.setattr(importlib.import_module(f"tinypeft.{module}"), name, lambda *args, **options: pytest.fail("it works"))
     (tmp_path / "file").touch()
     folders = {"good": tmp_path / "good", "bad": tmp_path / "file" / "x"}

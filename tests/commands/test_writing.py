@@ -134,7 +134,6 @@ def test_an_adapter_chats_as_it_was_trained(capsys, model, monkeypatch, typed, c
     tp.train(tuned, tp.tasks.pairs(rows, model, chat=chat), 2, lr=0.1, progress=False)
     tuned.save(tmp_path)
     expected = tuned.chat("3 ddd", 9)
-    tuned.detach()
     typed("3 ddd")
     status, out, err = run(capsys, "chat", "--adapter", tmp_path, "--max-new-tokens", "9")
     assert (status, out, err) == (0, expected + "\n", "")

@@ -13,7 +13,9 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.common.hyper import Checked
+from tinypeft.models.generation import GenerateOptions
 from tinypeft.peft.combine import Combination
+from tinypeft.quant.kv_cache import CacheOptions
 from tinypeft.study import memory
 from tinypeft.text import tasks
 from tinypeft.training import rates
@@ -67,14 +69,14 @@ def of_functions(module):
 
 
 def lines():
-    """Yield the list, as the package is now. All public classes with limits are in it, and the options of `combine`, whose
-    class is not public. Classes that others inherit from have no lines of their own."""
+    """Yield the list, as the package is now. All public classes with limits are in it, and the options of three
+    functions, whose classes are not public. Classes that others inherit from have no lines of their own."""
     methods, schemes = tp.METHODS.values(), tp.SCHEMES.values()
     for cls in methods:
         yield from of_class(cls)
         yield from of_rates(cls)
     others = [cls for cls in public(tp, Checked) if dataclasses.is_dataclass(cls) and cls not in methods and cls not in schemes]
-    for cls in (*schemes, *others, Combination): yield from of_class(cls)
+    for cls in (*schemes, *others, Combination, GenerateOptions, CacheOptions): yield from of_class(cls)
     for cls in public(tp.optim, tp.optim.Optimizer): yield from of_signature(cls)
     yield line("rates.HEAD_LR", rates.HEAD_LR)
     yield line("rates.WIDTH", rates.WIDTH)

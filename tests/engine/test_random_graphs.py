@@ -16,7 +16,7 @@ from tinypeft.engine import tensor  # noqa: E402
 from tinypeft.engine.tensor import Tensor, unbroadcast  # noqa: E402
 
 NO_OPERATIONS = set("""init repr repr_html len bool no_inplace constant iadd isub imul itruediv ipow imatmul setitem op fused
-    backward gradients assign item shape ndim size nbytes dtype
+    backward gradients assign writable item shape ndim size nbytes dtype
     GraphError RowGradient Tensor accepts_arrays enable_grad no_grad recording tape within gated unbroadcast
     IGNORED""".split())
 NO_OPERATIONS.add("linear_cross_entropy")                # the two operations that take part, to the bit (`test_memory.py`)

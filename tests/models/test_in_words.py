@@ -9,7 +9,9 @@ import pytest
 
 import tinypeft as tp
 from tests.families import make
-from tinypeft.models.generation import characters
+from tinypeft.engine import memo
+from tinypeft.models import generation
+from tinypeft.models.in_words import answer, characters
 from tinypeft.study.pages import ROOT
 from tinypeft.text import BPETokenizer
 from tinypeft.text.tasks import Answering, Classification
@@ -90,8 +92,8 @@ def test_between_two_steps_the_callers_code_runs_as_usual():
     expected, other = tuned.generate("A", 6), tuned.generate("B lamp", 6)
     pieces, others = [], tuned.stream("B lamp", 6)
     for piece in tuned.stream("A", 6):
-        assert tuned(np.array([[65, 66]])).requires_grad and tp.models.generation._kept.get() is None
-        assert tp.models.generation.prompt_lengths(np.zeros((1, 7))) == 7
+        assert tuned(np.array([[65, 66]])).requires_grad and memo._kept.get() is None
+        assert generation.prompt_lengths(np.zeros((1, 7))) == 7
         pieces.append(piece + next(others, ""))
     assert len("".join(pieces)) >= len(expected) - 1 and ("B lamp" + "".join(tuned.stream("B lamp", 6))) == other
 
@@ -119,7 +121,7 @@ def test_texts_of_any_lengths_are_continued_together():
 @pytest.mark.parametrize("call, says", [
     (lambda m: tp.generate("Hi", m), "the model comes first, and then the text or the tokens; got a str first"),
     (lambda m: tp.generate(np.ones((1, 2), int), m), "got a ndarray first"), (lambda m: tp.stream("Hi", m), "got a str first"),
-    (lambda m: tp.models.generation.answer(TALK, m), "got a list first"),
+    (lambda m: answer(TALK, m), "got a list first"),
     (lambda m: m.generate(TALK), r"these are messages of a conversation; model.chat\(messages\) answers them"),
     (lambda m: m.chat(3), "expected a text, or a list of messages, got 3"),
     (lambda m: tp.tasks.load_task(m, "helper"), "load_task: the folder comes first, and then the model")])
@@ -152,7 +154,7 @@ def test_other_models_are_named_or_plain():
 def test_an_answer_ends_where_the_context_does():
     for model in (talking(), tp.attach(talking(), tp.PrefixTuning(length=20))):
         room = 200 - getattr(model, "virtual_length", 0) - len(tp.chat_prompt(CHAT, TALK))
-        assert len(list(tp.models.generation.steps(model, tp.chat_prompt(CHAT, TALK)[None], room))) == room
+        assert len(list(generation.steps(model, tp.chat_prompt(CHAT, TALK)[None], room))) == room
         assert model.chat(TALK, 9999, family="smollm2") == model.chat(TALK, room)
         context = 200 - getattr(model, "virtual_length", 0)
         with pytest.raises(ValueError, match=f"the model takes {context}, the answer included; shorten it, or leave"):

@@ -7,7 +7,7 @@ from tests.oracles import assert_close, assert_gradients_close
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.tensor import Tensor
-from tinypeft.models.generation import KVCache
+from tinypeft.models.cache import KVCache
 from tinypeft.models.llama import Llama, LlamaConfig
 
 SIZES = {"vocab_size": 41, "context_length": 80, "d_model": 24, "n_layers": 3, "d_mlp": 20, "rope_theta": 1e3}

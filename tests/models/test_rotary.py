@@ -7,7 +7,7 @@ from tests.models.test_llama import llama
 from tests.oracles import assert_close
 from tinypeft.engine import functional as F
 from tinypeft.engine.tensor import Tensor
-from tinypeft.models.generation import KVCache
+from tinypeft.models.cache import KVCache
 from tinypeft.models.llama import LlamaConfig
 from tinypeft.models.rotary import Rotary, angles, frequencies
 

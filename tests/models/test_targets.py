@@ -66,10 +66,8 @@ def test_every_method_and_quantize_follow_the_rule(family):
         if isinstance(method, tp.IA3):
             inner = [path for path, w in tuned.wrappers.items() if type(w).__name__ == "ScaledInput"]
             assert inner == [path for path in paths if path.startswith("blocks.1.mlp.")]
-        tuned.detach()
     with_norms = tp.attach(model, tp.FullFineTuning(targets=("*norm*", "!final_norm", "!blocks.0")))
     assert with_norms.trained and all(n.startswith("blocks.1.") and "norm" in n for n in with_norms.trained)
-    with_norms.detach()
     tp.quantize(model, tp.PEQA(), targets=names)
     assert [path for path in linear_paths(model) if hasattr(model.get(path), "convert")] == paths
     some = tp.attach(model, tp.PEQA(targets=("blocks.1.mlp",)))

@@ -188,7 +188,6 @@ def test_layers_of_rank_0_and_equal_ranks_are_no_special_case(gpt, tokens):
     assert np.array_equal(tuned(tokens).data, plain) and np.array_equal(tuned.merge()(tokens).data, plain)
     tp.train(tuned, Noise(), 20)                                              # and they can learn again
     assert sum(tuned.ranks().values()) == 36
-    tuned.detach()
     tuned = tp.attach(model, dataclasses.replace(SHORT, target_rank=6))
     tp.train(tuned, Noise(), 20)
     assert set(tuned.ranks().values()) == {6}
@@ -239,7 +238,6 @@ def test_allocated_ranks_follow_planted_ranks_and_beat_uniform_ones_direction(se
             tuned = tp.attach(base, method, rng=seed)
             tp.train(tuned, task, 400, batch_size=16, lr=3e-2, seed=seed, workers=1)
             loss[type(method)], found = tp.evaluate(tuned, task)["loss"], tuned.ranks()
-            tuned.detach()
         correlations.append(spearmanr(list(ranks.values()), list(found.values()))[0])
         ratios.append(loss[tp.AdaLoRA] / loss[tp.LoRA])
     assert min(correlations) > 0.6 and np.mean(correlations) > 0.8, correlations

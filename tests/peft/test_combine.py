@@ -1,5 +1,4 @@
 """combine.py: PEFT's numbers, what each way of combining promises, bases that are the same, and what is refused."""
-import copy
 import dataclasses
 import warnings
 from types import SimpleNamespace
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 
 def adapters(model, *methods, seed=5):
-    """Adapters on one model, detached, each with numbers of its own."""
+    """Adapters of one model, each with numbers of its own."""
     found = []
     for i, method in enumerate(methods):
         tuned = tp.attach(model, method, rng=i)
@@ -35,7 +34,6 @@ def adapters(model, *methods, seed=5):
         if isinstance(method, tp.DyLoRA): tuned.set_rank(2)
         if isinstance(method, tp.AdaLoRA):
             for n, w in enumerate(tuned.wrappers.values()): w.Lam.data[n % 4:] = 0      # pruned, in some layers wholly
-        tuned.detach()
         found.append(tuned)
     return found
 
@@ -45,10 +43,7 @@ def deltas(tuned):
 
 
 def combined(parts, w, *how, **options):
-    """Their combination, which makes room for the next one."""
-    tuned = tp.combine(dict(zip(parts, w, strict=True)), *how, **options)
-    tuned.detach()
-    return tuned
+    return tp.combine(dict(zip(parts, w, strict=True)), *how, **options)
 
 
 def summed(parts, w):
@@ -129,10 +124,7 @@ def test_cat_is_the_sum_of_the_merges(family, tokens):
     model = make_gpt() if family == "GPT" else make(family)
     parts, w = adapters(model, *MIXED), (0.5, -1.25, 2.0, 1.0)
     weights = {path: model.get(path).weight.data.copy() for tuned in parts for path in tuned.wrappers}
-    merges = []
-    for tuned in parts:
-        merges.append(tuned.reattach().merge())
-        tuned.detach()
+    merges = [tuned.merge() for tuned in parts]
     tuned = tp.combine(dict(zip(parts, w, strict=True)))
     merged = tuned.merge()
     for path, W in weights.items():
@@ -165,7 +157,7 @@ def test_a_rank_that_all_layers_of_a_kind_have_is_named_once(gpt):
 def test_one_adapter_with_weight_one_is_itself(how, gpt, tokens):
     model = gpt()
     (tuned,) = adapters(model, WIDE)
-    logits = tuned.reattach()(tokens).data
+    logits = tuned(tokens).data
     again = tp.combine({tuned: 1}, how, density=1.0 if how == "ties" else None, rank=4 if how in ("svd", "ties") else None)
     assert_close(again(tokens), logits, 1e-10)
     assert how != "cat" or again.ranks() == tuned.ranks()
@@ -241,17 +233,16 @@ def test_the_result_is_a_lora_like_any_other(gpt, tokens, tmp_path):
     before = frozen_bytes(model)
     parts = adapters(model, LORA, WIDE)
     tuned = tp.combine({parts[0]: 0.5, parts[1]: 2}, "svd", rank=2)
-    assert type(tuned.method) is tp.LoRA and tuned.model is model and tuned.active and tuned.method.targets == (
+    assert type(tuned.method) is tp.LoRA and tuned.base is model and tuned.method.targets == (
         "query", "key", "value", "output", "up", "down") and tuned.summary().trained == 2 * 2 * (4 * 32 + 2 * 80)
     assert all(p.dtype == np.float32 and p.requires_grad for p in tuned.trainable_parameters())
     logits = tuned(tokens).data
     for form in "tinypeft", "peft":
         tuned.save(tmp_path / form, form)
-        with tuned.disabled() as base: plain = copy.deepcopy(base)
-        assert_close(tp.load_adapter(plain, tmp_path / form)(tokens), logits, 1e-6)
+        assert_close(tp.load_adapter(model, tmp_path / form)(tokens), logits, 1e-6)
     tp.train(tuned, Noise(), 3, lr=1e-2, progress=False)
     assert not np.array_equal(tuned(tokens).data, logits)
-    assert tuned.detach() is model and frozen_bytes(model) == before
+    assert frozen_bytes(model) == before and model.attached is None
 
 
 def test_gradients_of_the_result(gpt, tokens):
@@ -259,37 +250,30 @@ def test_gradients_of_the_result(gpt, tokens):
     assert_gradients(tp.combine({a: 1, b: -0.5}, "ties", density=0.6), tokens[:2, :4])
 
 
-def test_the_adapters_stay_as_they_are_and_the_one_that_is_on_is_detached(gpt, tokens):
-    model = gpt()
-    a, b = adapters(model, LORA, WIDE)
-    states = [{n: x.copy() for n, x in t.state_dict().items()} for t in (a, b)]
-    logits = b.reattach()(tokens).data
+def test_the_adapters_stay_as_they_are(gpt, tokens):
+    a, b = adapters(gpt(), LORA, WIDE)
+    states, logits = [frozen_bytes(t) for t in (a, b)], [t(tokens).data for t in (a, b)]
     tuned = tp.combine({a: 1, b: 1})
-    assert tuned.active and not a.active and not b.active
     for p in tuned.trainable_parameters(): p.data += 1                             # nothing is shared
-    tuned.detach()
-    assert all(np.array_equal(x, t.state_dict()[n]) for t, s in zip((a, b), states, strict=True) for n, x in s.items())
-    assert np.array_equal(b.reattach()(tokens).data, logits)
+    assert [frozen_bytes(t) for t in (a, b)] == states
+    assert all(np.array_equal(t(tokens).data, old) for t, old in zip((a, b), logits, strict=True))
 
 
 def test_folders_and_copies_of_the_base(gpt, tokens, tmp_path):
     model, other = gpt(np.float32), gpt(np.float32)
     a, b = adapters(model, LORA, WIDE)
     expected = tp.combine({a: 0.7, b: 0.3})(tokens).data
-    model.attachment.take_off(model)
     a.save(tmp_path / "a")
-    b.reattach().save(tmp_path / "b", "peft")
+    b.save(tmp_path / "b", "peft")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         got = tp.combine({tmp_path / "a": 0.7, str(tmp_path / "b"): 0.3}, model=other)
-    assert got.model is other
+    assert got.base is other
     assert_close(got(tokens), expected, 1e-5)
-    assert b.active                                                                # on a base of its own, it stays on
-    got.detach()
-    assert_close(tp.combine({b: 0.3, tmp_path / "a": 0.7}, model=other)(tokens), expected, 1e-5)
-    assert b.active
-    assert_close(tp.combine({b: 0.3, tmp_path / "a": 0.7})(tokens), expected, 1e-5)
-    assert not b.active
+    for options in {"model": other}, {}:
+        got = tp.combine({b: 0.3, tmp_path / "a": 0.7}, **options)
+        assert got.base is options.get("model", model)
+        assert_close(got(tokens), expected, 1e-5)
 
 
 def test_on_a_quantized_base(gpt, tokens):
@@ -304,13 +288,11 @@ def test_a_head_is_that_of_the_adapter_which_is_named(gpt, tokens):
     model = gpt()
     (a,) = adapters(model, LORA)
     b = tp.attach(model, WIDE, head=3, rng=1)
-    b.detach()
     with pytest.raises(tp.MethodError, match="heads are not combined; `head` must name one of"): tp.combine({a: 1, b: 1})
     with pytest.raises(tp.MethodError, match="heads are not combined"): tp.combine({a: 1, b: 1}, head=a)
     tuned = tp.combine({a: 1, b: 1}, head=b)
     assert np.array_equal(tuned.head.weight.data, b.head.weight.data) and tuned.head.weight is not b.head.weight
     assert tuned.class_logits(tokens, [3, 7, 5]).shape == (3, 3)
-    tuned.detach()
     c = tp.attach(model, LORA, head=2, head_bias=False)
     assert tp.combine({c: 1, b: 1}, head=c).head.bias is None
 
@@ -327,7 +309,7 @@ def test_other_methods_are_refused_and_all_is_left_as_it_was(method, words, gpt,
     b = learned(model, method)
     logits, state = b(tokens).data, {n: x.copy() for n, x in a.state_dict().items()}
     with pytest.raises(tp.MethodError, match=words): tp.combine({a: 1, b: 1}, "linear")
-    assert b.active and np.array_equal(b(tokens).data, logits)
+    assert np.array_equal(b(tokens).data, logits)
     assert all(np.array_equal(x, a.state_dict()[n]) for n, x in state.items())
 
 
@@ -344,7 +326,7 @@ def test_what_stands_under_between_or_over_a_lora_is_not_dropped(methods, words,
     move(tuned, np.random.default_rng(0))
     logits = tuned(tokens).data
     with pytest.raises(tp.MethodError, match=f"combine: {words}"): tp.combine({tuned: 1})
-    assert tuned.active and np.array_equal(tuned(tokens).data, logits)
+    assert np.array_equal(tuned(tokens).data, logits)
 
 
 def test_loras_of_one_model_on_other_layers_are_combined(gpt, tokens):
@@ -363,7 +345,7 @@ def test_loras_of_one_model_on_other_layers_are_combined(gpt, tokens):
 def test_options_that_make_no_sense_are_refused(options, words, gpt):
     (a,) = adapters(gpt(), LORA)
     with pytest.raises(tp.MethodError) as caught: tp.combine({a: 1}, **options)
-    assert words in str(caught.value) and a.model.attached is None
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("x", [float("nan"), float("inf"), "1", None, True])
@@ -376,15 +358,23 @@ def test_bases_that_differ_are_refused(gpt, tmp_path):
     model, other = gpt(np.float32), gpt(np.float32, rng=1)
     (a,), (b,) = adapters(model, LORA), adapters(other, LORA)
     with pytest.raises(tp.MethodError, match="on a base with other weights"): tp.combine({a: 1, b: 1})
-    b.reattach().save(tmp_path)
+    b.save(tmp_path)
     with pytest.raises(tp.MethodError, match="on a base with other weights. If it fits"): tp.combine({a: 1, tmp_path: 1})
-    assert model.attached is None and b.active
     with pytest.warns(UserWarning, match="weights differ"): c = tp.load_adapter(model, tmp_path)
-    c.detach()
-    assert tp.combine({a: 1, c: 1}).active
-    model.attachment.take_off(model)
+    assert tp.combine({a: 1, c: 1}).wrappers.keys() == a.wrappers.keys()
     tp.quantize(model, tp.NF4(block_size=16))
-    with pytest.raises(tp.MethodError, match="learned on a base that was changed"): tp.combine({a: 1, c: 1})
+    (d,) = adapters(model, LORA)
+    for first, second in (a, d), (d, a):
+        with pytest.raises(tp.MethodError, match="on a base with other weights"): tp.combine({first: 1, second: 1})
+
+
+def test_adapters_are_combined_on_the_base_as_it_was_when_they_were_attached(gpt, tokens):
+    model = gpt()
+    a, b = adapters(model, LORA, WIDE)
+    expected = tp.combine({a: 1, b: 1})(tokens).data
+    tp.quantize(model, tp.NF4(block_size=16))
+    assert np.array_equal(tp.combine({a: 1, b: 1})(tokens).data, expected)
+    with pytest.raises(tp.MethodError, match="on a base with other weights"): tp.combine({a: 1, b: 1}, model=model)
 
 
 def test_what_is_no_adapter_is_refused(gpt, tmp_path):
@@ -395,19 +385,9 @@ def test_what_is_no_adapter_is_refused(gpt, tmp_path):
     with pytest.raises(tp.MethodError, match="model= must be the base of the adapters in folders, got NoneType"):
         tp.combine({tmp_path: 1})
     with pytest.raises(FileNotFoundError): tp.combine({tmp_path: 1}, model=model)
-    b = tp.attach(model, LORA)
-    with pytest.raises(tp.MethodError, match=r"LoRA\(.*\) is attached to this model already"): tp.combine({a: 1})
-    with b.disabled(), pytest.raises(tp.MethodError, match="on loan"): tp.combine({a: 1, b: 1})
-    assert b.active
-
-
-def test_a_combination_that_is_interrupted_leaves_the_adapter_that_was_on(gpt, tokens, monkeypatch):
-    b = tp.attach(gpt(), LORA)
-    logits = b(tokens).data
-    def stop(*_): raise KeyboardInterrupt
-    monkeypatch.setattr(tp.PeftModel, "load_state_dict", stop)
-    with pytest.raises(KeyboardInterrupt): tp.combine({b: 1})
-    assert b.active and np.array_equal(b(tokens).data, logits)
+    tp.attach(model, LORA).add(a)
+    for verb in (lambda: tp.combine({a: 1})), a.ranks, a.fold, lambda: a.set_rank(1):
+        with pytest.raises(tp.MethodError, match="this PeftModel has no methods any more"): verb()
 
 
 def test_a_layer_that_is_more_than_low_rank_is_refused_by_name(gpt, tmp_path):
@@ -458,21 +438,17 @@ def test_the_result_does_the_task_of_its_head_or_the_one_that_all_do(gpt):
     model, pairs, same = gpt(), learned("a.csv", "1"), learned("a.csv", "1")
     text, chats, other = learned("b", "2", kind="text"), learned("c.csv", "3", chat="chatml"), learned("d.csv", "4", seed=1)
     (a, b), c = adapters(model, LORA, LORA), tp.attach(model, LORA, head=2)
-    c.detach()
     for task in same, text, chats, other, None:
         a.task, b.task = pairs, task
         tuned = tp.combine({a: 1, b: 1})
         assert tuned.task is None if task is not same else content_of(tuned.task) == content_of(pairs)
-        tuned.detach()
     # Of two files, each is split as it was, the longer rows are read, and no column is chosen that one of them lacks.
     a.task, b.task = pairs, learned("b.csv", "2", context=9, columns=["x", "y"])
     tuned = tp.combine({a: 1, b: 1})
     assert content_of(tuned.task) == shared | {"format": 1, "context": 9, "name": "a.csv and b.csv",
                                                "sha256": {"a.csv": "1", "b.csv": "2"}}
-    tuned.detach()
     b.task = learned("a.csv", "0123456789")              # another file of the same name
     tuned = tp.combine({a: 1, b: 1})
     assert tuned.task.sha256 == {"a.csv": "1", "a.csv (01234567)": "0123456789"}
-    tuned.detach()
     a.task, c.task = text, pairs
     assert tp.combine({a: 1, c: 1}, head=c).task is pairs

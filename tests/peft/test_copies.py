@@ -10,6 +10,7 @@ from tests import schemes
 from tests.conftest import make_gpt
 from tests.methods import SMALL, with_dropout
 from tests.protocol import frozen_bytes, learned
+from tinypeft.engine.nn import are_twins
 
 SIZES = dict(d_model=32, dropout=0.1)
 CALIBRATION = np.random.default_rng(0).integers(0, 37, (8, 24))
@@ -68,11 +69,11 @@ def test_a_copy_is_the_same_function_bit_for_bit(name, tokens):
 @pytest.mark.parametrize("name", ["several", "peqa, tuned", "several on nf4"])
 def test_the_methods_come_off_a_copy_and_return(name, tokens):
     tuned = MODELS[name]()
-    copies = [pickled(tuned), copy.deepcopy(tuned)]
-    tuned.detach()
-    copies += [pickled(tuned), copy.deepcopy(tuned)]                          # with their methods off
-    base, own = frozen_bytes(tuned.model), tuned.reattach()(tokens).data
-    for again in copies:
-        if again.active: again.detach()
-        assert frozen_bytes(again.model) == base and list(again.parts) == list(tuned.parts)
-        assert np.array_equal(again.reattach()(tokens).data, own)
+    base, plain, own = frozen_bytes(tuned.base), tuned.base(tokens).data, tuned(tokens).data
+    on = [part for part in tuned.parts if part not in tuned.off]
+    for again in pickled(tuned), copy.deepcopy(tuned):
+        assert list(again.parts) == list(tuned.parts) and again.off == tuned.off
+        assert frozen_bytes(again.detach()) == base and again.base is not tuned.base and are_twins(again.base, again.frozen)
+        again.detach(*on)
+        assert np.array_equal(again(tokens).data, plain)
+        assert np.array_equal(again.reattach(*on)(tokens).data, own) and np.array_equal(tuned(tokens).data, own)

@@ -55,7 +55,6 @@ def test_at_every_rank_it_is_the_explicit_truncation_numerical(rescale, gpt, tok
     tuned = learned(model, dataclasses.replace(FIVE, rescale=rescale))
     state, logits = tuned.state_dict(), [tuned.set_rank(b)(tokens).data for b in range(1, 6)]
     merged = [tuned.set_rank(b).merge()(tokens).data for b in range(1, 6)]
-    tuned.detach()
     for b in range(1, 6):
         lora = tp.LoRA(rank=b, alpha=3.0 if rescale else 3.0 * b / 5, targets=FIVE.targets)
         lora = tp.attach(model, {"DyLoRA": lora})                                # so that its arrays have the same names
@@ -63,7 +62,6 @@ def test_at_every_rank_it_is_the_explicit_truncation_numerical(rescale, gpt, tok
                               if n.endswith((".A", ".B"))})
         assert_close(logits[b - 1], lora(tokens), 1e-12)
         assert_close(merged[b - 1], lora(tokens), 1e-12)
-        lora.detach()
     assert len({a.tobytes() for a in logits}) == 5
 
 
@@ -281,9 +279,7 @@ def test_search_beside_other_methods(gpt):
 
 def test_search_needs_a_method_on_the_model(gpt):
     tuned = tp.attach(gpt(), FIVE)
-    tuned.detach()
-    with pytest.raises(tp.MethodError, match="is detached"): tp.search_rank(tuned, Noise())
-    tuned.reattach().merge("DyLoRA", in_place=True)
+    tuned.merge("DyLoRA", in_place=True)
     with pytest.raises(tp.MethodError, match="no methods any more"): tp.search_rank(tuned, Noise())
     with pytest.raises(tp.MethodError, match="no methods any more"): tp.train(tuned, Noise(), 1, progress=False)
     with pytest.raises(tp.MethodError, match="no methods any more"): tp.find_rate(tuned, Noise())
@@ -302,13 +298,11 @@ def test_the_curve_over_b_is_below_truncated_loras_direction(seeds):
             tuned = tp.attach(base, {"either": method}, rng=seed)
             tp.train(tuned, task, 300, batch_size=16, lr=1e-2, seed=seed, workers=1)
             learned = {n: a for n, a in tuned.state_dict().items() if n.endswith((".A", ".B"))}
-            tuned.detach()
             for rescale in (True, False):
                 tuned = tp.attach(base, {"either": tp.DyLoRA(rank=8, targets="all", rescale=rescale)})
                 tuned.load_state_dict(learned, strict=False)
                 _, metrics = tp.search_rank(tuned, task)
                 curves[type(method), rescale] = np.array([metrics[b]["loss"] for b in range(1, 9)])
-                tuned.detach()
         dylora, cut = curves[tp.DyLoRA, True], np.minimum(curves[tp.LoRA, True], curves[tp.LoRA, False])
         assert (dylora[:6] < 0.85 * cut[:6]).all(), (dylora, cut)
         assert dylora[:6].mean() < 0.5 * cut[:6].mean(), (dylora, cut)

@@ -93,7 +93,7 @@ def test_it_shows_where_it_scales(gpt):
     (lambda: tp.attach(make_gpt(), tp.IA3(targets=("c_attn",))), "here are attention, blocks, down, key"),
     (lambda: tp.attach(make_gpt(), tp.IA3(targets=("token_embedding",))), "tied"),
     (lambda: tp.attach(tp.attach(make_gpt(), PAPER).model, PAPER),
-     "attached to this model already")])
+     r"attach: this is the model inside a PeftModel, with IA3\(.* attached; give the base")])
 def test_what_makes_no_sense_raises_and_says_why(make, words):
     with pytest.raises(ValueError, match=words):
         make()

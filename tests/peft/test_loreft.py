@@ -11,7 +11,8 @@ from tests.protocol import LENGTHS, assert_same_race, learned, move
 from tinypeft.engine import functional as F
 from tinypeft.engine.optim import AdamW
 from tinypeft.engine.tensor import Tensor
-from tinypeft.models.generation import KVCache, prompted
+from tinypeft.models.cache import KVCache
+from tinypeft.models.generation import prompted
 from tinypeft.peft import plain
 from tinypeft.peft.loreft import ends
 from tinypeft.peft.orthonormal import orthonormal
@@ -177,12 +178,10 @@ def test_rows_of_several_tasks_share_no_states(gpt, tokens):
     for name, methods in {"a": [METHOD], "b": [UNTIED], "c": [tp.PromptTuning(3), METHOD], "d": [tp.PromptTuning(3)]}.items():
         tuned[name] = tp.attach(model, *methods, rng=0)
         move(tuned[name], np.random.default_rng(ord(name)))
-        tuned[name].detach()
     rows = np.concatenate([tokens, tokens])
     out = tp.mixed_batch(model, tuned, rows, [*"abcd", "a", None]).data
     for b, task in enumerate([*"abcd", "a"]):
-        assert_close(out[b:b + 1], tuned[task].reattach()(rows[b:b + 1]), 1e-12)
-        tuned[task].detach()
+        assert_close(out[b:b + 1], tuned[task](rows[b:b + 1]), 1e-12)
     assert_close(out[5:], model(rows[5:]), 1e-12)
 
 
@@ -242,7 +241,7 @@ def test_20_steps_of_adamw_equal_those_of_torchs_qr_numerical(gpt, tokens):
     torch = pytest.importorskip("torch")
     from tests.oracles.torch_gpt import torch_copy
     tuned = learned(gpt(), METHOD)
-    with tuned.disabled() as base: theirs = torch_copy(base)
+    theirs = torch_copy(tuned.frozen)
     parameters, pairs = [], []
     for phi, block in zip(tuned.virtual.phi, theirs.blocks, strict=True):
         M, W, b = (torch.nn.Parameter(torch.as_tensor(p.data.copy())) for p in (phi.M, phi.W, phi.b))

@@ -40,17 +40,17 @@ def test_at_full_rank_the_function_is_the_same(name, family, tokens):
     logits, classes = tuned(tokens).data, tuned.class_logits(tokens, LENGTHS).data
     before = {name: a.copy() for name, a in tuned.state_dict().items()}
     result = tp.to_low_rank(tuned, 99)
-    assert type(result.parts["LoRA"].method) is tp.LoRA and result.model is tuned.model and not tuned.active
+    assert type(result.parts["LoRA"].method) is tp.LoRA and result.base is tuned.base
     assert_close(result(tokens), logits, 1e-10)
     assert_close(result.class_logits(tokens, LENGTHS), classes, 1e-10)
     assert max(result.relative_errors.values()) == 0
-    assert same(tuned.state_dict(), before) and np.array_equal(tuned.activate()(tokens).data, logits)
+    assert same(tuned.state_dict(), before) and np.array_equal(tuned(tokens).data, logits)
 
 
 @changes
 def test_at_a_low_rank_each_layer_is_the_nearest_and_its_error_is_true(name):
     tuned = tuned_by(name)
-    with tuned.disabled() as base: before = {path: dense(base, path) for path in linear(tuned)}
+    before = {path: dense(tuned.frozen, path) for path in linear(tuned)}
     W = {path: dense(tuned.model, path) for path in before}
     result = tp.to_low_rank(tuned, 2)
     assert {*result.relative_errors} == {*result.wrappers} and {*result.ranks().values()} == {2}
@@ -101,8 +101,7 @@ def test_what_is_not_a_weight_of_a_linear_layer_stays_as_it_was_learned(tokens, 
     assert np.array_equal(result.trained["blocks.0.mlp.up.bias"].data, biases)
     assert not any(name.startswith("blocks") and "norm" not in name and name.endswith("weight") for name in result.trained)
     result.save(tmp_path)
-    result.detach()
-    assert_close(tp.load_adapter(result.model, tmp_path)(tokens), logits, 1e-10)
+    assert_close(tp.load_adapter(result.base, tmp_path)(tokens), logits, 1e-10)
 
 
 def test_a_folder_for_peft(tokens, tmp_path):
@@ -125,8 +124,8 @@ def test_the_loras_are_pefts_numerical(tokens):
 
     from tests.oracles.torch_gpt import torch_copy
     tuned = learned(make("GPT"), tp.LoHa(2, alpha=4))
-    with tuned.disabled() as base:
-        theirs = peft.get_peft_model(torch_copy(base).float(), peft.LoHaConfig(r=2, alpha=4, target_modules=["query", "value"]))
+    config = peft.LoHaConfig(r=2, alpha=4, target_modules=["query", "value"])
+    theirs = peft.get_peft_model(torch_copy(tuned.frozen).float(), config)
     names = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
     for path, layer in tuned.wrappers.items():
         for ours, name in names.items():
@@ -142,10 +141,10 @@ def test_the_loras_are_pefts_numerical(tokens):
 def test_it_can_go_on_training_and_the_base_does_not_move(tokens):
     from tests.toys import Noise
     tuned = tuned_by("loha")
-    with tuned.disabled() as base: before = frozen_bytes(base)
+    before = frozen_bytes(tuned.base)
     result = tp.to_low_rank(tuned, 2)
     history = tp.train(result, Noise(), 3, lr=1e-3)
-    assert np.isfinite(history.loss).all() and frozen_bytes(result.detach()) == before
+    assert np.isfinite(history.loss).all() and frozen_bytes(tuned.base) == before
 
 
 @pytest.mark.parametrize(("method", "words"), [
@@ -155,11 +154,11 @@ def test_it_can_go_on_training_and_the_base_does_not_move(tokens):
     (tp.BottleneckAdapter(4), "puts a .*Adapter at blocks.0.attention.output, which changes more than a weight"),
     (tp.IA3(), "puts a ScaledOutput at .*, which changes more than a weight"),
     (tp.FullFineTuning(("norm1",)), "changes no weight of a linear layer")])
-def test_what_no_lora_can_say_is_refused_and_stays_on(method, words, tokens):
+def test_what_no_lora_can_say_is_refused_and_stays(method, words, tokens):
     tuned = learned(make("GPT"), method)
     logits = tuned(tokens).data
     with pytest.raises(tp.MethodError, match=f"^to_low_rank: .*{words}"): tp.to_low_rank(tuned, 2)
-    assert tuned.active and np.array_equal(tuned(tokens).data, logits)
+    assert np.array_equal(tuned(tokens).data, logits)
 
 
 def test_what_is_off_or_makes_no_sense_is_refused():
@@ -169,8 +168,8 @@ def test_what_is_off_or_makes_no_sense_is_refused():
     with pytest.raises(TypeError, match="to_low_rank: expected what attach returns, got a GPT"): tp.to_low_rank(tuned.model, 2)
     tuned.detach("LoRA")
     with pytest.raises(tp.MethodError, match="to_low_rank: the part 'LoRA', .* is switched off"): tp.to_low_rank(tuned, 2)
-    tuned.detach()
-    with pytest.raises(tp.MethodError, match="is detached; call reattach"): tp.to_low_rank(tuned, 2)
+    tuned.reattach().merge(in_place=True)
+    with pytest.raises(tp.MethodError, match="no methods any more"): tp.to_low_rank(tuned, 2)
 
 
 def test_a_change_of_zero_has_no_error(tokens):

@@ -13,6 +13,7 @@ from tests.methods import ROWS, SMALL, instances, linear, size_of, weight, with_
 from tests.methods import bias as bias_of
 from tests.oracles import assert_close
 from tests.protocol import Both, Labels, assert_gradients, assert_same_race, assert_saves, frozen_bytes, learned, move, outputs
+from tests.toys import Noise
 from tinypeft.engine import functional as F
 from tinypeft.models.llama import Llama, LlamaConfig
 
@@ -89,18 +90,18 @@ def test_training_moves_what_it_trains_and_nothing_else(row, method, family, wei
     trained = {id(p) for p in tuned.trainable_parameters()}
     frozen = {n: p for n, p in tuned.named_parameters() if id(p) not in trained}
     start = {n: p.data.copy() for n, p in tuned.named_parameters()}
-    with tuned.disabled() as base: before = frozen_bytes(base)
+    before = frozen_bytes(model)
     history = tp.train(tuned, Both(), 3, batch_size=4, lr=1e-2, workers=1)
     assert np.isfinite(history.loss).all()
     assert all(p.grad is None and np.array_equal(p.data, start[n]) for n, p in frozen.items())
     stood = [n for n, p in tuned.named_parameters() if id(p) in trained and np.array_equal(p.data, start[n])]
     assert all(n.endswith(row.still) for n in stood), stood
-    with tuned.disabled() as base: assert frozen_bytes(base) == before
+    assert frozen_bytes(model) == frozen_bytes(tuned.frozen) == before
 
 
 @cells()
 def test_off_it_is_the_base_and_on_again_it_is_what_it_was(row, method, family, weights, tokens):
-    """`disabled` and `detach` give the base's logits and bytes, `reattach` the method's, bit for bit."""
+    """`disabled` and `detach(name)` give the base's logits, `reattach` the method's, bit for bit, whatever the base learns."""
     model = on(family, weights)
     before, flags, logits = frozen_bytes(model), [p.requires_grad for p in model.parameters()], model(tokens).data
     tuned = tp.attach(model, method, head=3, rng=1)
@@ -109,10 +110,15 @@ def test_off_it_is_the_base_and_on_again_it_is_what_it_was(row, method, family, 
     assert moved[0] != logits.tobytes()
     with tuned.disabled(): assert np.array_equal(tuned(tokens).data, logits)
     assert outputs(tuned, tokens) == moved
-    assert tuned.detach() is model
+    assert np.array_equal(tuned.detach(*tuned.parts)(tokens).data, logits)
+    assert outputs(tuned.reattach(), tokens) == moved
+    assert tuned.detach() is model and model.attached is None
     assert frozen_bytes(model) == before and np.array_equal(model(tokens).data, logits)
     assert [p.requires_grad for p in model.parameters()] == flags
-    assert outputs(tuned.reattach(), tokens) == moved
+    with pytest.warns(UserWarning, match="base of a PeftModel, which computes with the base as it was"):
+        tp.train(model, Noise(), 1, lr=1e-2, progress=False)
+    assert frozen_bytes(model) != before and outputs(tuned, tokens) == moved
+    with tuned.disabled(): assert np.array_equal(tuned(tokens).data, logits)
 
 
 @cells()
@@ -232,17 +238,14 @@ def test_beside_another_method_it_merges_or_must_be_named_first(row, method, oth
 @pytest.mark.parametrize("family", EVERY)
 def test_rows_of_one_batch_have_different_methods(family, rng):
     """Each row has the logits that its own method gives it alone."""
-    model, tuned = make(family), {}
-    for name, method in SMALL.items():
-        tuned[name] = learned(model, method)
-        tuned[name].detach()
+    model = make(family)
+    tuned = {name: learned(model, method) for name, method in SMALL.items()}
     tasks = [*SMALL, None]
     tokens = rng.integers(0, 37, (len(tasks), 6))
     got = tp.mixed_batch(model, tuned, tokens, tasks).data
     for b, task in enumerate(tasks):
-        alone = tuned[task].reattach()(tokens[b:b + 1]) if task else model(tokens[b:b + 1])
+        alone = (tuned[task] if task else model)(tokens[b:b + 1])
         np.testing.assert_allclose(got[b], alone.data[0], rtol=0, atol=1e-10)
-        if task: tuned[task].detach()
     assert len({row.tobytes() for row in got}) == len(tasks)
 
 
@@ -273,15 +276,14 @@ def test_nothing_but_full_fine_tuning_copies_the_weights(tmp_path):
         if row.no_codes: continue                        # what trains the weights themselves
         tuned = traced(name, lambda row=row: tp.attach(model, row.small, rng=0))
         tuned(tokens)                                    # and it runs
-        traced(f"{name} detached", tuned.detach)
+        traced(f"{name} off", lambda tuned=tuned: tuned.detach(*tuned.parts))
     assert peaks["lora"] - sum(p.data.nbytes for p in tuned.trainable_parameters()) < 2e5
     tuned = tp.attach(model, tp.LoRA(rank=2), rng=0)
     traced("save", lambda: tuned.save(tmp_path / "ours"))
     tuned.save(tmp_path / "peft", format="peft")         # the first time imports what PEFT's format needs
     traced("save for PEFT", lambda: tuned.save(tmp_path / "peft", format="peft"))
-    traced("off and on", lambda: tuned.detach() and tuned.reattach())
+    traced("off and on", lambda: tuned.detach("LoRA") and tuned.reattach())
     for folder in ("ours", "peft"):
-        tuned.detach()
         tuned = traced(f"load {folder}", lambda folder=folder: tp.load_adapter(model, tmp_path / folder))
     assert max(peaks.values()) < most, {what: n for what, n in peaks.items() if n >= most}
 

@@ -1,5 +1,7 @@
 """attach and what it gives: on and off, frozen and trained, the head, merging, counts, refusals."""
 import copy
+import gc
+import warnings
 
 import numpy as np
 import pytest
@@ -16,25 +18,21 @@ three = pytest.mark.parametrize("method", [LORA, BITFIT, PROBE], ids=str)       
 
 # -- on and off ----------------------------------------------------------------------------------
 @three
-def test_detach_gives_the_base_back_objects_and_bytes(method, gpt, tokens):
+def test_the_base_stays_as_it_was_objects_and_bytes(method, gpt, tokens):
     model = gpt(np.float32)
-    model.blocks[0].norm1.weight.requires_grad = False                        # flags of before come back too
+    model.blocks[0].norm1.weight.requires_grad = False                        # the user's flags stay, too
     objects, arrays = dict(model.named_modules()), {n: p.data for n, p in model.named_parameters()}
     before, flags, logits = frozen_bytes(model), [p.requires_grad for p in model.parameters()], model(tokens).data
     tuned = tp.attach(model, method, head=3, rng=1)
-    assert model.attached is method
     tp.train(tuned, Labels(), 3, lr=1e-2)
     learned = outputs(tuned, tokens)
-    assert learned != outputs(tp.attach(gpt(np.float32), method, head=3, rng=1), tokens)
-
-    plain = tuned.detach()
-    assert plain is model and model.attached is None and model.head is None
-    after = dict(model.named_modules())
-    assert after.keys() == objects.keys() and all(after[p] is m for p, m in objects.items())
+    assert learned != outputs(tp.attach(model, method, head=3, rng=1), tokens)
+    assert tuned.detach() is tuned.base is model and model.attached is None and model.head is None
+    assert dict(model.named_modules()) == objects
     assert all(p.data is arrays[n] and p.grad is None for n, p in model.named_parameters())
     assert frozen_bytes(model) == before and [p.requires_grad for p in model.parameters()] == flags
     assert np.array_equal(model(tokens).data, logits)
-    assert outputs(tuned.reattach(), tokens) == learned
+    assert outputs(tuned, tokens) == outputs(tuned.reattach(), tokens) == learned
 
 
 @three
@@ -45,39 +43,89 @@ def test_disabled_is_the_base_and_enabled_again_what_was_learned(method, gpt, to
     move(tuned, np.random.default_rng(0))
     learned = outputs(tuned, tokens)
     with tuned.disabled() as base:
-        assert base is model and np.array_equal(tuned(tokens).data, logits) and not tuned.active
-        with pytest.raises(tp.MethodError, match="reattach"): tuned.detach()
+        assert base is tuned.frozen and np.array_equal(tuned(tokens).data, logits) and np.array_equal(base(tokens).data, logits)
+        assert tuned.detach() is model
         with pytest.raises(ValueError, match="no classification head"): tuned.class_logits(tokens, LENGTHS)
-    assert tuned.active and outputs(tuned, tokens) == learned
+        with tuned.disabled(): pass
+        assert np.array_equal(tuned(tokens).data, logits)
+    assert outputs(tuned, tokens) == learned
     with pytest.raises(ZeroDivisionError), tuned.disabled():
         raise ZeroDivisionError
     assert outputs(tuned, tokens) == learned
 
 
-def test_two_methods_take_turns_and_one_method_object_serves_twice(gpt, tokens):
+def test_a_base_has_several_methods_at_once_and_one_method_object_serves_twice(gpt, tokens):
     model = gpt()
-    first = tp.attach(model, LORA, rng=1)
+    first, second = (tp.attach(model, LORA, rng=rng) for rng in (1, 2))
+    plain, b = model(tokens).data, second(tokens).data
     move(first, np.random.default_rng(1))
-    a = first(tokens).data
-    first.detach()
-    second = tp.attach(model, LORA, rng=2)
-    assert second.active and not first.active
-    for verb in (first.detach, first.merge, first.summary, first.reattach):
-        with pytest.raises(tp.MethodError): verb()
-    second.detach()
-    assert np.array_equal(first.reattach()(tokens).data, a)
+    assert not np.array_equal(first(tokens).data, plain)
+    assert np.array_equal(second(tokens).data, b) and np.array_equal(model(tokens).data, plain)
+
+
+CHANGES = {"trained": lambda model, tokens: tp.train(model, Tokens(tokens), steps=1, batch_size=2, progress=False),
+           "quantized": lambda model, tokens: tp.quantize(model, tp.NF4(block_size=16)),
+           "loaded": lambda model, tokens: model.load_state_dict({n: a + 1 for n, a in model.state_dict().items()}),
+           "cast": lambda model, tokens: model.to(np.float64),
+           "merged in place": lambda model, tokens: moved_lora(model).merge(in_place=True)}
+
+
+def moved_lora(model):
+    tuned = tp.attach(model, LORA)
+    move(tuned, np.random.default_rng(5))
+    return tuned
+
+
+@three
+@pytest.mark.filterwarnings("ignore:train. this model is the base of a PeftModel")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_base_does_not_reach_the_peft_model(change, method, gpt, tokens):
+    model = gpt(np.float32)
+    tuned = tp.attach(model, method, head=3)
+    move(tuned, np.random.default_rng(0))
+    learned, plain, merged = outputs(tuned, tokens), model(tokens).data, outputs(tuned.merge(), tokens)
+    CHANGES[change](model, tokens)
+    assert not np.array_equal(model(tokens).data, plain) and model.attached is None
+    assert outputs(tuned, tokens) == learned == outputs(tuned.reattach(), tokens)
+    with tuned.disabled(): assert np.array_equal(tuned(tokens).data, plain)
+    assert outputs(tuned.merge(), tokens) == merged
+    assert tuned.merge(in_place=True) is model and outputs(model, tokens) == merged
+
+
+@pytest.mark.parametrize("made", [lambda tuned: tuned, copy.deepcopy, lambda tuned: tuned.add(tp.IA3()).merge("LoRA")])
+def test_training_the_base_of_a_peft_model_warns(made, gpt, tokens):
+    tuned = made(tp.attach(gpt(np.float32), LORA))
+    model = tuned.base
+    with pytest.warns(UserWarning, match="this model is the base of a PeftModel, which computes with the base as it was"):
+        CHANGES["trained"](model, tokens)
+    del tuned
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CHANGES["trained"](model, tokens)
+
+
+@three
+def test_a_cast_and_a_mode_do_not_reach_the_base_and_the_other_way_round(method, gpt, tokens):
+    model = gpt(np.float32)
+    tuned, before = tp.attach(model, method, head=3), frozen_bytes(model)
+    tuned.to(np.float64).train()
+    assert frozen_bytes(model) == before and not any(module.training for _, module in model.named_modules())
+    assert tuned(tokens).dtype == np.float64 and frozen_bytes(model.eval()) == before
+    assert all(module.training for _, module in [*tuned.named_modules(), *tuned.frozen.named_modules()])
 
 
 @three
 def test_a_copy_is_attached_by_itself(method, gpt, tokens):
-    """What `detach` undoes belongs to the copy: the original stays as it is, and the other way round."""
+    """It has a base of its own: what is done to one does not reach the other."""
     tuned = tp.attach(gpt(np.float32), method, head=3, rng=1)
     move(tuned, np.random.default_rng(0))
     learned, base = outputs(tuned, tokens), frozen_bytes(gpt(np.float32))
     twin = copy.deepcopy(tuned)
-    assert frozen_bytes(twin.detach()) == base and tuned.active and outputs(tuned, tokens) == learned
-    assert frozen_bytes(tuned.detach()) == base and not twin.active
-    assert outputs(twin.reattach(), tokens) == learned == outputs(tuned.reattach(), tokens)
+    assert frozen_bytes(twin.detach()) == base and twin.base is not tuned.base and outputs(twin, tokens) == learned
+    move(twin, np.random.default_rng(1))
+    twin.merge(in_place=True)
+    assert frozen_bytes(tuned.detach()) == base and outputs(tuned, tokens) == learned
 
 
 # -- frozen and trained --------------------------------------------------------------------------
@@ -142,7 +190,7 @@ def test_the_head_reads_the_last_counted_token_and_is_trained_merged_and_taken_o
     np.testing.assert_allclose(classes, h @ tuned.head.weight.data.T + tuned.head.bias.data, atol=1e-12)
     assert tuned.head.weight in tuned.trainable_parameters() and "head.weight" in tuned.state_dict()
     np.testing.assert_allclose(tuned.merge().class_logits(tokens, LENGTHS).data, classes, atol=1e-12)
-    assert tuned.detach().head is None
+    assert tuned.base.head is None
 
 
 def test_gradients_with_a_head(gpt, tokens):
@@ -166,7 +214,7 @@ def test_merged_is_wrapped_and_shares_nothing(method, gpt, tokens):
     assert not np.isclose(merged(tokens).data, tuned(tokens).data).all()
     assert frozen_bytes(tuned.detach()) == frozen_bytes(gpt())
     again = tp.attach(gpt(), LORA).merge()
-    assert tp.attach(again, LORA).active                                      # a plain model, ready for the next method
+    assert tp.attach(again, LORA).base is again                               # a plain model, ready for the next method
 
 
 # -- counts --------------------------------------------------------------------------------------
@@ -211,7 +259,6 @@ def test_a_wrapper_has_defaults(gpt, tokens, tmp_path):
     with pytest.raises(tp.MethodError, match="set_rank: .* has no other rank"): tuned.set_rank(2)
     with pytest.raises(tp.MethodError, match="combine: .* is not a LoRA"): tp.combine({tuned: 1})
     assert {"Mine/blocks.0.mlp.up.moments"} == {*tuned.state_dict(False)} - {"Mine/blocks.0.mlp.up.l"}
-    tuned.detach()
     small = tp.attach(gpt(np.float32), method_with(Wrapper, only_to_train=("moments",)))
     assert {*small.state_dict()} == {*tuned.state_dict()} and {*small.state_dict(False)} == {"Mine/blocks.0.mlp.up.l"}
 
@@ -232,8 +279,9 @@ def test_a_misspelled_attribute_of_a_wrapper_is_refused():
 
 # -- refusals ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make, error, words", [
-    (lambda: tp.attach(tp.attach(make_gpt(), LORA), LORA), tp.MethodError, "attached to this model already"),
-    (lambda: tp.attach(tp.attach(make_gpt(), LORA).model, BITFIT), tp.MethodError, r"LoRA\(rank=2\) is attached"),
+    (lambda: tp.attach(tp.attach(make_gpt(), LORA), LORA), TypeError, "got PeftModel; its base is what detach"),
+    (lambda: tp.attach(tp.attach(make_gpt(), LORA).model, BITFIT), ValueError, r"inside a PeftModel, with LoRA\(rank=2\)"),
+    (lambda: tp.attach(tp.attach(make_gpt(), LORA).frozen, BITFIT), ValueError, "inside a PeftModel, as it was at attach"),
     (lambda: tp.attach(make_gpt().blocks[0], LORA), TypeError, "expected a language model, got Block"),
     (lambda: tp.attach(make_gpt(), "lora"), TypeError, "such as LoRA"),
     (lambda: tp.attach(make_gpt(), tp.LoRA), TypeError, "such as LoRA"),
@@ -254,26 +302,6 @@ def test_a_refused_method_leaves_no_trace(gpt):
         with pytest.raises(ValueError): tp.attach(model, method, head=head)
     assert model.attached is None and frozen_bytes(model) == before
     assert [p.requires_grad for p in model.parameters()] == flags
-
-
-def test_a_detached_method_is_neither_run_nor_trained(gpt, tokens):
-    model = gpt(np.float32)
-    tuned = tp.attach(model, tp.LoRA(rank=2))
-    before = {n: p.data.copy() for n, p in tuned.detach().named_parameters()}
-    with pytest.raises(tp.MethodError, match="reattach"): tuned(tokens)
-    with pytest.raises(tp.MethodError, match="reattach"):
-        tp.train(tuned, Tokens(tokens), steps=1, batch_size=2, progress=False)
-    assert all(np.array_equal(before[n], p.data) for n, p in model.named_parameters())
-
-
-def test_reattach_refuses_layers_that_were_replaced_since(gpt, tokens):
-    model = gpt(np.float32)
-    tuned = tp.attach(model, tp.LoRA(rank=2))
-    tuned.detach()
-    tp.quantize(model, tp.NF4(block_size=16))
-    with pytest.raises(tp.MethodError, match="quantized.* since .*query was of class Linear and is QuantizedLinear"):
-        tuned.reattach()
-    assert model.attached is None
 
 
 class Tokens:

@@ -1,4 +1,5 @@
 """What is off stays part of the model: one test for each row of the table in `part.py`, and where its rows meet."""
+import contextlib
 import copy
 import pickle
 import signal
@@ -44,22 +45,21 @@ def with_one_off(method="lora", **options):
     return tuned, tuned(TOKENS).data, both
 
 
-def taken_off(tuned, how):
-    """What puts back what is taken off: a part, all, or all inside `disabled`."""
-    if how == "part":
+@contextlib.contextmanager
+def switched_off(tuned, how):
+    """Inside it one part is off, or all are disabled."""
+    if how == "disabled":
+        with tuned.disabled():
+            yield
+    else:
         tuned.detach("off")
-        return lambda: tuned.reattach("off")
-    if how == "whole":
-        tuned.detach()
-        return tuned.reattach
-    block = tuned.disabled()
-    block.__enter__()
-    return lambda: block.__exit__(None, None, None)
+        yield
+        tuned.reattach("off")
 
 
 TOKENS = np.random.default_rng(3).integers(0, 37, (3, 7))
 methods = pytest.mark.parametrize("method", OFF)
-ways = pytest.mark.parametrize("how", ["part", "whole", "disabled"])
+ways = pytest.mark.parametrize("how", ["part", "disabled"])
 exclusive = pytest.mark.parametrize("kind", EXCLUSIVE)
 
 
@@ -82,7 +82,9 @@ def test_what_is_off_is_left_out(method):
     ours.load_state_dict({name: array for name, array in tuned.state_dict().items() if not name.startswith("off/")})
     assert outputs(tuned, TOKENS) == outputs(ours, TOKENS) and not np.array_equal(alone, both)
     assert np.array_equal(tuned.generate(TOKENS, 3, temperature=0), ours.generate(TOKENS, 3, temperature=0))
-    assert tuned.virtual_length == 0 and np.array_equal(tuned.reattach("off")(TOKENS).data, both)
+    assert tuned.virtual_length == 0 and tuned.detach() is tuned.base
+    assert tuned.off == ["off"] and np.array_equal(tuned(TOKENS).data, alone)
+    assert np.array_equal(tuned.reattach()(TOKENS).data, both) and tuned.off == []
 
 
 @methods
@@ -99,19 +101,14 @@ def test_what_is_off_does_not_learn(method):
         tp.train(tuned, Noise(), 2, **NOISE)
 
 
-@pytest.mark.parametrize("how", ["whole", "disabled"])
-def test_a_method_that_is_off_the_model_is_not_trained(how, tmp_path):
+@pytest.mark.parametrize("method", [tp.FullFineTuning(), tp.AdaLoRA(2, 1)], ids=str)      # AdaLoRA's penalty would train it
+def test_what_is_disabled_does_not_learn(method, tmp_path):
     def run(tuned, **options): return tp.train(tuned, Noise(), 2, checkpoint=tmp_path / "run", **NOISE, **options)
-    run(moved(base(), {"off": tp.FullFineTuning()}), stop_after=1)
-    tuned = moved(base(), {"off": tp.FullFineTuning()})
-    state, back = {name: array.copy() for name, array in tuned.state_dict().items()}, taken_off(tuned, how)
-    verbs = run, lambda t: tp.find_rate(t, Noise(), steps=2), lambda t: tp.export_training(t, Noise(), tmp_path / "out", 2)
-    for verb in verbs:
-        with pytest.raises(tp.MethodError, match=r"^FullFineTuning\(\) is (detached|disabled); .*reattach\(\)"): verb(tuned)
-        assert same(tuned.state_dict(), state) and frozen_bytes(tuned.model) == frozen_bytes(base())
-    back()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert len(run(moved(base(), {"off": tp.FullFineTuning()})).loss) == 2
+    run(moved(base(), method), stop_after=1)
+    tuned = moved(base(), method)
+    before = frozen_bytes(tuned)
+    with tuned.disabled(), pytest.raises(ValueError, match="^train: the methods are disabled; leave"): run(tuned)
+    assert frozen_bytes(tuned) == before and len(run(tuned).loss) == 2
 
 
 def test_what_is_off_has_no_penalty():
@@ -122,10 +119,10 @@ def test_what_is_off_has_no_penalty():
 @methods
 def test_rows_of_a_batch_are_computed_without_what_is_off(method):
     tuned, alone, _ = with_one_off(method, head=3)
-    classes, model = tuned.class_logits(TOKENS, LENGTHS).data, tuned.detach()
+    classes, model = tuned.class_logits(TOKENS, LENGTHS).data, tuned.base
     assert np.array_equal(tp.mixed_batch(model, {"task": tuned}, TOKENS, ["task"] * 3).data, alone)
     assert np.array_equal(tp.mixed_classify(model, {"task": tuned}, TOKENS, LENGTHS, ["task"] * 3), classes)
-    assert tuned.off == ["off"] and not tuned.active
+    assert tuned.off == ["off"]
 
 
 def test_ranks_are_those_of_what_is_on():
@@ -152,64 +149,33 @@ def test_what_is_off_is_counted_as_stored(method):
 
 @ways
 @methods
-def test_the_mode_reaches_what_is_off(method, how):
-    tuned = moved(base(), {"off": OFF[method], "on": tp.IA3()})
-    logits = tuned(TOKENS).data
-    for training in True, False, True, False:
-        back = taken_off(tuned, how)
-        tuned.train(training)
-        back()
-        modes = {module.training for part in tuned.parts.values() for _, module in part.modules()}
-        assert modes <= {tuned.training} == {training}
-    assert np.array_equal(tuned(TOKENS).data, logits)
-
-
-@ways
-@methods
-def test_a_cast_and_a_fold_reach_what_is_off(method, how):
+def test_modes_casts_folds_and_arrays_reach_what_is_off(method, how):
     tuned = moved(base(dtype=np.float32), {"off": OFF[method], "on": tp.IA3()}, head=3)
-    back = taken_off(tuned, how)
-    tuned.to(np.float64)
-    if method == "prefix": tuned.fold()
-    assert {array.dtype for array in tuned.state_dict().values() if array.dtype.kind == "f"} == {np.dtype("f8")}
-    state = {name: array + 1e-12 if array.dtype.kind == "f" else array for name, array in tuned.state_dict().items()}
-    tuned.load_state_dict(state)
-    back()
-    assert same(tuned.state_dict(), state) and tuned(TOKENS).dtype == np.float64
-
-
-@ways
-@methods
-def test_arrays_are_read_and_loaded_while_it_is_off(method, how):
-    tuned = moved(base(), {"off": OFF[method], "on": tp.IA3()}, head=3)
     before, want = {name: array.copy() for name, array in tuned.state_dict().items()}, outputs(tuned, TOKENS)
-    plain = frozen_bytes(copy.deepcopy(tuned).detach())
-    move(tuned, np.random.default_rng(5))
-    back = taken_off(tuned, how)
-    assert tuned.state_dict().keys() == before.keys() and tuned.load_state_dict(before) is tuned
-    assert same(tuned.state_dict(), before)
-    back()
-    assert outputs(tuned, TOKENS) == want and frozen_bytes(tuned.detach()) == plain
-
-
-def test_a_model_that_was_cast_alone_loads_every_digit():
-    tuned = moved(base(dtype=np.float32), {"off": OFF["full"], "on": tp.LoRA(2)})
-    tuned.detach().to(np.float64)
-    state = {name: array.astype(float) + 1e-12 for name, array in tuned.state_dict().items()}
-    assert same(tuned.load_state_dict(state).reattach().state_dict(), state)
+    move(tuned.train(), np.random.default_rng(5))
+    with switched_off(tuned, how):
+        assert tuned.state_dict().keys() == before.keys() and same(tuned.load_state_dict(before).eval().state_dict(), before)
+    assert outputs(tuned, TOKENS) == want
+    with switched_off(tuned, how):
+        tuned.to(np.float64).train()
+        if method == "prefix": tuned.fold()
+        assert {array.dtype for array in tuned.state_dict().values() if array.dtype.kind == "f"} == {np.dtype("f8")}
+        state = {name: array + 1e-12 if array.dtype.kind == "f" else array for name, array in tuned.state_dict().items()}
+        tuned.load_state_dict(state)
+    assert same(tuned.state_dict(), state) and tuned(TOKENS).dtype == np.float64
+    assert all(module.training for part in tuned.parts.values() for _, module in part.modules())
 
 
 @methods
-def test_a_file_says_what_is_off(method, tmp_path):
+def test_copies_and_files_say_what_is_off(method, tmp_path):
     tuned, alone, both = with_one_off(method)
     tuned.save(tmp_path)
-    for saved in "attached", "detached":
-        again = tp.load_adapter(base(), tmp_path)
-        assert again.off == ["off"] and np.array_equal(again(TOKENS).data, alone), saved
+    for again in copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned)), tp.load_adapter(base(), tmp_path):
+        assert same(again.state_dict(False), tuned.state_dict(False)) and again.off == ["off"]
+        assert np.array_equal(again(TOKENS).data, alone)
         assert np.array_equal(again.reattach("off")(TOKENS).data, both)
-        if saved == "attached": tuned.detach()
-        tuned.save(tmp_path)
-    tuned.reattach().detach("on")
+    assert tuned.off == ["off"] and np.array_equal(tuned(TOKENS).data, alone)
+    tuned.detach("on")
     tuned.save(tmp_path)
     assert tp.load_adapter(base(), tmp_path).off == ["off", "on"]
 
@@ -239,22 +205,6 @@ def test_a_run_does_not_go_on_with_other_parts_off(tmp_path):
     with pytest.raises(ValueError, match=r"another run \(off was \['a', 'b'\], is \['a'\]\)"): run("a")
 
 
-@ways
-@methods
-def test_copies_have_what_is_off(method, how):
-    tuned = moved(base(), {"off": OFF[method], "on": tp.IA3()})
-    both, state = tuned(TOKENS).data, tuned.state_dict()
-    back = taken_off(tuned, how)
-    for again in copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned)):
-        assert same(again.state_dict(), state) and again.off == tuned.off
-        if not again.active: again.reattach()
-        assert np.array_equal(again.reattach("off")(TOKENS).data, both)
-    for model in copy.deepcopy(tuned.model), pickle.loads(pickle.dumps(tuned.model)):
-        if how != "part": assert tp.attach(model, tp.LoRA(1)).active              # a copy is not on loan
-    back()
-    assert np.array_equal(tuned(TOKENS).data, both)
-
-
 @pytest.mark.parametrize("kind", ["gpt", "nf4", "llama"])
 @pytest.mark.parametrize("method", ["lora", "prefix", "dylora"])
 def test_merging_keeps_what_is_off(method, kind):
@@ -276,60 +226,44 @@ def test_merging_keeps_what_is_off(method, kind):
             assert_close(ours.data.ravel(), np.frombuffer(want), 1e-12)
 
 
-def refusing(verb, tuned, folder):
-    tasks = {"combine": lambda: tp.combine({tuned: 1.0}),
-             "peft": lambda: tuned.save(folder, "peft"), "merge": lambda: tuned.merge("off"),
-             "export_training": lambda: tp.export_training(tuned, Noise(), folder, 2)}
-    return tasks[verb]
+REFUSING = {"combine": lambda tuned, folder: tp.combine({tuned: 1.0}), "merge": lambda tuned, folder: tuned.merge("off"),
+            "peft": lambda tuned, folder: tuned.save(folder, "peft"),
+            "export_training": lambda tuned, folder: tp.export_training(tuned, Noise(), folder, 2)}
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize(("verb", "method"), [("combine", tp.LoRA(2)), ("peft", tp.LoRA(2)), ("merge", tp.LoRA(2)),
-                                              ("export_training", tp.LoRA(2)),
+@pytest.mark.parametrize(("verb", "method"), [*((verb, tp.LoRA(2)) for verb in REFUSING),
                                               ("export_training", tp.FullFineTuning(("bias",)))])
 def test_what_cannot_hold_it_names_it(verb, method, whole, tmp_path):
     tuned = moved(base(), {"off": method} if whole else {"on": tp.FullFineTuning(("up", "!bias")), "off": method})
     tuned.detach("off")
-    logits, state = tuned(TOKENS).data, tuned.state_dict()
-    says = "off.* is (switched off|detached).*reattach"
-    if verb == "merge": says = "is detached; reattach"
-    with pytest.raises(tp.MethodError, match=says): refusing(verb, tuned, tmp_path)()
-    assert tuned.active and np.array_equal(tuned(TOKENS).data, logits) and same(tuned.state_dict(), state)
-    assert not list(tmp_path.iterdir())
+    before, logits = frozen_bytes(tuned), tuned(TOKENS).data
+    says = "is switched off; reattach" if verb == "merge" else "off.* is switched off.*reattach"
+    with pytest.raises(tp.MethodError, match=says): REFUSING[verb](tuned, tmp_path)
+    assert frozen_bytes(tuned) == before and np.array_equal(tuned(TOKENS).data, logits) and not list(tmp_path.iterdir())
     if verb == "combine":
         tuned.save(tmp_path)
-        model = tuned.detach()
         with pytest.raises(tp.MethodError, match="the part 'off', .*, is switched off; reattach"):
-            tp.combine({str(tmp_path): 1.0}, model=model)
-        assert model.attached is None
+            tp.combine({str(tmp_path): 1.0}, model=tuned.base)
 
 
 @exclusive
 def test_of_two_that_exclude_each_other_one_is_on(kind, tmp_path):
     tuned, logits = two(kind)
-    state = {name: array.copy() for name, array in tuned.state_dict().items()}
-
-    def refused(call, verb):
-        names, on = list(tuned.parts), tuned.off
-        now = tuned(TOKENS).data
-        with pytest.raises(tp.MethodError, match=rf"^{verb}: .*detach\('second'\)"): call()
-        assert (list(tuned.parts), tuned.off) == (names, on) and tuned.active
-        assert np.array_equal(tuned(TOKENS).data, now) and same(tuned.state_dict(), state)
-    refused(lambda: tuned.reattach("first"), "reattach")
-    if kind != "layers": refused(lambda: tuned.add({"third": EXCLUSIVE[kind][0]}), "add")
+    before, first = frozen_bytes(tuned), EXCLUSIVE[kind][0]
+    with pytest.raises(tp.MethodError, match=r"^reattach: .*detach\('second'\)"): tuned.reattach("first")
+    if kind != "layers":
+        with pytest.raises(tp.MethodError, match=r"^add: .*detach\('second'\)"): tuned.add({"third": first})
+    assert list(tuned.parts) == ["first", "second"] and frozen_bytes(tuned) == before
     tuned.save(tmp_path)
-    again = tp.load_adapter(base("peqa" if kind == "layers" else "gpt"), tmp_path)
-    for model in tuned, again:
+    for model in tuned, tp.load_adapter(tuned.base, tmp_path):
         assert model.off == ["first"] and same(model.state_dict(False), tuned.state_dict(False))
         assert np.array_equal(model(TOKENS).data, logits["second"])
         for on, off in ("first", "second"), ("second", "first"):
             model.detach(off)
             assert np.array_equal(model.reattach(on)(TOKENS).data, logits[on])
-    first, second = EXCLUSIVE[kind]
-    model = base("peqa" if kind == "layers" else "gpt")
     with pytest.raises(tp.MethodError, match="^attach: .* attach one of them$"):
-        tp.attach(model, {"first": first, "second": second})
-    assert model.attached is None
+        tp.attach(tuned.base, dict(zip(("first", "second"), EXCLUSIVE[kind], strict=True)))
 
 
 @pytest.mark.parametrize("kind", [tp.PromptTuning(2), tp.FullFineTuning(("bias",))])
@@ -351,21 +285,32 @@ def test_the_error_about_two_that_exclude_each_other_says_what_helps(kind):
     assert tuned.reattach("a").off == ["b"]
 
 
-def test_the_base_refuses_other_verbs():
-    tuned, _, both = with_one_off("full")
-    tuned.detach("on")
-    verbs = lambda m: tp.quantize(m, tp.NF4()), lambda m: tp.attach(m, tp.LoRA(2)), tp.convert
+def test_the_models_inside_refuse_other_verbs_and_the_base_takes_them():
+    tuned, alone, _ = with_one_off("full")
+    verbs = lambda model: tp.quantize(model, tp.NF4(block_size=16)), lambda model: tp.attach(model, tp.LoRA(2)), tp.convert
     for verb in verbs:
-        with pytest.raises(ValueError, match="is attached to this model already"): verb(tuned.model)
-        with tuned.disabled(), pytest.raises(ValueError, match="this model is on loan"): verb(tuned.model)
-    tp.quantize(tuned.detach(), tp.NF4(block_size=16), targets=("up",))
-    with pytest.raises(tp.MethodError, match="learned on a base that was changed"): tuned.reattach()
+        for model, says in (tuned.model, r"with IA3\(\) attached"), (tuned.frozen, "as it was at attach"):
+            with pytest.raises(ValueError, match=f"this is the model inside a PeftModel, {says}; give the base"):
+                verb(model)
+    for verb in verbs[:2]:
+        verb(tuned.base)
+    assert np.array_equal(tuned(TOKENS).data, alone)
 
 
 # -- gradients -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("between", ["save", "disabled", "loaded"])
+def off_and_on(tuned):
+    with tuned.disabled():
+        tuned.detach("full", "lora")
+    tuned.reattach("full", "lora")
+
+
+BETWEEN = {"saved": lambda tuned, folder: tuned.save(folder), "switched": lambda tuned, folder: off_and_on(tuned),
+           "loaded": lambda tuned, folder: tuned.load_state_dict(tuned.state_dict())}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
 def test_gradients_survive_between_backward_and_step(between, tmp_path):
-    def stepped(between):
+    def stepped(verb):
         full = tp.FullFineTuning(("query", "norm1", "bias"))
         tuned = moved(base(), {"full": full, "lora": tp.LoRA(2), "off": tp.PTuningV2(2)})
         tuned.detach("off")
@@ -374,51 +319,36 @@ def test_gradients_survive_between_backward_and_step(between, tmp_path):
         optimizer = AdamW([*tuned.trainable_parameters(), by_hand], lr=1e-2)
         inputs, targets = shift(TOKENS)
         tp.functional.cross_entropy(tuned(inputs), targets).backward()
-        if between == "save": tuned.save(tmp_path)
-        if between == "loaded": tuned.load_state_dict(tuned.state_dict())
-        if between == "disabled":
-            with tuned.disabled() as model: assert all(p.grad is None for p in model.parameters())
+        verb(tuned, tmp_path)
         optimizer.step()
-        flags = [p.requires_grad for p in tuned.model.parameters()]
-        return tuned.state_dict() | {"by hand": by_hand.data}, flags, len(tuned.trainable_parameters())
-    (now, flags, count), (want, *rest) = stepped(between), stepped(None)
-    assert same(now, want) and [flags, count] == rest and not np.array_equal(now["by hand"], base().final_norm.weight.data)
+        assert frozen_bytes(tuned.base) == frozen_bytes(base()) and all(p.grad is None for p in tuned.base.parameters())
+        return tuned.state_dict() | {"by hand": by_hand.data}, [p.requires_grad for p in tuned.model.parameters()]
+    (now, flags), (want, want_flags) = stepped(BETWEEN[between]), stepped(lambda tuned, folder: None)
+    assert same(now, want) and flags == want_flags and not np.array_equal(now["by hand"], base().final_norm.weight.data)
 
 
-def test_a_part_that_comes_off_leaves_its_gradients():
-    tuned = moved(base(), {"full": tp.FullFineTuning(("query",)), "lora": tp.LoRA(2)})
-    for off in ("full",), ():
-        tuned(TOKENS).sum().backward()
-        model = tuned.detach(*off)
-        assert all(p.grad is None for name, p in model.named_parameters() if name.endswith("query.weight"))
-        tuned.reattach(*off)
-        assert all(p.grad is None for p in tuned.trained.values())
-
-
-@pytest.mark.parametrize("how", ["part", "whole", "disabled"])
+@ways
 def test_no_gradient_of_another_dtype_comes_back(how):
     tuned = moved(base(dtype=np.float32), {"on": tp.FullFineTuning(("query",)), "off": tp.LoRA(2)})
     tuned(TOKENS).sum().backward()
-    back = taken_off(tuned, how)
-    tuned.to(np.float64)
-    back()
-    assert {p.grad.dtype for p in tuned.trainable_parameters() if p.grad is not None} <= {tuned(TOKENS).dtype}
+    with switched_off(tuned, how):
+        tuned.to(np.float64)
+    assert all(p.grad is None for p in tuned.trainable_parameters()) and tuned(TOKENS).dtype == np.float64
 
 
 # -- where they meet -------------------------------------------------------------------------------
 def test_the_rate_is_that_of_the_part_that_is_on():
     """Both train the same norms, at rates of their own."""
-    tuned = moved(base(), {"norms": tp.FullFineTuning(("norm1",))})
-    tuned.detach("norms")
-    tuned.add({"adapter": tp.BottleneckAdapter(4)})
-    for on in "adapter", "norms":
-        part = tuned.parts[on]
-        rates = tp.training.rates.own_rates(tuned)
-        want = part.method.learning_rate * tp.training.rates.width_factor(tuned)
-        assert {rates(p) for p in part.parameters()} == {want} == {tuned.learning_rate * tp.training.rates.width_factor(tuned)}
-        tuned.detach(on)
-        if on == "adapter": tuned.reattach("norms")
-    assert tp.FullFineTuning.learning_rate != tp.BottleneckAdapter.learning_rate
+    tuned, _ = two("norms")
+    rates = set()
+    for on, off in ("second", "first"), ("first", "second"):
+        tuned.detach(off)
+        part, own_rate = tuned.reattach(on).parts[on], tp.training.rates.own_rates(tuned)
+        assert tuned.learning_rate == part.method.learning_rate
+        want = tuned.learning_rate * tp.training.rates.width_factor(tuned)
+        assert {own_rate(p) for p in part.parameters()} == {want}
+        rates.add(want)
+    assert len(rates) == 2
 
 
 def test_a_layer_is_not_merged_under_codes_that_are_off():
@@ -427,9 +357,8 @@ def test_a_layer_is_not_merged_under_codes_that_are_off():
     whole = tuned(TOKENS).data
     tuned.detach("codes")
     alone = tuned(TOKENS).data
-    for options in {}, {"in_place": True}:
-        with pytest.raises(tp.MethodError, match="merge: codes is off and works on the layer"): tuned.merge("lora", **options)
-    with pytest.raises(tp.MethodError, match="merge: codes is off and works on the layer"): tuned.merge(in_place=True)
+    for names, options in (["lora"], {}), (["lora"], {"in_place": True}), ([], {"in_place": True}):
+        with pytest.raises(tp.MethodError, match="merge: codes is off and works on the layer"): tuned.merge(*names, **options)
     assert_close(tuned.merge()(TOKENS).data, alone, 1e-12)
     assert np.array_equal(tuned.reattach("codes")(TOKENS).data, whole)
 
@@ -438,8 +367,7 @@ def test_of_two_trainings_each_stays_when_the_other_is_merged():
     tuned, logits = two("weights")
     rest = tuned.merge(in_place=True)
     assert_close(rest(TOKENS).data, logits["second"], 1e-12)
-    switched = rest.reattach("first")(TOKENS).data
-    assert not np.array_equal(switched, logits["second"])
+    assert not np.array_equal(rest.reattach("first")(TOKENS).data, logits["second"])
     rest.detach("first")
     assert_close(rest.detach()(TOKENS).data, logits["second"], 1e-12)
 
@@ -458,11 +386,10 @@ def test_an_interrupted_merge_goes_on(error, names, calls, monkeypatch):
         return merge(self)
     monkeypatch.setattr(tp.peft.lora.LoRALinear, "merge", stops)
     with pytest.raises(error): tuned.merge("full", "lora", in_place=True)
-    unmerged = names[names.index("lora"):]                   # what came before is merged
-    assert tuned.active and list(tuned.parts) == [*unmerged, "stays", "off"] and tuned.off == ["off"]
+    assert list(tuned.parts) == ["lora", "stays", "off"] and tuned.off == ["off"]       # trained weights are merged first
     assert_close(tuned(TOKENS).data, want, 1e-12)
     monkeypatch.undo()
-    rest = tuned.merge(*unmerged, in_place=True)
+    rest = tuned.merge("lora", in_place=True)
     assert list(rest.parts) == ["stays", "off"]
     assert_close(rest(TOKENS).data, want, 1e-12)
     assert rest.reattach("off").trained.keys() == {f"blocks.{i}.mlp.up.weight" for i in range(2)}
@@ -486,10 +413,9 @@ def test_parts_that_are_given_away_stay_off():
     model = base()
     first = moved(model, {"prompt": tp.PromptTuning(2), "ia3": tp.IA3()})
     first.detach("prompt")
-    first.detach()
     second = moved(model, {"other": tp.PromptTuning(3)}).add(first)
     assert second.off == ["prompt"] and list(second.parts) == ["other", "prompt", "ia3"]
-    third = tp.attach(second.detach(), {"third": tp.PromptTuning(1)})
+    third = tp.attach(model, {"third": tp.PromptTuning(1)})
     with pytest.raises(tp.MethodError, match=r"^add: third and other both give .*detach\('third'\)"): third.add(second)
     assert list(third.parts) == ["third"] and list(second.parts) == ["other", "prompt", "ia3"]
     third.detach("third")
@@ -502,5 +428,5 @@ def test_a_head_stays_with_the_model_and_a_probe_waits():
     assert outputs(tuned, TOKENS) != outputs(tuned.reattach("off"), TOKENS)
     tuned.detach("off")
     tp.train(tuned, Labels(), 2, **NOISE)
-    with pytest.raises(tp.MethodError, match="is attached to this model already"):
+    with pytest.raises(ValueError, match="fit_probe: this is the model inside a PeftModel"):
         tp.fit_probe(tuned.model, Labels())

@@ -58,12 +58,12 @@ def test_every_configuration_of_peft_is_in_the_table_or_has_no_counterpart():
 
 
 def test_what_has_no_counterpart_is_a_method_and_in_no_row():
-    """`tests/test_complete.py` says where one is to be written that the section does not name."""
+    """And what `tests/methods.py` has PEFT's form of is in a row."""
     sentence = SECTION.partition("PEFT has no counterpart of ")[2].partition(".")[0]
     without, in_rows = set(re.findall(r"`(\w+)`", sentence)), {names[0] for _, names in ROWS if names}
     assert without and not without & in_rows
     in_peft = {type(row.small).__name__ for row in OF_METHODS.values() if row.peft}
-    assert not in_peft & without, "tests/methods.py has PEFT's form of them; give them rows in tinypeft/peft/README.md"
+    assert in_peft <= in_rows, "tests/methods.py has PEFT's form of them; give them rows in tinypeft/peft/README.md"
     for name in without: assert issubclass(getattr(tp, name, tp.peft.KNOWN.get(name)), tp.peft.Method)
 
 

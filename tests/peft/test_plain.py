@@ -83,9 +83,7 @@ def test_places(counts):
 
 
 def test_mixed_batch(gpt, tokens):
-    model, tuned = gpt(), {}
-    for task, method in {"a": tp.PromptTuning(3), "b": tp.PromptTuning(3), "c": tp.LoRA(2), "d": tp.PrefixTuning(2)}.items():
-        tuned[task] = learned(model, method)
-        tuned[task].detach()
+    model, methods = gpt(), {"a": tp.PromptTuning(3), "b": tp.PromptTuning(3), "c": tp.LoRA(2), "d": tp.PrefixTuning(2)}
+    tuned = {task: learned(model, method) for task, method in methods.items()}
     rows, tasks = np.concatenate([tokens, tokens]), list("abcdba")
     assert_close(tp.mixed_batch(model, tuned, rows, tasks).data, plain.mixed_batch(tuned, rows, tasks), 1e-12)

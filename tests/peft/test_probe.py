@@ -7,6 +7,7 @@ import pytest
 import tinypeft as tp
 from tests.methods import ROWS
 from tests.oracles import assert_close
+from tests.toys import same
 from tinypeft.peft import probe
 from tinypeft.peft.probe import hidden_states, learned_rows, solve
 
@@ -56,8 +57,7 @@ def test_the_head_is_scikit_learns_solution_numerical(model, table, head_bias):
     _, p = task.predict(tuned, texts, probabilities=True)
     assert_close(p, theirs.predict_proba(X), 2e-2)
     assert (p.argmax(1) == theirs.predict(X)).mean() > 0.98
-    after = tuned.detach().state_dict()
-    assert all(np.array_equal(after[name], a) for name, a in before.items())
+    assert same(model.state_dict(), before)
 
 
 # -- where methods start -------------------------------------------------------------------------
@@ -77,7 +77,6 @@ def solved(request, table):
     task = tp.tasks.labelled(table, model, context=32)
     probe = tp.fit_probe(model, task, splits=("train",), n_folds=2)
     h = hidden_states(probe, task, task.data("train"))
-    probe.detach()
     return request.param, model, task, (h, probe.head.state_dict())
 
 
@@ -88,18 +87,15 @@ def test_a_method_starts_at_the_probe_and_comes_back(solved, row, tmp_path):
     base, model, task, (h, head) = solved
     if base == "NF4" and row.no_codes:
         with pytest.raises(tp.MethodError, match=row.no_codes): tp.fit_probe(model, task, row.small)
-        assert model.attached is None
         return
     tuned = tp.fit_probe(model, task, row.small, rng=1, splits=("train",), n_folds=2)
     read, theirs = hidden_states(tuned, task, task.data("train")), tuned.head.state_dict()
     assert tuned.method == row.small and len(tuned.validated.labels) == len(h)
     if row.starts == "elsewhere":
         assert np.abs(read - h).max() > 0.1
-        solved_again = tp.attach(tuned.detach(), tp.LinearProbe(), head=3)
+        solved_again = tp.attach(model, tp.LinearProbe(), head=3)
         solve(solved_again, read, tuned.validated.labels, 2)
         assert all(np.array_equal(a, theirs[n]) for n, a in solved_again.head.state_dict().items())
-        solved_again.detach()
-        tuned.reattach()
     elif row.starts == "near the base":
         assert 0 < np.abs(read - h).max() < 0.02
     else:
@@ -107,9 +103,8 @@ def test_a_method_starts_at_the_probe_and_comes_back(solved, row, tmp_path):
     texts = ["Number 4 is dull and slow", "Number 5 is bright"]
     expected = task.predict(tuned, texts, probabilities=True)[1]
     tuned.save(tmp_path)
-    loaded = tp.load_adapter(tuned.detach(), tmp_path)
+    loaded = tp.load_adapter(model, tmp_path)
     assert np.array_equal(task.predict(loaded, texts, probabilities=True)[1], expected)
-    loaded.detach()
 
 
 def test_several_methods_start_there_and_train_on():
@@ -122,7 +117,7 @@ def test_several_methods_start_there_and_train_on():
     assert list(tuned.parts) == ["a", "b"] and before < 0.5
     tp.train(tuned, task, 10, lr=1e-3)
     assert tp.evaluate(tuned, task, "train")["loss"] < before
-    tuned = tp.fit_probe(tuned.detach(), task, tp.LoRA(rank=2), splits=("train",))
+    tuned = tp.fit_probe(model, task, tp.LoRA(rank=2), splits=("train",))
     tp.train(tuned, task, 10, lr=1e-3, head_lr=1e-1)                 # and at others they do
     assert tp.evaluate(tuned, task, "train")["loss"] > before
 
@@ -135,7 +130,6 @@ def test_it_is_saved_and_loaded_as_any_head(table, tmp_path):
     expected = task.predict(tuned, texts, probabilities=True)
     tuned.save(tmp_path)
     tp.tasks.save_task(task, tmp_path)
-    tuned.detach()
     loaded = tp.load_adapter(model, tmp_path)
     labels, p = tp.tasks.load_task(tmp_path, model).predict(loaded, texts, probabilities=True)
     assert labels == expected[0] == ["bad", "good"] and np.array_equal(p, expected[1])
@@ -177,10 +171,9 @@ def test_a_class_with_one_row_is_refused(table, tmp_path):
     task = tp.tasks.labelled(tmp_path / "b.csv", model, held_out=(0.15, 0.6))
     with pytest.raises(ValueError, match="the class 'rare' has 1 rows to learn from, expected two or more"):
         tp.fit_probe(model, task)
-    assert tp.attach(model, tp.LoRA())                   # the refused probe left nothing on the model
 
 
-def test_an_interrupt_leaves_the_model_free(table, monkeypatch):
+def test_an_interrupt_leaves_the_model_as_it_was(table, monkeypatch):
     model = tp.load_pretrained()
     task = tp.tasks.labelled(table, model, held_out=(0, 0))
 
@@ -190,8 +183,14 @@ def test_an_interrupt_leaves_the_model_free(table, monkeypatch):
             m.setattr(f"tinypeft.peft.probe.{step}", interrupted)
             with pytest.raises(KeyboardInterrupt): tp.fit_probe(model, task, tp.LoRA(), tp.PromptTuning())
         assert model.attached is None and model.head is None
-    with tp.attach(model, tp.LoRA()).disabled(), pytest.raises(tp.MethodError, match="fit_probe"):
-        tp.fit_probe(model, task)
+
+
+def test_the_model_inside_another_method_is_refused(table):
+    model = tp.load_pretrained()
+    task, tuned = tp.tasks.labelled(table, model, held_out=(0, 0)), tp.attach(model, tp.LoRA())
+    for inside, words in (tuned.model, "with LoRA.* attached"), (tuned.frozen, "as it was at attach"):
+        with pytest.raises(ValueError, match=f"^fit_probe: this is the model inside a PeftModel, {words}"):
+            tp.fit_probe(inside, task)
 
 
 def test_the_cache_serves_the_same_row_of_the_same_model_only(table, monkeypatch):
@@ -207,9 +206,7 @@ def test_the_cache_serves_the_same_row_of_the_same_model_only(table, monkeypatch
 
     def solved(model, rows=rows, cache=True, **options):
         tuned = tp.fit_probe(model, tp.tasks.labelled(rows, model, held_out=(0, 0), **options), n_folds=2, cache=cache)
-        head = tuned.head
-        tuned.detach()
-        return head, read.pop() if read else 0
+        return tuned.head, read.pop() if read else 0
     first, n = solved(model)
     again, none = solved(model)
     assert (n, none) == (18, 0) and np.array_equal(first.weight.data, again.weight.data)
@@ -232,5 +229,4 @@ def test_the_seed_draws_the_folds():
     for seed in (0, 0, 1):
         tuned = tp.fit_probe(model, task, seed=seed, n_folds=2)
         found.append(tuned.validated.log_p)
-        tuned.detach()
     assert np.array_equal(found[0], found[1]) and not np.allclose(found[0], found[2])

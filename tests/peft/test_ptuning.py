@@ -191,7 +191,6 @@ def test_counts_and_folding(gpt, marked):
     tuned.fold()
     assert np.array_equal(tuned(marked).data, before) and tuned.method == BARE
     assert tuned.summary().trained == tuned.summary().stored == P * d
-    tuned.detach()
     assert tp.attach(gpt(), tp.PTuning()).virtual.encoder.lstm.forwards[0].weight_hh.shape == (32, 8)  # n = d/2
 
 

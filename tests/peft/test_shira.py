@@ -26,7 +26,7 @@ def test_places_are_drawn_evenly_and_anew_for_each_layer(gpt):
     assert first.dtype == np.int32 and not np.array_equal(first, second)
     assert np.array_equal(tp.attach(gpt(), METHOD, rng=0).wrappers[UP].places, first)
     counts, layer = np.zeros(16 * 16), gpt().get("blocks.0.attention.query")
-    for seed in range(100): counts[SHiRALinear(layer, 2, np.random.default_rng(seed)).places] += 1
+    for seed in range(100): counts[SHiRALinear(layer, METHOD, np.random.default_rng(seed)).places] += 1
     assert counts.sum() == 100 * 64 and 8 < counts.min() and counts.max() < 46          # 25 ± 4.3
 
 

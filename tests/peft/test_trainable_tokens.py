@@ -61,7 +61,6 @@ def test_tokens_are_ids_or_strs_of_one_token(gpt, tokens):
     assert len(the) == 1
     tuned = tp.attach(model, tp.TrainableTokens((" the", "<|endoftext|>", 9)))
     assert layer_of(tuned).tokens.tolist() == sorted([*the, model.tokenizer.end_of_text, 9])
-    tuned.detach()
     text = "no such single token"
     ids = model.tokenizer.encode(text).tolist()
     with pytest.raises(tp.MethodError, match=f"'{text}' is not one token but {len(ids)}, \\[{ids[0]}, .*by their ids"):
@@ -91,7 +90,7 @@ def test_beside_another_method(other, is_first, gpt, tokens):
     assert np.array_equal(tuned.reattach("rows")(tokens).data, both)
     if "P" not in type(other).__name__: assert_close(tuned.merge()(tokens), both, 1e-11)
     if is_first: assert_close(tuned.merge("rows")(tokens), both, 1e-11)
-    assert np.array_equal(tuned.detach()(tokens).data, before)
+    assert np.array_equal(model(tokens).data, before)
 
 
 def test_the_second_of_two_on_one_token_counts(gpt, tokens):
@@ -110,11 +109,9 @@ def test_rows_of_one_batch_have_their_own(gpt, tokens):
     for name, ids in {"a": (5, 3), "b": (36, 5)}.items():
         tuned[name] = tp.attach(model, tp.TrainableTokens(ids))
         move(tuned[name], np.random.default_rng(ord(name)))
-        tuned[name].detach()
     out = tp.mixed_batch(model, tuned, tokens, ["a", "b", None]).data
     for b, name in enumerate("ab"):
-        assert_close(out[b:b + 1], tuned[name].reattach()(tokens[b:b + 1]), 1e-13)
-        tuned[name].detach()
+        assert_close(out[b:b + 1], tuned[name](tokens[b:b + 1]), 1e-13)
     assert_close(out[2:], model(tokens[2:]), 1e-13)
 
 

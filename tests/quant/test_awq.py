@@ -375,5 +375,5 @@ def test_a_scale_that_stays_has_the_precision_of_the_model(gpt, tokens):
     model = tp.quantize(gpt(np.float64), tp.AWQ(3, group_size=16), calibration)
     tuned = tp.attach(model, tp.LoRA(2, targets=("down",)), rng=0)
     for p in tuned.trainable_parameters(): p.data = p.data + 0.1
-    assert model.get("blocks.0.mlp.down").base.input_scale.dtype == np.float64
+    assert model.get("blocks.0.mlp.down").input_scale.dtype == np.float64
     np.testing.assert_allclose(tuned.merge()(tokens).data, tuned(tokens).data, rtol=1e-10, atol=1e-10)

@@ -67,7 +67,6 @@ def test_a_model_computes_the_same_bit_exact(make, sizes):
         tuned = tp.attach(model, tp.LoRA(rank=2, targets=("query", "down")), rng=0)
         history = tp.train(tuned, Noise(41), steps=4, batch_size=2, lr=1e-2, progress=False)
         runs.append((history.loss, {name: p.data for name, p in tuned.named_parameters() if p.requires_grad}))
-        tuned.detach()
     assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
 
 
@@ -96,7 +95,6 @@ def test_biases_and_norms_beside_it_are_trained():
     tp.train(tuned, Noise(41), steps=2, batch_size=2, lr=1e-2, progress=False)
     assert same({name: a for name, a in tuned.model.state_dict().items() if name.startswith("token_embedding")},
                 {name: a for name, a in before.items() if name.startswith("token_embedding")})
-    tuned.detach()
     assert same(coded.state_dict(), before)
 
 
@@ -125,10 +123,10 @@ def test_it_is_saved_and_comes_back(make, sizes, dtype, tmp_path):
     ({"dtype": "float64"}, "the vectors of token_embedding are float64, the model is not"), ({"bias": None}, "bias")])
 def test_a_description_that_makes_no_sense_is_refused(change, says, tmp_path):
     save_quantized(pair()[1], tmp_path / "q")
-    joined, meta = load_arrays(tmp_path / "q")
-    kind = meta["kinds"][0] | change
-    if kind["class"] == "QuantizedLinear": kind = {n: v for n, v in kind.items() if n not in ("scale", "dtype")}
-    save_raw(tmp_path / "q", joined, meta | {"kinds": [kind]})
+    arrays, meta = load_arrays(tmp_path / "q")
+    fields = meta["layers"]["token_embedding"] | change
+    if fields["class"] == "QuantizedLinear": fields = {n: v for n, v in fields.items() if n not in ("scale", "dtype")}
+    save_raw(tmp_path / "q", arrays, meta | {"layers": {"token_embedding": fields}})
     with pytest.raises(ValueError, match=says): load_quantized(tmp_path / "q")
 
 

@@ -230,11 +230,11 @@ def test_training_follows_pytorch(gpt, scheme, torch, tokens):
     plain, model = gpt(), fake_quantized(gpt(), scheme, tokens)
     for name, p in model.named_parameters():                                # off the ends of the range, where masks differ
         if name.endswith(("step", "offset")): p.data *= np.random.default_rng(len(name)).uniform(0.7, 1.1, p.shape)
-    oracle, pairs = torch_model(plain, scheme, model, torch)
+    tuned = tp.attach(model, tp.FullFineTuning())
+    oracle, pairs = torch_model(plain, scheme, tuned.model, torch)
     theirs = dict(oracle.named_parameters())
     own = {id(p) for p, _ in pairs}
-    tuned = tp.attach(model, tp.FullFineTuning())
-    pairs += [(p, theirs[n]) for n, p in model.named_parameters() if id(p) not in own]
+    pairs += [(p, theirs[n]) for n, p in tuned.trained.items() if id(p) not in own]
     assert_same_race(tuned, oracle, pairs, tokens, tolerance=1e-8)
 
 
@@ -292,6 +292,7 @@ def test_fields_that_do_not_go_together(fields, says):
 
 
 def test_models_that_convert_does_not_take(gpt):
-    with pytest.raises(TypeError, match="expected a language model"): tp.convert(tp.attach(gpt(), tp.LoRA()))
-    attached = gpt(); tp.attach(tp.quantize(attached, tp.FakeQuant(4)), tp.LoRA())
-    with pytest.raises(ValueError, match="is attached"): tp.convert(attached)
+    tuned = tp.attach(tp.quantize(gpt(), tp.FakeQuant(4)), tp.LoRA())
+    with pytest.raises(TypeError, match="expected a language model"): tp.convert(tuned)
+    with pytest.raises(ValueError, match=r"convert: .* inside a PeftModel, with LoRA\(.*\) attached"): tp.convert(tuned.model)
+    with pytest.raises(ValueError, match="convert: .* inside a PeftModel, as it was at attach"): tp.convert(tuned.frozen)

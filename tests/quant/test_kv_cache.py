@@ -7,7 +7,7 @@ from tests.oracles import assert_close
 from tinypeft.engine import functional as F
 from tinypeft.engine.tensor import no_grad
 from tinypeft.quant import kv_cache
-from tinypeft.quant.kv_cache import ChannelHistory, TokenHistory, single
+from tinypeft.quant.kv_cache import History, single
 from tinypeft.quant.packing import pack, unpack
 
 LONG = dict(d_model=32, vocab_size=64, context_length=128)
@@ -47,12 +47,12 @@ class Reference:
 
 
 # -- one history -----------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind, History", [("token", TokenHistory), ("channel", ChannelHistory)])
+@pytest.mark.parametrize("kind", ["token", "channel"])
 @pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize("calls", [[20] + 9 * [1], [1] * 25, [3, 8, 8, 9], [40, 1]])
-def test_history_is_kivi(rng, kind, History, bits, calls):
+def test_history_is_kivi(rng, kind, bits, calls):
     group, residual = 4, 8
-    mine, reference = History(bits, group, residual), Reference(kind, bits, group, residual)
+    mine, reference = History(kind, bits, group, residual), Reference(kind, bits, group, residual)
     total = 0
     for T in calls:
         x = rng.standard_normal((2, 3, T, 8)).astype(np.float32) + 5
@@ -70,14 +70,14 @@ def test_history_is_kivi(rng, kind, History, bits, calls):
     assert mine.nbytes == mine.codes.array.nbytes + 4 * (2 * 3 * old * 8 // group) + 4 * 2 * 3 * kept * 8
 
 
-@pytest.mark.parametrize("History, most", [(TokenHistory, 8 * 5), (ChannelHistory, 3 * 5 + 7)])
+@pytest.mark.parametrize("kind, most", [("token", 8 * 5), ("channel", 3 * 5 + 7)])
 @pytest.mark.parametrize("bits", [8, 4, 3, 1])
-def test_what_leaves_packs_itself_alone_bit_exact(rng, monkeypatch, bits, History, most):
+def test_what_leaves_packs_itself_alone_bit_exact(rng, monkeypatch, bits, kind, most):
     """Values are whole bytes, as 8 tokens are. Of keys at most 7 older codes, which share a byte with the first, are packed
     once more. The bytes are those of one call."""
     sizes, x = [], rng.standard_normal((1, 1, 60, 5)).astype(np.float32)
     monkeypatch.setattr(kv_cache, "pack", lambda q, bits: sizes.append(q.size) or pack(q, bits))
-    history, together = (History(bits, 5 if History is TokenHistory else 3, 3) for _ in range(2))
+    history, together = (History(kind, bits, 5 if kind == "token" else 3, 3) for _ in range(2))
     for t in range(60): history.append(x[:, :, t:t + 1])
     assert 0 < max(sizes) <= most
     together.append(x)
@@ -85,18 +85,18 @@ def test_what_leaves_packs_itself_alone_bit_exact(rng, monkeypatch, bits, Histor
     assert history.nbytes == together.nbytes
 
 
-@pytest.mark.parametrize("History", [TokenHistory, ChannelHistory])
+@pytest.mark.parametrize("kind", ["token", "channel"])
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
-def test_error_is_at_most_half_a_step(rng, History, bits):
+def test_error_is_at_most_half_a_step(rng, kind, bits):
     """And nothing leaves the range, constants included; ranges far from zero and tiny ones too."""
     x = (rng.standard_normal((1, 2, 32, 8)) * np.exp(4 * rng.standard_normal((1, 2, 32, 8)))).astype(np.float32)
     x[0, 0] += 1000
     x[0, 1, :, 4] = x[0, 1, 6] = 0.1                                   # constants, which float16 does not hold
     x[0, 1, :, 3] = x[0, 1, 5] = 0.25                                  # and does
-    history = History(bits, 8, 8)
+    history = History(kind, bits, 8, 8)
     with np.errstate(divide="raise", invalid="raise"): history.append(x)
-    groups = history.grouped(x[:, :, :32 - history.recent.shape[2]])
-    decoded = history.grouped(history.decode(x))
+    groups = history.groups(x[:, :, :32 - history.recent.shape[2]])
+    decoded = history.groups(history.decode(x))
     s, m = (a.astype(np.float64)[:, None] for a in (history.scale.array, history.low.array))
     assert (m <= groups).all() and (groups <= m + s * (2**bits - 1) * (1 + 1e-6)).all()
     assert (np.abs(decoded - groups) <= s / 2 * (1 + 1e-5) + 1e-6 * np.abs(groups)).all()
@@ -115,8 +115,8 @@ def test_keys_want_channels(seed):
     V[:, :, ::16] *= 10
 
     def errors(x):
-        for History in (ChannelHistory, TokenHistory):
-            history = History(2, 32, 32)
+        for kind in "channel", "token":
+            history = History(kind, 2, 32, 32)
             history.append(x)
             n = 128 - history.recent.shape[2]
             yield (np.linalg.norm(history.decode(x) - x[:, :, :n], axis=-1) / np.linalg.norm(x[:, :, :n], axis=-1)).mean()
@@ -135,12 +135,13 @@ def test_every_finite_float16_bit_exact():
 @pytest.mark.parametrize("bits, group", [(1, 8), (2, 4), (2, 6), (3, 8), (4, 2), (4, 5), (5, 8), (8, 3)])
 def test_planes_are_the_codes_bit_exact(rng, bits, group):
     """In lanes where a byte holds codes of one group alone, and whole where it does not."""
-    history = TokenHistory(bits, group, 0)
-    history.append(rng.standard_normal((1, 2, 16, 3 * group)).astype(np.float32))
-    codes = np.full((history.n // group, group), np.nan, np.float32)
-    lanes = list(history.planes(np.float32, (-1,)))
-    for places, q in lanes: codes[:, places] = q
-    assert np.array_equal(codes.reshape(-1), unpack(history.codes.array, bits, history.n))
+    history = History("token", bits, group, 0)
+    x = rng.standard_normal((1, 2, 16, 3 * group)).astype(np.float32)
+    history.append(x)
+    codes = np.full((1, 2, 3, 16, group), np.nan, np.float32)         # (B, H, columns, tokens, G)
+    lanes = list(history.planes(x, 3 * group))
+    for places, q in lanes: codes[..., places] = q
+    assert np.array_equal(np.moveaxis(codes, 3, 0).reshape(-1), unpack(history.codes.array, bits, history.n))
     assert len(lanes) == (1 if 8 % bits or group % (8 // bits) else 8 // bits)
 
 
@@ -264,15 +265,15 @@ def test_with_a_prefix(gpt, tokens):
 
 def test_errors(gpt, tokens):
     config = gpt().config
-    for match, options in (("bits must be 1 … 8, .*got bits=9", dict(bits=9)),
-                           ("or 'token'; .*keys='row'", dict(keys="row")),
-                           ("or 'token'; .*values='head'", dict(values="head")),
-                           ("group_size=32 and residual=48", dict(residual=48)),
-                           ("residual=0", dict(residual=0)), ("group_size=0", dict(group_size=0)),
+    for match, options in (("bits must be an integer from 1 to 8, got 9", dict(bits=9)),
+                           ("keys must be 'channel' or 'token', got 'row'", dict(keys="row")),
+                           ("values must be 'token' or 'channel', got 'head'", dict(values="head")),
+                           ("got residual=48 and group_size=32", dict(residual=48)), ("got residual=0", dict(residual=0)),
+                           ("group_size must be a positive integer, got 0", dict(group_size=0)),
                            ("group_size=3 does not divide a head of 4", dict(group_size=3, residual=3))):
         with pytest.raises(ValueError, match=match): tp.QuantizedKVCache(config, **options)
     tp.QuantizedKVCache(config, keys="token", residual=0)              # no group of tokens, no condition on the window
     for bad in (np.inf, np.nan, 1e6):
         x = np.ones((1, 1, 4, 4), np.float32)
         x[0, 0, 2, 1] = bad
-        with pytest.raises(ValueError, match="exceed float16"): ChannelHistory(4, 2, 2).append(x)
+        with pytest.raises(ValueError, match="exceed float16"): History("channel", 4, 2, 2).append(x)

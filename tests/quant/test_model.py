@@ -1,5 +1,4 @@
 """Quantized models: what `quantize` takes, the layer, QLoRA, merging, files, generation. Every scheme: test_schemes.py."""
-import importlib
 import os
 import subprocess
 import sys
@@ -12,15 +11,15 @@ from tests.oracles import assert_close
 from tests.protocol import frozen_bytes
 from tests.toys import linear_paths
 from tinypeft.engine import functional as F
+from tinypeft.engine import memo
+from tinypeft.engine.memo import keeping, kept
 from tinypeft.engine.nn import Linear
 from tinypeft.engine.optim import AdamW
-from tinypeft.models.generation import keeping, kept
 from tinypeft.quant import QTensor
 from tinypeft.quant.linear import QuantizedLinear, quantized_linear
 from tinypeft.quant.measure import bits_per_weight, layer_errors, requantize_error, weight_error
 from tinypeft.quant.saving import load_quantized, save_quantized
 
-generate_module = importlib.import_module("tinypeft.models.generation")         # tinypeft.generate is the function
 BASES = {"nf4": tp.NF4(), "nf4, double": tp.NF4(double_quant=True), "uniform": tp.Uniform(4), "llm_int8": tp.LLMInt8()}
 
 
@@ -57,12 +56,15 @@ def test_what_quantize_refuses(gpt, tokens):
     with pytest.raises(TypeError, match="expected a language model, got ndarray"):
         tp.quantize(np.zeros((3, 3)), tp.NF4())
     tuned = tp.attach(model, tp.LoRA(4))
-    with pytest.raises(ValueError, match="LoRA.* is attached"):
-        tp.quantize(model, tp.NF4())
+    with pytest.raises(ValueError, match=r"quantize: .* inside a PeftModel, with LoRA\(.*\) attached; give the base"):
+        tp.quantize(tuned.model, tp.NF4())
+    with pytest.raises(ValueError, match="quantize: .* inside a PeftModel, as it was at attach; give the base"):
+        tp.quantize(tuned.frozen, tp.NF4())
     with pytest.raises(TypeError, match="expected a language model, got PeftModel"):
         tp.quantize(tuned, tp.NF4())
-    tuned.detach()
-    tp.quantize(model, tp.NF4())
+    logits = tuned(tokens).data
+    assert tp.quantize(model, tp.NF4()) is tuned.detach()
+    assert np.array_equal(tuned(tokens).data, logits)
     with pytest.raises(ValueError, match="blocks.0.attention.query is a QuantizedLinear already"):
         tp.quantize(model, tp.Uniform(8))
 
@@ -234,12 +236,12 @@ def test_a_qlora_that_is_merged_everywhere_has_no_codes(gpt, base):
 
 # -- files -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("scheme", [tp.NF4(), tp.NF4(double_quant=True), tp.Uniform(2), tp.FloatFormat("E4M3")])
-def test_the_file_is_within_a_percent_of_the_bytes(scheme, tmp_path):
+def test_the_file_is_within_two_percent_of_the_bytes(scheme, tmp_path):
     """At the size of the shipped base."""
     model = tp.GPT(tp.GPTConfig(vocab_size=1024, context_length=256, d_model=160, n_layers=4, n_heads=5))
     save_quantized(tp.quantize(model, scheme), tmp_path / "model.npz")
     arrays = sum(a.nbytes for a in model.state_dict().values())
-    assert arrays <= os.path.getsize(tmp_path / "model.npz") <= 1.01 * arrays
+    assert arrays <= os.path.getsize(tmp_path / "model.npz") <= 1.02 * arrays
     blocks = sum(m.weight.size for _, m in model.named_modules() if isinstance(m, QuantizedLinear))
     rest = 4 * sum(p.size for p in model.parameters())
     assert arrays == pytest.approx(blocks * bits_per_weight(model) / 8 + rest)
@@ -248,9 +250,9 @@ def test_the_file_is_within_a_percent_of_the_bytes(scheme, tmp_path):
 def test_what_is_not_saved_or_loaded(base, tmp_path):
     model = base("nf4")
     tuned = tp.attach(model, tp.LoRA(4))
-    with pytest.raises(ValueError, match="LoRA.* is attached"):
-        save_quantized(model, tmp_path / "model.npz")
-    tuned.detach()
+    for inside in (tuned.model, tuned.frozen):
+        with pytest.raises(ValueError, match="save_quantized: this is the model inside a PeftModel"):
+            save_quantized(inside, tmp_path / "model.npz")
     model.get("blocks.0.mlp.up").extra = object()
     with pytest.raises(TypeError, match="blocks.0.mlp.up.extra is a object"):
         save_quantized(model, tmp_path / "model.npz")
@@ -303,7 +305,7 @@ def test_a_saved_file_does_not_depend_on_the_process(tmp_path):
 def test_generate_decodes_every_weight_once_and_keeps_none(gpt, tokens, scheme, monkeypatch):
     """The same tokens as when weights are decoded again for each; outside of `generate` they are."""
     model = tp.quantize(gpt(np.float32), scheme)
-    monkeypatch.setattr(generate_module, "KEPT", 0)
+    monkeypatch.setattr(memo, "KEPT", 0)
     expected = model.generate(tokens[:1], 6)
     monkeypatch.undo()
     made, look_up = [], QTensor.look_up
@@ -317,7 +319,7 @@ def test_generate_decodes_every_weight_once_and_keeps_none(gpt, tokens, scheme, 
 def test_what_generation_keeps_is_bounded(monkeypatch):
     made = []
     def make(name): return lambda: made.append(name) or np.zeros(256, np.float32)          # 1024 bytes
-    monkeypatch.setattr(generate_module, "KEPT", 2048)
+    monkeypatch.setattr(memo, "KEPT", 2048)
     with keeping() as arrays:
         for _ in range(2):
             for name in "abc": kept(name, make(name))
@@ -334,5 +336,6 @@ def test_what_dequantize_and_merge_do_not_take(base, gpt):
     with pytest.raises(tp.MethodError, match="activations must be 'kept' or 'exact', got 'dropped'"):
         tp.attach(gpt(), tp.LoRA()).merge(activations="dropped")
     with pytest.raises(ValueError, match="must be 'kept' or 'exact', got 'all'"): tp.dequantize(model, "all")
-    with pytest.raises(ValueError, match="LoRA.* is attached; merge or detach it first"):
-        tp.dequantize(tp.attach(gpt(), tp.LoRA()).model)
+    tuned = tp.attach(gpt(), tp.LoRA())
+    for inside in (tuned.model, tuned.frozen):
+        with pytest.raises(ValueError, match="dequantize: this is the model inside a PeftModel"): tp.dequantize(inside)

@@ -87,7 +87,7 @@ def test_it_is_a_method_like_any_other(gpt, peqa, tokens, tmp_path):
     before, logits = frozen_bytes(base), base(tokens).data
     tuned = tp.attach(base, peqa)
     assert np.array_equal(tuned(tokens).data, logits)
-    layers = [base.get(f"{p}.base") for p in tuned.wrappers]
+    layers = [base.get(p) for p in tuned.wrappers]
     n = sum(m.weight.size // (peqa.group_size or m.d_in) for m in layers)
     assert len(layers) == (4 if peqa.targets != "all" else 12)
     assert tuned.summary().trained == tuned.summary().stored == n and tuned.summary().nbytes == 4 * n
@@ -100,7 +100,7 @@ def test_it_is_a_method_like_any_other(gpt, peqa, tokens, tmp_path):
     for path in tuned.wrappers:
         layer = merged.get(path)
         assert type(layer) is tp.QuantizedLinear
-        assert np.array_equal(layer.weight.codes, base.get(f"{path}.base").weight.codes)
+        assert np.array_equal(layer.weight.codes, base.get(path).weight.codes)
     assert tp.bits_per_weight(merged) == tp.bits_per_weight(base)
     assert frozen_bytes(tuned.detach()) == before
     assert np.array_equal(tp.load_adapter(base, tmp_path)(tokens).data, trained)
@@ -124,7 +124,7 @@ def test_on_what_another_scheme_quantized(gpt, scheme, peqa, tokens):
     assert np.array_equal(tuned(tokens).data, logits)
     history = tp.train(tuned, Distil(gpt(np.float32)), 20, lr=3e-3, progress=False)
     assert np.mean(history.loss[-5:]) < np.mean(history.loss[:5])
-    half = base.blocks[0].mlp.up.base.weight.scale.dtype == np.float16      # merging rounds to what the base stores
+    half = base.blocks[0].mlp.up.weight.scale.dtype == np.float16      # merging rounds to what the base stores
     assert_close(tuned.merge()(tokens).data, tuned(tokens).data, 1e-2 if half else 0)
 
 
@@ -144,18 +144,27 @@ def test_quantize_trains_the_same_scales(gpt, tokens):
     assert all(type(model.get(p)) is tp.QuantizedLinear for p in linear_paths(model))
 
 
-def test_attached_to_what_it_quantized_itself(gpt, tokens):
-    """What quantize made trainable goes on from there, and detach gives it back."""
-    peqa = tp.PEQA(bits=3)
-    model = tp.quantize(gpt(np.float32), peqa)
+@pytest.mark.parametrize("peqa, n", [(tp.PEQA(bits=3), 12), (tp.PEQA(bits=3, targets=("query", "up")), 4)], ids=str)
+def test_attached_to_what_it_quantized_itself(gpt, peqa, n, tokens, tmp_path):
+    """Training goes on from the scales of the base, which stay; merging, switching and files are exact."""
+    model = tp.quantize(gpt(np.float32), tp.PEQA(bits=3))
     tp.train(model, Noise(), 3, lr=1e-2, progress=False)
     logits, layer = model(tokens).data, model.blocks[0].mlp.up
     tuned = tp.attach(model, peqa)
-    assert len(tuned.trainable_parameters()) == 12
+    assert len(tuned.trainable_parameters()) == n
     assert np.array_equal(tuned(tokens).data, logits)
     tp.train(tuned, Noise(), 3, lr=1e-2, progress=False)
-    assert not np.array_equal(tuned(tokens).data, logits)
-    assert np.array_equal(tuned.detach()(tokens).data, logits) and model.blocks[0].mlp.up is layer
+    trained = tuned(tokens).data
+    assert not np.array_equal(trained, logits)
+    assert np.array_equal(model(tokens).data, logits) and model.blocks[0].mlp.up is layer
+    assert np.array_equal(tuned.merge()(tokens).data, trained)
+    tuned.save(tmp_path)
+    assert np.array_equal(tp.load_adapter(model, tmp_path)(tokens).data, trained)
+    tuned.detach("PEQA")
+    assert np.array_equal(tuned(tokens).data, logits)
+    assert np.array_equal(tuned.reattach()(tokens).data, trained)
+    tp.convert(model)
+    assert np.array_equal(tuned.merge(in_place=True)(tokens).data, trained)
 
 
 # -- what it is for --------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """quant/saving.py: every kind of model comes back, and nothing that a file says is believed."""
 import copy
+import shutil
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.stress.attacks import ATTRIBUTES, TENSORS, edited, put
+from tests.stress.attacks import ATTRIBUTES, TENSORS, edited, layer, put
 from tests.stress.files import model
 from tinypeft.engine.nn import Linear
 from tinypeft.files import load_arrays, save_arrays
@@ -47,9 +49,7 @@ def test_what_would_not_come_back_is_refused_before_anything_is_written(spoil, s
 
 
 def test_only_models_are_saved(tmp_path):
-    tuned = tp.attach(nf4(), tp.LoRA(2))
-    tuned.detach()
-    for other in tuned, nf4().blocks[0]:
+    for other in tp.attach(nf4(), tp.LoRA(2)), nf4().blocks[0]:
         with pytest.raises(TypeError, match="save_quantized: expected a language model, got (PeftModel|Block)"):
             save_quantized(other, tmp_path / "f")
 
@@ -76,13 +76,13 @@ def refused(folder, says=None):
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_a_layer_has_the_attributes_of_its_class_and_no_others(name, saved):
-    edited("quantized", put(lambda meta: meta["kinds"][0], name, ATTRIBUTES[name]))(saved)
+    edited("quantized", put(layer, name, ATTRIBUTES[name]))(saved)
     refused(saved, "blocks.0.attention.query: ")
 
 
 @pytest.mark.parametrize("name, value", [(name, value) for name, values in TENSORS.items() for value in values])
 def test_a_weight_has_parts_that_fit(name, value, saved):
-    edited("quantized", put(lambda meta: meta["kinds"][0]["weight"]["QTensor"], name, value))(saved)
+    edited("quantized", put(lambda meta: layer(meta)["weight"]["QTensor"], name, value))(saved)
     refused(saved)
 
 
@@ -94,15 +94,15 @@ def test_what_a_class_cannot_compute_with_is_refused(scheme, name, value, tmp_pa
     save_quantized(tp.quantize(model(), scheme, TOKENS), tmp_path / "model.safetensors")
 
     def edit(arrays, meta):
-        for kind in meta["kinds"]:
-            if name in kind: kind[name] = value
+        for fields in meta["layers"].values():
+            if name in fields: fields[name] = value
     edited("quantized", edit)(tmp_path)
     refused(tmp_path)
 
 
 def test_codes_that_stand_for_no_number_are_refused(tmp_path):
     save_quantized(tp.quantize(model(), tp.FloatFormat("E4M3")), tmp_path / "model.safetensors")
-    edited("quantized", lambda arrays, meta: arrays["uint8"].fill(127))(tmp_path)        # E4M3's NaN
+    edited("quantized", lambda arrays, meta: arrays["blocks.0.mlp.up.weight.codes"].fill(127))(tmp_path)        # E4M3's NaN
     refused(tmp_path, "a code of E4M3 stands for a number that is not finite")
 
 
@@ -136,10 +136,10 @@ def test_a_class_of_ones_own_keeps_its_attributes_but_not_in_place_of_its_method
     save_quantized(m, saved / "model.safetensors")
     with pytest.raises(ValueError, match=r"blocks.1.mlp.up: it is a Noisy; give its class in layers="):
         load_quantized(saved / "model.safetensors")
-    layer = load_quantized(saved / "model.safetensors", layers=[Noisy]).get("blocks.1.mlp.up")
-    assert layer.level == 0.5 and layer.shift.tolist() == [1, 1, 1]
+    noisy = load_quantized(saved / "model.safetensors", layers=[Noisy]).get("blocks.1.mlp.up")
+    assert noisy.level == 0.5 and noisy.shift.tolist() == [1, 1, 1]
     for name in "helper", "forward", "no name":
-        edited("quantized", lambda arrays, meta, name=name: meta["kinds"][-1].update({name: 1}))(saved)
+        edited("quantized", lambda arrays, meta, name=name: meta["layers"]["blocks.1.mlp.up"].update({name: 1}))(saved)
         with pytest.raises(ValueError, match=f"unknown field '{name}'"):
             load_quantized(saved / "model.safetensors", layers=[Noisy])
         save_quantized(m, saved / "model.safetensors")
@@ -151,6 +151,29 @@ def test_a_model_that_was_loaded_is_saved(tmp_path):
     assert m.source is not None
     save_quantized(m, tmp_path / "q")
     assert np.array_equal(load_quantized(tmp_path / "q")(TOKENS).data, m(TOKENS).data)
+
+
+# -- a file of format 2, of a GPT with one block in NF4; commit d2a105a8 wrote it and these logits of its first three tokens
+OLD = Path(__file__).parents[1] / "files" / "stored" / "quantized_format_2.safetensors"
+OLD_LOGITS = [[1.107327, 0.166083, -0.017414], [0.236200, 0.864165, -0.428596], [-0.117573, -0.398685, 1.096341]]
+
+
+def test_a_file_of_format_2_is_read_and_saved_anew(tmp_path):
+    for path in OLD, tmp_path / "new":
+        loaded = load_quantized(path)
+        np.testing.assert_allclose(loaded(np.arange(3)[None]).data[0, :, :3], OLD_LOGITS, atol=1e-5)
+        assert load_arrays(path)[1]["format"] == (2 if path == OLD else 3)
+        save_quantized(loaded, tmp_path / "new")
+
+
+@pytest.mark.parametrize("where, value", [
+    ("index", {}), ("index", []), ("index", {"uint8": 3}), ("index", {"uint8": {"x": [2**62]}}),
+    ("index", {"uint8": {"x": [-1]}}), ("kinds", []), ("kinds", 3),
+    ("layers", {"blocks.0.mlp.up": 99}), ("layers", {"blocks.0.mlp.up": "x"}), ("layers", [])])
+def test_nothing_that_a_file_of_format_2_says_is_believed(where, value, tmp_path):
+    shutil.copy(OLD, tmp_path / "model.safetensors")
+    edited("quantized", put(lambda meta: meta, where, value))(tmp_path)
+    refused(tmp_path)
 
 
 def test_every_class_says_which_parts_it_has():

@@ -279,9 +279,7 @@ TENSORS = {
     "more": [1],
 }
 QUANTIZED = {
-    "kinds": [[], [3], {}],
-    "layers": [{}, [], {"blocks.0": 0}, {"blocks.0.mlp.up": 99}, {"blocks.0.mlp.up": -1}],
-    "index": [{}, {"uint8": {"x": [2**62]}}, {"uint8": 3}, []],
+    "layers": [{}, [], {"blocks.0": 0}, {"blocks.0.mlp.up": 99}, {"blocks.0.mlp.up": {}}, {"": {"class": "QuantizedLinear"}}],
     "format": [3, [], {}, "2"],
 }
 CHECKPOINT = {
@@ -352,7 +350,7 @@ BAD_ARRAYS = {
 def whole(meta): return meta
 def config(meta): return meta["config"]
 def lora(meta): return meta["parts"]["LoRA"]
-def layer(meta): return meta["kinds"][0]
+def layer(meta): return next(iter(meta["layers"].values()))
 
 
 # Whose description, where in it, and what is written there.
@@ -420,7 +418,7 @@ def floats(arrays):
 
 
 def nested_scale(arrays, meta):
-    q = meta["kinds"][0]["weight"]["QTensor"]
+    q = layer(meta)["weight"]["QTensor"]
     for _ in range(50): q["scale"] = {**q["scale"], "scale": q["scale"]}
 
 

@@ -4,8 +4,8 @@
     python -m tests.stress.configurations --only 17                 configuration 17 again
 
 Configuration i is drawn from (seed, i) alone (`drawing.py`). It is quantized, attached, trained for five steps, saved,
-loaded, merged, copied, disabled, detached, swapped and put back. A refusal is fine if it has a named error and changes
-nothing. `Broken` says which promise does not hold.
+loaded, merged, copied, disabled, switched off and on, and its base gets another method, is cast and is quantized beside it. A
+refusal is fine if it has a named error and changes nothing. `Broken` says which promise does not hold.
 """
 import argparse
 import collections
@@ -319,20 +319,19 @@ class Configuration:
     def is_disabled(self, tuned, fresh, task):
         want, before, plain = self.want, state(tuned), self.logits(fresh)
         with tuned.disabled() as base:
-            self.holds("disabled gives the base", base is self.model)
+            self.holds("disabled gives the frozen twin", base is tuned.frozen)
             self.same("disabled is the base", self.logits(tuned), plain)
             self.same("disabled is the base", self.logits(base), plain)
             with tuned.disabled(): self.same("disabled twice is the base", self.logits(tuned), plain)
-            self.same("disabled is the base", self.logits(base), plain)
-            self.refuses("attach refuses a base on loan", lambda: tp.attach(base, tp.LoRA(rank=1)), base)
-            self.refuses("quantize refuses a base on loan", lambda: tp.quantize(base, tp.NF4()), base)
-            self.refuses("detach refuses while disabled", tuned.detach, base)
+            self.same("disabled is the base", self.logits(tuned), plain)
+            self.holds("detach gives the base while disabled", tuned.detach() is self.model)
         self.holds("after disabled all is as before", state(tuned) == before)
         self.same_outputs("after disabled it computes the same", tuned, task, want)
-        for call in (lambda: tp.attach(self.model, tp.LoRA(rank=1)), lambda: tp.quantize(self.model, tp.NF4()),
-                     lambda: tp.quantize(tuned, tp.NF4()), lambda: tp.convert(self.model), tuned.reattach,
-                     lambda: tp.save_quantized(self.model, Path(self.folder) / "attached")):
-            self.refuses("an attached model refuses", call, tuned)
+        for inside in (tuned.model, tuned.frozen):
+            for call in (lambda m: tp.attach(m, tp.LoRA(rank=1)), lambda m: tp.quantize(m, tp.NF4()), tp.convert,
+                         lambda m: tp.save_quantized(m, Path(self.folder) / "inside")):
+                self.refuses("a model inside a PeftModel refuses", lambda: call(inside), tuned, tuned.frozen)  # noqa: B023
+        self.refuses("quantize refuses a PeftModel", lambda: tp.quantize(tuned, tp.NF4()), tuned)
 
     def merges(self, tuned, task):
         want, before = self.want, state(tuned)
@@ -363,7 +362,7 @@ class Configuration:
             for a, b in zip(self.outputs(loaded, task), want, strict=True):
                 if fmt == "tinypeft": self.same("loaded is saved", a, b)
                 else:                 self.near("loaded from PEFT's folder is saved", a, b, digits=4)
-            self.holds("a loaded base detaches to itself", of_bytes(loaded.detach()) == of_bytes(fresh))
+            self.holds("loading changes no base", loaded.detach() is base and of_bytes(base) == of_bytes(fresh))
         self.holds("saving changes nothing", state(tuned) == before)
 
     def saves_base(self, fresh):
@@ -383,9 +382,10 @@ class Configuration:
         want, base = self.want, of_bytes(fresh)
         twin = copy.deepcopy(tuned)
         self.same_outputs("a copy computes the same", twin, task, want)
-        self.holds("a copy detaches to the base", of_bytes(twin.detach()) == base)
+        self.holds("a copy detaches to a copy of the base", of_bytes(twin.detach()) == base)
+        for p in twin.detach().parameters(): p.assign(p.data + 1)
+        self.same_outputs("a copy's base is its user's", twin, task, want)
         self.same_outputs("a copy is by itself", tuned, task, want)
-        self.same_outputs("a copy comes back", twin.reattach(), task, want)
 
     def generates(self, tuned, task):
         """One token after another with the cache is the whole sequence at once."""
@@ -426,35 +426,41 @@ class Configuration:
         twin = copy.deepcopy(tuned)
         self.same_outputs("folded it computes the same", twin.fold(), task, self.want)
 
-    def takes_turns(self, tuned, base, fresh, task):
-        want, learned = self.want, of_bytes(tuned)
-        model = tuned.detach()
-        self.holds("detach gives the base, objects and bytes", model is self.model and state(model) == base)
-        self.same("detached it is the base", self.logits(model), self.logits(fresh))
-        for call in (tuned.detach, tuned.merge, lambda: tuned(self.calibration), tuned.summary):
-            self.refuses("a detached method refuses", call, model)
-        second = lambda: drawn(METHODS[self.rng.choice(list(METHODS))], self.rng)
-        other = self.attempt(lambda: tp.attach(model, second(), head=2), model)
-        if other is not None:
-            self.refuses("reattach refuses beside another", tuned.reattach, model)
-            with contextlib.suppress(*REFUSALS):
-                tp.train(other, Task(other, self.rng), 1, batch_size=2, workers=1, progress=False)
-            self.holds("the other gives the base back", other.detach() is model and state(model) == base)
+    def is_switched(self, tuned, base, fresh, task):
+        """All parts off it is the base, and on again as it was; the base has seen nothing of all that was done."""
+        learned, held, before = of_bytes(tuned), tuned.model, self.logits(tuned.model)
+        self.holds("detach gives the base, objects and bytes", tuned.detach() is self.model and state(self.model) == base)
+        tuned.detach(*tuned.parts)
+        self.same("with all parts off it is the base", self.logits(tuned), self.logits(fresh))
+        self.same("a model that was held stays as it was", self.logits(held), before)
         tuned.reattach()
         self.holds("put back it has what it learned", of_bytes(tuned) == learned)
-        self.same_outputs("put back it computes the same", tuned, task, want)
+        self.same_outputs("put back it computes the same", tuned, task, self.want)
+        self.holds("switching leaves the base alone", state(self.model) == base)
 
-    def quantized_again(self, tuned, task):
-        """Quantizing between detach and reattach: refused, or refused at reattach if it changed the method's base."""
-        model = tuned.detach()
-        before = of_bytes(model)
+    def lives_beside(self, tuned, base, task):
+        """Another method on the same base learns; it and this one see nothing of each other."""
+        before, second = state(tuned), lambda: drawn(METHODS[self.rng.choice(list(METHODS))], self.rng)
+        other = self.attempt(lambda: tp.attach(self.model, second(), head=2), self.model, tuned)
+        if other is None: return
+        with contextlib.suppress(*REFUSALS):
+            tp.train(other, Task(other, self.rng), 1, batch_size=2, workers=1, progress=False)
+        self.holds("another method leaves the base alone", state(self.model) == base)
+        self.holds("another method leaves this one alone", state(tuned) == before)
+        self.same_outputs("beside another it computes the same", tuned, task, self.want)
+
+    def keeps_its_base(self, tuned, task):
+        """Casting and quantizing the base does not reach the method."""
+        before, frozen, base = state(tuned), of_bytes(tuned.frozen), self.model
         scheme = drawn(SCHEMES[self.rng.choice(list(SCHEMES))], self.rng)
-        plain = tuple(path for path, m in model.named_modules() if path.startswith("blocks.") and type(m) is Linear)
+        plain = tuple(path for path, m in base.named_modules() if path.startswith("blocks.") and type(m) is Linear)
         targets = plain if plain and self.rng.random() < 0.5 else "all"
-        whole = self.attempt(lambda: tp.quantize(model, scheme, self.calibration, targets), model)
+        whole = self.attempt(lambda: tp.quantize(base, scheme, self.calibration, targets), base, tuned)
         if self.quantized and targets == "all": self.holds("a quantized layer is not quantized again", whole is None)
-        if whole is None or of_bytes(model) == before: return
-        self.refuses("reattach refuses a base that changed", tuned.reattach, model)
+        base.to(np.float32 if self.is_float64 else np.float64)
+        self.holds("what is done to the base leaves the method alone", state(tuned) == before)
+        self.holds("what is done to the base leaves its twin alone", of_bytes(tuned.frozen) == frozen)
+        self.same_outputs("beside a changed base it computes the same", tuned, task, self.want)
 
     def starts_by_loftq(self, fresh):
         """LoftQ leaves no larger an error than rounding alone, and its base and LoRA come back from their files."""
@@ -477,10 +483,10 @@ class Configuration:
         self.same("LoftQ's LoRA and base come back", self.logits(loaded), logits)
 
     def is_cast(self, tuned, task):
-        """The base may be cast between detach and reattach."""
+        """A method is cast with the twin of its base, and the base is not."""
         twin, other = copy.deepcopy(tuned), np.float32 if self.is_float64 else np.float64
-        twin.detach().to(other)
-        twin.reattach()
+        twin.to(other)
+        self.holds("casting a method leaves the base alone", of_bytes(twin.detach()) == of_bytes(self.model))
         for a, b in zip(self.outputs(twin, task), self.want, strict=True):
             self.holds("cast, it has the base's precision", a.dtype == other)
             if not self.rounding: self.near("cast, it computes the same", a, b, 3)
@@ -513,8 +519,9 @@ class Configuration:
         self.want = self.outputs(tuned, task)                         # at another rank, perhaps
         self.is_cast(tuned, task)
         self.starts_by_loftq(fresh)
-        self.takes_turns(tuned, base, fresh, task)
-        self.quantized_again(tuned, task)
+        self.is_switched(tuned, base, fresh, task)
+        self.lives_beside(tuned, base, task)
+        self.keeps_its_base(tuned, task)
 
 
 def run(seed, i, **classes):

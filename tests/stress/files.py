@@ -113,8 +113,7 @@ def adapter(methods, **options):
 
 def read_adapter(folder, base):
     tuned = tp.load_adapter(base, folder)
-    try: return tuned, [logits(tuned)]
-    finally: tuned.detach()
+    return tuned, [logits(tuned)]
 
 
 def encoded(m):

@@ -5,11 +5,10 @@
 KeyboardInterrupt is raised at a random line of the package while a method trains, is evaluated, and is switched off for an
 evaluation. (`train` makes a real Ctrl-C wait for the end of its step; this is the harder case of a second one, or of a
 thread.) Lines that clean up after an error are left out: an interrupt of the cleaning itself is not survived. So are
-`signals.py`, where a real one waits, and the code that takes a method off a model and puts it on: an interrupt there leaves
-it off, or half off, and the next use says so.
+the lines of `signals.py`, where a real one waits. `verbs.py` interrupts the verbs of a PeftModel.
 
 Afterwards: gradients are recorded again, no module is in training mode, no gradient and no update mask is left, BLAS has its
-threads back; the logits are finite; `detach` gives the base back bit for bit; and with the method back on, training goes on.
+threads back; the logits are finite; the base and its twin in the PeftModel are as they were, bit for bit; and training goes on.
 """
 import argparse
 import ast
@@ -34,7 +33,6 @@ METHODS = {name: cls(bottleneck=4) if cls in NARROW else cls() for name, cls in 
     "fourierft": tp.FourierFT(20)}
 CONFIG = tp.GPTConfig(37, 64, 16, 2, 4, dropout=0.1)
 PACKAGE = Path(tp.__file__).parent
-TAKEN_APART = {"disabled", "take_off", "put_on", "_take_off", "_put_on", "detach", "reattach"}
 
 
 def cleaning_lines(path: Path) -> set[int]:
@@ -42,7 +40,7 @@ def cleaning_lines(path: Path) -> set[int]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         bodies = [*node.finalbody, *node.handlers] if isinstance(node, ast.Try) else []
-        if isinstance(node, ast.FunctionDef) and node.name in ("__enter__", "__exit__", *TAKEN_APART): bodies = [node]
+        if isinstance(node, ast.FunctionDef) and node.name in ("__enter__", "__exit__"): bodies = [node]
         for body in bodies: found.update(range(body.lineno, body.end_lineno + 1))
     return found
 
@@ -107,10 +105,10 @@ def faults(tuned: tp.PeftModel, base: dict) -> list[str]:
     if any(p.grad is not None for p in tuned.parameters()): found.append("a gradient is left")
     masks = [p.update_mask for p in tuned.parameters() if p.update_mask is not None]
     if not all(mask.all() for mask in masks): found.append("an update mask is left")
-    if not tuned.active or tuned.is_disabled: found.append("the method is off")
+    if tuned.is_disabled: found.append("the method is disabled")
     if not np.isfinite(tuned(tokens).data).all(): found.append("logits are not finite")
-    if not same(tuned.detach().state_dict(), base): found.append("detach does not give the base back")
-    tuned.reattach()
+    if not same(tuned.base.state_dict(), base): found.append("the base changed")
+    if not same(tuned.frozen.state_dict(), base): found.append("the twin of the base changed")
     losses = tp.train(tuned, Noise(), 9, stop_after=1, progress=False).loss
     if not np.isfinite(losses).all(): found.append("a loss is not finite")
     return found
@@ -126,7 +124,7 @@ def search(count: int, seed: int = 0, methods: dict = METHODS, say: Callable[[st
             for line in rng.choice(sorted(set(lines)), (count + i) // len(methods)):
                 at = rng.choice([k for k, other in enumerate(lines) if other == (line[0], int(line[1]))])
                 tuned = attached()
-                with tuned.disabled() as model: base = {n: a.copy() for n, a in model.state_dict().items()}
+                base = {n: a.copy() for n, a in tuned.base.state_dict().items()}
                 trace = interrupted(tuned, at)
                 wrong = faults(tuned, base) + [f"{file} is left" for file in trace.files]
                 figures["interrupts"] += trace.where is not None

@@ -223,7 +223,7 @@ def checked_files(library: Library) -> dict:
         model = smollm2(name)
         if name.endswith("as a file"):
             write_gguf_adapter(lora := library.where / "lora.gguf", model)
-            with model.disabled() as base: write_gguf(path, base)
+            write_gguf(path, model.detach())
         if "LoRA" in name: model = model.merge()
         if not lora:
             write_gguf(path, model)

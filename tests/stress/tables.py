@@ -124,7 +124,6 @@ def probed(model, rows, classes):
     task = Classification(rows, classes, model.tokenizer, 128, reads="newline")
     tuned = tp.fit_probe(model, task, progress=False)
     h = probe.hidden_states(model, task, task.data("test"))
-    tuned.detach()
     return (h @ tuned.head.weight.data.T + tuned.head.bias.data).argmax(1)
 
 

@@ -52,7 +52,7 @@ FAULTS = {
         tp.PromptTuning, Prompt, "seams", lambda self, tokens, lengths=None: {"prompt": self.P_e * (1 + tokens.mean())},
         "a row is by itself"),
     "a prompt enters again with every token": (
-        tp.PromptTuning, tp.PeftModel, "_seams", lambda self, tokens, cache=None, lengths=None: {}
+        tp.PromptTuning, tp.PeftModel, "seams", lambda self, tokens, cache=None, lengths=None: {}
         if self.is_disabled else self.virtual.seams(np.asarray(tokens), lengths), "exceed the context"),
     "a derivative is wrong": (
         tp.PrefixTuning, tp.Tensor, "tanh", lambda x: tp.Tensor.op(np.tanh(x.data), (x, lambda dy: dy)),

@@ -53,7 +53,7 @@ def test_the_size_in_all_is_that_of_the_arrays_of_the_file(tmp_path, scheme):
     model, quantized, found = cost_of(scheme)
     quantized.tokenizer = None                           # which is no weight, and larger than this model
     tp.save_quantized(quantized, tmp_path / "q")
-    assert 0 < (tmp_path / "q").stat().st_size - found["bytes_in_all"] < 8000
+    assert 0 < (tmp_path / "q").stat().st_size - found["bytes_in_all"] < 12000
     assert found["bits_in_all"] == 8 * found["bytes_in_all"] / model.n_parameters()
     text = cost.described(found)
     assert f"{found['bytes_in_all'] / 1024:,.0f} KiB, {found['bits_in_all']:.3f} bits over all weights" in text

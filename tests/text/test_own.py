@@ -1,5 +1,4 @@
 """Tasks of one's own files: they are split honestly, say what they left out, predict, and answer every broken file by name."""
-import copy
 import csv
 import hashlib
 import itertools
@@ -300,7 +299,6 @@ def test_predictions_are_the_heads(tmp_path, model):
         assert np.allclose(row, np.exp(z) / np.exp(z).sum(), atol=1e-6)
     assert task.predict(tuned, []) == []
     with pytest.raises(TypeError, match="expected a list of texts, got 'one text'"): task.predict(tuned, "one text")
-    tuned.detach()
     with pytest.raises(ValueError, match="head has 2 classes, the task 3: bad, good, so so"):
         task.predict(tp.attach(model, tp.LoRA(rank=2), head=2), ["x"])
 
@@ -684,7 +682,7 @@ def test_an_adapter_is_saved_with_the_task_that_it_was_trained_on(tmp_path, mode
     answers = task.predict(tuned, ["one", "two three"])
     for format in ("tinypeft", "peft"):
         tuned.save(tmp_path / format, format)
-        loaded = tp.load_adapter(copy.deepcopy(tuned).detach(), tmp_path / format)
+        loaded = tp.load_adapter(tuned.detach(), tmp_path / format)
         assert loaded.task.predict(loaded, ["one", "two three"]) == answers
         loaded.save(tmp_path / f"{format} again", format)
     tasks.save_task(task, tmp_path)

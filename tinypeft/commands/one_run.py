@@ -119,9 +119,6 @@ def measured_probe(tuned: PeftModel, task: Task, most: int | None,
     loss = evaluate(probe, task, "validation", label="validating the probe")["loss"]
     on_test = evaluate(probe, task, "test", rows_in_test(probe, task), most,
                        label="testing the probe")
-    if probe is not tuned:
-        probe.detach()
-        tuned.reattach()
     return loss, on_test
 
 

@@ -77,7 +77,8 @@ def check_writes(args: Namespace, tuned: Decoder | PeftModel) -> None:
 
 
 def run_generate(args: Namespace) -> None:
-    from ..models.generation import characters, steps
+    from ..models.generation import steps
+    from ..models.in_words import characters
     from ..text.chat import chat_end, chat_prompt, known_family
     if args.stream and args.json: raise ValueError("--stream prints text; leave out --json")
     model, tuned = loaded(args)
@@ -102,8 +103,8 @@ def run_generate(args: Namespace) -> None:
                          "continuation included; shorten the text")
     temperature = args.temperature if args.temperature is not None else 0.0 if pairs else 0.7
     start = time.perf_counter()
-    new = steps(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature,
-                args.top_k, args.top_p, rng=args.seed, stop=stop)
+    new = steps(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature=temperature,
+                top_k=args.top_k, top_p=args.top_p, rng=args.seed, stop=stop)
     if args.stream:
         if not is_answer: print(args.prompt, end="")
         for piece in characters(tokenizer, new, {stop}, not is_answer):
@@ -142,7 +143,7 @@ def run_chat(args: Namespace) -> None:
 
 def family_of_chat(args: Namespace, tuned: InWords) -> tuple[str, bool]:
     """Return the family of the chat template, and whether an adapter was trained on pairs."""
-    from ..models.generation import trained_family
+    from ..models.in_words import trained_family
     from ..text.chat import PLAIN, family_of
     trained = trained_family(tuned)
     chosen = PLAIN if args.plain else args.family or trained

@@ -8,6 +8,7 @@
     gradcheck.py   is a gradient right? it is compared with finite differences
     graph.py       a picture of the graph that `backward` walks
     recompute.py   activation checkpointing: keep a block's input, compute the rest again
+    memo.py        keep a decoded weight for as long as a computation takes
 
 A name is imported when it is first used.
 """

@@ -7,10 +7,11 @@ one value, such as a quantized weight. A `Module`, or a list of them, is a child
 from __future__ import annotations
 
 import contextvars
+import copy
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
@@ -22,7 +23,8 @@ from . import functional as F
 from .tensor import Tensor, within
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
-           "RMSNorm", "check_names", "check_state", "replace_modules", "shapes_only"]
+           "RMSNorm", "are_twins", "check_names", "check_state", "copy_modules", "own_arrays",
+           "replace_modules", "set_parameter", "shapes_only", "twin"]
 
 
 class Parameter(Tensor):
@@ -30,13 +32,27 @@ class Parameter(Tensor):
 
     `update_mask`: None, or a boolean array that broadcasts to the parameter; an optimizer changes
     neither the numbers outside it nor their moments. Each step may have another mask, but the first
-    one is set before the optimizer is made.
+    one is set before the optimizer is made. is_shared: may a twin read this array, too?
     """
-    __slots__ = ("update_mask",)
+    __slots__ = ("is_shared", "update_mask")
 
     def __init__(self, data: Array, requires_grad: bool = True):
         super().__init__(data, requires_grad)
         self.update_mask = None
+        self.is_shared = False
+
+    def twin(self, requires_grad: bool = False) -> Parameter:
+        """Make a Parameter around the same array; whichever of the two is written copies it."""
+        new = Parameter(self.data, requires_grad)
+        new.is_shared = self.is_shared = True
+        return new
+
+    def writable(self) -> Array:
+        """Return the array, to be written in place: a copy of it if a twin reads it, too."""
+        if self.is_shared:
+            self.data = np.copy(self.data)               # in its layout: BLAS sums by it
+            self.is_shared = False
+        return self.data
 
 
 class Packed:
@@ -160,7 +176,7 @@ class Module:
             raise TypeError(f"to: expected float32 or float64, got {dtype}; "
                             "for fewer bits use tinypeft.quantize")
         for p in self.parameters():
-            p.assign(p.data.astype(dtype))
+            p.assign(p.data.astype(dtype, copy=False))
             p.grad = None
         for _, module in self.named_modules():
             if "dtype" in vars(module):
@@ -307,6 +323,58 @@ def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
         else:
             setattr(root.get(above), name, module)
     return old
+
+
+def set_parameter(root: Module, name: str, p: Parameter) -> None:
+    """Put a Parameter in the place of the one called `name` under `root`."""
+    path, _, attribute = name.rpartition(".")
+    setattr(root.get(path), attribute, p)
+
+
+def copy_modules(value: Any, made: dict[int, Any],
+          parameter: Callable[[Parameter], Parameter] = lambda p: p) -> Any:
+    """Make the same modules once more, around the same arrays, with generators of their own.
+
+    made: id → what takes its place; it collects all that is made. parameter: makes the new
+    Parameters; by default they are the same."""
+    if isinstance(value, list):
+        return [copy_modules(item, made, parameter) for item in value]
+    if not isinstance(value, (Module, Parameter, np.random.Generator)):
+        return value
+    if id(value) not in made:
+        if isinstance(value, Module):
+            new = made[id(value)] = copy.copy(value)
+            vars(new).update({name: copy_modules(item, made, parameter)
+                              for name, item in vars(value).items()})
+        elif isinstance(value, Parameter):
+            made[id(value)] = parameter(value)
+        else:
+            made[id(value)] = copy.deepcopy(value)
+    return made[id(value)]
+
+
+def twin(module: Module) -> Module:
+    """Make the same modules once more, with frozen Parameters, around the same arrays. What is
+    written into either is not seen by the other."""
+    return copy_modules(module, {}, Parameter.twin)
+
+
+def are_twins(a: Module, b: Module) -> bool:
+    """Do both read the very same arrays? So does a twin until one of the two is written. A single
+    number, such as NF4's offset, is no array that they could share: it is compared."""
+    a, b = a.state_dict(), b.state_dict()
+    if a.keys() != b.keys():
+        return False
+    return all(array is b[name] or (array.ndim == 0 and array == b[name])
+               for name, array in a.items())
+
+
+def own_arrays(module: Module) -> None:
+    """Give every parameter and buffer of a twin an array that nothing else reads."""
+    for _, below, name, value in list(module._attributes((np.ndarray, Packed))):
+        setattr(below, name, copy.deepcopy(value))
+    for p in module.parameters():
+        p.writable()
 
 
 # -- layers --------------------------------------------------------------------------------------

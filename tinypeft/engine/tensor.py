@@ -237,6 +237,10 @@ class Tensor:
         self.data = array
         self.version += 1
 
+    def writable(self) -> Array:
+        """Return the data, to be written in place; `version` is to be raised then."""
+        return self.data
+
     def detach(self) -> Tensor:
         """Make a new leaf with the same data (shared, not copied) and no history."""
         return Tensor(self.data)

@@ -49,7 +49,6 @@ from ..peft import (
     PTuningV2,
     TrainableTokens,
 )
-from ..peft.attachment import bare
 from ..peft.folders import attach_with
 from ..peft.method import MethodError
 from ..peft.model import PeftModel
@@ -106,7 +105,7 @@ def save(tuned: PeftModel, folder: Path, named: bool = True) -> None:
     If another process replaces the tensors meanwhile, write again: a folder must not hold the
     tensors of one adapter and the configuration of another. OSError if that does not end."""
     config, tensors = content_of(tuned)
-    config["base_model_name_or_path"] = base_address(tuned.model) if named else None
+    config["base_model_name_or_path"] = base_address(tuned.frozen) if named else None
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     for _ in range(9):
         (folder / CONFIG).unlink(missing_ok=True)                # it must not describe new tensors
@@ -137,8 +136,7 @@ def hub_name(model: Decoder) -> str | None:
     so a model that was trained or merged has no name."""
     if (model.config.d_model, model.config.n_layers) != (576, 30):       # hashing takes a second
         return None
-    with bare(model) as base:
-        return HUB_NAME if fingerprint(base.state_dict()) in FINGERPRINTS else None
+    return HUB_NAME if fingerprint(model.state_dict()) in FINGERPRINTS else None
 
 
 def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -109,7 +109,7 @@ def is_ours(path: Path) -> bool:
 
 # -- the base --------------------------------------------------------------------------------------
 def base_of(model: PeftModel | Decoder) -> Decoder:
-    return model.model if isinstance(model, PeftModel) else model
+    return model.frozen if isinstance(model, PeftModel) else model
 
 
 def licence_of(model: PeftModel | Decoder) -> str | None:

@@ -22,10 +22,10 @@ from typing import Any
 from ..engine.nn import Dropout
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
-from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PTuning, TrainableTokens
+from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning, TrainableTokens
 from ..peft.ia3 import ScaledInput
 from ..peft.model import PeftModel
-from ..peft.starts import TAKEN_OFF
+from ..peft.switching import plain_twin
 from ..quant.model import coded_layers, dequantize
 from ..text.tasks import Classification, Task, save_task
 from ..training.options import TrainOptions
@@ -94,7 +94,7 @@ def check(tuned, task):
     if not isinstance(tuned, PeftModel):
         raise TypeError("export_training: expected what attach returns, got a "
                         f"{type(tuned).__name__}; attach(model, FullFineTuning()) trains all of it")
-    tuned.check_active()
+    tuned.check_parts_there()
     tuned.check_none_off("export_training")
     check_loss(task)
     if isinstance(task, Classification) != (tuned.head is not None):
@@ -105,7 +105,7 @@ def check(tuned, task):
     for hook in own_hooks(tuned):
         raise refuse(f"its class has a `{hook}` of its own, which the script does not know; train "
                      "it here")
-    if isinstance(method, LoRA) and method.init in (*TAKEN_OFF, "mica"):
+    if any(not p.requires_grad for part in tuned.parts.values() for p in part.added()):
         raise refuse("PEFT would train all factors of what it starts from, and some are frozen "
                      "here; train it here")
     if isinstance(method, DyLoRA):
@@ -180,7 +180,7 @@ def write_base(tuned: PeftModel, folder: Path) -> None:
         model.head = None
         to_huggingface(dequantize(model), folder)
     else:
-        with tuned.disabled() as base: to_huggingface(dequantize(base), folder)
+        to_huggingface(dequantize(plain_twin(tuned.frozen)), folder)
 
 
 def said(tuned, task):

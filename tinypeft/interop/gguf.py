@@ -14,7 +14,7 @@ import numpy as np
 
 from ..engine.nn import Embedding, LayerNorm, Linear, RMSNorm, replace_modules
 from ..files import naming
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, require_free
 from ..quant import QuantizedEmbedding, QuantizedLinear
 from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
@@ -41,16 +41,16 @@ def write_gguf(path: str | Path, model: Decoder, numbers: str | None = None) -> 
     with its tokenizer, completely or not at all; llama.cpp needs a tokenizer.
 
     numbers: the type of matrices that are no codes, "F32", "F16" or "BF16", which rounds them; by
-    default they are F32, or what they were in the file that they are from. Raises ValueError for a
-    method attached, a head, layers quantized otherwise, a weight that overflows float16, a
-    tokenizer that GGUF does not know, or a function that llama.cpp lacks."""
+    default they are F32, or what they were in the file that they are from. Raises ValueError for
+    the model inside a PeftModel, a head, layers quantized otherwise, a weight that overflows
+    float16, a tokenizer that GGUF does not know, or a function that llama.cpp lacks."""
     if numbers not in (None, *NUMBER_TYPES):
         raise ValueError(f"write_gguf: numbers must be {' or '.join(map(repr, NUMBER_TYPES))}, got "
                          f"{numbers!r}; quantize by tinypeft.GGUF for codes")
-    if model.attached is not None or model.head is not None:
-        added = model.attached or "a classification head"
-        raise ValueError(f"write_gguf: expected a {type(model).__name__} alone, it has {added}; "
-                         "merge or detach the method, set model.head = None")
+    require_free(model, "write_gguf")
+    if model.head is not None:
+        raise ValueError(f"write_gguf: expected a {type(model).__name__} alone, it has a "
+                         "classification head; set model.head = None")
     with naming("write_gguf"):
         architecture_of(model).check(model.config)
         tensors = _tensors(model, numbers)

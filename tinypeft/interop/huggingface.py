@@ -17,7 +17,7 @@ from ..common.wording import brief
 from ..engine.nn import Dropout, LayerNorm, Linear, Parameter, RMSNorm
 from ..files import naming, write_atomically
 from ..files.safetensors import write_safetensors
-from ..models.decoder import Block, Decoder
+from ..models.decoder import Block, Decoder, require_free
 from .bpe import read_tokenizer, write_tokenizer
 from .families import FAMILIES, Family, family_of
 from .families.family import Layout
@@ -124,6 +124,7 @@ def _floats(tensors, name):
 
 def to_huggingface(model: Decoder, folder: str | Path) -> None:
     """Write a model, with its tokenizer; see `save_model`, which calls this."""
+    require_free(model, "save_model")
     family, config, folder = family_of(model), model.config, Path(folder)
     layout, parameters = family.layout(config), dict(model.named_parameters())
     classifier = _classifier(model)
@@ -131,10 +132,9 @@ def to_huggingface(model: Decoder, folder: str | Path) -> None:
     odd = parameters.keys() ^ {name for ours, _ in layout.values() for name in ours}
     odd |= {path for path, m in model.named_modules() if path.startswith("blocks")
             and not isinstance(m, (Block, *family.parts, Linear, LayerNorm, RMSNorm, Dropout))}
-    if odd or model.attached is not None:
-        got, kind = model.attached or f"one with {sorted(odd)[:3]}", type(model).__name__
-        raise ValueError(f"save_model: expected a plain {kind}, got {got}; merge or detach the "
-                         "method, or use a model that is not quantized: dequantize(model)")
+    if odd:
+        raise ValueError(f"save_model: expected a plain {type(model).__name__}, got one with "
+                         f"{sorted(odd)[:3]}; for a quantized model, give dequantize(model)")
     arrays = arrays_of(family, layout, parameters)
     content = {**family.write(config), **_ends(model.tokenizer),
                "dtype": str(model.dtype)}

@@ -6,7 +6,8 @@
     rotary.py      their positions: rotary embeddings, also stretched to longer texts
     gemma.py       Gemma 3
     plain.py       generation as one reads it
-    generation.py  the same, with a cache of keys and values, of tokens or of text
+    generation.py  the same, fast, and for prompts of unequal lengths
+    cache.py       the keys and values that attention has seen
     in_words.py    a model's verbs for text: generate, stream, chat, classify
     assembly.py    a model of given arrays
     targets.py     the one rule by which names choose layers
@@ -20,9 +21,11 @@ from ..common.lazy import lazily
 
 lazily(__name__)
 if TYPE_CHECKING:
+    from .cache import KVCache
     from .decoder import Decoder, attend
     from .gemma import Gemma, GemmaConfig
-    from .generation import KVCache, generate, sample, stream
+    from .generation import sample
     from .gpt import GPT, GPTConfig
+    from .in_words import generate, stream
     from .llama import Llama, LlamaConfig
     from .targets import TargetError, match_targets

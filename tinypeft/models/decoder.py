@@ -9,6 +9,8 @@ vectors that enter before the first token or between tokens, and `prefix=` takes
 that each layer's attention sees before its own. The generation cache is a prefix that grows.
 `hook=` takes a function that changes the states behind each block.
 """
+import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -20,7 +22,7 @@ from ..engine.nn import Embedding, Linear, Module
 from ..engine.recompute import run_block
 from ..engine.tensor import GraphError, Tensor, concatenate
 from .assembly import assembled, unfilled
-from .generation import KVCache, LayerCache
+from .cache import KVCache, LayerCache
 from .in_words import InWords
 
 __all__ = ["SHIPPED", "Block", "Decoder", "Hook", "LayerPrefix", "Prefix", "attend", "heads",
@@ -29,6 +31,7 @@ __all__ = ["SHIPPED", "Block", "Decoder", "Hook", "LayerPrefix", "Prefix", "atte
 LayerPrefix = tuple[Tensor, Tensor]                      # keys and values of virtual tokens
 Prefix = list[LayerPrefix]
 Hook = Callable[[int, Tensor, Array], Tensor]            # block, states, places of the tokens
+TUNINGS = weakref.WeakKeyDictionary()                    # base → the PeftModels made of it
 SHIPPED = "the shipped base"                             # the `source` of that model
 
 
@@ -55,7 +58,7 @@ class Decoder(InWords, Module):
     Config: ClassVar[type]
     source: str | None = None                            # what it was loaded by: "smollm2", a path
     origin: Any = None                                   # what else its GGUF file said
-    attachment: Any = None                               # what `peft.attach` changed here
+    attached: Any = None                                 # inside a PeftModel: the methods on it
     blocks: list[Module]
     final_norm: Module
     lm_head: Linear | None = None                        # None: tied to the token embedding
@@ -83,11 +86,6 @@ class Decoder(InWords, Module):
         Raises KeyError for names missing or unknown, ValueError for shapes that do not fit
         `config`, and for arrays that are not all float32, or all float64."""
         return assembled(cls, config, arrays, layers or {})
-
-    @property
-    def attached(self) -> Any:
-        """Return the method on this model, or None."""
-        return self.attachment and self.attachment.method
 
     @property
     def dtype(self) -> np.dtype:
@@ -210,6 +208,12 @@ class Decoder(InWords, Module):
                 raise ValueError(f"{who}: the prefix of layer {i} must have shapes {shape} or "
                                  f"{(B, *shape)}, got {k.shape} and {v.shape}")
 
+    def before_training(self, task: Any) -> None:
+        """Say that a PeftModel made of this model does not learn with it."""
+        if TUNINGS.get(self):
+            warnings.warn("train: this model is the base of a PeftModel, which computes with the "
+                          "base as it was; train(tuned, …) trains the methods", stacklevel=4)
+
     def describe(self) -> str:
         return f"({self.n_parameters():,} parameters)"
 
@@ -220,15 +224,15 @@ def residual_std(config: Any) -> float:
 
 
 def require_free(model: Any, verb: str) -> None:
-    """Raise ValueError if a method is on `model`, or returns to it, because `verb` would change the
-    model below it. Raise TypeError for anything but a `Decoder`."""
-    base = getattr(model, "model", model)                # of a PeftModel
-    mark = getattr(base, "attachment", None)
-    if mark is not None:
-        raise mark.error(f"{verb}: {mark.reason}")
+    """Raise ValueError for a model inside a PeftModel, TypeError for anything but a `Decoder`."""
     if not isinstance(model, Decoder):
-        raise TypeError(f"{verb}: expected a language model, got {type(model).__name__}; the model "
-                        "comes first")
+        first = "the model comes first"
+        hint = "its base is what detach() returns" if hasattr(model, "parts") else first
+        raise TypeError(f"{verb}: expected a language model, got {type(model).__name__}; {hint}")
+    if model.attached is not None:
+        inside = f"with {model.attached} attached" if model.attached else "as it was at attach"
+        raise ValueError(f"{verb}: this is the model inside a PeftModel, {inside}; give the base, "
+                         "which detach() returns, or the model that merge() makes")
 
 
 def heads(x: Tensor, n: int) -> Tensor:

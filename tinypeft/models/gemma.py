@@ -27,8 +27,8 @@ from ..common.hyper import real, whole
 from ..engine import functional as F
 from ..engine.nn import RMSNorm
 from ..engine.tensor import Tensor
+from .cache import LayerCache
 from .decoder import Block, Decoder, LayerPrefix
-from .generation import LayerCache
 from .llama import MLP, Attention, Grouped
 from .rotary import Rotary
 

@@ -17,8 +17,8 @@ from ..common.hyper import Checked, real, whole
 from ..engine import functional as F
 from ..engine.nn import Dropout, Embedding, LayerNorm, Linear, Module
 from ..engine.tensor import Tensor
+from .cache import LayerCache
 from .decoder import Block, Decoder, LayerPrefix, attend, heads, residual_std
-from .generation import LayerCache
 
 __all__ = ["GPT", "GPTConfig"]
 

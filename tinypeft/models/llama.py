@@ -26,8 +26,8 @@ from ..common.hyper import Checked, flag, one_of, real, whole
 from ..engine import functional as F
 from ..engine.nn import Linear, Module, RMSNorm
 from ..engine.tensor import Tensor
+from .cache import LayerCache
 from .decoder import Block, Decoder, LayerPrefix, attend, heads, past_length, residual_std
-from .generation import LayerCache
 from .rotary import KINDS, Rotary, angles
 
 __all__ = ["Llama", "LlamaConfig"]

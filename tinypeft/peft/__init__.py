@@ -1,21 +1,16 @@
 """Parameter-efficient fine-tuning: one file per method, and `attach`, which puts one on a model.
 
-    the protocol   method.py   model.py (attach, PeftModel)   part.py   attachment.py
+    the protocol   method.py   model.py (attach, PeftModel)   part.py
                    switching.py   merge.py   summary.py   plain.py : read it before fast code
     in folders     folders.py (save, load_adapter)   formats.py   metered.py
-    the methods    methods.py : METHODS, name → class, and what each of them changes
-    weights        full.py   changed.py   lora.py   adalora.py   dylora.py   dora.py   hadamard.py
-                   low_rank.py   starts.py (where A and B begin)   start_data.py
-                   vera.py   randlora.py   fourierft.py   c3a.py   miss.py   shira.py   oft.py
-    activations    adapter.py   parallel.py   ia3.py   loreft.py (orthonormal.py)
-    the embedding  trainable_tokens.py : some of its rows
-    virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
+    the methods    methods.py : METHODS, name → class, by what each of them changes; their files
+    of weights     changed.py   low_rank.py   starts.py (where A and B begin)   start_data.py
+    of others      orthonormal.py (LoReFT)   lstm.py (P-tuning)   virtual.py (virtual tokens)
     several        combine.py   mixed.py (adapters)   rank_search.py (ranks)
                    to_low_rank.py (any change of weights as a LoRA)
     a small table  probe.py (fit_probe): a head is solved, and methods may start there
 PEQA is also a scheme, and is in `quant/peqa.py`.
 """
-from .attachment import detach
 from .combine import combine
 from .folders import KNOWN, load_adapter
 from .method import Method, MethodError, Wrapper

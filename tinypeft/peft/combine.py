@@ -28,10 +28,9 @@ dare_ties. As PEFT does, this file trims each matrix by itself, where the paper 
 an adapter together; it elects by numbers without their wᵢ. PEFT puts the singular values into B;
 here B and A have their roots, so that both have gradients of one size.
 """
-import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,20 +38,20 @@ import numpy as np
 
 from ..common.hints import Array, Rng, Seed
 from ..common.hyper import Checked, flag, one_of, real, whole
-from ..engine.nn import Linear
+from ..engine.nn import Linear, are_twins
 from ..files import fingerprint
-from ..models.decoder import Decoder, require_free
+from ..models.decoder import Decoder
 from ..models.targets import names_for
 from ..text.tasks.saved import common_task
-from .attachment import bare
 from .dylora import scale_of
 from .folders import attach_with, fingerprints, load_adapter
 from .lora import LoRA
 from .low_rank import LowRankLinear, halves, thin_svd
 from .method import Method, MethodError
 from .model import PeftModel
+from .switching import plain_twin
 
-__all__ = ["Combination", "combine", "free_base", "with_pairs"]
+__all__ = ["Combination", "combine", "with_pairs"]
 
 Adapter = PeftModel | str | Path
 Pairs = Mapping[str, tuple[Array, Array]]
@@ -66,7 +65,7 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
 
     adapters: PeftModel, or folder of a saved adapter → its number w, which may be negative. All are
     low-rank (LoRA, AdaLoRA, DyLoRA, MiSS), of one base, and have no part that is off; ranks and
-    targets may differ. An adapter that is on the base is detached, and each stays as it is. how,
+    targets may differ. Each stays as it is. how,
     density, sign, factors: see the module; density lies in (0, 1], and is the paper's 0.2 for
     "ties" if it is not given. rank: of the nearest matrix; by default the largest that an adapter
     has in the layer. head: the adapter whose classification head is kept, because heads are not
@@ -79,18 +78,17 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
     recipe = Combination(how, rank, density, sign, factors)
     w = numbers(adapters)
     rng = np.random.default_rng(rng)
-    with free_base("combine", adapters, model) as base:
-        opened = {adapter: on_base(adapter, base) for adapter in adapters}
-        for tuned in opened.values():
-            check_low_rank(tuned)
-        classifier = head_of(opened, head)
-        pairs = combined(base, list(opened.values()), w, recipe, rng)
-        result = with_pairs(base, pairs, classifier)
+    base = base_of(adapters, model)
+    opened = {adapter: on_base(adapter, base) for adapter in adapters}
+    for tuned in opened.values():
+        check_low_rank(tuned)
+    pairs = combined(as_it_was(base), list(opened.values()), w, recipe, rng)
+    result = with_pairs(base, pairs, head_of(opened, head))
     result.task = task_of(opened, head)
     return result
 
 
-def with_pairs(base: Decoder, pairs: Pairs, classifier: Linear | None,
+def with_pairs(base: Decoder | PeftModel, pairs: Pairs, classifier: Linear | None,
                beside: Mapping[str, Method] | None = None,
                weights: Mapping[str, Array] | None = None) -> PeftModel:
     """Attach a LoRA with s = 1 and these matrices, path → (B, A), and a copy of `classifier`.
@@ -112,59 +110,47 @@ def with_pairs(base: Decoder, pairs: Pairs, classifier: Linear | None,
 
 
 # -- the adapters --------------------------------------------------------------------------------
-@contextlib.contextmanager
-def free_base(verb: str, adapters: Iterable[Adapter], model: Decoder | None) -> Iterator[Decoder]:
-    """Take several adapters off their base and give it to the block; after an error put them back.
-    """
+def base_of(adapters: Iterable[Adapter], model: Decoder | None) -> Decoder | PeftModel:
+    """Return what several adapters are on: `model`, or the first PeftModel, for its base."""
     for adapter in adapters:
         if not isinstance(adapter, (PeftModel, str, Path)):
-            raise TypeError(f"{verb}: expected PeftModels or folders, got a "
+            raise TypeError("combine: expected PeftModels or folders, got a "
                             f"{type(adapter).__name__}")
     tuned = [adapter for adapter in adapters if isinstance(adapter, PeftModel)]
-    base = model or (tuned[0].model if tuned else None)
-    if not isinstance(base, Decoder):
-        raise MethodError(f"{verb}: model= must be the base of the adapters in folders, got "
+    base = model or (tuned[0] if tuned else None)
+    if not isinstance(base, (Decoder, PeftModel)):
+        raise MethodError("combine: model= must be the base of the adapters in folders, got "
                           f"{type(base).__name__}")
-    active = next((t for t in tuned if t.active and t.model is base), None)
-    if active is not None:
-        active.detach()
-    try:
-        require_free(base, verb)
-        yield base
-    except BaseException:
-        if active is not None:
-            active.reattach()
-        raise
+    return base
 
 
-def on_base(adapter, base):
-    """Return a PeftModel that learned on a base equal to `base`. A folder's is loaded and detached.
-    """
+def as_it_was(base: Decoder | PeftModel) -> Decoder:
+    """Return the base, of a PeftModel as it was at `attach`."""
+    return base.frozen if isinstance(base, PeftModel) else base
+
+
+def on_base(adapter: Adapter, base: Decoder | PeftModel) -> PeftModel:
+    """Return a PeftModel that learned on a base equal to `base`. A folder's is loaded."""
+    base = as_it_was(base)
     if not isinstance(adapter, PeftModel):
         return loaded(adapter, base)
-    if adapter.model is base:
-        adapter.check_base("combine")
-        return adapter
-    with bare(adapter.model):
-        theirs = fingerprint(adapter.model.state_dict())
-    if theirs not in fingerprints(base):
+    is_same = are_twins(adapter.frozen, base)
+    if not is_same and fingerprint(adapter.frozen.state_dict()) not in fingerprints(base):
         raise MethodError(f"combine: {adapter.method} is on a base with other weights, which its "
                           "numbers do not fit")
     return adapter
 
 
 def loaded(folder, base):
-    """Load the adapter in a folder, and detach it; MethodError if it learned on another base."""
+    """Load the adapter in a folder; MethodError if it learned on another base."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*the base's weights differ")
         try:
-            tuned = load_adapter(base, folder)
+            return load_adapter(plain_twin(base), folder)
         except UserWarning:
             raise MethodError(f"combine: {folder} learned on a base with other weights. If it fits "
                               "this one all the same, merge one adapter after the other, or in "
                               "Python combine what load_adapter(model, folder) returns") from None
-    tuned.detach()
-    return tuned
 
 
 def numbers(adapters):
@@ -182,6 +168,7 @@ def numbers(adapters):
 
 def check_low_rank(tuned):
     """Raise MethodError unless all that was learned is low-rank changes of layers, or a head."""
+    tuned.check_parts_there()
     tuned.check_none_off("combine")
     if tuned.trained:
         raise MethodError(f"combine: {tuned.method} trains parameters of the base, such as "

@@ -36,9 +36,9 @@ import numpy as np
 from ..common.hints import Array, Rng
 from ..common.hyper import one_of
 from ..engine import functional as F
+from ..engine.memo import kept
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor
-from ..models.generation import kept
 from .changed import ChangedLinear
 from .lora import LoRA, check_rank
 

@@ -27,6 +27,8 @@ count ranks from 0, this file from 1. Some draw a b for each layer, or also in e
 in the paper, all layers share it, and evaluation uses the rank last set by `set_rank`, at first R.
 Merging makes the rank final.
 """
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,82 +38,12 @@ from ..common.hyper import flag, layer_names, one_of, real, whole
 from ..engine import functional as F
 from ..engine.nn import Module, kaiming_uniform
 from ..engine.tensor import Tensor, where
-from ..models.decoder import Decoder
-from ..models.targets import match_targets
 from .lora import LoRALinear, LowRankLinear
-from .method import Layers, Method, MethodError, Wrapper
+from .method import Layers, Method, MethodError
 
 __all__ = ["DyLoRA", "DyLoRALinear", "scale_of"]
 
 ALL = np.ones((1, 1), bool)                      # the mask between steps
-
-
-@dataclass(frozen=True)
-class DyLoRA(Method):
-    """Train a LoRA at every rank from rank_min to rank R, in steps of block_size.
-
-    distribution: of b; "geometric" prefers small ranks, the more the larger p is. frozen: train
-    only the last block of the b rows. rescale: the factor is α/b, else α/R.
-    """
-    rank: int = whole(8, least=1, also=("r", "r_max"))
-    alpha: float = real(16.0, above=0, also=("lora_alpha",))
-    rank_min: int = whole(1, least=1, also=("r_min",))
-    distribution: str = one_of("uniform", "geometric")
-    p: float = real(0.15, above=0, below=1)
-    frozen: bool = flag(False)
-    block_size: int = whole(1, least=1)
-    rescale: bool = flag(True)
-    dropout: float = real(0.0, least=0, below=1, also=("lora_dropout",))
-    targets: Targets = layer_names(("query", "value"))
-    learning_rate = 1e-2
-    shown = ("rank",)
-
-    def check(self) -> None:
-        if self.rank % self.block_size:
-            raise MethodError(f"{self}: block_size does not divide rank {self.rank}")
-        if self.rank_min > self.rank:
-            raise MethodError(f"DyLoRA: rank_min {self.rank_min} exceeds rank {self.rank}")
-
-    @property
-    def ranks(self) -> list[int]:
-        """List the ranks b that are trained."""
-        n = self.block_size
-        return [b for b in range(n, self.rank + 1, n) if b >= self.rank_min]
-
-    def probabilities(self) -> Array:
-        """Compute p_B over `ranks`; the sum is 1."""
-        ratio = 1 - self.p if self.distribution == "geometric" else 1.0
-        p = ratio ** np.arange(len(self.ranks))
-        return p / p.sum()
-
-    def first_trained(self, b: int) -> int:
-        """Find the first row of A that a step at rank b trains. The smallest rank trains all of its
-        rows, because no other step would train them."""
-        if self.frozen and b > self.ranks[0]:
-            return b - self.block_size
-        return 0
-
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        layers = match_targets(model, self.targets)
-        return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
-
-    def before_step(self, layers: Layers, step: int, total: int, rng: Rng) -> None:
-        b = int(rng.choice(self.ranks, p=self.probabilities()))
-        for layer in layers.values():
-            layer.start_step(b)
-
-    def after_step(self, layers: Layers, step: int, total: int) -> None:
-        self.end_training(layers)
-
-    def end_training(self, layers: Layers) -> None:
-        for layer in layers.values():
-            layer.end_step()
-
-    def set_rank(self, layers: Layers, rank: int) -> None:
-        if rank not in self.ranks:
-            raise MethodError(f"set_rank: {self} learns at ranks {self.ranks}, not at {rank!r}")
-        for layer in layers.values():
-            layer.b = np.array(int(rank))
 
 
 class DyLoRALinear(LoRALinear):
@@ -172,6 +104,71 @@ class DyLoRALinear(LoRALinear):
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, rank {self.rank} of {self.method.rank})"
+
+
+@dataclass(frozen=True)
+class DyLoRA(Method):
+    """Train a LoRA at every rank from rank_min to rank R, in steps of block_size.
+
+    distribution: of b; "geometric" prefers small ranks, the more the larger p is. frozen: train
+    only the last block of the b rows. rescale: the factor is α/b, else α/R.
+    """
+    rank: int = whole(8, least=1, also=("r", "r_max"))
+    alpha: float = real(16.0, above=0, also=("lora_alpha",))
+    rank_min: int = whole(1, least=1, also=("r_min",))
+    distribution: str = one_of("uniform", "geometric")
+    p: float = real(0.15, above=0, below=1)
+    frozen: bool = flag(False)
+    block_size: int = whole(1, least=1)
+    rescale: bool = flag(True)
+    dropout: float = real(0.0, least=0, below=1, also=("lora_dropout",))
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate = 1e-2
+    shown = ("rank",)
+    wrapper = DyLoRALinear
+
+    def check(self) -> None:
+        if self.rank % self.block_size:
+            raise MethodError(f"{self}: block_size does not divide rank {self.rank}")
+        if self.rank_min > self.rank:
+            raise MethodError(f"DyLoRA: rank_min {self.rank_min} exceeds rank {self.rank}")
+
+    @property
+    def ranks(self) -> list[int]:
+        """List the ranks b that are trained."""
+        n = self.block_size
+        return [b for b in range(n, self.rank + 1, n) if b >= self.rank_min]
+
+    def probabilities(self) -> Array:
+        """Compute p_B over `ranks`; the sum is 1."""
+        ratio = 1 - self.p if self.distribution == "geometric" else 1.0
+        p = ratio ** np.arange(len(self.ranks))
+        return p / p.sum()
+
+    def first_trained(self, b: int) -> int:
+        """Find the first row of A that a step at rank b trains. The smallest rank trains all of its
+        rows, because no other step would train them."""
+        if self.frozen and b > self.ranks[0]:
+            return b - self.block_size
+        return 0
+
+    def before_step(self, layers: Layers, step: int, total: int, rng: Rng) -> None:
+        b = int(rng.choice(self.ranks, p=self.probabilities()))
+        for layer in layers.values():
+            layer.start_step(b)
+
+    def after_step(self, layers: Layers, step: int, total: int) -> None:
+        self.end_training(layers)
+
+    def end_training(self, layers: Layers) -> None:
+        for layer in layers.values():
+            layer.end_step()
+
+    def set_rank(self, layers: Layers, rank: int) -> None:
+        if rank not in self.ranks:
+            raise MethodError(f"set_rank: {self} learns at ranks {self.ranks}, not at {rank!r}")
+        for layer in layers.values():
+            layer.b = np.array(int(rank))
 
 
 def scale_of(layer: LowRankLinear) -> float:

@@ -20,7 +20,6 @@ from ..common.wording import brief, shortened
 from ..files import check_fields, fingerprint, load_arrays, made, naming, save_arrays
 from ..models.decoder import SHIPPED, Decoder, require_free
 from ..text.tasks.saved import load_task
-from .attachment import bare
 from .formats import FORMATS, format_called
 from .method import Method, MethodError
 from .model import PeftModel, attach_parts
@@ -66,18 +65,12 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     return tuned
 
 
-def attach_with(model: Decoder, methods: Mapping[str, Method], state: Mapping[str, Array],
-                strict: bool = True, head: int | None = None, head_bias: bool = True, rng: Seed = 0,
-                off: Sequence[str] = ()) -> PeftModel:
-    """Attach methods, of which the parts named in `off` are off, and load `state`. The model stays
-    as it was if that fails."""
+def attach_with(model: Decoder | PeftModel, methods: Mapping[str, Method],
+                state: Mapping[str, Array], strict: bool = True, head: int | None = None,
+                head_bias: bool = True, rng: Seed = 0, off: Sequence[str] = ()) -> PeftModel:
+    """Attach methods, of which the parts named in `off` are off, and load `state`."""
     tuned = attach_parts(model, named([methods]), rng, head, head_bias, off)
-    try:
-        tuned.load_state_dict(state, strict)
-        return tuned
-    except BaseException:
-        tuned.detach()
-        raise
+    return tuned.load_state_dict(state, strict)
 
 
 # -- our own format: writing -----------------------------------------------------------------------
@@ -86,19 +79,18 @@ def check(tuned: PeftModel) -> None:
 
 
 def save(tuned: PeftModel, folder: Path) -> None:
-    """Write `tuned`, attached or not, to adapter.safetensors in `folder`."""
-    with bare(tuned.model):
-        base = fingerprint(tuned.model.state_dict())
+    """Write `tuned`, on or off, to adapter.safetensors in `folder`."""
+    base = fingerprint(tuned.frozen.state_dict())
     head = tuned.head
     description = {
         "format": 1,
         "parts": {name: entry_of(part.method.fold(part.virtual)[0])
                   for name, part in tuned.parts.items()},
         "off": tuned.off,
-        "family": type(tuned.model).__name__,
+        "family": type(tuned.frozen).__name__,
         "config": asdict(tuned.config),
         "base": base,
-        "base_name": tuned.model.source,
+        "base_name": tuned.frozen.source,
         "head": head and head.d_out,
         "head_bias": head is not None and head.bias is not None}
     path = folder / FORMATS["tinypeft"].file

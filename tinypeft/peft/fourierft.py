@@ -37,33 +37,10 @@ from ..common.hints import Array, Rng, Targets
 from ..common.hyper import layer_names, real, whole
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor
-from ..models.decoder import Decoder
-from ..models.targets import match_targets
 from .changed import ChangedLinear
-from .method import Method, MethodError, Wrapper
+from .method import Method, MethodError
 
 __all__ = ["FourierFT", "FourierLinear", "draw", "inverse_transform"]
-
-
-@dataclass(frozen=True)
-class FourierFT(Method):
-    """Train a few entries of the spectrum of a change of the layers named in `targets`.
-
-    frequencies: n. std: of the entries at the start; at 0 the model starts as its base. seed: it
-    decides which entries are trained; a part of the method, it is saved. `attach(…, rng=)` draws
-    their start.
-    """
-    frequencies: int = whole(1000, least=1, also=("n_frequency",))
-    alpha: float = real(150.0, above=0, also=("scaling",))
-    std: float = real(0.0, least=0, also=("init_weights",))
-    seed: int = whole(777, most=2**32 - 1, also=("random_loc_seed",))
-    targets: Targets = layer_names(("query", "value"))
-    learning_rate = 3e-2
-    shown = ("frequencies",)
-
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        layers = match_targets(model, self.targets)
-        return {path: FourierLinear(layer, self, rng) for path, layer in layers}
 
 
 class FourierLinear(ChangedLinear):
@@ -94,6 +71,23 @@ class FourierLinear(ChangedLinear):
         if not inside or different < n:
             raise ValueError(f"E must hold {n} different places in a {self.d_out} × {self.d_in} "
                              "matrix")
+
+
+@dataclass(frozen=True)
+class FourierFT(Method):
+    """Train a few entries of the spectrum of a change of the layers named in `targets`.
+
+    frequencies: n. std: of the entries at the start; at 0 the model starts as its base. seed: it
+    decides which entries are trained.
+    """
+    frequencies: int = whole(1000, least=1, also=("n_frequency",))
+    alpha: float = real(150.0, above=0, also=("scaling",))
+    std: float = real(0.0, least=0, also=("init_weights",))
+    seed: int = whole(777, most=2**32 - 1, also=("random_loc_seed",))
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate = 3e-2
+    shown = ("frequencies",)
+    wrapper = FourierLinear
 
 
 def inverse_transform(c: Tensor, E: Array, shape: tuple[int, int]) -> Tensor:

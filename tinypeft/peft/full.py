@@ -1,9 +1,9 @@
 """Full fine-tuning trains every parameter of the base. All other methods are measured against it.
 
-It obeys the same protocol: the base keeps its arrays, training works on copies, and `detach` puts
-the originals back. `targets` select a part: `FullFineTuning(targets=("bias",))` is BitFit (Ben
-Zaken et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-norm tuning. A Llama
-has no biases, so BitFit is not possible there, but it has norms.
+It obeys the same protocol: the base keeps its arrays, and training works on copies. `targets`
+select a part: `FullFineTuning(targets=("bias",))` is BitFit (Ben Zaken et al., arXiv 2106.10199),
+`("norm1", "norm2", "final_norm")` is layer-norm tuning. A Llama has no biases, so BitFit is not
+possible there, but it has norms.
 
     θ = θ₀ + Δθ          Δθ has as many numbers as the part of θ₀ that is trained
 """

@@ -28,8 +28,9 @@ store LoKr's B A as one matrix, and LyCORIS then takes s = 1; here it stays a pr
 r = 8 on the shipped base, whose B A is 16 × 16.) HiRA's paper takes r = 32; here all three start
 from r = 8, as LoRA does.
 """
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -37,11 +38,9 @@ from ..common.hints import Rng, Targets
 from ..common.hyper import layer_names, real, whole
 from ..engine.nn import Module, Parameter, kaiming_uniform
 from ..engine.tensor import Tensor
-from ..models.decoder import Decoder
-from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .lora import check_rank
-from .method import Method, Wrapper
+from .method import Method
 
 __all__ = ["HiRA", "HiRALinear", "LoHa", "LoHaLinear", "LoKr", "LoKrLinear"]
 
@@ -54,24 +53,17 @@ class ScaledProduct(Method):
     targets: Targets = layer_names(("query", "value"))
     learning_rate = 1e-2
     shown = ("rank",)
-    layer: ClassVar[type[ChangedLinear]]
-
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        s = self.alpha / self.rank
-        wrappers = {}
-        for path, base in match_targets(model, self.targets):
-            wrappers[path] = self.layer(base, self.rank, s, rng)
-        return wrappers
 
 
 class LoHaLinear(ChangedLinear):
     """y = (W₀ + s (B₁ A₁) ⊙ (B₂ A₂)) x + b."""
 
-    def __init__(self, base: Module, r: int, scale: float, rng: Rng):
+    def __init__(self, base: Module, method: ScaledProduct, rng: Rng):
+        r = method.rank
         check_rank(r, base)
         super().__init__(base, 0.0, rng)
         d_out, d_in = base.d_out, base.d_in
-        self.scale = scale
+        self.scale = method.alpha / r
         self.B1 = drawn((d_out, r), rng)
         self.A1 = drawn((r, d_in), rng)
         self.B2 = drawn((d_out, r), rng)
@@ -86,17 +78,18 @@ class LoHaLinear(ChangedLinear):
 @dataclass(frozen=True)
 class LoHa(ScaledProduct):
     """Train a change s (B₁ A₁) ⊙ (B₂ A₂) of the layers named in `targets`."""
-    layer = LoHaLinear
+    wrapper = LoHaLinear
 
 
 class LoKrLinear(ChangedLinear):
     """y = (W₀ + s C ⊗ (B A)) x + b."""
 
-    def __init__(self, base: Module, r: int, scale: float, rng: Rng):
+    def __init__(self, base: Module, method: ScaledProduct, rng: Rng):
+        r = method.rank
         check_rank(r, base)
         super().__init__(base, 0.0, rng)
         u, v = divisor(base.d_out), divisor(base.d_in)
-        self.scale = scale
+        self.scale = method.alpha / r
         self.C = zeros((u, v))
         self.B = drawn((base.d_out // u, r), rng)
         self.A = drawn((r, base.d_in // v), rng)
@@ -109,7 +102,7 @@ class LoKrLinear(ChangedLinear):
 @dataclass(frozen=True)
 class LoKr(ScaledProduct):
     """Train a change s C ⊗ (B A) of the layers named in `targets`."""
-    layer = LoKrLinear
+    wrapper = LoKrLinear
 
 
 def divisor(d):
@@ -129,9 +122,10 @@ class HiRALinear(ChangedLinear):
     """y = (W₀ + W₀ ⊙ B A) x + b."""
     innermost = True                                              # it reads W₀
 
-    def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
+    def __init__(self, base: Module, method: HiRA, rng: Rng):
+        r = method.rank
         check_rank(r, base)
-        super().__init__(base, dropout, rng)
+        super().__init__(base, method.dropout, rng)
         self.A = drawn((r, base.d_in), rng)
         self.B = zeros((base.d_out, r))
 
@@ -148,12 +142,7 @@ class HiRA(Method):
     targets: Targets = layer_names(("query", "value"))
     learning_rate = 1e-2
     shown = ("rank",)
-
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        wrappers = {}
-        for path, base in match_targets(model, self.targets):
-            wrappers[path] = HiRALinear(base, self.rank, self.dropout, rng)
-        return wrappers
+    wrapper = HiRALinear
 
 
 def drawn(shape, rng):

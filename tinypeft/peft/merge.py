@@ -9,22 +9,23 @@ import math
 from collections.abc import Sequence
 
 from ..common.signals import HeldSignals
+from ..engine.nn import are_twins, own_arrays, replace_modules, set_parameter, twin
 from ..models.decoder import Decoder
 from .method import MethodError
-from .part import joined, picked
-from .switching import Switched
+from .part import picked
+from .switching import Switched, frozen_twin, hold
 
 __all__ = ["fold", "merge", "ranks", "set_rank"]
 
 
 def merge(tuned: Switched, names: Sequence[str], activations: str,
           in_place: bool) -> Switched | Decoder:
-    """Merge parts, all that are on or those in `names`, into a copy of the model or in place.
+    """Merge parts, all that are on or those in `names`, into a copy of the base or in place.
 
     Return a PeftModel if parts stay, else the plain model. The parts that are not in `names` stay,
     and in place those that are off.
     """
-    tuned.check_active()
+    tuned.check_parts_there()
     if activations not in ("kept", "exact"):
         raise MethodError(f"merge: activations must be 'kept' or 'exact', got {activations!r}")
     parts = picked(tuned.parts, names or [n for n, part in tuned.parts.items() if part.on])
@@ -32,25 +33,74 @@ def merge(tuned: Switched, names: Sequence[str], activations: str,
     if names or in_place:
         staying = {name: part for name, part in tuned.parts.items() if name not in parts}
     check_mergeable(tuned, parts, staying, activations)
-    if not in_place:
-        base = tuned.attachment.base
-        unused = [base[name] for part in parts.values() for name in part.trained]
-        tuned = copy.deepcopy(tuned, {id(array): array for array in unused})   # these not
-    return merge_in_place(tuned, list(parts), list(staying))
+    if in_place:
+        return merge_in_place(tuned, parts, staying)
+    model = twin(tuned.frozen)
+    staying = {name: part.copied() for name, part in staying.items()}
+    parts = {name: copy.copy(part) for name, part in parts.items()}
+    for _ in merging([model], parts, staying):
+        pass
+    if staying:
+        after = copy.copy(tuned)
+        vars(after).update(base=owned(model), frozen=frozen_twin(model),
+                           head=copy.deepcopy(tuned.head), rng=copy.deepcopy(tuned.rng))
+        hold({after: after.record(staying, "merge")})
+        after.enlist()
+        return after
+    model.head = copy.deepcopy(tuned.head) or model.head
+    return owned(model)
+
+
+def merge_in_place(tuned, parts, staying):
+    """Merge into the base itself, and into its twin, layer by layer. A Ctrl-C acts when a layer is
+    done; the parts then stay on the other layers."""
+    base, frozen = tuned.base, tuned.frozen
+    if not are_twins(base, frozen):                      # it was changed: become what it was
+        vars(base).update(vars(twin(frozen)), attached=None)
+    tuned.model = frozen                                 # the twin would keep the old weights
+    try:
+        with HeldSignals() as signals:
+            for _ in merging([base, frozen], parts, staying):
+                signals.deliver()
+    finally:
+        rest = {name: part for name, part in tuned.parts.items()
+                if name in staying or part.wrappers or part.trained}
+        if rest:
+            hold({tuned: tuned.record(rest, "merge")})
+    if rest:
+        return tuned
+    base.head = tuned.head or base.head
+    hold({tuned: {"parts": {}, "model": base}})
+    return freed(base)
+
+
+def owned(model):
+    """Give a model arrays of its own, and free it."""
+    own_arrays(model)
+    return freed(model)
+
+
+def freed(model):
+    """Make a plain model, all of which can be trained, of a twin."""
+    for p in model.parameters():
+        p.requires_grad = True
+        p.grad = None
+    model.attached = None
+    return model
 
 
 def check_mergeable(tuned, parts, staying, activations):
     """Raise MethodError unless these parts can be merged while others stay."""
     for part in parts.values():
         if not part.on:
-            raise MethodError(f"merge: {part.method} is detached; reattach it")
+            raise MethodError(f"merge: {part.method} is switched off; reattach it")
         if part.virtual is not None:
             means = "virtual tokens" if part.virtual.length else "a hook on states"
             raise MethodError(f"merge: {part.method} works by {means}; no weights can replace that")
         for path, wrapper in part.wrappers.items():
             check_wrapper(part, path, wrapper, staying)
             if activations == "kept":
-                check_affine(path, tuned.attachment.replaced[path])
+                check_affine(path, tuned.frozen.get(path))
 
 
 def check_wrapper(part, path, wrapper, staying):
@@ -78,61 +128,53 @@ def check_affine(path, base):
             "merge with activations 'exact', whose merged layers round nothing")
 
 
-def merge_in_place(tuned, names, staying):
-    """Change the base's weights as the parts in `names` do; then put those in `staying` on again.
-
-    An error puts on what is not merged yet."""
-    model, parts = tuned.model, tuned.parts
-    tuned.attachment.take_off(model, note=False)
-    tuned.attachment.forget()                    # or the layers that are replaced would all stay
-    try:
-        merge_parts(model, parts, names)
-    except BaseException:
-        put_on_again(tuned)
-        raise
-    if staying:
-        put_on_again(tuned)
-        return tuned
-    parts.clear()
-    model.head = tuned.head or model.head
-    for p in model.parameters():
-        p.requires_grad = True
-        p.grad = None
-    return model
+def merging(models, parts, staying):
+    """Merge parts into each of `models`, which are alike, and empty them; yield after each layer.
+    """
+    for part in parts.values():                          # before a wrapper copies them
+        for name, p in part.trained.items():
+            for model in models:
+                set_parameter(model, name, p.twin())
+        part.trained = {}
+    for part in parts.values():
+        left = part.wrappers = dict(part.wrappers)
+        for path in list(left):
+            layer = merged_layer(models[0].get(path), path, left[path], staying.values())
+            for model in models:
+                replace_modules(model, {path: layer})
+                layer = twin(layer)                      # of two models, the second has a twin
+            del left[path], layer
+            yield
 
 
-def merge_parts(model, parts, names):
-    """Merge the parts in `names` into the base, layer by layer, and remove them from `parts`. A
-    Ctrl-C acts when a layer is done."""
-    staying = [part for name, part in parts.items() if name not in names]
-    with HeldSignals() as signals:
-        for name in names:                       # before a wrapper copies them
-            parts[name].merge_trained()
-        for name in names:
-            for path in list(parts[name].wrappers):
-                parts[name].merge_layer(path, model, staying)
-                signals.deliver()
-            del parts[name]
-
-
-def put_on_again(tuned):
-    """Put the parts on a base of which some layers, and so their parameters, are new."""
-    base = dict(tuned.model.named_parameters())
-    for part in tuned.parts.values():
-        part.trained = {name: base[name] for name in part.trained}
-    tuned.put_on()
+def merged_layer(layer, path, wrapper, staying):
+    """Make the layer that `wrapper` makes of `layer`. What a part that stays trains of it is
+    merged, too: it takes the place of the base's weight or bias."""
+    for part in staying:
+        names = {name: f"{path}.{name}" for name in ("weight", "bias")
+                 if f"{path}.{name}" in part.trained}
+        if names:
+            changed = copy.copy(layer)
+            for name, full_name in names.items():
+                setattr(changed, name, part.trained[full_name])
+            merged = wrapper.on(changed).merge()
+            for name, full_name in names.items():
+                part.trained[full_name].assign(getattr(merged, name).data)
+    return wrapper.on(layer).merge()
 
 
 def fold(tuned: Switched) -> None:
     """Replace each part's reparameterization; MethodError if there is none."""
-    folded = [part.fold() for part in tuned.parts.values()]
-    if not any(folded):
+    tuned.check_parts_there()
+    parts = {name: copy.copy(part) for name, part in tuned.parts.items()}
+    if not any([part.fold() for part in parts.values()]):
         raise MethodError(f"fold: {tuned.method} has no reparameterization to drop")
-    tuned.virtual = joined(tuned.used())
+    hold({tuned: tuned.record(parts, "fold")})
 
 
 def ranks(tuned: Switched) -> dict[str, int]:
     """Add up the ranks of the wrappers of each path."""
+    tuned.check_parts_there()
     total = {}
     for part in tuned.used():
         for path, wrapper in part.wrappers.items():
@@ -146,6 +188,7 @@ def ranks(tuned: Switched) -> dict[str, int]:
 
 def set_rank(tuned: Switched, rank: int) -> None:
     """Tell the rank to each method that is on and has several; MethodError if none has."""
+    tuned.check_parts_there()
     several = {name: part for name, part in tuned.parts.items() if part.method.ranks}
     if not several:
         raise MethodError(f"set_rank: {tuned.method} has no other rank to use; "
@@ -154,5 +197,8 @@ def set_rank(tuned: Switched, rank: int) -> None:
     if not used:
         raise MethodError(f"set_rank: {', '.join(several)} is switched off; reattach it by its "
                           "name first")
-    for part in used:
-        part.method.set_rank(part.wrappers, rank)
+    record = tuned.record(tuned.parts, "set_rank")
+    for name, part in record["parts"].items():
+        if several.get(name) in used:
+            part.method.set_rank(part.wrappers, rank)
+    hold({tuned: record})

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ..common.hints import Array, Rng
 from ..common.hyper import Hyperparameters
-from ..engine.nn import Linear, Module
+from ..engine.nn import Linear, Module, copy_modules
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
+from ..models.targets import match_targets
 
 __all__ = ["Layers", "Method", "MethodError", "VirtualTokens", "Wrapper"]
 
@@ -62,6 +63,15 @@ class Wrapper(Module):
         raise MethodError(f"a {type(self).__name__} has no weight that another method could read; "
                           "let the class that reads it say `innermost = True`, and attach it first")
 
+    def on(self, base: Module | None, made: dict[int, Any] | None = None) -> Self:
+        """Make this wrapper once more, around the same Parameters, with another `base`: a twin of
+        the module that `wrap` saw. made: as in `copy_modules`."""
+        made = {} if made is None else made
+        made[id(self.base)] = base
+        new = copy_modules(self, made)
+        new.base = base
+        return new
+
     def merge(self) -> Linear:
         """Return a plain layer that computes the same as this wrapper and its base."""
         raise MethodError(f"merge: a {type(self).__name__} changes more than a weight, so no plain "
@@ -101,11 +111,14 @@ class Method(Hyperparameters):
     for GPT-2 is 2e-4. `find_rate` measures the rate for a model and a task.
     ranks: those that `set_rank` takes; none for a method that learns at one rank only.
     needs_data: does `begin` need tokens?
+    wrapper: the class that `wrap` puts on each layer that `targets` name, as wrapper(base, method,
+    rng); None for a method that wraps nothing, or has a `wrap` of its own.
     """
     error: ClassVar[type[ValueError]] = MethodError
     learning_rate: ClassVar[float] = 1e-3
     ranks: ClassVar[Sequence[int]] = ()
     needs_data: ClassVar[bool] = False
+    wrapper: ClassVar[type[Wrapper] | None] = None
 
     def shared(self, model: Decoder, rng: Rng) -> dict[str, Array]:
         """Make frozen arrays that all wrappers of the method read: name → array. They exist once,
@@ -114,8 +127,12 @@ class Method(Hyperparameters):
         return {}
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        """Make a wrapper for every module that the method adapts: path → wrapper."""
-        return {}
+        """Make a wrapper for every module that the method adapts: path → wrapper. What is called
+        later are these once more, on the model of the PeftModel (`Wrapper.on`)."""
+        if self.wrapper is None:
+            return {}
+        return {path: self.wrapper(base, self, rng)
+                for path, base in match_targets(model, self.targets)}
 
     def virtual(self, model: Decoder, rng: Rng) -> VirtualTokens | None:
         """Make the module that gives the model virtual tokens or a hook, or return None."""

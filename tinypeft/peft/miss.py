@@ -34,35 +34,19 @@ from ..common.hyper import layer_names, real, whole
 from ..engine import functional as F
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor
-from ..models.decoder import Decoder
-from ..models.targets import match_targets
 from .lora import LowRankLinear
-from .method import Method, Wrapper
+from .method import Method
 
 __all__ = ["MiSS", "MiSSLinear"]
-
-
-@dataclass(frozen=True)
-class MiSS(Method):
-    """Train a matrix D that is repeated along the inputs of the layers named in `targets`."""
-    rank: int = whole(8, least=1, also=("r",))
-    dropout: float = real(0.0, least=0, below=1, also=("miss_dropout",))
-    targets: Targets = layer_names(("query", "value"))
-    learning_rate = 1e-2
-    shown = ("rank",)
-
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        layers = match_targets(model, self.targets)
-        return {path: MiSSLinear(layer, self.rank, self.dropout, rng) for path, layer in layers}
 
 
 class MiSSLinear(LowRankLinear):
     """y = W₀ x + D A x + b, with an A of zeros and ones."""
     scale = 1.0
 
-    def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
-        super().__init__(base, r, dropout, rng)
-        self.D = Parameter(np.zeros((base.d_out, r), np.float32))
+    def __init__(self, base: Module, method: MiSS, rng: Rng):
+        super().__init__(base, method.rank, method.dropout, rng)
+        self.D = Parameter(np.zeros((base.d_out, method.rank), np.float32))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         r = self.D.shape[1]
@@ -76,3 +60,14 @@ class MiSSLinear(LowRankLinear):
         D, A = self.factors()
         S = F.linear(self.dropout(x), A)                              # (…, r)
         return self.base(x) + F.linear(S, D)
+
+
+@dataclass(frozen=True)
+class MiSS(Method):
+    """Train a matrix D that is repeated along the inputs of the layers named in `targets`."""
+    rank: int = whole(8, least=1, also=("r",))
+    dropout: float = real(0.0, least=0, below=1, also=("miss_dropout",))
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate = 1e-2
+    shown = ("rank",)
+    wrapper = MiSSLinear

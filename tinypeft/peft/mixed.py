@@ -4,7 +4,6 @@ Virtual tokens do not change the model. Rows that bring equally many of them to 
 therefore share one pass (Lester et al., arXiv 2104.08691, figure 2: one frozen model serves all
 tasks). Methods that change the model, such as LoRA or adapters, take turns, each with its own rows.
 """
-import contextlib
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
-from ..engine.nn import Module
+from ..engine.nn import are_twins
 from ..engine.tensor import Tensor, no_grad
 from ..files import naming
-from ..models.decoder import Decoder, require_free
-from .attachment import same_bases
+from ..models.decoder import Decoder
 from .method import MethodError
 from .model import PeftModel
 
@@ -28,19 +26,18 @@ def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Arr
                 tasks: Sequence[Hashable]) -> Tensor:
     """Logits (B, T, V) of tokens (B, T): row b by `tuned[tasks[b]]`, or by the base if it is None.
 
-    model: the base. tuned: task → PeftModel on `model` or on a copy of it, attached or detached.
-    Each is put on for its rows, and all are left as they were, so threads must not share a model.
-    Nothing is recorded for `backward`. A row's logits are those of the row alone, unless the base
-    rounds inputs by what all tokens of a call hold: W8A8 and SmoothQuant with activations "tensor",
-    and LLMInt8. Raises ValueError for rows without a known task, and
-    MethodError, which names the task, for one whose method cannot serve its rows, and when a method
-    that is not in `tuned` is on the model.
+    model: the base. tuned: task → PeftModel, of `model` or of another model of its sizes. Nothing
+    is recorded for `backward`. A row's logits are those of the row alone, unless the base rounds
+    inputs by what all tokens of a call hold: W8A8 and SmoothQuant with activations "tensor", and
+    LLMInt8.
+    Raises ValueError for rows without a known task, and MethodError, which names the task, for one
+    whose method cannot serve its rows.
     """
     tokens = np.asarray(tokens)
     logits = np.empty((*tokens.shape, model.config.vocab_size), model.dtype)
 
-    def compute(base, group, rows, seams):
-        logits[rows] = base(tokens[rows], **seams).data
+    def compute(group, rows, seams):
+        logits[rows] = group[0].model(tokens[rows], **seams).data
 
     in_turns(compute, "mixed_batch", model, tuned, tokens, tasks)
     return Tensor(logits)
@@ -58,18 +55,18 @@ def mixed_classify(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: 
     if lengths.shape != (B,) or (lengths < 1).any() or (lengths > T).any():
         raise ValueError(f"mixed_classify: lengths must be {B} numbers in [1, {T}], got {lengths}")
     for task in dict.fromkeys(tasks):
-        if task in tuned and tuned[task].head is None and tuned[task].model.head is None:
+        t = tuned.get(task)
+        if t and t.parts and t.called_model().head is None:
             raise MethodError(f"mixed_classify: the task {task!r} has no classification head; "
                               "attach(model, method, head=n_classes) adds one")
     classes = [None] * B
 
-    def compute(base, group, rows, seams):
-        h = base.hidden(tokens[rows], **seams)
+    def compute(group, rows, seams):
+        h = group[0].model.hidden(tokens[rows], **seams)
         last = h[np.arange(len(rows)), lengths[rows] - 1]
         for member in group:
-            head = member.head or base.head
             places = [rows.index(b) for b in member.rows]
-            for b, row in zip(member.rows, head(last[places]).data, strict=True):
+            for b, row in zip(member.rows, member.model.head(last[places]).data, strict=True):
                 classes[b] = row
 
     in_turns(compute, "mixed_classify", model, tuned, tokens, tasks, lengths)
@@ -78,60 +75,39 @@ def mixed_classify(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: 
 
 @dataclass
 class Member:
-    """A task's rows, and what its method gives the model for them. head: its classifier."""
+    """A task's rows, the model that its method made, and what it gives that model for them."""
     task: Hashable
-    head: Module | None
+    model: Decoder
     rows: list[int]
     seams: dict[str, Any]
 
 
 def in_turns(compute, verb, model, tuned, tokens, tasks, lengths=None):
-    """Call compute(base, group, rows, seams) for all rows, each time with those that go through the
-    model together: rows of one method that changes it, or of several Members with virtual tokens.
-    """
+    """Call compute(group, rows, seams) for all rows, each time with those that go through a model
+    together: rows of one method that changes it, or of several Members with virtual tokens."""
     rows_of = rows_by_task(verb, model, tuned, tokens, tasks)
-    with no_grad(), same_bases(), contextlib.ExitStack() as afterwards:
-        for t in tuned.values():
-            if t.active:
-                afterwards.callback(t.activate)      # also if a Ctrl-C left another on
-                t.detach()
-        check_detached(verb, [model, *(t.model for t in tuned.values())])
-        groups = defaultdict(list)
+    groups = defaultdict(list)
+    with no_grad():
         for task, rows in rows_of.items():
             if task is None:
-                compute(model, [Member(None, None, rows, {})], rows, {})
+                compute([Member(None, model, rows, {})], rows, {})
                 continue
             t = tuned[task]
             ends = None if lengths is None else lengths[rows]
-            with naming(f"{verb}: task {task!r}", MethodError), ready(t, model) as is_shared:
-                seams = t.virtual.seams(tokens[rows], ends) if t.virtual else {}
-                member = Member(task, t.head, rows, seams)
+            with naming(f"{verb}: task {task!r}", MethodError):
+                seams = t.seams(tokens[rows], lengths=ends)
+                member = Member(task, t.called_model(), rows, seams)
+                is_shared = (t.virtual and not (t.wrappers or t.trained)
+                             and are_twins(t.frozen, model))
                 if is_shared and "hook" not in seams:
-                    groups[virtual_lengths(seams)].append(member)
+                    groups[t.training, virtual_lengths(seams)].append(member)
                 else:
-                    compute(t.model, [member], rows, seams)
+                    compute([member], rows, seams)
         for group in groups.values():
             rows = [b for member in group for b in member.rows]
             sharing = ", ".join(repr(member.task) for member in group)
             with naming(f"{verb}: task {sharing}", MethodError):
-                compute(model, group, rows, row_by_row(group))
-
-
-@contextlib.contextmanager
-def ready(t, model):
-    """Make a detached PeftModel ready for its rows; yield whether they may share a pass on `model`.
-    If not, it is on its own model inside the block."""
-    if t.model is model and t.used() and t.virtual and not (t.wrappers or t.trained):
-        t.check_base("reattach")
-        t.follow_model()
-        yield True
-        return
-    require_free(t.model, "reattach")            # also from its own loan, which reattach would end
-    t.reattach()
-    try:
-        yield False
-    finally:
-        t.detach()
+                compute(group, rows, row_by_row(group))
 
 
 def virtual_lengths(seams):
@@ -156,14 +132,6 @@ def rows_by_task(verb, model, tuned, tokens, tasks):
                              f"{', '.join(map(repr, tuned))}")
         rows[task].append(b)
     return rows
-
-
-def check_detached(verb, models):
-    """Raise MethodError if a method is on one of the models, so it is not among the tasks'."""
-    for model in models:
-        if model.attached is not None:
-            raise MethodError(f"{verb}: {model.attached} is on the model, but not among the tasks' "
-                              "methods; detach it")
 
 
 def row_by_row(group):

@@ -1,10 +1,10 @@
-"""attach: put methods on a model. PeftModel: a model with methods on it.
+"""attach: put methods on a model. PeftModel: a base and the methods on it.
 
 There are two ways to attach. A *wrapper* is a module that holds the module it adapts as `base` and
-takes its place in the model. A *virtual* module emits vectors for the model's seams `prompt=` and
-`prefix=`. A method may also train some of the base's own parameters. Everything else is frozen.
-What one method puts on a model is a *part* (`part.py`); a model may have several. They can be
-switched off and on (`switching.py`), and made into plain weights (`merge.py`).
+takes its place in a twin of the base. A *virtual* module emits vectors for the model's seams
+`prompt=` and `prefix=`. A method may also train a Parameter in the place of one of the base's own.
+Everything else is frozen. What one method adds is a *part* (`part.py`); there may be several. They
+can be switched off and on (`switching.py`), and made into plain weights (`merge.py`).
 """
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..common.hints import Array, Calibration, Seed
 from ..engine.functional import IGNORED
 from ..engine.nn import Linear, Parameter, check_state
 from ..engine.tensor import Tensor
+from ..models.cache import KVCache
 from ..models.decoder import Decoder, require_free
-from ..models.generation import KVCache
 from ..models.in_words import InWords
 from ..text.tasks.saved import save_task, without_data
 from ..text.tasks.task import Task
@@ -28,7 +28,7 @@ from .formats import format_called
 from .method import Method, MethodError
 from .part import Part, below, named, picked
 from .summary import Summary, summary_of
-from .switching import Switched
+from .switching import Switched, frozen_twin
 
 __all__ = ["PeftModel", "attach", "attach_parts"]
 
@@ -36,7 +36,16 @@ __all__ = ["PeftModel", "attach", "attach_parts"]
 def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 0,
            head: int | None = None, head_bias: bool = True,
            calibration: Calibration = None) -> PeftModel:
-    """Put methods on `model`, in place, freeze everything else, and return a `PeftModel`.
+    """Make a `PeftModel` of a base and methods; the base is never touched.
+
+    Three trees of modules stand around the same arrays: `base`, which is `model` itself; `frozen`,
+    the base as it was at `attach`; and `model` of the PeftModel, which has the methods on it and is
+    what `tuned(tokens)` calls. `model(tokens)` is the base before and after. What is done to the
+    base later (training, `quantize`, `load_state_dict`, `to`) does not reach the PeftModel: a step
+    or a verb gives the base other arrays, and the old ones stay where they are. They take memory
+    then, as long as the PeftModel lives: a base that becomes NF4 and its old floats are 1.35 times
+    the floats. So quantize first, then attach. Only `merge(in_place=True)` changes the base, and
+    only who writes by hand into an array (`p.data[...] = 0`) changes all three.
 
     methods: one, or several, each a part with a name: its class's, or the key in a dict, such as
     {"style": LoRA(8)}. Wrappers nest: the first is innermost. rng: a seed, or a Generator that is
@@ -45,44 +54,47 @@ def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 
     trained and saved with the methods, with a bias if head_bias (transformers has none).
     calibration: tokens for methods that start from data, int (B, T) or an iterable of such arrays;
     as in `quantize`, other methods ignore it. Raises MethodError if a method fits neither the model
-    nor the other methods, if the model has one already, on or disabled, or if calibration is
-    missing.
+    nor the other methods, or if calibration is missing; ValueError for the model inside another
+    PeftModel, whose `add` takes more methods.
     """
     require_free(model, "attach")
     tuned = attach_parts(model, named(methods), rng, head, head_bias)
-    try:
-        tuned.begin(tuned.parts.values(), calibration, "attach")
-    except BaseException:
-        tuned.detach()
-        raise
+    tuned.begin(tuned.parts.values(), calibration, "attach")
     return tuned
 
 
-def attach_parts(model: Decoder, methods: Mapping[str, Method], rng: Seed = 0,
+def attach_parts(model: Decoder | PeftModel, methods: Mapping[str, Method], rng: Seed = 0,
                  head: int | None = None, head_bias: bool = True,
                  off: Sequence[str] = ()) -> PeftModel:
-    """Do what `attach` does, without `Method.begin`; the parts named in `off` are off."""
-    require_free(model, "attach")
+    """Do what `attach` does, without `Method.begin`; the parts named in `off` are off. model: a
+    base, or a PeftModel, for its base as it was."""
+    if isinstance(model, PeftModel):
+        base, frozen = model.base, frozen_twin(model.frozen)
+    else:
+        require_free(model, "attach")
+        base, frozen = model, frozen_twin(model)
     rng = np.random.default_rng(rng)
-    parts = {name: Part(method, model, rng) for name, method in methods.items()}
+    parts = {name: Part(method, frozen, rng) for name, method in methods.items()}
     for part in picked(parts, off).values():
         part.on = False
     classifier = None
     if head is not None:
         if not isinstance(head, (int, np.integer)) or head < 2:
             raise MethodError(f"attach: head is a number of classes, at least 2, got {head!r}")
-        classifier = Linear(model.config.d_model, int(head), bias=head_bias, rng=rng)
-    tuned = PeftModel(model, parts, classifier, rng)
-    tuned.task = model.task
+        classifier = Linear(base.config.d_model, int(head), bias=head_bias, rng=rng)
+    tuned = PeftModel(base, frozen, parts, classifier, rng)
+    tuned.task = base.task
     return tuned
 
 
 class PeftModel(InWords, Switched):
-    """A model with methods on it, made by `attach`. It is called as the model is.
+    """A base and the methods on it, made by `attach`. It is called as the model is.
 
-    `copy.deepcopy` of a PeftModel copies all: model, methods, and what they had learned. A copy of
-    `tuned.model` has the methods on it, and `peft.detach` takes them off. A copy of a base without
-    a method, or inside `disabled`, is a plain model.
+    base: the user's model. model: what `tuned(tokens)` calls, the modules of the base once more
+    with the methods that are on in their places. Each verb that switches makes it anew around the
+    same Parameters, so a `tuned.model` that was held before shows what was on then.
+    `copy.deepcopy` and `pickle` of a PeftModel hold each array once: base, methods, and what they
+    had learned.
 
     task: of the last training, or of the folder that it was loaded from, or else the model's,
     without the data. It predicts, and is saved with the adapter. None for a task of one's own
@@ -92,43 +104,47 @@ class PeftModel(InWords, Switched):
     # -- what a model does ----------------------------------------------------------------------
     @property
     def config(self) -> Any:
-        return self.model.config
+        return self.frozen.config
 
     @property
     def tokenizer(self) -> Any:
-        return self.model.tokenizer
+        return self.frozen.tokenizer
 
     @property
     def learning_rate(self) -> float:
         """The rate of the first method that is on."""
-        self._check_parts()
+        self.check_parts_there()
         first = next(iter(self.used() or self.parts.values()))
         return first.method.learning_rate
 
     @property
     def virtual_length(self) -> int:
-        return self.virtual.length if self.virtual and self.active else 0
+        return self.virtual.length if self.virtual and not self.is_disabled else 0
 
-    def _seams(self, tokens, cache=None, lengths=None):
+    def called_model(self) -> Decoder:
+        """Return the model, or inside `disabled` the base as it was."""
+        self.check_parts_there()
+        return self.frozen if self.is_disabled else self.model
+
+    def seams(self, tokens: Array, cache: KVCache | None = None,
+              lengths: Array | None = None) -> dict[str, Any]:
         """Get the model's seams from the virtual module; none if the cache holds them already."""
-        if self.is_disabled:
-            return {}
-        self.check_active()
-        if self.virtual is None or (cache is not None and cache.length):
+        if self.is_disabled or not self.virtual or (cache is not None and cache.length):
             return {}
         return self.virtual.seams(np.asarray(tokens), lengths)
 
     def forward(self, tokens: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
         """tokens (B, T) → logits (B, T, V); with `last`, those of the last position, (B, 1, V)."""
-        return self.model(tokens, cache=cache, last=last, **self._seams(tokens, cache))
+        return self.called_model()(tokens, cache=cache, last=last, **self.seams(tokens, cache))
 
     def loss(self, tokens: Array, targets: Array, ignore_index: int = IGNORED) -> Tensor:
         """Return the mean cross-entropy of `targets` (B, T), in nats, as `Decoder.loss` does."""
-        return self.model.loss(tokens, targets, ignore_index, **self._seams(tokens))
+        return self.called_model().loss(tokens, targets, ignore_index, **self.seams(tokens))
 
     def class_logits(self, tokens: Array, lengths: Array) -> Tensor:
         """tokens (B, T), of which the first lengths[b] count in row b → class logits (B, C)."""
-        return self.model.class_logits(tokens, lengths, **self._seams(tokens, lengths=lengths))
+        seams = self.seams(tokens, lengths=lengths)
+        return self.called_model().class_logits(tokens, lengths, **seams)
 
     def train(self, training: bool = True) -> PeftModel:
         """Switch as `Module.train`. The end of training also ends a step that did not finish."""
@@ -181,8 +197,7 @@ class PeftModel(InWords, Switched):
 
     def load_state_dict(self, state: Mapping[str, Array], strict: bool = True) -> PeftModel:
         """Load what `state_dict` gave, or raise KeyError (names) or ValueError (shapes)."""
-        self._check_parts()
-        self.follow_model()                      # which may have been cast without the methods
+        self.check_parts_there()
         optional = {f"{name}/{path}" for name, part in self.parts.items()
                     for path in part.optional()}
         check_state(self.state_dict(), state, strict, optional)
@@ -201,10 +216,9 @@ class PeftModel(InWords, Switched):
         task: what prediction needs of it is written beside them, to task.json; by default that of
         `train`. ValueError if it has nothing to predict.
         Neither stores what only training needs; a checkpoint of `train` does. Our own format says
-        which parts are off; a PeftModel that is detached as a whole is saved as if it were on.
-        Raises MethodError if there are no methods any more.
+        which parts are off. Raises MethodError if there are no methods any more.
         """
-        self._check_parts()
+        self.check_parts_there()
         kept = self.task if task is None else without_data(task)
         format_called(format, "save").functions().save(self, Path(folder))
         if kept is not None:
@@ -213,7 +227,7 @@ class PeftModel(InWords, Switched):
     # -- after training -------------------------------------------------------------------------
     def summary(self) -> Summary:
         """Count trained, stored and all parameters, and bytes; a table in a notebook."""
-        self.check_active()
+        self.check_parts_there()
         return summary_of(self)
 
     def ranks(self) -> dict[str, int]:
@@ -232,10 +246,12 @@ class PeftModel(InWords, Switched):
         parts: names; only these are merged, and a PeftModel with the others is returned. They must
         be innermost, since a change cannot move into a weight past another change. Without names
         all parts that are on are merged.
-        in_place: change this model instead of a copy, layer by layer, so that no more than one
-        layer's weights exist twice. Parts that are off stay, and then a PeftModel is returned. What
-        was merged cannot be detached any more. A Ctrl-C half way leaves a PeftModel that computes
-        the same: some layers are merged, the parts stay on the others, and `merge` can go on.
+        in_place: change the base instead of a copy, layer by layer, so that no more than one
+        layer's weights exist twice, unless another PeftModel of this base lives. A base that was
+        changed since `attach` becomes what it was, and is merged then. Parts that are off stay, and
+        then a PeftModel is returned; one without parts refuses calls. A Ctrl-C half way leaves a
+        PeftModel that computes the same: some layers are merged, the parts stay on the others, and
+        `merge` can go on.
 
         A layer that rounds its inputs (`W8A8`, `SmoothQuant`, `ZeroQuant`, `LLMInt8`, `FakeQuant`
         and `LLMQAT` with activation bits) has no such weights: the change ΔW reads the inputs that

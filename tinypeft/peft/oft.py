@@ -46,10 +46,10 @@ import numpy as np
 
 from ..common.hints import Rng, Targets
 from ..common.hyper import layer_names, whole
+from ..engine.memo import kept
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
-from ..models.generation import kept
 from ..models.targets import match_targets
 from .changed import ChangedLinear
 from .method import Method, MethodError, Wrapper

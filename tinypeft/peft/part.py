@@ -1,4 +1,4 @@
-"""A part: what one method puts on a model. Several parts, each with a name, may be on one model.
+"""A part: what one method adds to a base. A PeftModel may have several, each with a name.
 
     tuned = attach(model, LoRA(rank=8), PrefixTuning(length=5))
     tuned.parts                          # {"LoRA": …, "PrefixTuning": …}
@@ -6,22 +6,20 @@
 Wrappers of several parts at one place nest. The first part is innermost: the second adapts the
 layer as the first one changed it. Virtual tokens join if they enter by different seams.
 
-A part is off after `detach(name)`. All parts are off while the PeftModel is detached or disabled.
-What is off stays part of the PeftModel, and nothing of it is lost:
+A part is off after `detach(name)`. `reattach(name)` puts it on again, and `reattach()` all. What is
+off stays part of the PeftModel, and nothing of it is lost:
 
     verb                               what it does with a part that is off
     call, classify, generate           leave it out
     tp.train, find_rate, penalty       leave it out: it does not learn
-    mixed_batch, mixed_classify        leave it out; a PeftModel that is detached is put on
+    mixed_batch, mixed_classify        leave it out
     ranks, set_rank                    leave it out; MethodError names it if no other has a rank
     summary                            counts it as stored, not as trained
-    eval, train                        reach it, at the latest when it returns
-    to, fold                           reach it
+    eval, train, to, fold              reach it
     state_dict, load_state_dict        hold it as if it were on
-    save, load_adapter                 hold it, and which parts are off. A PeftModel that is
-                                       detached as a whole is attached by load_adapter
+    save, load_adapter                 hold it, and which parts are off
     checkpoints of tp.train            hold it; a run goes on only with the same parts off
-    copy.deepcopy, pickle              hold it; a copy made inside `disabled` is detached
+    copy.deepcopy, pickle              hold it
     merge()                            leaves it where it is; the plain copy has nothing of it
     merge(other), merge(in_place=True) keep it: they return a PeftModel
     merge(name), combine,              refuse it by its name: reattach(name) first
@@ -30,8 +28,7 @@ What is off stays part of the PeftModel, and nothing of it is lost:
     attach, add, reattach(name)        count only parts that are on: of two prompts, two prefixes or
                                        two trainings of a weight one can be on. The second one is
                                        refused: detach(name) the first one
-    quantize, convert, attach          refuse a base that has a PeftModel on it or disabled. One
-                                       that is detached does not return to a base that changed
+    detach()                           returns the base as it is now, and changes nothing
 
 Arrays that all wrappers of a method read (`Method.shared`), such as VeRA's random matrices, belong
 to the part. It holds them once, and saves, loads and copies them, whether it is on or off. They
@@ -43,14 +40,13 @@ A start of LoRA (`starts.py`) is the layer's own, and no verb moves the base for
     attach, add                        compute it, from weights or from calibration=
     load_adapter, copy, pickle,        hold it: nothing is computed again, and no data are needed
     checkpoints of tp.train
-    detach, disabled                   give the base, which has not changed
+    disabled                           computes as the base did at attach
     merge                              add s (B A − B₀ A₀) to the weight
     ranks, combine, save(format="peft"), to_low_rank
                                        take it for a LoRA of rank 2r, B′ = [B, −B₀], A′ = [A; A₀]
     loftq, export_training             refuse it; export_training takes eva
 
-`disabled` and `save` take all parts off for a moment, and give the gradients back. `detach`, `add`
-and `reattach` drop those of the base's own parameters.
+No verb drops a gradient but `to`: the parts keep their Parameters when they are switched.
 """
 from __future__ import annotations
 
@@ -61,7 +57,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array, Rng
-from ..engine.nn import Module, Parameter, check_state, replace_modules
+from ..engine.nn import Module, Parameter, check_state
 from ..models.decoder import Decoder
 from .method import Method, MethodError, VirtualTokens, Wrapper
 
@@ -131,9 +127,8 @@ class Part:
     """A method, and what it put on a model.
 
     shared: name → frozen array that all wrappers read. wrappers: path → module that takes a place
-    in the model. virtual: module of virtual tokens, or None. trained: name → Parameter of the model
-    that the method trains. on: is the part on the model whenever its PeftModel is? learned: name →
-    array of `trained`, while the part is off.
+    in the model. virtual: module of virtual tokens, or None. trained: name → Parameter that takes
+    the place of the base's. on: is the part on the model?
     """
 
     def __init__(self, method: Method, model: Decoder, rng: Rng):
@@ -143,8 +138,7 @@ class Part:
         self.shared = dict(method.shared(model, rng))
         self.wrappers = method.wrap(model, rng)
         self.virtual = method.virtual(model, rng)
-        self.trained = {name: base[name] for name in method.trained(model)}
-        self.learned = {name: p.data.copy() for name, p in self.trained.items()}
+        self.trained = {name: base[name].twin(True) for name in method.trained(model)}
         for path, wrapper in self.wrappers.items():
             if not isinstance(wrapper, Wrapper):
                 raise TypeError(f"attach: {method} puts a {type(wrapper).__name__} at {path}; "
@@ -169,7 +163,7 @@ class Part:
     # -- its arrays --------------------------------------------------------------------------------
     def state_dict(self, to_train: bool = True) -> dict[str, Array]:
         """Name the part's arrays by their paths; for to_train see `PeftModel.state_dict`."""
-        state = {name: self.learned.get(name, p.data) for name, p in self.trained.items()}
+        state = {name: p.data for name, p in self.trained.items()}
         for path, wrapper in self.wrappers.items():
             state |= {f"{path}.{name}": array for name, array in own_state(wrapper).items()}
         state |= {f"shared.{name}": array for name, array in self.shared.items()}
@@ -190,11 +184,7 @@ class Part:
         """Load those arrays of `state` that this part has."""
         for name, p in self.trained.items():
             if name in state:
-                array = np.array(state[name], dtype=p.dtype)
-                if name in self.learned:
-                    self.learned[name] = array
-                else:
-                    p.assign(array)
+                p.assign(np.array(state[name], dtype=p.dtype))
         self.shared.update(check_state(self.shared, below("shared.", state), strict=False))
         for path, module in self.modules():
             module.load_state_dict(below(f"{path}.", state), strict=False)
@@ -207,55 +197,24 @@ class Part:
         self.method, self.virtual = self.method.fold(before)
         return self.virtual is not before
 
-    def set_mode(self, training: bool) -> None:
-        """Switch what this part added to training or back, but not what its wrappers adapt."""
-        for _, module in self.modules():
-            for path, inner in module.named_modules():
-                if path.partition(".")[0] != "base":
-                    inner.training = training
+    def switched(self, on: bool) -> Part:
+        """Make this part once more, on or off, around the same modules."""
+        new = copy.copy(self)
+        new.on = on
+        return new
+
+    def copied(self) -> Part:
+        """Copy the part without what its wrappers adapt."""
+        new = copy.copy(self)
+        new.wrappers = {path: wrapper.on(None) for path, wrapper in self.wrappers.items()}
+        return copy.deepcopy(new)
 
     def cast(self, dtype: Any) -> None:
         """Cast what the part holds. A gradient of another dtype would not fit, so it is dropped."""
-        for p in self.added():
+        for p in [*self.added(), *self.trained.values()]:
             if p.dtype != dtype:
                 p.assign(p.data.astype(dtype))
                 p.grad = None
-        for name, array in self.learned.items():
-            if array.dtype != dtype:
-                self.learned[name] = array.astype(dtype)
-
-    # -- merging -----------------------------------------------------------------------------------
-    def merge_trained(self) -> None:
-        """Make what was learned for the base's own parameters the base's, and give it up."""
-        for name, array in self.learned.items():
-            self.trained[name].assign(array)
-        self.trained = {}
-        self.learned = {}
-
-    def merge_layer(self, path: str, model: Decoder, staying: Iterable[Part]) -> None:
-        """Merge the wrapper at `path` into `model`, a base without a method, and give it up.
-
-        staying: other parts. What they learned for a merged layer's weight or bias takes the base's
-        place when they are put on, so it is merged, too."""
-        wrapper = self.wrappers[path]
-        if not wrapper.innermost:
-            wrapper.base = model.get(path)
-        replace_modules(model, {path: wrapper.merge()})
-        del self.wrappers[path]
-        for part in staying:
-            part.merge_learned(path, wrapper)
-
-    def merge_learned(self, path: str, wrapper: Wrapper) -> None:
-        """Change what this part learned for the layer at `path` as merging `wrapper` does."""
-        names = [name for name in ("weight", "bias") if f"{path}.{name}" in self.learned]
-        if not names:
-            return
-        wrapper.base = copy.copy(wrapper.base)
-        for name in names:
-            setattr(wrapper.base, name, Parameter(self.learned[f"{path}.{name}"]))
-        merged = wrapper.merge().state_dict()
-        for name in names:
-            self.learned[f"{path}.{name}"] = merged[name]
 
 
 def own_parameters(module):

@@ -140,7 +140,7 @@ def mixed_batch(tuned: Mapping[str, PeftModel], tokens: Array, tasks: Sequence[s
     """mixed: the logits of each row, one row after the other, with its task's method put on."""
     logits = []
     for b, task in enumerate(tasks):
-        model = tuned[task].activate()
+        model = tuned[task]
         logits.append(model(tokens[b:b + 1]).data)
     return np.concatenate(logits)
 

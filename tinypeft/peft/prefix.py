@@ -51,8 +51,8 @@ from ..common.hints import Array, Rng
 from ..common.hyper import flag, one_of, real, whole
 from ..engine.nn import Dropout, Linear, Parameter
 from ..engine.tensor import Tensor, no_grad
+from ..models.cache import KVCache
 from ..models.decoder import Decoder
-from ..models.generation import KVCache
 from .method import Method, VirtualTokens
 from .virtual import check_room, check_words, starting_words, words
 

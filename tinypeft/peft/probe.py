@@ -34,7 +34,6 @@ from ..files import cached_rows, fingerprint
 from ..models.decoder import Decoder, require_free
 from ..text.tasks.classification import Classification
 from ..text.tasks.logistic import cross_validate, fit
-from .attachment import detach
 from .full import LinearProbe
 from .method import Method
 from .model import PeftModel, attach
@@ -56,8 +55,8 @@ def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[s
     `attach`, for a head that a method starts with; by default `LinearProbe()`, the head alone. rng
     (a seed or a Generator) draws the method's start, and seed (a whole number) the folds, so that
     what is measured beside the probe has the same folds.
-    head_bias: with an offset for each class, which transformers' heads lack. An error or a Ctrl-C
-    leaves the model free. progress: show one line (default: on a terminal and in a notebook).
+    head_bias: with an offset for each class, which transformers' heads lack. progress: show one
+    line (default: on a terminal and in a notebook).
     cache: keep what the head alone reads of each row in the user's cache, and take it from there.
     Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
     """
@@ -72,18 +71,13 @@ def fit_probe(model: Decoder, task: Classification, *methods: Method | Mapping[s
         rare = task.classes[int(counts.argmin())]
         raise ValueError(f"fit_probe: the class {rare!r} has {counts.min()} rows to learn from, "
                          "expected two or more; add rows, or join classes")
-    try:
-        tuned = attach(model, *(methods or [LinearProbe()]), rng=rng, head=len(task.classes),
-                       head_bias=head_bias, calibration=calibration)
-        if cache and not methods:                        # a method may change what the head reads
-            h, tuned.n_read = cached_states(model, task, rows, batch_size, progress)
-        else:
-            h, tuned.n_read = hidden_states(tuned, task, rows, batch_size, progress), len(rows)
-        solve(tuned, h, labels, n_folds, seed)
-    except BaseException:
-        if model.attached is not None:
-            detach(model)
-        raise
+    tuned = attach(model, *(methods or [LinearProbe()]), rng=rng, head=len(task.classes),
+                   head_bias=head_bias, calibration=calibration)
+    if cache and not methods:                            # a method may change what the head reads
+        h, tuned.n_read = cached_states(model, task, rows, batch_size, progress)
+    else:
+        h, tuned.n_read = hidden_states(tuned, task, rows, batch_size, progress), len(rows)
+    solve(tuned, h, labels, n_folds, seed)
     tuned.before_training(task)
     return tuned
 

@@ -24,6 +24,8 @@ standard deviation. In PEFT B_j is every n-th column of B, as here; in the autho
 it is a matrix of its own. The paper's sparse matrices are left out. To form ΔW takes d² D products,
 so `forward` does it for many tokens only; PEFT never does.
 """
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -35,36 +37,11 @@ from ..engine import functional as F
 from ..engine.nn import Module, Parameter, kaiming_uniform
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
-from ..models.targets import match_targets
 from .changed import ChangedLinear
-from .method import Method, Wrapper
+from .method import Method
 from .vera import constant, is_cheaper_formed, largest
 
 __all__ = ["RandLoRA", "RandLoRALinear"]
-
-
-@dataclass(frozen=True)
-class RandLoRA(Method):
-    """Train diagonals between random matrices, for the layers named in `targets`."""
-    rank: int = whole(32, least=1, also=("r",))
-    alpha: float = real(640.0, above=0, also=("randlora_alpha",))
-    dropout: float = real(0.0, least=0, below=1, also=("randlora_dropout",))
-    targets: Targets = layer_names(("query", "value"))
-    learning_rate = 3e-3
-    shown = ("rank",)
-
-    def shared(self, model: Decoder, rng: Rng) -> dict[str, Array]:
-        d, D = sorted(largest(model, self.targets))
-        n = math.ceil(d / self.rank)
-        A = kaiming_uniform((self.rank, d), rng)
-        B = kaiming_uniform((D, n * self.rank), rng)
-        return {"A": A / A.std(), "B": B / B.std()}
-
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        wrappers = {}
-        for path, layer in match_targets(model, self.targets):
-            wrappers[path] = RandLoRALinear(layer, self, rng)
-        return wrappers
 
 
 class RandLoRALinear(ChangedLinear):
@@ -110,3 +87,22 @@ class RandLoRALinear(ChangedLinear):
     def change(self) -> Tensor:
         left, right = self.factors()
         return left @ right
+
+
+@dataclass(frozen=True)
+class RandLoRA(Method):
+    """Train diagonals between random matrices, for the layers named in `targets`."""
+    rank: int = whole(32, least=1, also=("r",))
+    alpha: float = real(640.0, above=0, also=("randlora_alpha",))
+    dropout: float = real(0.0, least=0, below=1, also=("randlora_dropout",))
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate = 3e-3
+    shown = ("rank",)
+    wrapper = RandLoRALinear
+
+    def shared(self, model: Decoder, rng: Rng) -> dict[str, Array]:
+        d, D = sorted(largest(model, self.targets))
+        n = math.ceil(d / self.rank)
+        A = kaiming_uniform((self.rank, d), rng)
+        B = kaiming_uniform((D, n * self.rank), rng)
+        return {"A": A / A.std(), "B": B / B.std()}

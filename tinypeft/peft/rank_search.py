@@ -16,7 +16,7 @@ def search_rank(tuned: PeftModel, task: Any, split: str = "validation", toleranc
     keeps its rank; `tuned.set_rank(best)` applies the answer. Other methods may be on the model.
     Raises MethodError unless one of them is a DyLoRA.
     """
-    tuned.check_active()
+    tuned.check_parts_there()
     several = [part for part in tuned.used() if part.method.ranks]
     if len(several) != 1:
         raise MethodError("search_rank: expected one method that learns at several ranks, a "

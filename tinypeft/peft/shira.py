@@ -15,7 +15,7 @@ eighth. So few numbers make a change of any rank: to train little, low rank is n
 Trained parameters: Σ n = Σ r (d_in + d_out) over the targets, as many as in a LoRA of rank r. Here
 r counts numbers and bounds no rank. A file holds the places, too, 4 bytes each: without them nobody
 could read it. S is written out, so each layer holds a matrix as large as its weight from its
-forward to its backward pass; detached or saved, it holds n values and n places.
+forward to its backward pass; switched off or saved, it holds n values and n places.
 
 Where implementations differ. The paper masks the gradients of W₀, and names five masks: some rows,
 columns and the diagonal; random; where weights, gradients or both are large. PEFT trains the values
@@ -33,28 +33,10 @@ from ..common.hints import Array, Rng, Targets
 from ..common.hyper import layer_names, whole
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor
-from ..models.decoder import Decoder
-from ..models.targets import match_targets
 from .changed import ChangedLinear
-from .method import Method, MethodError, Wrapper
+from .method import Method, MethodError
 
 __all__ = ["SHiRA", "SHiRALinear", "scattered"]
-
-
-@dataclass(frozen=True)
-class SHiRA(Method):
-    """Train single numbers of the weights of the layers named in `targets`, at random places.
-
-    rank: r of r (d_in + d_out), how many numbers; a LoRA of rank r trains as many.
-    """
-    rank: int = whole(8, least=1, also=("r",))
-    targets: Targets = layer_names(("query", "value"))
-    learning_rate = 3e-2
-    shown = ("rank",)
-
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        layers = match_targets(model, self.targets)
-        return {path: SHiRALinear(layer, self.rank, rng) for path, layer in layers}
 
 
 class SHiRALinear(ChangedLinear):
@@ -63,8 +45,9 @@ class SHiRALinear(ChangedLinear):
     A product with the dense S takes as long as W₀'s. With the n numbers alone, gathered from x and
     added up by rows, it takes 60 times as long in NumPy (n = 2048 of 128 × 128, 2048 rows)."""
 
-    def __init__(self, base: Module, r: int, rng: Rng):
+    def __init__(self, base: Module, method: SHiRA, rng: Rng):
         super().__init__(base, 0.0, rng)
+        r = method.rank
         n = r * (base.d_in + base.d_out)
         size = base.d_in * base.d_out
         if n > size:
@@ -85,6 +68,19 @@ class SHiRALinear(ChangedLinear):
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, {len(self.places)} numbers)"
+
+
+@dataclass(frozen=True)
+class SHiRA(Method):
+    """Train single numbers of the weights of the layers named in `targets`, at random places.
+
+    rank: r of r (d_in + d_out), how many numbers; a LoRA of rank r trains as many.
+    """
+    rank: int = whole(8, least=1, also=("r",))
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate = 3e-2
+    shown = ("rank",)
+    wrapper = SHiRALinear
 
 
 def scattered(values: Tensor, places: Array, shape: tuple[int, int]) -> Tensor:

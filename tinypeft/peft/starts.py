@@ -24,9 +24,9 @@ so that the model starts unchanged:
 eva, corda and lora_ga need text: `attach(model, method, calibration=batches)`.
 
 Where implementations differ. The papers and PEFT change W₀. Here W₀ stays: `StartedLinear` in
-`lora.py` computes W₀ x + s (B A − B₀ A₀) x, so `detach` gives the base back as it was, two adapters
-can be on one base, and ΔW is a LoRA of rank 2r for any base: B′ = [B, −B₀], A′ = [A; A₀]. The price
-is a second thin product. A quantized base stays as it was, too, and is dequantized for the start.
+`lora.py` computes W₀ x + s (B A − B₀ A₀) x, so the base stays as it is, two adapters can be
+on one base, and ΔW is a LoRA of rank 2r for any base: B′ = [B, −B₀], A′ = [A; A₀]. The price is a
+second thin product. A quantized base stays as it was, too, and is dequantized for the start.
 There QPiSSA, of PiSSA's authors, and PEFT's olora quantize W₀ − s B₀ A₀ anew, and PEFT's pissa,
 mica, corda and lora_ga refuse it.
 

@@ -1,55 +1,142 @@
-"""Methods on a model, and off it: taken off, put back, exchanged, and more of them added.
+"""A model with methods is a base and parts.
 
-`attachment.py` changes the model, and changes it back; here is who does that when. While the
-methods are off, the base is free, but inside `disabled` it is on loan. When they return, it must be
-the base that they learned on.
+    model = base ⊕ parts          `assembled`: the base's modules once more, with parts in them
+
+A PeftModel keeps a *frozen twin* of the base as it was when `attach` was called: modules of its own
+around the same arrays, copied when one of the two is written. Whatever is done to the base, and
+whatever is switched, starts from that twin. A verb makes new modules around the same Parameters and
+changes none that exist; at its end one assignment (`hold`) puts all of them in force.
 """
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
 
 from ..common.hints import Calibration, Rng, Seed
-from ..engine.nn import Linear, Module, Parameter
+from ..engine.nn import (
+    Linear,
+    Module,
+    Parameter,
+    are_twins,
+    copy_modules,
+    replace_modules,
+    set_parameter,
+    twin,
+)
 from ..models.calibration import as_batches
-from ..models.decoder import Decoder, require_free
-from .attachment import Attachment, Loan, detach, restore
+from ..models.decoder import TUNINGS, Decoder
 from .method import Method, MethodError, Wrapper
 from .part import Methods, Part, check_fit, free_name, joined, named, picked
 
-__all__ = ["Switched"]
+__all__ = ["Switched", "assembled", "frozen_twin", "hold", "plain_twin"]
+
+
+def assembled(base: Decoder, parts: Mapping[str, Part],
+              head: Module | None = None) -> tuple[Decoder, dict[str, Part]]:
+    """Make base ⊕ those parts that are on: a model, and the parts around the same Parameters, with
+    wrappers that stand on it; of two, the first part's is inside. Nothing that exists changes."""
+    model = copy_modules(base, {})
+    made, new, outermost = {}, {}, {}
+    for name, part in parts.items():
+        below = model if part.on else base               # what is off stands beside the model
+        inside = outermost if part.on else {}
+        new[name] = copy.copy(part)
+        new[name].wrappers = {path: wrapper.on(inside.get(path) or below.get(path), made)
+                              for path, wrapper in part.wrappers.items()}
+        inside |= new[name].wrappers
+        for parameter, p in part.trained.items() if part.on else ():
+            set_parameter(model, parameter, p)
+    for path in sorted(outermost, key=lambda path: -path.count(".")):     # the inner ones first
+        replace_modules(model, {path: outermost[path]})
+    model.head = head or model.head
+    methods = Methods(part.method for part in parts.values() if part.on)
+    model.attached = methods[0] if len(methods) == 1 else methods
+    return model, new
+
+
+def hold(records: Mapping[Switched, Mapping[str, Any]]) -> None:
+    """Give each PeftModel its new attributes. Ctrl-C acts between two lines of Python, and this one
+    call runs none: `deque` draws dict.update(vars(tuned), record) from `map` until it is through.
+    """
+    collections.deque(map(dict.update, map(vars, records), records.values()), maxlen=0)
+
+
+def frozen_twin(base: Decoder) -> Decoder:
+    """Make the twin that a PeftModel keeps of its base, which no verb may write."""
+    frozen = twin(base)
+    frozen.attached = Methods()
+    return frozen
+
+
+def plain_twin(model: Decoder) -> Decoder:
+    """Make a model without methods around the arrays of a base, or of the twin of one."""
+    plain = twin(model)
+    plain.attached = None
+    return plain
 
 
 class Switched(Module):
     """A model with methods that can be switched on and off; `PeftModel` is one.
 
-    parts: name → Part, what each method put on the model. virtual: the module of virtual tokens, or
-    None. head: the classifier, or None. rng: what the methods draw from in training.
+    base: the user's model, which no verb changes but `merge(in_place=True)`. frozen: its twin, as
+    it was. model: a twin with the parts that are on. parts: name → Part, what each method adds.
+    virtual: the module of virtual tokens, or None. head: the classifier, or None. rng: what the
+    methods draw from in training.
     """
 
-    def __init__(self, model: Decoder, parts: Mapping[str, Part], head: Linear | None, rng: Rng):
-        self.model = model
+    def __init__(self, base: Decoder, frozen: Decoder, parts: Mapping[str, Part],
+                 head: Linear | None, rng: Rng):
+        self.model = None                                # first, so that its parameters come first
+        self.base = base
+        self.frozen = frozen
+        self.training = frozen.training
         self.rng = rng
+        self.head = head and head.to(self.frozen.dtype)
+        self.is_disabled = False
         self.parts = {}
-        self.head = head
-        self.attachment = Attachment(self.parts, head)
-        self.loan = None                         # the model's mark while the methods are disabled
-        self._take_in(parts, "attach")
+        hold({self: self.record(parts, "attach")})
+        self.enlist()
 
-    # -- the parts ------------------------------------------------------------------------------
-    def _take_in(self, new, verb):
-        """Put more parts on the model, which has none on it now."""
-        for part in new.values():
+    def enlist(self) -> None:
+        """Tell `train` that the base has this PeftModel."""
+        TUNINGS.setdefault(self.base, weakref.WeakSet()).add(self)
+
+    def __getstate__(self):
+        return vars(self) | {"is_disabled": False}       # a copy is in no `with` block
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.enlist()
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        return ((name, child) for name, child in super().children()
+                if name not in ("base", "frozen"))
+
+    def record(self, parts: Mapping[str, Part], verb: str) -> dict[str, Any]:
+        """Make what this PeftModel holds with these parts, without holding it."""
+        for part in parts.values():
             if not (part.wrappers or part.virtual or part.trained or self.head):
                 raise MethodError(f"attach: {part.method} would train nothing; give head=n_classes")
-        together = {**self.parts, **new}
-        on = {name: part for name, part in together.items() if part.on}
-        check_fit(on, new, self.model, verb)
-        self.parts.update(new)
-        self.put_on()
+            part.cast(self.frozen.dtype)
+        on = {name: part for name, part in parts.items() if part.on}
+        new = [name for name in on if not (name in self.parts and self.parts[name].on)]
+        check_fit(on, new, self.frozen, verb)
+        model, parts = assembled(self.frozen, parts, self.head)
+        virtual = joined(part for part in parts.values() if part.on)
+        for module in filter(None, [self.frozen, model, virtual, *modules_of(parts)]):
+            module.train(self.training)
+        return {"parts": parts, "model": model, "virtual": virtual}
+
+    def train(self, training: bool = True) -> Self:
+        for module in [self.frozen, *modules_of(self.parts)]:    # they are no children
+            module.train(training)
+        return super().train(training)
 
     def used(self) -> list[Part]:
         """List the parts that are on."""
@@ -63,7 +150,8 @@ class Switched(Module):
     @property
     def method(self) -> Method | Methods:
         """The method, or all of them if there are several."""
-        return self.attachment.method
+        methods = Methods(part.method for part in self.parts.values())
+        return methods[0] if len(methods) == 1 else methods
 
     @property
     def wrappers(self) -> dict[str, Wrapper]:
@@ -72,7 +160,7 @@ class Switched(Module):
 
     @property
     def trained(self) -> dict[str, Parameter]:
-        """name → Parameter of the base that a method trains."""
+        """name → Parameter in place of one of the base, which a method trains."""
         return {name: p for part in self.used() for name, p in part.trained.items()}
 
     def begin(self, parts: Iterable[Part], calibration: Calibration, verb: str) -> None:
@@ -88,115 +176,77 @@ class Switched(Module):
             calibration: Calibration = None) -> Self:
         """Put more methods on the model, beside those that are there; see `attach`.
 
-        A detached PeftModel of the same model gives its parts away, with all that they learned."""
-        self.check_active()
+        Another PeftModel of the same base gives its parts away, with all that they learned."""
         givers = [item for item in methods if isinstance(item, Switched)]
-        if self in givers:
-            raise MethodError("add: expected another PeftModel, got this one itself")
-        if len(set(givers)) < len(givers):
-            raise MethodError("add: a PeftModel gives its parts away once, got the same one twice")
-        self.attachment.take_off(self.model, note=False)
-        before = dict(self.parts)
-        try:
-            new = self._new_parts(methods, np.random.default_rng(rng))
-            self._take_in(new, "add")
-            given = [part for giver in givers for part in giver.parts.values()]
-            self.begin([part for part in new.values() if part not in given], calibration, "add")
-        except BaseException:
-            if self.active:
-                self.attachment.take_off(self.model, note=False)
-            self.parts.clear()
-            self.parts.update(before)
-            self.put_on()
-            raise
-        for giver in givers:
-            giver.parts.clear()
+        if self in givers or len(set(givers)) < len(givers):
+            raise MethodError("add: expected other PeftModels, each of them once")
+        rng = np.random.default_rng(rng)
+        parts, fresh = dict(self.parts), []
+        for item in methods:
+            if isinstance(item, Switched):
+                for name, part in item._given_away(self.frozen).items():
+                    parts[free_name(name, parts)] = part
+            else:
+                for name, method in named([item], parts).items():
+                    parts[name] = Part(method, self.frozen, rng)
+                    fresh.append(name)
+        after = copy.copy(self)
+        hold({after: self.record(parts, "add")})
+        after.begin([after.parts[name] for name in fresh], calibration, "add")
+        empty = {giver: giver.record({}, "add") for giver in givers}
+        hold({self: vars(after) | {"is_disabled": self.is_disabled}, **empty})
         return self
 
-    def _new_parts(self, methods, rng):
-        """Make parts of methods, and take those of other PeftModels: name → Part."""
-        new = {}
-        for item in methods:
-            taken = {**self.parts, **new}
-            if isinstance(item, Switched):
-                for name, part in item._given_away(self.model).items():
-                    new[free_name(name, {**taken, **new})] = part
-            else:
-                for name, method in named([item], taken).items():
-                    new[name] = Part(method, self.model, rng)
-        return new
-
-    def _given_away(self, model):
-        """Return the parts if another PeftModel of `model` may have them."""
-        self._check_parts()
-        if self.model is not model:
+    def _given_away(self, frozen):
+        """Return the parts if another PeftModel of the same base may have them."""
+        self.check_parts_there()
+        if not are_twins(self.frozen, frozen):
             raise MethodError("add: the other PeftModel is on another model")
         if self.head is not None:
             raise MethodError("add: this PeftModel has a classification head, and a model has one; "
                               "add the other methods to this one")
-        self.check_base("add")
         return self.parts
 
+    # -- on and off -----------------------------------------------------------------------------
+    def detach(self, *parts: str) -> Decoder:
+        """Return the base as it is now, and change nothing: the parts stay on this PeftModel. With
+        names, take these parts off it, and return its model without them."""
+        self.check_parts_there()
+        return self._switch(parts, on=False).model if parts else self.base
+
+    def reattach(self, *parts: str) -> Self:
+        """Put parts back on the model, all of them without names, with all that they learned.
+        MethodError for a part that cannot be on beside the others, such as a second prompt."""
+        self.check_parts_there()
+        return self._switch(parts or self.parts, on=True)
+
     def _switch(self, names, on):
-        """Take parts off the model, or put them back; the others stay."""
-        parts = picked(self.parts, names)
-        self.check_active()
-        if on:
-            together = {name: part for name, part in self.parts.items() if part.on or name in parts}
-            new = [name for name in parts if not parts[name].on]
-            check_fit(together, new, self.model, "reattach")
-        self.attachment.take_off(self.model, note=False)
-        for part in parts.values():
-            part.on = on
-        self.put_on()
+        chosen = picked(self.parts, names)
+        hold({self: self.record({name: part.switched(on) if name in chosen else part
+                                 for name, part in self.parts.items()}, "reattach")})
         return self
 
-    # -- on and off -----------------------------------------------------------------------------
-    def put_on(self) -> None:
-        """Put the parts that are on on the model, in its dtype and its mode."""
-        self.follow_model()
-        self.attachment.put_on(self.model)
-
-    def follow_model(self) -> None:
-        """Give all parts the model's dtype and mode, and join the virtual tokens that are on."""
-        dtype = self.model.dtype
-        if self.head and self.head.weight.dtype != dtype:
-            self.head.to(dtype)
-        self.training = self.model.training
-        for part in self.parts.values():
-            part.cast(dtype)
-            part.set_mode(self.training)
-        self.virtual = joined(self.used())
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[Decoder]:
+        """Inside `with tuned.disabled():`, `tuned` computes what the base computed at `attach`."""
+        before = self.is_disabled
+        try:
+            self.is_disabled = True
+            yield self.frozen
+        finally:
+            self.is_disabled = before
 
     def to(self, dtype: Any) -> Self:
-        """Cast the model and all parts, also those that are off, to float32 or float64."""
-        super().to(dtype)
-        self.follow_model()
+        """Cast all parts and the twin of the base, but not the base, to float32 or float64."""
+        for module in [self.frozen, *filter(None, [self.head])]:
+            module.to(dtype)
+        hold({self: self.record(self.parts, "to")})
         return self
 
-    @property
-    def active(self) -> bool:
-        """Is the method on the model now?"""
-        return self.model.attachment is self.attachment
-
-    @property
-    def is_disabled(self) -> bool:
-        """Is this inside `with tuned.disabled():`?"""
-        return self.loan is not None and self.model.attachment is self.loan
-
-    def _check_parts(self):
+    def check_parts_there(self) -> None:
         if not self.parts:
             raise MethodError("this PeftModel has no methods any more: they were merged into its "
                               "model, or given to another PeftModel")
-
-    def check_active(self) -> None:
-        """Raise MethodError unless the methods are on the model."""
-        self._check_parts()
-        if self.is_disabled:
-            raise MethodError(f"{self.method} is disabled; leave `with tuned.disabled():`, or "
-                              "call reattach()")
-        if not self.active:
-            raise MethodError(f"{self.method} is detached; call reattach()")
 
     def check_none_off(self, verb: str) -> None:
         """Raise MethodError if a part is switched off, for a verb that cannot keep it so."""
@@ -205,80 +255,7 @@ class Switched(Module):
             raise MethodError(f"{verb}: the part {name!r}, {self.parts[name].method}, is switched "
                               f"off; reattach({name!r}) first")
 
-    def check_base(self, verb: str) -> None:
-        """Raise MethodError if the base is not what it was when the method was last taken off."""
-        changes = self.attachment.changes(self.model)
-        if changes:
-            more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
-            raise MethodError(
-                f"{verb}: {self.method} learned on a base that was changed (quantized, folded, "
-                f"trained or loaded) since it was taken off: {'; '.join(changes[:3])}{more}. Undo "
-                "the change, or save the method and use load_adapter on the model as it is now")
 
-    def detach(self, *parts: str) -> Decoder:
-        """Take the methods off; return the base model: the same objects, bit for bit as before.
-
-        With names of parts, take only these off. The model that is returned has the others on it.
-        What is off stays part of this PeftModel; see the table in `part.py`.
-        """
-        if parts:
-            return self._switch(parts, on=False).model
-        self.check_active()
-        return detach(self.model)
-
-    def reattach(self, *parts: str) -> Self:
-        """Put detached methods, or parts by name, back on the model, with all that they learned.
-
-        Raises MethodError if the base has changed since `detach`, because the learned numbers fit
-        no other base. Only `to` may have cast it, so numbers count as they are in float32: a change
-        of a float64 base that float32 cannot show goes unnoticed. For a base that was quantized,
-        folded or trained since, save the method, and `load_adapter` it on the base as it is. Raises
-        MethodError, too, for a part that cannot be on beside the others, such as a second prompt;
-        it then stays off.
-        """
-        if parts:
-            return self._switch(parts, on=True)
-        self._check_parts()
-        if self.is_disabled:
-            self.loan = self.model.attachment = None
-        require_free(self.model, "reattach")
-        self.check_base("reattach")
-        self.put_on()
-        return self
-
-    def activate(self) -> Self:
-        """Switch tasks: put the methods on in place of those that another PeftModel of the same
-        model has on it. What those have learned stays with them."""
-        if self.active:
-            return self
-        self._check_parts()
-        other = self.model.attachment if self.model.attached is not None else None
-        if other is not None:
-            detach(self.model)
-        try:
-            return self.reattach()
-        except BaseException:
-            if other is not None and not self.active:
-                other.put_on(self.model)
-            raise
-
-    @contextlib.contextmanager
-    def disabled(self) -> Iterator[Decoder]:
-        """Inside `with tuned.disabled():`, model and `tuned` compute what the base computes.
-
-        The base is on loan there: `attach`, `quantize` and other verbs that change a model refuse
-        it. If it was changed all the same, MethodError names the change at the end of the block,
-        and the method stays off. Blocks may be nested.
-        """
-        if self.is_disabled:
-            yield self.model
-            return
-        gradients = self.attachment.gradients()
-        self.detach()
-        self.loan = self.model.attachment = Loan(self.method)
-        try:
-            yield self.model
-        finally:
-            if self.is_disabled:
-                self.reattach()
-                restore(gradients)
+def modules_of(parts):
+    """List the modules that parts add, each with what it adapts."""
+    return [module for part in parts.values() for _, module in part.modules()]

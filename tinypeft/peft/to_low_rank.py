@@ -14,7 +14,7 @@ import numpy as np
 from ..common.hints import Array
 from ..models.targets import match_targets
 from .changed import ChangedLinear
-from .combine import free_base, with_pairs
+from .combine import with_pairs
 from .full import FullFineTuning
 from .low_rank import halves
 from .method import MethodError, Wrapper
@@ -26,10 +26,10 @@ __all__ = ["to_low_rank"]
 def to_low_rank(tuned: PeftModel, rank: int) -> PeftModel:
     """Return a PeftModel with the LoRA of `rank` that is nearest to the change of each layer.
 
-    tuned: it is on its model, and has no part that is off. It is detached, stays as it is, and can
-    be put on again by `activate`. What it trained beside weights of linear layers in the blocks
-    (biases, norms, embeddings) becomes a part "FullFineTuning", and a head is copied: of both
-    nothing is lost. rank: a layer that is too small for it gets the largest that it can have.
+    tuned: it has no part that is off, and stays as it is. What it trained beside weights of linear
+    layers in the blocks (biases, norms, embeddings) becomes a part "FullFineTuning", and a head is
+    copied: of both nothing is lost. rank: a layer that is too small for it gets the largest that it
+    can have.
     `relative_errors` of the result: path → the error of the layer's change.
     Raises MethodError for methods that change states, rows of an embedding, or more than a weight.
     """
@@ -38,7 +38,7 @@ def to_low_rank(tuned: PeftModel, rank: int) -> PeftModel:
                         f"{type(tuned).__name__}")
     if not isinstance(rank, (int, np.integer)) or isinstance(rank, bool) or rank < 1:
         raise MethodError(f"to_low_rank: rank must be a positive integer, got {rank!r}")
-    tuned.check_active()
+    tuned.check_parts_there()
     tuned.check_none_off("to_low_rank")
     check_weights_only(tuned)
     weights = [f"{path}.weight" for path, _ in match_targets(tuned.model, "all")]
@@ -53,8 +53,7 @@ def to_low_rank(tuned: PeftModel, rank: int) -> PeftModel:
     rest = {name: p.data.copy() for name, p in tuned.trained.items() if name not in weights}
     beside = {"FullFineTuning": FullFineTuning(tuple(rest))} if rest else {}
     state = {f"FullFineTuning/{name}": array for name, array in rest.items()}
-    with free_base("to_low_rank", [tuned], None) as base:
-        result = with_pairs(base, pairs, tuned.head, beside, state)
+    result = with_pairs(tuned, pairs, tuned.head, beside, state)
     result.relative_errors = errors
     return result
 
@@ -79,13 +78,10 @@ def change_of(tuned: PeftModel, path: str) -> Array:
     """Compute by how much the layer at `path` differs from the base's, (d_out, d_in), in float64.
     """
     layer = tuned.model.get(path)
-    base = tuned.attachment.replaced.get(path, layer)
-    before = tuned.attachment.base.get(f"{path}.weight")
-    if isinstance(layer, ChangedLinear) and layer.base is base and before is None:
+    is_one_change = isinstance(layer, ChangedLinear) and not isinstance(layer.base, Wrapper)
+    if is_one_change and f"{path}.weight" not in tuned.trained:
         return layer.delta().astype(float)               # without the error of a difference
-    if before is None:
-        before = base.dense_weight()
-    return layer.dense_weight().astype(float) - before
+    return layer.dense_weight().astype(float) - tuned.frozen.get(path).dense_weight()
 
 
 def norm(S):

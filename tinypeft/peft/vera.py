@@ -24,6 +24,8 @@ PEFT and here: U(−√(6/k), √(6/k)) for k columns. The paper keeps a seed in
 saves them unless it is told not to; here they are always saved. The paper has no α, and tunes the
 rate: 4e-3 to 3e-2 for GLUE, 2e-2 and 1e-1 for GPT-2.
 """
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -37,33 +39,9 @@ from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from .changed import ChangedLinear
-from .method import Method, Wrapper
+from .method import Method
 
 __all__ = ["VeRA", "VeRALinear", "constant", "is_cheaper_formed", "largest"]
-
-
-@dataclass(frozen=True)
-class VeRA(Method):
-    """Train vectors b and d beside random matrices, for the layers named in `targets`."""
-    rank: int = whole(256, least=1, also=("r",))
-    d_initial: float = real(0.1, above=0)
-    dropout: float = real(0.0, least=0, below=1, also=("vera_dropout",))
-    targets: Targets = layer_names(("query", "value"))
-    learning_rate = 1e-1
-    shown = ("rank",)
-
-    def shared(self, model: Decoder, rng: Rng) -> dict[str, Array]:
-        d_in, d_out = largest(model, self.targets)
-        A = kaiming_uniform((self.rank, d_in), rng)
-        B = kaiming_uniform((d_out, self.rank), rng)
-        gain = math.sqrt(6)                              # from our bound 1/√k to PyTorch's √(6/k)
-        return {"A": gain * A, "B": gain * B}
-
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
-        wrappers = {}
-        for path, layer in match_targets(model, self.targets):
-            wrappers[path] = VeRALinear(layer, self, rng)
-        return wrappers
 
 
 class VeRALinear(ChangedLinear):
@@ -93,6 +71,25 @@ class VeRALinear(ChangedLinear):
         dA = self.d.reshape(-1, 1) * A
         b = self.b.reshape(-1, 1)
         return b * (B @ dA)
+
+
+@dataclass(frozen=True)
+class VeRA(Method):
+    """Train vectors b and d beside random matrices, for the layers named in `targets`."""
+    rank: int = whole(256, least=1, also=("r",))
+    d_initial: float = real(0.1, above=0)
+    dropout: float = real(0.0, least=0, below=1, also=("vera_dropout",))
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate = 1e-1
+    shown = ("rank",)
+    wrapper = VeRALinear
+
+    def shared(self, model: Decoder, rng: Rng) -> dict[str, Array]:
+        d_in, d_out = largest(model, self.targets)
+        A = kaiming_uniform((self.rank, d_in), rng)
+        B = kaiming_uniform((d_out, self.rank), rng)
+        gain = math.sqrt(6)                              # from our bound 1/√k to PyTorch's √(6/k)
+        return {"A": gain * A, "B": gain * B}
 
 
 def is_cheaper_formed(layer: ChangedLinear, x: Tensor, r: int) -> bool:

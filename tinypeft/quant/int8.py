@@ -29,10 +29,10 @@ import numpy as np
 from ..common.hints import Array
 from ..common.hyper import one_of
 from ..common.wording import brief
+from ..engine.memo import kept
 from ..engine.nn import Linear, Parameter, replace_modules
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
-from ..models.generation import kept
 from .calibration import capture
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor

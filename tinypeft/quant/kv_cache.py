@@ -36,53 +36,62 @@ channels by an angle that depends on the position, so a channel's range is that 
 """
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..common.hints import Array
+from ..common.hyper import Checked, one_of, whole
 from ..engine import functional as F
 from ..engine.tensor import Tensor
-from ..models.generation import KVCache
+from ..models.cache import KVCache
 from .decoding import expand
 from .packing import pack, unpack
 
 __all__ = ["QuantizedKVCache"]
 
 
+@dataclass(frozen=True)
+class CacheOptions(Checked):
+    """What a `QuantizedKVCache` can be told. keys, values: "channel" or "token", within which
+    numbers share a scale."""
+    bits: int = whole(4, least=1, most=8)
+    group_size: int = whole(32, least=1)
+    residual: int = whole(32)
+    keys: str = one_of("channel", "token")
+    values: str = one_of("token", "channel")
+
+    def check(self) -> None:
+        is_whole = self.residual and self.residual % self.group_size == 0
+        if "channel" in (self.keys, self.values) and not is_whole:
+            raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
+                             f"(tokens leave it in whole groups), got residual={self.residual} and "
+                             f"group_size={self.group_size}")
+
+
 class QuantizedKVCache(KVCache):
     """A cache for `generate(…, cache=QuantizedKVCache(model.config, bits=4))`, of `nbytes` bytes.
-    keys, values: "channel" or "token", within which numbers share a scale. Raises ValueError for
-    other options, for groups that divide neither a head nor the residual, and, when used, for keys
-    or values outside the range of float16."""
+    options: see `CacheOptions`. Raises ValueError for others, for groups that divide neither a head
+    nor the residual, and, when used, for keys or values outside the range of float16."""
 
-    def __init__(self, config: Any, bits: int = 4,
-                 group_size: int = 32, residual: int = 32,
+    def __init__(self, config: Any, bits: int = 4, group_size: int = 32, residual: int = 32,
                  keys: str = "channel", values: str = "token"):
-        options = f"bits={bits!r}, keys={keys!r}, values={values!r}, {group_size=} and {residual=}"
-        kinds = keys, values
-        if bits not in range(1, 9) or not {*kinds} <= {"channel", "token"}:
-            raise ValueError("QuantizedKVCache: bits must be 1 … 8, keys and values 'channel' or "
-                             f"'token'; got {options}")
-        least = 1 if "channel" in kinds else 0
-        if group_size < 1 or residual < least or least and residual % group_size:
-            raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
-                             f"(tokens leave it in whole groups); got {options}")
-        channels = min(group_size, config.d_head)
-        if "token" in kinds and config.d_head % channels:
-            raise ValueError(f"QuantizedKVCache: {group_size=} does not divide a head of "
-                             f"{config.d_head}")
+        o = CacheOptions(bits, group_size, residual, keys, values)
+        channels = min(o.group_size, config.d_head)
+        if "token" in (o.keys, o.values) and config.d_head % channels:
+            raise ValueError(f"QuantizedKVCache: group_size={o.group_size} does not divide a head "
+                             f"of {config.d_head}")
 
         def history(kind):
-            if kind == "channel":
-                return ChannelHistory(bits, group_size, residual)
-            return TokenHistory(bits, channels, residual)
+            group = channels if kind == "token" else o.group_size
+            return History(kind, o.bits, group, o.residual)
         super().__init__(config.n_layers,
-                         lambda: QuantizedLayerCache(history(keys), history(values)))
+                         lambda: QuantizedLayerCache(history(o.keys), history(o.values)))
 
 
 class QuantizedLayerCache:
-    """The keys and values of one layer, in place of a `generate.LayerCache`."""
+    """The keys and values of one layer, in place of a `LayerCache`."""
 
     def __init__(self, keys: "History", values: "History"):
         self.keys = keys
@@ -165,9 +174,20 @@ class Growing:
 
 
 class History:
-    """Vectors (B, H, S, d): the old ones as codes, in order of time, the recent ones unrounded."""
+    """Vectors (B, H, S, d): the old ones as codes, in order of time, the recent ones unrounded.
 
-    def __init__(self, bits: int, group: int, residual: int):
+    kind: "token": a group is G channels of one token, and tokens beyond the R most recent ones
+    leave, 8 at a time. "channel": a group is G tokens of one channel, and R tokens leave together,
+    as soon as R are waiting.
+
+    Of codes (B, H, C, N, G), N rows have groups of G numbers in C columns: rows are the tokens, and
+    columns cut the channels, or rows are the channels, and columns cut the tokens. So a product of
+    queries and keys of one kind is a product of probabilities and values of the other kind: `along`
+    sums over the rows, `within` over the columns and what is in them.
+    """
+
+    def __init__(self, kind: str, bits: int, group: int, residual: int):
+        self.per_token = kind == "token"
         self.bits = bits
         self.group = group
         self.residual = residual
@@ -201,15 +221,37 @@ class History:
         """Encode those of the recent vectors (B, H, r, d) that leave; keep the others."""
         leaving = self.leaving(recent.shape[2])
         if leaving:
-            self.encode(self.grouped(recent[:, :, :leaving]))
+            self.encode(self.groups(recent[:, :, :leaving]))
         self.recent = recent[:, :, leaving:].copy()
+
+    def leaving(self, r: int) -> int:
+        """Return how many of r recent vectors leave now."""
+        if self.per_token:
+            n = max(0, r - self.residual)
+            return n - n % 8
+        return r - r % self.residual
+
+    def groups(self, x: Array) -> Array:
+        """Cut x (B, H, S, d) into groups (n, G), in order of time."""
+        if self.per_token:
+            return x.transpose(2, 0, 1, 3).reshape(-1, self.group)
+        B, H, _, d = x.shape
+        x = x.reshape(B, H, -1, self.group, d)
+        return x.transpose(2, 0, 1, 4, 3).reshape(-1, self.group)
+
+    def vectors(self, groups: Array, B: int, H: int, d: int) -> Array:
+        """Join groups (n, G) to vectors (B, H, S, d)."""
+        if self.per_token:
+            return groups.reshape(-1, B, H, d).transpose(1, 2, 0, 3)
+        groups = groups.reshape(-1, B, H, d, self.group)
+        return groups.transpose(1, 2, 0, 4, 3).reshape(B, H, -1, d)
 
     def drop_before(self, last: int) -> None:
         """Drop the codes of tokens before the `last` ones, in whole groups and whole bytes."""
         B, H, recent, d = self.recent.shape
         token = B * H * d                                # codes of a token
         n = min(self.n, self.n - (last - recent) * token)
-        n -= n % math.lcm(8, token * self.tokens_in_group())
+        n -= n % math.lcm(8, token if self.per_token else token * self.group)
         if n <= 0:
             return
         self.n -= n
@@ -244,11 +286,12 @@ class History:
     def decode(self, like: Array) -> Array:
         """Return the decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
         x = self.numbers(like.dtype)
-        s, m = self.scales(like.dtype, (-1, 1))
-        x *= s
-        x += m
+        s = single(self.scale.array).astype(like.dtype, copy=False)
+        m = single(self.low.array).astype(like.dtype, copy=False)
+        x *= s[:, None]
+        x += m[:, None]
         B, H, _, d = like.shape
-        return self.ungrouped(x, B, H, d)
+        return self.vectors(x, B, H, d)
 
     def numbers(self, dtype: type) -> Array:
         """Return q (n, G) of all n groups, in floating point."""
@@ -256,23 +299,68 @@ class History:
         expand(self.codes.array, self.bits, q)
         return q.astype(dtype, copy=False).reshape(-1, self.group)
 
-    def scales(self, dtype: type, shape: tuple) -> tuple[Array, Array]:
-        """Return s and m of all groups, in floating point and in this shape."""
-        s = single(self.scale.array).reshape(shape)
-        m = single(self.low.array).reshape(shape)
-        return s.astype(dtype, copy=False), m.astype(dtype, copy=False)
+    def scores(self, x: Array) -> Array:
+        """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
+        d = x.shape[3]
+        return self.within(x, d) if self.per_token else self.along(x, d)
 
-    def planes(self, dtype: type, shape: tuple) -> Iterator[tuple[slice, Array]]:
-        """Yield places in a group, such as every other one, and the codes there (*shape, G/L)."""
+    def mean(self, p: Array, d: int) -> Array:
+        """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
+        return self.along(p, d) if self.per_token else self.within(p, d)
+
+    def along(self, x: Array, d: int) -> Array:
+        """Sum x (B, H, R, N) times the numbers over the rows, (B, H, R, C·G)."""
+        B, H, R, _ = x.shape
+        s, m = self.scales(x, d)
+        x = x[:, :, None]
+        xs = x * s                                                        # (B, H, C, R, N)
+        sums = np.empty((*xs.shape[:4], self.group), x.dtype)
+        for places, q in self.planes(x, d):
+            sums[..., places] = xs @ q
+        sums += (x * m).sum(4, keepdims=True)
+        return sums.swapaxes(2, 3).reshape(B, H, R, -1)
+
+    def within(self, x: Array, d: int) -> Array:
+        """Sum x (B, H, R, C·G) times the numbers over the columns, (B, H, R, N)."""
+        B, H, R, _ = x.shape
+        s, m = self.scales(x, d)
+        x = x.reshape(B, H, R, -1, self.group)
+        x = x.swapaxes(2, 3)                                              # (B, H, C, R, G)
+        sums = x.sum(4, keepdims=True) * m                                # (B, H, C, R, N)
+        for places, q in self.planes(x, d):
+            sums += x[..., places] @ q.swapaxes(3, 4) * s
+        return sums.sum(2)
+
+    def columns(self, stored: Array, like: Array, d: int) -> Array:
+        """View what is stored (n, …) of each group as (B, H, C, N, …), for `like` (B, H, …)."""
+        B, H = like.shape[:2]
+        rest = stored.shape[1:]
+        if self.per_token:
+            stored = stored.reshape(-1, B, H, d // self.group, *rest)
+            return np.moveaxis(stored, 0, 3)
+        stored = stored.reshape(-1, B, H, d, *rest)
+        return np.moveaxis(stored, 0, 2)
+
+    def scales(self, like: Array, d: int) -> tuple[Array, Array]:
+        """Return s and m, each (B, H, C, 1, N), of the dtype of `like` (B, H, …)."""
+        s = single(self.scale.array).astype(like.dtype, copy=False)
+        m = single(self.low.array).astype(like.dtype, copy=False)
+        s = self.columns(s, like, d)
+        m = self.columns(m, like, d)
+        return s[:, :, :, None], m[:, :, :, None]
+
+    def planes(self, like: Array, d: int) -> Iterator[tuple[slice, Array]]:
+        """Yield places in a group, such as every other one, and the codes there (B, H, C, N, G/L),
+        of the dtype of `like` (B, H, …)."""
         n_lanes = 8 // self.bits
         if 8 % self.bits or self.group % n_lanes:        # a byte holds more than codes of a group
-            yield np.s_[:], self.numbers(dtype).reshape(*shape, self.group)
+            yield np.s_[:], self.columns(self.numbers(like.dtype), like, d)
             return
-        octets = self.codes.array.reshape(*shape, self.group // n_lanes)
+        octets = self.codes.array.reshape(-1, self.group // n_lanes)
         for lane in range(n_lanes):
             shift = 8 - self.bits * (lane + 1)           # the first code has the highest bits
             codes = octets >> shift & 2**self.bits - 1
-            yield np.s_[lane::n_lanes], codes.astype(dtype)
+            yield np.s_[lane::n_lanes], self.columns(codes.astype(like.dtype), like, d)
 
 
 def half(x: Array) -> Array:
@@ -289,97 +377,3 @@ def single(x: Array) -> Array:
     bits <<= 13
     bits &= ~0x70000000                                  # the copies of the sign
     return bits.view(np.float32) * np.float32(2.0**112)
-
-
-class TokenHistory(History):
-    """A group is G channels of one token. Tokens beyond the R most recent ones leave, 8 at a time.
-    """
-
-    def leaving(self, r):
-        n = max(0, r - self.residual)
-        return n - n % 8
-
-    def tokens_in_group(self):
-        return 1
-
-    def grouped(self, x):
-        return x.transpose(2, 0, 1, 3).reshape(-1, self.group)
-
-    def ungrouped(self, x, B, H, d):
-        return x.reshape(-1, B, H, d).transpose(1, 2, 0, 3)
-
-    def scales_for(self, x, d):
-        """Return s and m (B, H, d/G, 1, S) of S tokens, for x (B, H, …)."""
-        B, H = x.shape[:2]
-        s, m = self.scales(x.dtype, (-1, B, H, 1, d // self.group))
-        return s.transpose(1, 2, 4, 3, 0), m.transpose(1, 2, 4, 3, 0)
-
-    def planes_for(self, x, d):
-        """Yield places in a group, and the codes there (B, H, d/G, S, G/L), for x (B, H, …)."""
-        B, H = x.shape[:2]
-        for places, q in self.planes(x.dtype, (-1, B, H, d // self.group)):
-            yield places, q.transpose(1, 2, 3, 0, 4)
-
-    def scores(self, x: Array) -> Array:
-        """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
-        B, H, R, d = x.shape
-        s, m = self.scales_for(x, d)
-        x = x.reshape(B, H, R, -1, self.group)
-        x = x.swapaxes(2, 3)                                              # (B, H, d/G, R, G)
-        products = x.sum(4, keepdims=True) * m                            # (B, H, d/G, R, S)
-        for places, q in self.planes_for(x, d):
-            products += x[..., places] @ q.swapaxes(3, 4) * s
-        return products.sum(2)
-
-    def mean(self, p: Array, d: int) -> Array:
-        """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
-        B, H, R, _ = p.shape
-        s, m = self.scales_for(p, d)
-        p = p[:, :, None]
-        ps = p * s                                                        # (B, H, d/G, R, S)
-        means = np.empty((*ps.shape[:4], self.group), p.dtype)
-        for places, q in self.planes_for(p, d):
-            means[..., places] = ps @ q
-        means += (p * m).sum(4, keepdims=True)
-        return means.swapaxes(2, 3).reshape(B, H, R, d)
-
-
-class ChannelHistory(History):
-    """A group is G tokens of one channel. R tokens leave together, as soon as R are waiting."""
-
-    def leaving(self, r):
-        return r - r % self.residual
-
-    def tokens_in_group(self):
-        return self.group
-
-    def grouped(self, x):
-        B, H, _, d = x.shape
-        x = x.reshape(B, H, -1, self.group, d)
-        return x.transpose(2, 0, 1, 4, 3).reshape(-1, self.group)
-
-    def ungrouped(self, x, B, H, d):
-        x = x.reshape(-1, B, H, d, self.group)
-        return x.transpose(1, 2, 0, 4, 3).reshape(B, H, -1, d)
-
-    def scores(self, x: Array) -> Array:
-        """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
-        B, H, R, d = x.shape
-        s, m = self.scales(x.dtype, (-1, B, H, 1, d))
-        xs = x * s                                                        # (n, B, H, R, d)
-        products = np.empty((*xs.shape[:4], self.group), x.dtype)
-        for places, q in self.planes(x.dtype, (-1, B, H, d)):
-            products[..., places] = xs @ q
-        products += (x * m).sum(4, keepdims=True)
-        return products.transpose(1, 2, 3, 0, 4).reshape(B, H, R, -1)
-
-    def mean(self, p: Array, d: int) -> Array:
-        """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
-        B, H, R, _ = p.shape
-        s, m = self.scales(p.dtype, (-1, B, H, 1, d))
-        p = p.reshape(B, H, R, -1, self.group)
-        p = p.transpose(3, 0, 1, 2, 4)                                    # (n, B, H, R, G)
-        means = p.sum(4, keepdims=True) * m
-        for places, q in self.planes(p.dtype, (-1, B, H, d)):
-            means += p[..., places] @ q.swapaxes(3, 4) * s
-        return means.sum(0)

@@ -15,9 +15,9 @@ import numpy as np
 
 from ..common.hints import Array
 from ..engine import functional as F
+from ..engine.memo import kept
 from ..engine.nn import Embedding, Module, Parameter
 from ..engine.tensor import Tensor
-from ..models.generation import kept
 from .qtensor import QTensor
 
 __all__ = ["QuantizedEmbedding", "QuantizedLinear", "quantized_linear", "straight_through"]

@@ -43,8 +43,8 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
     """Quantize the blocks of `model` by `scheme`, in place, and attach `lora`, started by LoftQ.
 
     scheme: one that needs only the weight (`NF4`, `Uniform`, `FloatFormat`, `GGUF`). iterations:
-    T ≥ 1. rng, head: as in `attach`. Save the base too: `detach` gives back Q, which fits this LoRA
-    alone. Raises MethodError and ValueError as `attach` and `quantize` do, with nothing changed."""
+    T ≥ 1. rng, head: as in `attach`. Save the base too: it is Q now, which fits this LoRA alone.
+    Raises MethodError and ValueError as `attach` and `quantize` do, with nothing changed."""
     if type(lora) is not LoRA or lora.init in STARTS:
         raise MethodError("loftq: expected a LoRA without a start of its own, whose factors LoftQ "
                           f"initialises, got {lora!r}")
@@ -58,14 +58,16 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
     trial = attach(model, lora, rng=0, head=head)        # its checks, targets and ranks
     ranks = trial.ranks()
     layers = {path: wrapper.base for path, wrapper in trial.wrappers.items()}
-    trial.detach()
     factors = {path: loftq_factors(layer.weight.data, scheme, ranks[path], iterations)
                for path, layer in layers.items() if isinstance(layer, Linear)}
-    tuned = attach(quantize(model, scheme), lora, rng=rng, head=head)
-    for path, (Q, B, A) in factors.items():
+    del trial, layers                                    # they hold the float weights
+    quantize(model, scheme)
+    for path, (Q, _, _) in factors.items():
+        model.get(path).weight = Q
+    tuned = attach(model, lora, rng=rng, head=head)
+    for path, (_, B, A) in factors.items():
         wrapper = tuned.wrappers[path]
         root = math.sqrt(wrapper.scale)
-        wrapper.base.weight = Q
         wrapper.B.assign((B / root).astype(wrapper.B.dtype))
         wrapper.A.assign((A / root).astype(wrapper.A.dtype))
     return tuned

@@ -92,9 +92,9 @@ def check_bare(model: Decoder) -> None:
     """Raise ValueError if a method is on the model."""
     if not isinstance(model, Decoder):
         raise TypeError(f"expected a language model, got {type(model).__name__}")
-    if model.attached is not None:
+    if model.attached:
         raise ValueError(f"{model.attached} is on the model, so its layers are not those that were"
-                         " quantized; measure inside `with tuned.disabled():`, or merge it")
+                         " quantized; measure the base, which detach() returns, or merge it")
 
 
 def folded_scales(old: Module, new: Module) -> dict[str, Array]:

@@ -23,17 +23,13 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Calibration = None,
     leave layers that are quantized already as they are; a merged QLoRA has both kinds. progress:
     show one line of it while a model is calibrated (default: on a terminal and in a notebook).
 
-    Embeddings and norms keep their precision. ValueError when a method is attached or disabled, a
-    layer is quantized already, or needed calibration is missing. An error leaves the model as it
-    was."""
-    if not isinstance(model, Decoder):
-        hint = "; the model comes first"
-        if hasattr(model, "detach"):
-            hint = "; quantize first, then attach the method"
-        raise TypeError(f"quantize: expected a language model, got {type(model).__name__}{hint}")
+    Embeddings and norms keep their precision. A PeftModel made of the model before computes with
+    the weights as they were, and keeps them in memory: quantize first, then attach. ValueError for
+    the model inside a PeftModel, when a layer is quantized already, or needed calibration is
+    missing. An error leaves the model as it was."""
+    require_free(model, "quantize")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")
-    require_free(model, "quantize")
     layers = {}
     for path, layer in match_targets(model, targets):
         if isinstance(layer, Linear):
@@ -73,11 +69,10 @@ def dequantize(model: Decoder, activations: str = "kept") -> Decoder:
 
     activations: a layer may round its inputs, too, which no weights do. "kept" raises ValueError
     for such a layer; "exact" gives it plain weights all the same, and it rounds nothing. ValueError
-    while a method is attached."""
+    for the model inside a PeftModel."""
     if activations not in ("kept", "exact"):
         raise ValueError(f"dequantize: activations must be 'kept' or 'exact', got {activations!r}")
-    if model.attached is not None:
-        raise ValueError(f"dequantize: {model.attached} is attached; merge or detach it first")
+    require_free(model, "dequantize")
     plain = {}
     for path, layer in coded_layers(model).items():
         if not layer.is_affine and activations == "kept":

@@ -11,7 +11,7 @@ result is a quantized model of the same size (Kim et al., arXiv 2305.14152):
     q, z₀     base.weight     a QTensor (d_out, d_in), frozen
     G         dW              (d_out, d_in), not kept
 
-PEQA is a scheme and a method. The scales are an adapter that can be saved and detached.
+PEQA is a scheme and a method. The scales are an adapter that can be saved and switched off.
 
     peqa = tp.PEQA(bits=4)
     tp.train(tp.quantize(model, peqa), task, steps=300); tp.convert(model)    # as quantization
@@ -24,6 +24,7 @@ are stored as codes cannot be trained. float16 scales are trained in the model's
 rounded by `merge` and `convert`.
 """
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -125,6 +126,9 @@ class PEQALinear(Wrapper):
     @property
     def bias(self) -> Parameter | None:
         return self.base.bias
+
+    def on(self, base: Module | None, made: dict | None = None) -> Self:
+        return super().on(base.base if isinstance(base, PEQALinear) else base, made)
 
     def forward(self, x: Tensor) -> Tensor:
         return scaled_linear(x, self.base.weight, self.scale, self.bias)

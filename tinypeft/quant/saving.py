@@ -2,24 +2,22 @@
 
 `state_dict` has every array under its name, but neither the class of a layer nor its scalar fields
 (bits, shape, block size). The JSON adds both, from which a layer is restored without running its
-constructor. A file has an entry of a hundred bytes for every array, so arrays of one type are
-joined into one, and equal layers share a description. This keeps the file within one percent of
-its arrays.
+constructor. Any viewer of safetensors shows the arrays by their names.
 
     family     the class of the model, such as "Llama"
     config     the fields of its `Config`
-    index      type → {name: shape}: the arrays that are joined, in their order
-    kinds      the descriptions: attribute → number, string, null or array; and the class
-    layers     path → the number of its description
+    layers     path → the class of a layer, and attribute → number, string, null or array
     tokenizer  the content of `Tokenizer.save`; absent if the model has none
 
 A file is not trusted. Each class says which attributes it has (`parts`) and which values fit
 (`check_parts`). No layer is made before its arrays are there, and no model before its shapes fit.
+Files of format 2 are read, too: there the arrays of one type were joined into one.
 """
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from ..common.hints import Array
 from ..common.wording import brief, shortened
 from ..engine.nn import Parameter
 from ..files import check_fields, load_arrays, made, naming, save_arrays
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, require_free
 from ..models.gemma import Gemma
 from ..models.gpt import GPT
 from ..models.llama import Llama
@@ -42,7 +40,7 @@ from .linear import QuantizedEmbedding, QuantizedLinear
 from .llm_int8 import LLMInt8Linear
 from .qtensor import QTensor
 
-FORMAT = 2
+FORMAT = 3
 FAMILIES = {cls.__name__: cls for cls in (GPT, Llama, Gemma)}
 LAYERS = (QuantizedLinear, QuantizedEmbedding, InputScaledLinear, Int8Linear, LLMInt8Linear,
           RoundedLinear)
@@ -56,46 +54,31 @@ def save_quantized(model: Decoder, path: str | Path) -> None:
 
     Nothing is written unless the file would load as the same model. TypeError for anything but a
     language model, and for a layer whose attributes are not arrays, QTensors, Parameters or JSON
-    values. ValueError while a method is attached or layers are still to be converted (see
+    values. ValueError for the model inside a PeftModel, or if layers are still to be converted (see
     `convert`); ValueError or KeyError for anything else that the file cannot hold."""
-    if not isinstance(model, Decoder):
-        raise TypeError(f"save_quantized: expected a language model, got {type(model).__name__}")
-    if model.attached is not None:
-        raise ValueError(f"save_quantized: {model.attached} is attached; save and detach it first")
-    joined, meta = packed(model)
+    require_free(model, "save_quantized")
+    arrays, meta = packed(model)
     classes = {type(module) for _, module in model.named_modules()}
     with naming("save_quantized: load_quantized could not read this model"):
-        check_same(model, unpacked(joined, meta, classes))
-    save_arrays(path, joined, meta)
+        check_same(model, unpacked(arrays, meta, classes))        # around the same arrays
+    save_arrays(path, arrays, meta)
 
 
 def packed(model: Decoder) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return the joined arrays of a file, and its JSON."""
-    kinds = []
+    """Return the arrays of a file, and its JSON."""
     layers = {}
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
         if hasattr(module, "convert"):
-            raise ValueError(f"save_quantized: {name} is a layer for training; call convert")
-        if not isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
-            continue
-        kind = {attribute: described(value, f"{name}.{attribute}")
-                for attribute, value in vars(module).items() if attribute != "training"}
-        kind["class"] = type(module).__name__
-        if kind not in kinds:
-            kinds.append(kind)
-        layers[name] = kinds.index(kind)
-    state = model.state_dict()
-    index = {}
-    for name, array in state.items():
-        index.setdefault(array.dtype.name, {})[name] = list(array.shape)
-    joined = {dtype: np.concatenate([state[name].reshape(-1) for name in names])
-              for dtype, names in index.items()}
+            raise ValueError(f"save_quantized: {path} is a layer for training; call convert")
+        if isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
+            fields = {name: described(value, f"{path}.{name}")
+                      for name, value in vars(module).items() if name != "training"}
+            layers[path] = {"class": type(module).__name__, **fields}
     meta = {"format": FORMAT, "family": type(model).__name__,
-            "config": dataclasses.asdict(model.config),
-            "index": index, "kinds": kinds, "layers": layers}
+            "config": dataclasses.asdict(model.config), "layers": layers}
     if model.tokenizer is not None:
         meta["tokenizer"] = model.tokenizer.content()
-    return joined, json.loads(json.dumps(meta))
+    return model.state_dict(), json.loads(json.dumps(meta))
 
 
 def check_same(model: Decoder, loaded: Decoder) -> None:
@@ -116,36 +99,58 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
     """Load the model that `save_quantized` wrote to `path`: same codes, same function, same
     tokenizer. layers: your own layer classes, if any. Raises FileNotFoundError, and ValueError or
     KeyError, naming the file, if it is damaged, of another kind, or does not fit together."""
-    joined, meta = load_arrays(path)
+    arrays, meta = load_arrays(path)
     with naming(path):
-        if meta.get("format") != FORMAT or "config" not in meta or "parts" in meta:
+        if meta.get("format") == 2 and "kinds" in meta:
+            arrays, meta = of_format_2(arrays, meta)
+        if meta.get("format") != FORMAT or "config" not in meta:
             raise ValueError("it holds no quantized model that save_quantized wrote")
-        return unpacked(joined, meta, layers)
+        return unpacked(arrays, meta, layers)
 
 
-def unpacked(joined: dict[str, Array], meta: dict, layers: Iterable[type[QuantizedLinear]]
+def of_format_2(joined: dict[str, Array], meta: dict
+                ) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Cut the joined arrays of an older file, and give each layer its description."""
+    arrays, layers = {}, {}
+    try:
+        for dtype, shapes in meta["index"].items():
+            ends = list(itertools.accumulate(map(math.prod, shapes.values())))
+            pieces = np.split(joined[dtype], ends[:-1])
+            for name, piece in zip(shapes, pieces, strict=True):
+                arrays[name] = piece.reshape(shapes[name])
+        for path, i in meta["layers"].items():
+            layers[path] = meta["kinds"][i]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = shortened(str(error), 80)
+        raise ValueError(f"its index does not fit its arrays: {reason}") from None
+    meta = {**meta, "format": FORMAT, "layers": layers}
+    del meta["index"], meta["kinds"]
+    return arrays, meta
+
+
+def unpacked(arrays: dict[str, Array], meta: dict, layers: Iterable[type[QuantizedLinear]]
              ) -> Decoder:
     """Invert `packed`, and believe nothing. layers: as in `load_quantized`."""
-    state, kinds = read_format(joined, meta)
+    check_fields(meta, {"format": int, "family": str, "config": dict, "layers": dict},
+                 {"tokenizer": dict})
     name = meta["family"]
     if name not in FAMILIES:
         raise ValueError(f"its family is {brief(name)}; there are {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     config = made(family.Config, meta["config"])
     classes = {cls.__name__: cls for cls in (*LAYERS, *layers)}
-    own_arrays: dict[str, dict[str, Array]] = {layer: {} for layer in kinds}
+    own = {path: {} for path in meta["layers"]}
     rest = {}
-    for name, array in state.items():                    # "blocks.0.mlp.up.weight.codes"
-        depth = 4 if name.startswith("blocks.") else 1   # "token_embedding.weight.codes"
-        layer = ".".join(name.split(".")[:depth])
-        if layer in kinds:
-            own_arrays[layer][name.removeprefix(f"{layer}.")] = array
-        else:
+    for name, array in arrays.items():
+        path = layer_of(name, own)
+        if path is None:
             rest[name] = array
+        else:
+            own[path][name.removeprefix(f"{path}.")] = array
     quantized = {}
-    for layer, kind in kinds.items():
+    for layer, kind in meta["layers"].items():
         with naming(layer):
-            quantized[layer] = restored_layer(kind, own_arrays[layer], classes)
+            quantized[layer] = restored_layer(kind, own[layer], classes)
     dtypes = {array.dtype for array in rest.values()}
     for layer, module in quantized.items():
         if module.bias is not None and module.bias.dtype not in dtypes:
@@ -173,44 +178,13 @@ def tokenizer_in(content: dict | None, rows: int) -> Tokenizer | None:
     return tokenizer
 
 
-def read_format(joined: dict[str, Array], meta: dict
-                ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Cut the joined arrays; return name → array, and path → description of a layer."""
-    check_fields(meta, {"format": int, "family": str, "config": dict, "index": dict,
-                        "kinds": list, "layers": dict}, {"tokenizer": dict})
-    kinds = meta["kinds"]
-    for path, i in meta["layers"].items():
-        if type(i) is not int or not 0 <= i < len(kinds):
-            raise ValueError(f"{path} has the description {brief(i)} of {len(kinds)}")
-    index = meta["index"]
-    if index.keys() != joined.keys():
-        raise ValueError(f"the index has {brief(sorted(index))}, the file {brief(sorted(joined))}")
-    check_fields(index, dict.fromkeys(index, dict))
-    state = {}
-    for dtype, shapes in index.items():
-        check_fields(shapes, dict.fromkeys(shapes, list))
-        if duplicates := state.keys() & shapes.keys():
-            raise ValueError(f"two arrays {brief(sorted(duplicates))}")
-        state |= cut(joined[dtype], shapes)
-    return state, {path: kinds[i] for path, i in meta["layers"].items()}
-
-
-def cut(joined: Array, shapes: dict[str, list[int]]) -> dict[str, Array]:
-    """Cut an array of one axis into pieces of these shapes, name → array. ValueError unless they
-    fill it."""
-    pieces = {}
-    start = 0
-    for name, shape in shapes.items():
-        if not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError(f"{name} has the shape {brief(shape)}, expected whole numbers ≥ 0")
-        end = start + math.prod(shape)
-        if end > joined.size:
-            raise ValueError(f"{name} ends at number {end:,} of {joined.size:,}")
-        pieces[name] = joined[start:end].reshape(shape)
-        start = end
-    if start != joined.size:
-        raise ValueError(f"the arrays end at number {start:,} of {joined.size:,}")
-    return pieces
+def layer_of(name: str, paths: Container[str]) -> str | None:
+    """Return the path of the layer that an array belongs to, or None."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in paths:
+            return name
+    return None
 
 
 def described(value: Any, name: str) -> Any:

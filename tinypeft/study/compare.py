@@ -210,7 +210,6 @@ class Another:
         train(tuned, self.task, self.size.steps, batch_size=self.size.batch_size, seed=seed,
               progress=False)
         counts, loss = tuned.summary(), self.loss(tuned)
-        tuned.detach()
         return {"loss": loss, "trained": counts.trained, "share": counts.share}
 
     def rounded(self, scheme: q.Scheme, seed: int) -> dict:

@@ -39,11 +39,11 @@ def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
 
     `options.optimizer` is called with their groups, `lr` and `weight_decay`, and with `betas` if it
     takes them, as a function of **options does. What it returns is told the `tables` of the model.
-    Raises ValueError if there are no such parameters or no use for the betas, and MethodError for a
-    method that is off the model.
+    Raises ValueError if there are no such parameters or no use for the betas, and inside
+    `with tuned.disabled():`, where only a penalty would teach the methods.
     """
-    if hasattr(model, "check_active"):                   # or the base would learn
-        model.check_active()
+    if getattr(model, "is_disabled", False):
+        raise ValueError("train: the methods are disabled; leave `with tuned.disabled():` first")
     if not any(p.requires_grad for p in model.parameters()):
         off = "".join(f", and {name} is switched off" for name in getattr(model, "off", []))
         raise ValueError(f"train: nothing to train, every parameter is frozen{off}")

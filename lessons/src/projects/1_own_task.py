@@ -98,7 +98,6 @@ project.arm("parallel adapter", tp.ParallelAdapter(bottleneck=16, beside="both")
 for name, arm in project.arms.items():
     tuned = tp.attach(model, arm.method, rng=0)
     print(f"{name:<18}{tuned.summary().trained:>9,} trained parameters")
-    tuned.detach()
 ### END SOLUTION
 project
 
@@ -121,7 +120,6 @@ def run(name, rate, seed, split):
     peak = weights + 3 * added + traced_peak(tuned, task, 4)                           # … with two moments for each number
     tp.train(tuned, task, steps, batch_size=4, lr=rate, seed=seed, progress=False)
     loss = tp.evaluate(tuned, task, split)["loss"]
-    tuned.detach()
     return loss, peak
 
 

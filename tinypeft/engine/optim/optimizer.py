@@ -98,7 +98,7 @@ class Optimizer:
 
     def _step_one(self, p, group):
         mask = getattr(p, "update_mask", None)
-        self._update(p.data, p.grad, mask, self.state[id(p)], group)
+        self._update(p.writable(), p.grad, mask, self.state[id(p)], group)
         p.version += 1                           # written in place; `assign` would need a copy
 
     def _update(self, w, g, mask, state, group):

@@ -20,7 +20,7 @@ def measure(targets: tuple[str, ...], seed: int, settings: dict) -> dict:
     method = AdaLoRA(init_rank=settings["init_rank"], target_rank=target, targets=targets)
     tuned_model, history = fine_tune(method, seed, settings, model=model, task=task)
     found = [tuned_model.ranks()[p] for p in paths]
-    with tuned_model.disabled(): before = evaluate(model, task, workers=1)["loss"]
+    before = evaluate(model, task, workers=1)["loss"]
     kinds = np.array([p.rsplit(".", 1)[-1] for p in paths])
     by_kind = {k: np.where(kinds == k)[0] for k in targets}
     return {"spearman": spearmanr(dealt, found).statistic, "planted": dealt, "found": found, "kl": test_loss(tuned_model, task),

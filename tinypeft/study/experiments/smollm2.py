@@ -33,7 +33,7 @@ TRIED = {name.removesuffix("_adapter"): Arm(METHODS[name]()) for name in (
 
 @functools.cache
 def smollm2() -> Decoder:
-    """SmolLM2, one for all runs of a process: a method is put on it and taken off again."""
+    """SmolLM2, one for all runs of a process: no method changes it."""
     return load_pretrained("smollm2")
 
 
@@ -50,10 +50,8 @@ def rates(arm: Arm, seed: int, settings: dict) -> dict:
 
     def loss(rate, seed):
         tuned = attach(smollm2(), arm.method, rng=seed)
-        try:
-            learn(tuned, seed, settings, task, rate)
-            return evaluate(tuned, task, "validation", workers=1)["loss"]
-        finally: tuned.detach()
+        learn(tuned, seed, settings, task, rate)
+        return evaluate(tuned, task, "validation", workers=1)["loss"]
     found = search(loss, arm.method.learning_rate, {"first": tried, "most": 1 if tried == 1 else 9, "tuning_seeds": [seed]},
                    factor=10 ** 0.5, below=tried - 1)
     return {"rate": found["rate"], "loss": found["loss"]}
@@ -77,7 +75,6 @@ def measure(trial: Trial, seed: int, settings: dict) -> dict:
         metrics = {"loss": evaluate(tuned, task, "test", workers=1)["loss"], "recall": task.recall(tuned)}
     else:
         metrics = tested(tuned, task=task)
-    if trained: tuned.detach()
     return metrics | {"bits_per_byte": task.finish({"loss": metrics["loss"]})["bits_per_byte"], "trained": trained}
 
 

@@ -22,7 +22,7 @@ from ...common.hints import Array, Seed
 from ...engine import functional as F
 from ...engine.nn import Linear, Module, replace_modules
 from ...engine.tensor import Tensor, no_grad
-from ...models.decoder import Decoder
+from ...models.decoder import Decoder, require_free
 from ...models.targets import match_targets
 from ...training.evaluation import evaluate
 from .distillation import Distillation, divergence
@@ -39,12 +39,9 @@ def planted(model: Decoder, ranks: dict[str, int] | int | None = None, effect: f
     model: a plain one with a tokenizer; it is not changed. ranks: path → rank for linear layers in
     the blocks, one rank for all, or None to deal out 0, 0, 0, 0, 1, 2, 4, 8 at random. effect:
     what a planted direction costs the unchanged model, nats/token. context, held_out: as in
-    `domain`. TypeError for no model; ValueError for an attached method, unknown paths and ranks."""
-    if not isinstance(model, Decoder):
-        raise TypeError(f"planted: expected a language model, got "
-                        f"{type(model).__name__}; attach it later")
-    if model.attached is not None:
-        raise ValueError("planted: a method is attached to the model; call .detach() first")
+    `domain`. TypeError for no model; ValueError for the model inside a PeftModel, unknown paths
+    and ranks."""
+    require_free(model, "planted")
     rng, layers = np.random.default_rng(rng), dict(match_targets(model, "all"))
     largest = {path: min(layer.d_in, layer.d_out) for path, layer in layers.items()}
     if ranks is None:
