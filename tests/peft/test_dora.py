@@ -141,7 +141,7 @@ def test_on_a_quantized_base_it_is_pefts_on_the_decoded_weights_numerical(gpt, t
             quantized.get(f"blocks.{n}.attention.{path}").dense_weight().astype(float))
     quantized = tp.quantize(gpt(), tp.NF4(block_size=16), targets=("query", "value"))
     ours, dense = learned(quantized, tp.DoRA(rank=2)), learned(decoded, tp.DoRA(rank=2))
-    for path, layer in dense.wrappers.items(): layer.m.assign(ours.wrappers[path].m.data)
+    for path, layer in dense.wrappers.items(): layer.m.assign(ours.wrappers[path].m.data.copy())
     theirs = peft_lora.peft_model(dense, peft.LoraConfig(r=2, lora_alpha=16, target_modules=["query", "value"], use_dora=True))
     assert_close(ours(tokens), theirs(tokens).logits, 1e-12)
     got = tp.train(ours, Noise(), 10, lr=1e-2, schedule_kind="constant", warmup=0, clip=None, weight_decay=0.0)

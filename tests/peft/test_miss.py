@@ -43,7 +43,7 @@ def test_it_is_a_lora_whose_a_is_fixed(method, gpt, tokens):
         A = tuned.wrappers[path].factors()[1].data
         assert set(A.ravel()) == {0.0, 1.0} and (A.sum(0) == 1).all() and np.array_equal(A[:, :r], np.eye(r))
         layer.A.assign(A)
-        layer.B.assign(tuned.wrappers[path].D.data)
+        layer.B.assign(tuned.wrappers[path].D.data.copy())
         layer.A.requires_grad = False
     x, y = shift(tokens)
     optimizers = [tp.optim.AdamW(t.trainable_parameters(), lr=1e-2) for t in (tuned, lora)]

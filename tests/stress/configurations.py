@@ -201,8 +201,9 @@ class Configuration:
         paths, hit = list(tuned.wrappers), lambda name, path: f".{name}." in f".{path}."
         stored = None
         if isinstance(m, tp.LoRA):
-            trained = OF_CLASS[type(m)].count(m, size_of(tuned))
-            stored = trained * (1 + (m.init in TAKEN_OFF))               # B₀ and A₀, to take them off the weight
+            row, size = OF_CLASS[type(m)], size_of(tuned)
+            trained = row.count(m, size)
+            stored = (row.stored or row.count)(m, size) * (1 + (m.init in TAKEN_OFF))           # B₀ and A₀, to take them off
             if m.init == "mica": trained = sum(rank_of(m, p) * shape(p)[0] for p in paths)   # B stays as it is
         elif isinstance(m, tp.LoReFT):
             trained = sum(phi is not None for phi in tuned.virtual.phi) * (2 - m.tied) * (2 * d + 1) * m.rank
