@@ -84,7 +84,7 @@ def notes(record: dict) -> list[str]:
         f"{training} bits/weight counts the linear layers in the blocks; the embedding stays "
         "float32.",
         "of all: bits over all parameters, with embeddings, norms and biases in float32. KiB: what "
-        "all of these arrays take; a file of save_quantized has a header of less than 1 % besides."]
+        "all of these arrays take; a file of save_quantized has a header and the tokenizer besides."]
     if found := checks(record):
         said.append(f"The study: where a new mean should lie, by its {found[0]['seeds']} seeds. "
                     f"{count(found)} are inside; about 1 in 20 is outside by chance.")
