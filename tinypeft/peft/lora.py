@@ -13,10 +13,10 @@ The change can be added to the weight afterwards. Section 4.1, equation (3):
 
     ∂L/∂B = ∂L/∂h (s A x)ᵀ,   ∂L/∂A = s Bᵀ ∂L/∂h xᵀ
 
-No line here computes these two: `functional.linear` gives dW = ∂L/∂y xᵀ for its own weight, which
-is B in one call of `forward` and A in the other. At the start ∂L/∂A is 0, so the first step moves B
-alone. Dropout acts on the input of A in training only, so merging needs no correction. Trained:
-Σ r (d_in + d_out) over the targets.
+No line here computes these two: `functional.linear` gives dW = dyᵀ x, where a row is one x, for its
+own weight, which is A in the first line of `LoRALinear.forward` and B in the second. At the start
+∂L/∂A is 0, so the first step moves B alone. Dropout acts on the input of A in training only, so
+merging needs no correction. Trained: Σ r (d_in + d_out) over the targets.
 
 Where implementations differ. The paper draws A from a Gaussian of unnamed width. loralib and PEFT
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is

@@ -41,11 +41,11 @@ def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 
     Three trees of modules stand around the same arrays: `base`, which is `model` itself; `frozen`,
     the base as it was at `attach`; and `model` of the PeftModel, which has the methods on it and is
     what `tuned(tokens)` calls. `model(tokens)` is the base before and after. What is done to the
-    base later (training, `quantize`, `load_state_dict`, `to`) does not reach the PeftModel: a step
-    or a verb gives the base other arrays, and the old ones stay where they are. They take memory
-    then, as long as the PeftModel lives: a base that becomes NF4 and its old floats are 1.35 times
-    the floats. So quantize first, then attach. Only `merge(in_place=True)` changes the base, and
-    only who writes by hand into an array (`p.data[...] = 0`) changes all three.
+    base later (training, `quantize`, `load_state_dict`, `to`) does not reach the PeftModel: a verb
+    gives the base other arrays, and a step copies them first (`Parameter.writable`). The old ones
+    take memory then, as long as the PeftModel lives: a base that becomes NF4 and its old floats are
+    1.35 times the floats. So quantize first, then attach. Only `merge(in_place=True)` changes the
+    base, and only who writes by hand into an array (`p.data[...] = 0`) changes all three.
 
     methods: one, or several, each a part with a name: its class's, or the key in a dict, such as
     {"style": LoRA(8)}. Wrappers nest: the first is innermost. rng: a seed, or a Generator that is

@@ -85,9 +85,9 @@ class Switched(Module):
     """A model with methods that can be switched on and off; `PeftModel` is one.
 
     base: the user's model, which no verb changes but `merge(in_place=True)`. frozen: its twin, as
-    it was. model: a twin with the parts that are on. parts: name → Part, what each method adds.
-    virtual: the module of virtual tokens, or None. head: the classifier, or None. rng: what the
-    methods draw from in training.
+    it was. model: its modules once more, around the same Parameters, with the parts that are on.
+    parts: name → Part, what each method adds. virtual: the module of virtual tokens, or None. head:
+    the classifier, or None. rng: what the methods draw from in training.
     """
 
     def __init__(self, base: Decoder, frozen: Decoder, parts: Mapping[str, Part],
