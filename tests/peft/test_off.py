@@ -343,10 +343,10 @@ def test_the_rate_is_that_of_the_part_that_is_on():
     rates = set()
     for on, off in ("second", "first"), ("first", "second"):
         tuned.detach(off)
-        part, own_rate = tuned.reattach(on).parts[on], tp.training.rates.own_rates(tuned)
+        part, own = tuned.reattach(on).parts[on], {t.p: t.own_rate for t in tp.training.rates.trained(tuned)}
         assert tuned.learning_rate == part.method.learning_rate
         want = tuned.learning_rate * tp.training.rates.width_factor(tuned)
-        assert {own_rate(p) for p in part.parameters()} == {want}
+        assert {own[p] for p in part.parameters()} == {want}
         rates.add(want)
     assert len(rates) == 2
 

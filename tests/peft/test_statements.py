@@ -8,7 +8,8 @@ import tinypeft as tp
 from tests.conftest import make_gpt
 from tests.toys import Noise, small
 from tinypeft.engine.optim import AdamW
-from tinypeft.training.rates import groups
+from tinypeft.training.options import TrainOptions
+from tinypeft.training.rates import groups, trained
 
 
 def test_the_random_tables_of_prefix_tuning_start_at_62_and_peft_s_at_28_hundredths():
@@ -51,7 +52,7 @@ def test_adalora_trained_twice_starts_at_the_initial_rank_again():
 
 def test_weight_decay_skips_the_singular_values():
     tuned = tp.attach(small(), tp.AdaLoRA(init_rank=4, target_rank=2), rng=0)
-    matrices, rest = groups(tuned, lambda p: 1e-2, 1e-2)
+    matrices, rest = groups(trained(tuned), TrainOptions(steps=1, lr=1e-2))
     assert {p.ndim for p in matrices["params"]} == {2} and rest["weight_decay"] == 0
     assert len(rest["params"]) == len(tuned.wrappers)
     optimizer = AdamW([matrices, rest], lr=1e-3, weight_decay=0.5)

@@ -166,9 +166,9 @@ def test_on_a_gguf_file_whose_embedding_stays_codes(family, tokens, tmp_path):
 
 def test_muon_leaves_the_rows_to_adamw(gpt):
     """Each row belongs to one token, as in the table."""
-    from tinypeft.training.rates import tables
+    from tinypeft.training.rates import trained
     tuned = tp.attach(gpt(), METHOD, tp.LoRA(2))
-    assert any(p is layer_of(tuned).rows for p in tables(tuned))
+    assert any(t.p is layer_of(tuned).rows and t.is_table for t in trained(tuned))
 
 
 # -- PEFT ----------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 """rates.py: who trains how fast, by width and by name; LoRA+ against PEFT; and what the records say of the width's rule."""
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from tests.oracles import assert_close
 from tests.protocol import learned
 from tests.toys import Noise, small
 from tinypeft.engine.optim import AdamW
+from tinypeft.training.options import TrainOptions
 from tinypeft.training.rates import HEAD_LR, factors_by_name, groups, own_rate, trained, width_factor
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 
 
-def rates_of(model, factors, rate=1.0, head_rate=10.0):
-    """name → the rate of its group, for every parameter that trains."""
+def rates_of(model, factors):
+    """name → the rate of its group, for every parameter that trains: 1, the head's 10, and factors."""
     names = {id(a): name for name, a in model.state_dict().items()}
-    return {names[id(p.data)]: g["lr"] for g in groups(model, lambda p: rate, head_rate, factors) for p in g["params"]}
+    options = TrainOptions(steps=1, lr=1.0, head_lr=10.0, rates=factors)
+    return {names[id(p.data)]: g["lr"] for g in groups(trained(model), options) for p in g["params"]}
 
 
 # -- by name ---------------------------------------------------------------------------------------
@@ -43,10 +46,10 @@ def test_factors_multiply_and_a_head_has_its_own_rate():
         assert rate == (2.5 if name.startswith("head") else expected)
 
 
-def test_a_function_gives_each_parameter_its_own_rate():
+def test_each_parameter_has_a_rate_of_its_own():
     tuned = tp.attach(small(), tp.LoRA(rank=2), rng=0)
-    A = {id(w.A) for w in tuned.wrappers.values()}
-    found = groups(tuned, lambda p: 0.1 if id(p) in A else 0.3, 1.0, {"blocks.1": 2})
+    params = [dataclasses.replace(t, own_rate=0.1 if t.name.endswith("A") else 0.3) for t in trained(tuned)]
+    found = groups(params, TrainOptions(steps=1, rates={"blocks.1": 2}))
     assert sorted((g["lr"], len(g["params"])) for g in found) == [(0.1, 2), (0.2, 2), (0.3, 2), (0.6, 2)]
 
 
@@ -54,7 +57,7 @@ def test_without_factors_the_groups_are_matrices_vectors_and_head_in_the_models_
     tuned = tp.attach(small(), tp.FullFineTuning(), head=3, rng=0)
     params, head = [p for p in tuned.parameters() if p.requires_grad], {id(p) for p in tuned.head.parameters()}
     body = [p for p in params if id(p) not in head]
-    matrices, vectors, last = groups(tuned, lambda p: 0.5, 2.0)
+    matrices, vectors, last = groups(trained(tuned), TrainOptions(steps=1, lr=0.5, head_lr=2.0))
     assert list(map(id, matrices["params"])) == [id(p) for p in body if p.ndim > 1] and matrices["lr"] == 0.5
     assert list(map(id, vectors["params"])) == [id(p) for p in body if p.ndim == 1] and vectors["lr"] == 0.5
     assert {id(p) for p in last["params"]} == head and last["lr"] == 2.0
@@ -86,7 +89,7 @@ def test_a_name_that_a_method_and_its_parameters_have_is_refused(pattern):
 
 def test_two_parts_of_a_path_say_which_of_the_two_is_meant():
     tuned = tp.attach(small(), {"B": tp.LoRA(rank=2)}, {"lora": tp.LoRA(rank=2)}, rng=0)
-    named = trained(tuned)
+    named = [t.name for t in trained(tuned)]
     assert {n for n, f in factors_by_name(named, {"blocks.B": 16}).items() if f == 16} == {n for n in named if n.endswith(".B")}
     assert {n for n, f in factors_by_name(named, {"B.blocks": 16}).items() if f == 16} == {n for n in named if n[:2] == "B/"}
     assert {n for n, f in factors_by_name(named, {"lora": 16}).items() if f == 16} == {n for n in named if n[:5] == "lora/"}
@@ -97,7 +100,7 @@ def test_each_of_several_methods_has_its_own_rate_and_is_a_part_of_the_names(lr)
     """And `lr`, if given, is that of all of them."""
     tuned = tp.attach(small(), tp.LoRA(rank=2), {"more": tp.LoRA(rank=3)}, tp.PrefixTuning(3, reparameterize=False),
                       tp.AdaLoRA(targets=("up",)), head=3, rng=0)
-    named, made = {id(p): name for name, p in trained(tuned).items()}, []
+    named, made = {id(t.p): t.name for t in trained(tuned)}, []
     optimizer = lambda groups, **options: made.append(AdamW(groups, **options)) or made[-1]
     tp.train(tuned, Noise(), 6, lr=lr, rates={"more": 4, "blocks.1": 3}, optimizer=optimizer, progress=False)
     rates = {"LoRA": 1e-2, "more": 4e-2, "PrefixTuning": 6e-2, "AdaLoRA": 2e-2}

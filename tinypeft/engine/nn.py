@@ -85,15 +85,16 @@ class Module:
         for name, child in self.children():
             yield from child.named_modules(_joined(prefix, name))
 
-    def _attributes(self, kind):
-        """Give (path, module, name, value) of every attribute of this kind, here and below."""
+    def attributes(self, kind: Any) -> Iterator[tuple[str, Module, str, Any]]:
+        """Give (path, module, name, value) of every attribute of a class, or of several, here
+        and below. What is tied comes once for each of its paths."""
         for path, module in self.named_modules():
             for name, value in vars(module).items():
                 if isinstance(value, kind):
                     yield _joined(path, name), module, name, value
 
     def _named(self, kind):
-        for path, _, _, value in self._attributes(kind):
+        for path, _, _, value in self.attributes(kind):
             yield path, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
@@ -145,7 +146,7 @@ class Module:
         """
         new = check_state(self.state_dict(), state, strict)
         buffers = []
-        for path, module, name, value in self._attributes((np.ndarray, Packed)):
+        for path, module, name, value in self.attributes((np.ndarray, Packed)):
             if isinstance(value, Packed):                # may raise, so before anything is written
                 arrays = {part: new.get(f"{path}.{part}", array)
                           for part, array in value.arrays().items()}
@@ -371,7 +372,7 @@ def are_twins(a: Module, b: Module) -> bool:
 
 def own_arrays(module: Module) -> None:
     """Give every parameter and buffer of a twin an array that nothing else reads."""
-    for _, below, name, value in list(module._attributes((np.ndarray, Packed))):
+    for _, below, name, value in list(module.attributes((np.ndarray, Packed))):
         setattr(below, name, copy.deepcopy(value))
     for p in module.parameters():
         p.writable()

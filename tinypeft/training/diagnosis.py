@@ -58,16 +58,16 @@ def error_at(step: int, problem: str, lr: float, checkpoint: str | Path | None) 
 def first_nonfinite(model: Module, run: Callable[[], Any]) -> str:
     """Call `run`; return the path of the first module in `model` whose output is not finite."""
     places = []
-    modules = [(path, module) for path, module in model.named_modules() if path]
-    modules.sort(key=lambda pair: pair[0].count("."), reverse=True)          # the deepest first
-    for path, module in modules:
-        replace_modules(model, {path: Watched(module, path, places)})
+    modules = {path: module for path, module in model.named_modules() if path}
+    deepest_first = sorted(modules, key=lambda path: path.count("."), reverse=True)
+    watched = {path: Watched(modules[path], path, places) for path in deepest_first}
     try:
+        replace_modules(model, watched)
         with no_grad(), np.errstate(all="ignore"), contextlib.suppress(ArithmeticError):
             run()
     finally:
-        for path, module in reversed(modules):
-            replace_modules(model, {path: module})
+        for path in reversed(deepest_first):
+            replace_modules(model, {path: modules[path]})
     return places[0] if places else "the loss itself"
 
 

@@ -70,8 +70,7 @@ def step(model: Module, task: Any, optimizer: Optimizer, options: TrainOptions, 
     with recomputing(options.checkpoint_activations):
         loss = backward(model, task, batch, options.workers, options.accumulate)
     if math.isfinite(loss):
-        params = [p for p in model.parameters() if p.requires_grad]
-        norm = clip_grad_norm(params, options.clip or math.inf)      # the norm before clipping
+        norm = clip_grad_norm(optimizer.parameters(), options.clip or math.inf)  # before clipping
     if not math.isfinite(loss) or not math.isfinite(norm):
         reseed(model, options.seed, s)               # dropout draws again what it drew
         rate = peak_rate(model, options.lr)

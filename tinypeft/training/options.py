@@ -42,8 +42,8 @@ class TrainOptions(Checked):
             memory, more time, and the same numbers.
         clip: bound on the global norm of the gradients, None for none.
         optimizer: a class of `tp.optim`, such as Muon, or one with options,
-            functools.partial(tp.optim.GaLore, rank=4). betas, weight_decay (for matrices, but not
-            for a head): its own; betas only if it has any.
+            functools.partial(tp.optim.GaLore, rank=4). weight_decay: for matrices, but not for a
+            head. betas: of AdamW and its kin; an optimizer without any is called without these.
     The run
         eval_every: steps between evaluations on at most `eval_batches` batches of "validation".
         patience: stop after this many evaluations without a lower validation loss.
