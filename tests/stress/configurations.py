@@ -78,11 +78,11 @@ class Configuration:
 
     def __repr__(self):
         c = self.model.config
-        return (f"{self.i}: {c}, {self.model.token_embedding.weight.dtype} | {self.scheme}, {self.targets} | "
+        return (f"{self.i}: {c}, {self.model.dtype} | {self.scheme}, {self.targets} | "
                 f"{self.method}, head={self.head}")
 
     @property
-    def is_float64(self): return self.model.token_embedding.weight.dtype == np.float64
+    def is_float64(self): return self.model.dtype == np.float64
 
     # -- tools
     def holds(self, promise, true, detail=""):
@@ -160,7 +160,7 @@ class Configuration:
         for path in self.quantized:
             layer = model.get(path)
             dense = Linear(layer.d_in, layer.d_out, bias=layer.bias is not None)
-            dense.weight.data = layer.dense_weight().astype(model.token_embedding.weight.dtype)
+            dense.weight.data = layer.dense_weight().astype(model.dtype)
             if layer.bias is not None: dense.bias.data = layer.bias.data
             replace_modules(model, {path: dense})
         self.near("a quantized layer is its dense weight", self.logits(model), self.logits(self.model), 4)
