@@ -1,7 +1,8 @@
 """What this folder computes in a faster order, once more in the paper's order.
 
 The tests hold each function equal to its fast twin, which is in the file of its method; the table
-in tests/README.md names both. Here nothing is masked, joined or written out: read it first.
+in tests/README.md names both. Here nothing is masked, joined or written out: of these methods, read
+it first. The others, LoRA among them, have the paper's order in their own files.
 """
 from collections.abc import Mapping, Sequence
 
