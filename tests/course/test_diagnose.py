@@ -331,6 +331,23 @@ def test_an_argument_too_few_is_counted():
     assert told.stage == "signature" and told.message.endswith("weight_bytes, frozen_bytes): it is called with 4 arguments")
 
 
+ALIKE = {"transformer.count", "full.activations", "full.recompute", "adalora.importance", "choosing.memory", "choosing.pareto",
+         "k_quants.read"}        # exercises whose first two arguments may be exchanged
+
+
+@pytest.mark.filterwarnings("ignore:GPTQ")
+@pytest.mark.usefixtures("shorter_tape")
+@pytest.mark.parametrize("e", [e for e in ALL if len(inspect.signature(e.reference).parameters) > 1], ids=ids)
+def test_exchanged_names_in_the_head_are_told(e):
+    """The right body under a head whose first two names are exchanged. It stays right where the two do the same."""
+    first, second, *rest = names = list(inspect.signature(e.reference).parameters)
+    scope = {"reference": e.reference}
+    exec(f"def student({', '.join([second, first, *rest])}): return reference({', '.join(names)})", scope)
+    result = judge(e, Local(scope["student"]))
+    says = f"the arguments come in the order {', '.join(names)}, and the head of your function says {second}, {first}"
+    assert bool(result) == (e.name in ALIKE) and (result or result.cause.startswith(says)), result
+
+
 def test_an_unsolved_exercise_is_named_once():
     def map_trained(d, L, r, P, m): raise NotImplementedError("map.trained")
     assert repr(tp.check("map.trained", map_trained)).startswith("○ map.trained: not solved yet\n")

@@ -115,7 +115,8 @@ def wrong_result(exercise, call, args, stage, about, others):
         return failed(exercise, "unsolved", f"not solved yet{told}")
     if out.error:
         return failed(exercise, "error", f"your function fails{about}{sizes}. {out.error}",
-                      cause=cause_of_error(out.error, exercise, names))
+                      cause=in_another_order(call, names)
+                      or cause_of_error(out.error, exercise, names))
     free = not any(a.dtype.kind == "f" for a in leaves(args))
     value, expected = exercise.settled(out.value), exercise.settled(expected)
     found = difference(value, expected, exercise.tolerance, free=free)
@@ -130,8 +131,9 @@ def wrong_result(exercise, call, args, stage, about, others):
         return failed(exercise, kind if kind != "value" else stage,
                       f"{sentence}{about}{sizes}.{place and f' {place}.'}",
                       got=describe(got), expected="" if exercise.goal else describe(want),
-                      cause=likely_cause(exercise, value, expected, found, args, out.strained,
-                                         ((a, call(a, names)) for a in others)))
+                      cause=in_another_order(call, names)
+                      or likely_cause(exercise, value, expected, found, args, out.strained,
+                                      ((a, call(a, names)) for a in others)))
     if exercise.quiet and out.strained:
         return failed(exercise, "strain", f"the numbers are right{about}, but only by luck: "
                                           f"{out.strained}",
@@ -142,6 +144,14 @@ def wrong_result(exercise, call, args, stage, about, others):
                                           f"{', '.join(out.changed)}; work on a copy",
                       cause="+=, -=, *= and x[…] = change the caller's array, .pop() and .sort() "
                             "the caller's list or dict; write x = x + …, or copy it first")
+
+
+def in_another_order(call, names):
+    """A sentence if the function's head has the names of the arguments in another order; or ""."""
+    given = list(call.signature.parameters)
+    if given == names or sorted(given) != sorted(names): return ""
+    return (f"the arguments come in the order {', '.join(names)}, and the head of your function "
+            f"says {', '.join(given)}")
 
 
 def missed(goal, value, args):
