@@ -136,6 +136,20 @@ def test_the_tables_say_how_long_the_rows_were():
     assert found["test_tokens"] == 4 * 32 and "1 steps of 2 × 32 tokens on domain" in glance.tables(found)
 
 
+def test_a_bottleneck_narrows_a_small_model_too():
+    """The usual one has 64 numbers. On a model 48 wide it has 24, and the page says so."""
+    model = tp.GPT(tp.GPTConfig(1024, 64, 48, 1, 2), rng=0)
+    model.tokenizer = tp.load_pretrained().tokenizer
+    size = compare.Size(1, 1, ("NF4",), batch_size=2, test_rows=4, methods=("parallel_adapter",))
+    found = compare.compare(model, size, progress=False)
+    rows = {r["name"]: r for r in found["methods"]}
+    adapter, parallel = (rows[name]["method"] for name in ("adapter", "parallel_adapter"))
+    assert "bottleneck=24" in adapter and "bottleneck=24" in parallel
+    assert rows["adapter"]["trained"] == tp.attach(model, tp.BottleneckAdapter(24)).summary().trained
+    said = " ".join(glance.tables(found).split())
+    assert "Half of the width is the bottleneck of adapters and of parallel adapters: the usual one does not" in said
+
+
 def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
     seen = []
 

@@ -174,6 +174,14 @@ def test_a_name_that_is_no_experiment_is_refused(capsys):
     assert main(["figures", "nothing"]) == 2 and "no picture 'nothing'" in capsys.readouterr().err
 
 
+def test_json_is_all_that_a_measurement_prints(tmp_path, monkeypatch, capsys):
+    """The second time it has nothing to measure, which is said to people alone."""
+    monkeypatch.setitem(EXPERIMENTS, "toy", TOY)
+    for _ in range(2):
+        assert main(["figures", "toy", "--rerun", "--json", "--jobs", "1", "--out", str(tmp_path)]) in (None, 0)
+        assert json.loads(capsys.readouterr().out)["about"] == TOY.about
+
+
 def test_a_picture_stands_for_the_experiments_that_it_shows():
     """But `rank` is both."""
     assert measured_for(["rank", "pareto", "prompt_sizes", "nothing"]) == ["rank", "methods", "prompts", "nothing"]

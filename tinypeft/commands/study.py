@@ -109,8 +109,9 @@ def run_experiments(args: Namespace, results: Path) -> None:
     from ..study.measuring import run
     names = known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")
     check_writable(results.parent)
+    say = (lambda line: None) if args.json else print
     for name in names:
-        measured = run(EXPERIMENTS[name], results, args.quick, args.jobs)
+        measured = run(EXPERIMENTS[name], results, args.quick, args.jobs, say=say)
         print(json.dumps(measured.record) if args.json else results / f"{name}.json")
 
 

@@ -14,6 +14,7 @@ at its own learning rate, and without schemes that train.
 `ALL` is every method and every scheme. A method that the study has no rate for learns at its own.
 """
 import json
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -102,7 +103,7 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
               "scheme_steps": EXPERIMENTS["schemes"].settings["steps"],
               "batch_size": size.batch_size, "context": task.context, **measured_with(),
               "seconds": round(time.perf_counter() - started, 1), "test_tokens": tokens,
-              "judged_on": judged_on, "methods": method_rows(runs, arms_of(size)),
+              "judged_on": judged_on, "methods": method_rows(runs, arms_of(size, model)),
               "schemes": scheme_rows(runs, model or base_model())}
     return record | {"notes": notes(record, model, size)}
 
@@ -120,19 +121,32 @@ def announcement(size: Size, results: Path = RESULTS) -> str:
 def notes(record: dict, model: Decoder | None, size: Size) -> list[str]:
     """Put the study's numbers into the rows of the record. Return what is to be known of them."""
     if model is not None:
-        return ["The study measures the shipped base only, so nothing of it stands beside these "
+        said = ["The study measures the shipped base only, so nothing of it stands beside these "
                 "numbers.", "Schemes that train are left out."]
+        usual = arms_of(size)
+        half = [about(name).short for name, arm in arms_of(size, model).items()
+                if arm != usual[name]]
+        if half:
+            said.append(f"Half of the width is the bottleneck of {' and of '.join(half)}: the "
+                        "usual one does not narrow this model.")
+        return said
     if replace(size, schemes=SHOWN, methods=()) != Size():
         return ["A run of another size than the default is not compared with the study."]
     return beside(record)
 
 
 # -- what is measured ------------------------------------------------------------------------------
-def arms_of(size: Size) -> dict[str, tuning.Arm]:
-    """Return name → arm: those of `first_look`, then the other methods, each at its own rate."""
+def arms_of(size: Size, model: Decoder | None = None) -> dict[str, tuning.Arm]:
+    """Return name → arm: those of `first_look`, then the other methods, each at its own rate. A
+    bottleneck that does not narrow `model` is half of its width."""
     arms = EXPERIMENTS["first_look"].conditions
     others = [name for name in size.methods if name not in arms]
-    return arms | {name: tuning.Arm(METHODS[name](), times=arms["full"].times) for name in others}
+    times = arms["full"].times
+    arms = arms | {name: tuning.Arm(METHODS[name](), times=times) for name in others}
+    width = math.inf if model is None else model.config.d_model
+    wide = [name for name, arm in arms.items() if getattr(arm.method, "bottleneck", 0) >= width]
+    half = {name: replace(arms[name].method, bottleneck=width // 2) for name in wide}
+    return arms | {name: replace(arms[name], method=method) for name, method in half.items()}
 
 
 def base_conditions(size: Size) -> dict[str, tuple]:
@@ -182,7 +196,8 @@ class Another:
         self.model, self.size, self.task = model, size, tasks.domain(model)
 
     def conditions(self) -> dict[str, tuple]:
-        arms = {name: (self.fine_tuned, arm, {}) for name, arm in arms_of(self.size).items()}
+        arms = {name: (self.fine_tuned, arm, {})
+                for name, arm in arms_of(self.size, self.model).items()}
         return arms | {label: (self.rounded, COMPARED_SCHEMES[label], {})
                        for label in self.size.schemes if label not in TRAINED}
 

@@ -23,7 +23,6 @@ from typing import Any
 
 from ..engine.nn import Module, Parameter
 from ..engine.optim import Optimizer
-from ..models.decoder import Decoder
 from ..models.targets import TargetError, chosen, matches
 from .options import TrainOptions
 
