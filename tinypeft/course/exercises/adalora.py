@@ -5,39 +5,42 @@ from functools import partial
 import numpy as np
 
 from ...engine.tensor import Tensor
-from ...peft.adalora import AdaLoRA
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import inputs, slip, slips
 
 __all__ = ["EXERCISES"]
 
 
 # -- adalora.penalty -------------------------------------------------------------------------------
 def penalty(P, Q):
-    return _square(_columns(P)) + _square(_rows(Q))
-
-
-def _columns(P):
-    """0 if the columns are orthonormal."""
-    return P.T @ P - np.eye(P.shape[1])
-
-
-def _rows(Q):
-    """0 if the rows are orthonormal."""
-    return Q @ Q.T - np.eye(Q.shape[0])
-
-
-def _square(x):
-    return (x * x).sum()
-
-
-def _off_diagonal(M):
-    return M * (1 - np.eye(M.shape[0]))
-
-
-def _factors(rng):
-    r = rng.integers(2, 5)
-    P = rng.standard_normal((r + rng.integers(1, 5), r))
-    return Tensor(P), Tensor(rng.standard_normal((r, r + rng.integers(1, 5))))
+    I = np.eye(P.shape[1])
+    if slip("the identity is not subtracted"): I = 0
+    if slip("you subtracted 1 from every entry; I has ones on its diagonal alone"): I = 1
+    D, E = P.T @ P - I, Q @ Q.T - I
+    if slip("PPᵀ is (d_out, d_out) and compares rows; PᵀP compares the r columns of P"):
+        D = P @ P.T - np.eye(P.shape[0])
+    if slip("QᵀQ is (d_in, d_in); QQᵀ compares the r rows of Q"):
+        E = Q.T @ Q - np.eye(Q.shape[1])
+    if slip("both transposes are on the wrong side: PᵀP and QQᵀ are (r, r)"):
+        D, E = P @ P.T - np.eye(P.shape[0]), Q.T @ Q - np.eye(Q.shape[1])
+    if slip("only the diagonal counts in yours: the dot products of different columns should "
+            "be 0, and they count, too"):
+        D, E = D * I, E * I
+    if slip("the diagonal is left out: the dot product of a column with itself should be 1, and "
+            "its distance from 1 counts, too"):
+        D, E = D * (1 - I), E * (1 - I)
+    if slip("you took roots, as the authors' code does; in equation (2) the norms are squared"):
+        return (D * D).sum().sqrt() + (E * E).sum().sqrt()
+    if slip("you took the root of the sum; in equation (2) the norms are squared"):
+        return ((D * D).sum() + (E * E).sum()).sqrt()
+    if slip("the two parts are added; you subtracted one"): return (D * D).sum() - (E * E).sum()
+    if slip("Q's part is missing"): return (D * D).sum()
+    if slip("P's part is missing"): return (E * E).sum()
+    if slip("you took the mean of the squares; they are summed, not averaged"):
+        return (D * D).mean() + (E * E).mean()
+    if slip("the entries are not squared, so that those above 0 and those below 0 cancel"):
+        return D.sum() + E.sum()
+    return (D * D).sum() + (E * E).sum()
 
 
 def _orthonormal(rng):
@@ -51,61 +54,76 @@ def _is_cut(got, expected, args):
     return isinstance(expected, Tensor) or (got.dtype, expected.dtype) == (np.float32, np.float64)
 
 
-def _diagonals_alone(P, Q):
-    return _square((P * P).sum(0) - 1) + _square((Q * Q).sum(1) - 1)
-
-
 # -- adalora.importance ----------------------------------------------------------------------------
 def importance(w, g, I_bar, U, beta1, beta2):
-    I = np.abs(w * g)
+    old, old_U = I_bar, U                                # for slips
+    signed = slip("both absolute values are missing: I is |w g|, and U averages |I − Ī|")
+    squared = slip("both are absolute values, |w g| and |I − Ī|; you squared both")
+    added = slip("what is new counts with the share 1 − β, or the average grows without end", 1)
+    summed = slip("what is new counts with the share 1 − β, or the average grows without end", 2)
+    if slip("β weighs the old average and 1 − β the new value; yours are the wrong way round", 1):
+        beta1, beta2 = 1 - beta1, 1 - beta2
+    if slip("β weighs the old average and 1 − β the new value; yours are the wrong way round", 2):
+        beta1 = 1 - beta1
+    if slip("β weighs the old average and 1 − β the new value; yours are the wrong way round", 3):
+        beta2 = 1 - beta2
+    if slip("β1 belongs to Ī and β2 to U; you took one for the other", 1):
+        beta1, beta2 = beta2, beta1
+    if slip("β1 belongs to Ī and β2 to U; you took one for the other", 2): beta2 = beta1
+    if slip("β1 belongs to Ī and β2 to U; you took one for the other", 3): beta1 = beta2
+    I = abs(w * g)
+    if signed or slip("the sensitivity is |w g|, without a sign"): I = w * g
+    if squared or slip("the sensitivity is |w g|; you squared w g"): I = (w * g) ** 2
+    if slip("the sensitivity is |w g|: a product of both, each to the first power", 1): I = g ** 2
+    if slip("the sensitivity is |w g|: a product of both, each to the first power", 2): I = w ** 2
+    if slip("the sensitivity is |w g|: a product of both, each to the first power", 3):
+        I = w ** 2 * abs(g)
+    if slip("the sensitivity is |w g|: a product of both, each to the first power", 4):
+        I = abs(w) * g ** 2
+    if slip("the gradient is missing: the sensitivity is the gradient times the weight"): I = abs(w)
+    if slip("the weight is missing: the sensitivity is the gradient times the weight"): I = abs(g)
     I_bar = beta1 * I_bar + (1 - beta1) * I
-    U = beta2 * U + (1 - beta2) * np.abs(I - I_bar)
-    return I_bar, U, I_bar * U
+    if slip("Ī is an average over the steps, and this is I of this step"): I_bar = I
+    if added or slip("what is new counts with the share 1 − β, or the average grows without end", 3):
+        I_bar = beta1 * old + I
+    if summed or slip("what is new counts with the share 1 − β, or the average grows without end", 4):
+        I_bar = old + I
+    distance = abs(I - I_bar)
+    if slip("U must measure the distance from the new Ī, not from the old one"):
+        distance = abs(I - old)
+    if signed or slip("the uncertainty is |I − Ī|, without a sign"): distance = I - I_bar
+    if squared or slip("the uncertainty is the absolute value of I − Ī; you squared it"):
+        distance = (I - I_bar) ** 2
+    U = beta2 * U + (1 - beta2) * distance
+    if slip("U is an average over the steps, and this is |I − Ī| of this step"): U = distance
+    if added or slip("what is new counts with the share 1 − β, or the average grows without end", 5):
+        U = beta2 * old_U + distance
+    if summed or slip("what is new counts with the share 1 − β, or the average grows without end", 6):
+        U = old_U + distance
+    s = I_bar * U
+    if slip("the score is made of an old average; take the new Ī and the new U", 1): s = old * old_U
+    if slip("the score is made of an old average; take the new Ī and the new U", 2): s = old * U
+    if slip("the score is made of an old average; take the new Ī and the new U", 3):
+        s = I_bar * old_U
+    if slip("the score is made of this step's I; take its average Ī, which "
+            "one noisy batch moves less"):
+        s = I * U
+    if slip("the score is the product Ī U, with no square", 1): s = (I_bar * U) ** 2
+    if slip("the score is the product Ī U, with no square", 2): s = I_bar * U ** 2
+    if slip("the score is the product Ī U, with no square", 3): s = I_bar ** 2 * U
+    if slip("you added; the score is the product Ī U", 1): s = I_bar + U
+    if slip("you added; the score is the product Ī U", 2): s = old + old_U
+    if slip("the score is the product Ī U, and this is one of the two alone", 1): s = I_bar
+    if slip("the score is the product Ī U, and this is one of the two alone", 2): s = U
+    if slip("you divided; the uncertainty counts in a triplet's favour, and the "
+            "score is the product Ī U"):
+        s = I_bar / U
+    return I_bar, U, s
 
 
 def _averages(rng):
-    shape = tuple(rng.integers(2, 6, 2))
-    w, g, a, b = rng.standard_normal((4, *shape))
-    beta1 = float(rng.uniform(0.7, 0.95))
-    return w, g, np.abs(a), np.abs(b), beta1, float(rng.uniform(0.5, 0.9))
-
-
-def _mean(old, now, beta):
-    return beta * old + (1 - beta) * now
-
-
-def _added(old, now, beta):
-    return beta * old + now
-
-
-def _summed(old, now, beta):
-    return old + now
-
-
-def _this_step(old, now, beta):
-    return now
-
-
-def _itself(x):
-    return x
-
-
-def _variant(I=lambda w, g: np.abs(w * g), betas=lambda b1, b2: (b1, b2), old=False,
-             deviation=np.abs, mean_of_I=_mean, mean_of_U=_mean,
-             score=lambda I, a, u, b, v: b * v):
-    """Make `importance` with a mistake: another sensitivity, betas, distance, means or score.
-
-    old: U is measured from the old Ī. The arguments of a score are I, the old Ī and U, and the new
-    ones.
-    """
-    def wrong(w, g, I_bar, U, beta1, beta2):
-        beta1, beta2 = betas(beta1, beta2)
-        now = I(w, g)
-        new = mean_of_I(I_bar, now, beta1)
-        distance = deviation(now - (I_bar if old else new))
-        new_U = mean_of_U(U, distance, beta2)
-        return new, new_U, score(now, I_bar, U, new, new_U)
-    return wrong
+    w, g, I_bar, U = rng.standard_normal((4, *rng.integers(2, 6, 2)))
+    return w, g, abs(I_bar), abs(U), rng.uniform(0.7, 0.95), rng.uniform(0.5, 0.9)
 
 
 def _no_gradient(rng):
@@ -115,65 +133,94 @@ def _no_gradient(rng):
 
 # -- adalora.budget --------------------------------------------------------------------------------
 def budget(t, T, t_i, t_f, b0, bT):
-    return AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f).budget(t, T, 1)
+    if slip("t_i is the length of the rest at the start, t_f that of the rest at "
+            "the end; they are exchanged"):
+        t_i, t_f = t_f, t_i
+    if slip("t_f is a duration, so the fall ends at T − t_f, not at t_f"): t_f = T - t_f
+    if slip("the fall takes T − t_i − t_f steps; you let it take T − t_i"): t_f = 0
+    if not slip("the budget rests at the start: up to t_i it is b0"): t = max(t, t_i)
+    if not slip("the budget rests at the end: from T − t_f on it is bT"): t = min(t, T - t_f)
+    return fall(t, T, t_i, t_f, b0, bT)
 
 
-def _budget(t, T, t_i, t_f, b0, bT, rests="<>", start=lambda t_i: t_i,
-            end=lambda T, t_f: T - t_f, over=lambda t, t_i, t_f: t - t_i,
-            steps=lambda T, t_i, t_f: T - t_i - t_f, cube=lambda u: u ** 3, whole=int,
-            most=lambda b, b0: b, ends=lambda b0, bT: (b0, bT, b0 - bT)):
-    """Make `budget` with a mistake in one of the options.
+def fall(t, T, t_i, t_f, b0, bT):
+    """The budget from step t_i to step T − t_f."""
+    if slip("the budget falls from b0 to bT, and yours rises from bT to b0"): b0, bT = bT, b0
+    over, steps = t - t_i, T - t_i - t_f
+    if slip("this is the paper's Appendix A as printed, with t − t_i − t_f in the "
+            "numerator; the numerator is t − t_i"):
+        over = t - t_i - t_f
+    if slip("min(b0, …) cuts off what is too large at t_i, but the fall is still that "
+            "of (6) as printed; mend its numerator"):
+        return min(b0, int(bT + (b0 - bT) * (1 - (t - t_i - t_f) / steps) ** 3))
+    if slip("t_f is gone from the denominator, where it belongs, and still in the "
+            "numerator; the fall takes T − t_i − t_f steps and starts at t_i"):
+        over, steps = t - t_i - t_f, T - t_i
+    if slip("t − t_i steps of the fall are over; you counted one more or one less", 1): over += 1
+    if slip("t − t_i steps of the fall are over; you counted one more or one less", 2): over -= 1
+    if slip("the fall takes T − t_i − t_f steps; you counted one more or one less", 1): steps += 1
+    if slip("the fall takes T − t_i − t_f steps; you counted one more or one less", 2): steps -= 1
+    if slip("the fall starts at t_i: t − t_i of its steps are over, not t"): over = t
+    if slip("the fall takes T − t_i − t_f steps; yours takes more", 1): steps = T
+    if slip("the fall takes T − t_i − t_f steps; yours takes more", 2): steps = T - t_f
+    u = 1 - over / steps
+    left = u ** 3
+    if slip("the fall is cubic, not linear"): left = u
+    if slip("the share that is left is u³, a cube; yours is another power of u", 1): left = u ** 2
+    if slip("the share that is left is u³, a cube; yours is another power of u", 2): left = u ** 4
+    if slip("the cube is taken of what is left, u = 1 − progress; you took 1 − progress³"):
+        left = 1 - (1 - u) ** 3
+    b = bT + (b0 - bT) * left
+    if slip("what falls is the difference b0 − bT, on top of bT"): b = bT + b0 * left
+    if slip("the budget is a whole number: round down"): return b
+    if slip("the budget is rounded down, by int(…); yours is rounded up "
+            "or to the nearest number", 1):
+        return round(b)
+    if slip("the budget is rounded down, by int(…); yours is rounded up "
+            "or to the nearest number", 2):
+        return math.ceil(b)
+    return int(b)
 
-    rests: do the two ends belong to the fall, or to the rests ("≤≥")? over: the steps of the fall
-    that are over. ends: the first budget, the last one, and their difference.
-    """
-    first, last, fall = ends(b0, bT)
-    begins, stops = start(t_i), end(T, t_f)
-    if t < begins or t == begins and rests[0] == "≤":
-        return first
-    if t > stops or t == stops and rests[1] == "≥":
-        return last
-    left = 1 - over(t, t_i, t_f) / steps(T, t_i, t_f)
-    return most(whole(last + fall * cube(left)), first)
+
+def _rested(wrong, ends, t, T, t_i, t_f, b0, bT):
+    """Return b0 and bT in the rests. ends: do t_i and T − t_f belong to these, each 0 or 1?"""
+    if t < t_i + ends[0]: return b0
+    if t > T - t_f - ends[1]: return bT
+    return wrong(t, T, t_i, t_f, b0, bT)
 
 
-def _resting(sentence, *mistakes):
-    """Make each of the mistakes (options of `_budget`) with either choice at both ends."""
-    return several(sentence, *(partial(_budget, rests=rests, **options)
-                               for options in mistakes for rests in ("<>", "<≥", "≤>", "≤≥")))
-
-
-def _printed(t, t_i, t_f):
-    return t - t_i - t_f
-
-
-def _exchanged(t, T, t_i, t_f, b0, bT):
-    return budget(t, T, t_f, t_i, b0, bT)
-
-
-def _never(T, t_f):
-    return T + 1
-
-
-def _schedule(rng):
+def _schedule(rng, at=None):
     T = int(rng.integers(60, 300))
     t_i, t_f = int(T * rng.uniform(0.1, 0.2)), int(T * rng.uniform(0.2, 0.4))
     n = int(rng.integers(6, 30))
     half = t_i + (T - t_i - t_f) // 2
-    return int(rng.integers(t_i + 1, half)), T, t_i, t_f, 12 * n, 8 * n
-
-
-def _at(place):
-    def arguments(rng):
-        _, T, t_i, t_f, b0, bT = _schedule(rng)
-        return place(T, t_i, t_f), T, t_i, t_f, b0, bT
-    return arguments
+    t = at(T, t_i, t_f) if at else int(rng.integers(t_i + 1, half))
+    return t, T, t_i, t_f, 12 * n, 8 * n
 
 
 # -- adalora.allocate ------------------------------------------------------------------------------
 def allocate(scores, b):
+    if slip("you gave each matrix the same share; choose the b best among all matrices together"):
+        return (-scores).argsort(1).argsort(1) < b // len(scores)
+    if slip("b = 0 keeps everything here: [-b:] then begins at place 0, and [b - 1] is the last "
+            "place; mark the first b in descending order"):
+        b = b or scores.size
+    if slip("b counts the triplets that stay, not those that go"): b = scores.size - b
+    if slip("you kept one too many: was the b-th largest score counted from 0?"): b = b + 1
+    if slip("you kept one too few: > leaves the b-th largest score out, ≥ keeps it"):
+        b = max(b - 1, 0)
     kept = np.zeros(scores.size, bool)
-    kept[np.argsort(-scores.reshape(-1), kind="stable")[:b]] = True
+    order = np.argsort(-scores.reshape(-1), kind="stable")
+    if slip("these are the least important triplets; keep the largest scores"):
+        order = np.argsort(scores.reshape(-1), kind="stable")
+    if slip("np.argsort gives places in order, not the rank of each score; mark "
+            "the places of the first b", 1):
+        return order.reshape(scores.shape) < b
+    if slip("np.argsort gives places in order, not the rank of each score; mark "
+            "the places of the first b", 2):
+        return np.argsort(scores.reshape(-1)).reshape(scores.shape) >= scores.size - b
+    kept[order[:b]] = True
+    if slip("these are the triplets that go; the mask is true for those that stay"): kept = ~kept
     return kept.reshape(scores.shape)
 
 
@@ -185,14 +232,6 @@ def _scores(rng):
 
 def _one_matrix(rng):
     return np.array([[9.0, 8.0, 7.0], [3.0, 2.0, 1.0], [0.3, 0.2, 0.1]]), 3
-
-
-def _by_rank(scores, b):
-    return np.argsort(-scores.reshape(-1)).reshape(scores.shape) < b
-
-
-def _by_last_rank(scores, b):
-    return np.argsort(scores.reshape(-1)).reshape(scores.shape) >= scores.size - b
 
 
 def _five_of_equal(fn, rng):
@@ -207,13 +246,27 @@ def _not_a_mask(got, expected, args):
     return np.asarray(got).dtype.kind == "f"
 
 
-def _equal_shares(scores, b):
-    return (-scores).argsort(1).argsort(1) < b // len(scores)
-
-
 # -- adalora.export --------------------------------------------------------------------------------
 def export(P, Lam, Q):
     left = Lam != 0
+    if slip("a small λ is not pruned: test Lam != 0", 1): left = abs(Lam) > 0.1
+    if slip("a small λ is not pruned: test Lam != 0", 2): left = abs(Lam) > 1e-2
+    if slip("a small λ is not pruned: test Lam != 0", 3): left = abs(Lam) > 1e-3
+    if slip("a small λ is not pruned: test Lam != 0", 4): left = abs(Lam) > 1e-5
+    if slip("a negative λ is not pruned: test Lam != 0, not Lam > 0"): left = Lam > 0
+    if slip("these are the first triplets; those that are left may stand anywhere"):
+        left = np.arange(left.sum())
+    if slip("the pruned triplets are still there: take the columns of P and the "
+            "rows of Q where λ is not 0"):
+        return P * Lam, Q
+    if slip("λ is missing: one of the two factors must be multiplied by it"):
+        return P[:, left], Q[left]
+    if slip("λ is counted twice: it belongs into one factor, or its root into both"):
+        return P[:, left] * Lam[left], Q[left] * Lam[left, None]
+    if slip("the sign of λ is lost, as it is if both factors get the root of |λ|; "
+            "multiply one of them by it"):
+        root = np.sqrt(abs(Lam[left]))
+        return P[:, left] * root, Q[left] * root[:, None]
     return P[:, left] * Lam[left], Q[left]
 
 
@@ -225,10 +278,6 @@ def _pruned(rng):
     return rng.standard_normal((d_out, r)), Lam, rng.standard_normal((r, d_in))
 
 
-def _above(limit):
-    return lambda P, Lam, Q: export(P, np.where(abs(Lam) > limit, Lam, 0), Q)
-
-
 def _with_values(rng, Lam):
     return rng.standard_normal((3, 2)), np.array(Lam), rng.standard_normal((2, 4))
 
@@ -237,26 +286,6 @@ def _product(factors):
     """Return B A, the columns of B and the rows of A: λ may be split in any way."""
     B, A = (np.asarray(part) for part in factors)
     return B @ A, np.array([B.shape[1], A.shape[0]])
-
-
-def _first(P, Lam, Q):
-    k = np.count_nonzero(Lam)
-    return P[:, :k] * Lam[:k], Q[:k]
-
-
-def _roots(P, Lam, Q):
-    left = Lam != 0
-    root = np.sqrt(np.abs(Lam[left]))
-    return P[:, left] * root, Q[left] * root[:, None]
-
-
-def _without_values(P, Lam, Q):
-    return P[:, Lam != 0], Q[Lam != 0]
-
-
-def _twice(P, Lam, Q):
-    B, A = export(P, Lam, Q)
-    return B, A * Lam[Lam != 0, None]
 
 
 def _one_uncut(got, expected, args):
@@ -278,38 +307,12 @@ EXERCISES = (
     Exercise(
         name="adalora.penalty", title="The orthogonality penalty", stars=3,
         kind="design",
-        reference=penalty, cases=_factors, gradient=("P", "Q"),
+        reference=penalty, gradient=("P", "Q"),
+        cases=inputs("P:o,r Q:r,i", tensors=True, r=(2, 5), o=(5, 9), i=(5, 9)),
         special=(
             ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²",
              _orthonormal),),
-        mistakes=(
-            ("PPᵀ is (d_out, d_out) and compares rows; PᵀP compares the r columns of P",
-             lambda P, Q: _square(_rows(P)) + _square(_rows(Q))),
-            ("QᵀQ is (d_in, d_in); QQᵀ compares the r rows of Q",
-             lambda P, Q: _square(_columns(P)) + _square(_columns(Q))),
-            ("both transposes are on the wrong side: PᵀP and QQᵀ are (r, r)",
-             lambda P, Q: _square(_rows(P)) + _square(_columns(Q))),
-            ("you took roots, as the authors' code does; in equation (2) the norms are squared",
-             lambda P, Q: _square(_columns(P)).sqrt() + _square(_rows(Q)).sqrt()),
-            ("the identity is not subtracted", lambda P, Q: _square(P.T @ P) + _square(Q @ Q.T)),
-            ("you subtracted 1 from every entry; I has ones on its diagonal alone",
-             lambda P, Q: _square(P.T @ P - 1) + _square(Q @ Q.T - 1)),
-            ("the two parts are added; you subtracted one",
-             lambda P, Q: _square(_columns(P)) - _square(_rows(Q))),
-            ("you took the root of the sum; in equation (2) the norms are squared",
-             lambda P, Q: penalty(P, Q).sqrt()),
-            ("only the diagonal counts in yours: the dot products of different columns should "
-             "be 0, and they count, too",
-             _diagonals_alone),
-            ("Q's part is missing", lambda P, Q: _square(_columns(P))),
-            ("P's part is missing", lambda P, Q: _square(_rows(Q))),
-            ("you took the mean of the squares; they are summed, not averaged",
-             lambda P, Q: penalty(P, Q) / P.shape[1] ** 2),
-            ("the diagonal is left out: the dot product of a column with itself should be 1, and "
-             "its distance from 1 counts, too",
-             lambda P, Q: _square(_off_diagonal(P.T @ P)) + _square(_off_diagonal(Q @ Q.T))),
-            ("the entries are not squared, so that those above 0 and those below 0 cancel",
-             lambda P, Q: _columns(P).sum() + _rows(Q).sum())),
+        mistakes=slips(penalty),
         symptoms=(
             (".data, a NumPy function or a new Tensor cuts the graph, so that no gradient can "
              "reach P and Q; use operations on Tensors from beginning to end",
@@ -327,67 +330,7 @@ EXERCISES = (
         reference=importance, cases=_averages,
         special=(
             ("no gradient: sensitivity only fades", _no_gradient),),
-        mistakes=(
-            ("U must measure the distance from the new Ī, not from the old one",
-             _variant(old=True)),
-            ("the sensitivity is |w g|, without a sign", _variant(lambda w, g: w * g)),
-            ("the uncertainty is |I − Ī|, without a sign", _variant(deviation=_itself)),
-            ("both absolute values are missing: I is |w g|, and U averages |I − Ī|",
-             _variant(lambda w, g: w * g, deviation=_itself)),
-            *several("the score is made of an old average; take the new Ī and the new U",
-                     _variant(score=lambda I, a, u, b, v: a * u),
-                     _variant(score=lambda I, a, u, b, v: a * v),
-                     _variant(score=lambda I, a, u, b, v: b * u)),
-            ("the score is made of this step's I; take its average Ī, which "
-             "one noisy batch moves less",
-             _variant(score=lambda I, a, u, b, v: I * v)),
-            ("both are absolute values, |w g| and |I − Ī|; you squared both",
-             _variant(lambda w, g: np.square(w * g), deviation=np.square)),
-            *several("the sensitivity is |w g|: a product of both, each to the first power",
-                     _variant(lambda w, g: np.square(g)),
-                     _variant(lambda w, g: np.square(w)),
-                     _variant(lambda w, g: np.square(w) * np.abs(g)),
-                     _variant(lambda w, g: np.abs(w) * np.square(g))),
-            *several("the score is the product Ī U, with no square",
-                     _variant(score=lambda I, a, u, b, v: np.square(b * v)),
-                     _variant(score=lambda I, a, u, b, v: b * v * v),
-                     _variant(score=lambda I, a, u, b, v: b * b * v)),
-            ("the uncertainty is the absolute value of I − Ī; you squared it",
-             _variant(deviation=np.square)),
-            ("the sensitivity is |w g|; you squared w g", _variant(lambda w, g: np.square(w * g))),
-            *several("you added; the score is the product Ī U",
-                     _variant(score=lambda I, a, u, b, v: b + v),
-                     _variant(score=lambda I, a, u, b, v: a + u)),
-            *several("the score is the product Ī U, and this is one of the two alone",
-                     _variant(score=lambda I, a, u, b, v: b),
-                     _variant(score=lambda I, a, u, b, v: v)),
-            ("you divided; the uncertainty counts in a triplet's favour, and the "
-             "score is the product Ī U",
-             _variant(score=lambda I, a, u, b, v: b / v)),
-            *several("β weighs the old average and 1 − β the new value; "
-                     "yours are the wrong way round",
-                     _variant(betas=lambda b1, b2: (1 - b1, 1 - b2)),
-                     _variant(betas=lambda b1, b2: (1 - b1, b2)),
-                     _variant(betas=lambda b1, b2: (b1, 1 - b2))),
-            *several("β1 belongs to Ī and β2 to U; you took one for the other",
-                     _variant(betas=lambda b1, b2: (b2, b1)),
-                     _variant(betas=lambda b1, b2: (b1, b1)),
-                     _variant(betas=lambda b1, b2: (b2, b2))),
-            *several("what is new counts with the share 1 − β, or the average grows without end",
-                     _variant(mean_of_I=_added, mean_of_U=_added),
-                     _variant(mean_of_I=_added),
-                     _variant(mean_of_U=_added),
-                     _variant(mean_of_I=_summed, mean_of_U=_summed),
-                     _variant(mean_of_I=_summed),
-                     _variant(mean_of_U=_summed)),
-            ("Ī is an average over the steps, and this is I of this step",
-             _variant(mean_of_I=_this_step)),
-            ("U is an average over the steps, and this is |I − Ī| of this step",
-             _variant(mean_of_U=_this_step)),
-            ("the gradient is missing: the sensitivity is the gradient times the weight",
-             _variant(lambda w, g: np.abs(w))),
-            ("the weight is missing: the sensitivity is the gradient times the weight",
-             _variant(lambda w, g: np.abs(g)))),
+        mistakes=slips(importance),
         hints=("From which average does U measure the distance, from the old one or the new one?",
                "All arrays have one shape. Return three of them: the new Ī, the new U, and s.",
                "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - "
@@ -399,58 +342,15 @@ EXERCISES = (
         example=lambda rng: (35, 100, 10, 40, 240, 120),
         reference=budget, cases=_schedule,
         special=(
-            ("the first step", _at(lambda T, t_i, t_f: 0)),
-            ("the end of the first rest, t = t_i", _at(lambda T, t_i, t_f: t_i)),
-            ("the first step of the fall, t = t_i + 1", _at(lambda T, t_i, t_f: t_i + 1)),
-            ("the end of the fall, t = T − t_f", _at(lambda T, t_i, t_f: T - t_f)),
-            ("the last step", _at(lambda T, t_i, t_f: T))),
+            ("the first step", partial(_schedule, at=lambda T, t_i, t_f: 0)),
+            ("the end of the first rest, t = t_i", partial(_schedule, at=lambda T, t_i, t_f: t_i)),
+            ("the first step of the fall, t = t_i + 1", partial(_schedule, at=lambda T, t_i, t_f: t_i + 1)),
+            ("the end of the fall, t = T − t_f", partial(_schedule, at=lambda T, t_i, t_f: T - t_f)),
+            ("the last step", partial(_schedule, at=lambda T, t_i, t_f: T))),
         mistakes=(
-            *_resting("this is the paper's Appendix A as printed, with t − t_i − t_f in the "
-                      "numerator; the numerator is t − t_i",
-                      {"over": _printed}),
-            *_resting("min(b0, …) cuts off what is too large at t_i, but the fall is still that "
-                      "of (6) as printed; mend its numerator",
-                      {"over": _printed, "most": min}),
-            *_resting("t_f is gone from the denominator, where it belongs, and still in the "
-                      "numerator; the fall takes T − t_i − t_f steps and starts at t_i",
-                      {"over": _printed, "steps": lambda T, t_i, t_f: T - t_i}),
-            *_resting("the fall is cubic, not linear",
-                      {"cube": _itself}),
-            *_resting("the share that is left is u³, a cube; yours is another power of u",
-                      {"cube": lambda u: u ** 2}, {"cube": lambda u: u ** 4}),
-            *_resting("the cube is taken of what is left, u = 1 − progress; you took 1 − progress³",
-                      {"cube": lambda u: 1 - (1 - u) ** 3}),
-            *_resting("the budget is a whole number: round down",
-                      {"whole": float}),
-            *_resting("the budget is rounded down, by int(…); yours is rounded up "
-                      "or to the nearest number",
-                      {"whole": round}, {"whole": math.ceil}),
-            *_resting("t − t_i steps of the fall are over; you counted one more or one less",
-                      {"over": lambda t, t_i, t_f: t - t_i + 1},
-                      {"over": lambda t, t_i, t_f: t - t_i - 1}),
-            *_resting("the fall takes T − t_i − t_f steps; you counted one more or one less",
-                      {"steps": lambda T, t_i, t_f: T - t_i - t_f + 1},
-                      {"steps": lambda T, t_i, t_f: T - t_i - t_f - 1}),
-            *_resting("the fall starts at t_i: t − t_i of its steps are over, not t",
-                      {"over": lambda t, t_i, t_f: t}),
-            *_resting("the fall takes T − t_i − t_f steps; yours takes more",
-                      {"steps": lambda T, t_i, t_f: T},
-                      {"steps": lambda T, t_i, t_f: T - t_f}),
-            *_resting("the budget falls from b0 to bT, and yours rises from bT to b0",
-                      {"ends": lambda b0, bT: (bT, b0, bT - b0)}),
-            *_resting("what falls is the difference b0 − bT, on top of bT",
-                      {"ends": lambda b0, bT: (b0, bT, b0)}),
-            ("t_i is the length of the rest at the start, t_f that of the rest at "
-             "the end; they are exchanged",
-             _exchanged),
-            ("t_f is a duration, so the fall ends at T − t_f, not at t_f",
-             partial(_budget, rests="≤≥", end=lambda T, t_f: t_f,
-                     steps=lambda T, t_i, t_f: t_f - t_i)),
-            ("the budget rests at the start: up to t_i it is b0",
-             partial(_budget, start=lambda t_i: -1)),
-            ("the budget rests at the end: from T − t_f on it is bT", partial(_budget, end=_never)),
-            ("the fall takes T − t_i − t_f steps; you let it take T − t_i",
-             partial(_budget, end=_never, steps=lambda T, t_i, t_f: T - t_i))),
+            *slips(budget, fall),
+            *((sentence, partial(_rested, wrong, ends)) for sentence, wrong in slips(fall)
+              for ends in ((0, 0), (0, 1), (1, 0), (1, 1)))),
         tolerance=0,
         hints=("Which part of the fall is over at t = t_i, and which at t = T − t_f?",
                "All are numbers. The fall takes T − t_i − t_f steps.",
@@ -468,25 +368,7 @@ EXERCISES = (
         invariants=(
             ("exactly b triplets stay even if scores are equal: all that reach a threshold may be "
              "more", _five_of_equal),),
-        mistakes=(
-            ("you gave each matrix the same share; choose the b best among all matrices together",
-             _equal_shares),
-            ("b = 0 keeps everything here: [-b:] then begins at place 0, and [b - 1] is the last "
-             "place; mark the first b in descending order",
-             lambda scores, b: allocate(scores, b or scores.size)),
-            ("these are the least important triplets; keep the largest scores",
-             lambda scores, b: allocate(-scores, b)),
-            ("b counts the triplets that stay, not those that go",
-             lambda scores, b: allocate(scores, scores.size - b)),
-            ("these are the triplets that go; the mask is true for those that stay",
-             lambda scores, b: ~allocate(scores, b)),
-            *several("np.argsort gives places in order, not the rank of each score; mark "
-                     "the places of the first b",
-                     _by_rank, _by_last_rank),
-            ("you kept one too many: was the b-th largest score counted from 0?",
-             lambda scores, b: allocate(scores, min(b + 1, scores.size))),
-            ("you kept one too few: > leaves the b-th largest score out, ≥ keeps it",
-             lambda scores, b: allocate(scores, max(b - 1, 0)))),
+        mistakes=slips(allocate),
         symptoms=(
             ("return a mask of True and False, not the scores", _not_a_mask),
             ("these are the places of the triplets that stay; return a mask "
@@ -509,20 +391,7 @@ EXERCISES = (
             ("a λ of a millionth is not 0", partial(_with_values, Lam=[2.0, 1e-6]))),
         invariants=(
             ("if everything is pruned, B has no columns and A no rows", _nothing_left),),
-        mistakes=(
-            ("the pruned triplets are still there: take the columns of P and the "
-             "rows of Q where λ is not 0",
-             lambda P, Lam, Q: (P * Lam, Q)),
-            ("λ is missing: one of the two factors must be multiplied by it", _without_values),
-            ("λ is counted twice: it belongs into one factor, or its root into both", _twice),
-            *several("a small λ is not pruned: test Lam != 0",
-                     _above(0.1), _above(1e-2), _above(1e-3), _above(1e-5)),
-            ("a negative λ is not pruned: test Lam != 0, not Lam > 0",
-             lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
-            ("the sign of λ is lost, as it is if both factors get the root of |λ|; "
-             "multiply one of them by it",
-             _roots),
-            ("these are the first triplets; those that are left may stand anywhere", _first)),
+        mistakes=slips(export),
         symptoms=(
             ("cut both factors: B has as many columns as A has rows", _one_uncut),
             ("ΔW is B A: return B, which comes from P, first", _in_other_order)),
