@@ -30,9 +30,9 @@ class Exercise:
     invariants: (sentence, predicate), where `predicate(fn, rng)` is true if fn is right. They are
         checked last and cover properties that no single comparison of values shows.
     mistakes: (sentence, wrong variant of the reference). If a student's result equals the variant's
-        result, the sentence is the likely cause. A mistake may also leave
-        the result right and change a gradient alone. `several` makes the mistakes that share a
-        sentence; a variant that only sets options of a function is a `functools.partial` of it.
+        result, the sentence is the likely cause. A mistake may also leave the result right and
+        change a gradient alone. They may stand in the reference itself, as slips, and
+        `slips(reference)` lists them (`slips.py`). `several` makes those that share a sentence.
     symptoms: (sentence, predicate), where `predicate(got, expected, arguments)` recognises a
         mistake by the arrays it produces.
     errors: (text, sentence). If the student's function raises an error whose message contains the

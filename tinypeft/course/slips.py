@@ -10,7 +10,7 @@ one slip is true. They are found in the compiled code, so that a packed hand-out
 """
 import dis
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import CodeType
 from typing import Any

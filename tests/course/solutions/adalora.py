@@ -1,6 +1,7 @@
 """Lesson 08: what students write, wrong and right."""
 import numpy as np
 
+import tinypeft as tp
 from tinypeft import Tensor
 
 
@@ -252,9 +253,16 @@ WRONG = {
         (lambda *a: export_in_loops(*a)[::-1], "return B, which comes from P, first"),
         (lambda P, Lam, Q: (P[:, Lam != 0] * Lam[Lam != 0], Q), "cut both factors")],
 }
+
+
+def packages_budget(t, T, t_i, t_f, b0, bT):
+    """For one matrix, as the package computes it."""
+    return tp.AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f).budget(t, T, 1)
+
+
 RIGHT = {
     "adalora.penalty": [expanded, penalty(gram, cogram)], "adalora.importance": [importance(), lambda *a: [x.tolist() for x in importance()(*a)]],
-    "adalora.budget": [budget(), lambda *a: float(budget()(*a))],
+    "adalora.budget": [budget(), lambda *a: float(budget()(*a)), packages_budget],
     "adalora.allocate": [by_partition, lambda *a: by_partition(*a).tolist()],
     "adalora.export": [
         export_in_loops,

@@ -56,7 +56,7 @@ def _is_cut(got, expected, args):
 
 # -- adalora.importance ----------------------------------------------------------------------------
 def importance(w, g, I_bar, U, beta1, beta2):
-    old, old_U = I_bar, U                                # for slips
+    old, old_U = I_bar, U                                # some slips take these
     signed = slip("both absolute values are missing: I is |w g|, and U averages |I − Ī|")
     squared = slip("both are absolute values, |w g| and |I − Ī|; you squared both")
     added = slip("what is new counts with the share 1 − β, or the average grows without end", 1)
@@ -84,9 +84,11 @@ def importance(w, g, I_bar, U, beta1, beta2):
     if slip("the weight is missing: the sensitivity is the gradient times the weight"): I = abs(g)
     I_bar = beta1 * I_bar + (1 - beta1) * I
     if slip("Ī is an average over the steps, and this is I of this step"): I_bar = I
-    if added or slip("what is new counts with the share 1 − β, or the average grows without end", 3):
+    if added or slip("what is new counts with the share 1 − β, or the average grows without "
+                     "end", 3):
         I_bar = beta1 * old + I
-    if summed or slip("what is new counts with the share 1 − β, or the average grows without end", 4):
+    if summed or slip("what is new counts with the share 1 − β, or the average grows without "
+                      "end", 4):
         I_bar = old + I
     distance = abs(I - I_bar)
     if slip("U must measure the distance from the new Ī, not from the old one"):
@@ -96,9 +98,11 @@ def importance(w, g, I_bar, U, beta1, beta2):
         distance = (I - I_bar) ** 2
     U = beta2 * U + (1 - beta2) * distance
     if slip("U is an average over the steps, and this is |I − Ī| of this step"): U = distance
-    if added or slip("what is new counts with the share 1 − β, or the average grows without end", 5):
+    if added or slip("what is new counts with the share 1 − β, or the average grows without "
+                     "end", 5):
         U = beta2 * old_U + distance
-    if summed or slip("what is new counts with the share 1 − β, or the average grows without end", 6):
+    if summed or slip("what is new counts with the share 1 − β, or the average grows without "
+                      "end", 6):
         U = old_U + distance
     s = I_bar * U
     if slip("the score is made of an old average; take the new Ī and the new U", 1): s = old * old_U
@@ -344,8 +348,10 @@ EXERCISES = (
         special=(
             ("the first step", partial(_schedule, at=lambda T, t_i, t_f: 0)),
             ("the end of the first rest, t = t_i", partial(_schedule, at=lambda T, t_i, t_f: t_i)),
-            ("the first step of the fall, t = t_i + 1", partial(_schedule, at=lambda T, t_i, t_f: t_i + 1)),
-            ("the end of the fall, t = T − t_f", partial(_schedule, at=lambda T, t_i, t_f: T - t_f)),
+            ("the first step of the fall, t = t_i + 1",
+             partial(_schedule, at=lambda T, t_i, t_f: t_i + 1)),
+            ("the end of the fall, t = T − t_f",
+             partial(_schedule, at=lambda T, t_i, t_f: T - t_f)),
             ("the last step", partial(_schedule, at=lambda T, t_i, t_f: T))),
         mistakes=(
             *slips(budget, fall),
