@@ -116,6 +116,15 @@ def test_no_two_files_of_the_course_need_each_other():
         assert name not in seen, f"{name} imports itself, through some of {sorted(seen)}"
 
 
+def test_the_budget_is_the_packages():
+    """For one matrix, in each of 50 schedules."""
+    exercise = of_topic("adalora")["adalora.budget"]
+    for seed in range(50):
+        t, T, t_i, t_f, b0, bT = exercise.cases(np.random.default_rng(seed))
+        ours = tp.AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f)
+        for step in (0, t_i, t, T - t_f, T): assert exercise.reference(step, T, t_i, t_f, b0, bT) == ours.budget(step, T, 1)
+
+
 def test_what_a_newcomer_stumbles_over_is_told():
     """NumPy's functions on Tensors, torch's methods, a product the wrong way: the student's own line and what to do."""
     def numpys(P, Q): return np.linalg.norm(P.T @ P - np.eye(P.shape[1])) ** 2

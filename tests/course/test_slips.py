@@ -27,8 +27,8 @@ def test_each_slip_is_a_variant_in_the_order_in_which_it_stands():
     made = slips(answer, signed)
     assert answer(4, 2) == (6, [3])
     assert [(sentence, wrong(4, 2)) for sentence, wrong in made] == [
-        ("no division", (10, [5])), ("the sign", (-4, [-2])), ("one more where it is positive", (4, [2])), ("a square", (18, [3])),
-        ("the sign", (6, [-3]))]
+        ("no division", (10, [5])), ("the sign", (-4, [-2])), ("one more where it is positive", (4, [2])),
+        ("a square", (18, [3])), ("the sign", (6, [-3]))]
     assert len(slips(answer)) == 4 and answer(4, 2) == (6, [3])
 
 
