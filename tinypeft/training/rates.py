@@ -60,7 +60,7 @@ class Trained:
     """A parameter that trains, and what decides its rate.
 
     name: in the model's `state_dict`; of a parameter of the base that was unfrozen by hand, its
-    path. own_rate: that of its method, or of the head, at the model's width. in_head: does a
+    path. own_rate: that of its method at the model's width, or HEAD_LR. in_head: does a
     classification head own it? is_table: does each of its rows belong to one token or class, as in
     embeddings, output layers, heads and virtual tokens?
     """
