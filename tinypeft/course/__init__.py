@@ -6,6 +6,7 @@
                    beside.py (texts side by side)   guess.py (a guess before a measurement)
                    use.py (a student's function at work inside the package)
     An exercise    exercise.py (what it is)   exercises/ (one file a topic)   worth.py (its points)
+                   slips.py (mistakes in the right answer, drawn arguments)
                    check.py (is a function right?)   judge.py (the stages of a check)
                    diagnose.py, causes.py (its likely cause)   result.py (what is shown)
                    calls.py (calls a function for a limited time)   wire.py, worker.py (elsewhere)
