@@ -23,8 +23,8 @@ def penalty(P, Q):
         E = Q.T @ Q - np.eye(Q.shape[1])
     if slip("both transposes are on the wrong side: PᵀP and QQᵀ are (r, r)"):
         D, E = P @ P.T - np.eye(P.shape[0]), Q.T @ Q - np.eye(Q.shape[1])
-    if slip("only the diagonal counts in yours: the dot products of different columns should "
-            "be 0, and they count, too"):
+    if slip("only the diagonal counts in yours: the dot products of different columns should be 0, "
+            "and they count, too"):
         D, E = D * I, E * I
     if slip("the diagonal is left out: the dot product of a column with itself should be 1, and "
             "its distance from 1 counts, too"):
@@ -59,8 +59,8 @@ def importance(w, g, I_bar, U, beta1, beta2):
     old, old_U = I_bar, U                                # some slips take these
     signed = slip("both absolute values are missing: I is |w g|, and U averages |I − Ī|")
     squared = slip("both are absolute values, |w g| and |I − Ī|; you squared both")
-    added = slip("what is new counts with the share 1 − β, or the average grows without end", 1)
-    summed = slip("what is new counts with the share 1 − β, or the average grows without end", 2)
+    plus = slip("what is new counts with the share 1 − β, or the average grows without end", 1)
+    sums = slip("what is new counts with the share 1 − β, or the average grows without end", 2)
     if slip("β weighs the old average and 1 − β the new value; yours are the wrong way round", 1):
         beta1, beta2 = 1 - beta1, 1 - beta2
     if slip("β weighs the old average and 1 − β the new value; yours are the wrong way round", 2):
@@ -84,11 +84,9 @@ def importance(w, g, I_bar, U, beta1, beta2):
     if slip("the weight is missing: the sensitivity is the gradient times the weight"): I = abs(g)
     I_bar = beta1 * I_bar + (1 - beta1) * I
     if slip("Ī is an average over the steps, and this is I of this step"): I_bar = I
-    if added or slip("what is new counts with the share 1 − β, or the average grows without "
-                     "end", 3):
+    if plus or slip("what is new counts with the share 1 − β, or the average grows without end", 3):
         I_bar = beta1 * old + I
-    if summed or slip("what is new counts with the share 1 − β, or the average grows without "
-                      "end", 4):
+    if sums or slip("what is new counts with the share 1 − β, or the average grows without end", 4):
         I_bar = old + I
     distance = abs(I - I_bar)
     if slip("U must measure the distance from the new Ī, not from the old one"):
@@ -98,19 +96,17 @@ def importance(w, g, I_bar, U, beta1, beta2):
         distance = (I - I_bar) ** 2
     U = beta2 * U + (1 - beta2) * distance
     if slip("U is an average over the steps, and this is |I − Ī| of this step"): U = distance
-    if added or slip("what is new counts with the share 1 − β, or the average grows without "
-                     "end", 5):
+    if plus or slip("what is new counts with the share 1 − β, or the average grows without end", 5):
         U = beta2 * old_U + distance
-    if summed or slip("what is new counts with the share 1 − β, or the average grows without "
-                      "end", 6):
+    if sums or slip("what is new counts with the share 1 − β, or the average grows without end", 6):
         U = old_U + distance
     s = I_bar * U
     if slip("the score is made of an old average; take the new Ī and the new U", 1): s = old * old_U
     if slip("the score is made of an old average; take the new Ī and the new U", 2): s = old * U
     if slip("the score is made of an old average; take the new Ī and the new U", 3):
         s = I_bar * old_U
-    if slip("the score is made of this step's I; take its average Ī, which "
-            "one noisy batch moves less"):
+    if slip("the score is made of this step's I; take its average Ī, which one noisy batch moves "
+            "less"):
         s = I * U
     if slip("the score is the product Ī U, with no square", 1): s = (I_bar * U) ** 2
     if slip("the score is the product Ī U, with no square", 2): s = I_bar * U ** 2
@@ -119,8 +115,8 @@ def importance(w, g, I_bar, U, beta1, beta2):
     if slip("you added; the score is the product Ī U", 2): s = old + old_U
     if slip("the score is the product Ī U, and this is one of the two alone", 1): s = I_bar
     if slip("the score is the product Ī U, and this is one of the two alone", 2): s = U
-    if slip("you divided; the uncertainty counts in a triplet's favour, and the "
-            "score is the product Ī U"):
+    if slip("you divided; the uncertainty counts in a triplet's favour, and the score is the "
+            "product Ī U"):
         s = I_bar / U
     return I_bar, U, s
 
@@ -130,15 +126,10 @@ def _averages(rng):
     return w, g, abs(I_bar), abs(U), rng.uniform(0.7, 0.95), rng.uniform(0.5, 0.9)
 
 
-def _no_gradient(rng):
-    ones = np.ones(3)
-    return ones, np.zeros(3), ones, ones, 0.5, 0.5
-
-
 # -- adalora.budget --------------------------------------------------------------------------------
 def budget(t, T, t_i, t_f, b0, bT):
-    if slip("t_i is the length of the rest at the start, t_f that of the rest at "
-            "the end; they are exchanged"):
+    if slip("t_i is the length of the rest at the start, t_f that of the rest at the end; they are "
+            "exchanged"):
         t_i, t_f = t_f, t_i
     if slip("t_f is a duration, so the fall ends at T − t_f, not at t_f"): t_f = T - t_f
     if slip("the fall takes T − t_i − t_f steps; you let it take T − t_i"): t_f = 0
@@ -150,9 +141,17 @@ def budget(t, T, t_i, t_f, b0, bT):
 def fall(t, T, t_i, t_f, b0, bT):
     """The budget from step t_i to step T − t_f."""
     if slip("the budget falls from b0 to bT, and yours rises from bT to b0"): b0, bT = bT, b0
+    whole = int
+    if slip("the budget is a whole number: round down"): whole = float
+    if slip("the budget is rounded down, by int(…); yours is rounded up or to the nearest "
+            "number", 1):
+        whole = round
+    if slip("the budget is rounded down, by int(…); yours is rounded up or to the nearest "
+            "number", 2):
+        whole = math.ceil
     over, steps = t - t_i, T - t_i - t_f
-    if slip("this is the paper's Appendix A as printed, with t − t_i − t_f in the "
-            "numerator; the numerator is t − t_i"):
+    if slip("this is the paper's Appendix A as printed, with t − t_i − t_f in the numerator; the "
+            "numerator is t − t_i"):
         over = t - t_i - t_f
     if slip("min(b0, …) cuts off what is too large at t_i, but the fall is still that "
             "of (6) as printed; mend its numerator"):
@@ -174,16 +173,8 @@ def fall(t, T, t_i, t_f, b0, bT):
     if slip("the share that is left is u³, a cube; yours is another power of u", 2): left = u ** 4
     if slip("the cube is taken of what is left, u = 1 − progress; you took 1 − progress³"):
         left = 1 - (1 - u) ** 3
-    b = bT + (b0 - bT) * left
-    if slip("what falls is the difference b0 − bT, on top of bT"): b = bT + b0 * left
-    if slip("the budget is a whole number: round down"): return b
-    if slip("the budget is rounded down, by int(…); yours is rounded up "
-            "or to the nearest number", 1):
-        return round(b)
-    if slip("the budget is rounded down, by int(…); yours is rounded up "
-            "or to the nearest number", 2):
-        return math.ceil(b)
-    return int(b)
+    if slip("what falls is the difference b0 − bT, on top of bT"): return int(bT + b0 * left)
+    return whole(bT + (b0 - bT) * left)
 
 
 def _rested(wrong, ends, t, T, t_i, t_f, b0, bT):
@@ -193,13 +184,17 @@ def _rested(wrong, ends, t, T, t_i, t_f, b0, bT):
     return wrong(t, T, t_i, t_f, b0, bT)
 
 
-def _schedule(rng, at=None):
+def _schedule(rng, place=None):
     T = int(rng.integers(60, 300))
     t_i, t_f = int(T * rng.uniform(0.1, 0.2)), int(T * rng.uniform(0.2, 0.4))
     n = int(rng.integers(6, 30))
     half = t_i + (T - t_i - t_f) // 2
-    t = at(T, t_i, t_f) if at else int(rng.integers(t_i + 1, half))
+    t = place(T, t_i, t_f) if place else int(rng.integers(t_i + 1, half))
     return t, T, t_i, t_f, 12 * n, 8 * n
+
+
+def _at(place):
+    return partial(_schedule, place=place)
 
 
 # -- adalora.allocate ------------------------------------------------------------------------------
@@ -213,16 +208,15 @@ def allocate(scores, b):
     if slip("you kept one too many: was the b-th largest score counted from 0?"): b = b + 1
     if slip("you kept one too few: > leaves the b-th largest score out, ≥ keeps it"):
         b = max(b - 1, 0)
-    kept = np.zeros(scores.size, bool)
     order = np.argsort(-scores.reshape(-1), kind="stable")
-    if slip("these are the least important triplets; keep the largest scores"):
-        order = np.argsort(scores.reshape(-1), kind="stable")
-    if slip("np.argsort gives places in order, not the rank of each score; mark "
-            "the places of the first b", 1):
+    if slip("these are the least important triplets; keep the largest scores"): order = order[::-1]
+    if slip("np.argsort gives places in order, not the rank of each score; mark the places of the "
+            "first b", 1):
         return order.reshape(scores.shape) < b
-    if slip("np.argsort gives places in order, not the rank of each score; mark "
-            "the places of the first b", 2):
+    if slip("np.argsort gives places in order, not the rank of each score; mark the places of the "
+            "first b", 2):
         return np.argsort(scores.reshape(-1)).reshape(scores.shape) >= scores.size - b
+    kept = np.zeros(scores.size, bool)
     kept[order[:b]] = True
     if slip("these are the triplets that go; the mask is true for those that stay"): kept = ~kept
     return kept.reshape(scores.shape)
@@ -234,20 +228,12 @@ def _scores(rng):
     return scores, int(rng.integers(n, n * r - 2))
 
 
-def _one_matrix(rng):
-    return np.array([[9.0, 8.0, 7.0], [3.0, 2.0, 1.0], [0.3, 0.2, 0.1]]), 3
-
-
 def _five_of_equal(fn, rng):
     return np.asarray(fn(np.ones((3, 4)), 5)).sum() == 5
 
 
 def _places(got, expected, args):
     return np.shape(got) == (args[1],) and np.asarray(got).dtype.kind in "iu"
-
-
-def _not_a_mask(got, expected, args):
-    return np.asarray(got).dtype.kind == "f"
 
 
 # -- adalora.export --------------------------------------------------------------------------------
@@ -260,8 +246,8 @@ def export(P, Lam, Q):
     if slip("a negative λ is not pruned: test Lam != 0, not Lam > 0"): left = Lam > 0
     if slip("these are the first triplets; those that are left may stand anywhere"):
         left = np.arange(left.sum())
-    if slip("the pruned triplets are still there: take the columns of P and the "
-            "rows of Q where λ is not 0"):
+    if slip("the pruned triplets are still there: take the columns of P and the rows of Q where λ "
+            "is not 0"):
         return P * Lam, Q
     if slip("λ is missing: one of the two factors must be multiplied by it"):
         return P[:, left], Q[left]
@@ -319,40 +305,38 @@ EXERCISES = (
         mistakes=slips(penalty),
         symptoms=(
             (".data, a NumPy function or a new Tensor cuts the graph, so that no gradient can "
-             "reach P and Q; use operations on Tensors from beginning to end",
-             _is_cut),),
+             "reach P and Q; use operations on Tensors from beginning to end", _is_cut),),
         tolerance=1e-6,
-        hints=("What is PᵀP if the columns of P are orthonormal? Which product says the "
-               "same about the rows of Q?",
+        hints=("What is PᵀP if the columns of P are orthonormal? Which product says the same "
+               "about the rows of Q?",
                "PᵀP and Q Qᵀ are (r, r), like np.eye(r). The result is a Tensor with one number.",
-               "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the "
-               "same for Q @ Q.T, and add.")),
+               "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the same for Q @ Q.T, "
+               "and add.")),
     Exercise(
         name="adalora.importance", title="The importance of a weight", stars=3,
         kind="design",
         example=lambda rng: (*map(np.array, ([2.0], [-0.5], [0.5], [0.2])), 0.8, 0.8),
         reference=importance, cases=_averages,
         special=(
-            ("no gradient: sensitivity only fades", _no_gradient),),
+            ("no gradient: sensitivity only fades",
+             lambda rng: (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)),),
         mistakes=slips(importance),
         hints=("From which average does U measure the distance, from the old one or the new one?",
                "All arrays have one shape. Return three of them: the new Ī, the new U, and s.",
-               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - "
-               "beta1) * I. Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), "
-               "and the score is I_bar * U.")),
+               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - beta1) * I. "
+               "Then U = beta2 * U + (1 - beta2) * np.abs(I - I_bar), and the score is "
+               "I_bar * U.")),
     Exercise(
         name="adalora.budget", title="Find the bug: the budget as printed", stars=2,
         kind="fault",
         example=lambda rng: (35, 100, 10, 40, 240, 120),
         reference=budget, cases=_schedule,
         special=(
-            ("the first step", partial(_schedule, at=lambda T, t_i, t_f: 0)),
-            ("the end of the first rest, t = t_i", partial(_schedule, at=lambda T, t_i, t_f: t_i)),
-            ("the first step of the fall, t = t_i + 1",
-             partial(_schedule, at=lambda T, t_i, t_f: t_i + 1)),
-            ("the end of the fall, t = T − t_f",
-             partial(_schedule, at=lambda T, t_i, t_f: T - t_f)),
-            ("the last step", partial(_schedule, at=lambda T, t_i, t_f: T))),
+            ("the first step", _at(lambda T, t_i, t_f: 0)),
+            ("the end of the first rest, t = t_i", _at(lambda T, t_i, t_f: t_i)),
+            ("the first step of the fall, t = t_i + 1", _at(lambda T, t_i, t_f: t_i + 1)),
+            ("the end of the fall, t = T − t_f", _at(lambda T, t_i, t_f: T - t_f)),
+            ("the last step", _at(lambda T, t_i, t_f: T))),
         mistakes=(
             *slips(budget, fall),
             *((sentence, partial(_rested, wrong, ends)) for sentence, wrong in slips(fall)
@@ -368,7 +352,8 @@ EXERCISES = (
         example=lambda rng: (np.array([[5, 1, 0.5], [4, 3, 0.2]]), 3),
         reference=allocate, cases=_scores,
         special=(
-            ("one matrix has all the important triplets", _one_matrix),
+            ("one matrix has all the important triplets",
+             lambda rng: (np.array([[9.0, 8.0, 7.0], [3.0, 2.0, 1.0], [0.3, 0.2, 0.1]]), 3)),
             ("nothing may stay", lambda rng: (rng.exponential(1, (2, 3)), 0)),
             ("everything may stay", lambda rng: (rng.exponential(1, (2, 3)), 6))),
         invariants=(
@@ -376,10 +361,10 @@ EXERCISES = (
              "more", _five_of_equal),),
         mistakes=slips(allocate),
         symptoms=(
-            ("return a mask of True and False, not the scores", _not_a_mask),
-            ("these are the places of the triplets that stay; return a mask "
-             "(n, r) that is true there",
-             _places)),
+            ("return a mask of True and False, not the scores",
+             lambda got, expected, args: np.asarray(got).dtype.kind == "f"),
+            ("these are the places of the triplets that stay; return a mask (n, r) that is true "
+             "there", _places)),
         tolerance=0,
         hints=("Does each matrix have its own share, or do all triplets compete? What should come "
                "out for b = 0, and for equal scores?",
@@ -404,6 +389,6 @@ EXERCISES = (
         tolerance=1e-9,
         hints=("What does a triplet with λ = 0 add to P Λ Q?",
                "k is np.count_nonzero(Lam). B is (d_out, k), A is (k, d_in).",
-               "left = Lam != 0. B is P[:, left] with its columns multiplied by "
-               "Lam[left], and A is Q[left].")),
+               "left = Lam != 0. B is P[:, left] with its columns multiplied by Lam[left], and A "
+               "is Q[left].")),
 )
