@@ -5,7 +5,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.course import handout
 from tinypeft.course.exercises import TOPICS, of_topic
-from tinypeft.course.slips import inputs, slip, slips
+from tinypeft.course.slips import inputs, slip, slips, which
 
 
 def signed(values):
@@ -30,6 +30,18 @@ def test_each_slip_is_a_variant_in_the_order_in_which_it_stands():
         ("no division", (10, [5])), ("the sign", (-4, [-2])), ("one more where it is positive", (4, [2])),
         ("a square", (18, [3])), ("the sign", (6, [-3]))]
     assert len(slips(answer)) == 4 and answer(4, 2) == (6, [3])
+
+
+def test_a_sentence_of_several_slips_in_one_place_is_written_once():
+    def size(x):
+        s = abs(x)
+        match which("a size has no sign and no square", 2):
+            case 1: s = x
+            case 2: s = x * x
+        return s
+    made = slips(size)
+    assert [(sentence, wrong(-3)) for sentence, wrong in made] == [("a size has no sign and no square", n) for n in (-3, 9)]
+    assert size(-3) == 3
 
 
 def test_a_slip_ends_with_its_call():

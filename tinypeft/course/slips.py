@@ -7,6 +7,11 @@
 
 `slip` is false, so that this is the reference. `slips(forward)` lists the wrong variants: in each,
 one slip is true. They are found in the compiled code, so that a packed hand-out has them, too.
+Where one sentence is true of several slips in one place, it is written once:
+
+        match which("two changes of the same size may still differ", 2):
+            case 1: same = abs(n1 - n2) <= 1e-3 * n1
+            case 2: same = np.allclose(n1, n2)
 """
 import dis
 import re
@@ -19,9 +24,9 @@ import numpy as np
 
 from ..engine.tensor import Tensor
 
-__all__ = ["inputs", "slip", "slips"]
+__all__ = ["inputs", "slip", "slips", "which"]
 
-MADE = ContextVar("MADE", default=None)                  # the slip that is made: (sentence, number)
+MADE = ContextVar("MADE", default=("", 0))               # the slip that is made: (sentence, number)
 
 
 # -- slips -----------------------------------------------------------------------------------------
@@ -29,6 +34,12 @@ def slip(sentence: str, number: int = 1) -> bool:
     """Is this slip made just now? The sentence tells a student what is wrong. number: 1, 2, … of
     several slips that share a sentence. Both are written out where `slip` is called."""
     return MADE.get() == (sentence, number)
+
+
+def which(sentence: str, n: int) -> int:
+    """Return which of n slips that share a sentence is made just now, 1 to n, or 0: for `match`."""
+    made, number = MADE.get()
+    return number if made == sentence else 0
 
 
 def slips(reference: Callable, *helpers: Callable) -> tuple[tuple[str, Callable], ...]:
@@ -50,7 +61,7 @@ def variant(reference: Callable, made: tuple[str, int]) -> Callable:
 
 
 def asked(code: CodeType) -> Iterator[tuple[str, int]]:
-    """Give (sentence, number) of each call of `slip` in a function's code and in what it defines.
+    """Give (sentence, number) of each slip in a function's code and in what it defines.
 
     ValueError for a sentence that is not written out: it would be no slip, and nobody would know.
     """
@@ -58,12 +69,14 @@ def asked(code: CodeType) -> Iterator[tuple[str, int]]:
     for i, step in enumerate(steps):
         if isinstance(step.argval, CodeType):
             yield from asked(step.argval)
-        elif step.opname.startswith("LOAD_") and step.argval == "slip":
+        elif step.opname.startswith("LOAD_") and step.argval in ("slip", "which"):
             sentence, number = (constant(given) for given in steps[i + 1:i + 3])
+            last = number if isinstance(number, int) else 1
             if not isinstance(sentence, str):
-                raise ValueError(f"{code.co_name}: slip takes a sentence that is written out, in "
-                                 f"line {step.positions.lineno}")
-            yield sentence, number if isinstance(number, int) else 1
+                raise ValueError(f"{code.co_name}: {step.argval} takes a sentence that is written "
+                                 f"out, in line {step.positions.lineno}")
+            first = 1 if step.argval == "which" else last
+            yield from ((sentence, made) for made in range(first, last + 1))
 
 
 def constant(step: dis.Instruction) -> Any:
