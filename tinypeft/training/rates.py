@@ -77,9 +77,8 @@ def trained(model: Module) -> list[Trained]:
     width = width_factor(model)
     rates = {}
     for part in getattr(model, "parts", {}).values():
-        if part.on:                                      # one that is off may share its weights
-            rate = part.method.learning_rate * width
-            rates |= dict.fromkeys(map(id, part.parameters()), rate)
+        rate = part.method.learning_rate * width
+        rates |= dict.fromkeys(map(id, part.parameters()), rate)
     usual = own_rate(model)
     found = {}
     for path, owner, _, p in model.attributes(Parameter):
