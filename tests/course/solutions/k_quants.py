@@ -94,8 +94,7 @@ def named(minimum=None, K=None, sixteen=True, values=False):
         if truth == "Q8_0": return truth
         if minimum is False: return truth[:3] + "0"
         if minimum is True and truth.endswith("0"):
-            step, *_ = reference.grids(W_hat, 32)
-            return truth[:3] + ("K" if reference.in_superblocks(step) else "1")
+            return truth[:3] + ("K" if whole_steps([measured(b) for b in W_hat.reshape(-1, 32).astype(float)]) > 0.5 else "1")
         if K is True and truth.endswith("1"): return truth[:3] + "K"
         if K is False and truth.endswith("K"): return truth[:3] + "1"
         return truth
@@ -262,7 +261,7 @@ def in_the_null_space(W):
     return np.random.default_rng(5).normal(0, 3, (16, W.shape[1] - len(W))) @ Vt[len(W):]
 
 
-def drawn(make): return lambda W: make(np.random.default_rng(1), (16, W.shape[1]))
+def drawn(make): return lambda W: make(np.random.default_rng(0), (16, W.shape[1]))
 
 
 def along(W): return np.random.default_rng(1).standard_normal((16, len(W))) @ error(W)
@@ -275,7 +274,7 @@ def away_from(W):
 
 
 def of_the_other(W):
-    X = np.random.default_rng(1).standard_normal((16, W.shape[1]))
+    X = np.random.default_rng(0).standard_normal((16, W.shape[1]))
     D = tp.GGUF("Q4_K", importance=True).quantize(W, np.float32((X**2).mean(0))).dequantize().astype(float) - W
     return X - X @ np.linalg.pinv(D) @ D
 
@@ -308,7 +307,7 @@ WRONG = {
         (on_the_grid(any_block=True), "let most blocks decide"),
         (on_the_grid(near=0.3), "with a wide tolerance"),
         (by_the_first_block, "counted in the first block alone"),
-        (lambda W_hat: reference.which(W_hat.reshape(-1)[:256]), "only the first superblock"),
+        (lambda W_hat: reference.type_of_weights(W_hat.reshape(-1)[:256]), "only the first superblock"),
         (lambda W_hat: "Q2_K", "one of the eight names"),
         (lambda W_hat: None, "is None")],
     "k_quants.search": [
