@@ -222,7 +222,7 @@ print("the adapter is equation (2):", np.allclose((h + g).data, adapter(x).data,
 # number of $f(x)$ is off by more than $10^{-9}$, whatever its size. Below that it is rounding.
 # Which inputs show the columns of $W$? Which curves agree with a matrix on just these inputs?
 
-# %% exercise=map.merges points=3 minutes=12
+# %% exercise=map.merges points=3 minutes=12 as=merges
 def map_merges(f, d):
     """The matrix W with f(x) = x Wᵀ for every x (n, d), or None if there is none."""
     ### BEGIN SOLUTION
@@ -230,11 +230,6 @@ def map_merges(f, d):
     x = np.random.default_rng(0).standard_normal((20, d))
     return W if np.allclose(f(x), x @ W.T, rtol=0, atol=1e-9) else None
     ### END SOLUTION
-
-# %%
-result = tp.check("map.merges", map_merges)
-merges = result.function
-result
 
 # %% [markdown]
 # **Your function at work**, on a layer with four methods. *(IA)³* multiplies the outputs by trained
@@ -314,17 +309,12 @@ guess
 # Return the four numbers of trained parameters, in the order of the table, for a model of width $d$
 # with $L$ blocks.
 
-# %% exercise=map.trained points=3 minutes=8
+# %% exercise=map.trained points=3 minutes=8 as=trained
 def map_trained(d, L, r, P, m):
     """(LoRA on query and value, prompt, prefix, adapters): how many numbers each trains."""
     ### BEGIN SOLUTION
     return 2 * L * r * (d + d), P * d, 2 * P * L * d, 2 * L * (2 * d * m + m + d)
     ### END SOLUTION
-
-# %%
-result = tp.check("map.trained", map_trained)
-trained = result.function
-result
 
 # %%
 def share(new, N):
@@ -479,17 +469,12 @@ for written in decoders:
 # The range of each row contains 0, as above. Return the decoded weights $(n, g)$.
 # Nothing else is in the file. By what do you know a row's convention?
 
-# %% exercise=map.signs points=3 minutes=12
+# %% exercise=map.signs points=3 minutes=12 as=signs
 def map_signs(codes, scale, zero):
     """Decode codes (n, g) whose rows have their zero points in either sign convention."""
     ### BEGIN SOLUTION
     return scale[:, None] * (codes - np.abs(zero)[:, None])      # 0's own code is never negative
     ### END SOLUTION
-
-# %%
-result = tp.check("map.signs", map_signs)
-signs = result.function
-result
 
 # %% [markdown]
 # **Your function at work.** Every second row is in the other convention:
@@ -544,18 +529,13 @@ print("as they come back", read(*store(W))[0, :6].round(3))
 # `codes` $(n, g)$ and `zero` $(n)$ are uint8, and `scale` $(n)$ is float32.
 # Return the decoded weights $(n, g)$ in float32.
 
-# %% exercise=map.bug points=3 minutes=6
+# %% exercise=map.bug points=3 minutes=6 as=mended
 def map_bug(codes, scale, zero):
     """Decode codes (n, g) with one scale and one zero point per row."""
     ### BEGIN SOLUTION
     q, z = codes.astype(np.float32), zero.astype(np.float32)
     return scale[:, None] * (q - z[:, None])
     ### END SOLUTION
-
-# %%
-result = tp.check("map.bug", map_bug)
-mended = result.function
-result
 
 # %%
 print(f"as it is             loss {loss_with(lambda W: W):.2f}")
@@ -633,18 +613,13 @@ show("compare")
 # for any $b$ from 1 to 8. For example two codes of 4 bits, 1 and 2, become the byte
 # $1 + 16 \cdot 2 = 33$.
 
-# %% exercise=map.pack points=3 minutes=15 bonus=yes
+# %% exercise=map.pack points=3 minutes=15 bonus=yes as=packed
 def map_pack(codes, bits):
     """The codes as one stream of bits, in bytes."""
     ### BEGIN SOLUTION
     stream = codes[:, None] >> np.arange(bits) & 1
     return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little")
     ### END SOLUTION
-
-# %%
-result = tp.check("map.pack", map_pack)
-packed = result.function
-result
 
 # %%
 codes = quantized(W, 3, "library")[0].astype(np.uint8).ravel()

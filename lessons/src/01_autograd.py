@@ -157,7 +157,7 @@ tp.graph(f, x=3.0)
 # `[[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]`.
 # For `dy = np.array([1.0])` the four gradients are those of the table: 18, 3, 1 and 1.
 
-# %% exercise=autograd.walk points=4 minutes=20
+# %% exercise=autograd.walk points=4 minutes=20 as=walk
 def autograd_walk(tape, dy):
     """The gradient of every value on the tape, or None; dy is the gradient of the last."""
     ### BEGIN SOLUTION
@@ -171,11 +171,6 @@ def autograd_walk(tape, dy):
             grads[j] = dx if grads[j] is None else grads[j] + dx
     return grads
     ### END SOLUTION
-
-# %%
-result = tp.check("autograd.walk", autograd_walk)
-walk = result.function
-result
 
 # %% [markdown]
 # Move the handle through equation (2) at $x = 3$. Your walk says what has arrived when the orange
@@ -337,7 +332,7 @@ for shape in ((3,), (1, 3), (5, 1), ()):
 # `()`. The result must have exactly the shape `shape`.
 # First say along which axes NumPy repeats the array. There are two kinds.
 
-# %% exercise=autograd.unbroadcast points=2 minutes=10
+# %% exercise=autograd.unbroadcast points=2 minutes=10 as=unbroadcast
 def autograd_unbroadcast(dy, shape):
     """Sum dy over the axes along which an array of `shape` was broadcast to dy.shape."""
     ### BEGIN SOLUTION
@@ -347,11 +342,6 @@ def autograd_unbroadcast(dy, shape):
             dy = dy.sum(axis=axis, keepdims=True)
     return dy
     ### END SOLUTION
-
-# %%
-result = tp.check("autograd.unbroadcast", autograd_unbroadcast)
-unbroadcast = result.function
-result
 
 # %% [markdown]
 # ## 4. The linear layer, where nearly all the work is
@@ -386,7 +376,7 @@ show(plain.linear)
 # What no needed gradient uses was not kept:
 # `X` is `None` if $dW$ is not needed, and `W` is `None` if $dX$ is not.
 
-# %% exercise=autograd.linear_vjp points=4 minutes=12
+# %% exercise=autograd.linear_vjp points=4 minutes=12 as=linear_vjp
 def autograd_linear_vjp(X, W, dY, need=(True, True, True)):
     """∂L/∂X, ∂L/∂W, ∂L/∂b of Y = X Wᵀ + b from dY = ∂L/∂Y; None where need is False."""
     ### BEGIN SOLUTION
@@ -395,11 +385,6 @@ def autograd_linear_vjp(X, W, dY, need=(True, True, True)):
     db = dY.sum(0) if need[2] else None
     return dX, dW, db
     ### END SOLUTION
-
-# %%
-result = tp.check("autograd.linear_vjp", autograd_linear_vjp)
-linear_vjp = result.function
-result
 
 # %% [markdown]
 # Forwards a linear layer computes one product, backwards two of the same size, $dX$ and $dW$. That is
@@ -474,7 +459,7 @@ show(plain.layer_norm)
 # The variance divides by $d$.
 # Return `dx` of the shape of `x`, `(…, d)`.
 
-# %% exercise=autograd.layer_norm_vjp points=5 minutes=30
+# %% exercise=autograd.layer_norm_vjp points=5 minutes=30 as=layer_norm_vjp
 def autograd_layer_norm_vjp(x, gamma, dy, eps=1e-5):
     """∂L/∂x of y = γ x̂ + β from dy = ∂L/∂y; everything over the last axis."""
     ### BEGIN SOLUTION
@@ -484,11 +469,6 @@ def autograd_layer_norm_vjp(x, gamma, dy, eps=1e-5):
     mean = lambda a: a.mean(-1, keepdims=True)
     return (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma
     ### END SOLUTION
-
-# %%
-result = tp.check("autograd.layer_norm_vjp", autograd_layer_norm_vjp)
-layer_norm_vjp = result.function
-result
 
 # %% [markdown]
 # Compare yours with the package's.
@@ -620,7 +600,7 @@ slider("step", frames, captions={step: f"mean square error {mine[step]:.3f}" for
 # 0.
 # The jvp of a sum returns the array `dx` itself.
 
-# %% exercise=autograd.forward points=2 minutes=8 bonus=yes
+# %% exercise=autograd.forward points=2 minutes=8 bonus=yes as=forward
 def autograd_forward(tape, dx):
     """The change of every value on the tape, or None, if the first one changes by dx."""
     ### BEGIN SOLUTION
@@ -633,11 +613,6 @@ def autograd_forward(tape, dx):
                 changes[k] = dy if changes[k] is None else changes[k] + dy
     return changes
     ### END SOLUTION
-
-# %%
-result = tp.check("autograd.forward", autograd_forward)
-forward = result.function
-result
 
 # %%
 # the tape of equation (2) at x = 3, whose slopes serve in both directions

@@ -212,7 +212,7 @@ for name, f in (("right", right), ("nonsense", nonsense)):
 # `f(x)` returns an array of the shape of `x`, which is float64, and `vjp(x, dy)` returns `dx` of
 # the same shape.
 
-# %% exercise=gradients.catches points=4 minutes=20
+# %% exercise=gradients.catches points=4 minutes=20 as=catches
 def gradients_catches(f, vjp, x):
     """Is vjp(x, dy) a wrong backward pass of f at x?"""
     ### BEGIN SOLUTION
@@ -225,11 +225,6 @@ def gradients_catches(f, vjp, x):
         wrong |= bool(abs(left - right) > 1e-7 * np.linalg.norm(dx) * np.linalg.norm(v))
     return wrong
     ### END SOLUTION
-
-# %%
-result = tp.check("gradients.catches", gradients_catches)
-catches = result.function
-result
 
 # %% [markdown]
 # **Your function at work**, on the two authors of layer norm.
@@ -315,7 +310,7 @@ show("schematic:stack")
 # by 2, 2 by 4 and 4 by 6, the last. Value 5 uses leaf 1, too, but nothing uses 5. So the answer is
 # `[False, True, True, False, True, False, True]`.
 
-# %% exercise=gradients.needed points=3 minutes=12
+# %% exercise=gradients.needed points=3 minutes=12 as=needed
 def gradients_needed(uses, trained):
     """For each value: does the walk compute its gradient? A list of bools."""
     ### BEGIN SOLUTION
@@ -326,11 +321,6 @@ def gradients_needed(uses, trained):
         for j in uses[k]: asked[j] = asked[j] or asked[k]
     return [a and b for a, b in zip(below, asked, strict=True)]
     ### END SOLUTION
-
-# %%
-result = tp.check("gradients.needed", gradients_needed)
-needed = result.function
-result
 
 # %% [markdown]
 # **Your function at work.** The graph of the whole base model, with everything trained, names every
@@ -501,18 +491,13 @@ guess.beside(100 * np.median(lora / everything))
 # Combine them, so that the error shrinks as $\varepsilon^4$. `f` takes and returns numbers. On
 # polynomials of degree 4 such a difference is exact.
 
-# %% exercise=gradients.fourth points=2 minutes=10 bonus=yes
+# %% exercise=gradients.fourth points=2 minutes=10 bonus=yes as=fourth
 def gradients_fourth(f, x, eps):
     """The slope of f at x, from values of f near x, with an error that goes with eps⁴."""
     ### BEGIN SOLUTION
     D = lambda eps: (f(x + eps) - f(x - eps)) / (2 * eps)
     return (4 * D(eps / 2) - D(eps)) / 3
     ### END SOLUTION
-
-# %%
-result = tp.check("gradients.fourth", gradients_fourth)
-fourth = result.function
-result
 
 # %%
 slope = 1 - np.tanh(0.5) ** 2

@@ -147,7 +147,7 @@ show(plain.gelu)
 # The example shows what to subtract first.
 # Write it with NumPy, without the package's `attention`, and keep the dtype.
 
-# %% exercise=transformer.attention points=5 minutes=20
+# %% exercise=transformer.attention points=5 minutes=20 as=attention
 def transformer_attention(q, k, v):
     """Causal attention of T queries, the last T positions, over S ≥ T keys. Returns (T, d_head)."""
     ### BEGIN SOLUTION
@@ -159,11 +159,6 @@ def transformer_attention(q, k, v):
     A /= A.sum(-1, keepdims=True)
     return A @ v
     ### END SOLUTION
-
-# %%
-result = tp.check("transformer.attention", transformer_attention)
-attention = result.function
-result
 
 # %% [markdown]
 # **Your function at work.**
@@ -333,7 +328,7 @@ guess
 # Logits may be as large as 1,000 at one position, and near −1,000 at the next.
 # Return one number.
 
-# %% exercise=transformer.loss points=4 minutes=12
+# %% exercise=transformer.loss points=4 minutes=12 as=loss
 def transformer_loss(logits, tokens):
     """Mean of −log p(next token) in nats, over all positions that have a next token."""
     ### BEGIN SOLUTION
@@ -342,11 +337,6 @@ def transformer_loss(logits, tokens):
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
     return float(-np.take_along_axis(log_p, targets[..., None], -1).mean())
     ### END SOLUTION
-
-# %%
-result = tp.check("transformer.loss", transformer_loss)
-loss = result.function
-result
 
 # %% [markdown]
 # <details><summary>The sum that you have computed</summary>
@@ -455,7 +445,7 @@ for name, fn in (("the package's", F.attention), ("hurried", hurried)):
 # Some of the functions begin with a layer norm, or divide each row by its length: choose a change
 # that none of them can undo.
 
-# %% exercise=transformer.sees points=4 minutes=15
+# %% exercise=transformer.sees points=4 minutes=15 as=sees
 def transformer_sees(f, x):
     """(T, T) booleans: does row i of f(x) depend on row j of x?"""
     ### BEGIN SOLUTION
@@ -467,11 +457,6 @@ def transformer_sees(f, x):
         sees[:, j] = (abs(f(y) - before) > 1e-9).any(-1)
     return sees
     ### END SOLUTION
-
-# %%
-result = tp.check("transformer.sees", transformer_sees)
-sees = result.function
-result
 
 # %% [markdown]
 # **Your function at work**, on one block and on all five, with either attention:
@@ -589,18 +574,13 @@ guess
 # blocks $L$.
 # For the base it must be 1,155,456.
 
-# %% exercise=transformer.count points=2 minutes=8
+# %% exercise=transformer.count points=2 minutes=8 as=count
 def transformer_count(V, C, d, L):
     """Parameters of a GPT with tied embeddings, biases everywhere, and an MLP of width 4 d."""
     ### BEGIN SOLUTION
     block = (4 * d * d + 4 * d) + (8 * d * d + 5 * d) + 4 * d
     return V * d + C * d + L * block + 2 * d
     ### END SOLUTION
-
-# %%
-result = tp.check("transformer.count", transformer_count)
-count = result.function
-result
 
 # %%
 sizes = {"the base": (1024, 256, 128, 5), "GPT-2 small": (50257, 1024, 768, 12),
@@ -695,7 +675,7 @@ print("largest difference:", abs(last.data[0, 0] - at_once.data[0, -1]).max(),
 # Return the biases $(H, T, S)$ of $T$ queries, which are the last $T$ of $S$ positions.
 # The mask is added elsewhere, so give keys of the future the bias 0.
 
-# %% exercise=transformer.alibi points=3 minutes=10 bonus=yes
+# %% exercise=transformer.alibi points=3 minutes=10 bonus=yes as=alibi
 def transformer_alibi(T, S, H):
     """The biases (H, T, S) that ALiBi adds to the scores; 0 for keys of the future."""
     ### BEGIN SOLUTION
@@ -703,11 +683,6 @@ def transformer_alibi(T, S, H):
     slopes = 2.0 ** (-8 * np.arange(1, H + 1) / H)
     return -slopes[:, None, None] * distance
     ### END SOLUTION
-
-# %%
-result = tp.check("transformer.alibi", transformer_alibi)
-alibi = result.function
-result
 
 # %% [markdown]
 # **Your function at work.**

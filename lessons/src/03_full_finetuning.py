@@ -114,7 +114,7 @@ for kind, rows in {"10 times and more": times >= 10, "once or twice": (0 < times
 # `lr` is $\eta$ and `decay` is $\lambda$.
 # Do not write into the arguments.
 
-# %% exercise=full.adamw points=4 minutes=15
+# %% exercise=full.adamw points=4 minutes=15 as=adamw
 def full_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
     """One step of AdamW. Returns the new (w, m, v)."""
     ### BEGIN SOLUTION
@@ -124,11 +124,6 @@ def full_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
     w = w - lr * decay * w - lr * m_hat / (np.sqrt(v_hat) + eps)
     return w, m, v
     ### END SOLUTION
-
-# %%
-result = tp.check("full.adamw", full_adamw)
-adamw = result.function
-result
 
 # %% [markdown]
 # <details><summary>The equations that you have found</summary>
@@ -228,7 +223,7 @@ print(f"{np.isnan(new).sum()} of {new.size} numbers are NaN, and the array that 
 # `w` and all gradients have the same shape, `decay` is $\lambda$, and $\varepsilon$ is `1e-8`.
 # Return the new `w`, and do not write into the arguments.
 
-# %% exercise=full.bug points=3 minutes=6
+# %% exercise=full.bug points=3 minutes=6 as=mended
 def full_bug(w, gradients, lr, beta1, beta2, decay):
     """w after one step of AdamW for each gradient."""
     ### BEGIN SOLUTION
@@ -239,11 +234,6 @@ def full_bug(w, gradients, lr, beta1, beta2, decay):
         w = w - lr * decay * w - lr * m / (1 - beta1 ** t) / (np.sqrt(v / (1 - beta2 ** t)) + 1e-8)
     return w
     ### END SOLUTION
-
-# %%
-result = tp.check("full.bug", full_bug)
-mended = result.function
-result
 
 # %% [markdown]
 # **Your function at work**, on the same ten gradients, beside the package's optimizer:
@@ -373,18 +363,13 @@ show("forgetting")
 # Frozen weights may take less than trained ones:
 # `frozen_bytes` each (QLoRA of lesson 13: about 0.5).
 
-# %% exercise=full.states points=2 minutes=8
+# %% exercise=full.states points=2 minutes=8 as=states
 def full_states(N, n, weight_bytes, frozen_bytes):
     """Bytes of weights, gradients, master copies and Adam's m and v."""
     ### BEGIN SOLUTION
     master = 4 if weight_bytes < 4 else 0
     return (N - n) * frozen_bytes + n * (2 * weight_bytes + master + 8)
     ### END SOLUTION
-
-# %%
-result = tp.check("full.states", full_states)
-states = result.function
-result
 
 # %%
 print(f"all trained: {states(1, 1, 4, 4)} bytes per weight in float32, "
@@ -430,7 +415,7 @@ print(f"all frozen:  {states(1, 0, 4, 4)} bytes per weight in float32, "
 # What does the vjp of $h + y$ need?
 # Then add everything up: the number of float32 numbers that are kept after a forward pass.
 
-# %% exercise=full.activations points=5 minutes=20
+# %% exercise=full.activations points=5 minutes=20 as=activations
 def full_activations(B, T, d, H, L, V):
     """Numbers that the forward pass of a GPT keeps for the backward pass."""
     ### BEGIN SOLUTION
@@ -438,11 +423,6 @@ def full_activations(B, T, d, H, L, V):
     block = norms + (1 + 3 + 1 + 1 + 4 + 4) * B * T * d + 2 * B * H * T
     return L * block + (B * T * d + B * T) + B * T * d + B * T * V
     ### END SOLUTION
-
-# %%
-result = tp.check("full.activations", full_activations)
-activations = result.function
-result
 
 # %% [markdown]
 # **Your function at work**, beside what the machine says:
@@ -659,7 +639,7 @@ fig
 # the head and the cross-entropy are there, and the walk through one part, when they are gone.
 # The inputs of all parts are there at both.
 
-# %% exercise=full.recompute points=3 minutes=12 bonus=yes
+# %% exercise=full.recompute points=3 minutes=12 bonus=yes as=recompute
 def full_recompute(B, T, d, H, L, V, k):
     """Numbers kept at the peak if parts of k blocks are computed again in the backward pass."""
     ### BEGIN SOLUTION
@@ -667,11 +647,6 @@ def full_recompute(B, T, d, H, L, V, k):
     head = (B * T * d + B * T) + B * T * d + B * T * V
     return L // k * B * T * d + max(k * block, head)
     ### END SOLUTION
-
-# %%
-result = tp.check("full.recompute", full_recompute)
-recompute = result.function
-result
 
 # %% [markdown]
 # **Your function at work**, for a model of 256 narrow blocks.

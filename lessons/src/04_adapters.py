@@ -73,18 +73,13 @@ show("schematic:adapters")
 # $(d,)$. Return a Tensor of the shape of `h`. Gradients must reach all five.
 # `F.linear(x, W, b)` is $x W^\top + b$, and `F.gelu` is the activation.
 
-# %% exercise=adapters.forward points=3 minutes=10
+# %% exercise=adapters.forward points=3 minutes=10 as=my_adapter
 def adapters_forward(h, W_d, b_d, W_u, b_u):
     """h and, added to it, what the detour makes of it: a Tensor of the shape of h."""
     ### BEGIN SOLUTION
     y = F.gelu(F.linear(h, W_d, b_d))                            # (…, m)
     return h + F.linear(y, W_u, b_u)                             # (…, d)
     ### END SOLUTION
-
-# %%
-result = tp.check("adapters.forward", adapters_forward)
-my_adapter = result.function
-result
 
 # %% [markdown]
 # <details><summary>The equation, to compare with yours</summary>
@@ -249,7 +244,7 @@ slider("σ", frames, captions=told, behind={"h": (place, np.sort(abs(h[0])))}, y
 # the ReLU is 1 where its input is positive, and 0 elsewhere. Return `(dh, dW_d, dW_u)` from `h`
 # $(N, d)$, `W_d` $(m, d)$, `W_u` $(d, m)$ and `dy` $(N, d)$, all NumPy arrays.
 
-# %% exercise=adapters.backward points=3 minutes=12
+# %% exercise=adapters.backward points=3 minutes=12 as=my_backward
 def adapters_backward(h, W_d, W_u, dy):
     """(dh, dW_d, dW_u) of y = h + W_u max(W_d h, 0), from dy."""
     ### BEGIN SOLUTION
@@ -257,11 +252,6 @@ def adapters_backward(h, W_d, W_u, dy):
     dz = dy @ W_u * (z > 0)
     return dy + dz @ W_d, dz.T @ h, dy.T @ np.maximum(z, 0)
     ### END SOLUTION
-
-# %%
-result = tp.check("adapters.backward", adapters_backward)
-my_backward = result.function
-result
 
 # %% [markdown]
 # Now four starts: both matrices random, only $W_u$ zero, only $W_d$ zero, both zero. Each has two
@@ -331,18 +321,13 @@ show(Parallel.forward)
 # computes equation (4), for every $x$ and with the same $f$.
 # The adapter's units come after the MLP's.
 
-# %% exercise=adapters.widen points=5 minutes=15
+# %% exercise=adapters.widen points=5 minutes=15 as=widen
 def adapters_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
     """(W1, b1, W2, b2) of one MLP with k + m hidden units that computes MLP + s · adapter."""
     ### BEGIN SOLUTION
     return (np.concatenate([W1, W_down]), np.concatenate([b1, b_down]),
             np.concatenate([W2, s * W_up], axis=1), b2 + s * b_up)
     ### END SOLUTION
-
-# %%
-result = tp.check("adapters.widen", adapters_widen)
-widen = result.function
-result
 
 # %% [markdown]
 # **Your function at work**, on a whole model. The adapter gets the MLP's GELU in place of the
@@ -511,18 +496,13 @@ print(f"trained {test:.4f}, next day {next_day(names, tuned):.4f}, from {len(nam
 # Return the list of all names that the file needs, and of no others, in the order of `after`.
 # An array that training has moved by ever so little is needed.
 
-# %% exercise=adapters.bug points=2 minutes=10
+# %% exercise=adapters.bug points=2 minutes=10 as=stored
 def adapters_bug(before, after):
     """The names of the arrays without which the trained model cannot be rebuilt from the base."""
     ### BEGIN SOLUTION
     return [name for name, a in after.items()
             if name not in before or not np.array_equal(a, before[name])]
     ### END SOLUTION
-
-# %%
-result = tp.check("adapters.bug", adapters_bug)
-stored = result.function
-result
 
 # %%
 names = stored(before, after)
@@ -543,18 +523,13 @@ print(f"trained {test:.4f}, next day {next_day(names, tuned):.4f}, from {len(nam
 # The adapter without $f$ is $h + W_u (W_d h + b_d) + b_u$.
 # Return the arrays `(W, b)` of one layer that does what both do.
 
-# %% exercise=adapters.linear points=2 minutes=10 bonus=yes
+# %% exercise=adapters.linear points=2 minutes=10 bonus=yes as=merged_layer
 def adapters_linear(W, b, W_d, b_d, W_u, b_u):
     """(W, b) of one linear layer that computes the layer and the adapter without f behind it."""
     ### BEGIN SOLUTION
     M = np.eye(len(W)) + W_u @ W_d                               # (d, d)
     return M @ W, M @ b + W_u @ b_d + b_u
     ### END SOLUTION
-
-# %%
-result = tp.check("adapters.linear", adapters_linear)
-merged_layer = result.function
-result
 
 # %%
 rng = np.random.default_rng(0)

@@ -65,18 +65,13 @@ show("schematic:prompts")
 # for position $i$. Return a Tensor.
 # `tp.concatenate([a, b], axis=0)` puts rows under rows, and Tensors can be sliced.
 
-# %% exercise=prompts.input points=3 minutes=10
+# %% exercise=prompts.input points=3 minutes=10 as=model_input
 def prompts_input(P_e, X_e, positions):
     """What the first block reads: (P + T, d), prompt before text, with position vectors."""
     ### BEGIN SOLUTION
     x = tp.concatenate([P_e, X_e], axis=0)
     return x + positions[:x.shape[0]]
     ### END SOLUTION
-
-# %%
-result = tp.check("prompts.input", prompts_input)
-model_input = result.function
-result
 
 # %% [markdown]
 # **Your input at work.**
@@ -178,7 +173,7 @@ for d, T, P in sizes:
 # texts of `T` tokens and width `d`. A share of 0.25 is a quarter more work. (A loop finds it. It
 # can also be done without one, because equation (2) is a quadratic in $P + T$.)
 
-# %% exercise=prompts.longest points=3 minutes=10
+# %% exercise=prompts.longest points=3 minutes=10 as=longest
 def prompts_longest(T, d, share):
     """The largest P with which a block does at most `share` more work on T tokens."""
     ### BEGIN SOLUTION
@@ -187,11 +182,6 @@ def prompts_longest(T, d, share):
     while work(P + 1 + T) <= (1 + share) * work(T): P += 1
     return P
     ### END SOLUTION
-
-# %%
-result = tp.check("prompts.longest", prompts_longest)
-longest = result.function
-result
 
 # %% [markdown]
 # Your function at work. Move the handle: the share that you allow, and the longest prompt for texts
@@ -311,17 +301,12 @@ guess.beside(100 * gains[2] / gains.sum())
 # front of the text that is $0 \dots P-1$ in all rows; with a template (section 7) it differs from row
 # to row. Return the gradient of the vectors, $(P, d)$. Which rule of lesson 01 is this?
 
-# %% exercise=prompts.gradient points=3 minutes=10
+# %% exercise=prompts.gradient points=3 minutes=10 as=my_gradient
 def prompts_gradient(dx, at):
     """The gradient (P, d) of vectors that stand at the places `at` (B, P) of the rows of dx."""
     ### BEGIN SOLUTION
     return np.take_along_axis(dx, at[..., None], axis=1).sum(0)
     ### END SOLUTION
-
-# %%
-result = tp.check("prompts.gradient", prompts_gradient)
-my_gradient = result.function
-result
 
 # %% [markdown]
 # Your gradient beside the engine's, for a batch of eight signatures. Its rows differ in length, and
@@ -429,7 +414,7 @@ print("row 2 as the base:             ", same(2, base(batch[2:])))
 # integer array. For `tokens = [7, 8, 10, 9]`, `counts = (2, 1)`, `separator = 10` the row becomes
 # `p p 7 8 10 p 9`, and the answer is `[0, 1, 5]`.
 
-# %% exercise=prompts.places points=4 minutes=20
+# %% exercise=prompts.places points=4 minutes=20 as=places
 def prompts_places(tokens, counts, separator):
     """Where the pseudo-tokens go in the lengthened row."""
     ### BEGIN SOLUTION
@@ -441,11 +426,6 @@ def prompts_places(tokens, counts, separator):
         before += n
     return np.array(placed)
     ### END SOLUTION
-
-# %%
-result = tp.check("prompts.places", prompts_places)
-places = result.function
-result
 
 # %%
 row, line_break = np.concatenate([given, wanted]), tok.encode("\n")[0]
@@ -559,18 +539,13 @@ print("P-tuning, 3 + 3:", losses(*between, read_by_colleague))
 # Mind vectors between the parts, as in the row `p p 7 8 10 p 9`, with `at = [0, 1, 5]` and `n = 7`.
 # What has been seen when the token 9 is predicted?
 
-# %% exercise=prompts.bug points=3 minutes=12
+# %% exercise=prompts.bug points=3 minutes=12 as=read
 def prompts_bug(at, n):
     """For each real token, the place at which to read the prediction of the next one."""
     ### BEGIN SOLUTION
     real = np.setdiff1d(np.arange(n), at)
     return np.append(real[1:], n) - 1
     ### END SOLUTION
-
-# %%
-result = tp.check("prompts.bug", prompts_bug)
-read = result.function
-result
 
 # %%
 own_place = lambda at, n: np.setdiff1d(np.arange(n), at)
@@ -624,18 +599,13 @@ show("prompt_sizes")
 #
 # How many numbers are trained, with the embeddings of $P$ pseudo-tokens?
 
-# %% exercise=prompts.lstm points=2 minutes=10 bonus=yes
+# %% exercise=prompts.lstm points=2 minutes=10 bonus=yes as=lstm_count
 def prompts_lstm(P, d, n):
     """Trained numbers of P-tuning with an LSTM of n numbers in each direction."""
     ### BEGIN SOLUTION
     one = lambda k: 4 * (n * k + n * n + 2 * n)                  # a direction of a layer
     return P * d + 2 * one(d) + 2 * one(2 * n) + (2 * n * 2 * n + 2 * n) + (2 * n * d + d)
     ### END SOLUTION
-
-# %%
-result = tp.check("prompts.lstm", prompts_lstm)
-lstm_count = result.function
-result
 
 # %%
 method = tp.PTuning(template=(3, "context", 3, "target"), separator="\n")

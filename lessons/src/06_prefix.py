@@ -135,7 +135,7 @@ print("the prefix's three shares", p[:3].round(3), " o", (p @ np.concatenate([P_
 # You have done all of it before: $o$ is a sum over the rows of $[P_V; v]$, equation (5) of lesson 01
 # leads back through the softmax, and the scores are a product. All arrays are NumPy's.
 
-# %% exercise=prefix.backward points=4 minutes=18
+# %% exercise=prefix.backward points=4 minutes=18 as=my_backward
 def prefix_backward(q, k, v, P_K, P_V, do):
     """(dP_K, dP_V), each (P, d_head), from do = ∂L/∂o of one query."""
     ### BEGIN SOLUTION
@@ -147,11 +147,6 @@ def prefix_backward(q, k, v, P_K, P_V, do):
     ds = p * (dp - p @ dp)
     return np.outer(ds[:P], q) / np.sqrt(len(q)), np.outer(p[:P], do)
     ### END SOLUTION
-
-# %%
-result = tp.check("prefix.backward", prefix_backward)
-my_backward = result.function
-result
 
 # %% [markdown]
 # <details><summary>The equations, to compare with yours</summary>
@@ -240,7 +235,7 @@ show(tp.models.attend, around="concatenate([K, k]")
 # Scores are divided by $\sqrt{d_\text{head}}$. They may be in the thousands, where `np.exp`
 # overflows, or far below zero, where it gives 0: $\lambda$ must be right there, too.
 
-# %% exercise=prefix.share points=3 minutes=12
+# %% exercise=prefix.share points=3 minutes=12 as=share
 def prefix_share(q, k, P_K):
     """λ: how much of the softmax falls on the prefix, a number from 0 to 1."""
     ### BEGIN SOLUTION
@@ -248,11 +243,6 @@ def prefix_share(q, k, P_K):
     e = np.exp(s - s.max())
     return e[:len(P_K)].sum() / e.sum()
     ### END SOLUTION
-
-# %%
-result = tp.check("prefix.share", prefix_share)
-share = result.function
-result
 
 # %% [markdown]
 # <details><summary>The equation</summary>
@@ -326,7 +316,7 @@ print(f"the package's summary       trained {summary.trained:>12,}   stored {sum
 # A row holds, one after another, layer 0's keys, layer 0's values, layer 1's keys, and so on.
 # Each of these holds head 0, head 1, and so on. The table is a NumPy array here.
 
-# %% exercise=prefix.cut points=3 minutes=12
+# %% exercise=prefix.cut points=3 minutes=12 as=my_cut
 def prefix_cut(table, n_layers, n_heads):
     """[(K, V) for each layer], each (H, P, d_head), from a table (P, 2 L d)."""
     ### BEGIN SOLUTION
@@ -334,11 +324,6 @@ def prefix_cut(table, n_layers, n_heads):
     parts = table.reshape(P, 2 * n_layers, n_heads, -1).transpose(1, 2, 0, 3)  # (2L, H, P, d_head)
     return [(parts[2 * i], parts[2 * i + 1]) for i in range(n_layers)]
     ### END SOLUTION
-
-# %%
-result = tp.check("prefix.cut", prefix_cut)
-my_cut = result.function
-result
 
 # %% [markdown]
 # Compare yours with the package's, which cuts a Tensor, so that gradients flow back into the
@@ -500,17 +485,12 @@ print(losses(of_colleague))
 # Write the mended function. What is wrong in it?
 # `seen` is a bool array $(T, P + T)$, `positions` an integer array $(T,)$.
 
-# %% exercise=prefix.bug points=3 minutes=12
+# %% exercise=prefix.bug points=3 minutes=12 as=mended
 def prefix_bug(T, P):
     """(seen, positions) of T tokens behind a prefix of P."""
     ### BEGIN SOLUTION
     return np.tril(np.ones((T, P + T), bool), P), np.arange(P, P + T)
     ### END SOLUTION
-
-# %%
-result = tp.check("prefix.bug", prefix_bug)
-mended = result.function
-result
 
 # %% [markdown]
 # Two things were wrong. Guess the loss if she mends the mask alone:
@@ -586,17 +566,12 @@ slider("layer.head", heads, captions=told)
 # Here a share may be 0, and none is 1.
 # (Think of $\lambda : (1 - \lambda)$, the odds of prefix against text.)
 
-# %% exercise=prefix.copies points=2 minutes=10 bonus=yes
+# %% exercise=prefix.copies points=2 minutes=10 bonus=yes as=copies
 def prefix_copies(lam, n):
     """The share of n copies of a prefix whose share alone is lam: an array like lam."""
     ### BEGIN SOLUTION
     return n * lam / (1 + (n - 1) * lam)
     ### END SOLUTION
-
-# %%
-result = tp.check("prefix.copies", prefix_copies)
-copies = result.function
-result
 
 # %%
 alone = share(q[0], k, P_K)

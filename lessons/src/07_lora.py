@@ -93,18 +93,9 @@ for d, r in ((3, 1), (128, 8), (4096, 8)):
 # frozen, `A` $(r, d_\text{in})$, `B` $(d_\text{out}, r)$. `alpha` is a number.
 # Each row of `x` is an input. `F.linear(x, M)` multiplies the matrix `M` with every row.
 
-# %% exercise=lora.forward points=2 minutes=8
+# %% exercise=lora.forward points=2 minutes=8 as=my_forward
 def lora_forward(x, W0, A, B, alpha):
     """h = W₀ x + α/r B A x for each row of x: a Tensor (…, d_out)."""
-    ### BEGIN SOLUTION
-    r = A.shape[0]
-    return F.linear(x, W0) + F.linear(F.linear(x, A), B) * (alpha / r)
-    ### END SOLUTION
-
-# %%
-result = tp.check("lora.forward", lora_forward)
-my_forward = result.function
-result
 
 # %% [markdown]
 # Compare yours with the package's.
@@ -129,27 +120,9 @@ show(LoRALinear.forward)
 # `parameters`, with one `rng = np.random.default_rng(seed)`. New arrays have the dtype of their
 # weight. `trained` says for each name whether the optimizer moves it, `True` or `False`.
 
-# %% exercise=lora.attach points=2 minutes=12
+# %% exercise=lora.attach points=2 minutes=12 as=my_attach
 def lora_attach(parameters, targets, r, seed):
     """(arrays, trained): the model's arrays with LoRA, by name, and which of them are trained."""
-    ### BEGIN SOLUTION
-    rng = np.random.default_rng(seed)
-    arrays, trained = dict(parameters), dict.fromkeys(parameters, False)
-    for name, W in parameters.items():
-        layer, _, kind = name.rpartition(".")
-        if kind == "weight" and layer.split(".")[-1] in targets:
-            d_out, d_in = W.shape
-            A = rng.standard_normal((r, d_in)) / np.sqrt(d_in)
-            arrays[f"{layer}.A"] = A.astype(W.dtype)
-            arrays[f"{layer}.B"] = np.zeros((d_out, r), W.dtype)
-            trained[f"{layer}.A"] = trained[f"{layer}.B"] = True
-    return arrays, trained
-    ### END SOLUTION
-
-# %%
-result = tp.check("lora.attach", lora_attach)
-my_attach = result.function
-result
 
 # %% [markdown]
 # In place of $d_\text{out}\, d_\text{in}$ numbers, $r(d_\text{in} + d_\text{out})$ numbers are
@@ -190,19 +163,9 @@ tuned.summary()
 # Then return $(dA, dB, dX)$ as NumPy arrays. `W0` and `dh`, which is $dH$, are arrays, too.
 # $X$ has two ways to the loss, so $dX$ is a sum.
 
-# %% exercise=lora.backward points=4 minutes=20
+# %% exercise=lora.backward points=4 minutes=20 as=my_backward
 def lora_backward(x, W0, A, B, alpha, dh):
     """(dA, dB, dx): gradients of the loss, given dh = ∂L/∂h (N, d_out)."""
-    ### BEGIN SOLUTION
-    s = alpha / len(A)
-    dhB = dh @ B                                                              # (N, r)
-    return s * dhB.T @ x, s * dh.T @ (x @ A.T), dh @ W0 + s * dhB @ A
-    ### END SOLUTION
-
-# %%
-result = tp.check("lora.backward", lora_backward)
-my_backward = result.function
-result
 
 # %% [markdown]
 # <details><summary>The equations, to compare with yours</summary>
@@ -428,21 +391,9 @@ for name, (losses, _) in seen.items():
 # * `"not trained"`: the start is sound, and neither $A$ nor $B$ has moved.
 # * `"fine"`: none of these. A LoRA with $A = 0$ and a random $B$ is fine as well.
 
-# %% exercise=lora.bug points=3 minutes=15
+# %% exercise=lora.bug points=3 minutes=15 as=what_is_wrong
 def lora_bug(W_before, A_before, B_before, W_after, A_after, B_after):
     """What is wrong with a LoRA: one word, from its arrays before and after training."""
-    ### BEGIN SOLUTION
-    if not np.array_equal(W_before, W_after): return "base trained"
-    if (B_before @ A_before).any(): return "start changed"
-    if not A_before.any() and not B_before.any(): return "both zero"
-    still = np.array_equal(A_before, A_after) and np.array_equal(B_before, B_after)
-    return "not trained" if still else "fine"
-    ### END SOLUTION
-
-# %%
-result = tp.check("lora.bug", lora_bug)
-what_is_wrong = result.function
-result
 
 # %%
 for name, (_, arrays) in seen.items(): print(f"{name:7} {what_is_wrong(*arrays)}")
@@ -523,18 +474,13 @@ sliders.rank(delta, beside=True)
 # Rounding in float32 is far below a thousandth of a change. What really differs here differs by more
 # than a hundredth of it. A change may be tiny, and it may be zero.
 
-# %% exercise=lora.alike points=2 minutes=10
+# %% exercise=lora.alike points=2 minutes=10 as=same_change
 def lora_alike(A1, B1, alpha1, A2, B2, alpha2):
     """Do two LoRAs make the same change of a weight, up to rounding? A bool."""
     ### BEGIN SOLUTION
     first, second = alpha1 / len(A1) * B1 @ A1, alpha2 / len(A2) * B2 @ A2
     return bool(np.linalg.norm(first - second) <= 1e-3 * np.linalg.norm(first))
     ### END SOLUTION
-
-# %%
-result = tp.check("lora.alike", lora_alike)
-same_change = result.function
-result
 
 # %% [markdown]
 # Move the handle: noise in $B$ grows, and your function decides.
@@ -679,17 +625,9 @@ for n in (1, 10, 100, 1000):
 # A task may come several times. Return the list of the merged weights, as new arrays in float32.
 # Each must be right to the last digits that float32 allows, however large the changes before it were.
 
-# %% exercise=lora.swap points=2 minutes=8
+# %% exercise=lora.swap points=2 minutes=8 as=my_swap
 def lora_swap(W0, tasks):
     """The merged weight (d_out, d_in) of each task, in order."""
-    ### BEGIN SOLUTION
-    return [W0 + alpha / len(A) * B @ A for A, B, alpha in tasks]        # always from W0 itself
-    ### END SOLUTION
-
-# %%
-result = tp.check("lora.swap", lora_swap)
-my_swap = result.function
-result
 
 # %% [markdown]
 # Put your matrices into a plain copy of the base.
@@ -733,19 +671,9 @@ show(LowRankLinear.merge)
 # Let gradients flow through the lengths as well.
 # (The paper's section 4.3 takes them as constants, to save memory.)
 
-# %% exercise=lora.dora points=3 minutes=15 bonus=yes
+# %% exercise=lora.dora points=3 minutes=15 bonus=yes as=my_dora
 def lora_dora(x, W0, A, B, alpha, m):
     """DoRA: each row of W0 + α/r B A brought to the length m: a Tensor (…, d_out)."""
-    ### BEGIN SOLUTION
-    V = W0 + (B @ A) * (alpha / A.shape[0])                                    # (d_out, d_in)
-    length = (V * V).sum(axis=1).sqrt()                                       # (d_out,)
-    return F.linear(x, V * (m / length).reshape(-1, 1))
-    ### END SOLUTION
-
-# %%
-result = tp.check("lora.dora", lora_dora)
-my_dora = result.function
-result
 
 # %% [markdown]
 # Your DoRA in the model. It starts as the base, and it trains a few numbers more than LoRA:

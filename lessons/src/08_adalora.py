@@ -95,19 +95,9 @@ show(AdaLoRALinear.forward)
 # first, on paper, which two matrix products hold these dot products, and which matrix they should
 # equal.
 
-# %% exercise=adalora.penalty points=3 minutes=10
+# %% exercise=adalora.penalty points=3 minutes=10 as=my_penalty
 def adalora_penalty(P, Q):
     """R(P, Q), how far the columns of P and the rows of Q are from being orthonormal."""
-    ### BEGIN SOLUTION
-    I = np.eye(P.shape[1])
-    D, E = P.T @ P - I, Q @ Q.T - I
-    return (D * D).sum() + (E * E).sum()
-    ### END SOLUTION
-
-# %%
-result = tp.check("adalora.penalty", adalora_penalty)
-my_penalty = result.function
-result
 
 # %% [markdown]
 # <details><summary>The equation of the paper</summary>
@@ -150,20 +140,9 @@ show(AdaLoRALinear.departures)
 # Then write the update. Given weights `w`, their gradient `g`, and the two averages so far (all
 # arrays of one shape), return the new averages $\bar I$ and $U$, and the score $s$.
 
-# %% exercise=adalora.importance points=3 minutes=12
+# %% exercise=adalora.importance points=3 minutes=12 as=my_importance
 def adalora_importance(w, g, I_bar, U, beta1, beta2):
     """(new I_bar, new U, score s), each of the shape of w."""
-    ### BEGIN SOLUTION
-    I = abs(w * g)
-    I_bar = beta1 * I_bar + (1 - beta1) * I
-    U = beta2 * U + (1 - beta2) * abs(I - I_bar)
-    return I_bar, U, I_bar * U
-    ### END SOLUTION
-
-# %%
-result = tp.check("adalora.importance", adalora_importance)
-my_importance = result.function
-result
 
 # %% [markdown]
 # <details><summary>The equations of the paper</summary>
@@ -247,18 +226,13 @@ fig
 # $b_T$.
 # Round down to a whole number. It must work for every `t` from 0 to `T`.
 
-# %% exercise=adalora.budget points=3 minutes=10
+# %% exercise=adalora.budget points=3 minutes=10 as=budget_of
 def adalora_budget(t, T, t_i, t_f, b0, bT):
     """How many triplets all matrices together keep after step t."""
     ### BEGIN SOLUTION
     progress = (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)
     return int(bT + (b0 - bT) * (1 - progress) ** 3)
     ### END SOLUTION
-
-# %%
-result = tp.check("adalora.budget", adalora_budget)
-budget_of = result.function
-result
 
 # %% [markdown]
 # The authors' code and PEFT compute this, too; the equation in the paper is a misprint. Your guess:
@@ -293,19 +267,9 @@ slider("t_f", frames, captions=told, xlabel="step t", ylabel="triplets kept")
 # boolean array $(n, r)$ that is true for exactly the `b` best **of all matrices together**. `b` may
 # be 0. Where scores are equal, any of them may stay, but exactly `b` in all.
 
-# %% exercise=adalora.allocate points=3 minutes=12
+# %% exercise=adalora.allocate points=3 minutes=12 as=my_allocate
 def adalora_allocate(scores, b):
     """Which triplets stay: a boolean array (n, r) with b true entries."""
-    ### BEGIN SOLUTION
-    kept = np.zeros(scores.size, bool)
-    kept[np.argsort(-scores.reshape(-1), kind="stable")[:b]] = True
-    return kept.reshape(scores.shape)
-    ### END SOLUTION
-
-# %%
-result = tp.check("adalora.allocate", adalora_allocate)
-my_allocate = result.function
-result
 
 # %%
 example = np.array([[5, 1, 0.5], [4, 3, 0.2]])
@@ -556,18 +520,9 @@ show("adalora")
 # between `B` and `A` as you like: the check looks at the product and the number of columns and
 # rows. The points of a bonus exercise are extra.
 
-# %% exercise=adalora.export points=2 minutes=8 bonus=yes
+# %% exercise=adalora.export points=2 minutes=8 bonus=yes as=my_export
 def adalora_export(P, Lam, Q):
     """P (d_out, r), Lam (r,), Q (r, d_in) → B (d_out, k), A (k, d_in) of the k triplets left."""
-    ### BEGIN SOLUTION
-    left = Lam != 0
-    return P[:, left] * Lam[left], Q[left]
-    ### END SOLUTION
-
-# %%
-result = tp.check("adalora.export", adalora_export)
-my_export = result.function
-result
 
 # %%
 stored = {path: my_export(layer.P.data, layer.Lam.data, layer.Q.data)

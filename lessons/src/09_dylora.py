@@ -133,18 +133,13 @@ show("schematic:dylora")
 # $B\,(m \odot A x)$ gives the same, so that $A$ and $B$ stay whole? ($\odot$ multiplies number by
 # number.) Both ways are right.
 
-# %% exercise=dylora.forward points=2 minutes=10
+# %% exercise=dylora.forward points=2 minutes=10 as=my_forward
 def dylora_forward(x, W, A, B, b, alpha):
     """h = W x + α/b B↓b A↓b x, a Tensor (…, d_out)."""
     ### BEGIN SOLUTION
     m = alpha / b * (np.arange(A.shape[0]) < b)                                      # (R,)
     return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(x.dtype), B)
     ### END SOLUTION
-
-# %%
-result = tp.check("dylora.forward", dylora_forward)
-my_forward = result.function
-result
 
 # %% [markdown]
 # Compare yours with the package's.
@@ -192,7 +187,7 @@ for b in (4, 1, 1, 1):                                           # the ranks tha
 # be any number, also with `frozen=True`, and it may happen to be zero in a row that is trained.
 # Ranks and rows are counted from 1 here. Return new arrays.
 
-# %% exercise=dylora.bug points=3 minutes=15
+# %% exercise=dylora.bug points=3 minutes=15 as=my_step
 def dylora_bug(A, M, dA, b, beta, lr, frozen):
     """A, M, dA (R, d_in) → (new A, new M) after a step at rank b."""
     ### BEGIN SOLUTION
@@ -201,11 +196,6 @@ def dylora_bug(A, M, dA, b, beta, lr, frozen):
     M = np.where(rows, beta * M + dA, M)
     return np.where(rows, A - lr * M, A), M
     ### END SOLUTION
-
-# %%
-result = tp.check("dylora.bug", dylora_bug)
-my_step = result.function
-result
 
 # %%
 A, M = np.zeros((4, 3)), np.zeros((4, 3))
@@ -279,18 +269,13 @@ row_five.beside(sum(b >= 5 for b in drawn))
 # You may split the singular values between the two as you like: the check compares the product (its
 # "result 1") and the two ranks. No scale is involved.
 
-# %% exercise=dylora.cut points=3 minutes=12 bonus=yes
+# %% exercise=dylora.cut points=3 minutes=12 bonus=yes as=my_cut
 def dylora_cut(A, B, b):
     """A (R, d_in), B (d_out, R) → A_b (b, d_in), B_b (d_out, b) with B_b A_b nearest to B A."""
     ### BEGIN SOLUTION
     U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
     return Vt[:b], U[:, :b] * S[:b]
     ### END SOLUTION
-
-# %%
-result = tp.check("dylora.cut", dylora_cut)
-my_cut = result.function
-result
 
 
 # %%
@@ -424,18 +409,13 @@ for tolerance in (0.0, 0.02, 0.05):
 # `(R,)`. For example, `{1: 1.0, 2: 0.5, 3: 0.25, 4: 0.25}` becomes `(0.5, 0.25, 0, 0.25)`: row 2
 # takes part at the ranks 2, 3 and 4, in $0.25 + 0 + 0.25 = 0.5$ of the steps.
 
-# %% exercise=dylora.draw points=2 minutes=9
+# %% exercise=dylora.draw points=2 minutes=9 as=my_draw
 def dylora_draw(shares):
     """A dict row → share of the steps in which it is trained → p_B (R,)."""
     ### BEGIN SOLUTION
     t = np.array([shares[row] for row in sorted(shares)] + [0])
     return t[:-1] - t[1:]
     ### END SOLUTION
-
-# %%
-result = tp.check("dylora.draw", dylora_draw)
-my_draw = result.function
-result
 
 # %% [markdown]
 # Yours, at work. Let each row be trained in a fixed part of the steps of the row before it:

@@ -157,7 +157,7 @@ for name, row in (("x", x), ("q", q), ("x̂", grid.decode(q)), ("x̂ − x", gri
 # symmetrically, and return the *dequantized* array $\hat x$ of the same shape. Round with
 # `np.rint`. An array of zeros must come back as zeros.
 
-# %% exercise=quantization.absmax points=2 minutes=6
+# %% exercise=quantization.absmax points=2 minutes=6 as=my_absmax
 def quantization_absmax(x, bits):
     """x float (any shape), bits 2 … 8 → x̂ of the same shape, on one symmetric grid."""
     ### BEGIN SOLUTION
@@ -167,11 +167,6 @@ def quantization_absmax(x, bits):
     s = m / (2**(bits - 1) - 1)
     return np.rint(x / s) * s
     ### END SOLUTION
-
-# %%
-result = tp.check("quantization.absmax", quantization_absmax)
-my_absmax = result.function
-result
 
 # %% [markdown]
 # Yours, on the matrix `W`. The next cell prints the relative error with 8 bits. Guess it for 4
@@ -207,7 +202,7 @@ four_bits.beside(relative(my_absmax(W, 4)))
 # largest code can become $2^b$. Do not add an ε to $S$: it would push ties to one side. If all
 # numbers are zero, any $S > 0$ is right, and zeros must come back as zeros.
 
-# %% exercise=quantization.survey points=3 minutes=12
+# %% exercise=quantization.survey points=3 minutes=12 as=my_survey
 def quantization_survey(x, bits):
     """x float (any shape) → (x_q, S, Z): codes 0 … 2**bits − 1, with x ≈ S·(x_q + Z)."""
     ### BEGIN SOLUTION
@@ -217,11 +212,6 @@ def quantization_survey(x, bits):
     x_q = np.clip(np.rint(x / S) - Z, 0, 2**bits - 1).astype(int)
     return x_q, S, Z
     ### END SOLUTION
-
-# %%
-result = tp.check("quantization.survey", quantization_survey)
-my_survey = result.function
-result
 
 # %%
 row = W[0]
@@ -344,18 +334,13 @@ print(f"relative error {relative(W_hat):.0f} %, the package's {relative(Q.dequan
 # Find the bug and write `quantization_bug(q, s, z, group)`, the mended function. It must also be
 # right for codes of 8 bits.
 
-# %% exercise=quantization.bug points=2 minutes=8
+# %% exercise=quantization.bug points=2 minutes=8 as=my_decode
 def quantization_bug(q, s, z, group):
     """q uint8 (d_out, d_in), s float32 and z uint8 (d_out, d_in/group) → x̂ (d_out, d_in)."""
     ### BEGIN SOLUTION
     spread = lambda a: np.repeat(a, group, axis=1)
     return spread(s) * (q.astype(np.float32) - spread(z))
     ### END SOLUTION
-
-# %%
-result = tp.check("quantization.bug", quantization_bug)
-my_decode = result.function
-result
 
 # %%
 print(f"relative error {relative(my_decode(codes, s, z, 32)):.0f} %")
@@ -440,7 +425,7 @@ sliders.clipping(W)
 # be all zeros. The unused code stays unused: with 3 bits the integers are −3 … 3, and what lies
 # beyond is clipped to these.
 
-# %% exercise=quantization.best_clip points=4 minutes=15
+# %% exercise=quantization.best_clip points=4 minutes=15 as=my_best_clip
 def quantization_best_clip(x, bits, fractions):
     """x float (n, g), fractions (k,) in (0, 1] → the best fraction of every row, (n,)."""
     ### BEGIN SOLUTION
@@ -453,11 +438,6 @@ def quantization_best_clip(x, bits, fractions):
         errors.append(np.sum((x_hat - x)**2, axis=1))
     return np.asarray(fractions)[np.argmin(errors, axis=0)]
     ### END SOLUTION
-
-# %%
-result = tp.check("quantization.best_clip", quantization_best_clip)
-my_best_clip = result.function
-result
 
 # %%
 p = my_best_clip(W, 3, np.linspace(1, 0.2, 81))
@@ -522,7 +502,7 @@ fig
 # `np.rint`, which does the same with ties. Zero must come out as zero. `np.frexp` gives exact
 # exponents, but it returns $|x| = f\cdot 2^k$ with $f$ in $[\frac12, 1)$.
 
-# %% exercise=quantization.to_float points=4 minutes=25
+# %% exercise=quantization.to_float points=4 minutes=25 as=my_float
 def quantization_to_float(x, e, m):
     """x float (any shape) → the nearest floats of e exponent and m mantissa bits, alike."""
     ### BEGIN SOLUTION
@@ -532,11 +512,6 @@ def quantization_to_float(x, e, m):
     step = 2.0**(E - m)
     return np.clip(np.rint(x / step) * step, -V, V)
     ### END SOLUTION
-
-# %%
-result = tp.check("quantization.to_float", quantization_to_float)
-my_float = result.function
-result
 
 # %% [markdown]
 # Compare yours with the package's. It returns codes, in which the exponent and the multiple are
@@ -626,10 +601,6 @@ def quantization_pack(q):
     ### BEGIN SOLUTION
     return q[::2] << 4 | q[1::2]
     ### END SOLUTION
-
-# %%
-result = tp.check("quantization.pack", quantization_pack)
-result
 
 # %%
 my_bytes = np.asarray(result.function(codes.reshape(-1)))

@@ -97,17 +97,12 @@ print("by the program:            ", careless_product(q_x, q_w)[0])
 # `(d_out, K)`. It must be exact, also for long sums: the check goes up to $K = 2001$. Which
 # integers can a float32 hold?
 
-# %% exercise=outliers.bug points=2 minutes=8
+# %% exercise=outliers.bug points=2 minutes=8 as=my_product
 def outliers_bug(q_x, q_w):
     """Codes int8 (n, K) and (d_out, K), −127 … 127 → their exact product (n, d_out)."""
     ### BEGIN SOLUTION
     return q_x.astype(np.int32) @ q_w.astype(np.int32).T
     ### END SOLUTION
-
-# %%
-result = tp.check("outliers.bug", outliers_bug)
-my_product = result.function
-result
 
 # %%
 print("largest difference:", abs(np.asarray(my_product(q_x, q_w)) - as_floats).max())
@@ -197,10 +192,6 @@ def outliers_drown(x):
     ### END SOLUTION
 
 # %%
-result = tp.check("outliers.drown", outliers_drown)
-result
-
-# %%
 token = X[100]
 m = float(result.function(token))
 print(f"the token's largest entry is {np.abs(token).max():.2f}, and yours {m:.0f}")
@@ -219,7 +210,7 @@ for size in (m, m / 2, m / 10):
 # 127, one scale per row of `X (n, d_in)` and one per row of `W (d_out, d_in)`. Return `(n, d_out)`.
 # No row is all zeros. Find out first which axis of the result each of the two scales belongs to.
 
-# %% exercise=outliers.vector_wise points=3 minutes=10
+# %% exercise=outliers.vector_wise points=3 minutes=10 as=my_vector_wise
 def outliers_vector_wise(X, W):
     """X float (n, d_in), W float (d_out, d_in) → the product of their 8-bit codes, scaled back."""
     ### BEGIN SOLUTION
@@ -227,11 +218,6 @@ def outliers_vector_wise(X, W):
     s_w = np.abs(W).max(1, keepdims=True) / 127
     return s_x * s_w.T * (np.rint(X / s_x) @ np.rint(W / s_w).T)
     ### END SOLUTION
-
-# %%
-result = tp.check("outliers.vector_wise", outliers_vector_wise)
-my_vector_wise = result.function
-result
 
 # %%
 def integer_product(X, W, activations, weights):
@@ -307,7 +293,7 @@ show("schematic:outliers")
 # columns may be outlier columns, or none, and the threshold may be any number above 0. Multiply the
 # outlier columns in the dtype of `X`. (The paper takes 16 bits there, which helps a GPU only.)
 
-# %% exercise=outliers.llm_int8 points=4 minutes=15
+# %% exercise=outliers.llm_int8 points=4 minutes=15 as=my_llm_int8
 def outliers_llm_int8(X, W, threshold=6.0):
     """X float (n, d_in), W float (d_out, d_in) → Y (n, d_out), and the outlier columns O."""
     ### BEGIN SOLUTION
@@ -320,11 +306,6 @@ def outliers_llm_int8(X, W, threshold=6.0):
     q_w = np.rint(W / s_w)
     return X[:, O] @ W[:, O].T + s_x * s_w.T * (np.rint(rest / s_x) @ q_w.T), O
     ### END SOLUTION
-
-# %%
-result = tp.check("outliers.llm_int8", outliers_llm_int8)
-my_llm_int8 = result.function
-result
 
 # %% [markdown]
 # <details><summary>The equation of the paper, with our letters</summary>
@@ -459,7 +440,7 @@ print(f"difference of the outputs, relative: {error((X / s) @ (W * s).T, X, W):.
 # runs over all of them. Derive $s_j$ from the two demands, and from
 # $X = \gamma \odot \hat h + \beta$ what becomes of γ and β. No maximum is zero here.
 
-# %% exercise=outliers.smooth points=4 minutes=15
+# %% exercise=outliers.smooth points=4 minutes=15 as=my_smooth
 def outliers_smooth(gamma, beta, weights, max_abs, alpha=0.5):
     """γ, β (d,), weights: a list of (d_out, d), max_abs (d,) → the smoothed (γ, β, weights)."""
     ### BEGIN SOLUTION
@@ -467,11 +448,6 @@ def outliers_smooth(gamma, beta, weights, max_abs, alpha=0.5):
     s = max_abs**alpha / largest**(1 - alpha)
     return gamma / s, beta / s, [W * s for W in weights]
     ### END SOLUTION
-
-# %%
-result = tp.check("outliers.smooth", outliers_smooth)
-my_smooth = result.function
-result
 
 # %% [markdown]
 # <details><summary>The scale as an equation</summary>
@@ -658,17 +634,12 @@ show("int8_outliers")
 # q_w^\top$ `(n, d_out)`, the zero points `z (n,)` of the tokens, and `q_w` int8 `(d_out, K)`,
 # return $\sum_k (q_x - z)\, q_w$, `(n, d_out)`.
 
-# %% exercise=outliers.zero_point points=2 minutes=10 bonus=yes
+# %% exercise=outliers.zero_point points=2 minutes=10 bonus=yes as=my_zero_point
 def outliers_zero_point(product, z, q_w):
     """Integers: product (n, d_out), z (n,), q_w (d_out, K) → the product of q_x − z and q_w."""
     ### BEGIN SOLUTION
     return product - z[:, None] * q_w.sum(1)
     ### END SOLUTION
-
-# %%
-result = tp.check("outliers.zero_point", outliers_zero_point)
-my_zero_point = result.function
-result
 
 # %%
 X_down, W_down = inputs_of(model, "blocks.2.mlp.down"), model.get("blocks.2.mlp.down").weight.data

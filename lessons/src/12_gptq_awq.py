@@ -100,10 +100,6 @@ def calibrated_directions(H):
     ### END SOLUTION
 
 # %%
-result = tp.check("calibrated.directions", calibrated_directions)
-result
-
-# %%
 strong, weak = result.function(H)
 print(f"the strongest direction holds {strong @ H @ strong / np.trace(H):.0%} of the inputs")
 print(f"‖Ŵ − W‖ = {np.linalg.norm(W_rtn - W):.2f}, the strongest v H vᵀ is "
@@ -175,10 +171,6 @@ def calibrated_compensate(w, Hinv, q, value):
     Hinv[q] = Hinv[:, q] = 0
     return w, Hinv
     ### END SOLUTION
-
-# %%
-result = tp.check("calibrated.compensate", calibrated_compensate)
-result
 
 # %% [markdown]
 # <details><summary>The derivation, in three lines</summary>
@@ -291,10 +283,6 @@ def calibrated_gptq(W, U, quant):
     return W_hat
     ### END SOLUTION
 
-# %%
-result = tp.check("calibrated.gptq", calibrated_gptq)
-result
-
 # %% [markdown]
 # One column on its way:
 
@@ -400,10 +388,6 @@ def calibrated_bug(H, damping):
     A = H + damping * H.diagonal().mean() * np.eye(len(H))
     return np.linalg.cholesky(np.linalg.inv(A)).T
     ### END SOLUTION
-
-# %%
-result = tp.check("calibrated.bug", calibrated_bug)
-result
 
 # %% [markdown]
 # Compare yours with the package's: `plain.gptq`, the whole algorithm. The faster `factor` turns the
@@ -593,10 +577,6 @@ def calibrated_scale(W, H, mean_abs, quant):
     return min((mean_abs**alpha for alpha in np.arange(20) / 20), key=loss)
     ### END SOLUTION
 
-# %%
-result = tp.check("calibrated.scale", calibrated_scale)
-result
-
 # %% [markdown]
 # AWQ searches along a curve with one parameter. $s_X$ is `mean_abs`:
 #
@@ -705,10 +685,6 @@ def calibrated_order(W, H, quant, damping):
     W_hat[:, order] = calibrated_gptq(W[:, order], U, quant)
     return W_hat
     ### END SOLUTION
-
-# %%
-result = tp.check("calibrated.order", calibrated_order)
-result
 
 # %%
 my_order = result.function

@@ -115,10 +115,6 @@ def nf4_levels(delta, positive, negative):
     return levels / np.abs(levels).max()
     ### END SOLUTION
 
-# %%
-result = tp.check("nf4.levels", nf4_levels)
-result
-
 # %% [markdown]
 # Compare yours with bitsandbytes' table, which the package uses:
 
@@ -162,10 +158,6 @@ def nf4_encode(x, levels):
     a = np.abs(x).max()
     return np.abs(x[:, None] / a - levels).argmin(1), a
     ### END SOLUTION
-
-# %%
-result = tp.check("nf4.encode", nf4_encode)
-result
 
 # %% [markdown]
 # Compare yours with the package's: $s$ is your $a$. The faster form counts midpoints below a
@@ -327,10 +319,6 @@ def nf4_better(x):
     ### END SOLUTION
 
 # %%
-result = tp.check("nf4.better", nf4_better)
-result
-
-# %%
 size = np.linalg.norm
 x = normed.ravel()[:8192].astype(float)
 other = model.get("blocks.3.mlp.up").weight.data.reshape(-1, 64)
@@ -431,10 +419,6 @@ def nf4_bug(codes, rho, m, o, d, levels):
     ### END SOLUTION
 
 # %%
-result = tp.check("nf4.bug", nf4_bug)
-result
-
-# %%
 mended = np.asarray(result.function(**stored)).reshape(W.shape)
 print("decoded", mended[1, :6].round(3), "as the package's:",
       np.allclose(mended, Q.dequantize()))
@@ -480,10 +464,6 @@ def nf4_backward(x, codes, scales, levels, A, B, s, dy):
     dyB = dy @ B                                                          # (n, r)
     return dy @ W + s * dyB @ A, s * dyB.T @ x, s * dy.T @ (x @ A.T)
     ### END SOLUTION
-
-# %%
-result = tp.check("nf4.backward", nf4_backward)
-result
 
 # %% [markdown]
 # <details><summary>The gradients as equations</summary>
@@ -573,10 +553,6 @@ def nf4_loses(levels):
     ### BEGIN SOLUTION
     return np.resize(np.arange(-7, 8) / 7, 64)
     ### END SOLUTION
-
-# %%
-result = tp.check("nf4.loses", nf4_loses)
-result
 
 # %%
 block = np.asarray(result.function(my_levels), np.float32)[None]

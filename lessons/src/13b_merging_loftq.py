@@ -97,10 +97,6 @@ def loftq_vanish(W_hat, s):
     return 0.49 * s[:, None], np.ones((1, W_hat.shape[1]))
     ### END SOLUTION
 
-# %%
-result = tp.check("loftq.vanish", loftq_vanish)
-result
-
 # %% [markdown]
 # So the norm of a change does not say whether it survives. Yours, on a grid of 3 bits for `mlp.up`,
 # with the codes −3 … 3, beside the change that the LoRA on NF4 has learned:
@@ -240,10 +236,6 @@ def loftq_rounds(W, quant, r, T):
     return Q, B, A
     ### END SOLUTION
 
-# %%
-result = tp.check("loftq.rounds", loftq_rounds)
-result
-
 # %% [markdown]
 # Compare yours with the package's:
 
@@ -371,10 +363,6 @@ def loftq_bug(W, quant, r, alpha):
     return Q, U[:, :r] * root, root[:, None] * Vt[:r]
     ### END SOLUTION
 
-# %%
-result = tp.check("loftq.bug", loftq_bug)
-result
-
 # %% [markdown]
 # Both functions in the whole model, on a base of 2 bits, with $r = 8$ and $\alpha = 32$, before
 # any training:
@@ -406,10 +394,6 @@ def loftq_principal(W, quant, r):
     B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
     return quant(W - B @ A), B, A
     ### END SOLUTION
-
-# %%
-result = tp.check("loftq.principal", loftq_principal)
-result
 
 # %%
 for r in (4, 16):

@@ -80,10 +80,6 @@ def qat_ste(x, s, z, low, high, dy):
     ### END SOLUTION
 
 # %%
-result = tp.check("qat.ste", qat_ste)
-result
-
-# %%
 show("schematic:straight_through")
 
 # %% [markdown]
@@ -163,10 +159,6 @@ def qat_bug(w, X, y, s, lr, steps):
     ### END SOLUTION
 
 # %%
-result = tp.check("qat.bug", qat_bug)
-result
-
-# %%
 for steps in (0, 10, 100, 1000):
     mended = result.function(w0, X, y, 0.25, 0.01, steps)
     print(f"{steps:4} steps: loss {np.mean((X @ mended - y)**2):.3f}")
@@ -217,10 +209,6 @@ def qat_lsq(x, s, bits, dy):
     g = 1 / math.sqrt(x.shape[1] * Q_P)
     return s[:, None] * k, dy * inside, g * (dy * np.where(inside, k - u, k)).sum(1)
     ### END SOLUTION
-
-# %%
-result = tp.check("qat.lsq", qat_lsq)
-result
 
 # %%
 my_lsq = result.function
@@ -294,10 +282,6 @@ def qat_zero(x, s, z, low, high, dy):
     return float(np.sum(dy * -s * ((u <= low) | (u >= high))))
     ### END SOLUTION
 
-# %%
-result = tp.check("qat.zero", qat_zero)
-result
-
 # %% [markdown]
 # Your function at work: positive numbers, codes 0 … 7, and a zero point that begins in the
 # middle. Half of the codes are then kept for negative numbers, of which there are none.
@@ -362,10 +346,6 @@ def qat_peqa(x, dy, q, z, g):
     C = q - np.repeat(z, g, axis=1)
     return (G * C).reshape(len(q), -1, g).sum(2)
     ### END SOLUTION
-
-# %%
-result = tp.check("qat.peqa", qat_peqa)
-result
 
 # %% [markdown]
 # Compare yours with the package's. It also serves other schemes: $c[q]$ looks a code up in a codebook
@@ -527,10 +507,6 @@ def qat_distillation(teacher, student):
     p = np.exp(log_p)
     return np.sum(p * (log_p - log_q)) / len(teacher), (np.exp(log_q) - p) / len(teacher)
     ### END SOLUTION
-
-# %%
-result = tp.check("qat.distillation", qat_distillation)
-result
 
 # %% [markdown]
 # Compare yours with the package's. Autograd differentiates this one:

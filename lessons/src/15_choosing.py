@@ -63,10 +63,6 @@ def choosing_memory(n_base, base_bits, n_trained):
     return n_base * base_bits / 8 + n_trained * (4 + 4 + 2 * 4)
     ### END SOLUTION
 
-# %%
-result = tp.check("choosing.memory", choosing_memory)
-result
-
 # %% [markdown]
 # Your function at work, for a model of 7 billion parameters:
 
@@ -174,10 +170,6 @@ def choosing_pareto(cost, loss):
     ### END SOLUTION
 
 # %%
-result = tp.check("choosing.pareto", choosing_pareto)
-result
-
-# %%
 frontier = result.function(trained, loss)
 print("on the frontier of parameters and loss:")
 for i in sorted(np.flatnonzero(frontier), key=lambda i: trained[i]):
@@ -250,10 +242,6 @@ def choosing_apart(a):
     noise = a.std(ddof=1) / 3 * np.resize([1, -1], len(a))
     return a - half + noise                                   # goes up and down with a
     ### END SOLUTION
-
-# %%
-result = tp.check("choosing.apart", choosing_apart)
-result
 
 # %% [markdown]
 # Your two methods, beside real ones. *Varies* is the standard deviation of the differences, in that
@@ -341,10 +329,6 @@ def choosing_bug(validation, test):
     ### END SOLUTION
 
 # %%
-result = tp.check("choosing.bug", choosing_bug)
-result
-
-# %%
 for rates in (1, 5, 20):
     print(f"{rates:2} rates tried: reported loss {reported(result.function, rates):.3f}")
 
@@ -365,10 +349,6 @@ def choosing_seeds(d, half):
     while t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n) > half: n += 1
     return n
     ### END SOLUTION
-
-# %%
-result = tp.check("choosing.seeds", choosing_seeds)
-result
 
 # %%
 for a, b in pairs:
@@ -568,10 +548,6 @@ def choosing_fuse(A_q, B_q, A_v, B_v):
     B[2 * d:, r:] = B_v
     return A, B
     ### END SOLUTION
-
-# %%
-result = tp.check("choosing.fuse", choosing_fuse)
-result
 
 # %% [markdown]
 # The package does the same when it saves in PEFT's format.

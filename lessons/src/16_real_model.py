@@ -100,7 +100,7 @@ show("schematic:llama")
 # Derive the gradients of equation (1). Write `real_norm_backward(x, gamma, eps, dy)`, for `x` and
 # `dy` `(n, d)`, row by row. Return `(dx, dgamma)`, of shapes `(n, d)` and `(d,)`. All rows share γ.
 
-# %% exercise=real.norm_backward points=4 minutes=14
+# %% exercise=real.norm_backward points=4 minutes=14 as=my_norm_backward
 def real_norm_backward(x, gamma, eps, dy):
     """The gradients of RMSNorm: x, dy (n, d), gamma (d,) → dx (n, d), dgamma (d,)."""
     ### BEGIN SOLUTION
@@ -108,11 +108,6 @@ def real_norm_backward(x, gamma, eps, dy):
     y, g = x / r, gamma * dy
     return (g - y * (g * y).mean(-1, keepdims=True)) / r, (dy * y).sum(0)
     ### END SOLUTION
-
-# %%
-result = tp.check("real.norm_backward", real_norm_backward)
-my_norm_backward = result.function
-result
 
 # %% [markdown]
 # Yours, on the gains of a real norm, beside autograd:
@@ -161,10 +156,6 @@ def real_rotary(x, theta):
     first, second = x1 * np.cos(phi) - x2 * np.sin(phi), x2 * np.cos(phi) + x1 * np.sin(phi)
     return np.concatenate([first, second], axis=-1)
     ### END SOLUTION
-
-# %%
-result = tp.check("real.rotary", real_rotary)
-result
 
 # %%
 my_rotary = result.function
@@ -237,10 +228,6 @@ def real_bug(W, d_head):
     return pairs.swapaxes(1, 2).reshape(W.shape)
     ### END SOLUTION
 
-# %%
-result = tp.check("real.bug", real_bug)
-result
-
 # %% [markdown]
 # Your loader at work. A third one, which reorders nothing, stands beside it.
 # That is the commonest fault of all:
@@ -300,18 +287,13 @@ show(plain.grouped_attention)
 # `(n d_head, d_in)` of $n$ heads, each in the place of $G/n$ consecutive ones, with the least sum
 # of squared differences from them.
 
-# %% exercise=real.fewer points=2 minutes=9
+# %% exercise=real.fewer points=2 minutes=9 as=my_fewer
 def real_fewer(W, d_head, n):
     """W (G d_head, d_in) of G heads → the nearest n heads in their places (n d_head, d_in)."""
     ### BEGIN SOLUTION
     heads = W.reshape(n, -1, d_head, W.shape[1])           # new head, old head, row, input
     return heads.mean(1).reshape(n * d_head, -1)
     ### END SOLUTION
-
-# %%
-result = tp.check("real.fewer", real_fewer)
-my_fewer = result.function
-result
 
 # %% [markdown]
 # Your heads at work: all nine heads of queries read one head of keys and values.
@@ -413,10 +395,6 @@ def real_block(W):
     return step, m
     ### END SOLUTION
 
-# %%
-result = tp.check("real.block", real_block)
-result
-
 # %% [markdown]
 # Your grid at work, on the embeddings. They have 8 bits in the file, so four bits still cost
 # something there:
@@ -468,10 +446,6 @@ def real_encode(W):
     head = np.stack([step, m], axis=1).astype("<f2").view(np.uint8)
     return np.concatenate([head, q[:, :16] | q[:, 16:] << 4], axis=1)
     ### END SOLUTION
-
-# %%
-result = tp.check("real.encode", real_encode)
-result
 
 # %%
 same = (result.function(decoded.reshape(-1, 32)) == octets).all(axis=1)

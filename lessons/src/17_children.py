@@ -114,17 +114,12 @@ slider("q", {q: ([0, x], [0, y]) for q, (x, y) in ends.items()},
 # Return $B$ $(d_\text{out}, 1)$ and $A$ $(1, d_\text{in})$ of the HiRA of rank 1 that does it:
 # row $i$ of $W + W \odot B A$ is $g_i w_i$.
 
-# %% exercise=children.stretch points=1 minutes=5
+# %% exercise=children.stretch points=1 minutes=5 as=my_stretch
 def children_stretch(W, g):
     """B (d_out, 1) and A (1, d_in): W + W ⊙ B A is W (d_out, d_in) with rows g (d_out,) as long."""
     ### BEGIN SOLUTION
     return (g - 1)[:, None], np.ones((1, W.shape[1]))
     ### END SOLUTION
-
-# %%
-result = tp.check("children.stretch", children_stretch)
-my_stretch = result.function
-result
 
 # %%
 def hira(W, B, A):
@@ -169,7 +164,7 @@ show("changes_of_a_weight")
 # singular values above $10^{-4}$ of the first. No number of `W` is 0. You do not know $r$ or $b$,
 # and the change may be a thousandth of the weight, or less.
 
-# %% exercise=children.which points=4 minutes=20
+# %% exercise=children.which points=4 minutes=20 as=my_which
 def children_which(W, W2):
     """The word for what training made of W, (d_out, d_in): W2."""
     ### BEGIN SOLUTION
@@ -191,11 +186,6 @@ def children_which(W, W2):
     if low(D): return "LoRA"
     return "HiRA" if low(D / W) else "none"
     ### END SOLUTION
-
-# %%
-result = tp.check("children.which", children_which)
-my_which = result.function
-result
 
 # %% [markdown]
 # Now on weights that were really trained. Eight methods learn the catalogue for 20 steps, on query
@@ -317,18 +307,13 @@ for name, method in (("VeRA", tp.VeRA(rank=8)), ("LoRA", tp.LoRA(rank=8))):
 # unknown places. Return $g$ $(d_\text{out},)$, each factor from 0.5 to 2, such that no matrix of
 # rank $r$ comes nearer to $\Delta W$, with the rows $(g_i - 1) w_i$, than 0.8 of its norm.
 
-# %% exercise=children.lengths points=3 minutes=12
+# %% exercise=children.lengths points=3 minutes=12 as=my_lengths
 def children_lengths(W, r):
     """Factors g (d_out,) of the rows of W (d_out, d_in), beyond a LoRA of rank r."""
     ### BEGIN SOLUTION
     rows = np.linalg.norm(W, axis=1)
     return 1 + rows.min() / rows                     # each row changes by the same length
     ### END SOLUTION
-
-# %%
-result = tp.check("children.lengths", children_lengths)
-my_lengths = result.function
-result
 
 # %% [markdown]
 # How much rank would a LoRA need? A real weight with eight rows made long, and two changes of it:
@@ -494,7 +479,7 @@ for alpha in (8, 16, 64):
 # special `W`, `r` or `s`, and wrong for all others. Signs, and how $B$ and $A$ share the singular
 # values, are free.
 
-# %% exercise=children.bug points=3 minutes=13
+# %% exercise=children.bug points=3 minutes=13 as=my_test
 def children_bug(start):
     """Is start(W, r, s) → base, B, A a PiSSA: "moves", "other" or "PiSSA"?"""
     ### BEGIN SOLUTION
@@ -507,11 +492,6 @@ def children_bug(start):
     if far(base + s * B @ A, W): return "moves"
     return "other" if far(s * B @ A, largest) else "PiSSA"
     ### END SOLUTION
-
-# %%
-result = tp.check("children.bug", children_bug)
-my_test = result.function
-result
 
 # %% [markdown]
 # Your test on the colleague's start, and on the package's, from which the base is made as in (5):
@@ -643,7 +623,7 @@ for name, method in (("LoReFT", tp.LoReFT(rank=4, first=2, last=2)),
 # `D` $(d_\text{out}, d_\text{in})$ is a change, and $b$ divides both sides. Return the matrix
 # nearest to `D` whose $b \times b$ blocks are circular, as in the table of section 2.
 
-# %% exercise=children.nearest points=2 minutes=10 bonus=yes
+# %% exercise=children.nearest points=2 minutes=10 bonus=yes as=my_nearest
 def children_nearest(D, b):
     """The nearest matrix to D (d_out, d_in) with circular b × b blocks."""
     ### BEGIN SOLUTION
@@ -651,11 +631,6 @@ def children_nearest(D, b):
     turns = [np.roll(blocks, (k, k), (1, 3)) for k in range(b)]
     return np.mean(turns, axis=0).reshape(D.shape)
     ### END SOLUTION
-
-# %%
-result = tp.check("children.nearest", children_nearest)
-my_nearest = result.function
-result
 
 # %%
 made = [np.subtract(*before_after(arms["every number"][0], path)) for path in paths]

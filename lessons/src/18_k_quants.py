@@ -91,13 +91,6 @@ print("it reads", *faulty_read(d, sc, e, mn, q)[0, :5].round(3), "… for", *W[0
 # %% exercise=k_quants.read points=1 minutes=5
 def k_quants_read(d, sc, e, mn, q):
     """d, e; sc, mn (8,), q (8, 32), whole numbers → the weights (8, 32)."""
-    ### BEGIN SOLUTION
-    return (d * sc)[:, None] * q - (e * mn)[:, None]
-    ### END SOLUTION
-
-# %%
-result = tp.check("k_quants.read", k_quants_read)
-result
 
 # %% [markdown]
 # Yours, beside the package's:
@@ -131,29 +124,6 @@ print(f"{(256 * 4 + 8 * (6 + 6) + 2 * 16) / 256} bits per weight; the package sa
 # %% exercise=k_quants.which points=4 minutes=16
 def k_quants_which(W_hat):
     """W_hat (rows, d_in), decoded, float32, whole superblocks → "Q4_0", "Q4_1", "Q4_K", …"""
-    ### BEGIN SOLUTION
-    x = np.sort(W_hat.reshape(-1, 32).astype(float), axis=1)
-    span = x[:, -1] - x[:, 0]
-    gaps = np.diff(x, axis=1)
-    step = np.where(gaps > 1e-4 * span[:, None], gaps, np.inf).min(axis=1)
-    whole = lambda v: np.abs(v - np.rint(v)).max(axis=1) < 0.05
-    on_a_grid = whole((x - x[:, :1]) / step[:, None])
-    if on_a_grid.mean() < 0.5:                                    # 32 weights share no step
-        return "Q6_K"
-    n = np.rint(span / step)[on_a_grid].max()
-    if n > 31:
-        return "Q8_0"
-    bits = "Q4" if n <= 15 else "Q5"
-    if whole(x / step[:, None]).mean() > 0.5:                     # 0 is one of the levels
-        return bits + "_0"
-    eight = step.reshape(-1, 8)
-    common = whole(63 * eight / eight.max(axis=1, keepdims=True)).mean() > 0.5
-    return bits + ("_K" if common else "_1")
-    ### END SOLUTION
-
-# %%
-result = tp.check("k_quants.which", k_quants_which)
-result
 
 # %% [markdown]
 # Yours on real weights, and on those of a mixture, layer after layer:
@@ -287,10 +257,6 @@ def k_quants_search(x, w):
     return best_s, best_m
     ### END SOLUTION
 
-# %%
-result = tp.check("k_quants.search", k_quants_search)
-result
-
 # %% [markdown]
 # llama.cpp's own search begins with max–min, in its first lines. Then it makes 21 *trials*. A trial
 # lays $n$ steps, 14 to 16, between `low` and `high`, `levels` gives the codes (0 … `most`),
@@ -394,18 +360,6 @@ guess = tp.guess("18.small", 20.0, "%")
 # %% exercise=k_quants.bug points=2 minutes=8
 def k_quants_bug(x, s, m):
     """x (8, 32), s, m (8,) → d, sc (8,), e, mn (8,), codes (8, 32)."""
-    ### BEGIN SOLUTION
-    d, e = s.max() / 63, m.max() / 63
-    sc = np.rint(s / d) if d > 0 else np.zeros(8)
-    mn = np.rint(m / e) if e > 0 else np.zeros(8)
-    step = (d * sc)[:, None]
-    q = np.rint((x + (e * mn)[:, None]) / np.where(step > 0, step, 1))
-    return d, sc, e, mn, np.where(step > 0, np.clip(q, 0, 15), 0)
-    ### END SOLUTION
-
-# %%
-result = tp.check("k_quants.bug", k_quants_bug)
-result
 
 # %%
 for name, x in (("a superblock of the base", even), ("its last sub-block made small", uneven)):
@@ -538,10 +492,6 @@ def k_quants_misled(W):
     ### END SOLUTION
 
 # %%
-result = tp.check("k_quants.misled", k_quants_misled)
-result
-
-# %%
 few = W[:16, :256]
 X = np.asarray(result.function(few), float)
 h_of_X = np.float32(np.mean(X**2, axis=0))
@@ -591,10 +541,6 @@ def k_quants_mixture(weights, inputs, budget):
             left -= 2.0625 * sizes[i]
     return better
     ### END SOLUTION
-
-# %%
-result = tp.check("k_quants.mixture", k_quants_mixture)
-result
 
 # %% [markdown]
 # On the base, within the bits that llama.cpp's rule takes. All tokens of the text would be many. So

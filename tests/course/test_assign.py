@@ -37,7 +37,7 @@ def test_extra_points_stand_apart(tmp_path, monkeypatch):
     row = table(percent.sources("07")).split("\n")[2]
     points, extra = re.search(r"\| (\d+) \+ 4 \| (\d+) \|", row).groups()
     (tmp_path / "src").mkdir()
-    changed = re.sub(r"(exercise=lora.swap points=2 minutes=8)$", r"\1 bonus=yes", text, flags=re.M)
+    changed = re.sub(r"(exercise=lora.swap points=2 minutes=8)", r"\1 bonus=yes", text, flags=re.M)
     changed += "\n# %% [markdown]\n# ### {exercise} · Bonus: More (open, 3 extra points, 9 minutes)\n"
     (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
     monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")

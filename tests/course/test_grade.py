@@ -258,7 +258,7 @@ def test_csv_and_json(graded, tmp_path):
 
 def test_extra_points_are_a_column_of_their_own(tmp_path, monkeypatch):
     text = percent.sources("07")[0].read_text(encoding="utf-8")
-    changed = re.sub(r"(exercise=lora.swap points=2 minutes=8)$", r"\1 bonus=yes", text, flags=re.M)
+    changed = re.sub(r"(exercise=lora.swap points=2 minutes=8)", r"\1 bonus=yes", text, flags=re.M)
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
     monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")

@@ -14,6 +14,8 @@ import pytest
 from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.course import percent
 from tinypeft.course.exercises import find
+from tinypeft.course.slips import slip
+from tinypeft.course.solution import without_slips
 from tinypeft.engine import functional as F
 from tinypeft.study.pictures import PICTURES
 
@@ -373,12 +375,9 @@ def of_functions(code):
     since = 0                                            # the cell of the check before
     for i, exercise in exercises:
         function, check = exercise.function, i + 1
-        result = next((ast.unparse(node.targets[0]) for node in trees[check].body if isinstance(node, ast.Assign)
-                       and "tp.check(" in ast.unparse(node.value)), None)
         if any(function in stored(tree) for tree in trees):
             yield f"line {code[i].line}: the student's name {function} is rebound"
-        if result is None: yield f"line {code[check].line}: write result = tp.check(…), so that its function can be used"
-        elif not used(result, trees[check:]): yield f"line {code[check].line}: {function} is not used after its check"
+        if not used(trees[check:]): yield f"line {code[check].line}: {function} is not used after its check"
         for cell, tree in zip(code[since:check], trees[since:check], strict=True):
             for shown in shown_functions(tree, trees):
                 if answers(shown, exercise.reference):
@@ -392,17 +391,17 @@ def stored(tree):
     return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in inner}
 
 
-def used(result, trees):
-    """Does the code use `result`.function, itself or by a name that it is given, before another check has that name?"""
+def used(trees):
+    """Does the code use result.function, itself or by a name that it is given, before another check has that name?"""
     mine = set()
     for k, tree in enumerate(trees):
-        if k and result in stored(tree) and "tp.check(" in ast.unparse(tree): break
+        if k and "tp.check(" in ast.unparse(tree): break
         for node in ast.walk(tree):
-            if isinstance(node, ast.Assign) and ast.unparse(node.value) == f"{result}.function":
+            if isinstance(node, ast.Assign) and ast.unparse(node.value) == "result.function":
                 mine |= {target.id for target in node.targets if isinstance(target, ast.Name)}
             elif isinstance(node, (ast.expr, ast.withitem, ast.keyword)):
                 for part in ast.iter_child_nodes(node):
-                    if ast.unparse(part) == f"{result}.function": return True
+                    if ast.unparse(part) == "result.function": return True
     loaded = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     return bool(mine & loaded)
 
@@ -422,8 +421,8 @@ def shown_functions(tree, trees):
 
 
 def body(function):
-    """The statements of a function without its docstring, as text."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body[:1]
+    """The statements of a function without its docstring and its slips, as text."""
+    (tree,) = ast.parse(without_slips(textwrap.dedent(inspect.getsource(function)))).body[:1]
     if not isinstance(tree, ast.FunctionDef): return ()
     documented = ast.get_docstring(tree) is not None
     return tuple(ast.unparse(node) for node in tree.body[documented:])
@@ -466,10 +465,6 @@ def lora_forward(x, W, A, B, alpha):
     ### END SOLUTION
 
 # %%
-result = tp.check("lora.forward", lora_forward)
-result
-
-# %%
 mine = result.function
 guess = tp.guess("07.gain", 3.0, "nats")
 
@@ -490,10 +485,6 @@ def lora_swap(W, A, B, alpha):
     ### BEGIN SOLUTION
     return 2
     ### END SOLUTION
-
-# %%
-result = tp.check("lora.swap", lora_swap)
-result
 
 # %%
 print(result.function(1, 2, 3, 4))
@@ -532,8 +523,7 @@ def test_a_lesson_that_keeps_the_rules(good):
     ("len([mine])", "3", "lora_forward is not used after its check"),
     ("mine = result.function", "mine = {'a': result.function}", None),
     ("print(result.function(1, 2, 3, 4))", "x = 1", "lora_swap is not used"),
-    ("print(result.function(1, 2, 3, 4))", "with use(F, gelu=result.function): pass", None),
-    ('result = tp.check("lora.swap"', 'tp.check("lora.swap"', "write result = tp.check(…)")])
+    ("print(result.function(1, 2, 3, 4))", "with use(F, gelu=result.function): pass", None)])
 def test_a_broken_rule_is_told(good, old, new, says):
     assert old in GOOD
     told = good(GOOD.replace(old, new, 1))
@@ -555,9 +545,14 @@ def test_an_answer_that_is_shown_before_the_check_is_told():
         y = x @ W.T
         return y
 
+    def slipped(x, W):
+        y = x @ W.T
+        if slip("no transpose"): y = x @ W
+        return y
+
     def calls(x, W): return F.linear(x, W)
     def builds(x, W): return F.linear(x, W) + 1
-    assert answers(shown, same) and answers(same, same) and answers(F.linear, calls)
+    assert answers(shown, same) and answers(shown, slipped) and answers(same, same) and answers(F.linear, calls)
     assert not answers(F.linear, same) and not answers(F.gelu, calls)
     assert not answers(F.gelu, builds)
     for name in ("function", "class"):

@@ -28,10 +28,6 @@ def f(x):
     y = 2 * x
     return y
     ### END SOLUTION
-
-# %%
-result = tp.check("lora.forward", f)
-result
 '''
 
 
@@ -45,6 +41,24 @@ def test_cells():
 def test_the_lesson_has_the_solution_and_no_marks():
     source = percent.lesson(percent.parse(SOURCE)).cells[2].source
     assert source == 'def f(x):\n    """Docstring."""\n    y = 2 * x\n    return y'
+
+
+def test_an_exercise_is_followed_by_its_check():
+    plain, named = percent.parse(SOURCE)[-1], percent.parse(SOURCE.replace("minutes=10", "minutes=10 as=mine"))[-1]
+    assert plain.source == 'result = tp.check("lora.forward", lora_forward)\nresult' and plain.line == 9
+    assert named.source == 'result = tp.check("lora.forward", lora_forward)\nmine = result.function\nresult'
+
+
+def test_a_solution_that_is_not_written_is_the_right_answer_without_its_slips(tmp_path):
+    """In a lesson; an assignment has a stub all the same."""
+    path = tmp_path / "07_lora.py"
+    path.write_text(re.sub(r"    ### BEGIN.*END SOLUTION\n", "", HEADED, flags=re.S), encoding="utf-8")
+    assert [cell.source for cell in percent.parsed(path) if cell.exercise] == ['def f(x):\n    """Docstring."""']
+    cells = percent.read(path)
+    source, stub = percent.lesson(cells).cells[2].source, percent.assignment(cells).cells[2].source
+    assert source.startswith('def f(x):\n    """Docstring."""\n    r = A.shape[0]\n    s = alpha / r\n    low')
+    assert "slip" not in source and source.endswith("\n    return h + change")
+    assert stub.endswith('raise NotImplementedError("lora.forward")') and "alpha" not in stub
 
 
 def test_the_assignment_has_a_stub_and_nbgraders_metadata():
@@ -168,7 +182,8 @@ def test_ids_are_of_the_content_and_differ():
     ("minutes=10", "minutes=10 bonus=no", "expected .*bonus=yes"), ("# %%\nimport", "# %% bonus=yes\nimport", "expected"),
     ("# %% exercise", "# %% fold exercise", "expected"),
     (" exercise=lora.forward points=3 minutes=10", "", "no exercise"),
-    ('tp.check("lora.forward", f)', "f(1)", "the cell after an exercise must call"),
+    ("import numpy as np", 'tp.check("lora.forward", f)', r"made of the exercise's header; write as=…"),
+    ("minutes=10", "minutes=10 called=f", r"expected .*\[as=…\]"),
 ])
 def test_what_is_not_well_formed_is_refused(old, new, says):
     assert old in SOURCE

@@ -29,7 +29,7 @@ from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
 from .judge import judge
-from .percent import parsed, sources
+from .percent import parsed, solved, sources
 from .whose import Submission, lesson_of, submissions
 from .wire import Worker
 from .worker import code_cells
@@ -150,7 +150,7 @@ def grade_one(path: Path, result: Grade, seed: int, seconds: float, cell_seconds
                          "tp.check in it; give --lesson NN")
     result.notes += named(path, result.lesson)
     cells = parsed(*sources(result.lesson))
-    solutions = {cell.exercise: cell.source for cell in cells if cell.exercise}
+    solutions = {cell.exercise: solved(cell).source for cell in cells if cell.exercise}
     with scratch() as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)

@@ -3,15 +3,15 @@
     # %% [markdown]                                   prose, each line behind "# "
     # %%                                              code
     # %% fold                                         code that only draws, folded in the notebook
-    # %% exercise=lora.forward points=3 minutes=10    a function for the student to write
-        ### BEGIN SOLUTION                            the solution stands between these marks
-        ### END SOLUTION
+    # %% exercise=lora.forward points=3 minutes=10    a function for the student to write: its head
+    # %% exercise=… points=3 minutes=10 as=mine       and the name that later cells call it by
     # %% exercise=… points=3 minutes=10 bonus=yes     one whose points are extra
     # %% [answer]                                     of an open exercise, for instructors
 
-The code cell after an exercise calls `tp.check` with the exercise's name; that cell earns the
-points. An exercise's heading is generated, so that its number, title, points and minutes stand in
-one place each:
+The solution is made of the exercise's right answer (`solution.py`). One that differs from it
+stands between marks, ### BEGIN SOLUTION and ### END SOLUTION. A cell that calls `tp.check` follows
+each exercise; that cell earns the points. An exercise's heading is generated, so that its number,
+title, points and minutes stand in one place each:
 
     # ### {exercise}                        → ### Exercise 1 · Its title (★★, 3 points, 10 minutes)
                        of a bonus      → ### Exercise 1 · Bonus: Its title (★★, 3 extra points, …)
@@ -42,13 +42,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .exercises import find
+from .solution import right_answer
 from .study_numbers import filled
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 __all__ = ["Cell", "LESSONS", "SOURCES", "assignment", "execute", "headed", "lesson", "linked",
-           "parse", "parsed", "read", "sources"]
+           "parse", "parsed", "read", "solved", "sources"]
 
 LESSONS = Path(__file__).parents[2] / "lessons"
 SOURCES = LESSONS / "src"
@@ -64,7 +65,7 @@ OPEN = re.compile(r" · (?P<bonus>Bonus: )?.+ \(open, \d+ (?P<extra>extra )?poin
 @dataclass
 class Cell:
     """One cell of a source. kind: "markdown", "answer" or "code". options: of an exercise, its
-    name, points and minutes, and bonus. line: the number of the cell's header line. folded: the
+    name, points and minutes, bonus, and as. line: the number of the cell's header line. folded: the
     notebook shows what the code draws, and the code when it is asked for."""
     kind: str
     source: str
@@ -103,14 +104,26 @@ def sources(which: str | int | None = None) -> list[Path]:
 
 
 def read(path: str | Path) -> list[Cell]:
-    """The cells of a source file, with headings of exercises and numbers of the study filled in.
+    """The cells of a source file, with headings of exercises, solutions and numbers of the study
+    filled in.
 
     Answers keep their placeholders; `assign.answers` fills them in. Raises ValueError, with the
     line, for a placeholder that names nothing.
     """
     name = Path(path).name
-    return [replace(cell, source=filled(cell.source, name, cell.line + 1))
-            if cell.kind == "markdown" else cell for cell in headed(parsed(path), name)]
+
+    def whole(cell):
+        if cell.kind == "markdown":
+            return replace(cell, source=filled(cell.source, name, cell.line + 1))
+        return solved(cell) if cell.exercise else cell
+    return [whole(cell) for cell in headed(parsed(path), name)]
+
+
+def solved(cell: Cell) -> Cell:
+    """The cell of an exercise with a solution between the marks: its own, or the right answer."""
+    if BEGIN in cell.source: return cell
+    lines = [cell.source, f"    {BEGIN}", right_answer(find(cell.exercise).reference), f"    {END}"]
+    return replace(cell, source="\n".join(lines))
 
 
 def parsed(path: str | Path) -> list[Cell]:
@@ -133,17 +146,22 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
         if kind != "code":
             wrong = [line for line in body.split("\n") if not line.startswith("#")]
             if wrong:
-                raise ValueError(f"{where}: each line of a cell of text must begin with #, "
+                raise ValueError(f"{where}: each line of a cell of body must begin with #, "
                                  f"got {wrong[0]!r}")
             body = "\n".join(re.sub("^# ?", "", line) for line in body.split("\n"))
         _check_marks(body, options, where)
         if kind == "code": unguessed(body, where)
         cells.append(Cell(kind, body, options, a + 1, folded))
-    for cell, after in zip(cells, [*cells[1:], None], strict=True):
-        if cell.exercise and (after is None or f'tp.check("{cell.exercise}"' not in after.source):
-            raise ValueError(f"{name}, line {cell.line}: the cell after an exercise must call "
-                             f'tp.check("{cell.exercise}", …)')
+        if options: cells.append(Cell(kind, check(options), line=a + 1))
     return cells
+
+
+def check(options: dict[str, str | int]) -> str:
+    """The code of the cell that checks an exercise and gives its function a name."""
+    name, later = options["exercise"], options.get("as")
+    lines = [f'result = tp.check("{name}", {name.replace(".", "_")})']
+    if later: lines.append(f"{later} = result.function")
+    return "\n".join([*lines, "result"])
 
 
 def _header(text, where):
@@ -151,10 +169,10 @@ def _header(text, where):
     options = dict(re.findall(r"(\w+)=(\S+)", text))
     rest = re.sub(r"\w+=\S+", "", text).strip()
     needed = {"exercise", "points", "minutes"}
-    if rest or options and options.keys() - {"bonus"} != needed or options.get("bonus") not in (
-            None, "yes"):
+    if rest or options and options.keys() - {"bonus", "as"} != needed or options.get(
+            "bonus", "yes") != "yes":
         raise ValueError(f"{where}: expected # %%, # %% fold, # %% [markdown], # %% [answer] or "
-                         f"# %% exercise=… points=… minutes=… [bonus=yes], got # %% {text}")
+                         "# %% exercise=… points=… minutes=… [bonus=yes] [as=…], got # %% " + text)
     return "code", {k: int(v) if k in ("points", "minutes") else v for k, v in options.items()}
 
 
@@ -171,8 +189,9 @@ def _check_marks(body, options, where):
         raise ValueError(f"{where}: the solution in line {open_at} of the cell does not end")
     if marks and not options:
         raise ValueError(f"{where}: a solution stands in a cell that is no exercise")
-    if options and not marks:
-        raise ValueError(f"{where}: an exercise needs a solution between its marks")
+    if not options and 'tp.check("' in body:
+        raise ValueError(f"{where}: the cell that calls tp.check is made of the exercise's header; "
+                         "write as=… in it")
 
 
 def headed(cells: list[Cell], name: str = "lesson") -> list[Cell]:

@@ -157,7 +157,7 @@ def backward(x, W0, A, B, alpha, dh):
     if slip("the scale is α/r, not α"): s = alpha
     if slip("the scale s is applied twice"): s = s * s
     if slip("the scale is α/r, not r/α"): s = r / alpha
-    dhB = dh @ B
+    dhB = dh @ B                                         # (N, r)
     dA, dB = s * dhB.T @ x, s * dh.T @ (x @ A.T)
     if slip("the scale s = α/r is missing in dA and dB"): dA, dB = dA / s, dB / s
     if slip("a gradient lacks the scale s = α/r: dA and dB both have it", 1): dA = dA / s
@@ -313,7 +313,7 @@ def swap(W0, tasks):
         if slip("the scale is α/r, not r/α"): s = r / alpha
         if slip("the scale is α/r; α/√r is the rank-stabilised one"): s = alpha / r ** 0.5
         change = s * B @ A
-        W = W0 + change
+        W = W0 + change                                  # always from W0 itself
         if slip("these are the changes; add W0"): W = change
         if slip("you subtracted the change; add it"): W = W0 - change
         merged.append(W)
@@ -491,8 +491,8 @@ def dora(x, W0, A, B, alpha, m):
     if slip("the scale is α/r, not α"): s = alpha
     if slip("the scale is α/r, not r/α"): s = r / alpha
     if slip("the scale is α/r; α/√r is the rank-stabilised one"): s = alpha / r ** 0.5
-    V = W0 + (B @ A) * s
-    length = (V * V).sum(axis=1).sqrt()
+    V = W0 + (B @ A) * s                                 # (d_out, d_in)
+    length = (V * V).sum(axis=1).sqrt()                  # (d_out,)
     if slip("the length is that of the changed rows, W0 + s B A, not of W0's"):
         length = (W0 * W0).sum(axis=1).sqrt()
     if slip("the length of a row is the root of the sum of its squares; the root is missing"):
