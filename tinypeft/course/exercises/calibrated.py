@@ -3,26 +3,41 @@ from functools import partial
 
 import numpy as np
 
-from ...quant.gptq import factor
-from ...quant.obq import obq_step
 from ...quant.uniform import Uniform
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 
 def correlated(rng, d, n=None):
     """Draw H = (2/n) X Xᵀ (d, d) of n inputs that are correlated and of different size."""
-    mixed = rng.normal(0, 1, (d, d))
-    X = mixed @ rng.normal(0, 1, (d, n or 4 * d))
+    X = rng.standard_normal((d, d)) @ rng.standard_normal((d, n or 4 * d))
     X *= rng.uniform(0.3, 3, (d, 1))
     return 2 / X.shape[1] * X @ X.T / d
 
 
 # -- the strongest and the weakest direction -------------------------------------------------------
 def directions(H):
-    _, vectors = np.linalg.eigh(H)
-    return vectors[:, -1].copy(), vectors[:, 0].copy()
+    values, vectors = np.linalg.eigh(H)                           # ascending
+    if slip("the two are exchanged: eigh sorts the eigenvalues in ascending order, so the last "
+            "eigenvector is the strongest direction"):
+        return vectors[:, 0], vectors[:, -1]
+    match which("the eigenvectors are the columns of the matrix that eigh returns; these are rows",
+                2):
+        case 1: return vectors[-1], vectors[0]
+        case 2: return vectors[0], vectors[-1]
+    if slip("these are single inputs; where inputs are correlated, a mixture of them costs more "
+            "or less than any single one"):
+        axes = np.eye(len(H))
+        return axes[H.diagonal().argmax()], axes[H.diagonal().argmin()]
+    match which("this is the second weakest direction, or the second strongest", 2):
+        case 1: return vectors[:, -2], vectors[:, 0]
+        case 2: return vectors[:, -1], vectors[:, 1]
+    if slip("both are strong: the second is the one along which an error costs least"):
+        return vectors[:, -1], vectors[:, -2]
+    if slip("both are the same direction"): return vectors[:, -1], vectors[:, -1]
+    return vectors[:, -1], vectors[:, 0]
 
 
 def are_extreme(result, args):
@@ -35,27 +50,10 @@ def are_extreme(result, args):
     return bool(same and np.allclose([strong @ strong, weak @ weak], 1))
 
 
-def other_directions(strong, weak, of=lambda H: H, rows=False):
-    """Make `directions` with a mistake: other eigenvectors, or rows of their matrix."""
-    def wrong(H):
-        _, vectors = np.linalg.eigh(of(H))
-        chosen = vectors if rows else vectors.T
-        return chosen[strong].copy(), chosen[weak].copy()
-    return wrong
-
-
-def single_inputs(H):
-    """Take the inputs with the largest and with the smallest entry on the diagonal."""
-    axes = np.eye(len(H))
-    return axes[H.diagonal().argmax()], axes[H.diagonal().argmin()]
-
-
 def are_other_eigenvectors(got, expected, args):
     """Does H only stretch both directions?"""
     H, = args
-    stretched = [H @ v for v in got]
-    pairs = zip(got, stretched, strict=True)
-    return all(v @ v > 0 and np.allclose(Hv, (v @ Hv) / (v @ v) * v) for v, Hv in pairs)
+    return all(v @ v > 0 and np.allclose(H @ v, (v @ H @ v) / (v @ v) * v) for v in got)
 
 
 def are_single_inputs(got, expected, args):
@@ -69,96 +67,55 @@ def right_but_for_length(got, expected, args):
 
 
 def not_of_length_one(got, expected, args):
-    lengths = [np.linalg.norm(v) for v in got]
-    return not np.allclose(lengths, 1)
-
-
-def directions_case(rng):
-    return (correlated(rng, int(rng.integers(5, 9))),)
-
-
-def separate_inputs(rng):
-    return (np.diag([3.0, 1, 4, 2]),)
-
-
-def two_together(rng):
-    return (np.array([[2.0, 1], [1, 2]]),)
-
-
-def few_for_directions(rng):
-    return (correlated(rng, 6, n=3),)
+    return not np.allclose([np.linalg.norm(v) for v in got], 1)
 
 
 # -- one step of OBQ -------------------------------------------------------------------------------
 def compensate(w, Hinv, q, value):
-    return obq_step(w, Hinv, q, value)
-
-
-def usual_divisor(diagonal):
-    return diagonal
-
-
-def one(diagonal):
-    return 1
-
-
-def compensate_variant(sign=1, of_w=usual_divisor, of_H=usual_divisor, eliminate=True, exact=True,
-                       delta=False):
-    """Make `compensate` with a mistake.
-
-    of_w, of_H: the divisors in w and in H⁻¹. exact: w[q] is set to the value. delta: δ is returned.
-    """
-    def wrong(w, Hinv, q, value):
-        new = w + sign * (value - w[q]) * Hinv[:, q] / of_w(Hinv[q, q])
-        if exact:
-            new[q] = value
-        M = Hinv.copy()
-        if eliminate:
-            M -= np.outer(Hinv[:, q], Hinv[q]) / of_H(Hinv[q, q])
-        M[q] = M[:, q] = 0
-        return new - w if delta else new, M
-    return wrong
-
-
-def both_exact(sentence, **options):
-    """Make the mistake with w[q] set to the value, and without."""
-    return several(sentence, compensate_variant(**options),
-                   compensate_variant(**options, exact=False))
-
-
-def later_alone(w, Hinv, q, value):
-    new, M = compensate(w, Hinv, q, value)
-    return np.where(np.arange(len(w)) < q, w, new), M
-
-
-def unmoved_others(w, Hinv, q, value):
-    new, M = compensate(w, Hinv, q, value)
-    return np.where(np.arange(len(w)) == q, new, w), M
-
-
-def delta_of_others(w, Hinv, q, value):
-    new, M = compensate(w, Hinv, q, value)
-    return np.where(np.arange(len(w)) == q, value, new - w), M
-
-
-def H_unchanged(w, Hinv, q, value):
-    return compensate(w, Hinv, q, value)[0], Hinv
-
-
-def without_row_q(w, Hinv, q, value):
-    new, M = compensate(w, Hinv, q, value)
-    return new, np.delete(np.delete(M, q, 0), q, 1)
-
-
-def change_of_w(got, args, divisor):
-    """Is this w, moved by a column of H⁻¹ over `divisor`? The entry q may be anything."""
-    w, Hinv, q, value = args
-    expected = w + (value - w[q]) * Hinv[:, q] / divisor(Hinv[q, q])
-    return np.shape(got) == w.shape and np.allclose(np.delete(got - expected, q), 0)
+    column = Hinv[:, q] / Hinv[q, q]
+    if slip("divide the column by its diagonal entry [H⁻¹]_qq", 1): column = Hinv[:, q]
+    change = (value - w[q]) * column
+    if slip("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q", 1):
+        change = -change
+    if slip("all other weights that are free move, those before q as well"): change[:q] = 0
+    if slip("the column that moves w must be divided by [H⁻¹]_qq; only the one that changes H⁻¹ "
+            "is", 1):
+        change = (value - w[q]) * Hinv[:, q]
+    if slip("the other weights must move too"): change = 0
+    new = w + change
+    if slip("this is δ, the change of w; return w + δ", 1): new = change
+    new[q] = value
+    if slip("this is δ, the change of w; return w + δ", 2): new = change
+    if slip("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q", 2):
+        new = w - change
+    if slip("the column that moves w must be divided by [H⁻¹]_qq; only the one that changes H⁻¹ "
+            "is", 2):
+        new = w + (value - w[q]) * Hinv[:, q]
+    if slip("divide the column by its diagonal entry [H⁻¹]_qq", 2):
+        column = Hinv[:, q]
+        new = w + (value - w[q]) * column
+    if slip("weight q is fixed now: subtract the outer product of H⁻¹'s column and row q, and set "
+            "both to 0; the array stays (d, d)", 1):
+        return new, Hinv
+    product = np.outer(column, Hinv[q])
+    if slip("the outer product must be divided by [H⁻¹]_qq; only the column that moves w is"):
+        product = np.outer(Hinv[:, q], Hinv[q])
+    if slip("H⁻¹ needs an elimination step: subtract the outer product; it is not enough to clear "
+            "row and column"):
+        product = 0
+    Hinv = Hinv - product
+    Hinv[q] = Hinv[:, q] = 0
+    if slip("weight q is fixed now: subtract the outer product of H⁻¹'s column and row q, and set "
+            "both to 0; the array stays (d, d)", 2):
+        Hinv = np.delete(np.delete(Hinv, q, 0), q, 1)
+    return new, Hinv
 
 
 def undivided(got, expected, args):
-    return change_of_w(got, args, one)
+    """Is this w, moved by a column of H⁻¹ itself? The entry q may be anything."""
+    w, Hinv, q, value = args
+    expected = w + (value - w[q]) * Hinv[:, q]
+    return np.shape(got) == w.shape and np.allclose(np.delete(got - expected, q), 0)
 
 
 def two_weights(rng):
@@ -169,273 +126,14 @@ def two_weights(rng):
 def compensate_case(rng):
     """Draw a step after another one, which has fixed weight 1."""
     d = int(rng.integers(5, 8))
-    w = rng.normal(0, 1, d)
-    w, Hinv = compensate(w, np.linalg.inv(correlated(rng, d)), 1, 0.25)
+    w, Hinv = compensate(rng.standard_normal(d), np.linalg.inv(correlated(rng, d)), 1, 0.25)
     q = int(rng.choice([0, 2, 3, 4]))
-    return w, Hinv, q, float(np.rint(w[q] * 2) / 2)
-
-
-# -- GPTQ ------------------------------------------------------------------------------------------
-def halves(column):
-    """Round to multiples of ½."""
-    return np.rint(2 * column) / 2
-
-
-def gptq(W, U, quant):
-    """Sum what a column gets just before it is rounded: Algorithm 1 in another order."""
-    W_hat, E = np.empty_like(W), np.zeros_like(W)
-    for j in range(W.shape[1]):
-        w = W[:, j] - E[:, :j] @ U[:j, j]
-        W_hat[:, j] = quant(w)
-        E[:, j] = (w - W_hat[:, j]) / U[j, j]
-    return W_hat
-
-
-def gptq_fixed(W, U, quant):
-    """Take one inverse for all columns, from which nothing is eliminated."""
-    V, W_hat, Hinv = W.copy(), np.empty_like(W), U.T @ U
-    for j in range(W.shape[1]):
-        W_hat[:, j] = quant(V[:, j])
-        E = (V[:, j] - W_hat[:, j]) / Hinv[j, j]
-        V[:, j + 1:] -= np.outer(E, Hinv[j, j + 1:])
-    return W_hat
-
-
-def gptq_variant(sign=1, divisor=usual_divisor, original=False, running=False):
-    """Make `gptq` with a mistake.
-
-    sign: 0 passes nothing on. original: the errors are those of the first W. running: the running
-    W is returned.
-    """
-    def wrong(W, U, quant):
-        V, W_hat = W.copy(), np.empty_like(W)
-        for j in range(W.shape[1]):
-            W_hat[:, j] = quant(V[:, j])
-            w = (W if original else V)[:, j]
-            E = (w - W_hat[:, j]) / divisor(U[j, j])
-            V[:, j + 1:] -= sign * np.outer(E, U[j, j + 1:])
-        return V if running else W_hat
-    return wrong
-
-
-def _last_alone(got, expected, args):
-    """Are all columns right, except the last one?"""
-    right = np.isclose(got, expected)
-    return right[:, :-1].all() and not right[:, -1].all()
-
-
-def gptq_case(rng):
-    d = int(rng.integers(6, 10))
-    W = rng.normal(0, 1, (int(rng.integers(3, 6)), d))
-    return W, factor(correlated(rng, d), 0.01).copy(), halves
-
-
-def diagonal(rng):
-    W = rng.normal(0, 1, (3, 4))
-    return W, np.diag([1.0, 2, 3, 4]), halves
-
-
-# -- GPTQ's factor, and another order --------------------------------------------------------------
-def mended_factor(H, damping):
-    return factor(H, damping).copy()
-
-
-def on_diagonal(H, damping):
-    return damping * H.diagonal().mean() * np.eye(len(H))
-
-
-def damped_by(size, H, damping):
-    return damping * size(H) * np.eye(len(H))
-
-
-def everywhere(H, damping):
-    return damping * H.diagonal().mean()
-
-
-def factor_of_inverse(A):
-    return np.linalg.cholesky(np.linalg.inv(A))
-
-
-def inverse_of_factor(A):
-    return np.linalg.inv(np.linalg.cholesky(A))
-
-
-def factor_variant(L=factor_of_inverse, added=on_diagonal, upper=True):
-    """Make `mended_factor` with a mistake: another factor or damping, or not transposed."""
-    def wrong(H, damping):
-        lower = L(H + added(H, damping))
-        return lower.T if upper else lower
-    return wrong
-
-
-def few_tokens(rng):
-    return correlated(rng, 6, n=3), 0.1
-
-
-def factor_case(rng):
-    H = correlated(rng, int(rng.integers(5, 9)))
-    return H, float(rng.choice([0.01, 0.05, 0.1]))
-
-
-def _other_signs(got, expected, args):
-    """Is it the right factor, with other signs of its rows?"""
-    return np.allclose(np.sign(got.diagonal())[:, None] * got, expected)
-
-
-def ordered(W, H, quant, damping):
-    order = np.argsort(-H.diagonal(), kind="stable")
-    U = factor(permuted(H, order), damping)
-    return undone(gptq(W[:, order], U, quant), order)
-
-
-def gptq_in_order(W, H, quant, damping):
-    return gptq(W, factor(H, damping), quant)
-
-
-def sorted_by_W(W, H, quant, damping):
-    order = np.argsort(-np.linalg.norm(W, axis=0), kind="stable")
-    return undone(gptq(W[:, order], factor(permuted(H, order), damping), quant), order)
-
-
-def undone(V, order):
-    W_hat = np.empty_like(V)
-    W_hat[:, order] = V
-    return W_hat
-
-
-def permuted(A, order):
-    return A[order][:, order]
-
-
-def unpermuted(A, order):
-    return A
-
-
-def ordered_variant(weight=np.diagonal, of_H=permuted, of_factor=unpermuted, of_W=True, undo=undone,
-                    damped=lambda damping: damping):
-    """Make `ordered` with a mistake.
-
-    weight: that of the columns. of_H, of_factor: what becomes of H and of its factor. of_W: W is
-    permuted. undo: what becomes of the result.
-    """
-    def wrong(W, H, quant, damping):
-        order = np.argsort(-weight(H), kind="stable")
-        U = of_factor(factor(of_H(H, order), damped(damping)), order)
-        return undo(gptq(W[:, order] if of_W else W, U, quant), order)
-    return wrong
-
-
-def diagonal_case(rng):
-    W = rng.normal(0, 1, (3, 4))
-    return W, np.diag([1.0, 4.0, 2.0, 3.0]), halves, 0.01
-
-
-def one_row(rng):
-    H = np.array([[2.0, 1.5, 1.2], [1.5, 3.0, 0.0], [1.2, 0.0, 2.2]])
-    return np.array([[-0.25, 0.35, 0.2]]), H, halves, 1.0
-
-
-def ordered_case(rng):
-    d = int(rng.integers(7, 10))
-    H = correlated(rng, d)
-    W = rng.normal(0, 1, (int(rng.integers(3, 6)), d))
-    return W, H, halves, float(rng.choice([0.03, 0.2, 1.0]))
-
-
-# -- scales of the inputs --------------------------------------------------------------------------
-def by_rows(bits, W):
-    """Round to nearest, one asymmetric grid per row."""
-    u = Uniform(bits, symmetric=False)
-    return u.fit(W).round(W)
-
-
-def loss_of_scale(s, W, H, quant):
-    D = quant(W * s) / s - W
-    return np.vdot(D @ H, D)
-
-
-POWERS = np.arange(20) / 20
-
-
-def scale(W, H, mean_abs, quant):
-    return by_power(W, H, mean_abs, quant)
-
-
-def by_power(W, H, mean_abs, quant, powers=POWERS, pick=min, loss=loss_of_scale):
-    """Take the power of mean_abs with the least loss; the options are for the mistakes."""
-    scales = [mean_abs**power for power in powers]
-    return pick(scales, key=lambda s: loss(s, W, H, quant))
-
-
-def error_of_scaled_weights(s, W, H, quant):
-    return loss_of_scale(s, W, np.eye(len(H)), quant)
-
-
-def nearly_as_good(result, args):
-    """Does s take off four fifths of what the search over POWERS takes off rounding's loss?"""
-    W, H, mean_abs, quant = args
-    s = np.asarray(result, float)
-    if not (np.isfinite(s).all() and (s > 0).all()):
-        return False
-    return bool(gain(s, W, H, quant) >= 0.8 * gain(by_power(*args), W, H, quant))
-
-
-def gain(s, W, H, quant):
-    """What the scales take off the loss of rounding alone."""
-    return loss_of_scale(np.ones(len(H)), W, H, quant) - loss_of_scale(s, W, H, quant)
-
-
-def are_equal(got, expected, args):
-    return np.ptp(got) == 0
-
-
-def spares_the_weights(got, expected, args):
-    """Have these scales about the least error of the weights?"""
-    W, H, _, quant = args
-    least = by_power(*args, loss=error_of_scaled_weights)
-    error, bound = (error_of_scaled_weights(s, W, H, quant) for s in (np.asarray(got), least))
-    return error <= 1.001 * bound
-
-
-def follows_the_inputs(got, expected, args):
-    """Do the scales grow with mean_abs, whatever the weights are?"""
-    _, _, mean_abs, _ = args
-    s = np.asarray(got)[mean_abs.argsort()]
-    return s[-1] > s[0] and (np.diff(s) >= 0).all()
-
-
-def sizes_of_weights(W, H, mean_abs, quant):
-    return np.abs(W).mean(0)
-
-
-def not_positive(got, expected, args):
-    return not (np.asarray(got) > 0).all()
-
-
-def layer(rng, weights):
-    """Draw a layer two of whose inputs are large, as in lesson 11. The weights that meet these are
-    `weights` times as large as the others. Scales help, and a search in steps of 0.1 finds them."""
-    d = 24
-    while True:
-        X = rng.normal(0, 1, (d, 8 * d)) * np.exp(rng.normal(0, 0.3, (d, 1)))
-        W, large = rng.normal(0, 1, (32, d)), rng.choice(d, 2, replace=False)
-        X[large] *= rng.uniform(4, 12, (2, 1))
-        W[:, large] *= weights
-        H, mean_abs = 2 / X.shape[1] * X @ X.T, np.abs(X).mean(1)
-        quant = partial(by_rows, int(rng.choice([3, 4])))
-        best, coarse = (gain(by_power(W, H, mean_abs, quant, powers), W, H, quant)
-                        for powers in (POWERS, POWERS[::2]))
-        if coarse > 0.9 * best and best > 0.22 * loss_of_scale(np.ones(d), W, H, quant):
-            return W, H, mean_abs, quant
-
-
-def scale_case(rng):
-    return layer(rng, float(rng.choice([0.1, 1, 2])))
+    return w, Hinv, q, float(halves(w[q]))
 
 
 def _optimal(fn, rng):
     d = 6
-    H, w = correlated(rng, d), rng.normal(0, 1, d)
+    H, w = correlated(rng, d), rng.standard_normal(d)
     new, _ = fn(w, np.linalg.inv(H), 2, 0.0)
     # the slope of the quadratic form is zero in every free direction
     slope = np.abs((new - w) @ H)
@@ -447,41 +145,241 @@ def _exact(fn, rng):
     for _ in range(8):
         w, Hinv, q, value = compensate_case(rng)
         new, M = fn(w, Hinv, q, value)
-        if new[q] != value or M[q].any() or M[:, q].any():
-            return False
+        if new[q] != value or M[q].any() or M[:, q].any(): return False
     return True
+
+
+# -- GPTQ ------------------------------------------------------------------------------------------
+def gptq(W, U, quant):
+    V, W_hat = W.copy(), np.empty_like(W)
+    for j in range(W.shape[1]):
+        W_hat[:, j] = quant(V[:, j])
+        E = (V[:, j] - W_hat[:, j]) / U[j, j]
+        if slip("E is the error divided by U_jj"): E = V[:, j] - W_hat[:, j]
+        if slip("take the error of the column in its current state, not of the original W"):
+            E = (W[:, j] - W_hat[:, j]) / U[j, j]
+        change = np.outer(E, U[j, j + 1:])
+        if slip("nothing is passed on to later columns: this is round to nearest. Column j of U is "
+                "zero below the diagonal, so take row j, and begin with the first column"):
+            change = 0
+        if slip("the errors have the wrong sign: subtract them"): change = -change
+        if slip("H⁻¹ changes when a column is fixed; row j of U belongs to the inverse of the free "
+                "columns, row j of UᵀU does not"):
+            Hinv = U.T @ U
+            change = np.outer(V[:, j] - W_hat[:, j], Hinv[j, j + 1:] / Hinv[j, j])
+        V[:, j + 1:] -= change
+    if slip("this is the running W; return the rounded columns, Ŵ"): return V
+    return W_hat
+
+
+def halves(column):
+    """Round to multiples of ½."""
+    return np.rint(2 * column) / 2
+
+
+def _last_alone(got, expected, args):
+    """Are all columns right, except the last one?"""
+    right = np.isclose(got, expected)
+    return right[:, :-1].all() and not right[:, -1].all()
+
+
+def gptq_case(rng):
+    W, H, *_ = ordered_case(rng)
+    return W, mended_factor(H, 0.01), halves
+
+
+def diagonal(rng):
+    return rng.standard_normal((3, 4)), np.diag([1.0, 2, 3, 4]), halves
+
+
+# -- GPTQ's factor ---------------------------------------------------------------------------------
+def mended_factor(H, damping):
+    size = H.diagonal().mean()
+    match which("damping is in units of the mean of H's diagonal", 4):
+        case 1: size = 1
+        case 2: size = np.trace(H)
+        case 3: size = H.mean()
+        case 4: size = H.max()
+    added = damping * size * np.eye(len(H))
+    if slip("the same λ is added to the whole diagonal; yours adds a share of each entry"):
+        added = np.diag(damping * H.diagonal())
+    if slip("damping belongs on the diagonal alone; you add it to every entry"):
+        added = damping * size
+    if slip("the damping is not added"): added = 0
+    A = H + added
+    if slip("UᵀU is H; it should be the inverse of H"): return np.linalg.cholesky(A).T
+    if slip("UᵀU is H, and the damping is added to every entry: these are both faults of the code "
+            "above"):
+        return np.linalg.cholesky(H + damping * size).T
+    if slip("this is lower triangular, L with L Lᵀ = H⁻¹: then nothing is passed on to later "
+            "columns; U is Lᵀ"):
+        return np.linalg.cholesky(np.linalg.inv(A))
+    if slip("this is Lᵀ of the inverse of H's own factor: U Uᵀ would be H⁻¹, and UᵀU should be it; "
+            "factor the inverse"):
+        return np.linalg.inv(np.linalg.cholesky(A)).T
+    if slip("UᵀU is right, but this is lower triangular, the inverse of H's own factor; factor the "
+            "inverse of H, and transpose"):
+        return np.linalg.inv(np.linalg.cholesky(A))
+    return np.linalg.cholesky(np.linalg.inv(A)).T
+
+
+def factor_case(rng):
+    return correlated(rng, int(rng.integers(5, 9))), float(rng.choice([0.01, 0.05, 0.1]))
+
+
+def _other_signs(got, expected, args):
+    """Is it the right factor, with other signs of its rows?"""
+    return np.allclose(np.sign(got.diagonal())[:, None] * got, expected)
+
+
+# -- another order ---------------------------------------------------------------------------------
+def ordered(W, H, quant, damping):
+    order = np.argsort(-H.diagonal(), kind="stable")
+    match which("H says which columns are heavy: sort them by its diagonal, the largest first", 2):
+        case 1: order = np.arange(len(H))
+        case 2: order = np.argsort(-np.linalg.norm(W, axis=0))
+    if slip("the heaviest column comes first: sort by −diag H"): order = np.argsort(H.diagonal())
+    if slip("the weight of a column is its entry on the diagonal of H, not the length of its "
+            "column of H"):
+        order = np.argsort(-np.linalg.norm(H, axis=0))
+    if slip("the damping is an argument; yours is always 0.01"): damping = 0.01
+    if slip("H is not damped before it is factored"): damping = 0
+    W_hat = np.empty_like(W)
+    U = mended_factor(H[order][:, order], damping)
+    if slip("H is still in the old order: permute its rows and its columns"):
+        U = mended_factor(H, damping)
+    if slip("permute H and factor it then; a permuted U is not triangular"):
+        U = mended_factor(H, damping)[order][:, order]
+    rounded = gptq(W[:, order], U, quant)
+    if slip("the columns of W must be in the same order as those of H"): rounded = gptq(W, U, quant)
+    if slip("the columns come back in the new order; put each where it was: W_hat[:, order] = …"):
+        return rounded
+    if slip("indexing by `order` once more does not undo it; assign to W_hat[:, order]"):
+        return rounded[:, order]
+    W_hat[:, order] = rounded
+    return W_hat
+
+
+def diagonal_case(rng):
+    return rng.standard_normal((3, 4)), np.diag([1.0, 4.0, 2.0, 3.0]), halves, 0.01
+
+
+def one_row(rng):
+    H = np.array([[2.0, 1.5, 1.2], [1.5, 3.0, 0.0], [1.2, 0.0, 2.2]])
+    return np.array([[-0.25, 0.35, 0.2]]), H, halves, 1.0
+
+
+def ordered_case(rng):
+    H = correlated(rng, int(rng.integers(7, 10)))
+    W = rng.standard_normal((int(rng.integers(3, 6)), len(H)))
+    return W, H, halves, float(rng.choice([0.03, 0.2, 1.0]))
+
+
+# -- scales of the inputs --------------------------------------------------------------------------
+POWERS = np.arange(20) / 20
+
+
+def scale(W, H, mean_abs, quant):
+    if slip("s = 1 is rounding itself: nothing is scaled"): return np.ones_like(mean_abs)
+    match which("so large a scale makes the scaled weights the largest of their rows, and the "
+                "others pay: try smaller powers of mean_abs, and keep the best", 2):
+        case 1: return mean_abs
+        case 2: return mean_abs**2
+    match which("the scales are upside down: a weight that meets a large input is scaled up, so s "
+                "grows with mean_abs", 2):
+        case 1: return 1 / mean_abs
+        case 2: return mean_abs**-0.5
+    if slip("these are the sizes of the weights; which weights matter is seen from the inputs that "
+            "they meet"):
+        return np.abs(W).mean(axis=0)
+    if slip("these scales have the least error of the weights; the loss is that of the outputs, "
+            "with H"):
+        H = np.eye(len(H))
+    scales = [mean_abs**alpha for alpha in POWERS]
+    if slip("this is the worst of the powers; take the one with the least loss"):
+        return max(scales, key=lambda s: loss(s, W, H, quant))
+    return min(scales, key=lambda s: loss(s, W, H, quant))
+
+
+def loss(s, W, H, quant):
+    D = quant(W * s) / s - W
+    return np.sum((D @ H) * D)
+
+
+def gain(s, W, H, quant):
+    """What the scales take off the loss of rounding alone."""
+    return loss(np.ones(len(H)), W, H, quant) - loss(s, W, H, quant)
+
+
+def nearly_as_good(result, args):
+    """Does s take off four fifths of what the search over POWERS takes off rounding's loss?"""
+    W, H, mean_abs, quant = args
+    s = np.asarray(result, float)
+    if not (np.isfinite(s).all() and (s > 0).all()): return False
+    return bool(gain(s, W, H, quant) >= 0.8 * gain(scale(*args), W, H, quant))
+
+
+def are_equal(got, expected, args):
+    return np.ptp(got) == 0
+
+
+def spares_the_weights(got, expected, args):
+    """Have these scales about the least error of the weights?"""
+    W, H, mean_abs, quant = args
+    alike = np.eye(len(H))                                        # all inputs count alike
+    least = loss(scale(W, alike, mean_abs, quant), W, alike, quant)
+    return loss(np.asarray(got), W, alike, quant) <= 1.001 * least
+
+
+def follows_the_inputs(got, expected, args):
+    """Do the scales grow with mean_abs, whatever the weights are?"""
+    _, _, mean_abs, _ = args
+    s = np.asarray(got)[mean_abs.argsort()]
+    return s[-1] > s[0] and (np.diff(s) >= 0).all()
+
+
+def not_positive(got, expected, args):
+    return not (np.asarray(got) > 0).all()
+
+
+def by_rows(bits, W):
+    """Round to nearest, one asymmetric grid per row."""
+    u = Uniform(bits, symmetric=False)
+    return u.fit(W).round(W)
+
+
+def layer(rng, weights):
+    """Draw a layer two of whose inputs are large, as in lesson 11. The weights that meet these are
+    `weights` times as large as the others. Scales help, and a search in steps of 0.1 finds them."""
+    d = 24
+    while True:
+        X = rng.standard_normal((d, 8 * d)) * np.exp(rng.normal(0, 0.3, (d, 1)))
+        W, large = rng.standard_normal((32, d)), rng.choice(d, 2, replace=False)
+        X[large] *= rng.uniform(4, 12, (2, 1))
+        W[:, large] *= weights
+        H, mean_abs = 2 / X.shape[1] * X @ X.T, np.abs(X).mean(axis=1)
+        quant = partial(by_rows, int(rng.choice([3, 4])))
+        gains = [gain(mean_abs**alpha, W, H, quant) for alpha in POWERS]
+        best, coarse = max(gains), max(gains[::2])
+        if coarse > 0.9 * best and best > 0.22 * loss(np.ones(d), W, H, quant):
+            return W, H, mean_abs, quant
 
 
 EXERCISES = (
     Exercise(
         name="calibrated.directions", title="Where an error costs most, and least", stars=2,
         kind="design",
-        reference=directions, cases=directions_case,
+        reference=directions, cases=lambda rng: (correlated(rng, int(rng.integers(5, 9))),),
         goal=("both have length 1, no direction costs more than the first, and none less than "
               "the second", are_extreme),
         special=(
-            ("H = [[2, 1], [1, 2]]: together, and one against the other", two_together),
-            ("the inputs have nothing to do with each other: H is diagonal", separate_inputs),
+            ("H = [[2, 1], [1, 2]]: together, and one against the other",
+             lambda rng: (np.array([[2.0, 1], [1, 2]]),)),
+            ("the inputs have nothing to do with each other: H is diagonal",
+             lambda rng: (np.diag([3.0, 1, 4, 2]),)),
             ("fewer tokens than inputs, so that some directions cost nothing",
-             few_for_directions)),
-        mistakes=(
-            ("the two are exchanged: eigh sorts the eigenvalues in ascending order, so the last "
-             "eigenvector is the strongest direction",
-             other_directions(0, -1)),
-            ("the eigenvectors are the columns of the matrix that eigh returns; these are rows",
-             other_directions(-1, 0, rows=True)),
-            ("the eigenvectors are the columns of the matrix that eigh returns; these are rows",
-             other_directions(0, -1, rows=True)),
-            ("these are single inputs; where inputs are correlated, a mixture of them costs more "
-             "or less than any single one",
-             single_inputs),
-            ("this is the second weakest direction, or the second strongest",
-             other_directions(-2, 0)),
-            ("this is the second weakest direction, or the second strongest",
-             other_directions(-1, 1)),
-            ("both are strong: the second is the one along which an error costs least",
-             other_directions(-1, -2)),
-            ("both are the same direction", other_directions(-1, -1))),
+             lambda rng: (correlated(rng, 6, n=3),))),
+        mistakes=slips(directions),
         symptoms=(
             ("these are the right directions, but not of length 1: divide each by its norm",
              right_but_for_length),
@@ -506,27 +404,7 @@ EXERCISES = (
             ("moving a weight that is still free does not improve the result", _optimal),
             ("w[q] is exactly the value, and row and column q of the new H⁻¹ are exactly 0",
              _exact)),
-        mistakes=(
-            *both_exact("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q",
-                        sign=-1),
-            ("all other weights that are free move, those before q as well", later_alone),
-            *both_exact("divide the column by its diagonal entry [H⁻¹]_qq",
-                        of_w=one, of_H=one),
-            *both_exact("the column that moves w must be divided by [H⁻¹]_qq; only "
-                        "the one that changes H⁻¹ is",
-                        of_w=one),
-            *both_exact("the outer product must be divided by [H⁻¹]_qq; only the column that moves "
-                        "w is",
-                        of_H=one),
-            *both_exact("this is δ, the change of w; return w + δ",
-                        delta=True),
-            ("this is δ, the change of w; return w + δ", delta_of_others),
-            ("H⁻¹ needs an elimination step: subtract the outer product; it is not "
-             "enough to clear row and column",
-             compensate_variant(eliminate=False)),
-            *several("weight q is fixed now: subtract the outer product of H⁻¹'s column and row q, "
-                     "and set both to 0; the array stays (d, d)", H_unchanged, without_row_q),
-            ("the other weights must move too", unmoved_others)),
+        mistakes=slips(compensate),
         symptoms=(
             ("the column that moves w must be divided by its entry [H⁻¹]_qq, so that w_q moves by "
              "value − w_q and not by a part of it", undivided),),
@@ -542,18 +420,7 @@ EXERCISES = (
         reference=gptq, cases=gptq_case,
         special=(
             ("U is diagonal: nothing is passed on, and it is round to nearest", diagonal),),
-        mistakes=(
-            ("nothing is passed on to later columns: this is round to nearest. Column j of U is "
-             "zero below the diagonal, so take row j, and begin with the first column",
-             gptq_variant(sign=0)),
-            ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
-            ("E is the error divided by U_jj", gptq_variant(divisor=one)),
-            ("H⁻¹ changes when a column is fixed; row j of U belongs to the inverse of the free "
-             "columns, row j of UᵀU does not",
-             gptq_fixed),
-            ("this is the running W; return the rounded columns, Ŵ", gptq_variant(running=True)),
-            ("take the error of the column in its current state, not of the original W",
-             gptq_variant(original=True))),
+        mistakes=slips(gptq),
         symptoms=(
             ("the last column alone is wrong: nothing comes after it, but it must be rounded, too",
              _last_alone),),
@@ -567,34 +434,13 @@ EXERCISES = (
         name="calibrated.bug", title="Find the bug: worse than rounding", stars=2,
         kind="fault",
         avoids=("factor",),
-        reference=mended_factor,
-        cases=factor_case,
+        reference=mended_factor, cases=factor_case,
         special=(
             ("H is diagonal, so U is the diagonal of 1/√(H_jj + λ)",
              lambda rng: (np.diag([1.0, 3.0, 8.0]), 0.25)),
-            ("fewer tokens than inputs: without damping H has no inverse", few_tokens)),
-        mistakes=(
-            ("UᵀU is H; it should be the inverse of H", factor_variant(np.linalg.cholesky)),
-            ("this is lower triangular, L with L Lᵀ = H⁻¹: then nothing is passed on "
-             "to later columns; U is Lᵀ",
-             factor_variant(upper=False)),
-            ("this is Lᵀ of the inverse of H's own factor: U Uᵀ would be H⁻¹, and UᵀU should "
-             "be it; factor the inverse",
-             factor_variant(inverse_of_factor)),
-            ("UᵀU is right, but this is lower triangular, the inverse of H's own factor; factor "
-             "the inverse of H, and transpose",
-             factor_variant(inverse_of_factor, upper=False)),
-            ("the same λ is added to the whole diagonal; yours adds a share of each entry",
-             factor_variant(added=lambda H, damping: np.diag(damping * H.diagonal()))),
-            ("damping belongs on the diagonal alone; you add it to every entry",
-             factor_variant(added=everywhere)),
-            *several("damping is in units of the mean of H's diagonal",
-                     *(factor_variant(added=partial(damped_by, size))
-                       for size in (lambda H: 1, np.trace, np.mean, np.max))),
-            ("the damping is not added", factor_variant(added=lambda H, damping: 0)),
-            ("UᵀU is H, and the damping is added to every entry: these are both "
-             "faults of the code above",
-             factor_variant(np.linalg.cholesky, added=everywhere))),
+            ("fewer tokens than inputs: without damping H has no inverse",
+             lambda rng: (correlated(rng, 6, n=3), 0.1))),
+        mistakes=slips(mended_factor),
         symptoms=(
             ("UᵀU is right, but the diagonal of U must be positive: turn the signs of "
              "the rows in which it is not",
@@ -617,27 +463,7 @@ EXERCISES = (
         special=(
             ("H is diagonal: in every order it is round to nearest", diagonal_case),
             ("one row, with a damping of 1", one_row)),
-        mistakes=(
-            ("the columns come back in the new order; put each where it was: W_hat[:, order] = …",
-             ordered_variant(undo=unpermuted)),
-            ("indexing by `order` once more does not undo it; assign to W_hat[:, order]",
-             ordered_variant(undo=lambda V, order: V[:, order])),
-            ("the heaviest column comes first: sort by −diag H",
-             ordered_variant(lambda H: -H.diagonal())),
-            *several("H says which columns are heavy: sort them by its diagonal, the largest first",
-                     gptq_in_order, sorted_by_W),
-            ("the weight of a column is its entry on the diagonal of H, not the "
-             "length of its column of H",
-             ordered_variant(partial(np.linalg.norm, axis=0))),
-            ("the damping is an argument; yours is always 0.01",
-             ordered_variant(damped=lambda damping: 0.01)),
-            ("H is not damped before it is factored", ordered_variant(damped=lambda damping: 0)),
-            ("H is still in the old order: permute its rows and its columns",
-             ordered_variant(of_H=unpermuted)),
-            ("permute H and factor it then; a permuted U is not triangular",
-             ordered_variant(of_H=unpermuted, of_factor=permuted)),
-            ("the columns of W must be in the same order as those of H",
-             ordered_variant(of_W=False))),
+        mistakes=slips(ordered),
         tolerance=1e-9,
         hints=("Which two arrays must be permuted before, and which one afterwards?",
                "order = np.argsort(-H.diagonal()) is (d,). H[order][:, order] is (d, d), "
@@ -647,35 +473,13 @@ EXERCISES = (
     Exercise(
         name="calibrated.scale", title="Scales that protect what matters", stars=2,
         kind="design",
-        reference=scale, cases=scale_case,
+        reference=scale, cases=lambda rng: layer(rng, float(rng.choice([0.1, 1, 2]))),
         goal=("of what a search over twenty scales takes off the loss of rounding, these take off "
               "four fifths", nearly_as_good),
         special=(
             ("the weights that meet large inputs are small", partial(layer, weights=0.1)),
             ("the weights that meet large inputs are the largest", partial(layer, weights=2))),
-        mistakes=(
-            ("s = 1 is rounding itself: nothing is scaled",
-             lambda W, H, mean_abs, quant: np.ones_like(mean_abs)),
-            ("so large a scale makes the scaled weights the largest of their rows, and the others "
-             "pay: try smaller powers of mean_abs, and keep the best",
-             lambda W, H, mean_abs, quant: mean_abs),
-            ("so large a scale makes the scaled weights the largest of their rows, and the others "
-             "pay: try smaller powers of mean_abs, and keep the best",
-             lambda W, H, mean_abs, quant: mean_abs**2),
-            ("the scales are upside down: a weight that meets a large input is scaled up, so s "
-             "grows with mean_abs",
-             lambda W, H, mean_abs, quant: 1 / mean_abs),
-            ("the scales are upside down: a weight that meets a large input is scaled up, so s "
-             "grows with mean_abs",
-             lambda W, H, mean_abs, quant: mean_abs**-0.5),
-            ("these are the sizes of the weights; which weights matter is seen from the inputs "
-             "that they meet",
-             sizes_of_weights),
-            ("this is the worst of the powers; take the one with the least loss",
-             partial(by_power, pick=max)),
-            ("these scales have the least error of the weights; the loss is that of the outputs, "
-             "with H",
-             partial(by_power, loss=error_of_scaled_weights))),
+        mistakes=slips(scale),
         symptoms=(
             ("all scales must be positive: W is multiplied by them, and divided again",
              not_positive),
