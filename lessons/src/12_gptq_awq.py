@@ -94,10 +94,6 @@ print(f"round to nearest: error of the weights {moved_by:.1%}, "
 # %% exercise=calibrated.directions points=2 minutes=10
 def calibrated_directions(H):
     """H (d_in, d_in) → the strongest and the weakest direction, (d_in,) each, of length 1."""
-    ### BEGIN SOLUTION
-    values, vectors = np.linalg.eigh(H)                           # ascending
-    return vectors[:, -1], vectors[:, 0]
-    ### END SOLUTION
 
 # %%
 strong, weak = result.function(H)
@@ -163,14 +159,6 @@ guess.beside(cost)
 def calibrated_compensate(w, Hinv, q, value):
     """w (d,), Hinv (d, d), zero in rows and columns already fixed; w[q] becomes `value`
     → (w, Hinv), updated copies."""
-    ### BEGIN SOLUTION
-    column = Hinv[:, q] / Hinv[q, q]
-    w = w + (value - w[q]) * column
-    w[q] = value
-    Hinv = Hinv - np.outer(column, Hinv[q])
-    Hinv[q] = Hinv[:, q] = 0
-    return w, Hinv
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The derivation, in three lines</summary>
@@ -274,14 +262,6 @@ sliders.valley(my_step)
 def calibrated_gptq(W, U, quant):
     """W (d_out, d_in), U upper (d_in, d_in) with UᵀU = H⁻¹, quant: (d_out,) → (d_out,)
     → Ŵ (d_out, d_in)."""
-    ### BEGIN SOLUTION
-    W, W_hat = W.copy(), np.empty_like(W)
-    for j in range(W.shape[1]):
-        W_hat[:, j] = quant(W[:, j])
-        E = (W[:, j] - W_hat[:, j]) / U[j, j]
-        W[:, j + 1:] -= np.outer(E, U[j, j + 1:])
-    return W_hat
-    ### END SOLUTION
 
 # %% [markdown]
 # One column on its way:
@@ -384,10 +364,6 @@ for name, W_hat in (("nearest", W_near), ("with the faulty factor", W_faulty)):
 # %% exercise=calibrated.bug points=3 minutes=12
 def calibrated_bug(H, damping):
     """H (d, d) → U (d, d), upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean of H's diagonal."""
-    ### BEGIN SOLUTION
-    A = H + damping * H.diagonal().mean() * np.eye(len(H))
-    return np.linalg.cholesky(np.linalg.inv(A)).T
-    ### END SOLUTION
 
 # %% [markdown]
 # Compare yours with the package's: `plain.gptq`, the whole algorithm. The faster `factor` turns the

@@ -93,9 +93,6 @@ show("schematic:merging")
 # %% exercise=loftq.vanish points=3 minutes=12
 def loftq_vanish(W_hat, s):
     """W_hat (d_out, d_in) on a grid with the steps s (d_out,) → B (d_out, 1), A (1, d_in)."""
-    ### BEGIN SOLUTION
-    return 0.49 * s[:, None], np.ones((1, W_hat.shape[1]))
-    ### END SOLUTION
 
 # %% [markdown]
 # So the norm of a change does not say whether it survives. Yours, on a grid of 3 bits for `mlp.up`,
@@ -226,15 +223,6 @@ show("qlora")
 def loftq_rounds(W, quant, r, T):
     """W (d_out, d_in), quant: matrix → rounded matrix
     → Q (d_out, d_in), B (d_out, r), A (r, d_in) of round T."""
-    ### BEGIN SOLUTION
-    BA = 0
-    for _ in range(T):
-        Q = quant(W - BA)
-        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
-        BA = B @ A
-    return Q, B, A
-    ### END SOLUTION
 
 # %% [markdown]
 # Compare yours with the package's:
@@ -356,12 +344,6 @@ for alpha in (8, 16, 32):
 def loftq_bug(W, quant, r, alpha):
     """W (d_out, d_in), quant: matrix → rounded matrix → Q (d_out, d_in), B (d_out, r), A (r, d_in),
     for a layer that computes with Q + (α/r) B A."""
-    ### BEGIN SOLUTION
-    Q = quant(W)
-    U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-    root = np.sqrt(S[:r] / (alpha / r))
-    return Q, U[:, :r] * root, root[:, None] * Vt[:r]
-    ### END SOLUTION
 
 # %% [markdown]
 # Both functions in the whole model, on a base of 2 bits, with $r = 8$ and $\alpha = 32$, before
@@ -389,11 +371,6 @@ for name, f in (("faulty LoftQ", faulty_loftq), ("your LoftQ", result.function))
 def loftq_principal(W, quant, r):
     """W (d_out, d_in), quant: matrix → rounded matrix
     → Q (d_out, d_in), B (d_out, r), A (r, d_in)."""
-    ### BEGIN SOLUTION
-    U, S, Vt = np.linalg.svd(W, full_matrices=False)
-    B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
-    return quant(W - B @ A), B, A
-    ### END SOLUTION
 
 # %%
 for r in (4, 16):
