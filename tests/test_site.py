@@ -157,7 +157,7 @@ def test_a_page_has_its_plain_twin(name, pages):
     assert pages[name].find("<div class='plain'>") < pages[name].find('<span id="L-')
 
 
-LINES = {"dora": "self.scale * self.B @ self.A", "gptq": "E[i] = (W[i] - grid.decode(q[i])) / U[i, i]",
+LINES = {"dora": "self.scale * self.B @ self.A", "gptq": "E[i] = (W[i] - Q) / U[i, i]",
          "lora": "return self.base(x) + F.linear(Ax, self.B)", "hira": "return W0 * (self.B @ self.A)",
          "smoothquant": "max_abs**alpha", "parallel_adapter": "F.linear(y, self.W_up, self.b_up) * self.scale"}
 

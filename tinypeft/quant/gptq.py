@@ -109,14 +109,12 @@ class GPTQ(CalibratedWeights):
         stored_order = None
         if self.act_order and not self.static_groups:
             stored_order = order.astype(np.int32)
-        scale = np.stack([grid.scale for grid in grids], 1).astype(self.scale_dtype)
-        zero = grids[0].zero
-        if not self.symmetric:
-            zero = np.stack([grid.zero for grid in grids], 1).astype(np.uint8)   # (Σ d_out, d_in/g)
+        scale = np.hstack([grid.scale for grid in grids]).astype(self.scale_dtype)
+        zero = np.hstack([grid.zero for grid in grids]).astype(np.uint8)         # (Σ d_out, d_in/g)
         tensors = []
         for i, end in itertools.pairwise(np.cumsum([0, *map(len, weights)])):
             codes = q.T[i:end]
-            z = zero if self.symmetric else pack(zero[i:end], self.bits)
+            z = grids[0].zero if self.symmetric else pack(zero[i:end], self.bits)
             tensors.append(QTensor(pack(codes, self.bits), self.bits, codes.shape, g,
                                    scale[i:end].reshape(-1), z, order=stored_order))
         return tensors
@@ -148,8 +146,10 @@ class GPTQ(CalibratedWeights):
         def round_halves(i, end):                        # the columns i … end − 1
             if end - i == 1:
                 grid = grids[group[i]]
-                q[i] = grid.encode(W[i].astype(np.float32))
-                E[i] = (W[i] - grid.decode(q[i])) / U[i, i]
+                codes = grid.encode(W[i, :, None].astype(np.float32))     # (d_out, 1)
+                q[i] = codes[:, 0]
+                Q = grid.decode(codes)[:, 0]
+                E[i] = (W[i] - Q) / U[i, i]
                 return
             middle = (i + end) // 2
             round_halves(i, middle)
@@ -167,15 +167,11 @@ class GPTQ(CalibratedWeights):
 
     def grids(self, W: Array, g: int) -> list[Grid]:
         """Fit a grid to every g rows of W (n g, d_out), with a scale for each of its columns."""
+        n = len(W) // g
         d_out = W.shape[1]
-        x = W.reshape(-1, g, d_out).swapaxes(1, 2).astype(np.float32, "C")       # (n, d_out, g)
+        x = W.reshape(n, g, d_out).swapaxes(1, 2).astype(np.float32, "C")        # (n, d_out, g)
         grid = self.nearest.fit(x.reshape(-1, g))
-        scales = grid.scale.reshape(-1, d_out)
-        zeros = [grid.zero] * len(scales)
-        if not self.symmetric:
-            zeros = grid.zero.reshape(-1, d_out)
-        return [replace(grid, scale=s, zero=z)
-                for s, z in zip(scales, zeros, strict=True)]
+        return [grid[i * d_out:(i + 1) * d_out] for i in range(n)]
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         """Go block by block, each calibrated on the outputs of the quantized blocks before it."""

@@ -31,11 +31,7 @@ def obq(W: Array, H: Array, grid: Grid, greedy: bool = True) -> Array:
     if H.shape != (d, d):
         raise ValueError(f"obq: W {W.shape} needs H of shape {(d, d)}, got {H.shape}")
     Hinv = np.linalg.inv(H)
-    zero = np.broadcast_to(grid.zero, grid.scale.shape)
-    rows = []
-    for i, w in enumerate(W):
-        of_row = Grid(grid.scale[[i]], zero[[i]], grid.bits, grid.low)
-        rows.append(obq_row(w, Hinv, of_row, greedy))
+    rows = [obq_row(w, Hinv, grid[i:i + 1], greedy) for i, w in enumerate(W)]
     return np.array(rows)
 
 

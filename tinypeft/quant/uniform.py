@@ -25,7 +25,9 @@ decodes to c within rounding; under "full", without a point at m, at 4 bits to c
 Where a level would exceed float32's largest number, s is the largest that avoids it. One end of
 such a range then errs by up to s.
 """
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,9 +46,14 @@ class Grid:
     """For every row of x (n, B) the numbers s·(q − z), q = low … 2**bits − 1. It stores nothing:
     GPTQ, AWQ and quantization-aware training round on a grid without making a QTensor."""
     scale: Array                    # float32 (n, 1): s, a value that the storage dtype represents
-    zero: int | Array               # or float32 (n, 1): z, an integer. For one column x (n,): (n,)
+    zero: int | Array               # or float32 (n, 1): z, an integer
     bits: int
     low: int = 0                    # the smallest code in use
+
+    def __getitem__(self, rows: slice) -> Grid:
+        """Return the grid of some of the rows of x."""
+        zero = self.zero if isinstance(self.zero, int) else self.zero[rows]
+        return replace(self, scale=self.scale[rows], zero=zero)
 
     def _codes(self, x):
         """Return q = clip(round(x/s) + z, low, 2**bits − 1), in floating point."""
