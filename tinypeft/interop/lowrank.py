@@ -42,7 +42,7 @@ from ..models.targets import names_for
 from ..peft import AdaLoRA, DoRA, LoRA, Method, MethodError
 from ..peft.adalora import AdaLoRALinear
 from ..peft.dora import DoRALinear, lengths
-from ..peft.dylora import DyLoRALinear, scale_of
+from ..peft.dylora import DyLoRALinear
 from ..peft.lora import LoRALinear, StartedLinear
 from ..peft.low_rank import halves, thin_svd
 from ..peft.model import PeftModel
@@ -68,7 +68,7 @@ def lora_folder(tuned: PeftModel, method: Method) -> tuple[dict[str, Any], dict[
     kinds = [DoRALinear] if is_dora else [LoRALinear, StartedLinear, DyLoRALinear]
     for path, layers in adapted_layers(tuned):
         check_kinds(path, layers, kinds)
-        scale = max(scale_of(layer) for layer in filter(None, layers))
+        scale = max(layer.scale for layer in filter(None, layers))
         B, A = stack([layer and lora_pair(layer, scale) for layer in layers])
         tensors |= {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
         if is_dora: tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = magnitudes(tuned, path)
@@ -90,7 +90,7 @@ def lora_pair(layer, scale):
     most = min(layer.d_out, layer.d_in)
     if len(A) > most:
         B, A = halves(*thin_svd(B, A), most)
-    return B if scale_of(layer) == scale else B * (scale_of(layer) / scale), A
+    return B if layer.scale == scale else B * (layer.scale / scale), A
 
 
 def magnitudes(tuned, path):

@@ -41,7 +41,7 @@ from ..peft.ptuning import LSTMEncoder, PseudoTokens
 from .families import family_of
 from .huggingface import HEAD, arrays_of
 from .ia3 import ia3_folder
-from .lowrank import adapted_layers, lora_folder, scale_of
+from .lowrank import adapted_layers, lora_folder
 from .peft_config import PREFIX
 
 __all__ = ["start_of", "tensors_of", "training_fields", "trains_the_base"]
@@ -66,7 +66,7 @@ def tensors_of(tuned: PeftModel, absent: int = 1) -> dict[str, Array]:
         score = f"{PREFIX}score.modules_to_save.default.weight"
     else:
         for path, layers in adapted_layers(tuned):
-            if len({scale_of(layer) for layer in layers if layer}) > 1:
+            if len({layer.scale for layer in layers if layer}) > 1:
                 raise MethodError(f"export_training: the parts of {path} have different scales; "
                                   "PEFT has one for them, so give them one rank and one alpha")
         tensors = low_rank_tensors(tuned)

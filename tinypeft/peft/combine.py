@@ -43,7 +43,6 @@ from ..files import fingerprint
 from ..models.decoder import Decoder
 from ..models.targets import names_for
 from ..text.tasks.saved import common_task
-from .dylora import scale_of
 from .folders import attach_with, fingerprints, load_adapter
 from .lora import LoRA
 from .low_rank import LowRankLinear, halves, thin_svd
@@ -302,7 +301,7 @@ class Combination(Checked):
     def factors_apart(self, path: str, layers: Sequence[LowRankLinear], w: Array,
                       rng: Rng) -> tuple[Array, Array]:
         """Merge B and A, each by itself."""
-        s = np.array([scale_of(layer) for layer in layers])
+        s = np.array([layer.scale for layer in layers])
         sB, A = factors_of(layers)
         ranks = [len(a) for a in A]
         if len(set(ranks)) > 1:

@@ -36,12 +36,13 @@ import numpy as np
 from ..common.hints import Array, Rng, Targets
 from ..common.hyper import flag, layer_names, one_of, real, whole
 from ..engine import functional as F
-from ..engine.nn import Module, kaiming_uniform
+from ..engine.nn import Module, Parameter, kaiming_uniform
 from ..engine.tensor import Tensor, where
-from .lora import LoRALinear, LowRankLinear
+from .lora import LoRALinear
+from .low_rank import LowRankLinear
 from .method import Layers, Method, MethodError
 
-__all__ = ["DyLoRA", "DyLoRALinear", "scale_of"]
+__all__ = ["DyLoRA", "DyLoRALinear"]
 
 ALL = np.ones((1, 1), bool)                      # the mask between steps
 
@@ -51,14 +52,21 @@ class DyLoRALinear(LoRALinear):
 
     def __init__(self, base: Module, method: DyLoRA, rng: Rng):
         A = kaiming_uniform((method.rank, base.d_in), rng)
+        LowRankLinear.__init__(self, base, len(A), method.dropout, rng)      # LoRA's has a fixed s
         self.method = method
-        super().__init__(base, A, None, method.dropout, rng)
+        self.A = Parameter(A)
+        self.B = Parameter(np.zeros((base.d_out, len(A)), A.dtype))
         self.b = np.array(method.rank)                                # a buffer, so it is saved
         self.end_step()
 
     @property
     def rank(self) -> int:
         return int(self.b)
+
+    @property
+    def scale(self) -> float:
+        """The scale at the present rank."""
+        return self.scale_at(self.rank)
 
     def scale_at(self, b: int) -> float:
         """Return α/b, or α/R."""
@@ -97,10 +105,6 @@ class DyLoRALinear(LoRALinear):
     def pair(self) -> tuple[Tensor, Tensor]:
         b = self.rank
         return self.B[:, :b], self.A[:b]
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        B, A = self.pair()
-        return self.scale_at(self.rank) * B, A
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, rank {self.rank} of {self.method.rank})"
@@ -169,10 +173,3 @@ class DyLoRA(Method):
             raise MethodError(f"set_rank: {self} learns at ranks {self.ranks}, not at {rank!r}")
         for layer in layers.values():
             layer.b = np.array(int(rank))
-
-
-def scale_of(layer: LowRankLinear) -> float:
-    """Return s of a layer of LoRA or AdaLoRA, or of DyLoRA at its present rank."""
-    if isinstance(layer, DyLoRALinear):
-        return layer.scale_at(layer.rank)
-    return layer.scale
