@@ -1,4 +1,6 @@
 """Each plain form in `quant/plain.py` computes what the fast form computes: the same codes, and the same bits but for W8A8."""
+import itertools
+
 import numpy as np
 import pytest
 
@@ -127,6 +129,27 @@ def test_w8a8_is_llm_int8_without_outliers():
     linear.weight.data = W
     fast = tp.W8A8(weights="channel", activations="token").layer(linear)       # multiplies by s_w first, then by s_x
     np.testing.assert_allclose(fast.product(X), plain.llm_int8(X, W, np.inf), rtol=3e-7)
+
+
+@pytest.mark.parametrize("prompt, n", [(1, 9), (1, 83), (21, 37), (50, 96)])
+@pytest.mark.parametrize("group_size, residual", [(8, 8), (8, 24), (4, 12), (16, 16), (32, 32)])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_kivi_attends_to_the_same_keys_and_values(bits, group_size, residual, prompt, n):
+    """Of a prompt the tokens leave at once, so only what it attends to is another. A head has 16 channels."""
+    rng = np.random.default_rng(n)
+    Q, K, V = rng.standard_normal((3, 2, 3, n, 16)).astype(np.float32)
+    K[..., :2] *= 10                                     # as KIVI finds them
+    K[..., 2] += 30
+    V[:, :, :3] = 0.1                                    # groups of one number
+    config = tp.GPTConfig(64, 512, 48, 1, 3)
+    cache = tp.QuantizedKVCache(config, bits, group_size, residual).layers[0]
+    ends = [0, prompt, *range(prompt + 1, n + 1)]
+    fast = [cache.attend(*(tp.Tensor(x[:, :, i:j]) for x in (Q, K, V))).data for i, j in itertools.pairwise(ends)][1:]
+    expected, exact = ([form(Q[i], K[i], V[i]) for i in np.ndindex(2, 3)] for form in (
+        lambda *head: plain.kivi(*head, bits, group_size, residual), lambda *head: plain.kivi(*head, bits, group_size, n + 1)))
+    expected, exact = (np.reshape(form, Q.shape)[:, :, prompt:] for form in (expected, exact))
+    np.testing.assert_allclose(np.concatenate(fast, 2), expected, rtol=0, atol=1e-5)
+    assert (np.abs(exact - expected).max() > 0.02) == (n >= residual + 1)                # rounding matters
 
 
 DECODED = {"symmetric": tp.Uniform(8), "asymmetric": tp.Uniform(3, symmetric=False, granularity="group", group_size=48),

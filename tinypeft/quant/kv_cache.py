@@ -11,8 +11,9 @@ tokens are not rounded (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
     G       group_size     32: tokens of a channel of K; channels of a token of V, at most d_head
     R       residual       tokens that keep the model's precision, the recent ones; a multiple of G
 
-Keys move to codes R at a time, as soon as R are waiting, so fewer than R are recent. Values leave a
-window of R eight at a time, which are whole bytes, so R to R + 7 are recent.
+`plain.kivi` is this for a head, token after token; read it first. Keys move to codes R at a time,
+as soon as R are waiting, so fewer than R are recent. Values leave a window of R eight at a time,
+which are whole bytes, so R to R + 7 are recent.
 Tokens attend in full precision to those fed in the same call, hence a prompt to itself. Stored:
 b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded when it
 attends and dropped again, so memory is `nbytes` plus the cache of one layer. A layer with a window

@@ -10,11 +10,12 @@ from ..common.hints import Array
 from .awq import AWQ
 from .codebooks import codebook
 from .gptq import GPTQ
+from .kv_cache import half
 from .qtensor import QTensor
 from .uniform import Grid
 
-__all__ = ["awq", "decode", "double_quantize", "gptq", "gptq_step", "llm_int8", "nf4",
-           "nf4_decode", "pack", "unpack"]
+__all__ = ["awq", "decode", "double_quantize", "gptq", "gptq_step", "kivi", "kivi_round",
+           "llm_int8", "nf4", "nf4_decode", "pack", "unpack"]
 
 
 def gptq(W: Array, H: Array, scheme: GPTQ) -> Array:
@@ -118,6 +119,48 @@ def llm_int8(X: Array, W: Array, threshold: float = 6.0) -> Array:
     integers = product * s_x * s_w
     W_f16 = W[:, outlier].astype(np.float16)
     return integers + X[:, outlier] @ W_f16.astype(np.float32).T
+
+
+def kivi(Q: Array, K: Array, V: Array, bits: int, G: int, R: int) -> Array:
+    """Algorithm 1 of KIVI (arXiv 2402.02750) for a head: the outputs (T, d) of T tokens, which come
+    one after the other. Queries, keys and values (T, d).
+
+    As in `kv_cache.py`, a token attends before others leave, and values leave eight at a time. In
+    the paper they leave first, and values one at a time."""
+    K = K.copy()                                         # rounded in place: K̂ of the old tokens
+    V = V.copy()
+    d = K.shape[1]
+    old_keys = 0                                         # how many tokens are rounded
+    old_values = 0
+    outputs = []
+    for n in range(1, len(K) + 1):
+        scores = K[:n] @ Q[n - 1] / np.float32(np.sqrt(d))
+        p = np.exp(scores - scores.max())
+        p /= p.sum()
+        outputs.append(p @ V[:n])
+        if n - old_keys == R:
+            for t in range(old_keys, n, G):
+                for c in range(d):
+                    group = K[t:t + G, c]                # G tokens of a channel
+                    group[:] = kivi_round(group, bits)
+            old_keys = n
+        if n - old_values == R + 8:
+            for t in range(old_values, old_values + 8):
+                for c in range(0, d, G):
+                    group = V[t, c:c + G]                # G channels of a token
+                    group[:] = kivi_round(group, bits)
+            old_values += 8
+    return np.array(outputs)
+
+
+def kivi_round(x: Array, bits: int) -> Array:
+    """x̂ = s·q + m for a group x (G,). A group of one number has s = 1."""
+    m = np.float32(-half(-x.min()))
+    s = np.float32(half((x.max() - m) / (2**bits - 1)))
+    if s == 0:
+        s = np.float32(1)
+    q = np.clip(np.rint((x - m) / s), 0, 2**bits - 1)
+    return s * q + m
 
 
 def decode(q: QTensor) -> Array:
