@@ -125,8 +125,8 @@ def kivi(Q: Array, K: Array, V: Array, bits: int, G: int, R: int) -> Array:
     """Algorithm 1 of KIVI (arXiv 2402.02750) for a head: the outputs (T, d) of T tokens, which come
     one after the other. Queries, keys and values (T, d).
 
-    As in `kv_cache.py`, a token attends before others leave, and values leave eight at a time. In
-    the paper they leave first, and values one at a time."""
+    As in the authors' code, a token attends before others are rounded. Values are rounded eight at
+    a time, as in `kv_cache.py`; in that code one at a time."""
     K = K.copy()                                         # rounded in place: K̂ of the old tokens
     V = V.copy()
     d = K.shape[1]
