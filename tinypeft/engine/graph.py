@@ -9,7 +9,6 @@ can. The picture is SVG and needs no other program.
 """
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from html import escape
@@ -105,10 +104,8 @@ def written(array, shape):
 
 
 def operation(node):
-    """Return the operation's name: that of the function which recorded it."""
-    f = node.vjp
-    if f.__qualname__.startswith("Tensor.op."):          # it holds the vjps of the parents
-        f = next(filter(None, inspect.getclosurevars(f).nonlocals["fs"]))
+    """Return the operation's name: that of the function which defines its vjp, or those in it."""
+    f = next(filter(None, node.fs), node.vjp)
     name = f.__qualname__.split(".<locals>")[0].rsplit(".", 1)[-1].strip("_")
     return SYMBOLS.get(name, name)
 

@@ -136,14 +136,16 @@ class Tensor:
         if not _recording.get():
             return Tensor.fused(data, parents, None)
         fs = [f if x.requires_grad else None for x, f in edges if x is not None]
-        return Tensor.fused(data, parents, lambda dy: [f and f(dy) for f in fs])
+        return Tensor.fused(data, parents, lambda dy: [f and f(dy) for f in fs], fs)
 
     @staticmethod
-    def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp) -> Tensor:
+    def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp,
+              fs: Sequence[Vjp | None] = ()) -> Tensor:
         """Make the result of an operation whose gradients share work: vjp(dy) gives one per parent.
 
         The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
-        itself or views of it, and never the same fresh array twice.
+        itself or views of it, and never the same fresh array twice. fs: the
+        functions of single parents that it calls, as `op` has them.
         """
         y = Tensor.__new__(Tensor)
         y.data = np.asarray(data)
@@ -157,7 +159,7 @@ class Tensor:
                                 f"{y.dtype}: float32 and float64 do not mix; cast one of them")
         y.requires_grad = trained and _recording.get()
         if y.requires_grad:
-            y.node = Node(parents, vjp, y.data)
+            y.node = Node(parents, vjp, fs, y.data)
             y.data = y.data.view()
             y.data.flags.writeable = False               # a gradient may depend on this value
             made = _tape.get()
@@ -202,7 +204,7 @@ class Tensor:
                 continue
             dy = grads.pop(id(y))
             parents, vjp = y.parents, y.vjp
-            y.parents = y.vjp = None                     # walked
+            y.parents = y.vjp = y.fs = None              # walked
             dxs = vjp(dy)
             del vjp                                      # and the arrays that it saved
             for parent, dx in zip(parents, dxs, strict=True):
@@ -478,13 +480,15 @@ class Node:
     """What `backward` knows of an operation. Its value is not held, so that it can be freed early.
 
     A parent is (node, version), or None if it is frozen. A leaf is its own node: it keeps `.grad`.
+    fs: the functions of single parents that `vjp` calls; of a fused operation none.
     """
-    __slots__ = ("parents", "vjp", "shape", "dtype")
+    __slots__ = ("parents", "vjp", "fs", "shape", "dtype")
     version = 0
 
-    def __init__(self, parents, vjp, y):
+    def __init__(self, parents, vjp, fs, y):
         self.parents = [(x.node or x, x.version) if x.requires_grad else None for x in parents]
         self.vjp = vjp
+        self.fs = fs
         self.shape = y.shape
         self.dtype = y.dtype
 
