@@ -196,39 +196,17 @@ class Tensor:
             return
         order = topological_order(root)
         uses = Counter(id(x) for y in order for x in trained_parents(y))
-        grads = {id(root): dy}
-        sums = set()                                     # ids of gradients safe to add into
+        sums = Sums({id(root): dy})
         while order:
             y = order.pop()
             if isinstance(y, Tensor):                    # a leaf, which has left the walk already
                 continue
-            dy = grads.pop(id(y))
-            parents, vjp = y.parents, y.vjp
-            y.parents = y.vjp = y.fs = None              # walked
-            dxs = vjp(dy)
-            del vjp                                      # and the arrays that it saved
-            for parent, dx in zip(parents, dxs, strict=True):
-                if parent is None:                       # frozen
-                    continue
-                x, _ = parent
-                key = id(x)
-                assert dx.shape == x.shape and dx.dtype == x.dtype, (
-                    f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
-                if isinstance(dx, RowGradient) and key in sums:
-                    dx.add_to(grads[key])
-                elif key in sums:
-                    grads[key] += dx
-                elif key in grads:
-                    grads[key] = grads[key] + np.asarray(dx)
-                    sums.add(key)
-                else:
-                    grads[key] = np.asarray(dx)
-                    if dx is not dy and grads[key].base is None:
-                        sums.add(key)
-                uses[key] -= 1
-                if isinstance(x, Tensor) and uses[key] == 0:
-                    dx = grads.pop(key)
-                    yield x, np.asarray(dx) if key in sums else np.array(dx)
+            dy = sums.pop(id(y))
+            for x, dx in y.walk(dy):
+                sums.add(x, dx, fresh=dx is not dy)
+                uses[id(x)] -= 1
+                if isinstance(x, Tensor) and uses[id(x)] == 0:
+                    yield x, sums.take(x)
 
     def assign(self, array: Array) -> None:
         """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""
@@ -491,6 +469,48 @@ class Node:
         self.fs = fs
         self.shape = y.shape
         self.dtype = y.dtype
+
+    def walk(self, dy):
+        """Return (parent, its gradient) for each parent that is not frozen; then all is freed."""
+        parents, vjp = self.parents, self.vjp
+        self.parents = self.vjp = self.fs = None
+        dxs = vjp(dy)
+        return [(parent[0], dx) for parent, dx in zip(parents, dxs, strict=True) if parent]
+
+
+class Sums(dict):
+    """id(x) → the sum of the gradients of x that have come so far.
+
+    One that came alone may be the array of another value, so that nothing is added into it. What is
+    `own` is of no one else: a fresh array that is no view, or the result of an addition.
+    """
+
+    def __init__(self, first):
+        super().__init__(first)
+        self.own = set()
+
+    def add(self, x, dx, fresh):
+        """Add a gradient of x. fresh: the array was made for it, as far as it is no view."""
+        assert dx.shape == x.shape and dx.dtype == x.dtype, (
+            f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
+        key = id(x)
+        if key not in self:
+            self[key] = np.asarray(dx)
+            if fresh and self[key].base is None:
+                self.own.add(key)
+        elif key not in self.own:
+            self[key] = self[key] + np.asarray(dx)
+            self.own.add(key)
+        elif isinstance(dx, RowGradient):
+            dx.add_to(self[key])
+        else:
+            self[key] += dx
+
+    def take(self, x):
+        """Take out the sum for x, as an array that no one else has."""
+        key = id(x)
+        dx = self.pop(key)
+        return np.asarray(dx) if key in self.own else np.array(dx)
 
 
 class RowGradient:
