@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
-from ..common.markup import facts
+from ..common.show import tables
 
 Vjp = Callable[[Array], Any]                             # dy ↦ dx, or for `fused` one per parent
 
@@ -247,12 +247,12 @@ class Tensor:
         return f"Tensor({self.data!r}{leaf})"
 
     def _repr_html_(self):
-        rows = {"shape": self.shape, "dtype": self.dtype, "data": _excerpt(self.data)}
+        grad = self.grad if self.requires_grad else None
         if self.node:
-            rows["grad"] = "passes on to the leaves it was computed from"
-        elif self.requires_grad:
-            rows["grad"] = "None: no backward yet" if self.grad is None else _excerpt(self.grad)
-        return facts(rows.items(), type(self).__name__)
+            grad = "passes on to the leaves it was computed from"
+        elif self.requires_grad and grad is None:
+            grad = "None: no backward yet"
+        return tables.of_tensor(type(self).__name__, self.data, grad)
 
     def _no_inplace(self, *_):
         raise TypeError("writing into a Tensor is not recorded; build a new one, as in x = x + y "
@@ -574,11 +574,6 @@ def _unpacked(numbers):
     if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)):
         return tuple(numbers[0])
     return numbers
-
-
-def _excerpt(array):
-    """Write an array's first and last numbers, as the HTML of a Tensor shows them."""
-    return np.array2string(array, 100, precision=4, threshold=40, edgeitems=2)
 
 
 # -- functions of several tensors ---------------------------------------------------------------
