@@ -144,8 +144,8 @@ class Tensor:
         """Make the result of an operation whose gradients share work: vjp(dy) gives one per parent.
 
         The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
-        itself or views of it, and never the same fresh array twice. fs: the
-        functions of single parents that it calls, as `op` has them.
+        itself or views of it, and never the same fresh array twice.
+        fs: the functions of single parents that it calls, as `op` has them.
         """
         y = Tensor.__new__(Tensor)
         y.data = np.asarray(data)
@@ -471,7 +471,8 @@ class Node:
         self.dtype = y.dtype
 
     def walk(self, dy):
-        """Return (parent, its gradient) for each parent that is not frozen; then all is freed."""
+        """Call the vjp, once, and let go of what it saved.
+        Return (x, ∂L/∂x) for each parent x that is not frozen."""
         parents, vjp = self.parents, self.vjp
         self.parents = self.vjp = self.fs = None
         dxs = vjp(dy)
@@ -490,7 +491,7 @@ class Sums(dict):
         self.own = set()
 
     def add(self, x, dx, fresh):
-        """Add a gradient of x. fresh: the array was made for it, as far as it is no view."""
+        """Add dx to the sum of x. fresh: dx is not the array that the vjp was given."""
         assert dx.shape == x.shape and dx.dtype == x.dtype, (
             f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
         key = id(x)

@@ -40,13 +40,13 @@ def draw_losses(losses: Sequence[float], points: Sequence[tuple[int, float]] = (
 
     best: the point that carries its step. Raises ValueError if there are no steps.
     """
-    if not losses:
+    if not len(losses):
         raise ValueError("plot: the history has no steps; train first")
     ax = _axes(ax)
     steps = np.arange(1, len(losses) + 1)
     ax.plot(steps, losses, color=BLUE, alpha=0.25, lw=0.8)
     ax.plot(steps, smooth(losses, len(losses) / 25), color=BLUE, label="training, smoothed")
-    if points:
+    if len(points):
         ax.plot(*np.transpose(points), color=ORANGE, marker="o", ms=4, label="validation")
     if best:
         step, loss = best
