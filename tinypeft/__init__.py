@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from .training.evaluation import evaluate
     from .training.diagnosis import DivergedError
     from .training.history import History
-    from .training.curves import LiveCurve
     from .training.finder import RateSearch, find_rate
+    from .training.live import LiveCurve
     from .engine.optim.paged import PagedAdamW
     from .models.cache import KVCache
     from .models.in_words import generate, stream

@@ -271,8 +271,8 @@ guess.beside(both_ways / forward_only)
 
 # %% [markdown]
 # Compare yours with the package's.
-# Its walk also frees each gradient and each saved array after their last use, and checks the shape
-# of every gradient:
+# In it, `y.walk(dy)` calls the vjp of an operation and frees the arrays that it saved, and
+# `sums.add` checks the shape of every gradient:
 
 # %%
 show(tp.Tensor.gradients)

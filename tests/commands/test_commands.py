@@ -327,7 +327,7 @@ def test_class_names_are_shown_and_not_obeyed(capsys, monkeypatch, tmp_path):
 
 def test_numbers_are_shown_before_a_picture_is_drawn(capsys, monkeypatch, own, tmp_path):
     def broken(*args): raise ValueError("no picture")
-    monkeypatch.setattr("tinypeft.training.curves.svg", broken)
+    monkeypatch.setattr(tp.RateSearch, "svg", broken)
     status, out, err = run(capsys, "finetune", "lora", "--csv", own / "reviews.csv", "--find-rate", "--out", tmp_path / "b")
     assert status == 2 and "no picture" in err and "suggestion" in out
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft.common.markup import facts, table
+from tinypeft.common.show.markup import facts, table
 from tinypeft.course.percent import execute
 from tinypeft.training.history import History
 

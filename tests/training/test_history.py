@@ -1,4 +1,4 @@
-"""history.py and curves.py: what a history says, and the curves of it."""
+"""history.py, live.py and common/show/curves.py: what a history says, and the curves of it."""
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
@@ -7,8 +7,8 @@ import pytest
 
 import tinypeft as tp
 from tests.toys import Noise, small
-from tinypeft.training import curves
-from tinypeft.training.curves import smooth, svg
+from tinypeft.common.show.curves import smooth
+from tinypeft.training import live
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -74,7 +74,7 @@ def test_smoothing_weighs_neighbours_by_a_gaussian(width):
 
 
 def test_the_text_of_a_picture_is_the_same_every_time_and_opens_no_window():
-    one, two = (svg(curves.draw_history, a_history()) for _ in range(2))
+    one, two = (a_history().svg() for _ in range(2))
     assert one == two and plt.get_fignums() == []
     assert "best: 2.000 at step 80" in " ".join(ET.fromstring(one).itertext())
 
@@ -90,7 +90,7 @@ def notebook(monkeypatch):
         shown.append(("display", data["text/html"]))
         return Handle()
     monkeypatch.setitem(__import__("sys").modules, "IPython.display", SimpleNamespace(display=display))
-    monkeypatch.setattr(curves, "in_notebook", lambda: True)
+    monkeypatch.setattr(live, "in_notebook", lambda: True)
     return shown
 
 
@@ -110,13 +110,13 @@ def test_a_live_curve_takes_its_time_and_shows_the_end(notebook):
 def test_a_live_curve_is_drawn_every_two_seconds(notebook, monkeypatch):
     history, curve = tp.train(small(), Noise(), 1, progress=False), tp.LiveCurve()
     for now in (0.0, 1.9, 2.0, 3.9, 4.1):
-        monkeypatch.setattr(curves.time, "perf_counter", lambda now=now: now)
+        monkeypatch.setattr(live.time, "perf_counter", lambda now=now: now)
         curve(SimpleNamespace(metrics=None, step=1, total=9, history=history))
     assert len(notebook) == 3
 
 
 def test_a_live_curve_outside_a_notebook_draws_nothing(monkeypatch):
-    monkeypatch.setattr(curves, "svg", lambda *_: 1 / 0)
+    monkeypatch.setattr(tp.History, "svg", lambda *_: 1 / 0)
     assert len(tp.train(small(), Noise(), 3, callbacks=[tp.LiveCurve(seconds=0)], progress=False).loss) == 3
 
 

@@ -122,7 +122,6 @@ def resumption_from(checkpoint: Path, say: Callable) -> Callable[[Step], None]:
 def show_rates(found: Any, args: Namespace) -> None:
     """Print a `RateSearch`, and draw it."""
     from ..files import write_atomically
-    from ..training.curves import draw_rates, svg
     picture = args.out and args.out / "rates.svg"
     if args.json:
         show_json({"suggestion": found.suggestion, "largest": found.largest,
@@ -130,7 +129,7 @@ def show_rates(found: Any, args: Namespace) -> None:
                    "picture": picture and str(picture)})
     else:
         print(found)
-    if picture: write_atomically(picture, svg(draw_rates, found))
+    if picture: write_atomically(picture, found.svg())
     if args.json: return
     print(f"next: the same command with --lr {found.suggestion:.2g} instead of --find-rate"
           + (f"; the curve is in {picture}" if picture else ""))

@@ -7,6 +7,6 @@
     heap.py      freed memory is kept for the next step
     signals.py   Ctrl-C acts between the steps of a job
     progress.py  how far a job is: a line that is redrawn, or lines in a pipe
-    markup.py    HTML for notebooks
+    show/        tables and pictures for notebooks
     wording.py   values and numbers in messages
 """

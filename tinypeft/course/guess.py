@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from types import EllipsisType
 
-from ..common.markup import facts
+from ..common.show.markup import facts
 from ..engine.tensor import Tensor
 
 __all__ = ["Guess", "guess"]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.markup import escape
+from ..common.show.markup import escape
 from ..files import write_atomically
 from ..peft import Method
 from ..study.experiment import half_width

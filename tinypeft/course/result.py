@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..common.markup import escape
+from ..common.show.markup import escape
 from .exercise import Exercise
 
 __all__ = ["CheckResult"]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hyper import Hyperparameters
-from ..common.markup import drawing
+from ..common.show.markup import drawing
 from .png import palette_png
 
 __all__ = ["show"]

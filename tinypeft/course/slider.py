@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.markup import drawing
+from ..common.show.markup import drawing
 from .png import palette_png
 from .schematics.sheet import Sheet
 

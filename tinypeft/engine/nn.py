@@ -10,15 +10,14 @@ import contextvars
 import copy
 import itertools
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..common import markup
 from ..common.hints import Array, Seed
+from ..common.show import tables
 from . import functional as F
 from .tensor import Tensor, within
 
@@ -217,27 +216,20 @@ class Module:
 
     def _repr_html_(self):
         named = self._named((Parameter, np.ndarray, Packed))
-        arrays = {id(a): (path, a) for path, a in named}
-        numbers, sizes = {}, {}                          # equal layers in several blocks: one row
-        for path, a in arrays.values():                  # a tied weight once
-            pattern, *number = re.split(r"\.(\d+)\.", path, maxsplit=1)
-            if number:
-                pattern = f"{pattern}.*.{number.pop()}"
-            tick = "✔" if getattr(a, "requires_grad", False) else ""
-            a = a.data if isinstance(a, Parameter) else a
-            stored = f"{a.bits} bits" if isinstance(a, Packed) else str(a.dtype)
-            row = pattern, " × ".join(map(str, a.shape)), stored, tick
-            numbers.setdefault(row, []).extend(map(int, number))
-            sizes[row] = sizes.get(row, 0) + a.nbytes
-        trained = sum(p.size for p in self.parameters() if p.requires_grad)
-        return markup.table(
-            [(row[0].replace("*", _ranges(numbers[row])), *row[1:], f"{sizes[row]:,}")
-             for row in sizes],
-            head=("layer", "shape of each", "stored as", "trained", "bytes in all"),
-            caption=type(self).__name__ + self.describe(),
-            numbers=(1, 4),
-            foot=f"{self.n_parameters():,} parameters, {trained:,} of them trained; "
-                 f"{sum(sizes.values()):,} bytes")
+        arrays = {id(a): (path, a) for path, a in named}         # a tied weight once
+        rows = itertools.starmap(_row, arrays.values())
+        n_trained = sum(p.size for p in self.parameters() if p.requires_grad)
+        title = type(self).__name__ + self.describe()
+        return tables.of_model(title, rows, self.n_parameters(), n_trained)
+
+
+def _row(path, a):
+    """Return what a table says of an array: (path, shape, how it is stored, trained, bytes)."""
+    trained = getattr(a, "requires_grad", False)
+    if isinstance(a, Parameter):
+        a = a.data
+    stored = f"{a.bits} bits" if isinstance(a, Packed) else str(a.dtype)
+    return path, a.shape, stored, trained, a.nbytes
 
 
 def _list_and_text(named_child):
@@ -248,17 +240,6 @@ def _list_and_text(named_child):
 
 def _joined(path, name):
     return f"{path}.{name}" if path else name
-
-
-def _ranges(numbers):
-    """Write [0, 1, 2, 5] as "0–2,5"."""
-    runs = []
-    for i in numbers:
-        if runs and runs[-1][1] == i - 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    return ",".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
 
 
 def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bool = True,

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
-from ..common.markup import facts
+from ..common.show import tables
 
 Vjp = Callable[[Array], Any]                             # dy ↦ dx, or for `fused` one per parent
 
@@ -136,14 +136,16 @@ class Tensor:
         if not _recording.get():
             return Tensor.fused(data, parents, None)
         fs = [f if x.requires_grad else None for x, f in edges if x is not None]
-        return Tensor.fused(data, parents, lambda dy: [f and f(dy) for f in fs])
+        return Tensor.fused(data, parents, lambda dy: [f and f(dy) for f in fs], fs)
 
     @staticmethod
-    def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp) -> Tensor:
+    def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp,
+              fs: Sequence[Vjp | None] = ()) -> Tensor:
         """Make the result of an operation whose gradients share work: vjp(dy) gives one per parent.
 
         The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
         itself or views of it, and never the same fresh array twice.
+        fs: the functions of single parents that it calls, as `op` has them.
         """
         y = Tensor.__new__(Tensor)
         y.data = np.asarray(data)
@@ -157,7 +159,7 @@ class Tensor:
                                 f"{y.dtype}: float32 and float64 do not mix; cast one of them")
         y.requires_grad = trained and _recording.get()
         if y.requires_grad:
-            y.node = Node(parents, vjp, y.data)
+            y.node = Node(parents, vjp, fs, y.data)
             y.data = y.data.view()
             y.data.flags.writeable = False               # a gradient may depend on this value
             made = _tape.get()
@@ -194,39 +196,17 @@ class Tensor:
             return
         order = topological_order(root)
         uses = Counter(id(x) for y in order for x in trained_parents(y))
-        grads = {id(root): dy}
-        sums = set()                                     # ids of gradients safe to add into
+        sums = Sums({id(root): dy})
         while order:
             y = order.pop()
             if isinstance(y, Tensor):                    # a leaf, which has left the walk already
                 continue
-            dy = grads.pop(id(y))
-            parents, vjp = y.parents, y.vjp
-            y.parents = y.vjp = None                     # walked
-            dxs = vjp(dy)
-            del vjp                                      # and the arrays that it saved
-            for parent, dx in zip(parents, dxs, strict=True):
-                if parent is None:                       # frozen
-                    continue
-                x, _ = parent
-                key = id(x)
-                assert dx.shape == x.shape and dx.dtype == x.dtype, (
-                    f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
-                if isinstance(dx, RowGradient) and key in sums:
-                    dx.add_to(grads[key])
-                elif key in sums:
-                    grads[key] += dx
-                elif key in grads:
-                    grads[key] = grads[key] + np.asarray(dx)
-                    sums.add(key)
-                else:
-                    grads[key] = np.asarray(dx)
-                    if dx is not dy and grads[key].base is None:
-                        sums.add(key)
-                uses[key] -= 1
-                if isinstance(x, Tensor) and uses[key] == 0:
-                    dx = grads.pop(key)
-                    yield x, np.asarray(dx) if key in sums else np.array(dx)
+            dy = sums.pop(id(y))
+            for x, dx in y.walk(dy):
+                sums.add(x, dx, fresh=dx is not dy)
+                uses[id(x)] -= 1
+                if isinstance(x, Tensor) and uses[id(x)] == 0:
+                    yield x, sums.take(x)
 
     def assign(self, array: Array) -> None:
         """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""
@@ -267,12 +247,12 @@ class Tensor:
         return f"Tensor({self.data!r}{leaf})"
 
     def _repr_html_(self):
-        rows = {"shape": self.shape, "dtype": self.dtype, "data": _excerpt(self.data)}
+        grad = self.grad if self.requires_grad else None
         if self.node:
-            rows["grad"] = "passes on to the leaves it was computed from"
-        elif self.requires_grad:
-            rows["grad"] = "None: no backward yet" if self.grad is None else _excerpt(self.grad)
-        return facts(rows.items(), type(self).__name__)
+            grad = "passes on to the leaves it was computed from"
+        elif self.requires_grad and grad is None:
+            grad = "None: no backward yet"
+        return tables.of_tensor(type(self).__name__, self.data, grad)
 
     def _no_inplace(self, *_):
         raise TypeError("writing into a Tensor is not recorded; build a new one, as in x = x + y "
@@ -478,15 +458,60 @@ class Node:
     """What `backward` knows of an operation. Its value is not held, so that it can be freed early.
 
     A parent is (node, version), or None if it is frozen. A leaf is its own node: it keeps `.grad`.
+    fs: the functions of single parents that `vjp` calls; of a fused operation none.
     """
-    __slots__ = ("parents", "vjp", "shape", "dtype")
+    __slots__ = ("parents", "vjp", "fs", "shape", "dtype")
     version = 0
 
-    def __init__(self, parents, vjp, y):
+    def __init__(self, parents, vjp, fs, y):
         self.parents = [(x.node or x, x.version) if x.requires_grad else None for x in parents]
         self.vjp = vjp
+        self.fs = fs
         self.shape = y.shape
         self.dtype = y.dtype
+
+    def walk(self, dy):
+        """Call the vjp, once, and let go of what it saved.
+        Return (x, ∂L/∂x) for each parent x that is not frozen."""
+        parents, vjp = self.parents, self.vjp
+        self.parents = self.vjp = self.fs = None
+        dxs = vjp(dy)
+        return [(parent[0], dx) for parent, dx in zip(parents, dxs, strict=True) if parent]
+
+
+class Sums(dict):
+    """id(x) → the sum of the gradients of x that have come so far.
+
+    One that came alone may be the array of another value, so that nothing is added into it. What is
+    `own` is of no one else: a fresh array that is no view, or the result of an addition.
+    """
+
+    def __init__(self, first):
+        super().__init__(first)
+        self.own = set()
+
+    def add(self, x, dx, fresh):
+        """Add dx to the sum of x. fresh: dx is not the array that the vjp was given."""
+        assert dx.shape == x.shape and dx.dtype == x.dtype, (
+            f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
+        key = id(x)
+        if key not in self:
+            self[key] = np.asarray(dx)
+            if fresh and self[key].base is None:
+                self.own.add(key)
+        elif key not in self.own:
+            self[key] = self[key] + np.asarray(dx)
+            self.own.add(key)
+        elif isinstance(dx, RowGradient):
+            dx.add_to(self[key])
+        else:
+            self[key] += dx
+
+    def take(self, x):
+        """Take out the sum for x, as an array that no one else has."""
+        key = id(x)
+        dx = self.pop(key)
+        return np.asarray(dx) if key in self.own else np.array(dx)
 
 
 class RowGradient:
@@ -550,11 +575,6 @@ def _unpacked(numbers):
     if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)):
         return tuple(numbers[0])
     return numbers
-
-
-def _excerpt(array):
-    """Write an array's first and last numbers, as the HTML of a Tensor shows them."""
-    return np.array2string(array, 100, precision=4, threshold=40, edgeitems=2)
 
 
 # -- functions of several tensors ---------------------------------------------------------------

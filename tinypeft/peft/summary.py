@@ -1,7 +1,7 @@
 """What a method costs: how many numbers it trains, and how many it stores."""
 from dataclasses import dataclass, field
 
-from ..common.markup import facts
+from ..common.show.markup import facts
 from .switching import Switched
 
 __all__ = ["Summary", "summary_of"]

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..common.hints import Array
-from ..common.markup import facts
+from ..common.show import tables
 from ..engine.nn import Packed
 from ..files import check_fields
 from . import decoding
@@ -291,32 +291,10 @@ class QTensor(Packed):
         return f"QTensor({'; '.join(f'{name}: {fact}' for name, fact in self._facts().items())})"
 
     def _repr_html_(self):
-        levels = list(map(str, range(2**self.bits)))
-        if self.codebook is not None:
-            table = np.unique(codebook(self.codebook))                    # ascending
-            levels = [f"{value:.3g}" for value in table[np.isfinite(table)]]
-        shown = ", ".join(levels)
-        if len(levels) > 16:
-            shown = f"{', '.join(levels[:3])} … {levels[-1]}"
-        rows = self._facts() | {"levels": f"{len(levels)}: {shown}"}
-        scales = self.scales()
-        if scales is not None:
-            rows["scale s"] = per_block(scales, ".4g")
-        if self.codebook is None:
-            zeros = self.zeros()
-            rows["zero point z"] = str(self.zero) if zeros is None else per_block(zeros, ".0f")
-            if self.offset is not None:
-                rows["offset o"] = per_block(self.offsets(), ".4g")
-            if scales is not None:
-                half_step = abs(scales).max() / 2
-                rows["step s"] = f"rounding to nearest errs by at most {half_step:.4g}"
-        rows["of float32"] = f"{self.bits_per_weight / 32:.1%}"
-        return facts(rows.items())
-
-
-def per_block(numbers: Array, form: str) -> str:
-    """Say from where to where the numbers of all blocks go."""
-    return f"{numbers.min():{form}} … {numbers.max():{form}}, one per block"
+        table = None if self.codebook is None else codebook(self.codebook)
+        zeros = self.zero if isinstance(self.zero, int) else self.zeros()
+        return tables.of_codes(self._facts(), self.bits, table, self.scales(), zeros,
+                               self.offsets(), self.bits_per_weight)
 
 
 def decoded(numbers: Array | QTensor | None) -> Array | None:

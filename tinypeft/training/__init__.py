@@ -9,7 +9,7 @@
     rates.py        the rate of each parameter: its own, the model's width, factors by name
     finder.py       which rate? one short run in which it rises
     history.py      what a run says of itself, step by step
-    curves.py       its losses as a picture
+    live.py         its losses as a picture that grows, in a notebook
     checkpoints.py  what a stopped run needs to go on, bit for bit
     diagnosis.py    where a loss or a gradient stopped being finite
 
@@ -21,10 +21,10 @@ from ..common.lazy import lazily
 
 lazily(__name__)
 if TYPE_CHECKING:
-    from .curves import LiveCurve
     from .diagnosis import DivergedError
     from .evaluation import evaluate
     from .finder import RateSearch, find_rate
     from .history import History, Step
+    from .live import LiveCurve
     from .loop import train
     from .options import TrainOptions

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ..common.hints import Array
-from ..common.markup import drawing, escape
+from ..common.show.curves import draw_rates, svg
+from ..common.show.markup import captioned
 from ..engine.nn import Module
 from ..engine.optim import schedule
-from .curves import draw_rates, svg
 from .diagnosis import DivergedError
 from .evaluation import require_task
 from .history import Step
@@ -61,7 +61,11 @@ class RateSearch:
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the loss over the rate on Matplotlib axes (default: new ones); return the axes."""
-        return draw_rates(self, ax)
+        return draw_rates(self.rates, self.losses, self.suggestion, ax)
+
+    def svg(self) -> str:
+        """Return the picture that `plot` draws, as the text of an SVG."""
+        return svg(draw_rates, self.rates, self.losses, self.suggestion)
 
     def __repr__(self):
         lowest = self.smoothed.argmin()
@@ -75,7 +79,7 @@ class RateSearch:
                 f"{note})")
 
     def _repr_html_(self):
-        return f"<code>{escape(repr(self))}</code><br>{drawing(svg(draw_rates, self), repr(self))}"
+        return captioned(self.svg(), repr(self))
 
 
 def find_rate(model: Module, task: Any, *, lowest: float = 1e-5, highest: float = 1.0,

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..common.markup import table
+from ..common.show import tables
+from ..common.show.curves import draw_losses, svg
 from ..common.wording import counted
 from ..engine.nn import Module
 from ..files import write_atomically
-from .curves import draw_history, svg
 
 __all__ = ["History", "Step"]
 
@@ -62,13 +62,23 @@ class History:
             metrics = measured.get(step, {})
             rows.append([step, loss, *(metrics.get(name, "") for name in names)])
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        picture = svg(draw_history, self)
+        picture = self.svg()
         write_atomically(Path(folder) / "losses.csv", text)
         write_atomically(Path(folder) / "curve.svg", picture)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the losses on Matplotlib axes (default: new ones); return the axes."""
-        return draw_history(self, ax)
+        return draw_losses(*self._curve(), ax=ax)
+
+    def svg(self) -> str:
+        """Return the picture that `plot` draws, as the text of an SVG."""
+        return svg(draw_losses, *self._curve())
+
+    def _curve(self):
+        """Return the losses, the validation losses as points (step, loss), and the best point."""
+        points = [(step, metrics["loss"]) for step, metrics in self.evals if "loss" in metrics]
+        best = self.best if points else None
+        return self.loss, points, best and (best[0], best[1]["loss"])
 
     def __repr__(self):
         n = len(self.loss)
@@ -80,19 +90,7 @@ class History:
                 f"{self.seconds:.1f} s{stopped})")
 
     def _repr_html_(self):
-        names = list(self.evals[0][1]) if self.evals else []
-        rows = [[step, *(f"{metrics[name]:.4f}" for name in names)] for step, metrics in self.evals]
-        head = ["after step", *(f"validation {name}" for name in names)] if rows else None
-        foot = f"loss {bars(self.loss)}" if self.loss else None
-        return table(rows, head, repr(self), range(1 + len(names)), foot)
-
-
-def bars(losses: list[float]) -> str:
-    """Draw losses as up to 40 characters, each for the mean of a stretch."""
-    stretches = np.array_split(np.array(losses), min(len(losses), 40))
-    means = np.array([stretch.mean() for stretch in stretches])
-    share = (means - means.min()) / max(np.ptp(means), 1e-12)
-    return "".join("▁▂▃▄▅▆▇█"[height] for height in (7 * share).round().astype(int))
+        return tables.of_run(repr(self), self.loss, self.evals)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["drawing", "escape", "facts", "table"]
+__all__ = ["captioned", "drawing", "escape", "facts", "table"]
 
 LEFT, RIGHT = "style='text-align:left;white-space:pre-wrap'", "style='text-align:right'"
 
@@ -37,6 +37,11 @@ def drawing(svg: str, alt: str = "") -> str:
     only, and an image in every notebook."""
     return (f"<img alt='{escape(alt)}' style='max-width:100%' "
             f"src='data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}'>")
+
+
+def captioned(svg: str, text: str) -> str:
+    """Write an SVG as an image below a line of text, which also describes it."""
+    return f"<code>{escape(text)}</code><br>{drawing(svg, text)}"
 
 
 def _caption(text):
