@@ -138,15 +138,6 @@ print("the prefix's three shares", p[:3].round(3), " o", (p @ np.concatenate([P_
 # %% exercise=prefix.backward points=4 minutes=18 as=my_backward
 def prefix_backward(q, k, v, P_K, P_V, do):
     """(dP_K, dP_V), each (P, d_head), from do = ∂L/∂o of one query."""
-    ### BEGIN SOLUTION
-    K, V, P = np.concatenate([P_K, k]), np.concatenate([P_V, v]), len(P_K)
-    s = K @ q / np.sqrt(len(q))
-    p = np.exp(s - s.max())
-    p /= p.sum()
-    dp = V @ do
-    ds = p * (dp - p @ dp)
-    return np.outer(ds[:P], q) / np.sqrt(len(q)), np.outer(p[:P], do)
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The equations, to compare with yours</summary>
@@ -238,11 +229,6 @@ show(tp.models.attend, around="concatenate([K, k]")
 # %% exercise=prefix.share points=3 minutes=12 as=share
 def prefix_share(q, k, P_K):
     """λ: how much of the softmax falls on the prefix, a number from 0 to 1."""
-    ### BEGIN SOLUTION
-    s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))                         # (P + T,)
-    e = np.exp(s - s.max())
-    return e[:len(P_K)].sum() / e.sum()
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The equation</summary>
@@ -319,11 +305,6 @@ print(f"the package's summary       trained {summary.trained:>12,}   stored {sum
 # %% exercise=prefix.cut points=3 minutes=12 as=my_cut
 def prefix_cut(table, n_layers, n_heads):
     """[(K, V) for each layer], each (H, P, d_head), from a table (P, 2 L d)."""
-    ### BEGIN SOLUTION
-    P = len(table)
-    parts = table.reshape(P, 2 * n_layers, n_heads, -1).transpose(1, 2, 0, 3)  # (2L, H, P, d_head)
-    return [(parts[2 * i], parts[2 * i + 1]) for i in range(n_layers)]
-    ### END SOLUTION
 
 # %% [markdown]
 # Compare yours with the package's, which cuts a Tensor, so that gradients flow back into the
@@ -488,9 +469,6 @@ print(losses(of_colleague))
 # %% exercise=prefix.bug points=3 minutes=12 as=mended
 def prefix_bug(T, P):
     """(seen, positions) of T tokens behind a prefix of P."""
-    ### BEGIN SOLUTION
-    return np.tril(np.ones((T, P + T), bool), P), np.arange(P, P + T)
-    ### END SOLUTION
 
 # %% [markdown]
 # Two things were wrong. Guess the loss if she mends the mask alone:
@@ -569,9 +547,6 @@ slider("layer.head", heads, captions=told)
 # %% exercise=prefix.copies points=2 minutes=10 bonus=yes as=copies
 def prefix_copies(lam, n):
     """The share of n copies of a prefix whose share alone is lam: an array like lam."""
-    ### BEGIN SOLUTION
-    return n * lam / (1 + (n - 1) * lam)
-    ### END SOLUTION
 
 # %%
 alone = share(q[0], k, P_K)

@@ -16,6 +16,8 @@ from tinypeft.course.check import check_file
 from tinypeft.course.exercises import TOPICS, of_topic
 from tinypeft.course.worth import worth
 from tinypeft.engine import functional as F
+from tinypeft.engine.tensor import concatenate
+from tinypeft.peft.prefix import Prefix
 
 HERE = Path(__file__).parent / "solutions"
 LESSONS = {path.stem: path for path in percent.sources()}
@@ -123,6 +125,20 @@ def test_the_budget_is_the_packages():
         t, T, t_i, t_f, b0, bT = exercise.cases(np.random.default_rng(seed))
         ours = tp.AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f)
         for step in (0, t_i, t, T - t_f, T): assert exercise.reference(step, T, t_i, t_f, b0, bT) == ours.budget(step, T, 1)
+
+
+def test_a_prefix_is_the_packages():
+    """The keys and values that a table holds, and the gradient that the engine derives."""
+    exercises, rng = of_topic("prefix"), np.random.default_rng(0)
+    table, L, H = exercises["prefix.cut"].cases(rng)
+    theirs = Prefix(table, L, H, dropout=0.0, rng=None).seams(None)["prefix"]
+    assert np.array_equal(exercises["prefix.cut"].reference(table, L, H), [(K.data, V.data) for K, V in theirs])
+    q, k, v, P_K, P_V, do = exercises["prefix.backward"].cases(rng)
+    prefix = [tp.Tensor(a, requires_grad=True) for a in (P_K, P_V)]
+    K, V = (concatenate([of_prefix, tp.Tensor(of_text)], axis=0) for of_prefix, of_text in zip(prefix, (k, v), strict=True))
+    F.attention(tp.Tensor(q[None]), K, V).backward(do[None])
+    for ours, leaf in zip(exercises["prefix.backward"].reference(q, k, v, P_K, P_V, do), prefix, strict=True):
+        np.testing.assert_allclose(ours, leaf.grad, rtol=1e-9)
 
 
 def test_what_a_newcomer_stumbles_over_is_told():

@@ -4,28 +4,52 @@ from functools import partial
 import numpy as np
 
 from ...engine import functional as F
-from ...engine.tensor import Tensor, concatenate
-from ...peft.prefix import Prefix
-from ..exercise import Exercise, several
+from ...engine.tensor import Tensor
+from ..exercise import Exercise
+from ..slips import inputs, slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 
 # -- prefix.backward -------------------------------------------------------------------------------
 def backward(q, k, v, P_K, P_V, do):
-    """Return dP_K and dP_V, by the engine."""
-    prefix = [Tensor(a, requires_grad=True) for a in (P_K, P_V)]
-    K, V = (concatenate([of_prefix, Tensor(of_text)], axis=0)
-            for of_prefix, of_text in zip(prefix, (k, v), strict=True))
-    F.attention(Tensor(q[None]), K, V).backward(do[None])
-    return prefix[0].grad, prefix[1].grad
+    K, V, P = np.concatenate([P_K, k]), np.concatenate([P_V, v]), len(P_K)
+    root = np.sqrt(len(q))
+    s = K @ q / root
+    if slip("the scores are divided by √d_head before the softmax"): s = K @ q
+    if slip("the softmax covers prefix and text together; you took the prefix alone"):
+        s, V = s[:P], P_V
+    p = np.exp(s - s.max())
+    p /= p.sum()
+    dp = V @ do
+    if slip("the softmax covers prefix and text on the way back, too: the sum p·dp runs over both"):
+        p, dp = p[:P], dp[:P]
+    ds = p * (dp - p @ dp)
+    if slip("on the way back through the softmax the sum p·dp is missing"): ds = p * dp
+    if slip("on the way back through the softmax the factor p is missing"): ds = dp - p @ dp
+    if slip("the gradient of the shares, dp, is not that of the scores: go back through the "
+            "softmax"):
+        ds = dp
+    if slip("from dp the weighted sum p·dp is subtracted, not the mean"): ds = p * (dp - dp.mean())
+    if slip("from dp the weighted sum p·dp is subtracted, not the sum"): ds = p * (dp - dp.sum())
+    if slip("on the way back through the softmax dp has the sign +, and p·dp −"): ds = -ds
+    dP_K, dP_V = np.outer(ds[:P], q) / root, np.outer(p[:P], do)
+    if slip("dP_K lacks the division by √d_head"): dP_K = np.outer(ds[:P], q)
+    if slip("the division is by √d_head, not by d_head"): dP_K = dP_K / root
+    if slip("a value's gradient is its share p times do, not its score times do"):
+        dP_V = np.outer(s[:P], do)
+    if slip("a value's gradient is its share p times do, and not do itself"):
+        dP_V = np.outer(np.ones(P), do)
+    if slip("dP_K and dP_V are exchanged: return (dP_K, dP_V)"): return dP_V, dP_K
+    return dP_K, dP_V
+
+
+_of_sizes = inputs("q:d k:T,d v:T,d P_K:P,d P_V:P,d do:d", T=(3, 6), P=(2, 4), d=(4, 8))
 
 
 def _query(rng, seen=1.0):
     """Draw one query, keys and values, and the gradient of the output."""
-    T, P, d = rng.integers(3, 6), rng.integers(2, 4), rng.integers(4, 8)
-    q, do, k, v, P_K, P_V = (rng.standard_normal(n) for n in ((d,), (d,), *2 * [(T, d)],
-                                                            *2 * [(P, d)]))
+    q, k, v, P_K, P_V, do = _of_sizes(rng)
     return q, k, v, P_K * seen, P_V, do
 
 
@@ -39,25 +63,6 @@ def _unseen(rng):
     """Draw a prefix whose scores are far below those of the text, so that it has no share."""
     q, k, v, P_K, P_V, do = _query(rng)
     return q, k, v, P_K - 1e4 * q, P_V, do
-
-
-def _derived(q, k, v, P_K, P_V, do, scale=lambda d: d ** -0.5, scored=lambda d: d ** -0.5,
-             through=lambda p, dp: p * (dp - p @ dp), values=lambda p, s: p, prefix_alone=False,
-             back_alone=False):
-    """Derive by hand, with an option where people go wrong."""
-    K, V = np.concatenate([P_K, k]), np.concatenate([P_V, v])
-    s = K @ q * scored(len(q))
-    if prefix_alone:
-        s, V = s[:len(P_K)], P_V
-    p = F._softmax(s.copy(), -1)
-    P = len(P_K)
-    seen = slice(P) if back_alone else slice(None)
-    ds = through(p[seen], V[seen] @ do)
-    return np.outer(ds[:P], q) * scale(len(q)), np.outer(values(p, s)[:P], do)
-
-
-def _in_other_order(*args):
-    return backward(*args)[::-1]
 
 
 def _row_vector(got, expected, args):
@@ -74,15 +79,37 @@ def _one_row(got, expected, args):
 
 # -- prefix.share ----------------------------------------------------------------------------------
 def share(q, k, P_K):
-    s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))
-    return F._softmax(s, -1)[:len(P_K)].sum()
+    P, T = len(P_K), len(k)
+    root = np.sqrt(len(q))
+    if slip("the scores are not divided by √d_head"): root = 1
+    if slip("the scores are divided by √d_head, not by d_head"): root = len(q)
+    match which("the scores are divided by √d_head, the length of q, and not by the root of a "
+                "number of keys", 3):
+        case 1: root = np.sqrt(P)
+        case 2: root = np.sqrt(T)
+        case 3: root = np.sqrt(P + T)
+    s = np.concatenate([P_K, k]) @ q / root                       # (P + T,)
+    if slip("this is the prefix's share of the keys; keys with a larger score get more attention"):
+        return P / (P + T)
+    if slip("the sums are of scores, not of their exponentials"): return s[:P].sum() / s.sum()
+    e = np.exp(s - s.max())
+    if slip("prefix and text had a maximum each subtracted; subtract the same one, the "
+            "largest of all, or λ changes"):
+        e = np.concatenate([np.exp(part - part.max()) for part in (s[:P], s[P:])])
+    if slip("these are the odds of prefix against text; divide by the sum of both"):
+        return e[:P].sum() / e[P:].sum()
+    if slip("this is the share of the text, 1 − λ"): return e[P:].sum() / e.sum()
+    if slip("λ is made of the sums over prefix and text, not of the means"):
+        return e[:P].mean() / (e[:P].mean() + e[P:].mean())
+    if slip("add up the probabilities of all keys of the prefix, not the largest one alone"):
+        return e[:P].max() / e.sum()
+    if slip("the prefix comes first: add up the first P probabilities, not the last"):
+        return e[-P:].sum() / e.sum()
+    if slip("the numerator is a sum over the prefix, not a mean"): return e[:P].mean() / e.sum()
+    return e[:P].sum() / e.sum()
 
 
-def _scores(rng):
-    d = rng.integers(3, 9)
-    q = rng.standard_normal(d)
-    k = rng.standard_normal((rng.integers(3, 8), d))
-    return q, k, rng.standard_normal((rng.integers(1, 5), d))
+_scores = inputs("q:d k:T,d P_K:P,d", d=(3, 9), T=(3, 8), P=(1, 5))
 
 
 def _far_below(rng):
@@ -102,39 +129,6 @@ def _prefix_large(rng):
     return np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2]
 
 
-def _of_weights(part=lambda p, P: p[:P].sum(), scale=np.sqrt):
-    """Take another part of the probabilities of all P + T keys, or other scores."""
-    def wrong(q, k, P_K):
-        s = np.concatenate([P_K, k]) @ q / scale(len(q))
-        return part(F._softmax(s, -1), len(P_K))
-    return wrong
-
-
-def _scaled_by_rows(count):
-    """Divide the scores by the root of a number of rows: count(P, T)."""
-    def wrong(q, k, P_K):
-        rows = count(len(P_K), len(k))
-        return _of_weights(scale=lambda d: np.sqrt(rows))(q, k, P_K)
-    return wrong
-
-
-def _share_of_means(p, P):
-    prefix = p[:P].mean()
-    return prefix / (prefix + p[P:].mean())
-
-
-def _two_maxima(q, k, P_K):
-    """Subtract one maximum from the prefix's scores and another from the text's."""
-    p, s = P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q))
-    prefix = np.exp(p - p.max()).sum()
-    return prefix / (prefix + np.exp(s - s.max()).sum())
-
-
-def _share_of_scores(q, k, P_K):
-    prefix, text = (P_K @ q).sum(), (k @ q).sum()
-    return prefix / (prefix + text)
-
-
 def _mixes(fn, rng):
     q, k, P_K = _scores(rng)
     v, P_V = rng.standard_normal(k.shape), rng.standard_normal(P_K.shape)
@@ -148,45 +142,52 @@ def _mixes(fn, rng):
 
 # -- prefix.cut ------------------------------------------------------------------------------------
 def cut(table, n_layers, n_heads):
-    prefix = Prefix(table, n_layers, n_heads, dropout=0.0, rng=None)
-    return [(K.data, V.data) for K, V in prefix.seams(None)["prefix"]]
+    P, L, H = len(table), n_layers, n_heads
+    parts = table.reshape(P, 2 * L, H, -1).transpose(1, 2, 0, 3)  # (2 L, H, P, d_head)
+    if slip("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all "
+            "keys first, then all values"):
+        parts = _in_memory("PKLHd", table, L, H)
+    if slip("within a layer the keys of all heads come first, then all values; you read "
+            "keys and values head by head"):
+        parts = _in_memory("PLHKd", table, L, H)
+    if slip("the layer changes slowest: all heads of layer 0 come first; you read "
+            "all layers of head 0 first"):
+        parts = _in_memory("PHLKd", table, L, H)
+    if slip("keys and values lie in blocks of d numbers, not number by number in turn"):
+        parts = _in_memory("PLHdK", table, L, H)
+    if slip("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, "
+            "H, d_head), then transpose"):
+        parts = table.reshape(2 * L, H, P, -1)
+    if slip("a head's columns lie together: split a part into (H, d_head), not (d_head, H)"):
+        parts = table.reshape(P, 2 * L, -1, H).transpose(1, 3, 0, 2)
+    if slip("reshape does not move axes: a part (P, H · d_head) becomes (P, H, d_head) by "
+            "reshape, and then needs a transpose"):
+        parts = np.reshape(np.split(table, 2 * L, axis=1), (2 * L, H, P, -1))
+    pairs = [(parts[2 * i], parts[2 * i + 1]) for i in range(L)]
+    if slip("the layers are in the wrong order: the list begins with layer 0"): return pairs[::-1]
+    if slip("the values are the keys once more: they lie behind them"):
+        return [(K, K) for K, V in pairs]
+    if slip("return a list with one pair (K, V) for each layer, not all keys and then all values"):
+        return parts[::2], parts[1::2]
+    if slip("keys and values are the wrong way round"): return [(V, K) for K, V in pairs]
+    return pairs
+
+
+def _in_memory(order, table, L, H):
+    """Cut a table whose axes have another order in memory.
+
+    P: rows. L: layers. K: keys and values. H: heads. d: a head's columns.
+    """
+    sizes = {"P": len(table), "L": L, "K": 2, "H": H, "d": -1}
+    parts = table.reshape([sizes[axis] for axis in order])
+    parts = parts.transpose([order.index(axis) for axis in "LKHPd"])
+    return parts.reshape(2 * L, H, len(table), -1)
 
 
 def _tables(rng):
     P, L = int(rng.integers(5, 8)), int(rng.integers(2, 4))
     H, d_head = int(rng.integers(2, 4)), int(rng.integers(2, 5))
     return rng.standard_normal((P, 2 * L * H * d_head)), L, H
-
-
-def _in_memory(order):
-    """Cut a table that has another order of axes.
-
-    P: rows. L: layers. K: keys and values. H: heads. d: a head's columns.
-    """
-    def wrong(table, L, H):
-        sizes = {"P": len(table), "L": L, "K": 2, "H": H, "d": -1}
-        parts = table.reshape([sizes[axis] for axis in order])
-        return list(map(tuple, parts.transpose([order.index(axis) for axis in "LKHPd"])))
-    return wrong
-
-
-def _pairs(parts):
-    """Pair K and V of each layer, from the parts of a row one after another."""
-    return list(zip(parts[::2], parts[1::2], strict=True))
-
-
-def _reshaped(t, L, H):
-    return _pairs(t.reshape(2 * L, H, len(t), -1))
-
-
-def _in_turn(t, L, H):
-    """Take each head's columns from all over a part."""
-    return _pairs(t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2))
-
-
-def _parts_reshaped(t, L, H):
-    parts = np.split(t, 2 * L, axis=1)
-    return _pairs([a.reshape(H, len(t), -1) for a in parts])
 
 
 def _other_axes(got, expected, args):
@@ -198,62 +199,51 @@ def _wrong_number(got, expected, args):
     return isinstance(got, (tuple, list)) and len(got) != len(expected)
 
 
-def _halves(table, L, H):
-    """Read all layers' keys first, then all layers' values."""
-    parts = table.reshape(len(table), 2, L, H, -1).transpose(1, 2, 3, 0, 4)
-    return list(zip(parts[0], parts[1], strict=True))
-
-
 def _heads_together(got, expected, args):
     return np.ndim(got) == 2 and np.size(got) == np.size(expected)
 
 
 # -- prefix.bug ------------------------------------------------------------------------------------
 def bug(T, P):
-    seen = np.tril(np.ones((T, P + T), bool), P)
-    return seen, np.arange(P, P + T)
+    columns = np.ones((T, P + T), bool)
+    seen, positions = np.tril(columns, P), np.arange(P, P + T)
+    if slip("the positions are right, but tokens still do not see all of the prefix: token t "
+            "sees the columns 0 … P + t"):
+        seen = np.tril(columns)
+    if slip("the mask is right; the positions still begin at 0, but P virtual "
+            "tokens stand before the text"):
+        positions = np.arange(T)
+    if slip("tokens do not see themselves: token t is column P + t, so the "
+            "diagonal is P, not P − 1"):
+        seen = np.tril(columns, P - 1)
+    if slip("each token sees one future token: the diagonal is P, not P + 1"):
+        seen = np.tril(columns, P + 1)
+    if slip("the prefix is hidden from all tokens: they may see all of it"): seen[:, :P] = False
+    match which("token t sees all P columns of the prefix; you let it see the first t + 1 of "
+                "them, as of the text", 2):
+        case 1: seen[:, :P] = np.tri(T, P)
+        case 2: seen[:, :P], positions = np.tri(T, P), np.arange(T)
+    match which("the diagonal of `seen` is P, whatever P is", 2):
+        case 1: seen = np.tril(columns, 1)
+        case 2: seen = np.tril(columns, 2)
+    if slip("the prefix stands before the text: its P columns come first"):
+        seen = np.roll(seen, T, axis=1)
+    if slip("tokens see the prefix alone: token t also sees the tokens 0 … t"): seen[:, P:] = False
+    if slip("np.triu keeps what is right of the diagonal, which is the "
+            "future: np.tril keeps the past"):
+        seen = np.triu(columns, P)
+    if slip("the first token stands behind P virtual tokens, at P: their positions are 0 … P − 1"):
+        positions = positions - 1
+    if slip("these are the places that tokens may not see; True means that a token may look"):
+        seen = ~seen
+    if slip("the first token stands at P: its P virtual tokens have the positions 0 … P − 1"):
+        positions = positions + 1
+    if slip("this is the colleague's function as it was: neither result is mended"):
+        return np.tril(columns), np.arange(T)
+    return seen, positions
 
 
-def _places(rng):
-    return tuple(rng.integers((3, 2), (8, 6)).tolist())
-
-
-def _placed(diagonal=lambda P: P, first=lambda P: P):
-    """Let the mask and the positions begin elsewhere."""
-    def wrong(T, P):
-        seen = np.tril(np.ones((T, P + T), bool), diagonal(P))
-        return seen, np.arange(T) + first(P)
-    return wrong
-
-
-def _seen(mask):
-    """Return another mask, and the right positions."""
-    return lambda T, P: (mask(T, P), np.arange(P, P + T))
-
-
-def _text_alone(T, P):
-    seen, _ = bug(T, P)
-    seen[:, :P] = False
-    return seen
-
-
-def _prefix_causal(T, P):
-    """Let a token see no more of the prefix than of the text."""
-    return np.concatenate([np.tri(T, P, dtype=bool), np.tri(T, dtype=bool)], axis=1)
-
-
-def _prefix_last(T, P):
-    seen = np.ones((T, T + P), bool)
-    seen[:, :T] = np.tri(T)
-    return seen
-
-
-def _prefix_alone(T, P):
-    return np.arange(P + T) < np.full((T, 1), P)
-
-
-def _future(T, P):
-    return np.triu(np.ones((T, P + T), bool), P)
+_places = inputs("T=3|8 P=2|6")
 
 
 def _sees_all(got, expected, args):
@@ -281,6 +271,24 @@ def _exchanged(got, expected, args):
 
 # -- prefix.copies ---------------------------------------------------------------------------------
 def copies(lam, n):
+    if slip("n λ can be more than 1: the text's share shrinks as the prefix's grows"):
+        return n * lam
+    if slip("cutting n λ off at 1 is no softmax: the text keeps a share, however many copies"):
+        return np.minimum(1, n * lam)
+    if slip("copies are no independent chances: add their exponentials"):
+        return 1 - (1 - lam) ** n
+    if slip("these are the odds of n copies against the text; turn them into a share"):
+        return n * lam / (1 - lam)
+    if slip("the text's part is 1 − λ, not 1"): return n * lam / (1 + n * lam)
+    if slip("this is the share of one of the n copies; all of them together have n times as much"):
+        return lam / (1 + (n - 1) * lam)
+    if slip("n copies have a larger share than one, not a smaller"): return lam / n
+    if slip("the text's share is not 1/n of what it was: prefix and text have the sum 1 again"):
+        return 1 - (1 - lam) / n
+    if slip("n copies are n in all, not n beside the first one"): n = n + 1
+    if slip("this is the share of the text"): return (1 - lam) / (1 + (n - 1) * lam)
+    if slip("the exponentials add up; their exponents, the scores, do not"):
+        return lam ** n / (lam ** n + (1 - lam) ** n)
     return n * lam / (1 + (n - 1) * lam)
 
 
@@ -298,32 +306,7 @@ EXERCISES = (
         special=(
             ("a prefix that the query does not look at: both gradients are zero", _unseen),
             ("keys of zeros: each has a share, and learns", partial(_query, seen=0.0))),
-        mistakes=(
-            ("dP_K lacks the division by √d_head", partial(_derived, scale=lambda d: 1)),
-            ("the division is by √d_head, not by d_head", partial(_derived, scale=lambda d: 1 / d)),
-            ("the scores are divided by √d_head before the softmax",
-             partial(_derived, scored=lambda d: 1)),
-            ("on the way back through the softmax the sum p·dp is missing",
-             partial(_derived, through=lambda p, dp: p * dp)),
-            ("on the way back through the softmax the factor p is missing",
-             partial(_derived, through=lambda p, dp: dp - p @ dp)),
-            ("the gradient of the shares, dp, is not that of the scores: go back through the "
-             "softmax", partial(_derived, through=lambda p, dp: dp)),
-            ("from dp the weighted sum p·dp is subtracted, not the mean",
-             partial(_derived, through=lambda p, dp: p * (dp - dp.mean()))),
-            ("from dp the weighted sum p·dp is subtracted, not the sum",
-             partial(_derived, through=lambda p, dp: p * (dp - dp.sum()))),
-            ("on the way back through the softmax dp has the sign +, and p·dp −",
-             partial(_derived, through=lambda p, dp: p * (p @ dp - dp))),
-            ("a value's gradient is its share p times do, not its score times do",
-             partial(_derived, values=lambda p, s: s)),
-            ("a value's gradient is its share p times do, and not do itself",
-             partial(_derived, values=lambda p, s: np.ones_like(p))),
-            ("the softmax covers prefix and text together; you took the prefix alone",
-             partial(_derived, prefix_alone=True)),
-            ("the softmax covers prefix and text on the way back, too: the sum p·dp runs over both",
-             partial(_derived, back_alone=True)),
-            ("dP_K and dP_V are exchanged: return (dP_K, dP_V)", _in_other_order)),
+        mistakes=slips(backward),
         symptoms=(
             ("rows belong to virtual tokens: (P, d_head)", _row_vector),
             ("return the prefix's rows alone, the first P", _of_the_text_too),
@@ -348,31 +331,7 @@ EXERCISES = (
             ("scores of −1000 and less, the prefix's last one the largest", _far_below)),
         invariants=(
             ("λ is the weight that mixes the two attentions (equation 3)", _mixes),),
-        mistakes=(
-            ("these are the odds of prefix against text; divide by the sum of both",
-             _of_weights(lambda p, P: p[:P].sum() / p[P:].sum())),
-            ("prefix and text had a maximum each subtracted; subtract the same one, the "
-             "largest of all, or λ changes",
-             _two_maxima),
-            ("this is the share of the text, 1 − λ", _of_weights(lambda p, P: p[P:].sum())),
-            ("the scores are not divided by √d_head", _of_weights(scale=lambda d: 1)),
-            ("the scores are divided by √d_head, not by d_head", _of_weights(scale=lambda d: d)),
-            *several("the scores are divided by √d_head, the length of q, and not by the root of a "
-                     "number of keys",
-                     _scaled_by_rows(lambda P, T: P),
-                     _scaled_by_rows(lambda P, T: T),
-                     _scaled_by_rows(lambda P, T: P + T)),
-            ("λ is made of the sums over prefix and text, not of the means",
-             _of_weights(_share_of_means)),
-            ("add up the probabilities of all keys of the prefix, not the largest one alone",
-             _of_weights(lambda p, P: p[:P].max())),
-            ("the prefix comes first: add up the first P probabilities, not the last",
-             _of_weights(lambda p, P: p[-P:].sum())),
-            ("this is the prefix's share of the keys; keys with a larger score get more attention",
-             lambda q, k, P_K: len(P_K) / (len(P_K) + len(k))),
-            ("the numerator is a sum over the prefix, not a mean",
-             _of_weights(lambda p, P: p[:P].mean())),
-            ("the sums are of scores, not of their exponentials", _share_of_scores)),
+        mistakes=slips(share),
         symptoms=(
             ("exp overflows, or all exponentials become 0: subtract the largest score, of prefix "
              "and text together; λ stays the same",
@@ -388,34 +347,7 @@ EXERCISES = (
         name="prefix.cut", title="From the table to keys and values", stars=2,
         kind="design",
         reference=cut, cases=_tables,
-        mistakes=(
-            ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all "
-             "keys first, then all values",
-             _halves),
-            ("within a layer the keys of all heads come first, then all values; you read "
-             "keys and values head by head",
-             _in_memory("PLHKd")),
-            ("the layer changes slowest: all heads of layer 0 come first; you read "
-             "all layers of head 0 first",
-             _in_memory("PHLKd")),
-            ("keys and values lie in blocks of d numbers, not number by number in turn",
-             _in_memory("PLHdK")),
-            ("the layers are in the wrong order: the list begins with layer 0",
-             lambda t, L, H: cut(t, L, H)[::-1]),
-            ("the values are the keys once more: they lie behind them",
-             lambda t, L, H: [(k, k) for k, v in cut(t, L, H)]),
-            ("return a list with one pair (K, V) for each layer, not all keys and then all values",
-             lambda t, L, H: tuple(np.array(part) for part in zip(*cut(t, L, H), strict=True))),
-            ("keys and values are the wrong way round",
-             lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
-            ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, "
-             "H, d_head), then transpose",
-             _reshaped),
-            ("a head's columns lie together: split a part into (H, d_head), not (d_head, H)",
-             _in_turn),
-            ("reshape does not move axes: a part (P, H · d_head) becomes (P, H, d_head) by "
-             "reshape, and then needs a transpose",
-             _parts_reshaped)),
+        mistakes=slips(cut),
         symptoms=(
             ("the axes of each K and V are (H, P, d_head), in this order", _other_axes),
             ("the heads are not apart yet: split the columns of each K and V into (H, d_head)",
@@ -435,39 +367,7 @@ EXERCISES = (
         reference=bug, cases=_places,
         special=(
             ("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
-        mistakes=(
-            ("the positions are right, but tokens still do not see all of the prefix: token t "
-             "sees the columns 0 … P + t",
-             _placed(diagonal=lambda P: 0)),
-            ("the mask is right; the positions still begin at 0, but P virtual "
-             "tokens stand before the text",
-             _placed(first=lambda P: 0)),
-            ("tokens do not see themselves: token t is column P + t, so the "
-             "diagonal is P, not P − 1",
-             _placed(diagonal=lambda P: P - 1)),
-            ("each token sees one future token: the diagonal is P, not P + 1",
-             _placed(diagonal=lambda P: P + 1)),
-            ("the prefix is hidden from all tokens: they may see all of it", _seen(_text_alone)),
-            *several("token t sees all P columns of the prefix; you let it see the first t + 1 of "
-                     "them, as of the text",
-                     _seen(_prefix_causal),
-                     lambda T, P: (_prefix_causal(T, P), np.arange(T))),
-            ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 1)),
-            ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 2)),
-            ("the prefix stands before the text: its P columns come first", _seen(_prefix_last)),
-            ("tokens see the prefix alone: token t also sees the tokens 0 … t",
-             _seen(_prefix_alone)),
-            ("np.triu keeps what is right of the diagonal, which is the "
-             "future: np.tril keeps the past",
-             _seen(_future)),
-            ("the first token stands behind P virtual tokens, at P: their positions are 0 … P − 1",
-             _placed(first=lambda P: P - 1)),
-            ("these are the places that tokens may not see; True means that a token may look",
-             _seen(lambda T, P: ~bug(T, P)[0])),
-            ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1",
-             _placed(first=lambda P: P + 1)),
-            ("this is the colleague's function as it was: neither result is mended",
-             _placed(diagonal=lambda P: 0, first=lambda P: 0))),
+        mistakes=slips(bug),
         symptoms=(
             ("every token sees every column, and so the future: token t sees the columns 0 … P + t",
              _sees_all),
@@ -490,26 +390,7 @@ EXERCISES = (
             ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),
             ("a share of 0 stays 0", lambda rng: (np.array([0.0, 0.5]), 3)),
             ("λ = 1/2, three copies: 3/4", lambda rng: (np.array([0.5, 0.5]), 3))),
-        mistakes=(
-            ("n λ can be more than 1: the text's share shrinks as the prefix's grows",
-             lambda lam, n: n * lam),
-            ("cutting n λ off at 1 is no softmax: the text keeps a share, however many copies",
-             lambda lam, n: np.minimum(1, n * lam)),
-            ("copies are no independent chances: add their exponentials",
-             lambda lam, n: 1 - (1 - lam) ** n),
-            ("these are the odds of n copies against the text; turn them into a share",
-             lambda lam, n: n * lam / (1 - lam)),
-            ("the text's part is 1 − λ, not 1", lambda lam, n: n * lam / (1 + n * lam)),
-            ("this is the share of one of the n copies; all of them together have n times as much",
-             lambda lam, n: lam / (1 + (n - 1) * lam)),
-            ("n copies have a larger share than one, not a smaller", lambda lam, n: lam / n),
-            ("the text's share is not 1/n of what it was: prefix and text have the sum 1 again",
-             lambda lam, n: 1 - (1 - lam) / n),
-            ("n copies are n in all, not n beside the first one",
-             lambda lam, n: copies(lam, n + 1)),
-            ("this is the share of the text", lambda lam, n: (1 - lam) / (1 + (n - 1) * lam)),
-            ("the exponentials add up; their exponents, the scores, do not",
-             lambda lam, n: lam ** n / (lam ** n + (1 - lam) ** n))),
+        mistakes=slips(copies),
         tolerance=1e-9,
         hints=("Let prefix and text have the sums of exponentials p and t. What is λ, and what is "
                "it if p is n times as large?",
