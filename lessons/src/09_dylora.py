@@ -136,10 +136,6 @@ show("schematic:dylora")
 # %% exercise=dylora.forward points=2 minutes=10 as=my_forward
 def dylora_forward(x, W, A, B, b, alpha):
     """h = W x + α/b B↓b A↓b x, a Tensor (…, d_out)."""
-    ### BEGIN SOLUTION
-    m = alpha / b * (np.arange(A.shape[0]) < b)                                      # (R,)
-    return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(x.dtype), B)
-    ### END SOLUTION
 
 # %% [markdown]
 # Compare yours with the package's.
@@ -190,12 +186,6 @@ for b in (4, 1, 1, 1):                                           # the ranks tha
 # %% exercise=dylora.bug points=3 minutes=15 as=my_step
 def dylora_bug(A, M, dA, b, beta, lr, frozen):
     """A, M, dA (R, d_in) → (new A, new M) after a step at rank b."""
-    ### BEGIN SOLUTION
-    i = np.arange(1, len(A) + 1)[:, None]
-    rows = (i == b) if frozen else (i <= b)
-    M = np.where(rows, beta * M + dA, M)
-    return np.where(rows, A - lr * M, A), M
-    ### END SOLUTION
 
 # %%
 A, M = np.zeros((4, 3)), np.zeros((4, 3))
@@ -272,10 +262,6 @@ row_five.beside(sum(b >= 5 for b in drawn))
 # %% exercise=dylora.cut points=3 minutes=12 bonus=yes as=my_cut
 def dylora_cut(A, B, b):
     """A (R, d_in), B (d_out, R) → A_b (b, d_in), B_b (d_out, b) with B_b A_b nearest to B A."""
-    ### BEGIN SOLUTION
-    U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
-    return Vt[:b], U[:, :b] * S[:b]
-    ### END SOLUTION
 
 
 # %%
@@ -412,10 +398,6 @@ for tolerance in (0.0, 0.02, 0.05):
 # %% exercise=dylora.draw points=2 minutes=9 as=my_draw
 def dylora_draw(shares):
     """A dict row → share of the steps in which it is trained → p_B (R,)."""
-    ### BEGIN SOLUTION
-    t = np.array([shares[row] for row in sorted(shares)] + [0])
-    return t[:-1] - t[1:]
-    ### END SOLUTION
 
 # %% [markdown]
 # Yours, at work. Let each row be trained in a fixed part of the steps of the row before it:

@@ -4,52 +4,103 @@ from functools import partial
 import numpy as np
 
 from ...engine import functional as F
-from ...engine.tensor import Tensor
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import inputs, slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 
 # -- dylora.forward --------------------------------------------------------------------------------
 def forward(x, W, A, B, b, alpha):
-    m = alpha / b * (np.arange(A.shape[0]) < b)
-    return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(x.dtype), B)
+    R = A.shape[0]
+    rows, s = np.arange(R) < b, alpha / b                         # (R,), a number
+    if slip("the scale at rank b is α/b, not α/R"): s = alpha / R
+    if slip("the scale α/b is missing"): s = 1
+    if slip("the scale is α/b, not α"): s = alpha
+    if slip("the scale is applied twice"): s = s * s
+    if slip("the scale is α/b, without a root"): s = alpha / b ** 0.5
+    if slip("the scale is α/b, and yours is b/α"): s = b / alpha
+    if slip("α/b need not be whole: divide with /, not with //"): s = alpha // b
+    if slip("the low-rank part is added, not subtracted"): s = -s
+    if slip("nothing is masked: all R rows are used"): rows = np.ones(R)
+    if slip("one row too many is used: the index of a row must be below b, not at most b"):
+        rows = np.arange(R) <= b
+    if slip("one row too few is used: [:b] takes b of them"): rows = np.arange(R) < b - 1
+    if slip("these are the last b rows; at rank b the first b are used"):
+        rows = np.arange(R) >= R - b
+    if slip("these are the rows after row b; at rank b those up to row b are used"):
+        rows = np.arange(R) >= b
+    if slip("two faults: one row too many is used, since the index of a row must be below b, and "
+            "the scale is α/b, not α/R"):
+        rows, s = np.arange(R) <= b, alpha / R
+    if slip("row b alone is used; at rank b all rows up to b are"): rows = np.arange(R) == b - 1
+    low = F.linear(x, A) * (s * rows).astype(x.dtype)
+    h, change = F.linear(x, W), F.linear(low, B)
+    if slip("the frozen part W₀ x is missing"): h = 0
+    if slip("the scale belongs to the low-rank part alone, not to W₀ x"): h = h * s
+    return h + change
 
 
-def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b,
-            sign=1):
-    """Make `forward` with a mistake: other rows, another scale, or the low-rank part subtracted."""
-    def wrong(x, W, A, B, b, alpha):
-        R = A.shape[0]
-        m = sign * scale(alpha, b, R) * rows(np.arange(R), b, R)
-        return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(x.dtype), B)
-    return wrong
-
-
-def _scales_both(x, W, A, B, b, alpha):
-    return forward(x, W, A, B, b, b) * (alpha / b)
-
-
-def _without_base(x, W, *low):
-    return forward(x, W, *low) - F.linear(x, W)
+_float32 = inputs("x:N,T,i W:o,i A:R,i B:o,R alpha=3..20", np.float32, tensors=True,
+                  N=2, T=3, R=(4, 7), i=(7, 10), o=(10, 13))
 
 
 def _layer(rng, b=None, full=False):
-    R, d_in, d_out = rng.integers(4, 7), rng.integers(7, 10), rng.integers(10, 13)
-    def draw(*shape):
-        return Tensor(rng.standard_normal(shape).astype(np.float32))
+    x, W, A, B, alpha = _float32(rng)
+    R = A.shape[0]
     b = R if full else b or int(rng.integers(2, R))
-    x, W = draw(2, 3, d_in), draw(d_out, d_in)
-    A, B = draw(R, d_in), draw(d_out, R)
-    return x, W, A, B, b, float(rng.uniform(3, 20))
+    return x, W, A, B, b, alpha
 
 
 # -- dylora.bug ------------------------------------------------------------------------------------
 def bug(A, M, dA, b, beta, lr, frozen):
     i = np.arange(1, len(A) + 1)[:, None]
     rows = i == b if frozen else i <= b
-    M = np.where(rows, beta * M + dA, M)
-    return np.where(rows, A - lr * M, A), M
+    if slip("the rows after row b still move, by their momentum M; only the rows "
+            "that are trained may move"):
+        rows = i > 0
+    match which("which rows are trained follows from b and frozen; a row that is "
+                "trained may have the gradient 0", 2):
+        case 1: rows = (dA != 0).any(1, keepdims=True) & (i == b if frozen else True)
+        case 2: rows = (dA != 0).any(1, keepdims=True)
+    match which("rank b counted from 1 is row b − 1 of the array", 3):
+        case 1: rows = i == b + 1 if frozen else i <= b + 1
+        case 2: rows = i == b + 1 if frozen else i <= b
+        case 3: rows = i == b if frozen else i <= b + 1
+    match which("row b is left out; it is trained in a step at rank b", 2):
+        case 1: rows = i == b if frozen else i < b
+        case 2: rows = i == b - 1 if frozen else i < b
+    match which("row b is the last one that is trained, not the first", 2):
+        case 1: rows = i >= b
+        case 2: rows = i == b if frozen else i >= b
+    if slip("the two versions are exchanged: frozen=True trains row b alone, "
+            "frozen=False all rows up to b"):
+        rows = i <= b if frozen else i == b
+    if slip("with frozen=True row b alone is trained"): rows = i <= b
+    if slip("with frozen=False all rows up to b are trained"): rows = i == b
+    moment = beta * M + dA
+    if slip("M is β M plus the whole gradient, without a factor 1 − β"):
+        moment = beta * M + (1 - beta) * dA
+    if slip("M fades before the gradient is added: β M"): moment = M + dA
+    if slip("M is the gradient alone; it keeps β of what it was"): moment = dA
+    new_M = np.where(rows, moment, M)
+    match which("A is right, but M fades in the rows that are not trained; leave it as it was "
+                "there", 2):
+        case 1: new_M = moment
+        case 2: new_M = np.where(rows, moment, beta * M)
+    if slip("the momentum M of the rows that are not trained is gone; leave it as it was there"):
+        new_M = np.where(rows, moment, 0)
+    if slip("A is right; with frozen=True the momentum of the rows before row b stays, too"):
+        new_M = np.where(i <= b, moment, M)
+    new_A = np.where(rows, A - lr * new_M, A)
+    if slip("M is right, but A moves in the rows that are not trained, too"): new_A = A - lr * new_M
+    if slip("A moves by lr times M; lr is missing"): new_A = np.where(rows, A - new_M, A)
+    if slip("A moves along the old M; update M first"): new_A = np.where(rows, A - lr * M, A)
+    if slip("the rows move along M, not along the gradient alone"):
+        new_A = np.where(rows, A - lr * dA, A)
+    if slip("gradient descent moves against the gradient: subtract"):
+        new_A = np.where(rows, A + lr * new_M, A)
+    return new_A, new_M
 
 
 def _step(rng, b=None, frozen=None):
@@ -75,37 +126,6 @@ def _no_gradient(rng):
     return ones, ones, dA, 2, 0.5, 0.1, False
 
 
-def _trained(i, b, frozen):
-    return i == b if frozen else i <= b
-
-
-def _moved(rows=_trained, outside=lambda M, new, dA: M, old=False, moved=None,
-           move=lambda A, M, dA, lr: A - lr * M, momentum=lambda M, dA, beta: beta * M + dA):
-    """Make `bug` with a mistake.
-
-    rows: those that are trained. outside: M in the others. old: the rows move along the old M.
-    moved: the rows of A that move, if they are not those of M.
-    """
-    def wrong(A, M, dA, b, beta, lr, frozen):
-        i = np.arange(1, len(A) + 1)[:, None]
-        new = momentum(M, dA, beta)
-        new_M = np.where(rows(i, b, frozen), new, outside(M, new, dA))
-        new_A = move(A, M if old else new_M, dA, lr)
-        return np.where((moved or rows)(i, b, frozen), new_A, A), new_M
-    return wrong
-
-
-def _by_gradient(alone):
-    """Train the rows whose gradient is not 0. alone: if frozen, row b is the only one of them."""
-    def wrong(A, M, dA, b, beta, lr, frozen):
-        here = (dA != 0).any(1, keepdims=True)
-        if alone and frozen:
-            here &= np.arange(1, len(A) + 1)[:, None] == b
-        new_M = np.where(here, beta * M + dA, M)
-        return np.where(here, A - lr * new_M, A), new_M
-    return wrong
-
-
 def _outside(got, args):
     """Compare the M that came back, in rows after row b: (it, what it was, β times that)."""
     _, M, _, b, beta, _, _ = args
@@ -122,38 +142,28 @@ def _gone(got, expected, args):
     return was.any() and not after.any()
 
 
-def _everywhere(A, M, dA, b, beta, lr, frozen):
-    """Move all rows, as the code of the lesson does."""
-    M = beta * M + dA
-    return A - lr * M, M
-
-
 # -- dylora.draw -----------------------------------------------------------------------------------
 def draw(shares):
-    t = np.array([*_in_order(shares), 0])
-    return t[:-1] - t[1:]
-
-
-def _in_order(shares):
-    return [shares[row] for row in sorted(shares)]
-
-
-def _as_found(shares):
-    return -np.diff([*shares.values(), 0])
-
-
-def _normed(p):
-    return p / p.sum()
-
-
-def _without_last(shares):
-    p = draw(shares)
-    p[-1] = 0
+    t = np.array([shares[row] for row in sorted(shares)] + [0])
+    if slip("row i takes part at every rank b ≥ i, so its share is a sum of probabilities; you "
+            "returned the shares"):
+        return t[:-1]
+    if slip("row i takes part at every rank b ≥ i; you divided the shares by their sum", 1):
+        return t[:-1] / t.sum()
+    if slip("the rows stand in any order in the dict: sort them"):
+        t = np.array([*shares.values(), 0])
+    if slip("row i takes part at every rank b ≥ i; you divided the shares by their sum", 2):
+        return np.array(list(shares.values())) / t.sum()
+    p = t[:-1] - t[1:]
+    match which("the largest rank is missing: row R takes part at rank R alone", 2):
+        case 1: p[-1] = 0
+        case 2: p = p[:-1]
+    if slip("rank 1 comes first"): p = p[::-1]
+    if slip("the share falls from row b to row b + 1 by p(b); you took the negative of it"): p = -p
+    if slip("p(b) belongs to the rows b and b + 1, not to b − 1 and b"): p = np.roll(p, 1)
+    if slip("this is the uniform distribution; the shares decide"):
+        p = np.full(len(shares), 1 / len(shares))
     return p
-
-
-def _uniform(shares):
-    return np.full(len(shares), 1 / len(shares))
 
 
 def _negative(got, expected, args):
@@ -174,19 +184,58 @@ def _shares(rng):
 
 # -- dylora.cut ------------------------------------------------------------------------------------
 def cut(A, B, b):
+    if slip("these are the first rows of A and columns of B; the nearest matrix of rank b needs "
+            "the singular vectors of B A"):
+        return A[:b], B[:, :b]
+    if slip("these are the largest rows of A and columns of B; the nearest matrix of rank b "
+            "needs the singular vectors of B A"):
+        k = np.argsort(-np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0))[:b]
+        return A[k], B[:, k]
+    if slip("nothing is cut", 1): return A, B
     U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
-    return Vt[:b], U[:, :b] * S[:b]
+    if slip("these are the smallest singular values; NumPy sorts them in falling "
+            "order, so take the first b"):
+        U, S, Vt = U[:, -b:], S[-b:], Vt[-b:]
+    if slip("nothing is cut", 2): b = len(S)
+    if slip("the largest singular value is left out: the first one has the index 0"):
+        U, S, Vt = U[:, 1:], S[1:], Vt[1:]
+    if slip("this is one singular value too few: [:b] takes b of them"): b = b - 1
+    if slip("this is one singular value too many: [:b] takes b of them"): b = b + 1
+    A_b, B_b = Vt[:b], U[:, :b] * S[:b]
+    if slip("the singular values are missing"): B_b = U[:, :b]
+    if slip("the singular values are counted twice: they belong into one factor, "
+            "or their roots into both"):
+        A_b = S[:b, None] * Vt[:b]
+    if slip("np.linalg.svd returns Vᵀ: its rows are the vectors"): A_b = Vt[:, :b].T
+    if slip("U has the vectors in its columns: U[:, :b]"):
+        B_b = np.linalg.svd(B @ A)[0][:b].T * S[:b]
+    if slip("the root of the singular values is in one factor only; both need it, or "
+            "one the values themselves"):
+        B_b = U[:, :b] * np.sqrt(S[:b])
+    match which("decompose the product B A; the singular vectors of A and of B "
+                "by themselves are others", 2):
+        case 1: A_b, B_b = np.linalg.svd(A)[2][:b], B[:, :b]
+        case 2:
+            U, S, _ = np.linalg.svd(B, full_matrices=False)
+            _, R, Vt = np.linalg.svd(A, full_matrices=False)
+            A_b, B_b = R[:b, None] * Vt[:b], U[:, :b] * S[:b]
+    if slip("the product is right, but its factors are not cut: A_b has b "
+            "rows and B_b has b columns"):
+        A_b, B_b = Vt, U * np.where(np.arange(len(S)) < b, S, 0)
+    if slip("no scale is involved: B_b A_b itself should be near to B A"): A_b = A_b * len(A) / b
+    return A_b, B_b
+
+
+_whole = inputs("A:R,i B:o,R", R=(4, 7), i=(8, 11), o=(11, 14))
 
 
 def _factors(rng):
-    R = int(rng.integers(4, 7))
-    d_in, d_out = rng.integers(8, 11), rng.integers(11, 14)
-    A, B = rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R))
-    return A, B, int(rng.integers(2, R))
+    A, B = _whole(rng)
+    return A, B, int(rng.integers(2, len(A)))
 
 
 def _all(rng):
-    A, B, _ = _factors(rng)
+    A, B = _whole(rng)
     return A, B, len(A)
 
 
@@ -202,54 +251,9 @@ def _product(factors):
     return B @ A, np.array([A.shape[0], B.shape[1]])
 
 
-def _cut_variant(keep=slice, left=lambda S: S, right=np.ones_like, transposed=False,
-                 rows_of_U=False):
-    """Make `cut` with a mistake.
-
-    keep: the places of the singular values that stay. left, right: what both factors get of S.
-    transposed: V stands where Vᵀ belongs. rows_of_U: Uᵀ stands where U belongs.
-    """
-    def wrong(A, B, b):
-        U, S, Vt = np.linalg.svd(B @ A, full_matrices=rows_of_U)
-        k = keep(b)
-        rows = Vt[:, k].T if transposed else Vt[k]
-        columns = U[k].T if rows_of_U else U[:, k]
-        return right(S[k])[:, None] * rows, columns * left(S[k])
-    return wrong
-
-
-def _cut_each(A, B, b):
-    """Decompose A and B, and not their product."""
-    U, S, _ = np.linalg.svd(B, full_matrices=False)
-    _, R, Vt = np.linalg.svd(A, full_matrices=False)
-    return R[:b, None] * Vt[:b], U[:, :b] * S[:b]
-
-
-def _cut_A(A, B, b):
-    """Decompose A alone."""
-    Vt = np.linalg.svd(A, full_matrices=False)[2]
-    return Vt[:b], B[:, :b]
-
-
-def _scaled(A, B, b):
-    A_b, B_b = cut(A, B, b)
-    return A_b * len(A) / b, B_b
-
-
 def _one_uncut(got, expected, args):
     wide = np.ndim(got) == 2 and np.shape(got)[1] == args[0].shape[1]
     return wide and np.shape(got) != np.shape(expected)
-
-
-def _largest(A, B, b):
-    sizes = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0)
-    k = np.argsort(-sizes)[:b]
-    return A[k], B[:, k]
-
-
-def _zeroed(A, B, b):
-    U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
-    return Vt, U * np.where(np.arange(len(S)) < b, S, 0)
 
 
 def _wrong_order(got, expected, args):
@@ -264,32 +268,7 @@ EXERCISES = (
         special=(
             ("b = 1", partial(_layer, b=1)),
             ("b = R: an ordinary LoRA", partial(_layer, full=True))),
-        mistakes=(
-            ("the scale at rank b is α/b, not α/R", _masked(scale=lambda alpha, b, R: alpha / R)),
-            ("the scale α/b is missing", _masked(scale=lambda alpha, b, R: 1)),
-            ("the scale is α/b, not α", _masked(scale=lambda alpha, b, R: alpha)),
-            ("the scale is applied twice", _masked(scale=lambda alpha, b, R: (alpha / b) ** 2)),
-            ("the scale is α/b, without a root",
-             _masked(scale=lambda alpha, b, R: alpha / b ** 0.5)),
-            ("the scale is α/b, and yours is b/α", _masked(scale=lambda alpha, b, R: b / alpha)),
-            ("α/b need not be whole: divide with /, not with //",
-             _masked(scale=lambda alpha, b, R: alpha // b)),
-            ("the low-rank part is added, not subtracted", _masked(sign=-1)),
-            ("nothing is masked: all R rows are used", _masked(lambda i, b, R: i < R)),
-            ("one row too many is used: the index of a row must be below b, not at most b",
-             _masked(lambda i, b, R: i <= b)),
-            ("one row too few is used: [:b] takes b of them", _masked(lambda i, b, R: i < b - 1)),
-            ("these are the last b rows; at rank b the first b are used",
-             _masked(lambda i, b, R: i >= R - b)),
-            ("these are the rows after row b; at rank b those up to row b are used",
-             _masked(lambda i, b, R: i >= b)),
-            ("two faults: one row too many is used, since the index of a row must be below b, and "
-             "the scale is α/b, not α/R",
-             _masked(lambda i, b, R: i <= b, lambda alpha, b, R: alpha / R)),
-            ("row b alone is used; at rank b all rows up to b are",
-             _masked(lambda i, b, R: i == b - 1)),
-            ("the frozen part W₀ x is missing", _without_base),
-            ("the scale belongs to the low-rank part alone, not to W₀ x", _scales_both)),
+        mistakes=slips(forward),
         hints=("How can the rows after row b have no effect, and no gradient?",
                "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or "
                "multiply A x by a mask (R,).",
@@ -305,56 +284,7 @@ EXERCISES = (
             ("no momentum yet: A moves by −lr times the gradient", _no_momentum),
             ("row 2 is trained, and its gradient happens to be 0: its M fades, and it moves",
              _no_gradient)),
-        mistakes=(
-            ("the rows after row b still move, by their momentum M; only the rows "
-             "that are trained may move",
-             _everywhere),
-            ("A is right, but M fades in the rows that are not trained; leave it as it was there",
-             _moved(outside=lambda M, new, dA: new)),
-            ("A is right, but M fades in the rows that are not trained; leave it as it was there",
-             _moved(outside=lambda M, new, dA: new - dA)),
-            ("which rows are trained follows from b and frozen; a row that is "
-             "trained may have the gradient 0",
-             _by_gradient(True)),
-            ("which rows are trained follows from b and frozen; a row that is "
-             "trained may have the gradient 0",
-             _by_gradient(False)),
-            ("the momentum M of the rows that are not trained is gone; leave it as it was there",
-             _moved(outside=lambda M, new, dA: 0 * M)),
-            ("rank b counted from 1 is row b − 1 of the array",
-             _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b + 1)),
-            ("rank b counted from 1 is row b − 1 of the array",
-             _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b)),
-            ("rank b counted from 1 is row b − 1 of the array",
-             _moved(lambda i, b, frozen: i == b if frozen else i <= b + 1)),
-            ("row b is left out; it is trained in a step at rank b",
-             _moved(lambda i, b, frozen: i == b if frozen else i < b)),
-            ("row b is left out; it is trained in a step at rank b",
-             _moved(lambda i, b, frozen: i == b - 1 if frozen else i < b)),
-            *several("row b is the last one that is trained, not the first",
-                     _moved(lambda i, b, frozen: i >= b),
-                     _moved(lambda i, b, frozen: i == b if frozen else i >= b)),
-            ("the two versions are exchanged: frozen=True trains row b alone, "
-             "frozen=False all rows up to b",
-             _moved(lambda i, b, frozen: i <= b if frozen else i == b)),
-            ("M is right, but A moves in the rows that are not trained, too",
-             _moved(moved=lambda i, b, frozen: i > 0)),
-            ("A is right; with frozen=True the momentum of the rows before row b stays, too",
-             _moved(lambda i, b, frozen: i <= b, moved=_trained)),
-            ("M is β M plus the whole gradient, without a factor 1 − β",
-             _moved(momentum=lambda M, dA, beta: beta * M + (1 - beta) * dA)),
-            ("M fades before the gradient is added: β M",
-             _moved(momentum=lambda M, dA, beta: M + dA)),
-            ("M is the gradient alone; it keeps β of what it was",
-             _moved(momentum=lambda M, dA, beta: dA)),
-            ("A moves by lr times M; lr is missing", _moved(move=lambda A, M, dA, lr: A - M)),
-            ("A moves along the old M; update M first", _moved(old=True)),
-            ("with frozen=True row b alone is trained", _moved(lambda i, b, frozen: i <= b)),
-            ("with frozen=False all rows up to b are trained", _moved(lambda i, b, frozen: i == b)),
-            ("the rows move along M, not along the gradient alone",
-             _moved(move=lambda A, M, dA, lr: A - lr * dA)),
-            ("gradient descent moves against the gradient: subtract",
-             _moved(move=lambda A, M, dA, lr: A + lr * M))),
+        mistakes=slips(bug),
         symptoms=(
             ("M fades in the rows that are not trained; leave it as it was there", _fades),
             ("M is 0 now in the rows that are not trained; leave it as it was there", _gone)),
@@ -380,24 +310,7 @@ EXERCISES = (
         invariants=(
             ("the probabilities of the ranks i … R add up to the share of row i",
              lambda fn, rng: np.allclose(fn({1: 1.0, 2: 0.4, 3: 0.1}), [0.6, 0.3, 0.1])),),
-        mistakes=(
-            ("row i takes part at every rank b ≥ i, so its share is a sum of probabilities; you "
-             "returned the shares",
-             lambda shares: np.array(_in_order(shares))),
-            *several("row i takes part at every rank b ≥ i; you divided the shares by their sum",
-                     lambda shares: _normed(np.array(_in_order(shares))),
-                     lambda shares: _normed(np.array(list(shares.values())))),
-            ("the rows stand in any order in the dict: sort them",
-             _as_found),
-            *several("the largest rank is missing: row R takes part at rank R alone",
-                     _without_last,
-                     lambda shares: draw(shares)[:-1]),
-            ("rank 1 comes first", lambda shares: draw(shares)[::-1]),
-            ("the share falls from row b to row b + 1 by p(b); you took the negative of it",
-             lambda shares: -draw(shares)),
-            ("p(b) belongs to the rows b and b + 1, not to b − 1 and b",
-             lambda shares: np.roll(draw(shares), 1)),
-            ("this is the uniform distribution; the shares decide", _uniform)),
+        mistakes=slips(draw),
         symptoms=(
             ("a probability cannot be negative", _negative),
             ("the probabilities must add up to 1", _not_one)),
@@ -415,40 +328,7 @@ EXERCISES = (
         special=(
             ("b = R: nothing is lost", _all),
             ("only the last row of A and column of B are large, and b = 1", _last_is_large)),
-        mistakes=(
-            ("these are the first rows of A and columns of B; the nearest matrix of rank b needs "
-             "the singular vectors of B A",
-             lambda A, B, b: (A[:b], B[:, :b])),
-            ("these are the smallest singular values; NumPy sorts them in falling "
-             "order, so take the first b",
-             _cut_variant(lambda b: slice(-b, None))),
-            ("the singular values are missing", _cut_variant(left=lambda S: 1.0)),
-            ("the singular values are counted twice: they belong into one factor, "
-             "or their roots into both",
-             _cut_variant(right=lambda S: S)),
-            ("np.linalg.svd returns Vᵀ: its rows are the vectors", _cut_variant(transposed=True)),
-            ("U has the vectors in its columns: U[:, :b]", _cut_variant(rows_of_U=True)),
-            ("the root of the singular values is in one factor only; both need it, or "
-             "one the values themselves",
-             _cut_variant(left=np.sqrt)),
-            *several("decompose the product B A; the singular vectors of A and of B "
-                     "by themselves are others",
-                     _cut_A, _cut_each),
-            ("these are the largest rows of A and columns of B; the nearest matrix of rank b "
-             "needs the singular vectors of B A",
-             _largest),
-            ("the product is right, but its factors are not cut: A_b has b "
-             "rows and B_b has b columns",
-             _zeroed),
-            ("no scale is involved: B_b A_b itself should be near to B A", _scaled),
-            ("nothing is cut", lambda A, B, b: (A, B)),
-            ("nothing is cut", _cut_variant(lambda b: slice(None))),
-            ("the largest singular value is left out: the first one has the index 0",
-             _cut_variant(lambda b: slice(1, b + 1))),
-            ("this is one singular value too few: [:b] takes b of them",
-             _cut_variant(lambda b: slice(b - 1))),
-            ("this is one singular value too many: [:b] takes b of them",
-             _cut_variant(lambda b: slice(b + 1)))),
+        mistakes=slips(cut),
         symptoms=(
             ("cut both: A_b has as many rows as B_b has columns, b", _one_uncut),
             ("return A, which is (b, d_in), first", _wrong_order)),
