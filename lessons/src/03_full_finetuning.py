@@ -117,13 +117,6 @@ for kind, rows in {"10 times and more": times >= 10, "once or twice": (0 < times
 # %% exercise=full.adamw points=4 minutes=15 as=adamw
 def full_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
     """One step of AdamW. Returns the new (w, m, v)."""
-    ### BEGIN SOLUTION
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g * g
-    m_hat, v_hat = m / (1 - beta1 ** t), v / (1 - beta2 ** t)
-    w = w - lr * decay * w - lr * m_hat / (np.sqrt(v_hat) + eps)
-    return w, m, v
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The equations that you have found</summary>
@@ -226,14 +219,6 @@ print(f"{np.isnan(new).sum()} of {new.size} numbers are NaN, and the array that 
 # %% exercise=full.bug points=3 minutes=6 as=mended
 def full_bug(w, gradients, lr, beta1, beta2, decay):
     """w after one step of AdamW for each gradient."""
-    ### BEGIN SOLUTION
-    m, v = np.zeros_like(w), np.zeros_like(w)              # two arrays, and not one with two names
-    for t, g in enumerate(gradients, 1):
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * g * g
-        w = w - lr * decay * w - lr * m / (1 - beta1 ** t) / (np.sqrt(v / (1 - beta2 ** t)) + 1e-8)
-    return w
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work**, on the same ten gradients, beside the package's optimizer:
@@ -366,10 +351,6 @@ show("forgetting")
 # %% exercise=full.states points=2 minutes=8 as=states
 def full_states(N, n, weight_bytes, frozen_bytes):
     """Bytes of weights, gradients, master copies and Adam's m and v."""
-    ### BEGIN SOLUTION
-    master = 4 if weight_bytes < 4 else 0
-    return (N - n) * frozen_bytes + n * (2 * weight_bytes + master + 8)
-    ### END SOLUTION
 
 # %%
 print(f"all trained: {states(1, 1, 4, 4)} bytes per weight in float32, "
@@ -418,11 +399,6 @@ print(f"all frozen:  {states(1, 0, 4, 4)} bytes per weight in float32, "
 # %% exercise=full.activations points=5 minutes=20 as=activations
 def full_activations(B, T, d, H, L, V):
     """Numbers that the forward pass of a GPT keeps for the backward pass."""
-    ### BEGIN SOLUTION
-    norms = 2 * (B * T * d + B * T)
-    block = norms + (1 + 3 + 1 + 1 + 4 + 4) * B * T * d + 2 * B * H * T
-    return L * block + (B * T * d + B * T) + B * T * d + B * T * V
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work**, beside what the machine says:
@@ -642,11 +618,6 @@ fig
 # %% exercise=full.recompute points=3 minutes=12 bonus=yes as=recompute
 def full_recompute(B, T, d, H, L, V, k):
     """Numbers kept at the peak if parts of k blocks are computed again in the backward pass."""
-    ### BEGIN SOLUTION
-    block = 16 * B * T * d + 2 * B * T + 2 * B * H * T
-    head = (B * T * d + B * T) + B * T * d + B * T * V
-    return L // k * B * T * d + max(k * block, head)
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work**, for a model of 256 narrow blocks.

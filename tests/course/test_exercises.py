@@ -16,6 +16,7 @@ from tinypeft.course.check import check_file
 from tinypeft.course.exercises import TOPICS, of_topic
 from tinypeft.course.worth import worth
 from tinypeft.engine import functional as F
+from tinypeft.engine import plain
 from tinypeft.engine.tensor import concatenate
 from tinypeft.peft.prefix import Prefix
 
@@ -125,6 +126,14 @@ def test_the_budget_is_the_packages():
         t, T, t_i, t_f, b0, bT = exercise.cases(np.random.default_rng(seed))
         ours = tp.AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f)
         for step in (0, t_i, t, T - t_f, T): assert exercise.reference(step, T, t_i, t_f, b0, bT) == ours.budget(step, T, 1)
+
+
+def test_the_step_of_adamw_is_the_packages():
+    exercise = of_topic("full")["full.adamw"]
+    for seed in range(5):
+        args = exercise.cases(np.random.default_rng(seed))
+        for ours, theirs in zip(exercise.reference(*args), plain.adamw(*args), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_a_prefix_is_the_packages():

@@ -1,111 +1,67 @@
 """Lesson 03: AdamW, one step and many, and the memory that training needs."""
-import operator
 from functools import partial
 
 import numpy as np
 
-from ...engine import plain
 from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 
-# -- AdamW ---------------------------------------------------------------------------------------
-def reference_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
-    return plain.adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay)
-
-
-def fading(beta, old, new):
-    return beta * old + (1 - beta) * new
-
-
-def power(beta, t):
-    """Return the divisor of a mean that began at 0."""
-    return 1 - beta ** t
-
-
-def next_power(beta, t):
-    return 1 - beta ** (t + 1)
-
-
-def first_power(beta, t):
-    return 1 - beta
-
-
-def inverse(beta, t):
-    return 1 / power(beta, t)
-
-
-def power_of_rest(beta, t):
-    return (1 - beta) ** t
-
-
-def uncorrected(beta, t):
-    return 1
-
-
-def root(v, b, eps):
-    """Return the divisor of the step. b: the correction of v."""
-    return np.sqrt(v / b) + eps
-
-
-def eps_inside(v, b, eps):
-    return np.sqrt(v / b + eps)
-
-
-def late_root(v, b, eps):
-    return np.sqrt(v / b) + eps / np.sqrt(b)
-
-
-def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay, mean=fading, correct=power,
-          of_m=None, of_v=None, root=root, square=np.square, coupled=False, with_lr=True,
-          after=False, rate=True, momentum=True, adaptive=False):
-    """Make one step with a mistake. of_m, of_v: the corrections of m and v, if not `correct`."""
-    if coupled:
-        g = g + decay * w
-    m = mean(beta1, m, g)
-    v = mean(beta2, v, square(g))
-    m_hat = m / (of_m or correct)(beta1, t)
-    divisor = root(v, (of_v or correct)(beta2, t), eps)
-    step = (lr if rate else 1) * (m_hat if momentum else g) / divisor
-    shrink = (lr if with_lr else 1) * decay / (divisor if adaptive else 1)
-    decayed = w - step if after else w
-    return w - (0 if coupled else shrink) * decayed - step, m, v
-
-
-def returns_corrected(*args):
-    w, m, v = adamw(*args)
-    t, _, beta1, beta2 = args[4:8]
-    return w, m / power(beta1, t), v / power(beta2, t)
-
-
-def returns_v_first(*args):
-    w, m, v = adamw(*args)
-    return w, v, m
-
-
-def exchanges_betas(w, g, m, v, t, lr, beta1, beta2, *others):
-    return adamw(w, g, m, v, t, lr, beta2, beta1, *others)
-
-
-def exchanges_corrections(w, g, m, v, t, lr, beta1, beta2, *others):
-    def of_m(beta, t):
-        return power(beta2, t)
-    def of_v(beta, t):
-        return power(beta1, t)
-    return adamw(w, g, m, v, t, lr, beta1, beta2, *others, of_m=of_m, of_v=of_v)
-
-
-def adds_the_step(w, g, m, v, t, lr, *others):
-    moved = adamw(w, g, m, v, t, lr, *others[:-1], 0.0)[0]
-    _, m, v = adamw(w, g, m, v, t, lr, *others)
-    return 2 * w - moved - lr * others[-1] * w, m, v
-
-
-def steps_by_old_means(w, g, m, v, t, lr, beta1, beta2, eps, decay):
-    _, new_m, new_v = adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay)
-    m_hat = m / power(beta1, t)
-    return w - lr * decay * w - lr * m_hat / root(v, power(beta2, t), eps), new_m, new_v
+# -- full.adamw ------------------------------------------------------------------------------------
+def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    old = m, v
+    coupled = slip("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW")
+    if coupled: g = g + decay * w
+    if slip("β₁ belongs to m, and β₂ to v"): beta1, beta2 = beta2, beta1
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    if slip("the new gradient has the weight 1 − β₁ in m: m = β₁ m + (1 − β₁) g"):
+        m = beta1 * old[0] + g
+    if slip("β multiplies the old mean, and 1 − β the new number"):
+        m, v = (1 - beta1) * old[0] + beta1 * g, (1 - beta2) * old[1] + beta2 * g * g
+    if slip("the new number enters the mean with the factor 1 − β"):
+        m, v = beta1 * old[0] + g, beta2 * old[1] + g * g
+    if slip("v is the mean of g², not of |g|"): v = beta2 * old[1] + (1 - beta2) * abs(g)
+    c1, c2 = 1 - beta1 ** t, 1 - beta2 ** t                       # since m and v began at 0
+    if slip("m and v are not corrected for having started at 0"): c1, c2 = 1, 1
+    if slip("v is not corrected for having started at 0"): c2 = 1
+    if slip("m is not corrected for having started at 0"): c1 = 1
+    if slip("t counts from 1: use t as it is given, not t + 1"):
+        c1, c2 = 1 - beta1 ** (t + 1), 1 - beta2 ** (t + 1)
+    if slip("the corrections are those of step t, not those of the first step"):
+        c1, c2 = 1 - beta1, 1 - beta2
+    if slip("β₁ belongs to the correction of m, and β₂ to that of v"): c1, c2 = c2, c1
+    if slip("divide by 1 − βᵗ, do not multiply with it"): c1, c2 = 1 / c1, 1 / c2
+    if slip("the corrections are 1 − βᵗ, and not (1 − β)ᵗ: t is the power of β alone"):
+        c1, c2 = (1 - beta1) ** t, (1 - beta2) ** t
+    m_hat, v_hat = m / c1, v / c2
+    if slip("the step goes along m̂, and not along g"): m_hat = g
+    if slip("the step used the old m and v; update them first"):
+        m_hat, v_hat = old[0] / c1, old[1] / c2
+    divisor = np.sqrt(v_hat) + eps
+    if slip("ε is inside the root; it stands outside the root"): divisor = np.sqrt(v_hat + eps)
+    if slip("ε is missing: the step is divided by √v̂ + ε"): divisor = np.sqrt(v_hat)
+    if slip("v is divided without its root: the step is m̂/(√v̂ + ε)"): divisor = v_hat + eps
+    if slip("ε is added to √v̂, which is corrected; in your form, with one rate α_t for both "
+            "corrections, it is added to √v"):
+        divisor = np.sqrt(v_hat) + eps / np.sqrt(c2)
+    step, shrink = lr * m_hat / divisor, lr * decay * w
+    if slip("the learning rate is missing in the step"): step = m_hat / divisor
+    if slip("the sign is wrong: w moves against the gradient"): step = -step
+    if slip("the decay is not divided by √v̂"): shrink = shrink / divisor
+    if coupled or slip("the decay is missing: lr · λ · w is subtracted as well"): shrink = 0
+    if slip("the decay is subtracted: it makes w smaller"): shrink = -shrink
+    if slip("the decay belongs to the old w; yours is taken after the step"):
+        shrink = lr * decay * (w - step)
+    if slip("the learning rate is missing in the decay, which is lr · λ · w"): shrink = decay * w
+    w = w - shrink - step
+    if slip("m and v are returned divided by their corrections; return them as they are, because "
+            "the next step corrects them anew"):
+        return w, m_hat, v_hat
+    if slip("the order is (w, m, v)"): return w, v, m
+    return w, m, v
 
 
 def adamw_cases(rng, t=None, eps=1e-3):
@@ -118,32 +74,41 @@ def adamw_cases(rng, t=None, eps=1e-3):
     return w, g, m, v, t, 0.01, 0.9, 0.99, eps, 0.3
 
 
-def _whole_gradient(w, g, m, v, t, lr, beta1, *others):
-    """Take m = β₁ m + g, without the factor 1 − β₁."""
-    def square(x):
-        return np.square((1 - beta1) * x)
-    return adamw(w, g / (1 - beta1), m, v, t, lr, beta1, *others, square=square)
-
-
 def undecayed_first_step(rng):
     return *adamw_cases(rng, t=1)[:-1], 0.0
 
 
-# -- many steps ----------------------------------------------------------------------------------
-def steps(w, gradients, lr, beta1, beta2, decay, first=1, fresh=False, one=False, **options):
-    """Return w after a step for each gradient; the options are for the mistakes."""
-    m = v = np.zeros_like(w)
-    for t, g in enumerate(gradients, first):
-        if fresh:
-            m = v = np.zeros_like(w)
-        if one:
-            t = 1
-        w, m, v = adamw(w, g, m, v, t, lr, beta1, beta2, 1e-8, decay, **options)
+# -- full.bug --------------------------------------------------------------------------------------
+def mended(w, gradients, lr, beta1, beta2, decay):
+    if slip("each step uses the last gradient; step t belongs to gradient t"):
+        gradients = gradients[-1:] * len(gradients)
+    if slip("this is one step: there is one for each gradient"): gradients = gradients[:1]
+    if slip("the gradients come in reverse order"): gradients = gradients[::-1]
+    coupled = slip("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW")
+    m, v = np.zeros_like(w), np.zeros_like(w)              # two arrays, and not one with two names
+    for t, g in enumerate(gradients, 1):
+        if slip("m and v begin anew in each step; they remember the gradients of all steps"):
+            m, v = np.zeros_like(w), np.zeros_like(w)
+        if slip("t stays 1: the corrections belong to the first step alone"): t = 1
+        if slip("t counts from 1: the first step divides by 1 − β"): t += 1
+        if coupled: g = g + decay * w
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        c1, c2 = 1 - beta1 ** t, 1 - beta2 ** t
+        if slip("the corrections of m and v are missing"): c1, c2 = 1, 1
+        if slip("the corrections are 1 − βᵗ, and not (1 − β)ᵗ: t is the power of β alone"):
+            c1, c2 = (1 - beta1) ** t, (1 - beta2) ** t
+        divisor = np.sqrt(v / c2) + 1e-8
+        if slip("ε is inside the root; it stands outside the root"):
+            divisor = np.sqrt(v / c2 + 1e-8)
+        step, shrink = lr * m / c1 / divisor, lr * decay * w
+        if slip("the learning rate is missing in the decay, which is lr · λ · w"):
+            shrink = decay * w
+        if slip("the decay is taken from the w that the step has moved; it belongs to the old w"):
+            shrink = lr * decay * (w - step)
+        if coupled or slip("the decay is missing"): shrink = 0
+        w = w - shrink - step
     return w
-
-
-def reference_bug(w, gradients, lr, beta1, beta2, decay):
-    return steps(w, gradients, lr, beta1, beta2, decay)
 
 
 def bug_cases(rng, n=None, size=1.0):
@@ -152,32 +117,41 @@ def bug_cases(rng, n=None, size=1.0):
     return rng.standard_normal((4, 3)), gradients, 0.01, 0.9, 0.999, 0.1
 
 
-def last_gradient(w, gradients, *a):
-    return steps(w, gradients[-1:] * len(gradients), *a)
-
-
-# -- memory --------------------------------------------------------------------------------------
-def master(weight_bytes):
-    return 4 if weight_bytes < 4 else 0
-
-
-def states(N, n, weight_bytes, frozen_bytes, frozen=operator.sub, idle=lambda b: 0,
-           gradient=lambda b: b, copy=master, moments=lambda b: 8):
-    """Count the bytes of frozen weights, and of trained ones with all that belongs to them.
-
-    The options make the mistakes. frozen: the number of frozen weights. idle: the bytes beside a
-    frozen weight.
-    """
-    b = weight_bytes
-    trained = b + gradient(b) + copy(b) + moments(b)
-    return frozen(N, n) * frozen_bytes + n * trained + (N - n) * idle(b)
-
-
-def reference_states(N, n, weight_bytes, frozen_bytes):
-    return states(N, n, weight_bytes, frozen_bytes)
-
-
-ONLY_TRAINED = "gradients, m and v are for the n trained weights only"
+# -- full.states -----------------------------------------------------------------------------------
+def states(N, n, weight_bytes, frozen_bytes):
+    master = 4 if weight_bytes < 4 else 0
+    frozen = (N - n) * frozen_bytes
+    if slip("the trained weights are also counted as frozen ones"): frozen = N * frozen_bytes
+    if slip("the frozen weights are missing"): frozen = 0
+    match which("gradients, m and v are for the n trained weights only", 4):
+        case 1: frozen += (N - n) * (weight_bytes + 8 + master)
+        case 2: frozen += (N - n) * (weight_bytes + 8)
+        case 3: frozen += (N - n) * weight_bytes
+        case 4: frozen += (N - n) * 8
+    if slip("only trained weights have a master copy"): frozen += (N - n) * master
+    if slip("below 4 bytes, every trained weight has a float32 master copy besides"): master = 0
+    if slip("every trained weight of less than 4 bytes has a master copy, and "
+            "not those of 2 bytes alone"):
+        master = 4 if weight_bytes == 2 else 0
+    if slip("you counted a master copy in float32; there the weight itself is the master copy"):
+        master = 4
+    if slip("the master copy takes 4 bytes, because it is in float32"):
+        master = weight_bytes if weight_bytes < 4 else 0
+    gradient, moments = weight_bytes, 8
+    if slip("m and v are in float32, 4 bytes each, whatever the weight takes"):
+        moments = 2 * weight_bytes
+    if slip("Adam keeps two numbers of 4 bytes per weight, m and v"): moments = 4
+    if slip("Adam's m and v are missing, 4 bytes each"): moments = 0
+    if slip("a frozen weight takes frozen_bytes, not weight_bytes"):
+        frozen = (N - n) * weight_bytes
+    if slip("a gradient takes weight_bytes, as the weight does"): gradient = 4
+    if slip("there are two errors: the frozen weights are N − n, and a trained weight has a "
+            "gradient"):
+        frozen, gradient = N * frozen_bytes, 0
+    if slip("the gradient is missing"): gradient = 0
+    total = frozen + n * (weight_bytes + gradient + master + moments)
+    if slip("this is in bits; count bytes"): total = 8 * total
+    return total
 
 
 def states_cases(rng):
@@ -187,28 +161,86 @@ def states_cases(rng):
     return N, n, weight_bytes, float(rng.choice([0.5, 1, 2]))
 
 
-def two_a_query(H, T):
-    return 2 * H
+def cut_to_whole(got, expected, args):
+    return float(got).is_integer() and abs(got - expected) < 1
 
 
-def kept(B, T, d, H, V, vectors=16, norms=2, attention=two_a_query, rows=0,
-         last_vectors=2, last_norms=1, last_rows=1):
-    """Count the numbers that a block keeps, and those that are kept after all blocks.
-
-    A vector has d numbers for each token, a norm has one (1/σ), and a row has V. The numbers of
-    them make the mistakes. attention: what it keeps for each token beside Q, K and V.
-    """
-    block = B * T * (vectors * d + norms + attention(H, T) + rows * V)
-    return block, B * T * (last_vectors * d + last_norms + last_rows * V)
-
-
-def activations(B, T, d, H, L, V, **numbers):
-    block, head = kept(B, T, d, H, V, **numbers)
+# -- full.activations ------------------------------------------------------------------------------
+def activations(B, T, d, H, L, V):
+    vectors, norms = 2 + 1 + 3 + 1 + 1 + 4 + 4, 2        # a token's arrays of d numbers, and 1/σ
+    queries = 2 * H                                      # attention's two numbers for each
+    if slip("you counted one layer norm in a block; there are two layer norms"):
+        vectors, norms = 15, 1
+    if slip("1/σ of the blocks' layer norms is missing: each of the two "
+            "keeps one number per token"):
+        norms = 0
+    if slip("attention's two numbers for each query of a head are missing: 2 B H T"): queries = 0
+    if slip("attention's weights are counted, T² in each head: they are computed again, and not "
+            "kept"):
+        queries = H * T
+    if slip("attention's weights are counted, T² in each head, beside the two numbers for each "
+            "query: they are computed again, and not kept"):
+        queries = H * T + 2 * H
+    if slip("attention keeps two numbers for each query in every head, and not in one head"):
+        queries = 2
+    if slip("attention keeps two numbers for each query of a head, the largest score and the "
+            "sum: one of the two is missing"):
+        queries = H
+    if slip("B T d numbers are missing in each block: an input of query, key and value, of the "
+            "output projection or of `up`, or x̂"):
+        vectors = 15
+    if slip("B T d numbers are too many in each block: no addition keeps anything, and no input "
+            "is kept twice"):
+        vectors = 17
+    if slip("the input of `up` is d wide, and its result 4 d"): vectors = 19
+    if slip("GELU's derivative and the input of `down` are 4 d wide"): vectors = 10
+    if slip("a row of the MLP is d wide where it is 4 d wide: GELU and the input of `down`, "
+            "which is GELU's result, are both 4 d"):
+        vectors = 13
+    if slip("GELU keeps 4 d numbers per position, its input or its derivative, and `down` keeps "
+            "its input: one of the two is missing"):
+        vectors = 12
+    if slip("4 d numbers per position are too many: GELU needs one array of 4 d, its derivative "
+            "or its input, and an addition needs nothing"):
+        vectors = 20
+    if slip("2 B T d numbers are too many in each block: query, key and value share one input, "
+            "and the two additions keep nothing"):
+        vectors = 18
+    last_vectors, last_norms, last_rows = 2, 1, 1        # the final norm, the head, probabilities
+    if slip("1/σ of the layer norms is missing: one number per token and norm"):
+        norms, last_norms = 0, 0
+    if slip("1/σ of the final norm is missing: one number per token"): last_norms = 0
+    if slip("a norm keeps x̂ and 1/σ, and not the mean besides"): norms, last_norms = 4, 2
+    if slip("the final norm is missing: x̂ and 1/σ"): last_vectors, last_norms = 1, 0
+    if slip("after the blocks B T d numbers are missing: x̂ of the final "
+            "norm, or the head's input"):
+        last_vectors = 1
+    if slip("after the blocks three more are kept: the final norm, the head's "
+            "input and the probabilities"):
+        last_vectors, last_norms, last_rows = 0, 0, 0
+    if slip("the embedding keeps the tokens' numbers, and no vectors"): last_vectors = 3
+    if slip("the cross-entropy keeps B T V numbers once: its gradient needs the probabilities, "
+            "and not the logits besides"):
+        last_rows = 2
+    if slip("the final norm and the head's input exist once, after the "
+            "blocks, and not in each of them"):
+        vectors, norms, last_vectors, last_norms = 18, 3, 0, 0
+    if slip("the probabilities of the cross-entropy are missing: B T V"): last_rows = 0
+    if slip("the final norm and the head's input, which come after the blocks, are missing"):
+        last_vectors, last_norms = 0, 0
+    block = B * T * (vectors * d + norms + queries)
+    head = B * T * (last_vectors * d + last_norms + last_rows * V)
+    if slip("the final norm, the head and the probabilities exist once, after the "
+            "blocks, and not in each of them"):
+        head = L * head
+    if slip("the probabilities of the cross-entropy exist once, not in every block"):
+        head += (L - 1) * B * T * V
+    if slip("the probabilities are one for each token of the vocabulary at each place: B T V, "
+            "and not B T + V"):
+        head = B * T * (2 * d + 1) + B * T + V
+    if slip("this counts one block; there are L"): L = 1
+    if slip("this is in bytes; count numbers"): return 4 * (L * block + head)
     return L * block + head
-
-
-def reference_activations(B, T, d, H, L, V):
-    return activations(B, T, d, H, L, V)
 
 
 def activations_cases(rng):
@@ -218,32 +250,47 @@ def activations_cases(rng):
     return B, T, d, H, L, int(rng.integers(100, 900))
 
 
-def recompute(B, T, d, H, L, V, k, inputs=operator.floordiv, blocks=lambda L, k: k,
-              peak=max, **numbers):
-    """Return the peak if k blocks are computed again at a time; the options are for the mistakes.
-
-    inputs: of how many parts the input is kept. blocks: how many are computed again at a time.
-    """
-    block, head = kept(B, T, d, H, V, **numbers)
-    return inputs(L, k) * B * T * d + peak(blocks(L, k) * block, head)
-
-
-def reference_recompute(B, T, d, H, L, V, k):
-    return recompute(B, T, d, H, L, V, k)
-
-
-def part_alone(part, head):
-    return part
-
-
-def head_without_inputs(B, T, d, H, L, V, k):
-    block, head = kept(B, T, d, H, V)
-    return max(L // k * B * T * d + k * block, head)
-
-
-def walk_without_inputs(B, T, d, H, L, V, k):
-    block, head = kept(B, T, d, H, V)
-    return max(k * block, L // k * B * T * d + head)
+# -- full.recompute --------------------------------------------------------------------------------
+def recompute(B, T, d, H, L, V, k):
+    block = 16 * B * T * d + 2 * B * T + 2 * B * H * T
+    head = (B * T * d + B * T) + B * T * d + B * T * V
+    if slip("attention's two numbers for each query of a head are missing: 2 B H T in each block"):
+        block -= 2 * B * H * T
+    if slip("1/σ of the layer norms is missing: 2 B T in each block"): block -= 2 * B * T
+    match which("the head's moment has B T d and B T of the final norm, B T d of the head, and "
+                "B T V", 2):
+        case 1: head = B * T * V
+        case 2: head = B * T * d + B * T * V
+    parts, walked = L // k, k
+    if slip("one input is kept for each part of k blocks, and not for each block"): parts = L
+    if slip("the part that is walked needs its own input, too: L/k inputs "
+            "are kept, and not L/k − 1"):
+        parts = L // k - 1
+    match which("there are L/k parts, and each keeps one input: not k, and not one more", 2):
+        case 1: parts = k
+        case 2: parts = L // k + 1
+    if slip("the inputs of the parts are missing: L/k of them"): parts = 0
+    if slip("one part is walked at a time: the arrays of k blocks are there, and not those of all"):
+        walked = L
+    if slip("a part has k blocks, and there are L/k parts"): walked = L // k
+    if slip("a part has k blocks, whose arrays are all there while it is walked"): walked = 1
+    inputs, part = parts * B * T * d, walked * block
+    if slip("the inputs of all parts are there at both moments, also at "
+            "the end of the forward pass"):
+        return max(inputs + part, head)
+    if slip("the inputs of all parts are there at both moments, also during the walk through one"):
+        return max(part, inputs + head)
+    peak = inputs + max(part, head)
+    if slip("this is the smaller moment: the peak is the larger one"):
+        peak = inputs + min(part, head)
+    if slip("the head's arrays are gone when the blocks are computed again: take the "
+            "larger of the two, not the sum"):
+        peak = inputs + part + head
+    if slip("the head also needs its arrays, and may need more than a part does: "
+            "take the larger of the two"):
+        peak = inputs + part
+    if slip("this is in bytes; count numbers"): peak = 4 * peak
+    return peak
 
 
 def recompute_cases(rng, vocabulary=None):
@@ -253,66 +300,14 @@ def recompute_cases(rng, vocabulary=None):
     return B, T, H * int(rng.integers(5, 20)), H, k * parts, V, k
 
 
-def cut_to_whole(got, expected, args):
-    return float(got).is_integer() and abs(got - expected) < 1
-
-
-REST = "the corrections are 1 − βᵗ, and not (1 − β)ᵗ: t is the power of β alone"
-
 EXERCISES = (
     Exercise(
         name="full.adamw", title="One step of AdamW", stars=3,
         kind="design",
-        reference=reference_adamw, cases=adamw_cases,
+        reference=adamw, cases=adamw_cases,
         special=(
             ("the first step: m and v were 0, and nothing decays", undecayed_first_step),),
-        mistakes=(
-            ("m and v are not corrected for having started at 0",
-             partial(adamw, correct=uncorrected)),
-            ("the new gradient has the weight 1 − β₁ in m: m = β₁ m + (1 − β₁) g",
-             _whole_gradient),
-            ("v is not corrected for having started at 0", partial(adamw, of_v=uncorrected)),
-            ("m is not corrected for having started at 0", partial(adamw, of_m=uncorrected)),
-            ("t counts from 1: use t as it is given, not t + 1",
-             partial(adamw, correct=next_power)),
-            ("the corrections are those of step t, not those of the first step",
-             partial(adamw, correct=first_power)),
-            ("β₁ belongs to the correction of m, and β₂ to that of v", exchanges_corrections),
-            ("divide by 1 − βᵗ, do not multiply with it", partial(adamw, correct=inverse)),
-            (REST, partial(adamw, correct=power_of_rest)),
-            ("β multiplies the old mean, and 1 − β the new number",
-             partial(adamw, mean=lambda beta, old, new: fading(1 - beta, old, new))),
-            ("the new number enters the mean with the factor 1 − β",
-             partial(adamw, mean=lambda beta, old, new: beta * old + new)),
-            ("β₁ belongs to m, and β₂ to v", exchanges_betas),
-            ("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW",
-             partial(adamw, coupled=True)),
-            ("the decay is not divided by √v̂", partial(adamw, adaptive=True)),
-            ("the decay is missing: lr · λ · w is subtracted as well",
-             lambda *a: adamw(*a[:-1], 0.0)),
-            ("the decay is subtracted: it makes w smaller", lambda *a: adamw(*a[:-1], -a[-1])),
-            ("the decay belongs to the old w; yours is taken after the step",
-             partial(adamw, after=True)),
-            ("the learning rate is missing in the decay, which is lr · λ · w",
-             partial(adamw, with_lr=False)),
-            ("the learning rate is missing in the step", partial(adamw, rate=False)),
-            ("the step goes along m̂, and not along g", partial(adamw, momentum=False)),
-            ("ε is inside the root; it stands outside the root",
-             partial(adamw, root=eps_inside)),
-            ("ε is missing: the step is divided by √v̂ + ε",
-             partial(adamw, root=lambda v, b, eps: np.sqrt(v / b))),
-            ("v is divided without its root: the step is m̂/(√v̂ + ε)",
-             partial(adamw, root=lambda v, b, eps: v / b + eps)),
-            ("ε is added to √v̂, which is corrected; in your form, with one rate α_t for both "
-             "corrections, it is added to √v",
-             partial(adamw, root=late_root)),
-            ("v is the mean of g², not of |g|", partial(adamw, square=abs)),
-            ("m and v are returned divided by their corrections; return them as they are, because "
-             "the next step corrects them anew",
-             returns_corrected),
-            ("the order is (w, m, v)", returns_v_first),
-            ("the sign is wrong: w moves against the gradient", adds_the_step),
-            ("the step used the old m and v; update them first", steps_by_old_means)),
+        mistakes=slips(adamw),
         tolerance=1e-9,
         hints=("Why are m and v divided by something at the start? Does the decay go into the "
                "gradient, or straight to the weight?",
@@ -325,44 +320,14 @@ EXERCISES = (
     Exercise(
         name="full.states", title="Memory for weights, gradients and optimizer", stars=1,
         kind="count",
-        reference=reference_states, cases=states_cases,
+        reference=states, cases=states_cases,
         special=(
             ("everything trained in mixed precision: 16 bytes each",
              lambda rng: (1000, 1000, 2, 2)),
             ("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
             ("one frozen weight of 4 bits: half a byte", lambda rng: (1, 0, 2, 0.5)),
             ("trained weights of 1 byte, with a master copy of 4", lambda rng: (1000, 1000, 1, 1))),
-        mistakes=(
-            ("the trained weights are also counted as frozen ones",
-             partial(states, frozen=lambda N, n: N)),
-            ("the frozen weights are missing", partial(states, frozen=lambda N, n: 0)),
-            (ONLY_TRAINED, partial(states, idle=lambda b: b + 8 + master(b))),
-            (ONLY_TRAINED, partial(states, idle=lambda b: b + 8)),
-            (ONLY_TRAINED, partial(states, idle=lambda b: b)),
-            (ONLY_TRAINED, partial(states, idle=lambda b: 8)),
-            ("only trained weights have a master copy", partial(states, idle=master)),
-            ("below 4 bytes, every trained weight has a float32 master copy besides",
-             partial(states, copy=lambda b: 0)),
-            ("every trained weight of less than 4 bytes has a master copy, and "
-             "not those of 2 bytes alone",
-             partial(states, copy=lambda b: 4 * (b == 2))),
-            ("you counted a master copy in float32; there the weight itself is the master copy",
-             partial(states, copy=lambda b: 4)),
-            ("the master copy takes 4 bytes, because it is in float32",
-             partial(states, copy=lambda b: b * (b < 4))),
-            ("m and v are in float32, 4 bytes each, whatever the weight takes",
-             partial(states, moments=lambda b: 2 * b)),
-            ("Adam keeps two numbers of 4 bytes per weight, m and v",
-             partial(states, moments=lambda b: 4)),
-            ("Adam's m and v are missing, 4 bytes each", partial(states, moments=lambda b: 0)),
-            ("a frozen weight takes frozen_bytes, not weight_bytes",
-             lambda N, n, b, f: states(N, n, b, b)),
-            ("a gradient takes weight_bytes, as the weight does",
-             partial(states, gradient=lambda b: 4)),
-            ("there are two errors: the frozen weights are N − n, and a trained weight has a "
-             "gradient", partial(states, frozen=lambda N, n: N, gradient=lambda b: 0)),
-            ("the gradient is missing", partial(states, gradient=lambda b: 0)),
-            ("this is in bits; count bytes", lambda *a: 8 * states(*a))),
+        mistakes=slips(states),
         symptoms=(
             ("a frozen weight may take half a byte: do not cut the result to a whole number",
              cut_to_whole),),
@@ -376,86 +341,10 @@ EXERCISES = (
     Exercise(
         name="full.activations", title="Memory for activations", stars=2,
         kind="count",
-        reference=reference_activations, cases=activations_cases,
+        reference=activations, cases=activations_cases,
         special=(
             ("the base, with 4 rows of 128 tokens", lambda rng: (4, 128, 128, 4, 5, 1024)),),
-        mistakes=(
-            ("you counted one layer norm in a block; there are two layer norms",
-             partial(activations, vectors=15, norms=1)),
-            ("1/σ of the layer norms is missing: one number per token and norm",
-             partial(activations, norms=0, last_norms=0)),
-            ("1/σ of the blocks' layer norms is missing: each of the two "
-             "keeps one number per token",
-             partial(activations, norms=0)),
-            ("1/σ of the final norm is missing: one number per token",
-             partial(activations, last_norms=0)),
-            ("attention's two numbers for each query of a head are missing: 2 B H T",
-             partial(activations, attention=lambda H, T: 0)),
-            ("attention's weights are counted, T² in each head: they are computed again, and not "
-             "kept",
-             partial(activations, attention=lambda H, T: H * T)),
-            ("attention's weights are counted, T² in each head, beside the two numbers for each "
-             "query: they are computed again, and not kept",
-             partial(activations, attention=lambda H, T: H * T + 2 * H)),
-            ("attention keeps two numbers for each query in every head, and not in one head",
-             partial(activations, attention=lambda H, T: 2)),
-            ("attention keeps two numbers for each query of a head, the largest score and the "
-             "sum: one of the two is missing",
-             partial(activations, attention=lambda H, T: H)),
-            ("a norm keeps x̂ and 1/σ, and not the mean besides",
-             partial(activations, norms=4, last_norms=2)),
-            ("B T d numbers are missing in each block: an input of query, key and value, of the "
-             "output projection or of `up`, or x̂",
-             partial(activations, vectors=15)),
-            ("B T d numbers are too many in each block: no addition keeps anything, and no input "
-             "is kept twice",
-             partial(activations, vectors=17)),
-            ("the input of `up` is d wide, and its result 4 d", partial(activations, vectors=19)),
-            ("the final norm is missing: x̂ and 1/σ",
-             partial(activations, last_vectors=1, last_norms=0)),
-            ("after the blocks B T d numbers are missing: x̂ of the final "
-             "norm, or the head's input",
-             partial(activations, last_vectors=1)),
-            ("after the blocks three more are kept: the final norm, the head's "
-             "input and the probabilities",
-             partial(activations, last_vectors=0, last_norms=0, last_rows=0)),
-            ("the embedding keeps the tokens' numbers, and no vectors",
-             partial(activations, last_vectors=3)),
-            ("GELU's derivative and the input of `down` are 4 d wide",
-             partial(activations, vectors=10)),
-            ("a row of the MLP is d wide where it is 4 d wide: GELU and the input of `down`, "
-             "which is GELU's result, are both 4 d",
-             partial(activations, vectors=13)),
-            ("GELU keeps 4 d numbers per position, its input or its derivative, and `down` keeps "
-             "its input: one of the two is missing",
-             partial(activations, vectors=12)),
-            ("4 d numbers per position are too many: GELU needs one array of 4 d, its derivative "
-             "or its input, and an addition needs nothing",
-             partial(activations, vectors=20)),
-            ("the cross-entropy keeps B T V numbers once: its gradient needs the probabilities, "
-             "and not the logits besides",
-             partial(activations, last_rows=2)),
-            ("the final norm and the head's input exist once, after the "
-             "blocks, and not in each of them",
-             partial(activations, vectors=18, norms=3, last_vectors=0, last_norms=0)),
-            ("the final norm, the head and the probabilities exist once, after the "
-             "blocks, and not in each of them",
-             lambda B, T, d, H, L, V: L * sum(kept(B, T, d, H, V))),
-            ("the probabilities of the cross-entropy are missing: B T V",
-             partial(activations, last_rows=0)),
-            ("the probabilities are one for each token of the vocabulary at each place: B T V, "
-             "and not B T + V",
-             lambda B, T, d, H, L, V: activations(B, T, d, H, L, V, last_rows=0) + B * T + V),
-            ("the probabilities of the cross-entropy exist once, not in every block",
-             partial(activations, rows=1, last_rows=0)),
-            ("the final norm and the head's input, which come after the blocks, are missing",
-             partial(activations, last_vectors=0, last_norms=0)),
-            ("2 B T d numbers are too many in each block: query, key and value share one input, "
-             "and the two additions keep nothing",
-             partial(activations, vectors=18)),
-            ("this is in bytes; count numbers", lambda *a: 4 * reference_activations(*a)),
-            ("this counts one block; there are L",
-             lambda B, T, d, H, L, V: activations(B, T, d, H, 1, V))),
+        mistakes=slips(activations),
         tolerance=0,
         hints=("Which arrays does a block keep for its backward pass, one row of the table after "
                "another? What is kept once, after all blocks?",
@@ -466,30 +355,11 @@ EXERCISES = (
     Exercise(
         name="full.bug", title="Find the bug: an AdamW that diverges", stars=2,
         kind="fault",
-        reference=reference_bug, cases=bug_cases,
+        reference=mended, cases=bug_cases,
         special=(
             ("one step, with gradients of about a thousandth",
              partial(bug_cases, n=1, size=1e-3)),),
-        mistakes=(
-            ("m and v begin anew in each step; they remember the gradients of all steps",
-             partial(steps, fresh=True)),
-            ("t stays 1: the corrections belong to the first step alone", partial(steps, one=True)),
-            ("t counts from 1: the first step divides by 1 − β", partial(steps, first=2)),
-            ("the corrections of m and v are missing", partial(steps, correct=uncorrected)),
-            (REST, partial(steps, correct=power_of_rest)),
-            ("ε is inside the root; it stands outside the root", partial(steps, root=eps_inside)),
-            ("each step uses the last gradient; step t belongs to gradient t", last_gradient),
-            ("this is one step: there is one for each gradient",
-             lambda w, gradients, *a: steps(w, gradients[:1], *a)),
-            ("the gradients come in reverse order",
-             lambda w, gradients, *a: steps(w, gradients[::-1], *a)),
-            ("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW",
-             partial(steps, coupled=True)),
-            ("the learning rate is missing in the decay, which is lr · λ · w",
-             partial(steps, with_lr=False)),
-            ("the decay is taken from the w that the step has moved; it belongs to the old w",
-             partial(steps, after=True)),
-            ("the decay is missing", lambda *a: steps(*a[:-1], 0.0))),
+        mistakes=slips(mended),
         symptoms=(
             ("t counts from 1: with t = 0 the corrections 1 − βᵗ are 0",
              lambda got, expected, args: np.isnan(got).all()),
@@ -506,51 +376,13 @@ EXERCISES = (
     Exercise(
         name="full.recompute", title="Compute the activations again", stars=2,
         kind="count",
-        reference=reference_recompute, cases=recompute_cases,
+        reference=recompute, cases=recompute_cases,
         special=(
             ("32 blocks in parts of four, of a model of 7 billion parameters",
              lambda rng: (1, 512, 4096, 32, 32, 32000, 4)),
             ("a vocabulary so large that the head needs the most",
              lambda rng: (*recompute_cases(rng, 200_000),))),
-        mistakes=(
-            ("one input is kept for each part of k blocks, and not for each block",
-             partial(recompute, inputs=lambda L, k: L)),
-            ("the part that is walked needs its own input, too: L/k inputs "
-             "are kept, and not L/k − 1",
-             partial(recompute, inputs=lambda L, k: L // k - 1)),
-            ("there are L/k parts, and each keeps one input: not k, and not one more",
-             partial(recompute, inputs=lambda L, k: k)),
-            ("there are L/k parts, and each keeps one input: not k, and not one more",
-             partial(recompute, inputs=lambda L, k: L // k + 1)),
-            ("one part is walked at a time: the arrays of k blocks are there, and not those of all",
-             partial(recompute, blocks=lambda L, k: L)),
-            ("a part has k blocks, and there are L/k parts",
-             partial(recompute, blocks=operator.floordiv)),
-            ("the inputs of all parts are there at both moments, also at "
-             "the end of the forward pass",
-             head_without_inputs),
-            ("the inputs of all parts are there at both moments, also during the walk through one",
-             walk_without_inputs),
-            ("this is the smaller moment: the peak is the larger one",
-             partial(recompute, peak=min)),
-            ("the head's moment has B T d and B T of the final norm, B T d of the head, and B T V",
-             partial(recompute, last_vectors=0, last_norms=0)),
-            ("the head's moment has B T d and B T of the final norm, B T d of the head, and B T V",
-             partial(recompute, last_vectors=1, last_norms=0)),
-            ("attention's two numbers for each query of a head are missing: 2 B H T in each block",
-             partial(recompute, attention=lambda H, T: 0)),
-            ("1/σ of the layer norms is missing: 2 B T in each block", partial(recompute, norms=0)),
-            ("the inputs of the parts are missing: L/k of them",
-             partial(recompute, inputs=lambda L, k: 0)),
-            ("a part has k blocks, whose arrays are all there while it is walked",
-             partial(recompute, blocks=lambda L, k: 1)),
-            ("the head's arrays are gone when the blocks are computed again: take the "
-             "larger of the two, not the sum",
-             partial(recompute, peak=operator.add)),
-            ("the head also needs its arrays, and may need more than a part does: "
-             "take the larger of the two",
-             partial(recompute, peak=part_alone)),
-            ("this is in bytes; count numbers", lambda *a: 4 * reference_recompute(*a))),
+        mistakes=slips(recompute),
         tolerance=0,
         hints=("What is in memory when the forward pass is done? And what while a part of k "
                "blocks is walked backwards?",
