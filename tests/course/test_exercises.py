@@ -13,12 +13,18 @@ import pytest
 import tinypeft as tp
 from tinypeft.course import build, percent
 from tinypeft.course.check import check_file
+from tinypeft.course.diagnose import difference
 from tinypeft.course.exercises import TOPICS, of_topic
 from tinypeft.course.worth import worth
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.tensor import concatenate
 from tinypeft.peft.prefix import Prefix
+from tinypeft.quant.packing import pack
+from tinypeft.quant.peqa import scaled_linear
+from tinypeft.quant.qtensor import QTensor
+from tinypeft.quant.rounding import fake_quantize
+from tinypeft.text.tasks.distillation import divergence
 
 HERE = Path(__file__).parent / "solutions"
 LESSONS = {path.stem: path for path in percent.sources()}
@@ -134,6 +140,40 @@ def test_the_step_of_adamw_is_the_packages():
         args = exercise.cases(np.random.default_rng(seed))
         for ours, theirs in zip(exercise.reference(*args), plain.adamw(*args), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_the_gradients_through_rounding_are_the_engines():
+    def rounded(x, s, z, low, high, dy):
+        x, z = tp.Tensor(x, requires_grad=True), tp.Tensor(np.array(float(z)), requires_grad=True)
+        fake_quantize(x, tp.Tensor(np.array(s)), z, low, high, mask="paper").backward(dy)
+        return x.grad, z.grad
+
+    def lsq(x, s, bits, dy):
+        x, s, Q_P = tp.Tensor(x, requires_grad=True), tp.Tensor(s, requires_grad=True), 2**(bits - 1) - 1
+        g = 1 / np.sqrt(x.shape[1] * Q_P)
+        x_hat = fake_quantize(x, s.reshape(-1, 1), tp.Tensor(np.zeros((1, 1))), -Q_P - 1, Q_P, "paper", g)
+        x_hat.backward(dy)
+        return x_hat.data, x.grad, s.grad
+
+    def peqa(x, dy, q, z, g):
+        codes = QTensor(pack(q.astype(np.uint8), 8), 8, q.shape, g, np.ones(z.size, np.float32),
+                        pack(z.astype(np.uint8).reshape(-1), 8))
+        s = tp.Tensor(np.ones(z.size), requires_grad=True)
+        scaled_linear(tp.Tensor(x), codes, s, None).backward(dy)
+        return s.grad.reshape(z.shape)
+
+    def distillation(teacher, student):
+        student = tp.Tensor(student, requires_grad=True)
+        loss = divergence(F.log_softmax(tp.Tensor(teacher)).data, student)
+        loss.backward()
+        return loss.item(), student.grad
+    engines = {"ste": lambda *a: rounded(*a)[0], "zero": lambda *a: rounded(*a)[1], "lsq": lsq, "peqa": peqa,
+               "distillation": distillation}
+    for name, engine in engines.items():
+        exercise = of_topic("qat")[f"qat.{name}"]
+        for seed in range(5):
+            args = exercise.cases(np.random.default_rng(seed))
+            assert difference(exercise.reference(*args), engine(*args), 1e-6) is None, name
 
 
 def test_a_prefix_is_the_packages():
