@@ -150,15 +150,6 @@ show(plain.gelu)
 # %% exercise=transformer.attention points=5 minutes=20 as=attention
 def transformer_attention(q, k, v):
     """Causal attention of T queries, the last T positions, over S ≥ T keys. Returns (T, d_head)."""
-    ### BEGIN SOLUTION
-    (T, d), S = q.shape, len(k)
-    scores = q @ k.T / math.sqrt(d)                                                    # (T, S)
-    hidden = np.arange(S) > np.arange(T)[:, None] + S - T
-    scores = np.where(hidden, np.array(-np.inf, scores.dtype), scores)
-    A = np.exp(scores - scores.max(-1, keepdims=True))
-    A /= A.sum(-1, keepdims=True)
-    return A @ v
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work.**
@@ -331,12 +322,6 @@ guess
 # %% exercise=transformer.loss points=4 minutes=12 as=loss
 def transformer_loss(logits, tokens):
     """Mean of −log p(next token) in nats, over all positions that have a next token."""
-    ### BEGIN SOLUTION
-    z, targets = logits[:, :-1], tokens[:, 1:]
-    z = z - z.max(-1, keepdims=True)
-    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-    return float(-np.take_along_axis(log_p, targets[..., None], -1).mean())
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The sum that you have computed</summary>
@@ -448,15 +433,6 @@ for name, fn in (("the package's", F.attention), ("hurried", hurried)):
 # %% exercise=transformer.sees points=4 minutes=15 as=sees
 def transformer_sees(f, x):
     """(T, T) booleans: does row i of f(x) depend on row j of x?"""
-    ### BEGIN SOLUTION
-    rng, before = np.random.default_rng(0), f(x)
-    sees = np.zeros((len(x), len(x)), bool)
-    for j in range(len(x)):
-        y = x.copy()
-        y[j] = rng.standard_normal(x.shape[1])
-        sees[:, j] = (abs(f(y) - before) > 1e-9).any(-1)
-    return sees
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work**, on one block and on all five, with either attention:
@@ -577,10 +553,6 @@ guess
 # %% exercise=transformer.count points=2 minutes=8 as=count
 def transformer_count(V, C, d, L):
     """Parameters of a GPT with tied embeddings, biases everywhere, and an MLP of width 4 d."""
-    ### BEGIN SOLUTION
-    block = (4 * d * d + 4 * d) + (8 * d * d + 5 * d) + 4 * d
-    return V * d + C * d + L * block + 2 * d
-    ### END SOLUTION
 
 # %%
 sizes = {"the base": (1024, 256, 128, 5), "GPT-2 small": (50257, 1024, 768, 12),
@@ -678,11 +650,6 @@ print("largest difference:", abs(last.data[0, 0] - at_once.data[0, -1]).max(),
 # %% exercise=transformer.alibi points=3 minutes=10 bonus=yes as=alibi
 def transformer_alibi(T, S, H):
     """The biases (H, T, S) that ALiBi adds to the scores; 0 for keys of the future."""
-    ### BEGIN SOLUTION
-    distance = np.maximum(np.arange(T)[:, None] + S - T - np.arange(S), 0)
-    slopes = 2.0 ** (-8 * np.arange(1, H + 1) / H)
-    return -slopes[:, None, None] * distance
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work.**

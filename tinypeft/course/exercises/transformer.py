@@ -4,42 +4,59 @@ from functools import partial
 
 import numpy as np
 
-from ...engine import functional as F
 from ...engine import plain
 from ...engine.tensor import Tensor
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 
-# -- attention -----------------------------------------------------------------------------------
-def reference_attention(q, k, v):
-    # A lesson replaces F.attention, so this is the plain one.
-    return plain.attention(Tensor(q), Tensor(k), Tensor(v)).data
-
-
-def attention(q, k, v, scale=lambda d, T, S: math.sqrt(d), offset=lambda T, S: S - T,
-              mask=True, axis=-1, top=None, late=False, low=-np.inf, divided=True):
-    """Return what attention gives; the options are for the mistakes.
-
-    offset: of the mask. axis: of the softmax. top: of its maximum. late: the mask comes after it.
-    low: a hidden score.
-    """
+# -- transformer.attention -------------------------------------------------------------------------
+def attention(q, k, v):
+    if slip("the keys before the queries are left out; all queries see them"):
+        k, v = k[-len(q):], v[-len(q):]
+    if slip("k and v are exchanged"): k, v = v, k
     (T, d), S = q.shape, len(k)
-    scores = q @ k.T / scale(d, T, S)
-    seen = np.arange(S) <= np.arange(T)[:, None] + offset(T, S)
-    if mask and not late:
-        scores = np.where(seen, scores, np.array(low, scores.dtype))
-    A = np.exp(scores - scores.max(axis if top is None else top, keepdims=True))
-    if divided:
-        A = A / A.sum(axis, keepdims=True)
-    if late:
-        A = A * seen
-    return (A @ v).astype(q.dtype)
+    root = math.sqrt(d)
+    if slip("the scores are not divided by √d_head"): root = 1
+    if slip("the scores are divided by d_head, not by its root"): root = d
+    if slip("you divided by the root of the number of keys; divide by the root of d_head"):
+        root = math.sqrt(S)
+    if slip("you divided by the root of the number of queries; divide by the root of d_head"):
+        root = math.sqrt(T)
+    if slip("you multiplied by √d_head; divide by it"): root = 1 / root
+    scores = q @ k.T / root                                       # (T, S)
+    hidden = np.arange(S) > np.arange(T)[:, None] + S - T
+    low = np.array(-np.inf, scores.dtype)
+    if slip("there is no mask: a query sees keys of the future"): hidden = np.zeros((T, S), bool)
+    if slip("the mask forgets the past: query i stands at position i + S − T"):
+        hidden = np.arange(S) > np.arange(T)[:, None]
+    if slip("the mask is off by one: your query sees the key after its own"):
+        hidden = np.arange(S) > np.arange(T)[:, None] + S - T + 1
+    match which("the mask is off by one: a query must also see its own key", 2):
+        case 1: hidden = np.arange(S) >= np.arange(T)[:, None] + S - T
+        case 2: hidden, low = np.arange(S) >= np.arange(T)[:, None] + S - T, np.float32(-1e30)
+    if slip("a hidden score of 0 still has the weight e⁰ = 1: put −∞ in its place"):
+        low = np.array(0, scores.dtype)
+    late = slip("you masked after the softmax, so the remaining weights no longer sum to one; put "
+                "−∞ into the scores before it")
+    if not late: scores = np.where(hidden, low, scores)
+    A = np.exp(scores - scores.max(-1, keepdims=True))
+    if slip("the maximum that you subtract runs over the queries, and so it changes the weights: "
+            "each row of scores has its own, over the keys"):
+        A = np.exp(scores - scores.max(0, keepdims=True))
+    if not slip("the weights of a row do not sum to one: divide by the sum of the row"):
+        A = A / A.sum(-1, keepdims=True)
+    if slip("the softmax runs over all scores; each row has its own"): A = softmax(scores, None)
+    if slip("the softmax runs over the queries; it must run over the keys"): A = softmax(scores, 0)
+    if late: A = A * ~hidden
+    return A @ v
 
 
-def last_keys(q, k, v):
-    return attention(q, k[-len(q):], v[-len(q):])
+def softmax(scores, axis):
+    A = np.exp(scores - scores.max(axis, keepdims=True))
+    return A / A.sum(axis, keepdims=True)
 
 
 def keeps_ones(fn, rng):
@@ -88,7 +105,55 @@ def attention_cases(rng, T=None, past=None):
     return draw(T), draw(T + past), draw(T + past)
 
 
-# -- who sees whom -------------------------------------------------------------------------------
+# -- transformer.sees ------------------------------------------------------------------------------
+def sees(f, x):
+    equal = which("a row of equal numbers gives 0/0 in a layer norm or a division by its length, "
+                  "and the NaN spreads to rows that do not see it: put random numbers into the "
+                  "row", 2)
+    endless = which("0 times NaN or infinity is NaN, so also rows that do not see row j become "
+                    "NaN: put finite random numbers into the row", 2)
+    writes = which("your function writes into its argument x, or the rows stay changed: "
+                   "begin each time with a copy of x", 2)
+    back = slip("you write into x and put the old row back; but f may return x itself, and then "
+                "f(x) changes with x: begin each time with a copy of x")
+    rng, before = np.random.default_rng(0), f(x)
+    last = None
+    seen = np.zeros((len(x), len(x)), bool)
+    for j in range(len(x)):
+        y = x.copy()
+        match writes:
+            case 1 if j: y = last
+            case 2: y = x
+        if back: y, old = x, x[j].copy()
+        y[j] = rng.standard_normal(x.shape[1])
+        if slip("a constant that is added to a row vanishes in a layer norm: put "
+                "random numbers into the row"):
+            y[j] = x[j] + 1
+        if slip("a multiple of a row may change nothing, and a row of zeros gives 0/0 in a layer "
+                "norm: put random numbers into the row"):
+            y[j] = 2 * x[j]
+        match equal:
+            case 1: y[j] = 0
+            case 2: y[j] = 1
+        match endless:
+            case 1: y[j] = np.nan
+            case 2: y[j] = np.inf
+        distance = abs(f(y) - before)
+        changed = distance > 1e-9
+        if equal or endless: changed = ~(distance <= 1e-9)        # NaN counts
+        seen[:, j] = changed.any(-1)
+        if slip("compare row by row: this says only that some row has changed"):
+            seen[:, j] = changed.any()
+        if slip("a row has changed if any of its numbers has: do not compare one number of each "
+                "row alone, its sum or its mean, and do not ask for a change of all"):
+            seen[:, j] = changed.all(-1)
+        if back: y[j] = old
+        last = y
+    if slip("it is transposed: i is the row of the output, and j the row of the input"):
+        return seen.T
+    return seen
+
+
 class Readers:
     """Models of rows (T, d) → (T, d). On which rows of the input does a row of f(x) depend?"""
 
@@ -151,29 +216,6 @@ READERS = (Readers.causal, Readers.off_by_one, Readers.without_mask, Readers.win
            Readers.itself)
 
 
-def sees(f, x, changed=None, copied=True, first_copied=True, restored=False, nan=False,
-         of_row=lambda differs: differs.any(-1)):
-    """(T, T): does row i of f(x) change with row j of x? The options make the mistakes.
-
-    changed: what becomes of row j. copied: begin each time with a copy of x. first_copied: begin
-    with a copy. restored: put row j back. nan: NaN counts as a change.
-    """
-    rng = np.random.default_rng(2)
-    before = f(x)
-    after = x.copy() if first_copied else x
-    seen = np.zeros((len(x), len(x)), bool)
-    for j in range(len(x)):
-        if copied:
-            after = x.copy()
-        old = after[j].copy()
-        after[j] = rng.standard_normal(x.shape[1]) if changed is None else changed(old)
-        distance = abs(f(after) - before)
-        seen[:, j] = of_row(~(distance <= 1e-9) if nan else distance > 1e-9)
-        if restored:
-            after[j] = old
-    return seen
-
-
 def where(reader, holds):
     """Make a symptom for the case of one of the readers."""
     return lambda got, expected, args: args[0] is reader and holds(got, expected)
@@ -192,14 +234,6 @@ ANY = ("a row has changed if any of its numbers has: do not compare one number o
        "its sum or its mean, and do not ask for a change of all")
 EQUAL = ("a row of equal numbers gives 0/0 in a layer norm or a division by its length, and the "
          "NaN spreads to rows that do not see it: put random numbers into the row")
-NOT_FINITE = ("0 times NaN or infinity is NaN, so also rows that do not see row j become NaN: "
-              "put finite random numbers into the row")
-WRITES = ("your function writes into its argument x, or the rows stay changed: "
-          "begin each time with a copy of x")
-
-
-def reference_sees(f, x):
-    return sees(f, x)
 
 
 def sees_cases(rng, f=None):
@@ -207,39 +241,41 @@ def sees_cases(rng, f=None):
     return f, rng.standard_normal((int(rng.integers(4, 7)), 5))
 
 
-# -- attention with linear biases ----------------------------------------------------------------
-def usual_slope(h, H):
-    return 2.0 ** (-8 * h / H)
-
-
-def alibi(T, S, H, slope=usual_slope, sign=-1, past=lambda T, S: S - T, hidden=False):
-    """Return (H, T, S): −slope · distance where key j is seen, 0 where it is not.
-
-    The options make the mistakes. hidden: hidden keys have a distance, too.
-    """
-    distance = np.arange(T)[:, None] + past(T, S) - np.arange(S)
-    if not hidden:
-        distance = np.maximum(distance, 0)
-    slopes = slope(np.arange(1, H + 1), H)
-    return sign * slopes[:, None, None] * distance + 0.0
-
-
-def reference_alibi(T, S, H):
-    return alibi(T, S, H)
-
-
-def alibi_cases(rng):
-    T, H = int(rng.integers(2, 6)), int(2 ** rng.integers(1, 4))
-    return T, T + int(rng.integers(1, 4)), H
-
-
-def heads_last(got, expected, args):
-    return got.shape == (*args[:2], args[2]) != expected.shape
-
-
-# -- the loss ------------------------------------------------------------------------------------
-def reference_loss(logits, tokens):
-    return F.cross_entropy(Tensor(logits[:, :-1]), tokens[:, 1:]).item()
+# -- transformer.loss ------------------------------------------------------------------------------
+def loss(logits, tokens):
+    z, targets = logits[:, :-1], tokens[:, 1:]
+    if slip("the logits at t are compared with token t; they are about token t + 1"):
+        z, targets = logits, tokens
+    if slip("you shifted the wrong way: the logits at t + 1 are compared with token t"):
+        z, targets = logits[:, 1:], tokens[:, :-1]
+    if slip("np.roll brings the first token to the end: the last position has no "
+            "next token, so leave it out"):
+        z, targets = logits, np.roll(tokens, -1, 1)
+    if slip("you rolled the wrong way: the logits at t are about token t + 1"):
+        z, targets = logits, np.roll(tokens, 1, 1)
+    raw = z
+    z = z - z.max(-1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    if slip("these are logits and not logarithms of probabilities: the softmax is missing"):
+        log_p = raw
+    if slip("the log softmax is z − max − log Σ exp(z − max): the last term is missing"): log_p = z
+    if slip("the softmax runs over positions; it must run over the vocabulary"):
+        log_p = np.log(softmax(raw, 1))
+    nats = float(-np.take_along_axis(log_p, targets[..., None], -1).mean())
+    if slip("this is a sum over all positions; the loss is their mean"): return nats * targets.size
+    if slip("you divided by B T, but only T − 1 positions have a next token"):
+        return nats * targets.size / tokens.size
+    if slip("this is the perplexity, e to the power of the loss"): return float(np.exp(nats))
+    if slip("this is a probability; the loss is −log p"): return float(np.exp(-nats))
+    if slip("nats come from the natural logarithm, not from that to the base 10"):
+        return nats / math.log(10)
+    if slip("this is in bits; nats come from the natural logarithm"): return nats / math.log(2)
+    if slip("the sign is wrong: −log p is positive"): return -nats
+    if slip("this is the mean over rows of the sum over positions: divide by T − 1, too"):
+        return nats * (tokens.shape[1] - 1)
+    if slip("this is the sum over rows of the mean over positions: divide by B, too"):
+        return nats * len(tokens)
+    return nats
 
 
 def loss_cases(rng, scale=2.0):
@@ -254,20 +290,6 @@ def far_apart(rng):
     return logits + 1000 * signs[:, None], tokens
 
 
-def log_softmax(z, axis=-1):
-    return plain.log_softmax(Tensor(z), axis).data
-
-
-def mean_loss(log_p, targets):
-    """Return minus the mean of the targets' entries."""
-    return float(-np.take_along_axis(log_p, targets[..., None], -1).mean())
-
-
-def without_logarithm(z, t):
-    centred = z - z.max(-1, keepdims=True)
-    return mean_loss(centred[:, :-1], t[:, 1:])
-
-
 def too_small(got, expected, args):
     return abs(args[0]).max() > 500 and got < expected
 
@@ -276,20 +298,47 @@ def all_zero(rng):
     return (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))
 
 
-# -- counting ------------------------------------------------------------------------------------
-def count(V, C, d, L, tables=1, head_bias=0, position=lambda d: d, matrices=12,
-          vectors=13, last=2):
-    """Count the parameters. The options are the numbers of each part, for the mistakes.
-
-    tables: of the tokens. position: the numbers of a position. matrices, vectors: of a block, in
-    d² and d numbers. last: the vectors of the final norm.
-    """
-    block = matrices * d * d + vectors * d
-    return tables * V * d + head_bias * V + C * position(d) + L * block + last * d
-
-
-def reference_count(V, C, d, L):
-    return count(V, C, d, L)
+# -- transformer.count -----------------------------------------------------------------------------
+def count(V, C, d, L):
+    attention, mlp, norms = 4 * d * d + 4 * d, 8 * d * d + 5 * d, 4 * d
+    match which("a block has two layer norms of 2 d numbers each", 2):
+        case 1: norms = 2 * d
+        case 2: norms = 6 * d
+    if slip("the biases of the MLP are missing: 4 d + d"): mlp = 8 * d * d
+    if slip("a bias of d numbers is missing in each block"): attention = 4 * d * d + 3 * d
+    if slip("the bias of `down` has d numbers, and not 4 d"): mlp = 8 * d * d + 8 * d
+    if slip("the matrices of the MLP are (4d, d) and (d, 4d)"): mlp = 2 * d * d + 5 * d
+    if slip("the biases are missing: four of attention, 4 d + d of the MLP"):
+        attention, mlp = 4 * d * d, 8 * d * d
+    if slip("4 d numbers are missing in each block: its two layer norms, the biases of "
+            "attention, or the bias of `up`"):
+        attention = 4 * d * d
+    if slip("the bias of `up` has 4 d numbers, and not d"): mlp = 8 * d * d + 2 * d
+    match which("a matrix of the MLP is missing: there are two of 4 d²", 2):
+        case 1: mlp = 4 * d * d + 4 * d
+        case 2: mlp = 4 * d * d + 5 * d
+    match which("a matrix of attention is missing: query, key, value and output have d² each", 2):
+        case 1: attention = 3 * d * d + 3 * d
+        case 2: attention = 3 * d * d + 4 * d
+    tables, last = V * d + C * d, 2 * d
+    if slip("you counted the output head; it is tied to the token table"):
+        tables = 2 * V * d + C * d
+    if slip("the head has no bias"): tables = V * d + V + C * d
+    if slip("the token table is missing"): tables = C * d
+    if slip("a position has a vector of d numbers"): tables = V * d + C
+    if slip("the position table is missing"): tables = V * d
+    if slip("the final norm exists once, and not in every block"): norms, last = 6 * d, 0
+    if slip("the final norm has both a weight and a bias"): last = d
+    if slip("the final norm is missing"): last = 0
+    if slip("each layer norm has both a weight and a bias"): norms, last = 2 * d, d
+    match which("the biases and the norms are missing: in a block 4 d + 4 d + d and two times "
+                "2 d, and 2 d after the last one", 2):
+        case 1: attention, mlp, norms = 4 * d * d, 8 * d * d, 0
+        case 2: attention, mlp, norms, last = 4 * d * d, 8 * d * d, 0, 0
+    if slip("this counts one block; there are L"): L = 1
+    total = tables + L * (attention + mlp + norms) + last
+    if slip("this is in bytes; count parameters"): total = 4 * total
+    return total
 
 
 def count_cases(rng):
@@ -297,11 +346,47 @@ def count_cases(rng):
     return tuple(rng.integers(low, high).tolist())
 
 
+# -- transformer.alibi -----------------------------------------------------------------------------
+def alibi(T, S, H):
+    place = np.arange(T)[:, None] + S - T                         # of each query
+    if slip("the queries are the last T of S positions: query i stands at i + S − T"):
+        place = np.arange(T)[:, None]
+    if slip("the key at the query's own position has the distance 0"): place = place + 1
+    distance = np.maximum(place - np.arange(S), 0)
+    match which("a key of the future, which the mask hides, gets 0", 2):
+        case 1: distance = abs(place - np.arange(S))
+        case 2: distance = place - np.arange(S)
+    h = np.arange(1, H + 1)
+    slopes = 2.0 ** (-8 * h / H)
+    if slip("the slopes begin at 2^(−8/H), for h = 1; yours begin at 1"):
+        slopes = 2.0 ** (-8 * (h - 1) / H)
+    if slip("all heads have the same slope; that of head h is 2^(−8h/H)"):
+        slopes = np.full(H, 2.0 ** (-8 / H))
+    if slip("the slope of head h is 2^(−8h/H), and not 2^(−h)"): slopes = 2.0 ** -h
+    if slip("the slope of head h is 2^(−8h/H), and not 2^(−h/H)"): slopes = 2.0 ** (-h / H)
+    if slip("the slope of head h is 2^(−8h/H), and not 2^(−8h)"): slopes = 2.0 ** (-8 * h)
+    if slip("the slope of head h is 2^(−8h/H), and not 2^(8h/H)"): slopes = 2.0 ** (8 * h / H)
+    if slip("the heads are in reverse order: the first one has the largest slope"):
+        slopes = slopes[::-1]
+    biases = -slopes[:, None, None] * distance
+    if slip("the sign is wrong: a key that is further away gets less"): biases = -biases
+    return biases
+
+
+def alibi_cases(rng):
+    T, H = int(rng.integers(2, 6)), int(2 ** rng.integers(1, 4))
+    return T, T + int(rng.integers(1, 4)), H
+
+
+def heads_last(got, expected, args):
+    return got.shape == (*args[:2], args[2]) != expected.shape
+
+
 EXERCISES = (
     Exercise(
         name="transformer.attention", title="Causal attention of one head", stars=2,
         kind="design",
-        reference=reference_attention, cases=attention_cases,
+        reference=attention, cases=attention_cases,
         special=(
             ("as many keys as queries", partial(attention_cases, past=0)),
             ("one query and a past of three keys: nothing is hidden",
@@ -311,39 +396,7 @@ EXERCISES = (
             ("seen scores near −1,000, hidden ones near 1,000", hidden_and_large)),
         invariants=(
             ("weights are positive and sum to one: values that are all 1 give 1", keeps_ones),),
-        mistakes=(
-            ("the scores are not divided by √d_head", partial(attention, scale=lambda d, T, S: 1)),
-            ("the scores are divided by d_head, not by its root",
-             partial(attention, scale=lambda d, T, S: d)),
-            ("you divided by the root of the number of keys; divide by the root of d_head",
-             partial(attention, scale=lambda d, T, S: math.sqrt(S))),
-            ("you divided by the root of the number of queries; divide by the root of d_head",
-             partial(attention, scale=lambda d, T, S: math.sqrt(T))),
-            ("you multiplied by √d_head; divide by it",
-             partial(attention, scale=lambda d, T, S: 1 / math.sqrt(d))),
-            ("the weights of a row do not sum to one: divide by the sum of the row",
-             partial(attention, divided=False)),
-            ("the keys before the queries are left out; all queries see them", last_keys),
-            ("k and v are exchanged", lambda q, k, v: attention(q, v, k)),
-            ("the softmax runs over all scores; each row has its own",
-             partial(attention, axis=None)),
-            ("there is no mask: a query sees keys of the future", partial(attention, mask=False)),
-            ("the mask forgets the past: query i stands at position i + S − T",
-             partial(attention, offset=lambda T, S: 0)),
-            ("the mask is off by one: your query sees the key after its own",
-             partial(attention, offset=lambda T, S: S - T + 1)),
-            *several("the mask is off by one: a query must also see its own key",
-                     partial(attention, offset=lambda T, S: S - T - 1),
-                     partial(attention, offset=lambda T, S: S - T - 1, low=-1e30)),
-            ("the softmax runs over the queries; it must run over the keys",
-             partial(attention, axis=0)),
-            ("the maximum that you subtract runs over the queries, and so it changes the weights: "
-             "each row of scores has its own, over the keys", partial(attention, top=0)),
-            ("you masked after the softmax, so the remaining weights no longer sum to one; put −∞ "
-             "into the scores before it",
-             partial(attention, late=True)),
-            ("a hidden score of 0 still has the weight e⁰ = 1: put −∞ in its place",
-             partial(attention, low=0.0))),
+        mistakes=slips(attention),
         symptoms=(
             ("these are the weights A; the result is A times the values, (T, d_head)",
              weights_alone),
@@ -365,7 +418,7 @@ EXERCISES = (
     Exercise(
         name="transformer.sees", title="Find the bug: who sees the future?", stars=2,
         kind="fault",
-        reference=reference_sees, cases=sees_cases,
+        reference=sees, cases=sees_cases,
         special=(
             ("causal attention: a triangle", partial(sees_cases, f=Readers.causal)),
             ("a mask that is off by one: the token after its own is seen",
@@ -380,27 +433,7 @@ EXERCISES = (
             ("each row depends a little on all rows, by a millionth of their mean",
              partial(sees_cases, f=Readers.faint)),
             ("f(x) is x itself", partial(sees_cases, f=Readers.itself))),
-        mistakes=(
-            ("a constant that is added to a row vanishes in a layer norm: put "
-             "random numbers into the row",
-             partial(sees, changed=lambda row: row + 1.0)),
-            ("a multiple of a row may change nothing, and a row of zeros gives 0/0 in a layer "
-             "norm: put random numbers into the row",
-             partial(sees, changed=lambda row: 2 * row)),
-            (EQUAL, partial(sees, changed=lambda row: 0 * row, nan=True)),
-            (EQUAL, partial(sees, changed=lambda row: 0 * row + 1, nan=True)),
-            (NOT_FINITE, partial(sees, changed=lambda row: row + np.nan, nan=True)),
-            (NOT_FINITE, partial(sees, changed=lambda row: row + np.inf, nan=True)),
-            (WRITES, partial(sees, copied=False)),
-            (WRITES, partial(sees, copied=False, first_copied=False)),
-            ("you write into x and put the old row back; but f may return x itself, and then f(x) "
-             "changes with x: begin each time with a copy of x",
-             partial(sees, copied=False, first_copied=False, restored=True)),
-            ("it is transposed: i is the row of the output, and j the row of the input",
-             lambda f, x: sees(f, x).T),
-            ("compare row by row: this says only that some row has changed",
-             partial(sees, of_row=np.any)),
-            (ANY, partial(sees, of_row=lambda differs: differs.all(-1)))),
+        mistakes=slips(sees),
         symptoms=(
             (ANY, where(Readers.opposite, lambda got, expected: not got.any())),
             ("every row changes in yours: is each row compared by itself, and does each change "
@@ -428,45 +461,13 @@ EXERCISES = (
     Exercise(
         name="transformer.loss", title="The loss of a language model", stars=2,
         kind="design",
-        reference=reference_loss, cases=loss_cases,
+        reference=loss, cases=loss_cases,
         special=(
             ("all logits are 0: the loss is log V", all_zero),),
         extremes=(
             ("logits of about 1,000", partial(loss_cases, scale=1000.0)),
             ("logits near 1,000 at one position, and near −1,000 at the next", far_apart)),
-        mistakes=(
-            ("the logits at t are compared with token t; they are about token t + 1",
-             lambda z, t: mean_loss(log_softmax(z), t)),
-            ("you shifted the wrong way: the logits at t + 1 are compared with token t",
-             lambda z, t: mean_loss(log_softmax(z[:, 1:]), t[:, :-1])),
-            ("this is a sum over all positions; the loss is their mean",
-             lambda z, t: reference_loss(z, t) * t[:, 1:].size),
-            ("you divided by B T, but only T − 1 positions have a next token",
-             lambda z, t: reference_loss(z, t) * t[:, 1:].size / t.size),
-            ("np.roll brings the first token to the end: the last position has no "
-             "next token, so leave it out",
-             lambda z, t: mean_loss(log_softmax(z), np.roll(t, -1, 1))),
-            ("you rolled the wrong way: the logits at t are about token t + 1",
-             lambda z, t: mean_loss(log_softmax(z), np.roll(t, 1, 1))),
-            ("these are logits and not logarithms of probabilities: the softmax is missing",
-             lambda z, t: mean_loss(z[:, :-1], t[:, 1:])),
-            ("the log softmax is z − max − log Σ exp(z − max): the last term is missing",
-             without_logarithm),
-            ("this is the perplexity, e to the power of the loss",
-             lambda z, t: float(np.exp(reference_loss(z, t)))),
-            ("this is a probability; the loss is −log p",
-             lambda z, t: float(np.exp(-reference_loss(z, t)))),
-            ("nats come from the natural logarithm, not from that to the base 10",
-             lambda z, t: reference_loss(z, t) / math.log(10)),
-            ("this is in bits; nats come from the natural logarithm",
-             lambda z, t: reference_loss(z, t) / math.log(2)),
-            ("the softmax runs over positions; it must run over the vocabulary",
-             lambda z, t: mean_loss(log_softmax(z[:, :-1], 1), t[:, 1:])),
-            ("the sign is wrong: −log p is positive", lambda z, t: -reference_loss(z, t)),
-            ("this is the mean over rows of the sum over positions: divide by T − 1, too",
-             lambda z, t: reference_loss(z, t) * (t.shape[1] - 1)),
-            ("this is the sum over rows of the mean over positions: divide by B, too",
-             lambda z, t: reference_loss(z, t) * len(t))),
+        mistakes=slips(loss),
         symptoms=(
             ("the logarithm of a probability that became 0: do not take the log of the softmax, "
              "compute z − max − log Σ exp(z − max), with the maximum of each position",
@@ -488,45 +489,10 @@ EXERCISES = (
     Exercise(
         name="transformer.count", title="The number of parameters", stars=1,
         kind="count",
-        reference=reference_count, cases=count_cases,
+        reference=count, cases=count_cases,
         special=(
             ("the base", lambda rng: (1024, 256, 128, 5)),),
-        mistakes=(
-            ("you counted the output head; it is tied to the token table",
-             partial(count, tables=2)),
-            ("the head has no bias", partial(count, head_bias=1)),
-            ("the token table is missing", partial(count, tables=0)),
-            ("a position has a vector of d numbers", partial(count, position=lambda d: 1)),
-            ("this counts one block; there are L", lambda V, C, d, L: reference_count(V, C, d, 1)),
-            ("the final norm exists once, and not in every block",
-             partial(count, vectors=15, last=0)),
-            ("the final norm has both a weight and a bias", partial(count, last=1)),
-            ("a block has two layer norms of 2 d numbers each", partial(count, vectors=11)),
-            ("a block has two layer norms of 2 d numbers each", partial(count, vectors=15)),
-            ("the biases of the MLP are missing: 4 d + d", partial(count, vectors=8)),
-            ("a bias of d numbers is missing in each block", partial(count, vectors=12)),
-            ("the bias of `down` has d numbers, and not 4 d", partial(count, vectors=16)),
-            ("the matrices of the MLP are (4d, d) and (d, 4d)", partial(count, matrices=6)),
-            ("this is in bytes; count parameters", lambda *a: 4 * reference_count(*a)),
-            ("the final norm is missing", partial(count, last=0)),
-            ("the position table is missing", partial(count, position=lambda d: 0)),
-            ("the biases are missing: four of attention, 4 d + d of the MLP",
-             partial(count, vectors=4)),
-            *several("the biases and the norms are missing: in a block 4 d + 4 d + d and two times "
-                     "2 d, and 2 d after the last one",
-                     partial(count, vectors=0), partial(count, vectors=0, last=0)),
-            ("4 d numbers are missing in each block: its two layer norms, the biases of "
-             "attention, or the bias of `up`",
-             partial(count, vectors=9)),
-            ("each layer norm has both a weight and a bias", partial(count, vectors=11, last=1)),
-            ("the bias of `up` has 4 d numbers, and not d", partial(count, vectors=10)),
-            ("a matrix of the MLP is missing: there are two of 4 d²",
-             partial(count, matrices=8, vectors=12)),
-            ("a matrix of attention is missing: query, key, value and output have d² each",
-             partial(count, matrices=11, vectors=12)),
-            ("a matrix of the MLP is missing: there are two of 4 d²", partial(count, matrices=8)),
-            ("a matrix of attention is missing: query, key, value and output have d² each",
-             partial(count, matrices=11))),
+        mistakes=slips(count),
         tolerance=0,
         hints=("Which matrices, biases and norms does a block have? What "
                "stands outside the blocks?",
@@ -538,33 +504,11 @@ EXERCISES = (
     Exercise(
         name="transformer.alibi", title="Positions without a table (ALiBi)", stars=2,
         kind="formula",
-        reference=reference_alibi, cases=alibi_cases,
+        reference=alibi, cases=alibi_cases,
         special=(
             ("as many keys as queries, two heads", lambda rng: (3, 3, 2)),
             ("one query and a past of three keys", lambda rng: (1, 4, 4))),
-        mistakes=(
-            ("the sign is wrong: a key that is further away gets less", partial(alibi, sign=1)),
-            ("the queries are the last T of S positions: query i stands at i + S − T",
-             partial(alibi, past=lambda T, S: 0)),
-            ("the slopes begin at 2^(−8/H), for h = 1; yours begin at 1",
-             partial(alibi, slope=lambda h, H: 2.0 ** (-8 * (h - 1) / H))),
-            ("all heads have the same slope; that of head h is 2^(−8h/H)",
-             partial(alibi, slope=lambda h, H: 0 * h + 2.0 ** (-8 / H))),
-            ("the slope of head h is 2^(−8h/H), and not 2^(−h)",
-             partial(alibi, slope=lambda h, H: 2.0 ** -h)),
-            ("the slope of head h is 2^(−8h/H), and not 2^(−h/H)",
-             partial(alibi, slope=lambda h, H: 2.0 ** (-h / H))),
-            ("the slope of head h is 2^(−8h/H), and not 2^(−8h)",
-             partial(alibi, slope=lambda h, H: 2.0 ** (-8 * h))),
-            ("the slope of head h is 2^(−8h/H), and not 2^(8h/H)",
-             partial(alibi, slope=lambda h, H: 2.0 ** (8 * h / H))),
-            ("the heads are in reverse order: the first one has the largest slope",
-             lambda *a: alibi(*a)[::-1]),
-            ("the key at the query's own position has the distance 0",
-             partial(alibi, past=lambda T, S: S - T + 1)),
-            ("a key of the future, which the mask hides, gets 0",
-             lambda *a: -abs(alibi(*a, hidden=True))),
-            ("a key of the future, which the mask hides, gets 0", partial(alibi, hidden=True))),
+        mistakes=slips(alibi),
         symptoms=(
             ("the mask is added elsewhere: a key of the future gets 0 here, and not −∞",
              lambda got, expected, args: np.isinf(got).any()),
