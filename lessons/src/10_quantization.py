@@ -160,13 +160,6 @@ for name, row in (("x", x), ("q", q), ("x̂", grid.decode(q)), ("x̂ − x", gri
 # %% exercise=quantization.absmax points=2 minutes=6 as=my_absmax
 def quantization_absmax(x, bits):
     """x float (any shape), bits 2 … 8 → x̂ of the same shape, on one symmetric grid."""
-    ### BEGIN SOLUTION
-    m = np.abs(x).max()
-    if m == 0:
-        return np.zeros_like(x)
-    s = m / (2**(bits - 1) - 1)
-    return np.rint(x / s) * s
-    ### END SOLUTION
 
 # %% [markdown]
 # Yours, on the matrix `W`. The next cell prints the relative error with 8 bits. Guess it for 4
@@ -205,13 +198,6 @@ four_bits.beside(relative(my_absmax(W, 4)))
 # %% exercise=quantization.survey points=3 minutes=12 as=my_survey
 def quantization_survey(x, bits):
     """x float (any shape) → (x_q, S, Z): codes 0 … 2**bits − 1, with x ≈ S·(x_q + Z)."""
-    ### BEGIN SOLUTION
-    l, h = min(x.min(), 0), max(x.max(), 0)
-    S = (h - l) / (2**bits - 1) or 1.0
-    Z = int(np.rint(l / S))
-    x_q = np.clip(np.rint(x / S) - Z, 0, 2**bits - 1).astype(int)
-    return x_q, S, Z
-    ### END SOLUTION
 
 # %%
 row = W[0]
@@ -337,10 +323,6 @@ print(f"relative error {relative(W_hat):.0f} %, the package's {relative(Q.dequan
 # %% exercise=quantization.bug points=2 minutes=8 as=my_decode
 def quantization_bug(q, s, z, group):
     """q uint8 (d_out, d_in), s float32 and z uint8 (d_out, d_in/group) → x̂ (d_out, d_in)."""
-    ### BEGIN SOLUTION
-    spread = lambda a: np.repeat(a, group, axis=1)
-    return spread(s) * (q.astype(np.float32) - spread(z))
-    ### END SOLUTION
 
 # %%
 print(f"relative error {relative(my_decode(codes, s, z, 32)):.0f} %")
@@ -428,16 +410,6 @@ sliders.clipping(W)
 # %% exercise=quantization.best_clip points=4 minutes=15 as=my_best_clip
 def quantization_best_clip(x, bits, fractions):
     """x float (n, g), fractions (k,) in (0, 1] → the best fraction of every row, (n,)."""
-    ### BEGIN SOLUTION
-    n = 2**(bits - 1) - 1
-    m = np.abs(x).max(1, keepdims=True)
-    errors = []
-    for p in fractions:
-        s = np.where(m == 0, 1, p * m / n)
-        x_hat = s * np.clip(np.rint(x / s), -n, n)
-        errors.append(np.sum((x_hat - x)**2, axis=1))
-    return np.asarray(fractions)[np.argmin(errors, axis=0)]
-    ### END SOLUTION
 
 # %%
 p = my_best_clip(W, 3, np.linspace(1, 0.2, 81))
@@ -505,13 +477,6 @@ fig
 # %% exercise=quantization.to_float points=4 minutes=25 as=my_float
 def quantization_to_float(x, e, m):
     """x float (any shape) → the nearest floats of e exponent and m mantissa bits, alike."""
-    ### BEGIN SOLUTION
-    bias = 2**(e - 1) - 1
-    V = 2.0**(2**e - 1 - bias) * (2 - 2.0**-m)
-    E = np.maximum(np.frexp(np.abs(x))[1] - 1, 1 - bias)
-    step = 2.0**(E - m)
-    return np.clip(np.rint(x / step) * step, -V, V)
-    ### END SOLUTION
 
 # %% [markdown]
 # Compare yours with the package's. It returns codes, in which the exponent and the multiple are
@@ -598,9 +563,6 @@ show("granularity")
 # %% exercise=quantization.pack points=2 minutes=6 bonus=yes
 def quantization_pack(q):
     """Codes uint8 (n,), n even, 0 … 15 → uint8 (n/2,), first code in the high half."""
-    ### BEGIN SOLUTION
-    return q[::2] << 4 | q[1::2]
-    ### END SOLUTION
 
 # %%
 my_bytes = np.asarray(result.function(codes.reshape(-1)))

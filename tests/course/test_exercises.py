@@ -20,10 +20,12 @@ from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.tensor import concatenate
 from tinypeft.peft.prefix import Prefix
+from tinypeft.quant.formats import decode, encode
 from tinypeft.quant.packing import pack
 from tinypeft.quant.peqa import scaled_linear
 from tinypeft.quant.qtensor import QTensor
 from tinypeft.quant.rounding import fake_quantize
+from tinypeft.quant.uniform import make_grid
 from tinypeft.text.tasks.distillation import divergence
 
 HERE = Path(__file__).parent / "solutions"
@@ -174,6 +176,26 @@ def test_the_gradients_through_rounding_are_the_engines():
         for seed in range(5):
             args = exercise.cases(np.random.default_rng(seed))
             assert difference(exercise.reference(*args), engine(*args), 1e-6) is None, name
+
+
+def test_rounding_is_the_packages():
+    def absmax(x, bits):
+        row = x.reshape(1, -1)
+        return tp.Uniform(bits, granularity="tensor").fit(row).round(row).reshape(x.shape)
+    def best_clip(x, bits, fractions):
+        m = np.abs(x).max(1)
+        errors = [np.square(make_grid(-p * m, p * m, bits).round(x) - x).sum(1) for p in fractions]
+        return np.asarray(fractions)[np.argmin(errors, axis=0)]
+    def to_float(x, e, m): return decode(encode(x, f"E{e}M{m}"), f"E{e}M{m}")
+    def codes(x, bits):
+        grid = make_grid(x.min().reshape(1), x.max().reshape(1), bits, symmetric=False)
+        return grid.encode(x.reshape(1, -1)).reshape(x.shape).astype(int), grid.scale.item(), -int(grid.zero.item())
+    packages = {"absmax": absmax, "best_clip": best_clip, "to_float": to_float, "survey": codes, "pack": lambda q: pack(q, 4)}
+    for name, package in packages.items():
+        exercise = of_topic("quantization")[f"quantization.{name}"]
+        for seed in range(10):
+            args = exercise.cases(np.random.default_rng(seed))
+            assert difference(exercise.reference(*args), package(*args), 1e-5, free=True) is None, (name, seed)
 
 
 def test_a_prefix_is_the_packages():

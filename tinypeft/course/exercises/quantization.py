@@ -1,12 +1,8 @@
 """Lesson 10: grids, ranges, clipping, and floating point with few bits."""
-from functools import partial
-
 import numpy as np
 
-from ...quant.formats import decode, encode
-from ...quant.packing import pack
-from ...quant.uniform import Uniform, make_grid
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
@@ -27,36 +23,39 @@ def half_to_zero(v):
     return np.sign(v) * np.ceil(np.abs(v) - 0.5)
 
 
-# -- absmax ----------------------------------------------------------------------------------------
+# -- quantization.absmax ---------------------------------------------------------------------------
 def absmax(x, bits):
-    row = x.reshape(1, -1)
-    return Uniform(bits, granularity="tensor").fit(row).round(row).reshape(x.shape)
-
-
-def largest_code(bits):
-    return 2**(bits - 1) - 1
-
-
-def largest(x):
-    return np.abs(x).max()
-
-
-def absmax_variant(n=largest_code, m=largest, round=np.rint, back=True, low=None):
-    """Make `absmax` with a mistake in the steps, maximum or rounding, or return codes.
-
-    low: the codes are clipped to −n + low … n, where n = 2**(bits - 1) - 1.
-    """
-    def wrong(x, bits):
-        s = m(x) / n(bits)
-        q = round(x / s)
-        if low is not None:
-            q = np.clip(q, low - largest_code(bits), largest_code(bits))
-        return q * s if back else q
-    return wrong
-
-
-def half_levels(bits):
-    return (2**bits - 1) / 2
+    short = which("with max|x|/2**(bits - 1) the largest number has no code of its own and is "
+                  "clipped; divide by 2**(bits - 1) - 1", 2)
+    between = which("2·max|x|/(2**bits - 1) puts max|x| midway between two integers; the "
+                    "integers go from −n to n, so divide max|x| by n = 2**(bits - 1) - 1", 3)
+    signed = which("use the largest magnitude, max|x|, not the largest number, max x", 3)
+    n, m = 2**(bits - 1) - 1, np.abs(x).max()
+    if m == 0: return np.zeros_like(x)
+    s = m / n
+    if slip("the scale is max|x|/(2**(bits - 1) - 1): the largest code is one "
+            "less than a power of two"):
+        s = m / (n + 1)
+    if short: s = m / (n + 1)
+    if between: s = m / (n + 0.5)
+    if slip("the range is ±max|x|, so only half of the codes are for positive numbers: "
+            "divide by 2**(bits - 1) - 1"):
+        s = m / (2**bits - 1)
+    if signed: s = x.max() / n
+    if slip("there is one scale for all of x: take the maximum over the whole array"):
+        s = np.abs(x).max(-1, keepdims=True) / n
+    q = np.rint(x / s)
+    match short, between, signed:
+        case (1, 0, 0) | (0, 2, 0) | (0, 0, 2): q = np.clip(q, -n - 1, n)
+        case (2, 0, 0) | (0, 3, 0) | (0, 0, 3): q = np.clip(q, -n, n)
+    if slip("np.rint rounds a half to the even integer; floor(v + ½) rounds it up"):
+        q = half_up(x / s)
+    if slip("np.rint rounds a half to the even integer; yours rounds it away from 0"):
+        q = half_away(x / s)
+    if slip("you cut x/s off; round it to the nearest integer"): q = np.trunc(x / s)
+    if slip("you rounded x/s down; round it to the nearest integer"): q = np.floor(x / s)
+    if slip("these are the codes; multiply them by the scale to get x̂"): return q
+    return q * s
 
 
 def absmax_case(rng):
@@ -69,65 +68,55 @@ def midway(rng):
     return (np.array([-1.5, -0.75, -0.25, 0.25, 0.75, 1.25]), 3)
 
 
-# -- the survey's letters --------------------------------------------------------------------------
+# -- quantization.survey ---------------------------------------------------------------------------
 def survey(x, bits):
-    grid = make_grid(x.min().reshape(1), x.max().reshape(1), bits, symmetric=False)
-    codes = grid.encode(x.reshape(1, -1)).reshape(x.shape)
-    return codes.astype(int), grid.scale.item(), -int(grid.zero.item())
-
-
-def itself(x):
-    return x
-
-
-def stretched(x):
-    """Return the least and the largest number, with 0 between them."""
-    return min(x.min(), 0), max(x.max(), 0)
-
-
-def usual_scale(l, h, bits):
-    return (h - l) / (2**bits - 1)
-
-
-def symmetric_scale(l, h, bits):
-    return max(-l, h) / largest_code(bits)
-
-
-def usual_zero(l, S, bits):
-    return np.rint(l / S)
-
-
-def symmetric_zero(l, S, bits):
-    return -2**(bits - 1)
-
-
-def whole_codes(u, Z):
-    return np.rint(u) - Z
-
-
-def survey_variant(scale=usual_scale, ends=stretched, sign=1, clip=True, zero=usual_zero,
-                   code=whole_codes, more=0):
-    """Make `survey` with a mistake: another S or Z, other ends of the range, or other codes.
-
-    sign: of Z. code: of u = x/S. more: what is added to S.
-    """
-    def wrong(x, bits):
-        l, h = ends(x)
-        S = scale(l, h, bits) + more
-        Z = zero(l, S, bits)
-        q = np.rint(code(x / S, Z))
-        if clip:
-            q = np.clip(q, 0, 2**bits - 1)
-        return q.astype(int), S, sign * Z
-    return wrong
-
-
-def zero_by(whole):
-    return lambda l, S, bits: whole(l / S)
-
-
-def codes_by(whole):
-    return lambda u, Z: whole(u) - Z
+    both = slip("two things: the range must be stretched to contain 0, and the survey subtracts Z, "
+                "which is round(l/S), when it encodes")
+    cut = which("all numbers are cut off or rounded down; x/S and l/S are "
+                "rounded to the nearest integer", 2)
+    symmetric = which("Z depends on the range: the code of l must be 0; -2**(bits - 1) is "
+                      "the Z of a symmetric grid", 3)
+    broken = slip("Z must be an integer: round it")
+    l, h = min(x.min(), 0), max(x.max(), 0)
+    if both or slip("the range does not contain 0 here; stretch it: l = min(l, 0), h = max(h, 0)"):
+        l, h = x.min(), x.max()
+    S = (h - l) / (2**bits - 1) or 1.0
+    if slip("S is (h − l)/(2**bits - 1): there is one step fewer than there are points"):
+        S = (h - l) / 2**bits
+    match which("S is exactly (h − l)/(2**bits - 1): an added ε moves numbers from midway "
+                "between two points to one side; look only whether S is 0", 3):
+        case 1: S = S + 1e-9
+        case 2: S = S + 1e-6
+        case 3: S = S + 1e-4
+    Z = int(np.rint(l / S))
+    if broken: Z = l / S
+    match which("round l/S to the nearest integer; your Z is cut off or rounded down", 2):
+        case 1: Z = np.trunc(l / S)
+        case 2: Z = np.floor(l / S)
+    match symmetric:
+        case 1 | 2: Z = -2**(bits - 1)
+        case 3: S, Z = max(-l, h) / (2**(bits - 1) - 1), -2**(bits - 1)
+    codes = np.rint(x / S) - Z
+    if broken: codes = np.rint(codes)
+    if slip("round x/S before you subtract Z: a half may go to the other side when Z is odd"):
+        codes = np.rint(x / S - Z)
+    match which("round x/S to the nearest integer; yours is cut off or rounded down", 2):
+        case 1: codes = np.trunc(x / S) - Z
+        case 2: codes = np.floor(x / S) - Z
+    match cut:
+        case 1: codes, Z = np.trunc(x / S) - np.trunc(l / S), np.trunc(l / S)
+        case 2: codes, Z = np.floor(x / S) - np.floor(l / S), np.floor(l / S)
+    x_q = np.clip(codes, 0, 2**bits - 1).astype(int)
+    if slip("the codes are not clipped to 0 … 2**bits - 1"): x_q = codes.astype(int)
+    match which("Z is not subtracted: the code of l must be 0", 2):
+        case 1: x_q = np.clip(np.rint(x / S), 0, 2**bits - 1).astype(int)
+        case 2: x_q = np.rint(x / S).astype(int)
+    match symmetric:
+        case 2: x_q = codes.astype(int)
+    if both or slip("this is the libraries' sign: the survey subtracts Z when it encodes, so Z is "
+                    "round(l/S), not −round(l/S)"):
+        Z = -Z
+    return x_q, S, Z
 
 
 def survey_case(rng):
@@ -141,30 +130,50 @@ def _zeros_come_back(fn, rng):
     return S > 0 and not (S * (np.asarray(codes) + Z)).any()
 
 
-# -- codes back to numbers -------------------------------------------------------------------------
+def _zeros_come_back(fn, rng):
+    codes, S, Z = fn(np.zeros((2, 3)), 4)
+    return S > 0 and not (S * (np.asarray(codes) + Z)).any()
+
+
+# -- quantization.bug ------------------------------------------------------------------------------
 def bug(q, s, z, group):
     def spread(a):
         return np.repeat(a, group, axis=1)
-    return spread(s) * (q.astype(np.float32) - spread(z))
+    steps, codes, zeros = spread(s), q.astype(np.float32), spread(z)
+    if slip("uint8 has no negative numbers: 3 − 8 wraps to 251. Turn the codes into float32 or "
+            "int16 before you subtract"):
+        codes = q
+    if slip("int8 ends at 127, and codes of 8 bits go up to 255: they wrap, "
+            "too; take float32 or int16"):
+        codes, zeros = q.astype(np.int8), zeros.astype(np.int8)
+    if slip("np.tile repeats a row of scales as a whole; neighbours of one group share a "
+            "scale, so repeat each of them"):
+        steps, zeros = tiled(s, group), tiled(z, group)
+    if slip("np.tile repeats a row of zero points as a whole; repeat each of them, as you do with "
+            "the scales"):
+        zeros = tiled(z, group)
+    if slip("np.tile repeats a row of scales as a whole; repeat each of them, as you do with the "
+            "zero points"):
+        steps = tiled(s, group)
+    if slip("two faults: uint8 wraps below 0, and np.tile repeats a row of scales as a whole; "
+            "repeat each of them"):
+        steps, codes, zeros = tiled(s, group), q, tiled(z, group)
+    if slip("z is subtracted here, x̂ = s (q − z); q + z is the survey's "
+            "convention, whose Z is −z"):
+        return steps * (codes + zeros)
+    if slip("the scale must multiply q − z, not q alone"): return steps * codes - zeros
+    if slip("the zero point is missing"): return steps * codes
+    if slip("the scale is missing"): return codes - zeros
+    return steps * (codes - zeros)
+
+
+def tiled(a, group):
+    """Repeat the rows as a whole, where each number should be repeated."""
+    return np.tile(a, (1, group))
 
 
 def as_float32(x):
     return np.asarray(x, np.float32)
-
-
-def each_repeated(a, group):
-    return np.repeat(a, group, axis=1)
-
-
-def row_repeated(a, group):
-    return np.tile(a, (1, group))
-
-
-def bug_variant(kind=np.float32, spread=each_repeated, sum=lambda s, q, z: s * (q - z)):
-    """Make `bug` with a mistake: another type, another order of the scales, or another use of z."""
-    def wrong(q, s, z, group):
-        return sum(spread(s, group), q.astype(kind), spread(z.astype(kind), group))
-    return wrong
 
 
 def _codes(rng):
@@ -180,52 +189,69 @@ def _two_groups(q, s, z):
     return lambda rng: (np.uint8([q]), np.float32([s]), np.uint8([z]), 2)
 
 
-# -- the best clip ---------------------------------------------------------------------------------
+# -- quantization.best_clip ------------------------------------------------------------------------
 def best_clip(x, bits, fractions):
-    m = np.abs(x).max(1)
-    rounded = [make_grid(-p * m, p * m, bits).round(x) for p in fractions]
-    errors = [np.square(x_hat - x).sum(1) for x_hat in rounded]
-    return np.asarray(fractions)[np.argmin(errors, axis=0)]
-
-
-def best_clip_variant(below=0, above=0, steps=lambda n: n, size=np.square, pick=np.argmin,
-                      rows=True, range_of=1, against=lambda x, end: x, sizes=np.abs, whole=np.rint,
-                      sum=np.sum, of_zeros=1, returned=lambda p, m, error: p):
-    """Make `best_clip` with a mistake.
-
-    below, above: how many codes there are beyond −n and n. size, sum: of the errors. rows: each row
-    has its own fraction. range_of: the axis of the maxima of `sizes`. against: what the error is
-    measured from. of_zeros: the step of a row of zeros; 0 makes NaN of its errors.
-    """
-    def wrong(x, bits, fractions):
-        n, m = largest_code(bits), sizes(x).max(range_of, keepdims=True)
-        errors = []
-        for p in fractions:
-            s = np.where(m == 0, of_zeros, p * m / steps(n))
-            q = np.clip(whole(x / s), -n - below, n + above)
-            errors.append(sum(size(s * q - against(x, p * m)), axis=1))
-        if not rows:
-            errors = [np.full(len(x), error.sum()) for error in errors]
-        best = np.asarray(fractions)[pick(errors, axis=0)]
-        return returned(best, np.abs(x).max(1), np.min(errors, axis=0))
-    return wrong
-
-
-def last_of_equal(errors, axis):
-    return len(errors) - 1 - np.argmin(errors[::-1], axis)
-
-
-def clipped(x, end):
-    return np.clip(x, -end, end)
-
-
-def place_of_best(x, bits, fractions):
-    return np.searchsorted(-np.asarray(fractions), -best_clip(x, bits, fractions))
-
-
-def best_clip_all_codes(x, bits, fractions):
-    """Take codes from −2**bits + 1 to 2**bits - 1, as if the sign had a bit of its own."""
-    return best_clip(x, bits + 1, fractions)
+    free = which("a smaller range costs nothing in your error: the codes are not clipped, "
+                 "np.clip(…, -n, n), or the error is that against the clipped x, where it must "
+                 "be that against x itself", 2)
+    short = which("the step is p·m/(2**(bits - 1) - 1)", 3)
+    wide = which("the step is p·m/(2**(bits - 1) - 1), half of the codes "
+                 "are for negative numbers", 2)
+    whole = which("every row has its own fraction: sum the errors over axis 1 only", 2)
+    n = 2**(bits - 1) - 1
+    match wide:
+        case 1: n = 2**bits - 1
+    m = np.abs(x).max(1, keepdims=True)
+    if slip("every row has its own range: m is the largest |x| of the row, "
+            "np.abs(x).max(1, keepdims=True)"):
+        m = np.abs(x).max(keepdims=True)
+    if slip("m is the largest magnitude of the row, max|x|, not its largest number"):
+        m = x.max(1, keepdims=True)
+    errors = []
+    for p in fractions:
+        s = np.where(m == 0, 1, p * m / n)
+        if short: s = np.where(m == 0, 1, p * m / (n + 1))
+        match wide:
+            case 2: s = np.where(m == 0, 1, p * m / (2 * n + 1))
+        match whole:
+            case 1: s = p * m / n
+        q = np.clip(np.rint(x / s), -n, n)
+        match which("round x/s to the nearest integer; yours is cut off or rounded down", 2):
+            case 1: q = np.clip(np.trunc(x / s), -n, n)
+            case 2: q = np.clip(np.floor(x / s), -n, n)
+        match short:
+            case 2: q = np.clip(np.rint(x / s), -n - 1, n)
+            case 3: q = np.clip(np.rint(x / s), -n - 1, n + 1)
+        if slip("the smallest code in use is -(2**(bits - 1) - 1): the "
+                "symmetric grid leaves one unused"):
+            q = np.clip(np.rint(x / s), -n - 1, n)
+        match free:
+            case 1: q = np.rint(x / s)
+        off = s * q - x
+        match free:
+            case 2: off = s * q - np.clip(x, -p * m, p * m)
+        error = np.sum(off**2, axis=1)
+        if slip("the error must be squared"): error = np.sum(np.abs(off), axis=1)
+        if slip("errors of both signs cancel: square them before you sum"):
+            error = np.sum(off, axis=1)
+        if slip("this is the largest error of a row; sum the squares of all"):
+            error = np.max(off**2, axis=1)
+        if whole: error = np.full(len(x), error.sum())
+        errors.append(error)
+    best = np.argmin(errors, axis=0)
+    if slip("of equally good fractions, the first one is wanted; with <= the last one wins"):
+        best = len(errors) - 1 - np.argmin(errors[::-1], axis=0)
+    if slip("this is the worst fraction: take argmin, not argmax"):
+        best = np.argmax(errors, axis=0)
+    if slip("the largest range always wins here: round x/s, and decode the codes "
+            "with the same step s = p·m/n"):
+        best = np.full(len(x), np.argmax(fractions))
+    if slip("this is the place of the fraction; return the fraction itself"): return best
+    if slip("these are the ends of the ranges, p·m; return p"):
+        return np.asarray(fractions)[best] * np.abs(x).max(1)
+    if slip("these are the least errors; return the fractions that have them"):
+        return np.min(errors, axis=0)
+    return np.asarray(fractions)[best]
 
 
 def best_clip_case(rng):
@@ -246,34 +272,51 @@ def equally_good(rng):
     return np.array([[1.0, -1, 0.5, 0.5]]), 2, np.array([1.0, 0.5])
 
 
-# -- rounding to a float ---------------------------------------------------------------------------
+# -- quantization.to_float -------------------------------------------------------------------------
 def to_float(x, e, m):
-    name = f"E{e}M{m}"
-    return decode(encode(x, name), name).astype(x.dtype)
-
-
-def largest_mantissa(m):
-    return 2 - 2.0**-m
-
-
-def to_float_variant(bias=largest_code, shift=1, least=1, saturate=True, round=np.rint, reserved=1,
-                     mantissa=largest_mantissa):
-    """Make `to_float` with a mistake.
-
-    shift: of frexp's exponent. least: the exponent of the subnormals, without the bias. saturate:
-    numbers are cut to the largest value, which `reserved` and `mantissa` make.
-    """
-    def wrong(x, e, m):
-        V = 2.0**(2**e - reserved - bias(e)) * mantissa(m)
-        E = np.maximum(np.frexp(np.abs(x))[1] - shift, least - bias(e))
-        y = round(x / 2.0**(E - m)) * 2.0**(E - m)
-        return np.clip(y, -V, V) if saturate else y
-    return wrong
-
-
-def to_float_flushed(x, e, m):
-    least = 2.0**(2 - 2**(e - 1))
-    return np.where(np.abs(x) < least, 0, to_float(x, e, m))
+    both = which("two faults: the exponent is one less than np.frexp's second result, and "
+                 "below 2**(1 - bias) it stops at 1 − bias", 2)
+    if slip("2**m intervals lie between two powers of two; yours are half as wide"): m = m + 1
+    if slip("numbers keep their sign; this is |x| rounded"): x = np.abs(x)
+    bias = 2**(e - 1) - 1
+    if slip("the bias is 2**(e - 1) - 1"): bias = 2**(e - 1)
+    V = 2.0**(2**e - 1 - bias) * (2 - 2.0**-m)
+    if slip("no exponent is reserved here: the largest one is 2**e - 1 - "
+            "bias, not 2**e - 2 - bias"):
+        V = V / 2
+    match which("the largest mantissa is 2 - 2**-m, all bits 1", 2):
+        case 1: V = 2.0**(2**e - 1 - bias)
+        case 2: V = 2.0**(2**e - 1 - bias) * (1 - 2.0**-m)
+    E = np.maximum(np.frexp(np.abs(x))[1] - 1, 1 - bias)
+    if slip("np.frexp gives a mantissa in [½, 1): the exponent is one less than its second result"):
+        E = np.maximum(np.frexp(np.abs(x))[1], 1 - bias)
+    if slip("numbers below 2**(1 - bias) are subnormal: their exponent stops at 1 − bias"):
+        E = np.frexp(np.abs(x))[1] - 1
+    if both: E = np.frexp(np.abs(x))[1]
+    if slip("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; "
+            "yours goes down to −bias"):
+        E = np.maximum(np.frexp(np.abs(x))[1] - 1, -bias)
+    step = 2.0**(E - m)
+    n = np.rint(x / step)
+    if slip("nothing is rounded, only what lies beyond ±V is cut"): n = x / step
+    if slip("np.rint rounds a half to the even n; floor(v + ½) rounds it up"): n = half_up(x / step)
+    if slip("np.rint rounds a half to the even n; yours rounds it away from 0"):
+        n = half_away(x / step)
+    match which("midway between two values the even multiple is taken; yours is the lower "
+                "one, or the one nearer to 0", 2):
+        case 1: n = half_down(x / step)
+        case 2: n = half_to_zero(x / step)
+    if slip("you cut off; round to the nearest value"): n = np.trunc(x / step)
+    if slip("you rounded down; round to the nearest value"): n = np.floor(x / step)
+    if slip("you rounded up; round to the nearest value"): n = np.ceil(x / step)
+    y = np.clip(n * step, -V, V)
+    if slip("the subnormal numbers are missing: below 2**(1 - bias) there are multiples of 2**(1 "
+            "- bias - m), not 0 alone"):
+        y = np.where(np.abs(x) < 2.0**(1 - bias), 0, y)
+    if slip("numbers beyond the largest value V must become ±V"): y = n * step
+    match both:
+        case 2: y = n * step
+    return y
 
 
 FORMATS = (
@@ -296,19 +339,46 @@ def exact(rng):
     return np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1
 
 
-# -- two codes in a byte ---------------------------------------------------------------------------
-def pack_codes(q):
-    return pack(q, 4)
+# -- quantization.pack -----------------------------------------------------------------------------
+def pack(q):
+    first, second = q[::2], q[1::2]
+    if slip("the first code of a pair belongs into the high half of the byte"):
+        first, second = second, first
+    if slip("neighbours share a byte; you paired the first half of the array with the second"):
+        first, second = np.split(q, 2)
+    high = first << 4
+    if slip("a shift by 8 pushes a code out of its byte; shift by 4"): high = first.astype(int) << 8
+    if slip("of each pair only the second code is left: a shift by 8 would push the first one "
+            "out of its byte; shift it by 4"):
+        high = 0
+    if slip("of each pair only the first code is left: add the second one in the low half"):
+        second = 0
+    if slip("of each pair only the first code is left: move it to the high "
+            "half, and add the second one"):
+        return first
+    match which("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift "
+                "the codes and combine them", 2):
+        case 1: return np.packbits(q)
+        case 2: return np.packbits(q, bitorder="little")
+    if slip("the codes of a pair are added; shift the first one by 4 bits, or multiply it by 16"):
+        return first + second
+    if slip("only the first code of a pair is shifted; both are shifted here"):
+        second = second << 4
+    match which("the first code is shifted by 3 bits or multiplied by "
+                "8; half a byte has 4 bits", 2):
+        case 1: high = first << 3
+        case 2: return 8 * first + second
+    if slip("the codes of a pair lie over each other; shift the first one by 4 "
+            "bits, or multiply it by 16"):
+        high = first
+    if slip("16 · q₁ + q₂: a half of a byte has 16 values, not 15"):
+        return first * np.uint8(15) + second
+    return high | second
 
 
 def pack_case(rng):
     n = 2 * int(rng.integers(4, 9))
     return (rng.integers(0, 16, n).astype(np.uint8),)
-
-
-def halves_paired(q):
-    half = len(q) // 2
-    return q[:half] << 4 | q[half:]
 
 
 def stays_uint8(fn, rng):
@@ -333,37 +403,7 @@ EXERCISES = (
         invariants=(
             ("an array of zeros comes back as zeros",
              lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
-        mistakes=(
-            ("the scale is max|x|/(2**(bits - 1) - 1): the largest code is one "
-             "less than a power of two",
-             absmax_variant(lambda b: 2**(b - 1))),
-            *several("with max|x|/2**(bits - 1) the largest number has no code of its own and is "
-                     "clipped; divide by 2**(bits - 1) - 1",
-                     absmax_variant(lambda b: 2**(b - 1), low=-1),
-                     absmax_variant(lambda b: 2**(b - 1), low=0)),
-            *several("2·max|x|/(2**bits - 1) puts max|x| midway between two integers; the "
-                     "integers go from −n to n, so divide max|x| by n = 2**(bits - 1) - 1",
-                     absmax_variant(half_levels),
-                     absmax_variant(half_levels, low=-1),
-                     absmax_variant(half_levels, low=0)),
-            ("the range is ±max|x|, so only half of the codes are for positive numbers: "
-             "divide by 2**(bits - 1) - 1",
-             absmax_variant(lambda b: 2**b - 1)),
-            *several("use the largest magnitude, max|x|, not the largest number, max x",
-                     absmax_variant(m=np.max),
-                     absmax_variant(m=np.max, low=-1),
-                     absmax_variant(m=np.max, low=0)),
-            ("there is one scale for all of x: take the maximum over the whole array",
-             absmax_variant(m=lambda x: np.abs(x).max(-1, keepdims=True))),
-            ("these are the codes; multiply them by the scale to get x̂",
-             absmax_variant(back=False)),
-            ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up",
-             absmax_variant(round=half_up)),
-            ("np.rint rounds a half to the even integer; yours rounds it away from 0",
-             absmax_variant(round=half_away)),
-            ("you cut x/s off; round it to the nearest integer", absmax_variant(round=np.trunc)),
-            ("you rounded x/s down; round it to the nearest integer",
-             absmax_variant(round=np.floor))),
+        mistakes=slips(absmax),
         hints=("Which code should the largest magnitude have? What would the scale "
                "be if all numbers were 0?",
                "s is one number for all of x. The codes and x̂ have the shape of x.",
@@ -383,44 +423,7 @@ EXERCISES = (
              lambda rng: (np.array([-1.0, 0.5, 1.5, 2.0]), 2))),
         invariants=(
             ("an array of zeros comes back as zeros, with a positive scale", _zeros_come_back),),
-        mistakes=(
-            ("this is the libraries' sign: the survey subtracts Z when it encodes, so Z is "
-             "round(l/S), not −round(l/S)",
-             survey_variant(sign=-1)),
-            ("the range does not contain 0 here; stretch it: l = min(l, 0), h = max(h, 0)",
-             survey_variant(ends=lambda x: (x.min(), x.max()))),
-            ("two things: the range must be stretched to contain 0, and the survey subtracts Z, "
-             "which is round(l/S), when it encodes",
-             survey_variant(ends=lambda x: (x.min(), x.max()), sign=-1)),
-            ("the codes are not clipped to 0 … 2**bits - 1", survey_variant(clip=False)),
-            ("S is (h − l)/(2**bits - 1): there is one step fewer than there are points",
-             survey_variant(lambda l, h, bits: (h - l) / 2**bits)),
-            ("round x/S before you subtract Z: a half may go to the other side when Z is odd",
-             survey_variant(code=codes_by(itself))),
-            ("Z must be an integer: round it", survey_variant(zero=zero_by(itself))),
-            *several("S is exactly (h − l)/(2**bits - 1): an added ε moves numbers from midway "
-                     "between two points to one side; look only whether S is 0",
-                     survey_variant(more=1e-9),
-                     survey_variant(more=1e-6),
-                     survey_variant(more=1e-4)),
-            *several("round x/S to the nearest integer; yours is cut off or rounded down",
-                     survey_variant(code=codes_by(np.trunc)),
-                     survey_variant(code=codes_by(np.floor))),
-            *several("round l/S to the nearest integer; your Z is cut off or rounded down",
-                     survey_variant(zero=zero_by(np.trunc)),
-                     survey_variant(zero=zero_by(np.floor))),
-            *several("all numbers are cut off or rounded down; x/S and l/S are "
-                     "rounded to the nearest integer",
-                     survey_variant(code=codes_by(np.trunc), zero=zero_by(np.trunc)),
-                     survey_variant(code=codes_by(np.floor), zero=zero_by(np.floor))),
-            *several("Z is not subtracted: the code of l must be 0",
-                     survey_variant(code=lambda u, Z: u),
-                     survey_variant(code=lambda u, Z: u, clip=False)),
-            *several("Z depends on the range: the code of l must be 0; -2**(bits - 1) is "
-                     "the Z of a symmetric grid",
-                     survey_variant(zero=symmetric_zero),
-                     survey_variant(zero=symmetric_zero, clip=False),
-                     survey_variant(symmetric_scale, zero=symmetric_zero))),
+        mistakes=slips(survey),
         tolerance=1e-6,
         hints=("Which Z makes the code of l equal to 0? What would S be if all numbers were 0?",
                "x_q has the shape of x and an integer type. S and Z are numbers.",
@@ -436,32 +439,7 @@ EXERCISES = (
             ("one row, two groups: −1, 0 in steps of 0.5, then −6, 3 in steps of 3",
              _two_groups([2, 4, 5, 8], [0.5, 3], [4, 7])),
             ("codes of 8 bits, up to 255", _two_groups([0, 255, 128, 1], [1, 2], [128, 3]))),
-        mistakes=(
-            ("uint8 has no negative numbers: 3 − 8 wraps to 251. Turn the codes into float32 or "
-             "int16 before you subtract",
-             bug_variant(np.uint8)),
-            ("int8 ends at 127, and codes of 8 bits go up to 255: they wrap, "
-             "too; take float32 or int16",
-             bug_variant(np.int8)),
-            ("z is subtracted here, x̂ = s (q − z); q + z is the survey's "
-             "convention, whose Z is −z",
-             bug_variant(sum=lambda s, q, z: s * (q + z))),
-            ("the scale must multiply q − z, not q alone",
-             bug_variant(sum=lambda s, q, z: s * q - z)),
-            ("np.tile repeats a row of scales as a whole; neighbours of one group share a "
-             "scale, so repeat each of them",
-             bug_variant(spread=row_repeated)),
-            ("np.tile repeats a row of zero points as a whole; repeat each of them, as you do with "
-             "the scales",
-             lambda q, s, z, group: each_repeated(s, group) * (q - row_repeated(z * 1.0, group))),
-            ("np.tile repeats a row of scales as a whole; repeat each of them, as you do with the "
-             "zero points",
-             lambda q, s, z, group: row_repeated(s, group) * (q - each_repeated(z * 1.0, group))),
-            ("two faults: uint8 wraps below 0, and np.tile repeats a row of scales as a whole; "
-             "repeat each of them",
-             bug_variant(np.uint8, row_repeated)),
-            ("the zero point is missing", bug_variant(sum=lambda s, q, z: s * q)),
-            ("the scale is missing", bug_variant(sum=lambda s, q, z: q - z))),
+        mistakes=slips(bug),
         tolerance=1e-6,
         hints=("What is the type of q and z, and what is 3 − 8 in that type?",
                "q is (d_out, d_in), s and z are (d_out, d_in/group). np.repeat(s, group, "
@@ -479,54 +457,7 @@ EXERCISES = (
             ("both fractions are equally good: the first one", equally_good),
             ("a row of zeros: all fractions are equally good",
              beside_one_large([[0.0] * 31, ONE_LARGE]))),
-        mistakes=(
-            ("a smaller range costs nothing in your error: the codes are not clipped, "
-             "np.clip(…, -n, n), or the error is that against the clipped x, where it must "
-             "be that against x itself",
-             best_clip_variant(below=np.inf, above=np.inf)),
-            ("a smaller range costs nothing in your error: the codes are not clipped, "
-             "np.clip(…, -n, n), or the error is that against the clipped x, where it must "
-             "be that against x itself",
-             best_clip_variant(against=clipped)),
-            ("every row has its own range: m is the largest |x| of the row, "
-             "np.abs(x).max(1, keepdims=True)",
-             best_clip_variant(range_of=None)),
-            ("of equally good fractions, the first one is wanted; with <= the last one wins",
-             best_clip_variant(pick=last_of_equal)),
-            ("this is the place of the fraction; return the fraction itself", place_of_best),
-            ("the error must be squared", best_clip_variant(size=np.abs)),
-            *several("the step is p·m/(2**(bits - 1) - 1)",
-                     best_clip_variant(steps=lambda n: n + 1),
-                     best_clip_variant(steps=lambda n: n + 1, below=1),
-                     best_clip_variant(steps=lambda n: n + 1, below=1, above=1)),
-            *several("the step is p·m/(2**(bits - 1) - 1), half of the codes "
-                     "are for negative numbers",
-                     best_clip_all_codes,
-                     best_clip_variant(steps=lambda n: 2 * n + 1)),
-            *several("round x/s to the nearest integer; yours is cut off or rounded down",
-                     best_clip_variant(whole=np.trunc),
-                     best_clip_variant(whole=np.floor)),
-            ("m is the largest magnitude of the row, max|x|, not its largest number",
-             best_clip_variant(sizes=itself)),
-            ("errors of both signs cancel: square them before you sum",
-             best_clip_variant(size=itself)),
-            ("this is the largest error of a row; sum the squares of all",
-             best_clip_variant(sum=np.max)),
-            ("these are the ends of the ranges, p·m; return p",
-             best_clip_variant(returned=lambda p, m, error: p * m)),
-            ("these are the least errors; return the fractions that have them",
-             best_clip_variant(returned=lambda p, m, error: error)),
-            ("the smallest code in use is -(2**(bits - 1) - 1): the "
-             "symmetric grid leaves one unused",
-             best_clip_variant(below=1)),
-            *several("every row has its own fraction: sum the errors over axis 1 only",
-                     best_clip_variant(rows=False, of_zeros=0),
-                     best_clip_variant(rows=False)),
-            ("this is the worst fraction: take argmin, not argmax",
-             best_clip_variant(pick=np.argmax)),
-            ("the largest range always wins here: round x/s, and decode the codes "
-             "with the same step s = p·m/n",
-             lambda x, bits, fractions: np.full(len(x), np.max(fractions)))),
+        mistakes=slips(best_clip),
         hints=("What is gained when the range becomes smaller, and what is lost? Which of the two "
                "is invisible if the codes are not clipped?",
                "m is (n, 1). For one p the codes are (n, g) and the errors (n,). The errors for "
@@ -544,46 +475,7 @@ EXERCISES = (
             ("E2M1: numbers smaller than the smallest",
              lambda rng: (np.array([0.1, 0.2, 0.3, -0.4]), 2, 1)),
             ("E2M1: numbers midway between two values", midway_e2m1)),
-        mistakes=(
-            ("np.frexp gives a mantissa in [½, 1): the exponent is one less than its second result",
-             to_float_variant(shift=0)),
-            ("numbers below 2**(1 - bias) are subnormal: their exponent stops at 1 − bias",
-             to_float_variant(least=-np.inf)),
-            *several("two faults: the exponent is one less than np.frexp's second result, and "
-                     "below 2**(1 - bias) it stops at 1 − bias",
-                     to_float_variant(shift=0, least=-np.inf),
-                     to_float_variant(shift=0, least=-np.inf, saturate=False)),
-            ("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; "
-             "yours goes down to −bias",
-             to_float_variant(least=0)),
-            ("numbers beyond the largest value V must become ±V", to_float_variant(saturate=False)),
-            ("no exponent is reserved here: the largest one is 2**e - 1 - "
-             "bias, not 2**e - 2 - bias",
-             to_float_variant(reserved=2)),
-            ("the largest mantissa is 2 - 2**-m, all bits 1",
-             to_float_variant(mantissa=lambda m: 1)),
-            ("the largest mantissa is 2 - 2**-m, all bits 1",
-             to_float_variant(mantissa=lambda m: 1 - 2.0**-m)),
-            ("2**m intervals lie between two powers of two; yours are half as wide",
-             lambda x, e, m: to_float(x, e, m + 1)),
-            ("numbers keep their sign; this is |x| rounded",
-             lambda x, e, m: to_float(np.abs(x), e, m)),
-            ("the subnormal numbers are missing: below 2**(1 - bias) there are multiples of 2**(1 "
-             "- bias - m), not 0 alone",
-             to_float_flushed),
-            ("nothing is rounded, only what lies beyond ±V is cut", to_float_variant(round=itself)),
-            ("np.rint rounds a half to the even n; floor(v + ½) rounds it up",
-             to_float_variant(round=half_up)),
-            ("np.rint rounds a half to the even n; yours rounds it away from 0",
-             to_float_variant(round=half_away)),
-            *several("midway between two values the even multiple is taken; yours is the lower "
-                     "one, or the one nearer to 0",
-                     to_float_variant(round=half_down),
-                     to_float_variant(round=half_to_zero)),
-            ("the bias is 2**(e - 1) - 1", to_float_variant(bias=lambda e: 2**(e - 1))),
-            ("you cut off; round to the nearest value", to_float_variant(round=np.trunc)),
-            ("you rounded down; round to the nearest value", to_float_variant(round=np.floor)),
-            ("you rounded up; round to the nearest value", to_float_variant(round=np.ceil))),
+        mistakes=slips(to_float),
         errors=(
             ("negative integer powers",
              "2 to a negative power is no integer: write 2.0**(E - m), with a float"),),
@@ -596,46 +488,13 @@ EXERCISES = (
     Exercise(
         name="quantization.pack", title="Two codes in a byte", stars=1,
         kind="design",
-        reference=pack_codes, cases=pack_case,
+        reference=pack, cases=pack_case,
         special=(
             ("1, 2, 15, 0 become the bytes 18 and 240", lambda rng: (np.uint8([1, 2, 15, 0]),)),),
         invariants=(
             ("the result is uint8, one byte for two codes; an int64 takes eight bytes",
              stays_uint8),),
-        mistakes=(
-            ("the first code of a pair belongs into the high half of the byte",
-             lambda q: q[1::2] << 4 | q[::2]),
-            ("neighbours share a byte; you paired the first half of the array with the second",
-             halves_paired),
-            ("a shift by 8 pushes a code out of its byte; shift by 4",
-             lambda q: q[::2].astype(int) << 8 | q[1::2]),
-            ("of each pair only the second code is left: a shift by 8 would push the first one "
-             "out of its byte; shift it by 4",
-             lambda q: q[1::2]),
-            ("of each pair only the first code is left: add the second one in the low half",
-             lambda q: q[::2] << 4),
-            ("of each pair only the first code is left: move it to the high "
-             "half, and add the second one",
-             lambda q: q[::2]),
-            ("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift "
-             "the codes and combine them",
-             np.packbits),
-            ("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift "
-             "the codes and combine them",
-             partial(np.packbits, bitorder="little")),
-            ("the codes of a pair are added; shift the first one by 4 bits, or multiply it by 16",
-             lambda q: q[::2] + q[1::2]),
-            ("only the first code of a pair is shifted; both are shifted here",
-             lambda q: q[::2] << 4 | q[1::2] << 4),
-            *several("the first code is shifted by 3 bits or multiplied by "
-                     "8; half a byte has 4 bits",
-                     lambda q: q[::2] << 3 | q[1::2],
-                     lambda q: 8 * q[::2] + q[1::2]),
-            ("the codes of a pair lie over each other; shift the first one by 4 "
-             "bits, or multiply it by 16",
-             lambda q: q[::2] | q[1::2]),
-            ("16 · q₁ + q₂: a half of a byte has 16 values, not 15",
-             lambda q: q[::2] * np.uint8(15) + q[1::2])),
+        mistakes=slips(pack),
         symptoms=(
             ("nothing is packed: one byte for each code; return one for two", unpacked),),
         tolerance=0,
