@@ -100,9 +100,6 @@ print("by the program:            ", careless_product(q_x, q_w)[0])
 # %% exercise=outliers.bug points=2 minutes=8 as=my_product
 def outliers_bug(q_x, q_w):
     """Codes int8 (n, K) and (d_out, K), −127 … 127 → their exact product (n, d_out)."""
-    ### BEGIN SOLUTION
-    return q_x.astype(np.int32) @ q_w.astype(np.int32).T
-    ### END SOLUTION
 
 # %%
 print("largest difference:", abs(np.asarray(my_product(q_x, q_w)) - as_floats).max())
@@ -187,9 +184,6 @@ left.beside(np.median(codes_left(X_hard, planted)))
 # %% exercise=outliers.drown points=2 minutes=6
 def outliers_drown(x):
     """x float (d,) → the least magnitude of one more entry that leaves all codes of x at 0."""
-    ### BEGIN SOLUTION
-    return 2 * 127 * np.abs(x).max()
-    ### END SOLUTION
 
 # %%
 token = X[100]
@@ -213,11 +207,6 @@ for size in (m, m / 2, m / 10):
 # %% exercise=outliers.vector_wise points=3 minutes=10 as=my_vector_wise
 def outliers_vector_wise(X, W):
     """X float (n, d_in), W float (d_out, d_in) → the product of their 8-bit codes, scaled back."""
-    ### BEGIN SOLUTION
-    s_x = np.abs(X).max(1, keepdims=True) / 127
-    s_w = np.abs(W).max(1, keepdims=True) / 127
-    return s_x * s_w.T * (np.rint(X / s_x) @ np.rint(W / s_w).T)
-    ### END SOLUTION
 
 # %%
 def integer_product(X, W, activations, weights):
@@ -296,16 +285,6 @@ show("schematic:outliers")
 # %% exercise=outliers.llm_int8 points=4 minutes=15 as=my_llm_int8
 def outliers_llm_int8(X, W, threshold=6.0):
     """X float (n, d_in), W float (d_out, d_in) → Y (n, d_out), and the outlier columns O."""
-    ### BEGIN SOLUTION
-    O = np.flatnonzero(np.abs(X).max(0) >= threshold)
-    rest = X.copy()
-    rest[:, O] = 0
-    s_x = np.abs(rest).max(1, keepdims=True) / 127
-    s_x[s_x == 0] = 1
-    s_w = np.abs(W).max(1, keepdims=True) / 127
-    q_w = np.rint(W / s_w)
-    return X[:, O] @ W[:, O].T + s_x * s_w.T * (np.rint(rest / s_x) @ q_w.T), O
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The equation of the paper, with our letters</summary>
@@ -443,11 +422,6 @@ print(f"difference of the outputs, relative: {error((X / s) @ (W * s).T, X, W):.
 # %% exercise=outliers.smooth points=4 minutes=15 as=my_smooth
 def outliers_smooth(gamma, beta, weights, max_abs, alpha=0.5):
     """γ, β (d,), weights: a list of (d_out, d), max_abs (d,) → the smoothed (γ, β, weights)."""
-    ### BEGIN SOLUTION
-    largest = np.max([np.abs(W).max(0) for W in weights], axis=0)
-    s = max_abs**alpha / largest**(1 - alpha)
-    return gamma / s, beta / s, [W * s for W in weights]
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The scale as an equation</summary>
@@ -637,9 +611,6 @@ show("int8_outliers")
 # %% exercise=outliers.zero_point points=2 minutes=10 bonus=yes as=my_zero_point
 def outliers_zero_point(product, z, q_w):
     """Integers: product (n, d_out), z (n,), q_w (d_out, K) → the product of q_x − z and q_w."""
-    ### BEGIN SOLUTION
-    return product - z[:, None] * q_w.sum(1)
-    ### END SOLUTION
 
 # %%
 X_down, W_down = inputs_of(model, "blocks.2.mlp.down"), model.get("blocks.2.mlp.down").weight.data

@@ -18,13 +18,18 @@ from tinypeft.course.exercises import TOPICS, of_topic
 from tinypeft.course.worth import worth
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
+from tinypeft.engine.nn import LayerNorm, Linear
 from tinypeft.engine.tensor import concatenate
 from tinypeft.peft.prefix import Prefix
+from tinypeft.quant.folding import fold_scale
 from tinypeft.quant.formats import decode, encode
+from tinypeft.quant.int8 import int8_inputs, scaled_matmul
+from tinypeft.quant.llm_int8 import inputs
 from tinypeft.quant.packing import pack
 from tinypeft.quant.peqa import scaled_linear
 from tinypeft.quant.qtensor import QTensor
 from tinypeft.quant.rounding import fake_quantize
+from tinypeft.quant.smoothquant import smoothing_factors
 from tinypeft.quant.uniform import make_grid
 from tinypeft.text.tasks.distillation import divergence
 
@@ -196,6 +201,28 @@ def test_rounding_is_the_packages():
         for seed in range(10):
             args = exercise.cases(np.random.default_rng(seed))
             assert difference(exercise.reference(*args), package(*args), 1e-5, free=True) is None, (name, seed)
+
+
+def test_the_products_of_codes_and_the_smoothing_are_the_packages():
+    def vector_wise(X, W):
+        Q, s = int8_inputs(X, "token")
+        return s * scaled_matmul(Q, tp.Uniform(8).quantize(W), X.dtype)
+
+    def llm_int8(X, W, threshold):
+        Q, s, O = inputs(X, threshold)
+        return X[:, O] @ W[:, O].T + s * scaled_matmul(Q, tp.Uniform(8).quantize(W), X.dtype), O
+
+    def smooth(gamma, beta, weights, max_abs, alpha):
+        norm, layers = LayerNorm(len(gamma)), [Linear(W.shape[1], W.shape[0], bias=False, rng=0) for W in weights]
+        norm.weight.data, norm.bias.data = gamma, beta
+        for layer, W in zip(layers, weights, strict=True): layer.weight.data = W
+        fold_scale(norm, layers, smoothing_factors(max_abs, weights, alpha))
+        return norm.weight.data, norm.bias.data, [layer.weight.data for layer in layers]
+    for package in (vector_wise, llm_int8, smooth):
+        exercise = of_topic("outliers")[f"outliers.{package.__name__}"]
+        for seed in range(5):
+            args = exercise.cases(np.random.default_rng(seed))
+            assert difference(exercise.reference(*args), package(*args), 1e-6, free=True) is None, (package, seed)
 
 
 def test_a_prefix_is_the_packages():

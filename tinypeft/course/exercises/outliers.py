@@ -1,43 +1,34 @@
 """Lesson 11: the cost of outliers, LLM.int8()'s decomposition, and SmoothQuant's smoothing."""
 import numpy as np
 
-from ...engine.nn import LayerNorm, Linear
-from ...quant.folding import fold_scale
-from ...quant.int8 import int8_inputs, scaled_matmul
-from ...quant.llm_int8 import inputs
-from ...quant.smoothquant import smoothing_factors
-from ...quant.uniform import Uniform
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
-
-
-def itself(x):
-    return x
 
 
 def as_floats(product):
     return np.asarray(product, np.float64)
 
 
-def scale_of(A, axis=1, n=127, size=np.abs):
-    return size(A).max(axis, keepdims=True) / n
+def scale_of(A, axis):
+    return np.abs(A).max(axis, keepdims=True) / 127
 
 
-# How the inputs and the weights are rounded.
-CUT = (np.trunc, np.trunc), (np.trunc, np.rint), (np.rint, np.trunc)
-DOWN = (np.floor, np.floor), (np.floor, np.rint), (np.rint, np.floor)
-ONE_ONLY = (np.rint, itself), (itself, np.rint)
-
-
-# -- an outlier that leaves nothing ----------------------------------------------------------------
+# -- outliers.drown --------------------------------------------------------------------------------
 def drown(x):
-    return 254.0 * float(np.abs(x).max())
-
-
-def drown_variant(factor=254.0, of=lambda x: np.abs(x).max()):
-    """Make `drown` with another factor, or for another number of the token."""
-    return lambda x: factor * float(of(x))
+    most = float(np.abs(x).max())
+    if slip("entries may be negative: take the largest magnitude |x|, not the largest x"):
+        most = float(x.max())
+    if slip("all codes must be 0, so the largest |x| counts, not the mean"):
+        most = float(np.abs(x).mean())
+    if slip("all codes must be 0, so the largest |x| counts, not the smallest"):
+        most = float(np.abs(x).min())
+    if slip("an entry of 127 m′ leaves the codes −1, 0 and 1"): return 127 * most
+    if slip("a code is 0 below one half: you asked for less than a quarter"): return 4 * 127 * most
+    if slip("return the number m, not its scale m/127"): return 2 * most
+    if slip("6 is LLM.int8()'s threshold; here the token decides"): return 6.0
+    return 2 * 127 * most
 
 
 def all_drowned(m, args):
@@ -69,10 +60,6 @@ def largest_is_negative(rng):
     return (np.array([0.5, -2.0, 1.0]),)
 
 
-def others(X, O):
-    return np.delete(X, O, axis=1)
-
-
 def with_outliers(rng, d=None):
     """Draw (X, O): inputs with two columns some 20 times larger."""
     n, d = int(rng.integers(4, 8)), d or int(rng.integers(9, 14))
@@ -82,21 +69,24 @@ def with_outliers(rng, d=None):
     return X, O
 
 
-# -- a product of integers -------------------------------------------------------------------------
+# -- outliers.bug ----------------------------------------------------------------------------------
 def bug(q_x, q_w):
-    return q_x.astype(np.int64) @ q_w.astype(np.int64).T
-
-
-def in_type(kind, then=itself):
-    """Make `bug` with a mistake: codes and their sums in another type."""
-    def wrong(q_x, q_w):
-        with np.errstate(over="ignore", invalid="ignore"):
-            return then(q_x.astype(kind) @ q_w.astype(kind).T)
-    return wrong
-
-
-def reshaped(q_x, q_w):
-    return q_x.astype(np.int64) @ q_w.astype(np.int64).reshape(q_w.shape[::-1])
+    x, w = q_x.astype(np.int32), q_w.astype(np.int32)
+    if slip("a product of int8 arrays is int8, from −128 to 127, and wraps beyond; turn the "
+            "codes into a wider type first"):
+        x, w = q_x, q_w
+    if slip("int16 ends at 32,767, and three products of 127 · 127 exceed that; take int32"):
+        x, w = q_x.astype(np.int16), q_w.astype(np.int16)
+    match which("unsigned integers have no negative numbers; take int32", 3):
+        case 1: x, w = q_x.astype(np.uint8), q_w.astype(np.uint8)
+        case 2: x, w = q_x.astype(np.uint16), q_w.astype(np.uint16)
+        case 3: x, w = q_x.astype(np.uint32), q_w.astype(np.uint32)
+    if slip("reshape keeps the order of the numbers, so rows do not become "
+            "columns; q_w.T does that"):
+        return x @ w.reshape(w.shape[::-1])
+    if slip("the sums must not be clipped to 127: the codes are int8, their sums need more bits"):
+        return np.clip(x @ w.T, -127, 127)
+    return x @ w.T
 
 
 def integer_codes(rng):
@@ -122,45 +112,60 @@ def off_by_float32(got, expected, arguments):
     return np.allclose(got, expected, rtol=1e-5, atol=0)
 
 
-# -- vector-wise -----------------------------------------------------------------------------------
+# -- outliers.vector_wise --------------------------------------------------------------------------
 def vector_wise(X, W):
-    Q, s = int8_inputs(X, "token")
-    return (s * scaled_matmul(Q, Uniform(8).quantize(W), X.dtype)).astype(X.dtype)
-
-
-def vector_wise_in_int8(X, W):
-    s_x, s_w = scale_of(X), scale_of(W)
-    q_x = np.rint(X / s_x).astype(np.int8)
-    q_w = np.rint(W / s_w).astype(np.int8)
-    return s_x * s_w.T * (q_x @ q_w.T)
-
-
-def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=1, scale_w=1,
-                        whole=(np.rint, np.rint), size=np.abs, kind=float):
-    """Make `vector_wise` with a mistake.
-
-    per_x, per_w: the axis of each scale. scale_x, scale_w: the power of each scale in the result.
-    whole: how inputs and weights are rounded.
-    """
-    def wrong(X, W):
-        s_x, s_w = scale_of(X, per_x, n, size), scale_of(W, per_w, n, size)
-        of_x, of_w = whole
-        q_x, q_w = of_x(X / s_x).astype(kind), of_w(W / s_w).astype(kind)
-        return q_x @ q_w.T * s_x ** scale_x * s_w.T ** scale_w
-    return wrong
-
-
-def decoded_first(per_x, per_w):
-    """Decode the codes before the product, so that a scale of any axis fits."""
-    def wrong(X, W):
-        s_x, s_w = scale_of(X, per_x), scale_of(W, per_w)
-        return (np.rint(X / s_x) * s_x) @ (np.rint(W / s_w) * s_w).T
-    return wrong
-
-
-def column_scales_left_out(X, W):
-    s_w = scale_of(W)
-    return np.rint(X / scale_of(X, axis=0)) @ np.rint(W / s_w).T * s_w.T
+    s_x = np.abs(X).max(1, keepdims=True) / 127
+    s_w = np.abs(W).max(1, keepdims=True) / 127
+    if slip("X has one scale for everything; it should have one per row, with keepdims=True"):
+        s_x = scale_of(X, None)
+    if slip("W has one scale for everything; it should have one per row"): s_w = scale_of(W, None)
+    if slip("both arrays have one scale for everything; each row should have its own, "
+            "with max(1, keepdims=True)"):
+        s_x, s_w = scale_of(X, None), scale_of(W, None)
+    match which("the largest code is 127", 2):
+        case 1: s_x, s_w = s_x * 127 / 128, s_w * 127 / 128
+        case 2: s_x, s_w = s_x * 127 / 255, s_w * 127 / 255
+    if slip("a scale comes from the largest magnitude of its row, max|x|, "
+            "not from the largest number"):
+        s_x, s_w = X.max(1, keepdims=True) / 127, W.max(1, keepdims=True) / 127
+    columns = which("a scale belongs to a row here, and you took one per column, a feature; "
+                    "take the maximum over axis 1", 3)
+    match columns:
+        case 1: s_x, s_w = scale_of(X, 0), scale_of(W, 0)
+        case 2: s_x = scale_of(X, 0)
+        case 3: s_w = scale_of(W, 0)
+    left_out = slip("s_x belongs to a row, a token, and you took one per column and "
+                    "left it out of the product")
+    if left_out: s_x = scale_of(X, 0)
+    u_x, u_w = X / s_x, W / s_w
+    q_x, q_w = np.rint(u_x), np.rint(u_w)
+    match which("a cast to integers cuts off; round first, np.rint(X / s_x)", 3):
+        case 1: q_x, q_w = np.trunc(u_x), np.trunc(u_w)
+        case 2: q_x = np.trunc(u_x)
+        case 3: q_w = np.trunc(u_w)
+    match which("you rounded down; np.rint rounds to the nearest integer", 3):
+        case 1: q_x, q_w = np.floor(u_x), np.floor(u_w)
+        case 2: q_x = np.floor(u_x)
+        case 3: q_w = np.floor(u_w)
+    match which("only one of the two arrays is rounded; both have codes", 2):
+        case 1: q_w = u_w
+        case 2: q_x = u_x
+    if slip("nothing is rounded: this is the exact product X Wᵀ"): q_x, q_w = u_x, u_w
+    if slip("a product of int8 arrays is int8 again and wraps beyond 127: keep the "
+            "codes in floats, or in int32"):
+        q_x, q_w = q_x.astype(np.int8), q_w.astype(np.int8)
+    if slip("int16 ends at 32,767, and sums of products of codes exceed that: take int32, or "
+            "keep the codes in floats"):
+        q_x, q_w = q_x.astype(np.int16), q_w.astype(np.int16)
+    if columns: return (q_x * s_x) @ (q_w * s_w).T
+    product = q_x @ q_w.T
+    if left_out or slip("the result is not multiplied by s_x"): return product * s_w.T
+    if slip("the result is not multiplied by s_w"): return s_x * product
+    if slip("the scales are missing: this is the product of the codes; multiply it by s_x and s_w"):
+        return product
+    if slip("the product of the codes is multiplied by both scales; you divided by them"):
+        return product / s_x / s_w.T
+    return s_x * s_w.T * product
 
 
 def scaled_columns(rng, rows, low, high):
@@ -180,51 +185,69 @@ def exact_case(rng):
     return X, W
 
 
-# -- LLM.int8() ------------------------------------------------------------------------------------
+# -- outliers.llm_int8 -----------------------------------------------------------------------------
 def llm_int8(X, W, threshold=6.0):
-    Q, s, O = inputs(X, threshold)
-    low = s * scaled_matmul(Q, Uniform(8).quantize(W), X.dtype)
-    return (X[:, O] @ W[:, O].T + low).astype(X.dtype), O
-
-
-def scale_or_one(A, axis=1, n=127):
-    s = scale_of(A, axis, n)
-    return np.where(s == 0, 1, s)
-
-
-def llm_int8_variant(size=lambda X: np.abs(X).max(0), reaches=np.greater_equal, zeroed=True,
-                     rest_scale=True, added=True, whole_w=True, float_w=True, half=False,
-                     fixed=None, whole=(np.rint, np.rint), n=127, kind=float, axis=1):
-    """Make `llm_int8` with a mistake.
-
-    size: the size of each column. zeroed: are the outliers taken out? rest_scale: does s_x leave
-    them out? added: is the float part added? whole_w: does s_w have the outlier columns? float_w:
-    are W's own numbers used there? half: is the float part in float16? fixed: a threshold.
-    """
-    def wrong(X, W, threshold=6.0):
-        O = np.flatnonzero(reaches(size(X), fixed or threshold))
-        rest = X.copy()
-        if zeroed:
-            rest[:, O] = 0
-        s_x = scale_or_one(rest if rest_scale else X, axis, n)
-        s_w = scale_of(W if whole_w else others(W, O), axis, n)
-        of_x, of_w = whole
-        q_x, q_w = of_x(rest / s_x).astype(kind), of_w(W / s_w).astype(kind)
-        Y = s_x * s_w.T * (q_x @ q_w.T)
-        L, R = X[:, O], (W if float_w else q_w * s_w)[:, O]
-        if half:
-            L, R = L.astype(np.float16), R.astype(np.float16)
-        return Y + (L @ R.T if added else 0), O
-    return wrong
-
-
-def llm_int8_by_entry(X, W, threshold=6.0):
-    """Take out single entries, not columns."""
-    large = np.abs(X) >= threshold
-    rest = np.where(large, 0, X)
-    s_x, s_w = scale_or_one(rest), scale_of(W)
-    low = s_x * s_w.T * (np.rint(rest / s_x) @ np.rint(W / s_w).T)
-    return np.where(large, X, 0) @ W.T + low, np.flatnonzero(large.any(0))
+    size = np.abs(X).max(0)
+    if slip("outliers may be negative: compare |X| with the threshold"): size = X.max(0)
+    if slip("you compared a column's mean; a column is an outlier if any "
+            "entry reaches the threshold"):
+        size = np.abs(X).mean(0)
+    if slip("you compared a column's sum; a column is an outlier if any "
+            "entry reaches the threshold"):
+        size = np.abs(X).sum(0)
+    if slip("you compared a column's smallest entry; a column is an outlier if any "
+            "entry reaches the threshold"):
+        size = np.abs(X).min(0)
+    if slip("no column was taken out: O has those of X in which any |x| reaches the threshold"):
+        threshold = np.inf
+    if slip("the threshold is an argument, and you took a fixed 6"): threshold = 6.0
+    O = np.flatnonzero(size >= threshold)
+    if slip("an entry equal to the threshold is an outlier too: |X| ≥ threshold"):
+        O = np.flatnonzero(size > threshold)
+    rest = X.copy()
+    if not slip("the outlier columns are still in the integers: set them to 0 in a copy of X"):
+        rest[:, O] = 0
+    entries = slip("outliers are whole columns; you took single entries out")
+    if entries: rest = np.where(np.abs(X) >= threshold, 0, X)
+    s_x = np.abs(rest).max(1, keepdims=True) / 127
+    s_w = np.abs(W).max(1, keepdims=True) / 127
+    if slip("s_x must be taken over the ordinary entries alone: that is the "
+            "point of the decomposition"):
+        s_x = scale_of(X, 1)
+    if slip("s_w must be taken over the whole row: W is quantized before any input is seen"):
+        s_w = scale_of(np.delete(W, O, axis=1), 1)
+    if slip("the largest code is 127"): s_x, s_w = s_x * 127 / 128, s_w * 127 / 128
+    if slip("each row of X and of W has its own scale; you took one for everything"):
+        s_x, s_w = scale_of(rest, None), scale_of(W, None)
+    s_x[s_x == 0] = 1
+    u_x, u_w = rest / s_x, W / s_w
+    q_x, q_w = np.rint(u_x), np.rint(u_w)
+    match which("a cast to integers cuts off; round first, np.rint(rest / s_x)", 3):
+        case 1: q_x, q_w = np.trunc(u_x), np.trunc(u_w)
+        case 2: q_x = np.trunc(u_x)
+        case 3: q_w = np.trunc(u_w)
+    match which("you rounded down; np.rint rounds to the nearest integer", 3):
+        case 1: q_x, q_w = np.floor(u_x), np.floor(u_w)
+        case 2: q_x = np.floor(u_x)
+        case 3: q_w = np.floor(u_w)
+    match which("only one of the two arrays is rounded; both have codes", 2):
+        case 1: q_w = u_w
+        case 2: q_x = u_x
+    if slip("nothing is rounded: this is the exact product X Wᵀ"): q_x, q_w = u_x, u_w
+    if slip("a product of int8 arrays is int8 again and wraps beyond 127: keep the "
+            "codes in floats, or in int32"):
+        q_x, q_w = q_x.astype(np.int8), q_w.astype(np.int8)
+    if slip("int16 ends at 32,767, and sums of products of codes exceed that: take int32, or "
+            "keep the codes in floats"):
+        q_x, q_w = q_x.astype(np.int16), q_w.astype(np.int16)
+    low, high = s_x * s_w.T * (q_x @ q_w.T), X[:, O] @ W[:, O].T
+    if slip("the product of the outlier columns is not added"): high = 0
+    if slip("the outlier columns are multiplied in the type of X here, not in float16"):
+        high = X[:, O].astype(np.float16) @ W[:, O].astype(np.float16).T
+    if slip("use W's own numbers in the outlier columns, not its decoded codes"):
+        high = X[:, O] @ (q_w * s_w)[:, O].T
+    if entries: high = (X - rest) @ W.T
+    return high + low, O
 
 
 def llm_int8_case(rng):
@@ -253,54 +276,56 @@ def all_columns(got, expected, args):
     return sorted([*got, *expected]) == list(range(args[0].shape[1]))
 
 
-# -- smoothing -------------------------------------------------------------------------------------
+# -- outliers.smooth -------------------------------------------------------------------------------
 def smooth(gamma, beta, weights, max_abs, alpha=0.5):
-    norm = LayerNorm(len(gamma))
-    norm.weight.data, norm.bias.data = gamma, beta
-    layers = [Linear(W.shape[1], W.shape[0], bias=False, rng=0) for W in weights]
-    for layer, W in zip(layers, weights, strict=True):
-        layer.weight.data = W
-    fold_scale(norm, layers, smoothing_factors(max_abs, weights, alpha))
-    return norm.weight.data, norm.bias.data, [layer.weight.data for layer in layers]
-
-
-def largest_of_columns(W):
-    return np.abs(W).max(0)
-
-
-def factors(m, largest, alpha):
-    return m**alpha / largest**(1 - alpha)
-
-
-def smooth_by(s=factors, over=np.max, largest=largest_of_columns, of_gamma=np.divide,
-              of_beta=np.divide, of_W=np.multiply):
-    """Make `smooth` with a mistake in s, in max|W_j|, or in what becomes of γ, β or the weights."""
-    def wrong(gamma, beta, weights, max_abs, alpha=0.5):
-        factor = s(max_abs, over([largest(W) for W in weights], axis=0), alpha)
-        new_weights = [of_W(W, factor) for W in weights]
-        return of_gamma(gamma, factor), of_beta(beta, factor), new_weights
-    return wrong
-
-
-def untouched(a, factor):
-    return a
-
-
-def of_first(each, axis):
-    return each[0]
-
-
-def of_last(each, axis):
-    return each[-1]
-
-
-def smooth_each(of_norm):
-    """Give each layer an s of its own; of_norm chooses the one that divides γ and β."""
-    def wrong(gamma, beta, weights, max_abs, alpha=0.5):
-        each = [factors(max_abs, largest_of_columns(W), alpha) for W in weights]
-        s, new_weights = of_norm(each, axis=0), list(map(np.multiply, weights, each))
-        return gamma / s, beta / s, new_weights
-    return wrong
+    each = [np.abs(W).max(0) for W in weights]
+    if slip("max|W_j| is the largest magnitude, of np.abs(W), not the largest number"):
+        each = [W.max(0) for W in weights]
+    if slip("max|W_j| is the largest magnitude of column j, not the mean one"):
+        each = [np.abs(W).mean(0) for W in weights]
+    if slip("each column j has its own max|W_j|: the maximum of np.abs(W) over axis 0"):
+        each = [np.abs(W).max() for W in weights]
+    largest = np.max(each, axis=0)
+    if slip("max|W_j| must be taken over all layers that read the norm, not only the first"):
+        largest = each[0]
+    if slip("max|W_j| must be taken over all layers that read the norm, not only the last"):
+        largest = each[-1]
+    if slip("max|W_j| is the maximum over all layers, and you took the mean of theirs"):
+        largest = np.mean(each, axis=0)
+    if slip("max|W_j| is the maximum over all layers, and you took the sum of theirs"):
+        largest = np.sum(each, axis=0)
+    if slip("max|W_j| is the maximum over all layers, and you took the smallest of theirs"):
+        largest = np.min(each, axis=0)
+    if slip("α belongs to the inputs and 1 − α to the weights; they are exchanged"):
+        alpha = 1 - alpha
+    s = max_abs**alpha / largest**(1 - alpha)
+    if slip("this is the wrong way round: divide γ by s and multiply W by s"): s = 1 / s
+    if slip("max|X_j|**α is divided by max|W_j|**(1 − α), not multiplied"):
+        s = max_abs**alpha * largest**(1 - alpha)
+    if slip("max|X_j| has the exponent α and max|W_j| has 1 − α; yours have the same"):
+        s = (max_abs / largest)**alpha
+    if slip("max|W_j| is missing in s"): s = max_abs**alpha
+    if slip("s is max|X_j| alone, which moves everything, whatever alpha is"): s = max_abs
+    if slip("max|X_j| is missing in s"): s = 1 / largest**(1 - alpha)
+    if slip("alpha is an argument, and you took ½"): s = (max_abs / largest)**0.5
+    smoothed = [W * s for W in weights]
+    if slip("the weights must be multiplied by s, or the function changes"): smoothed = weights
+    if slip("γ and W are both divided by s; multiply W by s, or the function changes"):
+        smoothed = [W / s for W in weights]
+    if slip("β is part of the norm's output: divide it too"): return gamma / s, beta, smoothed
+    if slip("β is part of the norm's output, which is divided by s; you multiplied β by it"):
+        return gamma / s, beta * s, smoothed
+    if slip("γ is divided by s; you multiplied it"): return gamma * s, beta / s, smoothed
+    own = which("all layers that read the norm share one s; you gave each layer its own", 4)
+    if own:
+        factors = np.array([max_abs**alpha / of_W**(1 - alpha) for of_W in each])
+        smoothed = [W * s for W, s in zip(weights, factors, strict=True)]
+    match own:
+        case 1: s = factors[0]
+        case 2: s = factors[-1]
+        case 3: s = factors.max(0)
+        case 4: s = factors.mean(0)
+    return gamma / s, beta / s, smoothed
 
 
 def smooth_case(rng):
@@ -327,13 +352,28 @@ def _unchanged(fn, rng):
                for W, V in zip(weights, new_weights, strict=True))
 
 
-# -- zero points -----------------------------------------------------------------------------------
+# -- outliers.zero_point ---------------------------------------------------------------------------
 def zero_point(product, z, q_w):
-    return product - z[:, None] * q_w.sum(1, dtype=np.int64)
-
-
-def first_code(product, z, q_w):
-    return product - z[:, None] * q_w[:, 0].astype(int)
+    sums = q_w.sum(1)
+    if slip("sum q_w over its columns, the features: one sum for each output"): sums = q_w.sum()
+    if slip("the sum of q_w is an int8, which ends at 127: sum in a wider type"):
+        sums = q_w.sum(1, dtype=np.int8)
+    if slip("sum the codes q_w of an output; you took their mean"): sums = q_w.mean(1)
+    if slip("q_w is missing: each z was multiplied by a code of W"): sums = q_w.shape[1]
+    if slip("the sum over the features is missing: this takes one code of W alone"):
+        sums = q_w[:, 0].astype(int)
+    if slip("z is the zero point of the inputs alone; W has none"):
+        sums = (q_w - z.mean()).sum(1, dtype=np.int64)
+    if slip("the sign: the sum of (q_x − z) q_w is the product minus z times the sum of q_w"):
+        return product + z[:, None] * sums
+    if slip("z belongs to a token, a row of the product: z[:, None]. The sum of q_w "
+            "belongs to an output, a column"):
+        return product - z.mean() * sums
+    if slip("z is missing: multiply each token's z by the sum of q_w"): return product - sums
+    if slip("you subtracted z alone: each code q_w is multiplied by z, so subtract z times their "
+            "sum"):
+        return product - z[:, None]
+    return product - z[:, None] * sums
 
 
 def one_token(rng):
@@ -359,19 +399,7 @@ EXERCISES = (
             ("three products of 127 and 127 are 48,387", full(3, 1))),
         extremes=(
             ("the largest sum of 2,001 products is 32,274,129, an odd number", full(2001, 2)),),
-        mistakes=(
-            ("a product of int8 arrays is int8, from −128 to 127, and wraps beyond; turn the "
-             "codes into a wider type first",
-             in_type(np.int8)),
-            ("int16 ends at 32,767, and three products of 127 · 127 exceed that; take int32",
-             in_type(np.int16)),
-            ("the sums must not be clipped to 127: the codes are int8, their sums need more bits",
-             in_type(np.int64, lambda product: np.clip(product, -127, 127))),
-            *several("unsigned integers have no negative numbers; take int32",
-                     in_type(np.uint8), in_type(np.uint16), in_type(np.uint32)),
-            ("reshape keeps the order of the numbers, so rows do not become "
-             "columns; q_w.T does that",
-             reshaped)),
+        mistakes=slips(bug),
         symptoms=(
             ("float32 holds every integer up to 2²⁴ only, and long sums exceed "
              "that; take int32 or float64",
@@ -392,17 +420,7 @@ EXERCISES = (
         special=(
             ("entries of 1 and −1", of_one_size),
             ("the largest magnitude is that of a negative entry", largest_is_negative)),
-        mistakes=(
-            ("an entry of 127 m′ leaves the codes −1, 0 and 1", drown_variant(127.0)),
-            ("entries may be negative: take the largest magnitude |x|, not the largest x",
-             drown_variant(of=np.max)),
-            ("all codes must be 0, so the largest |x| counts, not the mean",
-             drown_variant(of=lambda x: np.abs(x).mean())),
-            ("all codes must be 0, so the largest |x| counts, not the smallest",
-             drown_variant(of=lambda x: np.abs(x).min())),
-            ("a code is 0 below one half: you asked for less than a quarter", drown_variant(508.0)),
-            ("return the number m, not its scale m/127", drown_variant(2.0)),
-            ("6 is LLM.int8()'s threshold; here the token decides", lambda x: 6.0)),
+        mistakes=slips(drown),
         symptoms=(
             ("so small an outlier leaves some codes", some_left),
             ("this is larger than it has to be", far_above)),
@@ -419,46 +437,7 @@ EXERCISES = (
             ("integers with a 127 in every row are exact", exact_case),
             ("three products of 127 and 127 are 48,387",
              lambda rng: (np.full((1, 3), 127.0), np.full((2, 3), 127.0)))),
-        mistakes=(
-            ("X has one scale for everything; it should have one per row, with keepdims=True",
-             vector_wise_variant(per_x=None)),
-            ("W has one scale for everything; it should have one per row",
-             vector_wise_variant(per_w=None)),
-            ("a product of int8 arrays is int8 again and wraps beyond 127: keep the "
-             "codes in floats, or in int32",
-             vector_wise_in_int8),
-            ("both arrays have one scale for everything; each row should have its own, "
-             "with max(1, keepdims=True)",
-             vector_wise_variant(per_x=None, per_w=None)),
-            *several("a scale belongs to a row here, and you took one per column, a feature; "
-                     "take the maximum over axis 1",
-                     decoded_first(0, 0),
-                     decoded_first(0, 1),
-                     decoded_first(1, 0)),
-            *several("the largest code is 127",
-                     vector_wise_variant(n=128), vector_wise_variant(n=255)),
-            *several("a cast to integers cuts off; round first, np.rint(X / s_x)",
-                     *(vector_wise_variant(whole=whole) for whole in CUT)),
-            *several("you rounded down; np.rint rounds to the nearest integer",
-                     *(vector_wise_variant(whole=whole) for whole in DOWN)),
-            *several("only one of the two arrays is rounded; both have codes",
-                     *(vector_wise_variant(whole=whole) for whole in ONE_ONLY)),
-            ("nothing is rounded: this is the exact product X Wᵀ", lambda X, W: X @ W.T),
-            ("int16 ends at 32,767, and sums of products of codes exceed that: take int32, or "
-             "keep the codes in floats",
-             vector_wise_variant(kind=np.int16)),
-            ("a scale comes from the largest magnitude of its row, max|x|, "
-             "not from the largest number",
-             vector_wise_variant(size=itself)),
-            ("the product of the codes is multiplied by both scales; you divided by them",
-             vector_wise_variant(scale_x=-1, scale_w=-1)),
-            ("the result is not multiplied by s_x", vector_wise_variant(scale_x=0)),
-            ("the result is not multiplied by s_w", vector_wise_variant(scale_w=0)),
-            ("the scales are missing: this is the product of the codes; multiply it by s_x and s_w",
-             vector_wise_variant(scale_x=0, scale_w=0)),
-            ("s_x belongs to a row, a token, and you took one per column and "
-             "left it out of the product",
-             column_scales_left_out)),
+        mistakes=slips(vector_wise),
         errors=(
             ("broadcast",
              "the scales do not fit the result (n, d_out): there is one for each row of X, "
@@ -484,53 +463,7 @@ EXERCISES = (
             ("no outliers", no_outliers),
             ("all columns are outlier columns", two_tokens((7.0, -8, 6), (9, 0.5, 1))),
             ("another threshold: 3", two_tokens((0.3, -4, 0.1), threshold=3.0))),
-        mistakes=(
-            ("the outlier columns are still in the integers: set them to 0 in a copy of X",
-             llm_int8_variant(zeroed=False)),
-            ("s_x must be taken over the ordinary entries alone: that is the "
-             "point of the decomposition",
-             llm_int8_variant(rest_scale=False)),
-            ("the product of the outlier columns is not added", llm_int8_variant(added=False)),
-            ("s_w must be taken over the whole row: W is quantized before any input is seen",
-             llm_int8_variant(whole_w=False)),
-            ("outliers may be negative: compare |X| with the threshold",
-             llm_int8_variant(size=lambda X: X.max(0))),
-            ("the outlier columns are multiplied in the type of X here, not in float16",
-             llm_int8_variant(half=True)),
-            ("an entry equal to the threshold is an outlier too: |X| ≥ threshold",
-             llm_int8_variant(reaches=np.greater)),
-            ("you compared a column's mean; a column is an outlier if any "
-             "entry reaches the threshold",
-             llm_int8_variant(size=lambda X: np.abs(X).mean(0))),
-            ("you compared a column's sum; a column is an outlier if any "
-             "entry reaches the threshold",
-             llm_int8_variant(size=lambda X: np.abs(X).sum(0))),
-            ("you compared a column's smallest entry; a column is an outlier if any "
-             "entry reaches the threshold",
-             llm_int8_variant(size=lambda X: np.abs(X).min(0))),
-            ("no column was taken out: O has those of X in which any |x| reaches the threshold",
-             llm_int8_variant(fixed=np.inf)),
-            *several("a cast to integers cuts off; round first, np.rint(rest / s_x)",
-                     *(llm_int8_variant(whole=whole) for whole in CUT)),
-            *several("you rounded down; np.rint rounds to the nearest integer",
-                     *(llm_int8_variant(whole=whole) for whole in DOWN)),
-            *several("only one of the two arrays is rounded; both have codes",
-                     *(llm_int8_variant(whole=whole) for whole in ONE_ONLY)),
-            ("nothing is rounded: this is the exact product X Wᵀ",
-             llm_int8_variant(whole=(itself, itself))),
-            ("a product of int8 arrays is int8 again and wraps beyond 127: keep the "
-             "codes in floats, or in int32",
-             llm_int8_variant(kind=np.int8)),
-            ("int16 ends at 32,767, and sums of products of codes exceed that: take int32, or "
-             "keep the codes in floats",
-             llm_int8_variant(kind=np.int16)),
-            ("the largest code is 127", llm_int8_variant(n=128)),
-            ("each row of X and of W has its own scale; you took one for everything",
-             llm_int8_variant(axis=None)),
-            ("use W's own numbers in the outlier columns, not its decoded codes",
-             llm_int8_variant(float_w=False)),
-            ("the threshold is an argument, and you took a fixed 6", llm_int8_variant(fixed=6.0)),
-            ("outliers are whole columns; you took single entries out", llm_int8_by_entry)),
+        mistakes=slips(llm_int8),
         symptoms=(
             ("O holds the indices of the outlier columns, and this is a mask of True and "
              "False: np.flatnonzero(mask)",
@@ -566,51 +499,7 @@ EXERCISES = (
             ("α = 1 moves everything: s is max|X|", move_everything),),
         invariants=(
             ("the layers compute the same function: (γ x + β) Wᵀ is unchanged", _unchanged),),
-        mistakes=(
-            ("α belongs to the inputs and 1 − α to the weights; they are exchanged",
-             smooth_by(lambda m, largest, alpha: factors(m, largest, 1 - alpha))),
-            ("max|W_j| must be taken over all layers that read the norm, not only the first",
-             smooth_by(over=of_first)),
-            ("β is part of the norm's output: divide it too", smooth_by(of_beta=untouched)),
-            ("this is the wrong way round: divide γ by s and multiply W by s",
-             smooth_by(lambda m, largest, alpha: 1 / factors(m, largest, alpha))),
-            ("the weights must be multiplied by s, or the function changes",
-             smooth_by(of_W=untouched)),
-            ("γ and W are both divided by s; multiply W by s, or the function changes",
-             smooth_by(of_W=np.divide)),
-            ("max|W_j| is the maximum over all layers, and you took the mean of theirs",
-             smooth_by(over=np.mean)),
-            ("max|W_j| is the maximum over all layers, and you took the sum of theirs",
-             smooth_by(over=np.sum)),
-            ("max|W_j| is the maximum over all layers, and you took the smallest of theirs",
-             smooth_by(over=np.min)),
-            ("max|W_j| must be taken over all layers that read the norm, not only the last",
-             smooth_by(over=of_last)),
-            ("max|W_j| is the largest magnitude, of np.abs(W), not the largest number",
-             smooth_by(largest=lambda W: W.max(0))),
-            ("max|W_j| is the largest magnitude of column j, not the mean one",
-             smooth_by(largest=lambda W: np.abs(W).mean(0))),
-            ("each column j has its own max|W_j|: the maximum of np.abs(W) over axis 0",
-             smooth_by(largest=lambda W: np.abs(W).max())),
-            ("max|X_j|**α is divided by max|W_j|**(1 − α), not multiplied",
-             smooth_by(lambda m, largest, alpha: m**alpha * largest**(1 - alpha))),
-            ("max|X_j| has the exponent α and max|W_j| has 1 − α; yours have the same",
-             smooth_by(lambda m, largest, alpha: (m / largest)**alpha)),
-            ("max|W_j| is missing in s", smooth_by(lambda m, largest, alpha: m**alpha)),
-            ("s is max|X_j| alone, which moves everything, whatever alpha is",
-             smooth_by(lambda m, largest, alpha: m)),
-            ("max|X_j| is missing in s",
-             smooth_by(lambda m, largest, alpha: 1 / largest**(1 - alpha))),
-            ("alpha is an argument, and you took ½",
-             smooth_by(lambda m, largest, alpha: (m / largest)**0.5)),
-            ("β is part of the norm's output, which is divided by s; you multiplied β by it",
-             smooth_by(of_beta=np.multiply)),
-            ("γ is divided by s; you multiplied it", smooth_by(of_gamma=np.multiply)),
-            *several("all layers that read the norm share one s; you gave each layer its own",
-                     smooth_each(of_first),
-                     smooth_each(of_last),
-                     smooth_each(np.max),
-                     smooth_each(np.mean))),
+        mistakes=slips(smooth),
         tolerance=1e-6,
         hints=("If the output of the norm is divided by s, what must happen to the columns of W "
                "so that the layer computes the same?",
@@ -624,28 +513,7 @@ EXERCISES = (
         reference=zero_point, cases=products, normalize=as_floats,
         special=(
             ("(3 − 1) · 5 + (4 − 1) · 6 = 28, from 3 · 5 + 4 · 6 = 39", one_token),),
-        mistakes=(
-            ("the sign: the sum of (q_x − z) q_w is the product minus z times the sum of q_w",
-             lambda product, z, q_w: product + z[:, None] * q_w.sum(1)),
-            ("z belongs to a token, a row of the product: z[:, None]. The sum of q_w "
-             "belongs to an output, a column",
-             lambda product, z, q_w: product - z.mean() * q_w.sum(1)),
-            ("sum q_w over its columns, the features: one sum for each output",
-             lambda product, z, q_w: product - z[:, None] * q_w.sum()),
-            ("z is missing: multiply each token's z by the sum of q_w",
-             lambda product, z, q_w: product - q_w.sum(1, dtype=np.int64)),
-            ("the sum of q_w is an int8, which ends at 127: sum in a wider type",
-             lambda product, z, q_w: product - z[:, None] * q_w.sum(1, dtype=np.int8)),
-            ("sum the codes q_w of an output; you took their mean",
-             lambda product, z, q_w: product - z[:, None] * q_w.mean(1)),
-            ("q_w is missing: each z was multiplied by a code of W",
-             lambda product, z, q_w: product - z[:, None] * q_w.shape[1]),
-            ("the sum over the features is missing: this takes one code of W alone", first_code),
-            ("you subtracted z alone: each code q_w is multiplied by z, so subtract z times their "
-             "sum",
-             lambda product, z, q_w: product - z[:, None]),
-            ("z is the zero point of the inputs alone; W has none",
-             lambda product, z, q_w: zero_point(product, z, q_w - z.mean()))),
+        mistakes=slips(zero_point),
         tolerance=0,
         hints=("Multiply out (q_x − z) q_w under the sum. Which of the two "
                "sums do you have already?",
