@@ -76,10 +76,6 @@ show("schematic:adapters")
 # %% exercise=adapters.forward points=3 minutes=10 as=my_adapter
 def adapters_forward(h, W_d, b_d, W_u, b_u):
     """h and, added to it, what the detour makes of it: a Tensor of the shape of h."""
-    ### BEGIN SOLUTION
-    y = F.gelu(F.linear(h, W_d, b_d))                            # (…, m)
-    return h + F.linear(y, W_u, b_u)                             # (…, d)
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The equation, to compare with yours</summary>
@@ -247,11 +243,6 @@ slider("σ", frames, captions=told, behind={"h": (place, np.sort(abs(h[0])))}, y
 # %% exercise=adapters.backward points=3 minutes=12 as=my_backward
 def adapters_backward(h, W_d, W_u, dy):
     """(dh, dW_d, dW_u) of y = h + W_u max(W_d h, 0), from dy."""
-    ### BEGIN SOLUTION
-    z = h @ W_d.T                                                # (N, m)
-    dz = dy @ W_u * (z > 0)
-    return dy + dz @ W_d, dz.T @ h, dy.T @ np.maximum(z, 0)
-    ### END SOLUTION
 
 # %% [markdown]
 # Now four starts: both matrices random, only $W_u$ zero, only $W_d$ zero, both zero. Each has two
@@ -324,10 +315,6 @@ show(Parallel.forward)
 # %% exercise=adapters.widen points=5 minutes=15 as=widen
 def adapters_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
     """(W1, b1, W2, b2) of one MLP with k + m hidden units that computes MLP + s · adapter."""
-    ### BEGIN SOLUTION
-    return (np.concatenate([W1, W_down]), np.concatenate([b1, b_down]),
-            np.concatenate([W2, s * W_up], axis=1), b2 + s * b_up)
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work**, on a whole model. The adapter gets the MLP's GELU in place of the
@@ -526,10 +513,6 @@ print(f"trained {test:.4f}, next day {next_day(names, tuned):.4f}, from {len(nam
 # %% exercise=adapters.linear points=2 minutes=10 bonus=yes as=merged_layer
 def adapters_linear(W, b, W_d, b_d, W_u, b_u):
     """(W, b) of one linear layer that computes the layer and the adapter without f behind it."""
-    ### BEGIN SOLUTION
-    M = np.eye(len(W)) + W_u @ W_d                               # (d, d)
-    return M @ W, M @ b + W_u @ b_d + b_u
-    ### END SOLUTION
 
 # %%
 rng = np.random.default_rng(0)

@@ -1,39 +1,45 @@
 """Lesson 04: the bottleneck adapter, its gradients, and a parallel adapter as part of the MLP."""
-import operator
 from functools import partial
 
 import numpy as np
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 
-# -- the adapter ---------------------------------------------------------------------------------
-def reference_forward(h, W_d, b_d, W_u, b_u):
-    return h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)
-
-
-def same(h):
-    return h
-
-
-def cut(h):
-    """Take h out of the graph."""
-    return Tensor(h.data)
-
-
-def adapter(h, W_d, b_d, W_u, b_u, before=same, inner=F.gelu, outer=same, shortcut=same,
-            after=same):
-    """Compute the adapter, with other functions at five places for the mistakes."""
-    y = inner(F.linear(before(h), W_d, b_d))
-    return after(shortcut(h) + outer(F.linear(y, W_u, b_u)))
-
-
-def late_bias(h, W_d, b_d, W_u, b_u):
-    return adapter(h, W_d, None, W_u, b_u, inner=lambda y: F.gelu(y) + b_d)
+# -- adapters.forward ------------------------------------------------------------------------------
+def forward(h, W_d, b_d, W_u, b_u):
+    z = F.linear(h, W_d, b_d)                                     # (…, m)
+    if slip("the biases are missing"): z, b_u = F.linear(h, W_d), None
+    if slip("b_d is missing"): z = F.linear(h, W_d)
+    if slip("b_u is missing"): b_u = None
+    if slip("the h that goes through the detour has left the graph: use h itself, not h.data"):
+        z = F.linear(Tensor(h.data), W_d, b_d)
+    y = F.gelu(z)
+    if slip("the activation is missing; without it the two matrices amount to one"): y = z
+    if slip("the activation stands between the two matrices, not before the first"):
+        y = F.linear(F.gelu(h), W_d, b_d)
+    if slip("b_d belongs to the way down, before the activation"):
+        y = F.gelu(F.linear(h, W_d)) + b_d
+    if slip("you used a tanh instead of a GELU"): y = z.tanh()
+    if slip("you used a ReLU instead of a GELU"): y = z.relu()
+    detour = F.linear(y, W_u, b_u)                                # (…, d)
+    if slip("there is an activation on the way up: that is the survey's form, which neither "
+            "the paper nor its code has"):
+        detour = F.gelu(detour)
+    if slip("the activation is on the way up instead of on the way down"):
+        detour = F.gelu(F.linear(z, W_u, b_u))
+    if slip("what the detour gives is added to h; you subtracted it"): detour = -detour
+    if slip("the activation is on the way down alone, not on the sum with h"):
+        return F.gelu(h + F.linear(z, W_u, b_u))
+    if slip("the addition of h is missing: what the detour gives is added to its input"):
+        return detour
+    if slip("the h that you add has left the graph: add h itself, not h.data"): h = Tensor(h.data)
+    return h + detour
 
 
 def is_middle(got, expected, args):
@@ -50,50 +56,43 @@ def forward_cases(rng, up=1.0):
     return h, W_d, b_d, draw(d, m) * up, draw(d) * up
 
 
-# -- the gradients -------------------------------------------------------------------------------
-def reference_backward(h, W_d, W_u, dy):
-    return backward(h, W_d, W_u, dy)
-
-
-def positive(z):
-    return z > 0
-
-
-def not_negative(z):
-    return z >= 0
-
-
-def half_at_zero(z):
-    return np.heaviside(z, 0.5)
-
-
-def backward(h, W_d, W_u, dy, slope=positive, bend=lambda z: np.maximum(z, 0), shortcut=1, detour=1,
-             up=1, divisor=1):
-    """Derive an adapter with a ReLU. The options are its parts, for the mistakes."""
-    z = h @ W_d.T
-    da = dy @ W_u
-    dz = da * slope(z)
-    return (shortcut * dy + detour * dz @ W_d, dz.T @ h / divisor,
-            up * dy.T @ bend(z) / divisor)
+# -- adapters.backward -----------------------------------------------------------------------------
+def backward(h, W_d, W_u, dy):
+    z = h @ W_d.T                                                 # (N, m)
+    slope = z > 0
+    match which("the slope is 1 where the input is positive, and 0 at 0 as well: ask z > 0", 2):
+        case 1: slope = z >= 0
+        case 2: slope = np.heaviside(z, 0.5)
+    both = slip("dh lacks the shortcut, and besides, the slope of the ReLU is missing")
+    if both or slip("the slope of the ReLU is missing: it is 0 where W_d h is not positive"):
+        slope = np.ones_like(z)
+    match which("the slope of the ReLU is 1 or 0; you multiplied by its input or its result", 2):
+        case 1: slope = z
+        case 2: slope = np.maximum(z, 0)
+    if slip("the slope is 1 where the input is positive, and not where it is negative"):
+        slope = z < 0
+    if slip("the slope is that at W_d h, not at the gradient that comes back"):
+        slope = dy @ W_u > 0
+    dz = dy @ W_u * slope
+    dh, dW_d, dW_u = dy + dz @ W_d, dz.T @ h, dy.T @ np.maximum(z, 0)
+    if both or slip("dh lacks the shortcut: h itself is a part of y"): dh = dz @ W_d
+    if slip("dh lacks the way through the detour"): dh = dy
+    if slip("dh is the sum of both ways; you subtracted one"): dh = dy - dz @ W_d
+    if slip("dW_u contains what the ReLU lets through, max(W_d h, 0), not W_d h"): dW_u = dy.T @ z
+    if slip("dW_u contains what the ReLU lets through, max(W_d h, 0), not its slope"):
+        dW_u = dy.T @ slope
+    if slip("dW_u has the wrong sign"): dW_u = -dW_u
+    if slip("the gradients of the weights are sums over the rows, not means"):
+        dW_d, dW_u = dW_d / len(h), dW_u / len(h)
+    if slip("dW_d and dW_u are exchanged: return (dh, dW_d, dW_u)"): return dh, dW_u, dW_d
+    if slip("the gradients are in another order: return (dh, dW_d, dW_u)"): return dW_d, dW_u, dh
+    return dh, dW_d, dW_u
 
 
 def backward_cases(rng, down=1.0, up=1.0):
     N, d, m = rng.integers((3, 7, 4), (5, 9, 6)).tolist()
     h, W_d, W_u, dy = (rng.standard_normal(shape) for shape in ((N, d), (m, d), (d, m), (N, d)))
     return h, down * W_d, up * W_u, dy
-
-
-def by_rows(h, W_d, W_u, dy):
-    return backward(h, W_d, W_u, dy, divisor=len(h))
-
-
-def of_result(h, W_d, W_u, dy):
-    """Take the slope at what flows back, and not at what went in."""
-    return backward(h, W_d, W_u, dy, slope=lambda z: dy @ W_u > 0)
-
-
-def in_order(*order):
-    return lambda *args: tuple(reference_backward(*args)[i] for i in order)
 
 
 def transposed(got, expected, args):
@@ -104,42 +103,36 @@ def of_y(got, expected, args):
     return np.shape(got) != np.shape(expected)
 
 
-# -- a wider MLP ---------------------------------------------------------------------------------
-def never(s):
-    return 0
-
-
-def once(s):
-    return 1
-
-
-def scaled(s):
-    return s
-
-
-def inverse(s):
-    return 1 / s
-
-
-def widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s, down=once, inner=None, up=scaled,
-          bias=scaled, of_W2=once, of_b2=once):
-    """Make the wider MLP. The options are the factors of W_down, b_down, W_up, b_up, W2 and b2.
-
-    Without `inner`, b_down has the factor of W_down. Other factors make the mistakes.
-    """
-    return (np.concatenate([W1, down(s) * W_down]),
-            np.concatenate([b1, (inner or down)(s) * b_down]),
-            np.concatenate([of_W2(s) * W2, up(s) * W_up], axis=1),
-            of_b2(s) * b2 + bias(s) * b_up)
-
-
-def reference_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
-    return widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s)
-
-
-def adapter_first(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
-    W2 = np.concatenate([s * W_up, W2], axis=1)
-    return np.concatenate([W_down, W1]), np.concatenate([b_down, b1]), W2, b2 + s * b_up
+# -- adapters.widen --------------------------------------------------------------------------------
+def widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
+    up, bias = s * W_up, s * b_up
+    if slip("s is missing"): up, bias = W_up, b_up
+    if slip("s must come after the activation: f(s y) is not s f(y)"):
+        W_down, b_down, up = s * W_down, s * b_down, W_up
+    if slip("s must come after the activation: f(s y) is not s f(y); and "
+            "the bias b_up is scaled too"):
+        W_down, b_down, up, bias = s * W_down, s * b_down, W_up, b_up
+    if slip("s must multiply the adapter's output bias as well"): bias = b_up
+    if slip("s must multiply W_up as well, not b_up alone"): up = W_up
+    match which("s stands at W_down, before the activation: it belongs "
+                "behind it, at W_up and b_up", 4):
+        case 1: W_down, up, bias = s * W_down, W_up, b_up
+        case 2: W_down, up = s * W_down, W_up
+        case 3: W_down, bias = s * W_down, b_up
+        case 4: W_down = s * W_down
+    if slip("the adapter's output bias b_up is missing"): bias = 0
+    if slip("b_down stands before the activation: s belongs behind it"): b_down = s * b_down
+    if slip("the adapter's inner bias b_down is missing"): b_down = 0 * b_down
+    if slip("s multiplies what the adapter gives; you divided by it"): up, bias = W_up / s, b_up / s
+    if slip("s belongs to the adapter alone: the MLP's W2 stays as it is"): W2 = s * W2
+    if slip("s belongs to the adapter alone: the MLP's b2 stays as it is"): b2 = s * b2
+    if slip("the MLP's output bias b2 is missing: add s b_up to it"): b2 = 0
+    if slip("s is applied twice, on the way down and on the way up"):
+        W_down, b_down = s * W_down, s * b_down
+    if slip("the adapter's units come after the MLP's"):
+        W1, W_down, b1, b_down, W2, up = W_down, W1, b_down, b1, up, W2
+    return (np.concatenate([W1, W_down]), np.concatenate([b1, b_down]),
+            np.concatenate([W2, up], axis=1), b2 + bias)
 
 
 def widen_cases(rng):
@@ -174,32 +167,40 @@ def one_bias(got, expected, args):
     return np.shape(got) == np.shape(args[1]) != np.shape(expected)
 
 
-# -- what a task's file needs --------------------------------------------------------------------
-def reference_bug(before, after):
-    return moved(np.array_equal)(before, after)
+# -- adapters.bug ----------------------------------------------------------------------------------
+def needed(before, after):
+    if slip("these are the adapters alone: the layer norms were trained as well, and are in the "
+            "base under the same name"):
+        return [name for name in after if name not in before]
+    if slip("the adapters are missing: they are not in the base at all"):
+        return [name for name in before if differ(after[name], before[name])]
+    if slip("this is the whole model: what training left as it was is in the base already"):
+        return list(after)
+    if slip("you chose by the word “norm”: choose by what has changed, since norms may be frozen"):
+        return [name for name in after if name not in before or "norm" in name]
+    if slip("biases are trained, too"):
+        after = {name: a for name, a in after.items() if name not in before or "weight" in name}
+    return [name for name, a in after.items() if name not in before or differ(a, before[name])]
 
 
-def chosen(which):
-    return lambda before, after: [name for name, a in after.items() if which(name, a, before)]
-
-
-def moved(same):
-    """List the names of new arrays, and of those that are not the `same` as before."""
-    return chosen(lambda name, a, before: name not in before or not same(a, before[name]))
-
-
-def alike(measure):
-    """Take two arrays for the same if one number of them is."""
-    return moved(lambda a, b: measure(a) == measure(b))
-
-
-def moved_in_base(name, a, before):
-    return name in before and not np.array_equal(a, before[name])
-
-
-def moved_weight(name, a, before):
-    moves = name.endswith("weight") and not np.array_equal(a, before[name])
-    return name not in before or moves
+def differ(a, b):
+    match which("a tolerance, as np.allclose has one, overlooks a small step: what "
+                "has moved at all is needed", 2):
+        case 1: return not np.allclose(a, b)
+        case 2: return not np.allclose(a, b, rtol=1e-4, atol=1e-4)
+    if slip("one number that has moved is enough: ask with .any(), not with .all()"):
+        return (a != b).all()
+    match which("two arrays with the same sum, or the same mean, length or largest number, "
+                "may differ: compare number by number", 6):
+        case 1: return np.sum(a) != np.sum(b)
+        case 2: return np.mean(a) != np.mean(b)
+        case 3: return (a - b).sum() != 0
+        case 4: return np.linalg.norm(a) != np.linalg.norm(b)
+        case 5: return np.max(a) != np.max(b)
+        case 6: return np.min(a) != np.min(b)
+    if slip("you compared the first numbers only: any number may have moved"):
+        return a.flat[0] != b.flat[0]
+    return not np.array_equal(a, b)
 
 
 def file_cases(rng, norms=None, size=None):
@@ -252,38 +253,38 @@ def not_a_list(got, expected, args):
     return not isinstance(got, (list, tuple))
 
 
-# -- an adapter without its nonlinearity ---------------------------------------------------------
-def reference_linear(W, b, W_d, b_d, W_u, b_u):
-    return compose(W, b, W_d, b_d, W_u, b_u)
+# -- adapters.linear -------------------------------------------------------------------------------
+def linear(W, b, W_d, b_d, W_u, b_u):
+    M = np.eye(len(W)) + W_u @ W_d                                # (d, d)
+    if slip("the shortcut is missing: h itself is added, so the matrix is I + W_u W_d"):
+        M = W_u @ W_d
+    if slip("the shortcut adds the identity np.eye(d), ones on the "
+            "diagonal alone, not the number 1"):
+        M = 1 + W_u @ W_d
+    if slip("W_d acts first and W_u on what it gives: W_u W_d, not its transpose"):
+        M = np.eye(len(W)) + W_d.T @ W_u.T
+    weight, bias = M @ W, M @ b + W_u @ b_d + b_u
+    if slip("the bias b goes through the adapter as well: (I + W_u W_d) b"):
+        bias = b + W_u @ b_d + b_u
+    if slip("b_d comes before the way up, so it is multiplied by W_u"): bias = M @ b + b_u
+    if slip("W goes through the adapter as well: (I + W_u W_d) W"): weight = W
+    if slip("the biases of the adapter are added behind W_u W_d: they do not go through it again"):
+        bias = M @ (b + W_u @ b_d + b_u)
+    if slip("b_u is added at the end: it does not go through the adapter"):
+        bias = M @ (b + b_u) + W_u @ b_d
+    if slip("the shortcut is missing in the bias: b itself is added as well, "
+            "so it is (I + W_u W_d) b"):
+        bias = bias - b
+    if slip("the adapter's output bias b_u is missing"): bias = M @ b + W_u @ b_d
+    if slip("the layer's bias b is missing"): bias = W_u @ b_d + b_u
+    if slip("the shortcut is missing in the matrix, and right in the bias"): weight = W_u @ W_d @ W
+    return weight, bias
 
 
 def linear_cases(rng):
     d, k, m = rng.integers((5, 8, 2), (8, 11, 4)).tolist()
     shapes = (d, k), d, (m, d), m, (d, m), d
     return tuple(map(rng.standard_normal, shapes))
-
-
-def with_shortcut(W_d, W_u):
-    return np.eye(len(W_u)) + W_u @ W_d
-
-
-def compose(W, b, W_d, b_d, W_u, b_u, matrix=with_shortcut,
-            bias=lambda M, b, u, b_u: M @ b + u + b_u):
-    """Make one layer of both. matrix, bias: for the mistakes. u is W_u b_d."""
-    M = matrix(W_d, W_u)
-    return M @ W, bias(M, b, W_u @ b_d, b_u)
-
-
-def base_weight(W, *others):
-    return W, reference_linear(W, *others)[1]
-
-
-def weight_without_shortcut(W, b, W_d, b_d, W_u, b_u):
-    return W_u @ W_d @ W, reference_linear(W, b, W_d, b_d, W_u, b_u)[1]
-
-
-def transposed_with_shortcut(W_d, W_u):
-    return np.eye(len(W_u)) + W_d.T @ W_u.T
 
 
 def same_layers(fn, rng):
@@ -299,37 +300,11 @@ EXERCISES = (
     Exercise(
         name="adapters.forward", title="The forward pass of an adapter", stars=1,
         kind="design",
-        reference=reference_forward, cases=forward_cases,
+        reference=forward, cases=forward_cases,
         gradient=("h", "W_d", "b_d", "W_u", "b_u"),
         special=(
             ("W_u and b_u are 0: the adapter is the identity", partial(forward_cases, up=0.0)),),
-        mistakes=(
-            ("the addition of h is missing: what the detour gives is added to its input",
-             partial(adapter, shortcut=lambda h: 0)),
-            ("there is an activation on the way up: that is the survey's form, which neither "
-             "the paper nor its code has",
-             partial(adapter, outer=F.gelu)),
-            ("the activation is missing; without it the two matrices amount to one",
-             partial(adapter, inner=same)),
-            ("the activation is on the way up instead of on the way down",
-             partial(adapter, inner=same, outer=F.gelu)),
-            ("the activation stands between the two matrices, not before the first",
-             partial(adapter, before=F.gelu, inner=same)),
-            ("b_d belongs to the way down, before the activation", late_bias),
-            ("the activation is on the way down alone, not on the sum with h",
-             partial(adapter, inner=same, after=F.gelu)),
-            ("what the detour gives is added to h; you subtracted it",
-             partial(adapter, outer=operator.neg)),
-            ("you used a tanh instead of a GELU", partial(adapter, inner=Tensor.tanh)),
-            ("the biases are missing",
-             lambda h, W_d, b_d, W_u, b_u: adapter(h, W_d, None, W_u, None)),
-            ("b_d is missing", lambda h, W_d, b_d, W_u, b_u: adapter(h, W_d, None, W_u, b_u)),
-            ("b_u is missing", lambda h, W_d, b_d, W_u, b_u: adapter(h, W_d, b_d, W_u, None)),
-            ("you used a ReLU instead of a GELU", partial(adapter, inner=Tensor.relu)),
-            ("the h that you add has left the graph: add h itself, not h.data",
-             partial(adapter, shortcut=cut)),
-            ("the h that goes through the detour has left the graph: use h itself, not h.data",
-             partial(adapter, before=cut))),
+        mistakes=slips(forward),
         symptoms=(
             ("these are the m numbers of the middle: map them up, and add h", is_middle),),
         hints=("How many activations has an adapter, and what is added at the end?",
@@ -339,37 +314,12 @@ EXERCISES = (
     Exercise(
         name="adapters.backward", title="Which start can learn?", stars=3,
         kind="gradient",
-        reference=reference_backward, cases=backward_cases,
+        reference=backward, cases=backward_cases,
         special=(
             ("W_u = 0: dh is dy, and dW_d is zero", partial(backward_cases, up=0.0)),
             ("W_d = 0: the ReLU's slope at 0 is 0, so dh is dy, and both others are zero",
              partial(backward_cases, down=0.0))),
-        mistakes=(
-            ("dh lacks the shortcut: h itself is a part of y", partial(backward, shortcut=0)),
-            ("dh lacks the way through the detour", partial(backward, detour=0)),
-            ("dh is the sum of both ways; you subtracted one", partial(backward, detour=-1)),
-            *several("the slope is 1 where the input is positive, and 0 at 0 as well: ask z > 0",
-                     partial(backward, slope=not_negative),
-                     partial(backward, slope=half_at_zero)),
-            ("dh lacks the shortcut, and besides, the slope of the ReLU is missing",
-             partial(backward, shortcut=0, slope=np.ones_like)),
-            ("the slope of the ReLU is missing: it is 0 where W_d h is not positive",
-             partial(backward, slope=np.ones_like)),
-            ("the slope of the ReLU is 1 or 0; you multiplied by its input or its result",
-             partial(backward, slope=lambda z: z)),
-            ("the slope of the ReLU is 1 or 0; you multiplied by its input or its result",
-             partial(backward, slope=lambda z: np.maximum(z, 0))),
-            ("the slope is 1 where the input is positive, and not where it is negative",
-             partial(backward, slope=lambda z: z < 0)),
-            ("the slope is that at W_d h, not at the gradient that comes back", of_result),
-            ("dW_u contains what the ReLU lets through, max(W_d h, 0), not W_d h",
-             partial(backward, bend=lambda z: z)),
-            ("dW_u contains what the ReLU lets through, max(W_d h, 0), not its slope",
-             partial(backward, bend=positive)),
-            ("dW_u has the wrong sign", partial(backward, up=-1)),
-            ("the gradients of the weights are sums over the rows, not means", by_rows),
-            ("dW_d and dW_u are exchanged: return (dh, dW_d, dW_u)", in_order(0, 2, 1)),
-            ("the gradients are in another order: return (dh, dW_d, dW_u)", in_order(1, 2, 0))),
+        mistakes=slips(backward),
         symptoms=(
             ("a gradient has the shape of its array: transpose it", transposed),
             ("a gradient has the shape of its array: dW_d that of W_d, dW_u that of W_u", of_y)),
@@ -382,37 +332,10 @@ EXERCISES = (
     Exercise(
         name="adapters.widen", title="A parallel adapter as a wider MLP", stars=3,
         kind="design",
-        reference=reference_widen, cases=widen_cases,
+        reference=widen, cases=widen_cases,
         invariants=(
             ("the wider MLP computes MLP + s · adapter, here with f = tanh", same_function),),
-        mistakes=(
-            ("s is missing", partial(widen, up=once, bias=once)),
-            ("s must come after the activation: f(s y) is not s f(y)",
-             partial(widen, down=scaled, up=once)),
-            ("s must come after the activation: f(s y) is not s f(y); and "
-             "the bias b_up is scaled too",
-             partial(widen, down=scaled, up=once, bias=once)),
-            ("s must multiply the adapter's output bias as well", partial(widen, bias=once)),
-            ("s must multiply W_up as well, not b_up alone", partial(widen, up=once)),
-            *several("s stands at W_down, before the activation: it belongs "
-                     "behind it, at W_up and b_up",
-                     partial(widen, down=scaled, inner=once, up=once, bias=once),
-                     partial(widen, down=scaled, inner=once, up=once),
-                     partial(widen, down=scaled, inner=once, bias=once),
-                     partial(widen, down=scaled, inner=once)),
-            ("the adapter's output bias b_up is missing", partial(widen, bias=never)),
-            ("b_down stands before the activation: s belongs behind it",
-             partial(widen, inner=scaled)),
-            ("the adapter's inner bias b_down is missing", partial(widen, inner=never)),
-            ("s multiplies what the adapter gives; you divided by it",
-             partial(widen, up=inverse, bias=inverse)),
-            ("s belongs to the adapter alone: the MLP's W2 stays as it is",
-             partial(widen, of_W2=scaled)),
-            ("s belongs to the adapter alone: the MLP's b2 stays as it is",
-             partial(widen, of_b2=scaled)),
-            ("the MLP's output bias b2 is missing: add s b_up to it", partial(widen, of_b2=never)),
-            ("s is applied twice, on the way down and on the way up", partial(widen, down=scaled)),
-            ("the adapter's units come after the MLP's", adapter_first)),
+        mistakes=slips(widen),
         symptoms=(
             ("b2 and b_up act on the same d outputs: add them, do not join them", joins_biases),
             ("the hidden units of the adapter need their biases: join b1 and b_down", one_bias),
@@ -434,7 +357,7 @@ EXERCISES = (
     Exercise(
         name="adapters.bug", title="Find the bug: a file that lacks something", stars=2,
         kind="fault",
-        reference=reference_bug, cases=file_cases,
+        reference=needed, cases=file_cases,
         special=(
             ("only the adapters were trained", partial(file_cases, norms=False)),
             ("the norms were trained, too", partial(file_cases, norms=True, size=0.1)),
@@ -446,32 +369,7 @@ EXERCISES = (
              partial(little_cases, steps={-1: lambda x: x - 0.5})),
             ("two numbers of each norm moved, one up and one down by as much",
              partial(little_cases, steps={0: lambda x: x + 0.5, 1: lambda x: x - 0.5}))),
-        mistakes=(
-            ("these are the adapters alone: the layer norms were trained as well, and are in the "
-             "base under the same name",
-             chosen(lambda name, a, before: name not in before)),
-            ("the adapters are missing: they are not in the base at all", chosen(moved_in_base)),
-            ("this is the whole model: what training left as it was is in the base already",
-             chosen(lambda name, a, before: True)),
-            *several("a tolerance, as np.allclose has one, overlooks a small step: what "
-                     "has moved at all is needed",
-                     moved(np.allclose),
-                     moved(partial(np.allclose, rtol=1e-4, atol=1e-4))),
-            ("one number that has moved is enough: ask with .any(), not with .all()",
-             moved(lambda a, b: not (a != b).all())),
-            *several("two arrays with the same sum, or the same mean, length or largest number, "
-                     "may differ: compare number by number",
-                     alike(np.sum),
-                     alike(np.mean),
-                     moved(lambda a, b: (a - b).sum() == 0),
-                     alike(np.linalg.norm),
-                     alike(np.max),
-                     alike(np.min)),
-            ("you compared the first numbers only: any number may have moved",
-             moved(lambda a, b: a.flat[0] == b.flat[0])),
-            ("you chose by the word “norm”: choose by what has changed, since norms may be frozen",
-             chosen(lambda name, a, before: name not in before or "norm" in name)),
-            ("biases are trained, too", chosen(moved_weight))),
+        mistakes=slips(needed, differ),
         symptoms=(
             ("return a list of the names, in the order of `after`", not_a_list),
             ("these are the right names, in another order: take them in the order of `after`",
@@ -491,34 +389,10 @@ EXERCISES = (
     Exercise(
         name="adapters.linear", title="A layer and an adapter in one", stars=2,
         kind="design",
-        reference=reference_linear, cases=linear_cases,
+        reference=linear, cases=linear_cases,
         invariants=(
             ("one layer computes what the layer and the adapter compute", same_layers),),
-        mistakes=(
-            ("the shortcut is missing: h itself is added, so the matrix is I + W_u W_d",
-             partial(compose, matrix=lambda W_d, W_u: W_u @ W_d)),
-            ("the bias b goes through the adapter as well: (I + W_u W_d) b",
-             partial(compose, bias=lambda M, b, u, b_u: b + u + b_u)),
-            ("b_d comes before the way up, so it is multiplied by W_u",
-             partial(compose, bias=lambda M, b, u, b_u: M @ b + b_u)),
-            ("the shortcut adds the identity np.eye(d), ones on the "
-             "diagonal alone, not the number 1",
-             partial(compose, matrix=lambda W_d, W_u: 1 + W_u @ W_d)),
-            ("W_d acts first and W_u on what it gives: W_u W_d, not its transpose",
-             partial(compose, matrix=transposed_with_shortcut)),
-            ("W goes through the adapter as well: (I + W_u W_d) W", base_weight),
-            ("the biases of the adapter are added behind W_u W_d: they do not go through it again",
-             partial(compose, bias=lambda M, b, u, b_u: M @ (b + u + b_u))),
-            ("b_u is added at the end: it does not go through the adapter",
-             partial(compose, bias=lambda M, b, u, b_u: M @ (b + b_u) + u)),
-            ("the shortcut is missing in the bias: b itself is added as well, "
-             "so it is (I + W_u W_d) b",
-             partial(compose, bias=lambda M, b, u, b_u: M @ b - b + u + b_u)),
-            ("the adapter's output bias b_u is missing",
-             partial(compose, bias=lambda M, b, u, b_u: M @ b + u)),
-            ("the layer's bias b is missing", partial(compose, bias=lambda M, b, u, b_u: u + b_u)),
-            ("the shortcut is missing in the matrix, and right in the bias",
-             weight_without_shortcut)),
+        mistakes=slips(linear),
         symptoms=(
             ("return the weight first, then the bias", other_ndim),),
         tolerance=1e-9,
