@@ -176,12 +176,6 @@ for d, T, P in sizes:
 # %% exercise=prompts.longest points=3 minutes=10 as=longest
 def prompts_longest(T, d, share):
     """The largest P with which a block does at most `share` more work on T tokens."""
-    ### BEGIN SOLUTION
-    work = lambda S: 12 * d * d * S + d * S * (S + 1)
-    P = 0
-    while work(P + 1 + T) <= (1 + share) * work(T): P += 1
-    return P
-    ### END SOLUTION
 
 # %% [markdown]
 # Your function at work. Move the handle: the share that you allow, and the longest prompt for texts
@@ -304,9 +298,6 @@ guess.beside(100 * gains[2] / gains.sum())
 # %% exercise=prompts.gradient points=3 minutes=10 as=my_gradient
 def prompts_gradient(dx, at):
     """The gradient (P, d) of vectors that stand at the places `at` (B, P) of the rows of dx."""
-    ### BEGIN SOLUTION
-    return np.take_along_axis(dx, at[..., None], axis=1).sum(0)
-    ### END SOLUTION
 
 # %% [markdown]
 # Your gradient beside the engine's, for a batch of eight signatures. Its rows differ in length, and
@@ -417,15 +408,6 @@ print("row 2 as the base:             ", same(2, base(batch[2:])))
 # %% exercise=prompts.places points=4 minutes=20 as=places
 def prompts_places(tokens, counts, separator):
     """Where the pseudo-tokens go in the lengthened row."""
-    ### BEGIN SOLUTION
-    ends = np.nonzero(tokens == separator)[0][:len(counts) - 1]  # where each part but the last ends
-    starts = np.concatenate([[0], ends + 1])                     # in the row as it is
-    placed, before = [], 0
-    for start, n in zip(starts, counts, strict=True):
-        placed.extend(range(start + before, start + before + n))
-        before += n
-    return np.array(placed)
-    ### END SOLUTION
 
 # %%
 row, line_break = np.concatenate([given, wanted]), tok.encode("\n")[0]
@@ -542,10 +524,6 @@ print("P-tuning, 3 + 3:", losses(*between, read_by_colleague))
 # %% exercise=prompts.bug points=3 minutes=12 as=read
 def prompts_bug(at, n):
     """For each real token, the place at which to read the prediction of the next one."""
-    ### BEGIN SOLUTION
-    real = np.setdiff1d(np.arange(n), at)
-    return np.append(real[1:], n) - 1
-    ### END SOLUTION
 
 # %%
 own_place = lambda at, n: np.setdiff1d(np.arange(n), at)
@@ -602,10 +580,6 @@ show("prompt_sizes")
 # %% exercise=prompts.lstm points=2 minutes=10 bonus=yes as=lstm_count
 def prompts_lstm(P, d, n):
     """Trained numbers of P-tuning with an LSTM of n numbers in each direction."""
-    ### BEGIN SOLUTION
-    one = lambda k: 4 * (n * k + n * n + 2 * n)                  # a direction of a layer
-    return P * d + 2 * one(d) + 2 * one(2 * n) + (2 * n * 2 * n + 2 * n) + (2 * n * d + d)
-    ### END SOLUTION
 
 # %%
 method = tp.PTuning(template=(3, "context", 3, "target"), separator="\n")

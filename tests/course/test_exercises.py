@@ -21,6 +21,7 @@ from tinypeft.engine import plain
 from tinypeft.engine.nn import LayerNorm, Linear
 from tinypeft.engine.tensor import concatenate
 from tinypeft.peft.prefix import Prefix
+from tinypeft.peft.ptuning import places
 from tinypeft.quant.folding import fold_scale
 from tinypeft.quant.formats import decode, encode
 from tinypeft.quant.int8 import int8_inputs, scaled_matmul
@@ -223,6 +224,13 @@ def test_the_products_of_codes_and_the_smoothing_are_the_packages():
         for seed in range(5):
             args = exercise.cases(np.random.default_rng(seed))
             assert difference(exercise.reference(*args), package(*args), 1e-6, free=True) is None, (package, seed)
+
+
+def test_the_places_of_pseudo_tokens_are_the_packages():
+    exercise = of_topic("prompts")["prompts.places"]
+    for seed in range(20):
+        tokens, counts, separator = exercise.cases(np.random.default_rng(seed))
+        assert np.array_equal(exercise.reference(tokens, counts, separator), places(tokens[None], counts, separator)[0])
 
 
 def test_a_prefix_is_the_packages():
