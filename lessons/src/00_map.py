@@ -225,11 +225,6 @@ print("the adapter is equation (2):", np.allclose((h + g).data, adapter(x).data,
 # %% exercise=map.merges points=3 minutes=12 as=merges
 def map_merges(f, d):
     """The matrix W with f(x) = x Wᵀ for every x (n, d), or None if there is none."""
-    ### BEGIN SOLUTION
-    W = f(np.eye(d)).T
-    x = np.random.default_rng(0).standard_normal((20, d))
-    return W if np.allclose(f(x), x @ W.T, rtol=0, atol=1e-9) else None
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work**, on a layer with four methods. *(IA)³* multiplies the outputs by trained
@@ -312,9 +307,6 @@ guess
 # %% exercise=map.trained points=3 minutes=8 as=trained
 def map_trained(d, L, r, P, m):
     """(LoRA on query and value, prompt, prefix, adapters): how many numbers each trains."""
-    ### BEGIN SOLUTION
-    return 2 * L * r * (d + d), P * d, 2 * P * L * d, 2 * L * (2 * d * m + m + d)
-    ### END SOLUTION
 
 # %%
 def share(new, N):
@@ -472,9 +464,6 @@ for written in decoders:
 # %% exercise=map.signs points=3 minutes=12 as=signs
 def map_signs(codes, scale, zero):
     """Decode codes (n, g) whose rows have their zero points in either sign convention."""
-    ### BEGIN SOLUTION
-    return scale[:, None] * (codes - np.abs(zero)[:, None])      # 0's own code is never negative
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work.** Every second row is in the other convention:
@@ -532,10 +521,6 @@ print("as they come back", read(*store(W))[0, :6].round(3))
 # %% exercise=map.bug points=3 minutes=6 as=mended
 def map_bug(codes, scale, zero):
     """Decode codes (n, g) with one scale and one zero point per row."""
-    ### BEGIN SOLUTION
-    q, z = codes.astype(np.float32), zero.astype(np.float32)
-    return scale[:, None] * (q - z[:, None])
-    ### END SOLUTION
 
 # %%
 print(f"as it is             loss {loss_with(lambda W: W):.2f}")
@@ -616,10 +601,6 @@ show("compare")
 # %% exercise=map.pack points=3 minutes=15 bonus=yes as=packed
 def map_pack(codes, bits):
     """The codes as one stream of bits, in bytes."""
-    ### BEGIN SOLUTION
-    stream = codes[:, None] >> np.arange(bits) & 1
-    return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little")
-    ### END SOLUTION
 
 # %%
 codes = quantized(W, 3, "library")[0].astype(np.uint8).ravel()

@@ -1,43 +1,47 @@
 """Lesson 00: what merges, what is trained, two signs of a zero point, bytes, and packed codes."""
-import operator
 from functools import partial
 
 import numpy as np
 
-from ...quant.packing import pack
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 
-# -- counts --------------------------------------------------------------------------------------
-def trained(d, L, r, P, m, lora=4, lora_blocks=lambda L: L, lora_rows=lambda d: d,
-            prompt=1, prompt_layers=lambda L: 1, prefix=2, prefix_layers=lambda L: L, adapters=2,
-            matrices=2, biases=operator.add, adapter_blocks=lambda L: L):
-    """Count the four. The options are the numbers of each part, for the mistakes.
-
-    lora: its matrices in a block. prompt, prefix: the vectors of a position. matrices, biases:
-    those of one of the adapters.
-    """
-    one = matrices * d * m + biases(d, m)
-    return (lora * lora_blocks(L) * r * lora_rows(d), prompt * prompt_layers(L) * P * d,
-            prefix * prefix_layers(L) * P * d, adapters * adapter_blocks(L) * one)
-
-
-def reference_trained(d, L, r, P, m):
-    return trained(d, L, r, P, m)
-
-
-def none(d, m):
-    return 0
-
-
-def once(L):
-    return 1
-
-
-def itself(n):
-    return n
+# -- map.trained -----------------------------------------------------------------------------------
+def trained(d, L, r, P, m):
+    lora, prompt, prefix = 2 * L * r * (d + d), P * d, 2 * P * L * d
+    if slip("LoRA: count two adapted matrices in a block, query and value"): lora = L * r * (d + d)
+    match which("LoRA: A is (r, d) and B is (d, r), so that each has r·d numbers, and not d²", 2):
+        case 1: lora = 2 * L * r * d * d
+        case 2: lora = 2 * r * d * d
+    if slip("LoRA: this counts one block; there are L"): lora = 2 * r * (d + d)
+    if slip("LoRA: this counts all four matrices of attention; only query and value are adapted"):
+        lora = 4 * L * r * (d + d)
+    if slip("LoRA: only query and value are adapted, two matrices in a block"):
+        lora = 3 * L * r * (d + d)
+    if slip("a prompt has one vector for each position, and not a key and a value"):
+        prompt = 2 * P * d
+    if slip("a prompt enters once, at the input; it has no vectors in the blocks"):
+        prompt = P * L * d
+    if slip("a prompt enters once, at the input; it is no prefix"): prompt = prefix
+    if slip("a prefix is in every block, with a key and a value for each position"): prefix = P * d
+    if slip("a prefix has a key and a value for each position"): prefix = P * L * d
+    if slip("a prefix is in every one of the L layers"): prefix = 2 * P * d
+    one = 2 * d * m + m + d
+    if slip("the adapters' biases are missing, m and d each"): one = 2 * d * m
+    match which("an adapter has two biases, b_d of m numbers and b_u of d numbers", 4):
+        case 1: one = 2 * d * m + m
+        case 2: one = 2 * d * m + d
+        case 3: one = 2 * d * m + 2 * m
+        case 4: one = 2 * d * m + 2 * d
+    if slip("an adapter has two matrices, W_d and W_u"): one = d * m + m + d
+    adapters = 2 * L * one
+    if slip("adapters: this counts one block; there are L"): adapters = 2 * one
+    if slip("there are two adapters in a block, one after attention and one after the MLP"):
+        adapters = L * one
+    return lora, prompt, prefix, adapters
 
 
 def trained_cases(rng):
@@ -45,7 +49,7 @@ def trained_cases(rng):
     return tuple(rng.integers(low, high).tolist())
 
 
-# -- what merges ---------------------------------------------------------------------------------
+# -- map.merges ------------------------------------------------------------------------------------
 class Layers:
     """Layers of 5 numbers to 4, with some method on them. The first five are matrices."""
     W, A, B, U = (np.random.default_rng(i).standard_normal(shape)
@@ -115,78 +119,66 @@ class Layers:
 MATRICES = Layers.plain, Layers.lora, Layers.rescaled, Layers.linear_adapter
 
 
-def merges(f, d, same=lambda f, x, W: np.abs(f(x) - x @ W.T).max() < 1e-9, inputs=itself,
-           matrix=lambda f, d: f(np.eye(d)).T):
-    """Try a layer on inputs. The options make the mistakes.
-
-    same: does f agree with the matrix W? inputs: random numbers → what is tried.
-    """
-    W = matrix(f, d)
-    x = inputs(np.random.default_rng(0).standard_normal((20, d)))
-    return W if same(f, x, W) else None
-
-
-def reference_merges(f, d):
-    return merges(f, d)
-
-
-def always(f, x, W):
-    return True
-
-
-def doubles(f, x, W):
-    return np.allclose(f(2 * x), 2 * f(x))
-
-
-def turns(f, x, W):
-    return np.allclose(f(-x), -f(x))
-
-
-def without_bias(f, x, W):
-    return np.abs(f(x) - f(0 * x) - x @ W.T).max() < 1e-9
-
-
-def nearly_without_bias(f, x, W):
-    return np.allclose(f(x) - f(0 * x), x @ W.T)
-
-
-def np_close(f, x, W):
-    return np.allclose(f(x), x @ W.T)
-
-
-def loosely_close(f, x, W):
-    return np.allclose(f(x), x @ W.T, atol=1e-4)
-
-
-def slopes(f, d):
-    return (f(np.eye(d)) - f(np.zeros((d, d)))).T
+def merges(f, d):
+    W = f(np.eye(d)).T
+    x = np.random.default_rng(0).standard_normal((20, d))
+    if slip("every f agrees with this W on the rows of np.eye: compare f(x) and x Wᵀ on "
+            "other inputs", 1):
+        return W
+    if slip("every f agrees with this W on the rows of np.eye: compare f(x) and x Wᵀ on "
+            "other inputs", 2):
+        x = np.eye(d)
+    both = which("try negative inputs, too, and let a faint curve count: the limit is 1e-9, "
+                 "which np.allclose has with rtol=0, atol=1e-9", 2)
+    if both or slip("try negative inputs, too: |x| is x where no number is negative"):
+        x = np.abs(x)
+    if slip("a curve may be a matrix for whole numbers: take others, too"): x = np.rint(3 * x)
+    same = np.allclose(f(x), x @ W.T, rtol=0, atol=1e-9)
+    match both:
+        case 1: same = np.allclose(f(x), x @ W.T)
+        case 2: same = np.allclose(f(x), x @ W.T, atol=1e-4)
+    if slip("f(2x) = 2 f(x) holds for a ReLU without bias as well: compare f(x) with x Wᵀ"):
+        same = np.allclose(f(2 * x), 2 * f(x))
+    if slip("f(−x) = −f(x) holds for an odd curve as well: compare f(x) with x Wᵀ"):
+        same = np.allclose(f(-x), -f(x))
+    biased = which("a matrix gives 0 for x = 0: with a bias there is no matrix that does it "
+                   "alone", 2)
+    if biased: W = (f(np.eye(d)) - f(np.zeros((d, d)))).T
+    match biased:
+        case 1: same = np.allclose(f(x) - f(0 * x), x @ W.T, rtol=0, atol=1e-9)
+        case 2: same = np.allclose(f(x) - f(0 * x), x @ W.T)
+    match which("a faint curve counts: the limit is a billionth, and np.allclose has it with "
+                "rtol=0, atol=1e-9", 2):
+        case 1: same = np.allclose(f(x), x @ W.T)
+        case 2: same = np.allclose(f(x), x @ W.T, atol=1e-4)
+    if slip("a single number that is off by more than 1e-9 counts: your limit is larger, or a "
+            "mean hides it, or you try too few inputs"):
+        same = np.abs(f(x) - x @ W.T).mean() < 1e-9
+    if slip("some of the functions are matrices: is your limit above rounding?"): same = False
+    if slip("this is Wᵀ: row i of f(np.eye(d)) is what input i does, a column of W"): W = W.T
+    return W if same else None
 
 
 def merges_cases(rng, f=None):
     return f or MATRICES[rng.integers(len(MATRICES))], 5
 
 
-# -- signs ---------------------------------------------------------------------------------------
-def decoded_rows(codes, scale, zero, steps=lambda z: np.abs(z), sign=-1, times=True):
-    """Decode row by row. The options make the mistakes; steps: what is taken from the codes."""
-    shifted = codes + sign * steps(zero)[:, None]
-    return scale[:, None] * shifted if times else shifted
-
-
-def reference_signs(codes, scale, zero):
-    return decoded_rows(codes, scale, zero)
-
-
-def by_first_row(z):
-    return z if z[0] > 0 else -z
-
-
-def by_most_rows(z):
-    return z if z.sum() > 0 else -z
-
-
-def no_brackets(codes, scale, zero):
-    return scale[:, None] * codes - np.abs(zero)[:, None]
+# -- map.signs -------------------------------------------------------------------------------------
+def signs(codes, scale, zero):
+    z = np.abs(zero)                                              # 0's own code is never negative
+    if slip("this takes every row for a library's, s (q − z)"): z = zero
+    if slip("this takes every row for the survey's, s (q + Z)"): z = -zero
+    match which("each row has a sign of its own: decide row by row, not for all at once", 2):
+        case 1: z = zero if zero[0] > 0 else -zero
+        case 2: z = zero if zero.sum() > 0 else -zero
+    if slip("it is the other way round: where 0 has a code z ≥ 0, the libraries write z, and the "
+            "survey −z"):
+        z = -z
+    if slip("a negative zero point is one in the survey's sign, and not 0"): z = np.maximum(zero, 0)
+    if slip("the scale is missing"): return codes - z[:, None]
+    if slip("the scale multiplies the zero point as well: s (q − z), with brackets"):
+        return scale[:, None] * codes - z[:, None]
+    return scale[:, None] * (codes - z[:, None])
 
 
 def signs_cases(rng, written=None, shift=0.0):
@@ -202,22 +194,21 @@ def signs_cases(rng, written=None, shift=0.0):
     return codes, scale, z * (mixed if written is None else written)
 
 
-# -- codes that are bytes ------------------------------------------------------------------------
-def decoded(codes, scale, zero, whole=np.int64, sign=-1, times=True, after=False):
-    """Return x̂ = s (q − z), with z one number per row; the options are for the mistakes."""
-    z = zero[:, None]
-    if not after:
-        codes, z = codes.astype(whole), z.astype(whole)
-    q = (codes + z if sign > 0 else codes - z).astype(np.float32)
-    return q * (scale[:, None] if times else 1)
-
-
-def _without_brackets(codes, scale, zero):
-    return (scale[:, None] * codes - zero[:, None]).astype(np.float32)
-
-
-def reference_bug(codes, scale, zero):
-    return decoded(codes, scale, zero)
+# -- map.bug ---------------------------------------------------------------------------------------
+def decoded(codes, scale, zero):
+    q, z = codes.astype(np.float32), zero.astype(np.float32)
+    if slip("the brackets are missing: s (q − z) is not s q − z"):
+        return scale[:, None] * q - z[:, None]
+    if slip("the difference is taken in uint8, where 3 − 8 is 251: turn the codes into floats "
+            "(or wide integers) before it"):
+        q, z = codes, zero
+    if slip("int8 ends at 127, and codes go to 255: take a wider type"):
+        q, z = codes.astype(np.int8), zero.astype(np.int8)
+    if slip("this adds the zero point; s (q − z) subtracts it"): z = -z
+    if slip("the scale is missing"): return q - z[:, None]
+    if slip("a code below the zero point is a negative weight: the difference keeps its sign"):
+        return scale[:, None] * np.abs(q - z[:, None])
+    return scale[:, None] * (q - z[:, None])
 
 
 def bug_cases(rng, low=0, high=256, zero=None):
@@ -228,17 +219,21 @@ def bug_cases(rng, low=0, high=256, zero=None):
     return codes, scale, z.astype(np.uint8)
 
 
-# -- packing -------------------------------------------------------------------------------------
-def reference_pack(codes, bits):
-    return pack(codes, bits, "little")
-
-
-def packed(codes, bits, order="little", within="little", whole=False):
-    """Put the bits of all codes in a row, eight to a byte. within: the order of a code's bits."""
-    stream = codes[:, None] >> np.arange(bits)[::1 if within == "little" else -1] & 1
-    if whole:
+# -- map.pack --------------------------------------------------------------------------------------
+def packed(codes, bits):
+    if slip("code 0 comes first: the codes are in reverse order"): codes = codes[::-1]
+    stream = (codes[:, None] >> np.arange(bits) & 1).astype(np.uint8)
+    both = slip("the first code belongs into the low bits of its byte: bit k of "
+                "the stream is bit k mod 8")
+    if both or slip("the bits of each code are reversed: its lowest bit comes first"):
+        stream = stream[:, ::-1]
+    if slip("every code has a byte of its own: leave no gaps"):
         stream = np.pad(stream, ((0, 0), (0, 8 - bits)))
-    return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder=order)
+    if both or slip("the bits of each byte are reversed: the stream's first bit is the lowest one"):
+        return np.packbits(stream.reshape(-1))
+    if slip("a byte holds whole codes only, and a gap remains: a code may lie in two bytes"):
+        return whole_codes(codes, bits)
+    return np.packbits(stream.reshape(-1), bitorder="little")
 
 
 def whole_codes(codes, bits):
@@ -263,44 +258,13 @@ EXERCISES = (
     Exercise(
         name="map.trained", title="Four counts of trained parameters", stars=1,
         kind="count",
-        reference=reference_trained, cases=trained_cases,
+        reference=trained, cases=trained_cases,
         special=(
             ("the base, with r = 8, P = 20, m = 64", lambda rng: (128, 5, 8, 20, 64)),),
-        mistakes=(
-            ("LoRA: count two adapted matrices in a block, query and value",
-             partial(trained, lora=2)),
-            ("LoRA: A is (r, d) and B is (d, r), so that each has r·d numbers, and not d²",
-             partial(trained, lora=2, lora_rows=lambda d: d * d)),
-            ("LoRA: A is (r, d) and B is (d, r), so that each has r·d numbers, and not d²",
-             partial(trained, lora=2, lora_blocks=once, lora_rows=lambda d: d * d)),
-            ("LoRA: this counts one block; there are L", partial(trained, lora_blocks=once)),
-            ("LoRA: this counts all four matrices of attention; only query and value are adapted",
-             partial(trained, lora=8)),
-            ("LoRA: only query and value are adapted, two matrices in a block",
-             partial(trained, lora=6)),
-            ("a prompt has one vector for each position, and not a key and a value",
-             partial(trained, prompt=2)),
-            ("a prompt enters once, at the input; it has no vectors in the blocks",
-             partial(trained, prompt_layers=itself)),
-            ("a prompt enters once, at the input; it is no prefix",
-             partial(trained, prompt=2, prompt_layers=itself)),
-            ("a prefix is in every block, with a key and a value for each position",
-             partial(trained, prefix=1, prefix_layers=once)),
-            ("a prefix has a key and a value for each position", partial(trained, prefix=1)),
-            ("a prefix is in every one of the L layers", partial(trained, prefix_layers=once)),
-            ("the adapters' biases are missing, m and d each", partial(trained, biases=none)),
-            *several("an adapter has two biases, b_d of m numbers and b_u of d numbers",
-                     partial(trained, biases=lambda d, m: m),
-                     partial(trained, biases=lambda d, m: d),
-                     partial(trained, biases=lambda d, m: 2 * m),
-                     partial(trained, biases=lambda d, m: 2 * d)),
-            ("an adapter has two matrices, W_d and W_u", partial(trained, matrices=1)),
-            ("adapters: this counts one block; there are L", partial(trained, adapter_blocks=once)),
-            ("there are two adapters in a block, one after attention and one after the MLP",
-             partial(trained, adapters=1))),
+        mistakes=slips(trained),
         symptoms=(
             ("this is another one of the four counts: they are asked for in the order of the table",
-             lambda got, expected, args: got in reference_trained(*args)),),
+             lambda got, expected, args: got in trained(*args)),),
         tolerance=0,
         hints=("How many matrices does LoRA change in a block, and how many numbers describe each "
                "change? In how many layers does a prompt stand, and in how many a prefix?",
@@ -311,7 +275,7 @@ EXERCISES = (
     Exercise(
         name="map.merges", title="Can it be merged?", stars=2,
         kind="design",
-        reference=reference_merges, cases=merges_cases,
+        reference=merges, cases=merges_cases,
         special=(
             ("a plain layer", partial(merges_cases, f=Layers.plain)),
             ("LoRA beside it", partial(merges_cases, f=Layers.lora)),
@@ -327,36 +291,7 @@ EXERCISES = (
             ("a faint curve: None", partial(merges_cases, f=Layers.faint)),
             ("a faint curve in one of four outputs: None",
              partial(merges_cases, f=Layers.faint_in_one))),
-        mistakes=(
-            *several("every f agrees with this W on the rows of np.eye: compare f(x) and x Wᵀ on "
-                     "other inputs", partial(merges, same=always),
-                     partial(merges, inputs=lambda x: np.eye(x.shape[1]))),
-            ("f(2x) = 2 f(x) holds for a ReLU without bias as well: compare f(x) with x Wᵀ",
-             partial(merges, same=doubles)),
-            ("f(−x) = −f(x) holds for an odd curve as well: compare f(x) with x Wᵀ",
-             partial(merges, same=turns)),
-            ("try negative inputs, too: |x| is x where no number is negative",
-             partial(merges, inputs=np.abs)),
-            ("a curve may be a matrix for whole numbers: take others, too",
-             partial(merges, inputs=lambda x: np.rint(3 * x))),
-            *several("a matrix gives 0 for x = 0: with a bias there is no matrix that does it "
-                     "alone",
-                     partial(merges, same=without_bias, matrix=slopes),
-                     partial(merges, same=nearly_without_bias, matrix=slopes)),
-            *several("a faint curve counts: the limit is a billionth, and np.allclose has it with "
-                     "rtol=0, atol=1e-9",
-                     partial(merges, same=np_close), partial(merges, same=loosely_close)),
-            *several("try negative inputs, too, and let a faint curve count: the limit is 1e-9, "
-                     "which np.allclose has with rtol=0, atol=1e-9",
-                     partial(merges, same=np_close, inputs=np.abs),
-                     partial(merges, same=loosely_close, inputs=np.abs)),
-            ("a single number that is off by more than 1e-9 counts: your limit is larger, or a "
-             "mean hides it, or you try too few inputs",
-             partial(merges, same=lambda f, x, W: np.abs(f(x) - x @ W.T).mean() < 1e-9)),
-            ("this is Wᵀ: row i of f(np.eye(d)) is what input i does, a column of W",
-             lambda f, d: None if merges(f, d) is None else merges(f, d).T),
-            ("some of the functions are matrices: is your limit above rounding?",
-             partial(merges, same=lambda f, x, W: (f(x) == x @ W.T).all() and not x.any()))),
+        mistakes=slips(merges),
         symptoms=(
             ("a limit that is a part of the size of f(x) is 0 for a layer that gives zeros, and "
              "0 < 0 is False: the limit is 1e-9 itself",
@@ -374,27 +309,13 @@ EXERCISES = (
     Exercise(
         name="map.signs", title="Whose sign is it?", stars=2,
         kind="design",
-        reference=reference_signs, cases=signs_cases,
+        reference=signs, cases=signs_cases,
         special=(
             ("all rows have the libraries' sign", partial(signs_cases, written=1)),
             ("all rows have the survey's sign", partial(signs_cases, written=-1)),
             ("all weights are positive, so every zero point is 0", partial(signs_cases, shift=9.0)),
             ("all weights are negative", partial(signs_cases, shift=-9.0))),
-        mistakes=(
-            ("this takes every row for a library's, s (q − z)",
-             partial(decoded_rows, steps=itself)),
-            ("this takes every row for the survey's, s (q + Z)",
-             partial(decoded_rows, steps=itself, sign=1)),
-            *several("each row has a sign of its own: decide row by row, not for all at once",
-                     partial(decoded_rows, steps=by_first_row),
-                     partial(decoded_rows, steps=by_most_rows)),
-            ("it is the other way round: where 0 has a code z ≥ 0, the libraries write z, and the "
-             "survey −z", partial(decoded_rows, sign=1)),
-            ("a negative zero point is one in the survey's sign, and not 0",
-             partial(decoded_rows, steps=lambda z: np.maximum(z, 0))),
-            ("the scale is missing", partial(decoded_rows, times=False)),
-            ("the scale multiplies the zero point as well: s (q − z), with brackets",
-             no_brackets)),
+        mistakes=slips(signs),
         tolerance=1e-9,
         hints=("The range of each row contains 0, so 0 has a code. What does that say of z in "
                "equation (3), and of Z in equation (4)?",
@@ -405,22 +326,12 @@ EXERCISES = (
     Exercise(
         name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
         kind="fault",
-        reference=reference_bug, cases=bug_cases,
+        reference=decoded, cases=bug_cases,
         special=(
             ("all codes lie above the zero point: here the wrong program is right",
              partial(bug_cases, low=200, high=256, zero=128)),
             ("all codes lie below the zero point", partial(bug_cases, low=0, high=100, zero=128))),
-        mistakes=(
-            ("the brackets are missing: s (q − z) is not s q − z", _without_brackets),
-            ("the difference is taken in uint8, where 3 − 8 is 251: turn the codes into floats "
-             "(or wide integers) before it",
-             partial(decoded, after=True)),
-            ("int8 ends at 127, and codes go to 255: take a wider type",
-             partial(decoded, whole=np.int8)),
-            ("this adds the zero point; s (q − z) subtracts it", partial(decoded, sign=1)),
-            ("a code below the zero point is a negative weight: the difference keeps its sign",
-             lambda *a: np.abs(decoded(*a))),
-            ("the scale is missing", partial(decoded, times=False))),
+        mistakes=slips(decoded),
         symptoms=(
             ("uint16 and uint32 have no negative numbers either: 3 − 8 becomes very large; take "
              "floats, or integers with a sign",
@@ -442,25 +353,13 @@ EXERCISES = (
     Exercise(
         name="map.pack", title="Codes of 3 bits in bytes of 8", stars=2,
         kind="design",
-        reference=reference_pack, cases=pack_cases,
+        reference=packed, cases=pack_cases,
         special=(
             ("two codes of 4 bits in a byte", lambda rng: (np.array([1, 2, 15, 0], np.uint8), 4)),
             ("codes of 8 bits are the bytes", partial(pack_cases, bits=8)),
             ("three bits: a code may lie in two bytes",
              lambda rng: (np.array([7, 0, 5, 1, 6], np.uint8), 3))),
-        mistakes=(
-            ("the first code belongs into the low bits of its byte: bit k of "
-             "the stream is bit k mod 8",
-             partial(packed, order="big", within="big")),
-            ("the bits of each code are reversed: its lowest bit comes first",
-             partial(packed, within="big")),
-            ("the bits of each byte are reversed: the stream's first bit is the lowest one",
-             partial(packed, order="big")),
-            ("a byte holds whole codes only, and a gap remains: a code may lie in two bytes",
-             whole_codes),
-            ("code 0 comes first: the codes are in reverse order",
-             lambda codes, bits: packed(codes[::-1], bits)),
-            ("every code has a byte of its own: leave no gaps", partial(packed, whole=True))),
+        mistakes=slips(packed),
         symptoms=(
             ("these are the bits, one in each number: eight of them make a byte", are_bits),
             ("there is one byte too many: ⌈n b/8⌉ bytes hold the stream",
