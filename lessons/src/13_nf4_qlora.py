@@ -154,10 +154,6 @@ sliders.levels(result.function, W)
 # %% exercise=nf4.encode points=2 minutes=8
 def nf4_encode(x, levels):
     """x float (n,), levels ascending (L,) → (codes int (n,), a)."""
-    ### BEGIN SOLUTION
-    a = np.abs(x).max()
-    return np.abs(x[:, None] / a - levels).argmin(1), a
-    ### END SOLUTION
 
 # %% [markdown]
 # Compare yours with the package's: $s$ is your $a$. The faster form counts midpoints below a
@@ -309,14 +305,6 @@ slider("block size", frames, captions=told, behind={"levels": comb},
 # %% exercise=nf4.better points=4 minutes=18
 def nf4_better(x):
     """x (N,), from −1 to 1 → 16 levels, ascending, with a 0, that suit x better than NF4."""
-    ### BEGIN SOLUTION
-    levels = codebook("nf4").astype(float)                        # levels[7] is 0
-    for _ in range(20):                                           # Lloyd's algorithm
-        codes = np.abs(x[:, None] - levels).argmin(1)
-        for i in set(codes):
-            if levels[i] != 0: levels[i] = x[codes == i].mean()
-    return levels
-    ### END SOLUTION
 
 # %%
 size = np.linalg.norm
@@ -413,10 +401,6 @@ print(f"{np.mean(careless * W < 0):.0%} of the weights have the other sign")
 # %% exercise=nf4.bug points=2 minutes=9
 def nf4_bug(codes, rho, m, o, d, levels):
     """codes (n, g), rho (n,), m (k,), o a number, tables d and levels → the weights (n, g)."""
-    ### BEGIN SOLUTION
-    a = np.repeat(m, len(rho) // len(m)) * d[rho] + o
-    return a[:, None] * levels[codes]
-    ### END SOLUTION
 
 # %%
 mended = np.asarray(result.function(**stored)).reshape(W.shape)
@@ -458,12 +442,6 @@ show("qlora_flow")
 def nf4_backward(x, codes, scales, levels, A, B, s, dy):
     """The gradients of x (n, d_in), A (r, d_in) and B (d_out, r), given dy (n, d_out)
     → (dx, dA, dB)."""
-    ### BEGIN SOLUTION
-    g = codes.shape[1] // scales.shape[1]
-    W = levels[codes] * np.repeat(scales, g, axis=1)
-    dyB = dy @ B                                                          # (n, r)
-    return dy @ W + s * dyB @ A, s * dyB.T @ x, s * dy.T @ (x @ A.T)
-    ### END SOLUTION
 
 # %% [markdown]
 # <details><summary>The gradients as equations</summary>
@@ -550,9 +528,6 @@ for name, scheme in schemes.items():
 # %% exercise=nf4.loses points=2 minutes=8 bonus=yes
 def nf4_loses(levels):
     """levels (L,), ascending → 64 weights (64,) on which evenly spaced levels are far better."""
-    ### BEGIN SOLUTION
-    return np.resize(np.arange(-7, 8) / 7, 64)
-    ### END SOLUTION
 
 # %%
 block = np.asarray(result.function(my_levels), np.float32)[None]
