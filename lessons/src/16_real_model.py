@@ -103,11 +103,6 @@ show("schematic:llama")
 # %% exercise=real.norm_backward points=4 minutes=14 as=my_norm_backward
 def real_norm_backward(x, gamma, eps, dy):
     """The gradients of RMSNorm: x, dy (n, d), gamma (d,) → dx (n, d), dgamma (d,)."""
-    ### BEGIN SOLUTION
-    r = np.sqrt((x**2).mean(-1, keepdims=True) + eps)
-    y, g = x / r, gamma * dy
-    return (g - y * (g * y).mean(-1, keepdims=True)) / r, (dy * y).sum(0)
-    ### END SOLUTION
 
 # %% [markdown]
 # Yours, on the gains of a real norm, beside autograd:
@@ -149,13 +144,6 @@ print("as autograd's:", np.allclose(dx, x.grad), np.allclose(dgamma, gamma.grad,
 # %% exercise=real.rotary points=4 minutes=17
 def real_rotary(x, theta):
     """x (H, T, d), rotated: pair i of position t by the angle t θ^(−2i/d)."""
-    ### BEGIN SOLUTION
-    T, d = x.shape[-2:]
-    phi = np.arange(T)[:, None] * theta ** (-2 * np.arange(d // 2) / d)            # (T, d/2)
-    x1, x2 = x[..., :d // 2], x[..., d // 2:]
-    first, second = x1 * np.cos(phi) - x2 * np.sin(phi), x2 * np.cos(phi) + x1 * np.sin(phi)
-    return np.concatenate([first, second], axis=-1)
-    ### END SOLUTION
 
 # %%
 my_rotary = result.function
@@ -223,10 +211,6 @@ print(f"by the faulty loader:  {wrong.mean():.2f} nats/token, {said_wrongly!r}")
 # %% exercise=real.bug points=3 minutes=12
 def real_bug(W, d_head):
     """The rows of W (H d_head, d_in): 2i and 2i + 1 of each head become i and i + d_head/2."""
-    ### BEGIN SOLUTION
-    pairs = W.reshape(-1, d_head // 2, 2, W.shape[1])            # head, pair, member, input
-    return pairs.swapaxes(1, 2).reshape(W.shape)
-    ### END SOLUTION
 
 # %% [markdown]
 # Your loader at work. A third one, which reorders nothing, stands beside it.
@@ -290,10 +274,6 @@ show(plain.grouped_attention)
 # %% exercise=real.fewer points=2 minutes=9 as=my_fewer
 def real_fewer(W, d_head, n):
     """W (G d_head, d_in) of G heads → the nearest n heads in their places (n d_head, d_in)."""
-    ### BEGIN SOLUTION
-    heads = W.reshape(n, -1, d_head, W.shape[1])           # new head, old head, row, input
-    return heads.mean(1).reshape(n * d_head, -1)
-    ### END SOLUTION
 
 # %% [markdown]
 # Your heads at work: all nine heads of queries read one head of keys and values.
@@ -385,15 +365,6 @@ print(f"{8 * octets.nbytes / W.size} bits per weight, embeddings in "
 # %% exercise=real.block points=4 minutes=14
 def real_block(W):
     """Weights (n, 32) → the steps Δ (n,) and the offsets m (n,) of a better grid."""
-    ### BEGIN SOLUTION
-    m, step = W.min(1), np.ptp(W, axis=1) / 15
-    for _ in range(10):
-        q = np.clip(np.rint((W - m[:, None]) / step[:, None]), 0, 15)
-        dq, dw = q - q.mean(1, keepdims=True), W - W.mean(1, keepdims=True)
-        step = (dq * dw).sum(1) / (dq**2).sum(1)                 # the line through (q, w)
-        m = W.mean(1) - step * q.mean(1)
-    return step, m
-    ### END SOLUTION
 
 # %% [markdown]
 # Your grid at work, on the embeddings. They have 8 bits in the file, so four bits still cost
@@ -439,13 +410,6 @@ slider("share of the range", frames, captions=told, behind={"weights": (place, r
 # %% exercise=real.encode points=3 minutes=12 bonus=yes
 def real_encode(W):
     """Weights float32 (n, 32) → blocks uint8 (n, 20) of Q4_1."""
-    ### BEGIN SOLUTION
-    m = W.min(axis=1)
-    step = (W.max(axis=1) - m) / 15
-    q = np.rint((W - m[:, None]) / np.where(step > 0, step, 1)[:, None]).astype(np.uint8)
-    head = np.stack([step, m], axis=1).astype("<f2").view(np.uint8)
-    return np.concatenate([head, q[:, :16] | q[:, 16:] << 4], axis=1)
-    ### END SOLUTION
 
 # %%
 same = (result.function(decoded.reshape(-1, 32)) == octets).all(axis=1)

@@ -20,6 +20,7 @@ from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.nn import LayerNorm, Linear
 from tinypeft.engine.tensor import concatenate
+from tinypeft.interop.llama import halves
 from tinypeft.peft.prefix import Prefix
 from tinypeft.peft.ptuning import places
 from tinypeft.quant.folding import fold_scale
@@ -231,6 +232,11 @@ def test_the_places_of_pseudo_tokens_are_the_packages():
     for seed in range(20):
         tokens, counts, separator = exercise.cases(np.random.default_rng(seed))
         assert np.array_equal(exercise.reference(tokens, counts, separator), places(tokens[None], counts, separator)[0])
+
+
+def test_the_rows_of_halves_are_the_packages():
+    W, d_head = of_topic("real")["real.bug"].cases(np.random.default_rng(0))
+    assert np.array_equal(of_topic("real")["real.bug"].reference(W, d_head), halves(W, d_head))
 
 
 def test_a_prefix_is_the_packages():

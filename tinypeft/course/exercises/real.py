@@ -1,11 +1,9 @@
 """Lesson 16: the parts of a Llama that a GPT-2 has not, and rows and blocks of a GGUF file."""
-from functools import partial
-
 import numpy as np
 
 from ...interop.gguf_types import TYPES, decode
-from ...interop.llama import halves
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
@@ -14,58 +12,32 @@ Q4_1 = next(kind for kind in TYPES.values() if kind.name == "Q4_1")
 
 # -- real.norm_backward ----------------------------------------------------------------------------
 def norm_backward(x, gamma, eps, dy):
-    return _norm_variant()(x, gamma, eps, dy)
-
-
-def _root(x, eps):
-    return np.sqrt((x * x).mean(-1, keepdims=True) + eps)
-
-
-def _mean(a):
-    return a.mean(-1, keepdims=True)
-
-
-def _sum(a):
-    return a.sum(-1, keepdims=True)
-
-
-def _summed(a):
-    return a.sum(0)
-
-
-def _itself(x):
-    return x
-
-
-def _norm_variant(centre=_itself, root=_root, gain=lambda gamma: gamma, mean=_mean, sign=1, late=1,
-                  divided=lambda dx, r: dx / r, of_gamma=lambda x, y: y, over=_summed,
-                  also=lambda g: 0, second=lambda g, dy: g):
-    """Make the gradients with a mistake, in one of their steps.
-
-    centre: of x. root: by which x is divided. gain: in dx. mean, sign: of what is subtracted.
-    also: what else of γ dy is subtracted. second: what stands in the mean in place of γ dy. late:
-    γ, if it is multiplied last. of_gamma, over: dγ is dy times the first, summed by the second.
-    """
-    def wrong(x, gamma, eps, dy):
-        x = centre(x)
-        r = root(x, eps)
-        y, g = x / r, dy * gain(gamma)
-        dx = divided(g - also(g) - sign * y * mean(second(g, dy) * y), r)
-        return dx * (gamma if late is None else late), over(dy * of_gamma(x, y))
-    return wrong
-
-
-def _of_a_layer_norm(x, gamma, eps, dy):
-    dx, dgamma = norm_backward(x - _mean(x), gamma, eps, dy)
-    return dx - _mean(dx), dgamma
-
-
-def _one(gamma):
-    return 1
-
-
-def _nothing(a):
-    return 0
+    layer_norm = slip("RMSNorm subtracts no mean; this is the gradient of a layer norm")
+    inside = which("γ belongs inside the mean: first γ dy, then what r takes away", 2)
+    if layer_norm: x = x - x.mean(-1, keepdims=True)
+    if slip("ε is missing under the root"): eps = 0
+    r = np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    if slip("ε is added under the root"): r = np.sqrt((x**2).mean(-1, keepdims=True)) + eps
+    y, g = x / r, gamma * dy
+    if slip("γ is missing in dx: the gradient of x / r is γ times dy"): g = dy
+    along = y * (g * y).mean(-1, keepdims=True)
+    if slip("r was taken as a constant; it depends on each number of the row"): along = 0
+    if slip("RMSNorm subtracts no mean; you subtract that of γ dy as well, as in a layer norm"):
+        along = along + g.mean(-1, keepdims=True)
+    match inside:
+        case 1: along = gamma * y * (dy * y).mean(-1, keepdims=True)
+        case 2: along = y * (dy * y).mean(-1, keepdims=True)
+    if slip("r falls out of y for a longer x, so this part is subtracted; you added it"):
+        along = -along
+    if slip("r is the root of a mean: there is a factor 1/d in its derivative; you took the sum"):
+        along = y * (g * y).sum(-1, keepdims=True)
+    dx, dgamma = (g - along) / r, (dy * y).sum(0)
+    if slip("dx has to be divided by r"): dx = g - along
+    if slip("dx is divided by r once"): dx = (g - along) / r**2
+    if layer_norm: dx = dx - dx.mean(-1, keepdims=True)
+    if slip("dγ is dy times x/r; you took x"): dgamma = (dy * x).sum(0)
+    if slip("dγ is a sum over the rows; you took their mean"): dgamma = (dy * y).mean(0)
+    return dx, dgamma
 
 
 def _norm_and_gradient(rng):
@@ -88,47 +60,33 @@ def _across_x(fn, rng):
 
 # -- real.rotary -----------------------------------------------------------------------------------
 def rotary(x, theta):
-    return _rotated(x, theta)
-
-
-def _halves(d):
-    return np.arange(d // 2), np.arange(d // 2, d)
-
-
-def _overwritten(x, theta):
-    """Write the first half into x before the second is computed from it."""
-    y, (first, second) = _rotated(x, theta), _halves(x.shape[-1])
     T, d = x.shape[-2:]
-    phi = np.arange(T)[:, None] * theta ** (-2 * first / d)
-    y[..., second] = x[..., second] * np.cos(phi) + y[..., first] * np.sin(phi)
-    return y
-
-
-def _first_half(x, theta):
-    y, half = x.copy(), x.shape[-1] // 2
-    y[..., :half] = _rotated(x, theta)[..., :half]
-    return y
-
-
-def _neighbours(d):
-    return np.arange(0, d, 2), np.arange(1, d, 2)
-
-
-def _rotated(x, theta, pairs=_halves, sign=1, positions=np.arange, power=2, back=None):
-    """Rotate the pairs `pairs(d)`, and put them back at the places `back(d)`."""
-    T, d = x.shape[-2:]
-    first, second = pairs(d)
-    phi = sign * positions(T)[:, None] * theta ** (-power * np.arange(d // 2) / d)
-    x1, x2, y = x[..., first], x[..., second], np.empty_like(x)
-    first, second = (back or pairs)(d)
-    y[..., first] = x1 * np.cos(phi) - x2 * np.sin(phi)
-    y[..., second] = x2 * np.cos(phi) + x1 * np.sin(phi)
-    return y
-
-
-def _by_head(x, theta):
-    """Take the number of the head in place of the position."""
-    return _rotated(x.swapaxes(0, 1), theta).swapaxes(0, 1)
+    frequencies = theta ** (-2 * np.arange(d // 2) / d)
+    if slip("the exponent is −2i/d; yours is −i/d"): frequencies = theta ** (-np.arange(d // 2) / d)
+    if slip("the exponent is −2i/d, and i counts the pairs; yours is −4i/d"):
+        frequencies = frequencies**2
+    if slip("the exponent is −2i/d, so that later pairs turn more slowly"):
+        frequencies = 1 / frequencies
+    phi = np.arange(T)[:, None] * frequencies                     # (T, d/2)
+    if slip("the pairs turn the other way: the sign of sin φ is wrong"): phi = -phi
+    if slip("the angle grows with the position, axis 1; yours grows with the head"):
+        phi = np.arange(len(x))[:, None, None] * frequencies
+    if slip("the first position is 0, and is not rotated"):
+        phi = (1 + np.arange(T))[:, None] * frequencies
+    x1, x2 = x[..., :d // 2], x[..., d // 2:]
+    neighbours = slip("you paired neighbours, x_{2i} and x_{2i+1}; here x_i belongs to x_{i + d/2}")
+    if neighbours or slip("you paired neighbours, x_{2i} and x_{2i+1}, and joined the results as "
+                          "halves; here x_i belongs to x_{i + d/2}"):
+        x1, x2 = x[..., 0::2], x[..., 1::2]
+    first, second = x1 * np.cos(phi) - x2 * np.sin(phi), x2 * np.cos(phi) + x1 * np.sin(phi)
+    if slip("the second half was computed from a first half that was overwritten before: compute "
+            "both from x, then join them"):
+        second = x2 * np.cos(phi) + first * np.sin(phi)
+    if slip("both halves of a pair change; yours leaves the second half as it was"): second = x2
+    if neighbours or slip("the rotated numbers go back to their places, the halves; yours are "
+                          "interleaved"):
+        return np.stack([first, second], axis=-1).reshape(x.shape)
+    return np.concatenate([first, second], axis=-1)
 
 
 def _heads(rng):
@@ -148,35 +106,27 @@ def _by_distance(fn, rng):
 
 # -- real.fewer ------------------------------------------------------------------------------------
 def fewer(W, d_head, n):
-    return _joined()(W, d_head, n)
-
-
-def _mean_of_members(heads):
-    return heads.mean(1)
-
-
-def _neighbouring(heads, n):
-    return heads.reshape(n, -1, *heads.shape[1:])
-
-
-def _every_nth(heads, n):
-    return heads.reshape(-1, n, *heads.shape[1:]).swapaxes(0, 1)
-
-
-def _joined(of=_mean_of_members, members=_neighbouring):
-    """Make `fewer` with a mistake: in what becomes of the members, or in who they are."""
-    def wrong(W, d_head, n):
-        return of(members(W.reshape(-1, d_head, W.shape[1]), n)).reshape(n * d_head, -1)
-    return wrong
-
-
-def _mean_of_all(heads):
-    return np.repeat(heads.mean((0, 1))[None], len(heads), axis=0)
-
-
-def _rows_mixed(W, d_head, n):
-    """Read the rows of a new head as if its old heads were interleaved."""
-    return W.reshape(n, d_head, -1, W.shape[1]).mean(2).reshape(n * d_head, -1)
+    heads = W.reshape(n, -1, d_head, W.shape[1])           # new head, old head, row, input
+    if slip("consecutive heads are joined, (0, 1) and (2, 3); yours joins (0, 2) and (1, 3)"):
+        heads = W.reshape(-1, n, d_head, W.shape[1]).swapaxes(0, 1)
+    if slip("a head's rows stay together: the second axis is the old heads and the third their "
+            "rows; yours has them the other way round"):
+        heads = W.reshape(n, d_head, -1, W.shape[1]).swapaxes(1, 2)
+    kept = heads.mean(1)
+    if slip("the first head of each group stays; another one is nearer to all of them"):
+        kept = heads[:, 0]
+    if slip("the last head of each group stays; another one is nearer to all of them"):
+        kept = heads[:, -1]
+    if slip("the sum of the heads is far from each of them"): kept = heads.sum(1)
+    if slip("the median makes the sum of the magnitudes least, not that of the squares"):
+        kept = np.median(heads, axis=1)
+    if slip("each group has a head of its own; yours has the mean of all"):
+        kept = np.repeat(heads.mean((0, 1))[None], n, axis=0)
+    if slip("the middle of the range makes the largest difference least, not the sum of squares"):
+        kept = (heads.max(1) + heads.min(1)) / 2
+    if slip("the mean over a group's heads, row by row; yours is also over the rows of a head"):
+        kept = np.repeat(heads.mean((1, 2))[:, None], d_head, axis=1)
+    return kept.reshape(n * d_head, -1)
 
 
 def _keys(rng):
@@ -196,7 +146,27 @@ def _stays(rng):
 
 # -- real.block ------------------------------------------------------------------------------------
 def block(W):
-    return _refitted()(W)
+    m, step = W.min(1), np.ptp(W, axis=1) / 15
+    if slip("this is the range, from the smallest weight to the largest"): return step, m
+    if slip("sixteen codes have fifteen steps between them"): return step * 15 / 16, m
+    if slip("a grid that ends at a fixed share of the range saves too little: let each block's "
+            "weights decide"):
+        return 0.95 * step, m + 0.05 * 7.5 * step
+    if slip("a grid that ends so far inside the range cuts too much off"):
+        return 0.8 * step, m + 0.2 * 7.5 * step
+    if slip("this grid is symmetric; m may be any number"):
+        return np.abs(W).max(1) / 7.5, -np.abs(W).max(1)
+    if slip("two standard deviations cut too much off in one block, and too little in another"):
+        return W.std(1) * 4 / 15, W.mean(1) - 2 * W.std(1)
+    for _ in range(10):
+        q = np.clip(np.rint((W - m[:, None]) / step[:, None]), 0, 15)
+        dq, dw = q - q.mean(1, keepdims=True), W - W.mean(1, keepdims=True)
+        step = (dq * dw).sum(1) / (dq**2).sum(1)                 # the line through (q, w)
+        m = W.mean(1) - step * q.mean(1)
+    if slip("each block has a step and an offset of its own"):
+        return np.full_like(step, step.mean()), np.full_like(m, m.mean())
+    if slip("return Δ first, and then m"): return m, step
+    return step, m
 
 
 def _square(W, step, m):
@@ -210,27 +180,6 @@ def _range(W):
     return (W.max(1) - W.min(1)) / 15, W.min(1)
 
 
-def _refitted(rounds=10):
-    """Round, find the best Δ and m for these codes, and round again."""
-    def fitted(W):
-        step, m = _range(W)
-        for _ in range(rounds):
-            q = np.clip(np.rint((W - m[:, None]) / step[:, None]), 0, 15)
-            dq, dw = q - q.mean(1, keepdims=True), W - W.mean(1, keepdims=True)
-            step = (dq * dw).sum(1) / (dq * dq).sum(1)
-            m = W.mean(1) - step * q.mean(1)
-        return step, m
-    return fitted
-
-
-def _shrunk(share):
-    """End the grid at a share of the range, on both sides."""
-    def wrong(W):
-        step, m = _range(W)
-        return share * step, m + (1 - share) * 7.5 * step
-    return wrong
-
-
 def _better(result, args):
     """Is the squared error at most 0.93 of that by the range?"""
     (W,) = args
@@ -238,30 +187,6 @@ def _better(result, args):
     if not (np.isfinite(step).all() and np.isfinite(m).all() and (step > 0).all()):
         return False
     return bool(_square(W, step, m) <= 0.93 * _square(W, *_range(W)))
-
-
-def _in_sixteen(W):
-    step, m = _range(W)
-    return step * 15 / 16, m
-
-
-def _symmetric(W):
-    largest = np.abs(W).max(1)
-    return largest / 7.5, -largest
-
-
-def _by_deviation(W):
-    deviation = W.std(1)
-    return deviation * 4 / 15, W.mean(1) - 2 * deviation
-
-
-def _same_for_all(W):
-    step, m = _refitted()(W)
-    return np.full_like(step, step.mean()), np.full_like(m, m.mean())
-
-
-def _exchanged(W):
-    return block(W)[::-1]
 
 
 def _not_positive(got, expected, args):
@@ -284,8 +209,25 @@ def _normal_weights(rng):
 
 
 # -- real.encode -----------------------------------------------------------------------------------
-def _low_first(low, high):
-    return np.concatenate([low, high], axis=1)
+def encoded(W):
+    m = W.min(axis=1)
+    step = (W.max(axis=1) - m) / 15
+    sixteen = slip("sixteen levels have fifteen steps between them: divide the range by 15")
+    if sixteen: step = (W.max(axis=1) - m) / 16
+    divisor = np.where(step > 0, step, 1)
+    q = np.rint((W - m[:, None]) / divisor[:, None]).astype(np.uint8)
+    if sixteen: q = np.minimum(q, 15)
+    head = np.stack([step, m], axis=1).astype("<f2")
+    if slip("the first number of a block is the step Δ, the second the offset m"):
+        head = np.stack([m, step], axis=1).astype("<f2")
+    if slip("the two float16 are little-endian: the dtype '<f2'"): head = head.astype(">f2")
+    if slip("1 takes the place of a step of 0 as a divisor alone; the step in the file stays 0"):
+        head = np.stack([divisor, m], axis=1).astype("<f2")
+    low, high = q[:, :16], q[:, 16:]
+    if slip("weights 0 … 15 go into the low halves of the bytes"): low, high = high, low
+    if slip("a byte holds the codes j and j + 16, which are no neighbours"):
+        low, high = q[:, 0::2], q[:, 1::2]
+    return np.concatenate([head.view(np.uint8), low | high << 4], axis=1)
 
 
 def _blocks(rng):
@@ -314,32 +256,8 @@ def _off_grid(rng):
     return (np.where((W == low) | (W == high), W, moved.astype(np.float32)),)
 
 
-def encoded(W):
-    """Return the blocks of W (n, 32), by their range."""
-    return _encoded(W)
-
-
-def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4,
-             numbers=lambda d, m: [d, m], floats="<f2"):
-    m = W.min(1)
-    d = (W.max(1) - m) / levels
-    divisor = np.where(d > 0, d, 1)[:, None]
-    q = np.rint((W - m[:, None]) / divisor)
-    q = q.clip(0, 15).astype(np.uint8)
-    head = np.stack(numbers(d, m), axis=1).astype(floats)
-    return np.concatenate([np.ascontiguousarray(head).view(np.uint8), order(q)], axis=1)
-
-
-def _divisor_stored(W):
-    """Store a step of 1 where it is 0."""
-    equal = np.ptp(W, axis=1) == 0
-    octets = encoded(W)
-    octets[equal, :2] = np.array([1], "<f2").view(np.uint8)
-    return octets
-
-
 def _codes(octets):
-    return _low_first(octets[:, 4:] & 15, octets[:, 4:] >> 4).astype(int)
+    return np.concatenate([octets[:, 4:] & 15, octets[:, 4:] >> 4], axis=1).astype(int)
 
 
 def _one_off(got, expected, args):
@@ -355,27 +273,26 @@ def _other_shape(got, expected, args):
 
 # -- real.bug --------------------------------------------------------------------------------------
 def reordered(W, d_head):
-    return halves(W, d_head)
-
-
-def _as_pairs(H, d):
-    return H, d // 2, 2
-
-
-def _reordered(W, d_head, axes=(0, 2, 1, 3), shape=_as_pairs, turned=False):
-    """Order the rows as (heads, pairs, members), with these axes exchanged."""
-    H = len(W) // d_head
-    V = W.reshape(*shape(H, d_head), -1).transpose(axes)
-    return (V[:, ::-1] if turned else V).reshape(W.shape)
+    if slip("the rows are reordered within each head, not over all heads: this is the fault above"):
+        return np.concatenate([W[0::2], W[1::2]])
+    if slip("nothing has changed"): return W
+    if slip("the rows change their places, not the columns"):
+        return np.concatenate([W[:, 0::2], W[:, 1::2]], axis=1)
+    pairs = W.reshape(-1, d_head // 2, 2, W.shape[1])            # head, pair, member, input
+    if slip("this is the way back, from halves to neighbours"):
+        pairs = W.reshape(-1, 2, d_head // 2, W.shape[1])
+    moved = pairs.swapaxes(1, 2)
+    if slip("the first members of the pairs come first, the even rows; yours "
+            "begins with the odd ones"):
+        moved = moved[:, ::-1]
+    if slip("the heads stay one behind the other; yours are mixed"):
+        moved = pairs.transpose(1, 2, 0, 3)
+    return moved.reshape(W.shape)
 
 
 def _rows(rng):
     H, d = int(rng.integers(2, 4)), int(rng.choice([6, 8]))
     return rng.standard_normal((H * d, int(rng.integers(3, 6)))), d
-
-
-def _columns_moved(W, d_head):
-    return np.concatenate([W[:, 0::2], W[:, 1::2]], axis=1)
 
 
 EXERCISES = (
@@ -388,29 +305,7 @@ EXERCISES = (
              _of_the_page),),
         invariants=(
             ("dx has no part along x if ε is 0, because a longer x has the same y", _across_x),),
-        mistakes=(
-            ("r was taken as a constant; it depends on each number of the row",
-             _norm_variant(mean=_nothing)),
-            ("RMSNorm subtracts no mean; this is the gradient of a layer norm",
-             _of_a_layer_norm),
-            ("RMSNorm subtracts no mean; you subtract that of γ dy as well, as in a layer norm",
-             _norm_variant(also=_mean)),
-            ("γ is missing in dx: the gradient of x / r is γ times dy", _norm_variant(gain=_one)),
-            *several("γ belongs inside the mean: first γ dy, then what r takes away",
-                     _norm_variant(gain=_one, late=None),
-                     _norm_variant(second=lambda g, dy: dy)),
-            ("dγ is dy times x/r; you took x", _norm_variant(of_gamma=lambda x, y: x)),
-            ("r falls out of y for a longer x, so this part is subtracted; you added it",
-             _norm_variant(sign=-1)),
-            ("r is the root of a mean: there is a factor 1/d in its derivative; you took the sum",
-             _norm_variant(mean=_sum)),
-            ("dx has to be divided by r", _norm_variant(divided=lambda dx, r: dx)),
-            ("dx is divided by r once", _norm_variant(divided=lambda dx, r: dx / r**2)),
-            ("ε is missing under the root",
-             lambda x, gamma, eps, dy: norm_backward(x, gamma, 0, dy)),
-            ("ε is added under the root", _norm_variant(root=lambda x, eps: _root(x, 0) + eps)),
-            ("dγ is a sum over the rows; you took their mean",
-             _norm_variant(over=lambda a: a.mean(0)))),
+        mistakes=slips(norm_backward),
         tolerance=1e-9,
         hints=("r depends on every number of its row. What is ∂r/∂x_j?",
                "x, dy and dx are (n, d); r, with keepdims=True, is (n, 1). dγ and γ are (d,).",
@@ -427,28 +322,7 @@ EXERCISES = (
         invariants=(
             ("the product of a rotated query and a rotated key depends on their distance alone",
              _by_distance),),
-        mistakes=(
-            ("you paired neighbours, x_{2i} and x_{2i+1}; here x_i belongs to x_{i + d/2}",
-             partial(_rotated, pairs=_neighbours)),
-            ("the rotated numbers go back to their places, the halves; yours are interleaved",
-             partial(_rotated, back=_neighbours)),
-            ("you paired neighbours, x_{2i} and x_{2i+1}, and joined the results as halves; here "
-             "x_i belongs to x_{i + d/2}",
-             partial(_rotated, pairs=_neighbours, back=_halves)),
-            ("the second half was computed from a first half that was overwritten before: compute "
-             "both from x, then join them",
-             _overwritten),
-            ("both halves of a pair change; yours leaves the second half as it was", _first_half),
-            ("the pairs turn the other way: the sign of sin φ is wrong",
-             partial(_rotated, sign=-1)),
-            ("the angle grows with the position, axis 1; yours grows with the head", _by_head),
-            ("the first position is 0, and is not rotated",
-             partial(_rotated, positions=lambda T: 1 + np.arange(T))),
-            ("the exponent is −2i/d; yours is −i/d", partial(_rotated, power=1)),
-            ("the exponent is −2i/d, and i counts the pairs; yours is −4i/d",
-             partial(_rotated, power=4)),
-            ("the exponent is −2i/d, so that later pairs turn more slowly",
-             partial(_rotated, power=-2))),
+        mistakes=slips(rotary),
         errors=(
             ("broadcast",
              "a head has d/2 pairs, so i runs over 0 … d/2 − 1, and the angles are (T, "
@@ -466,24 +340,7 @@ EXERCISES = (
         special=(
             ("heads of one row each, (1), (3), (10) and (20): two are to remain", _one_row_each),
             ("as many heads as before: nothing changes", _stays)),
-        mistakes=(
-            ("consecutive heads are joined, (0, 1) and (2, 3); yours joins (0, 2) and (1, 3)",
-             _joined(members=_every_nth)),
-            ("the first head of each group stays; another one is nearer to all of them",
-             _joined(lambda heads: heads[:, 0])),
-            ("the last head of each group stays; another one is nearer to all of them",
-             _joined(lambda heads: heads[:, -1])),
-            ("the sum of the heads is far from each of them", _joined(lambda heads: heads.sum(1))),
-            ("the median makes the sum of the magnitudes least, not that of the squares",
-             _joined(lambda heads: np.median(heads, axis=1))),
-            ("each group has a head of its own; yours has the mean of all", _joined(_mean_of_all)),
-            ("the middle of the range makes the largest difference least, not the sum of squares",
-             _joined(lambda heads: (heads.max(1) + heads.min(1)) / 2)),
-            ("a head's rows stay together: the second axis is the old heads and the third their "
-             "rows; yours has them the other way round",
-             _rows_mixed),
-            ("the mean over a group's heads, row by row; yours is also over the rows of a head",
-             _joined(lambda heads: np.repeat(heads.mean((1, 2))[:, None], heads.shape[2], 1)))),
+        mistakes=slips(fewer),
         symptoms=(
             ("n heads of d_head rows remain", _other_shape),),
         tolerance=1e-9,
@@ -500,18 +357,7 @@ EXERCISES = (
               "that by the range", _better),
         special=(
             ("normal weights", _normal_weights),),
-        mistakes=(
-            ("this is the range, from the smallest weight to the largest", _range),
-            ("sixteen codes have fifteen steps between them", _in_sixteen),
-            ("a grid that ends at a fixed share of the range saves too little: let each block's "
-             "weights decide",
-             _shrunk(0.95)),
-            ("a grid that ends so far inside the range cuts too much off", _shrunk(0.8)),
-            ("this grid is symmetric; m may be any number", _symmetric),
-            ("two standard deviations cut too much off in one block, and too little in another",
-             _by_deviation),
-            ("each block has a step and an offset of its own", _same_for_all),
-            ("return Δ first, and then m", _exchanged)),
+        mistakes=slips(block),
         symptoms=(
             ("a step must be above 0", _not_positive),
             ("the error is larger than by the range", _worse)),
@@ -528,18 +374,7 @@ EXERCISES = (
         special=(
             ("one head of six rows, 0 … 5", lambda rng: (np.arange(6.0)[:, None], 6)),
             ("two heads of four rows", lambda rng: (np.arange(8.0)[:, None], 4))),
-        mistakes=(
-            ("the rows are reordered within each head, not over all heads: this is the fault above",
-             lambda W, d_head: np.concatenate([W[0::2], W[1::2]])),
-            ("this is the way back, from halves to neighbours",
-             partial(_reordered, shape=lambda H, d: (H, 2, d // 2))),
-            ("the first members of the pairs come first, the even rows; yours "
-             "begins with the odd ones",
-             partial(_reordered, turned=True)),
-            ("nothing has changed", lambda W, d_head: W),
-            ("the rows change their places, not the columns", _columns_moved),
-            ("the heads stay one behind the other; yours are mixed",
-             partial(_reordered, axes=(1, 2, 0, 3)))),
+        mistakes=slips(reordered),
         tolerance=0,
         hints=("Rows 0, 1, 2, 3, 4, 5 of a head are three pairs: (0, 1), (2, 3), (4, 5). In which "
                "order should they stand, so that row i and row i + 3 are a pair?",
@@ -555,18 +390,7 @@ EXERCISES = (
             ("a block of equal weights: the step is 0, and so are the codes",
              lambda rng: (np.full((1, 32), 0.5, np.float32),)),
             ("weights between the levels, which get the nearest code", _off_grid)),
-        mistakes=(
-            ("weights 0 … 15 go into the low halves of the bytes",
-             partial(_encoded, order=lambda q: q[:, 16:] | q[:, :16] << 4)),
-            ("a byte holds the codes j and j + 16, which are no neighbours",
-             partial(_encoded, order=lambda q: q[:, 0::2] | q[:, 1::2] << 4)),
-            ("sixteen levels have fifteen steps between them: divide the range by 15",
-             partial(_encoded, levels=16)),
-            ("the first number of a block is the step Δ, the second the offset m",
-             partial(_encoded, numbers=lambda d, m: [m, d])),
-            ("the two float16 are little-endian: the dtype '<f2'", partial(_encoded, floats=">f2")),
-            ("1 takes the place of a step of 0 as a divisor alone; the step in the file stays 0",
-             _divisor_stored)),
+        mistakes=slips(encoded),
         symptoms=(
             ("take the nearest code: np.rint, not the next whole number below or above", _one_off),
             ("a block of 32 weights becomes 20 bytes: Δ, m, and 16 bytes with two codes each",
