@@ -59,9 +59,6 @@ show("schematic:choosing")
 # %% exercise=choosing.memory points=2 minutes=4
 def choosing_memory(n_base, base_bits, n_trained):
     """Bytes of a frozen base of n_base weights, and of what is trained beside it with AdamW."""
-    ### BEGIN SOLUTION
-    return n_base * base_bits / 8 + n_trained * (4 + 4 + 2 * 4)
-    ### END SOLUTION
 
 # %% [markdown]
 # Your function at work, for a model of 7 billion parameters:
@@ -163,11 +160,6 @@ print(f"  a table of counts (5-gram)              {counts:.3f}")
 # %% exercise=choosing.pareto points=3 minutes=10
 def choosing_pareto(cost, loss):
     """Which points no other point dominates: a boolean array (n,)."""
-    ### BEGIN SOLUTION
-    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)   # [i, j]: i is no worse than j
-    better = (cost[:, None] < cost) | (loss[:, None] < loss)
-    return ~(no_worse & better).any(axis=0)
-    ### END SOLUTION
 
 # %%
 frontier = result.function(trained, loss)
@@ -323,10 +315,6 @@ for rates in (1, 5, 20):
 # %% exercise=choosing.bug points=3 minutes=6
 def choosing_bug(validation, test):
     """validation, test (rates, seeds) → (the index of the rate, the mean loss to report)."""
-    ### BEGIN SOLUTION
-    i = int(validation.mean(axis=1).argmin())
-    return i, test[i].mean()
-    ### END SOLUTION
 
 # %%
 for rates in (1, 5, 20):
@@ -343,12 +331,6 @@ for rates in (1, 5, 20):
 # %% exercise=choosing.seeds points=2 minutes=10 bonus=yes
 def choosing_seeds(d, half):
     """Differences d (n,) of a pilot, and the half width that is wanted → a number of seeds."""
-    ### BEGIN SOLUTION
-    from scipy.stats import t
-    n = 2
-    while t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n) > half: n += 1
-    return n
-    ### END SOLUTION
 
 # %%
 for a, b in pairs:
@@ -540,14 +522,6 @@ task.predict(tuned, ["My coat is sticky."])
 # %% exercise=choosing.fuse points=4 minutes=11
 def choosing_fuse(A_q, B_q, A_v, B_v):
     """(A, B) of c_attn: A (r + s, d), B (3 d, r + s), for LoRAs on query and on value."""
-    ### BEGIN SOLUTION
-    r, d = A_q.shape
-    A = np.concatenate([A_q, A_v])
-    B = np.zeros((3 * d, len(A)))
-    B[:d, :r] = B_q
-    B[2 * d:, r:] = B_v
-    return A, B
-    ### END SOLUTION
 
 # %% [markdown]
 # The package does the same when it saves in PEFT's format.

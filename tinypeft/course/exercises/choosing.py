@@ -1,18 +1,38 @@
 """Lesson 15: memory, quality, the interval of a difference, an honest choice, export to PEFT."""
-import math
-from functools import partial
-
 import numpy as np
 
 from ...study.experiment import half_width
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 
 # -- choosing.memory -------------------------------------------------------------------------------
 def memory(n_base, base_bits, n_trained):
-    return n_base * base_bits / 8 + n_trained * (4 + 4 + 8)
+    base, trained = n_base * base_bits / 8, n_trained * (4 + 4 + 2 * 4)
+    if slip("bits are not bytes: divide by 8"): base = n_base * base_bits
+    if slip("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, "
+            "its gradient or one of two moments?"):
+        trained = n_trained * 12
+    if slip("a trained number takes 16 bytes; yours takes 4: where are its gradient and AdamW's "
+            "two moments?"):
+        trained = n_trained * 4
+    if slip("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?"):
+        trained = n_trained * 8
+    match which("frozen weights have no gradient and no moments", 2):
+        case 1: base = n_base * (base_bits / 8 + 12)
+        case 2: base = n_base * 16
+    if slip("what is trained lies beside the base, which is whole: do not subtract it"):
+        base = (n_base - n_trained) * base_bits / 8
+    if slip("base_bits may be a fraction, such as 4.127, or less than 8: divide "
+            "by 8 with /, not with //"):
+        base = n_base * (base_bits // 8)
+    if slip("a trained number takes 4 bytes, whatever the base's bits are"):
+        trained = n_trained * (base_bits / 8 + 12)
+    if slip("this is in GiB; return bytes"): return (base + trained) / 2**30
+    if slip("this is in GB; return bytes"): return (base + trained) / 1e9
+    return base + trained
 
 
 def _sizes(rng):
@@ -23,11 +43,36 @@ def _sizes(rng):
 
 # -- choosing.pareto -------------------------------------------------------------------------------
 def pareto(cost, loss):
-    cheaper, better = cost[:, None] < cost, loss[:, None] < loss
-    no_dearer, no_worse = cost[:, None] <= cost, loss[:, None] <= loss
-    # dominates[i, j]: i dominates j
-    dominates = no_dearer & no_worse & (cheaper | better)
-    return ~dominates.any(0)
+    if slip("a low loss is good: the frontier is where no other point is cheaper and lower"):
+        loss = -loss
+    if slip("a low cost is good"): cost = -cost
+    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)   # [i, j]: i is no worse than j
+    better = (cost[:, None] < cost) | (loss[:, None] < loss)
+    if slip("two equal points do not dominate each other: one of the two comparisons has to be "
+            "strict"):
+        better = ~np.eye(len(cost), dtype=bool)
+    if slip("equal in one and better in the other is enough to dominate"):
+        better = (cost[:, None] < cost) & (loss[:, None] < loss)
+    if slip("of two points of equal cost the one with the higher loss is dominated: look at "
+            "equally cheap points, too"):
+        better = cost[:, None] < cost
+    if slip("of two points of equal loss the one with the higher cost is dominated: look at "
+            "equally good points, too"):
+        better = loss[:, None] < loss
+    frontier = ~(no_worse & better).any(axis=0)
+    if slip("these are the dominated ones; the frontier consists of the others"): return ~frontier
+    if slip("this is the single best point; every point that no other beats in "
+            "both belongs to the frontier"):
+        return loss == loss.min()
+    if slip("the running minimum goes over points in the order of cost; sort "
+            "first, and undo the sorting"):
+        return loss <= np.minimum.accumulate(loss)
+    if slip("of equal points both stay: a sweep in the order of cost that asks for a lower loss "
+            "than all before drops the second"):
+        return _first_of_equals(cost, loss)
+    if slip("the mask is in the order of cost; put it back into the points' own order"):
+        return frontier[np.argsort(cost)]
+    return frontier
 
 
 def _first_of_equals(cost, loss):
@@ -37,14 +82,6 @@ def _first_of_equals(cost, loss):
         kept[i] = loss[i] < lowest
         lowest = min(lowest, loss[i])
     return kept
-
-
-def _undominated(of_cost, of_loss):
-    """Let points be dominated by these comparisons of both."""
-    def wrong(cost, loss):
-        dominates = of_cost(cost[:, None], cost) & of_loss(loss[:, None], loss)
-        return ~dominates.any(0)
-    return wrong
 
 
 def _are_places(got, expected, args):
@@ -66,13 +103,6 @@ def _twice_the_same(rng):
 
 def _one_dearer(rng):
     return np.array([1.0, 2.0]), np.array([2.0, 2.0])
-
-
-def _without_equal_ones(cost, loss):
-    """Let equal points push each other off the frontier."""
-    no_dearer, no_worse = cost[:, None] <= cost, loss[:, None] <= loss
-    another = ~np.eye(len(cost), dtype=bool)
-    return ~(no_dearer & no_worse & another).any(0)
 
 
 def _points(rng):
@@ -158,10 +188,28 @@ def _five(rng):
 
 # -- choosing.fuse ---------------------------------------------------------------------------------
 def fuse(A_q, B_q, A_v, B_v):
-    r, s, d = len(A_q), len(A_v), len(B_q)
-    A, B = np.concatenate([A_q, A_v]), np.zeros((3 * d, r + s))
+    if slip("the query's pair and the value's are exchanged"):
+        A_q, B_q, A_v, B_v = A_v, B_v, A_q, B_q
+    r, d = A_q.shape
+    A = np.concatenate([A_q, A_v])
+    B = np.zeros((3 * d, len(A)))
     B[:d, :r] = B_q
     B[2 * d:, r:] = B_v
+    if slip("the rows of c_attn are query, key, value: put B_v into the last third and "
+            "leave the key's third zero"):
+        B[d:2 * d, r:], B[2 * d:] = B_v, 0
+    if slip("the key's third is zero; you have repeated B_v there"): B[d:2 * d, r:] = B_v
+    if slip("B_q meets the rows of A_q alone, and B_v those of A_v: the "
+            "other blocks of B are zero"):
+        B[:d, r:], B[2 * d:, :r] = B_v, B_q
+    if slip("A_q's rows come first in A, because B_q's columns come first in B"):
+        A = np.concatenate([A_v, A_q])
+    if slip("this computes the right change, but in another order: A_q's rows and "
+            "B_q's columns come first"):
+        A, B = np.concatenate([A_v, A_q]), np.roll(B, len(A_v), axis=1)
+    if slip("the query's rows are the first third, and the value's the last; yours are exchanged"):
+        B = np.concatenate(np.split(B, 3)[::-1])
+    if slip("return (A, B), in this order"): return B, A
     return A, B
 
 
@@ -169,36 +217,6 @@ def _pairs(rng):
     r, s, d = rng.integers(2, 4), rng.integers(4, 6), rng.integers(6, 9)
     shapes = (r, d), (d, r), (s, d), (d, s)
     return tuple(map(rng.standard_normal, shapes))
-
-
-def _fused(query, key, value):
-    """Fuse with B_v in the thirds of the rows that are 1."""
-    def wrong(A_q, B_q, A_v, B_v):
-        B = np.zeros((3, len(B_q), len(A_q) + len(A_v)))
-        B[0, :, :len(A_q)] = B_q
-        B[:, :, len(A_q):] = np.multiply.outer([query, key, value], B_v)
-        return np.concatenate([A_q, A_v]), B.reshape(-1, B.shape[2])
-    return wrong
-
-
-def _without_zeros(A_q, B_q, A_v, B_v):
-    B = np.concatenate([B_q, B_v], axis=1)
-    return np.concatenate([A_q, A_v]), np.concatenate([B, 0 * B, B])
-
-
-def _other_A(A_q, B_q, A_v, B_v):
-    _, B = fuse(A_q, B_q, A_v, B_v)
-    return np.concatenate([A_v, A_q]), B
-
-
-def _other_order(A_q, B_q, A_v, B_v):
-    A, B = _other_A(A_q, B_q, A_v, B_v)
-    return A, np.roll(B, len(A_v), axis=1)
-
-
-def _other_thirds(*pairs):
-    A, B = fuse(*pairs)
-    return A, np.concatenate(np.split(B, 3)[::-1])
 
 
 def _one_A(got, expected, args):
@@ -219,57 +237,47 @@ def _other_shape(got, expected, args):
 
 
 # -- choosing.bug ----------------------------------------------------------------------------------
+def honest(validation, test):
+    if slip("the two texts are exchanged: the validation text chooses, and the loss on "
+            "the test text is reported"):
+        validation, test = test, validation
+    if slip("the rates are axis 0, the seeds axis 1: take the means over axis 1"):
+        validation, test = validation.T, test.T
+    means = validation.mean(axis=1)
+    if slip("the rate is still chosen on the test text: this is the fault above"):
+        means = test.mean(axis=1)
+    if slip("the validation text alone chooses; yours looks at the test text, too"):
+        means = (validation + test).mean(axis=1)
+    if slip("a rate is judged by the mean over its seeds, not by their median"):
+        means = np.median(validation, axis=1)
+    lucky = which("the best seed is luck, too: take the mean over seeds before you compare "
+                  "rates", 2)
+    if lucky: means = validation.min(axis=1)
+    i = int(means.argmin())
+    if slip("of the losses, the least is best, not the largest"): i = int(means.argmax())
+    if slip("argmin without an axis counts through all rates and seeds; take the mean over the "
+            "seeds first"):
+        i = int(validation.argmin())
+    reported = test[i].mean()
+    match lucky:
+        case 2: reported = test[i, validation[i].argmin()]
+    if slip("report the loss of the rate that was chosen, not the least of all"):
+        reported = test.mean(axis=1).min()
+    if slip("the loss on the validation text is too good, because it chose the rate; return "
+            "the loss on the test text"):
+        reported = validation[i].mean()
+    if slip("the test loss is a mean over seeds, not that of the best seed"):
+        reported = test[i].min()
+    each = which("one rate is chosen for all seeds; yours chooses one for each seed", 3)
+    if each: reported = test[validation.argmin(0), np.arange(test.shape[1])].mean()
+    match each:
+        case 2: i = int(validation[:, 0].argmin())
+        case 3: i = int(validation.min(axis=1).argmin())
+    return i, float(reported)
+
+
 THROUGH = ("argmin without an axis counts through all rates and seeds; take the mean over the "
            "seeds first")
-
-
-def honest(validation, test):
-    i = int(validation.mean(1).argmin())
-    return i, float(test[i].mean())
-
-
-def _least_on_validation(validation, test):
-    return validation.mean(1).argmin()
-
-
-def _mean_on_test(validation, test, i):
-    return test[i].mean()
-
-
-def honest_variant(by=_least_on_validation, reported=_mean_on_test):
-    """Make `honest` with a mistake: another choice, or another reported number."""
-    def wrong(validation, test):
-        i = int(by(validation, test))
-        return i, float(reported(validation, test, i))
-    return wrong
-
-
-def _other_axis(validation, test):
-    return honest(validation.T, test.T)
-
-
-def _rate_of_each_seed(validation, test, index=lambda validation: validation.mean(1).argmin()):
-    loss = test[validation.argmin(0), np.arange(test.shape[1])].mean()
-    return int(index(validation)), float(loss)
-
-
-def _best_of_all(validation, test):
-    """Choose a rate and a seed at once."""
-    i, k = np.unravel_index(validation.argmin(), validation.shape)
-    return int(i), float(test[i, k])
-
-
-def _counted_through(validation, test):
-    i = int(validation.argmin())
-    return i, float(test[i].mean())
-
-
-def _of_first_seed(validation):
-    return validation[:, 0].argmin()
-
-
-def _of_best_seed(validation):
-    return validation.min(1).argmin()
 
 
 def _three_rates(rng):
@@ -299,34 +307,34 @@ def _places_of_each_seed(got, expected, args):
 # -- choosing.seeds --------------------------------------------------------------------------------
 def seeds(d, half):
     from scipy.stats import t
+    sd = d.std(ddof=1)
+    if slip("the spread of n values divides by n − 1: ddof=1"): sd = d.std()
+
+    def width(n):
+        quantile = t.ppf(0.975, n - 1)
+        if slip("the quantile of t depends on the new number of seeds, not on that of the pilot"):
+            quantile = t.ppf(0.975, len(d) - 1)
+        match which("few seeds need Student's t, not the normal distribution's 1.96", 2):
+            case 1: quantile = 1.96
+            case 2: quantile = 1.959963984540054
+        if slip("the interval has two sides: the quantile is 0.975"): quantile = t.ppf(0.95, n - 1)
+        if slip("t has n − 1 degrees of freedom, not n"): quantile = t.ppf(0.975, n)
+        if slip("the half width falls with √n, not with n"): return quantile * sd / n
+        return quantile * sd / np.sqrt(n)
     n = 2
-    while t.ppf(0.975, n - 1) * d.std(ddof=1) / math.sqrt(n) > half:
-        n += 1
+    if slip("begin at 2, not at the pilot's number of seeds"): n = len(d)
+    while width(n) > half: n += 1
+    if slip("this is one seed more than needed: the half width may be "
+            "equal to the wish or smaller"):
+        return n + 1
+    if slip("this is how many more there must be than in the pilot; return the number of all"):
+        return n - len(d)
     return n
-
-
-def _usual_t(n, pilot):
-    return _t(0.975, n - 1)
-
-
-def seeds_variant(factor=_usual_t, ddof=1, root=math.sqrt, first=lambda pilot: 2):
-    """Make `seeds` with another factor, spread, root, or first number of seeds."""
-    def wrong(d, half):
-        n = first(len(d))
-        while factor(n, len(d)) * d.std(ddof=ddof) / root(n) > half:
-            n += 1
-        return n
-    return wrong
 
 
 def _pilot(rng):
     d = rng.normal(0.01, 0.02, int(rng.integers(4, 6)))
     return d, float(d.std(ddof=1) * rng.uniform(0.28, 0.4))
-
-
-def _t(quantile, degrees):
-    from scipy.stats import t
-    return t.ppf(quantile, degrees)
 
 
 EXERCISES = (
@@ -340,28 +348,7 @@ EXERCISES = (
             ("nothing is trained: the weights alone", lambda rng: (8000, 4.0, 0)),
             ("7 billion weights in 16 bits, 20 million trained",
              lambda rng: (7_000_000_000, 16.0, 20_000_000))),
-        mistakes=(
-            ("this is in GiB; return bytes", lambda n, bits, t: memory(n, bits, t) / 2**30),
-            ("this is in GB; return bytes", lambda n, bits, t: memory(n, bits, t) / 1e9),
-            ("bits are not bytes: divide by 8", lambda n, bits, t: n * bits + t * 16),
-            ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, "
-             "its gradient or one of two moments?",
-             lambda n, bits, t: n * bits / 8 + t * 12),
-            ("a trained number takes 16 bytes; yours takes 4: where are its gradient and AdamW's "
-             "two moments?",
-             lambda n, bits, t: n * bits / 8 + t * 4),
-            ("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?",
-             lambda n, bits, t: n * bits / 8 + t * 8),
-            *several("frozen weights have no gradient and no moments",
-                     lambda n, bits, t: n * (bits / 8 + 12) + 16 * t,
-                     lambda n, bits, t: 16 * (n + t)),
-            ("what is trained lies beside the base, which is whole: do not subtract it",
-             lambda n, bits, t: (n - t) * bits / 8 + 16 * t),
-            ("base_bits may be a fraction, such as 4.127, or less than 8: divide "
-             "by 8 with /, not with //",
-             lambda n, bits, t: n * (bits // 8) + 16 * t),
-            ("a trained number takes 4 bytes, whatever the base's bits are",
-             lambda n, bits, t: n * bits / 8 + t * (bits / 8 + 12))),
+        mistakes=slips(memory),
         tolerance=2e-6,                                  # a byte more or less: bytes are whole
         hints=("How many numbers of 4 bytes does training with AdamW keep for one trained number?",
                "All are numbers. The result is in bytes; a byte has 8 bits.",
@@ -376,34 +363,7 @@ EXERCISES = (
             ("two points of equal cost, and two of equal loss", _equal_points),
             ("cost 1, 1, 2 and loss 2, 2, 3: the first two points are equal", _twice_the_same),
             ("cost 1, 2 and loss 2, 2: the second point is as good, and dearer", _one_dearer)),
-        mistakes=(
-            ("two equal points do not dominate each other: one of the two comparisons has to be "
-             "strict",
-             _without_equal_ones),
-            ("these are the dominated ones; the frontier consists of the others",
-             lambda cost, loss: ~pareto(cost, loss)),
-            ("a low loss is good: the frontier is where no other point is cheaper and lower",
-             lambda cost, loss: pareto(cost, -loss)),
-            ("equal in one and better in the other is enough to dominate",
-             _undominated(np.less, np.less)),
-            ("of two points of equal cost the one with the higher loss is dominated: look at "
-             "equally cheap points, too",
-             _undominated(np.less, np.less_equal)),
-            ("of two points of equal loss the one with the higher cost is dominated: look at "
-             "equally good points, too",
-             _undominated(np.less_equal, np.less)),
-            ("a low cost is good", lambda cost, loss: pareto(-cost, loss)),
-            ("this is the single best point; every point that no other beats in "
-             "both belongs to the frontier",
-             lambda cost, loss: loss == loss.min()),
-            ("the running minimum goes over points in the order of cost; sort "
-             "first, and undo the sorting",
-             lambda cost, loss: loss <= np.minimum.accumulate(loss)),
-            ("of equal points both stay: a sweep in the order of cost that asks for a lower loss "
-             "than all before drops the second",
-             _first_of_equals),
-            ("the mask is in the order of cost; put it back into the points' own order",
-             lambda cost, loss: pareto(cost, loss)[np.argsort(cost)])),
+        mistakes=slips(pareto),
         symptoms=(
             ("these are the places of points; return a boolean array with one entry for each "
              "point: true on the frontier",
@@ -449,23 +409,7 @@ EXERCISES = (
         reference=fuse, cases=_pairs,
         invariants=(
             ("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
-        mistakes=(
-            ("the rows of c_attn are query, key, value: put B_v into the last third and "
-             "leave the key's third zero",
-             _fused(0, 1, 0)),
-            ("the key's third is zero; you have repeated B_v there", _fused(0, 1, 1)),
-            ("B_q meets the rows of A_q alone, and B_v those of A_v: the "
-             "other blocks of B are zero",
-             _without_zeros),
-            ("the query's pair and the value's are exchanged",
-             lambda A_q, B_q, A_v, B_v: fuse(A_v, B_v, A_q, B_q)),
-            ("return (A, B), in this order", lambda *pairs: fuse(*pairs)[::-1]),
-            ("A_q's rows come first in A, because B_q's columns come first in B", _other_A),
-            ("this computes the right change, but in another order: A_q's rows and "
-             "B_q's columns come first",
-             _other_order),
-            ("the query's rows are the first third, and the value's the last; yours are exchanged",
-             _other_thirds)),
+        mistakes=slips(fuse),
         symptoms=(
             ("A has both A_q and A_v, one below the other: (r + s, d)", _one_A),
             ("B has 3d rows (query, key, value) and one column for each row of A", _other_shape)),
@@ -482,35 +426,7 @@ EXERCISES = (
         special=(
             ("the rate that is best on the validation text is second on the test", _three_rates),
             ("one rate alone", _one_rate)),
-        mistakes=(
-            ("the rate is still chosen on the test text: this is the fault above",
-             honest_variant(lambda validation, test: test.mean(1).argmin())),
-            ("the two texts are exchanged: the validation text chooses, and the loss on "
-             "the test text is reported",
-             lambda validation, test: honest(test, validation)),
-            ("the validation text alone chooses; yours looks at the test text, too",
-             honest_variant(lambda validation, test: (validation + test).mean(1).argmin())),
-            ("report the loss of the rate that was chosen, not the least of all",
-             honest_variant(reported=lambda validation, test, i: test.mean(1).min())),
-            ("a rate is judged by the mean over its seeds, not by their median",
-             honest_variant(lambda validation, test: np.median(validation, axis=1).argmin())),
-            ("the rates are axis 0, the seeds axis 1: take the means over axis 1", _other_axis),
-            ("the loss on the validation text is too good, because it chose the rate; return "
-             "the loss on the test text",
-             honest_variant(reported=lambda validation, test, i: validation[i].mean())),
-            *several("the best seed is luck, too: take the mean over seeds before you compare "
-                     "rates",
-                     honest_variant(lambda validation, test: validation.min(1).argmin()),
-                     _best_of_all),
-            (THROUGH, _counted_through),
-            ("the test loss is a mean over seeds, not that of the best seed",
-             honest_variant(reported=lambda validation, test, i: test[i].min())),
-            ("of the losses, the least is best, not the largest",
-             honest_variant(lambda validation, test: validation.mean(1).argmax())),
-            *several("one rate is chosen for all seeds; yours chooses one for each seed",
-                     _rate_of_each_seed,
-                     partial(_rate_of_each_seed, index=_of_first_seed),
-                     partial(_rate_of_each_seed, index=_of_best_seed))),
+        mistakes=slips(honest),
         symptoms=(
             ("one rate is chosen for all seeds; yours chooses one for each seed",
              _places_of_each_seed),
@@ -533,25 +449,7 @@ EXERCISES = (
             ("so few seeds that one degree of freedom more changes the answer",
              lambda rng: (np.array([0.1, 0.2, 0.3]), 0.5)),
             ("differences without any spread", lambda rng: (np.array([0.1, 0.1, 0.1]), 0.01))),
-        mistakes=(
-            ("the quantile of t depends on the new number of seeds, not on that of the pilot",
-             seeds_variant(lambda n, pilot: _t(0.975, pilot - 1))),
-            ("few seeds need Student's t, not the normal distribution's 1.96",
-             seeds_variant(lambda n, pilot: 1.96)),
-            ("few seeds need Student's t, not the normal distribution's 1.96",
-             seeds_variant(lambda n, pilot: 1.959963984540054)),
-            ("the interval has two sides: the quantile is 0.975",
-             seeds_variant(lambda n, pilot: _t(0.95, n - 1))),
-            ("the spread of n values divides by n − 1: ddof=1", seeds_variant(ddof=0)),
-            ("t has n − 1 degrees of freedom, not n", seeds_variant(lambda n, pilot: _t(0.975, n))),
-            ("begin at 2, not at the pilot's number of seeds",
-             seeds_variant(first=lambda pilot: pilot)),
-            ("the half width falls with √n, not with n", seeds_variant(root=lambda n: n)),
-            ("this is one seed more than needed: the half width may be "
-             "equal to the wish or smaller",
-             lambda d, half: seeds(d, half) + 1),
-            ("this is how many more there must be than in the pilot; return the number of all",
-             lambda d, half: seeds(d, half) - len(d))),
+        mistakes=slips(seeds),
         tolerance=0,
         hints=("Two things in the half width depend on the number of seeds. Which?",
                "All are numbers, except d (n,). The result is an integer, at least 2.",
