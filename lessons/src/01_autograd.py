@@ -160,17 +160,6 @@ tp.graph(f, x=3.0)
 # %% exercise=autograd.walk points=4 minutes=20 as=walk
 def autograd_walk(tape, dy):
     """The gradient of every value on the tape, or None; dy is the gradient of the last."""
-    ### BEGIN SOLUTION
-    grads = [None] * len(tape)
-    grads[-1] = dy
-    for k in reversed(range(len(tape))):
-        if grads[k] is None:
-            continue
-        for j, vjp in tape[k]:
-            dx = vjp(grads[k])
-            grads[j] = dx if grads[j] is None else grads[j] + dx
-    return grads
-    ### END SOLUTION
 
 # %% [markdown]
 # Move the handle through equation (2) at $x = 3$. Your walk says what has arrived when the orange
@@ -335,13 +324,6 @@ for shape in ((3,), (1, 3), (5, 1), ()):
 # %% exercise=autograd.unbroadcast points=2 minutes=10 as=unbroadcast
 def autograd_unbroadcast(dy, shape):
     """Sum dy over the axes along which an array of `shape` was broadcast to dy.shape."""
-    ### BEGIN SOLUTION
-    dy = dy.sum(axis=tuple(range(dy.ndim - len(shape))))
-    for axis, n in enumerate(shape):
-        if n == 1:
-            dy = dy.sum(axis=axis, keepdims=True)
-    return dy
-    ### END SOLUTION
 
 # %% [markdown]
 # ## 4. The linear layer, where nearly all the work is
@@ -379,12 +361,6 @@ show(plain.linear)
 # %% exercise=autograd.linear_vjp points=4 minutes=12 as=linear_vjp
 def autograd_linear_vjp(X, W, dY, need=(True, True, True)):
     """∂L/∂X, ∂L/∂W, ∂L/∂b of Y = X Wᵀ + b from dY = ∂L/∂Y; None where need is False."""
-    ### BEGIN SOLUTION
-    dX = dY @ W if need[0] else None
-    dW = dY.T @ X if need[1] else None
-    db = dY.sum(0) if need[2] else None
-    return dX, dW, db
-    ### END SOLUTION
 
 # %% [markdown]
 # Forwards a linear layer computes one product, backwards two of the same size, $dX$ and $dW$. That is
@@ -462,13 +438,6 @@ show(plain.layer_norm)
 # %% exercise=autograd.layer_norm_vjp points=5 minutes=30 as=layer_norm_vjp
 def autograd_layer_norm_vjp(x, gamma, dy, eps=1e-5):
     """∂L/∂x of y = γ x̂ + β from dy = ∂L/∂y; everything over the last axis."""
-    ### BEGIN SOLUTION
-    sigma = np.sqrt(x.var(-1, keepdims=True) + eps)
-    xhat = (x - x.mean(-1, keepdims=True)) / sigma
-    dxhat = gamma * dy
-    mean = lambda a: a.mean(-1, keepdims=True)
-    return (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma
-    ### END SOLUTION
 
 # %% [markdown]
 # Compare yours with the package's.
@@ -603,16 +572,6 @@ slider("step", frames, captions={step: f"mean square error {mine[step]:.3f}" for
 # %% exercise=autograd.forward points=2 minutes=8 bonus=yes as=forward
 def autograd_forward(tape, dx):
     """The change of every value on the tape, or None, if the first one changes by dx."""
-    ### BEGIN SOLUTION
-    changes = [None] * len(tape)
-    changes[0] = dx
-    for k, uses in enumerate(tape):
-        for j, jvp in uses:
-            if changes[j] is not None:
-                dy = jvp(changes[j])
-                changes[k] = dy if changes[k] is None else changes[k] + dy
-    return changes
-    ### END SOLUTION
 
 # %%
 # the tape of equation (2) at x = 3, whose slopes serve in both directions

@@ -215,16 +215,6 @@ for name, f in (("right", right), ("nonsense", nonsense)):
 # %% exercise=gradients.catches points=4 minutes=20 as=catches
 def gradients_catches(f, vjp, x):
     """Is vjp(x, dy) a wrong backward pass of f at x?"""
-    ### BEGIN SOLUTION
-    rng, eps, wrong = np.random.default_rng(0), 1e-5, False
-    for _ in range(8):
-        u, v = rng.standard_normal((2, *x.shape))
-        dx = vjp(x, u)
-        left = np.vdot(dx, v)
-        right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps)
-        wrong |= bool(abs(left - right) > 1e-7 * np.linalg.norm(dx) * np.linalg.norm(v))
-    return wrong
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work**, on the two authors of layer norm.
@@ -313,14 +303,6 @@ show("schematic:stack")
 # %% exercise=gradients.needed points=3 minutes=12 as=needed
 def gradients_needed(uses, trained):
     """For each value: does the walk compute its gradient? A list of bools."""
-    ### BEGIN SOLUTION
-    below = [k in trained for k in range(len(uses))]             # depends on a trained leaf
-    for k, parents in enumerate(uses): below[k] = below[k] or any(below[j] for j in parents)
-    asked = [False] * (len(uses) - 1) + [True]                   # the last value depends on it
-    for k in reversed(range(len(uses))):
-        for j in uses[k]: asked[j] = asked[j] or asked[k]
-    return [a and b for a, b in zip(below, asked, strict=True)]
-    ### END SOLUTION
 
 # %% [markdown]
 # **Your function at work.** The graph of the whole base model, with everything trained, names every
@@ -494,10 +476,6 @@ guess.beside(100 * np.median(lora / everything))
 # %% exercise=gradients.fourth points=2 minutes=10 bonus=yes as=fourth
 def gradients_fourth(f, x, eps):
     """The slope of f at x, from values of f near x, with an error that goes with eps⁴."""
-    ### BEGIN SOLUTION
-    D = lambda eps: (f(x + eps) - f(x - eps)) / (2 * eps)
-    return (4 * D(eps / 2) - D(eps)) / 3
-    ### END SOLUTION
 
 # %%
 slope = 1 - np.tanh(0.5) ** 2

@@ -19,7 +19,7 @@ from tinypeft.course.worth import worth
 from tinypeft.engine import functional as F
 from tinypeft.engine import plain
 from tinypeft.engine.nn import LayerNorm, Linear
-from tinypeft.engine.tensor import concatenate
+from tinypeft.engine.tensor import concatenate, unbroadcast
 from tinypeft.interop.llama import halves
 from tinypeft.peft.prefix import Prefix
 from tinypeft.peft.ptuning import places
@@ -141,6 +141,27 @@ def test_the_budget_is_the_packages():
         t, T, t_i, t_f, b0, bT = exercise.cases(np.random.default_rng(seed))
         ours = tp.AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f)
         for step in (0, t_i, t, T - t_f, T): assert exercise.reference(step, T, t_i, t_f, b0, bT) == ours.budget(step, T, 1)
+
+
+def test_backward_passes_are_the_engines():
+    def linear_vjp(X, W, dY, need):
+        leaves = [tp.Tensor(a, requires_grad=True) for a in (X, W, np.zeros(len(W)))]
+        F.linear(*leaves).backward(dY)
+        return tuple(leaf.grad for leaf in leaves)
+
+    def layer_norm_vjp(x, gamma, dy, eps):
+        x = tp.Tensor(x, requires_grad=True)
+        F.layer_norm(x, tp.Tensor(gamma), tp.Tensor(np.zeros_like(gamma)), eps).backward(dy)
+        return x.grad
+
+    def attention(q, k, v): return plain.attention(tp.Tensor(q), tp.Tensor(k), tp.Tensor(v)).data
+    def loss(logits, tokens): return F.cross_entropy(tp.Tensor(logits[:, :-1]), tokens[:, 1:]).item()
+    for topic, engine in (("autograd", unbroadcast), ("autograd", linear_vjp), ("autograd", layer_norm_vjp),
+                          ("transformer", attention), ("transformer", loss)):
+        exercise = of_topic(topic)[f"{topic}.{engine.__name__}"]
+        for seed in range(5):
+            args = exercise.cases(np.random.default_rng(seed))
+            assert difference(exercise.reference(*args), engine(*args), 1e-6, free=True) is None, (engine, seed)
 
 
 def test_the_step_of_adamw_is_the_packages():

@@ -4,23 +4,68 @@ from functools import partial
 
 import numpy as np
 
-from ...engine import functional as F
-from ...engine.tensor import Tensor, unbroadcast
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 NO_ZEROS = ("the values have different shapes: keep a list, and begin an entry "
             "with the first array that arrives, not with zeros")
 IS_NONE = "`or` and `if` do not take arrays: ask whether an entry `is None`"
-EACH_USE = ("an operation may use a value twice, and each use has a function of its own: "
-            "go through all pairs of tape[k]")
-EARLY = ("a value passed its gradient on before all parts of it had arrived: "
-         "go from the last value to the first, one after another")
 STEPS = 5000                                             # more than functions may call each other
 
 
-# -- the walk ------------------------------------------------------------------------------------
+# -- autograd.walk ---------------------------------------------------------------------------------
+def walk(tape, dy):
+    match which("a value passed its gradient on before all parts of it had arrived: "
+                "go from the last value to the first, one after another", 2):
+        case 1: return as_found(tape, dy, 0)
+        case 2: return as_found(tape, dy, -1)
+    if slip("an operation may use a value twice, and each use has a function of its own: "
+            "go through all pairs of tape[k]"):
+        tape = [list(dict(uses).items()) for uses in tape]
+    if slip("the gradient of the last value is dy, not 1"): dy = np.ones_like(dy)
+    in_place = slip("+= writes into an array that another value has as its gradient, too; write "
+                    "a + b")
+    if in_place: dy = dy.copy()
+    grads = [None] * len(tape)
+    grads[-1] = dy
+    order = reversed(range(len(tape)))
+    if slip("the walk goes forwards; start at the last value and go down"): order = range(len(tape))
+    for k in order:
+        if grads[k] is None: continue
+        if slip("a gradient of zeros is one, too: skip a value only if nothing has arrived at it"):
+            if not grads[k].any(): continue
+        for j, vjp in tape[k]:
+            dx = vjp(grads[k])
+            total = dx if grads[j] is None else grads[j] + dx
+            match which("a value that is used twice keeps only one of its gradients; add "
+                        "the new one to the old one", 2):
+                case 1: total = dx
+                case 2: total = dx if grads[j] is None else grads[j]
+            if in_place and grads[j] is not None: total = np.add(grads[j], dx, out=grads[j])
+            grads[j] = total
+    if slip("the list is in reverse order: entry k is the gradient of value k"): return grads[::-1]
+    if slip("the gradients of all values are asked for, not those of the leaves alone"):
+        return [None if tape[k] else grads[k] for k in range(len(tape))]
+    return grads
+
+
+def as_found(tape, dy, place):
+    """Walk to the values in the order in which they are found, which may be too early."""
+    grads = [None] * (len(tape) - 1) + [dy]
+    waiting, passed = [len(tape) - 1], set()
+    while waiting:
+        k = waiting.pop(place)
+        if k not in passed:
+            passed.add(k)
+            for j, vjp in tape[k]:
+                dx = vjp(grads[k])
+                grads[j] = dx if grads[j] is None else grads[j] + dx
+                waiting.append(j)
+    return grads
+
+
 class Products:
     """Vector–Jacobian products, dy ↦ Jᵀ dy, of linear maps from n to m numbers, n and m = 1 … 4.
 
@@ -54,73 +99,9 @@ def by_name(kind, of, seed):
 by_name(Products, lambda J: lambda dy: J.T @ dy, seed=0)
 
 
-def added(old, new):
-    return new if old is None else old + new
-
-
-def added_in_place(old, new):
-    return new if old is None else np.add(old, new, out=old)
-
-
-def replaced(old, new):
-    return new
-
-
-def kept(old, new):
-    return new if old is None else old
-
-
-def walk(tape, dy, join=added, order=-1):
-    """Return the gradients of all values; `join` and `order` are for the mistakes."""
-    grads = [None] * len(tape)
-    grads[-1] = dy
-    for k in range(len(tape))[::order]:
-        if grads[k] is not None:
-            for j, vjp in tape[k]:
-                grads[j] = join(grads[j], vjp(grads[k]))
-    return grads
-
-
-def once(tape):
-    """Keep of the uses that an operation makes of a value the last one alone."""
-    return [list(dict(uses).items()) for uses in tape]
-
-
-def as_found(tape, dy, place):
-    """Walk to the values in the order in which they are found, which may be too early."""
-    grads = [None] * (len(tape) - 1) + [dy]
-    waiting, passed = [len(tape) - 1], set()
-    while waiting:
-        k = waiting.pop(place)
-        if k not in passed:
-            passed.add(k)
-            for j, vjp in tape[k]:
-                grads[j] = added(grads[j], vjp(grads[k]))
-                waiting.append(j)
-    return grads
-
-
-def skips_zeros(tape, dy):
-    """Take a gradient of zeros for none."""
-    grads = [None] * (len(tape) - 1) + [dy]
-    for k in reversed(range(len(tape))):
-        if grads[k] is not None and np.any(grads[k]):
-            for j, vjp in tape[k]: grads[j] = added(grads[j], vjp(grads[k]))
-    return grads
-
-
-def of_leaves(tape, dy):
-    grads = walk(tape, dy)
-    return [None if tape[k] else grads[k] for k in range(len(tape))]
-
-
 def too_many(got, expected, args):
     """Is there an array where None is expected?"""
     return any(g is not None and e is None for g, e in zip(got, expected, strict=True))
-
-
-def reference_walk(tape, dy):
-    return walk(tape, dy)
 
 
 # The values that each of seven values uses. 0 and 1 are leaves, and 3 leads nowhere.
@@ -162,9 +143,21 @@ def leads_nowhere(got, expected, args):
     return got[3] is not None and expected[3] is None
 
 
-# -- broadcasting --------------------------------------------------------------------------------
-def reference_unbroadcast(dy, shape):
-    return np.array(unbroadcast(dy, tuple(shape)))
+# -- autograd.unbroadcast --------------------------------------------------------------------------
+def unbroadcast(dy, shape):
+    if slip("broadcasting adds new axes in front: sum over the first axes, not over the last"):
+        return dy.sum(tuple(range(len(shape), dy.ndim)))
+    if slip("the numbers are cut in the order in which they lie in memory, whatever axis they "
+            "belong to: sum over axes"):
+        return dy.reshape(-1, *shape).sum(0)
+    total = dy.sum(axis=tuple(range(dy.ndim - len(shape))))
+    if slip("the sum over an axis of length 1 must keep that axis: keepdims=True"):
+        return total.sum(tuple(axis for axis, n in enumerate(shape) if n == 1))
+    for axis, n in enumerate(shape):
+        if n == 1: total = total.sum(axis=axis, keepdims=True)
+    if slip("you took a mean instead of a sum: every copy sends its whole gradient back"):
+        total = total * (np.prod(shape) / dy.size)
+    return total
 
 
 def unbroadcast_cases(rng):
@@ -179,38 +172,27 @@ def four_by_three(shape):
     return lambda rng: (rng.standard_normal((4, 3)), shape)
 
 
-def summed_behind(dy, shape):
-    return dy.sum(tuple(range(len(shape), dy.ndim)))
-
-
-def summed_without_keepdims(dy, shape):
-    out = dy.sum(tuple(range(dy.ndim - len(shape))))
-    return out.sum(tuple(i for i, n in enumerate(shape) if n == 1))
-
-
 def without_axes(got, expected, args):
     return got.ndim == expected.ndim and 1 in args[1]
 
 
-def reshaped(dy, shape):
-    return dy.reshape(-1, *shape).sum(0)
-
-
-def averaged(dy, shape):
-    return reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size)
-
-
-# -- the linear layer ----------------------------------------------------------------------------
-def reference_linear_vjp(X, W, dY, need=(True, True, True)):
-    d_in = next((a.shape[1] for a in (X, W) if a is not None), 1)
-    if X is None:
-        X = np.zeros((len(dY), d_in))                    # it was not kept: dW is not needed
-    if W is None:
-        W = np.zeros((dY.shape[1], d_in))
-    X, W = Tensor(X, requires_grad=need[0]), Tensor(W, requires_grad=need[1])
-    b = Tensor(np.zeros(len(W), W.dtype), requires_grad=need[2])
-    F.linear(X, W, b).backward(dY)
-    return X.grad, W.grad, b.grad
+# -- autograd.linear_vjp ---------------------------------------------------------------------------
+def linear_vjp(X, W, dY, need=(True, True, True)):
+    dX = dY @ W if need[0] else None
+    dW = dY.T @ X if need[1] else None
+    db = dY.sum(0) if need[2] else None
+    if slip("you computed a gradient that nobody needs: return None where need is False"):
+        db = dY.sum(0)
+    if need[2] and slip("db is a sum over the N rows, axis 0; yours is over axis 1"):
+        db = dY.sum(1)
+    if need[2] and slip("db is a sum over rows, not a mean"): db = dY.mean(0)
+    if need[1] and slip("dW is averaged over rows; every row adds its part, so it is a sum"):
+        dW = dY.T @ X / len(X)
+    if need[1] and slip("dW is transposed: it has the shape of W, (d_out, d_in)"): dW = X.T @ dY
+    match which("the order is (dX, dW, db)", 2):
+        case 1: return db, dW, dX
+        case 2: return dW, dX, db
+    return dX, dW, db
 
 
 def linear_cases(rng, need=None):
@@ -225,124 +207,67 @@ NOT_KEPT = ("what no wanted gradient needs was not kept and is None: "
             "look at `need` before you compute anything")
 
 
-def linear_vjp(X, W, dY, need=(True, True, True), dW=lambda X, dY: dY.T @ X,
-               db=lambda dY: dY.sum(0)):
-    """Return what is needed; dW and db are for the mistakes."""
-    dX = dY @ W if need[0] else None
-    return dX, dW(X, dY) if need[1] else None, db(dY) if need[2] else None
-
-
-def unneeded_bias(X, W, dY, need):
-    dX, dW, _ = linear_vjp(X, W, dY, need)
-    return dX, dW, dY.sum(0)
-
-
-def weight_first(*args):
-    dX, dW, db = linear_vjp(*args)
-    return dW, dX, db
-
-
-# -- layer norm ----------------------------------------------------------------------------------
-def reference_layer_norm_vjp(x, gamma, dy, eps=1e-5):
-    x, gamma = Tensor(x, requires_grad=True), Tensor(gamma)
-    F.layer_norm(x, gamma, Tensor(np.zeros_like(gamma.data)), eps).backward(dy)
-    return x.grad
-
-
-def mean_of_rows(a):
-    return a.mean(-1, keepdims=True)
-
-
-def centred(a):
-    return a - mean_of_rows(a)
-
-
-def sum_of_rows(a):
-    return a.sum(-1, keepdims=True)
-
-
-def nearly_mean(a):
-    return sum_of_rows(a) / (a.shape[-1] - 1)
-
-
-def sigma_of(x, eps, ddof=0):
-    return np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
-
-
-def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True,
-                   ddof=0, outside=0.0, average=mean_of_rows):
-    """Return dx. `average` stands for the mean, and the other options leave a part out."""
-    sigma = sigma_of(x, eps, ddof) + outside
-    xhat = centred(x) / sigma
-    dxhat = gamma * dy if scaled else dy
-    dx = dxhat - (average(dxhat) if mean else 0)
-    if projection:
-        dx = dx - xhat * average(dxhat * xhat)
-    return dx / sigma if divided else dx
-
-
-def of_terms(dx):
-    """Return dx with other terms before the division by σ, of d = dx̂, dy and h = x̂."""
-    def wrong(x, gamma, dy, eps):
-        sigma = sigma_of(x, eps)
-        return dx(gamma * dy, dy, centred(x) / sigma) / sigma
-    return wrong
-
-
-def of_averages(first, second):
-    """Return dx with these averages in the second and third term."""
-    return of_terms(lambda d, dy, h: d - first(d) - h * second(d * h))
-
-
-def one_less(x, gamma, dy, eps):
-    """Return dx for a variance that divides by d − 1, derived rightly."""
-    sigma, d = sigma_of(x, eps, ddof=1), gamma * dy
-    xhat = centred(x) / sigma
-    return (centred(d) - xhat * nearly_mean(d * xhat)) / sigma
-
-
-def of_whole_array(x, gamma, dy, eps, sigma=sigma_of, average=mean_of_rows):
-    """Return dx with μ, and with an option σ and both averages, over all of x."""
-    s = sigma(x, eps)
-    h, d = (x - x.mean()) / s, gamma * dy
-    return (d - average(d) - h * average(d * h)) / s
-
-
-def whole_sigma(x, eps):
-    return np.sqrt(x.var() + eps)
-
-
-def projected(of):
-    """Return dx with of(x) in place of x̂ in the third term."""
-    def wrong(x, gamma, dy, eps):
-        d, a = gamma * dy, of(x)
-        return (centred(d) - a * mean_of_rows(d * a)) / sigma_of(x, eps)
-    return wrong
-
-
-def itself(x):
-    return x
-
-
-def late_gamma(x, gamma, dy, eps):
-    return gamma * layer_norm_vjp(x, 1, dy, eps)
-
-
-def alone(x, gamma, dy, eps):
-    return gamma * dy / sigma_of(x, eps)
-
-
-def divided_twice(x, gamma, dy, eps):
-    return layer_norm_vjp(x, gamma, dy, eps) / sigma_of(x, eps)
-
-
-def multiplied(x, gamma, dy, eps):
-    return layer_norm_vjp(x, gamma, dy, eps) * sigma_of(x, eps) ** 2
-
-
-def other_axis(x, gamma, dy, eps):
-    x, dxhat = x.swapaxes(0, -1), (gamma * dy).swapaxes(0, -1)
-    return layer_norm_vjp(x, 1, dxhat, eps).swapaxes(0, -1)
+# -- autograd.layer_norm_vjp -----------------------------------------------------------------------
+def layer_norm_vjp(x, gamma, dy, eps=1e-5):
+    less = which("the variance divides by d, not by d − 1, and so does each mean", 6)
+    sums = which("a sum stands where a mean belongs: divide it by d", 3)
+    means = which("the means run over all axes; each row of d numbers has its own mean, over "
+                  "the last axis", 3)
+    whole = which("μ or σ runs over all axes; each row of d numbers has its own, over the "
+                  "last axis", 3)
+    turned = slip("each row of d numbers is normalized by itself, over the last "
+                  "axis, and not over the first")
+    if turned: x, dy, gamma = x.swapaxes(0, -1), (gamma * dy).swapaxes(0, -1), 1
+    if slip("ε is missing: σ is the root of the variance plus ε"): eps = 0
+    if slip("ε is an argument: use it as it is given"): eps = 1e-5
+    mean = lambda a: a.mean(-1, keepdims=True)
+    sigma = np.sqrt(x.var(-1, keepdims=True) + eps)
+    if slip("ε stands under the root: σ = √(var + ε), not √var + ε"):
+        sigma = np.sqrt(x.var(-1, keepdims=True)) + eps
+    match less:
+        case 1 | 3 | 6: sigma = np.sqrt(x.var(-1, keepdims=True, ddof=1) + eps)
+    match whole:
+        case 2 | 3: sigma = np.sqrt(x.var() + eps)
+    xhat = (x - mean(x)) / sigma
+    if whole: xhat = (x - x.mean()) / sigma
+    dxhat = gamma * dy
+    if slip("γ is missing: dx̂ = γ dy"): dxhat = dy
+    first, second = mean(dxhat), mean(dxhat * xhat)
+    if slip("the mean of dx̂ is missing: μ depends on every x_j"): first = 0
+    if slip("the term with x̂ is missing: σ depends on every x_j"): second = 0
+    d = x.shape[-1]
+    match less:
+        case 2 | 3: first, second = first * d / (d - 1), second * d / (d - 1)
+        case 4 | 6: second = second * d / (d - 1)
+        case 5: first = first * d / (d - 1)
+    match sums:
+        case 1: first, second = first * d, second * d
+        case 2: second = second * d
+        case 3: first = first * d
+    match means:
+        case 1: first, second = first.mean(), second.mean()
+        case 2: second = second.mean()
+        case 3: first = first.mean()
+    match whole:
+        case 3: first, second = first.mean(), second.mean()
+    match which("all three terms need dx̂ = γ dy, and not dy", 4):
+        case 1: first = mean(dy)
+        case 2: second = mean(dy * xhat)
+        case 3: first, second = mean(dy), mean(dy * xhat)
+        case 4: first, second = gamma * mean(dy), gamma * mean(dy * xhat)
+    if slip("both terms are subtracted from dx̂"): second = -second
+    third = xhat * second
+    match which("the third term is made of x̂, and not of x", 2):
+        case 1: third = x * mean(dxhat * x)
+        case 2: third = (x - mean(x)) * mean(dxhat * (x - mean(x)))
+    dx = (dxhat - first - third) / sigma
+    if slip("σ and μ depend on x: two terms are missing, which are subtracted from dx̂"):
+        dx = dxhat / sigma
+    if slip("the division by σ is missing"): dx = dxhat - first - third
+    if slip("divide by σ once"): dx = dx / sigma
+    if slip("divide by σ, do not multiply with it"): dx = (dxhat - first - third) * sigma
+    if turned: dx = dx.swapaxes(0, -1)
+    return dx
 
 
 def layer_norm_cases(rng):
@@ -352,15 +277,11 @@ def layer_norm_cases(rng):
     return x, gamma, rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
 
 
-def eps_outside(x, gamma, dy, eps):
-    return layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)
-
-
 def sums_to_zero(fn, rng):
     return abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9
 
 
-# -- the other direction -------------------------------------------------------------------------
+# -- autograd.forward ------------------------------------------------------------------------------
 class Pushes:
     """Jacobian–vector products, dx ↦ J dx, with names as those of `Products`."""
 
@@ -368,19 +289,31 @@ class Pushes:
 by_name(Pushes, lambda J: lambda dx: J @ dx, seed=1)
 
 
-def forward(tape, dx, join=added, order=1, first=0):
-    """Return the changes of all values with the first one; the options are for the mistakes."""
+def forward(tape, dx):
+    if slip("an operation may use a value twice, and each use has a function of its own: "
+            "go through all pairs of tape[k]"):
+        tape = [list(dict(uses).items()) for uses in tape]
+    in_place = slip("+= writes into an array that another value has as its change, too; write "
+                    "a + b")
+    if in_place: dx = dx.copy()
     changes = [None] * len(tape)
-    changes[first] = dx
-    for k in range(len(tape))[::order]:
+    changes[0] = dx
+    if slip("it is the first value that moves by dx, not the last"):
+        changes = [None] * (len(tape) - 1) + [dx]
+    order = range(len(tape))
+    if slip("the walk goes backwards; a value's change is known after those of the "
+            "values that it was made of"):
+        order = reversed(order)
+    for k in order:
         for j, jvp in tape[k]:
-            if changes[j] is not None:
-                changes[k] = join(changes[k], jvp(changes[j]))
+            if changes[j] is None: continue
+            dy = jvp(changes[j])
+            total = dy if changes[k] is None else changes[k] + dy
+            if slip("a value that is made of two others changes with both: add the changes"):
+                total = dy
+            if in_place and changes[k] is not None: total = np.add(changes[k], dy, out=changes[k])
+            changes[k] = total
     return changes
-
-
-def reference_forward(tape, dx):
-    return forward(tape, dx)
 
 
 def forward_cases(rng):
@@ -392,30 +325,13 @@ EXERCISES = (
     Exercise(
         name="autograd.walk", title="The walk through the graph", stars=2,
         kind="design",
-        reference=reference_walk, cases=walk_cases,
+        reference=walk, cases=walk_cases,
         special=(
             ("the example of equation (2)", chain),
             ("the same with dy = 0: all gradients are 0, and none is None", zeros)),
         extremes=(
             ("a chain of 5,000 steps, each of which uses the value before it twice", doublings),),
-        mistakes=(
-            *several("a value that is used twice keeps only one of its gradients; add "
-                     "the new one to the old one",
-                     partial(walk, join=replaced), partial(walk, join=kept)),
-            ("the walk goes forwards; start at the last value and go down", partial(walk, order=1)),
-            ("+= writes into an array that another value has as its gradient, too; write a + b",
-             lambda tape, dy: walk(tape, np.array(dy), join=added_in_place)),
-            (EACH_USE, lambda tape, dy: walk(once(tape), dy)),
-            (EARLY, partial(as_found, place=0)),
-            (EARLY, partial(as_found, place=-1)),
-            ("the gradient of the last value is dy, not 1",
-             lambda tape, dy: walk(tape, np.ones_like(dy))),
-            ("the list is in reverse order: entry k is the gradient of value k",
-             lambda tape, dy: walk(tape, dy)[::-1]),
-            ("a gradient of zeros is one, too: skip a value only if nothing has arrived at it",
-             skips_zeros),
-            ("the gradients of all values are asked for, not those of the leaves alone",
-             of_leaves)),
+        mistakes=slips(walk),
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              leads_nowhere),),
@@ -454,21 +370,13 @@ EXERCISES = (
     Exercise(
         name="autograd.unbroadcast", title="Find the bug: a gradient of the right shape", stars=2,
         kind="fault",
-        reference=reference_unbroadcast, cases=unbroadcast_cases,
+        reference=unbroadcast, cases=unbroadcast_cases,
         special=(
             ("a bias under a matrix: (4, 3) → (3,)", four_by_three((3,))),
             ("a column: (4, 3) → (4, 1)", four_by_three((4, 1))),
             ("nothing was broadcast: (4, 3) → (4, 3)", four_by_three((4, 3))),
             ("a single number: (4, 3) → ()", four_by_three(()))),
-        mistakes=(
-            ("the sum over an axis of length 1 must keep that axis: keepdims=True",
-             summed_without_keepdims),
-            ("broadcasting adds new axes in front: sum over the first axes, not over the last",
-             summed_behind),
-            ("you took a mean instead of a sum: every copy sends its whole gradient back",
-             averaged),
-            ("the numbers are cut in the order in which they lie in memory, whatever axis they "
-             "belong to: sum over axes", reshaped)),
+        mistakes=slips(unbroadcast),
         symptoms=(
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
              without_axes),
@@ -488,7 +396,7 @@ EXERCISES = (
     Exercise(
         name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
         kind="gradient",
-        reference=reference_linear_vjp, cases=linear_cases,
+        reference=linear_vjp, cases=linear_cases,
         special=(
             ("dW is not needed, so X was not kept",
              partial(linear_cases, need=(True, False, True))),
@@ -500,18 +408,7 @@ EXERCISES = (
              partial(linear_cases, need=(False, True, True))),
             ("only db is needed, so neither X nor W was kept",
              partial(linear_cases, need=(False, False, True)))),
-        mistakes=(
-            ("you computed a gradient that nobody needs: return None where need is False",
-             unneeded_bias),
-            ("db is a sum over the N rows, axis 0; yours is over axis 1",
-             partial(linear_vjp, db=lambda dY: dY.sum(1))),
-            ("db is a sum over rows, not a mean", partial(linear_vjp, db=lambda dY: dY.mean(0))),
-            ("dW is averaged over rows; every row adds its part, so it is a sum",
-             partial(linear_vjp, dW=lambda X, dY: dY.T @ X / len(X))),
-            ("dW is transposed: it has the shape of W, (d_out, d_in)",
-             partial(linear_vjp, dW=lambda X, dY: X.T @ dY)),
-            ("the order is (dX, dW, db)", lambda *a: linear_vjp(*a)[::-1]),
-            ("the order is (dX, dW, db)", weight_first)),
+        mistakes=slips(linear_vjp),
         symptoms=(
             ("return None, and nothing else, in the place of a gradient that is not needed",
              too_many),),
@@ -530,55 +427,11 @@ EXERCISES = (
     Exercise(
         name="autograd.layer_norm_vjp", title="The backward pass of layer norm", stars=3,
         kind="gradient",
-        reference=reference_layer_norm_vjp, cases=layer_norm_cases,
+        reference=layer_norm_vjp, cases=layer_norm_cases,
         invariants=(
             ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
              sums_to_zero),),
-        mistakes=(
-            ("γ is missing: dx̂ = γ dy", partial(layer_norm_vjp, scaled=False)),
-            ("the mean of dx̂ is missing: μ depends on every x_j",
-             partial(layer_norm_vjp, mean=False)),
-            ("the term with x̂ is missing: σ depends on every x_j",
-             partial(layer_norm_vjp, projection=False)),
-            ("the division by σ is missing", partial(layer_norm_vjp, divided=False)),
-            ("ε is missing: σ is the root of the variance plus ε",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
-            ("ε stands under the root: σ = √(var + ε), not √var + ε", eps_outside),
-            *several("the variance divides by d, not by d − 1, and so does each mean",
-                     partial(layer_norm_vjp, ddof=1),
-                     partial(layer_norm_vjp, average=nearly_mean),
-                     partial(layer_norm_vjp, ddof=1, average=nearly_mean),
-                     of_averages(mean_of_rows, nearly_mean),
-                     of_averages(nearly_mean, mean_of_rows), one_less),
-            *several("a sum stands where a mean belongs: divide it by d",
-                     partial(layer_norm_vjp, average=sum_of_rows),
-                     of_averages(mean_of_rows, sum_of_rows),
-                     of_averages(sum_of_rows, mean_of_rows)),
-            *several("the means run over all axes; each row of d numbers has its own mean, over "
-                     "the last axis",
-                     partial(layer_norm_vjp, average=np.mean),
-                     of_averages(mean_of_rows, np.mean), of_averages(np.mean, mean_of_rows)),
-            *several("μ or σ runs over all axes; each row of d numbers has its own, over the "
-                     "last axis",
-                     of_whole_array, partial(of_whole_array, sigma=whole_sigma),
-                     partial(of_whole_array, sigma=whole_sigma, average=np.mean)),
-            *several("all three terms need dx̂ = γ dy, and not dy",
-                     of_terms(lambda d, dy, h: d - mean_of_rows(dy) - h * mean_of_rows(d * h)),
-                     of_terms(lambda d, dy, h: centred(d) - h * mean_of_rows(dy * h)),
-                     of_terms(lambda d, dy, h: d - mean_of_rows(dy) - h * mean_of_rows(dy * h)),
-                     late_gamma),
-            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂", alone),
-            ("both terms are subtracted from dx̂",
-             of_terms(lambda d, dy, h: centred(d) + h * mean_of_rows(d * h))),
-            *several("the third term is made of x̂, and not of x",
-                     projected(itself), projected(centred)),
-            ("divide by σ once", divided_twice),
-            ("divide by σ, do not multiply with it", multiplied),
-            ("ε is an argument: use it as it is given",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 1e-5)),
-            ("each row of d numbers is normalized by itself, over the last "
-             "axis, and not over the first",
-             other_axis)),
+        mistakes=slips(layer_norm_vjp),
         tolerance=1e-7,
         hints=("In which three ways does x_j change x̂_i: directly, through μ, and "
                "through which other number?",
@@ -589,19 +442,10 @@ EXERCISES = (
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
         kind="gradient",
-        reference=reference_forward, cases=forward_cases,
+        reference=forward, cases=forward_cases,
         special=(
             ("the example of equation (2)", chain),),
-        mistakes=(
-            ("a value that is made of two others changes with both: add the changes",
-             partial(forward, join=replaced)),
-            ("the walk goes backwards; a value's change is known after those of the "
-             "values that it was made of",
-             partial(forward, order=-1)),
-            ("it is the first value that moves by dx, not the last", partial(forward, first=-1)),
-            (EACH_USE, lambda tape, dx: forward(once(tape), dx)),
-            ("+= writes into an array that another value has as its change, too; write a + b",
-             lambda tape, dx: forward(tape, np.array(dx), join=added_in_place))),
+        mistakes=slips(forward),
         symptoms=(
             ("a value that does not depend on the first one, such as another leaf, "
              "does not change: None, not 0",

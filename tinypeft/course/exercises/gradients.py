@@ -3,14 +3,60 @@ from functools import partial
 
 import numpy as np
 
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 STEPS = 5000                                             # more than functions may call each other
 
 
-# -- right and wrong vjps ------------------------------------------------------------------------
+# -- gradients.catches -----------------------------------------------------------------------------
+def catches(f, vjp, x):
+    if slip("you test at points of your own: a vjp may be right there and "
+            "wrong at the x that is given"):
+        x = np.random.default_rng(3).standard_normal(x.shape)
+    rng, eps, wrong = np.random.default_rng(1), 1e-5, False
+    for _ in range(8):
+        place = which("v moves one number or one row alone, and an error elsewhere passes: draw "
+                      "all numbers of v at random", 6)
+        u = rng.standard_normal(x.shape)
+        v = one_of(PLACES[place - 1], x) if place else rng.standard_normal(x.shape)
+        if slip("u is (1, …, 1), as in .sum(): what is right for that u alone "
+                "passes; draw u at random"):
+            u = np.ones_like(x)
+        if slip("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random"):
+            v = np.ones_like(x)
+        dx = vjp(x, u)
+        left = np.vdot(dx, v)
+        right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps)
+        size = np.linalg.norm(dx) * np.linalg.norm(v)
+        limit = 1e-7 * size
+        match which("the accepted difference is too large: an error of a few millionths must be "
+                    "caught, in any unit, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖", 5):
+            case 1: limit = 1e-2 * size
+            case 2: limit = 1e-4 * size
+            case 3: limit = 1e-5 * size
+            case 4: limit = 1e-5 * abs(right)
+            case 5: limit = 1e-7 * max(1, size)
+        if slip("rounding grows with the numbers: compare with 1e-7 of ‖vjp(u)‖ ‖v‖, not with a "
+                "number of its own"):
+            limit = 1e-7
+        wrong |= bool(abs(left - right) > limit)
+    if slip("the answer is the wrong way round: True means that the vjp is wrong"): return not wrong
+    return wrong
+
+
+PLACES = (0, 0), (-1, -1), 0, -1, (slice(None), 0), (slice(None), -1)
+
+
+def one_of(place, x):
+    """Draw numbers at one place, and 0 elsewhere."""
+    v = np.zeros_like(x)
+    v[place] = np.random.default_rng(2).standard_normal(x.shape)[place]
+    return v
+
+
 class Vjps:
     """Backward passes vjp(x, dy) → dx of y = tanh x · Σ x, over the last axis. Two are right."""
 
@@ -110,42 +156,6 @@ def in_millions(x):
     return 1e6 * squashed_sum(x)
 
 
-def of_norms(dx, v, right):
-    return np.linalg.norm(dx) * np.linalg.norm(v)
-
-
-def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7, scale=of_norms, several=8):
-    """Is the vjp wrong at x? upstream, direction: what u and v are made of, if not random.
-
-    scale: what the tolerance is a part of. several: how many directions are tried.
-    """
-    rng, differs = np.random.default_rng(1), []
-    def draw(x):
-        return rng.standard_normal(x.shape)
-    for _ in range(several):
-        u = (upstream or draw)(x)
-        v = (direction or draw)(x)
-        dx, dy = vjp(x, u), f(x + 1e-5 * v) - f(x - 1e-5 * v)
-        right = np.vdot(u, dy) / 2e-5
-        difference = np.vdot(dx, v) - right
-        differs.append(abs(difference) > tolerance * scale(dx, v, right))
-    return any(differs)
-
-
-PLACES = (0, 0), (-1, -1), 0, -1, (slice(None), 0), (slice(None), -1)
-
-
-def one_of(place, x):
-    """Draw numbers at one place, and 0 elsewhere."""
-    v = np.zeros_like(x)
-    v[place] = np.random.default_rng(2).standard_normal(x.shape)[place]
-    return v
-
-
-def at_own_point(f, vjp, x):
-    return catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))
-
-
 def large_numbers(rng):
     return squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))
 
@@ -158,87 +168,52 @@ def other_unit(f, vjp):
     return lambda rng: (f, vjp, 1 + rng.standard_normal((3, 4)))
 
 
-def reference_catches(f, vjp, x):
-    return catches(f, vjp, x)
-
-
 def catches_cases(rng, vjp=None):
     vjp = vjp or VJPS[rng.integers(len(VJPS))]
     return squashed_sum, vjp, 1 + rng.standard_normal((3, 4))
 
 
-# -- what the walk must reach --------------------------------------------------------------------
-def depends(uses, starts):
-    """For each value: is it one of `starts`, or computed from one?"""
-    found = [k in starts for k in range(len(uses))]
+# -- gradients.needed ------------------------------------------------------------------------------
+def needed(uses, trained):
+    below = [k in trained for k in range(len(uses))]             # depends on a trained leaf
+    if slip("what uses a trained leaf is used again: the gradient has to come through all of it"):
+        uses_one = [k in trained or any(j in trained for j in uses[k]) for k in range(len(uses))]
     for k, parents in enumerate(uses):
-        found[k] = found[k] or any(found[j] for j in parents)
-    return found
-
-
-def used_by_last(uses):
-    """For each value: does the last value depend on it? The last one counts."""
-    found = [False] * len(uses)
-    found[-1] = True
+        reached = any(below[j] for j in parents)
+        if slip("one parent that depends on a trained leaf is enough"):
+            reached = bool(parents) and all(below[j] for j in parents)
+        below[k] = below[k] or reached
+    if slip("what uses a trained leaf is used again: the gradient has to come through all of it"):
+        below = uses_one
+    if slip("a value that is above the lowest trained leaf need not depend on it", 1):
+        below = [k >= min(trained, default=len(uses)) for k in range(len(uses))]
+    asked = [False] * (len(uses) - 1) + [True]                   # the last value depends on it
     for k in reversed(range(len(uses))):
-        for j in uses[k]:
-            found[j] = found[j] or found[k]
-    return found
-
-
-def reference_needed(uses, trained):
-    both = zip(depends(uses, trained), used_by_last(uses), strict=True)
-    return [below and above for below, above in both]
-
-
-def above_lowest(uses, trained):
-    first = min(trained, default=len(uses))
-    return [k >= first and used for k, used in enumerate(used_by_last(uses))]
-
-
-def operations(uses, trained):
-    """Without the leaves."""
-    return [n and bool(uses[k]) for k, n in enumerate(reference_needed(uses, trained))]
-
-
-def used_operations(uses, trained):
-    """All that the walk passes by, and of the leaves those that are trained."""
-    return [used and (bool(uses[k]) or k in trained) for k, used in enumerate(used_by_last(uses))]
-
-
-def with_every_trained_leaf(uses, trained):
-    return [n or k in trained for k, n in enumerate(reference_needed(uses, trained))]
-
-
-def leaves(uses, trained):
-    return [n and not uses[k] for k, n in enumerate(reference_needed(uses, trained))]
-
-
-def trained_alone(uses, trained):
-    return [k in trained for k in range(len(uses))]
-
-
-def ends(uses, trained):
-    """Only the trained leaves, and the last value."""
-    return [k in trained or k == len(uses) - 1 for k in range(len(uses))]
-
-
-def direct(uses, trained):
-    """Only those that use a trained leaf themselves."""
-    near = [k in trained or any(j in trained for j in uses[k]) for k in range(len(uses))]
-    return [a and b for a, b in zip(near, used_by_last(uses), strict=True)]
-
-
-def every_parent(uses, trained):
-    """Only values all of whose parents depend on a trained leaf."""
-    found = [k in trained for k in range(len(uses))]
-    for k, parents in enumerate(uses):
-        found[k] = found[k] or bool(parents) and all(found[j] for j in parents)
-    return [a and b for a, b in zip(found, used_by_last(uses), strict=True)]
-
-
-def numbers(uses, trained):
-    return [k for k, n in enumerate(reference_needed(uses, trained)) if n]
+        for j in uses[k]: asked[j] = asked[j] or asked[k]
+    both = [a and b for a, b in zip(below, asked, strict=True)]
+    if slip("a value on which the last one does not depend is never reached: the walk starts at "
+            "the last value"):
+        return below
+    match which("a value that is computed from no trained leaf needs no gradient, even if the walk "
+                "passes by", 2):
+        case 1: return asked
+        case 2: return [a and (bool(uses[k]) or k in trained) for k, a in enumerate(asked)]
+    if slip("a value that is above the lowest trained leaf need not depend on it", 2):
+        return [k >= min(trained, default=0) for k in range(len(uses))]
+    if slip("the last value, too, needs a gradient only if it depends on a trained leaf"):
+        return [*both[:-1], True]
+    if slip("a trained leaf needs its own gradient"):
+        return [n and bool(uses[k]) for k, n in enumerate(both)]
+    match which("the gradient of a leaf is made of those of all values between it and the "
+                "last one: they are needed, too", 3):
+        case 1: return [n and not uses[k] for k, n in enumerate(both)]
+        case 2: return [k in trained or k == len(uses) - 1 for k in range(len(uses))]
+        case 3: return [k in trained for k in range(len(uses))]
+    if slip("a trained leaf on which the last value does not depend gets no gradient"):
+        return [n or k in trained for k, n in enumerate(both)]
+    if slip("return True or False for each value, not the numbers of those that are needed"):
+        return [k for k, n in enumerate(both) if n]
+    return both
 
 
 # Leaves 0, 1, 3, 6 and 9; 5 leads nowhere, and 6 and 7 meet the others at the end.
@@ -272,7 +247,29 @@ def long_tape(rng):
     return [[], [], *([k, k] for k in range(1, STEPS))], [1]
 
 
-# -- a better difference -------------------------------------------------------------------------
+# -- gradients.fourth ------------------------------------------------------------------------------
+def fourth(f, x, eps):
+    D = lambda eps: (f(x + eps) - f(x - eps)) / (2 * eps)
+    if slip("this is the central difference itself, whose error goes with ε²"): return D(eps)
+    if slip("the mean of two differences keeps an error of ε²: choose factors with which the ε² "
+            "terms cancel"):
+        return (D(eps / 2) + D(eps)) / 2
+    if slip("the difference with the smaller step is the better one: it gets the larger factor"):
+        return (4 * D(eps) - D(eps / 2)) / 3
+    if slip("half the step has a quarter of the error, not half of it"):
+        return 2 * D(eps / 2) - D(eps)
+    if slip("the factors must sum to 1, so that the slope itself stays"):
+        return 4 * D(eps / 2) - D(eps)
+    if slip("the error terms have the same sign: one factor is negative"):
+        return (4 * D(eps / 2) + D(eps)) / 5
+    if slip("a one-sided difference has an error that goes with ε: take both sides"):
+        return (f(x + eps) - f(x)) / eps
+    if slip("this combination is for one-sided differences; those of both sides have only even "
+            "powers of ε"):
+        return 2 * (f(x + eps / 2) - f(x)) / (eps / 2) - (f(x + eps) - f(x)) / eps
+    return (4 * D(eps / 2) - D(eps)) / 3
+
+
 class Polynomials:
     """Polynomials of degree 4, `Polynomials.of_0` to `of_5`, whose slopes are known exactly."""
 
@@ -294,23 +291,6 @@ def by_name(kind, seed):
 by_name(Polynomials, seed=0)
 
 
-def central(f, x, eps):
-    return (f(x + eps) - f(x - eps)) / (2 * eps)
-
-
-def one_sided(f, x, eps):
-    return (f(x + eps) - f(x)) / eps
-
-
-def reference_fourth(f, x, eps):
-    return (4 * central(f, x, eps / 2) - central(f, x, eps)) / 3
-
-
-def mixed(first, second):
-    """Return a slope mixed of the two differences, of eps / 2 and of eps."""
-    return lambda f, x, eps: first * central(f, x, eps / 2) + second * central(f, x, eps)
-
-
 def _goes_with_the_fourth(fn, rng):
     """Is the error for x⁵ a number times ε⁴, and no rounding?"""
     x, eps = float(rng.normal()), float(rng.uniform(0.2, 0.5))
@@ -327,7 +307,7 @@ EXERCISES = (
     Exercise(
         name="gradients.catches", title="Find the bug: which backward pass is wrong?", stars=2,
         kind="fault",
-        reference=reference_catches, cases=catches_cases,
+        reference=catches, cases=catches_cases,
         special=(
             ("a right vjp, written in two terms", partial(catches_cases, vjp=Vjps.whole)),
             ("a right vjp, written with its Jacobian",
@@ -349,25 +329,7 @@ EXERCISES = (
              other_unit(in_millionths, Vjps.slightly_in_millionths)),
             ("right, and f is a million times what it was",
              other_unit(in_millions, Vjps.whole_in_millions))),
-        mistakes=(
-            ("u is (1, …, 1), as in .sum(): what is right for that u alone "
-             "passes; draw u at random",
-             partial(catches, upstream=np.ones_like)),
-            ("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random",
-             partial(catches, direction=np.ones_like)),
-            *several("v moves one number or one row alone, and an error elsewhere passes: draw all "
-                     "numbers of v at random",
-                     *(partial(catches, direction=partial(one_of, place)) for place in PLACES)),
-            *several(STRICT, *(partial(catches, tolerance=t) for t in (1e-2, 1e-4, 1e-5)),
-                     partial(catches, tolerance=1e-5, scale=lambda dx, v, right: abs(right)),
-                     partial(catches, scale=lambda dx, v, right: max(1, of_norms(dx, v, right)))),
-            ("rounding grows with the numbers: compare with 1e-7 of ‖vjp(u)‖ ‖v‖, not with a "
-             "number of its own", partial(catches, scale=lambda dx, v, right: 1)),
-            ("you test at points of your own: a vjp may be right there and "
-             "wrong at the x that is given",
-             at_own_point),
-            ("the answer is the wrong way round: True means that the vjp is wrong",
-             lambda f, vjp, x: not catches(f, vjp, x))),
+        mistakes=slips(catches),
         symptoms=(
             ("you refuse a right vjp, whose numbers are large: compare the difference with "
              "‖vjp(u)‖ ‖v‖, because rounding grows with them",
@@ -398,35 +360,14 @@ EXERCISES = (
     Exercise(
         name="gradients.needed", title="What the walk must reach", stars=2,
         kind="design",
-        reference=reference_needed, cases=needed_cases,
+        reference=needed, cases=needed_cases,
         special=(
             ("the example on the page", page),
             ("nothing is trained", nothing_trained),
             ("every leaf is trained", everything_trained),
             ("the trained leaf leads nowhere, so nothing is needed", lost_leaf),
             ("a chain of 5,000 steps, each of which uses the value before it twice", long_tape)),
-        mistakes=(
-            ("a value on which the last one does not depend is never reached: the walk starts at "
-             "the last value", depends),
-            ("a value that is computed from no trained leaf needs no gradient, even if the walk "
-             "passes by", lambda uses, trained: used_by_last(uses)),
-            ("a value that is above the lowest trained leaf need not depend on it", above_lowest),
-            ("a value that is above the lowest trained leaf need not depend on it",
-             lambda uses, trained: [k >= min(trained, default=0) for k in range(len(uses))]),
-            ("a value that is computed from no trained leaf needs no gradient, even if the walk "
-             "passes by", used_operations),
-            ("the last value, too, needs a gradient only if it depends on a trained leaf",
-             lambda uses, trained: [*reference_needed(uses, trained)[:-1], True]),
-            ("a trained leaf needs its own gradient", operations),
-            *several("the gradient of a leaf is made of those of all values between it and the "
-                     "last one: they are needed, too", leaves, ends, trained_alone),
-            ("a trained leaf on which the last value does not depend gets no gradient",
-             with_every_trained_leaf),
-            ("what uses a trained leaf is used again: the gradient has to come through all of it",
-             direct),
-            ("one parent that depends on a trained leaf is enough", every_parent),
-            ("return True or False for each value, not the numbers of those that are needed",
-             numbers)),
+        mistakes=slips(needed),
         errors=(
             ("RecursionError",
              "there are 2ⁿ paths through n steps: do not follow them, go once through all values"),
@@ -443,24 +384,11 @@ EXERCISES = (
     Exercise(
         name="gradients.fourth", title="A difference with a smaller error", stars=3,
         kind="design",
-        reference=reference_fourth, cases=fourth_cases,
+        reference=fourth, cases=fourth_cases,
         invariants=(
             ("of x⁵, the error at twice the ε is 16 times as large: use the ε that is given",
              _goes_with_the_fourth),),
-        mistakes=(
-            ("this is the central difference itself, whose error goes with ε²", central),
-            ("the mean of two differences keeps an error of ε²: choose factors with which the ε² "
-             "terms cancel", mixed(1 / 2, 1 / 2)),
-            ("the difference with the smaller step is the better one: it gets the larger factor",
-             mixed(-1 / 3, 4 / 3)),
-            ("half the step has a quarter of the error, not half of it", mixed(2, -1)),
-            ("the factors must sum to 1, so that the slope itself stays", mixed(4, -1)),
-            ("the error terms have the same sign: one factor is negative", mixed(4 / 5, 1 / 5)),
-            ("a one-sided difference has an error that goes with ε: take both sides",
-             one_sided),
-            ("this combination is for one-sided differences; those of both sides have only even "
-             "powers of ε",
-             lambda f, x, eps: 2 * one_sided(f, x, eps / 2) - one_sided(f, x, eps))),
+        mistakes=slips(fourth),
         tolerance=1e-8,
         hints=("D(ε) = slope + c ε² + …. What is D(ε/2), with the same c?",
                "Two numbers, D(ε) and D(ε/2), and factors a and b with a + b = 1. The ε² terms "
