@@ -130,11 +130,12 @@ def kivi(Q: Array, K: Array, V: Array, bits: int, G: int, R: int) -> Array:
     K = K.copy()                                         # rounded in place: K̂ of the old tokens
     V = V.copy()
     d = K.shape[1]
+    root = np.float32(np.sqrt(d))
     old_keys = 0                                         # how many tokens are rounded
     old_values = 0
     outputs = []
     for n in range(1, len(K) + 1):
-        scores = K[:n] @ Q[n - 1] / np.float32(np.sqrt(d))
+        scores = K[:n] @ Q[n - 1] / root
         p = np.exp(scores - scores.max())
         p /= p.sum()
         outputs.append(p @ V[:n])
@@ -155,11 +156,12 @@ def kivi(Q: Array, K: Array, V: Array, bits: int, G: int, R: int) -> Array:
 
 def kivi_round(x: Array, bits: int) -> Array:
     """x̂ = s·q + m for a group x (G,). A group of one number has s = 1."""
+    top = 2**bits - 1                                    # the largest code
     m = np.float32(-half(-x.min()))
-    s = np.float32(half((x.max() - m) / (2**bits - 1)))
+    s = np.float32(half((x.max() - m) / top))
     if s == 0:
         s = np.float32(1)
-    q = np.clip(np.rint((x - m) / s), 0, 2**bits - 1)
+    q = np.clip(np.rint((x - m) / s), 0, top)
     return s * q + m
 
 
