@@ -117,9 +117,6 @@ slider("q", {q: ([0, x], [0, y]) for q, (x, y) in ends.items()},
 # %% exercise=children.stretch points=1 minutes=5 as=my_stretch
 def children_stretch(W, g):
     """B (d_out, 1) and A (1, d_in): W + W ⊙ B A is W (d_out, d_in) with rows g (d_out,) as long."""
-    ### BEGIN SOLUTION
-    return (g - 1)[:, None], np.ones((1, W.shape[1]))
-    ### END SOLUTION
 
 # %%
 def hira(W, B, A):
@@ -310,10 +307,6 @@ for name, method in (("VeRA", tp.VeRA(rank=8)), ("LoRA", tp.LoRA(rank=8))):
 # %% exercise=children.lengths points=3 minutes=12 as=my_lengths
 def children_lengths(W, r):
     """Factors g (d_out,) of the rows of W (d_out, d_in), beyond a LoRA of rank r."""
-    ### BEGIN SOLUTION
-    rows = np.linalg.norm(W, axis=1)
-    return 1 + rows.min() / rows                     # each row changes by the same length
-    ### END SOLUTION
 
 # %% [markdown]
 # How much rank would a LoRA need? A real weight with eight rows made long, and two changes of it:
@@ -482,16 +475,6 @@ for alpha in (8, 16, 64):
 # %% exercise=children.bug points=3 minutes=13 as=my_test
 def children_bug(start):
     """Is start(W, r, s) → base, B, A a PiSSA: "moves", "other" or "PiSSA"?"""
-    ### BEGIN SOLUTION
-    r, s = 3, 2.5
-    W = np.random.default_rng(0).standard_normal((8, 12))
-    base, B, A = start(W, r, s)
-    U, S, Vt = np.linalg.svd(W, full_matrices=False)
-    largest = U[:, :r] * S[:r] @ Vt[:r]
-    far = lambda M, right: np.linalg.norm(M - right) > 1e-6 * np.linalg.norm(right)
-    if far(base + s * B @ A, W): return "moves"
-    return "other" if far(s * B @ A, largest) else "PiSSA"
-    ### END SOLUTION
 
 # %% [markdown]
 # Your test on the colleague's start, and on the package's, from which the base is made as in (5):
@@ -626,11 +609,6 @@ for name, method in (("LoReFT", tp.LoReFT(rank=4, first=2, last=2)),
 # %% exercise=children.nearest points=2 minutes=10 bonus=yes as=my_nearest
 def children_nearest(D, b):
     """The nearest matrix to D (d_out, d_in) with circular b × b blocks."""
-    ### BEGIN SOLUTION
-    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
-    turns = [np.roll(blocks, (k, k), (1, 3)) for k in range(b)]
-    return np.mean(turns, axis=0).reshape(D.shape)
-    ### END SOLUTION
 
 # %%
 made = [np.subtract(*before_after(arms["every number"][0], path)) for path in paths]

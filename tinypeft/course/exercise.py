@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Exercise", "several"]
+__all__ = ["Exercise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Exercise:
         checked last and cover properties that no single comparison of values shows.
     mistakes: (sentence, wrong variant of the reference). If a student's result equals the variant's
         result, the sentence is the likely cause. A mistake may also leave the result right and
-        change a gradient alone. They may stand in the reference itself, as slips, and
-        `slips(reference)` lists them (`slips.py`). `several` makes those that share a sentence.
+        change a gradient alone. They stand in the reference itself, as slips, and `slips(reference)`
+        lists them (`slips.py`).
     symptoms: (sentence, predicate), where `predicate(got, expected, arguments)` recognises a
         mistake by the arrays it produces.
     errors: (text, sentence). If the student's function raises an error whose message contains the
@@ -87,8 +87,3 @@ class Exercise:
             return self.normalize(value)
         except Exception:                                # not what the exercise asks for
             return value
-
-
-def several(sentence: str, *variants: Callable) -> list[tuple[str, Callable]]:
-    """Return one mistake for each of the wrong variants, all with the same sentence."""
-    return [(sentence, variant) for variant in variants]

@@ -4,111 +4,168 @@ from math import gcd
 
 import numpy as np
 
-from ..exercise import Exercise, several
+from ..exercise import Exercise
+from ..slips import slip, slips, which
 
 __all__ = ["EXERCISES"]
 
 TINY = 1e-4                                              # beside the largest number, this is 0
 
 
-# -- which of LoRA's children made a change? -------------------------------------------------------
+# -- children.which --------------------------------------------------------------------------------
+def named(W, W2):
+    W, D = W.astype(float), W2.astype(float) - W.astype(float)
+    order = list(MARKS)
+    match which("MiSS has a low rank, too: ask for the narrower mark first, in the order of "
+                "the table", 2):
+        case 1: order = ["LoRA", "MiSS", "C3A", "SHiRA", "OFT", "HiRA"]
+        case 2: order = ["C3A", "SHiRA", "LoRA", "MiSS", "OFT", "HiRA"]
+    if slip("a rotation of few inputs changes the weight by a low rank: ask for OFT before LoRA"):
+        order = ["MiSS", "C3A", "SHiRA", "LoRA", "OFT", "HiRA"]
+    return next((word for word in order if MARKS[word](W, D)), "none")
+
+
 def small(E, D, limit=TINY):
     return abs(E).max() <= limit * abs(D).max()
 
 
-def rank(M, limit=TINY):
-    S = np.linalg.svd(M, compute_uv=False)
-    return int((S > limit * S[0]).sum())
-
-
-def repeats(W, D, periods=lambda d_in: range(1, d_in // 4 + 1), limit=TINY):
+def repeats(W, D):
     """Is column j the same as column j + r, for some r?"""
-    return any(small(D[:, r:] - D[:, :-r], D, limit) for r in periods(D.shape[1]))
+    n, limit = D.shape[1], TINY
+    periods = range(1, n // 4 + 1)
+    match which("MiSS is not recognised: up to rounding, column j + r is column j; try every "
+                "r from 1 to a quarter of the inputs, also those that are no power of 2", 4):
+        case 1: return False
+        case 2: limit = 0
+        case 3: periods = [4]
+        case 4: periods = [1, 2, 4, 8]
+    if slip("r may be a quarter of the inputs: range(1, n // 4) ends one before it"):
+        periods = range(1, n // 4)
+    match which("nobody knows MiSS's r: try every r up to a quarter of the inputs, whether it "
+                "divides them or not", 3):
+        case 1: periods = [r for r in periods if n % r == 0]
+        case 2: periods = [6]
+        case 3: periods = [5]
+    match which("MiSS's r is at most a quarter of the inputs: your r goes further", 2):
+        case 1: periods = range(1, n // 2 + 1)
+        case 2: periods = range(1, n)
+    if slip("you compare two copies; in MiSS all columns repeat, up to the last"):
+        return any(small(D[:, r:2 * r] - D[:, :r], D) for r in periods)
+    if slip("in MiSS every r-th input has the same column, not the neighbours"):
+        return any(equal_neighbours(D, r) for r in range(4, n + 1) if n % r == 0)
+    return any(small(D[:, r:] - D[:, :-r], D, limit) for r in periods)
 
 
-def as_neighbours(W, D):
-    """Is column j the same as its neighbour, in groups of equal size?"""
-    d_in = D.shape[1]
-    def equal(n):
-        groups = D.reshape(len(D), d_in // n, n)
-        return small(groups - groups[:, :, :1], D)
-    return any(equal(n) for n in range(4, d_in + 1) if d_in % n == 0)
+def equal_neighbours(D, n):
+    """Is column j the same as its neighbours, in groups of n?"""
+    groups = D.reshape(len(D), -1, n)
+    return small(groups - groups[:, :, :1], D)
 
 
-def is_circular(W, D, sizes=lambda n: [b for b in range(2, n + 1) if n % b == 0], wrap=True,
-                limit=TINY):
+def is_circular(W, D):
     """Is each row of a block the row above it, moved by one place?"""
-    d_out, d_in = D.shape
-    def circular(b):
-        blocks = D.reshape(d_out // b, b, d_in // b, b)
-        moved = np.roll(blocks, (1, 1), (1, 3)) - blocks
-        return small(moved if wrap else moved[:, 1:, :, 1:], D, limit)
-    return any(circular(b) for b in sizes(gcd(d_out, d_in)))
+    n, limit = gcd(*D.shape), TINY
+    sizes = [b for b in range(2, n + 1) if n % b == 0]
+    match which("the size of C3A's blocks is not known: try every divisor of both sides", 3):
+        case 1: sizes = [4]
+        case 2: sizes = [n]
+        case 3: sizes = [b for b in sizes if b <= 16]
+    match which("every block of C3A goes round: you look at some of the blocks only", 2):
+        case 1: return any(goes_round(D[:b, :b], b) for b in sizes)
+        case 2: return any(goes_round(D[:b], b) for b in sizes)
+    if slip("blocks of 1 × 1 go round whatever is in them: b is at least 2"): sizes = [1]
+    match which("C3A is not recognised: up to rounding, a block moved by one row and one "
+                "column, to the right, is itself", 2):
+        case 1: return False
+        case 2: limit = 0
+    return any(goes_round(D, b, limit) for b in sizes)
 
 
-def repeats_once(W, D):
-    """Are columns r to 2r those from 0 to r, for some r?"""
-    return any(small(D[:, r:2 * r] - D[:, :r], D) for r in range(1, D.shape[1] // 4 + 1))
+def goes_round(D, b, limit=TINY):
+    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
+    moved = np.roll(blocks, (1, 1), (1, 3)) - blocks
+    if slip("the circle closes: the first number of a row is the last one of the row above it"):
+        moved = moved[:, 1:, :, 1:]
+    return small(moved, D, limit)
 
 
-def starts_circular(W, D, rows=None):
-    """Does the first block go round in a circle, or do all blocks of the first row of blocks?"""
-    return any(is_circular(W[:b], D[:b, :b if rows is None else None], sizes=lambda n, b=b: [b])
-               for b in range(2, min(D.shape) + 1) if gcd(*D.shape) % b == 0)
+def is_sparse(W, D):
+    share = np.mean(D == 0)
+    match which("half of the numbers are not nine tenths of them", 2):
+        case 1: return share >= 0.4
+        case 2: return share > 0.1
+    match which("SHiRA is not recognised: at least nine of ten numbers of ΔW are 0", 2):
+        case 1: return False
+        case 2: return share >= 0.95
+    return share >= 0.9
 
 
-def is_sparse(W, D, share=0.9):
-    return np.mean(D == 0) >= share
-
-
-def is_turned(W, D, of=lambda W: W @ W.T):
+def is_turned(W, D):
     """Do the lengths of the rows and the angles between them stay?"""
-    return small(of(W + D) - of(W), W @ D.T)
+    W2 = W + D
+    if slip("OFT is not recognised: W Wᵀ before and after is the same, up to rounding"):
+        return False
+    match which("equal lengths are not enough for OFT: the angles between the rows stay as "
+                "well. W Wᵀ has both", 2):
+        case 1: return small(row_lengths(W2) - row_lengths(W), W @ D.T)
+        case 2: return small(np.diag(W2 @ W2.T - W @ W.T), W @ D.T)
+    if slip("OFT keeps the rows' lengths and angles, which are in W Wᵀ; Wᵀ W has those of the "
+            "columns"):
+        return small(W2.T @ W2 - W.T @ W, W.T @ D)
+    if slip("a small change hardly moves W Wᵀ, whatever it is: compare with W ΔWᵀ, not with W Wᵀ"):
+        return small(W2 @ W2.T - W @ W.T, W @ W.T, 1e-2)
+    return small(W2 @ W2.T - W @ W.T, W @ D.T)
 
 
 def row_lengths(W):
     return np.linalg.norm(W, axis=1)
 
 
-def is_low(W, D, most=lambda shape: min(shape) // 4, limit=TINY):
-    return rank(D, limit) <= most(D.shape)
+def is_low(W, D):
+    match which("the weights are in float32, so that their difference carries rounding, which "
+                "has full rank: count singular values above 10⁻⁴ of the largest. Their number "
+                "may be up to a quarter of the smaller side", 6):
+        case 1: return low(D, (1, 3), limit=1e-12)
+        case 2: return low(D, (1, 3), limit=1e-7)
+        case 3 | 4: return low_for_numpy(D)
+        case 5 | 6: return low_for_numpy(D.astype(np.float32))
+    return low(D, (1, 3))
 
 
-def is_low_share(W, D, **limits):
-    return is_low(W, D / W, **limits)
+def is_low_share(W, D):
+    match which("the weights are in float32, so that their difference carries rounding, which "
+                "has full rank: count singular values above 10⁻⁴ of the largest. Their number "
+                "may be up to a quarter of the smaller side", 6):
+        case 4: return low_for_numpy(D / W)
+        case 6: return low_for_numpy((D / W).astype(np.float32))
+    match which("HiRA's change is W times a matrix of low rank, number by number: divide by "
+                "W, do not multiply, and count the quotient's singular values above 10⁻⁴ of "
+                "the largest, since float32's rounding has full rank", 3):
+        case 1: return low_for_numpy(D / W)
+        case 2: return False
+        case 3: return low(D * W, (2, 3))
+    return low(D / W, (2, 3))
 
 
-def is_low_for_numpy(W, D, dtype=float):
-    """Ask for the rank with NumPy's own limit, which is that of rounding in `dtype`."""
-    return np.linalg.matrix_rank(D.astype(dtype)) <= min(D.shape) // 4
+def low(M, here, limit=TINY):
+    """Is the rank at most a quarter of the smaller side? here: which of three slips are made."""
+    S = np.linalg.svd(M, compute_uv=False)
+    most = min(M.shape) // 4
+    number = which("the rank is at most a quarter of the smaller side of the weight: not of the "
+                   "larger one, and not a half of it", 12)
+    side, of = divmod(number - 1, 3)                     # for LoRA, for HiRA, for both
+    if number and of + 1 in here:
+        most = (max(M.shape) // 4, M.shape[1] // 4, len(M) // 4, min(M.shape) // 2)[side]
+    return int((S > limit * S[0]).sum()) <= most
 
 
-def both_ranks(of):
-    """Make LoRA's mark and HiRA's of one question about a matrix's rank."""
-    return {"LoRA": of, "HiRA": lambda W, D: of(W, D / W)}
+def low_for_numpy(M):
+    """Ask for the rank with NumPy's own limit, which is that of rounding in M's dtype."""
+    return np.linalg.matrix_rank(M) <= min(M.shape) // 4
 
 
 MARKS = {"MiSS": repeats, "C3A": is_circular, "SHiRA": is_sparse, "OFT": is_turned,
          "LoRA": is_low, "HiRA": is_low_share}
-
-
-def which(W, W2):
-    return named()(W, W2)
-
-
-def named(order=tuple(MARKS), **marks):
-    """Make `which` with its questions in another order, or with other marks in place of some."""
-    marks = {**MARKS, **marks}
-    def wrong(W, W2):
-        W, D = W.astype(float), W2.astype(float) - W.astype(float)
-        return next((word for word in order if marks[word](W, D)), "none")
-    return wrong
-
-
-def never(W, D):
-    return False
-
-
 CHILDREN = ("LoRA", "MiSS", "MiSS, cut off", "C3A", "one circle", "SHiRA", "OFT", "one rotation",
             "HiRA", "lengths", "DoRA", "LoHa", "rows turned", "outputs turned", "Toeplitz",
             "neighbours", "half", "full", "larger rank", "larger share", "wide MiSS",
@@ -217,7 +274,7 @@ def said(word):
     return lambda got, expected, args: got == word
 
 
-# -- rows made longer by a HiRA --------------------------------------------------------------------
+# -- children.stretch ------------------------------------------------------------------------------
 def stretch(W, g):
     return (g - 1)[:, None], np.ones((1, W.shape[1]))
 
@@ -245,10 +302,31 @@ def some_factors(rng):
     return rng.standard_normal(shape), rng.uniform(0.3, 3, shape[0])
 
 
-# -- lengths ---------------------------------------------------------------------------------------
+# -- children.lengths ------------------------------------------------------------------------------
 def lengths(W, r):
     rows = np.linalg.norm(W, axis=1)
-    return 1 + rows.min() / rows
+    g = 1 + rows.min() / rows                     # each row changes by the same length
+    match which("with one factor for all, the change is as W is: its few long rows are nearly "
+                "all of it, and r directions hold them", 3):
+        case 1: g = np.full_like(rows, 2.0)
+        case 2: g = np.full_like(rows, 1.5)
+        case 3: g = np.full_like(rows, 0.5)
+    if slip("nothing changes: a factor of 1 leaves its row as it is"): g = np.ones_like(rows)
+    match which("you change the long rows most, and these are few: let the short ones change "
+                "as much", 2):
+        case 1: g = 1 + rows / rows.max()
+        case 2: g = np.where(rows >= np.sort(rows)[-r], 2.0, 1.0)
+    if slip("one row has rank 1: LoRA makes that change exactly"):
+        g = np.where(np.arange(len(rows)) == 0, 2.0, 1.0)
+    if slip("these are the new lengths; return the factors, new length over old length"):
+        g = rows * g
+    if slip("all rows get the same length; that takes factors far below 0.5, or above 2"):
+        g = rows.mean() / rows
+    if slip("a factor multiplies a row, one for each output; these are factors of the columns"):
+        columns = np.linalg.norm(W, axis=0)
+        g = 1 + columns.min() / columns
+    if slip("the change is (g − 1) W: return g itself, which is 1 where a row stays"): g = g - 1
+    return g
 
 
 def left_of(g, W, r):
@@ -281,25 +359,58 @@ def long_rows(rng):
     return W, r
 
 
-def factors(of_rows):
-    """Make factors of the rows' lengths."""
-    def wrong(W, r):
-        rows = np.linalg.norm(W, axis=1)
-        return of_rows(rows)
-    return wrong
+# -- children.bug ----------------------------------------------------------------------------------
+def judged(start):
+    r, s, limit = 3, 2.5, 1e-6
+    if slip("with s = 1 a forgotten scale does no harm, so nobody sees it: choose another s"):
+        s = 1.0
+    if slip("at r = 1 one singular value is all of them: choose a larger r"): r = 1
+    if slip("with r = all singular values nothing is left for the base, and the smallest are "
+            "among the largest: choose a smaller r"):
+        r = 8
+    match which("a base in float16 is wrong from the fourth digit on: your limit is too large", 2):
+        case 1: limit = 1e-2
+        case 2: limit = 1e-3
+    match which("a sound start differs from W by rounding: ask for a small distance, not for "
+                "equality", 2):
+        case 1: limit = 0
+        case 2: limit = 1e-17
+    if slip("float32 rounds in the eighth digit, and that is no fault: your limit is too small"):
+        limit = 1e-10
+    W = np.random.default_rng(0).standard_normal((8, 12))
+    if slip("this W hides a fault: a diagonal one with falling numbers is its own decomposition, "
+            "and of one of low rank (np.arange, or an outer product) nothing is left for the "
+            "base. Draw W at random"):
+        W = np.diag(np.arange(9.0, 0, -1))
+    base, B, A = start(W, r, s)
+    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    largest = U[:, :r] * S[:r] @ Vt[:r]
+    layer, made = base + s * B @ A, s * B @ A
+    match which("the layer computes with base + s B A; you have left out s", 3):
+        case 1: layer = base + B @ A
+        case 2: made = B @ A
+        case 3: layer, made = base + B @ A, B @ A
+    if slip("base alone is not what the layer computes with: add s B A"): layer = base
+    match which("equal norms or equal singular values do not make matrices equal: compare "
+                "s B A itself, number by number", 2):
+        case 1: made, largest = np.linalg.norm(made), np.linalg.norm(largest)
+        case 2: made, largest = (np.linalg.svd(M, compute_uv=False) for M in (made, largest))
+    if slip("B and A may share the singular values in another way, and have other signs: compare "
+            "the product"):
+        made, largest = B, U[:, :r] * np.sqrt(S[:r] / s)
+    far = lambda M, right: np.linalg.norm(M - right) > limit * np.linalg.norm(right)
+    moves, other = far(layer, W), far(made, largest)
+    if slip("a start may leave the model as it is and still not be PiSSA: compare s B A with the "
+            "r largest terms of the SVD"):
+        other = False
+    if slip("s B A may be right while the base is not: compare base + s B A with W"): moves = False
+    match which("your words are exchanged", 2):
+        case 1: return "PiSSA" if moves else "other" if other else "moves"
+        case 2: return "other" if moves else "moves" if other else "PiSSA"
+    if moves: return "moves"
+    return "other" if other else "PiSSA"
 
 
-def of_columns(W, r):
-    columns = np.linalg.norm(W, axis=0)
-    return 1 + columns.min() / columns
-
-
-def only_long(W, r):
-    rows = np.linalg.norm(W, axis=1)
-    return np.where(rows >= np.sort(rows)[-r], 2.0, 1.0)
-
-
-# -- a test of starts ------------------------------------------------------------------------------
 def halves(W, r, s=1.0):
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
     root = np.sqrt(S[:r] / s)
@@ -406,52 +517,34 @@ def one_start(rng):
     return (STARTS[names[rng.integers(len(names))]],)
 
 
-def bug(start):
-    return judged()(start)
-
-
-def falling(rng, shape):
-    return np.diag(np.arange(9.0, 0, -1))
-
-
-def normal(rng, shape):
-    return rng.standard_normal(shape)
-
-
-def judged(r=3, s=2.5, draw=normal, limit=1e-6, layer=lambda base, B, A, s: base + s * B @ A,
-           words=("moves", "other", "PiSSA"), asked="both", factors=False,
-           start_of=lambda B, A, s: s * B @ A, seen=lambda M: M):
-    """Make a test of starts. asked: which of the two questions. factors: B and A are compared.
-    start_of: what is held against the largest terms. seen: what of it is compared."""
-    def test(start):
-        W = draw(np.random.default_rng(5), (9, 13))
-        base, B, A = start(W, r, s)
-        def far(M, other):
-            return np.linalg.norm(M - other) > limit * np.linalg.norm(other)
-        if asked != "start" and far(layer(base, B, A, s), W): return words[0]
-        right_B, right_A = halves(W, r, s)
-        apart = far(B, right_B) if factors else far(seen(start_of(B, A, s)),
-                                                    seen(s * right_B @ right_A))
-        return words[1] if asked != "base" and apart else words[2]
-    return test
-
-
-def singular_values(M):
-    return np.linalg.svd(M, compute_uv=False)
-
-
-# -- the nearest change with circles ---------------------------------------------------------------
+# -- children.nearest ------------------------------------------------------------------------------
 def nearest(D, b):
-    return averaged()(D, b)
-
-
-def averaged(steps=lambda b: range(b), way=1, share=lambda blocks: blocks):
-    """Make `nearest` with other places that share a number."""
-    def wrong(D, b):
-        blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
-        moved = [np.roll(blocks, (k, way * k), (1, 3)) for k in steps(b)]
-        return share(np.mean(moved, axis=0)).reshape(D.shape)
-    return wrong
+    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
+    if slip("the blocks have b rows and b columns; you cut D into b × b of them"):
+        blocks = D.reshape(b, len(D) // b, b, D.shape[1] // b)
+    turns = [np.roll(blocks, (k, k), (1, 3)) for k in range(b)]
+    if slip("the diagonals run the other way: one row down and one column to the right"):
+        turns = [np.roll(blocks, (k, -k), (1, 3)) for k in range(b)]
+    near = np.mean(turns, axis=0)
+    if slip("the mean is over all b places, not over two"): near = np.mean(turns[:2], axis=0)
+    if slip("the median makes the sum of distances least; the nearest matrix has the least sum of "
+            "squares, which the mean makes"):
+        near = np.median(turns, axis=0)
+    if slip("this is the sum along a diagonal; the nearest number is the mean"): near = b * near
+    if slip("each block keeps b numbers, not one: take the mean along each diagonal"):
+        near = 0 * blocks + blocks.mean((1, 3), keepdims=True)
+    if slip("each block has numbers of its own; you took the mean over all blocks"):
+        near = 0 * near + near.mean((0, 2), keepdims=True)
+    match which("the numbers of a row are not equal in a circular block: those of a diagonal "
+                "are", 2):
+        case 1: near = 0 * blocks + blocks.mean(3, keepdims=True)
+        case 2: near = 0 * blocks + blocks.mean(1, keepdims=True)
+    if slip("the nearest number to several is their mean; you took the first row of each block"):
+        return first_rows(D, b)
+    if slip("a circle closes: a diagonal that leaves the block at the right comes in at the left"):
+        return toeplitz(D, b)
+    if slip("this is D itself, whose blocks are not circular"): return D.copy()
+    return near.reshape(D.shape)
 
 
 def first_rows(D, b):
@@ -459,36 +552,6 @@ def first_rows(D, b):
     blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
     place = (np.arange(b) - np.arange(b)[:, None]) % b
     return blocks[:, 0][..., place].swapaxes(1, 2).reshape(D.shape)
-
-
-def median(D, b):
-    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
-    return np.median([np.roll(blocks, (k, k), (1, 3)) for k in range(b)], axis=0).reshape(D.shape)
-
-
-def b_times_b(D, b):
-    """Move by k rows and k columns inside b × b blocks of other sizes."""
-    blocks = D.reshape(b, len(D) // b, b, D.shape[1] // b)
-    return np.mean([np.roll(blocks, (k, k), (1, 3)) for k in range(b)], axis=0).reshape(D.shape)
-
-
-def of_lines(D, b, axis):
-    """The mean of each row or column of a block."""
-    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
-    return (0 * blocks + blocks.mean(axis, keepdims=True)).reshape(D.shape)
-
-
-def constant(D, b):
-    blocks = D.reshape(len(D) // b, b, D.shape[1] // b, b)
-    return (0 * blocks + blocks.mean((1, 3), keepdims=True)).reshape(D.shape)
-
-
-def one_block(blocks):
-    return 0 * blocks + blocks.mean((0, 2), keepdims=True)
-
-
-def summed(D, b):
-    return b * nearest(D, b)
 
 
 def toeplitz(D, b):
@@ -515,7 +578,7 @@ EXERCISES = (
     Exercise(
         name="children.which", title="Name the method by its change", stars=2,
         kind="design",
-        reference=which, cases=trained,
+        reference=named, cases=trained,
         special=(
             ("LoRA", partial(trained, kind="LoRA")),
             ("LoRA, and the change is a thousandth of the weight",
@@ -575,85 +638,8 @@ EXERCISES = (
             ("all numbers trained, by a ten-thousandth: none",
              partial(trained, kind="full", size=1e-4)),
             ("all numbers trained: none", partial(trained, kind="full"))),
-        mistakes=(
-            *several("MiSS has a low rank, too: ask for the narrower mark first, in the order of "
-                     "the table",
-                     named(("LoRA", "MiSS", "C3A", "SHiRA", "OFT", "HiRA")),
-                     named(("C3A", "SHiRA", "LoRA", "MiSS", "OFT", "HiRA"))),
-            *several("MiSS is not recognised: up to rounding, column j + r is column j; try every "
-                     "r from 1 to a quarter of the inputs, also those that are no power of 2",
-                     named(MiSS=never), named(MiSS=partial(repeats, limit=0)),
-                     *(named(MiSS=partial(repeats, periods=lambda d_in, some=some: some))
-                       for some in ([4], [1, 2, 4, 8]))),
-            ("a rotation of few inputs changes the weight by a low rank: ask for OFT before LoRA",
-             named(("MiSS", "C3A", "SHiRA", "LoRA", "OFT", "HiRA"))),
-            *several("equal lengths are not enough for OFT: the angles between the rows stay as "
-                     "well. W Wᵀ has both",
-                     named(OFT=partial(is_turned, of=row_lengths)),
-                     named(OFT=partial(is_turned, of=lambda W: np.diag(W @ W.T)))),
-            ("OFT keeps the rows' lengths and angles, which are in W Wᵀ; Wᵀ W has those of the "
-             "columns",
-             named(OFT=lambda W, D: small((W + D).T @ (W + D) - W.T @ W, W.T @ D))),
-            ("a small change hardly moves W Wᵀ, whatever it is: compare with W ΔWᵀ, not with W Wᵀ",
-             named(OFT=lambda W, D: small((W + D) @ (W + D).T - W @ W.T, W @ W.T, 1e-2))),
-            ("the circle closes: the first number of a row is the last one of the row above it",
-             named(C3A=partial(is_circular, wrap=False))),
-            *several("the size of C3A's blocks is not known: try every divisor of both sides",
-                     named(C3A=partial(is_circular, sizes=lambda n: [4])),
-                     named(C3A=partial(is_circular, sizes=lambda n: [n])),
-                     named(C3A=partial(is_circular, sizes=lambda n: [
-                         b for b in range(2, 17) if n % b == 0]))),
-            *several("every block of C3A goes round: you look at some of the blocks only",
-                     named(C3A=starts_circular),
-                     named(C3A=partial(starts_circular, rows="all"))),
-            ("blocks of 1 × 1 go round whatever is in them: b is at least 2",
-             named(C3A=partial(is_circular, sizes=lambda n: [1]))),
-            ("r may be a quarter of the inputs: range(1, n // 4) ends one before it",
-             named(MiSS=partial(repeats, periods=lambda d_in: range(1, d_in // 4)))),
-            *several("nobody knows MiSS's r: try every r up to a quarter of the inputs, whether it "
-                     "divides them or not",
-                     named(MiSS=partial(repeats, periods=lambda d_in: [
-                         r for r in range(1, d_in // 4 + 1) if d_in % r == 0])),
-                     named(MiSS=partial(repeats, periods=lambda d_in: [6])),
-                     named(MiSS=partial(repeats, periods=lambda d_in: [5]))),
-            *several("MiSS's r is at most a quarter of the inputs: your r goes further",
-                     named(MiSS=partial(repeats, periods=lambda d_in: range(1, d_in // 2 + 1))),
-                     named(MiSS=partial(repeats, periods=lambda d_in: range(1, d_in)))),
-            ("you compare two copies; in MiSS all columns repeat, up to the last",
-             named(MiSS=repeats_once)),
-            ("in MiSS every r-th input has the same column, not the neighbours",
-             named(MiSS=as_neighbours)),
-            *several("the weights are in float32, so that their difference carries rounding, which "
-                     "has full rank: count singular values above 10⁻⁴ of the largest. Their number "
-                     "may be up to a quarter of the smaller side",
-                     named(LoRA=partial(is_low, limit=1e-12)),
-                     named(LoRA=partial(is_low, limit=1e-7)),
-                     *(named(**marks) for kind in (float, np.float32)
-                       for of in [partial(is_low_for_numpy, dtype=kind)]
-                       for marks in ({"LoRA": of}, both_ranks(of)))),
-            *several("the rank is at most a quarter of the smaller side of the weight: not of the "
-                     "larger one, and not a half of it",
-                     *(named(**marks)
-                       for most in (lambda shape: max(shape) // 4, lambda shape: shape[1] // 4,
-                                    lambda shape: shape[0] // 4, lambda shape: min(shape) // 2)
-                       for of in [partial(is_low, most=most)]
-                       for marks in ({"LoRA": of}, {"HiRA": both_ranks(of)["HiRA"]},
-                                     both_ranks(of)))),
-            *several("half of the numbers are not nine tenths of them",
-                     named(SHiRA=partial(is_sparse, share=0.4)),
-                     named(SHiRA=lambda W, D: (D == 0).any() and np.mean(D == 0) > 0.1)),
-            *several("HiRA's change is W times a matrix of low rank, number by number: divide by "
-                     "W, do not multiply, and count the quotient's singular values above 10⁻⁴ of "
-                     "the largest, since float32's rounding has full rank",
-                     named(HiRA=both_ranks(is_low_for_numpy)["HiRA"]),
-                     named(HiRA=never), named(HiRA=lambda W, D: is_low(W, D * W))),
-            ("OFT is not recognised: W Wᵀ before and after is the same, up to rounding",
-             named(OFT=never)),
-            *several("C3A is not recognised: up to rounding, a block moved by one row and one "
-                     "column, to the right, is itself",
-                     named(C3A=never), named(C3A=partial(is_circular, limit=0))),
-            *several("SHiRA is not recognised: at least nine of ten numbers of ΔW are 0",
-                     named(SHiRA=never), named(SHiRA=partial(is_sparse, share=0.95)))),
+        mistakes=slips(named, repeats, is_circular, goes_round, is_sparse, is_turned, is_low,
+                       is_low_share, low),
         symptoms=(
             ("return one of the seven words, as they stand in the table",
              lambda got, expected, args: got not in (*MARKS, "none")),
@@ -717,26 +703,7 @@ EXERCISES = (
         reference=lengths, cases=long_rows,
         goal=("each factor is from 0.5 to 2, and what a matrix of rank r leaves of the change has "
               "at least 0.8 of its norm", beyond, reached),
-        mistakes=(
-            *several("with one factor for all, the change is as W is: its few long rows are nearly "
-                     "all of it, and r directions hold them",
-                     factors(lambda rows: np.full_like(rows, 2.0)),
-                     factors(lambda rows: np.full_like(rows, 1.5)),
-                     factors(lambda rows: np.full_like(rows, 0.5))),
-            ("nothing changes: a factor of 1 leaves its row as it is", factors(np.ones_like)),
-            *several("you change the long rows most, and these are few: let the short ones change "
-                     "as much",
-                     factors(lambda rows: 1 + rows / rows.max()), only_long),
-            ("one row has rank 1: LoRA makes that change exactly",
-             factors(lambda rows: np.where(np.arange(len(rows)) == 0, 2.0, 1.0))),
-            ("these are the new lengths; return the factors, new length over old length",
-             lambda W, r: np.linalg.norm(W, axis=1) * lengths(W, r)),
-            ("all rows get the same length; that takes factors far below 0.5, or above 2",
-             factors(lambda rows: rows.mean() / rows)),
-            ("a factor multiplies a row, one for each output; these are factors of the columns",
-             of_columns),
-            ("the change is (g − 1) W: return g itself, which is 1 where a row stays",
-             lambda W, r: lengths(W, r) - 1)),
+        mistakes=slips(lengths),
         symptoms=(
             ("return the factors, one for each row, not the rows themselves",
              lambda got, expected, args: np.shape(got) == args[0].shape),
@@ -752,45 +719,9 @@ EXERCISES = (
     Exercise(
         name="children.bug", title="Find the bug: a PiSSA that is right if α = r", stars=2,
         kind="fault",
-        reference=bug, cases=one_start,
+        reference=judged, cases=one_start,
         special=tuple((name, lambda rng, start=start: (start,)) for name, start in STARTS.items()),
-        mistakes=(
-            ("with s = 1 a forgotten scale does no harm, so nobody sees it: choose another s",
-             judged(s=1.0)),
-            ("at r = 1 one singular value is all of them: choose a larger r", judged(r=1)),
-            ("with r = all singular values nothing is left for the base, and the smallest are "
-             "among the largest: choose a smaller r", judged(r=9)),
-            ("this W hides a fault: a diagonal one with falling numbers is its own decomposition, "
-             "and of one of low rank (np.arange, or an outer product) nothing is left for the "
-             "base. Draw W at random",
-             judged(draw=falling)),
-            *several("a base in float16 is wrong from the fourth digit on: your limit is too large",
-                     judged(limit=1e-2), judged(limit=1e-3)),
-            *several("a sound start differs from W by rounding: ask for a small distance, not for "
-                     "equality",
-                     judged(limit=0.0), judged(limit=1e-17)),
-            ("float32 rounds in the eighth digit, and that is no fault: your limit is too small",
-             judged(limit=1e-10)),
-            *several("the layer computes with base + s B A; you have left out s",
-                     judged(layer=lambda base, B, A, s: base + B @ A),
-                     judged(start_of=lambda B, A, s: B @ A),
-                     judged(layer=lambda base, B, A, s: base + B @ A,
-                            start_of=lambda B, A, s: B @ A)),
-            *several("equal norms or equal singular values do not make matrices equal: compare "
-                     "s B A itself, number by number",
-                     judged(seen=np.linalg.norm), judged(seen=singular_values)),
-            ("base alone is not what the layer computes with: add s B A",
-             judged(layer=lambda base, B, A, s: base)),
-            ("a start may leave the model as it is and still not be PiSSA: compare s B A with the "
-             "r largest terms of the SVD",
-             judged(asked="base")),
-            ("s B A may be right while the base is not: compare base + s B A with W",
-             judged(asked="start")),
-            ("B and A may share the singular values in another way, and have other signs: compare "
-             "the product", judged(factors=True)),
-            *several("your words are exchanged",
-                     judged(words=("PiSSA", "other", "moves")),
-                     judged(words=("other", "moves", "PiSSA")))),
+        mistakes=slips(judged),
         symptoms=(
             ("return one of the three words", lambda got, expected, args:
              got not in ("moves", "other", "PiSSA")),
@@ -817,26 +748,7 @@ EXERCISES = (
         reference=nearest, cases=blocks_case,
         special=(
             ("a change that goes in circles is its own nearest one", circular_case),),
-        mistakes=(
-            ("the nearest number to several is their mean; you took the first row of each block",
-             first_rows),
-            ("each block keeps b numbers, not one: take the mean along each diagonal", constant),
-            ("this is the sum along a diagonal; the nearest number is the mean", summed),
-            ("the diagonals run the other way: one row down and one column to the right",
-             averaged(way=-1)),
-            ("each block has numbers of its own; you took the mean over all blocks",
-             averaged(share=one_block)),
-            ("a circle closes: a diagonal that leaves the block at the right comes in at the left",
-             toeplitz),
-            ("the median makes the sum of distances least; the nearest matrix has the least sum of "
-             "squares, which the mean makes", median),
-            ("this is D itself, whose blocks are not circular", lambda D, b: D.copy()),
-            ("the blocks have b rows and b columns; you cut D into b × b of them",
-             b_times_b),
-            *several("the numbers of a row are not equal in a circular block: those of a diagonal "
-                     "are", partial(of_lines, axis=3), partial(of_lines, axis=1)),
-            ("the mean is over all b places, not over two",
-             averaged(steps=lambda b: range(2)))),
+        mistakes=slips(nearest),
         hints=("Which places of a block must have the same number? Which single number is nearest "
                "to several given ones?",
                "blocks = D.reshape(d_out // b, b, d_in // b, b). Moved by k rows and k columns, a "
