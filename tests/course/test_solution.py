@@ -70,6 +70,11 @@ def test_a_branch_keeps_what_can_be_reached():
     assert without_slips(source) == "def f(a):\n    return a\n    return a if a else 0"
 
 
+def test_what_holds_no_slip_stays():
+    source = "def f(a):\n    if not a.shape != (): return ()\n    match a, 1:\n        case 0, _: a = 1\n    return a"
+    assert without_slips(source) == source
+
+
 def test_a_slip_that_cannot_be_left_out_is_refused():
     with pytest.raises(ValueError, match=r"stands where a lesson cannot leave it out: return \[v for v in x if not slip"):
         without_slips("def f(x):\n    return [v for v in x if not slip('all')]")

@@ -70,7 +70,7 @@ def _known(node, held):
     match node:
         case ast.Call(func=ast.Name(id="slip" | "which")): return False
         case ast.Name() if node.id in held: return False
-        case ast.Tuple():
+        case ast.Tuple(elts=[_, *_]):
             return False if all(_known(each, held) is False for each in node.elts) else None
         case ast.UnaryOp(op=ast.Not()):
             value = _known(node.operand, held)
