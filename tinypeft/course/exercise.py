@@ -31,8 +31,8 @@ class Exercise:
         checked last and cover properties that no single comparison of values shows.
     mistakes: (sentence, wrong variant of the reference). If a student's result equals the variant's
         result, the sentence is the likely cause. A mistake may also leave the result right and
-        change a gradient alone. They stand in the reference itself, as slips, and `slips(reference)`
-        lists them (`slips.py`).
+        change a gradient alone. They stand in the reference itself, as slips, and
+        `slips(reference)` lists them (`slips.py`).
     symptoms: (sentence, predicate), where `predicate(got, expected, arguments)` recognises a
         mistake by the arrays it produces.
     errors: (text, sentence). If the student's function raises an error whose message contains the
