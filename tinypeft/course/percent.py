@@ -146,7 +146,7 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
         if kind != "code":
             wrong = [line for line in body.split("\n") if not line.startswith("#")]
             if wrong:
-                raise ValueError(f"{where}: each line of a cell of body must begin with #, "
+                raise ValueError(f"{where}: each line of a cell of text must begin with #, "
                                  f"got {wrong[0]!r}")
             body = "\n".join(re.sub("^# ?", "", line) for line in body.split("\n"))
         _check_marks(body, options, where)
